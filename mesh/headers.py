@@ -1,0 +1,21 @@
+"""Names of the metadata that Mesh reads and adds, as lower-case bytes on the wire.
+
+Names that begin with `mesh-` are internal: the edge strips them from what clients send, so nobody outside can address a
+copy or claim that a model is not here.
+"""
+
+INTERNAL = b"mesh-"
+
+COPY = b"mesh-copy"  # request: `<incarnation>.<create revision>` of the copy that is meant
+NOT_HERE = b"mesh-not-here"  # reply: this pod holds no such copy; the call was not given to any model
+LOAD = b"mesh-load"  # reply: calls in flight in the pod, this one left out
+
+MODEL_ID = b"mm-model-id"
+MODEL_ID_BIN = b"mm-model-id-bin"
+VMODEL_ID = b"mm-vmodel-id"
+VMODEL_ID_BIN = b"mm-vmodel-id-bin"
+LEGACY_MODEL_ID = b"tas-model-id"
+
+# On the SPI: what our own model server is told beyond the SPI's messages. Others ignore it.
+SPI_COPY = "mesh-copy"
+SPI_SLOT = "mesh-slot"

@@ -1,0 +1,99 @@
+"""Where everything is in etcd: one base prefix a mesh, one function a kind of key.
+
+The layout is `<root>/<prefix>/<service>/` as the predecessor's, so that a mesh can be started on its data. Ids stand
+raw in `registry/` and `vmodels/`, because that is what the predecessor and its Kubernetes controller read; in keys of
+ours they are percent-encoded, so that no id is a prefix of another's range.
+"""
+
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+
+def after_prefix(prefix: bytes) -> bytes:
+    """The end of the half-open range of all keys that begin with `prefix`; b"\\0" (no end) where there is none."""
+    head = prefix.rstrip(b"\xff")
+    return head[:-1] + bytes([head[-1] + 1]) if head else b"\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one mesh. `base` has no trailing slash, e.g. `mm/modelmesh-serving`."""
+
+    base: str
+
+    @property
+    def registry(self) -> bytes:
+        """Prefix of the model records."""
+        return f"{self.base}/registry/".encode()
+
+    @property
+    def vmodels(self) -> bytes:
+        """Prefix of the vmodel records."""
+        return f"{self.base}/vmodels/".encode()
+
+    @property
+    def pods(self) -> bytes:
+        """Prefix of the pods' presence."""
+        return f"{self.base}/pods/".encode()
+
+    @property
+    def all_copies(self) -> bytes:
+        """Prefix of every model's copies."""
+        return f"{self.base}/copies/".encode()
+
+    @property
+    def config(self) -> bytes:
+        """Prefix of the dynamic settings."""
+        return f"{self.base}/config/".encode()
+
+    @property
+    def leader(self) -> bytes:
+        """Who runs the slow loops."""
+        return f"{self.base}/leader".encode()
+
+    @property
+    def owner(self) -> bytes:
+        """Whose prefix this is."""
+        return f"{self.base}/owner".encode()
+
+    @property
+    def presence_range(self) -> tuple[bytes, bytes]:
+        """One range that holds `copies/` and `pods/` and neither `config/` nor `registry/`.
+
+        Read and watched as one, a lease's end shows as one batch of deletions at one revision: that is how a pod that
+        vanished is told from a pod that withdrew a copy. `leader` and `owner` lie inside; they are few and ignored.
+        """
+        return self.all_copies, after_prefix(self.pods)
+
+    def model(self, model_id: str) -> bytes:
+        """The model's record."""
+        return self.registry + model_id.encode()
+
+    def vmodel(self, vmodel_id: str) -> bytes:
+        """The vmodel's record."""
+        return self.vmodels + vmodel_id.encode()
+
+    def pod(self, pod: str) -> bytes:
+        """The pod's presence."""
+        return self.pods + quote(pod, safe="").encode()
+
+    def copies(self, model_id: str) -> bytes:
+        """Prefix of one model's copies."""
+        return self.all_copies + quote(model_id, safe="").encode() + b"/"
+
+    def copy(self, model_id: str, pod: str) -> bytes:
+        """One copy."""
+        return self.copies(model_id) + quote(pod, safe="").encode()
+
+    def model_of(self, key: bytes) -> str:
+        """The id that a key of `registry/` names."""
+        return key[len(self.registry) :].decode()
+
+    def pod_of(self, key: bytes) -> str:
+        """The pod that a key of `pods/` names."""
+        return unquote(key[len(self.pods) :].decode())
+
+    def copy_of(self, key: bytes) -> tuple[str, str]:
+        """The model id and the pod that a key of `copies/` names."""
+        model, _, pod = key[len(self.all_copies) :].decode().partition("/")
+        return unquote(model), unquote(pod)

@@ -1,0 +1,268 @@
+"""What stands in etcd, as frozen records: models, pods, copies.
+
+A model's record is the predecessor's JSON (attributes at their default are left out, unknown ones survive a rewrite),
+with what Mesh adds under the one attribute `mesh`. Pods and copies are ours alone. Nothing here reads a clock or does
+I/O. A record that cannot be read raises `ValueError`; whoever reads a range of them skips it and says so in the log.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+PROTOCOL = 1
+"""Version of the router-agent protocol that this build speaks; it also understands the one before."""
+
+MAX_ID_BYTES = 1024
+"""Bound on an id: it stands in etcd keys, percent-encoded up to three times its size, and in headers."""
+
+_LEGACY_TYPE = "NLCLASSIFIER"  # what an absent type means in the predecessor's oldest records
+
+
+def check_id(model_id: str, what: str = "model") -> str:
+    """The id itself, or ValueError with a text for the caller."""
+    if not model_id:
+        raise ValueError(f"must provide non-empty {what}Id")
+    if len(model_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+        raise ValueError(f"{what} id is longer than {MAX_ID_BYTES} bytes")
+    if "\0" in model_id or any(0xD800 <= ord(character) <= 0xDFFF for character in model_id):
+        raise ValueError(f"{what} id holds characters that no key can hold")
+    return model_id
+
+
+def _loads(value: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(value)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError("not a JSON object")
+    return data
+
+
+def _dumps(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One failed load that the registry remembers."""
+
+    pod: str
+    at_ms: int  # epoch; the predecessor's records demand times
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """One registration."""
+
+    type: str
+    path: str = ""
+    key: str = ""
+    last_used_ms: int = 0  # epoch, coarse
+    failures: tuple[Failure, ...] = ()  # newest first
+    refs: int = 0  # vmodels that point here
+    host_bytes: int = 0  # measured by an earlier load; 0: never
+    device_bytes: int = 0
+    load_ms: int = 0  # how long the last load took
+    killed: tuple[str, ...] = ()  # one text for each server that died with this model loading or running
+    other: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # attributes we do not know
+    other_mesh: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # the same, inside `mesh`
+
+    _KNOWN = frozenset({"type", "mPath", "encKey", "lu", "failedIn", "fails", "refs", "mesh"})
+    _KNOWN_MESH = frozenset({"hostBytes", "deviceBytes", "loadMs", "killed"})
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether servers died of it twice: it is not loaded until released or registered anew."""
+        return len(self.killed) >= 2
+
+    def same_registration(self, other: "ModelRecord") -> bool:
+        """Whether both were registered with equal attributes."""
+        return (self.type, self.path, self.key) == (other.type, other.path, other.key)
+
+    def recent_failures(self, now_ms: int, expiry_ms: int) -> tuple[Failure, ...]:
+        """The failures that have not expired."""
+        return tuple(failure for failure in self.failures if now_ms - failure.at_ms < expiry_ms)
+
+    def with_failure(self, failure: Failure, now_ms: int, expiry_ms: int) -> "ModelRecord":
+        """With one more failure: one a pod is kept, expired ones go."""
+        kept = (f for f in self.recent_failures(now_ms, expiry_ms) if f.pod != failure.pod)
+        return replace(self, failures=tuple(sorted((failure, *kept), key=lambda f: -f.at_ms)))
+
+    @classmethod
+    def decode(cls, value: bytes) -> "ModelRecord":
+        """From its JSON. Raises ValueError where it is not one."""
+        data = _loads(value)
+        mesh = data.get("mesh") or {}
+        try:
+            texts = data.get("fails") or {}
+            failures = [
+                Failure(pod, int(at), str((texts.get(pod) or {}).get("msg", "")))
+                for pod, at in (data.get("failedIn") or {}).items()
+            ]
+            return cls(
+                type=str(data.get("type", _LEGACY_TYPE)),
+                path=str(data.get("mPath", "")),
+                key=str(data.get("encKey", "")),
+                last_used_ms=int(data.get("lu", 0)),
+                failures=tuple(sorted(failures, key=lambda f: -f.at_ms)),
+                refs=int(data.get("refs", 0)),
+                host_bytes=int(mesh.get("hostBytes", 0)),
+                device_bytes=int(mesh.get("deviceBytes", 0)),
+                load_ms=int(mesh.get("loadMs", 0)),
+                killed=tuple(str(text) for text in mesh.get("killed", ())),
+                other=MappingProxyType({k: v for k, v in data.items() if k not in cls._KNOWN}),
+                other_mesh=MappingProxyType({k: v for k, v in mesh.items() if k not in cls._KNOWN_MESH}),
+            )
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"not a model record: {error}") from error
+
+    def encode(self) -> bytes:
+        """To its JSON."""
+        mesh: dict[str, Any] = dict(self.other_mesh)
+        for name, number in (
+            ("hostBytes", self.host_bytes),
+            ("deviceBytes", self.device_bytes),
+            ("loadMs", self.load_ms),
+        ):
+            if number:
+                mesh[name] = number
+        if self.killed:
+            mesh["killed"] = list(self.killed)
+        data: dict[str, Any] = {"type": self.type}
+        for name, value in (("mPath", self.path), ("encKey", self.key), ("lu", self.last_used_ms), ("refs", self.refs)):
+            if value:
+                data[name] = value
+        if self.failures:
+            data["failedIn"] = {failure.pod: failure.at_ms for failure in self.failures}
+            data["fails"] = {failure.pod: {"msg": failure.text} for failure in self.failures if failure.text}
+        if mesh:
+            data["mesh"] = mesh
+        data.update(self.other)
+        return _dumps(data)
+
+
+READY = "ready"
+LEAVING = "leaving"  # says that it goes: gets no loads, its copies are withdrawn one by one
+
+
+@dataclass(frozen=True, slots=True)
+class PodRecord:
+    """A pod's presence, under its lease."""
+
+    incarnation: str
+    data_address: str  # host:port, gRPC over HTTP/1.1
+    control_address: str  # host:port, gRPC
+    state: str = READY
+    protocol: tuple[int, int] = (PROTOCOL, PROTOCOL)  # lowest and highest spoken
+    labels: tuple[str, ...] = ()
+    zone: str = ""
+    capacity_bytes: int = 0
+    used_bytes: int = 0
+    oldest_idle_ms: int = 0  # time since the use of the copy that would go first; 0: empty
+    copies: int = 0
+    loads_in_progress: int = 0
+    loading_threads: int = 1
+    rate: int = 0  # calls a minute
+    probe_address: str = ""
+
+    @classmethod
+    def decode(cls, value: bytes) -> "PodRecord":
+        """From its JSON. Raises ValueError where it is not one."""
+        data = _loads(value)
+        try:
+            low, high = data.get("protocol", (PROTOCOL, PROTOCOL))
+            return cls(
+                incarnation=str(data["incarnation"]),
+                data_address=str(data["data"]),
+                control_address=str(data["control"]),
+                state=str(data.get("state", READY)),
+                protocol=(int(low), int(high)),
+                labels=tuple(str(label) for label in data.get("labels", ())),
+                zone=str(data.get("zone", "")),
+                capacity_bytes=int(data.get("capacity", 0)),
+                used_bytes=int(data.get("used", 0)),
+                oldest_idle_ms=int(data.get("oldest", 0)),
+                copies=int(data.get("copies", 0)),
+                loads_in_progress=int(data.get("loading", 0)),
+                loading_threads=int(data.get("threads", 1)),
+                rate=int(data.get("rate", 0)),
+                probe_address=str(data.get("probe", "")),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a pod record: {error!r}") from error
+
+    def encode(self) -> bytes:
+        """To its JSON."""
+        return _dumps(
+            {
+                "incarnation": self.incarnation,
+                "data": self.data_address,
+                "control": self.control_address,
+                "state": self.state,
+                "protocol": list(self.protocol),
+                "labels": list(self.labels),
+                "zone": self.zone,
+                "capacity": self.capacity_bytes,
+                "used": self.used_bytes,
+                "oldest": self.oldest_idle_ms,
+                "copies": self.copies,
+                "loading": self.loads_in_progress,
+                "threads": self.loading_threads,
+                "rate": self.rate,
+                "probe": self.probe_address,
+            }
+        )
+
+
+LOADING = "loading"
+LOADED = "loaded"
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRecord:
+    """One model in one pod, under the pod's lease."""
+
+    incarnation: str
+    create_revision: int  # of the registration that it is a copy of
+    state: str  # LOADING or LOADED
+    host_bytes: int = 0
+    device_bytes: int = 0
+    age_ms: int = 0  # since its last use, when this was written
+
+    @property
+    def token(self) -> bytes:
+        """What a call carries in the header `mesh-copy`, so that it reaches this copy or none."""
+        return b"%s.%d" % (self.incarnation.encode(), self.create_revision)
+
+    @classmethod
+    def decode(cls, value: bytes) -> "CopyRecord":
+        """From its JSON. Raises ValueError where it is not one."""
+        data = _loads(value)
+        try:
+            return cls(
+                incarnation=str(data["incarnation"]),
+                create_revision=int(data["created"]),
+                state=str(data["state"]),
+                host_bytes=int(data.get("host", 0)),
+                device_bytes=int(data.get("device", 0)),
+                age_ms=int(data.get("age", 0)),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a copy record: {error!r}") from error
+
+    def encode(self) -> bytes:
+        """To its JSON."""
+        return _dumps(
+            {
+                "incarnation": self.incarnation,
+                "created": self.create_revision,
+                "state": self.state,
+                "host": self.host_bytes,
+                "device": self.device_bytes,
+                "age": self.age_ms,
+            }
+        )

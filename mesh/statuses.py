@@ -1,0 +1,139 @@
+"""The one table of statuses: every failure, its gRPC code, its HTTP code, and whether a caller may retry.
+
+Whatever goes wrong is raised or answered as a `MeshError` with a `Reason`; only this module knows which codes a reason
+has on the wire. The reason also travels as `google.rpc.ErrorInfo` in the trailer `grpc-status-details-bin`, so that a
+program can tell two failures with the same code apart. What the *model server* answers is not ours: it is passed
+through and never becomes a `MeshError`.
+"""
+
+import enum
+from collections.abc import Mapping
+
+from mesh.pb import details_pb2
+
+DOMAIN = "mesh-serving"
+
+
+class Code(enum.IntEnum):
+    """gRPC status codes, by their numbers on the wire (grpc/grpc, doc/statuscodes.md)."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+class Reason(enum.Enum):
+    """What happened: (gRPC code, HTTP code, may the caller retry)."""
+
+    UNKNOWN_MODEL = (Code.NOT_FOUND, 404, False)
+    UNKNOWN_METHOD = (Code.UNIMPLEMENTED, 404, False)
+    BAD_REQUEST = (Code.INVALID_ARGUMENT, 400, False)
+    CONFLICT = (Code.ALREADY_EXISTS, 409, False)
+    PRECONDITION = (Code.FAILED_PRECONDITION, 412, False)
+    LOAD_FAILED = (Code.INTERNAL, 500, False)
+    INTERNAL = (Code.INTERNAL, 500, False)
+    NOWHERE = (Code.FAILED_PRECONDITION, 503, False)
+    """No pod may ever hold it: constraints, or larger than any pod."""
+    NO_ROOM = (Code.RESOURCE_EXHAUSTED, 429, True)
+    OVERLOADED = (Code.RESOURCE_EXHAUSTED, 429, True)
+    """Too many waiters, a full queue, too many bytes held."""
+    TOO_LARGE = (Code.RESOURCE_EXHAUSTED, 413, False)
+    """A message or headers above the limit. gRPC libraries answer the same code."""
+    NOT_IN_TIME = (Code.UNAVAILABLE, 503, True)
+    """The load cannot be done by the caller's deadline; it goes on."""
+    DEADLINE = (Code.DEADLINE_EXCEEDED, 504, True)
+    CANCELLED = (Code.CANCELLED, 499, True)
+    QUARANTINED = (Code.FAILED_PRECONDITION, 503, False)
+    LOST = (Code.UNAVAILABLE, 503, True)
+    """Server or connection lost after the request was sent, method not known to be safe: the caller's choice."""
+    REGISTRY_AWAY = (Code.UNAVAILABLE, 503, True)
+    NOT_HERE = (Code.UNAVAILABLE, 503, True)
+    """Inside the mesh only: this pod does not hold the copy that the call is meant for."""
+    UNAVAILABLE = (Code.UNAVAILABLE, 503, True)
+    """Starting, leaving, no pods yet."""
+
+    def __init__(self, code: Code, http: int, retry: bool) -> None:
+        self.code = code
+        self.http = http
+        self.retry = retry
+
+    # Two reasons may have equal codes: without this, Enum would make the second an alias of the first.
+    def __new__(cls, *args: object) -> "Reason":
+        """Gives each member a value of its own."""
+        member = object.__new__(cls)
+        member._value_ = len(cls.__members__)
+        return member
+
+
+class MeshError(Exception):
+    """A failure with its reason and a text that says what to do.
+
+    `retry_after` is in seconds, where it is known how long to wait; `details` are short strings for programs.
+    """
+
+    def __init__(
+        self, reason: Reason, text: str, *, retry_after: float | None = None, details: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.text = text
+        self.retry_after = retry_after
+        self.details = dict(details or {})
+
+    def grpc_details(self) -> bytes:
+        """The value of the trailer `grpc-status-details-bin`: an encoded google.rpc.Status."""
+        status = details_pb2.Status(code=self.reason.code, message=self.text)
+        info = details_pb2.ErrorInfo(reason=self.reason.name, domain=DOMAIN, metadata=self.details)
+        status.details.add(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=info.SerializeToString())
+        if self.retry_after is not None:
+            seconds = int(self.retry_after)
+            delay = details_pb2.Duration(seconds=seconds, nanos=int((self.retry_after - seconds) * 1e9))
+            retry = details_pb2.RetryInfo(retry_delay=delay)
+            status.details.add(type_url="type.googleapis.com/google.rpc.RetryInfo", value=retry.SerializeToString())
+        return status.SerializeToString()
+
+    def __str__(self) -> str:
+        return f"{self.reason.name}: {self.text}"
+
+
+_HTTP_OF_CODE = {
+    Code.OK: 200,
+    Code.CANCELLED: 499,
+    Code.UNKNOWN: 500,
+    Code.INVALID_ARGUMENT: 400,
+    Code.DEADLINE_EXCEEDED: 504,
+    Code.NOT_FOUND: 404,
+    Code.ALREADY_EXISTS: 409,
+    Code.PERMISSION_DENIED: 403,
+    Code.RESOURCE_EXHAUSTED: 429,
+    Code.FAILED_PRECONDITION: 412,
+    Code.ABORTED: 409,
+    Code.OUT_OF_RANGE: 400,
+    Code.UNIMPLEMENTED: 501,
+    Code.INTERNAL: 500,
+    Code.UNAVAILABLE: 503,
+    Code.DATA_LOSS: 500,
+    Code.UNAUTHENTICATED: 401,
+}
+
+
+def http_of_code(code: int) -> int:
+    """The HTTP status for a gRPC code that a model server answered (google.rpc.Code's own mapping)."""
+    try:
+        return _HTTP_OF_CODE[Code(code)]
+    except ValueError:
+        return 500

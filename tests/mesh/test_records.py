@@ -1,0 +1,116 @@
+"""What stands in etcd survives being read and written, by us and by what we do not know."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.keys import Keys, after_prefix
+from mesh.records import CopyRecord, Failure, ModelRecord, PodRecord, check_id
+
+KEYS = Keys("mm/test")
+ids = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), min_size=1, max_size=40)
+
+
+def test_reads_the_predecessors_record_and_keeps_what_it_does_not_know():
+    """A record written by the predecessor comes back with every attribute it had."""
+    before = {
+        "type": "onnx", "encKey": '{"storage_key":"s"}', "mPath": "a/b", "lu": 1700000000000, "refs": 1,
+        "instanceIds": {"abc": 5}, "failedIn": {"p": 9}, "fails": {"p": {"msg": "no"}}, "autoDel": True,
+        "mesh": {"hostBytes": 7, "future": [1]},
+    }  # fmt: skip
+    record = ModelRecord.decode(json.dumps(before).encode())
+    assert (record.type, record.path, record.key, record.refs) == ("onnx", "a/b", '{"storage_key":"s"}', 1)
+    assert record.failures == (Failure("p", 9, "no"),)
+    assert json.loads(record.encode()) == before
+
+
+def test_an_absent_type_is_the_legacy_one():
+    """The predecessor leaves out the type of its oldest records."""
+    assert ModelRecord.decode(b"{}").type == "NLCLASSIFIER"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"[]",
+        b"\xff",
+        b'{"lu":"x"}',
+        b'{"mesh":[1]}',
+        b'{"failedIn":3}',
+        b'{"fails":{"p":1},"failedIn":{"p":1}}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_broken_model_record_is_a_value_error(value):
+    """Whatever stands in etcd, reading it never raises anything else."""
+    with pytest.raises(ValueError):
+        ModelRecord.decode(value)
+
+
+@given(st.binary(max_size=60))
+def test_garbage_never_crashes_a_decoder(value):
+    """Any bytes are a record or a ValueError."""
+    for kind in (ModelRecord, PodRecord, CopyRecord):
+        try:
+            kind.decode(value)
+        except ValueError:
+            pass
+
+
+def test_failures_expire_and_one_a_pod_is_kept():
+    """The newest failure of each pod counts until it expires."""
+    record = ModelRecord("t", failures=(Failure("a", 100, "old"), Failure("b", 5, "expired")))
+    record = record.with_failure(Failure("a", 150, "new"), 160, 100)
+    assert record.failures == (Failure("a", 150, "new"),)
+    assert record.recent_failures(251, 100) == ()
+
+
+def test_two_deaths_are_a_quarantine():
+    """One death may be chance."""
+    assert not ModelRecord("t", killed=("x",)).quarantined
+    assert ModelRecord("t", killed=("x", "y")).quarantined
+
+
+def test_pods_and_copies_survive_a_round_trip():
+    """Every attribute is written and read."""
+    pod = PodRecord("i", "h:1", "h:2", "leaving", (1, 2), ("gpu",), "z", 1, 2, 3, 4, 5, 6, 7, "h:3")
+    copy = CopyRecord("i", 77, "loaded", 1, 2, 3)
+    assert PodRecord.decode(pod.encode()) == pod
+    assert CopyRecord.decode(copy.encode()) == copy
+    assert copy.token == b"i.77"
+
+
+@given(ids, ids)
+def test_ids_survive_the_keys(model, pod):
+    """Any id comes back out of its key, slashes and percent signs included."""
+    assert KEYS.copy_of(KEYS.copy(model, pod)) == (model, pod)
+    assert KEYS.pod_of(KEYS.pod(pod)) == pod
+    assert KEYS.model_of(KEYS.model(model)) == model
+
+
+@given(ids, ids)
+def test_no_models_copies_stand_in_anothers_range(one, other):
+    """`a` and `a/b`, `a` and `ab`: ranges are apart."""
+    start = KEYS.copies(one)
+    inside = start <= KEYS.copy(other, "p") < after_prefix(start)
+    assert inside == (one == other)
+
+
+def test_the_presence_range_holds_pods_and_copies_only():
+    """Registrations never reach a router's watch."""
+    start, end = KEYS.presence_range
+    assert start <= KEYS.copy("m", "p") < end
+    assert start <= KEYS.pod("\U0010ffff") < end
+    assert not start <= KEYS.model("m") < end
+    assert not start <= KEYS.vmodel("m") < end
+    assert not start <= KEYS.config + b"x" < end
+
+
+@pytest.mark.parametrize("bad", ["", "a\0b", "x" * 1025, "\ud800"])
+def test_ids_that_no_key_can_hold_are_refused(bad):
+    """The caller is told before anything is written."""
+    with pytest.raises(ValueError):
+        check_id(bad)

@@ -1,0 +1,58 @@
+"""How the texts of settings are read."""
+
+import pytest
+
+from mesh.settings import EtcdSettings, format_address, format_bytes, parse_address, parse_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("0", 0), ("64MiB", 64 << 20), ("1.5Gi", 3 << 29), ("200MB", 200_000_000), ("8k", 8000), (" 2 GiB ", 2 << 30)],
+)
+def test_sizes(text, count):
+    """Binary and decimal units, with and without the B."""
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1.5.2M", "12 parsecs", "1ib"])
+def test_what_is_no_size_is_refused(text):
+    """With a text that says how to write one."""
+    with pytest.raises(ValueError, match="write bytes"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:80", ("127.0.0.1", 80)),
+        ("[::1]:80", ("::1", 80)),
+        (":80", ("0.0.0.0", 80)),
+        ("80", ("127.0.0.1", 80)),
+    ],
+)
+def test_addresses(text, address):
+    """A port alone is loopback: nothing listens to the world unless told so."""
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize("text", ["", "host", "host:", "host:99999", "host:x"])
+def test_what_is_no_address_is_refused(text):
+    """With an example of one."""
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        parse_address(text)
+
+
+def test_sizes_for_people():
+    """Three digits at most, binary units."""
+    sizes = [format_bytes(count) for count in (0, 1023, 1536, 200 << 20, 3 << 40)]
+    assert sizes == ["0 B", "1023 B", "1.5 KiB", "200 MiB", "3.0 TiB"]
+
+
+def test_addresses_for_people():
+    """IPv6 in brackets."""
+    assert format_address("::1", 5) == "[::1]:5"
+
+
+def test_secrets_stay_out_of_logs():
+    """A settings object may be logged."""
+    assert "hunter2" not in repr(EtcdSettings(user="u", password="hunter2"))

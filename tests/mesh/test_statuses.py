@@ -1,0 +1,35 @@
+"""The table of statuses, and what of it travels."""
+
+import grpc
+
+from mesh.pb import details_pb2
+from mesh.statuses import Code, MeshError, Reason, http_of_code
+
+
+def test_codes_are_grpcs_own():
+    """Our enum agrees with the library's, name by name."""
+    assert {code.name: code.value[0] for code in grpc.StatusCode} == {code.name: code.value for code in Code}
+
+
+def test_reasons_with_equal_codes_stay_apart():
+    """An enum would make the second an alias of the first."""
+    assert Reason.NO_ROOM is not Reason.OVERLOADED
+    assert Reason["LOST"].code is Code.UNAVAILABLE
+    assert Reason.NOWHERE.http == 503
+
+
+def test_the_reason_travels_as_error_details():
+    """A client that knows google.rpc finds ErrorInfo and RetryInfo."""
+    error = MeshError(Reason.NOT_IN_TIME, "loading", retry_after=1.5, details={"model": "m"})
+    status = details_pb2.Status.FromString(error.grpc_details())
+    info = details_pb2.ErrorInfo.FromString(status.details[0].value)
+    retry = details_pb2.RetryInfo.FromString(status.details[1].value)
+    assert (status.code, status.message) == (14, "loading")
+    assert (info.reason, dict(info.metadata)) == ("NOT_IN_TIME", {"model": "m"})
+    assert (retry.retry_delay.seconds, retry.retry_delay.nanos) == (1, 500_000_000)
+
+
+def test_any_code_of_a_model_server_has_an_http_status():
+    """Even one that gRPC does not define."""
+    assert http_of_code(5) == 404
+    assert http_of_code(99) == 500

@@ -1,0 +1,24 @@
+"""Waiting for conditions, so that no test sleeps a fixed time."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def until(
+    condition: Callable[[], T | Awaitable[T]], *, timeout: float = 10.0, interval: float = 0.01, why: str = ""
+) -> T:
+    """Polls until `condition` gives something true, and gives that; AssertionError with `why` after `timeout` s."""
+    end = time.monotonic() + timeout
+    while True:
+        result = condition()
+        if isinstance(result, Awaitable):
+            result = await result
+        if result:
+            return result
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {timeout:g} s: {why or condition}")
+        await asyncio.sleep(interval)
