@@ -89,4 +89,4 @@ class CallCancelled(Exception):
 
 
 Handler = Callable[[Call], None]
-"""Takes a call and returns at once; it answers then or later. An exception out of it becomes INTERNAL and a log line."""
+"""Takes a call and returns at once; it answers then or later. An exception out of it becomes INTERNAL, logged."""

@@ -1,0 +1,85 @@
+"""The port that Kubernetes, Prometheus and `mesh` ask how a process is: `/ready`, `/live`, `/metrics`.
+
+It says what it is told by its owner's functions and decides nothing. A reason why a process is not ready goes out as
+text, so that `kubectl describe pod` shows it. On a port of its own because it must answer while the main port is full,
+and because it is not for clients.
+"""
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from mesh import settings
+from mesh.telemetry import logs, metrics
+
+log = logs.get(__name__)
+
+Question = Callable[[], str | None]
+"""None: yes. A text: no, and why."""
+
+_METRICS_TIMEOUT = 5.0  # seconds; Prometheus gives up after 10
+
+
+class Probes:
+    """An HTTP server for the three paths. `address` is HOST:PORT; port 0 takes a free one."""
+
+    def __init__(
+        self,
+        address: str,
+        ready: Question,
+        live: Question,
+        metrics: Callable[[], Awaitable[bytes] | bytes],
+    ) -> None:
+        self._host, self._port = settings.parse_address(address)
+        self._ready = ready
+        self._live = live
+        self._metrics = metrics
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> int:
+        """Listens; returns the port. Raises OSError where it is taken."""
+        app = web.Application()
+        app.router.add_get("/ready{slash:/?}", functools.partial(self._answer, self._ready))
+        app.router.add_get("/live{slash:/?}", functools.partial(self._answer, self._live))
+        app.router.add_get("/metrics{slash:/?}", self._give_metrics)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=30.0)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, self._host, self._port)
+            await site.start()
+        except BaseException:
+            await runner.cleanup()
+            raise
+        self._runner = runner
+        port: int = runner.addresses[0][1]
+        return port
+
+    async def close(self) -> None:
+        """Stops listening. May be called twice."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    async def _answer(self, question: Question, _: web.Request) -> web.Response:
+        try:
+            reason = question()
+        except Exception as error:
+            log.exception("probe failed")
+            reason = f"cannot tell: {type(error).__name__}"
+        return web.Response(text="ok\n") if reason is None else web.Response(status=503, text=f"{reason}\n")
+
+    async def _give_metrics(self, _: web.Request) -> web.Response:
+        try:
+            body = self._metrics()
+            if inspect.isawaitable(body):
+                async with asyncio.timeout(_METRICS_TIMEOUT):
+                    body = await body
+        except TimeoutError:
+            return web.Response(status=503, text="the metrics were not collected in time\n")
+        except Exception:
+            log.exception("metrics failed")
+            return web.Response(status=500, text="the metrics cannot be collected, see the log\n")
+        return web.Response(body=body, headers={"content-type": metrics.CONTENT_TYPE})

@@ -1,0 +1,22 @@
+"""A draw among pods that every router makes alike: rendezvous (highest random weight) hashing.
+
+Each (model, pod) pair has a fixed number between 0 and 1; the pod with the best score takes the model. Routers with
+equal views therefore agree without talking; different models spread over the pods in proportion to their weights; a
+pod that comes or goes moves only its own share. The weighting is the logarithmic method of Schindelhauer and
+Schomaker ("Weighted Distributed Hash Tables", SPAA 2005): with score = weight / -ln(u), the chance to win is weight
+over the sum of weights.
+
+The hash is BLAKE2b, because Python's own `hash()` of a string differs between processes.
+"""
+
+import hashlib
+import math
+
+
+def score(model_id: str, pod: str, weight: float) -> float:
+    """How strongly this pod draws this model; larger wins. `weight` must be positive."""
+    # The length in front keeps ("ab", "c") and ("a", "bc") apart.
+    pair = f"{len(model_id)}:{model_id}{pod}".encode("utf-8", "surrogatepass")
+    drawn = int.from_bytes(hashlib.blake2b(pair, digest_size=8).digest(), "big")
+    # 52 bits and a half: never exactly 0 nor, after rounding to a double, exactly 1, whose logarithm is 0.
+    return weight / -math.log(((drawn >> 12) + 0.5) / 2**52)

@@ -1,0 +1,61 @@
+"""Which network addresses a pull may connect to.
+
+Whoever may register a model names a URL that the pod then opens from inside the cluster. By default only addresses of
+the public internet are allowed. With `allow_private` loopback and private networks are too, which a store in the
+cluster needs; link-local addresses, where clouds serve credentials, need `allow_link_local` of their own.
+
+The check is made on the address of the socket about to be connected, not on the name: a name may resolve to something
+else the second time it is asked for. IPv6 forms that carry an IPv4 address mean that address.
+"""
+
+import ipaddress
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+def refusal(host: str, *, allow_private: bool, allow_link_local: bool) -> str | None:
+    """Why this address (text, perhaps with a scope: `fe80::1%eth0`) may not be connected to; None if it may."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return "not an address"
+    for meant in _meant(address):
+        if meant.is_link_local:
+            if not allow_link_local:
+                return "a link-local address"
+        elif meant.is_unspecified or meant.is_multicast or _broadcast(meant):
+            return "not the address of one host"
+        elif not allow_private and (not meant.is_global or _site_local(meant)):
+            return "a loopback address" if meant.is_loopback else "a private address"
+    return None
+
+
+def _meant(address: _Address) -> list[_Address]:
+    """The address and every IPv4 address inside it."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return [address]
+    inner: list[_Address] = []
+    if address.ipv4_mapped is not None:
+        # Only the inner one: what the wrapper counts as differs between Python versions.
+        return [address.ipv4_mapped]
+    if address.sixtofour is not None:
+        inner.append(address.sixtofour)
+    if address.teredo is not None:
+        inner.extend(address.teredo)
+    if address in _NAT64:
+        inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        return inner
+    if not int(address) >> 32 and int(address) > 1:
+        return [ipaddress.IPv4Address(int(address))]  # "IPv4-compatible", long deprecated
+    return [address, *inner]
+
+
+def _site_local(address: _Address) -> bool:
+    # Deprecated, private all the same; `is_global` says yes.
+    return isinstance(address, ipaddress.IPv6Address) and address.is_site_local
+
+
+def _broadcast(address: _Address) -> bool:
+    return str(address) == "255.255.255.255"

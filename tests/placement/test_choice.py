@@ -1,0 +1,205 @@
+"""Which pod loads a model: what is refused, what is preferred, and that views that lag do not herd."""
+
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from placement.choice import Cause, Verdict, choose
+from placement.pod import Pod
+
+GIB = 2**30
+MIB = 2**20
+
+
+def a_pod(name: str = "a", **changes) -> Pod:
+    return Pod(**{"name": name, "capacity_bytes": GIB, **changes})
+
+
+def full(name: str, oldest_idle_ms: int, **changes) -> Pod:
+    return a_pod(name, used_bytes=GIB, copies=10, oldest_idle_ms=oldest_idle_ms, **changes)
+
+
+pods = st.lists(
+    st.builds(
+        Pod,
+        name=st.sampled_from("abcdefgh"),
+        capacity_bytes=st.integers(0, 100),
+        used_bytes=st.integers(0, 120),
+        copies=st.integers(0, 5),
+        oldest_idle_ms=st.integers(0, 1000),
+        loads_in_progress=st.integers(0, 20),
+        loading_threads=st.integers(0, 4),
+        rate=st.integers(0, 5000),
+        accepts=st.booleans(),
+    ),
+    unique_by=lambda pod: pod.name,
+    max_size=8,
+)
+exclusions = st.dictionaries(st.sampled_from("abcdefgh"), st.just("failed there"), max_size=4)
+
+
+@given(pods=pods, size=st.integers(0, 150), excluded=exclusions, idle_ms=st.integers(0, 1200))
+def test_every_choice_is_allowed_and_every_pod_is_accounted_for(pods, size, excluded, idle_ms):
+    """A chosen pod can hold the model and may; each pod is either ranked or refused; equal inputs decide equally."""
+    choice = choose("m", size, pods, excluded=excluded, idle_ms=idle_ms)
+    by_name = {pod.name: pod for pod in pods}
+    assert sorted([r.pod for r in choice.ranking] + [r.pod for r in choice.refused]) == sorted(by_name)
+    for ranked in choice.ranking:
+        pod = by_name[ranked.pod]
+        assert pod.accepts
+        assert pod.name not in excluded
+        assert size <= pod.capacity_bytes
+        assert size <= pod.free_bytes or idle_ms <= pod.oldest_idle_ms
+    assert [r.bucket for r in choice.ranking] == sorted(r.bucket for r in choice.ranking)
+    assert choice.pod == (choice.ranking[0].pod if choice.ranking else None)
+    assert (choice.verdict is Verdict.CHOSEN) == bool(choice.ranking)
+    assert (choice.verdict is Verdict.NOWHERE) == (bool(pods) and all(size > pod.capacity_bytes for pod in pods))
+    assert choice.why
+    assert choose("m", size, list(reversed(pods)), excluded=excluded, idle_ms=idle_ms).ranking == choice.ranking
+
+
+@given(pods=pods, size=st.integers(0, 150))
+def test_a_waiting_caller_is_refused_only_for_what_the_text_says(pods, size):
+    """With idle_ms 0 age refuses nothing: some pod accepts and is large enough, or there is none to choose."""
+    choice = choose("m", size, pods)
+    assert (choice.verdict is Verdict.CHOSEN) == any(pod.accepts and size <= pod.capacity_bytes for pod in pods)
+    assert choice.verdict is not Verdict.NO_ROOM
+
+
+def test_no_pods_at_all():
+    """An empty mesh has its own sentence."""
+    choice = choose("m", 1, [])
+    assert choice.verdict is Verdict.NO_PODS
+    assert choice.why == "there is no runtime pod"
+
+
+def test_larger_than_every_pod_is_nowhere_even_if_one_is_leaving():
+    """Waiting does not help a model that no pod can ever hold."""
+    choice = choose("m", 2 * GIB, [a_pod("a"), a_pod("b", accepts=False, why_not="is leaving")])
+    assert choice.verdict is Verdict.NOWHERE
+    assert {refused.cause for refused in choice.refused} == {Cause.TOO_SMALL}
+    assert "2.0 GiB" in choice.why
+    assert "1.0 GiB" in choice.why
+
+
+def test_large_enough_but_leaving_is_worth_a_retry():
+    """A pod that could hold it and does not accept now keeps the verdict from being final."""
+    choice = choose("m", GIB, [a_pod("a", capacity_bytes=MIB), a_pod("b", accepts=False, why_not="is leaving")])
+    assert choice.verdict is Verdict.NO_PODS
+    assert "b is leaving" in choice.why
+
+
+def test_exclusions_are_named_with_their_reasons():
+    """The reason given for an excluded pod is in the sentence."""
+    choice = choose("m", 1, [a_pod("a")], excluded={"a": "failed to load it 3 s ago"})
+    assert choice.verdict is Verdict.NO_PODS
+    assert choice.refused[0].cause is Cause.EXCLUDED
+    assert "a failed to load it 3 s ago" in choice.why
+
+
+def test_older_than_everything_in_full_pods_has_no_room():
+    """A preload of a model that nobody used for long does not push out what is used."""
+    pods = [full("a", 60_000), full("b", 90_000)]
+    choice = choose("m", MIB, pods, idle_ms=100_000)
+    assert choice.verdict is Verdict.NO_ROOM
+    assert "60 s" in choice.why
+    assert choose("m", MIB, pods, idle_ms=80_000).pod == "b"
+    assert choose("m", MIB, pods).verdict is Verdict.CHOSEN
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        pytest.param(a_pod("x", used_bytes=GIB - MIB), full("x", 10**9), id="free-space-before-eviction"),
+        pytest.param(full("x", 120_000), full("x", 30_000), id="stale-cache-before-fresh"),
+        pytest.param(full("x", 30_000, rate=10**6), full("x", 0), id="stale-cache-before-everything-in-use"),
+        pytest.param(a_pod("x"), a_pod("x", loads_in_progress=1), id="idle-threads-before-queue"),
+        pytest.param(a_pod("x", rate=700), a_pod("x", rate=5000), id="calm-before-busy"),
+        pytest.param(
+            a_pod("x", loads_in_progress=6, loading_threads=8), a_pod("x", loads_in_progress=4), id="queue-per-thread"
+        ),
+    ],
+)
+def test_what_is_preferred_is_preferred_for_every_model(better, worse):
+    """A better bucket wins whatever the draw says and whatever the pods are called."""
+    for names in (("a", "b"), ("b", "a")):
+        pair = [Pod(**{**_fields(pod), "name": name}) for pod, name in zip((better, worse), names, strict=True)]
+        assert {choose(f"m{i}", MIB, pair).pod for i in range(50)} == {names[0]}
+
+
+def _fields(pod: Pod) -> dict:
+    return {name: getattr(pod, name) for name in Pod.__slots__}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param(full("a", 63_000), full("b", 65_000), id="ages"),
+        pytest.param(a_pod("a", rate=0), a_pod("b", rate=600), id="quiet-rates"),
+        pytest.param(a_pod("a", rate=4000), a_pod("b", rate=7000), id="rates"),
+        pytest.param(a_pod("a", loads_in_progress=3, loading_threads=4), a_pod("b", loading_threads=4), id="queues"),
+    ],
+)
+def test_small_differences_do_not_decide(one, other):
+    """Pods that differ by less than a view's lag share the models between them."""
+    counts = Counter(choose(f"m{i}", MIB, [one, other]).pod for i in range(400))
+    assert 120 < counts["a"] < 280
+
+
+@pytest.mark.parametrize("count", [2, 5, 8, 20])
+def test_no_herd_among_equal_pods_on_one_stale_view(count):
+    """1,000 models chosen on one unchanged view spread evenly: within five standard deviations of a fair draw."""
+    pods = [a_pod(f"pod-{i}") for i in range(count)]
+    counts = Counter(choose(f"customer-{i}", MIB, pods).pod for i in range(1000))
+    fair = 1000 / count
+    tolerance = 5 * math.sqrt(fair * (1 - 1 / count))
+    assert all(abs(counts[pod.name] - fair) < tolerance for pod in pods)
+
+
+def test_the_draw_is_weighted_by_free_space():
+    """A pod with three times the free space gets three times the models."""
+    pods = [a_pod("a", used_bytes=GIB * 3 // 4), a_pod("b", used_bytes=GIB // 4)]
+    counts = Counter(choose(f"m{i}", MIB, pods).pod for i in range(1000))
+    assert 2.3 < counts["b"] / counts["a"] < 3.9
+
+
+def test_a_new_pod_takes_only_its_share():
+    """Models move to a pod that comes, and between no others."""
+    pods = [a_pod(f"pod-{i}") for i in range(7)]
+    before = {f"m{i}": choose(f"m{i}", MIB, pods).pod for i in range(500)}
+    after = {model: choose(model, MIB, [*pods, a_pod("new")]).pod for model in before}
+    moved = [model for model in before if before[model] != after[model]]
+    assert {after[model] for model in moved} == {"new"}
+    assert len(moved) < 500 / 8 * 1.8
+
+
+def test_routers_in_other_processes_choose_the_same():
+    """The draw does not depend on the process: Python's salted hash() would."""
+    code = (
+        "from placement.choice import choose; from placement.pod import Pod\n"
+        "pods = [Pod(f'pod-{i}', 100) for i in range(9)]\n"
+        "print(*[choose(f'm{i}', 1, pods).pod for i in range(40)])"
+    )
+    answers = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(answers) == 1
+    assert len(set(answers.pop().split())) == 9
+
+
+def test_ids_with_odd_characters_can_be_drawn():
+    """An id that is no valid Unicode is the registry's problem, not a crash here."""
+    assert choose("\ud800 / \0", 1, [a_pod()]).pod == "a"

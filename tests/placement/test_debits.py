@@ -1,0 +1,84 @@
+"""Debits: a load counts from its sending until the pod's own figures contain it, and never for ever."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from placement.choice import choose
+from placement.debits import EXPIRY_MS, SETTLE_MS, Debits
+from placement.pod import Pod
+
+
+def test_a_sent_load_counts_as_bytes_a_copy_and_a_load_in_progress():
+    """The pod looks as it will once the load is published; others are untouched."""
+    debits = Debits()
+    pods = [Pod("a", 100, used_bytes=10, copies=1), Pod("b", 100)]
+    debits.sent("a", 30, now_ms=0, key="m1")
+    a, b = debits.apply(pods, now_ms=1)
+    assert (a.used_bytes, a.copies, a.loads_in_progress) == (40, 2, 1)
+    assert b is pods[1]
+
+
+def test_the_end_of_a_load():
+    """Loaded: its bytes wait for the publication. Failed: they are free at once. Unknown keys are ignored."""
+    debits = Debits()
+    pod = Pod("a", 100)
+    debits.sent("a", 30, 0, "m1")
+    debits.sent("a", 50, 0, "m2")
+    debits.done("m1")
+    debits.done("m2", loaded=False)
+    debits.done("never sent")
+    (seen,) = debits.apply([pod], 1)
+    assert (seen.used_bytes, seen.loads_in_progress) == (30, 0)
+
+
+def test_a_publication_settles_only_what_it_can_contain():
+    """What was sent just before the publication arrived may not be in it."""
+    debits = Debits()
+    debits.sent("a", 1, 0, "old")
+    debits.sent("b", 2, 0, "elsewhere")
+    debits.sent("a", 4, SETTLE_MS, "new")
+    debits.published("a", SETTLE_MS + 1)
+    a, b = debits.apply([Pod("a", 100), Pod("b", 100)], SETTLE_MS + 1)
+    assert (a.used_bytes, b.used_bytes) == (4, 2)
+
+
+def test_the_same_key_sent_again_moves():
+    """A retry on another pod takes the debit along."""
+    debits = Debits()
+    debits.sent("a", 10, 0, "m")
+    debits.sent("b", 10, 5, "m")
+    a, b = debits.apply([Pod("a", 100), Pod("b", 100)], 6)
+    assert (a.used_bytes, b.used_bytes) == (0, 10)
+
+
+def test_a_pod_that_goes_takes_its_debits_along():
+    """A pod that comes back under the same name starts with none."""
+    debits = Debits()
+    debits.sent("a", 10, 0, "m")
+    debits.forget("a")
+    assert debits.statistics().debits == 0
+
+
+def test_debits_keep_an_observer_from_overfilling_what_it_sees():
+    """Twenty loads on one stale view of two pods with room for ten each: none is sent where no room is left."""
+    debits = Debits()
+    pods = [Pod("a", 100), Pod("b", 100)]
+    for i in range(20):
+        choice = choose(f"m{i}", 10, debits.apply(pods, i))
+        assert not choice.ranking[0].evicts
+        debits.sent(choice.pod, 10, i, f"m{i}")
+        debits.done(f"m{i}")
+    assert [pod.free_bytes for pod in debits.apply(pods, 20)] == [0, 0]
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 50), st.integers(0, 5_000), st.integers(0, 6))))
+def test_nothing_outlives_its_expiry(steps):
+    """Whatever was sent and never answered, after the expiry the view is the published one again."""
+    debits = Debits()
+    now = 0
+    for pod, size, pause, key in steps:
+        now += pause
+        debits.sent(pod, size, now, key)
+    pods = [Pod("a", 100), Pod("b", 100)]
+    assert debits.apply(pods, now + EXPIRY_MS) == pods
+    assert debits.statistics().debits == 0

@@ -1,0 +1,143 @@
+"""Which copies make way: enough or none, nothing in use, nothing needlessly, the stalest first."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from placement.room import SPARE, Held, RoomVerdict, make_room
+
+helds = st.lists(
+    st.builds(
+        Held,
+        key=st.text("abcdefghijklmnop", min_size=1, max_size=2),
+        bytes=st.integers(0, 40),
+        idle_ms=st.integers(0, 1000),
+        in_flight=st.integers(0, 1),
+        busy_reason=st.sampled_from(["", "", "", "loading"]),
+        other_copies=st.integers(0, 2),
+    ),
+    unique_by=lambda held: held.key,
+    max_size=12,
+)
+
+
+@given(need=st.integers(0, 120), free=st.integers(-30, 60), held=helds, idle_ms=st.integers(0, 1000))
+def test_all_or_nothing_and_nothing_needless(need, free, held, idle_ms):
+    """The whole contract on random caches: capacity, busy copies, recency, minimal victims, determinism."""
+    capacity = 100
+    room = make_room(need, free, capacity, held, idle_ms=idle_ms)
+    by_key = {copy.key: copy for copy in held}
+    victims = [by_key[key] for key in room.victims]
+    assert len(set(room.victims)) == len(victims)
+    assert bool(victims) == (room.verdict is RoomVerdict.EVICT)
+    assert room.freed_bytes == sum(copy.bytes for copy in victims)
+    for copy in victims:
+        assert not copy.in_flight
+        assert not copy.busy_reason
+        assert copy.idle_ms >= idle_ms
+    may_go = [c for c in held if not c.in_flight and not c.busy_reason and c.idle_ms >= idle_ms]
+    match room.verdict:
+        case RoomVerdict.TOO_LARGE:
+            assert need > capacity
+        case RoomVerdict.FITS:
+            assert need <= free
+        case RoomVerdict.EVICT:
+            assert free < need <= free + room.freed_bytes
+            for copy in victims:
+                assert free + room.freed_bytes - copy.bytes < need, "a superfluous victim"
+        case RoomVerdict.NO_ROOM:
+            assert free + sum(copy.bytes for copy in may_go) < need <= capacity
+    assert room.why
+    assert make_room(need, free, capacity, list(reversed(held)), idle_ms=idle_ms) == room
+
+
+@given(helds, st.integers(1, 60))
+def test_a_spared_copy_is_never_staler_than_a_victim_of_its_size(held, need):
+    """Between two copies of one size and standing, the one that goes has been idle at least as long."""
+    room = make_room(need, 0, 100, held)
+    if room.verdict is not RoomVerdict.EVICT:
+        return
+    by_key = {copy.key: copy for copy in held}
+    spared = [c for c in held if c.key not in room.victims and not c.in_flight and not c.busy_reason]
+    for key, copy in itertools.product(room.victims, spared):
+        victim = by_key[key]
+        if victim.bytes == copy.bytes and bool(victim.other_copies) == bool(copy.other_copies):
+            assert victim.idle_ms >= copy.idle_ms
+
+
+def test_oldest_first():
+    """Plain LRU where nothing else differs."""
+    held = [Held("young", 10, 1_000), Held("oldest", 10, 3_000), Held("old", 10, 2_000)]
+    assert make_room(15, 0, 100, held).victims == ("oldest", "old")
+
+
+def test_a_large_victim_spares_the_small_ones_before_it():
+    """An older copy whose bytes turn out not to be needed stays."""
+    held = [Held("tiny", 1, 9_000), Held("large", 50, 5_000)]
+    assert make_room(40, 0, 100, held).victims == ("large",)
+
+
+@pytest.mark.parametrize(
+    ("spare_idle", "sole_idle", "victim"),
+    [
+        pytest.param(1_000, 1_000 * SPARE - 1, "spare", id="similar-age"),
+        pytest.param(1_000, 1_000 * SPARE + 1, "sole", id="sole-copy-much-staler"),
+        pytest.param(0, 0, "spare", id="both-just-used"),
+    ],
+)
+def test_a_copy_with_another_elsewhere_goes_first_within_reason(spare_idle, sole_idle, victim):
+    """It counts as SPARE times as old, not as infinitely old."""
+    held = [Held("sole", 10, sole_idle), Held("spare", 10, spare_idle, other_copies=1)]
+    assert make_room(10, 0, 100, held).victims == (victim,)
+
+
+def test_older_than_everything_in_a_full_cache_has_no_room():
+    """A load for nobody does not displace what is used; one with a waiting caller does."""
+    held = [Held("a", 50, 1_000), Held("b", 50, 2_000)]
+    refused = make_room(10, 0, 100, held, idle_ms=2_001)
+    assert refused.verdict is RoomVerdict.NO_ROOM
+    assert "100 B were used more recently" in refused.why
+    assert make_room(10, 0, 100, held, idle_ms=2_000).victims == ("b",)
+    assert make_room(10, 0, 100, held).victims == ("b",)
+
+
+def test_busy_copies_are_named_in_the_refusal():
+    """A full cache of calls in flight says so and evicts nothing."""
+    held = [Held("a", 60, 1_000, in_flight=1), Held("b", 40, 9_000)]
+    room = make_room(50, 0, 100, held)
+    assert room.verdict is RoomVerdict.NO_ROOM
+    assert room.victims == ()
+    assert "60 B are busy" in room.why
+
+
+def test_what_fits_reads_nothing():
+    """The costly list of copies is not made for a load into free space, nor for one that can never fit."""
+
+    def explosive():
+        raise AssertionError("read")
+        yield
+
+    assert make_room(10, 10, 100, explosive()).verdict is RoomVerdict.FITS
+    assert make_room(101, 10, 100, explosive()).verdict is RoomVerdict.TOO_LARGE
+
+
+def test_an_overcommitted_cache_is_repaired():
+    """A size predicted too small leaves negative free space; needing nothing more, the stalest go until it is even."""
+    held = [Held("a", 30, 1_000), Held("b", 30, 2_000), Held("c", 30, 3_000)]
+    assert make_room(0, -40, 100, held).victims == ("c", "b")
+
+
+def test_no_ping_pong():
+    """Copies loaded in turn for waiting callers never displace the one loaded last while an older one could go."""
+    cache: dict[str, int] = {}  # model -> time of use
+    for now in range(1, 60):
+        model = f"m{now % 7}"
+        if model not in cache:
+            held = [Held(key, 25, now - used) for key, used in cache.items()]
+            for victim in make_room(25, 100 - 25 * len(cache), 100, held).victims:
+                assert cache[victim] == min(cache.values())
+                del cache[victim]
+        cache[model] = now
+        assert len(cache) <= 4

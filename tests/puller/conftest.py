@@ -1,0 +1,32 @@
+"""A puller over temporary folders, and what tests look at."""
+
+from pathlib import Path
+
+import pytest
+
+from puller.http import HttpPolicy
+from puller.puller import Puller
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A folder that models may be read from."""
+    path = tmp_path / "root"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+async def puller(tmp_path, root):
+    """Reads files under `root` and HTTP from loopback; waits briefly."""
+    policy = HttpPolicy(allow_private=True, connect_timeout=5, read_timeout=0.3, total_timeout=10)
+    puller = Puller(directory=tmp_path / "models", file_roots=[root], http=policy, max_bytes=32 * 2**20)
+    puller.sweep()
+    yield puller
+    await puller.close()
+
+
+@pytest.fixture
+def left(puller):
+    """What lies in the puller's directory, its lock left out."""
+    return lambda: {entry.name for entry in puller.directory.iterdir()} - {".lock"}

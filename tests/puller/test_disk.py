@@ -1,0 +1,123 @@
+"""The pod's directory: names, renames, sweeping, and what it refuses to touch."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from puller import disk as disks
+from puller.disk import Disk, folder_name
+from puller.errors import PullError, PullErrorKind
+
+
+@pytest.fixture
+def disk(tmp_path):
+    disk = Disk(tmp_path / "models")
+    disk.open()
+    yield disk
+    disk.close()
+
+
+def entries(disk: Disk) -> set[str]:
+    return {entry.name for entry in disk.directory.iterdir()} - {".lock"}
+
+
+ids = st.text(min_size=1, max_size=300) | st.sampled_from(["..", ".", "../../etc", "/etc", "a" * 5000, "~", ".lock"])
+
+
+@given(ids)
+def test_a_name_is_one_harmless_element(text):
+    """Whatever the id, its folder lies directly in the directory and no file system refuses the name."""
+    name = folder_name(text)
+    assert name.isascii()
+    assert 0 < len(name) <= 255
+    assert "/" not in name
+    assert not name.startswith(".")
+
+
+@given(ids, ids)
+def test_different_ids_have_different_names(one, other):
+    """The encoding is one to one, cut names included."""
+    assert (folder_name(one) == folder_name(other)) == (one == other)
+
+
+def test_a_long_id_cannot_be_imitated():
+    """An id spelled like the cut name of another has a name of its own."""
+    cut = folder_name("x" * 1000)
+    assert folder_name(cut) != cut
+
+
+def test_ordinary_ids_stay_readable():
+    """Operators look into this directory."""
+    assert folder_name("fraud-model_v2.1") == "fraud-model_v2.1"
+
+
+def test_commit_replaces_what_was_there(disk):
+    """A second pull into the same name takes the place of the first, whole."""
+    for content in ("one", "two"):
+        partial = disk.begin()
+        (partial / content).write_text(content)
+        path = disk.commit(partial, "id")
+    assert [entry.name for entry in path.iterdir()] == ["two"]
+    assert entries(disk) == {"id"}
+
+
+def test_sweep_removes_everything_but_the_lock(disk, tmp_path):
+    """Folders, files and links go; what a link points at stays."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("x")
+    (disk.begin() / "half").write_text("x")
+    (disk.directory / "file").write_text("x")
+    (disk.directory / "link").symlink_to(outside)
+    disk.commit(disk.begin(), "id")
+    disk.sweep()
+    assert entries(disk) == set()
+    assert (outside / "precious").exists()
+
+
+def test_sweep_refuses_a_directory_that_is_not_its_own(tmp_path):
+    """A wrong option must not empty somebody's home."""
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="not empty"):
+        Disk(tmp_path).sweep()
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_one_process_a_directory(disk):
+    """A second user is refused, until the first has let go; leftovers of the first are then its to sweep."""
+    (disk.begin() / "half").write_text("x")
+    second = Disk(disk.directory)
+    with pytest.raises(ValueError, match="used by another process"):
+        second.open()
+    disk.close()
+    second.sweep()
+    assert entries(second) == set()
+    second.close()
+
+
+def test_remove_stays_inside(disk, tmp_path):
+    """Only folders of the directory can be removed; one that is not there is fine."""
+    disk.remove(disk.path("never pulled"))
+    for path in (tmp_path, disk.directory / ".lock", Path("/")):
+        with pytest.raises(ValueError, match="is not a folder of"):
+            disk.remove(path)
+
+
+def test_a_full_disk_is_noticed_before_writing(disk):
+    """More than is free is DISK_FULL, which another pod may not be."""
+    with pytest.raises(PullError) as caught:
+        disk.admit(2**62)
+    assert caught.value.kind is PullErrorKind.DISK_FULL
+    assert caught.value.transient
+    disk.admit(0)
+
+
+def test_write_errors(disk):
+    """No space, quota and read-only disks are the disk's; a missing file is not."""
+    error = disks.write_error(OSError(28, os.strerror(28)))
+    assert error is not None
+    assert error.kind is PullErrorKind.DISK_FULL
+    assert disks.write_error(FileNotFoundError(2, "no")) is None

@@ -1,0 +1,479 @@
+"""HTTP: only a whole 200 is a model, only allowed addresses are connected to, nothing secret is told."""
+
+import asyncio
+import gzip
+import os
+import ssl
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from aiohttp import web
+from yarl import URL
+
+from puller.errors import PullError, PullErrorKind
+from puller.http import HttpPolicy
+from puller.puller import Puller
+from puller.source import Source
+from tests.puller.certificates import certificate
+from tests.support.waiting import until
+
+CONTENT = os.urandom(100_000)
+LARGE = os.urandom(11 * 2**20 + 7)
+
+
+class Store:
+    """A real HTTP server and what it was asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[web.BaseRequest] = []
+        self.blocked = asyncio.Event()
+        self.gone = asyncio.Event()
+        self.port = 0
+        self.host = "127.0.0.1"
+
+    def url(self, path: str, host: str = "", user: str = "") -> str:
+        return f"http://{user and user + '@'}{host or self.host}:{self.port}{path}"
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.requests.append(request)
+        match request.path.split("/")[1:]:
+            case ["small", *_]:
+                return web.Response(body=CONTENT)
+            case ["large", *_]:
+                return web.Response(body=LARGE)
+            case ["empty", *_]:
+                return web.Response(body=b"")
+            case ["chunked", *_]:
+                response = web.StreamResponse()
+                response.enable_chunked_encoding()
+                await response.prepare(request)
+                await response.write(LARGE)
+                return response
+            case ["status", status, *_]:
+                return web.Response(status=int(status), text="<html>not a model</html>")
+            case ["to", *_]:
+                return web.Response(status=302, headers={"Location": request.query["url"]})
+            case ["circle", *_]:
+                return web.Response(status=307, headers={"Location": request.path})
+            case ["nowhere", *_]:
+                return web.Response(status=301)
+            case ["gzip", *_]:
+                return web.Response(body=gzip.compress(CONTENT), headers={"Content-Encoding": "gzip"})
+            case ["truncated", how, *_]:
+                response = web.StreamResponse()
+                if how == "chunked":
+                    response.enable_chunked_encoding()
+                else:
+                    response.content_length = int(how)
+                await response.prepare(request)
+                await response.write(CONTENT)
+                assert request.transport is not None
+                request.transport.close()
+                return response
+            case ["stalls", after, *_]:
+                response = web.StreamResponse()
+                if after != "headers":
+                    response.content_length = int(after) + 1
+                    await response.prepare(request)
+                    await response.write(LARGE[: int(after)])
+                self.blocked.set()
+                try:
+                    await asyncio.sleep(30)
+                finally:
+                    self.gone.set()
+            case ["endless", *_]:
+                response = web.StreamResponse()
+                response.enable_chunked_encoding()
+                await response.prepare(request)
+                try:
+                    while True:
+                        await response.write(bytes(2**20))
+                finally:
+                    self.gone.set()
+        return web.Response(status=404)
+
+
+async def serve(store: Store, host: str, context: ssl.SSLContext | None = None) -> web.ServerRunner:
+    runner = web.ServerRunner(web.Server(store.answer, handler_cancellation=True), shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, host, 0, ssl_context=context)
+    await site.start()
+    store.host = host
+    store.port = runner.addresses[0][1]
+    return runner
+
+
+@pytest.fixture
+async def store():
+    store = Store()
+    runner = await serve(store, "127.0.0.1")
+    yield store
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def make_puller(tmp_path):
+    made = []
+
+    def make(policy: HttpPolicy) -> Puller:
+        puller = Puller(directory=tmp_path / f"models-{len(made)}", http=policy)
+        made.append(puller)
+        return puller
+
+    yield make
+    for puller in made:
+        await puller.close()
+
+
+async def refused(puller: Puller, url: str, kind: PullErrorKind) -> str:
+    with pytest.raises(PullError) as caught:
+        await puller.pull(Source(url), into="id")
+    assert caught.value.kind is kind, caught.value
+    assert {entry.name for entry in puller.directory.iterdir()} == {".lock"}, "a failed pull left something"
+    return caught.value.text
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        pytest.param("/small/a.onnx", CONTENT, id="small"),
+        pytest.param("/large/a.onnx", LARGE, id="large"),
+        pytest.param("/chunked/a.onnx", LARGE, id="chunked"),
+        pytest.param("/empty/a.onnx", b"", id="empty"),
+    ],
+)
+async def test_a_file_arrives_whole(puller, store, path, content):
+    """With and without an announced length, in one piece and in many."""
+    pulled = await puller.pull(Source(store.url(path)), into="id")
+    assert pulled.path == puller.directory / "id" / "a.onnx"
+    assert pulled.path.read_bytes() == content
+    assert pulled.bytes == len(content)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        pytest.param("/small/a.onnx?version=3", "a.onnx", id="query"),
+        pytest.param("/small/..%2F..%2Fescape", "%2E.%2F..%2Fescape", id="encoded-slashes"),
+        pytest.param("/small/%2e%2e", "%2E.", id="dots"),
+        pytest.param("/small", "small", id="no-folder"),
+        pytest.param("/small/" + "x" * 4000, None, id="long"),
+    ],
+)
+async def test_names_are_harmless(puller, store, path, name, tmp_path):
+    """Whatever the URL ends in, one file in the pull's folder is written."""
+    pulled = await puller.pull(Source(store.url(path)), into="../id")
+    assert pulled.path.parent.parent == puller.directory
+    assert name is None or pulled.path.name in (name, "_model")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"models", "root"}
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (404, PullErrorKind.NOT_FOUND),
+        (410, PullErrorKind.NOT_FOUND),
+        (401, PullErrorKind.FORBIDDEN),
+        (403, PullErrorKind.FORBIDDEN),
+        (408, PullErrorKind.TIMEOUT),
+        (429, PullErrorKind.UNREACHABLE),
+        (500, PullErrorKind.UNREACHABLE),
+        (503, PullErrorKind.UNREACHABLE),
+        (504, PullErrorKind.TIMEOUT),
+        (400, PullErrorKind.BAD_REQUEST),
+        (202, PullErrorKind.BAD_REQUEST),
+        (206, PullErrorKind.BAD_REQUEST),
+        (304, PullErrorKind.BAD_REQUEST),
+    ],
+)
+async def test_only_200_is_a_model(puller, store, status, kind):
+    """An error page is never saved; the status is named."""
+    assert str(status) in await refused(puller, store.url(f"/status/{status}/a.onnx"), kind)
+
+
+@pytest.mark.parametrize("how", ["100001", str(2**21), "chunked"])
+async def test_a_truncated_body_is_noticed(puller, store, how):
+    """Fewer bytes than announced, small or large, or no last chunk."""
+    await refused(puller, store.url(f"/truncated/{how}/a.onnx"), PullErrorKind.INTEGRITY)
+
+
+async def test_a_compressed_body_is_refused(puller, store):
+    """Compression was declined, and what is sent anyway would be saved as a model."""
+    await refused(puller, store.url("/gzip/a.onnx"), PullErrorKind.BAD_REQUEST)
+    assert store.requests[0].headers["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize("after", ["headers", "0", "5000000"])
+async def test_a_stalled_server_ends_in_a_timeout(puller, store, after):
+    """Before the headers, before the body, in the middle of it."""
+    await refused(puller, store.url(f"/stalls/{after}/a.onnx"), PullErrorKind.TIMEOUT)
+
+
+async def test_the_whole_pull_is_bounded(make_puller, store):
+    """A server that trickles for ever runs into the total time."""
+    puller = make_puller(HttpPolicy(allow_private=True, read_timeout=60, total_timeout=0.1))
+    await refused(puller, store.url("/stalls/5000000/a.onnx"), PullErrorKind.TIMEOUT)
+
+
+async def test_an_endless_body_ends_at_the_limit(puller, store):
+    """Without an announced length the limit is checked as it comes, and the connection is cut."""
+    await refused(puller, store.url("/endless/a.onnx"), PullErrorKind.TOO_LARGE)
+    await until(store.gone.is_set)
+
+
+async def test_an_announced_length_over_the_limit_is_not_begun(puller, store):
+    """The size limit is checked before the body is read."""
+    await refused(puller, store.url(f"/truncated/{2**26}/a.onnx"), PullErrorKind.TOO_LARGE)
+
+
+@pytest.mark.parametrize("after", ["headers", "1000", "9000000"])
+async def test_a_cancelled_pull_leaves_nothing(puller, store, left, after, make_puller):
+    """At any stage: the folder goes, and the server sees its client go."""
+    patient = make_puller(HttpPolicy(allow_private=True))
+    task = asyncio.create_task(patient.pull(Source(store.url(f"/stalls/{after}/a.onnx")), into="id"))
+    await store.blocked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert {entry.name for entry in patient.directory.iterdir()} == {".lock"}
+    await until(store.gone.is_set)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0x7f000001", "[::1]", "[::ffff:127.0.0.1]", "[::]"])
+async def test_loopback_is_refused_by_default(make_puller, store, host):
+    """In every spelling; the server hears nothing."""
+    await refused(make_puller(HttpPolicy()), store.url("/small/a", host=host), PullErrorKind.FORBIDDEN)
+    assert not store.requests
+
+
+@pytest.mark.parametrize("host", ["127.1", "2130706433", "0"])
+async def test_short_forms_of_addresses_are_no_hosts(make_puller, store, host):
+    """`inet_aton` would take them for loopback; they are not even looked up."""
+    await refused(make_puller(HttpPolicy()), store.url("/small/a", host=host), PullErrorKind.BAD_REQUEST)
+    assert not store.requests
+
+
+class Only(HttpPolicy):
+    """Allows one address, so that loopback can stand for the world and for what must not be reached."""
+
+    def refusal(self, host: str) -> str | None:
+        return None if host == "127.0.0.2" else super().refusal(host)
+
+
+@pytest.fixture
+async def world():
+    """A server at the one address that `Only` allows."""
+    store = Store()
+    runner = await serve(store, "127.0.0.2")
+    yield store
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize("hops", [1, 3])
+async def test_a_redirect_to_loopback_is_refused(make_puller, store, world, hops):
+    """Directly or after harmless redirects; the inner server hears nothing."""
+    url = store.url("/small/a")
+    for _ in range(hops):
+        url = world.url(f"/to/a?url={quote(url, safe='')}")
+    assert "loopback" in await refused(make_puller(Only()), url, PullErrorKind.FORBIDDEN)
+    assert not store.requests
+    assert len(world.requests) == hops
+
+
+async def test_cloud_metadata_is_refused_even_where_private_is_allowed(make_puller, store):
+    """A redirect to the link-local address where clouds serve credentials."""
+    puller = make_puller(HttpPolicy(allow_private=True))
+    url = store.url("/to/a?url=" + quote("http://169.254.169.254/latest/meta-data", safe=""))
+    assert "link-local" in await refused(puller, url, PullErrorKind.FORBIDDEN)
+
+
+async def test_redirects_that_are_allowed_are_followed(puller, store):
+    """Relative and absolute ones; the result is the target's, the folder entry is named after the URL registered."""
+    for target in ("/small/b", store.url("/small/b"), "../small/b"):
+        pulled = await puller.pull(Source(store.url(f"/to/a.onnx?url={quote(target, safe='')}")), into="id")
+        assert pulled.path.read_bytes() == CONTENT
+        assert pulled.path.name == "a.onnx"
+
+
+@pytest.mark.parametrize(
+    "target", ["file:///etc/passwd", "ftp://127.0.0.1/a", "http://", "//[bad/", "gopher://x", "http://h:99999/"]
+)
+async def test_redirects_to_other_schemes_are_refused(puller, store, target):
+    """A redirect leads to http and https only."""
+    await refused(puller, store.url(f"/to/a?url={quote(target, safe='')}"), PullErrorKind.BAD_REQUEST)
+
+
+@pytest.mark.parametrize("path", ["/circle/a", "/nowhere/a"])
+async def test_redirects_that_lead_nowhere_end(puller, store, path):
+    """A circle is left after a few rounds."""
+    await refused(puller, store.url(path), PullErrorKind.BAD_REQUEST)
+    assert len(store.requests) <= 6
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """A name server that says what a test wants, each time anew: what rebinding does."""
+    answers: dict[str, list[list[str]]] = {}
+
+    async def getaddrinfo(self, host, port, *, family=0, type=0, proto=0, flags=0):
+        addresses = answers[host].pop(0) if len(answers[host]) > 1 else answers[host][0]
+        return [(2, 1, 6, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    return answers
+
+
+async def test_a_name_is_judged_by_the_address_connected_to(make_puller, store, world, names):
+    """A name that resolves to loopback is refused; of several addresses only an allowed one is connected to."""
+    puller = make_puller(Only())
+    names["inner.test"] = [["127.0.0.1"]]
+    names["inner-2.test"] = [["127.0.0.1", "127.0.0.3"]]
+    for host in ("inner.test", "inner-2.test"):
+        await refused(puller, store.url("/small/a", host=host), PullErrorKind.FORBIDDEN)
+    names["both.test"] = [["127.0.0.1", "127.0.0.2"]]
+    pulled = await puller.pull(Source(world.url("/small/a", host="both.test")), into="id")
+    assert pulled.path.read_bytes() == CONTENT
+    assert not store.requests
+
+
+async def test_rebinding_a_name_does_not_help(make_puller, world, names):
+    """The name that was fine for the first request resolves to loopback for the redirect."""
+    puller = make_puller(Only())
+    names["first.test"] = [["127.0.0.2"]]
+    names["rebound.test"] = [["127.0.0.1"]]
+    url = world.url(f"/to/a?url={quote('http://rebound.test:1/x', safe='')}", host="first.test")
+    await refused(puller, url, PullErrorKind.FORBIDDEN)
+
+
+async def test_credentials_are_sent_to_their_origin_only(puller, store):
+    """To the URL's own server, also after a redirect there; to another origin no more."""
+    other = Store()
+    runner = await serve(other, "127.0.0.2")
+    try:
+        await puller.pull(Source(store.url("/to/a?url=/small/b", user="u:p%40ss")), into="id")
+        assert [request.headers.get("Authorization") for request in store.requests] == ["Basic dTpwQHNz"] * 2
+        await puller.pull(
+            Source(store.url(f"/to/a?url={quote(other.url('/small/b'), safe='')}", user="u:p")), into="id"
+        )
+        assert "Authorization" not in other.requests[0].headers
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/status/404/a?sig=secret", PullErrorKind.NOT_FOUND),
+        ("/status/500/a?sig=secret", PullErrorKind.UNREACHABLE),
+        ("/truncated/100001/a?sig=secret", PullErrorKind.INTEGRITY),
+        ("/stalls/0/a?sig=secret", PullErrorKind.TIMEOUT),
+        ("/to/a?url=https%3A%2F%2Fuser%3Asecret%40127.0.0.1%3A1%2Fa%3Fsecret", PullErrorKind.UNREACHABLE),
+        ("/to/a?url=ftp%3A%2F%2Fuser%3Asecret%40127.0.0.1%2Fa", PullErrorKind.BAD_REQUEST),
+    ],
+)
+async def test_errors_hold_no_secrets(puller, store, path, kind):
+    """Neither the text nor anything a traceback would show names password or query."""
+    with pytest.raises(PullError) as caught:
+        await puller.pull(Source(store.url(path, user="user:secret")), into="id")
+    assert caught.value.kind is kind, caught.value
+    shown: BaseException | None = caught.value
+    while shown is not None:
+        assert "secret" not in str(shown)
+        shown = shown.__cause__ or (None if shown.__suppress_context__ else shown.__context__)
+
+
+async def test_the_source_of_a_pull_is_shown_without_secrets(puller, store):
+    """What is reported after success is for people too."""
+    pulled = await puller.pull(Source(store.url("/small/a?sig=secret", user="user:secret")), into="id")
+    assert "secret" not in pulled.source
+    assert pulled.source.startswith("http://127.0.0.1")
+
+
+async def test_a_signed_query_arrives_as_it_was_registered(puller, store):
+    """Quoting anew would break the signature."""
+    await puller.pull(Source(store.url("/small/a?sig=%2fA%3d+b,c;d")), into="id")
+    assert store.requests[0].rel_url.raw_query_string == "sig=%2fA%3d+b,c;d"
+
+
+async def test_servers_that_are_not_there(puller):
+    """Refused connections and unknown names are worth another try and named."""
+    await refused(puller, "http://127.0.0.1:1/a", PullErrorKind.UNREACHABLE)
+    await refused(puller, "http://no-such-host.invalid/a", PullErrorKind.UNREACHABLE)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "http:///a", "https://host:bad/a", "http:/a", "http://[::1/a", "http://a b/"]
+)
+async def test_urls_that_are_none(puller, url):
+    """The registration's fault."""
+    await refused(puller, url, PullErrorKind.BAD_REQUEST)
+
+
+async def test_a_server_that_speaks_something_else(puller):
+    """Bytes that are no HTTP are an error with a text."""
+
+    async def speak(reader, writer):
+        writer.write(b"220 ftp.example.com ready\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    await refused(puller, f"http://127.0.0.1:{port}/a", PullErrorKind.UNREACHABLE)
+    server.close()
+
+
+async def test_proxies_of_the_environment_are_not_used(puller, store, monkeypatch):
+    """Behind a proxy nothing could be said about addresses."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    assert (await puller.pull(Source(store.url("/small/a")), into="id")).bytes == len(CONTENT)
+
+
+async def test_a_private_ca(make_puller, tmp_path):
+    """A certificate of a private authority is trusted if the operator gives it; and https does not fall to http."""
+    ca, server = certificate("127.0.0.1")
+    (tmp_path / "server.pem").write_bytes(server)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(Path(tmp_path / "server.pem"))
+    store = Store()
+    runner = await serve(store, "127.0.0.1", context)
+    try:
+        url = str(URL(store.url("/small/a")).with_scheme("https"))
+        untrusting = make_puller(HttpPolicy(allow_private=True))
+        assert "certificate" in await refused(untrusting, url, PullErrorKind.UNREACHABLE)
+        trusting = make_puller(HttpPolicy(allow_private=True, ca=ca))
+        assert (await trusting.pull(Source(url), into="id")).path.read_bytes() == CONTENT
+        await trusting.remove("id")
+        downgrade = str(URL(store.url("/to/a?url=http%3A%2F%2F127.0.0.1%3A1%2Fa")).with_scheme("https"))
+        await refused(trusting, downgrade, PullErrorKind.FORBIDDEN)
+    finally:
+        await runner.cleanup()
+
+
+async def test_other_stores_can_be_added(tmp_path):
+    """The seam: a provider under a scheme of its own, cleaned up after like the built-in ones."""
+
+    class Fake:
+        closed = False
+
+        async def fetch(self, location, target):
+            target.path.write_bytes(b"x")
+            if location.name == "bad":
+                raise PullError(PullErrorKind.NOT_FOUND, "no")
+            return 1
+
+        async def close(self):
+            self.closed = True
+
+    fake = Fake()
+    puller = Puller(directory=tmp_path / "models", providers={"s3": fake})
+    assert (await puller.pull(Source("s3://bucket/a.onnx"), into="id")).bytes == 1
+    await puller.remove("id")
+    await refused(puller, "s3://bucket/bad", PullErrorKind.NOT_FOUND)
+    assert "s3:" in await refused(puller, "gs://bucket/a", PullErrorKind.BAD_REQUEST)
+    statistics = puller.statistics()
+    assert (statistics.pulls, statistics.failures, statistics.bytes, statistics.leftovers) == (1, 1, 1, 0)
+    await puller.close()
+    assert fake.closed

@@ -1,0 +1,353 @@
+"""Files: only from under the roots, only regular ones, whole or not at all."""
+
+import asyncio
+import os
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from puller import local
+from puller.disk import Disk
+from puller.errors import PullError, PullErrorKind
+from puller.local import LocalProvider
+from puller.provider import Target
+from puller.puller import Puller
+from puller.source import Source
+from tests.support.waiting import until
+
+
+async def refused(puller: Puller, path: object, kind: PullErrorKind) -> str:
+    with pytest.raises(PullError) as caught:
+        await puller.pull(Source(str(path)), into="id")
+    assert caught.value.kind is kind, caught.value
+    return caught.value.text
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 3 * 2**20])
+async def test_a_file_arrives_whole(puller, root, left, size):
+    """The bytes, the size and the name; no temporary name is left."""
+    content = os.urandom(size)
+    (root / "a.onnx").write_bytes(content)
+    pulled = await puller.pull(Source(str(root / "a.onnx")), into="tenant/model 1")
+    assert pulled.path.read_bytes() == content
+    assert pulled.path == puller.directory / "tenant%2Fmodel%201" / "a.onnx"
+    assert pulled.bytes == size
+    assert left() == {"tenant%2Fmodel%201"}
+    await puller.remove("tenant/model 1")
+    assert left() == set()
+
+
+async def test_file_uris(puller, root):
+    """Percent-encoded names and the host localhost are understood, others are not."""
+    (root / "a b#1.onnx").write_bytes(b"x")
+    for uri in (
+        f"file://{root}/a%20b%231.onnx",
+        f"file://localhost{root}/a%20b%231.onnx",
+        f"file:{root}/a%20b%231.onnx",
+    ):
+        assert (await puller.pull(Source(uri), into="id")).path.read_bytes() == b"x"
+    for uri in (f"file://elsewhere{root}/a", "file:a.onnx", f"file://{root}/a%20b#1.onnx", f"file://{root}/a?x"):
+        await refused(puller, uri, PullErrorKind.BAD_REQUEST)
+
+
+async def test_a_folder_arrives_as_a_tree(puller, root):
+    """Nested files, empty folders, and links that stay inside become plain files."""
+    model = root / "model"
+    (model / "sub" / "empty").mkdir(parents=True)
+    (model / "a.onnx").write_bytes(b"abc")
+    (model / "sub" / "weights").write_bytes(b"12345")
+    (model / "link").symlink_to("sub/weights")
+    (model / "other").symlink_to("sub")
+    pulled = await puller.pull(Source(str(model)), into="id")
+    files = {str(path.relative_to(pulled.path)) for path in pulled.path.rglob("*") if path.is_file()}
+    assert files == {"a.onnx", "sub/weights", "link", "other/weights"}
+    assert not any(path.is_symlink() for path in pulled.path.rglob("*"))
+    assert pulled.bytes == 3 + 5 * 3
+
+
+async def test_the_schema_comes_along(puller, root):
+    """A second file named by the key; with the model's own name it is given another."""
+    (root / "a").write_bytes(b"model")
+    (root / "sub").mkdir()
+    (root / "sub" / "a").write_bytes(b"schema")
+    pulled = await puller.pull(Source(str(root / "a"), f'{{"schema_path": "{root}/sub/a"}}'), into="id")
+    assert pulled.path.read_bytes() == b"model"
+    assert pulled.schema == pulled.path.parent / "_schema.json"
+    assert pulled.schema.read_bytes() == b"schema"
+    assert str(pulled.schema) in pulled.key
+    assert pulled.bytes == 5
+
+
+async def test_what_does_not_exist(puller, root, left):
+    """A missing path and a folder without files are NOT_FOUND and leave nothing."""
+    await refused(puller, root / "missing.onnx", PullErrorKind.NOT_FOUND)
+    (root / "file").write_bytes(b"")
+    await refused(puller, root / "file" / "below", PullErrorKind.NOT_FOUND)
+    (root / "empty" / "sub").mkdir(parents=True)
+    await refused(puller, root / "empty", PullErrorKind.NOT_FOUND)
+    assert left() == set()
+
+
+@pytest.fixture
+def secret(tmp_path) -> Path:
+    path = tmp_path / "secret"
+    path.write_bytes(b"secret")
+    return path
+
+
+@pytest.mark.parametrize("form", ["absolute", "dots", "uri", "encoded dots", "link", "folder link", "similar name"])
+async def test_nothing_outside_the_roots_is_read(puller, root, secret, left, form):
+    """Every way out is refused, whatever exists there."""
+    match form:
+        case "absolute":
+            path = str(secret)
+        case "dots":
+            path = f"{root}/../secret"
+        case "uri":
+            path = f"file://{secret}"
+        case "encoded dots":
+            path = f"file://{root}/%2e%2e/secret"
+        case "link":
+            (root / "link").symlink_to(secret)
+            path = str(root / "link")
+        case "folder link":
+            (root / "up").symlink_to(root.parent)
+            path = str(root / "up" / "secret")
+        case "similar name":
+            root.with_name("root-2").mkdir()
+            (root.with_name("root-2") / "a").write_bytes(b"x")
+            path = str(root.with_name("root-2") / "a")
+    assert "--file-root" in await refused(puller, path, PullErrorKind.FORBIDDEN)
+    assert left() == set()
+
+
+async def test_whether_something_exists_outside_is_not_told(puller, root, secret):
+    """The answer for a file outside the roots is the same whether it is there or not."""
+    there = await refused(puller, secret, PullErrorKind.FORBIDDEN)
+    missing = await refused(puller, secret.with_name("missng"), PullErrorKind.FORBIDDEN)
+    assert there.replace("secret", "missng") == missing
+
+
+@pytest.mark.parametrize("target", ["secret", "nowhere", ".."])
+async def test_a_folder_with_a_link_out_is_refused(puller, root, secret, left, target):
+    """Also where most of the folder is harmless, and where the link is broken."""
+    (root / "model").mkdir()
+    (root / "model" / "a").write_bytes(b"x")
+    (root / "model" / "z").symlink_to(root.parent / target)
+    await refused(puller, root / "model", PullErrorKind.FORBIDDEN)
+    assert left() == set()
+
+
+async def test_a_loop_of_links_ends(puller, root):
+    """A folder that contains itself is refused."""
+    (root / "model").mkdir()
+    (root / "model" / "a").write_bytes(b"x")
+    (root / "model" / "self").symlink_to(".")
+    await refused(puller, root / "model", PullErrorKind.BAD_REQUEST)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["itself", "in a folder"])
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+async def test_special_files_are_refused_without_waiting(puller, root, kind, inside, monkeypatch):
+    """Opening a pipe would wait for a writer for ever."""
+    folder = root / "model"
+    folder.mkdir()
+    (folder / "a").write_bytes(b"x")
+    path = folder / "special"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        monkeypatch.chdir(folder)  # the whole path may be too long for a socket's address
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind("special")
+    await refused(puller, folder if inside else path, PullErrorKind.BAD_REQUEST)
+
+
+async def test_devices_are_refused(tmp_path):
+    """Even where the operator names /dev as a root."""
+    puller = Puller(directory=tmp_path / "models", file_roots=[Path("/dev")])
+    await refused(puller, "/dev/zero", PullErrorKind.BAD_REQUEST)
+    await puller.close()
+
+
+async def test_no_roots_no_files(tmp_path):
+    """Without a root nothing is read, and the text names the option."""
+    puller = Puller(directory=tmp_path / "models")
+    assert "--file-root" in await refused(puller, "/etc/hostname", PullErrorKind.FORBIDDEN)
+    await puller.close()
+
+
+async def test_too_large(puller, root, left):
+    """The limit is checked before the first byte is copied (the file is sparse)."""
+    with (root / "huge").open("wb") as file:
+        file.truncate(33 * 2**20)
+    await refused(puller, root / "huge", PullErrorKind.TOO_LARGE)
+    assert left() == set()
+
+
+async def test_more_than_the_disk_holds(puller, root, left, monkeypatch):
+    """DISK_FULL before the first byte is copied."""
+    (root / "a").write_bytes(b"x")
+    monkeypatch.setattr(puller._disk, "_reserve_bytes", 2**62)
+    await refused(puller, root / "a", PullErrorKind.DISK_FULL)
+    assert left() == set()
+
+
+@pytest.mark.parametrize("change", ["grown", "shrunk", "rewritten"])
+async def test_a_file_that_changes_while_it_is_copied(puller, root, left, monkeypatch, change):
+    """A copy of two versions mixed is refused, and worth another try."""
+    path = root / "a"
+    path.write_bytes(b"x" * 1000)
+    original = os.copy_file_range
+
+    def while_copying(source, target, count):
+        copied = original(source, target, min(count, 500))
+        if change == "grown":
+            with path.open("ab") as file:
+                file.write(b"more")
+        elif change == "shrunk":
+            os.truncate(path, 500)
+        else:
+            path.write_bytes(b"y" * 1000)
+            os.utime(path, ns=(1, 1))
+        return copied
+
+    monkeypatch.setattr(os, "copy_file_range", while_copying)
+    await refused(puller, path, PullErrorKind.INTEGRITY)
+    assert PullErrorKind.INTEGRITY.transient
+    assert left() == set()
+
+
+@pytest.mark.parametrize("answer", ["EXDEV", 0], ids=["refused", "nothing copied"])
+async def test_mounts_that_cannot_copy_ranges(puller, root, monkeypatch, answer):
+    """Copied by hand then."""
+
+    def cannot(source, target, count):
+        if answer:
+            raise OSError(18, "Invalid cross-device link")
+        return 0
+
+    monkeypatch.setattr(os, "copy_file_range", cannot)
+    content = os.urandom(3 * 2**20)
+    (root / "a").write_bytes(content)
+    assert (await puller.pull(Source(str(root / "a")), into="id")).path.read_bytes() == content
+
+
+def test_an_exchange_after_the_check_is_noticed(tmp_path, root, secret):
+    """The kernel says which file was really opened: a folder exchanged for a link in between changes nothing."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "a").write_bytes(b"secret")
+    (root / "model").mkdir()
+    (root / "model" / "a").write_bytes(b"public")
+    provider = LocalProvider([root])
+    plan = provider._plan(str(root / "model" / "a"), "model/a", str(tmp_path / "copy"))
+    (root / "model").rename(root / "former")
+    (root / "model").symlink_to(outside)
+    with pytest.raises(PullError) as caught:
+        provider._copy_file(plan[0], "model/a", lambda: False)
+    assert caught.value.kind is PullErrorKind.FORBIDDEN
+    assert not (tmp_path / "copy").exists()
+
+
+async def test_a_cancelled_pull_leaves_nothing(puller, root, left, monkeypatch):
+    """Cancelled in the middle of a copy: the thread stops and the temporary folder goes."""
+    (root / "a").write_bytes(b"x" * 100)
+    copying, go_on = threading.Event(), threading.Event()
+
+    def slowly(source, target, count):
+        copying.set()
+        go_on.wait(10)
+        return os.write(target, os.read(source, 1))
+
+    monkeypatch.setattr(os, "copy_file_range", slowly)
+    task = asyncio.create_task(puller.pull(Source(str(root / "a")), into="id"))
+    await until(copying.is_set)
+    assert left() != set()
+    task.cancel()
+    asyncio.get_running_loop().call_later(0.01, go_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert left() == set()
+    assert puller.statistics().cancelled == 1
+    assert puller.statistics().in_progress == 0
+
+
+async def test_a_mount_that_hangs_does_not_hold_a_cancelled_pull(puller, root, left, monkeypatch):
+    """The caller gets away, the folder goes; the thread finds nothing to write to when it comes back."""
+    monkeypatch.setattr(local, "_CANCEL_WAIT", 0.01)
+    (root / "a").write_bytes(b"x")
+    hanging, go_on = threading.Event(), threading.Event()
+    real_stat = os.stat
+
+    def hangs(path, *args, **kwargs):
+        if str(path) == str(root / "a"):
+            hanging.set()
+            go_on.wait(10)
+        return real_stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", hangs)
+    task = asyncio.create_task(puller.pull(Source(str(root / "a")), into="id"))
+    await until(hanging.is_set)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert left() == set()
+    go_on.set()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    elements=st.lists(
+        st.sampled_from(["..", ".", "", "a", "sub", "link", "%2e%2e", "~", "\\..", "\udcff"]), min_size=1, max_size=6
+    ),
+    uri=st.booleans(),
+    into=st.text(max_size=20) | st.sampled_from(["../../x", "/x", "..", "."]),
+)
+async def test_no_path_writes_outside_and_none_reads_outside(tmp_path, root, elements, uri, into):
+    """Any path and any id: only the puller's directory changes, and only bytes from under the root come back."""
+    outside = tmp_path / "a"
+    outside.write_bytes(b"secret")
+    (root / "sub").mkdir(exist_ok=True)
+    for path in (root / "a", root / "sub" / "a"):
+        path.write_bytes(b"public")
+    if not (root / "link").is_symlink():
+        (root / "link").symlink_to("..")
+    puller = Puller(directory=tmp_path / "models", file_roots=[root])
+
+    def others() -> dict[str, int]:
+        return {
+            str(path): path.lstat().st_mtime_ns
+            for path in tmp_path.rglob("*")
+            if not path.is_relative_to(puller.directory)
+        }
+
+    before = others()
+    path = f"{root}/" + "/".join(elements)
+    try:
+        pulled = await puller.pull(Source(f"file://{path}" if uri else path), into=into)
+    except PullError:
+        pass
+    else:
+        assert pulled.path.resolve().parent.parent == puller.directory
+        files = [pulled.path] if pulled.path.is_file() else [p for p in pulled.path.rglob("*") if p.is_file()]
+        assert all(file.read_bytes() == b"public" for file in files)
+    finally:
+        await puller.close()
+    assert others() == before
+
+
+def test_a_target_refuses_more_than_its_limit(tmp_path):
+    """The limit counts all of a pull; the disk is asked only for what is not written yet."""
+    disk = Disk(tmp_path / "models")
+    disk.open()
+    target = Target(tmp_path / "models" / "x", disk, 100)
+    target.admit(100)
+    with pytest.raises(PullError) as caught:
+        target.admit(101, written=100)
+    assert caught.value.kind is PullErrorKind.TOO_LARGE
+    disk.close()
