@@ -137,3 +137,20 @@ def http_of_code(code: int) -> int:
         return _HTTP_OF_CODE[Code(code)]
     except ValueError:
         return 500
+
+
+_CODE_OF_HTTP = {
+    400: Code.INTERNAL,
+    401: Code.UNAUTHENTICATED,
+    403: Code.PERMISSION_DENIED,
+    404: Code.UNIMPLEMENTED,
+    429: Code.UNAVAILABLE,
+    502: Code.UNAVAILABLE,
+    503: Code.UNAVAILABLE,
+    504: Code.UNAVAILABLE,
+}
+
+
+def code_of_http(status: int) -> Code:
+    """The gRPC code for a reply that is not gRPC, from its HTTP status (grpc/grpc, doc/http-grpc-status-mapping.md)."""
+    return _CODE_OF_HTTP.get(status, Code.UNKNOWN)

@@ -1,0 +1,95 @@
+# `make up` and `make test` do all the set-up by themselves, with nothing but Python 3.11 or later, pip and make.
+#
+# One environment, .venv, at two levels: what a mesh on one machine needs (requirements/up.txt), and that plus what tests
+# and checks need (requirements/dev.txt, whose versions the first never contradicts). Both are installed by plain pip, by
+# hash. A level is installed when its stamp is missing, and the stamp's name holds a sum of the lock, of pyproject.toml
+# and of where this is: a changed lock, a changed project or a moved folder is installed anew, anything else is not.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+RUN = $(VENV)/bin/python -m
+LEVEL = $(shell { cat requirements/$(1).txt pyproject.toml; pwd; } | cksum | cut -d ' ' -f 1)
+UP := $(VENV)/.up-$(call LEVEL,up)
+DEV := $(VENV)/.dev-$(call LEVEL,dev)
+
+.DEFAULT_GOAL := help
+.PHONY: help up demo test check bench proto lock format clean environment
+
+help:  ## this list
+	@echo 'make TARGET [ARGS="..."] [PYTHON=python3.12]'
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  %-12s %s\n", $$1, $$2 }'
+
+up: $(UP)  ## a whole mesh on this machine, until Ctrl-C (ARGS="--pods 3": see mesh up --help)
+	@$(RUN) mesh up $(ARGS)
+
+demo: $(UP)  ## several hundred real models under skewed traffic, every answer compared with onnxruntime's
+	@$(RUN) mesh demo $(ARGS)
+
+test: check  ## checks, then all tests (ARGS="tests/wire -k split": only those)
+	@$(RUN) pytest $(ARGS)
+
+check: $(DEV)  ## format, lint, types, layers, freshness of generated code
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python proto/generate.py --check
+
+bench: $(DEV)  ## calls/s, CPU per call and latency, beside a plain grpc.aio server
+	@$(RUN) tests.bench $(ARGS)
+
+format: $(DEV)  ## rewrites the sources in the project's format
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+proto: $(DEV)  ## mesh/pb/ from proto/
+	$(VENV)/bin/python proto/generate.py
+
+environment: $(DEV)  ## only the environment, for an editor
+
+# The larger lock first: the smaller one takes its versions from it, so `make test` after `make up` replaces nothing.
+COMPILE = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-emit-index-url --no-emit-find-links pyproject.toml requirements/build.in
+
+lock: $(VENV)/.made  ## the lock files anew, at the versions they have where those still fit (ARGS=--upgrade: the newest)
+	@test -x $(VENV)/bin/uv || $(PIP) install --quiet uv
+	$(COMPILE) --extra cpu --extra local --extra demo --extra dev --output-file requirements/dev.txt $(ARGS)
+	$(COMPILE) --extra cpu --extra local --extra demo --constraints requirements/dev.txt --output-file requirements/up.txt $(ARGS)
+
+clean:  ## everything that was made here, the environment and the local mesh's data included
+	rm -rf .venv .mesh .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(UP): $(VENV)/.made
+	$(call install,up)
+	@touch $@
+
+$(DEV): $(VENV)/.made
+	$(call install,dev)
+	@touch $@ $(UP)
+
+define install
+	@rm -f $(VENV)/.up-* $(VENV)/.dev-*
+	@echo "installing requirements/$(1).txt into $(VENV) (the first time takes a few minutes)"
+	@$(PIP) install --quiet --require-hashes --requirement requirements/$(1).txt
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+endef
+
+# Debian's python3 comes without ensurepip unless python3-venv is there; its pip can fill an environment from outside.
+$(VENV)/.made:
+	@command -v $(PYTHON) >/dev/null 2>&1 || { \
+		echo "There is no '$(PYTHON)' on PATH. Install Python 3.11 or later, or name one: make PYTHON=/path/to/python3"; exit 1; }
+	@test -x $(VENV)/bin/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), and Mesh needs Python 3.11 or later: make PYTHON=python3.12"; exit 1; }
+	@if $(VENV)/bin/python -m pip --version >/dev/null 2>&1; then :; \
+	elif $(PYTHON) -c 'import ensurepip, venv' >/dev/null 2>&1; then $(PYTHON) -m venv $(VENV); \
+	elif $(PYTHON) -m pip --version >/dev/null 2>&1 && $(PYTHON) -c 'import venv' >/dev/null 2>&1; then \
+		$(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(VENV)/bin/python install --quiet pip; \
+	else echo "$(PYTHON) can make no virtual environment: install its venv module (on Debian and Ubuntu: apt install python3-venv)"; exit 1; fi
+	@$(VENV)/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(VENV) holds $$($(VENV)/bin/python --version 2>&1), and Mesh needs Python 3.11 or later: remove it and try again"; exit 1; }
+	@touch $@

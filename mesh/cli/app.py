@@ -1,0 +1,73 @@
+"""The command line's tree: what stands before a command's name, and which module brings which command."""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from mesh.cli import bulk, infer, options, pods, processes, registry, serving, top
+from mesh.cli.exits import EXPLAINED
+
+HELP = """
+Thousands of models behind one endpoint.
+
+`mesh up` starts a whole mesh on this machine; the other commands talk to one that runs, here or elsewhere.
+"""
+
+
+def build() -> typer.Typer:
+    """The application, with every command."""
+    app = typer.Typer(
+        name="mesh",
+        help=HELP,
+        epilog=EXPLAINED,
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+    app.callback()(_callback)
+    for module in (processes, registry, bulk, serving, infer, pods, top):
+        module.add(app)
+    app.command("version", rich_help_panel=options.MESH)(_version)
+    return app
+
+
+def run() -> int:
+    """Runs the command line of this process."""
+    try:
+        build()(prog_name="mesh")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def installed_version() -> str:
+    """The version of this installation."""
+    try:
+        return version("mesh-serving")
+    except PackageNotFoundError:  # run from a folder that was never installed
+        return "unknown"
+
+
+def _callback(
+    context: typer.Context,
+    endpoint: Annotated[
+        str,
+        typer.Option(
+            "--endpoint",
+            "-e",
+            envvar="MESH_ENDPOINT",
+            metavar="URL",
+            help=options.ENDPOINT_HELP,
+            show_default=False,
+            show_envvar=False,
+        ),
+    ] = "",
+) -> None:
+    context.obj = options.Defaults(endpoint)
+
+
+def _version() -> None:
+    """Prints the version of this installation."""
+    typer.echo(f"mesh {installed_version()}")

@@ -1,0 +1,238 @@
+"""`mesh import`: registering many models at once, from lines of JSON or from a folder of model files.
+
+The lines are sent in chunks, a few at once, each an ordinary request with an ordinary answer: nothing depends on one
+connection living for as long as the whole takes, memory is that of a few chunks, and after a failure the same command
+goes on where it stopped, because what is registered already is left as it is. A bad line is reported with its number
+and holds nothing else up.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.text import Text
+
+from mesh.cli import options, output
+from mesh.cli.client import Client
+from mesh.cli.exits import CommandError, Exit, Refused
+
+IMPORT_PATH = "/mesh/v1/models:import"
+CHUNK_LINES = 2000
+CHUNK_BYTES = 2**20
+IN_FLIGHT = 4
+CHUNK_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Lines that travel together; `numbers[i]` is where line i stands in the source, from 1."""
+
+    data: bytes
+    numbers: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Totals:
+    """What has come of it so far."""
+
+    created: int = 0
+    existing: int = 0
+    failed: int = 0
+    errors: list[dict[str, Any]] = field(default_factory=list)  # kept only where asked for
+
+    @property
+    def done(self) -> int:
+        """Lines with an answer."""
+        return self.created + self.existing + self.failed
+
+
+def add(app: typer.Typer) -> None:
+    """Adds this module's command."""
+    app.command("import", rich_help_panel=options.MODELS)(import_models)
+
+
+def import_models(
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Lines of JSON (a file, or - for standard input), or a folder.")
+    ],
+    prefix: Annotated[str, typer.Option("--prefix", help="With a folder: what every id begins with.")] = "",
+    kind: Annotated[
+        str, typer.Option("--type", "-t", metavar="TYPE", help="With a folder: the models' type.")
+    ] = "onnx",
+    endpoint: options.Endpoint = "",
+    as_json: options.Json = False,
+) -> None:
+    """Registers many models at once.
+
+    A line is a model: `{"id": "fraud/de", "type": "onnx", "path": "/models/fraud-de.onnx"}`, with a `key` where its
+    storage needs one. Of a folder, every .onnx file below it is registered; its id is its path without the ending. A
+    folder with a `manifest.json`, or such a file, lists them itself: `{"models": [{"id": "a", "file": "a.onnx"}]}`.
+
+    What is registered already with the same attributes is left as it is. Ends with 1 if any line failed.
+
+    Examples: `mesh import models.ndjson`, `mesh import ./models --prefix fraud/`, `generate | mesh import -`
+    """
+
+    async def command(client: Client) -> Totals:
+        return await _import(client, source, prefix, kind, as_json=as_json)
+
+    totals = options.run(context, command, endpoint=endpoint, as_json=as_json, timeout=CHUNK_SECONDS)
+    if totals.failed:
+        raise typer.Exit(Exit.FAILED)
+
+
+async def _import(client: Client, source: str, prefix: str, kind: str, *, as_json: bool) -> Totals:
+    totals = Totals()
+    started = time.monotonic()
+    screen = output.remarks()
+    shown = Progress(
+        SpinnerColumn(), TextColumn("registering"), BarColumn(), MofNCompleteColumn(), _Rate(), console=screen
+    )
+    with shown if screen.is_terminal else nullcontext():
+        task = shown.add_task("import", total=count_lines(source))
+
+        def report(error: dict[str, Any]) -> None:
+            if as_json:
+                totals.errors.append(error)
+            where = f"line {error['line']}" + (f" ({escape(str(error['id']))})" if error.get("id") else "")
+            screen.print(
+                f"[red]{where}:[/] {escape(str(error.get('reason', '')))}: {escape(str(error.get('text', '')))}",
+                soft_wrap=True,
+            )
+
+        try:
+            await _send_all(
+                client,
+                chunks(lines_of(source, prefix, kind)),
+                totals,
+                report,
+                lambda: shown.update(task, completed=totals.done),
+            )
+        except CommandError as error:
+            error.text += f" (after {totals.done} lines: the same command goes on, what is registered stays as it is)"
+            raise
+    seconds = max(time.monotonic() - started, 1e-9)
+    answer = {"created": totals.created, "existing": totals.existing, "failed": totals.failed}
+    if as_json:
+        output.print_json({**answer, "seconds": round(seconds, 3), "errors": totals.errors})
+    else:
+        text = ", ".join(f"{number} {name}" for name, number in answer.items())
+        output.console().print(f"{text}, in {seconds:.1f} s ({totals.done / seconds:.0f}/s)")
+    return totals
+
+
+async def _send_all(client: Client, source: Iterator[Chunk], totals: Totals, report: Any, progress: Any) -> None:
+    """Keeps a few chunks on the way; the first failure of a request ends all."""
+
+    async def sender() -> None:
+        for chunk in source:  # one iterator, shared: each takes the next when it has sent its own
+            await _send(client, chunk, totals, report)
+            progress()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(IN_FLIGHT):
+                group.create_task(sender())
+    except* CommandError as several:
+        raise several.exceptions[0] from None
+
+
+async def _send(client: Client, chunk: Chunk, totals: Totals, report: Any) -> None:
+    trouble: CommandError | None = CommandError("the mesh broke off in the middle of the import")
+    async for line in client.lines(IMPORT_PATH, chunk.data):
+        error = line.get("error")
+        if isinstance(error, dict):
+            number = error.get("line")
+            if isinstance(number, int) and 0 < number <= len(chunk.numbers):
+                report({**error, "line": chunk.numbers[number - 1]})
+            else:  # not of a line, but of all of them: the registry is away
+                trouble = Refused(str(error.get("text", "")), reason=str(error.get("reason", "")))
+        elif "finished" in line:
+            if line["finished"]:
+                trouble = None
+            totals.created += int(line.get("created", 0))
+            totals.existing += int(line.get("existing", 0))
+            totals.failed += int(line.get("failed", 0))
+    if trouble is not None:
+        raise trouble
+
+
+def chunks(lines: Iterable[tuple[int, bytes]]) -> Iterator[Chunk]:
+    """Bounded chunks of numbered lines; blank lines are left out."""
+    data: list[bytes] = []
+    numbers: list[int] = []
+    size = 0
+    for number, line in lines:
+        line = line.strip()
+        if not line:
+            continue
+        if data and (len(data) >= CHUNK_LINES or size + len(line) > CHUNK_BYTES):
+            yield Chunk(b"\n".join(data) + b"\n", tuple(numbers))
+            data, numbers, size = [], [], 0
+        data.append(line)
+        numbers.append(number)
+        size += len(line) + 1
+    if data:
+        yield Chunk(b"\n".join(data) + b"\n", tuple(numbers))
+
+
+def lines_of(source: str, prefix: str, kind: str) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, of standard input, or one made for each model file in a folder; with their numbers."""
+    if source == "-":
+        yield from enumerate(sys.stdin.buffer, 1)
+        return
+    path = Path(source)
+    try:
+        manifest = path / "manifest.json" if path.is_dir() else path
+        if manifest.suffix == ".json" and manifest.is_file():
+            yield from enumerate(_listed(manifest, prefix, kind), 1)
+        elif path.is_dir():
+            files = sorted(file for file in path.rglob("*.onnx") if file.is_file())
+            if not files:
+                raise CommandError(f"there is no .onnx file in {path}", code=Exit.USAGE)
+            for number, file in enumerate(files, 1):
+                model_id = prefix + file.relative_to(path).with_suffix("").as_posix()
+                yield number, json.dumps({"id": model_id, "type": kind, "path": str(file.resolve())}).encode()
+        else:
+            with path.open("rb") as stream:
+                yield from enumerate(stream, 1)
+    except OSError as error:
+        raise CommandError(f"{path} cannot be read: {error.strerror or error}", code=Exit.USAGE) from error
+
+
+def _listed(manifest: Path, prefix: str, kind: str) -> Iterator[bytes]:
+    """A line for each model of a manifest, whose files are named relative to it."""
+    try:
+        for model in json.loads(manifest.read_bytes())["models"]:
+            path = str(model["path"]) if "path" in model else str((manifest.parent / model["file"]).resolve())
+            line = {"id": prefix + str(model["id"]), "type": model.get("type", kind), "path": path}
+            yield json.dumps(line | ({"key": model["key"]} if model.get("key") else {})).encode()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CommandError(f"{manifest} is no manifest of models: {error!r}", code=Exit.USAGE) from error
+
+
+def count_lines(source: str) -> int | None:
+    """How many lines there are, for the bar; None where that is not known beforehand."""
+    path = Path(source)
+    if source == "-" or path.suffix == ".json" or not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        return sum(block.count(b"\n") for block in iter(lambda: stream.read(2**20), b""))
+
+
+class _Rate(ProgressColumn):
+    """Models a second, over the last while."""
+
+    def render(self, task: Task) -> Text:
+        """The cell."""
+        return Text(f"{task.speed:.0f}/s" if task.speed else "", style="dim")

@@ -1,0 +1,154 @@
+"""One V2 call, over gRPC or REST: what `mesh infer` sends and how.
+
+Both carriers look alike to the command: metadata of a model, and an inference from arrays to arrays.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import quote, urlsplit
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from mesh.cli import tensors
+from mesh.cli.client import Client
+from mesh.cli.exits import CommandError, Refused, Unreachable
+from mesh.cli.tensors import Array
+from mesh.pb import details_pb2, inference_pb2
+
+MAX_MESSAGE = 2**31 - 1
+"""The mesh has its own limit on messages, and says which; gRPC's default of 4 MiB would hide that."""
+
+
+@dataclass(slots=True)
+class Request:
+    """What is to be sent, whatever it came from."""
+
+    model: str
+    inputs: dict[str, Array] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+class Carrier(Protocol):
+    """What carries a call."""
+
+    async def metadata(self, model: str) -> dict[str, Any]:
+        """The model's inputs, as in V2's JSON."""
+
+    async def infer(self, request: Request) -> dict[str, Array]:
+        """The outputs by name. Raises CommandError."""
+
+    async def close(self) -> None:
+        """Lets go of the connection."""
+
+
+class Rest:
+    """V2 over REST, as JSON."""
+
+    def __init__(self, client: Client, timeout: float) -> None:
+        self._client = client
+        self._timeout = timeout
+
+    async def close(self) -> None:
+        """Nothing: the client belongs to the command."""
+
+    async def metadata(self, model: str) -> dict[str, Any]:
+        """See Carrier."""
+        return await self._client.request("GET", f"/v2/models/{quote(model, safe='')}", timeout=self._timeout)
+
+    async def infer(self, request: Request) -> dict[str, Array]:
+        """See Carrier."""
+        body: dict[str, Any] = {"inputs": [tensors.to_json(name, array) for name, array in request.inputs.items()]}
+        if request.outputs:
+            body["outputs"] = [{"name": name} for name in request.outputs]
+        if request.parameters:
+            body["parameters"] = request.parameters
+        path = f"/v2/models/{quote(request.model, safe='')}/infer"
+        return tensors.from_rest(await self._client.request("POST", path, body=body, timeout=self._timeout))
+
+
+class Grpc:
+    """V2 over gRPC."""
+
+    def __init__(self, endpoint: str, timeout: float) -> None:
+        url = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
+        self.address = url.netloc if url.port else f"{url.netloc}:{443 if url.scheme == 'https' else 80}"
+        self._timeout = timeout
+        channel_options = [(f"grpc.max_{way}_message_length", MAX_MESSAGE) for way in ("send", "receive")]
+        if url.scheme == "https":
+            credentials = grpc.ssl_channel_credentials()
+            self._channel = grpc.aio.secure_channel(self.address, credentials, options=channel_options)
+        else:
+            self._channel = grpc.aio.insecure_channel(self.address, options=channel_options)
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        await self._channel.close(None)
+
+    async def metadata(self, model: str) -> dict[str, Any]:
+        """See Carrier."""
+        answer = await self._call(
+            "ModelMetadata", inference_pb2.ModelMetadataRequest(name=model), inference_pb2.ModelMetadataResponse
+        )
+        inputs = [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in answer.inputs]
+        return {"inputs": inputs}
+
+    async def infer(self, request: Request) -> dict[str, Array]:
+        """See Carrier."""
+        message = tensors.to_grpc(request.model, request.inputs, request.outputs)
+        for name, value in request.parameters.items():
+            _set_parameter(message.parameters[name], value)
+        return tensors.from_grpc(await self._call("ModelInfer", message, inference_pb2.ModelInferResponse))
+
+    async def _call(self, method: str, request: Message, answer: Any) -> Any:
+        call = self._channel.unary_unary(
+            f"/inference.GRPCInferenceService/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=answer.FromString,
+        )
+        try:
+            return await call(request, timeout=self._timeout)
+        except grpc.aio.AioRpcError as error:
+            raise _failure(error, self.address) from error
+
+
+def _failure(error: Any, address: str) -> CommandError:
+    """What a failed call means: the mesh's own reason where its trailers name one, else the code."""
+    text = error.details() or ""
+    for name, value in error.trailing_metadata() or ():
+        if name == "grpc-status-details-bin":
+            return Refused(text, reason=_reason(value))
+    code = error.code().name
+    if code == "UNAVAILABLE" and ("failed to connect" in text.lower() or "Connection refused" in text):
+        return Unreachable(
+            f"nothing answers gRPC at {address}: is the mesh up? "
+            "Start one with `mesh up`, or name another with --endpoint or MESH_ENDPOINT"
+        )
+    return CommandError(f"{code}: {text}", reason=code)
+
+
+def _reason(details: bytes) -> str:
+    """The reason of a google.rpc.ErrorInfo, or nothing."""
+    status = details_pb2.Status()
+    info = details_pb2.ErrorInfo()
+    try:
+        status.ParseFromString(details)
+        for detail in status.details:
+            if detail.type_url.endswith("google.rpc.ErrorInfo"):
+                info.ParseFromString(detail.value)
+                return info.reason
+    except DecodeError:
+        pass  # the text stands without it
+    return ""
+
+
+def _set_parameter(parameter: inference_pb2.InferParameter, value: Any) -> None:
+    if isinstance(value, bool):
+        parameter.bool_param = value
+    elif isinstance(value, int):
+        parameter.int64_param = value
+    elif isinstance(value, float):
+        parameter.double_param = value
+    else:
+        parameter.string_param = str(value)

@@ -1,0 +1,177 @@
+"""A small client of the mesh's REST interface, whose errors say what to do.
+
+Every request has a time-out. The answers are plain dictionaries, as they came: the commands show what is there and
+leave out what is not, so that this build's CLI also works with a mesh one version older or newer.
+"""
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote, urlsplit
+
+from mesh.cli.exits import Refused, Unreachable
+
+if TYPE_CHECKING:  # it takes a quarter of a second to import, and `mesh --help` should not
+    import aiohttp
+
+DEFAULT_ENDPOINT = "http://127.0.0.1:8033"
+
+CONNECT_SECONDS = 5.0
+"""Bound on connecting alone: a black hole is noticed sooner than a long call may take."""
+
+PAGE = 1000
+"""Models a request of `models()`: large enough that the round trip does not count, small enough for one answer."""
+
+
+def normalize(endpoint: str) -> str:
+    """The endpoint as a URL without its trailing slash; raises ValueError with a text for the user."""
+    url = (endpoint if "://" in endpoint else f"http://{endpoint}").rstrip("/")
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is none
+        fine = False
+    if not fine:
+        raise ValueError(f"{endpoint!r} is not an endpoint: write a URL such as {DEFAULT_ENDPOINT}")
+    return url
+
+
+def model_path(model_id: str, rest: str = "") -> str:
+    """The path of a model's resource; ids are percent-encoded, slashes too."""
+    return f"/mesh/v1/models/{quote(model_id, safe='')}{rest}"
+
+
+class Client:
+    """One session with one mesh: `async with Client(endpoint) as client`. `timeout` is of one request, in seconds."""
+
+    def __init__(self, endpoint: str, *, timeout: float = 30.0) -> None:
+        self.endpoint = normalize(endpoint)
+        self._timeout = timeout
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        import aiohttp
+
+        self._session = aiohttp.ClientSession()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | int] | None = None,
+        body: Mapping[str, Any] | Sequence[Any] | None = None,
+        timeout: float | None = None,
+    ) -> dict[str, Any]:
+        """One request, its answer's JSON object. Raises Unreachable or Refused."""
+        data = None if body is None else json.dumps(body).encode()
+        async with self._send(method, path, query, data, "application/json", timeout) as response:
+            return await self._read(response)
+
+    async def get(self, path: str, **query: str | int) -> dict[str, Any]:
+        """A GET, with its query."""
+        return await self.request("GET", path, query=query)
+
+    async def models(self, prefix: str = "", after: str = "") -> AsyncIterator[dict[str, Any]]:
+        """Every model whose id begins with `prefix` and comes after `after`, page by page."""
+        while True:
+            page = await self.get("/mesh/v1/models", prefix=prefix, after=after, limit=PAGE)
+            for model in page["models"]:
+                yield model
+            if not page.get("next"):
+                return
+            after = page["next"]
+
+    async def lines(self, path: str, data: bytes, *, timeout: float | None = None) -> AsyncIterator[dict[str, Any]]:
+        """A POST of newline-delimited JSON; yields the lines of the answer as they come."""
+        async with self._send("POST", path, None, data, "application/x-ndjson", timeout) as response:
+            if not response.ok:
+                await self._read(response)
+            async for line in response.content:
+                if line.strip():
+                    try:
+                        yield json.loads(line)
+                    except ValueError as error:
+                        raise self._no_mesh(response) from error
+
+    @asynccontextmanager
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str | int] | None,
+        data: bytes | None,
+        kind: str,
+        timeout: float | None,
+    ) -> "AsyncIterator[aiohttp.ClientResponse]":
+        """The answer, as its headers are there; whatever breaks until its body is read becomes Unreachable."""
+        import aiohttp
+        from yarl import URL
+
+        assert self._session is not None, "use `async with`"
+        url = self.endpoint + path
+        if query:
+            url += "?" + "&".join(f"{name}={quote(str(value), safe='')}" for name, value in query.items())
+        seconds = timeout or self._timeout
+        try:
+            async with self._session.request(
+                method,
+                URL(url, encoded=True),  # as it is: a %2F in an id stays one
+                data=data,
+                headers={"content-type": kind} if data is not None else None,
+                timeout=aiohttp.ClientTimeout(total=seconds, connect=min(seconds, CONNECT_SECONDS)),
+                allow_redirects=False,
+            ) as response:
+                yield response
+        except (aiohttp.ClientError, OSError) as error:  # a time-out is an OSError too
+            raise self._unreachable(error, seconds) from error
+
+    async def _read(self, response: "aiohttp.ClientResponse") -> dict[str, Any]:
+        try:
+            answer = json.loads(await response.read())
+        except ValueError as error:
+            raise self._no_mesh(response) from error
+        if not isinstance(answer, dict):
+            raise self._no_mesh(response)
+        if response.ok:
+            return answer
+        if "error" not in answer:
+            raise self._no_mesh(response)
+        retry_after = answer.get("retry_after")
+        raise Refused(
+            str(answer["error"]),
+            reason=str(answer.get("reason", "")),
+            retry_after=float(retry_after) if isinstance(retry_after, int | float) else None,
+        )
+
+    def _unreachable(self, error: Exception, seconds: float) -> Unreachable:
+        import aiohttp
+
+        if isinstance(error, TimeoutError):
+            return Unreachable(
+                f"{self.endpoint} did not answer within {seconds:g} s: "
+                "it may be overloaded, or something else may listen there"
+            )
+        if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ConnectionRefusedError):
+            return Unreachable(
+                f"nothing answers at {self.endpoint}: is the mesh up? "
+                "Start one with `mesh up`, or name another with --endpoint or MESH_ENDPOINT"
+            )
+        if isinstance(error, aiohttp.ClientConnectorError):
+            return Unreachable(f"{self.endpoint} cannot be reached: {error.os_error or error}")
+        return Unreachable(f"the connection to {self.endpoint} broke: {error or type(error).__name__}")
+
+    def _no_mesh(self, response: "aiohttp.ClientResponse") -> Unreachable:
+        return Unreachable(
+            f"what answers at {self.endpoint} is not the REST interface of a mesh "
+            f"(HTTP {response.status} for {response.method} {response.url.raw_path}): check --endpoint"
+        )

@@ -1,0 +1,74 @@
+"""Exit codes, a promise to scripts, and the errors that end a command with one of them."""
+
+import enum
+
+from mesh.statuses import MeshError, Reason
+
+
+class Exit(enum.IntEnum):
+    """What a command ends with."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    UNREACHABLE = 4
+    LOAD_FAILED = 5
+    TRY_AGAIN = 6
+    INTERRUPTED = 130
+
+
+EXPLAINED = (
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such model or pod, 4 no mesh answers, "
+    "5 the model cannot be loaded, 6 not now (no room, or not in time): try again, 130 interrupted."
+)
+
+_OF_REASON = {
+    Reason.UNKNOWN_MODEL: Exit.NOT_FOUND,
+    Reason.LOAD_FAILED: Exit.LOAD_FAILED,
+    Reason.QUARANTINED: Exit.LOAD_FAILED,
+    Reason.NOWHERE: Exit.LOAD_FAILED,
+}
+
+
+class CommandError(Exception):
+    """Ends the command: `text` is shown to the user, `code` is the exit code, `reason` names it to programs.
+
+    `answered`: the command has printed its answer already, so that with --json no second document may follow.
+    """
+
+    def __init__(self, text: str, *, code: Exit = Exit.FAILED, reason: str = "", answered: bool = False) -> None:
+        super().__init__(text)
+        self.text = text
+        self.code = code
+        self.reason = reason
+        self.answered = answered
+
+
+class Unreachable(CommandError):
+    """Nothing answers at the endpoint, or what answers is no mesh."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, code=Exit.UNREACHABLE, reason="UNREACHABLE")
+
+
+class Refused(CommandError):
+    """The mesh answered with an error of its own."""
+
+    def __init__(self, text: str, *, reason: str, retry_after: float | None = None) -> None:
+        if retry_after is not None:
+            text = f"{text} (try again in {retry_after:g} s)"
+        super().__init__(text, code=of_reason(reason), reason=reason)
+
+
+def of_reason(name: str) -> Exit:
+    """The exit code for the name of a `Reason`; FAILED for one that this build does not know."""
+    reason = Reason.__members__.get(name)
+    if reason is None:
+        return Exit.FAILED
+    return _OF_REASON.get(reason, Exit.TRY_AGAIN if reason.retry else Exit.FAILED)
+
+
+def of_mesh_error(error: MeshError) -> CommandError:
+    """The same failure, where it was met inside this process."""
+    return Refused(error.text, reason=error.reason.name, retry_after=error.retry_after)

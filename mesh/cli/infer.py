@@ -1,0 +1,150 @@
+"""`mesh infer`: one call of a model, over gRPC or REST, with an input from files or made up."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from mesh.cli import options, output
+from mesh.cli.client import Client
+
+if TYPE_CHECKING:  # numpy, grpc and protobuf take half a second to import, and no other command needs them
+    from mesh.cli.call import Request
+    from mesh.cli.tensors import Array
+
+SHOWN = 8
+"""Values of an output that a table shows."""
+
+GrpcEndpoint = Annotated[
+    str,
+    typer.Option(
+        "--grpc-endpoint",
+        envvar="MESH_GRPC_ENDPOINT",
+        metavar="HOST:PORT",
+        help="Where the mesh answers gRPC, if not at --endpoint.",
+        show_envvar=False,
+        rich_help_panel="Mesh",
+    ),
+]
+
+
+def add(app: typer.Typer) -> None:
+    """Adds this module's command."""
+    app.command("infer", rich_help_panel=options.MODELS)(infer)
+
+
+def infer(
+    context: typer.Context,
+    model: options.ModelId,
+    file: Annotated[
+        str, typer.Option("--file", "-f", metavar="FILE", help="A V2 request as JSON; - for standard input.")
+    ] = "",
+    npy: Annotated[
+        list[str] | None, typer.Option("--npy", metavar="NAME=FILE", help="An input from a .npy file; may be repeated.")
+    ] = None,
+    zeros: Annotated[bool, typer.Option("--zeros", help="Make up an input of zeros instead of a random one.")] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random input: the same seed, the same input.")] = 0,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Size of a variable first dimension.")] = 1,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", metavar="NAME=1,3,8", help="Shape of an input that is made up; may be repeated."),
+    ] = None,
+    rest: Annotated[bool, typer.Option("--rest", help="Call over REST instead of gRPC.")] = False,
+    timeout: options.Timeout = 60.0,
+    endpoint: options.Endpoint = "",
+    grpc_endpoint: GrpcEndpoint = "",
+    as_json: options.Json = False,
+) -> None:
+    """Calls a model and shows what it answers.
+
+    Without --file and --npy the input is made up from the model's own metadata.
+
+    Examples: `mesh infer fraud/de`, `mesh infer fraud/de --npy X=rows.npy --json`,
+    `mesh infer fraud/de --file request.json --rest`
+    """
+    if bool(file) + bool(npy) + bool(zeros or shape) > 1:
+        raise typer.BadParameter("--file, --npy and an input that is made up (--zeros, --shape) exclude each other")
+
+    async def command(client: Client) -> None:
+        from mesh.cli import call, tensors
+
+        request = _given(model, file, npy or [])
+        carrier: call.Carrier
+        if rest:
+            carrier = call.Rest(client, timeout)
+        else:
+            carrier = call.Grpc(grpc_endpoint or client.endpoint, timeout)
+        try:
+            if not request.inputs:
+                metadata = await carrier.metadata(model)
+                shapes = dict(tensors.parse_shape(text) for text in shape or ())
+                inputs = metadata["inputs"]
+                request.inputs = tensors.made_up(inputs, rows=rows, shapes=shapes, random=not zeros, seed=seed)
+            started = time.monotonic()
+            outputs = await carrier.infer(request)
+            _show(request, outputs, (time.monotonic() - started) * 1000, as_json=as_json)
+        finally:
+            await carrier.close()
+
+    options.run(context, command, endpoint=endpoint, as_json=as_json, timeout=timeout)
+
+
+def _given(model: str, file: str, npy: list[str]) -> "Request":
+    """The request from what the user gave; without inputs where that is nothing."""
+    from mesh.cli import tensors
+    from mesh.cli.call import Request
+
+    if npy:
+        return Request(model, inputs=dict(tensors.read_npy(text) for text in npy))
+    if not file:
+        return Request(model)
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text()
+        data = json.loads(text)
+        inputs = dict(tensors.from_json(tensor) for tensor in data["inputs"])
+        outputs = tuple(str(tensor["name"]) for tensor in data.get("outputs") or ())
+    except OSError as error:
+        raise tensors.usage(f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise tensors.usage(f"{file} is not a V2 request: {error!r}") from error
+    if not inputs:
+        raise tensors.usage(f"{file} is not a V2 request: it has no inputs")
+    return Request(model, inputs, outputs, data.get("parameters") or {})
+
+
+def _show(request: "Request", outputs: "dict[str, Array]", milliseconds: float, *, as_json: bool) -> None:
+    if as_json:
+        listed = [_as_json(name, array) for name, array in outputs.items()]
+        output.print_json({"model_name": request.model, "outputs": listed, "ms": round(milliseconds, 3)})
+        return
+    from mesh.cli import tensors
+
+    made = output.table("OUTPUT", "TYPE", "SHAPE", "VALUES")
+    for name, array in outputs.items():
+        made.add_row(escape(name), tensors.datatype(array), str(list(array.shape)), escape(_values(array)))
+    output.console().print(made)
+    output.remarks().print(f"[dim]{milliseconds:.1f} ms[/]")
+
+
+def _as_json(name: str, array: "Array") -> dict[str, Any]:
+    from mesh.cli import tensors
+
+    values = array.reshape(-1)
+    data = [_text(value) for value in values] if array.dtype.kind == "O" else values.tolist()
+    return {"name": name, "datatype": tensors.datatype(array), "shape": list(array.shape), "data": data}
+
+
+def _values(array: "Array") -> str:
+    flat = array.reshape(-1)
+    shown = [
+        _text(v) if isinstance(v, bytes | str) else f"{v:.6g}" if v.dtype.kind == "f" else str(v) for v in flat[:SHOWN]
+    ]
+    return ", ".join(shown) + (f", ... ({flat.size} in all)" if flat.size > SHOWN else "")
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)

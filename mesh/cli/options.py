@@ -1,0 +1,71 @@
+"""Options that many commands share, and how a command's coroutine is run with them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
+
+import typer
+
+from mesh.cli import output
+from mesh.cli.client import DEFAULT_ENDPOINT, Client, normalize
+from mesh.cli.exits import CommandError, Exit
+
+T = TypeVar("T")
+
+ENDPOINT_HELP = f"Where the mesh answers REST. Else MESH_ENDPOINT, else {DEFAULT_ENDPOINT}."
+
+Endpoint = Annotated[
+    str, typer.Option("--endpoint", "-e", metavar="URL", help=ENDPOINT_HELP, show_default=False, rich_help_panel="Mesh")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Give up after so long.")]
+ModelId = Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.", show_default=False)]
+
+MODELS = "Models"
+MESH = "The mesh"
+PROCESSES = "Processes"
+
+
+class Defaults:
+    """What was said before the command's name, kept as the context's object."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+
+
+def endpoint_of(context: typer.Context, endpoint: str) -> str:
+    """The command's own --endpoint, else what was said before its name, the environment, the default."""
+    defaults = context.find_object(Defaults)
+    chosen = endpoint or (defaults.endpoint if defaults else "") or DEFAULT_ENDPOINT
+    try:
+        return normalize(chosen)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--endpoint") from error
+
+
+def run(
+    context: typer.Context,
+    command: Callable[[Client], Awaitable[T]],
+    *,
+    endpoint: str = "",
+    as_json: bool = False,
+    timeout: float = 30.0,
+) -> T:
+    """Runs a command's coroutine with a client. A CommandError is printed and ends the process with its code."""
+
+    async def session() -> T:
+        async with Client(endpoint_of(context, endpoint), timeout=timeout) as client:
+            return await command(client)
+
+    return guarded(lambda: asyncio.run(session()), as_json=as_json)
+
+
+def guarded(command: Callable[[], T], *, as_json: bool = False) -> T:
+    """Runs something that may raise CommandError or be interrupted, and ends the process accordingly."""
+    try:
+        return command()
+    except CommandError as error:
+        output.print_error(error, as_json=as_json)
+        raise typer.Exit(error.code) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(Exit.INTERRUPTED) from None

@@ -1,0 +1,91 @@
+"""What commands print: tables for people, JSON for programs, errors on standard error.
+
+Standard output carries the answer and nothing else, so that it can be piped; remarks and errors go to standard error.
+On a terminal tables fit its width; in a pipe nothing is cut or wrapped.
+"""
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mesh.cli.exits import CommandError
+from mesh.settings import format_bytes
+
+PIPE_WIDTH = 4000
+"""Columns where there is no terminal: wider than any line, because rich would cut at 80."""
+
+STATUS_STYLES = {
+    "LOADED": "green",
+    "LOADING": "yellow",
+    "NOT_LOADED": "dim",
+    "LOADING_FAILED": "red",
+    "NOT_FOUND": "red",
+    "UNKNOWN": "yellow",
+    "ready": "green",
+    "leaving": "yellow",
+    "starting": "yellow",
+}
+
+
+def console() -> Console:
+    """For the answer."""
+    return _console(stderr=False)
+
+
+def remarks() -> Console:
+    """For whatever is not the answer."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else PIPE_WIDTH)
+
+
+def print_json(answer: Any) -> None:
+    """One JSON document on standard output, indented where a person reads it."""
+    sys.stdout.write(json.dumps(answer, indent=2 if sys.stdout.isatty() else None) + "\n")
+
+
+def print_error(error: CommandError, *, as_json: bool = False) -> None:
+    """The error's text on standard error, and with `as_json` also as a document on standard output."""
+    if as_json and not error.answered:
+        print_json({"error": error.text, "reason": error.reason, "exit": int(error.code)})
+    remarks().print(f"[bold red]error:[/] {escape(error.text)}", soft_wrap=True)
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """A table without lines; a column whose name begins with `>` is right-aligned."""
+    made = Table(box=None, pad_edge=False, title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        name = column.removeprefix(">")
+        made.add_column(name, justify="right" if name != column else "left", overflow="fold")
+    return made
+
+
+def status(text: str) -> str:
+    """A status in its colour."""
+    style = STATUS_STYLES.get(text)
+    return f"[{style}]{escape(text)}[/]" if style else escape(text)
+
+
+def size(count: Any) -> str:
+    """Bytes for people; nothing where there is no number."""
+    return format_bytes(count) if isinstance(count, int | float) and count > 0 else ""
+
+
+def duration(milliseconds: Any) -> str:
+    """A time span for people: `12 ms`, `3.4 s`, `5 min`, `2 h`, `9 d`; nothing where there is no number."""
+    if not isinstance(milliseconds, int | float) or milliseconds < 0:
+        return ""
+    if milliseconds < 1000:
+        return f"{milliseconds:.3g} ms"
+    seconds = milliseconds / 1000
+    for limit, unit, divisor in ((120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / divisor:.{1 if divisor == 1 and seconds < 10 else 0}f} {unit}"
+    return f"{seconds / 86_400:.0f} d"

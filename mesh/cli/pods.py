@@ -1,0 +1,100 @@
+"""`mesh pods`: the runtime pods, as they present themselves, and one of them as it is right now."""
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+from rich.markup import escape
+
+from mesh.cli import options, output
+from mesh.cli.client import Client
+
+
+def add(app: typer.Typer) -> None:
+    """Adds this module's command."""
+    app.command("pods", rich_help_panel=options.MESH)(pods)
+
+
+def pods(
+    context: typer.Context,
+    pod: Annotated[str, typer.Argument(metavar="[POD]", help="One pod, with what it holds, asked of it now.")] = "",
+    endpoint: options.Endpoint = "",
+    as_json: options.Json = False,
+) -> None:
+    """Lists the runtime pods, or shows what one of them holds.
+
+    Examples: `mesh pods`, `mesh pods pod-1`
+    """
+
+    async def command(client: Client) -> None:
+        answer = await client.get(f"/mesh/v1/pods/{quote(pod, safe='')}" if pod else "/mesh/v1/pods")
+        if as_json:
+            output.print_json(answer)
+        elif pod:
+            _show(answer)
+        elif answer["pods"]:
+            output.console().print(overview(answer["pods"]))
+        else:
+            output.remarks().print("no runtime pods: models cannot be loaded before one has started")
+
+    options.run(context, command, endpoint=endpoint, as_json=as_json)
+
+
+def overview(found: list[dict[str, Any]]) -> Any:
+    """The table of all pods."""
+    made = output.table(
+        "POD", "STATE", ">USED", ">CAPACITY", ">", ">COPIES", ">LOADING", ">CALLS/MIN", "OLDEST USE", "LABELS"
+    )
+    for pod in sorted(found, key=lambda pod: str(pod.get("pod"))):
+        capacity = pod.get("capacity") or 0
+        state = output.status(str(pod.get("state", "")))
+        made.add_row(
+            escape(str(pod.get("pod", ""))),
+            f"{state} [red]suspect[/]" if pod.get("suspect") else state,
+            output.size(pod.get("used")) or "0 B",
+            output.size(capacity),
+            f"{100 * (pod.get('used') or 0) / capacity:.0f} %" if capacity else "",
+            str(pod.get("copies", "")),
+            str(pod.get("loading", "")),
+            str(pod.get("rate", "")),
+            f"{output.duration(pod['oldest_idle_ms'])} ago" if pod.get("oldest_idle_ms") else "",
+            escape(" ".join([*(pod.get("labels") or ()), *([f"zone={pod['zone']}"] if pod.get("zone") else ())])),
+        )
+    return made
+
+
+def _show(pod: dict[str, Any]) -> None:
+    screen = output.console()
+    used, capacity = number(pod, "used_bytes"), number(pod, "capacity_bytes")
+    screen.print(
+        f"[bold]{escape(str(pod.get('pod', '')))}[/] {output.status(str(pod.get('state', '')))}, "
+        f"{output.size(used) or '0 B'} of {output.size(capacity)} used, "
+        f"server resident {output.size(number(pod, 'resident_bytes')) or 'unknown'}, "
+        f"incarnation {escape(str(pod.get('incarnation', '')))}"
+    )
+    counters = pod.get("counters") or {}
+    if counters:
+        screen.print(
+            ", ".join(f"{escape(str(name))} {count}" for name, count in sorted(counters.items())), soft_wrap=True
+        )
+    made = output.table("MODEL", "STATE", ">SIZE", ">CALLS", ">IN FLIGHT", ">BUSY", "LAST USE")
+    for copy in sorted(pod.get("copies") or (), key=lambda copy: number(copy, "idle_ms")):
+        made.add_row(
+            escape(str(copy.get("model_id", ""))),
+            output.status(str(copy.get("state", ""))),
+            output.size(number(copy, "host_bytes") + number(copy, "device_bytes")),
+            str(number(copy, "calls")),
+            str(number(copy, "in_flight")),
+            output.duration(number(copy, "busy_us") / 1000),
+            f"{output.duration(number(copy, 'idle_ms'))} ago",
+        )
+    screen.print()
+    screen.print(made)
+
+
+def number(record: dict[str, Any], name: str) -> int:
+    """A count of a live answer: protobuf's JSON writes 64-bit numbers as texts and leaves zeros out."""
+    try:
+        return int(record.get(name) or 0)
+    except (TypeError, ValueError):
+        return 0

@@ -1,0 +1,161 @@
+"""Commands that start processes here: `up`, `demo`, `router`, `runtime`.
+
+The router and the runtime are other programs with options of their own: this process becomes them, arguments and all,
+so that signals, exit codes and `--help` are theirs.
+"""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, TextIO, cast
+
+import typer
+
+from mesh.cli import options
+from mesh.cli.exits import CommandError
+from mesh.local.settings import UpError, UpSettings
+from mesh.settings import parse_bytes
+
+_DEFAULT = UpSettings()
+_THEIRS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def add(app: typer.Typer) -> None:
+    """Adds this module's commands."""
+    app.command("up", rich_help_panel=options.PROCESSES)(up)
+    app.command("demo", rich_help_panel=options.PROCESSES, context_settings=_THEIRS, add_help_option=False)(demo)
+    app.command("router", rich_help_panel=options.PROCESSES, context_settings=_THEIRS, add_help_option=False)(router)
+    app.command("runtime", rich_help_panel=options.PROCESSES, context_settings=_THEIRS, add_help_option=False)(runtime)
+
+
+def up(
+    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="For clients: gRPC and REST.")] = (
+        _DEFAULT.listen
+    ),
+    pods: Annotated[int, typer.Option("--pods", min=1, max=64, help="Runtime pods.")] = _DEFAULT.pods,
+    capacity: Annotated[
+        str,
+        typer.Option("--capacity", metavar="SIZE", help="Memory for models, of each pod. Else half of what is free."),
+    ] = "",
+    data_dir: Annotated[Path, typer.Option("--data-dir", metavar="DIR", help="What survives a restart.")] = (
+        _DEFAULT.data_dir
+    ),
+    file_root: Annotated[
+        list[Path] | None,
+        typer.Option("--file-root", metavar="DIR", help="Models may be read from here; may be repeated."),
+    ] = None,
+    samples: Annotated[bool, typer.Option("--samples/--no-samples", help="Register a few sample models.")] = True,
+    probe: Annotated[str, typer.Option("--probe", metavar="HOST:PORT", help="For /ready, /live, /metrics.")] = (
+        _DEFAULT.probe
+    ),
+    edge: Annotated[str, typer.Option("--edge", metavar="envoy|grpc", help="What answers clients.")] = _DEFAULT.edge,
+    rest_listen: Annotated[
+        str, typer.Option("--rest-listen", metavar="HOST:PORT", help="For REST, with --edge grpc.")
+    ] = _DEFAULT.rest_listen,
+    workers: Annotated[str, typer.Option("--workers", metavar="N|auto", help="Router workers.")] = _DEFAULT.workers,
+    threads: Annotated[int, typer.Option("--threads", min=0, help="Of each model server; 0: its default.")] = 0,
+    device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="What models run on.")] = (
+        _DEFAULT.device
+    ),
+    http_allow_private: Annotated[
+        bool, typer.Option("--http-allow-private", help="Models may come from private and loopback addresses.")
+    ] = False,
+    etcd_port: Annotated[int, typer.Option("--etcd-port", min=0, max=65535, help="Of etcd; 0: a free one.")] = 0,
+    base: Annotated[str, typer.Option("--base", metavar="PREFIX", help="Of all keys in etcd.")] = _DEFAULT.base,
+    quiet: Annotated[
+        int, typer.Option("--quiet", "-q", count=True, help="Only warnings and errors; twice: only errors.")
+    ] = 0,
+    log_level: Annotated[
+        str, typer.Option("--log-level", metavar="debug|info|warning|error", help="What the parts log.")
+    ] = _DEFAULT.log_level,
+    log_format: Annotated[str, typer.Option("--log-format", metavar="text|json", help="How it is shown.")] = "text",
+) -> None:
+    """Starts a whole mesh on this machine: etcd, runtime pods, a router behind Envoy. Ctrl-C takes it down.
+
+    It answers on loopback unless --listen says otherwise. What is registered is kept in the data directory.
+
+    Examples: `mesh up`, `mesh up --pods 4 --capacity 2GiB --file-root ./models`
+    """
+    if edge not in ("envoy", "grpc"):
+        raise typer.BadParameter("use envoy or grpc", param_hint="--edge")
+    if log_format not in ("text", "json"):
+        raise typer.BadParameter("use text or json", param_hint="--log-format")
+    try:
+        size = parse_bytes(capacity) if capacity else 0
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--capacity") from error
+    settings = UpSettings(
+        listen=listen,
+        rest_listen=rest_listen,
+        probe=probe,
+        edge=edge,
+        workers=workers,
+        pods=pods,
+        capacity=size,
+        device=device,
+        threads=threads,
+        base=base,
+        etcd_port=etcd_port,
+        data_dir=data_dir.absolute(),
+        file_roots=tuple(root.absolute() for root in file_root or ()),
+        http_allow_private=http_allow_private,
+        log_level=log_level,
+    )
+    options.guarded(lambda: _up(settings, samples=samples, quiet=quiet, raw=log_format == "json"))
+
+
+def _up(settings: UpSettings, *, samples: bool, quiet: int, raw: bool) -> None:
+    from mesh.cli import welcome  # what only this command needs, and is slow to import
+    from mesh.local import supervisor
+    from mesh.local.lines import LogStream, Printer
+    from mesh.telemetry import logs
+
+    names = ["mesh", "etcd", *(f"pod-{number}" for number in range(1, settings.pods + 1)), "router"]
+    printer = Printer(names, stream=sys.stdout, quiet=quiet, raw=raw)
+    stream = cast(TextIO, LogStream(printer, "mesh"))
+    try:
+        logs.configure(level=settings.log_level, fmt="json", process="mesh", stream=stream)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--log-level") from error
+
+    async def ready(mesh: supervisor.LocalMesh) -> None:
+        printer.text(await welcome.text(mesh.settings, capacity=mesh.capacity, samples=samples))
+
+    try:
+        asyncio.run(supervisor.run(settings, printer, ready))
+    except UpError as error:
+        raise CommandError(str(error), reason="UP_FAILED") from error
+    finally:
+        printer.close()
+
+
+def demo(context: typer.Context) -> None:
+    """Serves several hundred real models under skewed traffic and verifies every answer.
+
+    `mesh demo --help` lists its options.
+    """
+    _become("mesh.local.demo", context.args)
+
+
+def router(context: typer.Context) -> None:
+    """Runs a router pod, the process that clients talk to.
+
+    `mesh router --help` lists its options.
+    """
+    _become("router", context.args)
+
+
+def runtime(context: typer.Context) -> None:
+    """Runs a runtime pod: an agent and its model server.
+
+    `mesh runtime --help` lists its options.
+    """
+    _become("mesh.runtime", context.args)
+
+
+def _become(module: str, arguments: list[str]) -> None:
+    """This process becomes `python -m module`, with those arguments as they are."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])

@@ -1,0 +1,166 @@
+"""Registering models, one by one: `register`, `unregister`, `ls`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from mesh.cli import options, output
+from mesh.cli.client import Client, model_path
+from mesh.cli.exits import CommandError, Exit
+from mesh.cli.serving import LOAD_SECONDS, show_status
+
+
+def add(app: typer.Typer) -> None:
+    """Adds this module's commands."""
+    app.command("register", rich_help_panel=options.MODELS)(register)
+    app.command("unregister", rich_help_panel=options.MODELS)(unregister)
+    app.command("ls", rich_help_panel=options.MODELS)(ls)
+
+
+def register(
+    context: typer.Context,
+    model: options.ModelId,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="File or URL of the model, as the pods see it.")],
+    kind: Annotated[str, typer.Option("--type", "-t", metavar="TYPE", help="The model's type.")] = "onnx",
+    key: Annotated[str, typer.Option("--key", help="Storage key: JSON, a name, or @FILE.")] = "",
+    load: Annotated[bool, typer.Option("--load", help="Load it now instead of on its first call.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="With --load: wait until it is loaded.")] = False,
+    timeout: options.Timeout = LOAD_SECONDS,
+    endpoint: options.Endpoint = "",
+    as_json: options.Json = False,
+) -> None:
+    """Registers a model. It costs nothing until it is used.
+
+    Registering again with the same attributes changes nothing; with others it is an error: unregister it first.
+
+    Example: `mesh register fraud/de ./fraud-de.onnx --load --wait`
+    """
+
+    async def command(client: Client) -> None:
+        body = {"type": kind, "path": absolute(path), "key": _key(key), "load": load or wait, "sync": wait}
+        answer = await client.request("PUT", model_path(model), body=body, timeout=timeout)
+        show_status(answer, as_json=as_json)
+        if wait and answer.get("status") != "LOADED":
+            raise CommandError(
+                f"{model} is registered, and not loaded", code=Exit.LOAD_FAILED, reason="LOAD_FAILED", answered=True
+            )
+
+    options.run(context, command, endpoint=endpoint, as_json=as_json)
+
+
+def unregister(
+    context: typer.Context,
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Ids.", show_default=False)],
+    missing_ok: Annotated[bool, typer.Option("--missing-ok", help="An id that is not registered is no error.")] = False,
+    endpoint: options.Endpoint = "",
+    as_json: options.Json = False,
+) -> None:
+    """Unregisters models and withdraws their copies. Their files stay where they are.
+
+    Example: `mesh unregister fraud/de fraud/fr`
+    """
+
+    async def command(client: Client) -> None:
+        answers = [await client.request("DELETE", model_path(model)) for model in models]
+        missing = [model for model, answer in zip(models, answers, strict=True) if not answer.get("existed")]
+        if as_json:
+            output.print_json({"unregistered": [m for m in models if m not in missing], "missing": missing})
+        else:
+            for model in models:
+                if model not in missing:
+                    output.console().print(f"unregistered {escape(model)}")
+        if missing and not missing_ok:
+            text = f"not registered: {', '.join(missing)}"
+            raise CommandError(text, code=Exit.NOT_FOUND, reason="UNKNOWN_MODEL", answered=True)
+
+    options.run(context, command, endpoint=endpoint, as_json=as_json)
+
+
+def ls(
+    context: typer.Context,
+    prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Only ids that begin so.")] = "",
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Models to list.")] = 100,
+    after: Annotated[str, typer.Option("--after", metavar="ID", help="Begin behind this id.")] = "",
+    everything: Annotated[bool, typer.Option("--all", "-a", help="All of them, page by page.")] = False,
+    endpoint: options.Endpoint = "",
+    as_json: options.Json = False,
+) -> None:
+    """Lists registered models in the order of their ids, and the pods that hold them.
+
+    Examples: `mesh ls fraud/`, `mesh ls --all --json | jq -r '.models[].id'`
+    """
+
+    async def command(client: Client) -> None:
+        if everything:
+            await _list_all(client, prefix, after, as_json=as_json)
+            return
+        page = await client.get("/mesh/v1/models", prefix=prefix, after=after, limit=limit)
+        if as_json:
+            output.print_json(page)
+            return
+        if page["models"]:
+            output.console().print(_table(page["models"]))
+        else:
+            output.remarks().print("no models" + (f" that begin with {escape(prefix)}" if prefix else ""))
+        if page.get("next"):
+            output.remarks().print(f"[dim]there are more: --all, or --after {escape(page['next'])}[/]")
+
+    options.run(context, command, endpoint=endpoint, as_json=as_json)
+
+
+async def _list_all(client: Client, prefix: str, after: str, *, as_json: bool) -> None:
+    """Writes as it reads: a million models need the memory of one page."""
+    if as_json:
+        separator = '{"models": ['
+        async for model in client.models(prefix, after):
+            sys.stdout.write(separator + json.dumps(model))
+            separator = ",\n"
+        sys.stdout.write(("]" if separator.startswith(",") else '{"models": []') + ', "next": null}\n')
+        return
+    rows: list[dict[str, Any]] = []
+    async for model in client.models(prefix, after):
+        rows.append(model)
+        if len(rows) == 1000:
+            output.console().print(_table(rows))
+            rows.clear()
+    if rows:
+        output.console().print(_table(rows))
+
+
+def _table(models: list[dict[str, Any]]) -> Any:
+    made = output.table("MODEL", "TYPE", "PODS", "PATH")
+    for model in models:
+        pods = ", ".join(str(pod) for pod in model.get("pods", ()))
+        made.add_row(
+            escape(model["id"]),
+            escape(str(model.get("type", ""))),
+            f"[green]{escape(pods)}[/]" if pods else "[dim]-[/]",
+            escape(str(model.get("path", ""))),
+        )
+    return made
+
+
+def absolute(path: str) -> str:
+    """A file of this machine by its absolute path; anything else as it is."""
+    if "://" in path or path.startswith(("/", "file:")) or not Path(path).exists():
+        return path
+    return str(Path(path).resolve())
+
+
+def _key(text: str) -> Any:
+    """A storage key: the JSON object where it is one, else the text."""
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CommandError(f"{text[1:]} cannot be read: {error}", code=Exit.USAGE) from error
+    if text.startswith("{"):
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise CommandError(f"--key looks like JSON and is not: {error}", code=Exit.USAGE) from error
+    return text

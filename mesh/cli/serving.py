@@ -1,0 +1,159 @@
+"""One model and its copies: `status`, `load`, `release`, `explain`."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from mesh.cli import options, output
+from mesh.cli.client import Client, model_path
+from mesh.cli.exits import CommandError, Exit
+
+LOAD_SECONDS = 300.0
+"""Default patience with a load: large models are pulled and warmed up within it."""
+
+
+def add(app: typer.Typer) -> None:
+    """Adds this module's commands."""
+    app.command("status", rich_help_panel=options.MODELS)(status)
+    app.command("load", rich_help_panel=options.MODELS)(load)
+    app.command("release", rich_help_panel=options.MODELS)(release)
+    app.command("explain", rich_help_panel=options.MODELS)(explain)
+
+
+def status(
+    context: typer.Context, model: options.ModelId, endpoint: options.Endpoint = "", as_json: options.Json = False
+) -> None:
+    """Shows a model: its registration, its copies, why it cannot be loaded.
+
+    Ends with 5 where loading failed. Example: `mesh status fraud/de`
+    """
+
+    async def command(client: Client) -> None:
+        answer = await client.get(model_path(model))
+        show_status(answer, as_json=as_json)
+        _end_with(answer)
+
+    options.run(context, command, endpoint=endpoint, as_json=as_json)
+
+
+def load(
+    context: typer.Context,
+    model: options.ModelId,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is loaded.")] = True,
+    timeout: options.Timeout = LOAD_SECONDS,
+    endpoint: options.Endpoint = "",
+    as_json: options.Json = False,
+) -> None:
+    """Loads a model before anybody calls it.
+
+    Example: `mesh load fraud/de --timeout 60`
+    """
+
+    async def command(client: Client) -> None:
+        answer = await client.request("POST", model_path(model, "/load"), body={"sync": wait}, timeout=timeout)
+        show_status(answer, as_json=as_json)
+        _end_with(answer)
+
+    options.run(context, command, endpoint=endpoint, as_json=as_json)
+
+
+def release(
+    context: typer.Context, model: options.ModelId, endpoint: options.Endpoint = "", as_json: options.Json = False
+) -> None:
+    """Forgets why a model may not be loaded: failed loads, and servers that died of it.
+
+    A model in whose loads or calls servers died twice is loaded again only after this, or registered anew.
+
+    Example: `mesh release fraud/de`
+    """
+
+    async def command(client: Client) -> None:
+        answer = await client.request("POST", model_path(model, "/release"))
+        if as_json:
+            output.print_json(answer)
+        else:
+            output.console().print(f"released {escape(model)}")
+
+    options.run(context, command, endpoint=endpoint, as_json=as_json)
+
+
+def explain(
+    context: typer.Context, model: options.ModelId, endpoint: options.Endpoint = "", as_json: options.Json = False
+) -> None:
+    """Says where a model is or would be loaded, and why there.
+
+    Example: `mesh explain fraud/de`
+    """
+
+    async def command(client: Client) -> None:
+        answer = await client.get(model_path(model, "/explain"))
+        if as_json:
+            output.print_json(answer)
+            return
+        screen = output.console()
+        for line in answer.get("lines", ()):
+            screen.print(escape(str(line)), soft_wrap=True)
+        ranking = answer.get("ranking") or []
+        if ranking:
+            made = output.table(">", "POD", "WHY")
+            for place, entry in enumerate(ranking, 1):
+                made.add_row(str(place), escape(str(entry.get("pod", ""))), escape(str(entry.get("why", ""))))
+            screen.print()
+            screen.print(made)
+
+    options.run(context, command, endpoint=endpoint, as_json=as_json)
+
+
+def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
+    """Prints a model's status, as every command that changes one answers it."""
+    if as_json:
+        output.print_json(answer)
+        return
+    screen = output.console()
+    made = output.table("", "")
+    made.show_header = False
+    sizes = [
+        f"{output.size(answer.get(key))} {where}"
+        for key, where in (("host_bytes", "host"), ("device_bytes", "device"))
+        if output.size(answer.get(key))
+    ]
+    rows = {
+        "model": f"[bold]{escape(str(answer.get('id', '')))}[/]",
+        "status": output.status(str(answer.get("status", "UNKNOWN"))),
+        "type": escape(str(answer.get("type") or "")),
+        "path": escape(str(answer.get("path") or "")),
+        "key": escape(str(answer.get("key") or "")),
+        "size": ", ".join(sizes),
+        "load took": output.duration(answer.get("load_ms") or None),
+    }
+    for name, value in rows.items():
+        if value:
+            made.add_row(f"[dim]{name}[/]", value)
+    for text in answer.get("errors") or ():
+        made.add_row("[dim]error[/]", f"[red]{escape(str(text))}[/]")
+    for text in answer.get("killed") or ():
+        made.add_row("[dim]a server died[/]", f"[red]{escape(str(text))}[/]")
+    if answer.get("quarantined"):
+        made.add_row("[dim]quarantined[/]", "[red]not loaded again until `mesh release`, or registered anew[/]")
+    screen.print(made)
+    copies = answer.get("copies") or []
+    if copies:
+        listed = output.table("POD", "COPY", ">SIZE")
+        for copy in copies:
+            listed.add_row(
+                escape(str(copy.get("pod", ""))),
+                output.status(str(copy.get("status", ""))),
+                output.size(copy.get("bytes")),
+            )
+        screen.print()
+        screen.print(listed)
+
+
+def _end_with(answer: dict[str, Any]) -> None:
+    """A failed load is a failure of the command, after everything has been shown."""
+    if answer.get("status") == "NOT_FOUND":
+        text = f"{answer.get('id')} is not registered"
+        raise CommandError(text, code=Exit.NOT_FOUND, reason="UNKNOWN_MODEL", answered=True)
+    if answer.get("status") == "LOADING_FAILED" or answer.get("quarantined"):
+        raise CommandError("it cannot be loaded", code=Exit.LOAD_FAILED, reason="LOAD_FAILED", answered=True)

@@ -1,0 +1,233 @@
+"""Tensors of the V2 protocol as numpy arrays: from a request's JSON, from .npy files, made up, and to and from gRPC.
+
+Only what a client needs: whatever the mesh answers may be shown, whatever a user writes is either sent or refused with
+a text that says what is wrong with it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mesh.cli.exits import CommandError, Exit
+from mesh.pb import inference_pb2
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+DTYPES: dict[str, type[np.generic]] = {
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "BYTES": np.object_,
+}
+_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items() if name != "BYTES"}
+
+CONTENTS = {
+    "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+MAX_ELEMENTS = 2**28
+"""Of an input that is made up: a shape typed wrongly must not eat the machine's memory."""
+
+
+def usage(text: str) -> CommandError:
+    """What the user gave cannot be sent."""
+    return CommandError(text, code=Exit.USAGE, reason="BAD_REQUEST")
+
+
+def datatype(array: Array) -> str:
+    """The V2 name of an array's type; raises a CommandError for one that V2 lacks."""
+    if array.dtype.kind in "OSU":
+        return "BYTES"
+    try:
+        return _NAMES[array.dtype.newbyteorder("=")]
+    except KeyError:
+        raise usage(f"arrays of {array.dtype} cannot be sent: V2 knows {', '.join(DTYPES)}") from None
+
+
+def from_json(tensor: Mapping[str, Any]) -> tuple[str, Array]:
+    """Name and array of one input of a V2 JSON request."""
+    try:
+        name, kind, shape = str(tensor["name"]), str(tensor["datatype"]), tuple(int(n) for n in tensor["shape"])
+        data = tensor["data"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise usage(f"an input needs name, datatype, shape and data: {error!r}") from error
+    if kind not in DTYPES:
+        raise usage(f"input {name}: no datatype {kind!r}, V2 knows {', '.join(DTYPES)}")
+    try:
+        if kind == "BYTES":
+            flat = list(_flatten(data))
+            array = np.empty(len(flat), dtype=np.object_)
+            array[:] = [value.encode() if isinstance(value, str) else bytes(value) for value in flat]
+        else:
+            array = np.asarray(data, dtype=DTYPES[kind])
+        return name, array.reshape(shape)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise usage(f"input {name}: its data do not fit {kind} {list(shape)}: {error}") from error
+
+
+def to_json(name: str, array: Array) -> dict[str, Any]:
+    """One input of a V2 JSON request."""
+    kind = datatype(array)
+    try:
+        data = [_bytes(v).decode() for v in array.reshape(-1)] if kind == "BYTES" else array.reshape(-1).tolist()
+    except UnicodeDecodeError as error:
+        raise usage(f"input {name}: bytes that are no text cannot go as JSON: leave out --rest") from error
+    return {"name": name, "datatype": kind, "shape": list(array.shape), "data": data}
+
+
+def to_grpc(model: str, inputs: Mapping[str, Array], outputs: Sequence[str] = ()) -> inference_pb2.ModelInferRequest:
+    """A V2 gRPC request with raw contents."""
+    request = inference_pb2.ModelInferRequest(model_name=model)
+    for name, array in inputs.items():
+        kind = datatype(array)
+        request.inputs.add(name=name, datatype=kind, shape=array.shape)
+        if kind == "BYTES":
+            elements = [_bytes(value) for value in array.reshape(-1)]
+            request.raw_input_contents.append(b"".join(len(e).to_bytes(4, "little") + e for e in elements))
+        else:
+            little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            request.raw_input_contents.append(np.ascontiguousarray(little).tobytes())
+    for name in outputs:
+        request.outputs.add(name=name)
+    return request
+
+
+def from_grpc(response: inference_pb2.ModelInferResponse) -> dict[str, Array]:
+    """The outputs of a V2 gRPC answer, from raw or typed contents."""
+    made: dict[str, Array] = {}
+    for number, tensor in enumerate(response.outputs):
+        if number < len(response.raw_output_contents):
+            flat = _from_raw(tensor.datatype, response.raw_output_contents[number])
+        else:
+            values = getattr(tensor.contents, CONTENTS.get(tensor.datatype, "bytes_contents"))
+            flat = (
+                _object_array(list(values)) if tensor.datatype == "BYTES" else np.array(values, _dtype(tensor.datatype))
+            )
+        made[tensor.name] = flat.reshape(tuple(tensor.shape))
+    return made
+
+
+def from_rest(answer: Mapping[str, Any]) -> dict[str, Array]:
+    """The outputs of a V2 JSON answer."""
+    return dict(from_json(tensor) for tensor in answer.get("outputs", ()))
+
+
+def read_npy(assignment: str) -> tuple[str, Array]:
+    """Name and array of `NAME=FILE.npy`."""
+    name, equals, path = assignment.partition("=")
+    if not equals or not name:
+        raise usage(f"{assignment!r}: write NAME=FILE.npy")
+    try:
+        return name, np.load(Path(path), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise usage(f"{path} is not an array that can be read: {error}") from error
+
+
+def parse_shape(assignment: str) -> tuple[str, tuple[int, ...]]:
+    """Name and shape of `NAME=1,3,224,224`."""
+    name, equals, text = assignment.partition("=")
+    try:
+        if not equals or not name:
+            raise ValueError
+        shape = tuple(int(part) for part in text.split(",") if part.strip())
+        if any(n < 0 for n in shape):
+            raise ValueError
+    except ValueError:
+        raise usage(f"{assignment!r}: write NAME=1,3,224,224") from None
+    return name, shape
+
+
+def made_up(
+    inputs: Sequence[Mapping[str, Any]], *, rows: int, shapes: Mapping[str, tuple[int, ...]], random: bool, seed: int
+) -> dict[str, Array]:
+    """An array for each input that the model's metadata names: zeros, or the same random values for the same seed.
+
+    A variable first dimension becomes `rows`, any other variable one 1, unless `shapes` says otherwise.
+    """
+    unknown = set(shapes) - {str(tensor.get("name")) for tensor in inputs}
+    if unknown:
+        names = ", ".join(str(tensor.get("name")) for tensor in inputs)
+        raise usage(f"the model has no input {', '.join(sorted(unknown))}: it has {names}")
+    generator = np.random.default_rng(seed)
+    made: dict[str, Array] = {}
+    for tensor in inputs:
+        name, kind = str(tensor["name"]), str(tensor["datatype"])
+        declared = [int(n) for n in tensor.get("shape", ())]
+        variable = tuple(n if n >= 0 else rows if i == 0 else 1 for i, n in enumerate(declared))
+        shape = shapes.get(name, variable)
+        count = int(np.prod(shape, dtype=np.float64))
+        if count > MAX_ELEMENTS:
+            raise usage(f"input {name} of shape {list(shape)} has {count} elements: give its data in a file")
+        made[name] = _values(kind, count, generator if random else None).reshape(shape)
+    return made
+
+
+def _values(kind: str, count: int, generator: np.random.Generator | None) -> Array:
+    dtype = _dtype(kind)
+    if kind == "BYTES":
+        return _object_array([b"" if generator is None else generator.bytes(4).hex().encode() for _ in range(count)])
+    if generator is None:
+        return np.zeros(count, dtype)
+    if kind == "BOOL":
+        return generator.integers(0, 2, count).astype(np.bool_)
+    if np.issubdtype(dtype, np.integer):
+        return generator.integers(0, 10, count).astype(dtype)  # small: they are often indices
+    return generator.standard_normal(count).astype(dtype)
+
+
+def _dtype(kind: str) -> np.dtype[Any]:
+    try:
+        return np.dtype(DTYPES[kind])
+    except KeyError:
+        raise CommandError(f"datatype {kind!r} is not known to this client") from None
+
+
+def _from_raw(kind: str, raw: bytes) -> Array:
+    if kind != "BYTES":
+        return np.frombuffer(raw, _dtype(kind).newbyteorder("<"))
+    elements, at = [], 0
+    while at < len(raw):
+        length = int.from_bytes(raw[at : at + 4], "little")
+        elements.append(raw[at + 4 : at + 4 + length])
+        at += 4 + length
+    return _object_array(elements)
+
+
+def _object_array(values: list[Any]) -> Array:
+    array = np.empty(len(values), dtype=np.object_)
+    array[:] = values
+    return array
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def _flatten(data: Any) -> Any:
+    if isinstance(data, list):
+        for item in data:
+            yield from _flatten(item)
+    else:
+        yield data

@@ -1,0 +1,164 @@
+"""What `mesh up` does and says once everything serves: sample models, the endpoint, three lines to try.
+
+The lines are complete: copied into a shell on this machine, each does something. With sample models they call one.
+"""
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from mesh.cli import tensors
+from mesh.cli.client import DEFAULT_ENDPOINT, Client, model_path
+from mesh.cli.exits import CommandError, Refused
+from mesh.local import samples as sample_models
+from mesh.local.fleet import Sample
+from mesh.local.settings import UpSettings
+from mesh.settings import format_bytes
+from mesh.statuses import Reason
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+
+async def text(settings: UpSettings, *, capacity: int, samples: bool) -> str:
+    """Registers the sample models, where wanted, and gives the text to print. Their failure is a remark, no error."""
+    endpoint = f"http://{settings.rest_address}"
+    registered: list[str] = []
+    request: dict[str, Any] | None = None
+    async with Client(endpoint) as client:
+        if samples:
+            try:
+                log.info("making the sample models, where they are not there yet")
+                made = await sample_models.prepare(settings.samples_dir)
+                registered = await register_samples(client, made)
+                request = _request(made)
+            except (CommandError, sample_models.NoSamples) as error:
+                log.warning("no sample models", error=str(error))
+    pods = f"{settings.pods} pod{'s' if settings.pods > 1 else ''} with {format_bytes(capacity)} for models"
+    both = settings.rest_address == settings.grpc_address
+    lines = [
+        "",
+        f"The mesh is up: {endpoint}" + (" (gRPC and REST)" if both else f" (REST), {settings.grpc_address} (gRPC)"),
+        f"{pods}{' each' if settings.pods > 1 else ''}"
+        + (f", {len(registered)} sample models: {', '.join(registered)}" if registered else ""),
+        "",
+        "Try it from another terminal:",
+        *(f"  {line}" for line in lines_to_try(settings, request)),
+        "",
+        f"Ctrl-C ends it; what is registered is kept in {settings.data_dir}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+async def register_samples(client: Client, made: Sequence[Sample]) -> list[str]:
+    """Registers the sample models; their ids."""
+    for sample in made:
+        body = {"type": sample.type, "path": str(sample.path), "key": "", "load": False, "sync": False}
+        try:
+            await client.request("PUT", model_path(sample.id), body=body)
+        except Refused as error:
+            if error.reason != Reason.CONFLICT.name:
+                raise
+            # Registered by a mesh whose data directory was elsewhere: the id is one of ours, the file has moved.
+            await client.request("DELETE", model_path(sample.id))
+            await client.request("PUT", model_path(sample.id), body=body)
+    return [sample.id for sample in made]
+
+
+def _request(made: Sequence[Sample]) -> dict[str, Any] | None:
+    """A V2 request for the model with the shortest input, so that it can be written out."""
+    if not made:
+        return None
+
+    def made_up(sample: Sample) -> dict[str, tensors.Array]:
+        return tensors.made_up([asdict(tensor) for tensor in sample.inputs], rows=1, shapes={}, random=True, seed=1)
+
+    chosen = min(made, key=lambda sample: sum(array.size for array in made_up(sample).values()))
+    return {"model": chosen.id, "inputs": [_short(tensors.to_json(k, v)) for k, v in made_up(chosen).items()]}
+
+
+def _short(tensor: dict[str, Any]) -> dict[str, Any]:
+    """With few digits: it is only to be tried."""
+    return {**tensor, "data": [round(v, 1) if isinstance(v, float) else v for v in tensor["data"]]}
+
+
+def lines_to_try(settings: UpSettings, request: dict[str, Any] | None) -> list[str]:
+    """REST, gRPC and the command line: a call of the sample model, or without one a question to the mesh."""
+    endpoint = f"http://{settings.rest_address}"
+    here = [] if endpoint == DEFAULT_ENDPOINT else ["--endpoint", endpoint]
+    if settings.rest_address != settings.grpc_address and request is not None:
+        here += ["--grpc-endpoint", settings.grpc_address]
+    if request is None:
+        return [f"curl -s {endpoint}/v2", shlex.join([*_mesh(), "pods", *here]), _python_ready(settings.grpc_address)]
+    body = json.dumps({"inputs": request["inputs"]})
+    model = quote(request["model"], safe="")
+    return [
+        f"curl -s {endpoint}/v2/models/{model}/infer -d {shlex.quote(body)}",
+        _grpcurl(settings.grpc_address, request) or _python_infer(settings.grpc_address, request),
+        shlex.join([*_mesh(), "infer", request["model"], *here]),
+    ]
+
+
+def _mesh() -> list[str]:
+    """How the command is called from this folder."""
+    script = Path(sys.executable).parent / "mesh"
+    found = shutil.which("mesh")
+    if found and Path(found).exists() and script.exists() and Path(found).samefile(script):
+        return ["mesh"]
+    return [_shortest(script)] if script.exists() else [_shortest(Path(sys.executable)), "-m", "mesh"]
+
+
+def _shortest(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _grpcurl(address: str, request: dict[str, Any]) -> str:
+    """With grpcurl, where it is installed: the mesh answers reflection."""
+    if shutil.which("grpcurl") is None:
+        return ""
+    message = {"model_name": request["model"], "inputs": [_typed(tensor) for tensor in request["inputs"]]}
+    quoted = shlex.quote(json.dumps(message))
+    return f"grpcurl -plaintext -d {quoted} {address} inference.GRPCInferenceService/ModelInfer"
+
+
+def _python_infer(address: str, request: dict[str, Any]) -> str:
+    inputs = ", ".join(
+        f"dict(name={json.dumps(t['name'])}, datatype={json.dumps(t['datatype'])}, shape={t['shape']}, "
+        f"contents=dict({key}={_literals(t['data'])}))"
+        for t in request["inputs"]
+        for key in [tensors.CONTENTS[t["datatype"]]]
+    )
+    call = f"ModelInfer(v2.ModelInferRequest(model_name={json.dumps(request['model'])}, inputs=[{inputs}]))"
+    return _python(address, call)
+
+
+def _literals(values: list[Any]) -> str:
+    """As Python's, with double quotes, so that a shell's single ones can stand around all of it."""
+    return "[" + ", ".join(json.dumps(v) if isinstance(v, str) else repr(v) for v in values) + "]"
+
+
+def _python_ready(address: str) -> str:
+    return _python(address, "ServerReady(v2.ServerReadyRequest())")
+
+
+def _python(address: str, call: str) -> str:
+    code = (
+        "import grpc; from mesh.pb import inference_pb2 as v2, inference_pb2_grpc as service; "
+        f"print(service.GRPCInferenceServiceStub(grpc.insecure_channel({json.dumps(address)})).{call})"
+    )
+    return shlex.join([_shortest(Path(sys.executable)), "-c", code])
+
+
+def _typed(tensor: dict[str, Any]) -> dict[str, Any]:
+    contents = {tensors.CONTENTS[tensor["datatype"]]: tensor["data"]}
+    return {"name": tensor["name"], "datatype": tensor["datatype"], "shape": tensor["shape"], "contents": contents}

@@ -1,0 +1,353 @@
+"""From frozen settings to Envoy's bootstrap configuration: a pure function.
+
+Everything is static. The worker processes' sockets are known before Envoy starts and keep their paths when a worker is
+replaced, so there is nothing that a management server (xDS) would have to tell it.
+
+One listener takes HTTP/2 and HTTP/1.1 on one port. What is gRPC by its content type goes to the workers' gRPC sockets
+as HTTP/1.1 with trailers, the rest to their REST sockets. Envoy is a carrier here: it adds no headers, rewrites no
+path, has no time-outs of its own for calls (deadlines are the workers' business, which must outlast cold starts) and
+no retries but for a connection that could not be made, when nothing has been sent yet.
+
+Which process runs it, and when it is restarted, is in `mesh.envoy.minder`.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mesh.statuses import Reason
+
+MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 107, and Envoy refuses without saying which path
+
+_TYPE = "type.googleapis.com/envoy.extensions."
+_HTTP_OPTIONS = _TYPE + "upstreams.http.v3.HttpProtocolOptions"
+
+GRPC_CLUSTER = "grpc"
+REST_CLUSTER = "rest"
+STAT_PREFIX = "edge"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """TLS at the listener. All are paths of PEM files."""
+
+    certificate: str
+    private_key: str
+    client_ca: str = ""  # set: clients must show a certificate that it signed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the edge listens on, where it sends calls, and its bounds. Times are in seconds, 0 is never."""
+
+    host: str
+    port: int  # 0: any free one
+    admin_socket: str
+    grpc_sockets: tuple[str, ...]  # one for each worker
+    rest_sockets: tuple[str, ...]
+    tls: Tls | None = None
+    concurrency: int = 1  # threads of Envoy's own
+
+    max_connections: int = 20_000  # of clients
+    max_calls: int = 60_000  # in flight, and so the connections to workers
+    max_streams: int = 1024  # calls at once on one HTTP/2 connection; a client library opens one connection for all
+    max_headers_kb: int = 64
+    stream_window: int = 1 << 20  # bytes; HTTP/2's default of 64 KiB makes a large tensor wait for a round trip each
+    connection_window: int = 8 << 20
+    connection_buffer: int = 1 << 20  # bytes, soft, each way
+    heap: int = 0  # bytes at which Envoy begins to refuse calls; 0: unbounded
+
+    connect_timeout: float = 1.0
+    headers_timeout: float = 30.0  # for a request's headers to arrive
+    idle_timeout: float = 3600.0  # of a client's connection without calls
+    stream_idle_timeout: float = 3600.0  # of a call on which nothing moves: longer than any cold start
+    upstream_idle_timeout: float = 30.0  # of a connection to a worker; below the workers' own, else calls race its end
+    max_connection_age: float = 0.0
+    keepalive: float = 60.0  # between HTTP/2 pings to a client that is silent: how a vanished one is noticed
+
+
+def fit(settings: Settings, files: int) -> Settings:
+    """The settings with bounds that work with so many open files: a third for clients, the rest for calls to workers.
+
+    Past the limit on files Envoy would neither accept nor connect; at its own bounds it answers that it is overloaded.
+    """
+    usable = max(files - 200, 30)  # its libraries, logs, threads, the admin socket
+    return replace(
+        settings,
+        max_connections=min(settings.max_connections, usable // 3),
+        max_calls=min(settings.max_calls, usable - usable // 3),
+    )
+
+
+def bootstrap(settings: Settings) -> dict[str, Any]:
+    """Envoy's bootstrap configuration. Raises ValueError where the settings cannot work."""
+    if not settings.grpc_sockets or not settings.rest_sockets:
+        raise ValueError("the edge needs at least one worker's sockets")
+    for path in (settings.admin_socket, *settings.grpc_sockets, *settings.rest_sockets):
+        if len(path.encode()) >= MAX_SOCKET_PATH:
+            raise ValueError(
+                f"the socket path {path} has {len(path.encode())} bytes, {MAX_SOCKET_PATH - 1} at most work: "
+                "use a shorter run directory"
+            )
+    config: dict[str, Any] = {
+        # Private to this user; never on a port.
+        "admin": {"address": {"pipe": {"path": settings.admin_socket, "mode": 0o600}}},
+        "static_resources": {
+            "listeners": [_listener(settings)],
+            "clusters": [
+                _cluster(GRPC_CLUSTER, settings.grpc_sockets, settings, trailers=True),
+                _cluster(REST_CLUSTER, settings.rest_sockets, settings, trailers=False),
+            ],
+        },
+        "overload_manager": _overload(settings),
+        # No lookups, no metadata servers: nothing here has a name to resolve.
+        "layered_runtime": {"layers": [{"name": "static", "static_layer": {}}]},
+    }
+    return config
+
+
+def encode(settings: Settings) -> bytes:
+    """The same as a JSON file. Raises ValueError."""
+    return json.dumps(bootstrap(settings), indent=1).encode()
+
+
+def _listener(settings: Settings) -> dict[str, Any]:
+    chain: dict[str, Any] = {
+        "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": _manager(settings)}]
+    }
+    if settings.tls is not None:
+        chain["transport_socket"] = _tls(settings.tls)
+    return {
+        "name": "edge",
+        "address": {"socket_address": {"address": settings.host, "port_value": settings.port}},
+        "per_connection_buffer_limit_bytes": settings.connection_buffer,
+        "filter_chains": [chain],
+        # One process a port: with SO_REUSEPORT (Envoy's default) a second mesh on the port would share it in silence.
+        # Envoy's own threads then accept from one socket and are balanced explicitly.
+        "enable_reuse_port": False,
+        "connection_balance_config": {"exact_balance": {}},
+    }
+
+
+def _manager(settings: Settings) -> dict[str, Any]:
+    common: dict[str, Any] = {
+        "idle_timeout": _seconds(settings.idle_timeout),
+        "headers_with_underscores_action": "ALLOW",
+        "max_headers_count": 200,
+    }
+    if settings.max_connection_age:
+        common["max_connection_duration"] = _seconds(settings.max_connection_age)
+    http2: dict[str, Any] = {
+        "max_concurrent_streams": settings.max_streams,
+        "initial_stream_window_size": settings.stream_window,
+        "initial_connection_window_size": settings.connection_window,
+    }
+    if settings.keepalive:
+        http2["connection_keepalive"] = {"interval": _seconds(settings.keepalive), "timeout": "20s"}
+    return {
+        "@type": _TYPE + "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": STAT_PREFIX,
+        "codec_type": "AUTO",
+        "http_protocol_options": {"enable_trailers": True},
+        "http2_protocol_options": http2,
+        "common_http_protocol_options": common,
+        "max_request_headers_kb": settings.max_headers_kb,
+        "request_headers_timeout": _seconds(settings.headers_timeout),
+        "stream_idle_timeout": _seconds(settings.stream_idle_timeout),
+        "drain_timeout": "1s",
+        # A carrier adds nothing: no request ids, no forwarded-for, no server header, no rewritten paths (an id may hold
+        # %2F, // or ..).
+        "generate_request_id": False,
+        "preserve_external_request_id": True,
+        "use_remote_address": True,
+        # Nobody may change how Envoy behaves with x-envoy- headers, not from this machine either: the one internal
+        # address is one that no host has (an empty list would mean all private ones).
+        "internal_address_config": {"cidr_ranges": [{"address_prefix": "192.0.2.1", "prefix_len": 32}]},
+        "skip_xff_append": True,
+        "server_header_transformation": "PASS_THROUGH",
+        "normalize_path": False,
+        "merge_slashes": False,
+        "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
+        "local_reply_config": _local_replies(),
+        "route_config": {
+            "name": "edge",
+            "virtual_hosts": [
+                {
+                    "name": "all",
+                    "domains": ["*"],
+                    "request_headers_to_remove": ["x-forwarded-proto", "x-envoy-external-address"],
+                    "routes": [_route(GRPC_CLUSTER, grpc=True), _route(REST_CLUSTER, grpc=False)],
+                }
+            ],
+        },
+        "http_filters": [
+            {
+                "name": "envoy.filters.http.router",
+                "typed_config": {
+                    "@type": _TYPE + "filters.http.router.v3.Router",
+                    "suppress_envoy_headers": True,
+                    "dynamic_stats": False,  # a few of them per call; the workers count calls
+                },
+            }
+        ],
+    }
+
+
+def _route(cluster: str, *, grpc: bool) -> dict[str, Any]:
+    match: dict[str, Any] = {"prefix": "/"}
+    if grpc:
+        match["grpc"] = {}  # content-type application/grpc, or with +proto and the like
+    return {
+        "match": match,
+        "route": {
+            "cluster": cluster,
+            "timeout": "0s",
+            # A worker that is just being replaced refuses connections at once; then nothing was sent and another worker
+            # serves as well. Anything later is the worker's to judge.
+            "retry_policy": {
+                "retry_on": "connect-failure",
+                "num_retries": 3,
+                "retry_host_predicate": [
+                    {
+                        "name": "envoy.retry_host_predicates.previous_hosts",
+                        "typed_config": {"@type": _TYPE + "retry.host.previous_hosts.v3.PreviousHostsPredicate"},
+                    }
+                ],
+                "host_selection_retry_max_attempts": 5,
+                "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.1s"},
+            },
+        },
+    }
+
+
+def _cluster(name: str, sockets: tuple[str, ...], settings: Settings, *, trailers: bool) -> dict[str, Any]:
+    bound = settings.max_calls
+    return {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": _seconds(settings.connect_timeout),
+        "lb_policy": "LEAST_REQUEST",
+        "per_connection_buffer_limit_bytes": settings.connection_buffer,
+        # Envoy's defaults are 1,024 (3 for retries): HTTP/1.1 needs a connection for each call in flight.
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_connections": bound,
+                    "max_pending_requests": bound,
+                    "max_requests": bound,
+                    "max_retries": bound,
+                }
+            ]
+        },
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": _HTTP_OPTIONS,
+                "common_http_protocol_options": {
+                    "idle_timeout": _seconds(settings.upstream_idle_timeout),
+                    "max_headers_count": 200,
+                },
+                "explicit_http_config": {"http_protocol_options": {"enable_trailers": trailers}},
+            }
+        },
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": path}}}} for path in sockets]}],
+        },
+    }
+
+
+def _local_replies() -> dict[str, Any]:
+    """What Envoy itself answers (no worker, headers too large): for REST in the form that workers use.
+
+    For gRPC Envoy makes a status of it; there a JSON text would only land in the message, hence the filter.
+    """
+    not_grpc = {
+        "header_filter": {
+            "header": {
+                "name": "content-type",
+                "string_match": {"prefix": "application/grpc"},
+                "treat_missing_header_as_empty": True,
+                "invert_match": True,
+            }
+        }
+    }
+    mappers = []
+    for name, least, reason in (
+        ("5xx", 500, Reason.UNAVAILABLE),
+        ("431", 431, Reason.TOO_LARGE),
+        ("4xx", 400, Reason.BAD_REQUEST),
+    ):
+        status = {"comparison": {"op": "GE", "value": {"default_value": least, "runtime_key": f"edge.reply.{name}"}}}
+        mappers.append(
+            {
+                "filter": {"and_filter": {"filters": [not_grpc, {"status_code_filter": status}]}},
+                "body_format_override": {
+                    "json_format": {
+                        "error": "the edge answers: %LOCAL_REPLY_BODY%",
+                        "reason": reason.name,
+                        "code": int(reason.code),
+                        "details": {"flags": "%RESPONSE_FLAGS_LONG%"},
+                    },
+                    "content_type": "application/json",
+                },
+            }
+        )
+    return {"mappers": mappers}
+
+
+def _overload(settings: Settings) -> dict[str, Any]:
+    monitors: list[dict[str, Any]] = [
+        {
+            "name": "envoy.resource_monitors.global_downstream_max_connections",
+            "typed_config": {
+                "@type": _TYPE + "resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                "max_active_downstream_connections": settings.max_connections,
+            },
+        }
+    ]
+    overload: dict[str, Any] = {"refresh_interval": "0.25s", "resource_monitors": monitors}
+    if settings.heap:
+        monitors.append(
+            {
+                "name": "envoy.resource_monitors.fixed_heap",
+                "typed_config": {
+                    "@type": _TYPE + "resource_monitors.fixed_heap.v3.FixedHeapConfig",
+                    "max_heap_size_bytes": settings.heap,
+                },
+            }
+        )
+        overload["actions"] = [
+            _heap_action("envoy.overload_actions.shrink_heap", 0.85),
+            _heap_action("envoy.overload_actions.stop_accepting_requests", 0.95),
+        ]
+    return overload
+
+
+def _heap_action(name: str, at: float) -> dict[str, Any]:
+    trigger = {"name": "envoy.resource_monitors.fixed_heap", "threshold": {"value": at}}
+    return {"name": name, "triggers": [trigger]}
+
+
+def _tls(tls: Tls) -> dict[str, Any]:
+    context: dict[str, Any] = {
+        "alpn_protocols": ["h2", "http/1.1"],
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+        "tls_certificates": [
+            {
+                "certificate_chain": {"filename": tls.certificate},
+                "private_key": {"filename": tls.private_key},
+            }
+        ],
+    }
+    downstream: dict[str, Any] = {
+        "@type": _TYPE + "transport_sockets.tls.v3.DownstreamTlsContext",
+        "common_tls_context": context,
+    }
+    if tls.client_ca:
+        context["validation_context"] = {"trusted_ca": {"filename": tls.client_ca}}
+        downstream["require_client_certificate"] = True
+    return {"name": "envoy.transport_sockets.tls", "typed_config": downstream}
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f}s"

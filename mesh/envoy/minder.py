@@ -1,0 +1,372 @@
+"""Keeps one Envoy running: starts it, waits until it is ready, restarts it when it dies, drains it at the end.
+
+Envoy is a tethered child: it does not outlive this process, however this process ends. What it says comes out in our
+log. A start that fails tells why in one sentence (the port is taken, most of all); a later death is only logged and
+healed, because clients that reconnect in a second should not find the router gone.
+
+What Envoy is told to do is in `mesh.envoy.config`; how a child process is made and tethered, in `mesh.process`.
+"""
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import random
+import re
+import resource
+import socket
+from collections import deque
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from mesh import process
+from mesh import settings as addresses
+from mesh.envoy import config
+from mesh.telemetry import logs, metrics
+
+log = logs.get(__name__)
+
+_LINE = re.compile(r"\[(trace|debug|info|warning|error|critical)\] ?(.*)", re.DOTALL)
+_START_TIMEOUT = 20.0  # seconds; measured 0.1, but a machine that starts everything at once is slow
+_ADMIN_TIMEOUT = 5.0
+_BACKOFF = (0.1, 5.0)  # seconds, first and longest pause before a restart
+_SETTLED = 30.0  # seconds of running after which a death counts as the first again
+_ACTIVE = f"http.{config.STAT_PREFIX}.downstream_rq_active"
+
+# What of Envoy's thousands of statistics is shown as metrics: (theirs, ours, kind, help).
+_STATS = (
+    (f"http.{config.STAT_PREFIX}.downstream_cx_active", "mesh_edge_connections", "gauge", "Open client connections."),
+    (f"http.{config.STAT_PREFIX}.downstream_cx_total", "mesh_edge_connections_total", "counter", "Client connections."),
+    (_ACTIVE, "mesh_edge_calls_in_flight", "gauge", "Calls in flight at the edge."),
+    (f"http.{config.STAT_PREFIX}.downstream_rq_total", "mesh_edge_calls_total", "counter", "Calls at the edge."),
+    (
+        f"http.{config.STAT_PREFIX}.downstream_cx_overload_reject",
+        "mesh_edge_refused_connections_total",
+        "counter",
+        "Connections refused over the bound.",
+    ),
+    (
+        f"cluster.{config.GRPC_CLUSTER}.upstream_rq_retry",
+        "mesh_edge_retries_total",
+        "counter",
+        "gRPC calls sent to another worker because the first took no connection.",
+    ),
+    (
+        f"cluster.{config.GRPC_CLUSTER}.upstream_rq_pending_overflow",
+        "mesh_edge_refused_calls_total",
+        "counter",
+        "gRPC calls refused over the bound of calls in flight.",
+    ),
+)
+
+
+class EnvoyError(Exception):
+    """Envoy does not start or does not answer; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class MinderStatistics:
+    """How the child is."""
+
+    pid: int | None
+    port: int
+    ready: bool
+    restarts: int
+    last_death: str
+
+
+class Minder:
+    """One Envoy and its life. `run_dir` takes its configuration; it must be private to this user.
+
+    `settings.port` 0 takes a free port, which later restarts keep. `name` stands in the log lines.
+    """
+
+    def __init__(
+        self,
+        settings: config.Settings,
+        *,
+        run_dir: Path,
+        binary: str | None = None,
+        name: str = "envoy",
+        log_level: str = "warning",
+    ) -> None:
+        self._settings = settings
+        self._config_path = run_dir / f"{name}.json"
+        self._binary = binary
+        self._name = name
+        self._log_level = log_level
+        self._child: process.Process | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._complaints: deque[str] = deque(maxlen=5)  # its latest lines of weight, for the reason of a death
+        self._ready = False
+        self._stopping = False
+        self._restarts = 0
+        self._last_death = ""
+
+    @property
+    def port(self) -> int:
+        """The port clients use; 0 before the first start where any free one was asked for."""
+        return self._settings.port
+
+    @property
+    def why_not_ready(self) -> str | None:
+        """None where clients are served, else the reason."""
+        if self._ready:
+            return None
+        return f"Envoy is not running: {self._last_death}" if self._last_death else "Envoy has not started yet"
+
+    def statistics(self) -> MinderStatistics:
+        """How it is now."""
+        return MinderStatistics(
+            pid=None if self._child is None else self._child.pid,
+            port=self.port,
+            ready=self._ready,
+            restarts=self._restarts,
+            last_death=self._last_death,
+        )
+
+    async def start(self) -> int:
+        """Starts Envoy and waits until it takes calls; returns the port. Raises EnvoyError, leaving nothing behind."""
+        if self._task is not None:
+            raise RuntimeError("already started")
+        try:
+            settings = replace(self._settings, host=await _address_of(self._settings.host))
+            check_free(settings.host, settings.port)
+            self._settings = config.fit(settings, _open_files())
+            self._write_config()
+            self._session = aiohttp.ClientSession(
+                "http://envoy",
+                connector=aiohttp.UnixConnector(path=settings.admin_socket),
+                timeout=aiohttp.ClientTimeout(total=_ADMIN_TIMEOUT),
+            )
+            await self._launch()
+        except BaseException:
+            await self._let_go()
+            raise
+        self._task = asyncio.create_task(self._mind(), name=f"mind {self._name}")
+        log.info("edge listens", address=addresses.format_address(self._settings.host, self.port), pid=self._pid())
+        return self.port
+
+    async def stop(self, grace: float = 10.0) -> None:
+        """Closes the listener, lets the calls in flight end for up to `grace` seconds, ends Envoy. Never raises."""
+        self._stopping = True
+        self._ready = False
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        if self._child is not None and self._child.returncode is None and grace > 0:
+            try:
+                async with asyncio.timeout(grace):
+                    # Failing health makes it end connections with the next reply on them: GOAWAY, connection: close.
+                    await self._admin("POST", "/healthcheck/fail")
+                    await self._admin("POST", "/drain_listeners")
+                    while (await self._stats((_ACTIVE,))).get(_ACTIVE, 0):  # noqa: ASYNC110  it can only be polled
+                        await asyncio.sleep(0.05)
+            except TimeoutError:
+                log.warning("calls in flight were cut", grace=grace)
+            except EnvoyError as error:
+                log.warning("draining failed", error=str(error))
+        await self._let_go()
+
+    async def snapshot(self) -> metrics.Snapshot:
+        """A few of Envoy's own statistics, and its memory and CPU time, to merge with the workers' metrics."""
+        pid = self._pid()
+        if pid is None:
+            return {"metrics": []}
+        try:
+            stats = await self._stats(tuple(theirs for theirs, *_ in _STATS))
+        except EnvoyError:
+            stats = {}
+        found: list[dict[str, Any]] = [
+            {
+                "name": name,
+                "type": kind,
+                "help": help_text,
+                "labels": [],
+                "merge": "sum",
+                "buckets": [],
+                "series": [[[], stats[theirs]]],
+            }
+            for theirs, name, kind, help_text in _STATS
+            if theirs in stats
+        ]
+        return {"metrics": [*found, *metrics.process_snapshot(self._name, pid)["metrics"]]}
+
+    def _pid(self) -> int | None:
+        return None if self._child is None else self._child.pid
+
+    def _write_config(self) -> None:
+        try:
+            text = config.encode(self._settings)
+        except ValueError as error:
+            raise EnvoyError(str(error)) from error
+        self._config_path.write_bytes(text)
+
+    async def _launch(self) -> None:
+        """One Envoy, ready; or EnvoyError and none."""
+        self._complaints.clear()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._settings.admin_socket)  # of a former life: Envoy would not bind
+        if self._binary is None:
+            try:
+                self._binary = process.find_binary("envoy")
+            except FileNotFoundError as error:
+                raise EnvoyError(str(error)) from error
+        argv = [
+            self._binary,
+            *("--config-path", str(self._config_path)),
+            *("--concurrency", str(self._settings.concurrency)),
+            "--disable-hot-restart",  # it needs shared memory and ids that the meshes of a machine would contend for
+            *("--log-level", self._log_level),
+            *("--log-format", "[%l] %v"),
+            "--log-format-escaped",
+            *("--drain-time-s", "1"),
+        ]
+        child = await process.spawn(argv, name=self._name, on_line=self._on_line)
+        self._child = child
+        _raise_open_files(child.pid)
+        died = asyncio.create_task(child.wait())
+        ready = asyncio.create_task(self._wait_ready())
+        try:
+            async with asyncio.timeout(_START_TIMEOUT):
+                await asyncio.wait((died, ready), return_when=asyncio.FIRST_COMPLETED)
+                if not ready.done():
+                    raise EnvoyError(f"Envoy ended at its start: {self._why(died.result())}")
+                await ready
+        except BaseException as error:
+            await child.terminate(1.0)
+            if isinstance(error, TimeoutError):
+                raise EnvoyError(f"Envoy was not ready within {_START_TIMEOUT:g} s: {self._why(None)}") from error
+            raise
+        finally:
+            died.cancel()
+            ready.cancel()
+            await asyncio.gather(died, ready, return_exceptions=True)
+        self._ready = True
+
+    async def _wait_ready(self) -> None:
+        while True:
+            try:
+                if (await self._admin("GET", "/ready")).strip() == "LIVE":
+                    break
+            except EnvoyError:
+                pass  # not listening yet, or starting; the caller bounds the wait
+            await asyncio.sleep(0.02)
+        if self._settings.port == 0:
+            port = await self._bound_port()
+            self._settings = replace(self._settings, port=port)
+            self._write_config()
+
+    async def _bound_port(self) -> int:
+        listeners = json.loads(await self._admin("GET", "/listeners?format=json"))
+        return int(listeners["listener_statuses"][0]["local_address"]["socket_address"]["port_value"])
+
+    async def _mind(self) -> None:
+        loop = asyncio.get_running_loop()
+        pause = _BACKOFF[0]
+        while True:
+            started = loop.time()
+            assert self._child is not None
+            code = await self._child.wait()
+            self._ready = False
+            self._last_death = self._why(code)
+            log.error("envoy died", why=self._last_death)
+            if loop.time() - started > _SETTLED:
+                pause = _BACKOFF[0]
+            while not self._ready:
+                await asyncio.sleep(pause * random.uniform(0.8, 1.2))
+                pause = min(pause * 2, _BACKOFF[1])
+                try:
+                    await self._launch()
+                except (EnvoyError, OSError) as error:
+                    self._last_death = str(error)
+                    log.error("envoy does not start again", error=str(error))
+            self._restarts += 1
+            log.info("envoy runs again", restarts=self._restarts, pid=self._pid())
+
+    async def _let_go(self) -> None:
+        child, self._child = self._child, None
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+        if child is not None:
+            await child.terminate(2.0)
+        self._ready = False
+
+    async def _admin(self, method: str, path: str) -> str:
+        if self._session is None:
+            raise EnvoyError("Envoy is not running")
+        try:
+            async with self._session.request(method, path) as answer:
+                text = await answer.text()
+                if answer.status != 200:
+                    raise EnvoyError(f"Envoy's admin answered {answer.status} to {path}: {text.strip()}")
+                return text
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise EnvoyError(f"Envoy's admin socket does not answer: {error!r}") from error
+
+    async def _stats(self, names: tuple[str, ...]) -> dict[str, int]:
+        pattern = "|".join(re.escape(name).replace("\\", "%5C") for name in names)
+        text = await self._admin("GET", f"/stats?filter=%5E({pattern})$")
+        pairs = (line.rpartition(": ") for line in text.splitlines())
+        return {name: int(value) for name, _, value in pairs if value.isdigit()}
+
+    def _on_line(self, line: str) -> None:
+        match = _LINE.match(line)
+        level, text = (match[1], match[2]) if match else ("warning", line)
+        if level in ("warning", "error", "critical"):
+            self._complaints.append(text)
+        if self._stopping:
+            level = "debug"  # it warns of each signal that we send
+        getattr(log, "debug" if level == "trace" else level)("envoy says", text=text)
+
+    def _why(self, code: int | None) -> str:
+        text = "; ".join(self._complaints) or "it gave no reason"
+        return text if code is None else f"{text} ({process.describe_exit(code)})"
+
+
+def check_free(host: str, port: int) -> None:
+    """Raises EnvoyError where nobody could listen on it now. Port 0 passes.
+
+    Asked before Envoy starts, because Envoy's own complaint comes late and names neither option nor remedy.
+    """
+    if port == 0:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            address = addresses.format_address(host, port)
+            if error.errno == errno.EADDRINUSE:
+                raise EnvoyError(f"{address} is taken by another process: choose another port (--listen)") from error
+            raise EnvoyError(f"cannot listen on {address}: {error.strerror}") from error
+
+
+async def _address_of(host: str) -> str:
+    """An IP address: Envoy's static listener takes no names."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise EnvoyError(f"cannot listen on {host}: {error.strerror}") from error
+    return str(sorted(found, key=lambda info: info[0] != socket.AF_INET)[0][4][0])
+
+
+def _open_files() -> int:
+    """How many files Envoy may have open: the hard limit, which `_raise_open_files` gives it."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1] % (1 << 31) or 1 << 20
+
+
+def _raise_open_files(pid: int) -> None:
+    try:
+        hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+    except OSError as error:  # it has died, or a sandbox forbids it: then its limit is what it was started with
+        log.debug("open files of envoy stay as they are", error=str(error))

@@ -1,0 +1,82 @@
+"""A thin etcd client on `grpc.aio`.
+
+Our own because no other one may be trusted: `etcd3` cannot be imported with current protobuf, and `aetcd` loses watch
+events in silence, has no TLS and never renews its token. It is small: reads, writes and transactions (`Etcd`), leases
+that know when they are lost (`Lease`), ranges that are followed through faults (`Mirror`). What stands in etcd is not
+its business: see `mesh.keys` and `mesh.records`.
+"""
+
+from mesh.etcd.client import Etcd, Updated
+from mesh.etcd.connection import EtcdStatistics
+from mesh.etcd.errors import (
+    EtcdClosed,
+    EtcdCompacted,
+    EtcdDenied,
+    EtcdError,
+    EtcdLeaseLost,
+    EtcdUnavailable,
+)
+from mesh.etcd.lease import Lease, LeaseStatistics
+from mesh.etcd.mirror import Change, Mirror, MirrorStatistics
+from mesh.etcd.records import Delta, Event, KeyValue, Kind, Page, Snapshot, Status, TxnResult
+from mesh.etcd.txn import (
+    MAX_OPERATIONS,
+    Compare,
+    Op,
+    absent,
+    absent_prefix,
+    absent_range,
+    created,
+    created_in_range,
+    delete_op,
+    delete_range_op,
+    exists,
+    get_op,
+    get_range_op,
+    leased,
+    modified,
+    put_op,
+    value_is,
+)
+
+__all__ = [
+    "MAX_OPERATIONS",
+    "Change",
+    "Compare",
+    "Delta",
+    "Etcd",
+    "EtcdClosed",
+    "EtcdCompacted",
+    "EtcdDenied",
+    "EtcdError",
+    "EtcdLeaseLost",
+    "EtcdStatistics",
+    "EtcdUnavailable",
+    "Event",
+    "KeyValue",
+    "Kind",
+    "Lease",
+    "LeaseStatistics",
+    "Mirror",
+    "MirrorStatistics",
+    "Op",
+    "Page",
+    "Snapshot",
+    "Status",
+    "TxnResult",
+    "Updated",
+    "absent",
+    "absent_prefix",
+    "absent_range",
+    "created",
+    "created_in_range",
+    "delete_op",
+    "delete_range_op",
+    "exists",
+    "get_op",
+    "get_range_op",
+    "leased",
+    "modified",
+    "put_op",
+    "value_is",
+]

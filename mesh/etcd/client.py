@@ -1,0 +1,248 @@
+"""The client: reads, writes and transactions on etcd's keys.
+
+What waits longer than one request is elsewhere: `Lease` keeps a lease alive, `Mirror` follows a range. How requests are
+sent, repeated and bounded is in `connection`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from mesh.etcd.connection import Connection, EtcdStatistics
+from mesh.etcd.errors import EtcdError, EtcdUnavailable
+from mesh.etcd.records import KeyValue, Page, Status, TxnResult, key_value, key_values
+from mesh.etcd.txn import Compare, Op, modified, put_op
+from mesh.keys import after_prefix
+from mesh.pb import etcd_pb2 as pb
+from mesh.settings import EtcdSettings
+from mesh.statuses import Reason
+
+_UPDATE_TIMEOUTS = 3  # an update may outlast one time-out, or it could never settle what that left open
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """What `update()` has found and left."""
+
+    changed: bool
+    before: KeyValue | None  # as it was when it was decided
+    value: bytes | None  # as it is now; None: there is no such key
+    mod_revision: int  # of the value; 0: there is no such key
+
+
+class Etcd:
+    """A client of one etcd, of one or several members. It connects when first used.
+
+    All methods are bounded by `timeout` seconds (None: the settings'), raise EtcdError and its kinds, and may be
+    cancelled; a write that is cancelled may still be done. One client serves any number of tasks of one event loop.
+    """
+
+    def __init__(self, settings: EtcdSettings) -> None:
+        """Raises ValueError for endpoints that are none."""
+        self.settings = settings
+        self.connection = Connection(settings)  # for this package
+
+    async def __aenter__(self) -> "Etcd":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connections; whatever is in progress ends with EtcdClosed."""
+        await self.connection.close()
+
+    def statistics(self) -> EtcdStatistics:
+        """How it has fared."""
+        return self.connection.statistics()
+
+    async def get(self, key: bytes, *, timeout: float | None = None) -> KeyValue | None:
+        """The key as the whole cluster has it now (linearizable), or None."""
+        reply = await self._read(pb.RangeRequest(key=key), timeout)
+        return key_value(reply.kvs[0]) if reply.kvs else None
+
+    async def page(
+        self,
+        start: bytes,
+        end: bytes,
+        *,
+        limit: int,
+        revision: int = 0,
+        keys_only: bool = False,
+        timeout: float | None = None,
+    ) -> Page:
+        """The first `limit` keys of [start, end) at `revision` (0: now).
+
+        Raises EtcdCompacted where that revision is no longer kept, EtcdError(TOO_LARGE) where they fill more than 16
+        MiB."""
+        request = pb.RangeRequest(key=start, range_end=end, limit=limit, revision=revision, keys_only=keys_only)
+        reply = await self._read(request, timeout)
+        return Page(key_values(reply.kvs), revision or reply.header.revision, reply.more, reply.count)
+
+    async def count(self, start: bytes, end: bytes, *, timeout: float | None = None) -> int:
+        """How many keys are in [start, end)."""
+        reply = await self._read(pb.RangeRequest(key=start, range_end=end, count_only=True), timeout)
+        return int(reply.count)
+
+    async def pages(
+        self, start: bytes, end: bytes, *, page_size: int = 1000, keys_only: bool = False
+    ) -> AsyncIterator[Page]:
+        """[start, end) page by page, all at one revision. `page_size` becomes smaller where values are large.
+
+        Raises EtcdCompacted where that revision is compacted meanwhile; what was yielded stays true of it."""
+        revision = 0
+        while True:
+            try:
+                page = await self.page(start, end, limit=page_size, revision=revision, keys_only=keys_only)
+            except EtcdError as error:
+                if error.reason is Reason.TOO_LARGE and page_size > 1:
+                    page_size = max(1, page_size // 4)
+                    continue
+                raise
+            revision = page.revision
+            yield page
+            if not page.more or not page.kvs:
+                return
+            start = page.kvs[-1].key + b"\0"
+
+    async def scan(
+        self, prefix_or_range: bytes | tuple[bytes, bytes], *, page_size: int = 1000, keys_only: bool = False
+    ) -> AsyncIterator[KeyValue]:
+        """Every key with a prefix, or in a range, one by one, as `pages()`."""
+        if isinstance(prefix_or_range, bytes):
+            prefix_or_range = (prefix_or_range, after_prefix(prefix_or_range))
+        start, end = prefix_or_range
+        async for page in self.pages(start, end, page_size=page_size, keys_only=keys_only):
+            for kv in page.kvs:
+                yield kv
+
+    async def put(self, key: bytes, value: bytes, *, lease: int = 0, timeout: float | None = None) -> int:
+        """Writes the key, on a lease or on none (0). The revision at which it was written."""
+        request = pb.PutRequest(key=key, value=value, lease=lease)
+        reply = await self._write("put", lambda m: m.kv.Put, request, timeout)
+        return int(reply.header.revision)
+
+    async def delete(self, key: bytes, *, timeout: float | None = None) -> bool:
+        """Deletes the key. Whether there was one."""
+        request = pb.DeleteRangeRequest(key=key)
+        reply = await self._write("delete", lambda m: m.kv.DeleteRange, request, timeout)
+        return bool(reply.deleted)
+
+    async def delete_range(self, start: bytes, end: bytes, *, timeout: float | None = None) -> int:
+        """Deletes all keys in [start, end), in one transaction. How many there were."""
+        request = pb.DeleteRangeRequest(key=start, range_end=end)
+        reply = await self._write("delete range", lambda m: m.kv.DeleteRange, request, timeout)
+        return int(reply.deleted)
+
+    async def txn(
+        self,
+        compares: Sequence[Compare],
+        success: Sequence[Op],
+        failure: Sequence[Op] = (),
+        *,
+        timeout: float | None = None,
+    ) -> TxnResult:
+        """Does `success` if all compares hold, else `failure`, as one step. See `mesh.etcd.txn` for both."""
+        request = pb.TxnRequest(compare=compares, success=success, failure=failure)
+        reply = await self._write("transaction", lambda m: m.kv.Txn, request, timeout)
+        return TxnResult(
+            bool(reply.succeeded), tuple([_response(part) for part in reply.responses]), int(reply.header.revision)
+        )
+
+    async def update(
+        self, key: bytes, change: Callable[[KeyValue | None], bytes | None], *, timeout: float | None = None
+    ) -> Updated:
+        """Replaces a value by what `change` makes of it, by compare-and-set, until nobody came in between.
+
+        `change` is given the key as it is (None: there is none) and returns the new value; None or an equal one
+        leaves it. It is called again after each conflict, so it must decide by its argument alone. Its exceptions pass
+        through.
+
+        A write whose outcome is not known is settled by reading again: it was done if the value is the one written. So
+        where several writers may write equal bytes and each write must count, make the values differ; and a change that
+        was done, unknown to us, and overwritten by somebody else before we read again is made once more. The whole
+        takes at most `timeout` seconds (None: three times the settings'); EtcdUnavailable is ambiguous if a write is
+        not settled.
+        """
+        loop = asyncio.get_running_loop()
+        whole = _UPDATE_TIMEOUTS * self.settings.timeout if timeout is None else timeout
+        deadline = loop.time() + whole
+        unsettled: EtcdUnavailable | None = None
+        tried: tuple[bytes, KeyValue | None] | None = None  # the write of unknown outcome, and what it was to replace
+        while True:
+            budget = min(self.settings.timeout, deadline - loop.time())
+            if budget <= 0:
+                raise unsettled or EtcdUnavailable(f"update of {key!r}: not within {whole:g} s")
+            try:
+                before = await self.get(key, timeout=budget)
+            except EtcdUnavailable as error:
+                raise (unsettled or error) from error
+            if tried is not None:
+                value, base = tried
+                if _revision(before) != _revision(base):
+                    if before is not None and before.value == value:
+                        return Updated(True, base, value, before.mod_revision)
+                    unsettled = tried = None  # what it was to replace is gone: it cannot be done any more
+            after = change(before)
+            if before is None and after is None:
+                return Updated(False, None, None, 0)
+            if before is not None and (after is None or after == before.value):
+                return Updated(False, before, before.value, before.mod_revision)
+            assert after is not None
+            budget = min(self.settings.timeout, max(deadline - loop.time(), 0.001))
+            try:
+                result = await self.txn([modified(key, _revision(before))], [put_op(key, after)], timeout=budget)
+            except EtcdUnavailable as error:
+                if not error.ambiguous:
+                    raise (unsettled or error) from error
+                # The same base may be tried again: of two compare-and-sets on it, one at most is done.
+                unsettled, tried = error, (after, before)
+                continue
+            if result.succeeded:
+                return Updated(True, before, after, result.revision)
+
+    async def status(self, *, timeout: float | None = None) -> Status:
+        """What the member in use says of itself."""
+        reply, member = await self.connection.call(
+            "status", lambda m: m.maintenance.Status, pb.StatusRequest(), repeatable=True, timeout=timeout
+        )
+        return Status(
+            endpoint=member.endpoint,
+            version=reply.version,
+            revision=reply.header.revision,
+            db_bytes=reply.dbSize,
+            db_used_bytes=reply.dbSizeInUse,
+            has_leader=bool(reply.leader),
+            errors=tuple(reply.errors),
+        )
+
+    async def compact(self, revision: int, *, physical: bool = False, timeout: float | None = None) -> None:
+        """Forgets the history before `revision`; `physical`: waits until it is gone from the disk."""
+        request = pb.CompactionRequest(revision=revision, physical=physical)
+        await self._write("compact", lambda m: m.kv.Compact, request, timeout)
+
+    async def _read(self, request: pb.RangeRequest, timeout: float | None) -> Any:
+        reply, _ = await self.connection.call("read", lambda m: m.kv.Range, request, repeatable=True, timeout=timeout)
+        return reply
+
+    async def _write(self, what: str, method: Callable[[Any], Any], request: Any, timeout: float | None) -> Any:
+        reply, _ = await self.connection.call(what, method, request, repeatable=False, timeout=timeout)
+        return reply
+
+
+def _revision(kv: KeyValue | None) -> int:
+    return 0 if kv is None else kv.mod_revision
+
+
+def _response(part: pb.ResponseOp) -> tuple[KeyValue, ...] | int | None:
+    match part.WhichOneof("response"):
+        case "response_range":
+            return key_values(part.response_range.kvs)
+        case "response_delete_range":
+            return int(part.response_delete_range.deleted)
+        case _:
+            return None

@@ -1,0 +1,127 @@
+"""One gRPC channel for each etcd member, and which of them is used.
+
+All requests go to one member until it fails, then to the next. gRPC could rotate itself over one target with several
+addresses, but then checks TLS host names against that target and fails. A request that failed decides nothing alone:
+only the member it was sent to is left, so that a hundred requests failing together rotate once.
+"""
+
+import ssl
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import grpc
+
+from mesh.pb import etcd_pb2_grpc
+from mesh.settings import EtcdSettings
+
+# Measured with a black-holed connection: keep-alive alone noticed after 60 s, with the ping time-out and without
+# bandwidth probes (whose pings count as life signs) after 13 s. Pings only while calls or streams are open: etcd
+# answers others with GOAWAY "too many pings" after 40 s.
+_OPTIONS = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.max_receive_message_length", 16 * 2**20),
+    ("grpc.use_local_subchannel_pool", 1),  # closing a client closes its connections, nobody else's
+    ("grpc.enable_http_proxy", 0),  # etcd is inside; a proxy from the environment would keep it out of reach
+)
+
+
+class Member:
+    """One endpoint: its channel and the stubs on it."""
+
+    __slots__ = ("auth", "channel", "endpoint", "kv", "lease", "maintenance", "watch")
+
+    def __init__(self, endpoint: str, settings: EtcdSettings) -> None:
+        self.endpoint = endpoint
+        secure, target = parse_endpoint(endpoint)
+        # The time a connection attempt may take is the *minimum* back-off, by gRPC's definition.
+        options = (*_OPTIONS, ("grpc.min_reconnect_backoff_ms", int(settings.connect_timeout * 1000)))
+        if secure:
+            credentials = grpc.ssl_channel_credentials(
+                settings.ca or _system_trust(), settings.private_key, settings.certificate
+            )
+            self.channel = grpc.aio.secure_channel(target, credentials, options)
+        else:
+            self.channel = grpc.aio.insecure_channel(target, options)
+        self.kv = etcd_pb2_grpc.KVStub(self.channel)
+        self.watch = etcd_pb2_grpc.WatchStub(self.channel)
+        self.lease = etcd_pb2_grpc.LeaseStub(self.channel)
+        self.auth = etcd_pb2_grpc.AuthStub(self.channel)
+        self.maintenance = etcd_pb2_grpc.MaintenanceStub(self.channel)
+
+
+class Endpoints:
+    """The members, connected when first used. Belongs to one event loop from then on."""
+
+    def __init__(self, settings: EtcdSettings) -> None:
+        if not settings.endpoints:
+            raise ValueError("no etcd endpoint is given")
+        for endpoint in settings.endpoints:
+            parse_endpoint(endpoint)
+        _check_tls(settings)
+        self._settings = settings
+        self._members: list[Member | None] = [None] * len(settings.endpoints)
+        self._index = 0
+        self.rotations = 0  # times a member was left
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @property
+    def current(self) -> Member:
+        """The member to use now."""
+        member = self._members[self._index]
+        if member is None:
+            member = Member(self._settings.endpoints[self._index], self._settings)
+            self._members[self._index] = member
+        return member
+
+    def leave(self, member: Member) -> None:
+        """Goes on to the next member, if `member` still is the one in use."""
+        if self._members[self._index] is member:
+            self._index = (self._index + 1) % len(self._members)
+            self.rotations += 1
+
+    async def close(self) -> None:
+        """Closes every channel; what runs on them ends as cancelled."""
+        for member in self._members:
+            if member is not None:
+                await member.channel.close(None)
+
+
+def parse_endpoint(endpoint: str) -> tuple[bool, str]:
+    """Whether TLS is used, and gRPC's target, from `http://HOST:PORT` or `https://HOST:PORT`. Raises ValueError."""
+    try:
+        parts = urlsplit(endpoint)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"{endpoint!r} is not an etcd endpoint: {error}") from error
+    if parts.scheme not in ("http", "https") or not host or parts.path.strip("/") or parts.username or parts.query:
+        raise ValueError(f"{endpoint!r} is not an etcd endpoint: write http://HOST:PORT or https://HOST:PORT")
+    return parts.scheme == "https", f"{f'[{host}]' if ':' in host else host}:{port or 2379}"
+
+
+def _check_tls(settings: EtcdSettings) -> None:
+    """Raises ValueError for what gRPC would only show as a connection that never comes about."""
+    if (settings.certificate is None) != (settings.private_key is None):
+        raise ValueError("a client certificate for etcd needs its private key, and a private key its certificate")
+    if settings.ca is not None:
+        try:
+            ssl.create_default_context(cadata=settings.ca.decode("ascii"))
+        except (ssl.SSLError, UnicodeDecodeError) as error:
+            raise ValueError(f"the certificate authority for etcd is not in PEM: {error}") from error
+
+
+def _system_trust() -> bytes | None:
+    """The system's certificate authorities as PEM; gRPC by itself would use a list of its own. None: that list."""
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile:
+        return Path(paths.cafile).read_bytes()
+    if paths.capath:
+        found = [path.read_bytes() for path in sorted(Path(paths.capath).glob("*.pem"))]
+        return b"\n".join(found) or None
+    return None

@@ -1,0 +1,113 @@
+"""What can go wrong with etcd, as a handful of errors.
+
+The difference that matters to callers is whether a failed write may have been done all the same: a put that timed out
+has been seen to land later. Only what certainly never reached etcd, or what etcd refused, is reported as not ambiguous.
+Which etcd message means what is known here alone; the texts are those of etcd's api/v3rpc/rpctypes/error.go.
+"""
+
+import grpc
+
+from mesh.statuses import Code, MeshError, Reason
+
+
+class EtcdError(MeshError):
+    """etcd refused the request, and would refuse it again."""
+
+    def __init__(self, text: str, *, reason: Reason = Reason.INTERNAL) -> None:
+        super().__init__(reason, text)
+
+
+class EtcdUnavailable(EtcdError):
+    """etcd cannot be reached, or did not answer in time, or takes no writes now.
+
+    `ambiguous`: what was asked may have been done, or may still be done later. Always False for reads.
+    """
+
+    def __init__(self, text: str, *, ambiguous: bool = False) -> None:
+        super().__init__(text, reason=Reason.REGISTRY_AWAY)
+        self.ambiguous = ambiguous
+
+
+class EtcdClosed(EtcdUnavailable):
+    """This client was closed, by its owner."""
+
+
+class EtcdDenied(EtcdError):
+    """User, password or certificate are not accepted, or the user may not do this."""
+
+
+class EtcdCompacted(EtcdError):
+    """The revision asked for is no longer kept. `revision` is the oldest one that is, or 0 where etcd did not say."""
+
+    def __init__(self, revision: int = 0) -> None:
+        super().__init__(f"etcd has compacted its history up to revision {revision or '(not said)'}")
+        self.revision = revision
+
+
+class EtcdLeaseLost(EtcdError):
+    """The lease named in a write does not exist (any more)."""
+
+
+_UNSENT = (
+    "failed to connect to all addresses",
+    "connections to all backends failing",
+    "empty address list",
+    "DNS resolution failed",
+    "Failed to connect to remote host",
+    "Name resolution failed",
+)
+_REFUSED_FOR_NOW = ("etcdserver: no leader", "etcdserver: too many requests")
+_STALE_TOKEN = ("etcdserver: invalid auth token", "revision of auth store is old", "etcdserver: user name is empty")
+
+
+def code_of(error: grpc.aio.AioRpcError) -> Code:
+    """The status code of a failed call."""
+    return Code(error.code().value[0])
+
+
+def is_refused(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the request certainly was not carried out and may be sent again as it is, there or elsewhere."""
+    details = error.details() or ""
+    if code_of(error) is Code.UNAVAILABLE and any(text in details for text in _UNSENT):
+        return True
+    return any(text in details for text in _REFUSED_FOR_NOW)
+
+
+def is_transient(error: grpc.aio.AioRpcError) -> bool:
+    """Whether another attempt may go better, here or at another member."""
+    return is_refused(error) or code_of(error) in (
+        Code.UNAVAILABLE,
+        Code.DEADLINE_EXCEEDED,
+        Code.CANCELLED,
+        Code.ABORTED,
+        Code.UNKNOWN,  # what a proxy in between makes of its own troubles, and HTTP errors
+    )
+
+
+def is_stale_token(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the token was refused rather than the user."""
+    return code_of(error) is Code.UNAUTHENTICATED or says_stale_token(error.details() or "")
+
+
+def says_stale_token(text: str) -> bool:
+    """The same, of a text: watches are refused with one in place of a status."""
+    return any(known in text for known in _STALE_TOKEN)
+
+
+def translate(error: grpc.aio.AioRpcError, what: str, *, write: bool) -> EtcdError:
+    """The error for callers; `what` names the request and the member, for the text."""
+    code, details = code_of(error), error.details() or ""
+    text = f"{what}: {details or code.name}"
+    if is_stale_token(error) or code is Code.PERMISSION_DENIED or "authentication failed" in details:
+        return EtcdDenied(text)
+    if "required revision has been compacted" in details:
+        return EtcdCompacted()
+    if "requested lease not found" in details:
+        return EtcdLeaseLost(text)
+    if is_transient(error):
+        return EtcdUnavailable(text, ambiguous=write and not is_refused(error))
+    if "database space exceeded" in details:
+        return EtcdUnavailable(text)
+    if "request is too large" in details or "message larger than max" in details:
+        return EtcdError(text, reason=Reason.TOO_LARGE)
+    return EtcdError(text)

@@ -1,0 +1,154 @@
+"""A lease: keys written with it vanish when it is not renewed in time.
+
+Its holder must know of the loss no later than etcd acts on it, and without asking etcd, which may be the very thing
+that is away. So the lease counts as lost at *time of sending + TTL* of the last renewal that was answered, by the local
+monotonic clock, or as soon as etcd answers that it is gone. Once lost it stays lost: granting another one, and writing
+the keys anew under it, is the holder's business, because only the holder knows what stood there.
+"""
+
+import asyncio
+import random
+from dataclasses import dataclass
+
+from mesh.etcd.client import Etcd
+from mesh.etcd.errors import EtcdClosed, EtcdError, EtcdLeaseLost, EtcdUnavailable
+from mesh.etcd.stream import Stream
+from mesh.pb import etcd_pb2 as pb
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+_PAUSE_FIRST, _PAUSE_MAX = 0.05, 1.0  # seconds between attempts to open the stream again
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseStatistics:
+    """How a lease has fared."""
+
+    id: int
+    ttl: int  # seconds
+    remaining: float  # seconds until it counts as lost
+    renewals: int
+    streams: int  # opened; one, if nothing ever failed
+    lost: str  # why; empty while held
+
+
+class Lease:
+    """Made by `Lease.grant()`; kept alive in the background until it is lost, revoked or closed."""
+
+    def __init__(self, etcd: Etcd, lease_id: int, ttl: int, deadline: float) -> None:
+        self.id = lease_id
+        self.ttl = ttl  # seconds, as etcd granted it
+        self.lost = asyncio.Event()
+        self.why_lost = ""
+        self._etcd = etcd
+        self._loop = asyncio.get_running_loop()
+        self._deadline = deadline
+        self._expiry = self._loop.call_at(deadline, self._lose, "not renewed in time")
+        self._renewals = self._streams = 0
+        self._task = self._loop.create_task(self._keep_alive(), name=f"etcd lease {lease_id:x}")
+
+    @classmethod
+    async def grant(cls, etcd: Etcd, *, ttl: int, timeout: float | None = None) -> "Lease":
+        """A new lease of `ttl` seconds (etcd grants at least 2 by default). Raises EtcdError.
+
+        A grant whose answer got lost leaves a lease that nobody renews: asking again does no harm."""
+        sent = asyncio.get_running_loop().time()
+        request = pb.LeaseGrantRequest(TTL=ttl)
+        reply, _ = await etcd.connection.call(
+            "lease grant", lambda m: m.lease.LeaseGrant, request, repeatable=True, timeout=timeout
+        )
+        if reply.error:
+            raise EtcdError(f"lease grant: {reply.error}")
+        return cls(etcd, reply.ID, reply.TTL, sent + reply.TTL)
+
+    def __repr__(self) -> str:
+        return f"<Lease {self.id:x}: {self.why_lost or f'{self.remaining:.1f} s left'}>"
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until it counts as lost if nothing more is heard; 0 once it is."""
+        return 0.0 if self.lost.is_set() else max(0.0, self._deadline - self._loop.time())
+
+    def statistics(self) -> LeaseStatistics:
+        """How it has fared."""
+        return LeaseStatistics(self.id, self.ttl, self.remaining, self._renewals, self._streams, self.why_lost)
+
+    async def revoke(self, *, timeout: float | None = None) -> None:
+        """Ends it: etcd deletes its keys at once. EtcdUnavailable: they go when it expires.
+
+        Not a loss: `lost` stays unset."""
+        await self.close()
+        request = pb.LeaseRevokeRequest(ID=self.id)
+        try:
+            await self._etcd.connection.call(
+                "lease revoke", lambda m: m.lease.LeaseRevoke, request, repeatable=True, timeout=timeout
+            )
+        except EtcdLeaseLost:
+            pass  # it has expired already, or an attempt before was done
+
+    async def close(self) -> None:
+        """Stops keeping it alive: its keys vanish when it expires."""
+        self._expiry.cancel()
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+    def _lose(self, why: str) -> None:
+        if not self.lost.is_set():
+            self.why_lost = why
+            self._expiry.cancel()
+            self.lost.set()
+            self._task.cancel()
+            log.warning("lease lost", lease=f"{self.id:x}", why=why, ttl=self.ttl)
+
+    def _renewed(self, sent: float, ttl: int) -> None:
+        self._renewals += 1
+        self._deadline = max(self._deadline, sent + ttl)
+        self._expiry.cancel()
+        # In the past already, if this process was stopped meanwhile: then it fires at once.
+        self._expiry = self._loop.call_at(self._deadline, self._lose, "not renewed in time")
+
+    async def _keep_alive(self) -> None:
+        failed = 0
+        while True:
+            stream: Stream | None = None
+            try:
+                request = pb.LeaseKeepAliveRequest(ID=self.id)
+                while True:
+                    sent = self._loop.time()
+                    if stream is None:
+                        stream = await self._open(request)
+                    else:
+                        await stream.write(request, self._patience)
+                    reply = await stream.read(self._patience)
+                    if reply.TTL <= 0:
+                        self._lose("etcd says that it has expired")
+                        return
+                    self._renewed(sent, reply.TTL)
+                    failed = 0
+                    await asyncio.sleep(max(0.0, sent + self.ttl / 3 - self._loop.time()))
+            except EtcdClosed:
+                return  # the client's owner has closed it; what remains is the deadline
+            except EtcdUnavailable as error:
+                log.debug("lease renewal failed", lease=f"{self.id:x}", error=error.text)
+            except EtcdError as error:
+                log.warning("lease renewal refused", lease=f"{self.id:x}", error=error.text)
+            finally:
+                if stream is not None:
+                    stream.cancel()
+            # The first attempt at once: a stream that broke while idle only shows at the next write.
+            if failed:
+                pause = min(_PAUSE_FIRST * 2 ** min(failed, 8), _PAUSE_MAX, self.ttl / 6)
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+            failed += 1
+
+    async def _open(self, request: pb.LeaseKeepAliveRequest) -> Stream:
+        self._streams += 1
+        return await self._etcd.connection.open(
+            "lease renewal", lambda m: m.lease.LeaseKeepAlive, request, self._patience
+        )
+
+    @property
+    def _patience(self) -> float:
+        """Seconds to wait for one answer: short enough that another attempt, elsewhere, can still be in time."""
+        return max(0.5, self.ttl / 4)

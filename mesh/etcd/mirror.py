@@ -1,0 +1,179 @@
+"""Following a range of keys: its content, then every change, through whatever happens to etcd.
+
+    async for change in Mirror(etcd, start, end):
+        match change:
+            case Snapshot(): ...
+            case Delta(): ...
+
+A broken watch resumes after the last revision given out, at the same or another member, for ever, with back-off. Only
+where that revision is gone (compacted, or etcd has started anew on other data) the range is read again and a second
+`Snapshot` comes. Comparing it with what was known is left to the consumer. The stream is read only as fast as changes
+are consumed; what waits, waits in etcd.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+
+from mesh.etcd.client import Etcd
+from mesh.etcd.errors import EtcdClosed, EtcdCompacted, EtcdError
+from mesh.etcd.records import Delta, KeyValue, Snapshot
+from mesh.etcd.watch import Watch
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+Change = Snapshot | Delta
+
+_PAUSE_FIRST, _PAUSE_MAX = 0.05, 1.0  # seconds between attempts
+_SETTLED = 5.0  # seconds a watch must have lived for the back-off to start over
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorStatistics:
+    """How a mirror has fared."""
+
+    connected: bool
+    stale_for: float  # seconds
+    revision: int  # everything up to it was given out
+    snapshots: int
+    deltas: int
+    events: int
+    watches: int  # opened
+
+
+class _StartedAnew(EtcdError):
+    """The store is not the one that was followed."""
+
+
+class Mirror:
+    """A range followed from its first `Snapshot` on. For one consumer, in one task; iterate it once.
+
+    It ends when that task is cancelled or `close()` is called, and raises EtcdClosed when its client is closed; nothing
+    else ends it. A consumer cancelled in the middle of a step loses the mirror, so no `wait_for` around single steps.
+    """
+
+    def __init__(self, etcd: Etcd, start: bytes, end: bytes, *, page_size: int = 1000) -> None:
+        """Follows the keys in [start, end); for a prefix, `end` is `mesh.keys.after_prefix(start)`."""
+        if not start:
+            raise ValueError("a range has to start with a key: b'\\0' is the first")
+        self._etcd = etcd
+        self._start = start
+        self._end = end
+        self._page_size = page_size
+        self._loop = asyncio.get_running_loop()
+        self._stale_since: float | None = self._loop.time()
+        self._told = False  # whether the log knows that it is stale
+        self._revision = 0  # 0: nothing was given out that still holds
+        self._cluster_id = 0
+        self._snapshots = self._deltas = self._events = self._watches = 0
+        self._changes = self._follow()
+
+    def __aiter__(self) -> AsyncIterator[Change]:
+        return self._changes
+
+    async def close(self) -> None:
+        """Ends it. Only while no task waits for the next change: otherwise cancel that task."""
+        await self._changes.aclose()
+
+    @property
+    def connected(self) -> bool:
+        """Whether changes arrive, as far as is known: a member that stands still is noticed after 13 seconds."""
+        return self._stale_since is None
+
+    @property
+    def stale_for(self) -> float:
+        """Seconds since changes stopped arriving (or since the start, before the first); 0 while they arrive."""
+        return 0.0 if self._stale_since is None else self._loop.time() - self._stale_since
+
+    def statistics(self) -> MirrorStatistics:
+        """How it has fared."""
+        return MirrorStatistics(
+            self.connected,
+            self.stale_for,
+            self._revision,
+            self._snapshots,
+            self._deltas,
+            self._events,
+            self._watches,
+        )
+
+    async def _follow(self) -> AsyncGenerator[Change, None]:
+        failed = 0
+        try:
+            while True:
+                watch: Watch | None = None
+                opened = 0.0
+                try:
+                    if self._revision == 0:
+                        snapshot = await self._read()
+                        self._revision = snapshot.revision
+                        self._snapshots += 1
+                        yield snapshot
+                    watch = await self._open()
+                    opened = self._loop.time()
+                    self._fresh()
+                    while True:
+                        for delta in await watch.read():
+                            self._revision = delta.revision
+                            self._deltas += 1
+                            self._events += len(delta.events)
+                            yield delta
+                        self._revision = max(self._revision, watch.revision)
+                except EtcdClosed:
+                    raise
+                except (EtcdCompacted, _StartedAnew) as error:
+                    self._stale(error)
+                    self._revision = self._cluster_id = 0
+                except EtcdError as error:
+                    self._stale(error)
+                finally:
+                    if watch is not None:
+                        watch.cancel()
+                failed = 1 if watch is not None and self._loop.time() - opened > _SETTLED else failed + 1
+                pause = min(_PAUSE_FIRST * 2 ** min(failed - 1, 8), _PAUSE_MAX)
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+        finally:
+            if self._stale_since is None:
+                self._stale_since = self._loop.time()
+
+    async def _read(self) -> Snapshot:
+        kvs: list[KeyValue] = []
+        revision = 0
+        async for page in self._etcd.pages(self._start, self._end, page_size=self._page_size):
+            kvs.extend(page.kvs)
+            revision = page.revision
+        return Snapshot(revision, tuple(kvs))
+
+    async def _open(self) -> Watch:
+        self._watches += 1
+        watch = await Watch.open(self._etcd.connection, self._start, self._end, self._revision)
+        try:
+            anew = self._cluster_id not in (0, watch.cluster_id)
+            if watch.member_revision < self._revision:
+                # Either this member lags behind, which cures itself, or the store has begun again: a read that goes
+                # through the quorum tells.
+                page = await self._etcd.page(self._start, self._end, limit=1, keys_only=True)
+                anew = anew or page.revision < self._revision
+            if anew:
+                raise _StartedAnew("etcd has started anew on other data")
+        except BaseException:
+            watch.cancel()
+            raise
+        self._cluster_id = watch.cluster_id
+        return watch
+
+    def _fresh(self) -> None:
+        if self._told:
+            log.info("watch of etcd works", revision=self._revision, after_s=round(self.stale_for, 1))
+        self._stale_since, self._told = None, False
+
+    def _stale(self, error: EtcdError) -> None:
+        if self._stale_since is None:
+            self._stale_since = self._loop.time()
+        if self._told:
+            log.debug("watch of etcd still fails", revision=self._revision, why=error.text)
+        else:
+            self._told = True
+            log.warning("watch of etcd failed, trying again", revision=self._revision, why=error.text)

@@ -1,0 +1,93 @@
+"""What etcd holds and says, as frozen records, so that no generated message leaves this package."""
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mesh.pb import etcd_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    """One key as it was at some revision."""
+
+    key: bytes
+    value: bytes  # empty where only keys were asked for, and in deletions
+    create_revision: int  # 0 in deletions
+    mod_revision: int
+    version: int  # writes since it was created; 0 in deletions
+    lease: int  # 0: none
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a range, in the order of the keys."""
+
+    kvs: tuple[KeyValue, ...]
+    revision: int  # of the whole store when it was read; ask for the next page at this one
+    more: bool
+    count: int  # keys in the range from the start of this page, this page included
+
+
+class Kind(enum.Enum):
+    """What happened to a key."""
+
+    PUT = "put"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change of one key. In a deletion, `kv` has the key and the revision of the deletion, nothing else."""
+
+    kind: Kind
+    kv: KeyValue
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A whole range at one revision: what was known before it is void."""
+
+    revision: int
+    kvs: tuple[KeyValue, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """All changes in the range that were made at one revision, in the order they were made."""
+
+    revision: int
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TxnResult:
+    """What a transaction did. `responses` has one entry for each operation of the branch that was taken:
+    for a get the keys found (a tuple), for a put None, for a deletion how many keys it deleted."""
+
+    succeeded: bool  # whether all compares held, so that the success branch was taken
+    responses: tuple["tuple[KeyValue, ...] | int | None", ...]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One member's word about itself."""
+
+    endpoint: str
+    version: str
+    revision: int
+    db_bytes: int  # on disk
+    db_used_bytes: int  # of them in use
+    has_leader: bool
+    errors: tuple[str, ...]  # alarms, as texts
+
+
+def key_value(kv: pb.KeyValue) -> KeyValue:
+    """From its message."""
+    return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease)
+
+
+def key_values(kvs: Sequence[pb.KeyValue]) -> tuple[KeyValue, ...]:
+    """From their messages."""
+    return tuple([KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease) for kv in kvs])

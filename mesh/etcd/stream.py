@@ -1,0 +1,79 @@
+"""One open stream to etcd, with `grpc.aio`'s ways of failing turned into one.
+
+A dead stream shows as an AioRpcError, as InvalidStateError from a write, as an end with status OK, or, where this
+client was closed, as CancelledError that looks like the caller's own. Here all of them are an EtcdError.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from mesh.etcd import errors
+from mesh.etcd.endpoints import Member
+
+_EOF: Any = vars(grpc.aio)["EOF"]  # not in the type stubs
+
+if TYPE_CHECKING:
+    from mesh.etcd.connection import Connection
+
+
+class Stream:
+    """Read by one task at a time. Not read, it takes nothing in: what waits, waits in etcd."""
+
+    def __init__(self, connection: "Connection", what: str, call: Any, member: Member, token: str) -> None:
+        self._connection = connection
+        self._what = what
+        self._call = call
+        self._member = member
+        self.token = token
+
+    async def write(self, message: Any, timeout: float) -> None:
+        """Sends one message; EtcdUnavailable if that takes longer than `timeout` s. Cancelled, it ends the stream."""
+        await self._run(self._call.write(message), timeout)
+
+    async def read(self, timeout: float | None = None) -> Any:
+        """The next message. EtcdUnavailable at the end of the stream, and after `timeout` s.
+
+        Cancelled, it ends the stream."""
+        message = await self._run(self._call.read(), timeout)
+        if message is _EOF:
+            self._connection.blame(self._member, None, self.token)
+            raise errors.EtcdUnavailable(f"{self._what}: etcd ended the stream")
+        return message
+
+    def cancel(self) -> None:
+        """Ends the stream. Again, or after its end: nothing."""
+        self._call.cancel()
+
+    async def _run(self, operation: Any, timeout: float | None) -> Any:
+        try:
+            if timeout is None:
+                return await operation
+            # Not wait_for: what it cancels is the operation, and the stream must end, not be left half-used.
+            task = asyncio.ensure_future(operation)
+            try:
+                done, _ = await asyncio.wait({task}, timeout=timeout)
+            except asyncio.CancelledError:
+                self.cancel()
+                task.cancel()
+                raise
+            if not done:
+                self.cancel()
+                await asyncio.wait({task}, timeout=1.0)
+                if task.done() and not task.cancelled():
+                    task.exception()  # retrieved: it only says that the stream was ended
+                self._connection.blame(self._member, None, self.token)
+                raise errors.EtcdUnavailable(f"{self._what}: no answer within {timeout:g} s")
+            return await task
+        except grpc.aio.AioRpcError as error:
+            self._connection.blame(self._member, error, self.token)
+            raise errors.translate(error, self._what, write=False) from error
+        except asyncio.InvalidStateError as error:
+            self._connection.blame(self._member, None, self.token)
+            raise errors.EtcdUnavailable(f"{self._what}: the stream has ended") from error
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if self._connection.closed and not (current and current.cancelling()):
+                raise errors.EtcdClosed(f"{self._what}: this client was closed") from None
+            raise

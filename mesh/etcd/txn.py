@@ -1,0 +1,98 @@
+"""Compares and operations of a transaction, by functions that read like what they say.
+
+    await etcd.txn([absent_range(*claims), created(record, "==", revision)], [put_op(claim, value, lease=lease.id)])
+
+A transaction has at most 128 operations and 1.5 MiB, limits of etcd.
+"""
+
+from typing import Literal
+
+from mesh.keys import after_prefix
+from mesh.pb import etcd_pb2 as pb
+
+MAX_OPERATIONS = 128
+
+Compare = pb.Compare
+Op = pb.RequestOp
+Sign = Literal["==", "!=", "<", ">"]
+
+_RESULTS = {
+    "==": pb.Compare.EQUAL,
+    "!=": pb.Compare.NOT_EQUAL,
+    "<": pb.Compare.LESS,
+    ">": pb.Compare.GREATER,
+}
+
+
+def created(key: bytes, sign: Sign, revision: int) -> Compare:
+    """Compares the revision at which the key was created; 0 stands for a key that does not exist."""
+    return pb.Compare(result=_RESULTS[sign], target=pb.Compare.CREATE, key=key, create_revision=revision)
+
+
+def created_in_range(start: bytes, end: bytes, sign: Sign, revision: int) -> Compare:
+    """The same for every key in [start, end).
+
+    Where the range is empty, it holds exactly if `0 <sign> revision` does."""
+    return pb.Compare(
+        result=_RESULTS[sign], target=pb.Compare.CREATE, key=start, range_end=end, create_revision=revision
+    )
+
+
+def modified(key: bytes, revision: int, sign: Sign = "==") -> Compare:
+    """Compares the revision of the key's last write; 0 stands for a key that does not exist."""
+    return pb.Compare(result=_RESULTS[sign], target=pb.Compare.MOD, key=key, mod_revision=revision)
+
+
+def value_is(key: bytes, value: bytes, sign: Sign = "==") -> Compare:
+    """Compares the value; never holds for a key that does not exist."""
+    return pb.Compare(result=_RESULTS[sign], target=pb.Compare.VALUE, key=key, value=value)
+
+
+def leased(key: bytes, lease: int, sign: Sign = "==") -> Compare:
+    """Compares the lease the key hangs on; 0 stands for none."""
+    return pb.Compare(result=_RESULTS[sign], target=pb.Compare.LEASE, key=key, lease=lease)
+
+
+def exists(key: bytes) -> Compare:
+    """The key exists."""
+    return created(key, ">", 0)
+
+
+def absent(key: bytes) -> Compare:
+    """The key does not exist."""
+    return created(key, "==", 0)
+
+
+def absent_range(start: bytes, end: bytes) -> Compare:
+    """No key exists in [start, end): a claim on the whole range."""
+    return created_in_range(start, end, "==", 0)
+
+
+def absent_prefix(prefix: bytes) -> Compare:
+    """No key begins with `prefix`."""
+    return absent_range(prefix, after_prefix(prefix))
+
+
+def put_op(key: bytes, value: bytes, lease: int = 0) -> Op:
+    """Writes a key; `lease` 0 takes it off any lease."""
+    return pb.RequestOp(request_put=pb.PutRequest(key=key, value=value, lease=lease))
+
+
+def delete_op(key: bytes) -> Op:
+    """Deletes a key; deleting none is no error."""
+    return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key))
+
+
+def delete_range_op(start: bytes, end: bytes) -> Op:
+    """Deletes every key in [start, end)."""
+    return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=start, range_end=end))
+
+
+def get_op(key: bytes) -> Op:
+    """Reads a key."""
+    return pb.RequestOp(request_range=pb.RangeRequest(key=key))
+
+
+def get_range_op(start: bytes, end: bytes, *, limit: int = 0, keys_only: bool = False) -> Op:
+    """Reads the keys in [start, end), at most `limit` of them (0: all)."""
+    return pb.RequestOp(request_range=pb.RangeRequest(key=start, range_end=end, limit=limit, keys_only=keys_only))

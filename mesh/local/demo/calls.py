@@ -1,0 +1,206 @@
+"""Inference as clients do it: V2 over gRPC and over REST, in each of the forms that the protocol has for tensors.
+
+Written anew here and not shared with the server's side, so that an error in one does not hide the same error in the
+other.
+"""
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import aiohttp
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from mesh.pb import inference_pb2
+from mesh.statuses import Code, Reason
+
+Array = npt.NDArray[Any]
+
+_INFER = "/inference.GRPCInferenceService/ModelInfer"
+_LENGTH_HEADER = "Inference-Header-Content-Length"
+_DTYPES: dict[str, npt.DTypeLike] = {
+    "BOOL": np.bool_,
+    "INT32": "<i4",
+    "INT64": "<i8",
+    "FP32": "<f4",
+    "FP64": "<f8",
+    "BYTES": np.object_,
+}
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+_NAMES = {"b1": "BOOL", "i4": "INT32", "i8": "INT64", "f4": "FP32", "f8": "FP64"}
+_RETRIED = {reason.http: reason.code for reason in (Reason.UNAVAILABLE, Reason.OVERLOADED)}
+
+
+class CallFailed(Exception):
+    """A call without an answer. `code` is the gRPC one, also over REST; `retry_after` in seconds, where it was told."""
+
+    def __init__(self, code: int, text: str, *, retry_after: float | None = None) -> None:
+        super().__init__(f"{code_name(code)}: {text}")
+        self.code = code
+        self.retry_after = retry_after
+
+
+class Caller(Protocol):
+    """One way to call. Safe for many calls at once."""
+
+    name: str
+
+    async def infer(self, model_id: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs by name. Raises CallFailed; ValueError for an answer that is none."""
+
+
+class GrpcCaller:
+    """gRPC, tensors raw or typed."""
+
+    def __init__(self, channel: grpc.aio.Channel, *, typed: bool, timeout: float) -> None:
+        self.name = "gRPC typed" if typed else "gRPC raw"
+        self._typed = typed
+        self._timeout = timeout
+        self._call = channel.unary_unary(
+            _INFER,
+            request_serializer=inference_pb2.ModelInferRequest.SerializeToString,
+            response_deserializer=inference_pb2.ModelInferResponse.FromString,
+        )
+
+    async def infer(self, model_id: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One ModelInfer."""
+        request = inference_pb2.ModelInferRequest(model_name=model_id)
+        for name, array in inputs.items():
+            tensor = request.inputs.add(name=name, datatype=datatype(array), shape=array.shape)
+            if self._typed:
+                getattr(tensor.contents, _CONTENTS[tensor.datatype]).extend(array.ravel().tolist())
+            else:
+                request.raw_input_contents.append(array.tobytes())
+        try:
+            reply = await self._call(request, timeout=self._timeout)
+        except grpc.aio.AioRpcError as error:
+            raise CallFailed(error.code().value[0], error.details() or "") from None
+        raw = reply.raw_output_contents
+        if raw and len(raw) != len(reply.outputs):
+            raise ValueError(f"{len(raw)} raw contents for {len(reply.outputs)} outputs")
+        outputs: dict[str, Array] = {}
+        for index, tensor in enumerate(reply.outputs):
+            if raw:
+                values: Array = _unpack(tensor.datatype, raw[index])
+            else:
+                typed = getattr(tensor.contents, _CONTENTS[tensor.datatype])
+                values = np.array(list(typed), _DTYPES[tensor.datatype])
+            outputs[tensor.name] = values.reshape(list(tensor.shape))
+        return outputs
+
+
+class RestCaller:
+    """REST, tensors in JSON or behind it. `base` is a URL without a trailing slash."""
+
+    def __init__(self, session: aiohttp.ClientSession, base: str, *, binary: bool, timeout: float) -> None:
+        self.name = "REST binary" if binary else "REST JSON"
+        self._session = session
+        self._base = base
+        self._binary = binary
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+
+    async def infer(self, model_id: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One POST."""
+        body, headers = self._request(inputs)
+        url = f"{self._base}/v2/models/{quote(model_id, safe='')}/infer"
+        try:
+            async with self._session.post(url, data=body, headers=headers, timeout=self._timeout) as response:
+                content = await response.read()
+                if response.status >= Reason.BAD_REQUEST.http:
+                    raise _failure(response, content)
+                length = int(response.headers.get(_LENGTH_HEADER, len(content)))
+        except TimeoutError:
+            raise CallFailed(Code.DEADLINE_EXCEEDED, "no answer in time") from None
+        except aiohttp.ClientError as error:
+            raise CallFailed(Code.UNAVAILABLE, f"{type(error).__name__}: {error}") from None
+        return _outputs(json.loads(content[:length]), content[length:])
+
+    def _request(self, inputs: Mapping[str, Array]) -> tuple[bytes, dict[str, str]]:
+        blobs: list[bytes] = []
+        tensors: list[dict[str, Any]] = []
+        for name, array in inputs.items():
+            tensor: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": datatype(array)}
+            if self._binary:
+                blobs.append(array.tobytes())
+                tensor["parameters"] = {"binary_data_size": len(blobs[-1])}
+            else:
+                tensor["data"] = array.ravel().tolist()
+            tensors.append(tensor)
+        if not self._binary:
+            return json.dumps({"inputs": tensors}).encode(), {"Content-Type": "application/json"}
+        head = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": True}}).encode()
+        headers = {"Content-Type": "application/octet-stream", _LENGTH_HEADER: str(len(head))}
+        return b"".join((head, *blobs)), headers
+
+
+def datatype(array: Array) -> str:
+    """The V2 name of an array's type."""
+    return _NAMES[array.dtype.str[1:]]
+
+
+def code_name(code: int) -> str:
+    """The name of a gRPC code, or its number."""
+    try:
+        return Code(code).name
+    except ValueError:
+        return str(code)
+
+
+def _failure(response: aiohttp.ClientResponse, content: bytes) -> CallFailed:
+    retry_after = response.headers.get("Retry-After", "")
+    wait = float(retry_after) if retry_after.isdigit() else None
+    try:
+        body = json.loads(content)
+        return CallFailed(int(body["code"]), str(body["error"]), retry_after=wait)
+    except (ValueError, KeyError, TypeError):  # not the mesh but what stands before it
+        code = _RETRIED.get(response.status, Code.UNKNOWN)
+        return CallFailed(code, f"HTTP status {response.status}: {content[:200]!r}", retry_after=wait)
+
+
+def _outputs(reply: dict[str, Any], blob: bytes) -> dict[str, Array]:
+    outputs: dict[str, Array] = {}
+    start = 0
+    for tensor in reply["outputs"]:
+        size = (tensor.get("parameters") or {}).get("binary_data_size")
+        if size is None:
+            values: Array = np.array(tensor["data"], _DTYPES[tensor["datatype"]])
+        else:
+            if start + size > len(blob):
+                raise ValueError("the binary part is shorter than announced")
+            values = _unpack(tensor["datatype"], blob[start : start + size])
+            start += size
+        outputs[tensor["name"]] = values.reshape(tensor["shape"])
+    if start != len(blob):
+        raise ValueError("the binary part is longer than announced")
+    return outputs
+
+
+def _unpack(name: str, raw: bytes) -> Array:
+    if name != "BYTES":
+        return np.frombuffer(raw, _DTYPES[name])
+    items: list[bytes] = []
+    position = 0
+    while position < len(raw):
+        (length,) = struct.unpack_from("<I", raw, position)
+        position += 4 + length
+        if position > len(raw):
+            raise ValueError("a text is longer than its tensor")
+        items.append(raw[position - length : position])
+    return _objects(items)
+
+
+def _objects(items: Sequence[bytes]) -> Array:
+    array = np.empty(len(items), np.object_)
+    array[:] = items
+    return array

@@ -1,0 +1,136 @@
+"""One run against a mesh that serves: register, send, ask, report."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from urllib.parse import urlsplit
+
+import aiohttp
+import grpc
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mesh.local.demo import numbers
+from mesh.local.demo.calls import Caller, GrpcCaller, RestCaller
+from mesh.local.demo.report import Report
+from mesh.local.demo.traffic import Traffic
+from mesh.local.fleet.catalogue import Fleet
+
+CALL_TIMEOUT = 30.0
+IMPORT_TIMEOUT = aiohttp.ClientTimeout(total=120.0, sock_connect=10.0)
+
+
+class DemoError(Exception):
+    """Why there was no run."""
+
+
+async def run_demo(
+    endpoint: str,
+    fleet: Fleet,
+    *,
+    seconds: float = 30.0,
+    requests: int = 0,
+    clients: int = 8,
+    skew: float = 1.0,
+    seed: int = 0,
+    grpc_endpoint: str = "",
+    root_pid: int | None = None,
+    console: Console | None = None,
+) -> Report:
+    """Registers the fleet at `endpoint` (a URL) and sends requests until the time is over or so many have ended.
+
+    `grpc_endpoint` (`host:port`) where gRPC has a port of its own. The memory of `root_pid` and everything below is
+    reported; None: of nothing. With a `console` progress is drawn on it. Raises DemoError.
+    """
+    base = endpoint.rstrip("/")
+    # A call waits for a load; there is one connection for each that may wait.
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        try:
+            await register(session, base, fleet)
+            async with callers(session, base, grpc_endpoint or urlsplit(base).netloc, clients) as ways:
+                traffic = Traffic(fleet, ways, clients=clients, skew=skew, seed=seed)
+                await asyncio.to_thread(traffic.prepare)
+                before = await numbers.ask(session, base)
+                started = time.monotonic()
+                with _shown(console, traffic, seconds, requests):
+                    tally = await traffic.run(seconds=seconds, requests=requests)
+                took = time.monotonic() - started
+            after = await numbers.ask(session, base)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise DemoError(f"{base} does not answer: {error!r}") from error
+    taken = await asyncio.to_thread(numbers.processes, root_pid) if root_pid is not None else []
+    return Report(len(fleet.models), fleet.memory_bytes, fleet.missing, took, tally, before, after, tuple(taken))
+
+
+async def register(session: aiohttp.ClientSession, base: str, fleet: Fleet) -> None:
+    """Registers every model in one bulk import. What is registered already, equally, stays. Raises DemoError."""
+    lines = (
+        json.dumps({"id": sample.id, "type": sample.type, "path": str(sample.path), "key": ""}) + "\n"
+        for sample in fleet.models
+    )
+    body = "".join(lines).encode()
+    headers = {"Content-Type": "application/x-ndjson"}
+    url = f"{base}/mesh/v1/models:import"
+    async with session.post(url, data=body, headers=headers, timeout=IMPORT_TIMEOUT) as response:
+        answers = [json.loads(line) for line in (await response.read()).splitlines() if line.strip()]
+    for answer in answers:
+        if isinstance(answer.get("error"), dict):
+            failed = answer["error"]
+            raise DemoError(f"{failed.get('id')} cannot be registered: {failed.get('text')}")
+        if "error" in answer:
+            raise DemoError(f"the fleet cannot be registered: {answer['error']}")
+    if not answers or not answers[-1].get("finished"):
+        raise DemoError("the import of the fleet broke off")
+
+
+@contextlib.asynccontextmanager
+async def callers(
+    session: aiohttp.ClientSession, base: str, grpc_address: str, connections: int, timeout: float = CALL_TIMEOUT
+) -> AsyncIterator[Sequence[Caller]]:
+    """Every way to call that mesh; gRPC over a few connections, as several clients would."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 64 * 2**20)]
+    channels = [grpc.aio.insecure_channel(grpc_address, options=options) for _ in range(max(1, min(connections, 4)))]
+    ways: list[Caller] = []
+    for channel in channels:
+        ways.append(GrpcCaller(channel, typed=False, timeout=timeout))
+        ways.append(RestCaller(session, base, binary=False, timeout=timeout))
+        ways.append(GrpcCaller(channel, typed=True, timeout=timeout))
+        ways.append(RestCaller(session, base, binary=True, timeout=timeout))
+    try:
+        yield ways
+    finally:
+        for channel in channels:
+            await channel.close(None)
+
+
+@contextlib.contextmanager
+def _shown(console: Console | None, traffic: Traffic, seconds: float, requests: int) -> Iterator[None]:
+    if console is None:
+        yield
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("traffic", total=requests or seconds, said="")
+        started = time.monotonic()
+
+        def advance() -> None:
+            tally = traffic.tally
+            failed = tally.wrong + tally.errors
+            said = f"{tally.requests:,} requests" + (f", [red]{failed:,} failed[/]" if failed else "")
+            bar.update(task, completed=tally.requests if requests else time.monotonic() - started, said=said)
+
+        timer = asyncio.get_running_loop().create_task(_every(0.2, advance))
+        try:
+            yield
+        finally:
+            timer.cancel()
+            advance()
+
+
+async def _every(seconds: float, function: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        function()

@@ -1,0 +1,135 @@
+"""Skewed traffic with known answers: a few models get most of the calls, and every answer is compared.
+
+Models are ranked by lot and called with a probability of 1 / rank ** skew (Zipf's law), which is about how a fleet
+with a model for each customer is used. Each client sends one request after the other, each over another of the ways
+to call. An answer that may be had later (UNAVAILABLE, RESOURCE_EXHAUSTED) is asked for again after a pause that
+doubles, as a good client would; these are counted. Anything else but a right answer is a failure of the mesh.
+"""
+
+import asyncio
+import itertools
+import random
+import time
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mesh.local.demo.calls import Caller, CallFailed, code_name
+from mesh.local.fleet.catalogue import Fleet, Sample
+from mesh.local.fleet.reference import Reference, difference
+from mesh.local.fleet.requests import sample_inputs
+from mesh.statuses import Code
+
+RETRIED = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED})
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 2.0
+KEPT = 20
+"""Texts of failures that are kept; all are counted."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of the traffic so far."""
+
+    requests: int = 0  # ended, one way or another
+    right: int = 0
+    wrong: int = 0
+    errors: int = 0
+    retries: Counter[str] = field(default_factory=Counter)  # by the code that was answered
+    models: set[str] = field(default_factory=set)  # that were called
+    milliseconds: "dict[str, array[float]]" = field(default_factory=dict)  # by way of calling; of right answers
+    texts: list[str] = field(default_factory=list)  # the first failures
+
+    def fail(self, text: str) -> None:
+        """Keeps the text of a failure, if it is one of the first."""
+        if len(self.texts) < KEPT:
+            self.texts.append(text)
+
+
+class Traffic:
+    """Clients of one mesh. `give_up` is how long one request is repeated, in seconds."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        callers: Sequence[Caller],
+        *,
+        clients: int = 8,
+        skew: float = 1.0,
+        seed: int = 0,
+        give_up: float = 60.0,
+    ) -> None:
+        self._callers = itertools.cycle(callers)
+        self._clients = clients
+        self._give_up = give_up
+        self._rng = np.random.default_rng(seed)
+        self._pause = random.Random(seed)
+        self._reference = Reference(sessions=len(fleet.models))
+        self._ranked = [fleet.models[index] for index in self._rng.permutation(len(fleet.models))]
+        weights = 1.0 / np.arange(1, len(self._ranked) + 1) ** skew
+        self._cumulative = np.cumsum(weights) / weights.sum()
+        self._stopping = False
+        self._left = 0
+        self.tally = Tally()
+
+    def prepare(self) -> None:
+        """What comparing needs, made ahead: seconds that would count as the mesh's otherwise. Blocks."""
+        self._reference.prepare(self._ranked)
+
+    async def run(self, *, seconds: float = 0.0, requests: int = 0) -> Tally:
+        """Sends until the time is over or so many requests have ended; 0: no such bound. `stop()` ends it too."""
+        self._stopping = False
+        self._left = requests or 2**62
+        end = time.monotonic() + seconds if seconds else float("inf")
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._clients):
+                group.create_task(self._client(end))
+        return self.tally
+
+    def stop(self) -> None:
+        """No further request is begun."""
+        self._stopping = True
+
+    async def _client(self, end: float) -> None:
+        while not self._stopping and self._left > 0 and time.monotonic() < end:
+            self._left -= 1
+            rank = int(np.searchsorted(self._cumulative, self._rng.random()))
+            await self._request(self._ranked[min(rank, len(self._ranked) - 1)], next(self._callers))
+
+    async def _request(self, sample: Sample, caller: Caller) -> None:
+        inputs = sample_inputs(sample, self._rng)
+        tally = self.tally
+        begun = time.monotonic()
+        pause = FIRST_PAUSE
+        try:
+            while True:
+                started = time.monotonic()
+                try:
+                    answer = await caller.infer(sample.id, inputs)
+                    break
+                except CallFailed as error:
+                    if error.code not in RETRIED or started - begun > self._give_up:
+                        tally.errors += 1
+                        tally.fail(f"{sample.id} over {caller.name}: {error}")
+                        return
+                    tally.retries[code_name(error.code)] += 1
+                    await asyncio.sleep(max(pause, error.retry_after or 0.0) * self._pause.uniform(0.8, 1.2))
+                    pause = min(2 * pause, LONGEST_PAUSE)
+            took = (time.monotonic() - started) * 1000
+        except (ValueError, KeyError, TypeError) as error:  # an answer, but not V2
+            tally.wrong += 1
+            tally.fail(f"{sample.id} over {caller.name}: the answer cannot be read: {error!r}")
+            return
+        finally:
+            tally.requests += 1
+            tally.models.add(sample.id)
+        wrong = difference(self._reference.answer(sample, inputs), answer)
+        if wrong:
+            tally.wrong += 1
+            tally.fail(f"{sample.id} over {caller.name}: wrong answer: {wrong}")
+        else:
+            tally.right += 1
+            tally.milliseconds.setdefault(caller.name, array("d")).append(took)

@@ -1,0 +1,45 @@
+"""Real requests: rows of the data set that a model was made for, in the datatypes and shapes that it takes."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mesh.local.fleet import datasets, wheels
+from mesh.local.fleet.catalogue import Sample
+
+DTYPES: dict[str, type[np.generic]] = {
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "INT32": np.int32,
+    "INT64": np.int64,
+}
+"""Of the datatypes that the fleet's inputs have."""
+
+BATCHES = (1, 1, 1, 1, 1, 1, 2, 4, 8, 16)
+"""Rows a request has, drawn evenly: most ask for one."""
+
+
+def sample_inputs(sample: Sample, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
+    """The inputs of one request, by name."""
+    rows = _rows(datasets.rows_file(sample.path.parents[1], sample.dataset))
+    batch = int(rng.choice(BATCHES))
+    chosen = rows[rng.integers(0, len(rows), batch)]
+    inputs: dict[str, npt.NDArray[Any]] = {}
+    for tensor in sample.inputs:
+        dtype = DTYPES[tensor.datatype]
+        if not tensor.shape:  # silero-vad's rate
+            inputs[tensor.name] = np.array(wheels.SOUND_RATE, dtype)
+        elif len(tensor.shape) == 3:  # and its state, before the first window
+            inputs[tensor.name] = np.zeros([batch if size < 0 else size for size in tensor.shape], dtype)
+        else:
+            inputs[tensor.name] = np.ascontiguousarray(chosen, dtype)
+    return inputs
+
+
+@functools.lru_cache(maxsize=32)
+def _rows(path: Path) -> npt.NDArray[Any]:
+    rows: npt.NDArray[Any] = np.load(path)
+    return rows

@@ -1,0 +1,130 @@
+"""Trains one recipe and exports it to ONNX. Runs in worker processes; imports scikit-learn, so nothing else imports it.
+
+The same recipe gives the same bytes with the same versions of the libraries: seeds are fixed, one thread computes, and
+what the converter draws (the graph's name), counts through its life (names inside the graph) or takes from a set is
+replaced.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import AttributeProto, GraphProto, ModelProto
+from skl2onnx import convert_sklearn
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+from sklearn.base import BaseEstimator
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
+from sklearn.linear_model import ElasticNet, Lasso, LogisticRegression, Ridge
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC, SVR
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+from mesh.local.fleet import datasets
+from mesh.local.fleet.datasets import Dataset
+from mesh.local.fleet.recipes import CLASSIFICATION, Recipe
+
+OPSET = {"": 17, "ai.onnx.ml": 3}
+
+_CLASSIFIERS: dict[str, type[BaseEstimator]] = {
+    "logistic": LogisticRegression,
+    "forest": RandomForestClassifier,
+    "tree": DecisionTreeClassifier,
+    "boosting": GradientBoostingClassifier,
+    "svm": SVC,
+    "mlp": MLPClassifier,
+    "bayes": GaussianNB,
+    "extra-trees": ExtraTreesClassifier,
+    "discriminant": LinearDiscriminantAnalysis,
+    "neighbours": KNeighborsClassifier,
+}
+_REGRESSORS: dict[str, type[BaseEstimator]] = {
+    "ridge": Ridge,
+    "forest": RandomForestRegressor,
+    "tree": DecisionTreeRegressor,
+    "boosting": GradientBoostingRegressor,
+    "svm": SVR,
+    "mlp": MLPRegressor,
+    "lasso": Lasso,
+    "elastic": ElasticNet,
+    "neighbours": KNeighborsRegressor,
+}
+_SCALED = frozenset({"logistic", "svm", "mlp", "neighbours", "ridge", "lasso", "elastic"})
+_SEEDED = frozenset({"forest", "tree", "boosting", "mlp", "extra-trees"})
+
+
+def export(recipe: Recipe, data: Dataset | None = None) -> bytes:
+    """The trained model as ONNX. `data` saves reading the data set again."""
+    data = data or datasets.load(recipe.dataset)
+    rows, targets = _customers_rows(recipe, data)
+    classifies = recipe.dataset in CLASSIFICATION
+    settings = dict(recipe.settings)
+    if recipe.kind in _SEEDED:
+        settings["random_state"] = recipe.seed
+    last = (_CLASSIFIERS if classifies else _REGRESSORS)[recipe.kind](**settings)
+    model = make_pipeline(StandardScaler(), last) if recipe.kind in _SCALED else last
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few rounds of training do not converge, and need not
+        model.fit(rows, targets)
+        width = [None, rows.shape[1]]
+        onnx = convert_sklearn(
+            model,
+            name=recipe.id,
+            initial_types=[("input", DoubleTensorType(width) if recipe.doubles else FloatTensorType(width))],
+            options={id(last): {"zipmap": False}} if classifies else None,
+            target_opset=OPSET,
+        )
+    _normalize(onnx)
+    encoded: bytes = onnx.SerializeToString(deterministic=True)
+    return encoded
+
+
+def _normalize(model: ModelProto) -> None:
+    """Gives what is inside the graph names by position, and sorts what has no order."""
+    imports = sorted(model.opset_import, key=lambda entry: str(entry.domain))
+    del model.opset_import[:]
+    model.opset_import.extend(imports)
+    names = {value.name: value.name for value in (*model.graph.input, *model.graph.output)}
+    names[""] = ""  # an optional input that is left out
+    _rename(model.graph, names)
+
+
+def _rename(graph: GraphProto, names: dict[str, str]) -> None:
+    def new(name: str) -> str:
+        return names.setdefault(name, f"v{len(names)}")
+
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        value.name = new(value.name)
+    for tensor in graph.initializer:
+        tensor.name = new(tensor.name)
+    for node in graph.node:
+        node.name = ""
+        node.input[:] = [new(name) for name in node.input]
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                attribute.g.name = "body"
+                _rename(attribute.g, names)  # it may use names of the graph around it, so they are shared
+        node.output[:] = [new(name) for name in node.output]
+
+
+def _customers_rows(recipe: Recipe, data: Dataset) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The customer's own part of the data, every class in it."""
+    drawn = np.random.default_rng(recipe.seed)
+    count = len(data.rows)
+    # Of the larger sets only some hundred rows: a customer has not more, and training takes a moment.
+    chosen = drawn.choice(count, size=min(count * 4 // 5, 500), replace=False)
+    targets = data.targets[chosen]
+    if recipe.named_classes:
+        targets = np.asarray(data.names, dtype=np.str_)[targets]
+    return data.rows[chosen].astype(np.float32), targets

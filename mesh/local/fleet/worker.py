@@ -1,0 +1,70 @@
+"""A process that trains models: `python -m mesh.local.fleet.worker FOLDER`, a recipe a line in, an answer a line out.
+
+A process of its own, because training is bound by the interpreter and the libraries take hundreds of megabytes. Lines
+over pipes rather than `multiprocessing`: when the parent goes, however it goes, its end of the pipe closes and the
+worker ends. A line `{"rows": [names]}` asks for the data sets' rows instead.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mesh.local.fleet import datasets
+from mesh.local.fleet.recipes import Recipe
+
+
+def serve(directory: Path, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """One answer a line: what was asked for is there then, or `error` says why not."""
+    from mesh.local.fleet import training  # seconds; whoever wants only the functions below is spared them
+
+    loaded: dict[str, datasets.Dataset] = {}
+    for line in lines:
+        request = json.loads(line)
+        try:
+            if "rows" in request:
+                for name in request["rows"]:
+                    save(datasets.rows_file(directory, name), datasets.load(name).rows.astype(np.float32))
+                yield {}
+                continue
+            recipe = Recipe(**request)
+            if recipe.dataset not in loaded:
+                loaded[recipe.dataset] = datasets.load(recipe.dataset)
+            path = directory / "models" / f"{recipe.id}.onnx"
+            write(path, training.export(recipe, loaded[recipe.dataset]))
+            yield {"id": recipe.id}
+        except Exception as error:  # whatever a library raises is an answer, and the next line is served
+            yield {"error": f"{type(error).__name__}: {error}"}
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def save(path: Path, rows: np.ndarray[Any, Any]) -> None:
+    """Writes an array as .npy, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.npy")
+    np.save(partial, rows)
+    partial.replace(path)
+
+
+def main() -> None:
+    """Serves standard input until its end."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not look like an answer
+    for answer in serve(Path(sys.argv[1]), iter(sys.stdin)):
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The data directory of a local mesh: what it keeps, and that only one mesh uses it at a time.
+
+The lock is the kernel's (`flock`), so it ends with the process however that ends. Sockets live elsewhere, in a short
+folder under /tmp, because the path of a unix socket may have 107 bytes; it is removed with the mesh, and one that a
+killed mesh left behind is removed by the next.
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mesh.local.settings import UpError
+
+_RUN_PREFIX = "mesh-up-"
+
+
+class DataFolder:
+    """`with DataFolder(path) as folder:` holds the lock. Raises UpError where another mesh has it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.run_dir = Path()
+        self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise UpError(
+                f"{self.path} cannot be used as data directory ({error.strerror}): choose another with --data-dir"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
+            os.close(self._lock)
+            raise UpError(
+                f"a mesh is up on {self.path} already (process {owner or 'unknown'}): "
+                "stop that one, or choose another folder with --data-dir"
+            ) from error
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        self._sweep()
+        self.run_dir = Path(tempfile.mkdtemp(prefix=_RUN_PREFIX, dir="/tmp"))
+        (self.path / "run").write_text(str(self.run_dir))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+        (self.path / "run").unlink(missing_ok=True)
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def _sweep(self) -> None:
+        """Removes the run folder of a mesh that was killed; only one that is clearly ours."""
+        try:
+            left = Path((self.path / "run").read_text().strip())
+        except (OSError, UnicodeDecodeError):
+            return
+        if left.parent == Path("/tmp") and left.name.startswith(_RUN_PREFIX) and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)

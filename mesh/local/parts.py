@@ -1,0 +1,136 @@
+"""The command line of each part of a local mesh, and how one sees that it is ready.
+
+Ports that no client needs to know are chosen anew at each start of a part, so that one taken meanwhile is no reason to
+stay down; etcd's stays, because everybody was told it.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import aiohttp
+
+from mesh.local.child import Part
+from mesh.local.etcd import etcd_argv
+from mesh.local.settings import LOOPBACK, UpError, UpSettings, default_capacity, reachable
+from mesh.process import find_binary, free_port
+
+PROBE_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
+KILL_AFTER = 10.0
+"""Seconds beyond a part's own drain that it may take to end."""
+
+
+def etcd_binary() -> str:
+    """Path of the etcd to run. Raises UpError where there is none."""
+    try:
+        return find_binary("etcd")
+    except FileNotFoundError as error:
+        raise UpError(str(error)) from error
+
+
+def etcd_version(binary: str) -> str:
+    """The version that a binary names; raises UpError where it does not run."""
+    try:
+        done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UpError(f"{binary} does not run: {error}") from error
+    match = re.search(r"etcd Version:\s*(\S+)", done.stdout)
+    return match[1] if match else "unknown"
+
+
+def etcd(settings: UpSettings, *, binary: str, port: int, session: aiohttp.ClientSession) -> Part:
+    """The registry, on the port that everybody else is told."""
+
+    def argv() -> list[str]:
+        return etcd_argv(binary, settings.data_dir / "etcd", port, free_port())
+
+    async def ready() -> str:
+        return await _healthy(session, f"http://{LOOPBACK}:{port}/health")
+
+    return Part("etcd", argv, ready, KILL_AFTER)
+
+
+class Pod:
+    """One runtime pod, whose probe has another port at each start."""
+
+    def __init__(self, settings: UpSettings, number: int, *, etcd_url: str, session: aiohttp.ClientSession) -> None:
+        self.name = f"pod-{number}"
+        self.capacity = settings.capacity or default_capacity(settings.pods)
+        self._settings = settings
+        self._etcd_url = etcd_url
+        self._session = session
+        self._probe = ""
+
+    def part(self) -> Part:
+        """What to run."""
+        return Part(self.name, self.argv, self.ready, self._settings.drain_timeout + KILL_AFTER)
+
+    def argv(self) -> list[str]:
+        """Its command line, with fresh ports."""
+        settings = self._settings
+        self._probe = f"{LOOPBACK}:{free_port()}"
+        argv = [sys.executable, "-m", "mesh.runtime", "--name", self.name, *_common(settings, self._etcd_url)]
+        argv += ["--data", f"{LOOPBACK}:{free_port()}", "--control", f"{LOOPBACK}:{free_port()}"]
+        argv += ["--probe", self._probe, "--capacity", str(self.capacity), "--device", settings.device]
+        argv += ["--model-dir", str(settings.data_dir / self.name), "--lease-ttl", str(settings.lease_ttl)]
+        argv += ["--drain-timeout", f"{settings.drain_timeout:g}"]
+        for root in dict.fromkeys([settings.samples_dir, *settings.file_roots]):
+            argv += ["--file-root", str(root)]
+        if settings.threads:
+            argv += ["--threads", str(settings.threads)]
+        if settings.http_allow_private:
+            argv.append("--http-allow-private")
+        return argv
+
+    async def ready(self) -> str:
+        """What is missing, as its probe says."""
+        return await _probed(self._session, f"http://{self._probe}/ready")
+
+
+def router(settings: UpSettings, *, etcd_url: str, run_dir: Path, session: aiohttp.ClientSession) -> Part:
+    """The router pod. It is ready once it also answers clients and sees every runtime pod."""
+
+    def argv() -> list[str]:
+        argv = [sys.executable, "-m", "router", "--name", "router-1", *_common(settings, etcd_url)]
+        argv += ["--listen", settings.listen, "--edge", settings.edge, "--rest-listen", settings.rest_listen]
+        return [*argv, "--probe", settings.probe, "--workers", settings.workers, "--run-dir", str(run_dir)]
+
+    async def ready() -> str:
+        missing = await _probed(session, f"http://{reachable(settings.probe)}/ready")
+        return missing or await _sees_pods(session, settings)
+
+    return Part("router", argv, ready, settings.drain_timeout + 2 * KILL_AFTER)
+
+
+def _common(settings: UpSettings, etcd_url: str) -> list[str]:
+    return ["--base", settings.base, "--etcd", etcd_url, "--log-format", "json", "--log-level", settings.log_level]
+
+
+async def _sees_pods(session: aiohttp.ClientSession, settings: UpSettings) -> str:
+    url = f"http://{settings.rest_address}/mesh/v1/pods"
+    try:
+        async with session.get(url, timeout=PROBE_TIMEOUT) as response:
+            pods = json.loads(await response.read())["pods"]
+            ready = [pod["pod"] for pod in pods if pod.get("state") == "ready" and not pod.get("suspect")]
+    except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError) as error:
+        return f"{url} does not answer: {error!r}"
+    return "" if len(ready) >= settings.pods else f"it sees {len(ready)} of {settings.pods} runtime pods"
+
+
+async def _probed(session: aiohttp.ClientSession, url: str) -> str:
+    try:
+        async with session.get(url, timeout=PROBE_TIMEOUT) as response:
+            return "" if response.ok else (await response.text(errors="replace")).strip() or f"HTTP {response.status}"
+    except (aiohttp.ClientError, OSError) as error:
+        return f"{url} does not answer: {error!r}"
+
+
+async def _healthy(session: aiohttp.ClientSession, url: str) -> str:
+    try:
+        async with session.get(url, timeout=PROBE_TIMEOUT) as response:
+            body = await response.text(errors="replace")
+    except (aiohttp.ClientError, OSError) as error:
+        return f"{url} does not answer: {error!r}"
+    return "" if '"health":"true"' in body.replace(" ", "") else body.strip()

@@ -1,0 +1,101 @@
+"""What `mesh up` is told, and what it makes of what it was not told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh.settings import format_address, parse_address
+
+LOOPBACK = "127.0.0.1"
+
+MEMORY_SHARE = 0.5
+"""Of the memory that is free, for all pods together: the rest is for what calls work with, and for everybody else."""
+
+_NO_LIMIT = 2**60  # what a cgroup without a limit may name
+
+
+class UpError(Exception):
+    """Why this mesh cannot be up; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpSettings:
+    """One mesh on this machine. Times in seconds."""
+
+    listen: str = "127.0.0.1:8033"  # clients: gRPC and REST
+    rest_listen: str = "127.0.0.1:8008"  # REST, where the edge is grpc
+    probe: str = "127.0.0.1:8089"  # /ready, /live, /metrics of the router
+    edge: str = "envoy"
+    workers: str = "auto"
+    pods: int = 2
+    capacity: int = 0  # bytes of each pod; 0: a share of the memory that is free
+    device: str = "auto"
+    threads: int = 0  # of a pod's model server; 0: its own default
+    base: str = "mm/mesh"  # prefix in etcd, no trailing slash
+    etcd_port: int = 0  # 0: a free one
+    data_dir: Path = Path(".mesh")
+    file_roots: tuple[Path, ...] = ()  # besides the folder of the sample models
+    http_allow_private: bool = False
+    lease_ttl: int = 10
+    log_level: str = "info"
+    start_timeout: float = 60.0
+    drain_timeout: float = 5.0  # calls in flight get so long when the mesh is taken down
+
+    def check(self) -> None:
+        """Raises UpError where it cannot work, before anything is started."""
+        for option, address in (
+            ("--listen", self.listen),
+            ("--probe", self.probe),
+            ("--rest-listen", self.rest_listen),
+        ):
+            try:
+                _, port = parse_address(address)
+            except ValueError as error:
+                raise UpError(f"{option}: {error}") from error
+            if port == 0 and option != "--rest-listen":
+                raise UpError(f"{option}: name a port, so that clients know it")
+        if self.pods < 1:
+            raise UpError("--pods: a mesh needs at least one runtime pod")
+
+    @property
+    def rest_address(self) -> str:
+        """Where REST is answered, as this machine reaches it."""
+        return reachable(self.listen if self.edge == "envoy" else self.rest_listen)
+
+    @property
+    def grpc_address(self) -> str:
+        """Where gRPC is answered, as this machine reaches it."""
+        return reachable(self.listen)
+
+    @property
+    def samples_dir(self) -> Path:
+        """The sample models' files."""
+        return self.data_dir / "samples"
+
+
+def reachable(address: str) -> str:
+    """An address to connect to for one to listen on: all interfaces are reached through loopback."""
+    host, port = parse_address(address)
+    if host in ("0.0.0.0", "::", ""):
+        host = LOOPBACK if host != "::" else "::1"
+    return format_address(host, port)
+
+
+def default_capacity(pods: int, *, meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes for each pod: an equal share of half of the memory that is free here, whoever limits it."""
+    free = 4 * 2**30
+    try:
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass  # not Linux as we know it: the guess above
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            bound = int((cgroup / limit).read_text())
+            if bound < _NO_LIMIT:
+                free = min(free, bound - int((cgroup / used).read_text()))
+        except (OSError, ValueError):
+            continue  # "max", or the other cgroup version
+    return max(int(free * MEMORY_SHARE / pods) // 2**20, 64) * 2**20

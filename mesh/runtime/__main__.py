@@ -1,0 +1,221 @@
+"""`python -m mesh.runtime`: the command line of a runtime pod. Each option can be given by the environment, as
+MESH_OPTION."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvloop
+
+from mesh import cpus
+from mesh import settings as texts
+from mesh.runtime import memory
+from mesh.runtime.agent import Agent, StartError
+from mesh.runtime.settings import RuntimeSettings
+from mesh.telemetry import logs
+
+log = logs.get("mesh.runtime")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _size(text: str, option: str) -> int:
+    try:
+        return texts.parse_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def _address(text: str, option: str) -> str:
+    try:
+        return texts.format_address(*texts.parse_address(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def _file(path: Path | None, option: str) -> bytes | None:
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {error.strerror}", param_hint=option) from error
+
+
+@app.command()
+def main(
+    name: Annotated[str, typer.Option(envvar="MESH_NAME", help="Of this pod, unique; default: the host's.")] = "",
+    data: Annotated[
+        str, typer.Option(envvar="MESH_DATA", help="Where routers send inference, HOST:PORT; port 0: a free one.")
+    ] = "127.0.0.1:0",
+    control: Annotated[str, typer.Option(envvar="MESH_CONTROL", help="Where routers ask for loads.")] = "127.0.0.1:0",
+    probe: Annotated[str, typer.Option(envvar="MESH_PROBE", help="/ready, /live and /metrics.")] = "127.0.0.1:0",
+    advertise: Annotated[
+        str, typer.Option(envvar="MESH_ADVERTISE", help="Host that others reach this pod by; default: found out.")
+    ] = "",
+    capacity: Annotated[
+        str, typer.Option(envvar="MESH_CAPACITY", help="Memory for models; auto: most of what there is.")
+    ] = "auto",
+    base: Annotated[str, typer.Option(envvar="MESH_BASE", help="Prefix of the mesh's keys in etcd.")] = "mm/mesh",
+    etcd: Annotated[
+        str, typer.Option(envvar="MESH_ETCD", help="URLs of etcd's members, separated by commas.")
+    ] = "http://127.0.0.1:2379",
+    etcd_user: Annotated[str, typer.Option(envvar="MESH_ETCD_USER")] = "",
+    etcd_password_file: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_PASSWORD_FILE")] = None,
+    etcd_ca: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_CA", help="PEM file.")] = None,
+    etcd_cert: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_CERT", help="PEM file.")] = None,
+    etcd_key: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_KEY", help="PEM file.")] = None,
+    labels: Annotated[
+        str, typer.Option(envvar="MESH_LABELS", help="Separated by commas; cpu or gpu is added as it is found.")
+    ] = "",
+    zone: Annotated[str, typer.Option(envvar="MESH_ZONE", help="Copies of a model are spread over zones.")] = "",
+    model_dir: Annotated[
+        Path | None,
+        typer.Option(envvar="MESH_MODEL_DIR", help="For pulled files; of this pod alone, emptied at start."),
+    ] = None,
+    file_root: Annotated[
+        list[Path] | None,
+        typer.Option(envvar="MESH_FILE_ROOT", help="Folder that file: paths may lie in; may be repeated."),
+    ] = None,
+    http_allow_private: Annotated[
+        bool, typer.Option(envvar="MESH_HTTP_ALLOW_PRIVATE", help="Models may come from loopback and private networks.")
+    ] = False,
+    load_timeout: Annotated[
+        float, typer.Option(envvar="MESH_LOAD_TIMEOUT", min=0.1, help="Of one load in the model server, s.")
+    ] = 90.0,
+    load_concurrency: Annotated[
+        int, typer.Option(envvar="MESH_LOAD_CONCURRENCY", min=0, help="Loads at once; 0: one for each CPU, at least 2.")
+    ] = 0,
+    threads: Annotated[
+        int, typer.Option(envvar="MESH_THREADS", min=0, help="For calls that are not short; 0: one for each CPU.")
+    ] = 0,
+    device: Annotated[str, typer.Option(envvar="MESH_DEVICE", help="auto, cpu or cuda.")] = "auto",
+    lease_ttl: Annotated[
+        int, typer.Option(envvar="MESH_LEASE_TTL", min=2, help="After so long a dead pod is gone from etcd, s.")
+    ] = 10,
+    drain_timeout: Annotated[
+        float, typer.Option(envvar="MESH_DRAIN_TIMEOUT", min=0.0, help="For loads and calls in flight at SIGTERM, s.")
+    ] = 20.0,
+    max_message: Annotated[str, typer.Option(envvar="MESH_MAX_MESSAGE", help="Largest message.")] = "16MiB",
+    etcd_wait: Annotated[
+        float, typer.Option(envvar="MESH_ETCD_WAIT", min=0.0, help="For etcd to answer at the start, s.")
+    ] = 20.0,
+    hang_timeout: Annotated[
+        float,
+        typer.Option(envvar="MESH_HANG_TIMEOUT", min=1.0, help="Silence of the model server before it is replaced, s."),
+    ] = 10.0,
+    check_interval: Annotated[
+        float, typer.Option(envvar="MESH_CHECK_INTERVAL", min=0.1, help="Between comparisons with the registry, s.")
+    ] = 30.0,
+    log_format: Annotated[str, typer.Option(envvar="MESH_LOG_FORMAT", help="text or json.")] = "text",
+    log_level: Annotated[str, typer.Option(envvar="MESH_LOG_LEVEL", help="debug, info, warning, error.")] = "info",
+) -> None:
+    """Runs a runtime pod: an agent, and the model server that it starts."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise typer.BadParameter(f"{device!r} is neither auto, cpu nor cuda", param_hint="--device")
+    try:
+        logs.configure(level=log_level, fmt=log_format, process="agent")  # type: ignore[arg-type]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    password = _file(etcd_password_file, "--etcd-password-file")
+    settings = RuntimeSettings(
+        name=name or socket.gethostname(),
+        base=base.strip("/"),
+        data=_address(data, "--data"),
+        control=_address(control, "--control"),
+        probe=_address(probe, "--probe"),
+        advertise=advertise,
+        capacity=(
+            memory.auto_capacity(memory.available_bytes()) if capacity == "auto" else _size(capacity, "--capacity")
+        ),
+        etcd=texts.EtcdSettings(
+            endpoints=tuple(url.strip() for url in etcd.split(",") if url.strip()),
+            user=etcd_user,
+            password=(password or b"").decode().strip(),
+            ca=_file(etcd_ca, "--etcd-ca"),
+            certificate=_file(etcd_cert, "--etcd-cert"),
+            private_key=_file(etcd_key, "--etcd-key"),
+        ),
+        labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
+        zone=zone,
+        model_dir=model_dir.absolute() if model_dir else None,
+        file_roots=tuple(root.absolute() for root in file_root or ()),
+        http_allow_private=http_allow_private,
+        load_timeout=load_timeout,
+        load_concurrency=load_concurrency or max(2, cpus.available()),
+        threads=threads or cpus.available(),
+        device=device,
+        lease_ttl=lease_ttl,
+        drain_timeout=drain_timeout,
+        max_message=_size(max_message, "--max-message"),
+        etcd_wait=etcd_wait,
+        hang_timeout=hang_timeout,
+        check_interval=check_interval,
+        log_format=log_format,
+        log_level=log_level,
+    )
+    raise typer.Exit(uvloop.run(serve(settings)))
+
+
+async def serve(settings: RuntimeSettings) -> int:
+    """Runs the pod until a signal. SIGTERM or SIGINT drains it, a second one ends it at once. The exit status."""
+    loop = asyncio.get_running_loop()
+    leave, at_once = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (at_once if leave.is_set() else leave).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        agent = Agent(settings)
+    except (OSError, ValueError) as error:
+        log.error("the pod cannot start", why=str(error))
+        return 1
+    status, grace = 0, 8.0
+    try:
+        if await _until(agent.start(), leave):
+            await _first(leave, agent.failed)
+            if agent.failed.is_set():
+                status = 1
+            elif not await _until(agent.drain(), at_once):
+                grace = 0.0
+        else:
+            grace = 0.0
+    except StartError as error:
+        log.error("the pod cannot start", why=str(error))
+        status = 1
+    finally:
+        await agent.close(grace=grace)
+    return status
+
+
+async def _first(*events: asyncio.Event) -> None:
+    tasks = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _until(work: Coroutine[Any, Any, None], event: asyncio.Event) -> bool:
+    """Does the work, unless the event comes first: then it is cancelled. Whether it was done; raises its errors."""
+    task, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+            return True
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return False
+    finally:
+        waiting.cancel()
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,452 @@
+"""The agent of a runtime pod: starts the parts in order, says how the pod is, and takes it down.
+
+Order of the start: the model server before the mesh is told of the pod, the control port before that too, so that what
+is published can be used at once. Order of the end (drain): the mesh is told that the pod leaves, loads are ended or
+waited for, the copies' keys go, calls in flight are waited for, presence ends, and the model server last, so that a
+router whose view is a moment behind still gets its answers.
+
+When the model server dies, everything that was in its memory is gone: the keys, the books, the files. What was loading
+or running is written into those models' records first of all, because it may be the cause.
+"""
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from collections.abc import Iterable
+
+from mesh import process
+from mesh.etcd import Etcd, EtcdDenied, EtcdError
+from mesh.keys import Keys
+from mesh.records import LEAVING, READY, PodRecord
+from mesh.runtime import control, memory, serverprocess
+from mesh.runtime.board import Board
+from mesh.runtime.board import State as SlotState
+from mesh.runtime.claims import Claims
+from mesh.runtime.decisions import Decisions
+from mesh.runtime.files import Files
+from mesh.runtime.history import History
+from mesh.runtime.housekeeping import Housekeeping
+from mesh.runtime.ledger import Entry, Ledger, State
+from mesh.runtime.loading import Parts
+from mesh.runtime.loads import Loads
+from mesh.runtime.memory import MemoryWatch
+from mesh.runtime.meters import Meters, calls_snapshot
+from mesh.runtime.outcomes import Refused
+from mesh.runtime.presence import NameTaken, Presence
+from mesh.runtime.rundir import RunDir
+from mesh.runtime.serverprocess import ServerFailed, ServerProcess
+from mesh.runtime.settings import RuntimeSettings
+from mesh.runtime.spi import Spi
+from mesh.runtime.tasks import Tasks
+from mesh.runtime.unloads import Unloads
+from mesh.settings import format_address, parse_address
+from mesh.statuses import Reason
+from mesh.telemetry import logs, metrics
+from mesh.telemetry.probes import Probes
+from placement.room import Room
+from puller.http import HttpPolicy
+from puller.puller import Puller
+
+log = logs.get(__name__)
+
+STARTING, SERVER_DOWN = "starting", "server-down"
+
+_SERVER_GRACE = 8.0  # seconds that the model server has to end: its own grace is 5
+_PORT_TRIES = 3  # of a port that we chose and somebody else took meanwhile
+_RATE_WINDOW, _RATE_STEP = 60.0, 5.0  # seconds
+_QUIET = 0.1  # seconds between two looks at the calls in flight while draining
+
+
+class StartError(Exception):
+    """Why the pod cannot start; the text says what to do."""
+
+
+class Agent:
+    """One runtime pod. `start`, then `drain` or not, then `close`."""
+
+    def __init__(self, settings: RuntimeSettings) -> None:
+        """Raises StartError."""
+        self.settings = settings
+        self.name = settings.name
+        self.incarnation = secrets.token_hex(8)
+        self.failed = asyncio.Event()  # set when the pod cannot go on
+        self._state = STARTING
+        self._labels = settings.labels
+        self._addresses = ("", "", "")  # data, control, probe, as published
+        self._tasks = Tasks()
+        self._calls: deque[tuple[float, int]] = deque()  # (monotonic seconds, calls so far)
+        self._run_dir = RunDir()
+        self.board = Board.create(self._run_dir.path / "board", settings.slots, incarnation=self.incarnation)
+        self.ledger = Ledger(settings.capacity, self.board, slots=settings.slots)
+        self.meters = Meters()
+        self._decisions = Decisions()
+        self._etcd = Etcd(settings.etcd)
+        self._keys = Keys(settings.base)
+        self._puller = Puller(
+            directory=settings.model_dir or self._run_dir.path / "models",
+            file_roots=settings.file_roots,
+            http=HttpPolicy(allow_private=settings.http_allow_private),
+        )
+        self._files = Files(self._puller)
+        self.server: ServerProcess | None = None
+        self.presence = Presence(
+            self._etcd,
+            self._keys,
+            pod=settings.name,
+            incarnation=self.incarnation,
+            ttl=settings.lease_ttl,
+            record=self._record,
+            on_stale=self._on_stale,
+            on_usurped=self._on_usurped,
+            is_alive=control.is_alive,
+        )
+        self._history = History(self._etcd, self._keys, pod=settings.name)
+        self._memory = MemoryWatch(
+            self.ledger,
+            limit_bytes=memory.limit(settings.capacity),
+            resident=self.resident_bytes,
+            evict=self._evict,
+        )
+        self._unloads = Unloads(
+            self.ledger,
+            self,
+            self.presence,
+            self._files,
+            token=self._token,
+            meters=self.meters,
+            decisions=self._decisions,
+            on_freed=lambda: self.loads.freed(),
+        )
+        parts = Parts(
+            ledger=self.ledger,
+            server=self,
+            unloads=self._unloads,
+            keys=self.presence,
+            claiming=Claims(self._etcd, self._keys, self.presence),
+            pulling=self._files,
+            history=self._history,
+            meters=self.meters,
+            incarnation=self.incarnation,
+            concurrency=settings.load_concurrency,
+            load_timeout=settings.load_timeout,
+            evict=self._make_room,
+            why_refused=self._why_refused,
+            why_down=lambda: self.server.why_down if self.server else "",
+        )
+        self.loads = Loads(parts, self._decisions)
+        self._housekeeping = Housekeeping(
+            self._etcd,
+            self._keys,
+            self.ledger,
+            self.presence,
+            interval=settings.check_interval,
+            withdraw=self.loads.withdraw,
+        )
+        self._control = control.Control(self, self.loads)
+        self._probes = Probes(settings.probe, self.why_not_ready, lambda: None, self._metrics)
+        self.meters.follow(self.ledger, published=lambda: self.presence.published)
+
+    # --- start ---
+
+    async def start(self) -> None:
+        """Returns once the mesh can use this pod. Raises StartError."""
+        began = time.monotonic()
+        settings = self.settings
+        try:
+            self._puller.sweep()
+            probe = await self._probes.start()
+        except (OSError, ValueError) as error:
+            raise StartError(str(error)) from error
+        await self._reach_etcd()
+        data = await self._start_server()
+        try:
+            control_address = await self._control.start(settings.control)
+        except OSError as error:
+            raise StartError(str(error)) from error
+        self._addresses = (
+            format_address(settings.reachable(settings.data), parse_address(data)[1]),
+            format_address(settings.reachable(settings.control), parse_address(control_address)[1]),
+            format_address(settings.reachable(settings.probe), probe),
+        )
+        self._state = READY
+        try:
+            await self.presence.start()
+        except (NameTaken, EtcdError) as error:
+            raise StartError(str(error)) from error
+        for work, name in (
+            (self._memory.run(), "memory watch"),
+            (self._housekeeping.run(), "housekeeping"),
+            (self._count_calls(), "rate"),
+        ):
+            self._tasks.start(work, name)
+        log.info(
+            "pod ready",
+            pod=self.name,
+            incarnation=self.incarnation,
+            data=self._addresses[0],
+            control=self._addresses[1],
+            probe=self._addresses[2],
+            s=round(time.monotonic() - began, 2),
+        )
+
+    async def _reach_etcd(self) -> None:
+        end = time.monotonic() + self.settings.etcd_wait
+        while True:
+            try:
+                await self._etcd.status(timeout=min(2.0, self.settings.etcd_wait))
+                return
+            except EtcdDenied as error:
+                raise StartError(f"etcd does not let us in: {error.text}") from error
+            except EtcdError as error:
+                if time.monotonic() > end:
+                    where = ", ".join(self.settings.etcd.endpoints)
+                    raise StartError(
+                        f"etcd cannot be reached at {where} (--etcd) for {self.settings.etcd_wait:g} s: {error.text}"
+                    ) from error
+                await asyncio.sleep(0.2)
+
+    async def _start_server(self) -> str:
+        """The address that it answers on."""
+        settings = self.settings
+        host, port = parse_address(settings.data)
+        for attempt in range(1, _PORT_TRIES + 1):
+            data = format_address(host, port or process.free_port(host))
+            argv = serverprocess.argv(
+                data=data,
+                incarnation=self.incarnation,
+                board=self._run_dir.path / "board",
+                capacity=settings.capacity,
+                threads=settings.threads,
+                load_timeout=settings.load_timeout,
+                load_concurrency=settings.load_concurrency,
+                device=settings.device,
+                max_message=settings.max_message,
+                memory_limit=self._memory.limit_bytes,
+                log_format=settings.log_format,
+                log_level=settings.log_level,
+            )
+            self.server = ServerProcess(
+                serverprocess.Plan(argv, self._run_dir.path, settings.hang_timeout),
+                self.board,
+                on_death=self._on_death,
+                on_ready=self.presence.changed,
+            )
+            try:
+                status = await self.server.start()
+            except (ServerFailed, OSError) as error:
+                if port or attempt == _PORT_TRIES or "listen" not in str(error):
+                    raise StartError(str(error)) from error
+                continue
+            device = status.told.get("mesh-device", "cpu")
+            label = "gpu" if device == "cuda" else "cpu"
+            self._labels = tuple(dict.fromkeys((*settings.labels, label)))
+            return data
+        raise AssertionError("not reached")
+
+    # --- how it is ---
+
+    @property
+    def state(self) -> str:
+        """starting, ready, leaving or server-down."""
+        if self._state == READY and (self.server is None or self.server.state is not serverprocess.State.READY):
+            return SERVER_DOWN
+        return self._state
+
+    def why_not_ready(self) -> str | None:
+        """For the probe. A pod that has lost etcd serves what it has, and stays ready."""
+        state = self.state
+        if state == READY:
+            return None
+        if state == SERVER_DOWN and self.server is not None:
+            return f"{self.server.why_down}; another one is being started"
+        return f"the pod is {state}"
+
+    def resident_bytes(self) -> int:
+        """Private memory of the model server."""
+        return serverprocess.private_bytes(self.server.pid) if self.server is not None and self.server.pid else 0
+
+    def decisions(self, model_id: str) -> Iterable[str]:
+        """The latest, as JSON."""
+        return self._decisions.lines(model_id)
+
+    def counters(self) -> dict[str, int]:
+        """Counts since the start."""
+        loads = self.loads.statistics()
+        server = self.server.statistics() if self.server is not None else None
+        return {
+            "loads": loads.loads,
+            "load_failures": loads.failures,
+            "load_refusals": loads.refusals,
+            "loads_in_progress": loads.in_progress,
+            "evictions": int(self.meters.evictions.value),
+            "calls": self._calls_so_far(),
+            "calls_in_flight": self.board.in_flight,
+            "server_lives": server.lives if server else 0,
+            "leases": self.presence.statistics().leases,
+            "pulled_bytes": self._puller.statistics().bytes,
+        }
+
+    def _record(self) -> PodRecord:
+        statistics, first = self.ledger.statistics(), self.ledger.first()
+        data, control_address, probe = self._addresses
+        return PodRecord(
+            incarnation=self.incarnation,
+            data_address=data,
+            control_address=control_address,
+            state=self.state,
+            labels=self._labels,
+            zone=self.settings.zone,
+            capacity_bytes=self.settings.capacity,
+            used_bytes=max(0, statistics.committed_bytes),
+            oldest_idle_ms=0 if first is None else self.ledger.idle_ms(first),
+            copies=statistics.copies,
+            loads_in_progress=statistics.loading,
+            loading_threads=self.settings.load_concurrency,
+            rate=self._rate(),
+            probe_address=probe,
+        )
+
+    def _metrics(self) -> bytes:
+        snapshots = [self.meters.registry.snapshot(), calls_snapshot(self.board.calls())]
+        if self.server is not None and self.server.pid:
+            snapshots.append(metrics.process_snapshot("model-server", self.server.pid))
+        return metrics.render(metrics.merge(snapshots))
+
+    async def _count_calls(self) -> None:
+        while True:
+            now = time.monotonic()
+            self._calls.append((now, self._calls_so_far()))
+            while now - self._calls[0][0] > _RATE_WINDOW:
+                self._calls.popleft()
+            await asyncio.sleep(_RATE_STEP)
+
+    def _calls_so_far(self) -> int:
+        return sum(sum(series.buckets) for series in self.board.calls())
+
+    def _rate(self) -> int:
+        """Calls a minute, over the last minute; less has passed at first."""
+        if len(self._calls) < 2:
+            return 0
+        (start, before), (end, now) = self._calls[0], self._calls[-1]
+        return round((now - before) * 60 / max(end - start, _RATE_WINDOW / 4))
+
+    def _why_refused(self) -> Refused | None:
+        if not self.presence.published:
+            why = self.presence.away or "it is being published"
+            return Refused(Reason.REGISTRY_AWAY, f"this pod has no lease in etcd: {why}")
+        if self._memory.refusal:
+            return Refused(Reason.NO_ROOM, self._memory.refusal)
+        return None
+
+    # --- what happens to it ---
+
+    @property
+    def lives(self) -> int:
+        """Of the model server."""
+        return self.server.lives if self.server is not None else 0
+
+    async def ready(self, timeout: float) -> Spi | None:
+        """The connection to the model server."""
+        return await self.server.ready(timeout) if self.server is not None else None
+
+    async def died(self, life: int, timeout: float) -> bool:
+        """Whether that life of the model server has ended, or does within `timeout` seconds."""
+        return self.server is None or await self.server.died(life, timeout)
+
+    def _token(self, entry: Entry) -> bytes:
+        return b"%s.%d" % (self.incarnation.encode(), entry.revision)
+
+    def _make_room(self, room: Room, cause: str) -> None:
+        """Carries a decision out: its victims make way for `cause`."""
+        for victim in room.victims:
+            entry = self.ledger.entries.get(victim)
+            if entry is not None and entry.state is State.LOADED:
+                self._decisions.note("evict", victim, cause, why=room.why)
+                self._unloads.start(entry, f"makes way for {cause}: {room.why}", evict=True)
+
+    def _evict(self, entry: Entry, why: str) -> None:
+        self._decisions.note("evict", entry.model_id, why=why)
+        self._unloads.start(entry, why, evict=True)
+
+    def _on_stale(self, model_id: str) -> None:
+        why = "it is not registered any more, or registered anew"
+        self._tasks.start(self.loads.withdraw(model_id, 0, why), f"withdraw {model_id}")
+
+    def _on_usurped(self, why: str) -> None:
+        self.failed.set()
+
+    def _on_death(self, why: str) -> None:
+        """The model server has died: see the module's text."""
+        self.meters.server_deaths.inc()
+        gone = [
+            entry
+            for entry in self.ledger.entries.values()
+            if entry.state in (State.LOADING, State.LOADED, State.UNLOADING)
+        ]
+        for entry, doing in self._suspects(gone):
+            text = f"{self.name}: the model server {why} while it was {doing} this model"
+            log.warning("suspect", model=entry.model_id, doing=doing)
+            self._history.killed(entry.model_id, entry.revision, text)
+        self._unloads.clear()
+        for entry in gone:
+            self.ledger.remove(entry)
+            self.presence.drop(entry.model_id)
+            if entry.state is not State.LOADING:  # of those, the load itself removes the files
+                self._files.discard(entry.model_id)
+        self.loads.freed()
+        self.presence.changed()
+
+    def _suspects(self, gone: Iterable[Entry]) -> list[tuple[Entry, str]]:
+        """Who was at work. Freeing a model is a suspicion only where nothing else was going on."""
+        working, freeing = [], []
+        for entry in gone:
+            use = self.ledger.use(entry)
+            if use is None:
+                continue
+            if use.state is SlotState.LOADING:
+                working.append((entry, "loading"))
+            elif use.running:
+                working.append((entry, "running"))
+            elif use.state is SlotState.UNLOADING:
+                freeing.append((entry, "freeing"))
+        return working or freeing
+
+    # --- end ---
+
+    async def drain(self) -> None:
+        """Leaves the mesh in order, within the drain time-out."""
+        end = time.monotonic() + self.settings.drain_timeout
+        self._state = LEAVING
+        log.info("leaving", copies=self.ledger.count(State.LOADED), calls=self.board.in_flight)
+        self.loads.close("this pod is leaving")
+        self.presence.changed()
+        await self.loads.settle(max(0.0, end - time.monotonic()))
+        held = list(self.ledger.entries)
+        for model_id in held:
+            self.presence.drop(model_id)
+        for model_id in held:
+            if not await self.presence.settled(model_id, min(2.0, max(0.0, end - time.monotonic()))):
+                break
+        quiet = 0
+        while quiet < 2 and time.monotonic() < end:
+            quiet = 0 if self.board.in_flight else quiet + 1
+            await asyncio.sleep(_QUIET)
+
+    async def close(self, *, grace: float = _SERVER_GRACE) -> None:
+        """Ends all parts; nothing of the pod is left, in etcd as far as it answers. `grace` is the model server's."""
+        self._state = LEAVING
+        self.loads.close("this pod is leaving")
+        await self._tasks.close()
+        await self.presence.close(revoke=True)
+        await self._control.close(0.2)
+        await self.loads.settle(0.0)
+        if self.server is not None:
+            await self.server.stop(grace)
+        await self._unloads.close()
+        await self._history.close()
+        await self._files.close()
+        await self._probes.close()
+        await self._etcd.close()
+        self._run_dir.close()
+        log.info("pod left", pod=self.name)

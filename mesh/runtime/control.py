@@ -1,0 +1,172 @@
+"""What routers ask of this pod, over gRPC: mesh.agent.v1.Agent. Thin: it only puts answers into messages."""
+
+import time
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import grpc
+
+from mesh.pb import agent_pb2 as pb
+from mesh.pb import agent_pb2_grpc
+from mesh.records import PodRecord
+from mesh.runtime import loads, outcomes
+from mesh.runtime.ledger import Entry, Ledger
+from mesh.settings import format_address, parse_address
+from mesh.statuses import Reason
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # else a second agent on the same port would share it in silence
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),  # routers look whether we live while they wait
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_send_message_length", 64 << 20),  # a description of thousands of copies
+)
+
+
+class Pod(Protocol):
+    """The agent, as far as it is described here."""
+
+    name: str
+    incarnation: str
+    ledger: Ledger
+
+    @property
+    def state(self) -> str:
+        """starting, ready, leaving, server-down."""
+
+    def resident_bytes(self) -> int:
+        """Of the model server."""
+
+    def decisions(self, model_id: str) -> Iterable[str]:
+        """The latest, as JSON."""
+
+    def counters(self) -> dict[str, int]:
+        """Counts for people and tests."""
+
+
+class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
+    """The service and its server. `load` and `withdraw` are those of `Loads`."""
+
+    def __init__(self, pod: Pod, loads: loads.Loads) -> None:
+        self._pod = pod
+        self._loads = loads
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, address: str) -> str:
+        """Listens; the address with the port that it got. Raises OSError where that cannot be done."""
+        host, _ = parse_address(address)
+        server = grpc.aio.server(options=_OPTIONS)
+        agent_pb2_grpc.add_AgentServicer_to_server(self, server)
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address} (--control): {error}") from error
+        if not port:
+            raise OSError(f"cannot listen on {address} (--control): is it taken?")
+        await server.start()
+        self._server = server
+        return format_address(host, port)
+
+    async def close(self, grace: float) -> None:
+        """Stops listening; requests under way get `grace` seconds."""
+        if self._server is not None:
+            await self._server.stop(grace)
+
+    async def Load(self, request: pb.LoadRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.LoadReply:
+        """Loads a model, or says why not."""
+        want = outcomes.Want(
+            model_id=request.model_id,
+            revision=request.create_revision,
+            type=request.model_type,
+            path=request.model_path,
+            key=request.model_key,
+            host_bytes=request.host_bytes,
+            device_bytes=request.device_bytes,
+            idle_ms=request.idle_ms,
+            expected_copies=request.expected_copies,
+        )
+        if not want.model_id or want.revision <= 0:
+            refused = pb.LoadReply.Refused(reason=Reason.BAD_REQUEST.name, text="no model id, or no create revision")
+            return pb.LoadReply(refused=refused)
+        return _reply(await self._loads.load(want), self._pod.incarnation)
+
+    async def Unload(self, request: pb.UnloadRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.UnloadReply:
+        """Withdraws a copy."""
+        why = request.reason or "a router asks for it"
+        had = await self._loads.withdraw(request.model_id, request.create_revision, why)
+        return pb.UnloadReply(had_copy=had)
+
+    async def Describe(
+        self, request: pb.DescribeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.DescribeReply:
+        """How this pod is."""
+        pod, ledger = self._pod, self._pod.ledger
+        entries: Iterable[Entry] = list(ledger.entries.values())
+        if request.model_id:
+            entries = [entry for entry in entries if entry.model_id == request.model_id]
+        now_ns = time.monotonic_ns()
+        return pb.DescribeReply(
+            pod=pod.name,
+            incarnation=pod.incarnation,
+            state=pod.state,
+            capacity_bytes=ledger.capacity_bytes,
+            used_bytes=max(0, ledger.committed_bytes),
+            resident_bytes=pod.resident_bytes(),
+            copies=[_copy(ledger, entry, now_ns) for entry in entries],
+            decisions=pod.decisions(request.model_id),
+            counters=pod.counters(),
+        )
+
+
+def _copy(ledger: Ledger, entry: Entry, now_ns: int) -> pb.CopyState:
+    use = ledger.use(entry)
+    return pb.CopyState(
+        model_id=entry.model_id,
+        create_revision=entry.revision,
+        state=entry.state.value,
+        host_bytes=entry.host_bytes,
+        device_bytes=entry.device_bytes,
+        idle_ms=ledger.idle_ms(entry),
+        calls=use.calls if use else 0,
+        in_flight=use.in_flight if use else 0,
+        busy_us=use.busy_ns // 1000 if use else 0,
+        load_ms=entry.load_ms,
+        age_ms=max(0, now_ns - entry.since_ns) // 1_000_000,
+    )
+
+
+def _reply(outcome: outcomes.Outcome, incarnation: str) -> pb.LoadReply:
+    match outcome:
+        case outcomes.Loaded():
+            return pb.LoadReply(
+                loaded=pb.LoadReply.Loaded(
+                    incarnation=incarnation,
+                    host_bytes=outcome.host_bytes,
+                    device_bytes=outcome.device_bytes,
+                    load_ms=outcome.load_ms,
+                )
+            )
+        case outcomes.Elsewhere():
+            return pb.LoadReply(elsewhere=pb.LoadReply.Elsewhere(pod=outcome.pod))
+        case outcomes.Refused():
+            return pb.LoadReply(refused=pb.LoadReply.Refused(reason=outcome.reason.name, text=outcome.text))
+        case outcomes.Failed():
+            return pb.LoadReply(failed=pb.LoadReply.Failed(reason=outcome.reason.name, text=outcome.text))
+        case outcomes.Stale():
+            return pb.LoadReply(stale=pb.LoadReply.Stale())
+
+
+async def is_alive(record: PodRecord, *, timeout: float = 2.0) -> bool | None:
+    """Whether the pod of that record lives: its agent answers with that incarnation. None: it cannot be told."""
+    channel = grpc.aio.insecure_channel(record.control_address, options=(("grpc.enable_http_proxy", 0),))
+    try:
+        stub = agent_pb2_grpc.AgentStub(channel)
+        reply = await stub.Describe(pb.DescribeRequest(model_id="\0"), timeout=timeout)
+        return bool(reply.incarnation == record.incarnation)
+    except grpc.aio.AioRpcError as error:
+        text = (error.details() or "").lower()
+        return False if "connection refused" in text or "unimplemented" in error.code().name.lower() else None
+    finally:
+        await channel.close(None)

@@ -1,0 +1,56 @@
+"""The latest decisions of this pod, each with its reason, so that `describe` and `mesh explain` can say why.
+
+Bounded: a pod under pressure decides thousands of times a minute, and only the last ones help.
+"""
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+KEPT = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One of them. `models` are those it concerns, the subject first."""
+
+    kind: str  # evict, refuse, unload, withdraw
+    models: tuple[str, ...]
+    why: str
+    at: float  # monotonic seconds
+
+
+class Decisions:
+    """A bounded list of them, and how many there were of each kind."""
+
+    __slots__ = ("_kept", "counts")
+
+    def __init__(self) -> None:
+        self._kept: deque[Decision] = deque(maxlen=KEPT)
+        self.counts: dict[str, int] = {}
+
+    def note(self, kind: str, *models: str, why: str) -> None:
+        """Keeps one."""
+        self._kept.append(Decision(kind, models, why, time.monotonic()))
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+
+    def lines(self, model_id: str = "", *, limit: int = 50) -> Iterator[str]:
+        """The newest first, as JSON objects of one line; with an id, only those that concern it."""
+        now = time.monotonic()
+        found = 0
+        for decision in reversed(self._kept):
+            if model_id and model_id not in decision.models:
+                continue
+            if found >= limit:
+                return
+            found += 1
+            yield json.dumps(
+                {
+                    "what": decision.kind,
+                    "models": list(decision.models[:10]),
+                    "why": decision.why,
+                    "ago_ms": int((now - decision.at) * 1000),
+                }
+            )

@@ -1,0 +1,79 @@
+"""Which changes of a pod's figures are worth telling the whole mesh.
+
+Every router gets every change, so small ones stay here: placement ranks in coarse buckets anyway. The thresholds are
+the predecessor's in kind, tightened where its cluster of dozens of instances had to save and a watch of ours does not.
+"""
+
+from dataclasses import dataclass
+
+from mesh.records import PodRecord
+
+GAP = 2.0
+"""Seconds between two publications of figures; what concerns everybody (state, addresses, labels) goes at once."""
+
+REFRESH = 60.0
+"""Seconds after which any difference at all is published."""
+
+_USED = 0.05  # of the capacity
+_COPIES = 0.10
+_IDLE_MS, _IDLE = 20_000, 1 / 8
+_RATE, _RATE_SHARE = 100, 0.10
+_LOADS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What stands in etcd, and since when (monotonic seconds)."""
+
+    record: PodRecord
+    at: float
+
+
+def urgent(before: PodRecord, now: PodRecord) -> bool:
+    """Whether it changes where calls and loads may go at all."""
+    return (
+        before.state,
+        before.data_address,
+        before.control_address,
+        before.probe_address,
+        before.labels,
+        before.zone,
+        before.capacity_bytes,
+    ) != (
+        now.state,
+        now.data_address,
+        now.control_address,
+        now.probe_address,
+        now.labels,
+        now.zone,
+        now.capacity_bytes,
+    )
+
+
+def worth_telling(published: Published, now: PodRecord, at: float) -> bool:
+    """Whether `now`, at the time `at`, is to be published in place of what is."""
+    before = published.record
+    if before == now:
+        return False
+    if urgent(before, now):
+        return True
+    elapsed = at - published.at
+    if elapsed < GAP:
+        return False
+    if elapsed >= REFRESH:
+        return True
+    if abs(now.used_bytes - before.used_bytes) >= _USED * now.capacity_bytes:
+        return True
+    if abs(now.copies - before.copies) > _COPIES * before.copies:
+        return True
+    if abs(now.oldest_idle_ms - before.oldest_idle_ms) >= max(_IDLE_MS, _IDLE * before.oldest_idle_ms):
+        return True
+    if abs(now.rate - before.rate) >= max(_RATE, _RATE_SHARE * before.rate):
+        return True
+    return _loads_matter(before, now)
+
+
+def _loads_matter(before: PodRecord, now: PodRecord) -> bool:
+    was, is_ = before.loads_in_progress, now.loads_in_progress
+    threads = now.loading_threads
+    return bool(was) != bool(is_) or (was > threads) != (is_ > threads) or abs(is_ - was) >= _LOADS

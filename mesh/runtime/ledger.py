@@ -1,0 +1,294 @@
+"""What is in this pod's memory and what is about to be: bytes by model, and who makes way for whom.
+
+Two sums are kept. *Committed* is everything that is here or will be: copies, loads from the moment their room is
+reserved. What is being unloaded is not in it, because its space is promised to somebody already. *Physical* is what the
+server's memory holds or may hold at this moment: copies, loads that have begun, and whatever is being unloaded until it
+is really gone. Decisions are made on the first, and a load begins only when it fits into the second; so memory is never
+promised twice, and everything that was promised fits once the unloads are done.
+
+A copy weighs the larger of its host and device bytes: a pod's capacity is one number, and neither memory may overflow.
+
+The order is least recently used first, by the use board, which sees every call. Reading a slot costs microseconds and a
+pod holds thousands, so the order is a heap that may be behind: an entry that was used since it was put there sinks when
+it comes up. Nothing here waits or does I/O; whoever calls carries the decisions out.
+"""
+
+import enum
+import heapq
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from mesh.runtime import board
+from placement import room
+
+CANDIDATES = 16
+"""How many of the oldest copies are looked at before one is taken, so that one with a spare elsewhere can go first."""
+
+
+class State(enum.Enum):
+    """How far an entry is; the values are those of `CopyState.state`."""
+
+    QUEUED = "queued"
+    PULLING = "pulling"
+    WAITING = "waiting"  # for space, or for its turn
+    LOADING = "loading"
+    LOADED = "loaded"
+    UNLOADING = "unloading"
+
+
+_PHYSICAL = frozenset({State.LOADING, State.LOADED, State.UNLOADING})
+
+
+class Uses(Protocol):
+    """The use board, as far as it is read here."""
+
+    def read(self, slot: int) -> board.Use:
+        """One slot."""
+
+
+class Entry:
+    """One model in this pod. Changed by its ledger only, except `load_ms`."""
+
+    __slots__ = (
+        "begun",
+        "device_bytes",
+        "host_bytes",
+        "idle_ms",
+        "load_ms",
+        "loaded_ns",
+        "model_id",
+        "revision",
+        "since_ns",
+        "slot",
+        "state",
+    )
+
+    def __init__(self, model_id: str, revision: int, *, idle_ms: int, now_ns: int) -> None:
+        self.model_id = model_id
+        self.revision = revision  # create revision of the registration that it is a copy of
+        self.idle_ms = idle_ms  # how long the model had not been used when its load was asked for
+        self.state = State.QUEUED
+        self.since_ns = now_ns  # when the state was entered
+        self.loaded_ns = now_ns  # counts as its last use until it is called
+        self.begun = False  # whether it counts as physical, though perhaps still waiting for its turn
+        self.host_bytes = 0  # predicted, then measured; 0 until room is reserved
+        self.device_bytes = 0
+        self.slot: int | None = None
+        self.load_ms = 0
+
+    @property
+    def weight(self) -> int:
+        """Bytes that count against the capacity."""
+        return max(self.host_bytes, self.device_bytes)
+
+    @property
+    def physical(self) -> bool:
+        """Whether the server's memory may hold it."""
+        return self.begun or self.state in _PHYSICAL
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.model_id!r} of {self.revision}: {self.state.value}, {self.weight} bytes>"
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerStatistics:
+    """The ledger in numbers."""
+
+    capacity_bytes: int
+    committed_bytes: int
+    physical_bytes: int
+    copies: int  # loaded
+    loading: int  # loads in progress, whatever they wait for
+    unloading: int
+
+
+class Ledger:
+    """See the module's text. At most one entry a model."""
+
+    def __init__(
+        self, capacity_bytes: int, uses: Uses, *, slots: int, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.entries: dict[str, Entry] = {}
+        self.committed_bytes = 0
+        self.physical_bytes = 0
+        self._uses = uses
+        self._clock = clock
+        self._slots = deque(range(slots))  # free ones; first in, first out, so that a late write hits no fresh copy
+        self._counts = dict.fromkeys(State, 0)
+        self._heap: list[tuple[int, int, Entry]] = []  # (last use as known, tie-breaker, entry), loaded ones
+        self._ties = itertools.count()
+
+    # --- an entry's life ---
+
+    def add(self, model_id: str, revision: int, *, idle_ms: int = 0) -> Entry:
+        """A load begins. There must be no entry of that id."""
+        if model_id in self.entries:
+            raise ValueError(f"{model_id!r} is in the ledger already: {self.entries[model_id]!r}")
+        entry = Entry(model_id, revision, idle_ms=idle_ms, now_ns=self._clock())
+        self.entries[model_id] = entry
+        self._counts[entry.state] += 1
+        return entry
+
+    def enter(self, entry: Entry, state: State) -> None:
+        """Moves it on. UNLOADING gives its space to whoever comes next, LOADED puts it into the order of use."""
+        self._count(entry, -1)
+        self._counts[entry.state] -= 1
+        entry.state = state
+        entry.since_ns = self._clock()
+        self._counts[state] += 1
+        self._count(entry, +1)
+        if state is State.LOADED:
+            entry.loaded_ns = entry.since_ns
+            heapq.heappush(self._heap, (self._last_use_ns(entry), next(self._ties), entry))
+
+    def weigh(self, entry: Entry, host_bytes: int, device_bytes: int = 0) -> None:
+        """Sets its size: reserves room, or corrects what was reserved by what was measured."""
+        self._count(entry, -1)
+        entry.host_bytes, entry.device_bytes = host_bytes, device_bytes
+        self._count(entry, +1)
+
+    def begin(self, entry: Entry) -> bool:
+        """Whether there is space in memory for it now; from then on it takes that space."""
+        if not entry.begun:
+            if self.physical_bytes + entry.weight > self.capacity_bytes:
+                return False
+            self._count(entry, -1)
+            entry.begun = True
+            self._count(entry, +1)
+        return True
+
+    def take_slot(self, entry: Entry) -> bool:
+        """Gives it a slot of the use board; False: all are taken."""
+        if entry.slot is None and self._slots:
+            entry.slot = self._slots.popleft()
+        return entry.slot is not None
+
+    def remove(self, entry: Entry, *, keep_slot: bool = False) -> None:
+        """Nothing of it is left. `keep_slot`: somebody may still write to its slot, so nobody else gets it."""
+        if self.entries.get(entry.model_id) is not entry:
+            return
+        del self.entries[entry.model_id]
+        self._count(entry, -1)
+        self._counts[entry.state] -= 1
+        if entry.slot is not None and not keep_slot:
+            self._slots.append(entry.slot)
+
+    def _count(self, entry: Entry, sign: int) -> None:
+        if entry.state is not State.UNLOADING:
+            self.committed_bytes += sign * entry.weight
+        if entry.physical:
+            self.physical_bytes += sign * entry.weight
+
+    # --- questions ---
+
+    def __contains__(self, entry: Entry) -> bool:
+        return self.entries.get(entry.model_id) is entry
+
+    @property
+    def free_bytes(self) -> int:
+        """What nobody has been promised; negative where sizes were predicted too small."""
+        return self.capacity_bytes - self.committed_bytes
+
+    def count(self, state: State) -> int:
+        """How many are in that state."""
+        return self._counts[state]
+
+    def use(self, entry: Entry) -> board.Use | None:
+        """What the board says of it."""
+        return None if entry.slot is None else self._uses.read(entry.slot)
+
+    def idle_ms(self, entry: Entry) -> int:
+        """Since its last use: a call that was begun or ended, or its load."""
+        return max(0, (self._clock() - self._last_use_ns(entry)) // 1_000_000)
+
+    def oldest(self) -> Iterator[Entry]:
+        """The loaded copies, least recently used first. To be used up or closed before anything else changes."""
+        taken: list[tuple[int, int, Entry]] = []
+        heap = self._heap
+        try:
+            while heap:
+                known, tie, entry = heap[0]
+                if entry.state is not State.LOADED or self.entries.get(entry.model_id) is not entry:
+                    heapq.heappop(heap)
+                    continue
+                last = self._last_use_ns(entry)
+                if last > known:
+                    heapq.heapreplace(heap, (last, tie, entry))
+                    continue
+                taken.append(heapq.heappop(heap))
+                yield entry
+        finally:
+            for item in taken:
+                heapq.heappush(heap, item)
+
+    def first(self) -> Entry | None:
+        """The copy that was used least recently."""
+        return next(self.oldest(), None)
+
+    def candidates(self, need_bytes: int) -> list[str]:
+        """Whose other copies are worth knowing before room is made for that much: nobody's, where it fits anyway."""
+        if need_bytes <= self.free_bytes:
+            return []
+        return [entry.model_id for entry in itertools.islice(self.oldest(), CANDIDATES)]
+
+    def room_for(
+        self,
+        need_bytes: int,
+        *,
+        idle_ms: int = 0,
+        spares: Mapping[str, int] | None = None,
+        keep: Collection[str] = (),
+    ) -> room.Room:
+        """Who makes way for `need_bytes` more. `spares`: copies elsewhere, of those that were asked about.
+
+        Only as many of the oldest are shown to the decision as it needs, and a few more, so that a spare among them can
+        go first. `keep` are never taken.
+        """
+        free = self.free_bytes
+        if need_bytes > self.capacity_bytes or need_bytes <= free:
+            return room.make_room(need_bytes, free, self.capacity_bytes, (), idle_ms=idle_ms)
+        held = [
+            room.Held(entry.model_id, entry.weight, 0, busy_reason="loading")
+            for entry in self.entries.values()
+            if entry.weight and entry.state not in (State.LOADED, State.UNLOADING)
+        ]
+        evictable = 0
+        for number, entry in enumerate(self.oldest(), 1):
+            use = self.use(entry)
+            one = room.Held(
+                entry.model_id,
+                entry.weight,
+                self.idle_ms(entry),
+                in_flight=use.in_flight if use else 0,
+                busy_reason="kept" if entry.model_id in keep else "",
+                other_copies=spares.get(entry.model_id, 0) if spares else 0,
+            )
+            held.append(one)
+            if not one.in_flight and not one.busy_reason and one.idle_ms >= idle_ms:
+                evictable += one.bytes
+            if number >= CANDIDATES and evictable >= need_bytes - free:
+                break
+        return room.make_room(need_bytes, free, self.capacity_bytes, held, idle_ms=idle_ms)
+
+    def statistics(self) -> LedgerStatistics:
+        """The ledger in numbers."""
+        loaded, unloading = self._counts[State.LOADED], self._counts[State.UNLOADING]
+        return LedgerStatistics(
+            capacity_bytes=self.capacity_bytes,
+            committed_bytes=self.committed_bytes,
+            physical_bytes=self.physical_bytes,
+            copies=loaded,
+            loading=len(self.entries) - loaded - unloading,
+            unloading=unloading,
+        )
+
+    def _last_use_ns(self, entry: Entry) -> int:
+        use = self.use(entry)
+        if use is None or not (use.calls or use.in_flight):
+            return entry.loaded_ns - entry.idle_ms * 1_000_000
+        return use.last_use_ns

@@ -1,0 +1,333 @@
+"""The steps of one load, and how each of them is undone.
+
+First the claim and the pull side by side, because the one is a round trip to etcd and the other to a store; then room,
+which may evict; then the model server; then its measured size, which may evict more. The claim comes before the room,
+so whoever loses it has evicted nothing. The answer goes out as soon as the model can serve: the key that says so
+follows, and is there already as a claim.
+
+Each end but success leaves things as they were: key, room, slot, files, and the server's memory, in which nothing of a
+failed load may be left. It does so before it answers, because whoever asked will ask another pod next, and that one
+must not find our claim.
+
+Sizes. What was measured before comes with the request. Otherwise the size is guessed from the file when it is there,
+and the guess is low on purpose (`guess`): guessing high evicts models that need not go, guessing low is put right by
+the measurement a moment later, and the server's memory has headroom for it.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mesh import records
+from mesh.records import CopyRecord, ModelRecord
+from mesh.runtime import claims
+from mesh.runtime.ledger import Entry, Ledger, State
+from mesh.runtime.meters import Meters
+from mesh.runtime.outcomes import Failed, Loaded, Outcome, Refused, Want
+from mesh.runtime.spi import Size, SpiError
+from mesh.runtime.tasks import Tasks
+from mesh.runtime.unloads import Keys, Server, Unloads
+from mesh.settings import format_bytes
+from mesh.statuses import Reason
+from mesh.telemetry import logs
+from placement.room import Room, RoomVerdict
+from puller.errors import PullError, PullErrorKind
+from puller.puller import Pulled
+from puller.source import Source
+
+log = logs.get(__name__)
+
+OVERHEAD_BYTES = 64 << 10
+"""What a session takes beyond its weights: 33 to 87 KB of resident memory for the smallest models."""
+
+_PULLS = 16  # at once; a store is slow where a disk is not, and the server's turns are bounded apart
+_PULL_TIMEOUT = 900.0  # seconds
+_SPACE_WAIT = 60.0  # seconds for victims to go: calls in flight in them may take half of it
+_SERVER_WAIT = 10.0  # seconds for a server that has just died to be back
+_LOAD_SLACK = 15.0  # seconds after which the server must have given up by itself
+_DEATH_WAIT = 2.0  # seconds in which a lost connection shows itself as a death
+_KEY_WAIT = 1.0  # seconds that an answer waits for the claim's key to go
+
+
+class Claiming(Protocol):
+    """Who decides whether this pod may load a model."""
+
+    async def claim(
+        self, model_id: str, copy: CopyRecord, *, expected: int = 0, ask: Sequence[str] = ()
+    ) -> claims.Verdict:
+        """Claims it."""
+
+
+class Publishing(Keys, Protocol):
+    """This pod's keys in etcd."""
+
+    def put(self, model_id: str, record: CopyRecord) -> None:
+        """It has that copy."""
+
+
+class Pulling(Protocol):
+    """Who fetches files."""
+
+    async def pull(self, source: Source, *, into: str) -> Pulled:
+        """Raises PullError."""
+
+    async def remove(self, into: str) -> None:
+        """Removes what was pulled."""
+
+
+class Remembering(Protocol):
+    """Who writes into models' records."""
+
+    def loaded(
+        self, model_id: str, revision: int, known: ModelRecord, *, host_bytes: int, device_bytes: int, load_ms: int
+    ) -> None:
+        """What a load took."""
+
+    async def failed(self, model_id: str, revision: int, text: str) -> None:
+        """Why it failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a load works with. `why_refused` gives a reason to take no loads at all, `why_down` how the server died."""
+
+    ledger: Ledger
+    server: Server
+    unloads: Unloads
+    keys: Publishing
+    claiming: Claiming
+    pulling: Pulling
+    history: Remembering
+    meters: Meters
+    incarnation: str
+    concurrency: int  # loads in the model server at once
+    load_timeout: float  # seconds, the model server's own
+    evict: Callable[[Room, str], None]  # a decision, and for whom
+    why_refused: Callable[[], Refused | None]
+    why_down: Callable[[], str]
+
+
+class Loading:
+    """Carries loads out, each from its entry in the ledger to its outcome."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._ledger = parts.ledger
+        self._tasks = Tasks()
+        self._pulls = asyncio.Semaphore(_PULLS)
+        self._turns = asyncio.Semaphore(parts.concurrency)
+        self._space = asyncio.Event()
+
+    def freed(self) -> None:
+        """To be called whenever memory has become free."""
+        space, self._space = self._space, asyncio.Event()
+        space.set()
+
+    async def run(self, want: Want, entry: Entry) -> Outcome:
+        """One load. Cancelled, it undoes what it did before it ends."""
+        began = time.monotonic()
+        pull = self._tasks.start(self._pull(want, entry), f"pull {want.model_id}")
+        outcome: Outcome | None = None
+        try:
+            outcome = await self._steps(want, entry, pull, began)
+        except PullError as error:
+            outcome = _pull_outcome(error)
+        finally:
+            if not isinstance(outcome, Loaded):
+                await self._undo(want, entry, pull)
+        if isinstance(outcome, Failed):
+            await self._parts.history.failed(want.model_id, want.revision, outcome.text)
+        return outcome
+
+    async def close(self) -> None:
+        """Ends pulls whose loads have been ended."""
+        await self._tasks.close()
+
+    async def _steps(self, want: Want, entry: Entry, pull: "asyncio.Task[Pulled]", began: float) -> Outcome:
+        parts, ledger = self._parts, self._ledger
+        # Who may have to go is asked about in the claim: of an unknown size, whether the pod is nearly full.
+        likely = want.weight or ledger.capacity_bytes // 10
+        verdict = await parts.claiming.claim(
+            want.model_id,
+            CopyRecord(parts.incarnation, want.revision, records.LOADING, age_ms=want.idle_ms),
+            expected=want.expected_copies,
+            ask=ledger.candidates(likely),
+        )
+        if isinstance(verdict, claims.Away):
+            return Refused(Reason.REGISTRY_AWAY, f"cannot be claimed: {verdict.why}")
+        if not isinstance(verdict, claims.Claimed):
+            return verdict
+        record, spares = verdict.record, verdict.spares
+        if record.quarantined:
+            return Refused(Reason.QUARANTINED, "; ".join(record.killed))
+
+        pulled = await pull
+        waiting = time.monotonic()
+        if (refused := self._reserve(want, entry, pulled, spares)) is not None:
+            return refused
+        if not await self._wait_for_space(entry):
+            text = f"{format_bytes(entry.weight)} were not free after {_SPACE_WAIT:g} s: victims have calls in flight"
+            return Refused(Reason.NO_ROOM, text)
+        async with self._turns:
+            parts.meters.queue_ms.observe((time.monotonic() - waiting) * 1000)
+            size = await self._serve(want, entry, pulled)
+        if not isinstance(size, Size):
+            return size
+        load_ms = max(1, round((time.monotonic() - began) * 1000))
+        parts.history.loaded(
+            want.model_id,
+            want.revision,
+            record,
+            host_bytes=size.host_bytes,
+            device_bytes=size.device_bytes,
+            load_ms=load_ms,
+        )
+        return self._take(want, entry, size, spares, load_ms)
+
+    async def _pull(self, want: Want, entry: Entry) -> Pulled:
+        async with self._pulls:
+            if entry.state is State.QUEUED:
+                self._ledger.enter(entry, State.PULLING)
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(_PULL_TIMEOUT):
+                    pulled = await self._parts.pulling.pull(Source(want.path, want.key), into=want.model_id)
+            except TimeoutError as error:
+                text = f"its files did not arrive within {_PULL_TIMEOUT:g} s"
+                raise PullError(PullErrorKind.TIMEOUT, text) from error
+            self._parts.meters.pull_ms.observe((time.monotonic() - began) * 1000)
+            return pulled
+
+    def _reserve(self, want: Want, entry: Entry, pulled: Pulled, spares: Mapping[str, int]) -> Refused | None:
+        """Room for it on the books; victims begin to go."""
+        ledger = self._ledger
+        if pulled.bytes > ledger.capacity_bytes:
+            text = f"its files have {format_bytes(pulled.bytes)}, this pod's capacity is "
+            return Refused(Reason.NOWHERE, text + format_bytes(ledger.capacity_bytes))
+        if (refused := self._parts.why_refused()) is not None:
+            return refused
+        size = Size(want.host_bytes, want.device_bytes) if want.weight else guess(pulled.bytes, ledger.capacity_bytes)
+        room = ledger.room_for(max(size.host_bytes, size.device_bytes), idle_ms=want.idle_ms, spares=spares)
+        if (refused := no_room(room)) is not None:
+            return refused
+        ledger.weigh(entry, size.host_bytes, size.device_bytes)
+        self._parts.evict(room, want.model_id)
+        return None
+
+    async def _wait_for_space(self, entry: Entry) -> bool:
+        self._ledger.enter(entry, State.WAITING)
+        try:
+            async with asyncio.timeout(_SPACE_WAIT):
+                while not self._ledger.begin(entry):
+                    await self._space.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _serve(self, want: Want, entry: Entry, pulled: Pulled) -> Size | Refused | Failed:
+        """The model server's part."""
+        parts, ledger = self._parts, self._ledger
+        spi = await parts.server.ready(_SERVER_WAIT)
+        if spi is None:
+            return Refused(Reason.UNAVAILABLE, parts.why_down() or "the model server is not ready")
+        if not ledger.take_slot(entry):
+            return Refused(Reason.NO_ROOM, "this pod holds as many copies as its use board has slots")
+        ledger.enter(entry, State.LOADING)
+        life = parts.server.lives
+        began = time.monotonic()
+        try:
+            size = await spi.load(
+                want.model_id,
+                want.type,
+                str(pulled.path),
+                pulled.key,
+                copy=CopyRecord(parts.incarnation, want.revision, records.LOADED).token,
+                slot=entry.slot,
+                timeout=parts.load_timeout + _LOAD_SLACK,
+            )
+        except SpiError as error:
+            return await self._not_loaded(entry, error, life)
+        if entry not in ledger:  # the server has died since it answered
+            return Refused(Reason.UNAVAILABLE, parts.why_down())
+        parts.meters.load_ms.observe((time.monotonic() - began) * 1000)
+        # A server that does not measure: what was predicted stands.
+        return size if size.host_bytes or size.device_bytes else Size(entry.host_bytes, entry.device_bytes)
+
+    async def _not_loaded(self, entry: Entry, error: SpiError, life: int) -> Refused | Failed:
+        if error.lost:
+            # The connection tells of a death before the process does.
+            await self._parts.server.died(life, _DEATH_WAIT)
+        if entry not in self._ledger:
+            return Failed(Reason.LOAD_FAILED, f"{self._parts.why_down()} while it loaded this model")
+        if error.lost:
+            return Refused(Reason.UNAVAILABLE, f"the model server did not load it: {error.text}")
+        return Failed(Reason.LOAD_FAILED, error.text)
+
+    def _take(self, want: Want, entry: Entry, size: Size, spares: Mapping[str, int], load_ms: int) -> Outcome:
+        """Its size is known: it stays, and others may have to go, or it has to. Without a pause in between."""
+        parts, ledger = self._parts, self._ledger
+        ledger.weigh(entry, size.host_bytes, size.device_bytes)
+        if entry.weight > ledger.capacity_bytes:
+            text = f"it takes {format_bytes(entry.weight)} in memory, this pod's capacity is "
+            return Refused(Reason.NOWHERE, text + format_bytes(ledger.capacity_bytes))
+        if ledger.free_bytes < 0:
+            room = ledger.room_for(0, idle_ms=want.idle_ms, spares=spares, keep=(want.model_id,))
+            if (refused := no_room(room)) is not None:
+                return Refused(refused.reason, f"it takes {format_bytes(entry.weight)} in memory: {refused.text}")
+            parts.evict(room, want.model_id)
+        entry.load_ms = load_ms
+        ledger.enter(entry, State.LOADED)
+        record = CopyRecord(
+            parts.incarnation,
+            want.revision,
+            records.LOADED,
+            host_bytes=size.host_bytes,
+            device_bytes=size.device_bytes,
+            age_ms=want.idle_ms,
+        )
+        parts.keys.put(want.model_id, record)
+        parts.meters.cold_ms.observe(load_ms)
+        parts.meters.model_bytes.observe(entry.weight)
+        log.info("model loaded", model=want.model_id, ms=load_ms, bytes=entry.weight)
+        return Loaded(size.host_bytes, size.device_bytes, load_ms)
+
+    async def _undo(self, want: Want, entry: Entry, pull: "asyncio.Task[Pulled]") -> None:
+        """Leaves nothing of a load that did not become a copy."""
+        pull.cancel()
+        await asyncio.wait({pull})
+        if not pull.cancelled():
+            pull.exception()  # told already, or of no interest any more
+        parts = self._parts
+        if entry in self._ledger and entry.state in (State.LOADING, State.LOADED):
+            parts.unloads.start(entry, "its load did not succeed")
+            await parts.unloads.silent(want.model_id)
+            return
+        self._ledger.remove(entry)
+        self.freed()
+        parts.keys.drop(want.model_id)
+        await parts.keys.settled(want.model_id, _KEY_WAIT)
+        await parts.pulling.remove(want.model_id)
+
+
+def guess(file_bytes: int, capacity_bytes: int) -> Size:
+    """What a model of that file may take, low on purpose; never so much that the guess alone is a reason to refuse it.
+
+    Measured: networks take about their file, a forest of 100 trees 4.7 times its file."""
+    return Size(min(file_bytes + OVERHEAD_BYTES, max(capacity_bytes, 1)))
+
+
+def no_room(room: Room) -> Refused | None:
+    """The refusal that a decision means; None where there is room, or will be once the victims are gone."""
+    if room.verdict is RoomVerdict.TOO_LARGE:
+        return Refused(Reason.NOWHERE, room.why)
+    if room.verdict is RoomVerdict.NO_ROOM:
+        return Refused(Reason.NO_ROOM, room.why)
+    return None
+
+
+def _pull_outcome(error: PullError) -> Refused | Failed:
+    if error.kind is PullErrorKind.DISK_FULL:
+        return Refused(Reason.NO_ROOM, error.text)
+    return Failed(Reason.LOAD_FAILED, error.text)

@@ -1,0 +1,186 @@
+"""The loads of a pod: which begin, which are joined, which end early. How one is carried out stands in `loading`.
+
+Whoever asks for a model that is being loaded joins that load. The load is a task of its own: a caller that goes away
+does not end it, a withdrawal does. There is at most one a model; a copy, or a load, of an older registration of the id
+is taken out first, and an older one than what is here is refused as stale.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from mesh.runtime.decisions import Decisions
+from mesh.runtime.ledger import Entry, Ledger, State
+from mesh.runtime.loading import Loading, Parts, no_room
+from mesh.runtime.meters import Meters
+from mesh.runtime.outcomes import Failed, Loaded, Outcome, Refused, Stale, Want
+from mesh.runtime.tasks import Tasks
+from mesh.runtime.unloads import Unloads
+from mesh.statuses import Reason
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+MAX_LOADS = 1024
+"""Loads in this pod, whatever they wait for; beyond that another pod is the better choice."""
+
+
+class _Flight:
+    """A load under way."""
+
+    __slots__ = ("entry", "future", "task", "want", "withdrawn")
+
+    def __init__(self, want: Want, entry: Entry, future: "asyncio.Future[Outcome]") -> None:
+        self.want = want
+        self.entry = entry
+        self.future = future
+        self.task: asyncio.Task[None] | None = None
+        self.withdrawn = ""  # why it is to end
+
+    def withdraw(self, why: str) -> None:
+        """Ends it; it then answers that it was withdrawn."""
+        if not self.withdrawn and self.task is not None:
+            self.withdrawn = why
+            self.task.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadsStatistics:
+    """Loads in numbers."""
+
+    in_progress: int
+    loads: int
+    failures: int
+    refusals: int
+
+
+class Loads:
+    """All loads of one pod."""
+
+    def __init__(self, parts: Parts, decisions: Decisions, *, loading: Loading | None = None) -> None:
+        self._ledger: Ledger = parts.ledger
+        self._unloads: Unloads = parts.unloads
+        self._meters: Meters = parts.meters
+        self._why_refused: Callable[[], Refused | None] = parts.why_refused
+        self._decisions = decisions
+        self._loading = loading or Loading(parts)
+        self._flights: dict[str, _Flight] = {}
+        self._tasks = Tasks()
+        self._closed = ""
+        self._loads = self._failures = self._refusals = 0
+
+    async def load(self, want: Want) -> Outcome:
+        """Loads it, or joins its load, or says why not. Cancelling ends the waiting, not the load."""
+        model_id = want.model_id
+        while True:
+            flight, entry = self._flights.get(model_id), self._ledger.entries.get(model_id)
+            if flight is not None:
+                if flight.want.revision == want.revision and not flight.withdrawn:
+                    outcome = await asyncio.shield(flight.future)
+                    return replace(outcome, load_ms=0) if isinstance(outcome, Loaded) else outcome
+                if flight.want.revision > want.revision:
+                    return Stale()
+                flight.withdraw("it is registered anew")
+                await asyncio.wait({flight.future})
+            elif entry is None:
+                break
+            elif entry.state is State.LOADED and entry.revision == want.revision:
+                return Loaded(entry.host_bytes, entry.device_bytes, 0)
+            elif entry.revision > want.revision:
+                return Stale()
+            else:
+                if entry.state is State.LOADED:
+                    self._unloads.start(entry, "it is registered anew")
+                await self._unloads.gone(model_id)
+                await asyncio.sleep(0)
+        refused = self._quick(want)
+        if refused is not None:
+            return self._note(want, refused)
+        entry = self._ledger.add(model_id, want.revision, idle_ms=want.idle_ms)
+        flight = _Flight(want, entry, asyncio.get_running_loop().create_future())
+        self._flights[model_id] = flight
+        flight.task = self._tasks.start(self._fly(flight), f"load {model_id}")
+        return await asyncio.shield(flight.future)
+
+    async def withdraw(self, model_id: str, revision: int, why: str) -> bool:
+        """Takes a copy, or a load, of that registration (0: any) out; returns once no call is answered from it.
+
+        Whether there was one."""
+        had = False
+        flight = self._flights.get(model_id)
+        if flight is not None and revision in (0, flight.want.revision):
+            had = True
+            flight.withdraw(why)
+            await asyncio.wait({flight.future})
+        entry = self._ledger.entries.get(model_id)
+        if entry is not None and revision in (0, entry.revision):
+            had = True
+            if entry.state is State.LOADED:
+                self._unloads.start(entry, why)
+            await self._unloads.silent(model_id)
+        return had
+
+    def freed(self) -> None:
+        """To be called whenever memory has become free."""
+        self._loading.freed()
+
+    def close(self, why: str) -> None:
+        """Takes no more loads, and ends those that have not reached the model server."""
+        self._closed = self._closed or why
+        for flight in list(self._flights.values()):
+            if flight.entry.state is not State.LOADING:
+                flight.withdraw(why)
+
+    async def settle(self, timeout: float) -> None:
+        """Waits for the loads under way, `timeout` seconds at most, then ends them."""
+        if self._flights:
+            await asyncio.wait({flight.future for flight in self._flights.values()}, timeout=timeout)
+        for flight in list(self._flights.values()):
+            flight.withdraw(self._closed or "the pod stops")
+        await self._tasks.settle(timeout=5.0)
+        await self._tasks.close()
+        await self._loading.close()
+
+    def statistics(self) -> LoadsStatistics:
+        """Loads in numbers."""
+        return LoadsStatistics(len(self._flights), self._loads, self._failures, self._refusals)
+
+    def _quick(self, want: Want) -> Refused | None:
+        """Why it is not even tried."""
+        if self._closed:
+            return Refused(Reason.UNAVAILABLE, self._closed)
+        if (why := self._why_refused()) is not None:
+            return why
+        if len(self._flights) >= MAX_LOADS:
+            return Refused(Reason.OVERLOADED, f"{len(self._flights)} loads are in progress in this pod")
+        return no_room(self._ledger.room_for(want.weight, idle_ms=want.idle_ms)) if want.weight else None
+
+    async def _fly(self, flight: _Flight) -> None:
+        want = flight.want
+        outcome: Outcome = Refused(Reason.INTERNAL, "the load was not finished")
+        try:
+            outcome = await self._loading.run(want, flight.entry)
+        except asyncio.CancelledError:
+            outcome = Refused(Reason.UNAVAILABLE, f"withdrawn while it was loading: {flight.withdrawn or 'stopped'}")
+        except Exception as error:
+            log.exception("loading failed inside the agent", model=want.model_id)
+            outcome = Refused(Reason.INTERNAL, f"the agent failed at it: {error!r}")
+        finally:
+            del self._flights[want.model_id]
+            if not flight.future.done():
+                flight.future.set_result(self._note(want, outcome))
+
+    def _note(self, want: Want, outcome: Outcome) -> Outcome:
+        if isinstance(outcome, Loaded):
+            self._loads += 1
+        elif isinstance(outcome, Refused):
+            self._refusals += 1
+            self._meters.refused(outcome.reason.name)
+            self._decisions.note("refuse", want.model_id, why=f"{outcome.reason.name}: {outcome.text}")
+            log.info("load refused", model=want.model_id, reason=outcome.reason.name, why=outcome.text)
+        elif isinstance(outcome, Failed):
+            self._failures += 1
+            self._meters.load_failures.inc()
+            self._decisions.note("fail", want.model_id, why=outcome.text)
+            log.warning("load failed", model=want.model_id, why=outcome.text)
+        return outcome

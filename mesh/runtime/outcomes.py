@@ -1,0 +1,65 @@
+"""What may be asked of a pod's loads, and what may come of it, as data that no transport knows."""
+
+from dataclasses import dataclass
+
+from mesh.statuses import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What is to be loaded."""
+
+    model_id: str
+    revision: int  # create revision of the registration that is meant
+    type: str
+    path: str
+    key: str = ""
+    host_bytes: int = 0  # as measured by an earlier load; 0: unknown
+    device_bytes: int = 0
+    idle_ms: int = 0  # since the model's last use; 0: a caller waits
+    expected_copies: int = 0
+
+    @property
+    def weight(self) -> int:
+        """Bytes that it is known to take; 0: unknown."""
+        return max(self.host_bytes, self.device_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """It can serve."""
+
+    host_bytes: int
+    device_bytes: int
+    load_ms: int  # 0: it was there already, or somebody else's load was joined
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Somebody else has a copy, or the right to make it."""
+
+    pod: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """The registration that was meant is not the current one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """This pod cannot take it; the model is not to blame."""
+
+    reason: Reason
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It was tried and failed."""
+
+    reason: Reason
+    text: str
+
+
+Outcome = Loaded | Elsewhere | Refused | Failed | Stale

@@ -1,0 +1,437 @@
+"""This pod in etcd: a lease, the pod's record and its copies' keys under it, kept as they should be.
+
+Whoever changes what should stand there says so (`put`, `drop`, `changed`) and goes on; one task writes the difference,
+many keys a transaction, and tries again for as long as etcd is away. One writer means that a put and a deletion of the
+same key cannot overtake each other. The one exception is a claim, which must be decided by etcd: it takes its key out
+of the writer's hands while it runs (`claiming`).
+
+Every write is a transaction that holds only while `pods/<pod>` hangs on our lease. So nothing of ours appears in etcd
+without our presence, and a process that was stopped and goes on after its place was taken cannot write over its
+successor.
+
+A lost lease is an ordinary event: etcd stalls, and every lease of the mesh ends at once. Then everything is published
+anew, after a random pause so that not all pods do it at the same moment, and each copy only if its model is still the
+registration that it was loaded from; for the others `on_stale` is called.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+from mesh import records
+from mesh.etcd import (
+    Etcd,
+    EtcdError,
+    EtcdLeaseLost,
+    KeyValue,
+    Lease,
+    Op,
+    created,
+    delete_op,
+    get_op,
+    get_range_op,
+    leased,
+    modified,
+    put_op,
+)
+from mesh.keys import Keys
+from mesh.runtime import figures
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+BATCH = 100
+"""Keys a transaction; etcd allows 128 operations."""
+
+_TICK = 1.0  # seconds between two looks at the pod's figures
+_JITTER = 1.0  # seconds over which the pods of a mesh spread their return
+_PAUSE_FIRST, _PAUSE_MAX = 0.1, 2.0  # seconds between attempts while etcd is away
+
+
+class NameTaken(Exception):
+    """Another live pod has this name. The text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceStatistics:
+    """How it stands."""
+
+    lease: int  # 0: none
+    wanted: int  # copies that should be there
+    behind: int  # keys that are not as they should be
+    leases: int  # granted so far
+    writes: int
+
+
+class Claiming:
+    """A model's key in the hands of a claim."""
+
+    __slots__ = ("lease", "record", "unsure")
+
+    def __init__(self, lease: int | None) -> None:
+        self.lease = lease  # None: not published at the moment
+        self.record: records.CopyRecord | None = None  # what the claim has written; None: it was not won
+        self.unsure = False  # a claim was sent, and what became of it is not known
+
+
+class Presence:
+    """See the module's text. `record` gives the pod's figures as they are now; callbacks are plain functions."""
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        keys: Keys,
+        *,
+        pod: str,
+        incarnation: str,
+        ttl: int,
+        record: Callable[[], records.PodRecord],
+        on_stale: Callable[[str], None],
+        on_usurped: Callable[[str], None],
+        is_alive: Callable[[records.PodRecord], Awaitable[bool | None]],
+    ) -> None:
+        """`ttl` in seconds. `on_stale` gets the id of a model that is registered anew or not at all; `on_usurped` is
+        called when another pod has taken the name; `is_alive` tells of a record under our name whether its pod lives
+        (None: cannot be told)."""
+        self.pod = pod
+        self.key = keys.pod(pod)
+        self._etcd = etcd
+        self._keys = keys
+        self._incarnation = incarnation
+        self._ttl = ttl
+        self._record = record
+        self._on_stale = on_stale
+        self._on_usurped = on_usurped
+        self._is_alive = is_alive
+        self._lease: Lease | None = None
+        self._published: figures.Published | None = None
+        self._wanted: dict[str, records.CopyRecord] = {}
+        self._dirty: dict[str, bool] = {}  # ids whose key is not as wanted -> whether to check the registration first
+        self._writing: frozenset[str] = frozenset()
+        self._claiming: set[str] = set()
+        self._wake = asyncio.Event()
+        self._written = asyncio.Event()  # replaced after each batch
+        self._task: asyncio.Task[None] | None = None
+        self._leases = self._writes = 0
+        self._away = ""
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Publishes the pod for the first time. Raises NameTaken, EtcdError."""
+        await self._take_name()
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="presence")
+
+    async def close(self, *, revoke: bool, timeout: float = 2.0) -> None:
+        """Ends it; with `revoke` all of this pod's keys vanish at once, else when the lease expires."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            try:
+                if revoke and not lease.lost.is_set():
+                    await lease.revoke(timeout=timeout)
+                else:
+                    await lease.close()
+            except EtcdError as error:
+                log.warning("lease not revoked: this pod's keys stay until it expires", error=error.text)
+
+    @property
+    def published(self) -> bool:
+        """Whether the mesh sees this pod, as far as the local clock can tell."""
+        return self._lease is not None and not self._lease.lost.is_set()
+
+    @property
+    def away(self) -> str:
+        """Why what should stand in etcd does not; empty where all is well."""
+        return self._away
+
+    def statistics(self) -> PresenceStatistics:
+        """How it stands."""
+        return PresenceStatistics(
+            lease=self._lease.id if self._lease is not None and self.published else 0,
+            wanted=len(self._wanted),
+            behind=len(self._dirty) + len(self._writing),
+            leases=self._leases,
+            writes=self._writes,
+        )
+
+    # --- what should stand there ---
+
+    def put(self, model_id: str, record: records.CopyRecord) -> None:
+        """This pod has that copy."""
+        self._wanted[model_id] = record
+        self._touch(model_id)
+
+    def drop(self, model_id: str) -> None:
+        """This pod has no copy of that model."""
+        if self._wanted.pop(model_id, None) is not None:
+            self._touch(model_id)
+
+    def changed(self) -> None:
+        """The pod's record may have changed in what concerns everybody."""
+        self._wake.set()
+
+    def wanted(self, model_id: str) -> records.CopyRecord | None:
+        """What should stand there for that model."""
+        return self._wanted.get(model_id)
+
+    def lease_gone(self, why: str) -> None:
+        """Somebody was told by etcd that our lease or our presence is not there."""
+        if self.published:
+            log.warning("presence lost", why=why)
+            self._forget_lease()
+            self._wake.set()
+
+    async def settled(self, model_id: str, timeout: float) -> bool:
+        """Waits until the key of that model is as it should be; False after `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                while model_id in self._dirty or model_id in self._writing:
+                    await self._written.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    @contextlib.asynccontextmanager
+    async def claiming(self, model_id: str) -> AsyncIterator[Claiming]:
+        """Leaves that model's key to a claim. Nothing else must claim or put it meanwhile."""
+        while model_id in self._writing:
+            await self._written.wait()
+        left = self._dirty.pop(model_id, None) is not None  # a deletion that the claim makes needless, if it is won
+        self._claiming.add(model_id)
+        claim = Claiming(self._lease.id if self._lease is not None and self.published else None)
+        try:
+            yield claim
+        finally:
+            self._claiming.discard(model_id)
+            if claim.record is not None:
+                self._wanted[model_id] = claim.record
+                if self._lease is None or self._lease.id != claim.lease:
+                    self._dirty[model_id] = True  # the lease was lost meanwhile, and the key with it
+                    self._wake.set()
+            elif left or claim.unsure:
+                self._touch(model_id)
+
+    def _touch(self, model_id: str) -> None:
+        self._dirty.setdefault(model_id, False)
+        self._wake.set()
+
+    # --- writing it ---
+
+    async def _run(self) -> None:
+        pause = _PAUSE_FIRST
+        while True:
+            try:
+                if not self.published:
+                    await self._return()
+                await self._write_all()
+                self._away, pause = "", _PAUSE_FIRST
+                await self._idle()
+            except NameTaken as error:
+                self._away = str(error)
+                log.error("another pod has taken this pod's name", why=str(error))
+                self._on_usurped(str(error))
+                return
+            except EtcdError as error:
+                if not self._away:
+                    log.warning("etcd is away", error=error.text, behind=len(self._dirty))
+                self._away = error.text
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, _PAUSE_MAX)
+
+    async def _idle(self) -> None:
+        """Until there is something to do."""
+        try:
+            async with asyncio.timeout(_TICK):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+
+    async def _write_all(self) -> None:
+        while self.published:
+            batch = [model_id for model_id in self._dirty if model_id not in self._claiming][:BATCH]
+            record = self._figures()
+            if not batch and record is None:
+                return
+            checked = {model_id: self._dirty.pop(model_id) for model_id in batch}
+            self._writing = frozenset(batch)
+            done = False
+            try:
+                done = await self._write(checked, record)
+            finally:
+                self._writing = frozenset()
+                if not done:
+                    for model_id, check in checked.items():
+                        self._dirty[model_id] = check or self._dirty.get(model_id, False)
+                written, self._written = self._written, asyncio.Event()
+                written.set()
+
+    def _figures(self) -> records.PodRecord | None:
+        """The pod's record, where it is worth writing."""
+        record, now = self._record(), time.monotonic()
+        if self._published is not None and not figures.worth_telling(self._published, record, now):
+            return None
+        return record
+
+    async def _write(self, batch: dict[str, bool], record: records.PodRecord | None) -> bool:
+        """One transaction. Whether it is settled; if not, the same keys are to be written again."""
+        assert self._lease is not None
+        lease = self._lease.id
+        compares = [leased(self.key, lease)]
+        success: list[Op] = []
+        failure: list[Op] = [get_op(self.key)]
+        checked: list[tuple[str, int]] = []
+        for model_id, check in batch.items():
+            key, wanted = self._keys.copy(model_id, self.pod), self._wanted.get(model_id)
+            if wanted is None:
+                success.append(delete_op(key))
+                continue
+            success.append(put_op(key, wanted.encode(), lease))
+            if check:
+                model = self._keys.model(model_id)
+                compares.append(created(model, "==", wanted.create_revision))
+                failure.append(get_range_op(model, model + b"\0", keys_only=True))
+                checked.append((model_id, wanted.create_revision))
+        if record is not None:
+            success.append(put_op(self.key, record.encode(), lease))
+        try:
+            result = await self._etcd.txn(compares, success, failure)
+        except EtcdLeaseLost:
+            self.lease_gone("etcd does not know it any more")
+            return False
+        self._writes += 1
+        if result.succeeded:
+            if record is not None:
+                self._published = figures.Published(record, time.monotonic())
+            return True
+        pods, *models = result.responses
+        if not _under(pods, lease):
+            self.lease_gone("its presence is not in etcd")
+            return False
+        for (model_id, revision), found in zip(checked, models, strict=True):
+            if not isinstance(found, tuple) or not found or found[0].create_revision != revision:
+                self._wanted.pop(model_id, None)
+                self._on_stale(model_id)
+        return False
+
+    # --- coming and coming back ---
+
+    async def _take_name(self) -> None:
+        """At the start: our name must be nobody's, or that of a pod that is dead."""
+        deadline = time.monotonic() + 3 * self._ttl
+        while True:
+            present = await self._etcd.get(self.key)
+            other = _decode(present)
+            if other is None or other.incarnation == self._incarnation:
+                break
+            alive = await self._is_alive(other)
+            if alive or (alive is None and time.monotonic() > deadline):
+                raise NameTaken(
+                    f"a pod named {self.pod!r} is there already (incarnation {other.incarnation}, control address "
+                    f"{other.control_address}): give each pod its own --name"
+                )
+            if alive is not None:
+                log.info("taking the place of a dead pod of this name", incarnation=other.incarnation)
+                break
+            log.info("waiting for the lease of a pod of this name to end", incarnation=other.incarnation)
+            await asyncio.sleep(1.0)
+        if not await self._publish(present):
+            raise NameTaken(f"another pod named {self.pod!r} has started at the same moment: give each its own --name")
+        await self._sweep()
+
+    async def _return(self) -> None:
+        """After the lease was lost: publishes the pod again, and marks all copies to be written and checked."""
+        self._forget_lease()
+        await asyncio.sleep(random.uniform(0, _JITTER))
+        while True:
+            present = await self._etcd.get(self.key)
+            other = _decode(present)
+            if other is not None and other.incarnation != self._incarnation:
+                raise NameTaken(f"{self.pod!r} is {other.incarnation} at {other.control_address} now")
+            if await self._publish(present):
+                break
+        log.info("published again", copies=len(self._wanted), lease=f"{self._lease.id:x}" if self._lease else "")
+        for model_id in self._wanted:
+            self._dirty[model_id] = True
+
+    async def _publish(self, present: KeyValue | None) -> bool:
+        """Puts the pod's record in place of what is there; False if that has changed meanwhile."""
+        lease = await Lease.grant(self._etcd, ttl=self._ttl)
+        record = self._record()
+        done = False
+        try:
+            revision = 0 if present is None else present.mod_revision
+            result = await self._etcd.txn([modified(self.key, revision)], [put_op(self.key, record.encode(), lease.id)])
+            done = result.succeeded
+        finally:
+            if not done:
+                await lease.close()
+        if done:
+            self._leases += 1
+            self._lease = lease
+            self._published = figures.Published(record, time.monotonic())
+            watcher = asyncio.get_running_loop().create_task(self._on_lost(lease), name="lease watch")
+            self._watcher = watcher
+        return done
+
+    _watcher: asyncio.Task[None] | None = None
+
+    async def _on_lost(self, lease: Lease) -> None:
+        await lease.lost.wait()
+        self._wake.set()
+
+    def _forget_lease(self) -> None:
+        lease, self._lease = self._lease, None
+        if self._watcher is not None:
+            self._watcher.cancel()
+            self._watcher = None
+        if lease is not None:
+            self._closing = asyncio.get_running_loop().create_task(lease.close(), name="close lease")
+
+    _closing: asyncio.Task[None] | None = None
+
+    async def _sweep(self) -> None:
+        """Deletes copies that earlier lives of this pod have left under leases that have not ended yet."""
+        left = [key for key in await self.own_keys() if key not in self._wanted]
+        for model_id in left:
+            self._touch(model_id)
+        if left:
+            log.info("deleting what an earlier life left", copies=len(left))
+
+    async def own_keys(self) -> list[str]:
+        """The models for which a copy of this pod stands in etcd. Reads the keys of all copies of the mesh."""
+        found = []
+        async for kv in self._etcd.scan(self._keys.all_copies, keys_only=True):
+            try:
+                model_id, pod = self._keys.copy_of(kv.key)
+            except ValueError:
+                continue  # not ours to judge; routers log it
+            if pod == self.pod:
+                found.append(model_id)
+        return found
+
+    def tidy(self, found: list[str]) -> None:
+        """Deletes those of `found` (from `own_keys`) that nobody wants: late fruits of claims that timed out."""
+        for model_id in found:
+            if model_id not in self._wanted and model_id not in self._claiming:
+                self._touch(model_id)
+
+
+def _decode(kv: KeyValue | None) -> records.PodRecord | None:
+    if kv is None:
+        return None
+    try:
+        return records.PodRecord.decode(kv.value)
+    except ValueError as error:
+        log.warning("a pod's record cannot be read", key=kv.key, error=str(error))
+        return None
+
+
+def _under(response: object, lease: int) -> bool:
+    return isinstance(response, tuple) and bool(response) and response[0].lease == lease

@@ -1,0 +1,17 @@
+"""The ONNX model server: a process that holds models in memory and answers V2 inference for them.
+
+A process of its own because models are other people's code in all but name: one that crashes it, or takes all memory,
+must not take the agent along, which decides what is in this pod's memory. It is driven over the SPI, as any model
+server is.
+
+From the outside in:
+- `process` puts the parts together, `settings` is its command line, `spi` is what the agent calls;
+- `loader` brings copies in and out, by `making` (a session and its size), `onnxfile` (which file, and what it may
+  read), `session` (onnxruntime), `device` (CPU or CUDA), `memory` and `trimmer` (bytes, limits, giving back);
+- `dataport` answers calls for what `copies` holds, by `tensors` (V2 and numpy) and `answers`; short ones in the event
+  loop, as `pace` knows and `watch` sees to, long ones in `runs` on the threads of `workers`.
+
+How the agent uses it: make a `mesh.runtime.board.Board`, start the process with its path, ask `runtimeStatus`, then
+`loadModel` and `unloadModel` with the metadata that `spi` describes. Read uses, suspects and the histogram of calls
+(`modelmesh_invoke_model_milliseconds`, by `Board.calls()`) from the board, resident memory from /proc.
+"""

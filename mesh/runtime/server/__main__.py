@@ -1,0 +1,36 @@
+"""`python -m mesh.runtime.server`: see `settings` for its command line and `process` for what it does."""
+
+import logging
+import os
+import sys
+
+import uvloop
+
+from mesh.runtime.server import settings
+from mesh.telemetry import logs
+
+log = logs.get("mesh.runtime.server")
+
+
+def main() -> None:
+    """Serves until told to leave. Exit status 0; 1 where it cannot start, 2 where the command line is wrong."""
+    given = settings.parse(sys.argv[1:])
+    # numpy's linear algebra is not used here, and would start threads of its own, each with its buffers.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    logs.configure(level=given.log_level, fmt=given.log_format, process="model-server")
+    from mesh.runtime.server import process  # onnxruntime takes its time: not for a wrong command line
+
+    status = 0
+    try:
+        uvloop.run(process.serve(given))
+    except process.CannotStart as error:
+        log.error("the model server cannot start", why=str(error))
+        status = 1
+    # Not by way of the interpreter's own end: a thread may be inside a model that does not return.
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

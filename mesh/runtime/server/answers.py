@@ -1,0 +1,34 @@
+"""What the data port's answers carry beside the message: the pod's load, or a status with its reason."""
+
+import time
+
+from mesh import headers
+from mesh.runtime.board import Board
+from mesh.statuses import MeshError, Reason
+from mesh.wire.call import Call, Headers
+from mesh.wire.metadata import encode_bin
+
+_DETAILS = b"grpc-status-details-bin"
+_NOT_HERE = ((headers.NOT_HERE, b"1"),)
+
+
+_LOADS = tuple(((headers.LOAD, b"%d" % count),) for count in range(256))
+
+
+def load(in_flight: int) -> Headers:
+    """The header that tells the router how many other calls are in flight in this pod."""
+    return _LOADS[in_flight] if in_flight < 256 else ((headers.LOAD, b"%d" % in_flight),)
+
+
+def fail(call: Call, error: MeshError) -> None:
+    """Answers with that error."""
+    if error.reason is Reason.NOT_HERE:
+        call.fail(error.reason.code, error.text, _NOT_HERE)
+    else:
+        call.fail(error.reason.code, error.text, (), ((_DETAILS, encode_bin(error.grpc_details())),))
+
+
+def not_here(call: Call, board: Board, method: int, started_ns: int) -> None:
+    """Answers that this pod holds no such copy: the router's view is old, and it goes elsewhere."""
+    call.fail(Reason.NOT_HERE.code, "this pod does not hold the copy that is meant", _NOT_HERE)
+    board.observe(method, Reason.NOT_HERE.code, time.monotonic_ns() - started_ns)

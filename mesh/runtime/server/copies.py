@@ -1,0 +1,139 @@
+"""The models that are loaded, and whether a call is meant for the copy that is here.
+
+An address is reused by another pod, and an id is registered again for another model. So a call names the copy that it
+is meant for (`mesh-copy`: the agent's incarnation and the create revision of the model's record), and whatever is here
+under the same id but is not that copy does not answer it. A copy that was loaded without a token, by an agent that does
+not know of them, answers to its id alone.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mesh.pb import inference_pb2
+from mesh.runtime.board import Row
+from mesh.runtime.server import tensors
+from mesh.runtime.server.pace import Pace
+from mesh.runtime.server.session import Session
+
+if TYPE_CHECKING:
+    from mesh.runtime.server.runs import Run
+
+_PLATFORM = "onnx_onnxv1"
+
+
+class Copy:
+    """One loaded model, from its load until its unload was asked for. Belongs to the event loop's thread."""
+
+    __slots__ = (
+        "_answers",
+        "_metadata",
+        "answer",
+        "device_bytes",
+        "drained",
+        "host_bytes",
+        "model_id",
+        "pace",
+        "path",
+        "row",
+        "session",
+        "threads",
+        "token",
+        "waiting",
+    )
+
+    def __init__(
+        self, model_id: str, *, token: bytes, path: str, row: Row, session: Session, host_bytes: int, device_bytes: int
+    ) -> None:
+        self.model_id = model_id
+        self.token = token  # b"": any call with its id is meant for it
+        self.path = path  # what was asked to be loaded
+        self.row = row
+        self.session = session
+        self.host_bytes = host_bytes
+        self.device_bytes = device_bytes
+        self.pace = Pace()
+        self.answer = tensors.Answer(model_id, tuple(session.outputs.values()))
+        """What is answered unless the request asks for certain outputs."""
+        self.waiting: deque[Run] = deque()  # calls without a thread yet
+        self.threads = 0  # threads that run it now
+        self.drained: asyncio.Future[None] | None = None  # set while its unload waits for calls in flight
+        self._metadata: bytes | None = None
+        self._answers: dict[tuple[tensors.Tensor, ...], tensors.Answer] = {}
+
+    def answered(self) -> None:
+        """To be called after each call that was in flight: lets an unload go on after the last one."""
+        if self.drained is not None and not self.row.in_flight and not self.drained.done():
+            self.drained.set_result(None)
+
+    def answer_of(self, outputs: tuple[tensors.Tensor, ...]) -> tensors.Answer:
+        """The answer that has these outputs, in this order."""
+        found = self._answers.get(outputs)
+        if found is None:
+            found = tensors.Answer(self.model_id, outputs)
+            if len(self._answers) < tensors.MAX_SHAPES:
+                self._answers[outputs] = found
+        return found
+
+    def metadata(self) -> bytes:
+        """The encoded ModelMetadataResponse."""
+        if self._metadata is None:
+            kind = inference_pb2.ModelMetadataResponse.TensorMetadata
+            inputs, outputs = self.session.inputs.values(), self.session.outputs.values()
+            self._metadata = inference_pb2.ModelMetadataResponse(
+                name=self.model_id,
+                platform=_PLATFORM,
+                inputs=[kind(name=t.name, datatype=t.datatype, shape=t.shape) for t in inputs],
+                outputs=[kind(name=t.name, datatype=t.datatype, shape=t.shape) for t in outputs],
+            ).SerializeToString()
+        return self._metadata
+
+
+@dataclass(frozen=True, slots=True)
+class CopiesStatistics:
+    """The loaded models in numbers."""
+
+    copies: int
+    host_bytes: int
+    device_bytes: int
+    in_flight: int
+
+
+class Copies:
+    """All copies, by id as it stands on the wire."""
+
+    __slots__ = ("by_id",)
+
+    def __init__(self) -> None:
+        self.by_id: dict[bytes, Copy] = {}
+
+    def add(self, copy: Copy) -> None:
+        """From now on calls find it."""
+        self.by_id[copy.model_id.encode()] = copy
+
+    def get(self, model_id: str) -> Copy | None:
+        """The copy of that id, whatever its token."""
+        return self.by_id.get(model_id.encode())
+
+    def find(self, model_id: bytes, token: bytes | None) -> Copy | None:
+        """The copy that a call is meant for; None: not here."""
+        copy = self.by_id.get(model_id)
+        if copy is None or (copy.token and copy.token != token):
+            return None
+        return copy
+
+    def remove(self, copy: Copy) -> None:
+        """From now on calls do not find it."""
+        if self.by_id.get(copy.model_id.encode()) is copy:
+            del self.by_id[copy.model_id.encode()]
+
+    def statistics(self) -> CopiesStatistics:
+        """The loaded models in numbers."""
+        copies = self.by_id.values()
+        return CopiesStatistics(
+            copies=len(copies),
+            host_bytes=sum(copy.host_bytes for copy in copies),
+            device_bytes=sum(copy.device_bytes for copy in copies),
+            in_flight=sum(copy.row.in_flight for copy in copies),
+        )

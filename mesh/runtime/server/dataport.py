@@ -1,0 +1,270 @@
+"""The data port: V2 inference for the copies that are here.
+
+A call is looked up by the copy it is meant for, parsed, fed and answered in one go where the model is known to be quick
+(`pace`), without a task, a thread or an await: that is what makes a small model's call cost little more than the model.
+Longer ones go to `runs`, and `watch` takes those out of the loop that were wrongly thought to be quick.
+
+Whatever comes is answered: bad input with INVALID_ARGUMENT and a text, a copy that is not here with *not here*.
+"""
+
+import asyncio
+import binascii
+import importlib.metadata
+import time
+from collections.abc import Callable
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from mesh import headers
+from mesh.pb import inference_pb2
+from mesh.runtime.board import Board
+from mesh.runtime.server import answers, session, tensors
+from mesh.runtime.server.copies import Copies, Copy
+from mesh.runtime.server.runs import Run, Runs
+from mesh.runtime.server.tensors import bad
+from mesh.runtime.server.watch import Watch
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from mesh.wire import framing
+from mesh.wire.call import Call, CallCancelled
+from mesh.wire.metadata import decode_bin
+
+log = logs.get(__name__)
+
+VERSION = importlib.metadata.version("mesh-serving")
+
+_SERVICE = b"/inference.GRPCInferenceService/"
+_SPLIT = 16384
+"""Bytes of a frame from which on raw contents are cut out before protobuf sees the rest: protobuf copies them twice.
+Below, the cutting (3 us) costs more than the copying."""
+
+# Indexes into board.METHODS.
+_INFER, _METADATA, _READY, _OTHER = range(4)
+
+_parse = inference_pb2.ModelInferRequest.FromString
+
+
+class DataPort:
+    """Handles the calls of the data port. For the event loop's thread alone."""
+
+    def __init__(self, copies: Copies, board: Board, runs: Runs, watch: Watch, *, max_message: int) -> None:
+        self._by_id = copies.by_id
+        self._copies = copies
+        self._observe = board.observe
+        self._board = board
+        self._runs = runs
+        self._watch = watch
+        self._max_message = max_message
+        self._loop = asyncio.get_running_loop()
+        self._reading: set[asyncio.Task[None]] = set()
+        self._methods: dict[bytes, Callable[[Call, bytes], None]] = {
+            _SERVICE + b"ModelInfer": self._infer,
+            _SERVICE + b"ModelMetadata": self._metadata,
+            _SERVICE + b"ModelReady": self._ready,
+        }
+        constants = {
+            b"ServerLive": inference_pb2.ServerLiveResponse(live=True),
+            b"ServerReady": inference_pb2.ServerReadyResponse(ready=True),
+            b"ServerMetadata": inference_pb2.ServerMetadataResponse(name="mesh-onnx", version=VERSION),
+        }
+        for name, message in constants.items():
+            self._methods[_SERVICE + name] = _constant(framing.pack(message.SerializeToString()))
+
+    def handle(self, call: Call) -> None:
+        """Takes one call. Does not raise."""
+        method = self._methods.get(call.method)
+        if method is None:
+            name = call.method.decode(errors="replace")
+            answers.fail(call, MeshError(Reason.UNKNOWN_METHOD, f"the model server does not know {name}"))
+            return
+        frame = call.frame
+        if frame is None:
+            task = self._loop.create_task(self._read(call, method))
+            self._reading.add(task)
+            task.add_done_callback(self._reading.discard)
+            return
+        try:
+            method(call, frame)
+        except MeshError as error:
+            answers.fail(call, error)
+        except Exception:
+            log.exception("a call broke the model server's own code", method=call.method)
+            answers.fail(call, MeshError(Reason.INTERNAL, "the model server failed at this call"))
+
+    async def close(self) -> None:
+        """Ends what waits for the rest of a request."""
+        for task in self._reading:
+            task.cancel()
+        await asyncio.gather(*self._reading, return_exceptions=True)
+
+    async def _read(self, call: Call, method: Callable[[Call, bytes], None]) -> None:
+        """A request that came as a stream, which all V2 methods take one message of."""
+        try:
+            frame = await call.read()
+            if frame is None or await call.read() is not None:
+                answers.fail(call, bad("this method takes one message"))
+                return
+            method(call, frame)
+        except CallCancelled:
+            return
+        except MeshError as error:
+            answers.fail(call, error)
+        except Exception:
+            log.exception("a call broke the model server's own code", method=call.method)
+            answers.fail(call, MeshError(Reason.INTERNAL, "the model server failed at this call"))
+
+    # -- what a call is meant for
+
+    def _message(self, call: Call, frame: bytes) -> bytes:
+        """The message of a frame, whatever its encoding."""
+        try:
+            return framing.unpack(frame, call.encoding, limit=self._max_message)
+        except framing.FrameError as error:
+            raise MeshError(error.reason, error.text) from error
+
+    def _named(self, call: Call) -> tuple[bytes | None, bytes | None]:
+        """Model id and copy token as the metadata say them."""
+        model_id = token = None
+        for key, value in call.headers:
+            if key == headers.COPY:
+                token = value
+            elif key == headers.MODEL_ID:
+                model_id = value
+            elif key == headers.MODEL_ID_BIN and model_id is None:
+                try:
+                    model_id = decode_bin(value)
+                except (binascii.Error, ValueError):
+                    raise bad("mm-model-id-bin is not base64") from None
+        return model_id, token
+
+    def _copy(self, model_id: bytes, token: bytes | None) -> Copy | None:
+        if not model_id:
+            raise bad("the call names no model")
+        return self._copies.find(model_id, token)
+
+    # -- the methods
+
+    def _infer(self, call: Call, frame: bytes) -> None:
+        started_ns = time.monotonic_ns()
+        model_id, token = self._named(call)
+        copy = None
+        if model_id is not None:
+            copy = self._copy(model_id, token)
+            if copy is None:
+                answers.not_here(call, self._board, _INFER, started_ns)
+                return
+        raws: Any
+        try:
+            if len(frame) > _SPLIT and not frame[0]:
+                message, raws = tensors.split(memoryview(frame)[5:])
+                request = _parse(message)
+            else:
+                request = _parse(self._message(call, frame) if frame[0] else frame[5:])
+                raws = request.raw_input_contents
+        except (DecodeError, ValueError) as error:
+            raise bad(f"the message is not a ModelInferRequest: {error}") from error
+        if copy is None:
+            copy = self._copy(request.model_name.encode(), token)
+            if copy is None:
+                answers.not_here(call, self._board, _INFER, started_ns)
+                return
+        model = copy.session
+        try:
+            inputs = request.inputs
+            feed, size = model.intake.decode(inputs, raws)
+            answer = copy.answer
+            if request.outputs:
+                answer = copy.answer_of(tensors.requested(request.outputs, model.outputs, model.unsupported))
+            deadline = call.deadline
+            if deadline is not None and deadline <= self._loop.time():
+                raise MeshError(Reason.DEADLINE, "the deadline had passed when the call came")
+            inline = copy.pace.inline[size.bit_length()]
+            if not inline and (refusal := self._runs.refuse(size)) is not None:
+                raise refusal
+        except MeshError as error:
+            self._refused(call, copy, error, started_ns)
+            return
+        raw = bool(raws) or not inputs
+        row = copy.row
+        if inline:
+            watch = self._watch
+            row.begin(started_ns, runs=1)
+            watch.since_ns = started_ns
+            if watch.asleep:
+                watch.wake()
+            try:
+                arrays = model.run(answer.names, feed, watch.options)
+                watch.since_ns = 0
+                reply = answer.encode(arrays, request.id, raw=raw)
+            except Exception as error:
+                watch.since_ns = 0
+                if not watch.stopped():
+                    self._failed(call, copy, session.run_error(error), started_ns)
+                    return
+                copy.pace.too_long(size)
+                row.ran(time.monotonic_ns() - started_ns)
+            else:
+                call.reply(reply, answers.load(self._runs.count))
+                ended_ns = time.monotonic_ns()
+                took_ns = ended_ns - started_ns  # all of it kept the loop busy, not the model alone
+                copy.pace.note(size, took_ns)
+                row.end(ended_ns, runs=1, busy_ns=took_ns, failed=False)
+                self._observe(_INFER, 0, took_ns)
+                return
+        else:
+            row.begin(started_ns)
+        self._runs.submit(
+            Run(call, copy, feed=feed, size=size, answer=answer, raw=raw, request_id=request.id, started_ns=started_ns)
+        )
+
+    def _refused(self, call: Call, copy: Copy, error: MeshError, started_ns: int) -> None:
+        """A call of this copy that its model never saw. It is a use all the same: who asks wrongly asks again."""
+        copy.row.begin(started_ns)
+        answers.fail(call, error)
+        now = time.monotonic_ns()
+        copy.row.end(now, runs=0, busy_ns=0, failed=True)
+        self._observe(_INFER, int(error.reason.code), now - started_ns)
+
+    def _failed(self, call: Call, copy: Copy, error: MeshError, started_ns: int) -> None:
+        """A call whose model failed in the loop."""
+        answers.fail(call, error)
+        now = time.monotonic_ns()
+        copy.row.end(now, runs=1, busy_ns=now - started_ns, failed=True)
+        self._observe(_INFER, int(error.reason.code), now - started_ns)
+
+    def _metadata(self, call: Call, frame: bytes) -> None:
+        copy = self._asked(call, frame, inference_pb2.ModelMetadataRequest, _METADATA)
+        if copy is not None:
+            call.reply(framing.pack(copy.metadata()), answers.load(self._runs.count))
+
+    def _ready(self, call: Call, frame: bytes) -> None:
+        copy = self._asked(call, frame, inference_pb2.ModelReadyRequest, _READY)
+        if copy is not None:
+            call.reply(_IS_READY, answers.load(self._runs.count))
+
+    def _asked(self, call: Call, frame: bytes, kind: Any, method: int) -> Copy | None:
+        """The copy that a question is about; None where it was answered *not here*. Questions are no uses."""
+        started_ns = time.monotonic_ns()
+        model_id, token = self._named(call)
+        if model_id is None:
+            try:
+                model_id = kind.FromString(self._message(call, frame)).name.encode()
+            except DecodeError as error:
+                raise bad(f"the message is not a {kind.DESCRIPTOR.name}: {error}") from error
+        copy = self._copy(model_id, token)
+        if copy is None:
+            answers.not_here(call, self._board, method, started_ns)
+        else:
+            self._observe(method, 0, time.monotonic_ns() - started_ns)
+        return copy
+
+
+_IS_READY = framing.pack(inference_pb2.ModelReadyResponse(ready=True).SerializeToString())
+
+
+def _constant(frame: bytes) -> Callable[[Call, bytes], None]:
+    def answer(call: Call, _: bytes) -> None:
+        call.reply(frame)
+
+    return answer

@@ -1,0 +1,132 @@
+"""What models run on: the processor, or a CUDA device that was seen to work.
+
+That onnxruntime lists a provider says only that its wheel was built with it: without a driver, or with another CUDA
+than the wheel's, sessions fall back to the processor without a word. So a tiny session is really made and run before
+anybody is told that there is a GPU; the pod's labels and the placement of models rest on it.
+
+The bytes that a model takes on the device are the difference in the device's free memory, as CUDA itself tells it.
+Other processes may use the same device, so this is the best that can be had, not exact as the host's bytes are.
+"""
+
+import ctypes
+import glob
+import os
+import site
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+
+# y = x @ x for x of shape [2, 2].
+_PROBE = bytes.fromhex(
+    "080712003a400a110a01780a017812017922064d61744d756c1201675a130a0178120e0a0c080112080a0208020a0208"
+    "0262130a0179120e0a0c080112080a0208020a02080242040a00100d"
+)
+
+
+class DeviceError(Exception):
+    """The device that was asked for does not work. The text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What sessions are made for."""
+
+    name: Literal["cpu", "cuda"]
+    providers: tuple[Any, ...]  # as onnxruntime.InferenceSession takes them
+
+    def used(self) -> int:
+        """Bytes in use on the device, by anybody; 0 where it has no memory of its own or nobody can tell."""
+        if self.name == "cpu" or _memory_info is None:
+            return 0
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        if _memory_info(ctypes.byref(free), ctypes.byref(total)):
+            return 0
+        return total.value - free.value
+
+
+CPU = Device("cpu", (_CPU,))
+CUDA = Device(
+    "cuda",
+    (
+        (
+            _CUDA,
+            {
+                # Else the arena of each session doubles whenever it grows, on a device that thousands share.
+                "arena_extend_strategy": "kSameAsRequested",
+                # The default tries every algorithm on each new shape: seconds of a first call, and much workspace.
+                "cudnn_conv_algo_search": "HEURISTIC",
+                "cudnn_conv_use_max_workspace": "0",
+            },
+        ),
+        _CPU,
+    ),
+)
+
+
+def find(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
+    """The device to use, tried. Raises `DeviceError` where `cuda` is demanded and does not work."""
+    problem = "" if wanted == "cpu" else _try_cuda()
+    if wanted == "cpu" or (wanted == "auto" and problem):
+        if problem and _CUDA in onnxruntime.get_available_providers():
+            log.warning("no GPU is used", why=problem)
+        _probe(CPU)
+        return CPU
+    if problem:
+        raise DeviceError(f"--device cuda: {problem}; or use --device cpu")
+    return CUDA
+
+
+def _try_cuda() -> str:
+    """Why CUDA does not work; empty where it does."""
+    if _CUDA not in onnxruntime.get_available_providers():
+        return "this onnxruntime is built without CUDA: install the extra `gpu` instead of `cpu`"
+    try:
+        if hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()
+        if _probe(CUDA) != _CUDA:
+            return (
+                "onnxruntime has CUDA but cannot use it: check that `nvidia-smi` works in this container "
+                "and that the CUDA and cuDNN libraries are those that its release notes name"
+            )
+    except Exception as error:
+        return f"onnxruntime has CUDA but a first session failed: {str(error)[:500]}"
+    _find_memory_info()
+    return ""
+
+
+def _probe(device: Device) -> str:
+    """Runs a tiny model and gives the provider that it ran on. Also takes from later loads what the first one costs."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(_PROBE, options, providers=list(device.providers), enable_fallback=0)
+    square = session.run(None, {"x": np.array([[1, 2], [3, 4]], np.float32)})[0]
+    if square.tolist() != [[7, 10], [15, 22]]:
+        raise DeviceError(f"{device.name} multiplies wrongly: {square.tolist()}")
+    return str(session.get_providers()[0])
+
+
+_memory_info: Any = None
+
+
+def _find_memory_info() -> None:
+    """Finds `cudaMemGetInfo` in the CUDA runtime that is loaded already, or beside it in the nvidia wheels."""
+    global _memory_info
+    places = [path for folder in site.getsitepackages() for path in glob.glob(f"{folder}/nvidia/*/lib/libcudart.so.*")]
+    for name in (*sorted(places, reverse=True), "libcudart.so.13", "libcudart.so.12", "libcudart.so"):
+        try:
+            _memory_info = ctypes.CDLL(name, mode=os.RTLD_LOCAL | os.RTLD_LAZY).cudaMemGetInfo
+        except (OSError, AttributeError):
+            continue
+        return
+    log.warning("device memory of models is not measured", why="no libcudart was found")

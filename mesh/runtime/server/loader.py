@@ -1,0 +1,297 @@
+"""Loads and unloads: from a path to a copy that answers calls, and back to free memory.
+
+A load stands on the use board before it touches the file, so that a file that kills the server is known afterwards.
+What takes time is done in threads (`making`), bounded in number and each in time. An unload first makes the copy answer
+*not here*, then waits for its calls, then frees: nothing of an id is left once its unload has returned, whatever was
+going on with it.
+
+Which model goes in or out, and when, is the agent's business.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mesh.runtime.board import Board, Row, State
+from mesh.runtime.server import making, session
+from mesh.runtime.server.copies import Copies, Copy
+from mesh.runtime.server.device import Device
+from mesh.runtime.server.runs import Runs
+from mesh.runtime.server.trimmer import Trimmer
+from mesh.runtime.server.workers import Workers
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+UNLOAD_GRACE = 30.0
+"""Seconds that calls in flight are given before they are ended."""
+
+_STOPPING = 5.0  # seconds that onnxruntime is given to let go of what was ended
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be loaded."""
+
+    model_id: str
+    path: str
+    token: bytes = b""  # b"": unknown to the agent, calls are matched by id alone
+    slot: int | None = None  # of the board
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderStatistics:
+    """Loads in numbers."""
+
+    loading: int
+    loads: int
+    failures: int
+    unloads: int
+    trims: int
+
+
+class _Load:
+    """A load under way, until nothing of it is left running."""
+
+    __slots__ = ("ended", "order", "stop", "task", "thread", "waiting")
+
+    def __init__(self, order: Order, ended: "asyncio.Future[None]") -> None:
+        self.order = order
+        self.stop = session.Stop()
+        self.ended = ended
+        self.task: asyncio.Task[Copy] | None = None
+        self.thread: asyncio.Future[making.Made] | None = None
+        self.waiting = False  # for its turn
+
+    def end(self) -> None:
+        """Ends it as soon as that is possible."""
+        self.stop.stop()
+        if self.waiting and self.task is not None:
+            self.task.cancel()
+
+
+class Loader:
+    """Brings copies in and takes them out. For the event loop's thread alone."""
+
+    def __init__(
+        self,
+        copies: Copies,
+        board: Board,
+        runs: Runs,
+        device: Device,
+        *,
+        timeout: float,
+        concurrency: int,
+        clock: Callable[[], int] = time.thread_time_ns,
+    ) -> None:
+        """`timeout`: seconds for one load. `clock`: ns that a call cost the thread it ran on."""
+        self._loop = asyncio.get_running_loop()
+        self._copies = copies
+        self._board = board
+        self._runs = runs
+        self._device = device
+        self._timeout = timeout
+        self._clock = clock
+        self._turns = asyncio.Semaphore(concurrency)
+        self._meter = making.Meter()
+        self._workers = Workers("load", concurrency)
+        self._loading: dict[str, _Load] = {}
+        self._unloading: dict[str, asyncio.Task[None]] = {}
+        self.trimmer = Trimmer(self._workers)
+        self._loads = self._failures = self._unloads = 0
+
+    def statistics(self) -> LoaderStatistics:
+        """Loads in numbers."""
+        return LoaderStatistics(len(self._loading), self._loads, self._failures, self._unloads, self.trimmer.count)
+
+    # -- in
+
+    async def load(self, order: Order) -> Copy:
+        """The copy, once it can serve. Another copy of the id is unloaded first. Raises `MeshError`.
+
+        Cancelled, it ends the load; what is left of it is gone when `unload` of the same id has returned.
+        """
+        name = order.model_id
+        if order.slot is not None and not 0 <= order.slot < self._board.slots:
+            raise MeshError(Reason.BAD_REQUEST, f"slot {order.slot} of a board of {self._board.slots}")
+        while True:
+            present = self._copies.get(name)
+            if present is not None and (present.token, present.path) == (order.token, order.path):
+                return present
+            load = self._loading.get(name)
+            if load is not None and load.order == order and not load.stop.asked and load.task is not None:
+                return await self._join(load.task)
+            if present is None and load is None and name not in self._unloading:
+                break
+            await self.unload(name)
+        load = self._loading[name] = _Load(order, self._loop.create_future())
+        load.task = asyncio.create_task(self._load(load))
+        load.task.add_done_callback(_look_at)
+        try:
+            return await self._join(load.task)
+        except asyncio.CancelledError:
+            load.end()
+            raise
+
+    @staticmethod
+    async def _join(task: "asyncio.Task[Copy]") -> Copy:
+        await asyncio.wait({task})
+        if task.cancelled():
+            raise MeshError(Reason.CANCELLED, "the load was ended")
+        return task.result()
+
+    async def _load(self, load: _Load) -> Copy:
+        order = load.order
+        started = time.monotonic()
+        row = self._board.row(self._board.nobody if order.slot is None else order.slot)
+        row.loading(_revision(order.token), time.monotonic_ns())
+        try:
+            load.waiting = True
+            async with self._turns, self._meter.turn() as measured:
+                load.waiting = False
+                load.thread = self._workers.call(lambda: self._make(load, measured=measured))
+                made = await self._in_time(load, load.thread)
+        except BaseException as error:
+            self._failures += 1
+            log.info("a model was not loaded", model=order.model_id, why=str(error) or type(error).__name__)
+            if load.thread is None or load.thread.done():
+                self._came_to_nothing(load, row)
+            else:
+                load.thread.add_done_callback(lambda _: self._came_to_nothing(load, row))
+            raise
+        copy = Copy(
+            order.model_id,
+            token=order.token,
+            path=order.path,
+            row=row,
+            session=made.session,
+            host_bytes=made.host_bytes,
+            device_bytes=made.device_bytes,
+        )
+        if made.pace is not None:
+            copy.pace.note(*made.pace)
+        row.mark(State.LOADED)
+        self._copies.add(copy)
+        self._ended(load)
+        self._loads += 1
+        took = (time.monotonic() - started) * 1000
+        log.debug("model loaded", model=order.model_id, ms=took, host=copy.host_bytes, device=copy.device_bytes)
+        return copy
+
+    def _make(self, load: _Load, *, measured: bool) -> making.Made:
+        return making.make(
+            load.order.path,
+            model_id=load.order.model_id,
+            device=self._device,
+            stop=load.stop,
+            meter=self._meter,
+            measured=measured,
+            disturbed=lambda: self._runs.count > 0,
+            clock=self._clock,
+        )
+
+    async def _in_time(self, load: _Load, thread: "asyncio.Future[making.Made]") -> making.Made:
+        await asyncio.wait({thread}, timeout=self._timeout)
+        if thread.done() and not load.stop.asked:
+            try:
+                return thread.result()
+            except Exception as error:
+                raise session.load_error(error) from error
+        in_time = thread.done()
+        load.stop.stop()
+        await asyncio.wait({thread}, timeout=_STOPPING)
+        if not thread.done():
+            log.error("a load does not end", model=load.order.model_id, seconds=self._timeout + _STOPPING)
+            self._workers.grow()
+        if in_time:
+            raise MeshError(Reason.CANCELLED, "the load was ended")
+        raise MeshError(Reason.DEADLINE, f"the model was not loaded and warmed up within {self._timeout:g} s")
+
+    def _came_to_nothing(self, load: _Load, row: Row) -> None:
+        """A load has failed and nothing of it runs any more."""
+        if load.thread is not None:
+            _look_at(load.thread)
+            load.thread = None  # and with it a session that nobody wants
+        row.mark(State.FREE)
+        self._ended(load)
+        self.trimmer.soon()
+
+    def _ended(self, load: _Load) -> None:
+        if self._loading.get(load.order.model_id) is load:
+            del self._loading[load.order.model_id]
+        load.ended.set_result(None)
+
+    # -- out
+
+    async def unload(self, model_id: str, *, token: bytes = b"", grace: float = UNLOAD_GRACE) -> None:
+        """Ends a copy, or the load that would become one; nothing of it is left afterwards. Unknown ids are fine.
+
+        With a token, only the copy that bears it. From the first moment its calls are answered *not here*; those in
+        flight are given `grace` seconds, then ended. Raises `MeshError` where one cannot be ended: its memory stays.
+        """
+        load = self._loading.get(model_id)
+        if load is not None and token in (b"", load.order.token):
+            load.end()
+            done, _ = await asyncio.wait({load.ended}, timeout=grace + _STOPPING)
+            if not done:
+                raise MeshError(Reason.DEADLINE, f"the load of {model_id!r} cannot be ended: its memory stays in use")
+        copy = self._copies.get(model_id)
+        if copy is not None and (token in (b"", copy.token) or not copy.token):
+            self._unloading[model_id] = asyncio.create_task(self._unload(copy, grace))
+        task = self._unloading.get(model_id)
+        if task is not None:
+            await asyncio.shield(task)  # it goes on, even if whoever asked for it goes away
+
+    async def _unload(self, copy: Copy, grace: float) -> None:
+        self._copies.remove(copy)
+        row = copy.row
+        row.mark(State.UNLOADING)
+        try:
+            if row.in_flight:
+                copy.drained = self._loop.create_future()
+                await asyncio.wait({copy.drained}, timeout=grace)
+            if row.in_flight and copy.drained is not None:
+                self._runs.stop_copy(copy)
+                await asyncio.wait({copy.drained}, timeout=_STOPPING)
+            if row.in_flight:
+                # The slot stays as it is, a suspect: nobody else may have it while that call can write to it.
+                text = f"a call of {copy.model_id!r} cannot be ended: its memory stays in use"
+                raise MeshError(Reason.DEADLINE, text)
+            copy.session.close()
+            self._meter.others -= copy.host_bytes
+            row.mark(State.FREE)
+            self._unloads += 1
+            log.debug("model unloaded", model=copy.model_id)
+        finally:
+            del self._unloading[copy.model_id]
+            self.trimmer.soon()
+
+    async def purge(self) -> None:
+        """Ends everything, calls in flight included. What cannot be ended is logged."""
+        names = [*self._loading, *(copy.model_id for copy in self._copies.by_id.values())]
+        results = await asyncio.gather(*(self.unload(name, grace=0.0) for name in names), return_exceptions=True)
+        for name, result in zip(names, results, strict=True):
+            if result is not None:
+                log.error("a model was not purged", model=name, why=str(result))
+
+    def close(self) -> None:
+        """Ends loads under way. Copies stay as they are."""
+        for load in list(self._loading.values()):
+            load.end()
+        self.trimmer.close()
+        self._workers.close()
+
+
+def _look_at(future: "asyncio.Future[Any]") -> None:
+    """Takes note of how it ended, so that asyncio does not complain where nobody waits for it any more."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _revision(token: bytes) -> int:
+    """The create revision in a copy token, `<incarnation>.<create revision>`; 0 where there is none."""
+    _, _, revision = token.rpartition(b".")
+    return int(revision) if revision.isdigit() and len(revision) < 20 else 0

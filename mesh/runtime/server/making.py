@@ -1,0 +1,122 @@
+"""The part of a load that runs in a thread: from a path to a session that has run once, with its size.
+
+The size is the difference in this process's memory in use, so one load is measured at a time (`Meter.turn`). A load
+that has waited for its turn for too long goes ahead unmeasured, with a size estimated from its file: one huge or
+endless model must not hold up every cold start of the pod. What is known of others' loads and unloads meanwhile is
+taken out of what is measured; what calls in threads allocate cannot be, so then the size is kept within bounds that the
+file sets.
+
+The first call, on made-up input, takes what first calls take (it allocates, it may not end), and the second tells how
+long a call lasts. An error that the model raises on made-up input is its right, and only logged; not enough memory, or
+not ending, fails the load.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from mesh.runtime.server import memory, onnxfile, session
+from mesh.runtime.server.device import Device
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+MEASURING_WAIT = 2.0
+"""Seconds that a load waits for another one's measuring to end."""
+
+_LONG_NS = 20_000_000
+"""A first call that takes longer is not made a second time: it will run in threads whatever the second would say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A model in memory."""
+
+    session: session.Session
+    host_bytes: int  # at least 1
+    device_bytes: int
+    pace: tuple[int, int] | None  # bytes of the made-up input, ns that a call took; None: there was no call to tell
+
+
+class Meter:
+    """Whose turn it is to be measured, and what happened beside."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self.others = 0
+        """Bytes by which loads that are not measured, and unloads, have changed this process's memory so far."""
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[bool]:
+        """Whether the load inside is the only one that is measured; False after `MEASURING_WAIT` in vain."""
+        measured = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(MEASURING_WAIT):
+                await self._lock.acquire()
+                measured = True
+        try:
+            yield measured
+        finally:
+            if measured:
+                self._lock.release()
+
+
+def make(
+    path: str,
+    *,
+    model_id: str,
+    device: Device,
+    stop: session.Stop,
+    meter: Meter,
+    measured: bool,
+    disturbed: Callable[[], bool],
+    clock: Callable[[], int],
+) -> Made:
+    """Makes it, in a thread. Raises `MeshError`.
+
+    `disturbed` tells whether calls run in threads at this moment; `clock` what a call cost its thread, in ns.
+    """
+    file = onnxfile.find(path)
+    estimate = file.bytes + file.bytes // 4 + 65536  # a quarter more, as the predecessor's adapters reckon
+    noisy = disturbed() or not memory.EXACT
+    before, before_device = memory.in_use() - meter.others, device.used()
+    made = session.Session(file, device, stop)
+    pace = _warm_up(made, model_id, stop, clock)
+    device_bytes = max(0, device.used() - before_device)
+    if not measured:
+        meter.others += estimate
+        return Made(made, estimate, device_bytes, pace)
+    host = memory.in_use() - meter.others - before
+    if noisy or disturbed():
+        host = min(max(host, file.bytes // 2), 8 * file.bytes + (8 << 20))
+    return Made(made, max(1, host), device_bytes, pace)
+
+
+def _warm_up(
+    made: session.Session, model_id: str, stop: session.Stop, clock: Callable[[], int]
+) -> tuple[int, int] | None:
+    feed = made.made_up()
+    if feed is None:
+        log.info("no warm-up call", model=model_id, why="the declared inputs are too large")
+        return None
+    size = sum(array.nbytes for array in feed.values())
+    names = list(made.outputs)
+    try:
+        started = time.monotonic_ns()
+        made.run(names, feed, stop.warm_up)
+        first = time.monotonic_ns() - started
+        if first > _LONG_NS:
+            return size, first
+        busy = clock()
+        made.run(names, feed, stop.warm_up)
+        return size, clock() - busy
+    except Exception as error:
+        if stop.asked:
+            raise MeshError(Reason.CANCELLED, "the load was ended during its warm-up call") from error
+        if session.out_of_memory(error):
+            raise session.load_error(error) from error
+        log.info("the warm-up call failed", model=model_id, why=session.run_error(error).text)
+        return None

@@ -1,0 +1,129 @@
+"""The model server's process: what it is made of, in which order it starts, and how it ends.
+
+It ends at SIGTERM, with calls in flight finished as far as a few seconds allow. SIGINT is ignored: Ctrl-C goes to the
+whole process group, and it is the agent that decides. That nothing outlives the agent is seen to by whoever spawns us.
+
+The memory limit is set when everything stands, so that it bounds what models take and nothing that the server needs to
+start. The first session of a process takes 1.4 MB that are never given back; trying the device has made it by then.
+"""
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import sys
+import time
+
+import grpc
+
+from mesh.pb import modelruntime_pb2_grpc
+from mesh.runtime.board import Board
+from mesh.runtime.server import device, memory
+from mesh.runtime.server.copies import Copies
+from mesh.runtime.server.dataport import DataPort
+from mesh.runtime.server.loader import Loader
+from mesh.runtime.server.runs import Runs
+from mesh.runtime.server.settings import Settings
+from mesh.runtime.server.spi import Spi
+from mesh.runtime.server.watch import Watch
+from mesh.settings import format_address, format_bytes
+from mesh.telemetry import logs
+from mesh.wire.server import Server
+
+log = logs.get(__name__)
+
+_GRACE = 5.0  # seconds that calls in flight have at SIGTERM
+_BEAT = 1.0  # seconds
+_SWITCH = 0.001
+"""Seconds after which the loop lets a thread have the GIL that has finished its run. Python's own 5 ms would stand
+between a result and its caller whenever the loop is busy."""
+
+
+class CannotStart(Exception):
+    """Why the server does not start; the text says what to do."""
+
+
+async def serve(settings: Settings) -> None:
+    """Serves until SIGTERM. Raises `CannotStart`."""
+    loop = asyncio.get_running_loop()
+    leave = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, leave.set)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.setswitchinterval(_SWITCH)
+
+    board = _board(settings)
+    try:
+        used = device.find(settings.device)
+    except device.DeviceError as error:
+        raise CannotStart(str(error)) from error
+    # On a device, a call waits more than it computes, and the waiting would hold up the loop as well.
+    clock = time.thread_time_ns if used.name == "cpu" else time.monotonic_ns
+    copies, watch = Copies(), Watch()
+    runs = Runs(board, threads=settings.threads, clock=clock)
+    loader = Loader(
+        copies,
+        board,
+        runs,
+        used,
+        timeout=settings.load_timeout,
+        concurrency=settings.load_concurrency,
+        clock=clock,
+    )
+    port = DataPort(copies, board, runs, watch, max_message=settings.max_message)
+    data = Server(port.handle, max_message=settings.max_message)
+    spi = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+    try:
+        bound = await data.listen_tcp(settings.host, settings.port)
+        address = format_address(settings.host, bound)
+        servicer = Spi(settings, loader, copies, used, data_address=address, pid=os.getpid())
+        modelruntime_pb2_grpc.add_ModelRuntimeServicer_to_server(servicer, spi)
+        with contextlib.suppress(FileNotFoundError):
+            settings.spi.unlink()  # of a former life, killed before it could
+        spi.add_insecure_port(f"unix:{settings.spi}")
+        await spi.start()
+    except (OSError, RuntimeError) as error:
+        raise CannotStart(f"cannot listen on {settings.spi} or {settings.host}:{settings.port}: {error}") from error
+    if settings.memory_limit:
+        try:
+            limit = memory.limit(settings.memory_limit)
+        except ValueError as error:
+            raise CannotStart(str(error)) from error
+        log.info("memory is limited", resident=format_bytes(settings.memory_limit), data=format_bytes(limit))
+    gc.collect()
+    gc.freeze()  # what exists now stays: no collection need look at it again
+    board.attach(os.getpid())
+    beating = loop.create_task(_beat(board, loader))
+    log.info("model server ready", data=address, device=used.name, threads=settings.threads)
+    await leave.wait()
+
+    log.info("model server leaves", calls=runs.count)
+    await data.close(_GRACE)
+    await port.close()
+    await runs.close()
+    loader.close()
+    await spi.stop(1.0)
+    watch.close()
+    beating.cancel()
+    board.beat(time.monotonic_ns())
+
+
+def _board(settings: Settings) -> Board:
+    if settings.board is None:
+        return Board.private(0)
+    try:
+        board = Board.open(settings.board)
+    except (OSError, ValueError) as error:
+        raise CannotStart(f"the use board cannot be opened: {error}") from error
+    if board.incarnation != settings.incarnation:
+        raise CannotStart(
+            f"the use board {settings.board} is of agent {board.incarnation!r}, not of {settings.incarnation!r}"
+        )
+    return board
+
+
+async def _beat(board: Board, loader: Loader) -> None:
+    while True:
+        board.beat(time.monotonic_ns())
+        loader.trimmer.look()
+        await asyncio.sleep(_BEAT)

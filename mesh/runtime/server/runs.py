@@ -1,0 +1,290 @@
+"""Calls that run in threads: who is next, who has waited or run for too long, who is not wanted any more.
+
+There is one thread more than one model may use, so that a model whose calls do not end leaves a thread to the others.
+Models that have calls waiting take turns. What waits is bounded in calls and bytes, and refused beyond.
+
+A run is ended through its RunOptions: when its caller goes away or its deadline passes (one timer looks at all of
+them), and when its model is unloaded. onnxruntime looks at that between operators and between the rounds of a Loop; one
+endless operator cannot be ended, and costs its thread: another one is added in its place, up to as many as there were.
+"""
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mesh.runtime.board import Board
+from mesh.runtime.server import answers, session, tensors
+from mesh.runtime.server.copies import Copy
+from mesh.runtime.server.workers import Workers
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from mesh.wire.call import Call
+
+log = logs.get(__name__)
+
+MAX_WAITING = 1024
+"""Calls that may wait for a thread."""
+
+MAX_WAITING_BYTES = 256 << 20
+"""Bytes of input that calls in threads and waiting ones may hold together."""
+
+MAX_SECONDS = 600.0
+"""How long a call may take that came without a deadline."""
+
+_SWEEP = 0.05  # seconds between two looks at the deadlines
+_STUCK = 5.0  # seconds after which a run that was told to end is taken for one that cannot
+
+
+@dataclass(frozen=True, slots=True)
+class RunsStatistics:
+    """Threaded calls in numbers."""
+
+    threads: int
+    running: int
+    waiting: int
+    bytes: int
+    stuck: int
+
+
+class Run:
+    """One call on its way through a thread."""
+
+    __slots__ = (
+        "answer", "busy_ns", "call", "copy", "deadline", "ended_by", "error", "feed", "frame", "options", "raw",
+        "request_id", "running", "runs", "size", "started_ns", "stopped_at", "stuck",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        call: Call,
+        copy: Copy,
+        *,
+        feed: dict[str, tensors.Array],
+        size: int,
+        answer: tensors.Answer,
+        raw: bool,
+        request_id: str,
+        started_ns: int,
+    ) -> None:
+        self.call = call
+        self.copy = copy
+        self.feed: dict[str, tensors.Array] | None = feed
+        self.size = size
+        self.answer = answer
+        self.raw = raw
+        self.request_id = request_id
+        self.started_ns = started_ns
+        self.deadline = 0.0
+        self.options: Any = None
+        self.running = False
+        self.ended_by: MeshError | None = None  # why it is not to go on
+        self.stopped_at = 0.0  # when it was told to end while it ran
+        self.stuck = False
+        self.runs: Runs | None = None
+        # What the thread leaves behind.
+        self.frame = b""
+        self.error: MeshError | None = None
+        self.busy_ns = 0
+
+    def work(self, clock: Callable[[], int]) -> int:
+        """In the thread: runs the model and writes the reply. Gives what it took on `clock`, in ns."""
+        started, busy = time.monotonic_ns(), clock()
+        feed = self.feed
+        assert feed is not None
+        try:
+            arrays = self.copy.session.run(self.answer.names, feed, self.options)
+            self.busy_ns = time.monotonic_ns() - started
+            busy = clock() - busy
+            self.frame = self.answer.encode(arrays, self.request_id, raw=self.raw)
+        except Exception as error:
+            self.busy_ns = time.monotonic_ns() - started
+            busy = clock() - busy
+            self.error = session.run_error(error)
+        return busy
+
+    def cancel(self) -> None:
+        """The caller has gone."""
+        if self.runs is not None:
+            self.runs.stop(self, MeshError(Reason.CANCELLED, "cancelled by the caller"))
+
+
+class Runs:
+    """The threads and the calls in them. For the event loop's thread alone."""
+
+    def __init__(self, board: Board, *, threads: int, clock: Callable[[], int] = time.thread_time_ns) -> None:
+        """`threads`: as many as one model may use. `clock` tells what a call cost the processor of its own thread."""
+        self._loop = asyncio.get_running_loop()
+        self._board = board
+        self._clock = clock
+        self._each = threads
+        self._idle = threads + 1
+        self._most = 2 * (threads + 1)
+        self._workers = Workers("run", threads + 1)
+        self._ring: deque[Copy] = deque()  # models that have calls waiting, each once
+        self._live: set[Run] = set()
+        self._waiting = 0
+        self._bytes = 0
+        self._stuck = 0
+        self._spare = 0  # threads that came back after another had taken their place
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def count(self) -> int:
+        """Calls here, running and waiting."""
+        return len(self._live)
+
+    def statistics(self) -> RunsStatistics:
+        """Threaded calls in numbers."""
+        running = len(self._live) - self._waiting
+        return RunsStatistics(self._workers.count, running, self._waiting, self._bytes, self._stuck)
+
+    def refuse(self, size: int) -> MeshError | None:
+        """Why no call with so many bytes of input can be taken now."""
+        if self._waiting >= MAX_WAITING or (self._live and self._bytes + size > MAX_WAITING_BYTES):
+            return MeshError(Reason.OVERLOADED, f"{self._waiting} calls wait in this pod already", retry_after=1.0)
+        return None
+
+    def submit(self, run: Run) -> None:
+        """Takes a call that stands on the board as taken and not running. It is answered from here."""
+        deadline = run.call.deadline
+        run.deadline = self._loop.time() + MAX_SECONDS if deadline is None else deadline
+        run.runs = self
+        copy = run.copy
+        if not copy.waiting:
+            self._ring.append(copy)
+        copy.waiting.append(run)
+        self._live.add(run)
+        self._waiting += 1
+        self._bytes += run.size
+        if self._timer is None:
+            self._timer = self._loop.call_later(_SWEEP, self._sweep)
+        run.call.on_cancel(run.cancel)
+        self._pump()
+
+    def stop(self, run: Run, why: MeshError) -> None:
+        """Ends one call: at once where it waits, as soon as onnxruntime lets go where it runs."""
+        if run.ended_by is not None or run not in self._live:
+            return
+        run.ended_by = why
+        if run.running:  # the caller is not to wait for onnxruntime, nor its copy to be freed before it lets go
+            run.stopped_at = self._loop.time()
+            run.options.terminate = True
+            run.call.on_cancel(None)
+            answers.fail(run.call, why)
+        else:  # it stays in its queue as an empty shell, which is skipped
+            self._waiting -= 1
+            self._finish(run, ran=0)
+
+    def stop_copy(self, copy: Copy) -> None:
+        """Ends all calls of a copy that is being unloaded."""
+        for run in [run for run in self._live if run.copy is copy]:
+            if run.running:
+                self.stop(run, MeshError(Reason.UNAVAILABLE, "the model was unloaded while it ran, and ran too long"))
+            else:  # no model has seen it: the router may send it elsewhere
+                self.stop(run, MeshError(Reason.NOT_HERE, "the model was unloaded before it could run"))
+
+    async def close(self) -> None:
+        """Ends all calls. Those that run are answered, and not waited for."""
+        for run in list(self._live):
+            self.stop(run, MeshError(Reason.UNAVAILABLE, "the model server is leaving"))
+        if self._timer is not None:
+            self._timer.cancel()
+        self._workers.close()
+
+    def _pump(self) -> None:
+        """Gives idle threads to calls that wait, one model after the other."""
+        skipped = 0
+        while self._idle and skipped < len(self._ring):
+            copy = self._ring.popleft()
+            waiting = copy.waiting
+            while waiting and waiting[0].ended_by is not None:
+                waiting.popleft()
+            if not waiting:
+                continue
+            if copy.threads >= self._each:
+                self._ring.append(copy)
+                skipped += 1
+                continue
+            run = waiting.popleft()
+            if waiting:
+                self._ring.append(copy)
+            self._start(run)
+
+    def _start(self, run: Run) -> None:
+        self._idle -= 1
+        self._waiting -= 1
+        run.copy.threads += 1
+        run.running = True
+        run.options = session.run_options()
+        run.copy.row.run()
+
+        def work() -> None:
+            busy = run.work(self._clock)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._done, run, busy)
+
+        self._workers.put(work)
+
+    def _done(self, run: Run, busy_ns: int) -> None:
+        self._idle += 1
+        copy = run.copy
+        copy.threads -= 1
+        if run.stuck:
+            self._stuck -= 1
+            self._idle -= 1
+            self._spare += 1
+        if run.error is None or run.ended_by is not None:
+            copy.pace.note(run.size, busy_ns)
+        self._finish(run, ran=1)
+        self._pump()
+
+    def _finish(self, run: Run, *, ran: int) -> None:
+        """Forgets a call, answered where it is not yet."""
+        self._live.discard(run)
+        self._bytes -= run.size
+        run.feed = None
+        error = run.ended_by or run.error
+        if not (ran and run.ended_by):
+            run.call.on_cancel(None)
+            if error is None:
+                run.call.reply(run.frame, answers.load(len(self._live)))
+            else:
+                answers.fail(run.call, error)
+        now = time.monotonic_ns()
+        code = 0 if error is None else int(error.reason.code)
+        run.copy.row.end(now, runs=ran, busy_ns=run.busy_ns, failed=code != 0)
+        self._board.observe(0, code, now - run.started_ns)
+        run.copy.answered()
+        run.frame = b""
+
+    def _sweep(self) -> None:
+        """Ends what is past its deadline, and finds what does not end."""
+        now = self._loop.time()
+        for run in list(self._live):
+            if run.ended_by is None:
+                if run.deadline <= now:
+                    took = (time.monotonic_ns() - run.started_ns) / 1e9
+                    what = "the model was still running" if run.running else "the call still waited for a thread"
+                    self.stop(run, MeshError(Reason.DEADLINE, f"{what} after {took:.3g} s"))
+            elif not run.stuck and now - run.stopped_at > _STUCK:
+                self._give_up(run)
+        self._timer = self._loop.call_later(_SWEEP, self._sweep) if self._live else None
+
+    def _give_up(self, run: Run) -> None:
+        run.stopped_at = math.inf
+        log.error("a call does not end", model=run.copy.model_id, seconds=_STUCK, threads=self._workers.count)
+        if self._spare:
+            self._spare -= 1
+        elif self._workers.count < self._most:
+            self._workers.grow()
+        else:
+            return
+        run.stuck = True
+        self._stuck += 1
+        self._idle += 1
+        self._pump()

@@ -1,0 +1,73 @@
+"""What the model server is told by whoever starts it: its whole command line. It reads no environment."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mesh.settings import parse_address, parse_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Sizes in bytes, times in seconds."""
+
+    spi: Path  # the unix socket that mmesh.ModelRuntime is served on
+    host: str = "127.0.0.1"  # of the data port
+    port: int = 0  # 0: any free one, which runtimeStatus tells in its metadata
+    incarnation: str = ""  # the agent's, which the board must bear too
+    board: Path | None = None  # None: a board of our own that nobody reads
+    capacity: int = 1 << 30  # for models; said in runtimeStatus, kept by the agent
+    threads: int = 2  # for calls that are not short
+    load_timeout: float = 90.0
+    load_concurrency: int = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_message: int = 16 << 20
+    memory_limit: int = 0  # of the whole process's private memory; 0: none
+    log_format: Literal["text", "json"] = "text"
+    log_level: str = "info"
+
+
+def parse(argv: Sequence[str]) -> Settings:
+    """Settings from a command line. Ends the process with a text where it is wrong, as argparse does."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mesh.runtime.server", description="The ONNX model server. Normally started by its agent."
+    )
+    add = parser.add_argument
+    add("--spi", type=Path, required=True, metavar="PATH", help="unix socket of mmesh.ModelRuntime")
+    add("--data", type=_address, default=("127.0.0.1", 0), metavar="HOST:PORT", help="inference; port 0: any")
+    add("--incarnation", default="", help="of the agent; must be the board's")
+    add("--board", type=Path, metavar="PATH", help="use board made by the agent; without it nobody watches")
+    add("--capacity", type=_bytes, default=1 << 30, metavar="BYTES", help="for models")
+    add("--threads", type=_positive, default=2, metavar="N", help="for calls that are not short")
+    add("--load-timeout", type=float, default=90.0, metavar="S", help="of one load, its warm-up call included")
+    add("--load-concurrency", type=_positive, default=2, metavar="N")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--max-message", type=_bytes, default=16 << 20, metavar="BYTES")
+    add("--memory-limit", type=_bytes, default=0, metavar="BYTES", help="of the process, hard; 0: none")
+    add("--log-format", choices=("text", "json"), default="text")
+    add("--log-level", default="info")
+    given = vars(parser.parse_args(argv))
+    host, port = given.pop("data")
+    return Settings(host=host, port=port, **given)
+
+
+def _address(text: str) -> tuple[str, int]:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _bytes(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)

@@ -1,0 +1,140 @@
+"""The SPI of this server: `mmesh.ModelRuntime`, which its agent drives it by.
+
+Beyond the SPI's own messages, all of it optional:
+- `loadModel` reads metadata `mesh-copy` (the copy's token, `<incarnation>.<create revision>`) and `mesh-slot` (the slot
+  of the use board); `unloadModel` reads `mesh-copy` too, and then leaves any other copy of that id alone. The deadline
+  of `unloadModel` says how long calls in flight are waited for: it ends them in time to answer.
+- `loadModel` and `modelSize` answer `mesh-host-bytes` and `mesh-device-bytes` as trailing metadata; `sizeInBytes` is
+  their sum. `runtimeStatus` answers `mesh-data` (host:port of the data port), `mesh-device` (cpu or cuda) and
+  `mesh-pid`.
+
+Failures of `loadModel`: INVALID_ARGUMENT (no model, or one that cannot be served), NOT_FOUND (no such file),
+RESOURCE_EXHAUSTED (it asks for too much memory), DEADLINE_EXCEEDED (it does not end), INTERNAL, with the reason as
+text. DEADLINE_EXCEEDED of `unloadModel` means that something of the model cannot be stopped: only a restart frees it.
+
+`runtimeStatus` purges all models before it answers, as the SPI wants it: it is for the start of an agent, not for
+looking whether the server lives. The use board's `beat_ns` tells that.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+
+import grpc
+
+from mesh import headers
+from mesh.pb import modelruntime_pb2, modelruntime_pb2_grpc
+from mesh.runtime.server import dataport, loader, session
+from mesh.runtime.server.copies import Copies, Copy
+from mesh.runtime.server.device import Device
+from mesh.runtime.server.settings import Settings
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+DEFAULT_SIZE = 1 << 20
+"""What a model is taken to need of which nothing is known. A small one takes a tenth of it."""
+
+_ID_FIELD = 1  # of all three messages
+_METHODS = ("ModelInfer", "ModelMetadata", "ModelReady")
+_ANSWERING = 2.0  # seconds of an unload's deadline that are kept for ending calls and answering
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+Context = grpc.aio.ServicerContext[object, object]
+
+
+class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
+    """Answers the agent. `predictModelSize` is left UNIMPLEMENTED: the agent knows the file as well as we do."""
+
+    def __init__(
+        self, settings: Settings, loader: loader.Loader, copies: Copies, device: Device, *, data_address: str, pid: int
+    ) -> None:
+        self._settings = settings
+        self._loader = loader
+        self._copies = copies
+        self._version = f"mesh-onnx {dataport.VERSION}; onnxruntime {session.VERSION}; device={device.name}"
+        self._about = (("mesh-data", data_address), ("mesh-device", device.name), ("mesh-pid", str(pid)))
+
+    async def loadModel(
+        self, request: modelruntime_pb2.LoadModelRequest, context: Context
+    ) -> modelruntime_pb2.LoadModelResponse:
+        """Answers when the copy can serve."""
+        async with _answered(context):
+            sent = _metadata(context)
+            slot = sent.get(headers.SPI_SLOT)
+            if not request.modelId:
+                raise MeshError(Reason.BAD_REQUEST, "loadModel without a model id")
+            if slot is not None and not slot.isdigit():
+                raise MeshError(Reason.BAD_REQUEST, f"{headers.SPI_SLOT} is {slot!r}, not a slot's number")
+            order = loader.Order(
+                model_id=request.modelId,
+                path=request.modelPath,
+                token=sent.get(headers.SPI_COPY, "").encode(),
+                slot=None if slot is None else int(slot),
+            )
+            copy = await self._loader.load(order)
+        context.set_trailing_metadata(_sizes(copy))
+        return modelruntime_pb2.LoadModelResponse(sizeInBytes=copy.host_bytes + copy.device_bytes)
+
+    async def unloadModel(
+        self, request: modelruntime_pb2.UnloadModelRequest, context: Context
+    ) -> modelruntime_pb2.UnloadModelResponse:
+        """Answers when nothing of the model is left."""
+        async with _answered(context):
+            token = _metadata(context).get(headers.SPI_COPY, "").encode()
+            left = context.time_remaining()
+            grace = loader.UNLOAD_GRACE if left is None else max(0.0, min(left - _ANSWERING, loader.UNLOAD_GRACE))
+            await self._loader.unload(request.modelId, token=token, grace=grace)
+        return modelruntime_pb2.UnloadModelResponse()
+
+    async def modelSize(
+        self, request: modelruntime_pb2.ModelSizeRequest, context: Context
+    ) -> modelruntime_pb2.ModelSizeResponse:
+        """The size as it was measured at load."""
+        async with _answered(context):
+            copy = self._copies.get(request.modelId)
+            if copy is None:
+                raise MeshError(Reason.UNKNOWN_MODEL, f"{request.modelId!r} is not loaded")
+        context.set_trailing_metadata(_sizes(copy))
+        return modelruntime_pb2.ModelSizeResponse(sizeInBytes=copy.host_bytes + copy.device_bytes)
+
+    async def runtimeStatus(
+        self, request: modelruntime_pb2.RuntimeStatusRequest, context: Context
+    ) -> modelruntime_pb2.RuntimeStatusResponse:
+        """READY, with nothing loaded."""
+        async with _answered(context):
+            await self._loader.purge()
+        context.set_trailing_metadata(self._about)
+        kind = modelruntime_pb2.RuntimeStatusResponse
+        status = kind(
+            status=kind.READY,
+            capacityInBytes=self._settings.capacity,
+            maxLoadingConcurrency=self._settings.load_concurrency,
+            modelLoadingTimeoutMs=int(self._settings.load_timeout * 1000),
+            defaultModelSizeInBytes=DEFAULT_SIZE,
+            runtimeVersion=self._version,
+        )
+        for method in _METHODS:
+            status.methodInfos[f"inference.GRPCInferenceService/{method}"].idInjectionPath.append(_ID_FIELD)
+        return status
+
+
+@contextlib.asynccontextmanager
+async def _answered(context: Context) -> AsyncIterator[None]:
+    """Answers the errors of what it surrounds by their status."""
+    try:
+        yield
+    except MeshError as error:
+        await context.abort(_CODES[int(error.reason.code)], error.text)
+    except Exception:
+        log.exception("a call of the SPI broke the model server's own code")
+        await context.abort(_CODES[int(Reason.INTERNAL.code)], "the model server failed at this call")
+
+
+def _metadata(context: Context) -> dict[str, str]:
+    sent: Iterable[tuple[str, str | bytes]] = context.invocation_metadata() or ()
+    return {key: value if isinstance(value, str) else value.decode("latin-1") for key, value in sent}
+
+
+def _sizes(copy: Copy) -> tuple[tuple[str, str], ...]:
+    return (("mesh-host-bytes", str(copy.host_bytes)), ("mesh-device-bytes", str(copy.device_bytes)))

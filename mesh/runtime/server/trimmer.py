@@ -1,0 +1,59 @@
+"""Gives freed memory back to the system: once for many unloads, and when calls have left much of it behind.
+
+See `memory` for why glibc must be told. What is given back shows in resident memory, which the agent watches.
+"""
+
+import asyncio
+import time
+
+from mesh.runtime.server import memory
+from mesh.runtime.server.workers import Workers
+
+_DELAY = 0.3  # seconds in which further unloads join
+_SLACK = 128 << 20  # freed bytes still held from which on memory is given back without an unload
+_PAUSE = 10.0  # seconds between two times without an unload
+
+
+class Trimmer:
+    """Calls `malloc_trim` in a thread of `workers` when it is due."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._workers = workers
+        self._timer: asyncio.TimerHandle | None = None
+        self._trimming: asyncio.Future[None] | None = None
+        self._again = False
+        self._looked = 0.0
+        self._base = memory.private() - memory.in_use()  # what is resident and not from malloc: Python, stacks
+        self.count = 0
+
+    def soon(self) -> None:
+        """Memory was freed. One trim follows, for all that is freed until then."""
+        if self._trimming is not None and not self._trimming.done():
+            self._again = True
+        elif self._timer is None:
+            self._timer = self._loop.call_later(_DELAY, self._trim)
+
+    def look(self) -> None:
+        """To be called every now and then: trims where calls have left much behind."""
+        now = time.monotonic()
+        if now - self._looked > _PAUSE and memory.private() - memory.in_use() - self._base > _SLACK:
+            self._looked = now
+            self.soon()
+
+    def close(self) -> None:
+        """Trims no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _trim(self) -> None:
+        self._timer = None
+        self.count += 1
+        self._trimming = self._workers.call(memory.trim)
+        self._trimming.add_done_callback(self._trimmed)
+
+    def _trimmed(self, trimming: "asyncio.Future[None]") -> None:
+        trimming.result()
+        if self._again:
+            self._again = False
+            self.soon()

@@ -1,0 +1,325 @@
+"""The model server as a child: started, waited for, watched, and started again when it dies.
+
+It is a process of its own so that a model that crashes it takes neither the agent nor its knowledge along. A death is
+told to `on_death` before anything else is done, while the use board still says what was loading and running. Then
+another one is started, at once the first time, and after a growing pause while it keeps dying young.
+
+A server that hangs is treated as one that has died, and killed first. It is seen by its heartbeat on the board, which
+its event loop writes every second, so looking costs nothing; where that is old, one bounded question over the SPI must
+confirm it. Both need time that only passes while this process runs too: a machine that was stopped and goes on does not
+look like a hung server.
+"""
+
+import asyncio
+import enum
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh import process
+from mesh.runtime.board import Board
+from mesh.runtime.spi import Spi, SpiError, Status
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+PAUSE_FIRST, PAUSE_MAX = 0.5, 30.0  # seconds; the first restart of a server that had lived has none
+STEADY = 60.0
+"""Seconds that a server must have lived for its death to count as a first one."""
+
+START_TIMEOUT = 120.0
+"""Seconds from its start until it is ready: onnxruntime from a cold disk, a GPU that wakes up."""
+
+_LOOK = 1.0  # seconds between two looks at the heartbeat
+_STATUS_TIMEOUT = 10.0
+_POLL_FIRST, _POLL_MAX = 0.005, 0.05  # seconds between two looks for its socket
+
+
+class ServerFailed(Exception):
+    """The server cannot be started. The text has its last lines."""
+
+
+class State(enum.Enum):
+    """How the server is."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DOWN = "down"  # died, and is waited for or started again
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to start it. `argv` is without the socket, which differs in each life."""
+
+    argv: tuple[str, ...]
+    run_dir: Path
+    hang_timeout: float  # seconds of silence after which it is asked, and then killed
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatistics:
+    """How it has fared."""
+
+    state: str
+    pid: int  # 0: none
+    lives: int
+    deaths: int
+    resident_bytes: int  # private ones: files that it maps are not its own
+
+
+class ServerProcess:
+    """See the module's text. Callbacks come from the event loop and must be quick."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        board: Board,
+        *,
+        on_death: Callable[[str], None],
+        on_ready: Callable[[], None],
+        on_line: Callable[[str], None] | None = None,
+    ) -> None:
+        """`on_death` gets how it ended, for people. `on_ready` is called at each start, the first included."""
+        self._plan = plan
+        self._board = board
+        self._on_death = on_death
+        self._on_ready = on_ready
+        self._on_line = on_line or _pass_on
+        self._child: process.Process | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+        self._dead = asyncio.Event()  # replaced at each death
+        self._killed_for = ""  # why we have killed it ourselves
+        self.state = State.STARTING
+        self.spi: Spi | None = None
+        self.status: Status | None = None  # as it said when it became ready
+        self.lives = 0
+        self.deaths = 0
+        self.why_down = ""
+
+    @property
+    def pid(self) -> int:
+        """Of the running server; 0: none."""
+        return self._child.pid if self._child is not None and self._child.returncode is None else 0
+
+    def statistics(self) -> ServerStatistics:
+        """How it has fared."""
+        return ServerStatistics(self.state.value, self.pid, self.lives, self.deaths, private_bytes(self.pid))
+
+    async def start(self) -> Status:
+        """Starts it for the first time. Raises ServerFailed with its last lines."""
+        began = time.monotonic()
+        status = await self._launch()
+        self._task = asyncio.get_running_loop().create_task(self._mind(), name="model server")
+        log.info("model server is ready", pid=self.pid, version=status.version, s=round(time.monotonic() - began, 2))
+        return status
+
+    async def stop(self, grace: float) -> None:
+        """Ends it: asked first, killed after `grace` seconds."""
+        self.state = State.STOPPED
+        self._ready.clear()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        if self._child is not None:
+            await self._child.terminate(grace)
+        if self.spi is not None:
+            await self.spi.close()
+
+    def kill(self, why: str) -> None:
+        """Ends it at once; what follows is as after any death."""
+        if self._child is not None and self._child.returncode is None:
+            self._killed_for = why
+            self._child.kill()
+
+    async def ready(self, timeout: float) -> Spi | None:
+        """The connection to a server that is ready; None after `timeout` seconds without one."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._ready.wait()
+        except TimeoutError:
+            return None
+        return self.spi
+
+    async def died(self, life: int, timeout: float) -> bool:
+        """Whether that life has ended, or does within `timeout` seconds; `on_death` has been called then."""
+        if self.lives == life and self.state is State.READY:
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._dead.wait()
+            except TimeoutError:
+                return False
+        return True
+
+    # --- one life ---
+
+    async def _launch(self) -> Status:
+        """One start, until it is ready."""
+        self.lives += 1
+        self._killed_for = ""
+        socket = self._plan.run_dir / f"spi-{self.lives}"
+        child = await process.spawn(
+            [*self._plan.argv, "--spi", str(socket)], name="model-server", on_line=self._on_line
+        )
+        self._child = child
+        spi = Spi(socket)
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                status = await self._until_ready(child, spi)
+        except BaseException as error:
+            await spi.close()
+            child.kill()
+            if isinstance(error, TimeoutError):
+                raise ServerFailed(f"the model server was not ready after {START_TIMEOUT:g} s") from error
+            raise
+        self.spi, self.status = spi, status
+        self.state, self.why_down = State.READY, ""
+        self._ready.set()
+        self._on_ready()
+        return status
+
+    async def _until_ready(self, child: process.Process, spi: Spi) -> Status:
+        pause = _POLL_FIRST
+        while True:
+            if child.returncode is not None:
+                await child.wait(5.0)
+                last = "; ".join(line.strip() for line in child.tail[-5:])
+                raise ServerFailed(f"the model server {process.describe_exit(child.returncode)}: {last}")
+            if spi.listening:
+                try:
+                    status = await spi.status(timeout=_STATUS_TIMEOUT)
+                except SpiError as error:
+                    if not error.lost:
+                        log.info("model server does not say how it is", why=error.text)
+                else:
+                    if status.failing:
+                        raise ServerFailed("the model server says that it is failing")
+                    if status.ready:
+                        return status
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _POLL_MAX)
+
+    async def _mind(self) -> None:
+        failed = 0
+        while True:
+            assert self._child is not None
+            began = time.monotonic()
+            why = await self._until_dead(self._child)
+            self._died(why)
+            failed = 0 if time.monotonic() - began > STEADY else failed + 1
+            while True:
+                if failed > 1:
+                    pause = min(PAUSE_FIRST * 2 ** min(failed - 2, 16), PAUSE_MAX)
+                    log.warning("model server keeps dying", deaths=self.deaths, pause=pause)
+                    await asyncio.sleep(pause)
+                try:
+                    await self._launch()
+                    log.info("model server is ready again", pid=self.pid, life=self.lives)
+                    break
+                except (ServerFailed, OSError) as error:
+                    failed = max(failed, 1) + 1
+                    self.why_down = str(error)
+                    log.error("model server does not start", why=str(error))
+
+    async def _until_dead(self, child: process.Process) -> str:
+        """Watches a ready server to its end, which may be ours to make. How it ended."""
+        suspicious = 0
+        looked = time.monotonic()
+        while True:
+            try:
+                returncode = await child.wait(_LOOK)
+            except TimeoutError:
+                pass
+            else:
+                return self._killed_for or process.describe_exit(returncode)
+            now = time.monotonic()
+            if now - looked > 3 * _LOOK:  # we were held up ourselves: the heartbeat says nothing
+                suspicious = 0
+            elif self._silence() > self._plan.hang_timeout:
+                suspicious += 1
+            else:
+                suspicious = 0
+            looked = now
+            if suspicious >= 3:
+                assert self.spi is not None
+                if not await self.spi.alive(timeout=self._plan.hang_timeout / 2):
+                    log.error("model server hangs, killing it", pid=child.pid, silence=round(self._silence(), 1))
+                    self.kill(f"did not answer for {self._silence():.0f} s and was killed")
+                suspicious, looked = 0, time.monotonic()
+
+    def _silence(self) -> float:
+        """Seconds since the server's event loop last turned, as far as it says; 0 where it has not said yet."""
+        beat = self._board.beat_ns
+        return max(0.0, (time.monotonic_ns() - beat) / 1e9) if beat else 0.0
+
+    def _died(self, why: str) -> None:
+        self.state = State.DOWN
+        self.why_down = f"the model server {why}"
+        self.deaths += 1
+        self._ready.clear()
+        spi, self.spi = self.spi, None
+        log.error("model server died", how=why, life=self.lives)
+        if spi is not None:
+            self._closing = asyncio.get_running_loop().create_task(spi.close(), name="close spi")
+        try:
+            self._on_death(why)
+        finally:
+            self._board.reset()
+            dead, self._dead = self._dead, asyncio.Event()
+            dead.set()
+
+    _closing: asyncio.Task[None] | None = None
+
+
+def argv(
+    *,
+    data: str,
+    incarnation: str,
+    board: Path,
+    capacity: int,
+    threads: int,
+    load_timeout: float,
+    load_concurrency: int,
+    device: str,
+    max_message: int,
+    memory_limit: int,
+    log_format: str,
+    log_level: str,
+) -> tuple[str, ...]:
+    """The command line of our ONNX server, without its socket."""
+    options = {
+        "data": data,
+        "incarnation": incarnation,
+        "board": str(board),
+        "capacity": str(capacity),
+        "threads": str(threads),
+        "load-timeout": f"{load_timeout:g}",
+        "load-concurrency": str(load_concurrency),
+        "device": device,
+        "max-message": str(max_message),
+        "memory-limit": str(memory_limit),
+        "log-format": log_format,
+        "log-level": log_level,
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    return (sys.executable, "-m", "mesh.runtime.server", *words)
+
+
+def private_bytes(pid: int) -> int:
+    """Resident memory of a process that is not of a file; 0 where there is no such process."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as statm:
+            _, total, shared, *_ = statm.read().split()
+    except (OSError, ValueError):
+        return 0
+    return (int(total) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _pass_on(line: str) -> None:
+    """Its lines are log lines in our own format already."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

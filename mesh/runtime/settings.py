@@ -1,0 +1,62 @@
+"""What an agent is told, as one frozen object. Nothing below `__main__` reads the environment."""
+
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mesh.settings import EtcdSettings, parse_address
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeSettings:
+    """One runtime pod. Times in seconds, sizes in bytes."""
+
+    name: str  # of the pod, unique in the mesh
+    base: str = "mm/mesh"  # prefix of all keys, no trailing slash
+    data: str = "127.0.0.1:0"  # inference, gRPC over HTTP/1.1; port 0: a free one
+    control: str = "127.0.0.1:0"  # what routers ask of the agent, gRPC
+    probe: str = "127.0.0.1:0"  # /ready, /live, /metrics
+    advertise: str = ""  # host that others reach this pod by; empty: that of `data`, or this host's own address
+    capacity: int = 1024 * MIB  # for models
+    etcd: EtcdSettings = field(default_factory=EtcdSettings)
+    labels: tuple[str, ...] = ()
+    zone: str = ""
+    model_dir: Path | None = None  # pulled files; None: within the run directory
+    file_roots: tuple[Path, ...] = ()
+    http_allow_private: bool = False
+    load_timeout: float = 90.0  # of the model server, for one load
+    load_concurrency: int = 2
+    threads: int = 2  # of the model server, for calls that are not short
+    device: str = "auto"
+    lease_ttl: int = 10
+    drain_timeout: float = 20.0
+    max_message: int = 16 * MIB
+    hang_timeout: float = 10.0  # silence of the model server after which it is asked, and then killed
+    check_interval: float = 30.0  # between two comparisons with the registry
+    etcd_wait: float = 20.0  # for etcd, at the start
+    log_format: str = "text"
+    log_level: str = "info"
+
+    @property
+    def slots(self) -> int:
+        """Of the use board: as many as the smallest models that the capacity holds, within reason."""
+        return min(max(self.capacity // (32 << 10), 1024), 32768)
+
+    def reachable(self, address: str) -> str:
+        """The host that others reach an address of ours by."""
+        host, _ = parse_address(address)
+        if self.advertise:
+            return self.advertise
+        return host if host not in ("0.0.0.0", "::", "") else own_address()
+
+
+def own_address() -> str:
+    """This host's address as others see it: that of the interface which leads outside, else loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # a documentation address; nothing is sent
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"

@@ -1,0 +1,277 @@
+"""The client end: a pool of connections to one address, and calls on them.
+
+HTTP/1.1 carries one call at a time on a connection, so calls in flight need as many connections. The last one used is
+used again first: the rest goes cold and is closed. A call never waits for another one's end: beyond `max_connections`
+it is lost unsent at once, and who sent it decides what next; it waits only for a connection being made, and takes
+whichever becomes free first. Nothing is tried again here.
+
+`exchange` is one call, `clientconnection` reads replies, `streams` are for messages that come one by one.
+"""
+
+import asyncio
+import random
+import re
+from collections import deque
+from dataclasses import dataclass
+
+from mesh import settings, statuses
+from mesh.wire import call, clientconnection, exchange, heads, metadata
+from mesh.wire.exchange import Exchange
+from mesh.wire.reply import Lost, LostKind, Reply, Sink
+from mesh.wire.streams import ReplyStream, RequestStream
+
+__all__ = ["Exchange", "Lost", "LostKind", "Pool", "PoolStatistics", "Reply", "ReplyStream", "RequestStream", "Sink"]
+
+_PREFIX = b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/grpc\r\nte: trailers\r\n"
+_METHOD = re.compile(rb"/[\x21-\x7e]*")
+_VALUE = re.compile(rb"[\x21-\x7e]+")
+_MAX_PREFIXES = 1024
+_JITTER = 0.25  # part of the idle time by which connections differ, so that not all end at once
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatistics:
+    """What a pool is doing and has done."""
+
+    connections: int
+    idle: int
+    connecting: int
+    waiting: int  # calls that wait for a connection being made
+    calls: int  # sent so far
+
+
+class Pool:
+    """Connections to one address."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        max_connections: int = 256,
+        connect_timeout: float = 2.0,
+        max_message: int = 16 * 1024 * 1024,
+        idle_timeout: float = 60.0,
+    ) -> None:
+        """`address`: "host:port" or "unix:/path". Times in seconds, `max_message` (of replies) in bytes.
+
+        Connects when there is something to send. ValueError for an address that is none.
+        """
+        if re.fullmatch(r"[\x21-\x7e]+", address) is None:  # it goes into heads as it is
+            raise ValueError(f"{address!r} is not an address")
+        self.address = address
+        self.heads: heads.Memo[tuple[list[call.Header], bytes]] = heads.Memo()  # metadata and encoding
+        self.tails: heads.Memo[list[call.Header]] = heads.Memo()  # trailing metadata
+        self.calls = 0
+        self._path = address.removeprefix("unix:") if address.startswith("unix:") else None
+        self._host, self._port = ("localhost", 0) if self._path is not None else settings.parse_address(address)
+        self._max_connections = max_connections
+        self._connect_timeout = connect_timeout
+        self._max_message = max_message
+        self._idle_timeout = idle_timeout
+        self._connections: set[clientconnection.ClientConnection] = set()
+        self._idle: list[clientconnection.ClientConnection] = []  # the last one is used next
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._waiting: deque[Exchange] = deque()  # never more than connections being made
+        self._prefixes: dict[bytes, bytes] = {}  # of request heads, by method
+        self._closed = False
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def send(
+        self,
+        method: bytes,
+        headers: call.Headers,
+        frame: bytes,
+        sink: Sink,
+        *,
+        timeout: bytes | None = None,
+        encoding: bytes = b"",
+    ) -> Exchange:
+        """Sends a unary request; its outcome comes to `sink`, later.
+
+        `timeout` is a `grpc-timeout` for the server to know of; nothing is timed here. ValueError for a `method`,
+        `timeout` or `encoding` that cannot stand in a head.
+        """
+        head = b"%bcontent-length: %d\r\n%b\r\n" % (
+            self._prefixes.get(method) or self._prefix(method),
+            len(frame),
+            _lines(headers, timeout, encoding),
+        )
+        request = (head + frame,) if len(frame) < exchange.BIG else (head, frame)
+        return self._begin(Exchange(self, sink, request, True))
+
+    def open(
+        self, method: bytes, headers: call.Headers, *, timeout: bytes | None = None, encoding: bytes = b""
+    ) -> RequestStream:
+        """Begins a request whose messages are written one by one. ValueError as `send`."""
+        prefix = self._prefixes.get(method) or self._prefix(method)
+        head = b"%btransfer-encoding: chunked\r\n%b\r\n" % (prefix, _lines(headers, timeout, encoding))
+        stream = RequestStream()
+        stream.exchange = self._begin(Exchange(self, stream, (head,), False))
+        return stream
+
+    async def call(self, method: bytes, headers: call.Headers, frame: bytes, *, timeout: float) -> Reply:
+        """One unary call. Raises `Lost`, and TimeoutError after `timeout` seconds. Cancelling it cancels the call."""
+        sink = RequestStream()
+        sink.exchange = self.send(method, headers, frame, sink, timeout=metadata.format_timeout(timeout))
+        try:
+            async with asyncio.timeout(timeout):
+                answer = await sink.first()
+                return answer if isinstance(answer, Reply) else await _whole(answer)
+        finally:
+            sink.exchange.cancel()  # which does nothing after the end
+
+    def close(self) -> None:
+        """Takes no more calls, closes what is idle. Calls in flight go on; those without a connection are lost."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for task in self._connecting:
+            task.cancel()
+        self._connecting.clear()
+        for connection in self._idle:
+            connection.transport.close()
+        self._idle.clear()
+        waiting, self._waiting = self._waiting, deque()
+        for owner in waiting:
+            self._lose(owner, "the pool was closed by us")
+
+    def abort(self) -> None:
+        """Closes everything; calls in flight are lost."""
+        self.close()
+        for connection in tuple(self._connections):
+            connection.transport.abort()
+
+    def statistics(self) -> PoolStatistics:
+        """How it is now."""
+        return PoolStatistics(
+            connections=len(self._connections),
+            idle=len(self._idle),
+            connecting=len(self._connecting),
+            waiting=len(self._waiting),
+            calls=self.calls,
+        )
+
+    # --- for exchanges and connections ---
+
+    def release(self, connection: clientconnection.ClientConnection) -> None:
+        """A connection has nothing to do."""
+        if self._waiting:
+            connection.begin(self._waiting.popleft())
+        elif self._closed:
+            connection.transport.close()
+        else:
+            connection.idle_since = asyncio.get_running_loop().time()
+            self._idle.append(connection)
+
+    def left(self, connection: clientconnection.ClientConnection) -> None:
+        """A connection is gone, or as good as."""
+        if connection in self._connections:
+            self._connections.discard(connection)
+            if connection in self._idle:
+                self._idle.remove(connection)
+
+    def forget(self, owner: Exchange) -> None:
+        """A call without a connection needs none any more."""
+        if owner in self._waiting:
+            self._waiting.remove(owner)
+
+    def _lose(self, owner: Exchange, why: str) -> None:
+        asyncio.get_running_loop().call_soon(owner.lost, Lost(LostKind.UNSENT, why))
+
+    def _prefix(self, method: bytes) -> bytes:
+        if _METHOD.fullmatch(method) is None:
+            raise ValueError(f"{method!r} is not the name of a method")
+        host = b"localhost" if self._path is not None else self.address.encode()
+        prefix = _PREFIX % (method, host)
+        if len(self._prefixes) < _MAX_PREFIXES:
+            self._prefixes[method] = prefix
+        return prefix
+
+    def _begin(self, owner: Exchange) -> Exchange:
+        self.calls += 1
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            if connection.usable:
+                connection.begin(owner)
+                return owner
+        if self._closed:
+            self._lose(owner, "the pool was closed by us")
+        elif len(self._waiting) < len(self._connecting):
+            self._waiting.append(owner)
+        elif len(self._connections) + len(self._connecting) >= self._max_connections:
+            self._lose(owner, f"all {self._max_connections} connections to {self.address} are in use")
+        else:
+            self._waiting.append(owner)
+            self._connecting.add(asyncio.get_running_loop().create_task(self._connect()))
+        return owner
+
+    async def _connect(self) -> None:
+        """Makes one connection for the call that waits longest, or else tells that one why there is none."""
+        loop = asyncio.get_running_loop()
+        why = ""
+        connection = None
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                if self._path is not None:
+                    _, connection = await loop.create_unix_connection(self._connection, self._path)
+                else:
+                    _, connection = await loop.create_connection(self._connection, self._host, self._port)
+        except TimeoutError:
+            why = f"{self.address} accepted no connection within {self._connect_timeout:g} s"
+        except (OSError, UnicodeError) as error:
+            why = f"cannot connect to {self.address}: {error}"
+        finally:
+            task = asyncio.current_task()
+            assert task is not None
+            self._connecting.discard(task)
+        if connection is not None and not connection.usable:
+            connection, why = None, f"{self.address} closed the connection at once"
+        if connection is None:
+            while len(self._waiting) > len(self._connecting):
+                self._waiting.popleft().lost(Lost(LostKind.UNSENT, why))
+            return
+        self._connections.add(connection)
+        if self._sweeper is None and not self._closed:
+            self._sweeper = loop.call_later(self._idle_timeout / 4, self._sweep, loop)
+        self.release(connection)
+
+    def _connection(self) -> clientconnection.ClientConnection:
+        patience = self._idle_timeout * random.uniform(1 - _JITTER, 1)
+        return clientconnection.ClientConnection(self, self._max_message, patience)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Closes what has been idle for its time."""
+        now = loop.time()
+        cold = [connection for connection in self._idle if now - connection.idle_since > connection.patience]
+        for connection in cold:
+            self.left(connection)
+            connection.transport.close()
+        self._sweeper = loop.call_later(self._idle_timeout / 4, self._sweep, loop) if self._connections else None
+
+
+def _lines(headers: call.Headers, timeout: bytes | None, encoding: bytes) -> bytes:
+    """The lines of a request's head that differ from call to call."""
+    lines = metadata.encode_headers(headers)
+    for name, value in ((b"grpc-timeout", timeout), (b"grpc-encoding", encoding)):
+        if value:
+            if _VALUE.fullmatch(value) is None:
+                raise ValueError(f"{value!r} cannot be a {name.decode()}")
+            lines = b"%b: %b\r\n%b" % (name, value, lines)
+    return lines
+
+
+async def _whole(stream: ReplyStream) -> Reply:
+    """The reply to a unary call that came as a stream."""
+    frame = await stream.read()
+    if frame is not None and await stream.read() is not None:
+        stream.cancel()
+        return Reply(int(statuses.Code.INTERNAL), "several messages came in reply to a unary call")
+    reply = await stream.result()
+    if reply.code == statuses.Code.OK and frame is None:
+        return Reply(int(statuses.Code.INTERNAL), "no message came in reply to a unary call")
+    if reply.code == statuses.Code.OK:
+        reply.frame = frame
+    return reply

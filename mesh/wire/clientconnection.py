@@ -1,0 +1,384 @@
+"""One connection of a pool: writes one request, reads its reply, and gives itself back or ends.
+
+Replies are judged as gRPC clients must: what is not gRPC at all gets a status from its HTTP code, what breaks the
+framing or is too large becomes a failure with a text, and a connection that ends without a status is reported as lost,
+with how far the call had come. A connection is used again only after a reply that left nothing open.
+"""
+
+import asyncio
+import http
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+import httptools
+
+from mesh import statuses
+from mesh.wire import call, exchange, framing, heads, inbox, metadata
+from mesh.wire import reply as replies
+
+if TYPE_CHECKING:
+    from mesh.wire import client
+
+_MAX_HEADERS = 64 * 1024  # bytes of a reply's head, or of its trailers
+_RESET = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
+_CODES = {b"%d" % code: int(code) for code in statuses.Code}
+_OK = int(statuses.Code.OK)
+_UNKNOWN = int(statuses.Code.UNKNOWN)
+_HTTP_OK = int(http.HTTPStatus.OK)
+
+
+class ClientConnection(asyncio.Protocol):
+    """Parser callbacks and transport callbacks of one connection."""
+
+    __slots__ = (
+        "_body",
+        "_box",
+        "_complete",
+        "_exchange",
+        "_extra",
+        "_head_done",
+        "_headers",
+        "_heard",
+        "_interim",
+        "_keep",
+        "_limit",
+        "_overhead",
+        "_parser",
+        "_paused",
+        "_pool",
+        "_refusal",
+        "_special",
+        "_trailers",
+        "idle_since",
+        "patience",
+        "stalled",
+        "transport",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, pool: "client.Pool", limit: int, patience: float) -> None:
+        self._pool = pool
+        self._limit = limit
+        self._parser = httptools.HttpResponseParser(self)
+        self._exchange: exchange.Exchange | None = None
+        self.idle_since = 0.0  # s on the loop's clock
+        self.patience = patience  # s of being idle after which the pool closes it
+        self.stalled = False  # the peer does not take what is written
+        self._paused = False
+        self._extra = False  # more came than the reply
+        self._reset()
+
+    def _reset(self) -> None:
+        """Ready for the next reply."""
+        self._special: dict[bytes, bytes] = {}
+        self._headers: list[call.Header] = []
+        self._trailers: list[call.Header] = []
+        self._body: bytes | bytearray = b""
+        self._box: inbox.Inbox | None = None  # set once the reply is a stream
+        self._refusal: replies.Reply | None = None  # what the reply becomes, because it is not acceptable as it is
+        self._heard = False  # a byte of the reply has come
+        self._head_done = False
+        self._interim = False  # an informational head (1xx) was passed over
+        self._complete = False
+        self._keep = False
+        self._overhead = 0  # bytes since the last whole head or piece of the body
+
+    # --- for the pool and the exchange ---
+
+    @property
+    def usable(self) -> bool:
+        """Whether a request can be written, as far as is known."""
+        return not self.transport.is_closing()
+
+    @property
+    def how_far(self) -> replies.LostKind:
+        """What a call in flight here counts as if it is lost now."""
+        return replies.LostKind.STARTED if self._heard else replies.LostKind.SENT
+
+    def begin(self, owner: exchange.Exchange) -> None:
+        """Writes the request of a call; the connection is its until the call is over."""
+        self._exchange = owner
+        owner.connection = self
+        request = owner.request
+        if len(request) == 1:
+            self.transport.write(request[0])
+        else:
+            self.transport.writelines(request)
+        owner.let_write()
+
+    def drop(self) -> None:
+        """Closes at once, without telling the call."""
+        self._exchange = None
+        self._pool.left(self)
+        if self.stalled:  # the end must not queue up behind what the peer does not take: reset
+            connected = self.transport.get_extra_info("socket")
+            if connected is not None:
+                connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
+
+    # --- transport callbacks ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keeps the transport; the pool takes it from there."""
+        self.transport = transport  # type: ignore[assignment]  # uvloop's do not derive from asyncio's
+
+    def data_received(self, data: bytes) -> None:
+        """Parses, and tells the call what has become of it."""
+        owner = self._exchange
+        if owner is None:  # nobody asked
+            self.drop()
+            return
+        seen = None
+        if not self._heard:
+            seen = heads.split_reply(data)
+            if seen is not None and self._recognised(owner, seen):
+                return
+        self._heard = True
+        self._overhead += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if not self._complete:
+                self.drop()
+                self._lose(owner, f"what {self._pool.address} answered is not HTTP/1.1: {error}")
+                return
+            self._extra = True
+        if self._complete:
+            if seen is not None:
+                self._learn(seen)
+            self._finish(owner)
+        elif self._refusal is not None:
+            self._refuse(owner, self._refusal)
+        elif self._overhead > _MAX_HEADERS:
+            self._refuse(
+                owner, _failure(statuses.Reason.TOO_LARGE, f"the reply has more than {_MAX_HEADERS} bytes of headers")
+            )
+        elif self._head_done and self._box is None:
+            self._begin(owner)
+
+    def eof_received(self) -> bool:
+        """The peer will answer no more."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tells the call in flight."""
+        self._pool.left(self)
+        owner, self._exchange = self._exchange, None
+        if owner is not None:
+            why = (
+                f"{self._pool.address} closed the connection"
+                if exc is None
+                else f"connection to {self._pool.address} broke: {exc}"
+            )
+            self._lose(owner, why)
+
+    def pause_writing(self) -> None:
+        """The peer is slow: writers wait."""
+        self.stalled = True
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self.stalled = False
+        if self._exchange is not None:
+            self._exchange.let_write()
+
+    # --- parser callbacks ---
+
+    def on_message_begin(self) -> None:
+        """The first byte of a reply."""
+        if self._complete:  # of a second one, that nobody asked for: parse no further
+            raise ValueError("more than one reply")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or, after the head, one trailer."""
+        name = name.lower()
+        if name in metadata.NOT_METADATA:
+            self._special[name] = value
+        elif self._head_done:
+            self._trailers.append((name, value))
+        else:
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Judges whether this is gRPC."""
+        self._overhead = 0
+        status = self._parser.get_status_code()
+        special = self._special
+        if status == _HTTP_OK and special.get(b"content-type", b"").startswith(b"application/grpc"):
+            self._head_done = True
+        elif status < _HTTP_OK:  # informational: the reply is still to come
+            self._interim = True
+            self._special = {}
+            self._headers = []
+        else:
+            self._head_done = True
+            self._refusal = self._not_grpc(status)
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body, whatever its chunks were."""
+        self._overhead = 0
+        if self._refusal is not None:
+            return
+        box = self._box
+        if box is not None:
+            try:
+                box.feed(data)
+            except framing.FrameError as error:
+                self._refusal = _broken(error)
+        elif not self._body:
+            self._body = data
+        elif type(self._body) is bytearray:
+            self._body += data
+        else:
+            self._body = bytearray(self._body) + data
+
+    def on_message_complete(self) -> None:
+        """The end of the reply."""
+        if self._interim:
+            self._interim = False
+        else:
+            self._complete = True
+            self._keep = self._parser.should_keep_alive()
+
+    # --- what becomes of a reply ---
+
+    def _begin(self, owner: exchange.Exchange) -> None:
+        """The head has come and the end has not: makes it a stream, unless it is within its first message."""
+        body = self._body
+        try:
+            if body and framing.frame_end(body, 0, self._limit) > len(body):
+                return
+            box = inbox.Inbox(self._limit, self._hold)
+            if body:
+                box.feed(bytes(body))
+        except framing.FrameError as error:
+            self._refuse(owner, _broken(error))
+            return
+        self._body = b""
+        self._box = box
+        owner.begun(self._headers, self._special.get(b"grpc-encoding", b""), box)
+
+    def _finish(self, owner: exchange.Exchange) -> None:
+        """The whole reply has come."""
+        if self._refusal is not None:
+            self._refuse(owner, self._refusal)
+            return
+        reply = self._reply()
+        box = self._box
+        body = self._body
+        try:
+            if box is not None:
+                box.end()
+            elif body and reply.code == _OK and framing.frame_end(body, 0, self._limit) == len(body):
+                reply.frame = body if type(body) is bytes else bytes(body)
+            elif body or reply.code == _OK:
+                box = inbox.Inbox(self._limit, self._hold)
+                if body:
+                    box.feed(bytes(body))
+                box.end()
+        except framing.FrameError as error:
+            self._refuse(owner, _broken(error))
+            return
+        keep = self._keep and owner.ended and not self._extra and not self.stalled
+        self._exchange = None
+        self._reset()
+        self._leave(keep)
+        owner.answered(reply, box)
+
+    def _leave(self, keep: bool) -> None:
+        """Nothing of the call is left here."""
+        if keep:
+            self._pool.release(self)
+        else:
+            self._pool.left(self)
+            self.transport.close()
+
+    # --- heads and trailers seen before ---
+
+    def _recognised(self, owner: exchange.Exchange, seen: heads.Answer) -> bool:
+        """Ends the call with a reply whose head and trailers are known; False if the parser must judge it."""
+        head = self._pool.heads.get(seen.head)
+        if head is None:
+            return False
+        trailers = self._pool.tails.get(seen.tail)
+        if trailers is None or not framing.is_frame(seen.body, self._limit):
+            return False
+        headers, encoding = head
+        self._exchange = None
+        self._leave(owner.ended and not self.stalled)
+        owner.answered(replies.Reply(_OK, "", seen.body, headers.copy(), trailers.copy(), encoding))
+        return True
+
+    def _learn(self, seen: heads.Answer) -> None:
+        """Keeps what the parser made of a read that brought one whole reply: one message and OK, nothing unusual."""
+        special = self._special
+        if (
+            self._keep
+            and not self._extra
+            and self._body == seen.body
+            and special.get(b"grpc-status") == b"0"
+            and b"grpc-message" not in special
+            and b"grpc-status" not in seen.head.lower()
+            and seen.tail.startswith(b"\r\n0\r\n")
+        ):
+            pool = self._pool
+            if pool.heads.worth(seen.head):
+                pool.heads.keep(seen.head, (self._headers.copy(), special.get(b"grpc-encoding", b"")))
+            if pool.tails.worth(seen.tail):
+                pool.tails.keep(seen.tail, self._trailers.copy())
+
+    def _reply(self) -> replies.Reply:
+        """Status and metadata of what has come."""
+        special = self._special
+        status = special.get(b"grpc-status")
+        raw = special.get(b"grpc-message", b"")
+        if status is None:
+            code, text = _UNKNOWN, "the reply ended without a status"
+        else:
+            code, text = _CODES.get(status, _UNKNOWN), metadata.decode_text(raw)
+        return replies.Reply(code, text, None, self._headers, self._trailers, special.get(b"grpc-encoding", b""), raw)
+
+    def _not_grpc(self, status: int) -> replies.Reply:
+        """The reply that an answer which is not gRPC counts as; a status in it prevails over that of HTTP."""
+        if b"grpc-status" in self._special:
+            return self._reply()
+        code = statuses.code_of_http(status)
+        return replies.Reply(int(code), f"{self._pool.address} answered with HTTP status {status}, not with gRPC")
+
+    def _lose(self, owner: exchange.Exchange, why: str) -> None:
+        """Ends the call without a reply, or within it."""
+        lost = replies.Lost(self.how_far, why)
+        if self._box is not None:
+            self._box.fail(lost, drop=False)
+        owner.lost(lost)
+
+    def _refuse(self, owner: exchange.Exchange, reply: replies.Reply) -> None:
+        """Ends the call with this reply in place of what came, and the connection."""
+        box = self._box
+        if box is not None:
+            box.end(whole=False)
+            reply.headers = self._headers
+        self.drop()
+        owner.answered(reply)
+
+    def _hold(self, holding: bool) -> None:
+        """The taker of the stream wants no more for now, or wants more again."""
+        if holding != self._paused and not self.transport.is_closing():
+            self._paused = holding
+            if holding:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+
+def _broken(error: framing.FrameError) -> replies.Reply:
+    """The reply that one with broken framing counts as."""
+    if error.reason is statuses.Reason.BAD_REQUEST:  # as a request it would be; in a reply the fault is the server's
+        return _failure(statuses.Reason.INTERNAL, f"the reply is broken: {error.text}")
+    return _failure(error.reason, f"of the reply, {error.text}")
+
+
+def _failure(reason: statuses.Reason, text: str) -> replies.Reply:
+    return replies.Reply(int(reason.code), text)

@@ -1,0 +1,136 @@
+"""One call of the client, from `send()` or `open()` to its one outcome.
+
+It stands between three that come and go on their own: the caller's sink, the connection that carries the call (none
+while one is being made), and, where the reply is a stream, that stream. Whatever happens first ends it; what happens
+later finds it over.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from mesh.telemetry import logs
+from mesh.wire import call, inbox, streams
+from mesh.wire import reply as replies
+
+if TYPE_CHECKING:
+    from mesh.wire import client, clientconnection
+
+log = logs.get(__name__)
+
+BIG = 64 * 1024  # bytes of a frame above which handing parts to the transport is cheaper than joining them
+_LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Exchange:
+    """A call in flight, or over."""
+
+    __slots__ = ("_pool", "_rooms", "_sink", "_stream", "connection", "ended", "over", "request")
+
+    def __init__(self, pool: "client.Pool", sink: replies.Sink, request: tuple[bytes, ...], ended: bool) -> None:
+        self._pool = pool
+        self._sink = sink
+        self._stream: streams.ReplyStream | None = None
+        self._rooms: list[asyncio.Future[None]] = []  # writers that wait for a connection or for room
+        self.connection: clientconnection.ClientConnection | None = None
+        self.request = request  # what is written as soon as there is a connection
+        self.ended = ended  # the whole request is written, or will be with `request`
+        self.over: replies.Lost | None = None  # why nothing can be written any more
+
+    def cancel(self) -> None:
+        """Closes the connection of this call; no callback comes after this. Does nothing once the call is over."""
+        if self.over is not None:
+            return
+        connection = self.connection
+        if connection is None:
+            kind = replies.LostKind.UNSENT
+            self._pool.forget(self)
+        else:
+            kind = connection.how_far
+            connection.drop()
+        lost = replies.Lost(kind, "cancelled by us")
+        self._finish(lost)
+        if self._stream is not None:
+            self._stream.ended(lost, drop=True)
+
+    # --- what its connection and its pool tell it: each at most once, and none after it is over ---
+
+    def begun(self, headers: list[call.Header], encoding: bytes, box: inbox.Inbox) -> None:
+        """The reply is a stream."""
+        self._stream = stream = streams.ReplyStream(self, box, headers, encoding)
+        try:
+            self._sink.on_stream(stream)
+        except Exception:
+            log.exception("sink failed", callback="on_stream")
+
+    def answered(self, reply: replies.Reply, box: inbox.Inbox | None = None) -> None:
+        """The reply is complete. `box`: its messages, where they are not one, and it was not a stream before."""
+        self._finish(replies.Lost(replies.LostKind.STARTED, "the reply has ended"))
+        try:
+            if self._stream is not None:
+                self._stream.ended(reply)
+            elif box is not None:
+                self._stream = stream = streams.ReplyStream(self, box, reply.headers, reply.encoding)
+                stream.ended(reply)
+                self._sink.on_stream(stream)
+            else:
+                self._sink.on_reply(reply)
+        except Exception:
+            log.exception("sink failed", callback="on_reply")
+
+    def lost(self, lost: replies.Lost) -> None:
+        """There will be no reply, or no more of it."""
+        if self.over is not None:
+            return
+        self._finish(lost)
+        if self._stream is not None:
+            self._stream.ended(lost)
+            return
+        try:
+            self._sink.on_lost(lost)
+        except Exception:
+            log.exception("sink failed", callback="on_lost")
+
+    def let_write(self) -> None:
+        """There is a connection now, or room on it, or never again."""
+        if not self._rooms:
+            return
+        rooms, self._rooms = self._rooms, []
+        for waiter in rooms:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _finish(self, over: replies.Lost) -> None:
+        self.over = over
+        self.connection = None
+        self.request = ()
+        self.let_write()
+
+    # --- for a streaming request ---
+
+    async def write(self, frame: bytes) -> None:
+        """Sends one message as a chunk, once there is a connection and room. Raises `Lost`."""
+        if self.ended:
+            raise RuntimeError("this request has been ended")
+        while self.over is None:
+            connection = self.connection
+            if connection is not None and not connection.stalled:
+                transport = connection.transport
+                if len(frame) < BIG:
+                    transport.write(b"%x\r\n%b\r\n" % (len(frame), frame))
+                else:
+                    transport.writelines((b"%x\r\n" % len(frame), frame, b"\r\n"))
+                return
+            waiter = asyncio.get_running_loop().create_future()
+            self._rooms.append(waiter)
+            await waiter
+        raise self.over.again()
+
+    def end(self) -> None:
+        """Ends the request; once more does nothing."""
+        if self.ended:
+            return
+        self.ended = True
+        if self.connection is not None:
+            self.connection.transport.write(_LAST_CHUNK)
+        elif self.over is None:
+            self.request = (*self.request, _LAST_CHUNK)

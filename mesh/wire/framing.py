@@ -1,0 +1,93 @@
+"""The 5-byte prefix of gRPC messages: a flag (0 plain, 1 compressed) and the length, big-endian.
+
+A *frame* is a prefix and its message. Most frames are only forwarded, so nothing here looks into a message unless
+`unpack` is asked to. Whatever comes from a peer is checked against a limit before memory is taken for it: the length in
+a prefix, and what a compressed message unfolds to. Cutting a byte stream into frames is done in `inbox`.
+"""
+
+import zlib
+
+from mesh import statuses
+
+PREFIX = 5
+"""Bytes before each message."""
+
+_MAX_LENGTH = 0xFFFFFFFF
+# zlib's own names for the container: 31 is gzip, 15 is zlib, which is what gRPC (like HTTP) calls deflate.
+_WINDOW = {b"gzip": 31, b"deflate": 15}
+
+
+class FrameError(ValueError):
+    """What came is not a frame, or one above the limit; `reason` says which."""
+
+    def __init__(self, reason: statuses.Reason, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.text = text
+
+
+def pack(message: bytes) -> bytes:
+    """The frame of an uncompressed message. ValueError where its length does not fit into a prefix (4 GiB)."""
+    length = len(message)
+    if length > _MAX_LENGTH:
+        raise ValueError(f"a message of {length} bytes does not fit into a frame")
+    return b"\0" + length.to_bytes(4, "big") + message
+
+
+def unpack(frame: bytes, encoding: bytes = b"", *, limit: int) -> bytes:
+    """The message of one whole frame, decompressed if its flag says so.
+
+    `encoding` is what `grpc-encoding` named: b"gzip", b"deflate", or b"" and b"identity" for none. `limit` is in bytes
+    and holds for the message after decompression; no more than that is ever allocated. Raises `FrameError`.
+    """
+    end = frame_end(frame, 0, limit)
+    if end != len(frame):
+        raise FrameError(statuses.Reason.BAD_REQUEST, f"a frame of {end} bytes was announced, {len(frame)} came")
+    message = frame[PREFIX:]
+    return _decompress(message, encoding, limit) if frame[0] else message
+
+
+def is_compressed(frame: bytes) -> bool:
+    """Whether the message of this frame must be decompressed before it can be read."""
+    return frame[:1] == b"\1"
+
+
+def frame_end(buffer: bytes | bytearray, start: int, limit: int) -> int:
+    """Where the frame that begins at `start` ends; beyond the buffer if more of it is to come.
+
+    Raises `FrameError` for a bad flag or a message above `limit`. A prefix that has not all come counts as a frame that
+    is at least a prefix long.
+    """
+    if len(buffer) - start < PREFIX:
+        return start + PREFIX
+    if buffer[start] > 1:
+        raise FrameError(statuses.Reason.BAD_REQUEST, f"a message begins with flag {buffer[start]}: not gRPC framing")
+    length = int.from_bytes(buffer[start + 1 : start + PREFIX], "big")
+    if length > limit:
+        raise FrameError(statuses.Reason.TOO_LARGE, f"a message of {length} bytes is above the limit of {limit}")
+    return start + PREFIX + length
+
+
+def is_frame(data: bytes, limit: int) -> bool:
+    """Whether this is one whole frame of a message within the limit."""
+    length = len(data) - PREFIX
+    return 0 <= length <= limit and data[0] <= 1 and int.from_bytes(data[1:PREFIX], "big") == length
+
+
+def _decompress(message: bytes, encoding: bytes, limit: int) -> bytes:
+    window = _WINDOW.get(encoding)
+    if window is None:
+        name = encoding.decode("ascii", "backslashreplace") or "nothing"
+        raise FrameError(statuses.Reason.BAD_REQUEST, f"a compressed message came, and {name} as its encoding")
+    unfolding = zlib.decompressobj(window)
+    try:
+        plain = unfolding.decompress(message, limit + 1)
+    except zlib.error as error:
+        raise FrameError(statuses.Reason.BAD_REQUEST, f"a message is not valid {encoding.decode()}: {error}") from error
+    if len(plain) > limit:
+        raise FrameError(statuses.Reason.TOO_LARGE, f"a message is above the limit of {limit} bytes once decompressed")
+    if not unfolding.eof or unfolding.unused_data:
+        raise FrameError(
+            statuses.Reason.BAD_REQUEST, f"a compressed message does not end where its {encoding.decode()} does"
+        )
+    return plain

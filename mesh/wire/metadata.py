@@ -1,0 +1,150 @@
+"""Metadata as it travels in HTTP/1.1 headers and trailers: time-outs, status texts, binary values, and whole blocks.
+
+The rules are gRPC's (grpc/grpc, doc/PROTOCOL-HTTP2.md). Two things are guarded here for both ends: nothing that a
+handler or a caller hands over can end a line or the head early (that would let them write a reply of their own), and
+what belongs to the transport is kept out of what handlers see and out of what they may set.
+"""
+
+import binascii
+import math
+import re
+import urllib.parse
+
+from mesh.telemetry import logs
+from mesh.wire import call
+
+log = logs.get(__name__)
+
+# --- what belongs to the transport ---
+
+_FRAMING = frozenset({
+    b"connection", b"content-length", b"content-type", b"expect", b"host", b"http2-settings", b"keep-alive",
+    b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+})  # fmt: skip
+_STATUS = frozenset({b"grpc-status", b"grpc-message", b"grpc-timeout"})
+
+# What Envoy adds on its own account. It says nothing about the call, and differs from call to call.
+_ENVOY = frozenset({
+    b"x-envoy-attempt-count", b"x-envoy-decorator-operation", b"x-envoy-downstream-service-cluster",
+    b"x-envoy-downstream-service-node", b"x-envoy-expected-rq-timeout-ms", b"x-envoy-external-address",
+    b"x-envoy-internal", b"x-envoy-original-path", b"x-envoy-peer-metadata",
+    b"x-envoy-peer-metadata-id", b"x-envoy-upstream-service-time",
+    b"x-forwarded-client-cert", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-proto",
+    b"x-request-id",
+})  # fmt: skip
+
+NOT_METADATA = (
+    _FRAMING | _STATUS | _ENVOY | {b"accept-encoding", b"date", b"grpc-accept-encoding", b"grpc-encoding", b"server"}
+)
+"""Names that are taken out of what arrives; in what is sent, `grpc-encoding` and the like may be set by the handler."""
+
+RESERVED = _FRAMING | _STATUS
+"""Names that nobody but the transport may set."""
+
+# --- time-outs ---
+
+_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_MAX_DIGITS = 8
+
+
+def parse_timeout(value: bytes) -> float | None:
+    """Seconds of a `grpc-timeout`, such as b"500m" or b"2S"; None if it is not one."""
+    unit = _UNITS.get(value[-1:])
+    digits = value[:-1]
+    if unit is None or not digits.isdigit() or len(digits) > _MAX_DIGITS:
+        return None
+    return int(digits) * unit
+
+
+def format_timeout(seconds: float) -> bytes:
+    """A `grpc-timeout` of at least so many seconds, in the finest unit that 8 digits allow; b"1n" for none left."""
+    if not seconds > 0:  # NaN too
+        return b"1n"
+    if seconds < 99:
+        return b"%du" % math.ceil(seconds * 1e6)
+    if seconds < 99_999:
+        return b"%dm" % math.ceil(seconds * 1e3)
+    if seconds < 99_999_999:
+        return b"%dS" % math.ceil(seconds)
+    return b"99999999S"  # three years
+
+
+# --- status texts ---
+
+_TEXT_PLAIN = bytes(set(range(0x20, 0x7F)) - {0x25})  # printable, without %
+_TEXT_SPECIAL = re.compile(rb"[^\x20-\x24\x26-\x7e]|^ | $")  # blanks at the ends would be lost on the way
+_MAX_TEXT = (
+    4096  # bytes; gRPC clients refuse a reply with more than 8 KiB of metadata, and the text would be lost whole
+)
+
+
+def encode_text(text: str) -> bytes:
+    """A status text as `grpc-message` carries it: UTF-8, percent-encoded; cut off after 4 KiB."""
+    raw = text.encode("utf-8", "replace")
+    if raw.translate(None, _TEXT_PLAIN) or raw[:1] == b" " or raw[-1:] == b" ":
+        raw = _TEXT_SPECIAL.sub(lambda match: b"%%%02X" % match[0][0], raw)
+    if len(raw) <= _MAX_TEXT:
+        return raw
+    cut = raw[: _MAX_TEXT - 3]
+    return re.sub(rb"%.?$", b"", cut).rstrip(b" ") + b"..."
+
+
+def decode_text(raw: bytes) -> str:
+    """The status text in a `grpc-message`. What is not valid in it is shown as it is or replaced, never an error."""
+    return urllib.parse.unquote_to_bytes(raw).decode("utf-8", "replace") if raw else ""
+
+
+# --- binary values ---
+
+
+def decode_bin(value: bytes) -> bytes:
+    """The bytes of a `-bin` value: base64, with or without its padding. Raises ValueError."""
+    return binascii.a2b_base64(value.rstrip(b"=") + b"=" * (-len(value.rstrip(b"=")) % 4), strict_mode=True)
+
+
+def encode_bin(value: bytes) -> bytes:
+    """Bytes as a `-bin` value: base64 without padding, as gRPC asks for."""
+    return binascii.b2a_base64(value, newline=False).rstrip(b"=")
+
+
+# --- blocks of headers ---
+
+_VALUE = bytes(range(0x20, 0x7F))
+_NAME = re.compile(rb"[0-9a-z_.!#$%&'*+^`|~-]+")
+_MAX_KNOWN = 1024
+
+_known: set[bytes] = set()  # names found good before: checking a name again costs more than finding it here
+_warned: set[bytes] = set()  # names whose loss was logged: one line each, whatever a peer sends
+
+
+def encode_headers(headers: call.Headers) -> bytes:
+    """The lines of a head or of trailers, each with its line end; b"" for none.
+
+    What cannot be sent is left out, with one log line a name: names that are not lower-case header names or are
+    reserved for the transport, values with anything but printable ASCII (gRPC allows no other).
+    """
+    if not headers:
+        return b""
+    block = b"".join([b"%b: %b\r\n" % header for header in headers])
+    # One pass over all of it: what is left once everything allowed is gone must be the line ends written above.
+    if block.translate(None, _VALUE) == b"\r\n" * len(headers) and _known.issuperset([name for name, _ in headers]):
+        return block
+    return b"".join([b"%b: %b\r\n" % header for header in headers if _sendable(*header)])
+
+
+def _sendable(name: bytes, value: bytes) -> bool:
+    if name not in _known:
+        if name in RESERVED or _NAME.fullmatch(name) is None:
+            return _drop(name, "its name")
+        if len(_known) < _MAX_KNOWN:
+            _known.add(name)
+    if value.translate(None, _VALUE):
+        return _drop(name, "its value")
+    return True
+
+
+def _drop(name: bytes, what: str) -> bool:
+    if name not in _warned and len(_warned) < _MAX_KNOWN:
+        _warned.add(name)
+        log.warning("metadata left out: it cannot be sent", name=name[:100], because=what)
+    return False

@@ -1,0 +1,68 @@
+"""What a caller gets: a reply, or the loss of its call, and how far the call had come when it was lost.
+
+Whether a call may be tried again depends on that: before any byte was written, always; after that, only where the
+method is known to be safe; once the reply has begun, never. The client reports it and decides nothing.
+"""
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from mesh.wire import call
+
+if TYPE_CHECKING:
+    from mesh.wire import streams
+
+
+@dataclass(slots=True)
+class Reply:
+    """One complete reply. `frame` is its message where it had exactly one and was not taken as a stream."""
+
+    code: int
+    text: str = ""
+    frame: bytes | None = None
+    headers: list[call.Header] = field(default_factory=list)  # without what belongs to the transport
+    trailers: list[call.Header] = field(default_factory=list)  # of a trailers-only reply: empty, all is in `headers`
+    encoding: bytes = b""  # what `grpc-encoding` said: how a frame with flag 1 is compressed
+    raw_text: bytes = b""  # `grpc-message` as it came
+
+
+class LostKind(enum.Enum):
+    """How far a call had come when its connection was lost."""
+
+    UNSENT = "unsent"  # no byte of the request was written
+    SENT = "sent"  # some of it was written, no byte of the reply came
+    STARTED = "started"  # the reply had begun
+
+
+class Lost(Exception):
+    """A call ended without a status, because of its connection; `why` says what happened to that."""
+
+    def __init__(self, kind: LostKind, why: str) -> None:
+        super().__init__(kind, why)
+        self.kind = kind
+        self.why = why
+
+    def again(self) -> "Lost":
+        """A fresh one to raise: one exception raised by several tasks would mix up their tracebacks."""
+        return Lost(self.kind, self.why)
+
+    def __str__(self) -> str:
+        return f"{self.why} ({self.kind.value})"
+
+
+class Sink(Protocol):
+    """Who waits for a reply: exactly one of these is called, once, from the event loop, never from within `send()`.
+
+    After `Exchange.cancel()` none is.
+    """
+
+    def on_reply(self, reply: Reply) -> None:
+        """The whole reply: OK with one message, or a failure without any."""
+
+    def on_stream(self, stream: "streams.ReplyStream") -> None:
+        """The reply has begun, and is to be taken message by message: several, none at all with OK, or one whose end
+        has not come yet."""
+
+    def on_lost(self, lost: Lost) -> None:
+        """There will be no reply."""

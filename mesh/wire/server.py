@@ -1,0 +1,185 @@
+"""The server end: listens, keeps its connections, and lets go of them in good order.
+
+What a connection does is `serverconnection`'s, what a handler sees of a call `servercall`'s. One sweep, twice a minute,
+bounds what waits for peers: a connection that is in the middle of a request which does not go on, or that does not
+take its last answer, is cut at the second look. Connections that merely idle are left alone: their owner, Envoy or a
+pool of ours, closes them.
+
+A connection that is not read, because its handler does not take what comes, would not show that its peer has gone.
+A connection that is not being read, because its handler does not take what comes, would not show that its peer is gone.
+"""
+
+import asyncio
+import contextlib
+import os
+import select
+import socket
+import stat
+from dataclasses import dataclass
+
+from mesh.telemetry import logs
+from mesh.wire import call, heads, serverconnection
+
+log = logs.get(__name__)
+
+MAX_MESSAGE = 16 * 1024 * 1024
+MAX_HEADERS = 64 * 1024
+
+_BACKLOG = 4096  # connections not yet accepted; the kernel cuts it to its own limit
+_SWEEP = 30.0  # seconds
+_LOOK = 1.0  # seconds
+_GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatistics:
+    """What a server is doing and has done."""
+
+    connections: int
+    calls_in_flight: int
+    calls: int  # handed to the handler so far
+    errors: int  # of those, the ones whose handler raised
+    refused: int  # requests that no handler saw, or that were refused in their middle: malformed, above a limit
+
+
+class Server:
+    """Hands every gRPC call that arrives to one handler."""
+
+    def __init__(
+        self, handler: call.Handler, *, max_message: int = MAX_MESSAGE, max_headers: int = MAX_HEADERS
+    ) -> None:
+        """`max_message`: bytes of one message; `max_headers`: bytes of one request's head."""
+        self.handler = handler
+        self.max_message = max_message
+        self.max_headers = max_headers
+        self.memo: heads.Memo[serverconnection.Known] = heads.Memo()  # all connections', as their clients are alike
+        self.closing = False
+        self.calls = 0
+        self.errors = 0
+        self.refused = 0
+        self._listeners: list[asyncio.Server] = []
+        self._paths: list[str] = []
+        self._connections: set[serverconnection.ServerConnection] = set()
+        self._unread: set[serverconnection.ServerConnection] = set()  # those that are not read for now
+        self._empty = asyncio.Event()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._looker: asyncio.TimerHandle | None = None
+
+    async def listen_unix(self, path: str | os.PathLike[str], *, mode: int = 0o600) -> None:
+        """Listens on a unix socket, which it makes, and removes when it closes. A stale one at `path` is replaced."""
+        path = os.fspath(path)
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(os.stat(path).st_mode):
+                os.unlink(path)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            before = os.umask(0o777 & ~mode)  # so that there is no moment in which others can connect
+            try:
+                listening.bind(path)
+            finally:
+                os.umask(before)
+            os.chmod(path, mode)
+            loop = self._started()
+            listener = await loop.create_unix_server(lambda: self._connection(loop), sock=listening, backlog=_BACKLOG)
+        except BaseException:
+            listening.close()
+            raise
+        self._listeners.append(listener)
+        self._paths.append(path)
+
+    async def listen_tcp(self, host: str, port: int) -> int:
+        """Listens on a TCP port, 0 for any that is free; gives the port."""
+        loop = self._started()
+        listener = await loop.create_server(lambda: self._connection(loop), host, port, backlog=_BACKLOG)
+        self._listeners.append(listener)
+        return int(listener.sockets[0].getsockname()[1])
+
+    async def close(self, grace: float) -> None:
+        """Stops listening, lets calls in flight be answered for up to `grace` seconds, then cuts them."""
+        self.closing = True
+        for listener in self._listeners:
+            listener.close()
+        for path in self._paths:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        self._listeners.clear()
+        self._paths.clear()
+        for connection in tuple(self._connections):
+            connection.retire()
+        if self._connections and grace > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), grace)
+        for timer in (self._sweeper, self._looker):
+            if timer is not None:
+                timer.cancel()
+        if self._connections:
+            log.info("connections cut", count=len(self._connections), calls=self.statistics().calls_in_flight)
+            self._empty.clear()
+            for connection in tuple(self._connections):
+                connection.transport.abort()
+            await self._empty.wait()  # aborting takes no longer than a turn of the loop
+
+    def statistics(self) -> ServerStatistics:
+        """How it is now."""
+        return ServerStatistics(
+            connections=len(self._connections),
+            calls_in_flight=sum(connection.busy for connection in self._connections),
+            calls=self.calls,
+            errors=self.errors,
+            refused=self.refused,
+        )
+
+    # --- for its connections ---
+
+    def joined(self, connection: "serverconnection.ServerConnection") -> None:
+        """A connection was made."""
+        self._connections.add(connection)
+        self._empty.clear()
+        if self.closing:
+            connection.retire()
+
+    def left(self, connection: "serverconnection.ServerConnection") -> None:
+        """A connection is gone."""
+        self._connections.discard(connection)
+        self._unread.discard(connection)
+        if not self._connections:
+            self._empty.set()
+
+    def watch(self, connection: "serverconnection.ServerConnection", unread: bool) -> None:
+        """A connection is not read for now, or is read again."""
+        if unread:
+            self._unread.add(connection)
+            if self._looker is None:
+                self._looker = asyncio.get_running_loop().call_later(_LOOK, self._look)
+        else:
+            self._unread.discard(connection)
+
+    def _look(self) -> None:
+        """Ends the connections that are not read and whose peer has gone."""
+        self._looker = asyncio.get_running_loop().call_later(_LOOK, self._look) if self._unread else None
+        poller = select.poll()
+        unread = {connection.descriptor: connection for connection in self._unread}
+        for descriptor in unread:
+            poller.register(descriptor, _GONE)
+        for descriptor, _ in poller.poll(0):
+            unread[descriptor].transport.abort()
+
+    def _connection(self, loop: asyncio.AbstractEventLoop) -> serverconnection.ServerConnection:
+        return serverconnection.ServerConnection(self, loop)
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        if self.closing:
+            raise RuntimeError("this server was closed")
+        loop = asyncio.get_running_loop()
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(_SWEEP, self._sweep, loop)
+        return loop
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweeper = loop.call_later(_SWEEP, self._sweep, loop)
+        for connection in tuple(self._connections):
+            place = connection.stuck()
+            if place is not None and place == connection.mark:
+                log.info("connection cut: its peer does not go on", peer=connection.peer, at=place)
+                connection.transport.abort()
+            connection.mark = place

@@ -1,0 +1,296 @@
+"""One call as the HTTP/1.1 server has it: `call.Call` on top of a connection.
+
+It builds the bytes of the answer and keeps the order of its parts; when and in which order calls are handed out, and
+what happens to the connection afterwards, is `serverconnection`'s.
+
+A unary answer is one write: head, one chunk with the frame, the last chunk, trailers. A failure is trailers-only: a
+head and nothing else. Every answer says `connection: close` where the connection will not be used again, so that the
+peer does not send its next request into it.
+"""
+
+import http
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from mesh import statuses
+from mesh.telemetry import logs
+from mesh.wire import call, framing, inbox, metadata
+
+if TYPE_CHECKING:
+    from mesh.wire import serverconnection
+
+log = logs.get(__name__)
+
+_BIG = 64 * 1024  # bytes of a frame above which handing parts to the transport is cheaper than joining them
+
+_OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\n"
+_CLOSE = b"connection: close\r\n"
+_CHUNKED = b"transfer-encoding: chunked\r\n"
+_EMPTY = b"content-length: 0\r\n"
+# The common case, one unary answer without metadata on a connection that stays, in three parts around length and frame.
+_REPLY = _OK + _CHUNKED + b"\r\n%x\r\n%b\r\n0\r\ngrpc-status: 0\r\n\r\n"
+_REPLY_HEAD = _OK + _CHUNKED + b"%b\r\n%x\r\n"
+_REPLY_TAIL = b"\r\n0\r\ngrpc-status: 0\r\n%b\r\n"
+
+# For what is not gRPC at all. (`allow` belongs to 405 and harms no other.)
+_HTTP = b"HTTP/1.1 %d %b\r\ncontent-type: text/plain\r\ncontent-length: %d\r\nallow: POST\r\n" + _CLOSE + b"\r\n%b\n"
+
+# How far the answer is. GONE: whatever the handler does now has no effect.
+OPEN, STARTED, ANSWERED, GONE = range(4)
+
+
+class Refusal(NamedTuple):
+    """Why a request is answered by the server itself; `http` where it is not even a gRPC request."""
+
+    reason: statuses.Reason
+    text: str
+    http: int = 0
+
+
+class ServerCall(call.Call):
+    """One request on one connection, from its head until it is answered."""
+
+    __slots__ = (
+        "_connection",
+        "_inbox",
+        "_on_cancel",
+        "body",
+        "ended",
+        "keep_alive",
+        "phase",
+        "refusal",
+        "size",
+    )
+
+    def __init__(
+        self,
+        connection: "serverconnection.ServerConnection",
+        method: bytes,
+        headers: list[call.Header],
+        encoding: bytes,
+    ) -> None:
+        self.method = method
+        self.headers = headers
+        self.encoding = encoding
+        self.peer = connection.peer
+        self.frame = None
+        self.deadline = None
+        self.size: int | None = None  # bytes of the body as its head says; None: chunked
+        self.body: bytes | bytearray = b""  # what has come of it, until the handler is called
+        self.ended = False  # the whole request has come
+        self.keep_alive = True  # the peer may send its next request on this connection
+        self.phase = OPEN
+        self.refusal: Refusal | None = None  # set: no handler sees this call
+        self._connection = connection
+        self._inbox: inbox.Inbox | None = None
+        self._on_cancel: Callable[[], None] | None = None
+
+    # --- what the connection does with it ---
+
+    def ready(self, limit: int) -> bool:
+        """Whether its turn can begin: the whole of it is there, or it is a stream and not within its first message.
+
+        A client in the middle of a message sends the rest of it, whatever we do, so waiting for that is safe; a client
+        that has sent a whole message or none may be waiting for us.
+        """
+        if self.ended or self.refusal is not None:
+            return True
+        if self.size is not None and self.size <= limit + framing.PREFIX:
+            return False
+        if not self.body:
+            return self.size is None
+        try:
+            return framing.frame_end(self.body, 0, limit) <= len(self.body)
+        except framing.FrameError as error:
+            self.refusal = Refusal(error.reason, error.text)
+            return True
+
+    def prepare(self, limit: int) -> None:
+        """Makes `frame` of a body that is one whole message, else the stream that `read` serves."""
+        body = self.body
+        try:
+            if self.ended and body and framing.frame_end(body, 0, limit) == len(body):
+                self.frame = self.body = body if type(body) is bytes else bytes(body)
+                return
+            self._inbox = box = inbox.Inbox(limit, self._connection.hold)
+            if body:
+                box.feed(bytes(body))
+                self.body = b""
+            if self.ended:
+                box.end()
+        except framing.FrameError as error:
+            self.refusal = Refusal(error.reason, error.text)
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes of the body."""
+        box = self._inbox
+        if box is not None:
+            try:
+                box.feed(data)
+            except framing.FrameError as error:
+                self.refusal = Refusal(error.reason, error.text)
+        elif self.phase:  # answered: nobody wants the rest
+            return
+        elif not self.body:
+            self.body = data
+        elif type(self.body) is bytearray:
+            self.body += data
+        else:
+            self.body = bytearray(self.body) + data
+
+    def end(self) -> None:
+        """The request has come to its end."""
+        self.ended = True
+        if self._inbox is not None and self.refusal is None:
+            try:
+                self._inbox.end()
+            except framing.FrameError as error:
+                self.refusal = Refusal(error.reason, error.text)
+
+    def refused(self, refusal: Refusal) -> bytes:
+        """What answers this call in the handler's place, as far as it is not answered yet."""
+        code = refusal.reason.code
+        if self.phase == STARTED:
+            return b"0\r\n%b\r\n" % _status(code, refusal.text)
+        if not refusal.http:
+            return b"".join((_OK, _EMPTY, _CLOSE, _status(code, refusal.text), b"\r\n"))
+        text = refusal.text.encode("ascii", "backslashreplace")
+        status = http.HTTPStatus(refusal.http)
+        return _HTTP % (status, status.phrase.encode(), len(text) + 1, text)
+
+    def cut(self, why: str) -> None:
+        """There is nobody to answer any more: tells the handler."""
+        if self.phase >= ANSWERED:
+            return
+        self.phase = GONE
+        if self._inbox is not None:
+            self._inbox.fail(call.CallCancelled(why), drop=True)
+        callback, self._on_cancel = self._on_cancel, None
+        if callback is not None:
+            try:
+                callback()
+            except Exception:
+                log.exception("handler failed on a cancel", method=self.method, peer=self.peer)
+
+    # --- what the handler does with it ---
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the caller has gone."""
+        return self.phase == GONE
+
+    def on_cancel(self, callback: Callable[[], None] | None) -> None:
+        """Sets what is called when the caller goes away before the answer."""
+        if callback is not None and self.phase == GONE:
+            callback()
+        else:
+            self._on_cancel = callback
+
+    async def read(self) -> bytes | None:
+        """The next frame, None at the end. Raises `CallCancelled`. A cancelled read loses nothing."""
+        if self._inbox is not None:
+            return await self._inbox.read()
+        if self.phase == GONE:
+            raise call.CallCancelled("the caller has gone")
+        frame, self.body = self.body, b""  # `frame` stays: only the second read finds the end
+        return self.frame if frame else None
+
+    def reply(self, frame: bytes, headers: call.Headers = (), trailers: call.Headers = ()) -> None:
+        """Answers with OK and one message, in one write."""
+        if self.phase:
+            self._too_late("reply")
+            return
+        self.phase = ANSWERED
+        connection = self._connection
+        transport = connection.transport
+        keep = connection.keeps(self)
+        if keep and not headers and not trailers and len(frame) < _BIG:
+            transport.write(_REPLY % (len(frame), frame))
+        else:
+            head = _REPLY_HEAD % (
+                metadata.encode_headers(headers) if keep else _CLOSE + metadata.encode_headers(headers),
+                len(frame),
+            )
+            tail = _REPLY_TAIL % metadata.encode_headers(trailers)
+            if len(frame) < _BIG:
+                transport.write(b"".join((head, frame, tail)))
+            else:
+                transport.writelines((head, frame, tail))
+        connection.answered(self)
+
+    def fail(self, code: int, text: str, headers: call.Headers = (), trailers: call.Headers = ()) -> None:
+        """Answers with a failure and no message."""
+        if self.phase == STARTED:
+            self.finish(code, text, trailers)
+            return
+        if self.phase:
+            self._too_late("fail")
+            return
+        self.phase = ANSWERED
+        connection = self._connection
+        connection.transport.write(
+            b"".join(
+                (
+                    _OK,
+                    _EMPTY if connection.keeps(self) else _EMPTY + _CLOSE,
+                    _status(code, text),
+                    metadata.encode_headers(headers),
+                    metadata.encode_headers(trailers),
+                    b"\r\n",
+                )
+            )
+        )
+        connection.answered(self)
+
+    def start(self, headers: call.Headers = ()) -> None:
+        """Sends the initial metadata."""
+        if self.phase:
+            self._too_late("start")
+            return
+        self.phase = STARTED
+        head = _OK + _CHUNKED if self._connection.keeps(self) else _OK + _CHUNKED + _CLOSE
+        self._connection.transport.write(b"%b%b\r\n" % (head, metadata.encode_headers(headers)))
+
+    async def write(self, frame: bytes) -> None:
+        """Sends one message once there is room. Raises `CallCancelled`. Cancelled in its wait, it has sent nothing."""
+        if self._connection.stalled:
+            await self._connection.room()
+        if self.phase == OPEN:
+            self.start()
+        elif self.phase == GONE:
+            raise call.CallCancelled("the caller has gone")
+        elif self.phase == ANSWERED:
+            self._too_late("write")
+        transport = self._connection.transport
+        if len(frame) < _BIG:
+            transport.write(b"%x\r\n%b\r\n" % (len(frame), frame))
+        else:
+            transport.writelines((b"%x\r\n" % len(frame), frame, b"\r\n"))
+
+    def finish(self, code: int = 0, text: str = "", trailers: call.Headers = ()) -> None:
+        """Ends the reply."""
+        if self.phase == OPEN:
+            if code:
+                self.fail(code, text, trailers=trailers)
+                return
+            self.start()  # OK without a message is no failure: its metadata are trailers
+        if self.phase != STARTED:
+            self._too_late("finish")
+            return
+        self.phase = ANSWERED
+        self._connection.transport.write(b"0\r\n%b%b\r\n" % (_status(code, text), metadata.encode_headers(trailers)))
+        self._connection.answered(self)
+
+    def _too_late(self, what: str) -> None:
+        if self.phase != GONE:
+            raise RuntimeError(
+                f"{what}() for {self.method!r}, which is {'begun' if self.phase == STARTED else 'answered'} already"
+            )
+
+
+_STATUS_LINES = {code: b"grpc-status: %d\r\n" % code for code in statuses.Code}
+
+
+def _status(code: int, text: str) -> bytes:
+    line = _STATUS_LINES.get(code) or b"grpc-status: %d\r\n" % code  # type: ignore[call-overload]
+    return b"%bgrpc-message: %b\r\n" % (line, metadata.encode_text(text)) if text else line

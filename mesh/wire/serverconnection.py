@@ -1,0 +1,454 @@
+"""One connection of the server: from its bytes to calls in order, one at a time, and what keeps it alive or ends it.
+
+httptools (llhttp) parses; it cannot be stopped between two requests, so whatever one read brings is parsed, and
+requests that came before their turn wait in a queue that is bounded by reading no more. No task and no timer is made
+for a call: everything happens in `data_received` or in the handler's own callbacks.
+
+Bad input is answered where there is somebody to answer, by a gRPC status if the request is one, else by HTTP, and ends
+the connection: after an error nobody knows where the next request begins. The connection is then not closed at once,
+because a close with unread bytes can destroy the answer on its way; it lingers, deaf, for a bounded time.
+"""
+
+import asyncio
+import http
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+import httptools
+
+from mesh import statuses
+from mesh.telemetry import logs
+from mesh.wire import call, framing, heads, metadata, servercall
+
+if TYPE_CHECKING:
+    from mesh.wire import server
+
+log = logs.get(__name__)
+
+_MAX_HEADERS = 256  # header lines of one request
+_WRITE_HIGH = 256 * 1024  # bytes not yet taken by the peer, above which write() waits
+_LINGER = 2.0  # seconds that the peer has to read the last answer
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LARGE = http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+
+
+class Known(NamedTuple):
+    """What the parser made of a head that may come again."""
+
+    method: bytes
+    headers: list[call.Header]
+    encoding: bytes
+    sized: bool
+
+
+class ServerConnection(asyncio.Protocol):
+    """Parser callbacks and transport callbacks of one connection."""
+
+    __slots__ = (
+        "_active",
+        "_between",
+        "_closing",
+        "_deaf",
+        "_handler",
+        "_headers",
+        "_holding",
+        "_incoming",
+        "_limit",
+        "_lingering",
+        "_loop",
+        "_max_headers",
+        "_memo",
+        "_overhead",
+        "_parser",
+        "_paused",
+        "_queue",
+        "_rooms",
+        "_server",
+        "_special",
+        "_url",
+        "mark",
+        "peer",
+        "stalled",
+        "transport",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, owner: "server.Server", loop: asyncio.AbstractEventLoop) -> None:
+        self._server = owner
+        self._handler = owner.handler
+        self._limit = owner.max_message
+        self._max_headers = owner.max_headers
+        self._loop = loop
+        self._parser = httptools.HttpRequestParser(self)
+        self._url = b""
+        self._headers: list[call.Header] = []
+        self._special: dict[bytes, bytes] = {}
+        self._incoming: servercall.ServerCall | None = None  # its head has come, its end has not
+        self._queue: deque[servercall.ServerCall] = deque()  # in the order they came, not yet handed out
+        self._active: servercall.ServerCall | None = None  # handed out, not yet answered
+        self._between = True  # the parser has seen the end of a request and no byte of the next
+        self._memo = owner.memo
+        self._overhead = 0  # bytes read since the last whole head or wanted piece of a body
+        self._holding = False  # the taker of a stream wants no more for now
+        self._paused = False  # reading is paused
+        self._closing = False  # no further request is handed out
+        self._deaf = False  # what still comes is thrown away
+        self._lingering: asyncio.TimerHandle | None = None
+        self._rooms: list[asyncio.Future[None]] = []  # writers that wait for room
+        self.stalled = False  # the peer does not take what we write
+        self.peer = ""
+        self.mark: object = None  # how far it was when the server last looked for the stuck
+
+    # --- transport callbacks ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Joins the server."""
+        self.transport = transport  # type: ignore[assignment]  # uvloop's do not derive from asyncio's
+        self.transport.set_write_buffer_limits(high=_WRITE_HIGH)
+        self.peer = _peer(self.transport)
+        self._server.joined(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Parses, then hands out what is ready."""
+        if self._deaf:
+            return
+        seen = None
+        if self._between and self._active is None and not self._queue and not self.stalled:
+            seen = heads.split_request(data)
+            if seen is not None:
+                known = self._memo.get(seen.head)
+                if known is not None and self._recognised(seen, known):
+                    return
+        self._overhead += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError:
+            log.exception("parser callback failed", peer=self.peer)
+            self._malformed("this request could not be taken")
+        except httptools.HttpParserUpgrade:
+            self._malformed("no protocol but HTTP/1.1 is spoken here", upgrade=True)
+        except httptools.HttpParserError as error:
+            self._malformed(f"not valid HTTP/1.1: {error}")
+        if self._overhead > self._max_headers:
+            self._excess()
+        if seen is not None and self._memo.worth(seen.head):
+            self._learn(seen)
+        active = self._active
+        if active is None:
+            if self._queue:
+                self._advance()
+        elif active.refusal is not None:
+            self._refuse(active)
+        elif self._queue:
+            self._throttle()
+
+    def eof_received(self) -> bool:
+        """The peer will send no more: as gone as if it had closed, for a cancel arrives so."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Leaves the server and tells the call in flight."""
+        self._closing = self._deaf = True
+        self._queue.clear()
+        self._incoming = None
+        if self._lingering is not None:
+            self._lingering.cancel()
+        active, self._active = self._active, None
+        if active is not None:
+            active.cut("the caller has gone")
+        self._let_write()
+        self._server.left(self)
+
+    def pause_writing(self) -> None:
+        """The peer is slow: writers wait, and no further request is handed out."""
+        self.stalled = True
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self.stalled = False
+        self._let_write()
+        if self._active is None and self._queue:
+            self._advance()
+
+    # --- parser callbacks ---
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        self._between = False
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or one trailer: requests of gRPC have none that mean anything."""
+        if self._incoming is not None:
+            return
+        name = name.lower()
+        if name in metadata.NOT_METADATA:
+            self._special[name] = value
+        else:
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Makes a call of what came."""
+        special = self._special
+        parser = self._parser
+        made = servercall.ServerCall(self, self._url, self._headers, special.get(b"grpc-encoding", b""))
+        self._url = b""
+        self._headers = []
+        self._special = {}
+        if b"transfer-encoding" not in special:
+            made.size = int(special.get(b"content-length", b"0"))
+        timeout = special.get(b"grpc-timeout")
+        if timeout is not None:
+            seconds = metadata.parse_timeout(timeout)
+            if seconds is not None:
+                made.deadline = self._loop.time() + seconds
+        if not parser.should_keep_alive():
+            made.keep_alive = False
+        if parser.get_method() != b"POST" or not special.get(b"content-type", b"").startswith(b"application/grpc"):
+            made.refusal = _not_grpc(parser.get_method())
+        else:
+            self._check(made)
+            if b"expect" in special and made.refusal is None and self._active is None and not self._queue:
+                self.transport.write(_CONTINUE)  # at its end, where it does not need it any more, that is no harm
+        self._overhead = 0
+        self._incoming = made
+        self._queue.append(made)
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body, whatever its chunks were."""
+        made = self._incoming
+        if made is not None and made.phase < servercall.ANSWERED:
+            self._overhead = 0
+            made.feed(data)
+
+    def on_message_complete(self) -> None:
+        """The end of one request."""
+        self._between = True
+        self._overhead = 0
+        made, self._incoming = self._incoming, None
+        if made is not None:
+            made.end()
+
+    # --- for the call ---
+
+    def keeps(self, made: servercall.ServerCall) -> bool:
+        """Whether the connection can be used again once this call is answered."""
+        return made.keep_alive and not self._server.closing
+
+    def answered(self, made: servercall.ServerCall) -> None:
+        """The last byte of the answer was written. The rest of the request is read and thrown away, up to a limit."""
+        self._active = None
+        self._holding = False
+        if not made.keep_alive or self._server.closing:
+            self._close(made.ended)
+        elif self._queue:
+            self._loop.call_soon(self._advance)  # not at once: we are in the handler's stack
+        elif self._paused:
+            self._throttle()
+
+    def hold(self, holding: bool) -> None:
+        """The taker of the stream in flight wants no more for now, or wants more again."""
+        self._holding = holding
+        self._throttle()
+
+    async def room(self) -> None:
+        """Waits until the peer has taken most of what was written. Raises `CallCancelled`."""
+        while self.stalled and not self._closing:
+            waiter = self._loop.create_future()
+            self._rooms.append(waiter)
+            await waiter
+
+    # --- for the server ---
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is in flight."""
+        return self._active is not None
+
+    @property
+    def descriptor(self) -> int:
+        """Of its socket."""
+        descriptor: int = self.transport.get_extra_info("socket").fileno()
+        return descriptor
+
+    def retire(self) -> None:
+        """Closes as soon as what is in flight is answered: at once, if nothing is."""
+        if self._active is None and not self._queue and self._incoming is None:
+            self._close(True)
+
+    def stuck(self) -> object:
+        """Where it waits for its peer; None: it does not. The same twice means that nothing happened between."""
+        if self._closing:
+            return "closing"
+        if self._active is not None:
+            return None
+        if self._incoming is not None:
+            return "body", id(self._incoming), len(self._incoming.body), self._overhead
+        if self.stalled:
+            return "writing", self.transport.get_write_buffer_size()
+        return None if self._between else ("head", self._overhead)
+
+    # --- order ---
+
+    def _advance(self) -> None:
+        """Hands out what is ready, in order, while nothing is in flight."""
+        queue = self._queue
+        while queue and self._active is None and not self._closing and not self.stalled:
+            made = queue[0]
+            if not made.ended and not made.ready(self._limit):
+                break
+            queue.popleft()
+            if made.refusal is None:
+                made.prepare(self._limit)
+            if made.refusal is not None:
+                self._refuse(made)
+                break
+            self._hand_out(made)
+        if queue or self._paused:
+            self._throttle()
+
+    def _hand_out(self, made: servercall.ServerCall) -> None:
+        self._active = made
+        self._server.calls += 1
+        try:
+            self._handler(made)
+        except Exception:
+            self._server.errors += 1
+            log.exception("handler failed", method=made.method, peer=self.peer)
+            if made.phase < servercall.ANSWERED:
+                made.fail(statuses.Reason.INTERNAL.code, "the handler of this method failed")
+
+    # --- heads seen before ---
+
+    def _recognised(self, seen: heads.Request, known: Known) -> bool:
+        """Hands out a request whose head is known; False if the parser must judge it."""
+        body = seen.body
+        if known.sized is not seen.sized or not framing.is_frame(body, self._limit):
+            return False
+        made = servercall.ServerCall(self, known.method, known.headers.copy(), known.encoding)
+        made.frame = made.body = body
+        made.ended = True
+        if seen.timeout:
+            seconds = metadata.parse_timeout(seen.timeout)
+            if seconds is not None:
+                made.deadline = self._loop.time() + seconds
+        self._hand_out(made)
+        return True
+
+    def _learn(self, seen: heads.Request) -> None:
+        """Keeps what the parser made of a read that brought one whole request."""
+        if len(self._queue) == 1 and self._between:
+            made = self._queue[0]
+            if made.ended and made.keep_alive and made.refusal is None and made.body == seen.body:
+                if heads.plain(seen.head):
+                    known = Known(made.method, made.headers.copy(), made.encoding, seen.sized)
+                    self._memo.keep(seen.head, known)
+
+    def _throttle(self) -> None:
+        """Reads no more while a taker has enough, or while requests wait for their turn; else reads."""
+        pause = self._holding or (bool(self._queue) and (self._active is not None or self.stalled))
+        if pause != self._paused and not self.transport.is_closing():
+            self._paused = pause
+            if pause:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+            self._server.watch(self, pause)
+
+    def _let_write(self) -> None:
+        rooms, self._rooms = self._rooms, []
+        for waiter in rooms:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # --- refusing, closing ---
+
+    def _check(self, made: servercall.ServerCall) -> None:
+        if made.method[:1] != b"/":
+            made.refusal = servercall.Refusal(
+                statuses.Reason.BAD_REQUEST, "the request target is not a path", http.HTTPStatus.BAD_REQUEST
+            )
+        elif not made.keep_alive and self._parser.get_http_version() != "1.1":
+            made.refusal = servercall.Refusal(
+                statuses.Reason.BAD_REQUEST, "HTTP/1.1 is needed", http.HTTPStatus.HTTP_VERSION_NOT_SUPPORTED
+            )
+        elif len(made.headers) > _MAX_HEADERS:
+            made.refusal = servercall.Refusal(statuses.Reason.TOO_LARGE, f"more than {_MAX_HEADERS} headers")
+        elif self._overhead > self._max_headers:  # rarely: counted exactly only where the bytes read may be too many
+            size = len(made.method) + sum(len(name) + len(value) + 4 for name, value in made.headers)
+            if size > self._max_headers:
+                made.refusal = servercall.Refusal(
+                    statuses.Reason.TOO_LARGE, f"headers of more than {self._max_headers} bytes"
+                )
+
+    def _excess(self) -> None:
+        """Much has come that is neither a whole head nor wanted: an endless head, chunk extensions, trailers, a body
+        whose call is answered already."""
+        if self._incoming is not None and self._incoming.phase >= servercall.ANSWERED:
+            self._close(False)
+        else:
+            self._malformed(f"more than {self._max_headers} bytes of headers", status=_LARGE)
+
+    def _malformed(self, why: str, *, status: int = http.HTTPStatus.BAD_REQUEST, upgrade: bool = False) -> None:
+        """Nothing that comes on this connection can be understood any more. What came before it is still answered."""
+        self._deaf = True
+        refusal = servercall.Refusal(statuses.Reason.BAD_REQUEST, why)
+        broken = self._queue[-1] if upgrade and self._queue else self._incoming
+        if broken is None:
+            broken = servercall.ServerCall(self, b"", [], b"")
+            self._queue.append(broken)
+            refusal = refusal._replace(http=status)
+        if broken.phase >= servercall.ANSWERED:
+            self._close(False)
+        elif broken.refusal is None:
+            broken.refusal = refusal
+
+    def _refuse(self, made: servercall.ServerCall) -> None:
+        """Answers in the handler's place, if it was called tells it, and ends the connection."""
+        refusal = made.refusal
+        assert refusal is not None
+        log.debug("request refused", peer=self.peer, method=made.method, why=refusal.text)
+        self._server.refused += 1
+        self._active = None
+        self._queue.clear()
+        self.transport.write(made.refused(refusal))
+        made.cut(refusal.text)
+        self._close(made.ended and not self._deaf)
+
+    def _close(self, clean: bool) -> None:
+        """Ends the connection once what was written is on its way; not `clean`: bytes of the peer are left unread."""
+        if self._closing:
+            return
+        self._closing = self._deaf = True
+        self._let_write()
+        if self.transport.is_closing():
+            return
+        if clean:
+            self.transport.close()
+            return
+        self._holding = False
+        self._throttle()
+        self.transport.write_eof()
+        self._lingering = self._loop.call_later(_LINGER, self.transport.abort)
+
+
+def _not_grpc(method: bytes) -> servercall.Refusal:
+    if method != b"POST":
+        return servercall.Refusal(statuses.Reason.BAD_REQUEST, "gRPC uses POST", http.HTTPStatus.METHOD_NOT_ALLOWED)
+    return servercall.Refusal(
+        statuses.Reason.BAD_REQUEST, "the content type is not application/grpc", http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    )
+
+
+def _peer(transport: asyncio.Transport) -> str:
+    name = transport.get_extra_info("peername")
+    if isinstance(name, tuple):
+        connected = transport.get_extra_info("socket")
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # else a dead host is never found out
+        return f"{name[0]}:{name[1]}"
+    return "unix"

@@ -1,0 +1,123 @@
+"""The streaming side of the client: a reply taken message by message, and a request sent so.
+
+Both are thin: messages wait in an `inbox`, bytes go to the exchange, which knows the connection. An error of the
+connection is raised as `reply.Lost` from whatever waits.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from mesh.wire import call, inbox
+from mesh.wire import reply as replies
+
+if TYPE_CHECKING:
+    from mesh.wire import exchange
+
+
+class ReplyStream:
+    """A reply that has begun. Take it to its end, or cancel it: its connection is held until then."""
+
+    __slots__ = ("_box", "_exchange", "_result", "_waiters", "encoding", "headers")
+
+    headers: list[call.Header]
+    """The initial metadata."""
+
+    encoding: bytes
+    """What `grpc-encoding` said."""
+
+    def __init__(
+        self, owner: "exchange.Exchange", box: inbox.Inbox, headers: list[call.Header], encoding: bytes
+    ) -> None:
+        self.headers = headers
+        self.encoding = encoding
+        self._exchange = owner
+        self._box = box
+        self._result: replies.Reply | replies.Lost | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+
+    async def read(self) -> bytes | None:
+        """The next frame; None at the end, also of a reply that failed. Raises `Lost`, after what came before."""
+        return await self._box.read()
+
+    async def result(self) -> replies.Reply:
+        """Status and trailing metadata, once the reply has ended; frames not taken do not keep it. Raises `Lost`."""
+        while self._result is None:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+        if isinstance(self._result, replies.Lost):
+            raise self._result.again()
+        return self._result
+
+    def cancel(self) -> None:
+        """Ends the call: closes its connection, unless the reply has ended. Who waits gets `Lost`."""
+        self._exchange.cancel()
+
+    # --- for the connection ---
+
+    def ended(self, result: replies.Reply | replies.Lost, *, drop: bool = False) -> None:
+        """No more will come; with `drop` what has come is not served either."""
+        if drop and isinstance(result, replies.Lost):
+            self._box.fail(result, drop=True)
+        if self._result is None:
+            self._result = result
+            for waiter in self._waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+
+class RequestStream:
+    """A request that is sent message by message; the reply may begin before it has ended."""
+
+    __slots__ = ("_answer", "_waiters", "exchange")
+
+    def __init__(self) -> None:
+        self.exchange: exchange.Exchange  # set by the pool, at once
+        self._answer: replies.Reply | ReplyStream | replies.Lost | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+
+    async def write(self, frame: bytes) -> None:
+        """Sends one message, once there is a connection and room on it. Raises `Lost`, also where the reply has ended
+        and nobody reads any more. Cancelled while it waits, it has sent nothing."""
+        await self.exchange.write(frame)
+
+    def end(self) -> None:
+        """There are no more messages."""
+        self.exchange.end()
+
+    async def first(self) -> replies.Reply | ReplyStream:
+        """The reply: whole where it is one message or a failure and has ended, else its stream. Raises `Lost`."""
+        while self._answer is None:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+        if isinstance(self._answer, replies.Lost):
+            raise self._answer.again()
+        return self._answer
+
+    def cancel(self) -> None:
+        """Ends the call: closes its connection. Who waits gets `Lost`."""
+        self.exchange.cancel()
+        if self.exchange.over is not None:
+            self._set(self.exchange.over)
+
+    # --- as a sink ---
+
+    def on_reply(self, reply: replies.Reply) -> None:
+        """The reply is whole."""
+        self._set(reply)
+
+    def on_stream(self, stream: ReplyStream) -> None:
+        """The reply has begun."""
+        self._set(stream)
+
+    def on_lost(self, lost: replies.Lost) -> None:
+        """There will be no reply."""
+        self._set(lost)
+
+    def _set(self, answer: "replies.Reply | ReplyStream | replies.Lost") -> None:
+        if self._answer is None:
+            self._answer = answer
+            for waiter in self._waiters:
+                if not waiter.done():
+                    waiter.set_result(None)

@@ -1,0 +1,134 @@
+"""`python -m router`: the command line of a router pod. Each option can be given by the environment, as MESH_OPTION."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from mesh import cpus
+from mesh import settings as texts
+from mesh.telemetry import logs
+from router import pod
+from router.settings import RouterSettings
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _size(text: str) -> int:
+    try:
+        return texts.parse_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _address(text: str) -> str:
+    try:
+        return texts.format_address(*texts.parse_address(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _workers(text: str) -> int:
+    if text == "auto":
+        return cpus.available()
+    if not text.isdigit() or not 0 < int(text) <= 256:
+        raise typer.BadParameter(f"{text!r} is neither auto nor a number from 1 to 256")
+    return int(text)
+
+
+def _file(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {error.strerror}") from error
+
+
+@app.command()
+def main(
+    listen: Annotated[
+        str, typer.Option(envvar="MESH_LISTEN", help="Where clients call, HOST:PORT.")
+    ] = "127.0.0.1:8033",
+    edge: Annotated[str, typer.Option(envvar="MESH_EDGE", help="envoy, or grpc where Envoy cannot run.")] = "envoy",
+    rest_listen: Annotated[
+        str, typer.Option(envvar="MESH_REST_LISTEN", help="Where REST clients call, with the grpc edge.")
+    ] = "127.0.0.1:8008",
+    probe: Annotated[str, typer.Option(envvar="MESH_PROBE", help="/ready, /live and /metrics.")] = "127.0.0.1:8089",
+    workers: Annotated[str, typer.Option(envvar="MESH_WORKERS", help="auto: one for each CPU granted.")] = "auto",
+    name: Annotated[str, typer.Option(envvar="MESH_NAME", help="Name of this router; default: the host's.")] = "",
+    base: Annotated[str, typer.Option(envvar="MESH_BASE", help="Prefix of the mesh's keys in etcd.")] = "mm/mesh",
+    etcd: Annotated[
+        str, typer.Option(envvar="MESH_ETCD", help="URLs of etcd's members, separated by commas.")
+    ] = "http://127.0.0.1:2379",
+    etcd_user: Annotated[str, typer.Option(envvar="MESH_ETCD_USER")] = "",
+    etcd_password_file: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_PASSWORD_FILE")] = None,
+    etcd_ca: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_CA", help="PEM file.")] = None,
+    etcd_cert: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_CERT", help="PEM file.")] = None,
+    etcd_key: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_KEY", help="PEM file.")] = None,
+    run_dir: Annotated[
+        str, typer.Option(envvar="MESH_RUN_DIR", help="For sockets; short, for this user only; default: a fresh one.")
+    ] = "",
+    max_message: Annotated[str, typer.Option(envvar="MESH_MAX_MESSAGE", help="Largest message.")] = "16MiB",
+    load_wait: Annotated[
+        float, typer.Option(envvar="MESH_LOAD_WAIT", min=0.1, help="Longest wait of a caller for a load, s.")
+    ] = 120.0,
+    max_waiters: Annotated[
+        int, typer.Option(envvar="MESH_MAX_WAITERS", min=1, help="Calls that wait for loads, in one worker.")
+    ] = 20_000,
+    max_waiters_per_model: Annotated[int, typer.Option(envvar="MESH_MAX_WAITERS_PER_MODEL", min=1)] = 2_000,
+    max_waiting_bytes: Annotated[
+        str, typer.Option(envvar="MESH_MAX_WAITING_BYTES", help="What their messages may take, in one worker.")
+    ] = "256MiB",
+    drain_timeout: Annotated[
+        float, typer.Option(envvar="MESH_DRAIN_TIMEOUT", min=0.0, help="For calls in flight when it stops, s.")
+    ] = 20.0,
+    log_format: Annotated[str, typer.Option(envvar="MESH_LOG_FORMAT", help="text or json.")] = "text",
+    log_level: Annotated[str, typer.Option(envvar="MESH_LOG_LEVEL", help="debug, info, warning, error.")] = "info",
+) -> None:
+    """Runs a router: one endpoint in front of all models of a mesh."""
+    if edge not in ("envoy", "grpc"):
+        raise typer.BadParameter(f"{edge!r} is neither envoy nor grpc", param_hint="--edge")
+    try:
+        logs.configure(level=log_level, fmt=log_format, process="router")  # type: ignore[arg-type]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    password = _file(etcd_password_file)
+    settings = RouterSettings(
+        name=name or socket.gethostname(),
+        base=base.strip("/"),
+        listen=_address(listen),
+        edge=edge,
+        rest_listen=_address(rest_listen),
+        probe=_address(probe),
+        workers=_workers(workers),
+        run_dir=run_dir and os.path.abspath(run_dir),
+        etcd=texts.EtcdSettings(
+            endpoints=tuple(url.strip() for url in etcd.split(",") if url.strip()),
+            user=etcd_user,
+            password=(password or b"").decode().strip(),
+            ca=_file(etcd_ca),
+            certificate=_file(etcd_cert),
+            private_key=_file(etcd_key),
+        ),
+        max_message=_size(max_message),
+        load_wait=load_wait,
+        max_waiters=max_waiters,
+        max_waiters_per_model=max_waiters_per_model,
+        max_waiting_bytes=_size(max_waiting_bytes),
+        drain=drain_timeout,
+        log_format=log_format,
+        log_level=log_level,
+    )
+    try:
+        uvloop.run(pod.run(settings))
+    except (pod.StartError, ValueError) as error:
+        typer.echo(f"router: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    app()

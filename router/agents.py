@@ -1,0 +1,131 @@
+"""Asking agents: a channel to each, made when first needed and closed when its pod goes.
+
+Control traffic is rare, so this is plain `grpc.aio`. Every request has a time-out; an agent that cannot be reached or
+does not answer is `Unreachable`, which says nothing about the model that was asked for.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import grpc
+
+from mesh.pb import agent_pb2, agent_pb2_grpc
+from router.view import Pod
+
+_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),  # also the time-out of connecting
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 10_000),  # a load may be silent for minutes: notice a dead host meanwhile
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.max_receive_message_length", 64 << 20),  # a pod's description names all its copies
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+
+_Request = TypeVar("_Request")
+_Reply = TypeVar("_Reply")
+
+
+class Unreachable(Exception):
+    """The agent did not answer. `refused`: it certainly has not got the request."""
+
+    def __init__(self, text: str, *, refused: bool) -> None:
+        super().__init__(text)
+        self.refused = refused
+
+
+class Timeout(Unreachable):
+    """The agent has not answered in time; it may well be alive."""
+
+
+class Agent(Protocol):
+    """What is asked of the agents, so that tests can bring one of their own. All raise `Unreachable`; seconds."""
+
+    async def load(self, pod: Pod, request: agent_pb2.LoadRequest, *, timeout: float) -> agent_pb2.LoadReply:
+        """Loads a model, or joins the load under way."""
+
+    async def unload(self, pod: Pod, request: agent_pb2.UnloadRequest, *, timeout: float) -> agent_pb2.UnloadReply:
+        """Withdraws a copy."""
+
+    async def describe(self, pod: Pod, model_id: str = "", *, timeout: float) -> agent_pb2.DescribeReply:
+        """How the pod is; with an id, only that model's copy and the decisions about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentsStatistics:
+    """How many are known."""
+
+    channels: int
+
+
+class Agents:
+    """The agents of a mesh, by the control address that their pod has published."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, tuple[str, grpc.aio.Channel, agent_pb2_grpc.AgentStub]] = {}  # by pod
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def _stub(self, pod: Pod) -> agent_pb2_grpc.AgentStub:
+        if pod.record is None:
+            raise Unreachable(f"{pod.name} has not published its address", refused=True)
+        address = pod.record.control_address
+        known = self._channels.get(pod.name)
+        if known is not None and known[0] == address:
+            return known[2]
+        if known is not None:
+            self.forget(pod.name)
+        channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        stub = agent_pb2_grpc.AgentStub(channel)
+        self._channels[pod.name] = (address, channel, stub)
+        return stub
+
+    async def load(self, pod: Pod, request: agent_pb2.LoadRequest, *, timeout: float) -> agent_pb2.LoadReply:
+        """Loads a model, or joins the load under way."""
+        return await self._ask(pod, self._stub(pod).Load, request, timeout)
+
+    async def unload(self, pod: Pod, request: agent_pb2.UnloadRequest, *, timeout: float) -> agent_pb2.UnloadReply:
+        """Withdraws a copy."""
+        return await self._ask(pod, self._stub(pod).Unload, request, timeout)
+
+    async def describe(self, pod: Pod, model_id: str = "", *, timeout: float) -> agent_pb2.DescribeReply:
+        """How the pod is; with an id, only that model's copy and the decisions about it."""
+        return await self._ask(pod, self._stub(pod).Describe, agent_pb2.DescribeRequest(model_id=model_id), timeout)
+
+    @staticmethod
+    async def _ask(
+        pod: Pod, method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Reply]", request: _Request, timeout: float
+    ) -> _Reply:
+        try:
+            return await method(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            text = f"the agent of {pod.name} does not answer: {error.details() or error.code().name}"
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise Timeout(text, refused=False) from error
+            raise Unreachable(text, refused="failed to connect" in (error.details() or "").lower()) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # grpc.aio reports the end of a channel so: its pod has gone.
+            raise Unreachable(f"{pod.name} has gone", refused=False) from None
+
+    def forget(self, name: str) -> None:
+        """The pod has gone: its channel is closed; requests under way fail."""
+        known = self._channels.pop(name, None)
+        if known is not None:
+            task = asyncio.get_running_loop().create_task(known[1].close(None), name=f"close channel to {name}")
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    def statistics(self) -> AgentsStatistics:
+        """How many channels are open."""
+        return AgentsStatistics(len(self._channels))
+
+    async def close(self) -> None:
+        """Closes every channel."""
+        for name in list(self._channels):
+            self.forget(name)
+        if self._closing:
+            await asyncio.gather(*self._closing, return_exceptions=True)

@@ -1,0 +1,566 @@
+"""From "no copy that can be called" to a copy: one load for all who wait for the same model.
+
+Whoever needs a copy joins the model's *flight*. The flight reads the record, lets `placement` choose a pod, asks that
+pod's agent, and goes on with what it answers until there is a copy or a reason why there is none. Each waiter has its
+own deadline and may leave; the flight goes on without waiters, because the next caller will want the model too.
+
+Waiters, and the bytes of the messages they hold, are bounded for each model and in all.
+
+What a flight learns is written where it belongs: copies into the view, debits for placement; failures of loads are put
+into the model's record by the agents. Who may claim a model is decided by the agents' transactions in etcd, so two
+routers with two views never load it twice: the loser's agent names the winner, and the flight goes there.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from mesh import records
+from mesh.pb import agent_pb2
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from placement import choice
+from placement.debits import Debits
+from placement.pod import Pod as Candidate
+from router.agents import Agent, Timeout, Unreachable
+from router.meter import Meter
+from router.registry import Registration, Registry
+from router.settings import RouterSettings
+from router.tasks import Tasks
+from router.view import Copy, News, Pod, View
+
+log = logs.get(__name__)
+
+MAX_FAILURES = 3
+"""Pods in which a model has lately failed to load, after which its own error is the answer."""
+
+MAX_REFUSALS = 5
+"""Pods that are asked in one go before the last refusal is the answer."""
+
+PATIENCE = 10.0
+"""Seconds that a flight waits for pods to come back or claims of dead pods to end before it gives up. A lease time."""
+
+_PAUSE = 0.5  # seconds between looks, where no change of the view wakes it earlier
+_MAX_STALE = 5  # answers "stale" for a record just read
+_COLD = 10.0  # milliseconds above which a wait counts as a cache miss, as with the predecessor
+
+
+class Waiter(Protocol):
+    """A call, or a management request, that waits for a copy. Exactly one of the two is called, once."""
+
+    def on_copy(self) -> None:
+        """There is a copy in the view that may be called."""
+
+    def on_error(self, error: MeshError) -> None:
+        """There will be none for you."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColdStartStatistics:
+    """What waits now."""
+
+    flights: int
+    waiters: int
+    bytes: int  # of the messages that waiters hold
+
+
+class _Place:
+    """One waiter's place in a flight."""
+
+    __slots__ = ("deadline", "joined", "size", "timer")
+
+    def __init__(self, joined: float, size: int, deadline: float | None) -> None:
+        self.joined = joined
+        self.size = size
+        self.deadline = deadline
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class _Flight:
+    """One model's way to a copy."""
+
+    __slots__ = (
+        "asked",
+        "began",
+        "bytes",
+        "changed",
+        "excluded",
+        "expected",
+        "failed",
+        "idle_ms",
+        "model_id",
+        "refusals",
+        "waiters",
+    )
+
+    def __init__(self, model_id: str, began: float, idle_ms: int) -> None:
+        self.model_id = model_id
+        self.began = began
+        self.idle_ms = idle_ms  # time since the model's last use; 0 once a call waits
+        self.waiters: dict[Waiter, _Place] = {}
+        self.bytes = 0
+        self.expected: float | None = None  # when the load should be done, on the loop's clock
+        self.changed = asyncio.Event()  # the view has changed for this model, or pods have
+        self.asked = asyncio.Event()  # an agent has been asked
+        self.excluded: dict[str, str] = {}  # pods not to choose, and why
+        self.failed: dict[str, str] = {}  # pods in which it failed, newest last, and the loader's text
+        self.refusals: list[tuple[Reason, str]] = []
+
+
+class _Again(Exception):
+    """Nothing can be done right now; look again after a change of the view, or soon. `why` if that lasts."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class _Next(Exception):
+    """That agent cannot be reached; another may."""
+
+
+class ColdStart:
+    """The flights of one worker. `wall` gives ms since the epoch, for the times in records."""
+
+    def __init__(
+        self,
+        *,
+        view: View,
+        registry: Registry,
+        agents: Agent,
+        meter: Meter,
+        settings: RouterSettings,
+        wall: Callable[[], int] = lambda: int(time.time() * 1000),
+    ) -> None:
+        self._view = view
+        self._registry = registry
+        self._agents = agents
+        self._meter = meter
+        self._settings = settings
+        self._wall = wall
+        self._debits = Debits()
+        self._flights: dict[str, _Flight] = {}
+        self._waiters = 0
+        self._bytes = 0
+        self._tasks = Tasks()
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
+        view.listen(self._on_pod)
+
+    # --- waiting ---
+
+    def join(self, model_id: str, waiter: Waiter, *, size: int, deadline: float | None, idle_ms: int = 0) -> None:
+        """Waits for a copy, and has it made. `size` is what the waiter holds meanwhile, in bytes; `deadline` is on the
+        loop's clock. Raises MeshError: OVERLOADED, NOT_IN_TIME, DEADLINE, UNAVAILABLE.
+
+        The waiter is told later, never from within this call.
+        """
+        settings = self._settings
+        now = self._loop.time()
+        if self._closed:
+            raise MeshError(Reason.UNAVAILABLE, "this router is stopping")
+        if deadline is not None and deadline <= now:
+            raise MeshError(Reason.DEADLINE, "the deadline has passed")
+        if self._waiters >= settings.max_waiters:
+            raise MeshError(Reason.OVERLOADED, f"{self._waiters} calls wait for models to load", retry_after=1.0)
+        if self._bytes + size > settings.max_waiting_bytes:
+            text = f"calls that wait for models to load hold {self._bytes} bytes"
+            raise MeshError(Reason.OVERLOADED, text, retry_after=1.0)
+        flight = self._flights.get(model_id)
+        if flight is not None and len(flight.waiters) >= settings.max_waiters_per_model:
+            text = f"{len(flight.waiters)} calls wait for model {model_id} to load"
+            raise MeshError(Reason.OVERLOADED, text, retry_after=1.0)
+        if flight is None:
+            flight = self._begin(model_id, now, idle_ms)
+        place = _Place(now, size, deadline)
+        if (late := self._too_late(flight, place, now)) is not None:
+            raise late
+        flight.idle_ms = min(flight.idle_ms, idle_ms)
+        flight.waiters[waiter] = place
+        flight.bytes += size
+        self._waiters += 1
+        self._bytes += size
+        limit = now + settings.load_wait
+        when = limit if deadline is None else min(limit, deadline)
+        place.timer = self._loop.call_at(when, self._expire, flight, waiter)
+
+    def leave(self, model_id: str, waiter: Waiter) -> None:
+        """The waiter has gone; it is not told anything. The load goes on."""
+        flight = self._flights.get(model_id)
+        if flight is not None and waiter in flight.waiters:
+            self._release(flight, waiter)
+
+    async def load(self, model_id: str, *, idle_ms: int = 0, deadline: float | None = None) -> None:
+        """Returns once there is a copy. Raises MeshError for what kept it from being made, or from being waited for."""
+        waiter = _Future(self._loop)
+        self.join(model_id, waiter, size=0, deadline=deadline, idle_ms=idle_ms)
+        try:
+            await waiter.future
+        finally:
+            self.leave(model_id, waiter)
+
+    async def begin(self, model_id: str, *, idle_ms: int = 0) -> None:
+        """Returns once an agent was asked to load it, or there is a copy. Raises what kept it from being asked."""
+        waiter = _Future(self._loop)
+        self.join(model_id, waiter, size=0, deadline=None, idle_ms=idle_ms)
+        asked = self._tasks.spawn(_until(self._flights[model_id].asked), f"asked {model_id}")
+        try:
+            await asyncio.wait((waiter.future, asked), return_when=asyncio.FIRST_COMPLETED)
+            if waiter.future.done():
+                waiter.future.result()
+        finally:
+            asked.cancel()
+            waiter.future.cancel()
+            self.leave(model_id, waiter)
+
+    def loading(self, model_id: str) -> bool:
+        """Whether a flight of this model is under way here."""
+        return model_id in self._flights
+
+    def candidates(self) -> list[Candidate]:
+        """The pods as a load would look at them now, what was just sent to them included."""
+        return self._debits.apply(self._view.candidates(self._loop.time()), self._now_ms())
+
+    def size_of(self, record: records.ModelRecord) -> int:
+        """Bytes to reckon with: measured by an earlier load, else what copies here have on the average."""
+        if record.host_bytes:
+            return record.host_bytes
+        pods = [pod.record for pod in self._view.pods.values() if pod.record is not None]
+        copies = sum(pod.copies for pod in pods)
+        average = sum(pod.used_bytes for pod in pods) // copies if copies else 0
+        # A guess must never be the reason why a model is refused.
+        return min([average, *(pod.capacity_bytes for pod in pods)], default=0)
+
+    def statistics(self) -> ColdStartStatistics:
+        """What waits now."""
+        return ColdStartStatistics(len(self._flights), self._waiters, self._bytes)
+
+    async def close(self) -> None:
+        """Tells all waiters that this router stops. The agents go on with what they load."""
+        self._closed = True
+        await self._tasks.close()
+        for flight in list(self._flights.values()):
+            self._end(flight, MeshError(Reason.UNAVAILABLE, "this router is stopping"))
+
+    # --- one flight ---
+
+    def _begin(self, model_id: str, now: float, idle_ms: int) -> _Flight:
+        flight = self._flights[model_id] = _Flight(model_id, now, idle_ms)
+        self._tasks.spawn(self._fly(flight), f"load {model_id}")
+        return flight
+
+    async def _fly(self, flight: _Flight) -> None:
+        unwatch = self._view.watch(flight.model_id, flight.changed.set)
+        error: MeshError | None = None
+        try:
+            await self._find(flight)
+        except MeshError as failure:
+            error = failure
+        except Exception as failure:
+            log.exception("cold start failed", model=flight.model_id)
+            error = MeshError(Reason.INTERNAL, f"loading {flight.model_id} failed inside the router: {failure!r}")
+        finally:
+            unwatch()
+        self._end(flight, error)
+
+    async def _find(self, flight: _Flight) -> None:
+        """Returns once the view has a copy; raises MeshError for why there is none."""
+        registration = self._registry.remembered(flight.model_id)
+        if registration is None or registration.record.failures or registration.record.killed:
+            registration = await self._read(flight)
+        waiting_since: float | None = None
+        joined: Pod | None = None  # to be asked next, because it is said to have the copy or to be making it
+        stale = 0
+        while True:
+            now = self._loop.time()
+            flight.changed.clear()
+            if self._usable(registration) is not None:
+                return
+            try:
+                pod = joined or self._claimed(flight, registration) or self._choose(flight, registration)
+                joined = None
+                reply = await self._ask(flight, pod, registration)
+                match reply.WhichOneof("outcome"):
+                    case "loaded":
+                        if self._loaded(pod, registration, reply.loaded) is None:
+                            raise _Again(f"{pod.name} has just started anew")
+                        return
+                    case "elsewhere":
+                        joined = self._elsewhere(flight, pod, reply.elsewhere.pod)
+                    case "failed":
+                        self._failed(flight, pod, reply.failed)
+                    case "refused":
+                        self._refused(flight, pod, reply.refused)
+                    case "stale":
+                        self._registry.forget(flight.model_id)
+                        before, registration = registration, await self._read(flight, fresh=True)
+                        stale = stale + 1 if registration.created == before.created else 0
+                        if stale:
+                            if stale > _MAX_STALE:
+                                text = f"{pod.name} does not accept the current registration of {flight.model_id}"
+                                raise MeshError(Reason.UNAVAILABLE, text, retry_after=1.0)
+                            raise _Again(f"{pod.name} has an older view of the registry")
+                    case _:
+                        raise _Again(f"{pod.name} gave an answer that this router does not understand")
+                waiting_since = None
+            except _Next:
+                continue
+            except _Again as again:
+                waiting_since = now if waiting_since is None else waiting_since
+                # Claims of pods that have died end with their leases, and pods come back; only nobody waits for ever.
+                patience = self._settings.load_wait if flight.waiters else PATIENCE
+                if now - waiting_since > min(patience, 3 * PATIENCE):
+                    raise MeshError(Reason.UNAVAILABLE, again.why, retry_after=1.0) from None
+                await self._change(flight)
+                registration = await self._read(flight)
+
+    def _usable(self, registration: Registration) -> Copy | None:
+        """A copy of this registration that may be called and whose pod has not just failed."""
+        for copy in self._view.copies.get(registration.model_id, ()):
+            if copy.record.create_revision == registration.created and not copy.pod.failed_at:
+                return copy
+        return None
+
+    def _claimed(self, flight: _Flight, registration: Registration) -> Pod | None:
+        """A pod that is known to have a copy, or to be loading one: it is asked first, and joins us to it."""
+        now = self._loop.time()
+        for copy in self._view.known(flight.model_id):
+            pod = copy.pod
+            if (
+                copy.record.create_revision == registration.created
+                and pod.record is not None
+                and pod.record.incarnation == copy.record.incarnation
+                and not pod.suspect
+                and pod.name not in flight.excluded
+                and not (pod.agent_failed_at and now - pod.agent_failed_at < _PAUSE)
+            ):
+                return pod
+        return None
+
+    def _choose(self, flight: _Flight, registration: Registration) -> Pod:
+        record = registration.record
+        failures = record.recent_failures(self._wall(), int(self._settings.failure_expiry * 1000))
+        failed = {failure.pod: failure.text for failure in reversed(failures)} | flight.failed
+        if record.quarantined:
+            raise quarantined(flight.model_id, record)
+        if len(failed) >= MAX_FAILURES:
+            raise _load_failed(failed)
+        excluded = {name: f"has failed to load it: {text}" for name, text in failed.items()} | flight.excluded
+        size = self.size_of(record)
+        chosen = choice.choose(flight.model_id, size, self.candidates(), excluded=excluded, idle_ms=flight.idle_ms)
+        if chosen.pod is not None and len(flight.refusals) < MAX_REFUSALS:
+            return self._view.pods[chosen.pod]
+        if failed:
+            raise _load_failed(failed)
+        if chosen.verdict is choice.Verdict.NOWHERE:
+            raise MeshError(Reason.NOWHERE, chosen.why)
+        if chosen.verdict is choice.Verdict.NO_ROOM:
+            raise MeshError(Reason.NO_ROOM, f"Nowhere available to load: {chosen.why}", retry_after=1.0)
+        refusals, flight.refusals = flight.refusals, []
+        for reason, text in refusals:
+            if reason in (Reason.NO_ROOM, Reason.OVERLOADED):
+                raise MeshError(reason, text, retry_after=1.0)
+        if refusals and all(reason is Reason.NOWHERE for reason, _ in refusals):
+            raise MeshError(Reason.NOWHERE, refusals[-1][1])
+        if not chosen.refused:
+            raise MeshError(Reason.UNAVAILABLE, chosen.why, retry_after=1.0)
+        flight.excluded.clear()  # whatever kept them may have passed when we look again
+        raise _Again(refusals[-1][1] if refusals else chosen.why)
+
+    async def _ask(self, flight: _Flight, pod: Pod, registration: Registration) -> agent_pb2.LoadReply:
+        """One agent's answer. Raises _Next where there is none."""
+        record = registration.record
+        request = agent_pb2.LoadRequest(
+            model_id=flight.model_id,
+            create_revision=registration.created,
+            model_type=record.type,
+            model_path=record.path,
+            model_key=record.key,
+            host_bytes=record.host_bytes,
+            device_bytes=record.device_bytes,
+            idle_ms=flight.idle_ms,
+        )
+        now = self._loop.time()
+        if record.load_ms and flight.expected is None:
+            flight.expected = now + record.load_ms / 1000
+            for waiter, place in list(flight.waiters.items()):
+                if (late := self._too_late(flight, place, now)) is not None:
+                    self._release(flight, waiter)
+                    waiter.on_error(late)
+        debit = (flight.model_id, pod.name)
+        self._debits.sent(pod.name, self.size_of(record), self._now_ms(), debit)
+        flight.asked.set()
+        loaded = False
+        try:
+            reply = await self._agents.load(pod, request, timeout=self._settings.load_wait)
+            loaded = reply.WhichOneof("outcome") == "loaded"
+            pod.agent_failed_at = 0.0
+            return reply
+        except Timeout as error:
+            raise _Next from error  # it is loading still, most likely: then it is joined again
+        except Unreachable as error:
+            log.info("agent cannot be reached", pod=pod.name, model=flight.model_id, why=str(error))
+            pod.agent_failed_at = self._loop.time()
+            if pod.suspect:
+                self._view.failed(pod, self._loop.time())
+            raise _Next from error
+        finally:
+            self._debits.done(debit, loaded=loaded)
+
+    def _loaded(self, pod: Pod, registration: Registration, answer: agent_pb2.LoadReply.Loaded) -> Copy | None:
+        if answer.load_ms:
+            self._meter.loads.inc()
+        copy = self._view.loaded(
+            registration.model_id,
+            pod,
+            answer.incarnation,
+            registration.created,
+            answer.host_bytes,
+            answer.device_bytes,
+        )
+        if copy is not None:
+            pod.failed_at = 0.0
+        return copy
+
+    def _elsewhere(self, flight: _Flight, asked: Pod, name: str) -> Pod:
+        pod = self._view.pods.get(name)
+        now = self._loop.time()
+        if pod is None or pod is asked or pod.record is None:
+            raise _Again(f"{flight.model_id} is claimed by {name or 'nobody'}, which is not there")
+        if pod.agent_failed_at and now - pod.agent_failed_at < _PAUSE:
+            raise _Again(f"{flight.model_id} is claimed by {name}, which does not answer")
+        return pod
+
+    def _failed(self, flight: _Flight, pod: Pod, answer: agent_pb2.LoadReply.Failed) -> None:
+        self._meter.load_failures.inc()
+        if answer.reason in (Reason.QUARANTINED.name, Reason.NOWHERE.name):
+            raise MeshError(Reason[answer.reason], answer.text)
+        flight.failed.pop(pod.name, None)
+        flight.failed[pod.name] = answer.text
+
+    def _refused(self, flight: _Flight, pod: Pod, answer: agent_pb2.LoadReply.Refused) -> None:
+        """Another pod is next. Raises where each would refuse it."""
+        reason = _reason(answer.reason)
+        if reason in (Reason.QUARANTINED, Reason.UNKNOWN_MODEL, Reason.REGISTRY_AWAY):
+            raise MeshError(reason, answer.text, retry_after=1.0 if reason.retry else None)
+        flight.excluded[pod.name] = f"refuses it: {answer.text}"
+        flight.refusals.append((reason, answer.text))
+
+    async def _read(self, flight: _Flight, *, fresh: bool = False) -> Registration:
+        registration = await self._registry.read(flight.model_id, fresh=fresh)
+        if registration is None:
+            raise MeshError(Reason.UNKNOWN_MODEL, "model not found", details={"model": flight.model_id[:200]})
+        return registration
+
+    async def _change(self, flight: _Flight) -> None:
+        try:
+            async with asyncio.timeout(_PAUSE):
+                await flight.changed.wait()
+        except TimeoutError:
+            pass
+
+    # --- waiters ---
+
+    def _too_late(self, flight: _Flight, place: _Place, now: float) -> MeshError | None:
+        """Whether the waiter's deadline comes before the load is expected to be done."""
+        if flight.expected is None or place.deadline is None or place.deadline >= flight.expected:
+            return None
+        left = flight.expected - now
+        if left <= 0:
+            return None  # later than expected already: nobody knows any more
+        text = f"loading {flight.model_id} takes {left:.1f} s more, the deadline is in {place.deadline - now:.1f} s"
+        return MeshError(Reason.NOT_IN_TIME, text, retry_after=left)
+
+    def _expire(self, flight: _Flight, waiter: Waiter) -> None:
+        place = flight.waiters.get(waiter)
+        if place is None:
+            return
+        self._release(flight, waiter)
+        now = self._loop.time()
+        if place.deadline is not None and place.deadline <= now + 0.001:
+            waiter.on_error(MeshError(Reason.DEADLINE, f"{flight.model_id} was not loaded by the deadline"))
+            return
+        text = f"{flight.model_id} was not loaded within {self._settings.load_wait:g} s; its load goes on"
+        waiter.on_error(MeshError(Reason.NOT_IN_TIME, text, retry_after=5.0))
+
+    def _release(self, flight: _Flight, waiter: Waiter) -> None:
+        place = flight.waiters.pop(waiter)
+        if place.timer is not None:
+            place.timer.cancel()
+        flight.bytes -= place.size
+        self._waiters -= 1
+        self._bytes -= place.size
+        waited = (self._loop.time() - place.joined) * 1000
+        if waited > _COLD:
+            self._meter.misses.observe(waited)
+
+    def _end(self, flight: _Flight, error: MeshError | None) -> None:
+        if self._flights.get(flight.model_id) is flight:
+            del self._flights[flight.model_id]
+        for waiter in list(flight.waiters):
+            self._release(flight, waiter)
+            try:
+                if error is None:
+                    waiter.on_copy()
+                else:
+                    waiter.on_error(error)
+            except Exception:
+                log.exception("waiter failed", model=flight.model_id)
+
+    def _on_pod(self, name: str, news: News) -> None:
+        if news is News.PUBLISHED:
+            self._debits.published(name, self._now_ms())
+        elif news is News.GONE:
+            self._debits.forget(name)
+        for flight in self._flights.values():
+            flight.changed.set()
+
+    def _now_ms(self) -> int:
+        return int(self._loop.time() * 1000)
+
+
+class _Future:
+    """A waiter for coroutines."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[None] = loop.create_future()
+
+    def on_copy(self) -> None:
+        """Done."""
+        if not self.future.done():
+            self.future.set_result(None)
+
+    def on_error(self, error: MeshError) -> None:
+        """Failed."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+def quarantined(model_id: str, record: records.ModelRecord) -> MeshError:
+    """What callers of a quarantined model are told."""
+    history = "; ".join(record.killed)
+    text = f"model {model_id} is quarantined, servers died of it: {history}. Release it or register it anew"
+    return MeshError(Reason.QUARANTINED, text)
+
+
+def _load_failed(failed: dict[str, str]) -> MeshError:
+    """The model's own error: the newest text, and where else it failed."""
+    text = list(failed.values())[-1]
+    return MeshError(
+        Reason.LOAD_FAILED, text or "the model could not be loaded", details={"pods": ", ".join(failed)[:500]}
+    )
+
+
+def _reason(name: str) -> Reason:
+    try:
+        return Reason[name]
+    except KeyError:
+        return Reason.UNAVAILABLE

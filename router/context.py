@@ -1,0 +1,27 @@
+"""What one worker process consists of, for the services that it answers itself.
+
+Health, reflection, REST and management need parts of the worker; handing them this keeps them free of knowing how it
+is put together, which is `router.worker`'s business.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from mesh.telemetry import metrics
+from router.dispatch import Dispatcher
+from router.management import Management
+from router.settings import RouterSettings
+from router.view import View
+
+
+@dataclass(slots=True, kw_only=True)
+class Worker:
+    """One worker's parts."""
+
+    settings: RouterSettings
+    view: View
+    dispatcher: Dispatcher
+    management: Management
+    registry: metrics.Registry  # this worker's metrics
+    ready: Callable[[], str | None]  # None: ready; a text: why not
+    snapshots: Callable[[], Awaitable[metrics.Snapshot]]  # metrics of all workers of this router pod, merged; bounded

@@ -1,0 +1,336 @@
+"""`grpc.aio` as the edge: for machines where Envoy cannot run.
+
+The same handler as behind Envoy gets the same calls, behind another transport: messages stay bytes, and each becomes a
+frame. It costs some ten times the CPU of the HTTP/1.1 server behind Envoy (`grpcio`'s core, driven from asyncio), and
+REST needs a port of its own.
+
+Every worker listens on the one port (SO_REUSEPORT), and the kernel spreads the connections. Whether another mesh has
+the port already is therefore to be asked before the workers start (`mesh.envoy.minder.check_free`).
+
+Which methods are unary is not on the wire. Those that are known to be take the fast way, with the request in one piece;
+any other is taken message by message, which serves unary ones too.
+"""
+
+import asyncio
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from mesh import settings as addresses
+from mesh.statuses import Code
+from mesh.telemetry import logs
+from mesh.wire import call as wire
+from mesh.wire import framing, metadata
+
+log = logs.get(__name__)
+
+_V2 = "/inference.GRPCInferenceService/"
+_UNARY_SERVICES = (_V2, "/mmesh.ModelMesh/")
+_STREAMS = frozenset({_V2 + "ModelStreamInfer"})
+_UNARY = frozenset({"/grpc.health.v1.Health/Check"})
+
+_STATUS = {status.value[0]: status for status in grpc.StatusCode}
+_NOT_SENT = metadata.RESERVED | {b"grpc-encoding", b"grpc-accept-encoding", b"server", b"date"}
+_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in its stubs
+_NEWS = 0.002  # seconds; measured 0.1 ms
+_INTERNAL = "internal error, see the router's log"
+
+Context = Any  # grpc.aio.ServicerContext[bytes, bytes]
+Metadata = list[tuple[str, str | bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeStatistics:
+    """What the edge is doing and has done."""
+
+    calls: int
+    calls_in_flight: int
+
+
+@dataclass(slots=True)
+class _End:
+    """How a call was answered: `frame` is a unary reply not yet sent."""
+
+    code: int
+    text: str = ""
+    frame: bytes | None = None
+    headers: wire.Headers = ()
+    trailers: wire.Headers = ()
+
+
+class GrpcCall(wire.Call):
+    """One call as `grpc.aio` carries it."""
+
+    __slots__ = ("_cancelled", "_context", "_gone", "_limit", "_on_cancel", "_starting", "_unread", "encodings", "end")
+
+    def __init__(self, method: str, context: Context, frame: bytes | None, limit: int) -> None:
+        loop = asyncio.get_running_loop()
+        self.method = method.encode()
+        self.headers = _headers(context.invocation_metadata() or ())
+        self.frame = frame
+        self.encoding = b""  # the transport has decompressed it
+        remaining = context.time_remaining()
+        self.deadline = None if remaining is None else loop.time() + remaining
+        self.peer = context.peer()
+        self.end: asyncio.Future[_End] = loop.create_future()
+        self.encodings = b""  # of the reply's messages, from its headers
+        self._context = context
+        self._limit = limit
+        self._unread = frame
+        self._cancelled = False
+        self._gone: asyncio.Future[None] = loop.create_future()
+        self._on_cancel: Callable[[], None] | None = None
+        self._starting: asyncio.Task[None] | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the caller has gone."""
+        return self._cancelled
+
+    def on_cancel(self, callback: Callable[[], None] | None) -> None:
+        """Sets what is called when the caller goes away before the answer."""
+        if callback is not None and self._cancelled:
+            callback()
+        else:
+            self._on_cancel = callback
+
+    def cut(self) -> None:
+        """The caller has gone."""
+        if self._cancelled or (self.end.done() and not self.end.cancelled()):
+            return
+        self._cancelled = True
+        self._gone.set_result(None)
+        callback, self._on_cancel = self._on_cancel, None
+        if callback is not None:
+            try:
+                callback()
+            except Exception:
+                log.exception("handler failed on a cancel", method=self.method, peer=self.peer)
+
+    async def read(self) -> bytes | None:
+        """The next frame, or None at the end. Raises `CallCancelled`."""
+        if self._cancelled:
+            raise wire.CallCancelled("the caller has gone")
+        if self.frame is not None:
+            frame, self._unread = self._unread, None
+            return frame
+        try:
+            message = await self._context.read()
+        except (grpc.aio.AbortError, grpc.RpcError, asyncio.InvalidStateError) as error:
+            raise wire.CallCancelled(f"the caller has gone: {error}") from error
+        if message is not _EOF:
+            return framing.pack(message)
+        # A call that is cancelled looks like one that has ended, until the news of the cancel comes behind it.
+        await asyncio.wait((self._gone,), timeout=_NEWS)
+        if self._cancelled:
+            raise wire.CallCancelled("the caller has gone")
+        return None
+
+    def reply(self, frame: bytes, headers: wire.Headers = (), trailers: wire.Headers = ()) -> None:
+        """Answers with OK and one message."""
+        self._settle(_End(Code.OK, "", frame, headers, trailers))
+
+    def fail(self, code: int, text: str, headers: wire.Headers = (), trailers: wire.Headers = ()) -> None:
+        """Answers with a status other than OK."""
+        self._settle(_End(code, text, None, headers, trailers))
+
+    def start(self, headers: wire.Headers = ()) -> None:
+        """Sends the initial metadata."""
+        if not self._cancelled and self._starting is None:
+            self._starting = asyncio.create_task(self._send_headers(headers))
+
+    async def write(self, frame: bytes) -> None:
+        """Sends one message. Raises `CallCancelled`."""
+        if self._cancelled:
+            raise wire.CallCancelled("the caller has gone")
+        await self.started()
+        try:
+            await self._context.write(self.unpacked(frame))
+        except (grpc.aio.AbortError, grpc.RpcError, asyncio.InvalidStateError) as error:
+            raise wire.CallCancelled(f"the caller has gone: {error}") from error
+
+    def finish(self, code: int = 0, text: str = "", trailers: wire.Headers = ()) -> None:
+        """Ends a reply that was begun with `start()`."""
+        self._settle(_End(code, text, None, (), trailers))
+
+    async def started(self) -> None:
+        """Once the initial metadata of `start()` are sent."""
+        if self._starting is not None:
+            await self._starting
+
+    def unpacked(self, frame: bytes) -> bytes:
+        """The message in a frame of the reply; a `FrameError` where it is not one."""
+        return framing.unpack(frame, self.encodings, limit=self._limit)
+
+    async def _send_headers(self, headers: wire.Headers) -> None:
+        self.take_encoding(headers)
+        await self._context.send_initial_metadata(_metadata(headers))
+
+    def take_encoding(self, headers: wire.Headers) -> None:
+        """Notes how the messages of the reply are compressed."""
+        self.encodings = next((value for name, value in headers if name == b"grpc-encoding"), b"")
+
+    def _settle(self, end: _End) -> None:
+        self._on_cancel = None
+        if not self.end.done():
+            self.end.set_result(end)
+
+
+class GrpcEdge:
+    """A `grpc.aio` server that hands every call to one handler."""
+
+    def __init__(
+        self,
+        handler: wire.Handler,
+        *,
+        max_message: int = 16 << 20,
+        max_headers: int = 64 << 10,
+        credentials: grpc.ServerCredentials | None = None,
+        shared: bool = False,
+    ) -> None:
+        """Sizes in bytes; `credentials`: TLS; `shared`: the port is shared with other processes."""
+        self._handler = handler
+        self._max_message = max_message
+        self._credentials = credentials
+        self._calls = 0
+        self._in_flight: set[GrpcCall] = set()
+        self._server = grpc.aio.server(
+            options=(
+                ("grpc.so_reuseport", int(shared)),
+                ("grpc.max_receive_message_length", max_message),
+                ("grpc.max_send_message_length", -1),  # what a model server answers was bounded when it was received
+                ("grpc.max_metadata_size", max_headers),
+                ("grpc.absolute_max_metadata_size", max_headers),
+                ("grpc.max_concurrent_streams", 1024),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            )
+        )
+        self._server.add_generic_rpc_handlers((_Handlers(self),))
+
+    async def listen(self, host: str, port: int) -> int:
+        """Listens, on a free port where 0 is asked for; gives the port. Raises OSError where it is taken."""
+        address = addresses.format_address(host, port)
+        try:
+            if self._credentials is None:
+                bound = self._server.add_insecure_port(address)
+            else:
+                bound = self._server.add_secure_port(address, self._credentials)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: {error}") from error
+        await self._server.start()
+        return bound
+
+    async def close(self, grace: float) -> None:
+        """Takes no more calls, lets those in flight end for up to `grace` seconds, then cancels them."""
+        await self._server.stop(grace)
+        for call in tuple(self._in_flight):  # what grpc.aio has given up, it does not always cancel
+            call.end.cancel()
+            call.cut()
+
+    def statistics(self) -> EdgeStatistics:
+        """How it is now."""
+        return EdgeStatistics(calls=self._calls, calls_in_flight=len(self._in_flight))
+
+    async def unary(self, method: str, request: bytes, context: Context) -> bytes:
+        """One call whose request has come whole."""
+        call = GrpcCall(method, context, framing.pack(request), self._max_message)
+        end = await self._answered(call)
+        if end.headers:
+            call.take_encoding(end.headers)
+            await context.send_initial_metadata(_metadata(end.headers))
+        else:
+            await call.started()
+        message = b"" if end.frame is None else self._message(call, end)
+        await self._conclude(call, context, end)
+        return message
+
+    async def stream(self, method: str, _: Any, context: Context) -> None:
+        """One call whose messages come and go one by one."""
+        call = GrpcCall(method, context, None, self._max_message)
+        end = await self._answered(call)
+        if end.headers:
+            call.take_encoding(end.headers)
+            await context.send_initial_metadata(_metadata(end.headers))
+        else:
+            await call.started()
+        if end.frame is not None:
+            message = self._message(call, end)
+            if end.code == Code.OK:
+                await context.write(message)
+        await self._conclude(call, context, end)
+
+    async def _answered(self, call: GrpcCall) -> _End:
+        self._calls += 1
+        self._in_flight.add(call)
+        try:
+            try:
+                self._handler(call)
+            except Exception:
+                log.exception("handler failed", method=call.method, peer=call.peer)
+                return _End(Code.INTERNAL, _INTERNAL)
+            return await call.end
+        finally:
+            self._in_flight.discard(call)
+            call.cut()
+
+    def _message(self, call: GrpcCall, end: _End) -> bytes:
+        assert end.frame is not None
+        try:
+            return call.unpacked(end.frame)
+        except framing.FrameError as error:
+            end.code, end.text = error.reason.code, f"the model server's answer: {error.text}"
+            return b""
+
+    async def _conclude(self, call: GrpcCall, context: Context, end: _End) -> None:
+        trailing = _metadata(end.trailers)
+        if end.code != Code.OK:
+            status = _STATUS.get(end.code, grpc.StatusCode.UNKNOWN)
+            await context.abort(status, end.text, tuple(trailing))
+        if trailing:
+            context.set_trailing_metadata(tuple(trailing))
+
+
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs only
+    """Finds the way for a method."""
+
+    def __init__(self, edge: GrpcEdge) -> None:
+        self._edge = edge
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """A handler for any method; messages pass as bytes."""
+        method = handler_call_details.method
+        if method in _UNARY or (method.startswith(_UNARY_SERVICES) and method not in _STREAMS):
+            return grpc.unary_unary_rpc_method_handler(functools.partial(self._edge.unary, method))
+        return grpc.stream_stream_rpc_method_handler(functools.partial(self._edge.stream, method))
+
+
+def _headers(received: Any) -> list[wire.Header]:
+    """gRPC's metadata in the form of the wire: binary values in base64."""
+    headers: list[wire.Header] = []
+    for key, value in received:
+        name = key.encode()
+        if name not in metadata.NOT_METADATA:
+            headers.append((name, metadata.encode_bin(value) if isinstance(value, bytes) else value.encode("latin-1")))
+    return headers
+
+
+def _metadata(headers: wire.Headers) -> Metadata:
+    """The reverse, without what belongs to the transport or cannot be sent."""
+    sent: Metadata = []
+    for name, value in headers:
+        if name in _NOT_SENT:
+            continue
+        try:
+            if name.endswith(b"-bin"):
+                sent.append((name.decode("ascii"), metadata.decode_bin(value)))
+            else:
+                sent.append((name.decode("ascii"), value.decode("ascii")))
+        except ValueError:
+            log.warning("metadata left out: it cannot be sent", name=name)
+    return sent

@@ -1,0 +1,136 @@
+"""Answers for people: where a model is and why, what the pods look like. Plain data, ready for JSON; no I/O."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mesh.pb import agent_pb2
+from mesh.settings import format_bytes
+from placement import choice
+from placement.pod import Pod
+from router.registry import Registration
+from router.view import View
+
+if TYPE_CHECKING:
+    from router.management import ModelStatus
+
+
+def pods(view: View) -> list[dict[str, Any]]:
+    """Every pod that has published itself, by name."""
+    found = []
+    for pod in sorted(view.pods.values(), key=lambda pod: pod.name):
+        record = pod.record
+        if record is None:
+            continue
+        found.append(
+            {
+                "pod": pod.name,
+                "state": record.state,
+                "suspect": pod.suspect,
+                "incarnation": record.incarnation,
+                "data": record.data_address,
+                "control": record.control_address,
+                "probe": record.probe_address,
+                "labels": list(record.labels),
+                "zone": record.zone,
+                "capacity": record.capacity_bytes,
+                "used": record.used_bytes,
+                "oldest_idle_ms": record.oldest_idle_ms,
+                "copies": record.copies,
+                "loading": record.loads_in_progress,
+                "threads": record.loading_threads,
+                "rate": record.rate,
+                "in_flight": pod.in_flight,
+                "load": pod.load,
+            }
+        )
+    return found
+
+
+def described(reply: agent_pb2.DescribeReply) -> dict[str, Any]:
+    """An agent's description of itself."""
+    copies = [
+        {
+            "model_id": copy.model_id,
+            "create_revision": copy.create_revision,
+            "state": copy.state,
+            "host_bytes": copy.host_bytes,
+            "device_bytes": copy.device_bytes,
+            "idle_ms": copy.idle_ms,
+            "calls": copy.calls,
+            "in_flight": copy.in_flight,
+            "busy_us": copy.busy_us,
+            "load_ms": copy.load_ms,
+            "age_ms": copy.age_ms,
+        }
+        for copy in reply.copies
+    ]
+    return {
+        "pod": reply.pod,
+        "incarnation": reply.incarnation,
+        "state": reply.state,
+        "capacity_bytes": reply.capacity_bytes,
+        "used_bytes": reply.used_bytes,
+        "resident_bytes": reply.resident_bytes,
+        "copies": copies,
+        "decisions": [_decision(text) for text in reply.decisions],
+        "counters": dict(reply.counters),
+    }
+
+
+def model(
+    registration: Registration,
+    status: "ModelStatus",
+    candidates: Sequence[Pod],
+    *,
+    size: int,
+    decisions: dict[str, list[str]],
+) -> dict[str, Any]:
+    """Why a model is where it is, in sentences, and where a load would go now."""
+    record = registration.record
+    lines = []
+    holders = {info.pod for info in status.copies if info.status in ("LOADED", "LOADING")}
+    for info in status.copies:
+        if info.status == "LOADED":
+            lines.append(f"It is loaded in {info.pod} and takes {format_bytes(info.bytes)} there.")
+        elif info.status == "LOADING":
+            lines.append(f"It is being loaded in {info.pod}.")
+        else:
+            lines.append(f"A load in {info.pod} has failed lately; that pod is passed over until this expires.")
+    if not holders:
+        lines.append("It has no copy: the first call loads it.")
+    lines += [f"Error: {text}" for text in status.errors]
+    if record.quarantined:
+        lines.append("It is quarantined: it is not loaded until it is released or registered anew.")
+    known = "measured by an earlier load" if record.host_bytes else "a guess, it was never loaded"
+    lines.append(f"A load is reckoned with {format_bytes(size)} ({known}).")
+    if record.load_ms:
+        lines.append(f"Its last load took {record.load_ms} ms.")
+    excluded = dict.fromkeys(holders, "holds a copy already")
+    chosen = choice.choose(registration.model_id, size, candidates, excluded=excluded)
+    lines.append(
+        f"Another copy would go nowhere: {chosen.why}." if chosen.pod is None else f"The next load: {chosen.why}."
+    )
+    ranking = [{"pod": ranked.pod, "why": ranked.why} for ranked in chosen.ranking]
+    ranking += [{"pod": refused.pod, "why": refused.why} for refused in chosen.refused]
+    return {
+        "id": registration.model_id,
+        "status": status.status,
+        "lines": lines,
+        "ranking": ranking,
+        "copies": [
+            {"pod": info.pod, "status": info.status, "time_ms": info.time_ms, "bytes": info.bytes}
+            for info in status.copies
+        ],
+        "decisions": [
+            {"pod": pod, "decision": _decision(text)} for pod, texts in sorted(decisions.items()) for text in texts
+        ],
+    }
+
+
+def _decision(text: str) -> Any:
+    """An agent's decision is a line of JSON; whatever else it is stands as text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,305 @@
+"""From the router pod to its workers: what is where, as one watch of etcd tells it; and back: metrics and readiness.
+
+One watch for each worker would cost etcd and every worker the same work again. So the pod follows etcd, keeps the range
+as raw keys and values, and passes changes on over a unix socket: everything first, then every revision as one message,
+in order. A worker that was away is told everything again; `View` finds out what differs.
+
+Messages are a length (4 bytes, big-endian) and JSON. Keys and values are bytes, written as Latin-1 text so that any
+byte comes through.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from mesh.etcd import Change, Kind, Snapshot
+from mesh.telemetry import logs, metrics
+from router.tasks import Tasks
+from router.view import View
+
+log = logs.get(__name__)
+
+MAX_MESSAGE = 64 << 20  # bytes
+
+_PORTION = 500  # items in one message of a snapshot
+_MAX_BEHIND = 64 << 20  # bytes that a worker may leave unread before its connection is ended
+_ASK = 2.0  # seconds for a worker to tell its metrics
+_PAUSE = 0.1  # seconds before a worker connects again
+
+Message = list[Any]
+
+
+def encode(message: Message) -> bytes:
+    """One message as it is sent."""
+    body = json.dumps(message, separators=(",", ":"), ensure_ascii=True).encode()
+    return len(body).to_bytes(4, "big") + body
+
+
+async def receive(reader: asyncio.StreamReader) -> Message:
+    """The next message. Raises EOFError at the end, ValueError for what is none."""
+    length = int.from_bytes(await reader.readexactly(4), "big")
+    if length > MAX_MESSAGE:
+        raise ValueError(f"a message of {length} bytes")
+    message = json.loads(await reader.readexactly(length))
+    if not isinstance(message, list) or not message:
+        raise ValueError("not a message")
+    return message
+
+
+def _pack(items: Iterable[tuple[bytes, bytes | None]]) -> list[list[str | None]]:
+    return [[key.decode("latin-1"), None if value is None else value.decode("latin-1")] for key, value in items]
+
+
+def _unpack(items: list[list[str | None]]) -> list[tuple[bytes, bytes | None]]:
+    return [((key or "").encode("latin-1"), None if value is None else value.encode("latin-1")) for key, value in items]
+
+
+class _Peer:
+    """One connected worker."""
+
+    __slots__ = ("asked", "name", "not_ready", "writer")
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self.writer = writer
+        self.name = "?"
+        self.not_ready: str | None = "has just connected"
+        self.asked: dict[int, asyncio.Future[metrics.Snapshot]] = {}
+
+    def send(self, data: bytes) -> None:
+        transport = self.writer.transport
+        if transport.is_closing():
+            return
+        transport.write(data)
+        if transport.get_write_buffer_size() > _MAX_BEHIND:
+            log.warning("a worker does not read its feed", worker=self.name)
+            transport.abort()
+
+
+class FeedServer:
+    """The pod's end. `merged` gives the whole router pod's metrics, for workers that are asked for them."""
+
+    def __init__(self, merged: Callable[[], Awaitable[metrics.Snapshot]]) -> None:
+        self._merged = merged
+        self._items: dict[bytes, bytes] = {}
+        self._revision = 0
+        self._peers: set[_Peer] = set()
+        self._numbers = itertools.count(1)
+        self._tasks = Tasks()
+        self._server: asyncio.Server | None = None
+        self._draining = False
+
+    @property
+    def revision(self) -> int:
+        """Of what is known; 0: nothing yet."""
+        return self._revision
+
+    async def start(self, path: str) -> None:
+        """Listens on a unix socket, for this user only."""
+        before = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(self._serve, path, limit=MAX_MESSAGE)
+        finally:
+            os.umask(before)
+
+    def apply(self, change: Change) -> None:
+        """Passes a change on."""
+        self._revision = change.revision
+        if isinstance(change, Snapshot):
+            self._items = {kv.key: kv.value for kv in change.kvs}
+            for peer in self._peers:
+                self._send_all(peer)
+            return
+        items: list[tuple[bytes, bytes | None]] = []
+        for event in change.events:
+            key = event.kv.key
+            if event.kind is Kind.PUT:
+                self._items[key] = event.kv.value
+                items.append((key, event.kv.value))
+            else:
+                self._items.pop(key, None)
+                items.append((key, None))
+        data = encode(["delta", change.revision, _pack(items)])
+        for peer in self._peers:
+            peer.send(data)
+
+    def ready(self) -> dict[str, str | None]:
+        """Each connected worker, and why it is not ready."""
+        return {peer.name: peer.not_ready for peer in self._peers}
+
+    def drain(self) -> None:
+        """Tells the workers that this router stops, so that they say so to whoever asks."""
+        self._draining = True
+        for peer in self._peers:
+            peer.send(encode(["drain"]))
+
+    async def snapshots(self) -> list[metrics.Snapshot]:
+        """The metrics of the workers that answer in time."""
+        number = next(self._numbers)
+        loop = asyncio.get_running_loop()
+        for peer in self._peers:
+            peer.asked[number] = loop.create_future()
+            peer.send(encode(["ask", number]))
+        waiting = [peer.asked[number] for peer in self._peers]
+        try:
+            done, late = await asyncio.wait(waiting, timeout=_ASK) if waiting else (set(), set())
+            if late:
+                log.warning("workers did not tell their metrics in time", workers=len(late))
+            return [future.result() for future in done if not future.cancelled()]
+        finally:
+            for peer in self._peers:
+                peer.asked.pop(number, None)
+
+    def _send_all(self, peer: _Peer) -> None:
+        if not self._revision:
+            return
+        items = list(self._items.items())
+        for start in range(0, len(items), _PORTION):
+            peer.send(encode(["items", _pack(items[start : start + _PORTION])]))
+        peer.send(encode(["snapshot", self._revision]))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = _Peer(writer)
+        self._peers.add(peer)
+        self._send_all(peer)
+        if self._draining:
+            peer.send(encode(["drain"]))
+        try:
+            while True:
+                match await receive(reader):
+                    case ["hello", str(name)]:
+                        peer.name = name
+                    case ["ready", reason]:
+                        peer.not_ready = reason
+                    case ["metrics", int(number), dict(snapshot)]:
+                        future = peer.asked.pop(number, None)
+                        if future is not None and not future.done():
+                            future.set_result(snapshot)
+                    case ["stats", int(number)]:
+                        self._tasks.spawn(self._answer(peer, number), "merged metrics")
+                    case other:
+                        log.warning("a worker said something unknown", worker=peer.name, what=str(other[0]))
+        except (EOFError, OSError):
+            pass  # it has ended; its process is somebody else's business
+        except ValueError as error:
+            log.warning("a worker said nonsense", worker=peer.name, error=str(error))
+        finally:
+            self._peers.discard(peer)
+            for future in peer.asked.values():
+                future.cancel()
+            writer.close()
+
+    async def _answer(self, peer: _Peer, number: int) -> None:
+        peer.send(encode(["merged", number, await self._merged()]))
+
+    async def close(self) -> None:
+        """Ends every connection."""
+        if self._server is not None:
+            self._server.close()
+        for peer in tuple(self._peers):
+            peer.writer.close()
+        await self._tasks.close()
+
+
+class FeedClient:
+    """A worker's end: keeps the view up to date, for as long as the pod lives."""
+
+    def __init__(
+        self,
+        path: str,
+        name: str,
+        view: View,
+        *,
+        ready: Callable[[], str | None],
+        snapshot: Callable[[], metrics.Snapshot],
+        on_drain: Callable[[], None],
+    ) -> None:
+        self._path = path
+        self._name = name
+        self._view = view
+        self._ready = ready
+        self._snapshot = snapshot
+        self._on_drain = on_drain
+        self._writer: asyncio.StreamWriter | None = None
+        self._said: str | None = "?"
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[metrics.Snapshot]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self.seen = False  # everything was received once
+
+    def start(self) -> None:
+        """Connects, and stays connected."""
+        self._task = asyncio.create_task(self._run(), name="feed")
+
+    async def close(self) -> None:
+        """Lets go of the pod."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def tell(self) -> None:
+        """Tells the pod whether this worker is ready, if that has changed."""
+        reason = self._ready()
+        if reason != self._said and self._writer is not None:
+            self._said = reason
+            self._writer.write(encode(["ready", reason]))
+
+    async def merged(self) -> metrics.Snapshot:
+        """The metrics of all workers of this router pod; this one's own where the pod does not answer."""
+        number = next(self._numbers)
+        future: asyncio.Future[metrics.Snapshot] = asyncio.get_running_loop().create_future()
+        if self._writer is None:
+            return self._snapshot()
+        self._asked[number] = future
+        self._writer.write(encode(["stats", number]))
+        try:
+            async with asyncio.timeout(2 * _ASK):
+                return await future
+        except TimeoutError:
+            return self._snapshot()
+        finally:
+            self._asked.pop(number, None)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                reader, self._writer = await asyncio.open_unix_connection(self._path, limit=MAX_MESSAGE)
+                self._said = "?"
+                self._writer.write(encode(["hello", self._name]))
+                self.tell()
+                await self._follow(reader)
+            except (EOFError, OSError, ValueError) as error:
+                log.warning("the feed of the router pod broke off", why=str(error))
+            finally:
+                writer, self._writer = self._writer, None
+                if writer is not None:
+                    writer.close()
+            await asyncio.sleep(_PAUSE)
+
+    async def _follow(self, reader: asyncio.StreamReader) -> None:
+        items: list[tuple[bytes, bytes | None]] = []
+        while True:
+            match await receive(reader):
+                case ["delta", int(revision), list(changes)]:
+                    self._view.delta(revision, _unpack(changes))
+                case ["items", list(portion)]:
+                    items += _unpack(portion)
+                case ["snapshot", int(revision)]:
+                    self._view.snapshot(revision, items)
+                    items = []
+                    self.seen = True
+                    self.tell()
+                case ["ask", int(number)]:
+                    assert self._writer is not None
+                    self._writer.write(encode(["metrics", number, self._snapshot()]))
+                case ["merged", int(number), dict(snapshot)]:
+                    future = self._asked.get(number)
+                    if future is not None and not future.done():
+                        future.set_result(snapshot)
+                case ["drain"]:
+                    self._on_drain()
+                    self.tell()
+                case other:
+                    log.warning("the router pod said something unknown", what=str(other[0]))

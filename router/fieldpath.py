@@ -1,0 +1,81 @@
+"""Reads one string out of an encoded protobuf message, by its path of field numbers.
+
+The router forwards messages as the bytes they came as; all it wants to know is the model's id. So this walks over the
+encoding without a descriptor, and stops at the string: for the V2 methods, whose encoders write fields in order, that
+is the first field of the message.
+
+As the predecessor does, the *first* occurrence of each field on the path counts and there is no going back into later
+ones, where protobuf would merge them. No encoder writes a field that is not repeated twice; what does is handmade, and
+the model server behind will take its own view of it. Groups are refused.
+"""
+
+from collections.abc import Sequence
+
+_LENGTH_DELIMITED = 2
+_FIXED = {1: 8, 5: 4}
+
+
+def extract(message: bytes, path: Sequence[int], start: int = 0) -> str | None:
+    """The string at `path` in `message[start:]`, or None where it or a message on the way to it is absent.
+
+    Raises ValueError, and nothing else, for whatever is no protobuf message up to that point, for another wire type
+    at the path, and for text that is not UTF-8.
+    """
+    position, end = start, len(message)
+    last = len(path) - 1
+    for depth, number in enumerate(path):
+        found = _find(message, position, end, number)
+        if found is None:
+            return None
+        position, end = found
+        if depth == last:
+            break
+    return message[position:end].decode()  # UnicodeDecodeError is a ValueError
+
+
+def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, int] | None:
+    """Start and end of the content of the first field with that number."""
+    while position < end:
+        tag = message[position]
+        if tag < 0x80:
+            position += 1
+        else:
+            tag, position = _varint(message, position, end)
+        number, kind = tag >> 3, tag & 7
+        if not number:
+            raise ValueError("not a protobuf message: field number 0")
+        if kind == _LENGTH_DELIMITED:
+            if position < end and message[position] < 0x80:
+                length = message[position]
+                position += 1
+            else:
+                length, position = _varint(message, position, end)
+            if length > end - position:
+                raise ValueError("not a protobuf message: a field ends beyond its message")
+            if number == wanted:
+                return position, position + length
+            position += length
+            continue
+        if number == wanted:
+            raise ValueError(f"field {number} of the request is not of the expected type")
+        if kind == 0:
+            _, position = _varint(message, position, end)
+        elif kind in _FIXED:
+            position += _FIXED[kind]
+            if position > end:
+                raise ValueError("not a protobuf message: a field ends beyond its message")
+        else:
+            raise ValueError(f"not a protobuf message: wire type {kind}")
+    return None
+
+
+def _varint(message: bytes, position: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while position < end and shift < 70:
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+    raise ValueError("not a protobuf message: a number does not end")

@@ -1,0 +1,486 @@
+"""Carrying a unary call to a copy and its reply back: a small state machine of plain callbacks, no task on a hit.
+
+A `Carry` is one call. It picks a copy from the view, sends the bytes, and passes back what comes: status, metadata,
+trailers, or a stream. What may happen on the way, and what follows:
+
+- *not here*: the pod does not hold that copy. The view forgets it; another copy, or a load.
+- lost before a byte was written: another copy, or a load.
+- lost after that: once more if the method is known to be safe and the model is not killing servers, else LOST.
+- lost after the reply began: LOST.
+- no copy: `coldstart`, which calls back.
+- the caller goes away, or its deadline passes: the server is told by closing the connection.
+
+A *suspect* copy must not answer for a registration that is gone, and nobody else checks: before it is called, the
+record is read, by a read that begins after the call has arrived. If etcd does not answer, the copy does.
+
+How calls reach a `Carry` is `dispatch`'s, streaming requests are `streams`'.
+"""
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from mesh import headers as names
+from mesh.statuses import Code, MeshError, Reason
+from mesh.telemetry import logs
+from mesh.wire import framing, metadata
+from mesh.wire.call import Call, CallCancelled, Header
+from mesh.wire.client import Exchange, Lost, LostKind, Pool, Reply, ReplyStream
+from placement.balance import least_loaded
+from router import answers, routes
+from router.coldstart import ColdStart, quarantined
+from router.deaths import Deaths
+from router.meter import Meter
+from router.registry import Registry
+from router.routes import Method
+from router.settings import RouterSettings
+from router.tasks import Tasks
+from router.view import AVOID, Copy, Pod, View
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+log = logs.get(__name__)
+
+MAX_SENDS = 8
+"""How often a call is sent before its last trouble is the answer. The predecessor's number."""
+
+_SWEEP = 0.05  # seconds between looks for deadlines that have passed; the model server watches them more closely
+_AWAY = 1.0  # seconds for which etcd is not asked again about suspect copies after it has not answered
+
+_OK = int(Code.OK)
+_ENCODING = b"grpc-encoding"
+
+
+class Forwarder:
+    """What the calls of one worker share."""
+
+    def __init__(
+        self,
+        *,
+        view: View,
+        coldstart: ColdStart,
+        registry: Registry,
+        meter: Meter,
+        settings: RouterSettings,
+    ) -> None:
+        self.view = view
+        self.coldstart = coldstart
+        self.registry = registry
+        self.meter = meter
+        self.settings = settings
+        self.deaths = Deaths()
+        self.tasks = Tasks()
+        self.loop = asyncio.get_running_loop()
+        self.timed: set[Carry] = set()  # in flight, with a deadline
+        self.in_flight = 0
+        self._turn = 0
+        self._away_until = 0.0
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def pick(self, copies: "list[Copy]", tried: "Iterable[Copy]" = ()) -> Copy | None:
+        """The copy to call: least loaded, those of pods that have just failed last and only after a while."""
+        now = self.loop.time()
+        fit = [
+            copy
+            for copy in copies
+            if copy not in tried and not (copy.pod.failed_at and now - copy.pod.failed_at < AVOID)
+        ]
+        if not fit:
+            return None
+        if len(fit) == 1:
+            return fit[0]
+        self._turn += 1
+        return fit[least_loaded(fit, self._turn)]
+
+    def must_ask(self, copy: Copy) -> bool:
+        """Whether the record has to be read before this copy may be called."""
+        return copy.suspect or copy.model in self.deaths.watched
+
+    async def ask(self, copy: Copy) -> bool:
+        """Reads the record: False where the copy is of a registration that is gone; the view forgets it then.
+
+        True also where etcd does not answer. Raises MeshError QUARANTINED.
+        """
+        if self.loop.time() < self._away_until:
+            return True
+        try:
+            async with asyncio.timeout(self.settings.verify_timeout):
+                registration = await self.registry.read(copy.model, fresh=True)
+        except (TimeoutError, MeshError):
+            self._away_until = self.loop.time() + _AWAY
+            return True
+        if registration is not None and registration.record.quarantined:
+            raise quarantined(copy.model, registration.record)
+        if registration is None or registration.created != copy.record.create_revision:
+            self.view.drop(copy)
+            return False
+        return True
+
+    async def copy(self, model_id: str, tried: "list[Copy]", deadline: float | None) -> Copy:
+        """The same for coroutines: a copy that may be called now, once there is one. Raises MeshError."""
+        for _ in range(MAX_SENDS):
+            copies = self.view.copies.get(model_id)
+            copy = self.pick(copies, tried) if copies is not None else None
+            if copy is None:
+                tried.clear()
+                await self.coldstart.load(model_id, deadline=deadline)
+            elif not self.must_ask(copy) or await self.ask(copy):
+                return copy
+        raise MeshError(Reason.UNAVAILABLE, f"no copy of {model_id} stays where it is", retry_after=1.0)
+
+    def unsent(self, copy: Copy, pool: Pool | None) -> bool:
+        """A call could not be sent. False where that was for want of connections, which is not the pod's fault."""
+        pod = copy.pod
+        self.meter.unsent.inc()
+        if pool is not None and pod.pool is pool:
+            if pool.statistics().connections >= self.settings.max_connections_per_pod:
+                return False
+            self.view.failed(pod, self.loop.time())
+        return True
+
+    def lost(self, copy: Copy, why: str) -> int:
+        """A connection broke in the middle of a call: how many servers were lost so by this model."""
+        self.meter.lost.inc()
+        deaths = self.deaths.lost(copy.model, copy.pod, self.loop.time())
+        log.info("connection lost in a call", model=copy.model, pod=copy.pod.name, deaths=deaths, why=why)
+        if copy.suspect:
+            self.view.drop(copy)
+        return deaths
+
+    def reached(self, pod: Pod) -> None:
+        """The pod has answered after it had failed."""
+        pod.failed_at = 0.0
+
+    def watch(self, carry: "Carry") -> None:
+        """Sees to the deadline of a call in flight."""
+        self.timed.add(carry)
+        if self._sweeper is None:
+            self._sweeper = self.loop.call_later(_SWEEP, self._sweep)
+
+    def _sweep(self) -> None:
+        # One look at all of them is cheaper than a timer each: nearly all calls end long before their deadline.
+        now = self.loop.time()
+        for carry in [carry for carry in self.timed if carry.deadline < now]:
+            carry.expired()
+        self._sweeper = self.loop.call_later(_SWEEP, self._sweep) if self.timed else None
+
+    async def close(self) -> None:
+        """Ends the tasks of streams."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await self.tasks.close()
+
+
+class Carry:
+    """One unary call on its way. A sink for the pool, a waiter for the cold start."""
+
+    __slots__ = (
+        "_began",
+        "_call",
+        "_cold",
+        "_copy",
+        "_done",
+        "_exchange",
+        "_forwarder",
+        "_frame",
+        "_headers",
+        "_last",
+        "_method",
+        "_model_id",
+        "_pool",
+        "_retried",
+        "_sends",
+        "_tried",
+        "deadline",
+    )
+
+    def __init__(self, forwarder: Forwarder, call: Call, frame: bytes, method: Method, model_id: str) -> None:
+        self._forwarder = forwarder
+        self._call = call
+        self._frame = frame
+        self._method = method
+        self._model_id = model_id
+        passes = routes.passes
+        self._headers: tuple[Header, ...] = tuple([header for header in call.headers if passes[header[0]]])
+        self._copy: Copy | None = None
+        self._pool: Pool | None = None
+        self._exchange: Exchange | None = None
+        self._sends = 0
+        self._retried = False
+        self._tried: list[Copy] = []
+        self._last = ""
+        self._cold = False
+        self._done = False
+        self._began = time.perf_counter()
+        self.deadline = 0.0
+
+    def begin(self) -> None:
+        """Sends it, or sees to it that there is something to send it to."""
+        forwarder = self._forwarder
+        call = self._call
+        forwarder.in_flight += 1
+        if call.deadline is not None:
+            self.deadline = call.deadline
+            forwarder.watch(self)
+        copies = forwarder.view.copies.get(self._model_id)
+        if (
+            copies is not None
+            and len(copies) == 1
+            and not copies[0].pod.failed_at
+            and not forwarder.must_ask(copies[0])
+        ):
+            self._send(copies[0])
+        else:
+            self._next()
+        call.on_cancel(self.cancelled)
+
+    # --- where to ---
+
+    def _next(self) -> None:
+        forwarder = self._forwarder
+        if self._sends >= MAX_SENDS:
+            self._fail(MeshError(Reason.UNAVAILABLE, f"no copy of {self._model_id} could be called: {self._last}"))
+            return
+        copies = forwarder.view.copies.get(self._model_id)
+        copy = forwarder.pick(copies, self._tried) if copies is not None else None
+        if copy is None:
+            self._wait()
+        elif forwarder.must_ask(copy):
+            forwarder.tasks.spawn(self._ask(copy), f"ask about {self._model_id}")
+        else:
+            self._send(copy)
+
+    async def _ask(self, copy: Copy) -> None:
+        try:
+            current = await self._forwarder.ask(copy)
+        except MeshError as error:
+            self._fail(error)
+            return
+        if self._done:
+            return
+        if current:
+            self._send(copy)
+        else:
+            self._next()
+
+    def _wait(self) -> None:
+        self._cold = True
+        self._tried.clear()
+        try:
+            self._forwarder.coldstart.join(self._model_id, self, size=len(self._frame), deadline=self._call.deadline)
+        except MeshError as error:
+            self._fail(error)
+
+    def _send(self, copy: Copy) -> None:
+        call = self._call
+        pod = copy.pod
+        pool = pod.pool
+        if pool is None:  # it has gone meanwhile
+            self._tried.append(copy)
+            self._sends += 1
+            self._next()
+            return
+        deadline = call.deadline
+        self._copy = copy
+        self._pool = pool
+        self._sends += 1
+        try:
+            self._exchange = pool.send(
+                call.method,
+                self._headers + copy.headers,
+                self._frame,
+                self,
+                timeout=None if deadline is None else metadata.format_timeout(deadline - self._forwarder.loop.time()),
+                encoding=call.encoding,
+            )
+        except ValueError as error:
+            self._fail(MeshError(Reason.BAD_REQUEST, str(error)))
+        else:
+            pod.in_flight += 1
+
+    # --- from the cold start ---
+
+    def on_copy(self) -> None:
+        """There is a copy now."""
+        if not self._done:
+            self._next()
+
+    def on_error(self, error: MeshError) -> None:
+        """There will be none."""
+        self._fail(error)
+
+    # --- from the pool ---
+
+    def on_reply(self, reply: Reply) -> None:
+        """Passes it back, unless the pod did not hold the copy."""
+        copy = self._copy
+        assert copy is not None
+        pod = copy.pod
+        pod.in_flight -= 1
+        self._exchange = None
+        if pod.failed_at:
+            self._forwarder.reached(pod)
+        headers = reply.headers
+        if headers:
+            headers, here = returned(headers, pod)
+            if not here and reply.code:
+                self._not_here(copy)
+                return
+        frame = reply.frame
+        trailers = reply.trailers
+        if trailers:
+            returns = routes.returns
+            trailers = [header for header in trailers if returns[header[0]]]
+        if frame is not None and not reply.code:
+            if reply.encoding:
+                headers = [*headers, (_ENCODING, reply.encoding)]
+            self._call.reply(frame, headers, trailers)
+            self._ended(_OK, len(frame) - framing.PREFIX)
+        else:
+            self._call.fail(reply.code, reply.text, headers, trailers)
+            self._ended(reply.code, -1)
+
+    def on_stream(self, stream: ReplyStream) -> None:
+        """The reply comes message by message."""
+        assert self._copy is not None
+        headers, _ = returned(stream.headers, self._copy.pod)
+        if stream.encoding:
+            headers = [*headers, (_ENCODING, stream.encoding)]
+        self._forwarder.tasks.spawn(self._pump(stream, headers), f"reply of {self._model_id}")
+
+    async def _pump(self, stream: ReplyStream, headers: list[Header]) -> None:
+        code, size = int(Code.CANCELLED), 0
+        try:
+            code, size = await pump(self._call, stream, headers)
+        except CallCancelled:
+            stream.cancel()
+        except Lost as lost:
+            if not self._done:  # else it was lost because we have let go of it
+                error = reply_lost(lost)
+                code = int(error.reason.code)
+                answers.fail(self._call, error)
+        finally:
+            if self._exchange is not None:
+                assert self._copy is not None
+                self._copy.pod.in_flight -= 1
+                self._exchange = None
+            self._ended(code, size)
+
+    def on_lost(self, lost: Lost) -> None:
+        """Tries again where that is allowed."""
+        copy, pool, forwarder = self._copy, self._pool, self._forwarder
+        assert copy is not None
+        copy.pod.in_flight -= 1
+        self._exchange = None
+        self._last = lost.why
+        if lost.kind is LostKind.UNSENT:
+            self._tried.append(copy)
+            if not forwarder.unsent(copy, pool) and self._only(copy):
+                self._fail(MeshError(Reason.OVERLOADED, lost.why, retry_after=0.1))
+            else:
+                self._next()
+            return
+        deaths = forwarder.lost(copy, lost.why)
+        if lost.kind is LostKind.SENT and self._method.safe and not self._retried and deaths < 2:
+            self._retried = True
+            forwarder.meter.retried.inc()
+            self._tried.append(copy)
+            self._next()
+            return
+        self._fail(call_lost(copy, lost))
+
+    def _only(self, copy: Copy) -> bool:
+        return all(known in self._tried for known in self._forwarder.view.copies.get(copy.model, ()))
+
+    def _not_here(self, copy: Copy) -> None:
+        self._forwarder.meter.not_here.inc()
+        self._forwarder.view.drop(copy)
+        self._last = f"{copy.pod.name} does not hold it"
+        self._next()
+
+    # --- how it ends ---
+
+    def cancelled(self) -> None:
+        """The caller has gone."""
+        if not self._done:
+            self._let_go()
+            self._ended(int(Code.CANCELLED), -1)
+
+    def expired(self) -> None:
+        """The deadline has passed."""
+        if not self._done:
+            self._fail(MeshError(Reason.DEADLINE, "the deadline has passed"))
+
+    def _let_go(self) -> None:
+        if self._exchange is not None:
+            self._exchange.cancel()
+            self._exchange = None
+            assert self._copy is not None
+            self._copy.pod.in_flight -= 1
+        elif self._cold:
+            self._forwarder.coldstart.leave(self._model_id, self)
+
+    def _fail(self, error: MeshError) -> None:
+        if self._done:
+            return
+        self._let_go()
+        answers.fail(self._call, error)
+        self._ended(int(error.reason.code), -1)
+
+    def _ended(self, code: int, size: int) -> None:
+        if self._done:
+            return
+        self._done = True
+        self._call.on_cancel(None)  # call and carry would keep each other, and leave it to the garbage collector
+        forwarder = self._forwarder
+        forwarder.in_flight -= 1
+        if self.deadline:
+            forwarder.timed.discard(self)
+        ms = (time.perf_counter() - self._began) * 1000
+        meter = forwarder.meter
+        meter.call(self._method.label, code, ms, len(self._frame) - framing.PREFIX, size)
+        (meter.cold if self._cold else meter.hits).observe(ms)
+
+
+def returned(received: list[Header], pod: Pod) -> tuple[list[Header], bool]:
+    """The headers that go back to the client, and whether the copy was there; notes the pod's load on the way."""
+    returns = routes.returns
+    kept = []
+    here = True
+    for header in received:
+        name = header[0]
+        if returns[name]:
+            kept.append(header)
+        elif name == names.LOAD:
+            try:
+                pod.load = int(header[1])
+            except ValueError:
+                log.warning("a pod's load cannot be read", pod=pod.name, value=header[1][:50])
+        elif name == names.NOT_HERE:
+            here = False
+    return kept, here
+
+
+async def pump(call: Call, stream: ReplyStream, headers: list[Header]) -> tuple[int, int]:
+    """Passes a reply on message by message; its code and the bytes of its messages. Raises Lost, CallCancelled."""
+    size = 0
+    call.start(headers)
+    while (frame := await stream.read()) is not None:
+        size += len(frame) - framing.PREFIX
+        await call.write(frame)
+    reply = await stream.result()
+    returns = routes.returns
+    call.finish(reply.code, reply.text, [header for header in reply.trailers if returns[header[0]]])
+    return reply.code, size
+
+
+def reply_lost(lost: Lost) -> MeshError:
+    """What the caller is told whose reply breaks off."""
+    return MeshError(Reason.LOST, f"the model server was lost in the middle of its reply: {lost.why}")
+
+
+def call_lost(copy: Copy, lost: Lost) -> MeshError:
+    """What the caller is told whose call may or may not have been carried out."""
+    text = f"the model server of {copy.pod.name} was lost in the middle of the call: {lost.why}"
+    return MeshError(Reason.LOST, text)

@@ -1,0 +1,537 @@
+"""Registering, forgetting, asking about and loading models: what gRPC management and REST both call.
+
+Semantics and texts are the predecessor's where its clients can observe them. All state is in etcd, so nothing here
+needs to be told to other workers: a registration is a transaction that holds only where the id is free *and* no copy of
+a former life of it is left; and "no such model" is never remembered (`registry`). So a model is callable through any
+worker of any router the moment its registration has returned, and never answers from a former life.
+
+Everything is bounded by etcd's and the agents' time-outs and raises MeshError. Loading itself is `coldstart`'s.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mesh import etcd as etcds
+from mesh import records
+from mesh.etcd import Etcd, KeyValue
+from mesh.keys import Keys, after_prefix
+from mesh.pb import agent_pb2
+from mesh.records import CopyRecord, ModelRecord
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from router import explain
+from router.agents import Agent, Unreachable
+from router.coldstart import ColdStart
+from router.registry import Registration, Registry, decode
+from router.settings import RouterSettings
+from router.view import View
+
+log = logs.get(__name__)
+
+NOT_FOUND = "NOT_FOUND"
+NOT_LOADED = "NOT_LOADED"
+LOADING = "LOADING"
+LOADED = "LOADED"
+LOADING_FAILED = "LOADING_FAILED"
+
+HOUR_MS = 3_600_000
+RECENCY_LOAD_NOW_MS = HOUR_MS
+"""A model registered and loaded at once counts as used an hour ago: it does not push out what is really in use."""
+RECENCY_MS = 6 * HOUR_MS
+
+BATCH = 60
+"""Registrations in one transaction: each takes two compares, and etcd allows 128."""
+
+BATCHES = 16
+"""Transactions in flight."""
+
+MAX_PAGE = 1000
+
+_ROUNDS = 8  # attempts at a transaction that others keep changing
+_PAUSE = 0.1  # seconds between looks at copies of a former life
+_TELL = 1.0  # seconds between telling the agents of those copies: the view of who they are may lag
+_DESCRIBE = 5.0  # seconds
+# What can be wrong with a model or its place, as against what is wrong with this router or the request.
+_LOAD_ERRORS = (
+    Reason.LOAD_FAILED,
+    Reason.NOWHERE,
+    Reason.NO_ROOM,
+    Reason.QUARANTINED,
+    Reason.UNAVAILABLE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CopyInfo:
+    """One copy, or one failure to make one."""
+
+    pod: str
+    status: str  # LOADED, LOADING, LOADING_FAILED
+    time_ms: int  # epoch: of its last use as published; of a failure, when it happened
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """How a model is."""
+
+    status: str  # NOT_FOUND, NOT_LOADED, LOADING, LOADED, LOADING_FAILED
+    errors: tuple[str, ...] = ()  # newest first
+    copies: tuple[CopyInfo, ...] = ()  # newest first
+    record: ModelRecord | None = None
+    created: bool = False  # by this very call
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of the registered models, in the order of their ids."""
+
+    models: list[tuple[str, ModelRecord]]
+    next: str | None  # the `after` of the next page
+
+
+Item = tuple[str, str, str, str]
+"""Id, type, path, key."""
+
+
+class Management:
+    """The management of one worker. `wall` gives ms since the epoch."""
+
+    def __init__(
+        self,
+        *,
+        etcd: Etcd,
+        keys: Keys,
+        registry: Registry,
+        view: View,
+        coldstart: ColdStart,
+        agents: Agent,
+        settings: RouterSettings,
+        wall: Callable[[], int] = lambda: int(time.time() * 1000),
+    ) -> None:
+        self._etcd = etcd
+        self._keys = keys
+        self._registry = registry
+        self._view = view
+        self._coldstart = coldstart
+        self._agents = agents
+        self._settings = settings
+        self._wall = wall
+        self._batches = asyncio.Semaphore(BATCHES)
+
+    # --- registering ---
+
+    async def register(
+        self,
+        model_id: str,
+        type: str,
+        path: str = "",
+        key: str = "",
+        *,
+        load_now: bool = False,
+        sync: bool = False,
+        last_used_ms: int = 0,
+    ) -> ModelStatus:
+        """Registers a model; idempotent for equal attributes. A load that fails does not fail this.
+
+        Raises BAD_REQUEST; CONFLICT where it is registered with other attributes; UNAVAILABLE where copies of a
+        former life of the id are not withdrawn in time; REGISTRY_AWAY.
+        """
+        record = self._record(model_id, type, path, key, load_now=load_now, last_used_ms=last_used_ms)
+        registration, created = await self._create(model_id, record)
+        if not created and not load_now:
+            await self._touch(registration, record.last_used_ms)
+        if load_now:
+            idle_ms = max(0, self._wall() - max(record.last_used_ms, registration.record.last_used_ms))
+            return replace(await self._load(model_id, idle_ms=idle_ms, sync=sync), created=created)
+        if created:
+            return ModelStatus(NOT_LOADED, record=record, created=True)
+        return await self.status(model_id)
+
+    def _record(
+        self, model_id: str, type: str, path: str, key: str, *, load_now: bool = False, last_used_ms: int = 0
+    ) -> ModelRecord:
+        _check(model_id)
+        if not type:
+            raise MeshError(Reason.BAD_REQUEST, "Must provide non-empty model type string")
+        now = self._wall()
+        if last_used_ms <= 0:
+            last_used_ms = now - (RECENCY_LOAD_NOW_MS if load_now else RECENCY_MS)
+        try:
+            for text in (type, path, key):
+                text.encode()
+        except UnicodeEncodeError as error:
+            raise MeshError(Reason.BAD_REQUEST, "type, path and key must be valid text") from error
+        return ModelRecord(type=type, path=path, key=key, last_used_ms=min(last_used_ms, now))
+
+    async def _create(self, model_id: str, record: ModelRecord) -> tuple[Registration, bool]:
+        """The registration, and whether it is new."""
+        key, copies = self._keys.model(model_id), self._keys.copies(model_id)
+        value = record.encode()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.unload_wait
+        told = 0.0
+        while True:
+            try:
+                result = await self._etcd.txn(
+                    [etcds.absent(key), etcds.absent_prefix(copies)],
+                    [etcds.put_op(key, value)],
+                    [etcds.get_op(key), etcds.get_range_op(copies, after_prefix(copies))],
+                )
+            except etcds.EtcdUnavailable as error:
+                if not error.ambiguous:
+                    raise
+                # It may have been done: whether it was is all that counts, for registering is idempotent.
+                found = await self._registry.read(model_id, fresh=True)
+                if found is None or not found.record.same_registration(record):
+                    raise
+                return found, True
+            if result.succeeded:
+                registration = Registration(model_id, record, result.revision, result.revision)
+                self._registry.remember(registration)
+                return registration, True
+            existing, lingering = _keys_of(result.responses[0]), _keys_of(result.responses[1])
+            if existing:
+                return self._existing(decode(model_id, existing[0]), record), False
+            if loop.time() > deadline:
+                pods = ", ".join(self._keys.copy_of(kv.key)[1] for kv in lingering[:5])
+                text = f"copies of a former model {model_id} have not been withdrawn yet by {pods}"
+                raise MeshError(Reason.UNAVAILABLE, text, retry_after=2.0)
+            if loop.time() - told > _TELL:
+                told = loop.time()
+                await self._withdraw(model_id, lingering, "its id is registered anew")
+            else:
+                await asyncio.sleep(_PAUSE)
+
+    @staticmethod
+    def _existing(registration: Registration, record: ModelRecord) -> Registration:
+        if not registration.record.same_registration(record):
+            raise MeshError(Reason.CONFLICT, "Model already exists with different attribute values")
+        return registration
+
+    async def register_many(self, items: Sequence[Item]) -> list[str | MeshError | None]:
+        """Registers many: for each item None (created), "existing", or why it was not registered. Never raises."""
+        results: list[str | MeshError | None] = [None] * len(items)
+        good: list[int] = []
+        again: list[int] = []  # ids that came before in `items`: their turn is after that
+        seen: set[str] = set()
+        values: dict[int, ModelRecord] = {}
+        for index, (model_id, type, path, key) in enumerate(items):
+            try:
+                values[index] = self._record(model_id, type, path, key)
+            except MeshError as error:
+                results[index] = error
+                continue
+            (again if model_id in seen else good).append(index)
+            seen.add(model_id)
+
+        async def batch(indexes: list[int]) -> None:
+            async with self._batches:
+                await self._create_batch(indexes, items, values, results)
+
+        parts = [good[start : start + BATCH] for start in range(0, len(good), BATCH)]
+        await asyncio.gather(*(batch(part) for part in parts))
+        for index in again:
+            await self._create_one(index, items, values, results)
+        return results
+
+    async def _create_batch(
+        self,
+        indexes: list[int],
+        items: Sequence[Item],
+        values: dict[int, ModelRecord],
+        results: list[str | MeshError | None],
+    ) -> None:
+        keys = self._keys
+        for _ in range(_ROUNDS):
+            if not indexes:
+                return
+            compares, puts, gets = [], [], []
+            for index in indexes:
+                key, copies = keys.model(items[index][0]), keys.copies(items[index][0])
+                compares += [etcds.absent(key), etcds.absent_prefix(copies)]
+                puts.append(etcds.put_op(key, values[index].encode()))
+                gets += [etcds.get_op(key), etcds.get_range_op(copies, after_prefix(copies), limit=1, keys_only=True)]
+            try:
+                result = await self._etcd.txn(compares, puts, gets)
+            except etcds.EtcdUnavailable as error:
+                if not error.ambiguous:
+                    for index in indexes:
+                        results[index] = error
+                    return
+                break  # it may have been done: one by one, each is looked up
+            except etcds.EtcdError:  # too large together, most likely
+                break
+            if result.succeeded:
+                return
+            # Somebody has registered some of them, or copies linger: those are settled, the rest is tried together.
+            rest = []
+            for place, index in enumerate(indexes):
+                existing, lingering = _keys_of(result.responses[2 * place]), _keys_of(result.responses[2 * place + 1])
+                if existing:
+                    try:
+                        self._existing(decode(items[index][0], existing[0]), values[index])
+                        results[index] = "existing"
+                    except MeshError as error:
+                        results[index] = error
+                elif lingering:
+                    await self._create_one(index, items, values, results)
+                else:
+                    rest.append(index)
+            indexes = rest
+        away: MeshError | None = None
+        for index in indexes:
+            if away is None:
+                away = await self._create_one(index, items, values, results)
+            else:  # the rest would only wait for the same time-out, each in its turn
+                results[index] = away
+
+    async def _create_one(
+        self,
+        index: int,
+        items: Sequence[Item],
+        values: dict[int, ModelRecord],
+        results: list[str | MeshError | None],
+    ) -> MeshError | None:
+        """Sets its result, and returns it where etcd is away."""
+        try:
+            _, created = await self._create(items[index][0], values[index])
+            results[index] = None if created else "existing"
+        except MeshError as error:
+            results[index] = error
+            return error if error.reason is Reason.REGISTRY_AWAY else None
+        return None
+
+    async def unregister(self, model_id: str) -> bool:
+        """Forgets a model and has its copies withdrawn; whether there was one. Raises PRECONDITION, REGISTRY_AWAY."""
+        _check(model_id)
+        key, copies = self._keys.model(model_id), self._keys.copies(model_id)
+        for _ in range(_ROUNDS):
+            registration = await self._registry.read(model_id, fresh=True)
+            if registration is None:
+                return False
+            if registration.record.refs > 0:
+                raise MeshError(Reason.PRECONDITION, f"Model {model_id} has referents")
+            result = await self._etcd.txn(
+                [etcds.modified(key, registration.modified)],
+                [etcds.delete_op(key), etcds.get_range_op(copies, after_prefix(copies))],
+            )
+            if result.succeeded:
+                self._registry.forget(model_id)
+                await self._withdraw(model_id, _keys_of(result.responses[1]), "it was unregistered")
+                return True
+        raise MeshError(
+            Reason.UNAVAILABLE, f"model {model_id} is being changed by others all the time", retry_after=1.0
+        )
+
+    async def _withdraw(self, model_id: str, lingering: Sequence[KeyValue], reason: str) -> None:
+        """Tells the agents that have copies to unload them, all at once, and waits for them, bounded."""
+        pods = {self._keys.copy_of(kv.key)[1] for kv in lingering}
+        pods |= {copy.pod.name for copy in self._view.known(model_id)}  # suspects have no keys any more
+
+        async def unload(name: str) -> None:
+            pod = self._view.pods.get(name)
+            if pod is None:
+                return
+            request = agent_pb2.UnloadRequest(model_id=model_id, reason=reason)
+            try:
+                await self._agents.unload(pod, request, timeout=self._settings.unload_wait)
+            except Unreachable as error:
+                log.warning("a copy could not be withdrawn", model=model_id, pod=name, why=str(error))
+                return
+            for copy in self._view.known(model_id):
+                if copy.pod is pod:
+                    self._view.drop(copy)
+
+        await asyncio.gather(*(unload(name) for name in pods))
+
+    async def _touch(self, registration: Registration, last_used_ms: int) -> None:
+        """Raises the recorded last use, where that makes a difference of an hour."""
+        if last_used_ms - registration.record.last_used_ms <= HOUR_MS:
+            return
+
+        def raised(record: ModelRecord) -> ModelRecord | None:
+            newer = last_used_ms - record.last_used_ms > HOUR_MS
+            return replace(record, last_used_ms=last_used_ms) if newer else None
+
+        await self._registry.change(registration.model_id, raised)
+
+    # --- asking and loading ---
+
+    async def status(self, model_id: str) -> ModelStatus:
+        """How a model is. Never loads it, never counts as a use. Raises BAD_REQUEST, REGISTRY_AWAY."""
+        _check(model_id)
+        registration, published = await self._look(model_id)
+        if registration is None:
+            return ModelStatus(NOT_FOUND)
+        return self._status(registration, published)
+
+    async def _look(self, model_id: str) -> tuple[Registration | None, dict[str, CopyRecord]]:
+        """Record and copies as they stand in etcd, at one revision."""
+        key, copies = self._keys.model(model_id), self._keys.copies(model_id)
+        result = await self._etcd.txn([], [etcds.get_op(key), etcds.get_range_op(copies, after_prefix(copies))])
+        found = _keys_of(result.responses[0])
+        published = {}
+        for kv in _keys_of(result.responses[1]):
+            try:
+                published[self._keys.copy_of(kv.key)[1]] = CopyRecord.decode(kv.value)
+            except ValueError as error:
+                log.warning("a record in etcd cannot be read", key=kv.key, error=str(error))
+        return (decode(model_id, found[0]) if found else None), published
+
+    def _status(self, registration: Registration, published: dict[str, CopyRecord]) -> ModelStatus:
+        record, now = registration.record, self._wall()
+        current = {pod: copy for pod, copy in published.items() if copy.create_revision == registration.created}
+        for copy in self._view.known(registration.model_id):  # suspects are served, though etcd has lost them
+            if copy.suspect and copy.record.create_revision == registration.created:
+                current.setdefault(copy.pod.name, copy.record)
+        failures = record.recent_failures(now, int(self._settings.failure_expiry * 1000))
+        infos = [
+            CopyInfo(
+                pod,
+                LOADED if copy.state == records.LOADED else LOADING,
+                now - copy.age_ms,
+                copy.host_bytes + copy.device_bytes,
+            )
+            for pod, copy in current.items()
+        ]
+        if any(info.status == LOADED for info in infos):
+            status = LOADED
+        elif infos or self._coldstart.loading(registration.model_id):
+            status = LOADING
+        elif failures or record.quarantined:
+            status = LOADING_FAILED
+        else:
+            return ModelStatus(NOT_LOADED, record=record)
+        infos += [CopyInfo(failure.pod, LOADING_FAILED, failure.at_ms) for failure in failures]
+        infos.sort(key=lambda info: -info.time_ms)
+        errors = tuple(failure.text for failure in failures if failure.text)
+        if record.quarantined:
+            errors = (*(f"quarantined, a server died of it: {text}" for text in record.killed), *errors)
+        return ModelStatus(status, errors, tuple(infos), record)
+
+    async def ensure_loaded(self, model_id: str, *, last_used_ms: int = 0, sync: bool = False) -> ModelStatus:
+        """Loads a model that has no copy. A load that fails is a status, not an error.
+
+        `last_used_ms` 0 is now. Raises BAD_REQUEST, UNKNOWN_MODEL, REGISTRY_AWAY, OVERLOADED.
+        """
+        _check(model_id)
+        now = self._wall()
+        used = min(last_used_ms, now) if last_used_ms > 0 else now
+        registration = await self._registry.read(model_id, fresh=True)
+        if registration is None:
+            raise MeshError(Reason.UNKNOWN_MODEL, "model not found")
+        await self._touch(registration, used)
+        idle_ms = max(0, now - max(used, registration.record.last_used_ms))
+        return await self._load(model_id, idle_ms=idle_ms, sync=sync)
+
+    async def _load(self, model_id: str, *, idle_ms: int, sync: bool) -> ModelStatus:
+        failure: MeshError | None = None
+        if model_id not in self._view.copies:
+            try:
+                if sync:
+                    await self._coldstart.load(model_id, idle_ms=idle_ms)
+                else:
+                    await self._coldstart.begin(model_id, idle_ms=idle_ms)
+            except MeshError as error:
+                if error.reason not in (*_LOAD_ERRORS, Reason.NOT_IN_TIME):
+                    raise
+                failure = error
+        status = await self.status(model_id)
+        if failure is None or status.status == LOADED:
+            return status
+        if failure.reason is Reason.NOT_IN_TIME:
+            return replace(status, status=LOADING)
+        errors = status.errors if failure.text in status.errors else (failure.text, *status.errors)
+        return replace(status, status=LOADING_FAILED, errors=errors)
+
+    async def release(self, model_id: str) -> ModelStatus:
+        """Forgets that servers died of it and that loads failed: it may be loaded again. Raises UNKNOWN_MODEL."""
+        _check(model_id)
+        found = await self._registry.change(
+            model_id,
+            lambda record: replace(record, killed=(), failures=()) if record.killed or record.failures else None,
+        )
+        if found is None:
+            raise MeshError(Reason.UNKNOWN_MODEL, "model not found")
+        return await self.status(model_id)
+
+    # --- looking around ---
+
+    async def explain(self, model_id: str) -> dict[str, Any]:
+        """Where a model is, or would go, and why. Raises BAD_REQUEST, UNKNOWN_MODEL, REGISTRY_AWAY."""
+        _check(model_id)
+        registration, published = await self._look(model_id)
+        if registration is None:
+            raise MeshError(Reason.UNKNOWN_MODEL, "model not found")
+        return explain.model(
+            registration,
+            self._status(registration, published),
+            self._coldstart.candidates(),
+            size=self._coldstart.size_of(registration.record),
+            decisions=await self._decisions(model_id),
+        )
+
+    async def _decisions(self, model_id: str) -> dict[str, list[str]]:
+        """What the agents have lately decided about the model, by pod."""
+
+        async def ask(name: str) -> tuple[str, list[str]]:
+            try:
+                reply = await self._agents.describe(self._view.pods[name], model_id, timeout=2.0)
+            except (Unreachable, KeyError):
+                return name, []
+            return name, list(reply.decisions)
+
+        return dict(await asyncio.gather(*(ask(name) for name in list(self._view.pods))))
+
+    async def pods(self) -> list[dict[str, Any]]:
+        """The pods as this router sees them."""
+        return explain.pods(self._view)
+
+    async def describe_pod(self, name: str) -> dict[str, Any]:
+        """A pod as its agent describes it now. Raises UNKNOWN_MODEL where there is no such pod, UNAVAILABLE."""
+        pod = self._view.pods.get(name)
+        if pod is None:
+            raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name}")
+        try:
+            reply = await self._agents.describe(pod, timeout=_DESCRIBE)
+        except Unreachable as error:
+            raise MeshError(Reason.UNAVAILABLE, str(error)) from error
+        return explain.described(reply)
+
+    # Last in the class: below it, `list` is this method.
+    async def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Page:
+        """Registered models whose id begins with `prefix`, after the id `after`. At most MAX_PAGE a page."""
+        limit = max(1, min(limit, MAX_PAGE))
+        try:
+            first = self._keys.registry + prefix.encode()
+            start = max(first, self._keys.registry + after.encode() + b"\0") if after else first
+        except UnicodeEncodeError as error:
+            raise MeshError(Reason.BAD_REQUEST, "prefix and after must be valid text") from error
+        end = after_prefix(first)
+        if start >= end:
+            return Page([], None)
+        page = await self._etcd.page(start, end, limit=limit)
+        models = []
+        for kv in page.kvs:
+            try:
+                models.append((self._keys.model_of(kv.key), ModelRecord.decode(kv.value)))
+            except ValueError as error:
+                log.warning("a model record in etcd cannot be read", key=kv.key, error=str(error))
+        last = page.kvs[-1].key[len(self._keys.registry) :].decode("utf-8", "replace") if page.kvs else None
+        return Page(models, last if page.more else None)
+
+
+def _check(model_id: str) -> None:
+    try:
+        records.check_id(model_id)
+    except ValueError as error:
+        raise MeshError(Reason.BAD_REQUEST, str(error)) from error
+
+
+def _keys_of(response: tuple[KeyValue, ...] | int | None) -> tuple[KeyValue, ...]:
+    assert isinstance(response, tuple)
+    return response

@@ -1,0 +1,79 @@
+"""Counting calls, cheaply: the predecessor's metrics by method and code, and ours that tell hits from cold starts.
+
+The children of a method and a code are looked up once and kept, so that a hit costs three observations and no strings.
+"""
+
+from mesh.statuses import Code
+from mesh.telemetry import metrics
+
+_MAX_KNOWN = 2000  # labels come from clients; past that they are looked up each time, and counted as `other`
+
+_Series = tuple[metrics.Distribution, metrics.Distribution, metrics.Distribution]
+
+
+class Meter:
+    """The metrics of one worker's calls and loads. Times in milliseconds, sizes in bytes."""
+
+    def __init__(self, registry: metrics.Registry) -> None:
+        labels = ("method", "code")
+        self._times = registry.histogram(
+            "modelmesh_api_request_milliseconds", "Inference calls as clients see them.", metrics.BUCKETS_MS, labels
+        )
+        self._requests = registry.histogram(
+            "modelmesh_request_size_bytes", "Payloads of requests.", metrics.BUCKETS_MESSAGE, labels
+        )
+        self._responses = registry.histogram(
+            "modelmesh_response_size_bytes", "Payloads of replies.", metrics.BUCKETS_MESSAGE, labels
+        )
+        self.misses = registry.histogram(
+            "modelmesh_cache_miss_milliseconds", "Waits for models that were not loaded.", metrics.BUCKETS_MS
+        ).labels()
+        self.hits = registry.histogram(
+            "mesh_hit_milliseconds", "Calls of resident models, all outcomes.", metrics.BUCKETS_MS
+        ).labels()
+        self.cold = registry.histogram(
+            "mesh_cold_milliseconds", "Calls that waited for a load, all outcomes.", metrics.BUCKETS_MS
+        ).labels()
+        self.loads = registry.counter("mesh_loads", "Loads that agents were asked for and carried out.").labels()
+        self.load_failures = registry.counter("mesh_load_failures", "Loads that agents tried in vain.").labels()
+        self.not_here = registry.counter("mesh_not_here", "Calls that reached a pod without the copy meant.").labels()
+        self.unsent = registry.counter("mesh_unsent", "Calls that could not be sent to a pod.").labels()
+        self.lost = registry.counter("mesh_lost", "Calls whose connection broke after they were sent.").labels()
+        self.retried = registry.counter("mesh_retried", "Calls sent a second time after a loss.").labels()
+        self._management = registry.histogram(
+            "mesh_management_milliseconds", "Management calls over gRPC.", metrics.BUCKETS_MS, labels
+        )
+        self._known: dict[tuple[str, int], _Series] = {}
+
+    def call(self, label: str, code: int, ms: float, request: int, response: int = -1) -> None:
+        """One inference call has ended. Sizes without framing; -1: there was no reply."""
+        series = self._known.get((label, code))
+        if series is None:
+            series = self._series(label, code)
+        series[0].observe(ms)
+        series[1].observe(request)
+        if response >= 0:
+            series[2].observe(response)
+
+    def managed(self, label: str, code: int, ms: float) -> None:
+        """One management call over gRPC has ended."""
+        self._management.labels(label, code_name(code)).observe(ms)
+
+    def _series(self, label: str, code: int) -> _Series:
+        name = code_name(code)
+        found = (
+            self._times.labels(label, name),
+            self._requests.labels(label, name),
+            self._responses.labels(label, name),
+        )
+        if len(self._known) < _MAX_KNOWN:
+            self._known[label, code] = found
+        return found
+
+
+def code_name(code: int) -> str:
+    """The name of a gRPC code, also of one that does not exist."""
+    try:
+        return Code(code).name
+    except ValueError:
+        return str(code)

@@ -1,0 +1,211 @@
+"""The router pod: the process that owns the others. It follows etcd once for all workers, starts them and the edge, and
+answers the probes.
+
+It is not on the path of any call. What must not outlive it, its workers and Envoy, is tethered to its life by the
+kernel; what dies below it is started again, with back-off. When it stops, it first says so on `/ready`, then takes no
+more calls, lets those in flight end, and ends its children.
+"""
+
+import asyncio
+import contextlib
+import random
+import shutil
+import signal
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from mesh import cpus, process
+from mesh import settings as addresses
+from mesh.envoy import config, minder
+from mesh.etcd import Etcd, Mirror
+from mesh.keys import Keys
+from mesh.telemetry import logs, metrics
+from mesh.telemetry.probes import Probes
+from router.feed import FeedServer
+from router.settings import RouterSettings
+from router.tasks import Tasks
+
+log = logs.get(__name__)
+
+_BACKOFF = (0.1, 5.0)  # seconds, first and longest pause before a worker is started again
+_SETTLED = 30.0  # seconds of life after which a death counts as the first again
+_SAY = 0.5  # seconds between saying "not ready" and taking no more calls: for load balancers that look
+_KILL = 5.0  # seconds a worker has, beyond its drain, before it is killed
+
+
+class StartError(Exception):
+    """The router cannot start as it was asked to; the text says why and what to do."""
+
+
+class RouterPod:
+    """See the module's text."""
+
+    def __init__(self, settings: RouterSettings) -> None:
+        self._own_dir = not settings.run_dir
+        run_dir = settings.run_dir or tempfile.mkdtemp(prefix="mesh-", dir="/tmp")
+        workers = settings.workers or cpus.available()
+        self.settings = replace(settings, run_dir=run_dir, workers=workers)
+        self._dir = Path(run_dir)
+        self._metrics = metrics.Registry("router-pod")
+        self._feed = FeedServer(self._snapshot)
+        self._etcd = Etcd(settings.etcd)
+        self._mirror: Mirror | None = None
+        self._workers: dict[int, process.Process] = {}
+        self._restarts = self._metrics.counter("mesh_worker_restarts", "Workers that died and were started again.")
+        self._envoy: minder.Minder | None = None
+        self._probes = Probes(settings.probe, self.why_not_ready, self._why_not_live, self._render)
+        self._tasks = Tasks()
+        self._stopping = False
+        self.probe_port = 0
+        gauge = self._metrics.gauge
+        gauge("mesh_workers", "Workers that are connected.").follow(lambda: len(self._feed.ready()))
+        gauge("mesh_registry_stale_seconds", "For how long nothing has been heard from etcd.").follow(
+            lambda: self._mirror.stale_for if self._mirror is not None else 0.0
+        )
+
+    def why_not_ready(self) -> str | None:
+        """None: clients are served."""
+        if self._stopping:
+            return "this router is stopping"
+        if not self._feed.revision:
+            return "the registry (etcd) has not been read yet"
+        if self._envoy is not None and (reason := self._envoy.why_not_ready) is not None:
+            return reason
+        ready = self._feed.ready()
+        if not ready:
+            return "no worker is running"
+        if all(reason is not None for reason in ready.values()):
+            return "; ".join(f"{name}: {reason}" for name, reason in sorted(ready.items()))
+        return None
+
+    def _why_not_live(self) -> str | None:
+        return None  # that it answers is all there is to it: what dies below is started again here
+
+    async def start(self) -> None:
+        """Starts everything. Raises StartError, leaving nothing behind."""
+        settings = self.settings
+        try:
+            self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            settings = self.settings = self._with_ports(settings)
+            settings.write(self._dir / "settings.json")
+            await self._feed.start(settings.feed)
+            self._tasks.spawn(self._follow(), "follow etcd")
+            self.probe_port = await self._probes.start()
+            for index in range(settings.workers):
+                self._tasks.spawn(self._mind(index), f"mind worker {index}")
+            if settings.edge == "envoy":
+                self._envoy = self._make_envoy(settings)
+                await self._envoy.start()
+        except (minder.EnvoyError, OSError, ValueError) as error:
+            await self.stop(grace=0.0)
+            raise StartError(str(error)) from error
+        except BaseException:
+            await self.stop(grace=0.0)
+            raise
+        log.info("router started", listen=self.address, edge=settings.edge, workers=settings.workers)
+
+    @property
+    def address(self) -> str:
+        """Where clients call."""
+        host, port = addresses.parse_address(self.settings.listen)
+        return addresses.format_address(host, self._envoy.port if self._envoy is not None else port)
+
+    def _with_ports(self, settings: RouterSettings) -> RouterSettings:
+        """Without Envoy, all workers listen on the same ports, so free ones are chosen here, and taken ones found."""
+        if settings.edge == "envoy":
+            return settings
+        chosen = []
+        for address in (settings.listen, settings.rest_listen):
+            host, port = addresses.parse_address(address)
+            minder.check_free(host, port)
+            chosen.append(addresses.format_address(host, port or process.free_port(host)))
+        return replace(settings, listen=chosen[0], rest_listen=chosen[1])
+
+    def _make_envoy(self, settings: RouterSettings) -> minder.Minder:
+        host, port = addresses.parse_address(settings.listen)
+        return minder.Minder(
+            config.Settings(
+                host=host,
+                port=port,
+                admin_socket=f"{settings.run_dir}/admin",
+                grpc_sockets=tuple(settings.socket("grpc", index) for index in range(settings.workers)),
+                rest_sockets=tuple(settings.socket("rest", index) for index in range(settings.workers)),
+                concurrency=cpus.available(),
+            ),
+            run_dir=self._dir,
+        )
+
+    async def _follow(self) -> None:
+        """Reads etcd and hands it on, for ever."""
+        start, end = Keys(self.settings.base).presence_range
+        self._mirror = Mirror(self._etcd, start, end)
+        async for change in self._mirror:
+            self._feed.apply(change)
+
+    async def _mind(self, index: int) -> None:
+        """Keeps one worker running."""
+        loop = asyncio.get_running_loop()
+        argv = [sys.executable, "-m", "router.worker", str(self._dir / "settings.json"), str(index)]
+        pause = _BACKOFF[0]
+        while True:
+            began = loop.time()
+            worker = await process.spawn(argv, name=f"worker{index}", on_line=_say)
+            self._workers[index] = worker
+            code = await worker.wait()
+            if self._stopping:
+                return
+            self._restarts.inc()
+            log.error("worker died", worker=index, why=process.describe_exit(code))
+            if loop.time() - began > _SETTLED:
+                pause = _BACKOFF[0]
+            await asyncio.sleep(pause * random.uniform(0.8, 1.2))
+            pause = min(pause * 2, _BACKOFF[1])
+
+    async def _snapshot(self) -> metrics.Snapshot:
+        parts = await self._feed.snapshots()
+        if self._envoy is not None:
+            parts.append(await self._envoy.snapshot())
+        return metrics.merge([self._metrics.snapshot(), *parts])
+
+    async def _render(self) -> bytes:
+        return metrics.render(await self._snapshot())
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Stops in good order; calls in flight get `grace` seconds (None: the settings')."""
+        grace = self.settings.drain if grace is None else grace
+        self._stopping = True
+        self._feed.drain()
+        if grace:
+            log.info("router stops", grace=grace)
+            await asyncio.sleep(min(_SAY, grace))
+        if self._envoy is not None:
+            await self._envoy.stop(grace)
+        await asyncio.gather(*(worker.terminate(grace + _KILL) for worker in self._workers.values()))
+        await self._tasks.close()
+        await self._probes.close()
+        await self._feed.close()
+        await self._etcd.close()
+        if self._own_dir:
+            await asyncio.to_thread(shutil.rmtree, self._dir, ignore_errors=True)
+
+
+def _say(line: str) -> None:
+    """A worker's line: it is formatted already and goes out as it is."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+async def run(settings: RouterSettings) -> None:
+    """A router pod until SIGTERM or SIGINT. Raises StartError."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    pod = RouterPod(settings)
+    await pod.start()
+    try:
+        await stop.wait()
+    finally:
+        await pod.stop()

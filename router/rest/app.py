@@ -1,0 +1,122 @@
+"""The aiohttp application of a worker: V2 REST and management, and how its failures look.
+
+`make_runner` is how it is to be run: two of aiohttp's defaults would be wrong here. A client that goes away must cancel
+its request, for the call it made must not go on; and bodies come compressed as they are, because aiohttp's own
+decompression has no bound that is ours.
+"""
+
+import os
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from router.rest import errors, v2
+from router.rest.management import ManagementApi
+
+if TYPE_CHECKING:
+    from router.context import Worker
+
+log = logs.get(__name__)
+
+_BACKLOG = 4096  # connections not yet accepted: a unix socket refuses what is beyond, and Envoy opens one for each call
+_KEEPALIVE = 3630.0  # seconds; longer than Envoy keeps a connection, so that the end is Envoy's to choose
+_MAX_HEADER = 64 * 1024  # bytes; as the edge's bound
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def make_app(worker: "Worker") -> web.Application:
+    """The application. Run it with `make_runner`."""
+    app = web.Application(middlewares=[_failures], client_max_size=worker.settings.max_message)
+    app.on_response_prepare.append(_anonymous)
+    v2.V2(worker).add_to(app)
+    ManagementApi(worker).add_to(app)
+    return app
+
+
+def make_runner(worker: "Worker", *, grace: float = 20.0) -> web.AppRunner:
+    """The application with the options that it needs; `setup()` and `cleanup()` are the caller's.
+
+    `grace`: seconds that `cleanup()` gives requests in flight."""
+    return web.AppRunner(
+        make_app(worker),
+        shutdown_timeout=grace,
+        access_log=None,
+        handler_cancellation=True,
+        auto_decompress=False,
+        keepalive_timeout=_KEEPALIVE,
+        max_line_size=_MAX_HEADER,
+        max_field_size=_MAX_HEADER,
+    )
+
+
+async def serve_unix(worker: "Worker", path: str, *, grace: float = 20.0) -> web.AppRunner:
+    """Serves on a unix socket that only this user can use. `cleanup()` of what it gives ends it, after `grace` seconds
+    for requests in flight."""
+    runner = make_runner(worker, grace=grace)
+    await runner.setup()
+    try:
+        await web.UnixSite(runner, path, backlog=_BACKLOG).start()
+        os.chmod(path, 0o600)  # no moment for others: they cannot enter the run directory
+    except BaseException:
+        await runner.cleanup()
+        raise
+    return runner
+
+
+async def serve_tcp(
+    worker: "Worker",
+    host: str,
+    port: int,
+    *,
+    tls: ssl.SSLContext | None = None,
+    shared: bool = False,
+    grace: float = 20.0,
+) -> web.AppRunner:
+    """Serves on a TCP port; `shared`: with the other workers (SO_REUSEPORT). Raises OSError where it is taken."""
+    runner = make_runner(worker, grace=grace)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port, backlog=_BACKLOG, ssl_context=tls, reuse_port=shared or None).start()
+    except BaseException:
+        await runner.cleanup()
+        raise
+    return runner
+
+
+async def _anonymous(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers.pop("Server", None)  # the versions of our libraries are nobody's business
+
+
+@web.middleware
+async def _failures(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every failure in one form."""
+    try:
+        return await handler(request)
+    except v2.Failed as failed:
+        return errors.response(*errors.of_answer(failed.answer))
+    except MeshError as error:
+        return errors.response(*errors.of_error(error))
+    except web.HTTPException as error:
+        return _plain(request, error)
+    except ConnectionError:  # the client has gone
+        raise
+    except Exception:
+        log.exception("request failed", method=request.method, path=request.rel_url.raw_path)
+        return errors.response(*errors.of_error(MeshError(Reason.INTERNAL, "internal error, see the router's log")))
+
+
+def _plain(request: web.Request, error: web.HTTPException) -> web.Response:
+    """aiohttp's own: no such path, no such method on it, a body that is too large."""
+    reason = Reason.UNKNOWN_METHOD if error.status in (404, 405) else Reason.BAD_REQUEST
+    if error.status == Reason.TOO_LARGE.http:
+        reason = Reason.TOO_LARGE
+    _, body = errors.of_error(MeshError(reason, f"{request.method} {request.rel_url.raw_path:.200}: {error.reason}"))
+    response = errors.response(error.status, body)
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response

@@ -1,0 +1,213 @@
+"""Registering many models at once: newline-delimited JSON in, newline-delimited JSON out, both as streams.
+
+A million models are a body of 100 MB. It is read line by line and registered batch by batch, a few batches at a time,
+so that memory stays where it is and etcd always has something to do; while a batch waits for etcd, the next one is
+parsed. A bad line is reported and costs nothing else.
+"""
+
+import asyncio
+import json
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mesh.statuses import MeshError, Reason
+
+if TYPE_CHECKING:
+    from router.management import Management
+
+MAX_LINE = 64 * 1024  # bytes
+MAX_REPORTED = 1000  # bad lines that are told one by one: a caller may send all before it reads anything
+
+BATCH = 500
+"""Models of one call to management, which makes transactions of them."""
+
+IN_FLIGHT = 4
+"""Batches at a time."""
+
+_PROGRESS = 0.5  # seconds between lines of progress
+
+Item = tuple[str, str, str, str]  # id, type, path, key
+Write = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Totals:
+    """How many lines had which fate."""
+
+    created: int = 0
+    existing: int = 0
+    failed: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """As it is told to the caller."""
+        done = self.created + self.existing + self.failed
+        return {"done": done, "created": self.created, "existing": self.existing, "failed": self.failed}
+
+
+class Import:
+    """One import. `write` sends one line of the answer."""
+
+    def __init__(self, management: "Management", write: Write) -> None:
+        self._management = management
+        self._write = write
+        self._totals = Totals()
+        self._reported = 0
+        self._running: set[asyncio.Task[None]] = set()
+        self._progress_at = 0.0
+
+    async def run(self, lines: AsyncIterator[bytes]) -> None:
+        """Registers every line's model and writes what became of them, the totals last.
+
+        Ends early where the registry cannot be reached: what was done until then stands, and the last line says
+        `"finished": false`."""
+        loop = asyncio.get_running_loop()
+        self._progress_at = loop.time() + _PROGRESS
+        batch: list[tuple[int, Item]] = []
+        number = 0
+        try:
+            async for line in lines:
+                number += 1
+                if not line or line.isspace():
+                    continue
+                try:
+                    item = parse(line)
+                except MeshError as error:
+                    await self._fail(number, None, error)
+                    continue
+                batch.append((number, item))
+                if len(batch) >= BATCH:
+                    await self._submit(batch)
+                    batch = []
+                    if loop.time() >= self._progress_at:
+                        self._progress_at = loop.time() + _PROGRESS
+                        await self._write(self._totals.document())
+            await self._submit(batch)
+            await self._wait(0)
+        except MeshError as error:
+            await self._wait_quietly()
+            await self._write({"error": {"line": None, "id": None, "reason": error.reason.name, "text": error.text}})
+            await self._write({"finished": False, **self._totals.document()})
+            return
+        finally:
+            for task in self._running:
+                task.cancel()
+            await asyncio.gather(*self._running, return_exceptions=True)
+        await self._write({"finished": True, **self._totals.document()})
+
+    async def _submit(self, batch: list[tuple[int, Item]]) -> None:
+        if not batch:
+            return
+        await self._wait(IN_FLIGHT - 1)
+        self._running.add(asyncio.create_task(self._register(batch)))
+
+    async def _wait(self, most: int) -> None:
+        """Until no more than that many batches are under way. Raises what one of them failed with."""
+        while len(self._running) > most:
+            done, self._running = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+
+    async def _wait_quietly(self) -> None:
+        results = await asyncio.gather(*self._running, return_exceptions=True)
+        self._running.clear()
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, MeshError):
+                raise result
+
+    async def _register(self, batch: list[tuple[int, Item]]) -> None:
+        fates = await self._management.register_many([item for _, item in batch])
+        away: MeshError | None = None
+        for (number, item), fate in zip(batch, fates, strict=True):
+            if fate is None:
+                self._totals.created += 1
+            elif isinstance(fate, MeshError):
+                await self._fail(number, item[0], fate)
+                if fate.reason is Reason.REGISTRY_AWAY:
+                    away = fate
+            else:
+                self._totals.existing += 1
+        if away is not None:  # the rest would only fail the same way, a time-out at a time
+            raise away
+
+    async def _fail(self, number: int, model_id: str | None, error: MeshError) -> None:
+        self._totals.failed += 1
+        self._reported += 1
+        if self._reported > MAX_REPORTED:
+            return
+        told = {"line": number, "id": model_id, "reason": error.reason.name, "text": error.text}
+        await self._write({"error": told})
+
+
+def parse(line: bytes) -> Item:
+    """The model that a line names. Raises MeshError."""
+    if len(line) > MAX_LINE:
+        raise MeshError(Reason.BAD_REQUEST, f"the line is longer than {MAX_LINE} bytes")
+    try:
+        item = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise MeshError(Reason.BAD_REQUEST, f"not JSON: {error}") from error
+    if not isinstance(item, dict):
+        raise MeshError(Reason.BAD_REQUEST, "not a JSON object")
+    return model_of(item, item.get("id"))
+
+
+def model_of(item: dict[str, Any], model_id: object) -> Item:
+    """Id, type, path and key of a model; the key may be given as text or as an object. Raises MeshError.
+
+    What an id may hold is `Management`'s to check, once."""
+    if not isinstance(model_id, str):
+        raise MeshError(Reason.BAD_REQUEST, "id must be a string")
+    key = item.get("key")
+    if isinstance(key, dict):
+        key = json.dumps(key, separators=(",", ":"))
+    texts = [model_id]
+    for name, value in (("type", item.get("type")), ("path", item.get("path")), ("key", key)):
+        text = "" if value is None else value
+        if not isinstance(text, str):
+            raise MeshError(Reason.BAD_REQUEST, f"{name} must be a string{' or an object' * (name == 'key')}")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise MeshError(Reason.BAD_REQUEST, f"{name} is no valid text") from error
+        texts.append(text)
+    if not texts[1]:
+        raise MeshError(Reason.BAD_REQUEST, "Must provide non-empty model type string")
+    return texts[0], texts[1], texts[2], texts[3]
+
+
+async def lines_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Cuts a stream into lines. Of a line that is too long no more is kept than `parse` needs to refuse it."""
+    rest = b""
+    dropping = False  # within a line that was too long already
+    async for chunk in chunks:
+        lines = chunk.split(b"\n")
+        lines[0] = rest + lines[0]
+        rest = lines.pop()
+        for line in lines:
+            if dropping:
+                dropping = False
+                continue
+            yield line
+        if len(rest) > MAX_LINE:
+            if not dropping:
+                yield rest
+            dropping, rest = True, b""
+    if rest and not dropping:
+        yield rest
+
+
+async def gunzip(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Decompresses a gzip stream piece by piece. Raises MeshError."""
+    unfolding = zlib.decompressobj(31)
+    try:
+        async for chunk in chunks:
+            while chunk:
+                yield unfolding.decompress(chunk, 1 << 20)
+                chunk = unfolding.unconsumed_tail
+    except zlib.error as error:
+        raise MeshError(Reason.BAD_REQUEST, f"the body is not valid gzip: {error}") from error
+    if not unfolding.eof:
+        raise MeshError(Reason.BAD_REQUEST, "the body ends in the middle of its gzip")

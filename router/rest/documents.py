@@ -1,0 +1,280 @@
+"""V2 REST bodies and V2 gRPC messages, one into the other.
+
+A body is a JSON object, and behind it the binary blobs of those tensors that are not in the JSON, in order (the binary
+tensor extension). How single tensors look is in `router.rest.tensors`; HTTP is in `router.rest.v2`.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from mesh.pb import inference_pb2 as pb
+from mesh.statuses import MeshError, Reason
+from router.rest import tensors
+from router.rest.tensors import bad
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Which outputs a client wants as binary."""
+
+    binary: bool = False  # those not named below
+    outputs: Mapping[str, bool] = field(default_factory=dict)
+
+    def is_binary(self, output: str) -> bool:
+        """Whether that output goes behind the JSON."""
+        return self.outputs.get(output, self.binary)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise bad(f"{name} is not JSON: send tensors that hold it as binary data")
+
+
+def load_object(text: bytes | memoryview, what: str = "the body") -> dict[str, Any]:
+    """A JSON object. Raises MeshError for anything else."""
+    try:
+        loaded = json.loads(str(text, "utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise bad(f"{what} is not UTF-8 at byte {error.start}") from error
+    except RecursionError as error:
+        raise bad(f"{what} is nested too deeply") from error
+    except ValueError as error:  # JSONDecodeError, and an integer of thousands of digits
+        raise bad(f"{what} is not JSON: {error}") from error
+    if not isinstance(loaded, dict):
+        raise bad(f"{what} is not a JSON object")
+    return loaded
+
+
+def decode_request(
+    model: str, version: str, body: bytes, header_length: int | None
+) -> tuple[pb.ModelInferRequest, Form]:
+    """The message for a body whose first `header_length` bytes are JSON (None: all). Raises MeshError."""
+    if header_length is not None and header_length > len(body):
+        raise bad(f"Inference-Header-Content-Length is {header_length}, the body has only {len(body)} bytes")
+    view = memoryview(body)
+    document = load_object(view if header_length is None else view[:header_length])
+    blobs = None if header_length is None else view[header_length:]
+    request = pb.ModelInferRequest(model_name=model, model_version=version, id=_text(document, "id", "the request"))
+    parameters = _parameters(document, "the request")
+    everything = parameters.pop("binary_data_output", False)
+    if not isinstance(everything, bool):
+        raise bad("the request: binary_data_output must be true or false")
+    _set_parameters(request.parameters, parameters, "the request")
+    taken = 0
+    names: set[str] = set()
+    for item in _objects(document, "inputs", required=True):
+        taken = _add_input(request, item, blobs, taken, names)
+    if blobs is not None and taken != len(blobs):
+        raise bad(f"{len(blobs) - taken} bytes of binary data are left over: no input's binary_data_size names them")
+    return request, Form(binary=everything, outputs=_add_outputs(request, document))
+
+
+def _add_input(
+    request: pb.ModelInferRequest, item: dict[str, Any], blobs: memoryview | None, taken: int, names: set[str]
+) -> int:
+    """Adds one input and its contents; gives how many bytes of the blobs are used up then."""
+    name = _name(item, "an input")
+    what = f"input {name!r:.100}"
+    if name in names:
+        raise bad(f"{what} is there twice")
+    names.add(name)
+    datatype = tensors.check_datatype(what, item.get("datatype"))
+    shape = tensors.check_shape(what, item.get("shape"))
+    parameters = _parameters(item, what)
+    size = parameters.pop("binary_data_size", None)
+    if size is None:
+        if "data" not in item:
+            raise bad(f"{what} has neither data nor the parameter binary_data_size")
+        raw = tensors.raw_from_json(what, datatype, shape, item["data"])
+    else:
+        if "data" in item:
+            raise bad(f"{what} has both data and the parameter binary_data_size")
+        if type(size) is not int or size < 0:
+            raise bad(f"{what}: binary_data_size must be a whole number from 0")
+        if blobs is None:
+            raise bad(f"{what} is said to be binary, but the header Inference-Header-Content-Length is missing")
+        if taken + size > len(blobs):
+            raise bad(f"{what}: its binary data has {len(blobs) - taken} bytes, not the {size} announced")
+        blob = blobs[taken : taken + size]
+        taken += size
+        tensors.check_raw(what, datatype, shape, blob)
+        raw = bytes(blob)
+    added = request.inputs.add(name=name, datatype=datatype, shape=shape)
+    _set_parameters(added.parameters, parameters, what)
+    request.raw_input_contents.append(raw)
+    return taken
+
+
+def _add_outputs(request: pb.ModelInferRequest, document: dict[str, Any]) -> dict[str, bool]:
+    chosen: dict[str, bool] = {}
+    for item in _objects(document, "outputs", required=False):
+        name = _name(item, "a requested output")
+        what = f"requested output {name!r:.100}"
+        parameters = _parameters(item, what)
+        binary = parameters.pop("binary_data", None)
+        if binary is not None:
+            if not isinstance(binary, bool):
+                raise bad(f"{what}: binary_data must be true or false")
+            chosen[name] = binary
+        _set_parameters(request.outputs.add(name=name).parameters, parameters, what)
+    return chosen
+
+
+def raw_request(
+    model: str, version: str, body: bytes, metadata: pb.ModelMetadataResponse
+) -> tuple[pb.ModelInferRequest, Form]:
+    """The message for a body that is nothing but the one input's bytes; its shape follows from the metadata.
+
+    A BYTES input is one string, without the length in front. Raises MeshError where the shape cannot be told.
+    """
+    if len(metadata.inputs) != 1:
+        raise bad(f"a body without JSON needs a model with one input, this one has {len(metadata.inputs)}")
+    expected = metadata.inputs[0]
+    what = f"input {expected.name!r:.100}"
+    datatype = tensors.check_datatype(what, expected.datatype)
+    shape = list(expected.shape)
+    unknown = [index for index, size in enumerate(shape) if size < 0]
+    if datatype == "BYTES":
+        if any(size != 1 for size in shape if size >= 0):
+            raise bad(f"{what} takes more than one string: a body without JSON can hold only one")
+        shape = [1] * len(shape)
+        body = len(body).to_bytes(4, "little") + body
+    elif unknown:
+        if len(unknown) > 1:
+            raise bad(f"{what} has the shape {shape}: with more than one open dimension the body needs its JSON part")
+        row = tensors.width_of(datatype) * math.prod(size for size in shape if size >= 0)
+        if not row or len(body) % row:
+            raise bad(f"{what}: {len(body)} bytes are no whole number of rows of {row} bytes")
+        shape[unknown[0]] = len(body) // row
+    tensors.check_raw(what, datatype, tuple(shape), body)
+    request = pb.ModelInferRequest(model_name=model, model_version=version, raw_input_contents=[body])
+    request.inputs.add(name=expected.name, datatype=datatype, shape=shape)
+    return request, Form(binary=True)
+
+
+def encode_response(response: pb.ModelInferResponse, form: Form) -> tuple[bytes, int | None]:
+    """The body, and the length of its JSON part where binary data follows. Raises MeshError."""
+    raw = response.raw_output_contents
+    if raw and len(raw) != len(response.outputs):
+        raise MeshError(Reason.INTERNAL, f"the model server answered {len(response.outputs)} outputs, {len(raw)} raw")
+    outputs: list[dict[str, Any]] = []
+    blobs: list[bytes] = []
+    any_binary = False
+    for index, output in enumerate(response.outputs):
+        what = f"output {output.name!r:.100}"
+        shown: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
+        parameters = _show_parameters(output.parameters)
+        if form.is_binary(output.name):
+            blob = raw[index] if raw else tensors.raw_from_typed(what, output.datatype, output.contents)
+            parameters["binary_data_size"] = len(blob)
+            blobs.append(blob)
+            any_binary = True
+        elif raw:
+            shown["data"] = tensors.json_from_raw(what, output.datatype, raw[index])
+        else:
+            shown["data"] = tensors.json_from_typed(what, output.datatype, output.contents)
+        if parameters:
+            shown["parameters"] = parameters
+        outputs.append(shown)
+    document: dict[str, Any] = {"model_name": response.model_name}
+    if response.model_version:
+        document["model_version"] = response.model_version
+    if response.id:
+        document["id"] = response.id
+    if response.parameters:
+        document["parameters"] = _show_parameters(response.parameters)
+    document["outputs"] = outputs
+    # ASCII: clients count the JSON part in characters and in bytes, and so both are right.
+    head = json.dumps(document, separators=(",", ":")).encode()
+    return (b"".join((head, *blobs)), len(head)) if any_binary else (head, None)
+
+
+def metadata_document(metadata: pb.ModelMetadataResponse) -> dict[str, Any]:
+    """The model metadata of REST."""
+
+    def listed(parts: Any) -> list[dict[str, Any]]:
+        return [{"name": part.name, "datatype": part.datatype, "shape": list(part.shape)} for part in parts]
+
+    return {
+        "name": metadata.name,
+        "versions": list(metadata.versions),
+        "platform": metadata.platform,
+        "inputs": listed(metadata.inputs),
+        "outputs": listed(metadata.outputs),
+    }
+
+
+# --- parts of documents ---
+
+
+def _objects(document: dict[str, Any], name: str, *, required: bool) -> list[dict[str, Any]]:
+    items = document.get(name)
+    if items is None and not required:
+        return []
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise bad(f"{name} must be a list of objects")
+    return items
+
+
+def _name(item: dict[str, Any], what: str) -> str:
+    name = item.get("name")
+    if not isinstance(name, str) or not name:
+        raise bad(f"{what} has no name")
+    return _encodable(name, what)
+
+
+def _text(document: dict[str, Any], name: str, what: str) -> str:
+    value = document.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise bad(f"{what}: {name} must be a string")
+    return _encodable(value, f"{what}: {name}")
+
+
+def _encodable(text: str, what: str) -> str:
+    """The text, unless it holds halves of surrogate pairs, which JSON can write and no message can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise bad(f"{what} is no valid text") from error
+    return text
+
+
+def _parameters(item: dict[str, Any], what: str) -> dict[str, Any]:
+    parameters = item.get("parameters")
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        raise bad(f"{what}: parameters must be an object")
+    return dict(parameters)
+
+
+def _set_parameters(target: Any, parameters: dict[str, Any], what: str) -> None:
+    for name, value in parameters.items():
+        parameter = target[_encodable(name, f"{what}: a parameter's name")]
+        if isinstance(value, bool):
+            parameter.bool_param = value
+        elif isinstance(value, str):
+            parameter.string_param = _encodable(value, f"{what}: parameter {name!r:.100}")
+        elif isinstance(value, float):
+            parameter.double_param = value
+        elif isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
+            parameter.int64_param = value
+        elif isinstance(value, int) and 0 <= value < 1 << 64:
+            parameter.uint64_param = value
+        else:
+            raise bad(f"{what}: parameter {name!r:.100} must be a string, a number of 64 bits, true or false")
+
+
+def _show_parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        choice = parameter.WhichOneof("parameter_choice")
+        if choice is not None:
+            value = getattr(parameter, choice)
+            # JSON has no NaN and no infinities; a parameter is no reason to lose an answer.
+            shown[name] = str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return shown

@@ -1,0 +1,72 @@
+"""Failures as REST shows them: the HTTP status of the table in `mesh.statuses`, and the reason as JSON.
+
+What a worker's own dispatcher fails with comes back through a call, as a gRPC status with details; the reason is read
+from there, because several reasons with different HTTP statuses share a gRPC code. What a model server answered has no
+such details: then the code decides.
+"""
+
+import json
+import math
+from typing import Any
+
+from aiohttp import web
+from google.protobuf.message import DecodeError
+
+from mesh import statuses
+from mesh.pb import details_pb2
+from mesh.statuses import Code, MeshError, Reason
+from mesh.wire import metadata
+from router import answers
+from router.rest.localcall import Answer
+
+
+def of_answer(answer: Answer) -> tuple[int, dict[str, Any]]:
+    """HTTP status and body for a call that failed."""
+    error = _our_own(answer)
+    if error is not None:
+        return of_error(error)
+    try:
+        name = Code(answer.code).name
+    except ValueError:
+        name = Code.UNKNOWN.name
+    return statuses.http_of_code(answer.code), {"error": answer.text or name, "reason": name, "code": answer.code}
+
+
+def of_error(error: MeshError) -> tuple[int, dict[str, Any]]:
+    """HTTP status and body for a failure of ours."""
+    body: dict[str, Any] = {"error": error.text, "reason": error.reason.name, "code": int(error.reason.code)}
+    if error.retry_after is not None:
+        body["retry_after"] = round(error.retry_after, 3)
+    if error.details:
+        body["details"] = error.details
+    return error.reason.http, body
+
+
+def response(status: int, body: dict[str, Any]) -> web.Response:
+    """The response with that body, and `Retry-After` where it says how long to wait."""
+    headers = {}
+    if "retry_after" in body:
+        headers["Retry-After"] = str(max(1, math.ceil(body["retry_after"])))
+    return web.Response(status=status, body=json.dumps(body).encode(), content_type="application/json", headers=headers)
+
+
+def _our_own(answer: Answer) -> MeshError | None:
+    encoded = answer.metadata(answers.DETAILS)
+    if encoded is None:
+        return None
+    try:
+        status = details_pb2.Status.FromString(metadata.decode_bin(encoded))
+        reason, retry_after, details = None, None, {}
+        for detail in status.details:
+            if detail.type_url.endswith("/google.rpc.ErrorInfo"):
+                info = details_pb2.ErrorInfo.FromString(detail.value)
+                if info.domain == statuses.DOMAIN and info.reason in Reason.__members__:
+                    reason, details = Reason[info.reason], dict(info.metadata)
+            elif detail.type_url.endswith("/google.rpc.RetryInfo"):
+                delay = details_pb2.RetryInfo.FromString(detail.value).retry_delay
+                retry_after = delay.seconds + delay.nanos / 1e9
+    except (ValueError, DecodeError):  # a model server's, and broken: its code and text are all there is
+        return None
+    if reason is None or reason.code != answer.code:
+        return None
+    return MeshError(reason, answer.text, retry_after=retry_after, details=details)

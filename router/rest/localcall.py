@@ -1,0 +1,143 @@
+"""A gRPC call that is made in the process itself: how REST reaches the dispatcher.
+
+REST differs from gRPC in how messages look, not in what happens to them. So a REST request becomes the same unary call
+that a gRPC client would have made, and takes the same path: routing, cold starts, retries, metrics.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mesh.statuses import Code
+from mesh.telemetry import logs
+from mesh.wire import call as wire
+from mesh.wire import framing
+
+log = logs.get(__name__)
+
+
+@dataclass(slots=True)
+class Answer:
+    """How a call ended."""
+
+    code: int
+    text: str = ""
+    frame: bytes | None = None
+    headers: list[wire.Header] = field(default_factory=list)
+    trailers: list[wire.Header] = field(default_factory=list)
+
+    def metadata(self, name: bytes) -> bytes | None:
+        """The first value of that name, in trailers or headers (a failure has all in one of them)."""
+        return next((value for part in (self.trailers, self.headers) for key, value in part if key == name), None)
+
+
+class LocalCall(wire.Call):
+    """One unary call; `answer` is set when it is answered. `deadline` is on the event loop's clock."""
+
+    __slots__ = ("_cancelled", "_first", "_on_cancel", "_read", "_start", "answer")
+
+    def __init__(
+        self,
+        method: bytes,
+        message: bytes,
+        *,
+        headers: list[wire.Header],
+        deadline: float | None,
+        peer: str = "rest",
+    ) -> None:
+        self.method = method
+        self.headers = headers
+        self.frame = framing.pack(message)
+        self.encoding = b""
+        self.deadline = deadline
+        self.peer = peer
+        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._cancelled = False
+        self._on_cancel: Callable[[], None] | None = None
+        self._read = False
+        self._start: list[wire.Header] | None = None
+        self._first: bytes | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel()` came before the answer."""
+        return self._cancelled
+
+    def on_cancel(self, callback: Callable[[], None] | None) -> None:
+        """Sets what is called when the caller goes away before the answer."""
+        if callback is not None and self._cancelled:
+            callback()
+        else:
+            self._on_cancel = callback
+
+    def cancel(self) -> None:
+        """The caller goes away: its client has, or its deadline passed. Nothing happens where it is answered."""
+        # A cancelled answer is one whose waiting was cancelled: the handler does not know of it yet.
+        if self._cancelled or (self.answer.done() and not self.answer.cancelled()):
+            return
+        self._cancelled = True
+        self.answer.cancel()
+        callback, self._on_cancel = self._on_cancel, None
+        if callback is not None:
+            try:
+                callback()
+            except Exception:
+                log.exception("handler failed on a cancel", method=self.method)
+
+    async def read(self) -> bytes | None:
+        """The one message, then None. Raises `CallCancelled`."""
+        if self._cancelled:
+            raise wire.CallCancelled("the caller has gone")
+        if self._read:
+            return None
+        self._read = True
+        return self.frame
+
+    def reply(self, frame: bytes, headers: wire.Headers = (), trailers: wire.Headers = ()) -> None:
+        """Answers with OK and one message."""
+        self._settle(Answer(Code.OK, "", frame, list(headers), list(trailers)))
+
+    def fail(self, code: int, text: str, headers: wire.Headers = (), trailers: wire.Headers = ()) -> None:
+        """Answers with a status other than OK."""
+        self._settle(Answer(code, text, None, [*(self._start or ()), *headers], list(trailers)))
+
+    def start(self, headers: wire.Headers = ()) -> None:
+        """Begins a reply that comes in parts."""
+        self._start = list(headers)
+
+    async def write(self, frame: bytes) -> None:
+        """Takes one message; more than one has no form in a unary call."""
+        if self._cancelled:
+            raise wire.CallCancelled("the caller has gone")
+        if self._first is not None:
+            self._settle(Answer(Code.INTERNAL, "the model server answered with more than one message"))
+            raise wire.CallCancelled("more than one message")
+        self._first = frame
+
+    def finish(self, code: int = 0, text: str = "", trailers: wire.Headers = ()) -> None:
+        """Ends a reply that was begun with `start()`."""
+        if code == Code.OK and self._first is None:
+            code, text = Code.INTERNAL, "the model server answered with no message"
+        frame = self._first if code == Code.OK else None
+        self._settle(Answer(code, text, frame, self._start or [], list(trailers)))
+
+    def _settle(self, answer: Answer) -> None:
+        self._on_cancel = None
+        if not self.answer.done():
+            self.answer.set_result(answer)
+
+
+async def make(call: LocalCall, dispatch: wire.Handler) -> Answer:
+    """Makes the call and waits for its answer, at most until its deadline. A cancel of this reaches the handler."""
+    try:
+        dispatch(call)
+    except Exception:
+        log.exception("handler failed", method=call.method)
+        return Answer(Code.INTERNAL, "internal error, see the router's log")
+    try:
+        async with asyncio.timeout_at(call.deadline):
+            return await call.answer
+    except TimeoutError:
+        return Answer(Code.DEADLINE_EXCEEDED, "the deadline passed")
+    finally:
+        call.cancel()

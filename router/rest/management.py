@@ -1,0 +1,249 @@
+"""The management API of REST, `/mesh/v1/`: models, pods, numbers. The same `Management` as behind gRPC.
+
+Importing many models is in `router.rest.bulk`.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from mesh import records
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs, metrics
+from router.rest import bulk, documents, v2
+
+if TYPE_CHECKING:
+    from router.context import Worker
+    from router.management import ModelStatus
+
+log = logs.get(__name__)
+
+_PREFIX = "/mesh/v1/"
+_MAX_LIMIT = 1000
+_MAX_BODY = 1 << 20  # of one model
+_READ_TIMEOUT = 60.0  # seconds that an import waits for more of its body
+
+
+class ManagementApi:
+    """The handlers of one worker."""
+
+    def __init__(self, worker: "Worker") -> None:
+        self._worker = worker
+        self._management = worker.management
+
+    def add_to(self, app: web.Application) -> None:
+        """Registers the paths. Ids are one segment: a `/` inside them is written `%2F`."""
+        routes = app.router
+        routes.add_get(_PREFIX + "models", self.list_models)
+        routes.add_post(_PREFIX + "models:import", self.import_models)
+        routes.add_put(_PREFIX + "models/{id:[^/]+}", self.register)
+        routes.add_get(_PREFIX + "models/{id:[^/]+}", self.status)
+        routes.add_delete(_PREFIX + "models/{id:[^/]+}", self.unregister)
+        routes.add_post(_PREFIX + "models/{id:[^/]+}/load", self.load)
+        routes.add_post(_PREFIX + "models/{id:[^/]+}/release", self.release)
+        routes.add_get(_PREFIX + "models/{id:[^/]+}/explain", self.explain)
+        routes.add_get(_PREFIX + "pods", self.pods)
+        routes.add_get(_PREFIX + "pods/{id:[^/]+}", self.describe_pod)
+        routes.add_get(_PREFIX + "stats", self.stats)
+
+    # --- models ---
+
+    async def list_models(self, request: web.Request) -> web.Response:
+        """A page of what is registered."""
+        query = request.query
+        page = await self._management.list(
+            prefix=query.get("prefix", ""),
+            after=query.get("after", ""),
+            limit=v2.whole_number(request, "limit", 100, least=1, most=_MAX_LIMIT),
+        )
+        models = []
+        for model_id, record in page.models:
+            pods = self._pods_of(model_id)
+            models.append({**_registered(model_id, record), "resident": bool(pods), "pods": pods})
+        return web.json_response({"models": models, "next": page.next})
+
+    async def register(self, request: web.Request) -> web.Response:
+        """Registers a model; 201 where it is new."""
+        model_id = _id(request)
+        body = await _object(request)
+        _, model_type, path, key = bulk.model_of(body, model_id)
+        status = await self._management.register(
+            model_id, model_type, path, key, load_now=_flag(body, "load"), sync=_flag(body, "sync")
+        )
+        return web.json_response(_status(model_id, status), status=201 if status.created else 200)
+
+    async def status(self, request: web.Request) -> web.Response:
+        """How a model is. Never loads it."""
+        model_id = _id(request)
+        return web.json_response(_status(model_id, await self._management.status(model_id)))
+
+    async def unregister(self, request: web.Request) -> web.Response:
+        """Unregisters a model."""
+        model_id = _id(request)
+        return web.json_response({"id": model_id, "existed": await self._management.unregister(model_id)})
+
+    async def load(self, request: web.Request) -> web.Response:
+        """Has a model loaded; with `sync`, answers once it is, or has failed."""
+        model_id = _id(request)
+        body = await _object(request, optional=True)
+        return web.json_response(
+            _status(model_id, await self._management.ensure_loaded(model_id, sync=_flag(body, "sync")))
+        )
+
+    async def release(self, request: web.Request) -> web.Response:
+        """Ends a model's quarantine."""
+        model_id = _id(request)
+        await self._management.release(model_id)
+        return web.json_response(_status(model_id, await self._management.status(model_id)))
+
+    async def explain(self, request: web.Request) -> web.Response:
+        """Why a model is where it is."""
+        return web.json_response(await self._management.explain(_id(request)))
+
+    async def import_models(self, request: web.Request) -> web.StreamResponse:
+        """Registers many models from newline-delimited JSON."""
+        encoding = request.headers.get("Content-Encoding", "").strip().lower()
+        if encoding not in ("", "identity", "gzip"):
+            raise MeshError(Reason.BAD_REQUEST, f"Content-Encoding {encoding:.60} is not known: use gzip")
+        response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
+        await response.prepare(request)
+
+        async def write(document: dict[str, Any]) -> None:
+            await response.write(json.dumps(document).encode() + b"\n")
+
+        chunks = _chunks(request)
+        lines = bulk.lines_of(bulk.gunzip(chunks) if encoding == "gzip" else chunks)
+        try:
+            await bulk.Import(self._management, write).run(lines)
+        except ConnectionError:  # the client has gone
+            raise
+        except Exception:  # the answer has begun: it cannot become an error any more
+            log.exception("import failed")
+            text = "internal error, see the router's log"
+            await write({"error": {"line": None, "id": None, "reason": Reason.INTERNAL.name, "text": text}})
+            await write({"finished": False})
+        await response.write_eof()
+        return response
+
+    # --- pods and numbers ---
+
+    async def pods(self, _: web.Request) -> web.Response:
+        """All pods, as they say they are."""
+        return web.json_response({"pods": await self._management.pods()})
+
+    async def describe_pod(self, request: web.Request) -> web.Response:
+        """One pod, asked just now."""
+        return web.json_response(await self._management.describe_pod(_id(request)))
+
+    async def stats(self, _: web.Request) -> web.Response:
+        """What this router has done, all of its workers together."""
+        numbers = summary(await self._worker.snapshots())
+        view = self._worker.view
+        return web.json_response(
+            {**numbers, "resident": len(view.copies), "pods": len(view.pods), "workers": self._worker.settings.workers}
+        )
+
+    def _pods_of(self, model_id: str) -> list[str]:
+        return sorted(copy.pod.name for copy in self._worker.view.copies.get(model_id, ()))
+
+
+def summary(snapshot: metrics.Snapshot) -> dict[str, Any]:
+    """Calls, hits, cold starts and their latencies, of a snapshot of the workers' metrics."""
+    found = {metric["name"]: metric for metric in snapshot["metrics"]}
+
+    def count(name: str) -> int:
+        return int(sum(value for _, value in found.get(name, {}).get("series", ())))
+
+    def latency(name: str) -> dict[str, float]:
+        metric = found.get(name)
+        if metric is None or not metric["series"]:
+            return {"p50": 0.0, "p90": 0.0, "p99": 0.0, "count": 0}
+        counts = [sum(column) for column in zip(*(value[0] for _, value in metric["series"]), strict=True)]
+        quantiles = {f"p{q}": round(metrics.quantile(metric["buckets"], counts, q / 100), 3) for q in (50, 90, 99)}
+        return {**quantiles, "count": sum(counts)}
+
+    calls: dict[str, dict[str, int]] = {}
+    for (method, code), value in found.get("modelmesh_api_request_milliseconds", {}).get("series", ()):
+        calls.setdefault(method, {})[code] = sum(value[0])
+    hit, cold = latency("mesh_hit_milliseconds"), latency("mesh_cold_milliseconds")
+    return {
+        "calls": calls,
+        "hits": hit["count"],
+        "cold_starts": cold["count"],
+        "loads": count("mesh_loads"),
+        "load_failures": count("mesh_load_failures"),
+        "latency_ms": {"hit": hit, "cold": cold},
+    }
+
+
+async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
+    content = request.content
+    while True:
+        try:
+            async with asyncio.timeout(_READ_TIMEOUT):
+                chunk = await content.readany()
+        except TimeoutError as error:
+            raise MeshError(Reason.DEADLINE, f"no more of the body came for {_READ_TIMEOUT:g} s") from error
+        if not chunk:
+            return
+        yield chunk
+
+
+def _registered(model_id: str, record: records.ModelRecord) -> dict[str, Any]:
+    return {"id": model_id, "type": record.type, "path": record.path, "key": record.key}
+
+
+def _status(model_id: str, status: "ModelStatus") -> dict[str, Any]:
+    """A model's status as JSON. Raises MeshError where it is not registered."""
+    record = status.record
+    if status.status == "NOT_FOUND":
+        raise MeshError(Reason.UNKNOWN_MODEL, f"model {model_id} is not registered")
+    document: dict[str, Any] = {"id": model_id, "type": "", "path": "", "key": ""}
+    if record is not None:
+        document |= _registered(model_id, record)
+    return document | {
+        "status": status.status,
+        "errors": list(status.errors),
+        "copies": [
+            {"pod": copy.pod, "status": copy.status, "time_ms": copy.time_ms, "bytes": copy.bytes}
+            for copy in status.copies
+        ],
+        "host_bytes": record.host_bytes if record else 0,
+        "device_bytes": record.device_bytes if record else 0,
+        "load_ms": record.load_ms if record else 0,
+        "quarantined": record.quarantined if record else False,
+        "killed": list(record.killed) if record else [],
+    }
+
+
+def _id(request: web.Request) -> str:
+    """The id in the path, from the path as it came. Raises MeshError."""
+    below = request.rel_url.raw_path.removeprefix(_PREFIX).split("/")
+    try:
+        return records.check_id(v2.decoded(below[1]))
+    except ValueError as error:
+        raise MeshError(Reason.BAD_REQUEST, str(error)) from error
+
+
+async def _object(request: web.Request, *, optional: bool = False) -> dict[str, Any]:
+    """The body, a JSON object. Raises MeshError."""
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise MeshError(Reason.BAD_REQUEST, "send this body without Content-Encoding")
+    body = await request.content.read(_MAX_BODY + 1)
+    while len(body) <= _MAX_BODY and (more := await request.content.read(_MAX_BODY + 1 - len(body))):
+        body += more
+    if len(body) > _MAX_BODY:
+        raise MeshError(Reason.TOO_LARGE, f"the body is above the limit of {_MAX_BODY} bytes")
+    if optional and not body:
+        return {}
+    return documents.load_object(body)
+
+
+def _flag(body: dict[str, Any], name: str) -> bool:
+    value = body.get(name, False)
+    if not isinstance(value, bool):
+        raise MeshError(Reason.BAD_REQUEST, f"{name} must be true or false")
+    return value

@@ -1,0 +1,285 @@
+"""One tensor in its four forms: JSON data, the binary blob of REST, raw and typed contents of gRPC.
+
+Towards model servers everything becomes raw contents, the one form that holds every datatype and that a request may
+use for all of its inputs alike; a REST blob is the same bytes. What a client declares is never believed: a shape is
+compared with what came before anything is made of it, so no memory is taken for data that is not there.
+
+JSON is taken strictly, for a silently changed number is worse than an error: no booleans for numbers, no fractions for
+integers, nothing out of range, no NaN or infinity, and no FP16 or BF16, which JSON numbers cannot carry faithfully.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mesh.pb import inference_pb2
+from mesh.statuses import MeshError, Reason
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype("?"),
+    "INT8": np.dtype("<i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "UINT8": np.dtype("<u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+}
+"""The datatypes that JSON can carry as numbers, in raw form: little-endian, without padding."""
+
+_BINARY_ONLY = {"FP16": 2, "BF16": 2}  # bytes of an element
+_DATATYPES = (*DTYPES, *_BINARY_ONLY, "BYTES")
+_MAX_DIMENSION = (1 << 63) - 1  # of the protocol's int64
+_MAX_RANK = 64  # NumPy's; also keeps the product of all dimensions, a number without bounds in Python, cheap
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+def bad(text: str) -> MeshError:
+    """A request that its sender has to correct."""
+    return MeshError(Reason.BAD_REQUEST, text)
+
+
+def check_datatype(what: str, datatype: object) -> str:
+    """The datatype, if the protocol has it. Raises MeshError. `what` names the tensor in errors, here and below."""
+    if datatype not in _DATATYPES:
+        raise bad(f"{what}: datatype {datatype!r:.100} is not one of {', '.join(_DATATYPES)}")
+    return str(datatype)
+
+
+def check_shape(what: str, shape: object) -> tuple[int, ...]:
+    """The shape, if it is a list of whole numbers from 0. Raises MeshError."""
+    if not isinstance(shape, list):
+        raise bad(f"{what}: shape must be a list of whole numbers")
+    if len(shape) > _MAX_RANK:
+        raise bad(f"{what}: shape has {len(shape)} dimensions, {_MAX_RANK} at most are taken")
+    for size in shape:
+        if type(size) is not int or not 0 <= size <= _MAX_DIMENSION:
+            raise bad(f"{what}: shape holds {size!r:.100}, where only whole numbers from 0 can be")
+    return tuple(shape)
+
+
+def raw_from_json(what: str, datatype: str, shape: tuple[int, ...], data: object) -> bytes:
+    """Raw contents of nested or flat JSON data. Raises MeshError."""
+    if datatype in _BINARY_ONLY:
+        raise bad(f"{what}: {datatype} cannot be sent as JSON, send it as binary data")
+    items = _flatten(what, shape, data if isinstance(data, list) or shape else [data])
+    if datatype == "BYTES":
+        return _pack_strings(what, items)
+    kinds = set(map(type, items))
+    array = _BUILDERS[DTYPES[datatype].kind](what, datatype, items, kinds)
+    return array.tobytes()
+
+
+def check_raw(what: str, datatype: str, shape: tuple[int, ...], raw: bytes | memoryview) -> None:
+    """Raises MeshError where so many bytes are not a tensor of that datatype and shape."""
+    elements = math.prod(shape)
+    if datatype == "BYTES":
+        found = _count_strings(what, raw)
+        if found != elements:
+            raise bad(f"{what}: {found} strings came for the shape {list(shape)}, which has {elements} elements")
+        return
+    width = width_of(datatype)
+    if len(raw) != elements * width:
+        raise bad(
+            f"{what}: {len(raw)} bytes came for {datatype} of the shape {list(shape)}, which takes {elements * width}"
+        )
+
+
+def width_of(datatype: str) -> int:
+    """Bytes of one element; 0 for BYTES, whose elements differ."""
+    if datatype == "BYTES":
+        return 0
+    return _BINARY_ONLY.get(datatype) or DTYPES[datatype].itemsize
+
+
+def json_from_raw(what: str, datatype: str, raw: bytes) -> list[Any]:
+    """Flat JSON data of raw contents. Raises MeshError: INTERNAL where the contents are broken, BAD_REQUEST where JSON
+    cannot carry them."""
+    if datatype in _BINARY_ONLY:
+        raise _binary_only(what, f"{datatype} cannot be sent as JSON")
+    if datatype == "BYTES":
+        return [_utf8(what, item) for item in _unpack_strings(what, raw)]
+    try:
+        array = np.frombuffer(raw, DTYPES[datatype])
+    except (KeyError, ValueError) as error:
+        raise MeshError(Reason.INTERNAL, f"{what}: the model server's contents are broken: {error}") from error
+    return _to_list(what, array)
+
+
+def json_from_typed(what: str, datatype: str, contents: inference_pb2.InferTensorContents) -> list[Any]:
+    """Flat JSON data of typed contents. Raises MeshError as `json_from_raw`."""
+    values = _typed(what, datatype, contents)
+    if datatype == "BYTES":
+        return [_utf8(what, item) for item in values]
+    if datatype in ("FP32", "FP64"):
+        return _to_list(what, np.array(values, DTYPES[datatype]))
+    return list(values)
+
+
+def raw_from_typed(what: str, datatype: str, contents: inference_pb2.InferTensorContents) -> bytes:
+    """Raw contents of typed contents. Raises MeshError."""
+    values = _typed(what, datatype, contents)
+    if datatype == "BYTES":
+        return b"".join(len(item).to_bytes(4, "little") + item for item in values)
+    try:
+        return np.array(values, DTYPES[datatype]).tobytes()
+    except OverflowError as error:
+        raise MeshError(Reason.INTERNAL, f"{what}: the model server's contents are broken: {error}") from error
+
+
+def _typed(what: str, datatype: str, contents: inference_pb2.InferTensorContents) -> Sequence[Any]:
+    name = _CONTENTS.get(datatype)
+    if name is None:
+        raise MeshError(Reason.INTERNAL, f"{what}: the model server answered {datatype} in typed contents")
+    values: Sequence[Any] = getattr(contents, name)
+    return values
+
+
+# --- JSON to arrays ---
+
+
+def _flatten(what: str, shape: tuple[int, ...], data: object) -> list[Any]:
+    """The elements in row-major order, of data that is flat or nested exactly as the shape."""
+    if not isinstance(data, list):
+        raise bad(f"{what}: data must be a list")
+    items = data
+    if len(shape) > 1 and any(type(item) is list for item in data):
+        if len(data) != shape[0]:
+            raise bad(f"{what}: data has {len(data)} rows, its shape {list(shape)} has {shape[0]}")
+        for depth, size in enumerate(shape[1:], 1):
+            for item in items:
+                if type(item) is not list or len(item) != size:
+                    raise bad(
+                        f"{what}: data is nested otherwise than its shape {list(shape)}: dimension {depth} must have "
+                        f"{size} elements everywhere"
+                    )
+            items = list(itertools.chain.from_iterable(items))
+    elements = math.prod(shape)
+    if len(items) != elements:
+        raise bad(f"{what}: {len(items)} elements came for the shape {list(shape)}, which has {elements}")
+    return items
+
+
+def _refuse(what: str, datatype: str, items: list[Any], allowed: tuple[type, ...]) -> MeshError:
+    wrong = next(item for item in items if type(item) not in allowed)
+    shown = "a list" if isinstance(wrong, list) else "an object" if isinstance(wrong, dict) else f"{wrong!r:.60}"
+    return bad(f"{what}: {shown} is no {datatype} value")
+
+
+def _booleans(what: str, datatype: str, items: list[Any], kinds: set[type]) -> npt.NDArray[Any]:
+    if not kinds <= {bool, int}:
+        raise _refuse(what, datatype, items, (bool, int))
+    if int in kinds and not all(item in (0, 1) for item in items):
+        raise bad(f"{what}: a BOOL value must be true, false, 0 or 1")
+    return np.array(items, DTYPES[datatype])
+
+
+def _integers(what: str, datatype: str, items: list[Any], kinds: set[type]) -> npt.NDArray[Any]:
+    if not kinds <= {int, float}:
+        raise _refuse(what, datatype, items, (int, float))
+    if float in kinds:  # 1.0 is a whole number: some languages write all numbers so
+        for item in items:
+            if type(item) is float and not item.is_integer():
+                raise bad(f"{what}: {item!r} is no {datatype} value")
+        items = [int(item) for item in items]
+    bounds = np.iinfo(DTYPES[datatype])
+    if items and not (bounds.min <= min(items) and max(items) <= bounds.max):
+        wrong = next(item for item in items if not bounds.min <= item <= bounds.max)
+        raise bad(f"{what}: {wrong!s:.60} is out of the range of {datatype}, {bounds.min} to {bounds.max}")
+    return np.array(items, DTYPES[datatype])
+
+
+def _floats(what: str, datatype: str, items: list[Any], kinds: set[type]) -> npt.NDArray[Any]:
+    if not kinds <= {int, float}:
+        raise _refuse(what, datatype, items, (int, float))
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(items, np.float64).astype(DTYPES[datatype], copy=False)
+    except OverflowError as error:
+        raise bad(f"{what}: a number is out of the range of {datatype}") from error
+    if not np.isfinite(array).all():  # also 1e999, which JSON's own parser takes for infinity
+        raise bad(f"{what}: a number is out of the range of {datatype}")
+    return array
+
+
+_BUILDERS = {"b": _booleans, "i": _integers, "u": _integers, "f": _floats}
+
+
+# --- strings ---
+
+
+def _pack_strings(what: str, items: list[Any]) -> bytes:
+    parts: list[bytes] = []
+    try:
+        for item in items:
+            if type(item) is not str:
+                raise _refuse(what, "BYTES", items, (str,))
+            encoded = item.encode()
+            parts.append(len(encoded).to_bytes(4, "little"))
+            parts.append(encoded)
+    except UnicodeEncodeError as error:
+        raise bad(f"{what}: a string is no valid text; send it as binary data") from error
+    return b"".join(parts)
+
+
+def _count_strings(what: str, raw: bytes | memoryview) -> int:
+    count, position, end = 0, 0, len(raw)
+    while position < end:
+        position += 4 + int.from_bytes(raw[position : position + 4], "little")
+        count += 1
+    if position != end:
+        raise bad(f"{what}: the binary data ends in the middle of a string")
+    return count
+
+
+def _unpack_strings(what: str, raw: bytes) -> list[bytes]:
+    items: list[bytes] = []
+    position, end = 0, len(raw)
+    while position < end:
+        start = position + 4
+        position = start + int.from_bytes(raw[position:start], "little")
+        if position > end:
+            raise MeshError(Reason.INTERNAL, f"{what}: the model server's strings are broken")
+        items.append(raw[start:position])
+    return items
+
+
+# --- arrays to JSON ---
+
+
+def _to_list(what: str, array: npt.NDArray[Any]) -> list[Any]:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise _binary_only(what, "it holds NaN or infinite values, which JSON cannot carry")
+    values: list[Any] = array.tolist()
+    return values
+
+
+def _utf8(what: str, item: bytes) -> str:
+    try:
+        return item.decode()
+    except UnicodeDecodeError as error:
+        raise _binary_only(what, "it holds bytes that are no text, which JSON cannot carry") from error
+
+
+def _binary_only(what: str, why: str) -> MeshError:
+    return bad(f"{what}: {why}: ask for it with the parameter binary_data")

@@ -1,0 +1,92 @@
+"""How a service's method becomes a handler: frames in, messages out, failures as statuses.
+
+Unary methods whose request is there are answered at once, without a task; the rest run in tasks that end when their
+caller goes away.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from mesh.wire import call as wire
+from mesh.wire import framing
+from router import answers
+from router.tasks import Tasks
+
+if TYPE_CHECKING:
+    from router.context import Worker
+
+log = logs.get(__name__)
+
+Method = Callable[["Worker", wire.Call], None]
+M = TypeVar("M", bound=Message)
+
+MAX_REQUEST = 1 << 20  # bytes; these requests hold names
+
+_tasks = Tasks()  # each ends with its call, and calls end with their connections
+
+
+def decode(message: type[M], call: wire.Call, frame: bytes) -> M:
+    """The request in a frame. Raises MeshError."""
+    try:
+        return message.FromString(framing.unpack(frame, call.encoding, limit=MAX_REQUEST))
+    except framing.FrameError as error:
+        raise MeshError(error.reason, error.text) from error
+    except DecodeError as error:
+        raise MeshError(Reason.BAD_REQUEST, f"not a {message.DESCRIPTOR.full_name}: {error}") from error
+
+
+def unary(message: type[M], answer: Callable[["Worker", M], Message]) -> Method:
+    """A method that answers one message with one message; `answer` may raise MeshError."""
+
+    def reply(worker: "Worker", call: wire.Call, frame: bytes) -> None:
+        try:
+            call.reply(framing.pack(answer(worker, decode(message, call, frame)).SerializeToString()))
+        except MeshError as error:
+            answers.fail(call, error)
+
+    async def late(worker: "Worker", call: wire.Call) -> None:
+        frame = await call.read()
+        if frame is None:
+            raise MeshError(Reason.BAD_REQUEST, "the call has no request message")
+        reply(worker, call, frame)
+
+    def method(worker: "Worker", call: wire.Call) -> None:
+        if call.frame is not None:
+            reply(worker, call, call.frame)
+        else:
+            run(call, lambda: late(worker, call))
+
+    return method
+
+
+def streaming(serve: Callable[["Worker", wire.Call], Awaitable[None]]) -> Method:
+    """A method that reads and writes as it likes, and finishes the call; it is cancelled when its caller goes away."""
+    return lambda worker, call: run(call, lambda: serve(worker, call))
+
+
+def run(call: wire.Call, work: Callable[[], Awaitable[None]]) -> None:
+    """Runs the work of one call; whatever it raises is the call's answer."""
+
+    async def guarded() -> None:
+        try:
+            await work()
+        except wire.CallCancelled:
+            pass  # nobody is left to be told
+        except MeshError as error:
+            answers.fail(call, error)
+        except Exception:
+            log.exception("service failed", method=call.method)
+            answers.fail(call, MeshError(Reason.INTERNAL, "internal error, see the router's log"))
+        finally:
+            call.on_cancel(None)
+
+    task = _tasks.spawn(guarded(), f"serve {call.method!r}")
+
+    def cancel() -> None:
+        task.cancel()
+
+    call.on_cancel(cancel)

@@ -1,0 +1,83 @@
+"""`grpc.reflection`, v1 and v1alpha: what this endpoint speaks, for grpcurl and the like.
+
+Served from our own descriptor pool, and only what clients may call: the protocol between router and agents is ours.
+The two versions of the service differ in nothing but the names of their packages.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from mesh.pb import POOL, health_pb2, inference_pb2, modelmesh_pb2, reflection_pb2, reflection_v1alpha_pb2
+from mesh.statuses import Code, MeshError, Reason
+from mesh.wire import call as wire
+from mesh.wire import framing
+from router.services import methods
+
+if TYPE_CHECKING:
+    from router.context import Worker
+
+_FILES = {
+    module.DESCRIPTOR.name: module.DESCRIPTOR
+    for module in (inference_pb2, modelmesh_pb2, health_pb2, reflection_pb2, reflection_v1alpha_pb2)
+}
+_SERVICES = sorted(service.full_name for file in _FILES.values() for service in file.services_by_name.values())
+
+
+def _file(name: str) -> bytes:
+    """The encoded descriptor of a file. Raises MeshError."""
+    if name not in _FILES:
+        raise MeshError(Reason.UNKNOWN_MODEL, f"no file {name}")
+    encoded: bytes = _FILES[name].serialized_pb
+    return encoded
+
+
+def _file_of(symbol: str) -> bytes:
+    """The encoded descriptor of the file that defines the symbol. Raises MeshError."""
+    # The pool knows services, not their methods.
+    for candidate in (symbol, symbol.rpartition(".")[0]):
+        try:
+            return _file(POOL.FindFileContainingSymbol(candidate).name)
+        except KeyError:
+            continue
+    raise MeshError(Reason.UNKNOWN_MODEL, f"no symbol {symbol}")
+
+
+def _answer(pb: Any, request: Any) -> Any:
+    reply = pb.ServerReflectionResponse(valid_host=request.host, original_request=request)
+    kind = request.WhichOneof("message_request")
+    try:
+        if kind == "list_services":
+            for name in _SERVICES:
+                reply.list_services_response.service.add(name=name)
+        elif kind == "file_by_filename":
+            reply.file_descriptor_response.file_descriptor_proto.append(_file(request.file_by_filename))
+        elif kind == "file_containing_symbol":
+            reply.file_descriptor_response.file_descriptor_proto.append(_file_of(request.file_containing_symbol))
+        elif kind == "all_extension_numbers_of_type":
+            _file_of(request.all_extension_numbers_of_type)  # it must exist; proto3 has no extensions
+            reply.all_extension_numbers_response.base_type_name = request.all_extension_numbers_of_type
+        elif kind == "file_containing_extension":
+            raise MeshError(Reason.UNKNOWN_MODEL, "there are no extensions")
+        else:
+            reply.error_response.error_code = Code.INVALID_ARGUMENT
+            reply.error_response.error_message = "the request asks for nothing"
+    except MeshError as error:
+        reply.error_response.error_code = error.reason.code
+        reply.error_response.error_message = error.text
+    return reply
+
+
+def _service(pb: Any) -> methods.Method:
+    async def serve(_: "Worker", call: wire.Call) -> None:
+        call.start()
+        while (frame := await call.read()) is not None:
+            request = methods.decode(pb.ServerReflectionRequest, call, frame)
+            await call.write(framing.pack(_answer(pb, request).SerializeToString()))
+        call.finish()
+
+    return methods.streaming(serve)
+
+
+METHODS = {
+    b"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": _service(reflection_pb2),
+    b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _service(reflection_v1alpha_pb2),
+}

@@ -1,0 +1,189 @@
+"""Calls whose request comes message by message: carried by two coroutines, one each way, full duplex.
+
+The same rules as for unary calls (`forward`). What differs is what can be sent a second time: the messages that have
+been passed on are kept until the reply begins, the first one always, more of them up to a bound. A call that has sent
+more than that is not tried again.
+
+Unary calls come here too when their end arrives later than their message.
+"""
+
+import asyncio
+import time
+
+from mesh import headers as names
+from mesh.statuses import Code, MeshError, Reason
+from mesh.telemetry import logs
+from mesh.wire import framing, metadata
+from mesh.wire.call import Call, CallCancelled
+from mesh.wire.client import Lost, LostKind, Reply, ReplyStream, RequestStream
+from router import answers, routes
+from router.forward import MAX_SENDS, Forwarder, call_lost, pump, reply_lost, returned
+from router.routes import Method, Routes
+from router.view import Copy
+
+log = logs.get(__name__)
+
+_KEPT = 64 * 1024  # bytes of messages kept beside the first, to be sent again
+
+_ENCODING = b"grpc-encoding"
+
+
+async def carry(forwarder: Forwarder, known: Routes, call: Call, method: Method) -> None:
+    """Carries one call to its end, whatever that is."""
+    began = time.perf_counter()
+    stream = _Stream(forwarder, call, method)
+    code = int(Code.INTERNAL)
+    task = asyncio.current_task()
+    assert task is not None
+    forwarder.in_flight += 1
+
+    def gone() -> None:
+        task.cancel()
+
+    call.on_cancel(gone)
+    try:
+        async with asyncio.timeout_at(call.deadline):
+            code = await stream.run(known)
+    except TimeoutError:
+        error = MeshError(Reason.DEADLINE, "the deadline has passed")
+        code = int(error.reason.code)
+        answers.fail(call, error)
+    except MeshError as error:
+        code = int(error.reason.code)
+        answers.fail(call, error)
+    except (CallCancelled, asyncio.CancelledError):
+        code = int(Code.CANCELLED)
+        if not call.cancelled:  # this router stops
+            answers.fail(call, MeshError(Reason.UNAVAILABLE, "this router is stopping"))
+    finally:
+        call.on_cancel(None)
+        forwarder.in_flight -= 1
+        ms = (time.perf_counter() - began) * 1000
+        forwarder.meter.call(method.label, code, ms, stream.sent, stream.received)
+        (forwarder.meter.cold if stream.cold else forwarder.meter.hits).observe(ms)
+
+
+class _Stream:
+    """One call and what is kept of it."""
+
+    def __init__(self, forwarder: Forwarder, call: Call, method: Method) -> None:
+        self._forwarder = forwarder
+        self._call = call
+        self._method = method
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self._keeping = True  # the reply has not begun
+        self._whole = True  # everything that was read is kept
+        self._ended = False
+        self.cold = False
+        self.sent = 0  # bytes of messages
+        self.received = -1
+
+    async def run(self, known: Routes) -> int:
+        """The code it ended with. Raises MeshError, CallCancelled."""
+        call, method, forwarder = self._call, self._method, self._forwarder
+        first = await self._read() if method.path else None
+        model_id = known.model_id(call, method, first)
+        self.cold = model_id not in forwarder.view.copies
+        passes = routes.passes
+        headers = tuple(header for header in call.headers if passes[header[0]])
+        tried: list[Copy] = []
+        retried = False
+        for _ in range(MAX_SENDS):
+            copy = await forwarder.copy(model_id, tried, call.deadline)
+            pool = copy.pod.pool
+            if pool is None:
+                tried.append(copy)
+                continue
+            deadline = call.deadline
+            timeout = None if deadline is None else metadata.format_timeout(deadline - forwarder.loop.time())
+            try:
+                request = pool.open(call.method, headers + copy.headers, timeout=timeout, encoding=call.encoding)
+            except ValueError as error:
+                raise MeshError(Reason.BAD_REQUEST, str(error)) from error
+            copy.pod.in_flight += 1
+            sender = asyncio.create_task(self._send(request))
+            try:
+                answer = await request.first()
+                if isinstance(answer, Reply) and answer.code and _not_here(answer):
+                    forwarder.meter.not_here.inc()
+                    forwarder.view.drop(copy)
+                    if not self._whole:
+                        raise MeshError(Reason.UNAVAILABLE, f"{copy.pod.name} does not hold {model_id}", retry_after=0)
+                    continue
+                self._keeping = False
+                self._kept.clear()
+                if copy.pod.failed_at:
+                    forwarder.reached(copy.pod)
+                return await self._answer(copy, answer)
+            except Lost as lost:
+                if not self._keeping:
+                    raise reply_lost(lost) from lost
+                if lost.kind is LostKind.UNSENT:
+                    forwarder.unsent(copy, pool)
+                elif forwarder.lost(copy, lost.why) >= 2 or retried or not method.safe:
+                    raise call_lost(copy, lost) from lost
+                elif lost.kind is LostKind.STARTED:
+                    raise reply_lost(lost) from lost
+                else:
+                    retried = True
+                    forwarder.meter.retried.inc()
+                if not self._whole:
+                    raise call_lost(copy, lost) from lost
+                tried.append(copy)
+            finally:
+                sender.cancel()
+                request.cancel()
+                copy.pod.in_flight -= 1
+                await asyncio.gather(sender, return_exceptions=True)
+        raise MeshError(Reason.UNAVAILABLE, f"no copy of {model_id} could be called", retry_after=1.0)
+
+    async def _read(self) -> bytes | None:
+        frame = await self._call.read()
+        if frame is None:
+            self._ended = True
+            return None
+        self.sent += len(frame) - framing.PREFIX
+        if self._keeping:
+            if not self._kept or self._kept_bytes + len(frame) <= _KEPT:
+                self._kept.append(frame)
+                self._kept_bytes += len(frame) if len(self._kept) > 1 else 0
+            else:
+                self._whole = False
+        return frame
+
+    async def _send(self, request: RequestStream) -> None:
+        try:
+            for frame in tuple(self._kept):
+                await request.write(frame)
+            while not self._ended:
+                read = await self._read()
+                if read is not None:
+                    await request.write(read)
+            request.end()
+        except (Lost, CallCancelled):
+            pass  # whoever waits for the reply is told too
+
+    async def _answer(self, copy: Copy, answer: Reply | ReplyStream) -> int:
+        call = self._call
+        if isinstance(answer, Reply):
+            headers, _ = returned(answer.headers, copy.pod)
+            returns = routes.returns
+            trailers = [header for header in answer.trailers if returns[header[0]]]
+            if answer.frame is not None and not answer.code:
+                self.received = len(answer.frame) - framing.PREFIX
+                if answer.encoding:
+                    headers.append((_ENCODING, answer.encoding))
+                call.reply(answer.frame, headers, trailers)
+            else:
+                call.fail(answer.code, answer.text, headers, trailers)
+            return answer.code
+        headers, _ = returned(answer.headers, copy.pod)
+        if answer.encoding:
+            headers.append((_ENCODING, answer.encoding))
+        code, self.received = await pump(call, answer, headers)
+        return code
+
+
+def _not_here(reply: Reply) -> bool:
+    return any(name == names.NOT_HERE for name, _ in reply.headers)

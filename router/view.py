@@ -1,0 +1,444 @@
+"""What a router knows of pods and copies: a mirror of etcd's `pods/` and `copies/`, and what calls taught it since.
+
+Choosing where a call goes reads only this; nothing here does I/O, waits or reads a clock. Changes come in as etcd
+published them, all events of one revision together, because that is how a pod that *vanished* is told from a pod that
+withdrew a copy:
+
+- A pod's lease ended and it never said that it leaves: the pod and its copies become **suspect**. They may be fine
+  (etcd stalled, and every lease ended at once), so they are still called, get no loads, and are dropped by the first
+  call or probe that fails. They are what they were again when the pod publishes them anew; a new incarnation replaces
+  them.
+- A copy was deleted and its pod was not: withdrawn, forgotten at once.
+
+What calls teach is newer than the mirror: a copy answered *not here* (`drop`), a load ended (`loaded`), a pod cannot be
+reached (`failed`). The mirror's later events correct it where it went wrong.
+
+A copy is callable when it is loaded and its incarnation is the one that its pod has published. A copy that is being
+loaded is known, so that callers join that load instead of starting another.
+"""
+
+import enum
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import placement.pod
+from mesh import records
+from mesh.keys import Keys
+from mesh.telemetry import logs
+from mesh.wire.client import Pool
+from router import routes
+
+log = logs.get(__name__)
+
+Item = tuple[bytes, bytes | None]
+"""A key and its value; None: deleted."""
+
+R = TypeVar("R")
+
+AVOID = 1.0
+"""Seconds for which what could not be reached is tried last."""
+
+SETTLE = 30.0
+"""Seconds after which a copy is forgotten that its pod, back again, has not published: it has let it go."""
+
+
+class News(enum.Enum):
+    """What a listener is told of a pod."""
+
+    PUBLISHED = "published"
+    SUSPECT = "suspect"
+    GONE = "gone"
+
+
+class Pod:
+    """One pod. `in_flight` and `load` are what a copy is chosen by: they count all of its models."""
+
+    __slots__ = (
+        "agent_failed_at",
+        "copies",
+        "failed_at",
+        "in_flight",
+        "load",
+        "losses",
+        "lost_at",
+        "name",
+        "pool",
+        "record",
+        "suspect",
+        "unsettled",
+        "unsettled_since",
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.record: records.PodRecord | None = None  # None: only its copies have been seen so far
+        self.pool: Pool | None = None
+        self.copies: dict[str, Copy] = {}
+        self.in_flight = 0  # our calls there
+        self.load = 0  # calls in flight there, as its last reply said
+        self.suspect = False  # vanished without a word
+        self.unsettled = False  # was suspect, and some of its copies may still be
+        self.unsettled_since = 0.0
+        self.failed_at = 0.0  # when its data port could not be reached last; 0: it could, or was not tried
+        self.agent_failed_at = 0.0  # the same of its agent
+        self.losses = 0  # how often connections broke in the middle of calls, those of one moment as one
+        self.lost_at = 0.0  # when that was last
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it has said that it goes."""
+        return self.record is not None and self.record.state == records.LEAVING
+
+
+class Copy:
+    """A model in a pod."""
+
+    __slots__ = ("answered", "headers", "model", "pod", "record", "suspect", "token")
+
+    def __init__(self, model: str, pod: Pod, record: records.CopyRecord) -> None:
+        self.model = model
+        self.pod = pod
+        self.record = record
+        self.token = record.token
+        self.headers = routes.addressed(model, record.token)  # made once, sent with every call
+        self.suspect = False
+        self.answered = False  # known from the agent's answer; etcd's news of it are still to come
+
+    @property
+    def in_flight(self) -> int:
+        """Our calls in flight in its pod."""
+        return self.pod.in_flight
+
+    @property
+    def load(self) -> int:
+        """Calls in flight in its pod, as the pod last said."""
+        return self.pod.load
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it is loaded, as far as is known."""
+        return self.record.state == records.LOADED
+
+    @property
+    def callable(self) -> bool:
+        """Whether a call may be sent to it."""
+        record = self.pod.record
+        return self.loaded and record is not None and record.incarnation == self.record.incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class ViewStatistics:
+    """How much is known."""
+
+    revision: int
+    pods: int
+    suspect_pods: int
+    models: int  # with a copy that may be called
+    copies: int
+    loading: int
+
+
+class View:
+    """See the module's text. `connect` makes the pool of connections to a data address."""
+
+    def __init__(self, keys: Keys, connect: Callable[[str], Pool]) -> None:
+        self._keys = keys
+        self._connect = connect
+        self._known: dict[str, dict[str, Copy]] = {}  # every copy, by model and pod; no empty ones
+        self._listeners: list[Callable[[str, News], None]] = []
+        self._watchers: dict[str, list[Callable[[], None]]] = {}
+        self._retired: list[Pool] = []
+        self.revision = 0
+        self.pods: dict[str, Pod] = {}
+        self.copies: dict[str, list[Copy]] = {}
+        """Those that may be called, by model. A list is replaced, never changed; there are no empty ones."""
+
+    # --- the mirror ---
+
+    def snapshot(self, revision: int, items: Iterable[Item]) -> None:
+        """Everything as it is at one revision: what is missing has vanished or was withdrawn, unseen."""
+        pods: dict[str, records.PodRecord] = {}
+        copies: dict[tuple[str, str], records.CopyRecord] = {}
+        for key, value in items:
+            if value is None:
+                continue
+            if (names := self._copy_of(key)) is not None:
+                if (copy_record := _decode(records.CopyRecord.decode, key, value)) is not None:
+                    copies[names] = copy_record
+                continue
+            name = self._pod_of(key)
+            pod_record = None if name is None else _decode(records.PodRecord.decode, key, value)
+            if name is not None and pod_record is not None:
+                pods[name] = pod_record
+        for pod in list(self.pods.values()):
+            if pod.name not in pods:
+                self._vanished(pod, still_there={model for model, name in copies if name == pod.name})
+                continue
+            for copy in list(pod.copies.values()):
+                if (copy.model, pod.name) not in copies:
+                    self._remove(copy)
+        for name, pod_record in pods.items():
+            self._publish_pod(name, pod_record)
+        for (model, name), copy_record in copies.items():
+            self._publish_copy(model, name, copy_record)
+        self.revision = revision
+
+    def delta(self, revision: int, items: Iterable[Item]) -> None:
+        """The events of one revision, all of them."""
+        items = list(items)
+        gone = {name for key, value in items if value is None and (name := self._pod_of(key)) is not None}
+        for key, value in items:
+            if (names := self._copy_of(key)) is not None:
+                model, name = names
+                if value is not None:
+                    if (copy_record := _decode(records.CopyRecord.decode, key, value)) is not None:
+                        self._publish_copy(model, name, copy_record)
+                elif name not in gone and (copy := self._known.get(model, {}).get(name)) is not None:
+                    self._remove(copy)
+                continue
+            found = self._pod_of(key)
+            pod_record = None if value is None else _decode(records.PodRecord.decode, key, value)
+            if found is not None and pod_record is not None:
+                self._publish_pod(found, pod_record)
+        for name in gone:
+            if (pod := self.pods.get(name)) is not None:
+                self._vanished(pod)
+        self.revision = revision
+
+    def _copy_of(self, key: bytes) -> tuple[str, str] | None:
+        if not key.startswith(self._keys.all_copies):
+            return None
+        try:
+            return self._keys.copy_of(key)
+        except ValueError:
+            log.warning("a key in etcd cannot be read", key=key)
+            return None
+
+    def _pod_of(self, key: bytes) -> str | None:
+        if not key.startswith(self._keys.pods):
+            return None
+        try:
+            return self._keys.pod_of(key)
+        except ValueError:
+            log.warning("a key in etcd cannot be read", key=key)
+            return None
+
+    def _publish_pod(self, name: str, record: records.PodRecord) -> None:
+        pod = self._pod(name)
+        old = pod.record
+        if old is None or (old.incarnation, old.data_address) != (record.incarnation, record.data_address):
+            self._retire(pod)
+            pod.pool = self._connect(record.data_address)
+            pod.load = 0
+        pod.record = record
+        pod.suspect = False
+        pod.failed_at = pod.agent_failed_at = 0.0
+        if old is None or old.incarnation != record.incarnation:
+            for copy in list(pod.copies.values()):
+                if copy.record.incarnation == record.incarnation:
+                    self._index(copy.model)
+                else:
+                    self._remove(copy)
+        self._tell(name, News.PUBLISHED)
+
+    def _publish_copy(self, model: str, name: str, record: records.CopyRecord) -> None:
+        pod = self._pod(name)
+        known = pod.copies.get(model)
+        if known is not None and known.token == record.token:
+            if known.answered and record.state != records.LOADED:
+                return  # the mirror is behind what the agent has answered
+            known.record = record
+            known.suspect = known.answered = False
+        else:
+            pod.copies[model] = self._known.setdefault(model, {})[name] = Copy(model, pod, record)
+        self._index(model)
+
+    def _vanished(self, pod: Pod, still_there: Container[str] = ()) -> None:
+        """Its presence ended. What can be called goes on as suspect; what said that it leaves, or failed, is gone."""
+        if not pod.leaving and not pod.failed_at:
+            pod.suspect = pod.unsettled = True
+            pod.unsettled_since = 0.0
+            for copy in list(pod.copies.values()):
+                if copy.callable:
+                    copy.suspect = copy.model not in still_there
+                elif copy.model not in still_there:
+                    self._remove(copy)
+            if pod.copies:
+                log.warning("a pod vanished without a word", pod=pod.name, copies=len(pod.copies))
+                self._tell(pod.name, News.SUSPECT)
+                return
+        self._forget(pod)
+
+    # --- what calls and loads teach ---
+
+    def loaded(
+        self, model: str, pod: Pod, incarnation: str, create_revision: int, host_bytes: int = 0, device_bytes: int = 0
+    ) -> Copy | None:
+        """The agent has answered that the copy is there. None where the answer came from another life of the pod."""
+        if pod.record is None or pod.record.incarnation != incarnation or self.pods.get(pod.name) is not pod:
+            return None
+        record = records.CopyRecord(incarnation, create_revision, records.LOADED, host_bytes, device_bytes)
+        self._publish_copy(model, pod.name, record)
+        copy = pod.copies[model]
+        copy.answered = True
+        return copy
+
+    def drop(self, copy: Copy) -> None:
+        """A call has shown that the copy is not there."""
+        if copy.pod.copies.get(copy.model) is copy:
+            self._remove(copy)
+            if copy.pod.suspect and not copy.pod.copies:
+                self._forget(copy.pod)
+
+    def failed(self, pod: Pod, now: float) -> None:
+        """The pod's data port, or a suspect's agent, could not be reached at `now` (seconds, any clock)."""
+        pod.failed_at = now or 1e-9
+        if pod.suspect:
+            log.warning("a suspect pod does not answer and is dropped", pod=pod.name, copies=len(pod.copies))
+            self._forget(pod)
+
+    def settle(self, now: float) -> None:
+        """To be called every second or so: forgets the copies that did not come back with their pod."""
+        for pod in list(self.pods.values()):
+            if not pod.unsettled or pod.suspect:
+                continue
+            left = [copy for copy in pod.copies.values() if copy.suspect]
+            if not left:
+                pod.unsettled = False
+            elif not pod.unsettled_since:
+                pod.unsettled_since = now
+            elif now - pod.unsettled_since > SETTLE:
+                for copy in left:
+                    self._remove(copy)
+
+    # --- questions ---
+
+    def known(self, model: str) -> Iterable[Copy]:
+        """Every copy of the model that is known of, those being loaded too."""
+        return tuple(self._known.get(model, {}).values())
+
+    def models(self) -> Iterable[str]:
+        """The models with a copy anywhere, those being loaded too."""
+        return self._known.keys()
+
+    def candidates(self, now: float) -> list[placement.pod.Pod]:
+        """The pods as placement looks at them."""
+        found = []
+        for pod in self.pods.values():
+            record = pod.record
+            if record is None:
+                continue
+            why_not = ""
+            if pod.suspect:
+                why_not = "has lost its lease and may be gone"
+            elif record.state != records.READY:
+                why_not = "is leaving" if pod.leaving else f"is {record.state}"
+            elif record.protocol[0] > records.PROTOCOL or record.protocol[1] < records.PROTOCOL - 1:
+                low, high = record.protocol
+                why_not = f"speaks versions {low} to {high} of the agents' protocol, this router {records.PROTOCOL}"
+            elif pod.agent_failed_at and now - pod.agent_failed_at < AVOID:
+                why_not = "has just not answered"
+            found.append(
+                placement.pod.Pod(
+                    name=pod.name,
+                    capacity_bytes=record.capacity_bytes,
+                    used_bytes=record.used_bytes,
+                    copies=record.copies,
+                    oldest_idle_ms=record.oldest_idle_ms,
+                    loads_in_progress=record.loads_in_progress,
+                    loading_threads=record.loading_threads,
+                    rate=record.rate,
+                    labels=frozenset(record.labels),
+                    zone=record.zone,
+                    accepts=not why_not,
+                    why_not=why_not,
+                )
+            )
+        return found
+
+    def statistics(self) -> ViewStatistics:
+        """How much is known now."""
+        copies = sum(len(copies) for copies in self.copies.values())
+        return ViewStatistics(
+            revision=self.revision,
+            pods=len(self.pods),
+            suspect_pods=sum(pod.suspect for pod in self.pods.values()),
+            models=len(self.copies),
+            copies=copies,
+            loading=sum(len(pods) for pods in self._known.values()) - copies,
+        )
+
+    # --- whoever waits for a change ---
+
+    def listen(self, listener: Callable[[str, News], None]) -> None:
+        """From now on told of every pod that publishes itself or goes, by its name."""
+        self._listeners.append(listener)
+
+    def watch(self, model: str, callback: Callable[[], None]) -> Callable[[], None]:
+        """Calls back whenever the copies of that model change; returns what ends it."""
+        self._watchers.setdefault(model, []).append(callback)
+
+        def unwatch() -> None:
+            callbacks = self._watchers.get(model, [])
+            if callback in callbacks:
+                callbacks.remove(callback)
+            if not callbacks:
+                self._watchers.pop(model, None)
+
+        return unwatch
+
+    def close(self) -> None:
+        """Closes every connection."""
+        for pod in self.pods.values():
+            self._retire(pod)
+
+    # --- inside ---
+
+    def _pod(self, name: str) -> Pod:
+        pod = self.pods.get(name)
+        if pod is None:
+            pod = self.pods[name] = Pod(name)
+        return pod
+
+    def _index(self, model: str) -> None:
+        callable_ = [copy for copy in self._known.get(model, {}).values() if copy.callable]
+        if callable_:
+            self.copies[model] = callable_
+        else:
+            self.copies.pop(model, None)
+        for callback in tuple(self._watchers.get(model, ())):
+            callback()
+
+    def _remove(self, copy: Copy) -> None:
+        del copy.pod.copies[copy.model]
+        pods = self._known[copy.model]
+        del pods[copy.pod.name]
+        if not pods:
+            del self._known[copy.model]
+        self._index(copy.model)
+
+    def _forget(self, pod: Pod) -> None:
+        for copy in list(pod.copies.values()):
+            self._remove(copy)
+        self._retire(pod)
+        del self.pods[pod.name]
+        self._tell(pod.name, News.GONE)
+
+    @staticmethod
+    def _retire(pod: Pod) -> None:
+        if pod.pool is not None:
+            pod.pool.close()  # calls in flight go on
+            pod.pool = None
+
+    def _tell(self, name: str, news: News) -> None:
+        for listener in self._listeners:
+            listener(name, news)
+
+
+def _decode(decode: Callable[[bytes], R], key: bytes, value: bytes) -> R | None:
+    try:
+        return decode(value)
+    except ValueError as error:
+        log.warning("a record in etcd cannot be read", key=key, error=str(error))
+        return None

@@ -1,0 +1,232 @@
+"""`python -m router.worker SETTINGS INDEX`: one worker process. The router pod starts as many as there are CPUs.
+
+It answers on two unix sockets (gRPC over HTTP/1.1, REST) that Envoy calls, or on the ports themselves where `grpc.aio`
+is the edge. Everything it knows can be made again from etcd, so it may die at any time.
+"""
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvloop
+from aiohttp import web
+
+from mesh import settings as addresses
+from mesh.etcd import Etcd
+from mesh.keys import Keys
+from mesh.telemetry import logs, metrics
+from mesh.wire.client import Pool
+from mesh.wire.server import Server
+from router import services
+from router.agents import Agents
+from router.coldstart import ColdStart
+from router.context import Worker
+from router.dispatch import Dispatcher
+from router.feed import FeedClient
+from router.forward import Forwarder
+from router.management import Management
+from router.meter import Meter
+from router.prober import Prober
+from router.registry import Registry
+from router.rest import app
+from router.routes import Routes
+from router.services import modelmesh
+from router.settings import RouterSettings
+from router.tasks import Tasks
+from router.view import News, View
+
+if TYPE_CHECKING:
+    from router.edge import grpc as edges
+
+log = logs.get(__name__)
+
+_TICK = 1.0  # seconds
+_IDLE = 50.0  # seconds after which an unused connection to a pod is closed; below the model server's own patience
+
+
+class Process:
+    """The parts of a worker, put together. `start()`, then `stop()`."""
+
+    def __init__(self, settings: RouterSettings, index: int) -> None:
+        self.settings = settings
+        self.index = index
+        self.name = f"worker{index}"
+        self.metrics = metrics.Registry(f"router-{self.name}")
+        self._draining = False
+        self.etcd = Etcd(settings.etcd)
+        keys = Keys(settings.base)
+        self.view = View(keys, self._connect)
+        self.agents = Agents()
+        self.view.listen(self._on_pod)
+        self.registry = Registry(self.etcd, keys, timeout=settings.registry_timeout, remember=settings.registry_cache)
+        meter = Meter(self.metrics)
+        self.coldstart = ColdStart(
+            view=self.view, registry=self.registry, agents=self.agents, meter=meter, settings=settings
+        )
+        self.forwarder = Forwarder(
+            view=self.view, coldstart=self.coldstart, registry=self.registry, meter=meter, settings=settings
+        )
+        management = Management(
+            etcd=self.etcd,
+            keys=keys,
+            registry=self.registry,
+            view=self.view,
+            coldstart=self.coldstart,
+            agents=self.agents,
+            settings=settings,
+        )
+        self.dispatcher = Dispatcher(self.forwarder, Routes(limit=settings.max_message))
+        self.prober = Prober(self.view, self.agents)
+        self.feed = FeedClient(
+            settings.feed,
+            self.name,
+            self.view,
+            ready=self.why_not_ready,
+            snapshot=self.metrics.snapshot,
+            on_drain=self._drain,
+        )
+        self.worker = Worker(
+            settings=settings,
+            view=self.view,
+            dispatcher=self.dispatcher,
+            management=management,
+            registry=self.metrics,
+            ready=self.why_not_ready,
+            snapshots=self.feed.merged,
+        )
+        self.dispatcher.serve(self.worker, {**services.SERVICES, **modelmesh.METHODS})
+        self.server = Server(self.dispatcher.dispatch, max_message=settings.max_message)
+        self._edge: edges.GrpcEdge | None = None
+        self._rest: web.AppRunner | None = None
+        self._tasks = Tasks()
+        self._listening = False
+        self._gauges()
+
+    def why_not_ready(self) -> str | None:
+        """None: calls are served."""
+        if self._draining:
+            return "this router is stopping"
+        if not self._listening:
+            return "this worker is starting"
+        return None if self.feed.seen else "the registry (etcd) has not been read yet"
+
+    async def start(self) -> None:
+        """Listens and takes calls."""
+        settings = self.settings
+        self.feed.start()
+        self._tasks.spawn(self._tick(), "tick")
+        if settings.edge == "envoy":
+            await self.server.listen_unix(settings.socket("grpc", self.index))
+            rest = settings.socket("rest", self.index)
+            with contextlib.suppress(FileNotFoundError):  # of a worker that was killed
+                os.unlink(rest)
+            self._rest = await app.serve_unix(self.worker, rest, grace=settings.drain)
+        else:
+            from router.edge import grpc as edge  # grpcio's server, which is not needed behind Envoy
+
+            self._edge = edge.GrpcEdge(self.dispatcher.dispatch, max_message=settings.max_message, shared=True)
+            await self._edge.listen(*addresses.parse_address(settings.listen))
+            host, port = addresses.parse_address(settings.rest_listen)
+            self._rest = await app.serve_tcp(self.worker, host, port, shared=True, grace=settings.drain)
+        self._listening = True
+        self.feed.tell()
+        # What is there now stays: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+
+    async def stop(self) -> None:
+        """Takes no more calls, lets those in flight end, bounded, and lets go of everything."""
+        self._drain()
+        self.feed.tell()
+        grace = self.settings.drain
+        closing = [self.server.close(grace)]
+        if self._edge is not None:
+            closing.append(self._edge.close(grace))
+        if self._rest is not None:
+            closing.append(self._rest.cleanup())
+        await asyncio.gather(*closing)
+        await self._tasks.close()
+        await self.prober.close()
+        await self.coldstart.close()
+        await self.forwarder.close()
+        await self.registry.close()
+        await self.feed.close()
+        self.view.close()
+        await self.agents.close()
+        await self.etcd.close()
+
+    def _drain(self) -> None:
+        self._draining = True
+
+    def _connect(self, address: str) -> Pool:
+        settings = self.settings
+        return Pool(
+            address,
+            max_connections=settings.max_connections_per_pod,
+            connect_timeout=settings.connect_timeout,
+            max_message=settings.max_message,
+            idle_timeout=_IDLE,
+        )
+
+    def _on_pod(self, name: str, news: News) -> None:
+        if news is News.GONE:
+            self.agents.forget(name)
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_TICK)
+            self.view.settle(loop.time())
+            self.forwarder.deaths.settle()
+            self.prober.look()
+            self.feed.tell()
+
+    def _gauges(self) -> None:
+        view, coldstart, forwarder = self.view, self.coldstart, self.forwarder
+        gauge = self.metrics.gauge
+        # The view is the same in each worker, so the highest of them is what the router pod sees.
+        gauge("mesh_pods", "Runtime pods in view.", merge="max").follow(lambda: len(view.pods))
+        gauge("mesh_suspect_pods", "Pods that vanished without a word and are still called.", merge="max").follow(
+            lambda: sum(pod.suspect for pod in view.pods.values())
+        )
+        gauge("modelmesh_models_loaded_total", "Models with a copy that may be called.", merge="max").follow(
+            lambda: len(view.copies)
+        )
+        gauge("mesh_calls_in_flight", "Inference calls in the workers.").follow(lambda: forwarder.in_flight)
+        gauge("mesh_waiters", "Calls that wait for loads.").follow(lambda: coldstart.statistics().waiters)
+        gauge("mesh_waiting_bytes", "What they hold.").follow(lambda: coldstart.statistics().bytes)
+        gauge("mesh_flights", "Models that are being loaded for callers.").follow(
+            lambda: coldstart.statistics().flights
+        )
+
+
+async def _serve(settings: RouterSettings, index: int) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    process = Process(settings, index)
+    try:
+        await process.start()
+        log.debug("worker takes calls", worker=index)
+        await stop.wait()
+    finally:
+        await process.stop()
+
+
+def main() -> None:
+    """The process."""
+    settings = RouterSettings.read(Path(sys.argv[1]))
+    index = int(sys.argv[2])
+    logs.configure(level=settings.log_level, fmt=settings.log_format, process=f"worker{index}")  # type: ignore[arg-type]
+    with contextlib.suppress(KeyboardInterrupt):
+        uvloop.run(_serve(settings, index))
+
+
+if __name__ == "__main__":
+    main()

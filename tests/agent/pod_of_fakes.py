@@ -1,0 +1,219 @@
+"""The agent's decisions with everything around them made up: etcd, files, model server, board."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from mesh.records import CopyRecord, ModelRecord
+from mesh.runtime import claims
+from mesh.runtime.board import State as SlotState
+from mesh.runtime.board import Use
+from mesh.runtime.decisions import Decisions
+from mesh.runtime.ledger import Entry, Ledger, State
+from mesh.runtime.loading import Parts
+from mesh.runtime.loads import Loads
+from mesh.runtime.meters import Meters
+from mesh.runtime.outcomes import Loaded, Outcome, Refused, Want
+from mesh.runtime.unloads import Unloads
+from placement.room import Room
+from puller.errors import PullError
+from puller.puller import Pulled
+from puller.source import Source
+from tests.support.modelserver import FakeModelServer
+from tests.support.waiting import until
+
+
+class FakeBoard:
+    """All slots free but those that the test fills: what a server that writes no board looks like."""
+
+    def __init__(self) -> None:
+        self.uses: dict[int, Use] = {}
+
+    def read(self, slot: int) -> Use:
+        return self.uses.get(slot, Use(SlotState.FREE, 0, 0, 0, 0, 0, 0, 0))
+
+
+class FakeKeys:
+    """etcd, as far as this pod's keys are in it."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, CopyRecord] = {}
+
+    def put(self, model_id: str, record: CopyRecord) -> None:
+        self.keys[model_id] = record
+
+    def drop(self, model_id: str) -> None:
+        self.keys.pop(model_id, None)
+
+    async def settled(self, model_id: str, timeout: float) -> bool:
+        return True
+
+
+class FakeClaims:
+    """Grants every claim, unless the test says otherwise."""
+
+    def __init__(self, keys: FakeKeys) -> None:
+        self.keys = keys
+        self.verdicts: dict[str, claims.Verdict] = {}
+        self.spares: dict[str, int] = {}
+        self.records: dict[str, ModelRecord] = {}
+        self.asked: list[str] = []
+        self.held: dict[str, asyncio.Event] = {}
+
+    async def claim(
+        self, model_id: str, copy: CopyRecord, *, expected: int = 0, ask: Sequence[str] = ()
+    ) -> claims.Verdict:
+        self.asked.append(model_id)
+        if model_id in self.held:
+            await self.held[model_id].wait()
+        if model_id in self.verdicts:
+            return self.verdicts[model_id]
+        self.keys.keys[model_id] = copy
+        spares = {victim: self.spares.get(victim, 0) for victim in ask}
+        return claims.Claimed(self.records.get(model_id, ModelRecord(type="t")), spares)
+
+
+class FakeFiles:
+    """Paths are `/<bytes>` or whatever `errors` has."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, PullError] = {}
+        self.held: dict[str, asyncio.Event] = {}
+        self.present: set[str] = set()
+        self.cancelled: list[str] = []
+
+    async def pull(self, source: Source, *, into: str) -> Pulled:
+        try:
+            if into in self.held:
+                await self.held[into].wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(into)
+            raise
+        if source.path in self.errors:
+            raise self.errors[source.path]
+        self.present.add(into)
+        return Pulled(Path(source.path), int(source.path.rpartition("/")[2]), source.path, source.key)
+
+    async def remove(self, into: str) -> None:
+        self.present.discard(into)
+
+
+class FakeHistory:
+    """What would be written into records."""
+
+    def __init__(self) -> None:
+        self.failures: dict[str, str] = {}
+        self.sizes: dict[str, int] = {}
+
+    def loaded(
+        self, model_id: str, revision: int, known: ModelRecord, *, host_bytes: int, device_bytes: int, load_ms: int
+    ) -> None:
+        self.sizes[model_id] = host_bytes
+
+    async def failed(self, model_id: str, revision: int, text: str) -> None:
+        self.failures[model_id] = text
+
+
+class FakePod:
+    """`async with FakePod(capacity=...) as pod`: loads on a fake server, capacity in bytes."""
+
+    def __init__(self, *, capacity: int = 1_000_000, concurrency: int = 2) -> None:
+        self.server = FakeModelServer()
+        self.board = FakeBoard()
+        self.keys = FakeKeys()
+        self.claims = FakeClaims(self.keys)
+        self.files = FakeFiles()
+        self.history = FakeHistory()
+        self.decisions = Decisions()
+        self.meters = Meters()
+        self.refusal: Refused | None = None
+        self.ledger = Ledger(capacity, self.board, slots=64)
+        self.unloads = Unloads(
+            self.ledger,
+            self.server,
+            self.keys,
+            self.files,
+            token=lambda entry: b"life.%d" % entry.revision,
+            meters=self.meters,
+            decisions=self.decisions,
+            on_freed=lambda: self.loads.freed(),
+        )
+        self.loads = Loads(
+            Parts(
+                ledger=self.ledger,
+                server=self.server,
+                unloads=self.unloads,
+                keys=self.keys,
+                claiming=self.claims,
+                pulling=self.files,
+                history=self.history,
+                meters=self.meters,
+                incarnation="life",
+                concurrency=concurrency,
+                load_timeout=30.0,
+                evict=self._evict,
+                why_refused=lambda: self.refusal,
+                why_down=lambda: self.server.why_down,
+            ),
+            self.decisions,
+        )
+
+    def _evict(self, room: Room, cause: str) -> None:
+        for victim in room.victims:
+            self.decisions.note("evict", victim, cause, why=room.why)
+            self.unloads.start(self.ledger.entries[victim], f"makes way for {cause}", evict=True)
+
+    async def __aenter__(self) -> "FakePod":
+        await self.server.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.loads.close("the test is over")
+        await self.loads.settle(0.0)
+        await self.unloads.close()
+        await self.server.__aexit__()
+
+    def want(self, model_id: str, size: int = 1000, *, revision: int = 1, known: bool = True, **fields: int) -> Want:
+        """A model of that size, known from an earlier load or to be found out; its file has 10 bytes."""
+        path = f"/{model_id}/10"
+        self.server.sizes[path] = size
+        return Want(model_id, revision, "t", path, host_bytes=size if known else 0, **fields)
+
+    async def load(self, model_id: str, size: int = 1000, **fields: int) -> Outcome:
+        """Loads it."""
+        return await self.loads.load(self.want(model_id, size, **fields))
+
+    async def fill(self, *model_ids: str, size: int) -> None:
+        """Loads them one after the other, each younger than the one before."""
+        for model_id in model_ids:
+            outcome = await self.load(model_id, size)
+            assert isinstance(outcome, Loaded), outcome
+
+    def busy(self, model_id: str) -> None:
+        """A call of it is in flight."""
+        entry = self.entry(model_id)
+        assert entry.slot is not None
+        self.board.uses[entry.slot] = Use(SlotState.FREE, 1, 1, 1, 0, 0, 0, 0)
+
+    def entry(self, model_id: str) -> Entry:
+        return self.ledger.entries[model_id]
+
+    @property
+    def resident(self) -> set[str]:
+        """What the ledger says is loaded."""
+        return {name for name, entry in self.ledger.entries.items() if entry.state is State.LOADED}
+
+    def unloaded(self) -> list[str]:
+        """What the server was asked to unload, in that order."""
+        return [model_id for what, model_id in self.server.asked if what == "unload"]
+
+    async def asked(self, what: str, model_id: str) -> None:
+        """Waits until the server was asked for that."""
+        await until(lambda: (what, model_id) in self.server.asked, why=f"{what} {model_id}")
+
+    async def nothing_left(self, model_id: str) -> None:
+        """Waits until no trace of it is anywhere."""
+        await until(lambda: model_id not in self.ledger.entries, why=f"{model_id} off the books")
+        assert model_id not in self.server.models
+        assert model_id not in self.keys.keys
+        assert model_id not in self.files.present

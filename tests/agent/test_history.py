@@ -1,0 +1,108 @@
+"""What is written into models' records, in a real etcd."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from mesh.etcd import Etcd
+from mesh.keys import Keys
+from mesh.records import Failure, ModelRecord
+from mesh.runtime.history import FAILURE_EXPIRY_MS, History
+from tests.support.waiting import until
+
+NOW = 1_800_000_000_000
+
+
+class Records:
+    """One model's record, and what the pod writes into it."""
+
+    def __init__(self, etcd: Etcd, keys: Keys) -> None:
+        self.etcd, self.key = etcd, keys.model("m")
+        self.history = History(etcd, keys, pod="pod-1", clock_ms=lambda: NOW)
+        self.revision = 0
+
+    async def put(self, **fields: object) -> ModelRecord:
+        record = ModelRecord(type="t", **fields)  # type: ignore[arg-type]
+        self.revision = await self.etcd.put(self.key, record.encode())
+        return record
+
+    async def get(self) -> ModelRecord:
+        kv = await self.etcd.get(self.key)
+        assert kv is not None
+        return ModelRecord.decode(kv.value)
+
+    async def settled(self) -> None:
+        await until(lambda: not self.history.statistics().pending, why="all is written")
+
+
+@pytest.fixture
+async def records(etcd: Etcd, keys: Keys) -> AsyncIterator[Records]:
+    records = Records(etcd, keys)
+    yield records
+    await records.history.close()
+
+
+async def test_a_measured_size_is_remembered(records: Records) -> None:
+    """Beside what others have written, unknown attributes included."""
+    known = await records.put(path="/x", other={"theirs": 1})
+    records.history.loaded("m", records.revision, known, host_bytes=500, device_bytes=7, load_ms=30)
+    await records.settled()
+    now = await records.get()
+    assert (now.host_bytes, now.device_bytes, now.load_ms, now.path) == (500, 7, 30, "/x")
+    assert dict(now.other) == {"theirs": 1}
+
+
+async def test_what_is_no_news_is_not_written(records: Records) -> None:
+    """Sizes within a tenth, load times within a half."""
+    known = await records.put(host_bytes=1000, load_ms=200)
+    records.history.loaded("m", records.revision, known, host_bytes=1050, device_bytes=0, load_ms=280)
+    assert not records.history.statistics().pending
+    records.history.loaded("m", records.revision, known, host_bytes=1200, device_bytes=0, load_ms=200)
+    await records.settled()
+    assert (await records.get()).host_bytes == 1200
+
+
+async def test_a_failure_is_recorded_and_a_success_takes_it_away(records: Records) -> None:
+    """Of this pod; another's stays, an expired one goes."""
+    theirs, old = Failure("pod-2", NOW - 5, "no"), Failure("pod-3", NOW - FAILURE_EXPIRY_MS - 1, "old")
+    await records.put(failures=(theirs, old))
+    await records.history.failed("m", records.revision, "it is no model")
+    failed = await records.get()
+    assert failed.failures == (Failure("pod-1", NOW, "it is no model"), theirs)
+    records.history.loaded("m", records.revision, failed, host_bytes=1, device_bytes=0, load_ms=1)
+    await records.settled()
+    assert (await records.get()).failures == (theirs,)
+
+
+async def test_two_deaths_are_a_quarantine(records: Records) -> None:
+    """Each counts, and a failure that is recorded next finds the death in the record."""
+    await records.put()
+    for number in range(2):
+        records.history.killed("m", records.revision, f"server {number} died")
+        await records.history.failed("m", records.revision, "died")
+        assert len((await records.get()).killed) == number + 1
+    assert (await records.get()).quarantined
+
+
+async def test_another_registration_is_none_of_our_business(records: Records) -> None:
+    """Registered anew meanwhile, or not at all."""
+    await records.put(path="/old")
+    former = records.revision
+    await records.etcd.delete(records.key)
+    await records.put(path="/new")
+    await records.history.failed("m", former, "the old one is no model")
+    records.history.killed("m", former, "died")
+    await records.settled()
+    now = await records.get()
+    assert (now.path, now.failures, now.killed) == ("/new", (), ())
+    await records.etcd.delete(records.key)
+    await records.history.failed("m", former, "gone")
+    assert await records.etcd.get(records.key) is None
+
+
+async def test_a_record_that_cannot_be_read_is_left_alone(records: Records) -> None:
+    revision = await records.etcd.put(records.key, b"not JSON")
+    await records.history.failed("m", revision, "no")
+    kv = await records.etcd.get(records.key)
+    assert kv is not None
+    assert kv.value == b"not JSON"

@@ -1,0 +1,225 @@
+"""The ledger: what counts when, and who goes first."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.runtime.board import State as SlotState
+from mesh.runtime.board import Use
+from mesh.runtime.ledger import CANDIDATES, Entry, Ledger, State
+from placement.room import RoomVerdict
+
+MS = 1_000_000
+
+
+class FakeBoard:
+    """Uses by slot, set by the test."""
+
+    def __init__(self) -> None:
+        self.uses: dict[int, Use] = {}
+        self.reads = 0
+
+    def read(self, slot: int) -> Use:
+        self.reads += 1
+        return self.uses.get(slot, Use(SlotState.LOADED, 1, 0, 0, 0, 0, 0, 0))
+
+    def use(self, entry: Entry, at_ms: int, *, in_flight: int = 0) -> None:
+        assert entry.slot is not None
+        self.uses[entry.slot] = Use(SlotState.LOADED, 1, in_flight, 0, at_ms * MS, 1, 0, 0)
+
+
+class Pod:
+    """A ledger with a board and a clock to turn."""
+
+    def __init__(self, capacity: int = 100, slots: int = 64) -> None:
+        self.board = FakeBoard()
+        self.now_ms = 1000
+        self.ledger = Ledger(capacity, self.board, slots=slots, clock=lambda: self.now_ms * MS)
+
+    def reserve(self, model_id: str, size: int, *, idle_ms: int = 0) -> Entry:
+        entry = self.ledger.add(model_id, 1, idle_ms=idle_ms)
+        self.ledger.weigh(entry, size)
+        return entry
+
+    def load(self, model_id: str, size: int = 10, *, idle_ms: int = 0) -> Entry:
+        entry = self.reserve(model_id, size, idle_ms=idle_ms)
+        assert self.ledger.begin(entry)
+        assert self.ledger.take_slot(entry)
+        self.ledger.enter(entry, State.LOADING)
+        self.ledger.enter(entry, State.LOADED)
+        self.now_ms += 1
+        return entry
+
+    def order(self) -> list[str]:
+        return [entry.model_id for entry in self.ledger.oldest()]
+
+
+@pytest.fixture
+def pod() -> Pod:
+    return Pod()
+
+
+def test_space_is_promised_from_the_reservation_and_physical_until_really_freed(pod: Pod) -> None:
+    """A copy being unloaded no longer counts for decisions, but memory is not free before it is gone."""
+    old = pod.load("old", 80)
+    pod.ledger.enter(old, State.UNLOADING)
+    assert (pod.ledger.committed_bytes, pod.ledger.physical_bytes) == (0, 80)
+    new = pod.reserve("new", 50)
+    assert (pod.ledger.committed_bytes, pod.ledger.physical_bytes) == (50, 80)
+    assert not pod.ledger.begin(new)
+    pod.ledger.remove(old)
+    assert pod.ledger.begin(new)
+    assert (pod.ledger.committed_bytes, pod.ledger.physical_bytes) == (50, 50)
+
+
+def test_a_measured_size_replaces_the_predicted_one(pod: Pod) -> None:
+    """Also beyond the capacity: then more is promised than there is, and the ledger says so."""
+    entry = pod.load("m", 10)
+    pod.ledger.weigh(entry, 130)
+    assert pod.ledger.free_bytes == -30
+    assert pod.ledger.room_for(0, keep=("m",)).verdict is RoomVerdict.NO_ROOM
+
+
+def test_a_copy_weighs_the_larger_of_its_two_sizes(pod: Pod) -> None:
+    entry = pod.reserve("m", 10)
+    pod.ledger.weigh(entry, 10, 30)
+    assert pod.ledger.committed_bytes == 30
+
+
+def test_least_recently_used_goes_first(pod: Pod) -> None:
+    """By the board, not by the order of loads."""
+    a, b, c = pod.load("a"), pod.load("b"), pod.load("c")
+    assert pod.order() == ["a", "b", "c"]
+    pod.board.use(a, 5000)
+    assert pod.order() == ["b", "c", "a"]
+    pod.board.use(b, 4000)
+    pod.board.use(c, 6000)
+    assert pod.order() == ["b", "a", "c"]
+
+
+def test_a_copy_nobody_has_called_is_as_old_as_it_was_said_to_be(pod: Pod) -> None:
+    """What was loaded for nobody in particular does not count as just used, until somebody calls it."""
+    pod.load("used")
+    preloaded = pod.load("preloaded", idle_ms=3_600_000)
+    assert pod.order() == ["preloaded", "used"]
+    assert pod.ledger.idle_ms(preloaded) >= 3_600_000
+    pod.board.use(preloaded, pod.now_ms)
+    assert pod.order() == ["used", "preloaded"]
+
+
+def test_calls_in_flight_protect(pod: Pod) -> None:
+    busy, idle = pod.load("busy", 50), pod.load("idle", 50)
+    pod.board.use(busy, 1000, in_flight=1)
+    pod.board.use(idle, 2000)
+    pod.now_ms = 3000
+    room = pod.ledger.room_for(30)
+    assert (room.verdict, room.victims) == (RoomVerdict.EVICT, ("idle",))
+    assert pod.ledger.room_for(60).verdict is RoomVerdict.NO_ROOM
+
+
+def test_a_copy_with_a_spare_elsewhere_goes_before_one_of_similar_age(pod: Pod) -> None:
+    for name in ("sole", "spare"):
+        pod.load(name, 50)
+    pod.now_ms = 60_000
+    assert pod.ledger.room_for(10).victims == ("sole",)
+    assert pod.ledger.room_for(10, spares={"spare": 1}).victims == ("spare",)
+
+
+def test_two_loads_are_not_promised_the_same_victim(pod: Pod) -> None:
+    """The first one's victim is on its way out when the second one asks."""
+    pod.load("a", 50)
+    pod.load("b", 50)
+    first = pod.ledger.room_for(50)
+    for victim in first.victims:
+        pod.ledger.enter(pod.ledger.entries[victim], State.UNLOADING)
+    pod.reserve("new1", 50)
+    second = pod.ledger.room_for(50)
+    assert first.victims == ("a",)
+    assert second.victims == ("b",)
+
+
+def test_slots_come_back_and_run_out() -> None:
+    pod = Pod(slots=2)
+    a = pod.load("a")
+    pod.load("b")
+    third = pod.reserve("c", 1)
+    assert not pod.ledger.take_slot(third)
+    pod.ledger.remove(a)
+    assert pod.ledger.take_slot(third)
+    assert third.slot == 0
+
+
+def test_what_is_gone_is_not_in_the_order(pod: Pod) -> None:
+    """Removed, unloading, and an entry of the same id that came later."""
+    a = pod.load("a")
+    pod.load("b")
+    pod.ledger.enter(a, State.UNLOADING)
+    assert pod.order() == ["b"]
+    pod.ledger.remove(a)
+    pod.load("a")
+    assert pod.order() == ["b", "a"]
+
+
+def test_finding_a_victim_does_not_read_the_whole_board() -> None:
+    """Thousands of copies, one to go: reading every slot would take milliseconds of a cold start."""
+    pod = Pod(capacity=10_000, slots=4096)
+    for number in range(1000):
+        pod.load(str(number), 10)
+    pod.board.reads = 0
+    assert pod.ledger.room_for(10).victims == ("0",)
+    assert pod.board.reads <= 8 * CANDIDATES
+
+
+def test_nothing_is_asked_about_where_it_fits_anyway(pod: Pod) -> None:
+    pod.load("a", 60)
+    assert pod.ledger.candidates(40) == []
+    assert pod.ledger.candidates(41) == ["a"]
+
+
+actions = st.lists(
+    st.one_of(
+        st.tuples(st.just("load"), st.sampled_from("abcdef"), st.integers(0, 60)),
+        st.tuples(st.just("use"), st.sampled_from("abcdef"), st.integers(0, 2)),
+        st.tuples(st.just("go"), st.sampled_from("abcdef"), st.just(0)),
+        st.tuples(st.just("gone"), st.sampled_from("abcdef"), st.just(0)),
+        st.tuples(st.just("weigh"), st.sampled_from("abcdef"), st.integers(0, 150)),
+    ),
+    max_size=40,
+)
+
+
+@given(actions)
+def test_the_sums_are_those_of_the_entries(steps: list[tuple[str, str, int]]) -> None:
+    """Whatever happens in whatever order; and what begins always fits, and the order is that of the board."""
+    pod = Pod()
+    ledger = pod.ledger
+    for what, name, number in steps:
+        pod.now_ms += 1
+        entry = ledger.entries.get(name)
+        if what == "load" and entry is None:
+            entry = pod.reserve(name, number)
+            if ledger.begin(entry):
+                assert ledger.physical_bytes <= max(
+                    100, sum(e.weight for e in ledger.entries.values() if e is not entry)
+                )
+                ledger.take_slot(entry)
+                ledger.enter(entry, State.LOADING)
+                ledger.enter(entry, State.LOADED)
+        elif what == "use" and entry is not None and entry.slot is not None:
+            pod.board.use(entry, pod.now_ms, in_flight=number)
+        elif what == "go" and entry is not None and entry.state is State.LOADED:
+            ledger.enter(entry, State.UNLOADING)
+        elif what == "gone" and entry is not None:
+            if entry.slot is not None:
+                pod.board.uses.pop(entry.slot, None)
+            ledger.remove(entry)
+        elif what == "weigh" and entry is not None:
+            ledger.weigh(entry, number)
+        entries = ledger.entries.values()
+        assert ledger.committed_bytes == sum(e.weight for e in entries if e.state is not State.UNLOADING)
+        assert ledger.physical_bytes == sum(e.weight for e in entries if e.physical)
+        loaded = [e for e in entries if e.state is State.LOADED]
+        assert sorted(pod.order()) == sorted(e.model_id for e in loaded)
+        idle = [ledger.idle_ms(e) for e in ledger.oldest()]
+        assert idle == sorted(idle, reverse=True)
+        assert ledger.count(State.LOADED) == len(loaded)

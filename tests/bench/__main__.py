@@ -1,0 +1,46 @@
+"""`make bench`: measures a mesh of real processes on this machine and prints ratios; asserts nothing.
+
+    python -m tests.bench [chain] [coldstart] [registry]
+
+Absolute times are this machine's; the ratios, taken in one run, are what to compare.
+"""
+
+import asyncio
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.bench import chain, coldstart, registry
+from tests.support.etcd import EtcdServer
+from tests.support.localmesh import LocalMesh
+
+PARTS = ("chain", "coldstart", "registry")
+
+
+async def main() -> None:
+    """Runs the named parts, or all."""
+    wanted = sys.argv[1:] or list(PARTS)
+    if unknown := set(wanted) - set(PARTS):
+        sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    console = Console(width=110)
+    console.print(f"{os.cpu_count()} cores, Python {platform.python_version()}, every process and the load on them")
+    for part in wanted:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            async with EtcdServer(folder / "etcd") as etcd:
+                async with LocalMesh(folder, etcd, pods=1, capacity="256MiB", log_level="info") as mesh:
+                    match part:
+                        case "chain":
+                            await chain.run(mesh, folder, console)
+                        case "coldstart":
+                            await coldstart.run(mesh, console)
+                        case "registry":
+                            await registry.run(mesh, console)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

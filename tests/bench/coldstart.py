@@ -1,0 +1,49 @@
+"""Cold starts: what a caller waits for a model that is nowhere, over the time that making its session alone takes."""
+
+import time
+
+import numpy as np
+import onnxruntime
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench.load import percentile
+from tests.support import models
+from tests.support.localmesh import Client, LocalMesh
+
+COUNT = 200
+
+
+async def run(mesh: LocalMesh, console: Console) -> None:
+    """First calls of models never loaded, one at a time; beside them the sessions alone, in this process."""
+    name = models.LOGISTIC_REGRESSION_INPUT
+    features = np.zeros((1, 64), np.float32)
+    contents = [models.logistic_regression(number, features=64) for number in range(COUNT)]
+    for number, content in enumerate(contents):
+        await mesh.register(f"cold-{number}", content)
+    client = Client(mesh.channel())
+    cold, warm, sessions = [], [], []
+    for number, content in enumerate(contents):
+        began = time.perf_counter()
+        await client.infer(f"cold-{number}", **{name: features})
+        cold.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        await client.infer(f"cold-{number}", **{name: features})
+        warm.append(time.perf_counter() - began)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        began = time.perf_counter()
+        onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        sessions.append(time.perf_counter() - began)
+    table = Table(title=f"Cold start of {COUNT} small models, ms")
+    for heading in ("what", "p50", "p99"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    for what, times in (("cold call", cold), ("same call, resident", warm), ("session alone", sessions)):
+        table.add_row(what, f"{percentile(times, 0.5) * 1e3:.2f}", f"{percentile(times, 0.99) * 1e3:.2f}")
+    over = [a - b for a, b in zip(cold, sessions, strict=True)]
+    table.add_row(
+        "cold call over session (reach 10, 50)",
+        f"{percentile(over, 0.5) * 1e3:.2f}",
+        f"{percentile(over, 0.99) * 1e3:.2f}",
+    )
+    console.print(table)

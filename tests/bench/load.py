@@ -1,0 +1,81 @@
+"""Load on a gRPC server: many calls in flight for throughput, one caller at a time for latency.
+
+Throughput comes from `h2load` (Debian's nghttp2-client), as in the measurements the design rests on: it costs so little
+that two cores are left for the servers. Without it a `grpc.aio` client in processes of its own does the work; it costs
+more CPU than what it measures, so calls per second are then too low for everybody, and the output says so. CPU per call
+is right either way.
+"""
+
+import asyncio
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+
+METHOD = "/inference.GRPCInferenceService/ModelInfer"
+
+
+def generator() -> str:
+    """The load generator at hand."""
+    return "h2load" if shutil.which("h2load") else "grpc.aio"
+
+
+async def throughput(address: str, message: bytes, *, calls: int, folder: Path, connections: int = 8) -> float:
+    """Calls a second, all answered OK; `connections` x 8 in flight."""
+    body = folder / "body.bin"
+    body.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
+    if generator() == "h2load":
+        argv = ["h2load", "-n", str(calls), "-c", str(connections), "-m", "8", "-d", str(body)]
+        argv += ["-H", "content-type: application/grpc", "-H", "te: trailers", f"http://{address}{METHOD}"]
+        done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=300)
+        found = re.search(r"finished in [\d.]+\w+, ([\d.]+) req/s", done.stdout)
+        good = re.search(r"(\d+) succeeded", done.stdout)
+        if found is None or good is None or int(good[1]) != calls:
+            raise RuntimeError(f"h2load: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+        return float(found[1])
+    started = time.perf_counter()
+    argv = [sys.executable, "-m", "tests.bench.load", address, str(body), str(calls)]
+    done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    return calls / (time.perf_counter() - started)
+
+
+async def latency(address: str, message: bytes, *, calls: int) -> list[float]:
+    """Seconds of each call of one caller who waits for each answer."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = channel.unary_unary(METHOD)
+        times = []
+        for _ in range(calls):
+            started = time.perf_counter()
+            await call(message, timeout=30)
+            times.append(time.perf_counter() - started)
+    return times
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value below which that share of the values lies; 0.5 is the median."""
+    return statistics.quantiles(values, n=1000, method="inclusive")[min(int(share * 1000), 999) - 1]
+
+
+async def _client(address: str, body: Path, calls: int) -> None:
+    message = body.read_bytes()[5:]
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = channel.unary_unary(METHOD)
+
+        async def caller() -> None:
+            for _ in range(calls // 64):
+                await call(message, timeout=30)
+
+        await asyncio.gather(*(caller() for _ in range(64)))
+
+
+if __name__ == "__main__":
+    import uvloop
+
+    uvloop.run(_client(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])))

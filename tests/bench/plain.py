@@ -1,0 +1,54 @@
+"""The yardstick: a plain `grpc.aio` server that answers ModelInfer with onnxruntime, and nothing else.
+
+    python -m tests.bench.plain PORT MODEL.onnx
+
+One model, no router, no registry: what somebody would write by hand in twenty lines. It parses and answers the same V2
+messages as the mesh does.
+"""
+
+import sys
+
+import grpc
+import numpy as np
+import onnxruntime
+import uvloop
+
+from mesh.pb import inference_pb2
+
+
+async def serve(port: int, path: str) -> None:
+    """Serves until killed."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    datatypes = {"float32": "FP32", "int64": "INT64"}
+
+    async def infer(
+        request: inference_pb2.ModelInferRequest, context: grpc.aio.ServicerContext
+    ) -> inference_pb2.ModelInferResponse:
+        feed = {
+            tensor.name: np.frombuffer(raw, np.float32).reshape(tensor.shape)
+            for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
+        }
+        response = inference_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
+        for name, array in zip(names, session.run(names, feed), strict=True):
+            response.outputs.add(name=name, datatype=datatypes[array.dtype.name], shape=array.shape)
+            response.raw_output_contents.append(array.tobytes())
+        return response
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        infer,
+        request_deserializer=inference_pb2.ModelInferRequest.FromString,
+        response_serializer=inference_pb2.ModelInferResponse.SerializeToString,
+    )
+    server = grpc.aio.server()
+    service = "inference.GRPCInferenceService"
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"ModelInfer": handler}),))
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(int(sys.argv[1]), sys.argv[2]))

@@ -1,0 +1,36 @@
+"""What processes cost: CPU seconds and resident memory, from /proc."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICK = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far, its threads included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICK
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """CPU seconds of several processes at one moment, by name."""
+
+    pids: dict[str, list[int]]
+    start: dict[str, float]
+
+    @classmethod
+    def begin(cls, pids: dict[str, list[int]]) -> "Meter":
+        """Starts counting."""
+        return cls(pids, {name: sum(map(cpu_seconds, group)) for name, group in pids.items()})
+
+    def spent(self) -> dict[str, float]:
+        """CPU seconds since the beginning, by name."""
+        return {name: sum(map(cpu_seconds, group)) - self.start[name] for name, group in self.pids.items()}

@@ -1,0 +1,217 @@
+"""Registering, listing, showing and loading models from the command line."""
+
+import asyncio
+import json
+
+import pytest
+from aiohttp import web
+
+from tests.cli.conftest import failure
+
+
+def register(mesh, *models):
+    for model in models:
+        mesh.models[model] = {"type": "onnx", "path": f"/models/{model}.onnx", "key": ""}
+
+
+def test_register_sends_the_model_and_shows_its_status(mesh, run):
+    """The id is percent-encoded, slashes too; the answer is shown."""
+    result = run("register", "fraud/de ä", "/models/a.onnx", "--key", '{"storage_key": "x"}', "--load", "--wait")
+    assert result.exit_code == 0, result.stderr
+    method, path, body = mesh.requests[-1]
+    assert (method, path) == ("PUT", "/mesh/v1/models/fraud%2Fde%20%C3%A4")
+    assert body == {
+        "type": "onnx",
+        "path": "/models/a.onnx",
+        "key": {"storage_key": "x"},
+        "load": True,
+        "sync": True,
+    }
+    assert "LOADED" in result.stdout
+    assert "pod-1" in result.stdout
+
+
+def test_register_makes_a_local_file_absolute(mesh, run, tmp_path, monkeypatch):
+    """A relative path of this machine's means nothing to a pod; what is no file here goes as it is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.onnx").touch()
+    run("register", "a", "m.onnx")
+    assert mesh.requests[-1][2]["path"] == str(tmp_path / "m.onnx")
+    run("register", "b", "https://store.example/m.onnx")
+    assert mesh.requests[-1][2]["path"] == "https://store.example/m.onnx"
+
+
+@pytest.mark.parametrize("key", ['{"not": json', "@/no/such/file"], ids=["json", "file"])
+def test_a_bad_key_is_wrong_usage(mesh, run, key):
+    """Nothing is sent."""
+    result = run("register", "a", "/a", "--key", key)
+    assert result.exit_code == 2
+    assert not mesh.requests
+
+
+def test_register_with_wait_fails_where_the_load_failed(mesh, run):
+    """The model stays registered, and a script sees that it is not loaded."""
+    register(mesh, "a")
+    status = mesh._status("a", {}) | {"status": "LOADING_FAILED", "errors": ["no such file: /a"]}
+    mesh.answer("/mesh/v1/models/a", status)
+    result = run("register", "a", "/a", "--wait", "--json")
+    assert result.exit_code == 5
+    assert json.loads(result.stdout)["errors"] == ["no such file: /a"]  # one document only
+
+
+@pytest.mark.parametrize(
+    ("http", "reason", "code"),
+    [
+        pytest.param(409, "CONFLICT", 1, id="conflict"),
+        pytest.param(404, "UNKNOWN_MODEL", 3, id="unknown"),
+        pytest.param(500, "LOAD_FAILED", 5, id="load-failed"),
+        pytest.param(503, "QUARANTINED", 5, id="quarantined"),
+        pytest.param(503, "NOWHERE", 5, id="nowhere"),
+        pytest.param(429, "NO_ROOM", 6, id="no-room"),
+        pytest.param(503, "NOT_IN_TIME", 6, id="not-in-time"),
+        pytest.param(503, "FROM_A_LATER_VERSION", 1, id="unknown-reason"),
+    ],
+)
+def test_each_reason_has_its_exit_code(mesh, run, http, reason, code):
+    """The text is on standard error; --json gives it to programs on standard output."""
+    mesh.answer("/mesh/v1/models/a", make=lambda: failure(http, reason, "because [of] this", retry_after=2.5))
+    result = run("status", "a")
+    assert result.exit_code == code
+    assert "because [of] this (try again in 2.5 s)" in result.stderr
+    assert result.stdout == ""
+    document = json.loads(run("status", "a", "--json").stdout)
+    assert document == {"error": "because [of] this (try again in 2.5 s)", "reason": reason, "exit": code}
+
+
+def test_unregister_says_which_were_not_there(mesh, run):
+    """The others are unregistered; --missing-ok makes it no failure."""
+    register(mesh, "a")
+    result = run("unregister", "a", "b")
+    assert result.exit_code == 3
+    assert "unregistered a" in result.stdout
+    assert "not registered: b" in result.stderr
+    assert mesh.models == {}
+    again = run("unregister", "a", "--missing-ok", "--json")
+    assert again.exit_code == 0
+    assert json.loads(again.stdout) == {"unregistered": [], "missing": ["a"]}
+
+
+def test_ls_shows_a_page_and_how_to_go_on(mesh, run):
+    """A prefix filters; the rest is named, not listed."""
+    register(mesh, "a/1", "a/2", "a/3", "b")
+    mesh.models["a/1"] |= {"pods": ["pod-2"], "resident": True}
+    result = run("ls", "a/", "--limit", "2")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["MODEL", "a/1", "a/2"]
+    assert "pod-2" in result.stdout
+    assert "--after a/2" in result.stderr
+    rest = run("ls", "a/", "--after", "a/2", "--json")
+    assert [model["id"] for model in json.loads(rest.stdout)["models"]] == ["a/3"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2500], ids=["none", "one", "pages"])
+def test_ls_all_lists_every_page(mesh, run, count):
+    """One JSON document, whatever the number of pages."""
+    ids = [f"model-{number:05d}" for number in range(count)]
+    register(mesh, *ids)
+    result = run("ls", "--all", "--json")
+    assert [model["id"] for model in json.loads(result.stdout)["models"]] == ids
+    table = run("ls", "-a")
+    assert sum(line.startswith("model-") for line in table.stdout.splitlines()) == count
+
+
+def test_nothing_is_cut_in_a_pipe(mesh, run):
+    """Long ids and paths stand on one line where there is no terminal."""
+    long = "x" * 500
+    register(mesh, long)
+    assert f"/models/{long}.onnx" in run("ls").stdout
+
+
+def test_status_shows_why_a_model_may_not_be_loaded(mesh, run):
+    """Errors, deaths and the way out; the exit code says it too."""
+    register(mesh, "a")
+    status = mesh._status("a", {}) | {
+        "quarantined": True,
+        "killed": ["pod-1: SIGSEGV in its load"],
+        "errors": ["[x] y"],
+    }
+    mesh.answer("/mesh/v1/models/a", status)
+    result = run("status", "a")
+    assert result.exit_code == 5
+    for text in ("SIGSEGV in its load", "[x] y", "mesh release"):
+        assert text in result.stdout
+
+
+def test_load_waits_unless_told_otherwise(mesh, run):
+    """`sync` is what the mesh is asked; the answer decides the exit code."""
+    register(mesh, "a")
+    assert run("load", "a").exit_code == 0
+    assert mesh.requests[-1] == ("POST", "/mesh/v1/models/a/load", {"sync": True})
+    assert run("load", "a", "--no-wait").exit_code == 0
+    assert mesh.requests[-1][2] == {"sync": False}
+    assert run("load", "b").exit_code == 3
+
+
+def test_release_and_explain(mesh, run):
+    """The sentences are printed as they came, the ranking below."""
+    register(mesh, "a")
+    assert "released a" in run("release", "a").stdout
+    lines = ["a is in no pod.", "It would go to pod-2 [it has room]."]
+    mesh.answer(
+        "/mesh/v1/models/a/explain",
+        {"id": "a", "lines": lines, "ranking": [{"pod": "pod-2", "why": "most room"}], "copies": []},
+    )
+    result = run("explain", "a")
+    for text in [*lines, "pod-2", "most room"]:
+        assert text in result.stdout
+    assert json.loads(run("explain", "a", "--json").stdout)["lines"] == lines
+
+
+def test_where_nothing_answers_it_says_what_to_do(run):
+    """Exit code 4, and the way out."""
+    result = run("ls", "--endpoint", "127.0.0.1:9")
+    assert result.exit_code == 4
+    for text in ("http://127.0.0.1:9", "mesh up", "MESH_ENDPOINT"):
+        assert text in result.stderr
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: web.Response(text="<html>hello</html>", content_type="text/html"), id="html"),
+        pytest.param(lambda: web.Response(status=404, text="404: Not Found"), id="404-of-another"),
+        pytest.param(lambda: web.json_response({"detail": "no"}, status=404), id="json-of-another"),
+        pytest.param(lambda: web.json_response([1]), id="no-object"),
+    ],
+)
+def test_another_program_at_the_endpoint_is_told_apart(mesh, run, make):
+    """An answer that is not the mesh's is not taken for one."""
+    mesh.answer("/mesh/v1/pods", make=make)
+    result = run("pods")
+    assert result.exit_code == 4
+    assert "not the REST interface of a mesh" in result.stderr
+
+
+def test_an_answer_that_does_not_come_is_given_up(mesh, run):
+    """The time-out is the command's own."""
+    mesh.answer("/mesh/v1/models/a/load", make=lambda: asyncio.sleep(3600))
+    result = run("load", "a", "--timeout", "0.05")
+    assert result.exit_code == 4
+    assert "did not answer within 0.05 s" in result.stderr
+
+
+@pytest.mark.parametrize("endpoint", ["ftp://x", "http://", "http://h:99999", "h:port"])
+def test_a_bad_endpoint_is_wrong_usage(run, endpoint):
+    """It is refused before anything is sent."""
+    result = run("ls", "--endpoint", endpoint)
+    assert result.exit_code == 2
+    assert "--endpoint" in result.stderr
+
+
+def test_the_endpoint_may_stand_before_or_behind_the_command(mesh, run, monkeypatch):
+    """Behind wins over before, before over the environment."""
+    monkeypatch.setenv("MESH_ENDPOINT", "http://127.0.0.1:9")
+    assert run("ls").exit_code == 4
+    assert run("--endpoint", mesh.endpoint, "ls").exit_code == 0
+    assert run("ls", "-e", mesh.endpoint).exit_code == 0
+    assert run("--endpoint", mesh.endpoint, "ls", "-e", "http://127.0.0.1:9").exit_code == 4

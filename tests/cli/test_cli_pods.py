@@ -1,0 +1,162 @@
+"""The pods and the live view, from the command line."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.cli import output
+from mesh.cli.top import Sample, compare
+
+POD = {
+    "pod": "pod-1",
+    "state": "ready",
+    "labels": ["cpu"],
+    "zone": "a",
+    "capacity": 2**30,
+    "used": 2**29,
+    "oldest_idle_ms": 90_000,
+    "copies": 3,
+    "loading": 1,
+    "threads": 2,
+    "rate": 1200,
+    "suspect": False,
+}
+DESCRIBED = {
+    "pod": "pod-1",
+    "state": "ready",
+    "incarnation": "abc",
+    "used_bytes": "536870912",  # protobuf writes 64-bit numbers as texts
+    "capacity_bytes": 2**30,
+    "resident_bytes": 2**28,
+    "copies": [{"model_id": "m[1]", "state": "loaded", "host_bytes": 4096, "calls": "17", "idle_ms": 1500}],
+    "counters": {"evictions": "2"},
+}
+
+
+def test_pods_are_listed(mesh, run):
+    """How full they are, and which are suspect."""
+    mesh.answer("/mesh/v1/pods", {"pods": [POD, {**POD, "pod": "pod-2", "suspect": True}]})
+    result = run("pods")
+    assert result.exit_code == 0, result.stderr
+    one, two = result.stdout.splitlines()[1:]
+    for text in ("pod-1", "512 MiB", "1.0 GiB", "50 %", "1200", "90 s ago", "cpu zone=a"):
+        assert text in one
+    assert "suspect" in two
+    assert json.loads(run("pods", "--json").stdout)["pods"][0] == POD
+
+
+def test_one_pod_is_shown_with_what_it_holds(mesh, run):
+    """Its live description."""
+    mesh.answer("/mesh/v1/pods/pod-1", DESCRIBED)
+    result = run("pods", "pod-1")
+    assert result.exit_code == 0, result.stderr
+    for text in ("512 MiB of 1.0 GiB used", "m[1]", "4.0 KiB", "17", "1.5 s ago", "evictions 2"):
+        assert text in result.stdout
+
+
+def test_no_pods_is_said(mesh, run):
+    """It is no error, and no empty table."""
+    mesh.answer("/mesh/v1/pods", {"pods": []})
+    result = run("pods")
+    assert result.exit_code == 0
+    assert "no runtime pods" in result.stderr
+
+
+@pytest.fixture
+def busy(mesh):
+    """A mesh whose counters grow from sample to sample."""
+    counts = iter(range(100))
+
+    def stats():
+        from aiohttp import web
+
+        number = next(counts)
+        return web.json_response(
+            {
+                "calls": {"ModelInfer": {"OK": 100 * number, "NOT_FOUND": number}},
+                "hits": 90 * number,
+                "cold_starts": 10 * number,
+                "loads": 5 * number,
+                "latency_ms": {"hit": {"p50": 0.4, "p90": 1, "p99": 2, "count": 90}},
+                "resident": 3,
+            }
+        )
+
+    mesh.answer("/mesh/v1/stats", make=stats)
+    mesh.answer("/mesh/v1/pods", {"pods": [POD]})
+    mesh.answer("/mesh/v1/pods/pod-1", DESCRIBED)
+    return mesh
+
+
+def test_top_shows_one_frame_for_scripts(busy, run):
+    """Numbers in JSON, a picture without a terminal's control characters otherwise."""
+    frame = json.loads(run("top", "--once", "--json", "-i", "0.2").stdout)
+    assert frame["hit_rate"] == 0.9
+    assert 0 < frame["errors_per_second"] < frame["calls_per_second"]
+    assert frame["hottest"] == []  # no calls between the two samples
+    text = run("top", "--once", "-i", "0.2").stdout
+    assert "hit rate 90.0 %" in text
+    assert "400 µs" in text or "0.4 ms" in text
+    assert "\x1b" not in text
+
+
+def test_top_says_where_nothing_answers(run):
+    """As any other command."""
+    assert run("top", "--once", "--endpoint", "http://127.0.0.1:9").exit_code == 4
+
+
+def test_top_draws_a_pod_that_does_not_describe_itself(busy, run):
+    """A view of a mesh in trouble must still be drawn."""
+    from tests.cli.conftest import failure
+
+    busy.answer("/mesh/v1/pods/pod-1", make=lambda: failure(503, "UNAVAILABLE", "pod-1 does not answer"))
+    assert run("top", "--once", "-i", "0.2").exit_code == 0
+
+
+def sample(at, *, ok=0, failed=0, hits=0, cold=0, calls=None):
+    stats = {"calls": {"x": {"OK": ok, "INTERNAL": failed}}, "hits": hits, "cold_starts": cold}
+    return Sample(at, stats, (), calls or {})
+
+
+def test_rates_are_differences_over_time():
+    """Two samples four seconds apart."""
+    before = sample(10.0, ok=100, failed=1, hits=50, cold=50, calls={"a": 10, "b": 5})
+    after = sample(14.0, ok=180, failed=5, hits=90, cold=60, calls={"a": 50, "b": 5, "new": 8})
+    frame = compare(before, after)
+    assert (frame.calls, frame.errors, frame.hit_rate) == (21.0, 1.0, 0.8)
+    assert frame.hottest == (("a", 10.0), ("new", 2.0))
+
+
+@given(st.integers(0, 10**9), st.integers(0, 10**9), st.floats(0, 100))
+def test_no_rate_is_ever_negative(one, other, seconds):
+    """Another router may have answered the second time, or this one started anew."""
+    before = sample(0.0, ok=one, failed=other, hits=one, calls={"a": one})
+    after = sample(seconds, ok=other, failed=one, hits=other, calls={"a": other})
+    frame = compare(before, after)
+    assert min(frame.calls, frame.errors, frame.hits, *(rate for _, rate in frame.hottest), 0) >= 0
+    assert frame.hit_rate is None or 0 <= frame.hit_rate <= 1
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [
+        (0.4, "0.4 ms"),
+        (12, "12 ms"),
+        (1500, "1.5 s"),
+        (90_000, "90 s"),
+        (600_000, "10 min"),
+        (8e6, "2 h"),
+        (1e9, "12 d"),
+    ],
+)
+def test_durations_read_well(milliseconds, text):
+    """One or two digits and a unit."""
+    assert output.duration(milliseconds) == text
+
+
+@pytest.mark.parametrize("nothing", [None, -1, "x"])
+def test_what_is_no_duration_is_left_out(nothing):
+    """A mesh of another version may say something else."""
+    assert output.duration(nothing) == ""

@@ -1,0 +1,107 @@
+"""Commands that start processes: what they pass on, what they refuse."""
+
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from mesh.cli import processes
+from mesh.cli.app import build
+from mesh.local.settings import UpError
+
+COMMANDS = ["up", "router", "runtime", "register", "import", "unregister", "ls", "status", "load", "infer", "pods"]
+COMMANDS += ["top", "explain", "release", "demo", "version"]
+
+
+def test_every_command_is_there_and_explains_itself():
+    """Help names each, and each that is ours shows an example."""
+    text = CliRunner().invoke(build(), ["--help"]).output
+    assert [name for name in COMMANDS if name not in text] == []
+    assert "Exit codes" in text
+    for name in set(COMMANDS) - {"router", "runtime", "demo", "version"}:
+        result = CliRunner().invoke(build(), [name, "--help"])
+        assert result.exit_code == 0
+        assert "Example" in result.output, name
+
+
+@pytest.mark.parametrize(
+    ("command", "module"), [("router", "router"), ("runtime", "mesh.runtime"), ("demo", "mesh.local.demo")]
+)
+def test_other_programs_get_their_arguments_as_they_are(monkeypatch, command, module):
+    """--help and unknown options too: this process becomes that program."""
+    became = []
+    monkeypatch.setattr(processes.os, "execv", lambda path, argv: became.append((path, argv)))
+    arguments = ["--help", "--listen", "127.0.0.1:1", "--unknown=x", "-h"]
+    assert CliRunner().invoke(build(), [command, *arguments]).exit_code == 0
+    assert became == [(sys.executable, [sys.executable, "-m", module, *arguments])]
+
+
+@pytest.fixture
+def up(monkeypatch):
+    """`mesh up` without a mesh: gives the settings it would start with."""
+    started = []
+
+    def fake(settings, **how):
+        started.append((settings, how))
+
+    monkeypatch.setattr(processes, "_up", fake)
+    return lambda *arguments: (CliRunner().invoke(build(), ["up", *arguments]), started)
+
+
+def test_up_makes_settings_of_its_options(up, tmp_path, monkeypatch):
+    """Paths are absolute, sizes are bytes."""
+    monkeypatch.chdir(tmp_path)
+    result, started = up("--pods", "3", "--capacity", "1.5GiB", "--file-root", "m", "--no-samples", "-qq")
+    assert result.exit_code == 0, result.output
+    ((settings, how),) = started
+    assert (settings.pods, settings.capacity) == (3, 3 * 2**29)
+    assert settings.file_roots == (tmp_path / "m",)
+    assert settings.data_dir == tmp_path / ".mesh"
+    assert settings.listen == "127.0.0.1:8033"
+    assert how == {"samples": False, "quiet": 2, "raw": False}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--capacity", "much"], ["--edge", "nginx"], ["--pods", "0"], ["--log-format", "xml"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_up_refuses_wrong_options(up, arguments):
+    """Before anything is started."""
+    result, started = up(*arguments)
+    assert result.exit_code == 2
+    assert arguments[0] in result.output
+    assert not started
+
+
+def test_a_mesh_that_cannot_be_up_says_why(monkeypatch):
+    """Its text, exit code 1, no traceback."""
+
+    def refuse(settings, **how):
+        raise processes.CommandError(str(UpError("port 8033 is taken")))
+
+    monkeypatch.setattr(processes, "_up", refuse)
+    result = CliRunner().invoke(build(), ["up"])
+    assert result.exit_code == 1
+    assert "port 8033 is taken" in result.stderr
+
+
+def test_interrupted_is_130(monkeypatch):
+    """As a shell expects of a program that Ctrl-C ended."""
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit) as caught:
+        processes.options.guarded(interrupt)
+    assert caught.value.exit_code == 130
+
+
+def test_the_module_runs_as_a_program():
+    """`python -m mesh`, where no script is on PATH; exit codes reach the shell."""
+    version = subprocess.run([sys.executable, "-m", "mesh", "version"], capture_output=True, text=True, timeout=30)
+    assert (version.returncode, version.stdout.split()[0]) == (0, "mesh")
+    wrong = subprocess.run([sys.executable, "-m", "mesh", "nonsense"], capture_output=True, text=True, timeout=30)
+    assert wrong.returncode == 2

@@ -1,0 +1,66 @@
+"""Which failure of etcd's becomes which error, and whether a write may have been done."""
+
+import grpc
+import pytest
+
+from mesh.etcd import EtcdCompacted, EtcdDenied, EtcdError, EtcdLeaseLost, EtcdUnavailable, errors
+from mesh.statuses import Reason
+
+
+def failed(code: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details, "")
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "ambiguous"),
+    [
+        pytest.param("UNAVAILABLE", "failed to connect to all addresses; last error: ...", False, id="not connected"),
+        pytest.param("UNAVAILABLE", "etcdserver: no leader", False, id="no leader"),
+        pytest.param("RESOURCE_EXHAUSTED", "etcdserver: too many requests", False, id="overloaded"),
+        pytest.param("RESOURCE_EXHAUSTED", "etcdserver: mvcc: database space exceeded", False, id="no space"),
+        pytest.param("UNAVAILABLE", "Socket closed", True, id="connection lost"),
+        pytest.param("UNAVAILABLE", "etcdserver: request timed out", True, id="etcd's own time-out"),
+        pytest.param("UNAVAILABLE", "keepalive watchdog timeout", True, id="no sign of life"),
+        pytest.param("DEADLINE_EXCEEDED", "Deadline Exceeded", True, id="time-out"),
+        pytest.param("UNKNOWN", "Stream removed", True, id="unknown"),
+    ],
+)
+def test_a_write_is_ambiguous_unless_it_certainly_was_not_done(code: str, details: str, ambiguous: bool) -> None:
+    error = failed(grpc.StatusCode[code], details)
+    write = errors.translate(error, "put", write=True)
+    assert isinstance(write, EtcdUnavailable)
+    assert write.ambiguous is ambiguous
+    assert write.reason is Reason.REGISTRY_AWAY
+    assert details in write.text
+    read = errors.translate(error, "read", write=False)
+    assert isinstance(read, EtcdUnavailable)
+    assert not read.ambiguous
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "kind"),
+    [
+        ("PERMISSION_DENIED", "etcdserver: permission denied", EtcdDenied),
+        ("UNAUTHENTICATED", "etcdserver: invalid auth token", EtcdDenied),
+        ("INVALID_ARGUMENT", "etcdserver: authentication failed, invalid user ID or password", EtcdDenied),
+        ("INVALID_ARGUMENT", "etcdserver: user name is empty", EtcdDenied),
+        ("OUT_OF_RANGE", "etcdserver: mvcc: required revision has been compacted", EtcdCompacted),
+        ("NOT_FOUND", "etcdserver: requested lease not found", EtcdLeaseLost),
+    ],
+)
+def test_refusals_have_their_kind(code: str, details: str, kind: type[EtcdError]) -> None:
+    assert type(errors.translate(failed(grpc.StatusCode[code], details), "put", write=True)) is kind
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "reason"),
+    [
+        ("INVALID_ARGUMENT", "etcdserver: request is too large", Reason.TOO_LARGE),
+        ("RESOURCE_EXHAUSTED", "CLIENT: Received message larger than max (20 vs. 10)", Reason.TOO_LARGE),
+        ("INVALID_ARGUMENT", "etcdserver: duplicate key given in txn request", Reason.INTERNAL),
+    ],
+)
+def test_what_would_be_refused_again_is_not_unavailable(code: str, details: str, reason: Reason) -> None:
+    error = errors.translate(failed(grpc.StatusCode[code], details), "put", write=True)
+    assert type(error) is EtcdError
+    assert error.reason is reason

@@ -1,0 +1,105 @@
+"""Leases: kept, lost in time whatever etcd says or does not say, given back."""
+
+import asyncio
+
+import pytest
+
+from mesh.etcd import Etcd, EtcdClosed, EtcdUnavailable, Lease
+from mesh.keys import Keys
+from mesh.pb import etcd_pb2 as pb
+from mesh.settings import EtcdSettings
+from tests.support.etcd import EtcdServer
+from tests.support.proxy import Proxy
+from tests.support.waiting import until
+
+
+async def test_a_lease_is_kept_and_revoked(etcd: Etcd, keys: Keys) -> None:
+    """It outlives its TTL over one stream, and takes its keys with it at once when it is given back."""
+    lease = await Lease.grant(etcd, ttl=2)
+    key = keys.pod("p")
+    await etcd.put(key, b"", lease=lease.id)
+    await until(lambda: lease.statistics().renewals >= 4, why="it has been renewed past its TTL")  # each third of it
+    assert await etcd.get(key)
+    assert not lease.lost.is_set()
+    assert 0 < lease.remaining <= 2
+    assert lease.statistics().streams == 1
+    await lease.revoke()
+    assert await etcd.get(key) is None
+    assert not lease.lost.is_set()
+    await lease.revoke()  # again: it is gone, which is what was asked
+
+
+async def test_a_lease_that_etcd_ended_is_lost_at_the_next_renewal(etcd: Etcd) -> None:
+    lease = await Lease.grant(etcd, ttl=3)
+    request = pb.LeaseRevokeRequest(ID=lease.id)
+    await etcd.connection.call("revoke", lambda m: m.lease.LeaseRevoke, request, repeatable=True)
+    async with asyncio.timeout(10):
+        await lease.lost.wait()
+    assert lease.why_lost == "etcd says that it has expired"
+    assert lease.remaining == 0
+    await lease.close()
+
+
+async def test_a_lease_is_lost_no_later_than_etcd_ends_it(own_etcd: EtcdServer) -> None:
+    """Out of reach, its holder knows of the loss while the key still stands in etcd; the key vanishes after."""
+    async with Proxy(own_etcd.port) as proxy, Etcd(own_etcd.settings) as near:
+        far = Etcd(EtcdSettings(endpoints=(proxy.endpoint,)))
+        lease = await Lease.grant(far, ttl=2)
+        await near.put(b"k", b"", lease=lease.id)
+        proxy.swallow()
+        async with asyncio.timeout(10):
+            await lease.lost.wait()
+        assert await near.get(b"k"), "the holder must know first"
+        assert lease.why_lost == "not renewed in time"
+        await until(lambda: _gone(near, b"k"), why="etcd ends the lease too")
+        await far.close()
+
+
+async def _gone(etcd: Etcd, key: bytes) -> bool:
+    return await etcd.get(key) is None
+
+
+async def test_a_lease_survives_a_broken_connection_and_a_silent_member(etcd_server: EtcdServer, keys: Keys) -> None:
+    async with Proxy(etcd_server.port) as first, Proxy(etcd_server.port) as second:
+        async with Etcd(EtcdSettings(endpoints=(first.endpoint, second.endpoint))) as etcd:
+            lease = await Lease.grant(etcd, ttl=3)
+            first.cut()
+            await until(lambda: lease.statistics().streams >= 2, why="the stream is open again")
+            renewals = lease.statistics().renewals
+            await until(lambda: lease.statistics().renewals > renewals, why="it is renewed again")
+            first.swallow()
+            second.swallow()
+            await until(lambda: lease.statistics().streams >= 3, why="silence is noticed before the lease is lost")
+            first.flow()
+            second.flow()
+            renewals = lease.statistics().renewals
+            await until(lambda: lease.statistics().renewals > renewals, why="it is renewed again")
+            assert not lease.lost.is_set()
+            await lease.revoke()
+
+
+async def test_a_process_that_stood_still_has_lost_its_lease(etcd: Etcd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A renewal that was answered too late, because this process was stopped, does not count."""
+    lease = await Lease.grant(etcd, ttl=5)
+    loop = asyncio.get_running_loop()
+    clock = loop.time
+    monkeypatch.setattr(loop, "time", lambda: clock() + 60)
+    await until(lambda: lease.lost.is_set(), why="the jump of the clock is noticed")
+    monkeypatch.undo()
+    assert lease.why_lost == "not renewed in time"
+    await lease.close()
+
+
+async def test_granting_is_bounded_and_ends_with_the_client(etcd_server: EtcdServer) -> None:
+    async with Proxy(etcd_server.port) as proxy:
+        etcd = Etcd(EtcdSettings(endpoints=(proxy.endpoint,)))
+        lease = await Lease.grant(etcd, ttl=1)
+        proxy.swallow()
+        with pytest.raises(EtcdUnavailable):
+            await Lease.grant(etcd, ttl=2, timeout=0.05)
+        await etcd.close()
+        with pytest.raises(EtcdClosed):
+            await Lease.grant(etcd, ttl=2)
+        async with asyncio.timeout(10):
+            await lease.lost.wait()  # nobody renews it any more
+        await lease.close()

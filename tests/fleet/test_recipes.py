@@ -1,0 +1,32 @@
+"""What the fleet is made of."""
+
+import json
+from dataclasses import asdict
+
+from mesh.local.fleet.recipes import CLASSIFIERS, DATASETS, REGRESSORS, Recipe, recipe
+
+
+def test_a_number_gives_the_same_recipe_always():
+    """Also after the way to a worker and back."""
+    for number in range(100):
+        made = recipe(number)
+        assert made == recipe(number)
+        assert Recipe(**json.loads(json.dumps(asdict(made)))) == made
+
+
+def test_a_fleet_is_varied():
+    """Several hundred models: all ids differ, every kind is trained on several data sets, settings differ."""
+    fleet = [recipe(number) for number in range(400)]
+    assert len({made.id for made in fleet}) == 400
+    assert {made.kind for made in fleet} == {*CLASSIFIERS, *REGRESSORS}
+    assert {made.dataset for made in fleet} == set(DATASETS)
+    for kind in CLASSIFIERS:
+        assert len({made.dataset for made in fleet if made.kind == kind}) >= 4
+    assert len({json.dumps(dict(made.settings)) for made in fleet}) > 100
+    assert 20 < sum(made.named_classes for made in fleet) < 150
+    assert any(made.doubles for made in fleet)
+
+
+def test_the_first_six_show_every_data_set():
+    """What `mesh up` registers."""
+    assert {recipe(number).dataset for number in range(6)} == set(DATASETS)

@@ -1,0 +1,325 @@
+"""Minding one child, and all of them in order."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from mesh.local import child as child_module
+from mesh.local import supervisor
+from mesh.local.child import Child, Part
+from mesh.local.settings import UpError, UpSettings
+from tests.support.waiting import until
+
+
+class FakeProcess:
+    """A child that does what a test says."""
+
+    def __init__(self, world, name, argv, on_line):
+        self.world, self.name, self.argv, self.on_line = world, name, argv, on_line
+        self.pid = 1000 + len(world.started)
+        self.returncode = None
+        self.tail = ()
+        self._ended = asyncio.Event()
+
+    async def wait(self, timeout=None):
+        await asyncio.wait_for(self._ended.wait(), timeout)
+        return self.returncode
+
+    async def terminate(self, grace):
+        self.world.events.append(f"{self.name} terminated")
+        await asyncio.sleep(0)
+        self.die(0)
+        return 0
+
+    def kill(self):
+        if self.returncode is None:
+            self.world.events.append(f"{self.name} killed")
+            self.die(-9)
+
+    def die(self, returncode, *tail):
+        if self.returncode is None:
+            self.returncode = returncode
+            self.tail = tail
+            self._ended.set()
+
+
+class World:
+    """Spawns fake processes and remembers."""
+
+    def __init__(self):
+        self.started = []
+        self.events = []
+        self.missing = {}
+
+    async def spawn(self, argv, *, name, on_line):
+        self.events.append(f"{name} started")
+        self.started.append(FakeProcess(self, name, argv, on_line))
+        return self.started[-1]
+
+    def part(self, name="pod-1"):
+        counter = iter(range(100))
+
+        async def ready():
+            return self.missing.get(name, "")
+
+        return Part(name, lambda: ["run", name, str(next(counter))], ready, 1.0)
+
+    def child(self, name="pod-1"):
+        return Child(self.part(name), lambda name, line: self.events.append(f"{name}: {line}"), spawn=self.spawn)
+
+
+@pytest.fixture
+def world(monkeypatch):
+    monkeypatch.setattr(child_module, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(child_module, "POLL", 0.001)
+    return World()
+
+
+async def test_a_child_that_dies_is_started_again(world):
+    """With a command line of its own, until it is stopped."""
+    child = world.child()
+    await child.start(5)
+    world.started[0].die(-9)
+    await until(lambda: len(world.started) == 2)
+    world.started[1].die(1)
+    await until(lambda: len(world.started) == 3)
+    assert [process.argv[2] for process in world.started] == ["0", "1", "2"]
+    assert child.statistics() == child_module.ChildStatistics("pod-1", 1002, 3)
+    await child.stop()
+    assert child.statistics().pid is None
+    assert world.events[-1] == "pod-1 terminated"
+    assert len(world.started) == 3
+
+
+async def test_a_child_that_cannot_start_tells_its_last_lines(world):
+    """It is not started again: what is wrong would only be repeated. Structured lines are made readable."""
+    world.missing["pod-1"] = "still starting"
+    child = world.child()
+    starting = asyncio.ensure_future(child.start(5))
+    await until(lambda: world.started)
+    world.started[0].die(1, "Traceback", '{"level": "error", "event": "no room", "bytes": 5}')
+    with pytest.raises(UpError) as caught:
+        await starting
+    text = str(caught.value)
+    assert "pod-1 ended with status 1" in text
+    assert "    Traceback" in text
+    assert "error no room  bytes=5" in text
+    assert len(world.started) == 1
+
+
+async def test_a_child_that_is_never_ready_is_given_up(world):
+    """With what its probe says is missing."""
+    world.missing["pod-1"] = "no lease yet"
+    child = world.child()
+    with pytest.raises(UpError, match=r"pod-1 is not ready after 0\.02 s: no lease yet"):
+        await child.start(0.02)
+    await child.stop()
+    assert world.events == ["pod-1 started", "pod-1 terminated"]
+
+
+async def test_a_start_that_is_given_up_leaves_nothing(world):
+    """Ctrl-C while it starts."""
+    world.missing["pod-1"] = "starting"
+    child = world.child()
+    starting = asyncio.ensure_future(child.start(60))
+    await until(lambda: world.started)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await child.stop()
+    assert world.started[0].returncode == 0
+
+
+async def test_pauses_grow_and_are_bounded(world, monkeypatch):
+    """A child that keeps dying costs less and less."""
+    pauses = []
+
+    async def sleep(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 12:
+            await asyncio.Event().wait()
+
+    child = world.child()
+    await child.start(5)
+    monkeypatch.setattr(child_module.asyncio, "sleep", sleep)
+    spawn = world.spawn
+
+    async def dying(argv, **how):
+        process = await spawn(argv, **how)
+        process.die(1)
+        return process
+
+    child._spawn = dying
+    world.started[0].die(1)
+    await asyncio.wait_for(asyncio.shield(_until_len(pauses, 12)), 10)
+    monkeypatch.undo()
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == child_module.LONGEST_PAUSE
+    await child.stop()
+
+
+async def _until_len(items, count):
+    ready = asyncio.get_running_loop().create_future()
+
+    def look():
+        if len(items) >= count:
+            ready.set_result(None)
+        else:
+            asyncio.get_running_loop().call_soon(look)
+
+    look()
+    await ready
+
+
+async def test_a_real_child_is_minded():
+    """The fake above behaves as `mesh.process` does."""
+    lines = []
+
+    async def ready():
+        return "" if lines else "nothing said"
+
+    code = "import sys, time; print('up', flush=True); time.sleep(600)"
+    part = Part("real", lambda: [sys.executable, "-c", code], ready, 5.0)
+    child = Child(part, lambda name, line: lines.append((name, line)))
+    await child.start(30)
+    first = child.statistics()
+    assert lines == [("real", "up")]
+    os.kill(first.pid, signal.SIGKILL)
+    await until(lambda: child.statistics().starts == 2 and len(lines) == 2, timeout=30)
+    await child.stop()
+    assert child.statistics().pid is None
+
+
+@pytest.fixture
+def local(world, monkeypatch, tmp_path):
+    """A whole mesh of fake children."""
+    monkeypatch.setattr(supervisor.parts, "etcd_binary", lambda: "/no/etcd")
+    monkeypatch.setattr(supervisor.parts, "etcd_version", lambda binary: "3.5.1")
+    monkeypatch.setattr(
+        supervisor, "Child", lambda part, on_line: Child(world.part(part.name), on_line, spawn=world.spawn)
+    )
+    monkeypatch.setattr(supervisor, "_check_ports", lambda settings: None)
+    return UpSettings(pods=2, data_dir=tmp_path / "data")
+
+
+class Lines:
+    """Instead of a printer."""
+
+    def __init__(self):
+        self.texts = []
+        self.on_broken = None
+
+    def line(self, name, line):
+        self.texts.append(line)
+
+    def text(self, text):
+        self.texts.append(text)
+
+
+async def test_parts_start_and_end_in_order(world, local):
+    """etcd first and last; the router goes before the pods."""
+    printer = Lines()
+    running = asyncio.ensure_future(supervisor.run(local, printer, _nothing))
+    await until(lambda: len(world.started) == 4)
+    assert world.events[0] == "etcd started"
+    assert set(world.events[1:]) == {"pod-1 started", "pod-2 started", "router started"}
+    world.events.clear()
+    await until(lambda: printer.on_broken is not None)
+    signal.raise_signal(signal.SIGINT)
+    await asyncio.wait_for(running, 10)
+    assert world.events[0] == "router terminated"
+    assert set(world.events[1:3]) == {"pod-1 terminated", "pod-2 terminated"}
+    assert world.events[3:] == ["etcd terminated"]
+
+
+async def test_nothing_is_told_ready_before_it_is(world, local):
+    """The lines to try come after the last part."""
+    told = []
+
+    async def ready(mesh):
+        told.append([child.name for child in mesh.statistics() if child.pid])
+
+    world.missing["pod-2"] = "loading"
+    running = asyncio.ensure_future(supervisor.run(local, Lines(), ready))
+    await until(lambda: len(world.started) == 4)
+    assert not told
+    world.missing.clear()
+    await until(lambda: told)
+    assert told == [["etcd", "pod-1", "pod-2", "router"]]
+    signal.raise_signal(signal.SIGTERM)
+    await asyncio.wait_for(running, 10)
+
+
+async def test_a_part_that_fails_takes_the_others_down(world, local):
+    """And its reason is what `mesh up` ends with."""
+    world.missing |= {"pod-1": "starting", "pod-2": "starting"}
+    running = asyncio.ensure_future(supervisor.run(local, Lines(), _nothing))
+    await until(lambda: len(world.started) == 4)
+    next(process for process in world.started if process.name == "pod-2").die(3, "no such device")
+    with pytest.raises(UpError, match=r"pod-2 ended with status 3\nits last lines:\n    no such device"):
+        await asyncio.wait_for(running, 10)
+    assert all(process.returncode is not None for process in world.started)
+
+
+async def test_a_second_signal_kills(world, local):
+    """Who is in a hurry need not wait for calls in flight."""
+    stuck = asyncio.Event()
+
+    async def never(self, grace):
+        world.events.append(f"{self.name} asked")
+        await self.wait()
+        stuck.set()
+        return self.returncode
+
+    running = asyncio.ensure_future(supervisor.run(local, Lines(), _nothing))
+    await until(lambda: len(world.started) == 4)
+    for process in world.started:
+        process.terminate = never.__get__(process)
+    await asyncio.sleep(0)
+    signal.raise_signal(signal.SIGINT)
+    await until(lambda: "router asked" in world.events)
+    signal.raise_signal(signal.SIGINT)
+    await asyncio.wait_for(running, 10)
+    assert {f"{name} killed" for name in ("router", "pod-1", "pod-2", "etcd")} <= set(world.events)
+
+
+async def test_nobody_reading_ends_the_mesh(world, local):
+    """`mesh up | head`."""
+    printer = Lines()
+    running = asyncio.ensure_future(supervisor.run(local, printer, _nothing))
+    await until(lambda: len(world.started) == 4)
+    printer.on_broken()
+    await asyncio.wait_for(running, 10)
+    assert all(process.returncode is not None for process in world.started)
+
+
+async def _nothing(mesh):
+    pass
+
+
+def test_command_lines_name_everything_a_part_needs(tmp_path):
+    """Fresh ports at each start, JSON logs, the folder of the samples among the roots."""
+    settings = UpSettings(
+        data_dir=tmp_path, file_roots=(Path("/models"),), threads=3, capacity=5, http_allow_private=True
+    )
+    pod = supervisor.parts.Pod(settings, 2, etcd_url="http://127.0.0.1:5", session=None)
+    one, two = pod.argv(), pod.argv()
+    assert one != two
+    for option, value in {
+        "--name": "pod-2",
+        "--etcd": "http://127.0.0.1:5",
+        "--capacity": "5",
+        "--threads": "3",
+        "--model-dir": str(tmp_path / "pod-2"),
+        "--log-format": "json",
+        "--base": "mm/mesh",
+    }.items():
+        assert one[one.index(option) + 1] == value
+    roots = [one[i + 1] for i, word in enumerate(one) if word == "--file-root"]
+    assert roots == [str(tmp_path / "samples"), "/models"]
+    router = supervisor.parts.router(settings, etcd_url="http://127.0.0.1:5", run_dir=tmp_path, session=None).argv()
+    assert router[router.index("--listen") + 1] == "127.0.0.1:8033"
+    assert router[router.index("--run-dir") + 1] == str(tmp_path)

@@ -1,0 +1,308 @@
+import asyncio
+import gzip
+import itertools
+import json
+import types
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from yarl import URL
+
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import metrics
+from router.rest import bulk, management
+from tests.support.waiting import until
+
+IMPORT = "/mesh/v1/models:import"
+MODEL = {"type": "onnx", "path": "/a", "key": "k"}
+
+
+@pytest.fixture
+def path(served):
+    return lambda rest: URL(f"http://127.0.0.1:{served}/mesh/v1/{rest}", encoded=True)
+
+
+async def test_registering_is_201_then_200_then_409(http, path, worker):
+    async with http.put(path("models/a%2Fb"), json=MODEL) as answer:
+        assert answer.status == 201
+        assert await answer.json() == {
+            "id": "a/b",
+            **MODEL,
+            "status": "LOADED",
+            "errors": ["an old failure"],
+            "copies": [{"pod": "pod-0", "status": "LOADED", "time_ms": 1, "bytes": 2}],
+            "host_bytes": 0,
+            "device_bytes": 0,
+            "load_ms": 0,
+            "quarantined": False,
+            "killed": [],
+        }
+    async with http.put(path("models/a%2Fb"), json={**MODEL, "load": True, "sync": True}) as answer:
+        assert answer.status == 200
+    assert worker.management.loaded == [("a/b", True)]
+    async with http.put(path("models/a%2Fb"), json={**MODEL, "path": "/other"}) as answer:
+        assert (answer.status, (await answer.json())["reason"]) == (409, "CONFLICT")
+    assert list(worker.management.models) == ["a/b"]
+
+
+async def test_a_key_may_be_an_object(http, path, worker):
+    async with http.put(path("models/m"), json={"type": "t", "key": {"bucket": "b"}}) as answer:
+        assert answer.status == 201
+    assert worker.management.models["m"].key == '{"bucket":"b"}'
+    assert worker.management.models["m"].path == ""
+
+
+@pytest.mark.parametrize(
+    ("rest", "body", "says"),
+    [
+        ("models/m", b"", "not JSON"),
+        ("models/m", b"[]", "not a JSON object"),
+        ("models/m", b"{}", "non-empty model type"),
+        ("models/m", b'{"type": 1}', "type must be a string"),
+        ("models/m", b'{"type": "t", "path": 1}', "path must be a string"),
+        ("models/m", b'{"type": "t", "key": 1}', "key must be a string or an object"),
+        ("models/m", b'{"type": "t", "path": "\\ud800"}', "path is no valid text"),
+        ("models/m", b'{"type": "t", "load": 1}', "load must be true or false"),
+        ("models/" + "x" * 1025, b'{"type": "t"}', "longer than 1024 bytes"),
+        ("models/%FF", b'{"type": "t"}', "not UTF-8"),
+        ("models/a%00b", b'{"type": "t"}', "no key can hold"),
+    ],
+)
+async def test_wrong_registrations_are_refused(http, path, rest, body, says):
+    async with http.put(path(rest), data=body) as answer:
+        assert (answer.status, (await answer.json())["reason"]) == (400, "BAD_REQUEST")
+        assert says in (await answer.json())["error"]
+
+
+async def test_a_body_too_large_for_one_model_is_413(http, path):
+    async with http.put(path("models/m"), data=b" " * ((1 << 20) + 1)) as answer:
+        assert answer.status == 413
+
+
+async def test_an_unknown_model_is_404_and_unregistering_says_whether_it_existed(http, path):
+    async with http.get(path("models/m")) as answer:
+        assert (answer.status, (await answer.json())["reason"]) == (404, "UNKNOWN_MODEL")
+    async with http.post(path("models/m/load"), json={"sync": True}) as answer:
+        assert answer.status == 404
+    async with http.put(path("models/m"), json=MODEL):
+        pass
+    async with http.get(path("models/m")) as answer:
+        assert (answer.status, (await answer.json())["id"]) == (200, "m")
+    for existed in (True, False):
+        async with http.delete(path("models/m")) as answer:
+            assert await answer.json() == {"id": "m", "existed": existed}
+
+
+async def test_loading_with_and_without_a_body(http, path, worker):
+    await worker.management.register("a/b", "t", "", "")
+    async with http.post(path("models/a%2Fb/load")) as answer:
+        assert answer.status == 200
+    async with http.post(path("models/a%2Fb/load"), json={"sync": True}) as answer:
+        assert answer.status == 200
+    assert worker.management.loaded == [("a/b", False), ("a/b", True)]
+
+
+async def test_explain_release_and_pods(http, path, worker):
+    await worker.management.register("a/b", "t", "", "")
+    async with http.get(path("models/a%2Fb/explain")) as answer:
+        assert (await answer.json())["id"] == "a/b"
+    async with http.post(path("models/a%2Fb/release")) as answer:
+        assert (await answer.json())["id"] == "a/b"
+    async with http.get(path("pods")) as answer:
+        assert await answer.json() == {"pods": [{"pod": "pod-0"}]}
+    async with http.get(path("pods/pod%2F0")) as answer:
+        assert await answer.json() == {"pod": "pod/0"}
+
+
+async def test_models_are_listed_with_where_they_are(http, path, worker):
+    for model_id in ("a1", "a2", "b"):
+        await worker.management.register(model_id, "t", "/p", "")
+    pods = [types.SimpleNamespace(pod=types.SimpleNamespace(name=name)) for name in ("p2", "p1")]
+    worker.view.copies["a2"] = pods
+    async with http.get(path("models?prefix=a&limit=1")) as answer:
+        first = await answer.json()
+    assert first["models"] == [{"id": "a1", "type": "t", "path": "/p", "key": "", "resident": False, "pods": []}]
+    async with http.get(path(f"models?prefix=a&limit=10&after={first['next']}")) as answer:
+        (second,) = (await answer.json())["models"]
+    assert (second["id"], second["resident"], second["pods"]) == ("a2", True, ["p1", "p2"])
+    async with http.get(path("models?limit=ten")) as answer:
+        assert answer.status == 400
+
+
+async def test_stats_of_a_fresh_worker_and_of_one_that_has_served(http, path, worker):
+    async with http.get(path("stats")) as answer:
+        empty = await answer.json()
+    assert (empty["calls"], empty["hits"], empty["workers"], empty["pods"]) == ({}, 0, 2, 0)
+    times = worker.registry.histogram("modelmesh_api_request_milliseconds", "", metrics.BUCKETS_MS, ("method", "code"))
+    for code, n in (("OK", 3), ("NOT_FOUND", 1)):
+        for _ in range(n):
+            times.labels("ModelInfer", code).observe(1)
+    hits = worker.registry.histogram("mesh_hit_milliseconds", "", metrics.BUCKETS_MS)
+    for ms in (1, 1, 1, 150):
+        hits.observe(ms)
+    worker.registry.counter("mesh_loads", "").inc(2)
+    async with http.get(path("stats")) as answer:
+        stats = await answer.json()
+    assert stats["calls"] == {"ModelInfer": {"OK": 3, "NOT_FOUND": 1}}
+    assert (stats["hits"], stats["loads"]) == (4, 2)
+    assert 0.5 <= stats["latency_ms"]["hit"]["p50"] <= 1
+    assert 100 < stats["latency_ms"]["hit"]["p99"] <= 200
+
+
+def test_stats_add_up_workers():
+    snapshots = []
+    for ms in (1, 100):
+        registry = metrics.Registry()
+        registry.histogram("mesh_hit_milliseconds", "", metrics.BUCKETS_MS).observe(ms)
+        snapshots.append(registry.snapshot())
+    assert management.summary(metrics.merge(snapshots))["latency_ms"]["hit"]["count"] == 2
+
+
+# --- import ---
+
+
+def ndjson(*items):
+    return b"".join((item if isinstance(item, bytes) else json.dumps(item).encode()) + b"\n" for item in items)
+
+
+async def told(answer):
+    return [json.loads(line) for line in (await answer.read()).splitlines()]
+
+
+async def test_import_registers_and_reports_bad_lines_one_by_one(http, worker):
+    body = ndjson(
+        {"id": "a", **MODEL},
+        b"not json",
+        b"",
+        {"id": "a", **MODEL},
+        {"id": "", **MODEL},
+        {"id": "b", "type": "refused"},
+        {"id": "c", "type": "t", "key": {"x": 1}},
+        b"[]",
+    )
+    async with http.post(IMPORT, data=body) as answer:
+        assert (answer.status, answer.headers["content-type"]) == (200, "application/x-ndjson")
+        *lines, last = await told(answer)
+    assert last == {"finished": True, "done": 7, "created": 2, "existing": 1, "failed": 4}
+    errors = {line["error"]["line"]: line["error"] for line in lines}
+    assert errors.keys() == {2, 5, 6, 8}
+    assert errors[6] == {"line": 6, "id": "b", "reason": "CONFLICT", "text": "it is another one"}
+    assert errors[2]["reason"] == "BAD_REQUEST"
+    assert worker.management.models.keys() == {"a", "c"}
+
+
+async def test_import_takes_gzip_and_a_last_line_without_its_end(http, worker):
+    body = ndjson({"id": "a", **MODEL}) + json.dumps({"id": "b", **MODEL}).encode()
+    async with http.post(IMPORT, data=gzip.compress(body), headers={"Content-Encoding": "gzip"}) as answer:
+        assert (await told(answer))[-1]["created"] == 2
+    async with http.post(IMPORT, data=b"no gzip", headers={"Content-Encoding": "gzip"}) as answer:
+        assert (await told(answer))[-1]["finished"] is False
+    async with http.post(IMPORT, data=body, headers={"Content-Encoding": "br"}) as answer:
+        assert answer.status == 400
+
+
+async def test_an_empty_import_is_finished(http):
+    async with http.post(IMPORT, data=b"") as answer:
+        assert await told(answer) == [{"finished": True, "done": 0, "created": 0, "existing": 0, "failed": 0}]
+
+
+async def test_an_import_goes_in_batches_and_tells_its_progress(http, worker, monkeypatch):
+    monkeypatch.setattr(bulk, "_PROGRESS", 0.0)
+    count = 3 * bulk.BATCH + 1
+    async with http.post(IMPORT, data=ndjson(*({"id": f"m{n}", "type": "t"} for n in range(count)))) as answer:
+        *progress, last = await told(answer)
+    assert last["created"] == count == len(worker.management.models)
+    assert max(worker.management.batches) == bulk.BATCH
+    assert progress
+    assert [line["done"] for line in progress] == sorted(line["done"] for line in progress)
+
+
+async def test_an_import_ends_where_the_registry_is_away(http, worker):
+    worker.management.error = MeshError(Reason.REGISTRY_AWAY, "etcd does not answer")
+    async with http.post(IMPORT, data=ndjson(*({"id": f"m{n}", "type": "t"} for n in range(5000)))) as answer:
+        error, last = await told(answer)
+    assert error["error"]["reason"] == "REGISTRY_AWAY"
+    assert last["finished"] is False
+
+
+async def test_an_import_that_breaks_says_so_in_its_answer(http, worker):
+    worker.management.error = RuntimeError("a bug")
+    async with http.post(IMPORT, data=ndjson({"id": "m", "type": "t"})) as answer:
+        *_, error, last = await told(answer)
+    assert error["error"]["reason"] == "INTERNAL"
+    assert last == {"finished": False}
+
+
+async def test_many_bad_lines_are_counted_but_not_all_told(http):
+    async with http.post(IMPORT, data=b"bad\n" * (bulk.MAX_REPORTED + 500)) as answer:
+        *lines, last = await told(answer)
+    assert last["failed"] == bulk.MAX_REPORTED + 500
+    assert len(lines) == bulk.MAX_REPORTED
+
+
+async def test_an_import_whose_client_goes_away_ends(http, worker):
+    """In the middle of its body, with batches under way: they are cancelled, nothing keeps running."""
+    fates = []
+
+    async def register_many(items):
+        fates.append("under way")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            fates[0] = "ended"
+
+    async def body():
+        yield ndjson(*({"id": f"m{n}", "type": "t"} for n in range(bulk.BATCH)))
+        await asyncio.Event().wait()
+
+    worker.management.register_many = register_many
+    answer = await http.post(IMPORT, data=body())
+    await until(lambda: fates == ["under way"], why="the first batch is under way")
+    answer.close()
+    await until(lambda: fates == ["ended"], why="it is cancelled")
+
+
+def _cut(stream, cuts):
+    edges = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
+    return [stream[a:b] for a, b in itertools.pairwise(edges)]
+
+
+async def _pieces(chunks):
+    for chunk in chunks:
+        yield chunk
+
+
+@given(st.lists(st.binary(max_size=20).filter(lambda b: b"\n" not in b)), st.lists(st.integers(0, 1000)), st.booleans())
+def test_lines_are_the_same_however_the_stream_is_cut(lines, cuts, ended):
+    stream = b"\n".join(lines) + b"\n" * ended
+
+    async def collect(chunks):
+        return [line async for line in bulk.lines_of(_pieces(chunks))]
+
+    expected = stream.split(b"\n")
+    expected = expected if expected[-1] else expected[:-1]
+    assert asyncio.run(collect(_cut(stream, cuts))) == expected
+
+
+def test_a_line_without_end_takes_bounded_memory_and_costs_one_line():
+    piece = b"x" * 10_000
+
+    async def collect():
+        chunks = [b'{"id":1}\n', *([piece] * 50), b"tail\n", b'{"id":2}\n']
+        return [line async for line in bulk.lines_of(_pieces(chunks))]
+
+    first, long, last = asyncio.run(collect())
+    assert (first, last) == (b'{"id":1}', b'{"id":2}')
+    assert bulk.MAX_LINE < len(long) <= bulk.MAX_LINE + len(piece)
+    with pytest.raises(MeshError, match="longer than"):
+        bulk.parse(long)
+
+
+@given(
+    st.binary(max_size=100)
+    | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(lambda v: json.dumps(v).encode())
+)
+def test_no_line_does_anything_but_pass_or_be_refused(line):
+    with pytest.raises(MeshError):
+        bulk.parse(line)

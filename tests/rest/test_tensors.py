@@ -1,0 +1,179 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from mesh.pb import inference_pb2 as pb
+from mesh.statuses import MeshError, Reason
+from router.rest import tensors
+
+NUMBERS = sorted(tensors.DTYPES)
+
+
+@st.composite
+def arrays(draw):
+    """A datatype and an array of it, finite, of any shape that is not large."""
+    datatype = draw(st.sampled_from(NUMBERS))
+    dtype = tensors.DTYPES[datatype]
+    elements = {"allow_nan": False, "allow_infinity": False} if dtype.kind == "f" else None
+    shape = draw(npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
+    return datatype, draw(npst.arrays(dtype, shape, elements=npst.from_dtype(dtype, **(elements or {}))))
+
+
+@given(arrays(), st.booleans())
+def test_json_data_flat_or_nested_becomes_the_same_bytes_and_comes_back(pair, nested):
+    datatype, array = pair
+    data = json.loads(json.dumps(array.tolist() if nested else array.ravel().tolist()))
+    raw = tensors.raw_from_json("x", datatype, array.shape, data)
+    assert raw == array.tobytes()
+    tensors.check_raw("x", datatype, array.shape, raw)
+    back = tensors.json_from_raw("x", datatype, raw)
+    assert np.array(json.loads(json.dumps(back)), array.dtype).tobytes() == raw
+
+
+@given(arrays())
+def test_typed_contents_say_the_same_as_raw(pair):
+    datatype, array = pair
+    contents = pb.InferTensorContents()
+    getattr(contents, tensors._CONTENTS[datatype]).extend(array.ravel().tolist())
+    contents = pb.InferTensorContents.FromString(contents.SerializeToString())
+    assert tensors.raw_from_typed("x", datatype, contents) == array.tobytes()
+    assert tensors.json_from_typed("x", datatype, contents) == tensors.json_from_raw("x", datatype, array.tobytes())
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"))))
+def test_strings_survive(strings):
+    raw = tensors.raw_from_json("x", "BYTES", (len(strings),), strings)
+    tensors.check_raw("x", "BYTES", (len(strings),), raw)
+    assert tensors.json_from_raw("x", "BYTES", raw) == strings
+    contents = pb.InferTensorContents(bytes_contents=[text.encode() for text in strings])
+    assert tensors.raw_from_typed("x", "BYTES", contents) == raw
+    assert tensors.json_from_typed("x", "BYTES", contents) == strings
+
+
+def test_a_whole_number_written_with_a_point_is_one():
+    assert (
+        tensors.raw_from_json("x", "INT64", (2,), [1.0, 9007199254740993])
+        == np.array([1, 9007199254740993], "<i8").tobytes()
+    )
+
+
+def test_an_unnested_value_is_a_tensor_without_dimensions():
+    assert tensors.raw_from_json("x", "FP32", (), 1.5) == tensors.raw_from_json("x", "FP32", (), [1.5])
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "data", "says"),
+    [
+        ("FP32", (3,), [1, 2], "2 elements came for the shape"),
+        ("FP32", (2, 2), [[1, 2], [3]], "nested otherwise"),
+        ("FP32", (2, 2), [[1, 2], 3], "nested otherwise"),
+        ("FP32", (2, 2), [[1, 2, 3, 4]], "1 rows"),
+        ("FP32", (4,), [[1, 2], [3, 4]], "2 elements"),
+        ("FP32", (2,), [[1], [2]], "a list is no FP32"),
+        ("FP32", (1,), ["1"], "'1' is no FP32"),
+        ("FP32", (1,), [None], "None is no FP32"),
+        ("FP32", (1,), [True], "True is no FP32"),
+        ("FP32", (1,), [{}], "an object is no FP32"),
+        ("FP32", (1,), [1e39], "out of the range of FP32"),
+        ("FP64", (1,), [10**400], "out of the range of FP64"),
+        ("FP64", (1,), [math.inf], "out of the range"),
+        ("FP32", (1,), 1, "data must be a list"),
+        ("FP32", (1,), {"0": 1}, "data must be a list"),
+        ("FP32", (1,), None, "data must be a list"),
+        ("INT8", (1,), [128], "128 is out of the range of INT8"),
+        ("UINT8", (1,), [-1], "-1 is out of the range of UINT8"),
+        ("UINT64", (1,), [-1], "out of the range"),
+        ("UINT64", (1,), [1 << 64], "out of the range"),
+        ("INT64", (1,), [1 << 63], "out of the range"),
+        ("INT32", (1,), [1.5], "1.5 is no INT32"),
+        ("INT32", (1,), [False], "False is no INT32"),
+        ("INT32", (1,), [1e300], "out of the range"),
+        ("BOOL", (1,), [2], "must be true, false"),
+        ("BOOL", (1,), ["true"], "'true' is no BOOL"),
+        ("BYTES", (1,), [1], "1 is no BYTES"),
+        ("BYTES", (1,), ["\ud800"], "no valid text"),
+        ("FP16", (1,), [1.0], "FP16 cannot be sent as JSON"),
+        ("BF16", (1,), [1.0], "BF16 cannot be sent as JSON"),
+        ("FP32", ((1 << 63) - 1, (1 << 63) - 1), [1], "elements came"),
+    ],
+)
+def test_wrong_json_data_is_refused_with_what_is_wrong(datatype, shape, data, says):
+    with pytest.raises(MeshError) as caught:
+        tensors.raw_from_json("input 'x'", datatype, shape, data)
+    assert caught.value.reason is Reason.BAD_REQUEST
+    assert caught.value.text.startswith("input 'x': ")
+    assert says in caught.value.text
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        (None, "must be a list"),
+        ("1", "must be a list"),
+        ([-1], "-1"),
+        ([1.0], "1.0"),
+        ([True], "True"),
+        ([1 << 63], "whole numbers"),
+        (["1"], "'1'"),
+        ([1] * 65, "65 dimensions"),
+    ],
+)
+def test_wrong_shapes_are_refused(shape, says):
+    with pytest.raises(MeshError) as caught:
+        tensors.check_shape("input 'x'", shape)
+    assert caught.value.reason is Reason.BAD_REQUEST
+    assert says in caught.value.text
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "raw"),
+    [
+        ("FP32", (2,), b"\0" * 7),
+        ("FP16", (2,), b"\0" * 8),
+        ("BOOL", ((1 << 63) - 1,), b"\0"),
+        ("BYTES", (1,), b""),
+        ("BYTES", (1,), b"\2\0\0\0a"),
+        ("BYTES", (1,), b"\0\0\0"),
+        ("BYTES", (1,), b"\xff\xff\xff\xff"),
+        ("BYTES", (1,), b"\0\0\0\0\0\0\0\0"),
+    ],
+)
+def test_a_blob_that_is_not_the_tensor_declared_is_refused(datatype, shape, raw):
+    with pytest.raises(MeshError) as caught:
+        tensors.check_raw("x", datatype, shape, raw)
+    assert caught.value.reason is Reason.BAD_REQUEST
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_json_cannot_carry_is_said_to_need_binary(value):
+    raw = np.array([value], "<f4").tobytes()
+    for refused in (
+        lambda: tensors.json_from_raw("x", "FP32", raw),
+        lambda: tensors.json_from_typed("x", "FP32", pb.InferTensorContents(fp32_contents=[value])),
+        lambda: tensors.json_from_raw("x", "FP16", b"\0\0"),
+        lambda: tensors.json_from_raw("x", "BYTES", b"\1\0\0\0\xff"),
+    ):
+        with pytest.raises(MeshError, match="binary_data") as caught:
+            refused()
+        assert caught.value.reason is Reason.BAD_REQUEST
+
+
+@pytest.mark.parametrize(("datatype", "raw"), [("FP32", b"\0"), ("NEW", b""), ("BYTES", b"\2\0\0\0a")])
+def test_broken_contents_of_a_model_server_are_its_fault(datatype, raw):
+    with pytest.raises(MeshError) as caught:
+        tensors.json_from_raw("x", datatype, raw)
+    assert caught.value.reason is Reason.INTERNAL
+
+
+def test_typed_contents_out_of_range_are_the_model_servers_fault():
+    with pytest.raises(MeshError) as caught:
+        tensors.raw_from_typed("x", "INT8", pb.InferTensorContents(int_contents=[300]))
+    assert caught.value.reason is Reason.INTERNAL
+    with pytest.raises(MeshError) as caught:
+        tensors.json_from_typed("x", "FP16", pb.InferTensorContents())
+    assert caught.value.reason is Reason.INTERNAL

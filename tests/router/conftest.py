@@ -1,0 +1,121 @@
+"""A worker's core on fakes: a world of pods, an etcd that is a dictionary, agents that answer as they are told."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+import pytest
+
+from mesh.etcd import EtcdUnavailable, KeyValue
+from mesh.records import Failure, ModelRecord
+from mesh.telemetry import metrics
+from router.coldstart import ColdStart
+from router.dispatch import Dispatcher
+from router.forward import Forwarder
+from router.meter import Meter
+from router.registry import Registry
+from router.routes import Routes
+from router.settings import RouterSettings
+from tests.support.fakecalls import FakeAgents, FakeCall, Sent
+from tests.support.waiting import until
+from tests.support.worlds import World
+
+NOW_MS = 1_700_000_000_000
+
+
+class FakeEtcd:
+    """Reads of single keys. `gate` holds reads back; `away` makes them fail."""
+
+    def __init__(self) -> None:
+        self.records: dict[bytes, KeyValue] = {}
+        self.reads = 0
+        self.away = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def get(self, key: bytes, *, timeout: float | None = None) -> KeyValue | None:
+        self.reads += 1
+        found = self.records.get(key)  # as it is when the read begins
+        await self.gate.wait()
+        if self.away:
+            raise EtcdUnavailable("etcd is away")
+        return found
+
+
+@dataclass
+class Core:
+    """The parts, and shorthands for what tests do with them."""
+
+    world: World
+    etcd: FakeEtcd
+    agents: FakeAgents
+    registry: Registry
+    coldstart: ColdStart
+    forwarder: Forwarder
+    dispatcher: Dispatcher
+    settings: RouterSettings
+
+    def register(self, model_id: str = "m", *, created: int = 7, **more: object) -> None:
+        """A record in etcd."""
+        record = replace(ModelRecord("onnx", f"file:///{model_id}"), **more)  # type: ignore[arg-type]
+        key = self.world.keys.model(model_id)
+        self.etcd.records[key] = KeyValue(key, record.encode(), created, created, 1, 0)
+        self.registry.forget(model_id)
+
+    def unregister(self, model_id: str = "m") -> None:
+        """No record in etcd; what was remembered of it stays."""
+        del self.etcd.records[self.world.keys.model(model_id)]
+
+    def failed_in(self, *pods: str, ago_ms: int = 1000) -> tuple[Failure, ...]:
+        """Failures as they stand in a record."""
+        return tuple(Failure(pod, NOW_MS - ago_ms, f"{pod} says no") for pod in pods)
+
+    def call(self, model_id: str = "m", *, deadline: float | None = None, **more: object) -> FakeCall:
+        """A V2 call of that model has arrived. `deadline` is in seconds from now."""
+        raw = b"\x0a" + bytes([len(model_id)]) + model_id.encode()
+        when = None if deadline is None else asyncio.get_running_loop().time() + deadline
+        call = FakeCall(frame=b"\0" + len(raw).to_bytes(4, "big") + raw, deadline=when, **more)  # type: ignore[arg-type]
+        self.dispatcher.dispatch(call)
+        return call
+
+    def sent(self, pod: str) -> list[Sent]:
+        """What was sent to that pod."""
+        return self.world.pool(pod).sent
+
+    async def answered(self, call: FakeCall) -> FakeCall:
+        """The call, once it is answered."""
+        await until(lambda: bool(call.answers), interval=0.001, why="the call is answered")
+        return call
+
+    async def reaches(self, pod: str, count: int = 1) -> Sent:
+        """The last of `count` calls sent to that pod, once they are."""
+        await until(lambda: len(self.sent(pod)) >= count, interval=0.001, why=f"{count} calls reach {pod}")
+        return self.sent(pod)[-1]
+
+
+@pytest.fixture
+def settings() -> RouterSettings:
+    """Of the router under test; a test overrides it for others."""
+    return RouterSettings("router", verify_timeout=0.2)
+
+
+@pytest.fixture
+async def core(settings: RouterSettings) -> AsyncIterator[Core]:
+    """The core of a worker, with nothing around it."""
+    world, etcd, agents = World(), FakeEtcd(), FakeAgents()
+    meter = Meter(metrics.Registry())
+    registry = Registry(etcd, world.keys)  # type: ignore[arg-type]
+    coldstart = ColdStart(
+        view=world.view, registry=registry, agents=agents, meter=meter, settings=settings, wall=lambda: NOW_MS
+    )
+    forwarder = Forwarder(view=world.view, coldstart=coldstart, registry=registry, meter=meter, settings=settings)
+    dispatcher = Dispatcher(forwarder, Routes(limit=settings.max_message))
+    yield Core(world, etcd, agents, registry, coldstart, forwarder, dispatcher, settings)
+    etcd.gate.set()
+    await coldstart.close()
+    await forwarder.close()
+    await registry.close()
+    assert forwarder.in_flight == 0, "every call was answered or cancelled, and counted so"
+    assert coldstart.statistics().waiters == coldstart.statistics().bytes == 0
+    assert not any(pod.in_flight for pod in world.view.pods.values())
+    assert not forwarder.timed

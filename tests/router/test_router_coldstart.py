@@ -1,0 +1,573 @@
+"""From no copy to a copy: one load for all, bounds, deadlines, and every answer an agent can give."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from mesh.records import LEAVING
+from mesh.statuses import Code, MeshError, Reason
+from router.settings import RouterSettings
+from tests.support import fakecalls
+from tests.support.waiting import until
+
+GO_ON = fakecalls.loaded()
+
+
+def one_pod(core, answer=GO_ON):
+    core.register()
+    core.world.pod("a")
+    core.agents.answers["a"] = answer
+
+
+def held(core, pod="a", reply=GO_ON):
+    """An agent whose answer waits for the event that is returned."""
+    event = asyncio.Event()
+
+    async def answer(request):
+        await event.wait()
+        return reply
+
+    core.agents.answers[pod] = answer
+    return event
+
+
+async def test_a_call_of_a_model_without_a_copy_has_it_loaded_and_goes_through(core):
+    """With everything that the agent needs to know; the copy is in the view before etcd says so."""
+    core.register(host_bytes=123, load_ms=3)
+    core.world.pod("a")
+    core.agents.answers["a"] = GO_ON
+    call = core.call()
+    sent = await core.reaches("a")
+    assert sent.headers[b"mesh-copy"] == b"i.7"
+    sent.reply()
+    assert call.code is Code.OK
+    ((pod, request),) = core.agents.loads
+    assert (pod, request.model_id, request.create_revision, request.host_bytes) == ("a", "m", 7, 123)
+    assert (request.model_type, request.model_path, request.idle_ms) == ("onnx", "file:///m", 0)
+    assert core.world.callable("m") == ["a"]
+
+
+async def test_a_hundred_calls_share_one_load(core):
+    one_pod(core)
+    event = held(core)
+    calls = [core.call() for _ in range(100)]
+    await until(lambda: core.agents.loads)
+    assert core.coldstart.statistics().waiters == 100
+    event.set()
+    await core.reaches("a", 100)
+    for sent in core.sent("a"):
+        sent.reply()
+    assert all(call.code is Code.OK for call in calls)
+    assert len(core.agents.loads) == 1
+    assert core.etcd.reads == 1
+
+
+async def test_an_unknown_model_is_refused(core):
+    core.world.pod("a")
+    call = await core.answered(core.call())
+    assert (call.code, call.text) == (Code.NOT_FOUND, "model not found")
+
+
+async def test_etcd_away_is_told(core):
+    one_pod(core)
+    core.etcd.away = True
+    call = await core.answered(core.call())
+    assert call.code is Code.UNAVAILABLE
+    assert core.agents.loads == []
+
+
+async def test_no_pods_at_all_is_told(core):
+    core.register()
+    call = await core.answered(core.call())
+    assert (call.code, call.text) == (Code.UNAVAILABLE, "there is no runtime pod")
+
+
+async def test_a_known_record_is_not_read_again(core):
+    """The claim validates it."""
+    one_pod(core)
+    await core.coldstart.load("m")
+    core.world.view.drop(core.world.get("m", "a"))
+    await core.coldstart.load("m")
+    assert core.etcd.reads == 1
+    assert len(core.agents.loads) == 2
+
+
+async def test_a_stale_record_is_read_again(core):
+    """Registered anew since it was read: the agent says so, and the load goes on with the new one."""
+    one_pod(core)
+    await core.coldstart.load("m")
+    remembered = core.registry.remembered("m")
+    core.world.view.drop(core.world.get("m", "a"))
+    core.register(created=9)
+    core.registry.remember(remembered)
+    core.agents.answers["a"] = lambda request: GO_ON if request.create_revision == 9 else fakecalls.stale()
+    await core.coldstart.load("m")
+    assert [request.create_revision for _, request in core.agents.loads] == [7, 7, 9]
+    assert core.world.get("m", "a").token == b"i.9"
+
+
+async def test_a_stale_record_of_a_model_that_is_gone(core):
+    one_pod(core, fakecalls.stale())
+    await core.registry.read("m")
+    core.unregister()
+    with pytest.raises(MeshError) as error:
+        await core.coldstart.load("m")
+    assert error.value.reason is Reason.UNKNOWN_MODEL
+
+
+async def test_an_agent_that_calls_every_registration_stale_is_given_up(core, monkeypatch):
+    monkeypatch.setattr("router.coldstart._PAUSE", 0.001)
+    one_pod(core, fakecalls.stale())
+    with pytest.raises(MeshError, match="does not accept the current registration") as error:
+        await core.coldstart.load("m")
+    assert error.value.reason is Reason.UNAVAILABLE
+
+
+async def test_elsewhere_is_followed(core):
+    """Another router was first: its load is joined, not repeated."""
+    core.register()
+    core.world.pod("a", capacity=1 << 40)
+    core.world.pod("b", capacity=1 << 20)
+    core.agents.answers = {"a": fakecalls.elsewhere("b"), "b": fakecalls.loaded()}
+    core.agents.answers["a"] = fakecalls.elsewhere("b")
+    await core.coldstart.load("m")
+    asked = [pod for pod, _ in core.agents.loads]
+    assert asked[-1] == "b"
+    assert len(asked) <= 2
+    assert core.world.callable("m") == ["b"]
+
+
+async def test_a_claim_in_view_is_joined_at_once(core):
+    core.register()
+    core.world.pod("a")
+    core.world.pod("b")
+    core.world.claim("m", "b")
+    core.agents.answers = {"a": AssertionError("not to be asked"), "b": GO_ON}
+    await core.coldstart.load("m")
+    assert [pod for pod, _ in core.agents.loads] == ["b"]
+
+
+async def test_a_claim_of_a_former_life_is_not_joined(core):
+    core.register(created=9)
+    core.world.pod("a")
+    core.world.claim("m", "a", created=7)
+    core.agents.answers["a"] = GO_ON
+    await core.coldstart.load("m")
+    assert core.agents.loads[0][1].create_revision == 9
+
+
+async def test_the_claim_of_a_dead_pod_is_waited_for(core, monkeypatch):
+    """Until its lease ends nobody else may load it; then somebody does, and the callers never learn of it."""
+    monkeypatch.setattr("router.coldstart._PAUSE", 0.005)
+    core.register()
+    core.world.pod("dead")
+    core.world.pod("b")
+    core.world.copy("m", "dead")
+    core.agents.answers = {"dead": fakecalls.unreachable("dead"), "b": fakecalls.elsewhere("dead")}
+    core.world.view.failed(core.world.view.pods["dead"], asyncio.get_running_loop().time())
+    call = core.call()
+    await until(lambda: [pod for pod, _ in core.agents.loads].count("b") >= 2, interval=0.001)
+    assert not call.answers
+    core.world.lose("dead")
+    core.agents.answers["b"] = GO_ON
+    (await core.reaches("b")).reply()
+    assert call.code is Code.OK
+
+
+async def test_a_load_seen_in_etcd_ends_the_waiting(core, monkeypatch):
+    """An agent that answers nothing useful, while another router's load comes to its end."""
+    monkeypatch.setattr("router.coldstart._PAUSE", 30.0)
+    core.register()
+    core.world.pod("a")
+    core.agents.answers["a"] = fakecalls.elsewhere("b")
+    call = core.call()
+    await until(lambda: core.agents.loads)
+    core.world.pod("b")
+    core.world.copy("m", "b")
+    (await core.reaches("b")).reply()
+    assert call.code is Code.OK
+
+
+async def test_an_agent_that_cannot_be_reached_is_passed_over(core):
+    core.register()
+    core.world.pod("a", capacity=1 << 40)
+    core.world.pod("b", capacity=1 << 20)
+    core.agents.answers = {"a": fakecalls.unreachable("a"), "b": fakecalls.unreachable("b")}
+    core.world.pod("c", capacity=1 << 10)
+    core.agents.answers["c"] = GO_ON
+    await core.coldstart.load("m")
+    assert core.world.callable("m") == ["c"]
+
+
+async def test_a_suspect_is_not_asked_to_load(core, monkeypatch):
+    """It may be back in a moment, so the caller waits; it is told why if nobody comes."""
+    monkeypatch.setattr("router.coldstart._PAUSE", 0.001)
+    monkeypatch.setattr("router.coldstart.PATIENCE", 0.02)
+    one_pod(core)
+    core.world.copy("other", "a")
+    core.world.lose("a")
+    call = await core.answered(core.call())
+    assert call.code is Code.UNAVAILABLE
+    assert "lease" in call.text
+    assert core.agents.loads == []
+
+
+async def test_a_suspect_that_comes_back_gets_the_load(core):
+    one_pod(core)
+    core.world.copy("other", "a")
+    core.world.lose("a")
+    call = core.call()
+    await until(lambda: core.etcd.reads)
+    core.world.pod("a")
+    (await core.reaches("a")).reply()
+    assert call.code is Code.OK
+
+
+async def test_a_pod_that_leaves_gets_no_load(core):
+    one_pod(core)
+    core.world.pod("z", state=LEAVING, capacity=1 << 50)
+    await core.coldstart.load("m")
+    assert [pod for pod, _ in core.agents.loads] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason", "text"),
+    [
+        pytest.param(["NO_ROOM"], Reason.NO_ROOM, "no", id="no-room"),
+        pytest.param(["NO_ROOM", "NOWHERE"], Reason.NO_ROOM, "no", id="no-room-somewhere"),
+        pytest.param(["NOWHERE", "NOWHERE"], Reason.NOWHERE, "no", id="nowhere"),
+        pytest.param(["OVERLOADED"], Reason.OVERLOADED, "no", id="overloaded"),
+        pytest.param(["QUARANTINED"], Reason.QUARANTINED, "no", id="quarantined"),
+        pytest.param(["REGISTRY_AWAY", "REGISTRY_AWAY"], Reason.REGISTRY_AWAY, "no", id="registry-away"),
+    ],
+)
+async def test_refusals_become_the_answer_when_nobody_is_left(core, answers, reason, text):
+    core.register()
+    for number, answer in enumerate(answers):
+        core.world.pod(f"p{number}")
+        core.agents.answers[f"p{number}"] = fakecalls.refused(answer, text)
+    with pytest.raises(MeshError, match=text) as error:
+        await core.coldstart.load("m")
+    assert error.value.reason is reason
+
+
+async def test_after_a_refusal_another_pod_is_asked(core):
+    core.register()
+    core.world.pod("a", capacity=1 << 50)
+    core.world.pod("b", capacity=1 << 10)
+    core.agents.answers = {"a": fakecalls.refused("NO_ROOM"), "b": GO_ON}
+    core.agents.answers["b"] = lambda request: GO_ON
+    await core.coldstart.load("m")
+    assert core.world.callable("m") == ["b"]
+
+
+async def test_only_some_pods_are_asked_in_one_go(core):
+    core.register()
+    for number in range(30):
+        core.world.pod(f"p{number}")
+        core.agents.answers[f"p{number}"] = fakecalls.refused("NO_ROOM")
+    with pytest.raises(MeshError) as error:
+        await core.coldstart.load("m")
+    assert error.value.reason is Reason.NO_ROOM
+    assert len(core.agents.loads) <= 6
+
+
+async def test_a_pod_that_is_not_up_to_it_yet_is_asked_again(core, monkeypatch):
+    """Its model server is being restarted."""
+    monkeypatch.setattr("router.coldstart._PAUSE", 0.001)
+    one_pod(core)
+    answers = [fakecalls.refused("UNAVAILABLE"), fakecalls.refused("UNAVAILABLE"), GO_ON]
+    core.agents.answers["a"] = lambda request: answers.pop(0)
+    await core.coldstart.load("m")
+    assert answers == []
+
+
+async def test_larger_than_every_pod_is_told_without_asking(core):
+    core.register(host_bytes=1 << 40)
+    core.world.pod("a", capacity=1 << 30)
+    with pytest.raises(MeshError, match="capacity") as error:
+        await core.coldstart.load("m")
+    assert error.value.reason is Reason.NOWHERE
+    assert core.agents.loads == []
+
+
+async def test_a_guessed_size_is_never_the_reason_for_a_refusal(core):
+    """The average copy is larger than the small pod; the model may still fit."""
+    core.register()
+    core.world.pod("big", capacity=1 << 40, used=1 << 39, copies=1, state=LEAVING)
+    core.world.pod("small", capacity=1 << 20)
+    core.agents.answers["small"] = GO_ON
+    await core.coldstart.load("m")
+
+
+async def test_after_failures_in_three_pods_the_callers_get_the_models_own_error(core):
+    core.register()
+    for name in "abcd":
+        core.world.pod(name)
+        core.agents.answers[name] = fakecalls.failed(f"line 3 is wrong, says {name}")
+    call = await core.answered(core.call())
+    assert call.code is Code.INTERNAL
+    assert call.text == f"line 3 is wrong, says {core.agents.loads[-1][0]}"
+    assert len({pod for pod, _ in core.agents.loads}) == 3
+
+
+async def test_a_failure_in_one_pod_is_tried_in_another(core):
+    core.register()
+    core.world.pod("a", capacity=1 << 50)
+    core.world.pod("b", capacity=1 << 10)
+    core.agents.answers = {"a": fakecalls.failed(), "b": GO_ON}
+    await core.coldstart.load("m")
+    assert core.world.callable("m") == ["b"]
+
+
+async def test_failures_on_record_count_until_they_expire(core):
+    core.world.pod("fresh")
+    core.agents.answers["fresh"] = GO_ON
+    core.register(failures=core.failed_in("x", "y", "z"))
+    with pytest.raises(MeshError, match="x says no") as error:
+        await core.coldstart.load("m")
+    assert error.value.reason is Reason.LOAD_FAILED
+    core.register(failures=core.failed_in("x", "y", "z", ago_ms=901_000))
+    await core.coldstart.load("m")
+
+
+async def test_the_only_pod_has_failed_lately(core):
+    one_pod(core)
+    core.register(failures=core.failed_in("a"))
+    with pytest.raises(MeshError, match="a says no") as error:
+        await core.coldstart.load("m")
+    assert error.value.reason is Reason.LOAD_FAILED
+    assert core.agents.loads == []
+
+
+async def test_a_quarantined_model_is_not_loaded_and_its_history_is_told(core):
+    one_pod(core)
+    core.register(killed=("it died on Monday", "it died on Tuesday"))
+    with pytest.raises(MeshError, match=r"Monday.*Tuesday") as error:
+        await core.coldstart.load("m")
+    assert error.value.reason is Reason.QUARANTINED
+    assert core.agents.loads == []
+
+
+async def test_a_remembered_failure_is_read_again(core):
+    """Released meanwhile, through another router."""
+    one_pod(core)
+    core.register(killed=("one", "two"))
+    with pytest.raises(MeshError):
+        await core.coldstart.load("m")
+    remembered = core.registry.remembered("m")
+    core.register()
+    core.registry.remember(remembered)
+    await core.coldstart.load("m")
+
+
+async def test_an_answer_from_another_life_of_the_pod_is_not_believed(core, monkeypatch):
+    """It has restarted and its presence is on its way."""
+    monkeypatch.setattr("router.coldstart._PAUSE", 30.0)
+    one_pod(core, fakecalls.loaded("second"))
+    call = core.call()
+    await until(lambda: core.agents.loads)
+    core.world.pod("a", "second")
+    sent = await core.reaches("a")
+    assert sent.headers[b"mesh-copy"] == b"second.7"
+    sent.reply()
+    assert call.code is Code.OK
+
+
+async def test_callers_who_leave_do_not_end_the_load(core):
+    one_pod(core)
+    event = held(core)
+    call = core.call()
+    await until(lambda: core.agents.loads)
+    call.cancel()
+    assert core.coldstart.statistics().waiters == 0
+    assert core.coldstart.loading("m")
+    event.set()
+    await until(lambda: core.world.callable("m"))
+    assert core.sent("a") == []
+    assert len(core.agents.loads) == 1
+
+
+async def test_each_waiter_has_its_own_deadline(core):
+    one_pod(core)
+    event = held(core)
+    short, long, none = core.call(deadline=0.02), core.call(deadline=60), core.call()
+    assert (await core.answered(short)).code is Code.DEADLINE_EXCEEDED
+    assert not long.answers
+    assert not none.answers
+    event.set()
+    await core.reaches("a", 2)
+    for sent in core.sent("a"):
+        sent.reply()
+    assert (long.code, none.code) == (Code.OK, Code.OK)
+
+
+async def test_a_deadline_before_the_expected_end_is_told_at_once(core):
+    """UNAVAILABLE with how long to wait, while the load goes on; who comes later is told the same."""
+    core.register(load_ms=20_000)
+    core.world.pod("a")
+    event = held(core)
+    call = await core.answered(core.call(deadline=5))
+    assert call.code is Code.UNAVAILABLE
+    assert "takes 20.0 s more" in call.text
+    later = await core.answered(core.call(deadline=6))
+    assert later.code is Code.UNAVAILABLE
+    patient = core.call(deadline=60)
+    assert not patient.answers
+    event.set()
+    (await core.reaches("a")).reply()
+    assert patient.code is Code.OK
+    assert len(core.agents.loads) == 1
+
+
+async def test_a_load_later_than_expected_refuses_nobody(core):
+    core.register(load_ms=1)
+    core.world.pod("a")
+    event = held(core)
+    first = core.call(deadline=5)
+    await until(lambda: core.agents.loads)
+    await asyncio.sleep(0.005)
+    second = core.call(deadline=0.5)
+    assert not first.answers
+    assert not second.answers
+    event.set()
+    await core.reaches("a", 2)
+    for sent in core.sent("a"):
+        sent.reply()
+
+
+class TestBounds:
+    """Of waiting: calls and bytes, for a model and in all, and time."""
+
+    @pytest.fixture
+    def settings(self):
+        return RouterSettings(
+            "router", max_waiters=4, max_waiters_per_model=2, max_waiting_bytes=40, load_wait=0.05, verify_timeout=0.2
+        )
+
+    async def test_waiters_of_one_model(self, core):
+        one_pod(core)
+        held(core)
+        calls = [core.call() for _ in range(3)]
+        assert [call.code for call in calls] == [None, None, Code.RESOURCE_EXHAUSTED]
+        assert "wait for model m" in calls[2].text
+        for call in calls[:2]:
+            call.cancel()
+
+    async def test_waiters_in_all(self, core):
+        core.world.pod("a")
+        held(core)
+        for name in ("k", "l", "m"):
+            core.register(name)
+        calls = [core.call(name) for name in ("k", "k", "l", "l", "m")]
+        assert calls[4].code is Code.RESOURCE_EXHAUSTED
+        for call in calls[:4]:
+            call.cancel()
+
+    async def test_bytes_in_all(self, core):
+        one_pod(core)
+        held(core)
+        first = core.call("m" * 30)
+        second = core.call("n")
+        assert second.code is Code.RESOURCE_EXHAUSTED
+        assert "bytes" in second.text
+        first.cancel()
+        third = core.call("n")
+        assert not third.answers
+        third.cancel()
+
+    async def test_time(self, core):
+        """Without a deadline, too, nobody waits for ever; the load goes on."""
+        one_pod(core)
+        held(core)
+        call = await core.answered(core.call())
+        assert call.code is Code.UNAVAILABLE
+        assert "its load goes on" in call.text
+        assert core.coldstart.loading("m")
+
+
+async def test_a_load_without_a_waiting_call_evicts_nothing_more_recent(core):
+    """`ensureLoaded` with an old recency, every pod full of copies used more recently."""
+    core.register(host_bytes=100)
+    core.world.pod("a", capacity=100, used=100, oldest_idle_ms=1000)
+    with pytest.raises(MeshError, match="Nowhere available to load") as error:
+        await core.coldstart.load("m", idle_ms=3_600_000)
+    assert error.value.reason is Reason.NO_ROOM
+
+
+async def test_a_call_that_joins_makes_the_load_urgent(core):
+    core.register(host_bytes=100)
+    core.world.pod("a", capacity=100, used=100, oldest_idle_ms=1000)
+    core.agents.answers["a"] = GO_ON
+    core.etcd.gate.clear()
+    quiet = asyncio.create_task(core.coldstart.load("m", idle_ms=3_600_000))
+    await until(lambda: core.etcd.reads)
+    call = core.call()
+    core.etcd.gate.set()
+    await quiet
+    (await core.reaches("a")).reply()
+    assert call.code is Code.OK
+    assert core.agents.loads[0][1].idle_ms == 0
+
+
+async def test_beginning_returns_once_an_agent_was_asked(core):
+    one_pod(core)
+    event = held(core)
+    await core.coldstart.begin("m")
+    assert len(core.agents.loads) == 1
+    assert core.coldstart.loading("m")
+    event.set()
+    await until(lambda: core.world.callable("m"))
+
+
+async def test_beginning_raises_what_kept_it_from_being_asked(core):
+    core.register(host_bytes=1 << 40)
+    core.world.pod("a", capacity=100)
+    with pytest.raises(MeshError) as error:
+        await core.coldstart.begin("m")
+    assert error.value.reason is Reason.NOWHERE
+
+
+async def test_loads_of_many_models_do_not_herd(core):
+    """What this router has just sent counts, although nobody has published anything yet."""
+    for name in "ab":
+        core.world.pod(name, capacity=1000)
+        held(core, name)
+    for number in range(20):
+        core.register(f"m{number}", host_bytes=100)
+    tasks = [asyncio.create_task(core.coldstart.load(f"m{number}")) for number in range(20)]
+    await until(lambda: len(core.agents.loads) == 20)
+    counts = [sum(1 for pod, _ in core.agents.loads if pod == name) for name in "ab"]
+    assert min(counts) >= 5, counts
+    for task in tasks:
+        task.cancel()
+
+
+async def test_closing_tells_the_waiters(core):
+    one_pod(core)
+    held(core)
+    call = core.call()
+    await until(lambda: core.agents.loads)
+    await core.coldstart.close()
+    assert call.code is Code.UNAVAILABLE
+    assert "stopping" in call.text
+    assert core.call().code is Code.UNAVAILABLE
+
+
+async def test_a_mistake_in_the_router_is_told_and_ends_the_flight(core):
+    one_pod(core)
+    core.agents.answers["a"] = lambda request: 1 / 0
+    call = await core.answered(core.call())
+    assert call.code is Code.INTERNAL
+    assert not core.coldstart.loading("m")
+
+
+def test_settings_travel_to_the_workers(tmp_path):
+    """Secrets in a file for this user only."""
+    settings = RouterSettings("r", workers=3)
+    settings = replace(settings, etcd=replace(settings.etcd, password="secret", ca=b"\xff\0pem"))
+    path = tmp_path / "settings.json"
+    settings.write(path)
+    assert RouterSettings.read(path) == settings
+    assert path.stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,426 @@
+"""Carrying a call: which copy, what goes along, what comes back, and every rule of trying again."""
+
+import asyncio
+
+import pytest
+
+from mesh.statuses import Code
+from mesh.wire import framing
+from mesh.wire.client import LostKind
+from tests.support import fakecalls
+from tests.support.fakecalls import FakeCall
+from tests.support.waiting import until
+
+UNSAFE = b"/some.Predictor/predict"
+
+
+def resident(core, *pods, model="m"):
+    """The model is registered and loaded in these pods."""
+    core.register(model)
+    for pod in pods or ("a",):
+        core.world.pod(pod)
+        core.world.copy(model, pod)
+        core.agents.answers[pod] = fakecalls.loaded()
+
+
+def unsafe_call(core, model="m"):
+    call = FakeCall(UNSAFE, [(b"mm-model-id", model.encode())], framing.pack(b"payload"))
+    core.dispatcher.dispatch(call)
+    return call
+
+
+def where(core, *pods):
+    """The pod that holds the one call in flight."""
+    (pod,) = [pod for pod in pods if core.sent(pod)]
+    return pod
+
+
+# --- a hit ---
+
+
+async def test_a_hit_is_sent_at_once_and_its_reply_comes_back_as_it_came(core):
+    """No task, no read of etcd, no header of ours in either direction."""
+    resident(core)
+    headers = [(b"x-trace", b"1"), (b"mesh-copy", b"forged"), (b"mm-model-id", b"forged"), (b"user-agent", b"u")]
+    call = core.call(headers=headers)
+    (sent,) = core.sent("a")
+    assert sent.headers == {b"x-trace": b"1", b"mesh-copy": b"i.7", b"mm-model-id": b"m", b"mm-model-id-bin": b"bQ"}
+    assert sent.frame is call.frame
+    assert sent.timeout is None
+    assert core.world.view.pods["a"].in_flight == core.forwarder.in_flight == 1
+    sent.reply(b"\0\0\0\0\x01z", [(b"mesh-load", b"3"), (b"x-from", b"b")], trailers=[(b"x-end", b"c")])
+    assert call.answers == [(0, "", b"\0\0\0\0\x01z", [(b"x-from", b"b")], [(b"x-end", b"c")])]
+    pod = core.world.view.pods["a"]
+    assert (pod.in_flight, pod.load) == (0, 3)
+    assert core.etcd.reads == 0
+    assert len(core.forwarder.tasks) == 0
+
+
+async def test_a_failure_of_the_model_server_is_passed_through(core):
+    """Code, text and metadata; RESOURCE_EXHAUSTED and UNAVAILABLE are the server's own too."""
+    resident(core)
+    call = core.call()
+    core.sent("a")[0].fail(Code.UNAVAILABLE, "not today", [(b"grpc-status-details-bin", b"x"), (b"mesh-load", b"0")])
+    assert call.answers == [(14, "not today", None, [(b"grpc-status-details-bin", b"x")], [])]
+    assert core.world.callable("m") == ["a"]
+
+
+async def test_a_compressed_reply_says_so(core):
+    resident(core)
+    call = core.call()
+    core.sent("a")[0].reply(b"\1\0\0\0\x01z", encoding=b"gzip")
+    assert call.answers[0][3] == [(b"grpc-encoding", b"gzip")]
+
+
+async def test_the_deadline_goes_along(core):
+    resident(core)
+    call = core.call(deadline=2.0)
+    timeout = core.sent("a")[0].timeout
+    assert timeout.endswith(b"u")
+    assert 1.5e6 < int(timeout[:-1]) <= 2.001e6
+    core.sent("a")[0].reply()
+    assert call.code is Code.OK
+
+
+async def test_a_deadline_that_passes_ends_the_call_and_tells_the_server(core):
+    resident(core)
+    call = await core.answered(core.call(deadline=0.01))
+    assert call.code is Code.DEADLINE_EXCEEDED
+    assert core.sent("a")[0].cancelled
+
+
+async def test_a_cancel_reaches_the_server(core):
+    resident(core)
+    call = core.call()
+    call.cancel()
+    assert core.sent("a")[0].cancelled
+    assert core.world.view.pods["a"].in_flight == 0
+
+
+async def test_a_load_that_is_no_number_is_ignored(core):
+    resident(core)
+    call = core.call()
+    core.sent("a")[0].reply(headers=[(b"mesh-load", b"much")])
+    assert call.code is Code.OK
+
+
+async def test_the_least_loaded_copy_is_called(core):
+    resident(core, "a", "b")
+    first, second = core.call(), core.call()
+    assert len(core.sent("a")) == len(core.sent("b")) == 1
+    core.sent("a")[0].reply(headers=[(b"mesh-load", b"9")])
+    third, fourth = core.call(), core.call()
+    assert (len(core.sent("a")), len(core.sent("b"))) == (1, 3)
+    for sent in core.sent("b"):
+        sent.reply()
+    assert all(call.code is Code.OK for call in (first, second, third, fourth))
+
+
+async def test_other_methods_go_by_their_metadata(core):
+    resident(core)
+    call = unsafe_call(core)
+    (sent,) = core.sent("a")
+    assert sent.method == UNSAFE
+    sent.reply()
+    assert call.code is Code.OK
+
+
+@pytest.mark.parametrize("frame", [framing.pack(b"\x08\x01"), framing.pack(b"")], ids=["malformed", "nameless"])
+async def test_what_names_no_model_is_refused(core, frame):
+    call = FakeCall(frame=frame)
+    core.dispatcher.dispatch(call)
+    assert call.code is Code.INVALID_ARGUMENT
+
+
+async def test_what_cannot_stand_in_a_request_is_refused(core, monkeypatch):
+    """An encoding that no head can hold, say."""
+    resident(core)
+
+    def send(*_, **__):
+        raise ValueError("b'x y' cannot be a grpc-encoding")
+
+    monkeypatch.setattr(core.world.pool("a"), "send", send)
+    assert core.call().code is Code.INVALID_ARGUMENT
+
+
+async def test_the_agents_of_a_mesh_are_not_for_clients(core):
+    call = FakeCall(b"/mmesh.ModelRuntime/unloadModel", [(b"mm-model-id", b"m")])
+    core.dispatcher.dispatch(call)
+    assert call.code is Code.UNIMPLEMENTED
+
+
+# --- not here ---
+
+
+async def test_not_here_goes_to_another_copy_and_forgets_this_one(core):
+    resident(core, "a", "b")
+    call = core.call()
+    first = where(core, "a", "b")
+    other = "b" if first == "a" else "a"
+    core.sent(first)[0].not_here()
+    core.sent(other)[0].reply()
+    assert call.code is Code.OK
+    assert core.world.callable("m") == [other]
+
+
+@pytest.mark.parametrize("method", ["safe", "unsafe"])
+async def test_not_here_without_another_copy_loads_it(core, method):
+    """Nothing was done with the call, so any method may be sent again."""
+    resident(core)
+    call = core.call() if method == "safe" else unsafe_call(core)
+    core.sent("a")[0].not_here()
+    (await core.reaches("a", 2)).reply()
+    assert call.code is Code.OK
+    assert len(core.agents.loads) == 1
+
+
+async def test_a_pod_that_says_not_here_for_ever_is_given_up(core):
+    """An agent and its server that disagree: bounded."""
+    resident(core)
+    call = core.call()
+    for count in range(1, 9):
+        (await core.reaches("a", count)).not_here()
+    await core.answered(call)
+    assert call.code is Code.UNAVAILABLE
+    assert "does not hold it" in call.text
+
+
+async def test_a_client_cannot_make_believe_that_a_model_is_not_here(core):
+    """The header counts in replies of pods only, and with a failure only."""
+    resident(core)
+    call = core.call(headers=[(b"mesh-not-here", b"1")])
+    (sent,) = core.sent("a")
+    assert b"mesh-not-here" not in sent.headers
+    sent.reply(headers=[(b"mesh-not-here", b"1")])
+    assert call.code is Code.OK
+    assert call.answers[0][3] == []
+
+
+# --- lost ---
+
+
+@pytest.mark.parametrize("method", ["safe", "unsafe"])
+async def test_a_call_that_was_not_sent_goes_to_another_copy(core, method):
+    resident(core, "a", "b")
+    call = core.call() if method == "safe" else unsafe_call(core)
+    first = where(core, "a", "b")
+    other = "b" if first == "a" else "a"
+    core.sent(first)[0].lose(LostKind.UNSENT)
+    core.sent(other)[0].reply()
+    assert call.code is Code.OK
+    assert sorted(core.world.callable("m")) == ["a", "b"], "etcd says it is there: it is only avoided for a while"
+    again = core.call()
+    core.sent(other)[1].reply()
+    assert again.code is Code.OK
+
+
+async def test_a_pod_that_answers_again_is_used_again(core):
+    resident(core)
+    call = core.call()
+    core.sent("a")[0].lose(LostKind.UNSENT)
+    (await core.reaches("a", 2)).reply()
+    assert call.code is Code.OK
+    assert core.world.view.pods["a"].failed_at == 0
+    assert [pod for pod, _ in core.agents.loads] == ["a"], "its agent says that the copy is there"
+
+
+async def test_without_a_free_connection_the_pod_is_not_to_blame(core):
+    resident(core)
+    core.world.pool("a").full = True
+    call = core.call()
+    core.sent("a")[0].lose(LostKind.UNSENT)
+    assert call.code is Code.RESOURCE_EXHAUSTED
+    assert core.world.view.pods["a"].failed_at == 0
+
+
+async def test_a_safe_call_that_was_sent_is_tried_once_more(core):
+    resident(core, "a", "b")
+    call = core.call()
+    first = where(core, "a", "b")
+    other = "b" if first == "a" else "a"
+    core.sent(first)[0].lose(LostKind.SENT)
+    core.sent(other)[0].reply()
+    assert call.code is Code.OK
+
+
+async def test_an_unsafe_call_that_was_sent_is_the_callers_choice(core):
+    resident(core, "a", "b")
+    call = unsafe_call(core)
+    core.sent(where(core, "a", "b"))[0].lose(LostKind.SENT)
+    assert call.code is Code.UNAVAILABLE
+    assert "lost in the middle" in call.text
+
+
+async def test_a_call_whose_reply_had_begun_is_not_tried_again(core):
+    resident(core, "a", "b")
+    call = core.call()
+    core.sent(where(core, "a", "b"))[0].lose(LostKind.STARTED)
+    assert call.code is Code.UNAVAILABLE
+
+
+async def test_a_model_in_whose_calls_two_servers_die_gets_no_third(core):
+    """Neither this caller's retry nor another's; later calls look into the record first."""
+    resident(core, "a", "b", "c")
+    calls = [core.call() for _ in range(3)]
+    sent = {pod: core.sent(pod)[0] for pod in "abc"}
+    sent["a"].lose(LostKind.SENT)
+    assert core.forwarder.meter.retried.value == 1
+    sent["b"].lose(LostKind.SENT)
+    assert core.forwarder.meter.retried.value == 1
+    assert sum(call.code is Code.UNAVAILABLE for call in calls) == 1
+    core.register(killed=("a died", "b died"))
+    later = await core.answered(core.call())
+    assert later.code is Code.FAILED_PRECONDITION
+    assert "quarantined" in later.text
+    for pod in "abc":
+        for left in core.sent(pod):
+            if left not in sent.values() or pod == "c":
+                left.reply()
+
+
+async def test_a_model_that_only_shared_a_server_with_a_killer_goes_on(core):
+    resident(core, "a", "b", "c")
+    calls = [core.call() for _ in range(2)]
+    sent = [core.sent(pod)[0] for pod in "abc" if core.sent(pod)]
+    for one in sent:
+        one.lose(LostKind.SENT)
+    later = core.call()
+    await until(lambda: core.etcd.reads == 1)
+    await until(lambda: sum(len(core.sent(pod)) for pod in "abc") == 4)
+    for pod in "abc":
+        for left in core.sent(pod):
+            if left not in sent:
+                left.reply()
+    assert later.code is Code.OK
+    assert sorted(str(call.code) for call in calls) == [str(Code.OK), str(Code.UNAVAILABLE)]
+
+
+# --- suspects ---
+
+
+async def test_a_suspect_answers_where_its_registration_is_the_current_one(core):
+    resident(core)
+    core.world.lose("a")
+    call = core.call()
+    (await core.reaches("a")).reply()
+    assert call.code is Code.OK
+    assert core.etcd.reads == 1
+
+
+async def test_a_suspect_does_not_answer_for_a_registration_that_is_gone(core):
+    resident(core)
+    core.world.lose("a")
+    core.unregister()
+    call = await core.answered(core.call())
+    assert call.code is Code.NOT_FOUND
+    assert core.sent("a") == [] if "a" in core.world.view.pods else True
+
+
+async def test_a_suspect_does_not_answer_for_an_id_registered_anew(core):
+    """The other pod loads the new one."""
+    resident(core)
+    pool = core.world.pool("a")
+    core.world.lose("a")
+    core.register(created=9)
+    core.world.pod("b")
+    core.agents.answers["b"] = fakecalls.loaded()
+    call = core.call()
+    sent = await core.reaches("b")
+    assert sent.headers[b"mesh-copy"] == b"i.9"
+    sent.reply()
+    assert call.code is Code.OK
+    assert pool.sent == []
+
+
+async def test_a_suspect_answers_where_etcd_does_not(core):
+    """And etcd is not asked again for a while."""
+    resident(core)
+    core.world.lose("a")
+    core.etcd.gate.clear()
+    call = core.call()
+    (await core.reaches("a")).reply()
+    assert call.code is Code.OK
+    reads = core.etcd.reads
+    second = core.call()
+    (await core.reaches("a", 2)).reply()
+    assert second.code is Code.OK
+    assert core.etcd.reads == reads
+
+
+async def test_a_suspect_that_is_not_reached_is_dropped_with_all_its_copies(core):
+    resident(core, "a", "b")
+    core.world.copy("n", "a")
+    core.world.lose("a")
+    core.world.view.pods["b"].load = 100
+    call = core.call()
+    (await core.reaches("a")).lose(LostKind.UNSENT)
+    (await core.reaches("b")).reply()
+    assert call.code is Code.OK
+    assert core.world.callable("n") == []
+    assert "a" not in core.world.view.pods
+
+
+async def test_a_caller_who_leaves_while_the_record_is_read_is_forgotten(core):
+    resident(core)
+    core.world.lose("a")
+    core.etcd.gate.clear()
+    call = core.call()
+    await until(lambda: core.etcd.reads)
+    call.cancel()
+    core.etcd.gate.set()
+    await until(lambda: len(core.forwarder.tasks) == 0)
+    assert core.sent("a") == []
+
+
+# --- counting ---
+
+
+async def test_calls_are_counted_by_method_and_code_and_by_hit_or_cold(core):
+    resident(core)
+    hit = core.call()
+    core.sent("a")[0].reply()
+    core.register("cold")
+    cold = core.call("cold")
+    (await core.reaches("a", 2)).fail(Code.INVALID_ARGUMENT, "no")
+    lost = core.call("unknown")
+    await core.answered(lost)
+    meter = core.forwarder.meter
+    counts = {key: sum(series[0].counts) for key, series in meter._known.items()}
+    assert counts == {("ModelInfer", 0): 1, ("ModelInfer", 3): 1, ("ModelInfer", 5): 1}
+    assert (sum(meter.hits.counts), sum(meter.cold.counts)) == (1, 2)
+    assert (hit.code, cold.code, lost.code) == (Code.OK, Code.INVALID_ARGUMENT, Code.NOT_FOUND)
+    assert meter.loads.value == 1
+
+
+async def test_a_long_text_is_cut_to_what_metadata_can_hold(core):
+    """gRPC clients refuse a reply with more than 8 KiB of it, and would see nothing at all."""
+    core.register()
+    core.world.pod("a")
+    core.agents.answers["a"] = fakecalls.failed("x" * 100_000)
+    call = await core.answered(core.call())
+    _, text, _, headers, trailers = call.answers[0]
+    assert len(text) + sum(len(name) + len(value) for name, value in headers + trailers) < 8000
+    assert text.startswith("xxx")
+
+
+async def test_nothing_is_left_for_the_garbage_collector(core):
+    """A hit's objects are freed by their reference counts: the collector would stop the worker for them."""
+    import gc
+    import weakref
+
+    resident(core)
+
+    class Watched(FakeCall):
+        pass
+
+    call = Watched()
+    core.dispatcher.dispatch(call)
+    core.sent("a").pop().reply()
+    gone = weakref.ref(call)
+    gc.disable()
+    try:
+        del call
+        assert gone() is None
+    finally:
+        gc.enable()
+    await asyncio.sleep(0)

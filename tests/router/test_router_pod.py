@@ -1,0 +1,195 @@
+"""`python -m router` as a process: it serves, heals, drains, says clearly why it does not start, and leaves nothing."""
+
+import asyncio
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+
+import click
+import grpc
+import pytest
+from typer.testing import CliRunner
+
+from mesh.pb import inference_pb2, modelmesh_pb2, modelmesh_pb2_grpc
+from mesh.process import free_port
+from mesh.wire import framing
+from router import __main__ as router_main
+from tests.support.fakepod import FakePod
+from tests.support.localmesh import Program, children, command
+from tests.support.waiting import until
+
+
+class Router(Program):
+    """The process, its ports, and its probes."""
+
+    def __init__(self, folder, etcd_server, keys, *options, edge="envoy"):
+        self.port, self.rest, self.probe = free_port(), free_port(), free_port()
+        argv = [sys.executable, "-m", "router", "--listen", f"127.0.0.1:{self.port}", "--edge", edge]
+        argv += ["--rest-listen", f"127.0.0.1:{self.rest}", "--probe", f"127.0.0.1:{self.probe}"]
+        argv += ["--base", keys.base, "--etcd", etcd_server.endpoint, *options]
+        super().__init__("router", argv, folder)
+
+    async def get(self, path):
+        """Status and text of a probe; 0 where nobody listens."""
+
+        def ask():
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.probe}{path}", timeout=5) as answer:
+                    return answer.status, answer.read().decode()
+            except urllib.error.HTTPError as error:
+                return error.code, error.read().decode()
+            except OSError as error:
+                return 0, str(error)
+
+        return await asyncio.to_thread(ask)
+
+    async def ready(self):
+        """Waits until it is."""
+
+        async def is_ready():
+            assert self.process.poll() is None, self.tail()
+            return (await self.get("/ready"))[0] == 200
+
+        await until(is_ready, timeout=30, interval=0.05, why="the router is ready")
+
+    @property
+    def workers(self):
+        """Pids."""
+        return [pid for pid in children(self.pid) if "router.worker" in command(pid)]
+
+    def channel(self):
+        return grpc.aio.insecure_channel(f"127.0.0.1:{self.port}")
+
+
+@pytest.fixture
+def a_router(tmp_path, etcd_server, keys):
+    """Makes routers and sees that none is left."""
+    made = []
+
+    def make(*options, edge="envoy"):
+        made.append(Router(tmp_path, etcd_server, keys, *options, edge=edge))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for router in made:
+        if router.process.poll() is None:
+            router.kill9()
+        print(router.tail(60))
+
+
+async def infer(channel, model_id):
+    call = channel.unary_unary(
+        "/inference.GRPCInferenceService/ModelInfer",
+        request_serializer=lambda request: request.SerializeToString(),
+        response_deserializer=inference_pb2.ModelInferResponse.FromString,
+    )
+    return await call(inference_pb2.ModelInferRequest(model_name=model_id), timeout=20)
+
+
+async def served(channel):
+    """Whether a few calls in a row are answered: a connection to a worker that was killed may fail one."""
+    try:
+        for _ in range(5):
+            await infer(channel, "m")
+    except grpc.aio.AioRpcError as error:
+        return error.code() is not grpc.StatusCode.UNAVAILABLE
+    return True
+
+
+@pytest.mark.parametrize("edge", ["envoy", "grpc"])
+async def test_a_router_serves_heals_drains_and_goes(a_router, etcd, keys, edge):
+    """From its start to its end, behind either edge: one life, because starting it takes seconds."""
+    router = a_router("--workers", "2", edge=edge)
+    async with FakePod("a", etcd, keys) as pod:
+        await router.ready()
+        async with router.channel() as channel:
+            stub = modelmesh_pb2_grpc.ModelMeshStub(channel)
+            info = modelmesh_pb2.ModelInfo(type="onnx", path="file:///m")
+            await stub.registerModel(modelmesh_pb2.RegisterModelRequest(modelId="m", modelInfo=info), timeout=20)
+            assert (await infer(channel, "m")).id.startswith("a ")
+
+            # A worker dies: another one takes its place.
+            first = router.workers
+            assert len(first) == 2
+            os.kill(first[0], signal.SIGKILL)
+            await until(lambda: len(router.workers) == 2 and first[0] not in router.workers, why="two workers again")
+            await router.ready()
+            await until(lambda: served(channel), interval=0.05, why="both workers' connections are good again")
+            status, text = await router.get("/metrics")
+            assert status == 200
+            assert "mesh_worker_restarts 1" in text
+            assert "modelmesh_api_request_milliseconds" in text
+            assert 'process_resident_memory_bytes{process="router-worker1"}' in text
+            assert (await router.get("/live"))[0] == 200
+
+            # It is told to stop in the middle of a call: it says so, and lets the call end.
+            calls = []
+            pod.on_call = calls.append
+
+            call = asyncio.create_task(infer(channel, "m"))
+            await until(lambda: calls)
+            below = children(router.pid)
+            router.signal(signal.SIGTERM)
+
+            async def says_so():
+                status, text = await router.get("/ready")
+                return status == 503 and "stopping" in text
+
+            await until(says_so, interval=0.01)
+            calls[-1].reply(framing.pack(inference_pb2.ModelInferResponse(id="late").SerializeToString()))
+            assert (await call).id == "late"
+        assert await asyncio.to_thread(router.process.wait, 15) == 0
+        assert not [pid for pid in below if os.path.exists(f"/proc/{pid}")]
+
+
+async def test_nothing_outlives_a_router_that_is_killed(a_router):
+    router = a_router("--workers", "1")
+    await router.ready()
+    below = children(router.pid)
+    assert len(below) >= 2
+    router.kill9()
+    await until(lambda: not [pid for pid in below if os.path.exists(f"/proc/{pid}")], why="its children are gone")
+
+
+@pytest.mark.parametrize("edge", ["envoy", "grpc"])
+async def test_a_taken_port_is_a_clear_error(a_router, edge):
+    listener = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    router = a_router("--workers", "1", "--listen", f"127.0.0.1:{port}", edge=edge)
+    assert await asyncio.to_thread(router.process.wait, 30) == 1
+    assert f"127.0.0.1:{port} is taken" in router.tail()
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--edge", "none"], "neither envoy nor grpc"),
+        (["--workers", "many"], "neither auto nor a number"),
+        (["--listen", "here"], "not an address"),
+        (["--max-message", "big"], "not a size"),
+        (["--etcd-ca", "/nowhere.pem"], "/nowhere.pem"),
+        (["--log-level", "loud"], "loud"),
+    ],
+)
+def test_a_bad_option_is_a_clear_error(options, says):
+    result = CliRunner().invoke(router_main.app, options)
+    assert result.exit_code == 2
+    assert says in click.unstyle(result.output).replace("\n", " ")
+
+
+async def test_without_etcd_it_runs_and_says_that_it_is_not_ready(a_router):
+    """And needs no restart when etcd comes."""
+    port = free_port()
+    router = a_router("--workers", "1", "--etcd", f"http://127.0.0.1:{port}")
+
+    async def says_so():
+        status, text = await router.get("/ready")
+        return status == 503 and "etcd" in text
+
+    await until(says_so, timeout=30, interval=0.05)
+    assert (await router.get("/live"))[0] == 200
+    assert await router.stop() == 0

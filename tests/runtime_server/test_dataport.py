@@ -1,0 +1,304 @@
+"""Calls on the data port: which copy answers, with what, and what is refused how."""
+
+import asyncio
+import gzip
+import math
+
+import numpy as np
+import pytest
+
+from mesh import headers
+from mesh.pb import details_pb2
+from mesh.pb import inference_pb2 as pb
+from mesh.runtime.server.tensors import DATATYPES
+from mesh.statuses import Code
+from mesh.wire import framing
+from mesh.wire.metadata import decode_bin, encode_bin
+from tests.support import models
+from tests.support.fakecalls import FakeCall
+from tests.support.onnxserver import SERVICE, request
+
+from .conftest import ONE, answered, outputs, reply
+
+TOKEN = b"agent-1.7"
+SIZES = {kind.name: kind.size for kind in DATATYPES}
+
+
+def named(call: FakeCall) -> set[bytes]:
+    """Names of the headers of an answer."""
+    return {name for name, _ in call.answers[0][3]}
+
+
+# -- which copy
+
+
+async def test_a_call_finds_its_copy_by_header_or_by_name(parts):
+    """The header first, whatever the message says; the id is echoed."""
+    await parts.load("a", models.constant(1))
+    await parts.load("b", models.constant(2))
+    for message, more, name, value in (
+        (request("a", x=ONE), (), "a", 1),
+        (request("a", x=ONE), ((headers.MODEL_ID, b"b"),), "b", 2),
+        (request("alias", x=ONE), ((headers.MODEL_ID_BIN, encode_bin(b"b")),), "b", 2),
+        (request("", x=ONE), ((headers.MODEL_ID, b"a"),), "a", 1),
+    ):
+        call = parts.send(message, *more)
+        answer = await reply(call)
+        assert (answer.model_name, answer.id) == (name, "42")
+        assert (await outputs(call))[0].item() == value
+        assert headers.LOAD in named(call)
+
+
+async def test_ids_need_not_be_ascii(parts):
+    """As UTF-8 in the header, or in the message."""
+    await parts.load("modèle/1 é", models.constant(5))
+    name = "modèle/1 é"
+    for more in ((), ((headers.MODEL_ID, name.encode()),), ((headers.MODEL_ID_BIN, encode_bin(name.encode())),)):
+        assert (await reply(parts.send(request(name, x=ONE), *more))).model_name == name
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelMetadata", "ModelReady"])
+async def test_only_the_copy_that_is_meant_answers(parts, method):
+    """Another token, none, an unknown id: *not here*, and the model is not touched."""
+    await parts.load("m", models.constant(1), token=TOKEN, slot=0)
+    message = request("m", x=ONE) if method == "ModelInfer" else pb.ModelReadyRequest(name="m").SerializeToString()
+    others = pb.ModelReadyRequest(name="n").SerializeToString()
+    for body, more in (
+        (message, ((headers.COPY, b"agent-1.8"),)),
+        (message, ((headers.COPY, b"agent-2.7"), (headers.MODEL_ID, b"m"))),
+        (message, ((headers.MODEL_ID, b"m"),)),
+        (message, ()),
+        (others, ((headers.COPY, TOKEN),)),
+        (message, ((headers.COPY, TOKEN), (headers.MODEL_ID, b"n"))),
+    ):
+        call = parts.send(body, *more, method=method)
+        assert call.code is Code.UNAVAILABLE
+        assert named(call) == {headers.NOT_HERE}
+    assert parts.board.read(0).calls == 0
+    call = await answered(parts.send(message, (headers.COPY, TOKEN), method=method))
+    assert call.code is Code.OK
+    assert headers.NOT_HERE not in named(call)
+
+
+async def test_a_copy_without_a_token_answers_whatever_token_comes(parts):
+    """An agent that knows of no tokens loads so."""
+    await parts.load("m", models.constant(3))
+    call = parts.send(request("m", x=ONE), (headers.COPY, b"whatever"))
+    assert (await outputs(call))[0].item() == 3
+
+
+async def test_a_call_that_names_no_model_is_refused(parts):
+    """INVALID_ARGUMENT, not *not here*: no other pod would know better."""
+    for more in ((), ((headers.MODEL_ID, b""),)):
+        call = parts.send(request("", x=ONE), *more)
+        assert call.code is Code.INVALID_ARGUMENT
+        assert "names no model" in call.text
+    call = parts.send(request("m"), (headers.MODEL_ID_BIN, b"!"))
+    assert "base64" in call.text
+
+
+# -- what is answered
+
+
+async def test_a_regression_answers_as_onnxruntime_does(parts):
+    """Labels and probabilities, for one row and for many."""
+    copy = await parts.load("m", models.logistic_regression(1))
+    for rows in (1, 7, 1):
+        x = np.random.default_rng(rows).normal(size=(rows, 64)).astype(np.float32)
+        expected = copy.session.run(["label", "probabilities"], {"x": x}, None)
+        for found, wanted in zip(await outputs(parts.infer("m", x=x)), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+async def test_typed_requests_get_typed_replies(parts):
+    """And requested outputs come alone, in the order asked for."""
+    await parts.load("m", models.logistic_regression(1, features=2))
+    message = pb.ModelInferRequest(model_name="m", outputs=[{"name": "probabilities"}, {"name": "label"}])
+    message.inputs.add(name="x", datatype="FP32", shape=[1, 2], contents={"fp32_contents": [0.5, -1]})
+    answer = await reply(parts.send(message.SerializeToString()))
+    assert [output.name for output in answer.outputs] == ["probabilities", "label"]
+    assert sum(answer.outputs[0].contents.fp32_contents) == pytest.approx(1)
+    assert not answer.raw_output_contents
+    del message.outputs[0]
+    assert [o.name for o in (await reply(parts.send(message.SerializeToString()))).outputs] == ["label"]
+
+
+@pytest.mark.parametrize("datatype", sorted(models.ONNX_TYPES))
+async def test_every_datatype_goes_through_a_model(parts, datatype):
+    """Raw in, the same raw out; twice, so that the second may run inline."""
+    await parts.load("m", models.identity(datatype))
+    size = SIZES[datatype]
+    raw = bytes(range(2 * size)) if size > 1 else b"\1\0" if size else b"\1\0\0\0a\3\0\0\0\xc3\xa9b"
+    message = pb.ModelInferRequest(model_name="m", raw_input_contents=[raw])
+    message.inputs.add(name="x", datatype=datatype, shape=[2])
+    for _ in range(2):
+        answer = await reply(parts.send(message.SerializeToString()))
+        assert list(answer.raw_output_contents) == [raw]
+        assert (answer.outputs[0].datatype, list(answer.outputs[0].shape)) == (datatype, [2])
+
+
+async def test_texts_go_through_a_model(parts):
+    """Typed and raw."""
+    await parts.load("m", models.shout())
+    message = pb.ModelInferRequest(model_name="m")
+    message.inputs.add(name="x", datatype="BYTES", shape=[2], contents={"bytes_contents": [b"hi", "é".encode()]})
+    answer = await reply(parts.send(message.SerializeToString()))
+    assert list(answer.outputs[0].contents.bytes_contents) == [b"hi!", "é!".encode()]
+
+
+async def test_large_messages_are_answered_too(parts):
+    """Those whose raw contents are cut out before protobuf sees the rest."""
+    await parts.load("m", models.identity(shape=(None,)))
+    x = np.arange(100_000, dtype=np.float32)
+    (found,) = await outputs(parts.infer("m", x=x))
+    np.testing.assert_array_equal(found, x)
+
+
+async def test_inputs_with_a_default_may_be_left_out_or_given(parts):
+    """What the file calls an initializer that is also an input."""
+    await parts.load("m", models.with_default())
+    assert await parts.value("m") == 11
+    (found,) = await outputs(parts.infer("m", x=ONE, offset=np.array([2], np.float32)))
+    assert found.item() == 3
+
+
+async def test_outputs_that_v2_cannot_carry_are_left_out(parts):
+    """A map is not answered by default, and refused when asked for."""
+    await parts.load("m", models.with_map_output())
+    x = np.zeros((2, 4), np.float32)
+    assert [output.name for output in (await reply(parts.infer("m", x=x))).outputs] == ["label"]
+    message = pb.ModelInferRequest.FromString(request("m", x=x))
+    message.outputs.add(name="scores")
+    call = parts.send(message.SerializeToString())
+    assert call.code is Code.INVALID_ARGUMENT
+    assert "'scores' is seq(map(int64,tensor(float)))" in call.text
+
+
+async def test_metadata_and_ready(parts):
+    """What the model takes and gives; -1 for what varies."""
+    await parts.load("m", models.with_map_output())
+    call = parts.send(pb.ModelMetadataRequest(name="m").SerializeToString(), method="ModelMetadata")
+    frame = call.answers[0][2]
+    metadata = pb.ModelMetadataResponse.FromString(frame[5:])
+    assert (metadata.name, metadata.platform) == ("m", "onnx_onnxv1")
+    assert [(t.name, t.datatype, list(t.shape)) for t in metadata.inputs] == [("x", "FP32", [-1, 4])]
+    assert [(t.name, t.datatype, list(t.shape)) for t in metadata.outputs] == [("label", "INT64", [-1])]
+    call = parts.send(pb.ModelReadyRequest(name="m").SerializeToString(), method="ModelReady")
+    assert pb.ModelReadyResponse.FromString(call.answers[0][2][5:]).ready
+
+
+async def test_the_server_says_how_it_is(parts):
+    """Live, ready, and its name."""
+    assert pb.ServerLiveResponse.FromString(parts.send(b"", method="ServerLive").answers[0][2][5:]).live
+    assert pb.ServerReadyResponse.FromString(parts.send(b"", method="ServerReady").answers[0][2][5:]).ready
+    frame = parts.send(b"", method="ServerMetadata").answers[0][2]
+    assert pb.ServerMetadataResponse.FromString(frame[5:]).name == "mesh-onnx"
+
+
+# -- what is refused
+
+
+async def test_wrong_requests_are_refused_and_count_as_uses(parts):
+    """INVALID_ARGUMENT with the text of `tensors`, and its reason for programs."""
+    await parts.load("m", models.matmul(), slot=0)
+    ok, wide = np.ones((1, 2), np.float32), np.ones((2, 1), np.float32)
+    for inputs, says in (
+        ({"a": ok}, "needs input 'b'"),
+        ({"a": ok, "c": ok}, "no input 'c'"),
+        ({"a": ok.astype(np.int64), "b": ok}, "INT64"),
+        ({"a": ok[0], "b": ok}, "shape [2]"),
+    ):
+        call = parts.infer("m", **inputs)
+        assert call.code is Code.INVALID_ARGUMENT
+        assert says in call.text
+        ((name, value),) = call.answers[0][4]
+        assert name == b"grpc-status-details-bin"
+        status = details_pb2.Status.FromString(decode_bin(value))
+        assert details_pb2.ErrorInfo.FromString(status.details[0].value).reason == "BAD_REQUEST"
+    use = parts.board.read(0)
+    assert (use.calls, use.failed, use.busy_ns, use.in_flight, use.running) == (4, 4, 0, 0, 0)
+    assert (await outputs(parts.infer("m", a=ok, b=wide)))[0].tolist() == [[2]]
+
+
+async def test_what_the_model_itself_cannot_do_is_its_own_error(parts):
+    """Shapes that fit the declared ones and not each other: onnxruntime's text, inline and in a thread."""
+    await parts.load("m", models.matmul(), slot=0)
+    wrong = np.ones((3, 5), np.float32)
+    for array in (wrong, np.ones((300, 500), np.float32)):
+        call = await answered(parts.infer("m", a=array, b=array))
+        assert call.code is Code.INTERNAL
+        assert "the model failed" in call.text
+        assert "MatMul" in call.text
+    assert (parts.board.read(0).failed, parts.board.read(0).running) == (2, 0)
+
+
+@pytest.mark.parametrize("message", [b"\xff", b"\x0a\x05ab", b"\x3a\xff\xff\xff\xff\x0f" + b"x" * 20_000])
+async def test_garbage_is_refused(parts, message):
+    """Small and large."""
+    await parts.load("m", models.constant(1))
+    call = parts.send(message, (headers.MODEL_ID, b"m"))
+    assert call.code is Code.INVALID_ARGUMENT
+    assert "not a ModelInferRequest" in call.text
+
+
+async def test_compressed_messages_are_read(parts):
+    """And refused where they are broken, or unfold to more than the limit."""
+    await parts.load("m", models.constant(4))
+
+    def send(body: bytes) -> FakeCall:
+        frame = b"\1" + len(body).to_bytes(4, "big") + body
+        call = FakeCall(SERVICE + b"ModelInfer", [(headers.MODEL_ID, b"m")], frame, encoding=b"gzip")
+        parts.port.handle(call)
+        return call
+
+    assert (await outputs(send(gzip.compress(request("m", x=ONE)))))[0].item() == 4
+    assert send(b"no gzip").code is Code.INVALID_ARGUMENT
+    assert send(gzip.compress(bytes(2 << 20))).code is Code.RESOURCE_EXHAUSTED
+
+
+async def test_unknown_methods_are_unimplemented(parts):
+    """By their name."""
+    call = parts.send(b"", method="RepositoryIndex")
+    assert call.code is Code.UNIMPLEMENTED
+    assert "RepositoryIndex" in call.text
+
+
+class Streamed(FakeCall):
+    """A request whose messages come one by one."""
+
+    def __init__(self, *frames: bytes) -> None:
+        super().__init__(frame=None)
+        self.frames = list(frames)
+
+    async def read(self) -> bytes | None:
+        await asyncio.sleep(0)
+        return self.frames.pop(0) if self.frames else None
+
+
+async def test_a_request_that_comes_as_a_stream_is_read(parts):
+    """One message, no more and no less."""
+    await parts.load("m", models.constant(6))
+    frame = framing.pack(request("m", x=ONE))
+    good, none, two = Streamed(frame), Streamed(), Streamed(frame, frame)
+    for call in (good, none, two):
+        parts.port.handle(call)
+        await answered(call)
+    assert (await outputs(good))[0].item() == 6
+    assert none.code is two.code is Code.INVALID_ARGUMENT
+
+
+async def test_a_call_whose_deadline_has_passed_is_not_run(parts):
+    """DEADLINE_EXCEEDED, and nothing is computed for nobody."""
+    await parts.load("m", models.constant(1), slot=0)
+    call = parts.infer("m", seconds=-1, x=ONE)
+    assert call.code is Code.DEADLINE_EXCEEDED
+    assert parts.board.read(0).busy_ns == 0
+
+
+async def test_values_that_are_no_numbers_pass(parts):
+    """NaN and infinities are data."""
+    await parts.load("m", models.identity(shape=(None, 1)))
+    x = np.array([[np.nan], [np.inf], [-np.inf]], np.float32)
+    (found,) = await outputs(parts.infer("m", x=x))
+    assert math.isnan(found[0].item())
+    assert found[1:].tolist() == [[np.inf], [-np.inf]]

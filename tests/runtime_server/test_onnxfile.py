@@ -1,0 +1,160 @@
+"""Which file is the model, and that nothing outside its folder is read for it."""
+
+import os
+
+import pytest
+
+from mesh.runtime.server import onnxfile
+from mesh.statuses import MeshError, Reason
+from tests.support import models
+
+MODEL = models.constant(1.0)
+
+
+def put(folder, **files: bytes):
+    """Writes files; `__` in a name is a slash, `_onnx` at its end the suffix."""
+    for name, content in files.items():
+        path = folder / name.replace("__", "/").replace("_onnx", ".onnx")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def refused(path) -> MeshError:
+    with pytest.raises(MeshError) as error:
+        onnxfile.find(str(path))
+    return error.value
+
+
+def test_a_file_is_the_model(tmp_path):
+    """Whatever its name is."""
+    put(tmp_path, anything=MODEL)
+    found = onnxfile.find(str(tmp_path / "anything"))
+    assert (found.path, found.bytes, found.external) == (tmp_path / "anything", len(MODEL), ())
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        pytest.param(["only_onnx", "readme"], "only.onnx", id="the-only-one"),
+        pytest.param(["model_onnx", "other_onnx"], "model.onnx", id="by-name"),
+        pytest.param(["9__model_onnx", "10__model_onnx"], "10/model.onnx", id="highest-version"),
+        pytest.param(["1__2__x_onnx"], "1/2/x.onnx", id="nested"),
+        pytest.param(["top_onnx", "1__model_onnx"], "top.onnx", id="here-before-versions"),
+    ],
+)
+def test_in_a_folder_it_is_found(tmp_path, files, expected):
+    """By the rules that Triton's users know."""
+    put(tmp_path, **dict.fromkeys(files, MODEL))
+    assert onnxfile.find(str(tmp_path)).path == tmp_path / expected
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        pytest.param(["a_onnx", "b_onnx"], "several models", id="two"),
+        pytest.param(["readme", "weights"], "it has readme, weights", id="none"),
+        pytest.param(["v1__model_onnx"], "no *.onnx", id="not-a-version"),
+    ],
+)
+def test_a_folder_without_the_model_is_refused(tmp_path, files, says):
+    """The text says what is there."""
+    put(tmp_path, **dict.fromkeys(files, MODEL))
+    error = refused(tmp_path)
+    assert error.reason is Reason.BAD_REQUEST
+    assert says in error.text
+
+
+def test_what_is_not_there_is_not_found(tmp_path):
+    """A missing file, a path through a file, an empty path."""
+    put(tmp_path, file=MODEL)
+    for path in (tmp_path / "none", tmp_path / "file" / "below"):
+        error = refused(path)
+        assert error.reason is Reason.UNKNOWN_MODEL
+        assert str(path) in error.text
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    """An empty file, an empty folder, a device."""
+    put(tmp_path, empty=b"")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "empty", tmp_path / "folder", "/dev/null"):
+        assert refused(path).reason is Reason.BAD_REQUEST
+    assert "empty" in refused(tmp_path / "empty").text
+
+
+# -- external data
+
+
+def with_external(folder, location: str, build=models.external_data, **more):
+    folder.mkdir(exist_ok=True)
+    put(folder, model_onnx=build(location, **more))
+    return folder / "model.onnx"
+
+
+def test_external_data_in_the_folder_is_counted(tmp_path):
+    """Also below it, and by way of a detour that stays inside."""
+    folder = tmp_path / "m"
+    put(folder, weights=b"1234", sub__weights=b"12345678")
+    for location, size in (("weights", 4), ("sub/weights", 8), ("sub/../weights", 4)):
+        model = with_external(folder, location)
+        found = onnxfile.find(str(model))
+        assert found.bytes == model.stat().st_size + size
+        assert len(found.external) == 1
+
+
+@pytest.mark.parametrize("build", [models.external_data, models.external_data_in_a_branch])
+@pytest.mark.parametrize(
+    "location",
+    ["../secret", "/etc/passwd", "", "sub/../../secret", "none", "sub", "link", "linked/secret", "*/_ORT_MEM_ADDR_/*"],
+)
+def test_external_data_elsewhere_is_refused(tmp_path, location, build):
+    """Above, absolute, nameless, missing, a folder, through links; in the graph itself and in a branch of it."""
+    put(tmp_path, secret=b"secret!!")
+    folder = tmp_path / "m"
+    put(folder, sub__file=b"1234")
+    (folder / "*" / "_ORT_MEM_ADDR_").mkdir(parents=True)
+    (folder / "*" / "_ORT_MEM_ADDR_" / "*").write_bytes(b"1234")
+    os.symlink(tmp_path / "secret", folder / "link")
+    os.symlink(tmp_path, folder / "linked")
+    error = refused(with_external(folder, location, build))
+    assert error.reason is Reason.BAD_REQUEST
+    assert "external data" in error.text
+
+
+def test_a_link_that_stays_inside_is_allowed(tmp_path):
+    """It is where it leads to that counts."""
+    folder = tmp_path / "m"
+    put(folder, weights=b"1234")
+    os.symlink("weights", folder / "link")
+    assert onnxfile.find(str(with_external(folder, "link"))).external == (folder / "weights",)
+
+
+@pytest.mark.parametrize("span", [{"offset": 1}, {"length": 5}, {"offset": -4}, {"offset": 1 << 62}])
+def test_external_data_beyond_the_end_of_its_file_is_refused(tmp_path, span):
+    """Before it is mapped and read, which would kill the server."""
+    folder = tmp_path / "m"
+    put(folder, weights=b"1234")
+    assert "weights" in refused(with_external(folder, "weights", **span)).text
+
+
+def test_the_word_alone_makes_no_external_data(tmp_path):
+    """A tensor that is named so is no reason to refuse a model."""
+    put(tmp_path, model_onnx=MODEL + b"\x1a\x08location")  # field 3 of ModelProto: producer_version
+    assert onnxfile.find(str(tmp_path)).external == ()
+
+
+def test_a_file_that_mentions_the_word_and_is_no_model_is_refused(tmp_path):
+    """As not being one."""
+    put(tmp_path, model_onnx=b"\xff\xffwhat is the location?")
+    assert "not an ONNX model" in refused(tmp_path).text
+
+
+def test_the_word_is_found_where_chunks_meet(tmp_path):
+    """The file is read by the MiB."""
+    word = b"location"
+    for shift in range(len(word) + 1):
+        path = tmp_path / "file"
+        path.write_bytes(b"." * ((1 << 20) - shift) + word)
+        assert onnxfile._mentions(path, word)
+    path.write_bytes(b"." * ((1 << 20) - 3) + b"locatio")
+    assert not onnxfile._mentions(path, word)

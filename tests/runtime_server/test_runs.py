@@ -1,0 +1,248 @@
+"""Calls in threads: none holds up another, each ends when nobody waits for it any more, and none is lost."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from mesh.runtime.server import runs as runs_module
+from mesh.runtime.server import watch as watch_module
+from mesh.statuses import Code
+from tests.support import models
+from tests.support.waiting import until
+
+from .conftest import ONE, Parts, answered, outputs
+
+FOREVER = {"iterations": np.array([1 << 60], np.int64)}
+SHORT = {"iterations": np.array([20], np.int64)}
+
+
+async def slow(parts: Parts, name: str = "slow", slot: int = 1) -> None:
+    """Loads a model that runs as long as its input says, and lets it be known as slow."""
+    copy = await parts.load(name, models.slow(), slot=slot)
+    copy.pace.too_long(8)
+
+
+async def running(parts: Parts, count: int, slot: int = 1) -> None:
+    await until(lambda: parts.board.read(slot).running == count, why=f"{count} calls run")
+
+
+async def test_a_long_call_runs_in_a_thread_while_others_are_answered(parts):
+    """The loop goes on; the board shows what runs, and the load rides back on replies."""
+    await slow(parts)
+    await parts.load("quick", models.constant(5))
+    long = parts.infer("slow", **FOREVER)
+    await running(parts, 1)
+    quick = parts.infer("quick", x=ONE)
+    assert quick.code is Code.OK
+    assert quick.answers[0][3] == [(b"mesh-load", b"1")]
+    assert long.code is None
+    assert parts.board.read(1).in_flight == 1
+    long.cancel()
+    await running(parts, 0)
+
+
+async def test_a_call_thought_to_be_short_is_taken_out_of_the_loop(parts):
+    """It runs again in a thread, is answered once and rightly, and its size runs there from now on."""
+    copy = await parts.load("slow", models.slow(), slot=1)
+    assert copy.pace.inline[(8).bit_length()]
+    # Long enough to be ended in the loop, whatever this machine's speed: it is what the limit is about.
+    inputs = models.slow_inputs(4 * watch_module.LIMIT_NS / 1e9)
+    call = parts.infer("slow", **inputs)
+    assert call.code is None
+    assert not copy.pace.inline[(8).bit_length()]
+    (found,) = await outputs(call)
+    assert found.item() == pytest.approx(inputs["iterations"].item(), rel=0.01)
+    use = parts.board.read(1)
+    assert (use.calls, use.failed, use.in_flight, use.running) == (1, 0, 0, 0)
+    assert not parts.watch.options.terminate
+    (again,) = await outputs(parts.infer("slow", **SHORT))
+    assert again.item() == 20
+
+
+async def test_the_first_call_of_a_larger_size_runs_in_a_thread(parts):
+    """The next one runs where the first has shown that it may."""
+    copy = await parts.load("m", models.identity(shape=(None,)))
+    x = np.zeros(5000, np.float32)
+    first = parts.infer("m", x=x)
+    assert first.code is None
+    await answered(first)
+    copy.pace.note(x.nbytes, 1000)
+    copy.pace.inline[x.nbytes.bit_length()] = True  # on a busy machine one run alone may not show it
+    assert parts.infer("m", x=x).code is Code.OK
+
+
+async def test_a_call_is_ended_at_its_deadline(parts):
+    """The caller hears it at once, the thread is free soon after."""
+    await slow(parts)
+    call = await answered(parts.infer("slow", seconds=0.1, **FOREVER))
+    assert call.code is Code.DEADLINE_EXCEEDED
+    assert "still running" in call.text
+    await running(parts, 0)
+    use = parts.board.read(1)
+    assert (use.calls, use.failed, use.in_flight) == (1, 1, 0)
+    assert parts.runs.statistics().running == 0
+
+
+async def test_a_call_is_ended_when_its_caller_goes(parts):
+    """Running or waiting; the model goes on answering others."""
+    await slow(parts)
+    calls = [parts.infer("slow", **FOREVER) for _ in range(4)]  # two threads for one model
+    await running(parts, 2)
+    assert (parts.board.read(1).in_flight, parts.runs.statistics().waiting) == (4, 2)
+    for call in calls:
+        call.cancel()
+    await running(parts, 0)
+    assert parts.board.read(1).in_flight == 0
+    assert parts.runs.statistics() == runs_module.RunsStatistics(threads=3, running=0, waiting=0, bytes=0, stuck=0)
+    assert (await outputs(parts.infer("slow", **SHORT)))[0].item() == 20
+
+
+async def test_a_call_that_waits_for_a_thread_has_a_deadline_too(make):
+    """It is refused when that comes, without having run."""
+    parts = make(threads=1)
+    await slow(parts)
+    first = parts.infer("slow", **FOREVER)
+    await running(parts, 1)
+    second = await answered(parts.infer("slow", seconds=0.1, **FOREVER))
+    assert second.code is Code.DEADLINE_EXCEEDED
+    assert "waited for a thread" in second.text
+    first.cancel()
+    await running(parts, 0)
+
+
+async def test_one_model_leaves_a_thread_to_the_others(make):
+    """However many of its calls do not end."""
+    parts = make(threads=1)
+    await slow(parts)
+    await slow(parts, "other", slot=2)
+    endless = [parts.infer("slow", **FOREVER) for _ in range(5)]
+    await running(parts, 1)
+    assert (await outputs(parts.infer("other", **SHORT)))[0].item() == 20
+    for call in endless:
+        call.cancel()
+    await running(parts, 0)
+
+
+async def test_models_with_calls_waiting_take_turns(make, monkeypatch):
+    """The one that came later does not wait for all calls of the one that came first."""
+    parts = make(threads=2)
+    order: list[str] = []
+    gate = threading.Event()
+
+    def ran_by(name: str):
+        def run(names, feed, options):
+            gate.wait(10)
+            order.append(name)
+            return [np.zeros(1, np.float32)]
+
+        return run
+
+    for name in ("one", "two", "blocker"):
+        await slow(parts, name)
+        if name != "blocker":
+            monkeypatch.setattr(parts.copies.get(name).session, "_run", ran_by(name))
+    blockers = [parts.infer("blocker", **FOREVER) for _ in range(2)]  # one thread is left
+    calls = [parts.infer(name, **SHORT) for name in ("one", "one", "one", "one", "two", "two", "two")]
+    gate.set()
+    for call in calls:
+        await answered(call)
+    assert order == ["one", "one", "two", "one", "two", "one", "two"]
+    for call in blockers:
+        call.cancel()
+
+
+async def test_too_many_calls_are_refused(make, monkeypatch):
+    """RESOURCE_EXHAUSTED, by count and by bytes; those that wait are not harmed."""
+    monkeypatch.setattr(runs_module, "MAX_WAITING", 2)
+    parts = make(threads=1)
+    await slow(parts)
+    calls = [parts.infer("slow", **FOREVER) for _ in range(3)]
+    await running(parts, 1)
+    refused = parts.infer("slow", **SHORT)
+    assert refused.code is Code.RESOURCE_EXHAUSTED
+    assert "2 calls wait" in refused.text
+    monkeypatch.setattr(runs_module, "MAX_WAITING_BYTES", 8 * 3 + 7)
+    calls[2].cancel()
+    assert parts.infer("slow", **SHORT).code is None
+    assert parts.infer("slow", **SHORT).code is Code.RESOURCE_EXHAUSTED
+    calls[0].cancel()
+    calls[1].cancel()
+    await until(lambda: parts.runs.count == 0, why="the call that waited is answered")
+
+
+class Deaf:
+    """A model that does not look at `terminate`: an endless operator."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def run(self, names, feed, options):
+        self.go.wait(20)
+        return [np.zeros(1, np.float32)]
+
+
+async def test_a_run_that_cannot_be_ended_costs_its_thread_alone(make, monkeypatch):
+    """Its caller is answered in time, another thread takes its place, and all is as before once it comes back."""
+    monkeypatch.setattr(runs_module, "_STUCK", 0.1)
+    parts = make(threads=1)
+    await slow(parts)
+    await slow(parts, "other", slot=2)
+    copy = parts.copies.get("slow")
+    session, deaf = copy.session, Deaf()
+    monkeypatch.setattr(session, "_run", deaf.run)
+    call = await answered(parts.infer("slow", seconds=0.05, **SHORT))
+    assert call.code is Code.DEADLINE_EXCEEDED
+    await until(lambda: parts.runs.statistics().stuck == 1, why="it is found not to end")
+    assert parts.runs.statistics().threads == 3
+    assert parts.board.read(1).running == 1  # still a suspect
+    others = [parts.infer("other", **SHORT) for _ in range(3)]
+    for other in others:
+        assert (await outputs(other))[0].item() == 20
+    deaf.go.set()
+    await running(parts, 0)
+    assert parts.runs.statistics().stuck == 0
+    assert parts.board.read(1).in_flight == 0
+
+
+async def test_replies_are_written_in_the_thread_and_errors_come_back(make):
+    """A model that fails in a thread answers its error, and the thread goes on."""
+    parts = make(threads=1)
+    copy = await parts.load("m", models.picky(), slot=1)
+    copy.pace.too_long(4)
+    copy.pace.too_long(16)
+    bad = await answered(parts.infer("m", x=ONE))
+    assert bad.code is Code.INTERNAL
+    (good,) = await outputs(parts.infer("m", x=np.ones((4, 1), np.float32)))
+    assert good.tolist() == [[1, 1], [1, 1]]
+
+
+async def test_the_watch_sleeps_while_nothing_runs(parts, monkeypatch):
+    """And wakes for the next run: an idle server costs nothing, and is guarded all the same."""
+    copy = await parts.load("slow", models.slow(), slot=1)
+    await until(lambda: parts.watch.asleep, why="it has seen nothing for a while")
+    call = parts.infer("slow", **models.slow_inputs(4 * watch_module.LIMIT_NS / 1e9))
+    assert call.code is None
+    assert not copy.pace.inline[(8).bit_length()]
+    await answered(call)
+    assert call.code is Code.OK
+
+
+async def test_ends_leave_nothing_behind(make):
+    """Closing answers every call that is here."""
+    parts = make(threads=1)
+    await slow(parts)
+    calls = [parts.infer("slow", **FOREVER) for _ in range(3)]
+    await running(parts, 1)
+    await parts.runs.close()
+    assert {call.code for call in calls} == {Code.UNAVAILABLE}
+    await until(lambda: parts.runs.count == 0, why="the thread has let go")
+
+
+async def test_time_spent_is_counted(parts):
+    """What a call took in its thread stands on the board."""
+    await slow(parts)
+    began = time.monotonic_ns()
+    await answered(parts.infer("slow", **models.slow_inputs(0.05)))
+    assert 0 < parts.board.read(1).busy_ns <= time.monotonic_ns() - began

@@ -1,0 +1,359 @@
+"""V2 tensors: every datatype, both ways, raw and typed; and a clear refusal for whatever does not fit."""
+
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from mesh.pb import inference_pb2 as pb
+from mesh.runtime.server import tensors
+from mesh.runtime.server.tensors import DATATYPES, Answer, Datatype, Intake, Tensor
+from mesh.statuses import MeshError, Reason
+
+KINDS = {kind.name: kind for kind in DATATYPES}
+TYPED = [kind for kind in DATATYPES if kind.field]
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+def tensor(kind: Datatype | str, shape: Any = None, name: str = "x", **more: Any) -> Tensor:
+    return Tensor(name, KINDS[kind] if isinstance(kind, str) else kind, shape, **more)
+
+
+def raw_of(array: np.ndarray) -> bytes:
+    """Raw contents as a client writes them."""
+    if array.dtype.hasobject:
+        return b"".join(struct.pack("<I", len(text.encode())) + text.encode() for text in array.ravel())
+    return array.tobytes()
+
+
+def contents_of(kind: Datatype, array: np.ndarray) -> pb.InferTensorContents:
+    """Typed contents as a client writes them."""
+    values = [text.encode() for text in array.ravel()] if array.dtype.hasobject else array.ravel().tolist()
+    return pb.InferTensorContents(**{kind.field: values})
+
+
+def sent(kind: Datatype, array: np.ndarray, name: str = "x", **more: Any) -> pb.ModelInferRequest.InferInputTensor:
+    return pb.ModelInferRequest.InferInputTensor(name=name, datatype=kind.name, shape=array.shape, **more)
+
+
+def decoded(kind: Datatype, shape: Any, request: pb.ModelInferRequest) -> np.ndarray:
+    feed, _ = Intake({"x": tensor(kind, shape)}).decode(request.inputs, request.raw_input_contents)
+    return feed["x"]
+
+
+def same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Equal in type, shape and every bit; NaN is NaN."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return one.tolist() == other.tolist() if one.dtype.hasobject else one.tobytes() == other.tobytes()
+
+
+@st.composite
+def arrays(draw: st.DrawFn, kinds: list[Datatype]) -> tuple[Datatype, np.ndarray]:
+    kind = draw(st.sampled_from(kinds))
+    shape = draw(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))
+    if kind.dtype.hasobject:
+        array = np.empty(shape, object)
+        for index in np.ndindex(shape):
+            array[index] = draw(TEXT)
+        return kind, array
+    return kind, draw(hnp.arrays(kind.dtype, shape))
+
+
+@given(arrays(list(DATATYPES)))
+@settings(max_examples=100, deadline=None)
+def test_raw_contents_arrive_as_they_were_sent(sample):
+    """Every datatype, every shape, bit by bit; twice, because the second time takes the short way."""
+    kind, array = sample
+    request = pb.ModelInferRequest(inputs=[sent(kind, array)], raw_input_contents=[raw_of(array)])
+    intake = Intake({"x": tensor(kind)})
+    for _ in range(2):
+        feed, size = intake.decode(request.inputs, request.raw_input_contents)
+        assert same(feed["x"], array)
+        assert size == len(raw_of(array))
+
+
+@given(arrays(TYPED))
+@settings(max_examples=100, deadline=None)
+def test_typed_contents_arrive_as_they_were_sent(sample):
+    """Every datatype that has a typed field."""
+    kind, array = sample
+    request = pb.ModelInferRequest(inputs=[sent(kind, array, contents=contents_of(kind, array))])
+    request = pb.ModelInferRequest.FromString(request.SerializeToString())
+    found = decoded(kind, None, request)
+    if array.dtype.kind == "f":  # a signalling NaN may become a quiet one on the way through protobuf's own code
+        np.testing.assert_array_equal(found, array)
+    else:
+        assert same(found, array)
+
+
+@given(arrays(list(DATATYPES)), st.booleans(), st.text(max_size=200))
+@settings(max_examples=100, deadline=None)
+def test_replies_say_what_the_model_answered(sample, raw, request_id):
+    """Protobuf reads what was written by hand: model, id, name, datatype, shape, contents."""
+    kind, array = sample
+    answer = Answer("modèl", [tensor(kind, name="y")])
+    for _ in range(2):
+        frame = answer.encode([array], request_id, raw=raw)
+        assert frame[:5] == struct.pack(">BI", 0, len(frame) - 5)
+        reply = pb.ModelInferResponse.FromString(frame[5:])
+        assert (reply.model_name, reply.id) == ("modèl", request_id)
+        (output,) = reply.outputs
+        assert (output.name, output.datatype, tuple(output.shape)) == ("y", kind.name, array.shape)
+        if raw or not kind.field:
+            assert list(reply.raw_output_contents) == [raw_of(array)]
+            assert not output.HasField("contents")
+        else:
+            assert not reply.raw_output_contents
+            if array.dtype.kind == "f":
+                np.testing.assert_array_equal(getattr(output.contents, kind.field), array.ravel())
+            else:
+                assert output.contents == contents_of(kind, array)
+
+
+@given(arrays(list(DATATYPES)), arrays(list(DATATYPES)))
+@settings(max_examples=50, deadline=None)
+def test_several_outputs_keep_their_order(one, other):
+    """And one that can only be raw makes the others raw too."""
+    pairs = [one, other]
+    answer = Answer("m", [tensor(kind, name=f"y{index}") for index, (kind, _) in enumerate(pairs)])
+    reply = pb.ModelInferResponse.FromString(answer.encode([array for _, array in pairs], "", raw=False)[5:])
+    assert [output.name for output in reply.outputs] == ["y0", "y1"]
+    if all(kind.field for kind, _ in pairs):
+        assert not reply.raw_output_contents
+    else:
+        assert list(reply.raw_output_contents) == [raw_of(array) for _, array in pairs]
+
+
+@given(
+    st.lists(st.binary(max_size=40), max_size=4),
+    st.text(max_size=10),
+    st.lists(st.sampled_from(["a", "b"]), max_size=2),
+)
+def test_a_split_message_is_the_same_message(raws, model, inputs):
+    """Cutting raw contents out changes nothing else, and keeps their order."""
+    request = pb.ModelInferRequest(model_name=model, id="7", raw_input_contents=raws)
+    for name in inputs:
+        request.inputs.add(name=name, shape=[1, 2])
+    request.parameters["p"].bool_param = True
+    rest, found = tensors.split(memoryview(request.SerializeToString()))
+    assert [bytes(raw) for raw in found] == raws
+    del request.raw_input_contents[:]
+    assert pb.ModelInferRequest.FromString(rest) == request
+
+
+@given(st.binary(max_size=60))
+def test_splitting_garbage_raises_value_errors_alone(data):
+    """Whatever the bytes are; and nothing is lost where it does not raise."""
+    try:
+        rest, raws = tensors.split(memoryview(data))
+    except ValueError:
+        return
+    assert len(rest) + sum(map(len, raws)) <= len(data)
+
+
+def test_arrays_that_do_not_lie_well_in_memory_are_copied():
+    """Raw contents that were cut out of a message lie anywhere; the kernels may count on alignment."""
+    array = np.arange(5, dtype=np.float64)
+    for shift in range(8):
+        message = memoryview(b"." * shift + array.tobytes())[shift:]
+        found = tensors.from_raw(tensor("FP64"), message, 5, (5,))
+        assert found.flags.aligned
+        assert same(found, array)
+
+
+def test_any_byte_but_zero_is_true():
+    """As C has it; in memory a boolean is 0 or 1."""
+    request = pb.ModelInferRequest(
+        inputs=[pb.ModelInferRequest.InferInputTensor(name="x", datatype="BOOL", shape=[4])],
+        raw_input_contents=[b"\0\1\2\xff"],
+    )
+    assert decoded(KINDS["BOOL"], None, request).tobytes() == b"\0\1\1\1"
+
+
+def test_a_large_output_is_written_whole():
+    """Past the size from which it is not copied first, with and without an id, and where it lies crosswise."""
+    array = np.arange(100_000, dtype=np.float32).reshape(100, 1000)
+    answer = Answer("m", [tensor("FP32", name="y")])
+    for request_id in ("", "id"):
+        for sample in (array, array.T):
+            reply = pb.ModelInferResponse.FromString(answer.encode([sample], request_id, raw=True)[5:])
+            assert reply.raw_output_contents[0] == sample.tobytes()
+
+
+# -- refusals
+
+FP32 = KINDS["FP32"]
+ROW = np.zeros((1, 4), np.float32)
+SHAPE = (None, 4)
+
+
+def refused(inputs: list[Any], raws: list[bytes], tensors_: dict[str, Tensor] | None = None) -> str:
+    """The text of the refusal."""
+    request = pb.ModelInferRequest(inputs=inputs, raw_input_contents=raws)
+    with pytest.raises(MeshError) as error:
+        Intake(tensors_ or {"x": tensor("FP32", SHAPE)}).decode(request.inputs, request.raw_input_contents)
+    assert error.value.reason is Reason.BAD_REQUEST
+    return error.value.text
+
+
+def an_input(name: str = "x", datatype: str = "FP32", shape: Any = (1, 4), **more: Any) -> Any:
+    return pb.ModelInferRequest.InferInputTensor(name=name, datatype=datatype, shape=shape, **more)
+
+
+RAW = ROW.tobytes()
+VALUES = pb.InferTensorContents(fp32_contents=[0] * 4)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "raws", "says"),
+    [
+        pytest.param([an_input("z")], [RAW], "no input 'z'; it has 'x'", id="name"),
+        pytest.param([], [], "also needs input 'x'", id="missing"),
+        pytest.param([an_input(datatype="INT32")], [RAW], "is INT32, the model takes FP32", id="type"),
+        pytest.param([an_input(datatype="FLOAT")], [RAW], "is FLOAT, the model takes FP32", id="no-type"),
+        pytest.param([an_input(datatype="")], [RAW], "of no datatype", id="empty-type"),
+        pytest.param([an_input(shape=(1, 3))], [RAW], r"shape [1, 3], the model takes [-1, 4]", id="shape"),
+        pytest.param([an_input(shape=(4,))], [RAW], "shape [4], the model takes", id="rank"),
+        pytest.param([an_input(shape=())], [RAW], "shape [], the model takes", id="no-shape"),
+        pytest.param([an_input(shape=(-1, 4))], [RAW], "negative", id="negative"),
+        pytest.param([an_input(shape=(1 << 40, 4))], [RAW], "more than this server handles", id="enormous"),
+        pytest.param([an_input(shape=(2, 4))], [RAW], "has 16 bytes of raw contents, shape [2, 4]", id="too-few"),
+        pytest.param([an_input()], [RAW + b"\0"], "17 bytes", id="too-many"),
+        pytest.param([an_input()], [b""], "0 bytes", id="empty"),
+        pytest.param([an_input()], [RAW, RAW], "1 inputs have 2 raw contents", id="two-raws"),
+        pytest.param([an_input(), an_input("y")], [RAW], "2 inputs have 1 raw contents", id="one-raw-missing"),
+        pytest.param([an_input(), an_input()], [RAW, RAW], "given twice: x, x", id="twice"),
+        pytest.param([an_input(contents=VALUES)], [RAW], "typed contents beside raw ones", id="both"),
+        pytest.param([an_input()], [], "no contents, shape [1, 4] of FP32 takes 4 fp32_contents", id="no-contents"),
+        pytest.param(
+            [an_input(contents=pb.InferTensorContents(fp32_contents=[0] * 3))], [], "3 fp32_contents", id="typed-few"
+        ),
+        pytest.param(
+            [an_input(contents=pb.InferTensorContents(fp64_contents=[0] * 4))], [], "4 fp64_contents", id="wrong-field"
+        ),
+        pytest.param(
+            [an_input(contents=pb.InferTensorContents(fp32_contents=[0] * 4, int_contents=[1]))],
+            [],
+            "1 int_contents, 4 fp32_contents",
+            id="two-fields",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_a_text(inputs, raws, says):
+    """The text names the input, what came and what the model takes."""
+    assert says in refused(inputs, raws)
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "BF16"])
+def test_half_floats_have_no_typed_contents(datatype):
+    """They must be sent raw."""
+    text = refused([an_input(datatype=datatype, contents=VALUES)], [], {"x": tensor(datatype, SHAPE)})
+    assert f"{datatype} has no typed contents, send raw_input_contents" in text
+
+
+@pytest.mark.parametrize(
+    ("datatype", "values"), [("INT8", [1, 128]), ("INT16", [-40000]), ("UINT8", [256]), ("UINT16", [65536])]
+)
+def test_integers_out_of_range_are_refused(datatype, values):
+    """A typed field is wider than the datatype."""
+    kind = KINDS[datatype]
+    contents = pb.InferTensorContents(**{kind.field: values})
+    text = refused([an_input(datatype=datatype, shape=[len(values)], contents=contents)], [], {"x": tensor(kind)})
+    assert f"no {datatype}" in text
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        pytest.param(b"\1\0\0\0a\5\0\0\0b", "element 1 of its raw contents is truncated", id="text-cut"),
+        pytest.param(b"\1\0\0\0a\5\0", "element 1 of its raw contents is truncated", id="length-cut"),
+        pytest.param(b"\1\0\0\0a", "has 1 elements", id="too-few"),
+        pytest.param(b"\1\0\0\0a" * 3, "has 3 elements", id="too-many"),
+        pytest.param(b"\1\0\0\0a\1\0\0\0\xff", "element 1 is not UTF-8", id="no-text"),
+        pytest.param(b"\1\0\0\0a\xff\xff\xff\xff", "truncated", id="enormous"),
+    ],
+)
+def test_bad_texts_are_refused(raw, says):
+    """Which element it is stands in the text."""
+    assert says in refused([an_input(datatype="BYTES", shape=[2])], [raw], {"x": tensor("BYTES", (None,))})
+
+
+def test_typed_texts_must_be_utf8_too():
+    """As raw ones."""
+    contents = pb.InferTensorContents(bytes_contents=[b"a", b"\xff"])
+    kinds = {"x": tensor("BYTES", (None,))}
+    assert "not UTF-8" in refused([an_input(datatype="BYTES", shape=[2], contents=contents)], [], kinds)
+
+
+def test_a_refusal_is_not_remembered_as_good():
+    """The short way knows only what passed every check."""
+    intake = Intake({"x": tensor("FP32", SHAPE)})
+    for inputs, raws in (([an_input(shape=(1, 3))], [RAW]), ([an_input()], [b""])):
+        request = pb.ModelInferRequest(inputs=inputs, raw_input_contents=raws)
+        for _ in range(3):
+            with pytest.raises(MeshError):
+                intake.decode(request.inputs, request.raw_input_contents)
+
+
+def test_optional_inputs_may_be_left_out():
+    """Only they."""
+    kinds = {"x": tensor("FP32", SHAPE), "o": tensor("FP32", (None, 4), name="o", optional=True)}
+    request = pb.ModelInferRequest(inputs=[an_input()], raw_input_contents=[RAW])
+    feed, _ = Intake(kinds).decode(request.inputs, request.raw_input_contents)
+    assert list(feed) == ["x"]
+    assert "needs input 'x'" in refused([an_input("o")], [RAW], kinds)
+
+
+def outputs_of(*names: str, **parameters: str) -> Any:
+    request = pb.ModelInferRequest()
+    for name in names:
+        output = request.outputs.add(name=name)
+        for key, value in parameters.items():
+            output.parameters[key].string_param = value
+    return request.outputs
+
+
+def test_requested_outputs_come_in_the_order_of_the_request():
+    """Others are not answered."""
+    kinds = {name: tensor("FP32", name=name) for name in "abc"}
+    assert [found.name for found in tensors.requested(outputs_of("c", "a"), kinds, {})] == ["c", "a"]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "says"),
+    [
+        pytest.param(outputs_of("z"), "no output 'z'; it has 'a', 'b'", id="unknown"),
+        pytest.param(outputs_of("a", "a"), "asked for twice: a, a", id="twice"),
+        pytest.param(outputs_of("maps"), "'maps' is seq(map), which V2 cannot carry", id="not-a-tensor"),
+        pytest.param(outputs_of("a", classification="3"), "'classification' is not supported", id="classification"),
+        pytest.param(outputs_of("a", shared_memory_region="r"), "not supported", id="shared-memory"),
+    ],
+)
+def test_outputs_that_cannot_be_answered_are_refused(outputs, says):
+    """Rather than answered with something else."""
+    kinds = {name: tensor("FP32", name=name) for name in "ab"}
+    with pytest.raises(MeshError) as error:
+        tensors.requested(outputs, kinds, {"maps": "seq(map)"})
+    assert error.value.reason is Reason.BAD_REQUEST
+    assert says in error.value.text
+
+
+def test_a_model_that_answers_another_type_than_it_says_is_internal():
+    """Rather than a reply that says one thing and holds another."""
+    answer = Answer("m", [tensor("FP32", name="y")])
+    for raw in (True, False):
+        with pytest.raises(MeshError, match="came as int32") as error:
+            answer.encode([np.zeros(3, np.int32)], "", raw=raw)
+        assert error.value.reason is Reason.INTERNAL
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_varints_are_those_of_protobuf(value):
+    """Up to 64 bits."""
+    expected = pb.InferTensorContents(uint64_contents=[value]).SerializeToString()[2:]
+    assert tensors.varint(value) == expected

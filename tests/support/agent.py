@@ -1,0 +1,255 @@
+"""A real runtime pod for tests: `python -m mesh.runtime` with its model server, on loopback and free ports.
+
+async with AgentProcess(etcd_server.settings, keys, tmp_path) as pod:
+    created = await pod.register("m", models.constant(1.0))
+    reply = await pod.load("m", created)
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import grpc
+import numpy as np
+
+from mesh.etcd import Etcd
+from mesh.keys import Keys
+from mesh.pb import agent_pb2, agent_pb2_grpc, inference_pb2
+from mesh.process import Process, spawn
+from mesh.records import CopyRecord, ModelRecord, PodRecord
+from mesh.settings import EtcdSettings
+from mesh.wire.client import Pool
+from mesh.wire.framing import pack, unpack
+from tests.support.waiting import until
+
+ONE = np.ones((1, 1), np.float32)
+
+
+class AgentProcess:
+    """One pod. `options` are further words of its command line; the folder `models` beside it may be read by it."""
+
+    def __init__(
+        self,
+        etcd: EtcdSettings,
+        keys: Keys,
+        folder: Path,
+        *options: str,
+        name: str = "pod-1",
+        capacity: str = "64MiB",
+        lease_ttl: int = 3,
+    ) -> None:
+        self.name = name
+        self.keys = keys
+        self.models = folder / "models"
+        self.models.mkdir(exist_ok=True)
+        self.lines: list[str] = []
+        self.etcd = Etcd(etcd)
+        self._argv = [
+            *(sys.executable, "-m", "mesh.runtime", "--name", name, "--base", keys.base, "--capacity", capacity),
+            *("--etcd", ",".join(etcd.endpoints), "--lease-ttl", str(lease_ttl), "--log-level", "debug"),
+            *("--model-dir", str(folder / name), "--file-root", str(self.models), "--drain-timeout", "5", *options),
+        ]
+        self._process: Process | None = None
+        self._channel: grpc.aio.Channel | None = None
+        self._pool: Pool | None = None
+        self.record: PodRecord | None = None
+
+    # --- the process ---
+
+    @property
+    def process(self) -> Process:
+        assert self._process is not None, "not started"
+        return self._process
+
+    async def launch(self) -> None:
+        """Starts it and does not wait."""
+        self._process = await spawn(self._argv, name=self.name, on_line=self.lines.append)
+
+    async def start(self) -> None:
+        """Starts it and waits until it has published itself."""
+        before = self.record.incarnation if self.record else ""
+        await self.launch()
+
+        async def published() -> PodRecord | None:
+            assert self.process.returncode is None, f"{self.name} ended:\n" + "\n".join(self.lines[-20:])
+            record = await self.published()
+            return record if record is not None and record.incarnation != before else None
+
+        self.record = await until(published, timeout=40, why=f"{self.name} published")
+        await self._disconnect()
+        self._channel = grpc.aio.insecure_channel(self.record.control_address)
+        self._pool = Pool(self.record.data_address, max_connections=64, connect_timeout=2.0, max_message=16 << 20)
+
+    async def stop(self) -> int:
+        """SIGTERM; its exit status."""
+        return await self.process.terminate(20.0)
+
+    def kill9(self) -> None:
+        """The agent alone; its server must not outlive it."""
+        self.process.send_signal(signal.SIGKILL)
+
+    @property
+    def server_pid(self) -> int:
+        """Of its model server."""
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and _parent(entry) == self.process.pid and _is_server(entry):
+                return int(entry.name)
+        raise AssertionError("no model server")
+
+    async def __aenter__(self) -> "AgentProcess":
+        try:
+            await self.start()
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._disconnect()
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.send_signal(signal.SIGINT)
+            await self._process.terminate(10.0)
+        await self.etcd.close()
+        print(f"--- {self.name}", *self.lines[-80:], sep="\n")
+
+    async def _disconnect(self) -> None:
+        if self._channel is not None:
+            await self._channel.close(None)
+        if self._pool is not None:
+            self._pool.close()
+
+    # --- what is asked of it ---
+
+    @property
+    def stub(self) -> agent_pb2_grpc.AgentStub:
+        return agent_pb2_grpc.AgentStub(self._channel)
+
+    async def register(self, model_id: str, content: bytes, **known: Any) -> int:
+        """Writes the file and the record, as a router does. The create revision."""
+        path = self.models / f"{abs(hash(model_id)):x}-{os.urandom(3).hex()}.onnx"
+        path.write_bytes(content)
+        return await self.register_path(model_id, str(path), **known)
+
+    async def register_path(self, model_id: str, path: str, **known: Any) -> int:
+        """The record alone."""
+        return await self.etcd.put(self.keys.model(model_id), ModelRecord(type="onnx", path=path, **known).encode())
+
+    async def model(self, model_id: str) -> ModelRecord:
+        """Its record as it is now."""
+        kv = await self.etcd.get(self.keys.model(model_id))
+        assert kv is not None
+        return ModelRecord.decode(kv.value)
+
+    async def load(self, model_id: str, created: int = 0, *, timeout: float = 30, **fields: Any) -> agent_pb2.LoadReply:
+        """Asks it to load what is registered."""
+        kv = await self.etcd.get(self.keys.model(model_id))
+        record = ModelRecord(type="onnx") if kv is None else ModelRecord.decode(kv.value)
+        request = agent_pb2.LoadRequest(
+            model_id=model_id,
+            create_revision=created or (kv.create_revision if kv else 1),
+            model_type=record.type,
+            model_path=record.path,
+            model_key=record.key,
+            **{"host_bytes": record.host_bytes, **fields},
+        )
+        return await self.stub.Load(request, timeout=timeout)
+
+    async def loaded(self, model_id: str, content: bytes, **fields: Any) -> int:
+        """Registers and loads, which must succeed. The create revision."""
+        created = await self.register(model_id, content)
+        reply = await self.load(model_id, created, **fields)
+        assert reply.WhichOneof("outcome") == "loaded", reply
+        return created
+
+    async def unload(self, model_id: str, created: int = 0) -> bool:
+        """Whether there was a copy."""
+        request = agent_pb2.UnloadRequest(model_id=model_id, create_revision=created)
+        return (await self.stub.Unload(request, timeout=30)).had_copy
+
+    async def describe(self, model_id: str = "") -> agent_pb2.DescribeReply:
+        return await self.stub.Describe(agent_pb2.DescribeRequest(model_id=model_id), timeout=10)
+
+    async def infer(
+        self, model_id: str, created: int, *, timeout: float = 10, incarnation: str = "", **inputs: np.ndarray
+    ) -> "Answer":
+        """One V2 call on the data port, addressed to a copy."""
+        assert self._pool is not None
+        assert self.record is not None
+        request = inference_pb2.ModelInferRequest(model_name=model_id)
+        names = {"float32": "FP32", "int64": "INT64"}
+        for name, array in (inputs or {"x": ONE}).items():
+            request.inputs.add(name=name, datatype=names[array.dtype.name], shape=array.shape)
+            request.raw_input_contents.append(array.tobytes())
+        token = f"{incarnation or self.record.incarnation}.{created}".encode()
+        reply = await self._pool.call(
+            b"/inference.GRPCInferenceService/ModelInfer",
+            [(b"mm-model-id", model_id.encode()), (b"mesh-copy", token)],
+            pack(request.SerializeToString()),
+            timeout=timeout,
+        )
+        return Answer(reply)
+
+    # --- what stands in etcd and on its probe ---
+
+    async def published(self) -> PodRecord | None:
+        """Its presence."""
+        kv = await self.etcd.get(self.keys.pod(self.name))
+        return None if kv is None else PodRecord.decode(kv.value)
+
+    async def copy(self, model_id: str) -> CopyRecord | None:
+        """What etcd says of its copy."""
+        kv = await self.etcd.get(self.keys.copy(model_id, self.name))
+        return None if kv is None else CopyRecord.decode(kv.value)
+
+    async def probe(self, path: str) -> tuple[int, str]:
+        """Status and text of /ready, /live or /metrics."""
+        assert self.record is not None
+
+        def get() -> tuple[int, str]:
+            try:
+                with urllib.request.urlopen(f"http://{self.record.probe_address}{path}", timeout=5) as answer:
+                    return answer.status, answer.read().decode()
+            except urllib.error.HTTPError as error:
+                return error.code, error.read().decode()
+
+        return await asyncio.to_thread(get)
+
+
+class Answer:
+    """A reply of the data port: `value` of the first output, or `code` and `text`; `not_here` as routers see it."""
+
+    def __init__(self, reply: Any) -> None:
+        self.code: int = reply.code
+        self.text: str = reply.text
+        self.not_here = any(name == b"mesh-not-here" for name, _ in (*reply.headers, *reply.trailers))
+        self.value: float | None = None
+        if reply.code == 0 and reply.frame is not None:
+            response = inference_pb2.ModelInferResponse.FromString(unpack(reply.frame, reply.encoding, limit=16 << 20))
+            self.value = float(np.frombuffer(response.raw_output_contents[0], np.float32)[0])
+
+    def __repr__(self) -> str:
+        return f"<Answer {self.value if self.code == 0 else f'{self.code} {self.text!r}'}>"
+
+
+def _parent(entry: Path) -> int:
+    try:
+        fields = (entry / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] == "Z" else int(fields[1])
+
+
+def _is_server(entry: Path) -> bool:
+    try:
+        return b"mesh.runtime.server" in (entry / "cmdline").read_bytes()
+    except OSError:
+        return False

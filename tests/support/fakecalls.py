@@ -1,0 +1,234 @@
+"""Calls, pools and agents that do nothing by themselves: a test says what happens, and when."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mesh.pb import agent_pb2
+from mesh.statuses import Code
+from mesh.wire.call import Call, CallCancelled, Header, Headers
+from mesh.wire.client import Lost, LostKind, PoolStatistics, Reply, Sink
+from router.agents import Timeout, Unreachable
+from router.view import Pod
+
+
+class FakeCall(Call):
+    """A call whose answer is kept. `cancel()` is the caller going away."""
+
+    def __init__(
+        self,
+        method: bytes = b"/inference.GRPCInferenceService/ModelInfer",
+        headers: list[Header] | None = None,
+        frame: bytes | None = b"\0\0\0\0\x03\x0a\x01m",
+        *,
+        encoding: bytes = b"",
+        deadline: float | None = None,
+    ) -> None:
+        self.method = method
+        self.headers = headers or []
+        self.frame = frame
+        self.encoding = encoding
+        self.deadline = deadline
+        self.peer = "test"
+        self.answers: list[tuple[int, str, bytes | None, list[Header], list[Header]]] = []
+        self.answered = asyncio.Event() if _running() else None
+        self._cancelled = False
+        self._callback: Callable[[], None] | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def on_cancel(self, callback: Callable[[], None] | None) -> None:
+        if callback is not None and self._cancelled:
+            callback()
+        else:
+            self._callback = callback
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback()
+
+    async def read(self) -> bytes | None:
+        if self._cancelled:
+            raise CallCancelled("gone")
+        return self.frame
+
+    def reply(self, frame: bytes, headers: Headers = (), trailers: Headers = ()) -> None:
+        self._answer(0, "", frame, headers, trailers)
+
+    def fail(self, code: int, text: str, headers: Headers = (), trailers: Headers = ()) -> None:
+        self._answer(code, text, None, headers, trailers)
+
+    def start(self, headers: Headers = ()) -> None:
+        raise NotImplementedError
+
+    async def write(self, frame: bytes) -> None:
+        raise NotImplementedError
+
+    def finish(self, code: int = 0, text: str = "", trailers: Headers = ()) -> None:
+        raise NotImplementedError
+
+    def _answer(self, code: int, text: str, frame: bytes | None, headers: Headers, trailers: Headers) -> None:
+        if self._cancelled:
+            return
+        assert not self.answers, f"answered twice: {self.answers} and {(code, text)}"
+        self.answers.append((code, text, frame, list(headers), list(trailers)))
+        if self.answered is not None:
+            self.answered.set()
+
+    @property
+    def code(self) -> Code | None:
+        """None: not answered."""
+        return Code(self.answers[0][0]) if self.answers else None
+
+    @property
+    def text(self) -> str:
+        return self.answers[0][1]
+
+
+def _running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+@dataclass
+class Sent:
+    """A call that a `FakePool` was given. The test answers it."""
+
+    pool: "FakePool"
+    method: bytes
+    headers: dict[bytes, bytes]
+    frame: bytes
+    sink: Sink
+    timeout: bytes | None
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def reply(self, frame: bytes = b"\0\0\0\0\x02ok", headers: list[Header] | None = None, **more: Any) -> None:
+        self.sink.on_reply(Reply(0, frame=frame, headers=headers or [], **more))
+
+    def fail(self, code: int, text: str = "", headers: list[Header] | None = None) -> None:
+        self.sink.on_reply(Reply(code, text, headers=headers or []))
+
+    def not_here(self) -> None:
+        self.fail(Code.UNAVAILABLE, "not here", [(b"mesh-not-here", b"1")])
+
+    def lose(self, kind: LostKind) -> None:
+        self.sink.on_lost(Lost(kind, f"{self.pool.address} was {kind.value}"))
+
+
+class FakePool:
+    """Keeps what it was sent."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.sent: list[Sent] = []
+        self.closed = False
+        self.full = False
+
+    def send(
+        self,
+        method: bytes,
+        headers: Headers,
+        frame: bytes,
+        sink: Sink,
+        *,
+        timeout: bytes | None = None,
+        encoding: bytes = b"",
+    ) -> Sent:
+        assert not self.closed
+        names = [name for name, _ in headers]
+        assert len(set(names)) == len(names), f"a header twice: {names}"
+        sent = Sent(self, method, dict(headers), frame, sink, timeout)
+        self.sent.append(sent)
+        return sent
+
+    def close(self) -> None:
+        self.closed = True
+
+    def statistics(self) -> PoolStatistics:
+        return PoolStatistics(connections=10**6 if self.full else 0, idle=0, connecting=0, waiting=0, calls=0)
+
+
+Answer = agent_pb2.LoadReply | Exception
+
+
+@dataclass
+class FakeAgents:
+    """Agents that answer what the test says: `answers[pod]` is a reply, an error, or a function of the request."""
+
+    answers: dict[str, Answer | Callable[[agent_pb2.LoadRequest], Answer | Awaitable[Answer]]] = field(
+        default_factory=dict
+    )
+    loads: list[tuple[str, agent_pb2.LoadRequest]] = field(default_factory=list)
+    unloads: list[tuple[str, str]] = field(default_factory=list)
+    described: list[str] = field(default_factory=list)
+
+    async def load(self, pod: Pod, request: agent_pb2.LoadRequest, *, timeout: float) -> agent_pb2.LoadReply:
+        self.loads.append((pod.name, request))
+        answer: Any = self.answers[pod.name]
+        if callable(answer):
+            answer = answer(request)
+            if isinstance(answer, Awaitable):
+                answer = await answer
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def unload(self, pod: Pod, request: agent_pb2.UnloadRequest, *, timeout: float) -> agent_pb2.UnloadReply:
+        self.unloads.append((pod.name, request.model_id))
+        return agent_pb2.UnloadReply(had_copy=True)
+
+    async def describe(self, pod: Pod, model_id: str = "", *, timeout: float) -> agent_pb2.DescribeReply:
+        self.described.append(pod.name)
+        answer = self.answers.get(pod.name)
+        if isinstance(answer, Exception):
+            raise answer
+        assert pod.record is not None
+        return agent_pb2.DescribeReply(pod=pod.name, incarnation=pod.record.incarnation)
+
+
+def loaded(incarnation: str = "i", load_ms: int = 5, host_bytes: int = 1000) -> agent_pb2.LoadReply:
+    """A load that went well."""
+    return agent_pb2.LoadReply(
+        loaded=agent_pb2.LoadReply.Loaded(incarnation=incarnation, load_ms=load_ms, host_bytes=host_bytes)
+    )
+
+
+def elsewhere(pod: str) -> agent_pb2.LoadReply:
+    """Somebody else has it."""
+    return agent_pb2.LoadReply(elsewhere=agent_pb2.LoadReply.Elsewhere(pod=pod))
+
+
+def refused(reason: str, text: str = "no") -> agent_pb2.LoadReply:
+    """It cannot take it."""
+    return agent_pb2.LoadReply(refused=agent_pb2.LoadReply.Refused(reason=reason, text=text))
+
+
+def failed(text: str = "bad file", reason: str = "LOAD_FAILED") -> agent_pb2.LoadReply:
+    """The load was tried."""
+    return agent_pb2.LoadReply(failed=agent_pb2.LoadReply.Failed(reason=reason, text=text))
+
+
+def stale() -> agent_pb2.LoadReply:
+    """The registration is not the current one."""
+    return agent_pb2.LoadReply(stale=agent_pb2.LoadReply.Stale())
+
+
+def unreachable(pod: str = "pod") -> Unreachable:
+    """Nobody listens there."""
+    return Unreachable(f"the agent of {pod} does not answer", refused=True)
+
+
+def late(pod: str = "pod") -> Timeout:
+    """It has not answered in time."""
+    return Timeout(f"the agent of {pod} does not answer", refused=False)

@@ -1,0 +1,328 @@
+"""A whole mesh of real processes for the system tests: etcd, runtime pods, routers, each of which can be killed.
+
+Every process runs as a user would start it (`python -m router`, `python -m mesh.runtime`), on loopback and a free port.
+Its output is kept, and printed when a test fails.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+
+from mesh.pb import inference_pb2, modelmesh_pb2, modelmesh_pb2_grpc
+from mesh.process import free_port
+from tests.support.etcd import EtcdServer
+from tests.support.waiting import until
+
+LEASE_TTL = 3
+"""Seconds. Short, so that a test of a lost lease takes seconds; etcd grants no less than about 2."""
+
+
+class Program:
+    """One child process whose output goes to a file."""
+
+    def __init__(self, name: str, argv: list[str], folder: Path) -> None:
+        self.name = name
+        self.argv = argv
+        self.log = folder / f"{name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it, again after it ended."""
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                self.argv, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the process alone, not to its children."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill9(self) -> None:
+        """Kills it without a word and reaps it."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+    async def stop(self, timeout: float = 15) -> int:
+        """Asks it to end and waits; what does not end is killed and reported."""
+        if self.process is None or self.process.poll() is not None:
+            return self.process.returncode if self.process else 0
+        self.process.terminate()
+        try:
+            return await asyncio.to_thread(self.process.wait, timeout)
+        except subprocess.TimeoutExpired:
+            self.kill9()
+            raise AssertionError(f"{self.name} did not end within {timeout} s of SIGTERM:\n{self.tail()}") from None
+
+    def tail(self, lines: int = 25) -> str:
+        """The end of its output."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
+
+
+def children(pid: int) -> list[int]:
+    """The direct children of a process."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == pid and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def command(pid: int) -> str:
+    """The command line of a process, or nothing where it has gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+class Reply:
+    """Status and JSON body of a REST answer."""
+
+    def __init__(self, status: int, body: bytes, headers: Any) -> None:
+        self.status = status
+        self.body = body
+        self.headers = headers
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class LocalMesh:
+    """See the module's text. `async with LocalMesh(folder, etcd, pods=3) as mesh: ...`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        etcd: EtcdServer,
+        *,
+        pods: int = 2,
+        routers: int = 1,
+        edge: str = "envoy",
+        capacity: str = "64MiB",
+        base: str | None = None,
+        log_level: str = "debug",
+        runtime_options: Iterable[str] = (),
+        router_options: Iterable[str] = (),
+    ) -> None:
+        self.folder = folder
+        self.etcd = etcd
+        self.edge = edge
+        self.capacity = capacity
+        self.log_level = log_level
+        self.base = base or f"test/{os.urandom(4).hex()}"
+        self.models = folder / "models"
+        self.models.mkdir(parents=True, exist_ok=True)
+        self.runtime_options = list(runtime_options)
+        self.router_options = list(router_options)
+        self.pods = [self._pod(f"pod-{number}") for number in range(1, pods + 1)]
+        self.routers = [self._router(f"router-{number}") for number in range(1, routers + 1)]
+        self.channels: list[grpc.aio.Channel] = []
+
+    def _common(self) -> list[str]:
+        return ["--base", self.base, "--etcd", self.etcd.endpoint, "--log-level", self.log_level]
+
+    def _pod(self, name: str) -> Program:
+        argv = [sys.executable, "-m", "mesh.runtime", "--name", name, "--capacity", self.capacity]
+        argv += ["--data", "127.0.0.1:0", "--control", "127.0.0.1:0", "--probe", "127.0.0.1:0"]
+        argv += ["--model-dir", str(self.folder / name), "--file-root", str(self.models), "--http-allow-private"]
+        argv += ["--lease-ttl", str(LEASE_TTL), *self._common(), *self.runtime_options]
+        return Program(name, argv, self.folder)
+
+    def _router(self, name: str) -> Program:
+        self.ports = getattr(self, "ports", {})
+        self.ports[name] = (free_port(), free_port(), free_port())
+        port, rest, probe = self.ports[name]
+        argv = [sys.executable, "-m", "router", "--name", name, "--listen", f"127.0.0.1:{port}", "--edge", self.edge]
+        argv += ["--rest-listen", f"127.0.0.1:{rest}", "--probe", f"127.0.0.1:{probe}"]
+        return Program(name, [*argv, *self._common(), *self.router_options], self.folder)
+
+    def add_pod(self) -> Program:
+        """One more pod, not started."""
+        self.pods.append(self._pod(f"pod-{len(self.pods) + 1}"))
+        return self.pods[-1]
+
+    def grpc_address(self, router: int = 0) -> str:
+        """host:port for gRPC clients."""
+        return f"127.0.0.1:{self.ports[self.routers[router].name][0]}"
+
+    def rest_url(self, router: int = 0) -> str:
+        """Base URL for REST clients: the same port behind Envoy, one of its own beside grpc.aio."""
+        port, rest, _ = self.ports[self.routers[router].name]
+        return f"http://127.0.0.1:{port if self.edge == 'envoy' else rest}"
+
+    def probe_url(self, router: int = 0) -> str:
+        """Base URL of the router pod's probes."""
+        return f"http://127.0.0.1:{self.ports[self.routers[router].name][2]}"
+
+    async def __aenter__(self) -> "LocalMesh":
+        try:
+            for program in [*self.pods, *self.routers]:
+                program.start()
+            await self.ready()
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def ready(self, *, pods: int | None = None) -> None:
+        """Waits until every router is ready and sees the pods."""
+        for number, router in enumerate(self.routers):
+            await until(
+                lambda number=number: self._sees(number, len(self.pods) if pods is None else pods),
+                timeout=60,
+                interval=0.1,
+                why=f"{router.name} ready, with its pods:\n" + "\n".join(p.tail() for p in [router, *self.pods]),
+            )
+
+    async def _sees(self, router: int, pods: int) -> bool:
+        for program in [self.routers[router]]:
+            assert program.process is not None
+            assert program.process.poll() is None, f"{program.name} ended:\n{program.tail()}"
+        try:
+            if (await self.get(f"{self.probe_url(router)}/ready")).status != 200:
+                return False
+            found = (await self.rest("GET", "/mesh/v1/pods", router=router)).json["pods"]
+        except (OSError, KeyError, ValueError):
+            return False
+        return sum(1 for pod in found if pod["state"] == "ready" and not pod["suspect"]) >= pods
+
+    async def __aexit__(self, *_: object) -> None:
+        for channel in self.channels:
+            await channel.close()
+        for program in [*self.routers, *self.pods]:
+            try:
+                await program.stop()
+            finally:
+                if self.log_level == "debug":
+                    print(f"--- {program.name}\n{program.tail(60)}")
+
+    # -- clients ---------------------------------------------------------------------------------------------------
+
+    async def get(self, url: str) -> Reply:
+        """A plain GET."""
+        return await asyncio.to_thread(self._request, "GET", url, None, {}, 30)
+
+    async def rest(
+        self, method: str, path: str, body: Any = None, *, router: int = 0, headers: dict[str, str] | None = None
+    ) -> Reply:
+        """A REST call; a body that is not bytes is sent as JSON."""
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        return await asyncio.to_thread(self._request, method, self.rest_url(router) + path, data, headers or {}, 60)
+
+    @staticmethod
+    def _request(method: str, url: str, data: bytes | None, headers: dict[str, str], timeout: float) -> Reply:
+        request = urllib.request.Request(url, data=data, method=method, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                return Reply(answer.status, answer.read(), answer.headers)
+        except urllib.error.HTTPError as error:
+            return Reply(error.code, error.read(), error.headers)
+
+    def channel(self, router: int = 0) -> grpc.aio.Channel:
+        """A gRPC channel to a router, closed with the mesh."""
+        self.channels.append(grpc.aio.insecure_channel(self.grpc_address(router)))
+        return self.channels[-1]
+
+    def management(self, router: int = 0) -> modelmesh_pb2_grpc.ModelMeshStub:
+        """The management service."""
+        return modelmesh_pb2_grpc.ModelMeshStub(self.channel(router))
+
+    def write(self, name: str, content: bytes) -> Path:
+        """A model file under the root that the pods may read."""
+        path = self.models / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".new")
+        temporary.write_bytes(content)
+        temporary.replace(path)
+        return path
+
+    async def register(self, model_id: str, content: bytes, *, load: bool = False, router: int = 0) -> Any:
+        """Writes the file and registers it."""
+        path = self.write(f"{urllib.parse.quote(model_id, safe='')}.{os.urandom(3).hex()}.onnx", content)
+        return await self.management(router).registerModel(
+            modelmesh_pb2.RegisterModelRequest(
+                modelId=model_id,
+                modelInfo=modelmesh_pb2.ModelInfo(type="onnx", path=path.as_uri()),
+                loadNow=load,
+                sync=load,
+            ),
+            timeout=30,
+        )
+
+    async def status(self, model_id: str, router: int = 0) -> dict[str, Any]:
+        """The REST form of a model's status."""
+        return (await self.rest("GET", f"/mesh/v1/models/{urllib.parse.quote(model_id, safe='')}", router=router)).json
+
+    async def stats(self, router: int = 0) -> dict[str, Any]:
+        """The router's own numbers."""
+        return (await self.rest("GET", "/mesh/v1/stats", router=router)).json
+
+    def server_pid(self, pod: Program) -> int:
+        """The model server beneath an agent."""
+        (server,) = [pid for pid in children(pod.pid) if "mesh.runtime.server" in command(pid)]
+        return server
+
+
+def infer_request(model_id: str, **inputs: np.ndarray) -> inference_pb2.ModelInferRequest:
+    """A V2 request with raw contents."""
+    request = inference_pb2.ModelInferRequest(model_name=model_id)
+    names = {"float32": "FP32", "int64": "INT64", "float64": "FP64", "int32": "INT32", "bool": "BOOL"}
+    for name, array in inputs.items():
+        request.inputs.add(name=name, datatype=names[array.dtype.name], shape=array.shape)
+        request.raw_input_contents.append(array.tobytes())
+    return request
+
+
+class Client:
+    """A V2 client on a channel of its own."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=lambda request: request.SerializeToString(),
+            response_deserializer=inference_pb2.ModelInferResponse.FromString,
+        )
+
+    async def infer(self, model_id: str, *, timeout: float = 30, **inputs: np.ndarray) -> list[np.ndarray]:
+        """The outputs, as arrays of their types."""
+        response = await self._infer(infer_request(model_id, **inputs), timeout=timeout)
+        kinds = {"FP32": np.float32, "INT64": np.int64, "FP64": np.float64, "INT32": np.int32, "BOOL": np.bool_}
+        return [
+            np.frombuffer(raw, kinds[output.datatype]).reshape(tuple(output.shape))
+            for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+        ]
+
+
+def freeze(pid: int) -> None:
+    """Stops a process as a stalled machine would."""
+    os.kill(pid, signal.SIGSTOP)
+
+
+def thaw(pid: int) -> None:
+    """Lets it go on."""
+    os.kill(pid, signal.SIGCONT)

@@ -1,0 +1,330 @@
+"""Tiny ONNX models for tests, as bytes: good ones, and each kind of bad one.
+
+All are deterministic: the same arguments give the same bytes. Unless its docstring says otherwise, a model takes `x`
+(FP32, shape [-1, 1]) and answers `y` of the same shape, so that one request fits them all.
+"""
+
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+LOGISTIC_REGRESSION_INPUT = "x"
+LOGISTIC_REGRESSION_OUTPUTS = ("label", "probabilities")
+
+ONNX_TYPES = {
+    "BOOL": TensorProto.BOOL,
+    "UINT8": TensorProto.UINT8,
+    "UINT16": TensorProto.UINT16,
+    "UINT32": TensorProto.UINT32,
+    "UINT64": TensorProto.UINT64,
+    "INT8": TensorProto.INT8,
+    "INT16": TensorProto.INT16,
+    "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64,
+    "FP16": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+    "BYTES": TensorProto.STRING,
+}
+"""The datatypes of V2 and what ONNX calls them."""
+
+Shape = Sequence[int | str | None] | None
+
+
+def _value(name: str, datatype: str = "FP32", shape: Shape = (None, 1)) -> Any:
+    return helper.make_tensor_value_info(name, ONNX_TYPES[datatype], shape)
+
+
+def _model(
+    nodes: Sequence[NodeProto],
+    *,
+    inputs: Sequence[Any] | None = None,
+    outputs: Sequence[Any] | None = None,
+    initializers: Sequence[TensorProto] = (),
+    opset: int = 17,
+) -> bytes:
+    graph: GraphProto = helper.make_graph(
+        nodes, "g", [_value("x")] if inputs is None else inputs, outputs or [_value("y")], initializers
+    )
+    sets = [helper.make_opsetid("", opset), helper.make_opsetid("ai.onnx.ml", 3)]
+    model: ModelProto = helper.make_model(graph, opset_imports=sets, ir_version=8)
+    return model.SerializeToString(deterministic=True)
+
+
+def _constant(name: str, value: Any, dtype: Any = np.float32) -> TensorProto:
+    return numpy_helper.from_array(np.array(value, dtype), name)
+
+
+# -- good ones
+
+
+def constant(value: float) -> bytes:
+    """Answers `value` for every row: tells which file answered."""
+    return _model(
+        [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Expand", ["c", "s"], ["y"])],
+        initializers=[_constant("c", value)],
+    )
+
+
+def weights(value: float, *, mebibytes: int) -> bytes:
+    """Answers `value`, and holds that many MiB of weights in memory."""
+    table = np.full(mebibytes << 18, value, np.float32)
+    # The index depends on the input, else the optimizer would keep the one value and drop the table.
+    return _model(
+        [
+            helper.make_node("IsNaN", ["x"], ["n"]),
+            helper.make_node("Cast", ["n"], ["i"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["w", "i"], ["y"]),
+        ],
+        initializers=[numpy_helper.from_array(table, "w")],
+    )
+
+
+def identity(datatype: str = "FP32", shape: Shape = (None,)) -> bytes:
+    """`y` is `x`, of any V2 datatype; the shape may be None (any rank)."""
+    return _model(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        inputs=[_value("x", datatype, shape)],
+        outputs=[_value("y", datatype, shape)],
+    )
+
+
+def add(datatype: str = "FP32", shape: Shape = (None, 2)) -> bytes:
+    """`y` is `a` + `b`."""
+    return _model(
+        [helper.make_node("Add", ["a", "b"], ["y"])],
+        inputs=[_value("a", datatype, shape), _value("b", datatype, shape)],
+        outputs=[_value("y", datatype, shape)],
+    )
+
+
+def matmul(datatype: str = "FP32") -> bytes:
+    """`y` is `a` @ `b`, shapes [-1, -1]: inputs that fit the declared shapes may not fit each other."""
+    return _model(
+        [helper.make_node("MatMul", ["a", "b"], ["y"])],
+        inputs=[_value("a", datatype, (None, None)), _value("b", datatype, (None, None))],
+        outputs=[_value("y", datatype, (None, None))],
+    )
+
+
+def shout() -> bytes:
+    """BYTES in and out, shape [-1]: each text with an exclamation mark after it."""
+    mark = helper.make_tensor("mark", TensorProto.STRING, [1], [b"!"])
+    return _model(
+        [helper.make_node("StringConcat", ["x", "mark"], ["y"])],
+        inputs=[_value("x", "BYTES", (None,))],
+        outputs=[_value("y", "BYTES", (None,))],
+        initializers=[mark],
+        opset=20,
+    )
+
+
+def picky() -> bytes:
+    """`y` is `x` as [2, 2]: fails on anything but four rows, so on what a server may make up, too."""
+    return _model(
+        [helper.make_node("Reshape", ["x", "s"], ["y"])],
+        outputs=[_value("y", shape=(2, 2))],
+        initializers=[_constant("s", [2, 2], np.int64)],
+    )
+
+
+def with_default() -> bytes:
+    """`y` is `x` + `offset`; `offset` (shape [1]) may be left out and is 10 then."""
+    return _model(
+        [helper.make_node("Add", ["x", "offset"], ["y"])],
+        inputs=[_value("x"), _value("offset", shape=(1,))],
+        initializers=[_constant("offset", [10])],
+    )
+
+
+def logistic_regression(seed: int, features: int = 64, classes: int = 3) -> bytes:
+    """`x` FP32 [-1, features] gives `label` INT64 [-1] and `probabilities` FP32 [-1, classes]."""
+    return _model(
+        [_classifier(seed, features, classes)],
+        inputs=[_value("x", shape=(None, features))],
+        outputs=[_value("label", "INT64", (None,)), _value("probabilities", shape=(None, classes))],
+    )
+
+
+def with_map_output(seed: int = 0, features: int = 4, classes: int = 3) -> bytes:
+    """A classifier as converters write it: `label`, and `scores` as a sequence of maps, which V2 cannot say."""
+    maps = helper.make_sequence_type_proto(
+        helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    )
+    return _model(
+        [
+            _classifier(seed, features, classes),
+            helper.make_node(
+                "ZipMap", ["probabilities"], ["scores"], domain="ai.onnx.ml", classlabels_int64s=list(range(classes))
+            ),
+        ],
+        inputs=[_value("x", shape=(None, features))],
+        outputs=[_value("label", "INT64", (None,)), helper.make_value_info("scores", maps)],
+    )
+
+
+def sequence_input() -> bytes:
+    """Takes a sequence of tensors, which V2 cannot carry, and answers its length."""
+    sequence = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [1]))
+    return _model(
+        [helper.make_node("SequenceLength", ["x"], ["y"])],
+        inputs=[helper.make_value_info("x", sequence)],
+        outputs=[_value("y", "INT64", ())],
+    )
+
+
+def sequence_output() -> bytes:
+    """Answers nothing but a sequence of tensors, which V2 cannot carry."""
+    sequence = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    return _model(
+        [helper.make_node("SequenceConstruct", ["x"], ["y"])], outputs=[helper.make_value_info("y", sequence)]
+    )
+
+
+def _classifier(seed: int, features: int, classes: int) -> NodeProto:
+    random = np.random.default_rng(seed)
+    return helper.make_node(
+        "LinearClassifier",
+        ["x"],
+        ["label", "probabilities"],
+        domain="ai.onnx.ml",
+        coefficients=random.normal(size=features * classes).astype(np.float32).tolist(),
+        intercepts=random.normal(size=classes).astype(np.float32).tolist(),
+        classlabels_ints=list(range(classes)),
+        post_transform="SOFTMAX",
+        multi_class=0,
+    )
+
+
+# -- those that take long
+
+
+def slow() -> bytes:
+    """Runs as long as its input says: `iterations` INT64 [1], see `slow_inputs`; `y` FP32 [1] counts them.
+
+    Can be terminated between two iterations, of a few us each.
+    """
+    return _loop(
+        [helper.make_node("Squeeze", ["iterations"], ["trips"])],
+        "trips",
+        inputs=[_value("iterations", "INT64", (1,))],
+        outputs=[_value("y", shape=(1,))],
+    )
+
+
+def slow_inputs(seconds: float) -> dict[str, np.ndarray]:
+    """Inputs of `slow()` that keep it running about that long on this machine."""
+    return {"iterations": np.array([max(1, int(seconds * _iterations_per_second()))], np.int64)}
+
+
+@functools.cache
+def _iterations_per_second() -> float:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(slow(), options, providers=["CPUExecutionProvider"])
+    count = 20_000
+    took = []
+    for _ in range(3):
+        started = time.perf_counter()
+        session.run(None, {"iterations": np.array([count], np.int64)})
+        took.append(time.perf_counter() - started)
+    return count / min(took)
+
+
+def endless_loop() -> bytes:
+    """Never ends, whatever its input."""
+    return _loop([], "", inputs=[_value("x")], outputs=[_value("y", shape=(1,))])
+
+
+def _loop(before: list[NodeProto], trips: str, *, inputs: list[Any], outputs: list[Any]) -> bytes:
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Add", ["v", "one"], ["v_next"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v_next", TensorProto.FLOAT, None),
+        ],
+        [_constant("one", [1])],
+    )
+    return _model(
+        [*before, helper.make_node("Loop", [trips, "always", "zero"], ["y"], body=body)],
+        inputs=inputs,
+        outputs=outputs,
+        initializers=[_constant("always", True, np.bool_), _constant("zero", [0])],
+    )
+
+
+# -- those that ask for too much
+
+
+def huge_allocation(bytes: int) -> bytes:
+    """About 150 bytes that ask for that much memory on every call, the first one included."""
+    return _model(
+        [
+            helper.make_node("Expand", ["c", "s"], ["big"]),
+            helper.make_node("ReduceMax", ["big"], ["m"], keepdims=0),
+            helper.make_node("Add", ["x", "m"], ["y"]),
+        ],
+        initializers=[_constant("c", [0]), _constant("s", [bytes // 4], np.int64)],
+    )
+
+
+def huge_on_demand() -> bytes:
+    """Asks for 4 bytes times its input `count` (INT64 [1]), answers 0 as `y` (FP32, scalar): loads well, may fail."""
+    return _model(
+        [
+            helper.make_node("ConstantOfShape", ["count"], ["big"]),
+            helper.make_node("ReduceSum", ["big"], ["y"], keepdims=0),
+        ],
+        inputs=[_value("count", "INT64", (1,))],
+        outputs=[_value("y", shape=())],
+    )
+
+
+# -- those that reach out of their folder
+
+
+def external_data(location: str, *, count: int = 1, offset: int = 0, length: int | None = None) -> bytes:
+    """`y` is `x` plus the first of `count` floats that stand in the file `location`, relative to the model's folder."""
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[count], data_location=TensorProto.EXTERNAL)
+    entries = {"location": location, "offset": str(offset), "length": str(4 * count if length is None else length)}
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=value)
+    return _model(
+        [helper.make_node("Gather", ["w", "zero"], ["first"]), helper.make_node("Add", ["x", "first"], ["y"])],
+        initializers=[tensor, _constant("zero", [0], np.int64)],
+    )
+
+
+def external_data_in_a_branch(location: str) -> bytes:
+    """As `external_data`, the tensor hidden in a constant of a subgraph."""
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=location)
+    branches = [
+        helper.make_graph(
+            [helper.make_node("Constant", [], ["b"], value=value)],
+            name,
+            [],
+            [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)],
+        )
+        for name, value in (("then", tensor), ("else", _constant("k", [0])))
+    ]
+    return _model(
+        [
+            helper.make_node("If", ["no"], ["b"], then_branch=branches[0], else_branch=branches[1]),
+            helper.make_node("Add", ["x", "b"], ["y"]),
+        ],
+        initializers=[_constant("no", False, np.bool_)],
+    )

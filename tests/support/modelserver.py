@@ -1,0 +1,105 @@
+"""A model server that holds nothing: the SPI in the test's own process, steered by the test.
+
+It is told what a path means (`sizes`, `failures`), can be made to wait in the middle of a load or an unload (`hold`),
+and keeps what it was asked. It writes no use board, as a foreign server would not.
+"""
+
+import asyncio
+import itertools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from mesh.pb import modelruntime_pb2 as pb
+from mesh.pb import modelruntime_pb2_grpc
+from mesh.runtime.spi import Spi
+
+_numbers = itertools.count(1)
+
+
+class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
+    """`async with FakeModelServer() as server: await server.spi.load(...)`. Also what a load needs of a server."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}  # by path; 1000 for others
+        self.failures: dict[str, tuple[grpc.StatusCode, str]] = {}  # by path
+        self.in_trailers = True  # whether sizes are told as ours tells them, or by `modelSize`
+        self.models: dict[str, str] = {}  # id -> path, of what is loaded
+        self.asked: list[tuple[str, str]] = []  # ("load" or "unload", id), in the order they arrived
+        self.told: dict[str, dict[str, str]] = {}  # id -> metadata of its load
+        self.lives = 1
+        self.why_down = ""
+        self._held: dict[tuple[str, str], asyncio.Event] = {}
+        self._waiting: list[asyncio.Event] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="spi-", dir="/tmp")
+        self._socket = Path(self._folder.name) / str(next(_numbers))
+        self.server: grpc.aio.Server | None = None
+        self.spi = Spi(self._socket)
+
+    async def __aenter__(self) -> "FakeModelServer":
+        self.server = grpc.aio.server()
+        modelruntime_pb2_grpc.add_ModelRuntimeServicer_to_server(self, self.server)
+        self.server.add_insecure_port(f"unix:{self._socket}")
+        await self.server.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for event in self._waiting:
+            event.set()
+        await self.spi.close()
+        assert self.server is not None
+        await self.server.stop(None)
+        self._folder.cleanup()
+
+    # --- what a load needs of the agent's minder
+
+    async def ready(self, timeout: float) -> Spi | None:
+        return None if self.why_down else self.spi
+
+    async def died(self, life: int, timeout: float) -> bool:
+        return self.lives != life
+
+    # --- steering
+
+    def hold(self, what: str, model_id: str) -> asyncio.Event:
+        """The next `load` or `unload` of that id waits for the event."""
+        event = self._held[what, model_id] = asyncio.Event()
+        return event
+
+    async def _wait(self, what: str, model_id: str) -> None:
+        self.asked.append((what, model_id))
+        event = self._held.pop((what, model_id), None)
+        if event is not None:
+            self._waiting.append(event)
+            await event.wait()
+
+    # --- the SPI
+
+    async def loadModel(self, request: Any, context: Any) -> Any:
+        self.told[request.modelId] = dict(context.invocation_metadata())
+        await self._wait("load", request.modelId)
+        if request.modelPath in self.failures:
+            await context.abort(*self.failures[request.modelPath])
+        self.models[request.modelId] = request.modelPath
+        size = self.sizes.get(request.modelPath, 1000)
+        if self.in_trailers:
+            context.set_trailing_metadata((("mesh-host-bytes", str(size)), ("mesh-device-bytes", "0")))
+            return pb.LoadModelResponse(sizeInBytes=size)
+        return pb.LoadModelResponse()
+
+    async def unloadModel(self, request: Any, context: Any) -> Any:
+        await self._wait("unload", request.modelId)
+        self.models.pop(request.modelId, None)
+        return pb.UnloadModelResponse()
+
+    async def modelSize(self, request: Any, context: Any) -> Any:
+        if request.modelId not in self.models:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
+        return pb.ModelSizeResponse(sizeInBytes=self.sizes.get(self.models[request.modelId], 1000))
+
+    async def runtimeStatus(self, request: Any, context: Any) -> Any:
+        self.models.clear()
+        kind = pb.RuntimeStatusResponse
+        return kind(status=kind.READY, capacityInBytes=1 << 30, maxLoadingConcurrency=2, modelLoadingTimeoutMs=1000)

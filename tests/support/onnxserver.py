@@ -1,0 +1,200 @@
+"""A real ONNX model server in a process of its own, driven as its agent and the routers drive it."""
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import numpy as np
+
+from mesh import headers
+from mesh.pb import inference_pb2, modelruntime_pb2, modelruntime_pb2_grpc
+from mesh.runtime.board import Board
+from mesh.wire import framing
+from mesh.wire.client import Pool, Reply
+from tests.support.waiting import until
+
+SERVICE = b"/inference.GRPCInferenceService/"
+INCARNATION = "agent-1"
+
+_DATATYPES = {"float32": "FP32", "float64": "FP64", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
+
+
+class OnnxServer:
+    """`async with OnnxServer(folder) as server`: started, and asked for its status once."""
+
+    def __init__(self, folder: Path, *options: str, slots: int = 64) -> None:
+        self.folder = folder
+        self.options = options
+        self.slots = slots
+        self._short = tempfile.TemporaryDirectory(prefix="mesh-")  # unix socket paths are short
+        self.spi_path = Path(self._short.name) / "spi"
+        self.board_path = folder / "board"
+        self.log_path = folder / "server.log"
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        self.board = Board.create(self.board_path, self.slots, incarnation=INCARNATION)
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.disconnect()
+        if self.process is not None and self.process.returncode is None:
+            self.process.kill()
+            await self.process.wait()
+        self.board.close()
+        self._short.cleanup()
+        if kind is not None:
+            print(self.log())
+
+    async def start(self) -> None:
+        """Starts the process, on the same board if it is not the first one."""
+        with self.log_path.open("ab") as out:
+            self.process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "mesh.runtime.server"),
+                *("--spi", str(self.spi_path), "--data", "127.0.0.1:0", "--board", str(self.board_path)),
+                *("--incarnation", INCARNATION, "--log-level", "debug"),
+                *self.options,
+                stdout=out,
+                stderr=out,
+            )
+        self.channel = grpc.aio.insecure_channel(f"unix:{self.spi_path}")
+        self.spi = modelruntime_pb2_grpc.ModelRuntimeStub(self.channel)
+        self.status, self.about = await self.runtime_status()
+        self.pool = Pool(self.about["mesh-data"], max_connections=64, connect_timeout=5.0, max_message=64 << 20)
+
+    async def runtime_status(self) -> tuple[Any, dict[str, str]]:
+        """The answer and its trailing metadata. Purges."""
+        call = self.spi.runtimeStatus(modelruntime_pb2.RuntimeStatusRequest(), wait_for_ready=True, timeout=20)
+        status = await call
+        return status, dict(await call.trailing_metadata())
+
+    async def disconnect(self) -> None:
+        """Lets go of the process."""
+        self.pool.close()
+        await self.channel.close()
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    async def kill9(self) -> None:
+        """Kills it without a word."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        await self.process.wait()
+        await self.disconnect()
+
+    def log(self) -> str:
+        """What it has written so far."""
+        return self.log_path.read_text(errors="replace")
+
+    def resident(self) -> int:
+        """Bytes of it in physical memory, its files left out."""
+        _, total, shared, *_ = Path(f"/proc/{self.pid}/statm").read_text().split()
+        return (int(total) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+    def write(self, name: str, content: bytes) -> Path:
+        """A file in a folder of its own, as the puller lays them out."""
+        path = self.folder / "models" / name / "model.onnx"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    # -- the SPI
+
+    def token(self, revision: int) -> str:
+        """The token of a copy."""
+        return f"{INCARNATION}.{revision}"
+
+    async def load(
+        self,
+        name: str,
+        content: bytes | Path,
+        *,
+        slot: int | None = None,
+        revision: int | None = None,
+        timeout: float = 20,
+    ) -> dict[str, int]:
+        """Loads a model: host and device bytes. Without slot and revision, as an agent that knows neither."""
+        path = content if isinstance(content, Path) else self.write(name, content)
+        metadata = []
+        if revision is not None:
+            metadata.append((headers.SPI_COPY, self.token(revision)))
+        if slot is not None:
+            metadata.append((headers.SPI_SLOT, str(slot)))
+        request = modelruntime_pb2.LoadModelRequest(modelId=name, modelType="onnx", modelPath=str(path))
+        call = self.spi.loadModel(request, metadata=metadata, timeout=timeout)
+        answer = await call
+        sizes = dict(await call.trailing_metadata())
+        assert answer.sizeInBytes == int(sizes["mesh-host-bytes"]) + int(sizes["mesh-device-bytes"])
+        return {"host": int(sizes["mesh-host-bytes"]), "device": int(sizes["mesh-device-bytes"])}
+
+    async def unload(self, name: str, *, revision: int | None = None, timeout: float = 20) -> None:
+        """Unloads a model."""
+        metadata = [] if revision is None else [(headers.SPI_COPY, self.token(revision))]
+        request = modelruntime_pb2.UnloadModelRequest(modelId=name)
+        await self.spi.unloadModel(request, metadata=metadata, timeout=timeout)
+
+    # -- the data port
+
+    async def call(
+        self, method: str, message: bytes, *, timeout: float = 10, metadata: Iterable[tuple[bytes, bytes]] = ()
+    ) -> Reply:
+        """One unary call."""
+        return await self.pool.call(SERVICE + method.encode(), list(metadata), framing.pack(message), timeout=timeout)
+
+    async def infer(
+        self, name: str, *, revision: int | None = None, timeout: float = 10, **inputs: np.ndarray
+    ) -> Reply:
+        """Calls ModelInfer with raw contents."""
+        metadata = [(headers.MODEL_ID, name.encode())]
+        if revision is not None:
+            metadata.append((headers.COPY, self.token(revision).encode()))
+        return await self.call("ModelInfer", request(name, **inputs), timeout=timeout, metadata=metadata)
+
+    async def value(self, name: str, *, revision: int | None = None) -> float:
+        """What `models.constant` answers, or any model that takes and gives one float."""
+        reply = await self.infer(name, revision=revision, x=np.ones((1, 1), np.float32))
+        assert reply.code == 0, reply.text
+        return float(arrays(reply)["y"].item())
+
+    async def running(self, slot: int) -> None:
+        """Waits until a call runs in that slot's model."""
+        await until(lambda: self.board.read(slot).running, why=f"a call runs in slot {slot}")
+
+
+def request(name: str, **inputs: np.ndarray) -> bytes:
+    """An encoded ModelInferRequest with raw contents."""
+    message = inference_pb2.ModelInferRequest(model_name=name, id="42")
+    for tensor, array in inputs.items():
+        message.inputs.add(name=tensor, datatype=_DATATYPES[array.dtype.name], shape=array.shape)
+        message.raw_input_contents.append(array.tobytes())
+    return message.SerializeToString()
+
+
+def response(reply: Reply) -> inference_pb2.ModelInferResponse:
+    """The message of a reply."""
+    assert reply.code == 0, reply.text
+    assert reply.frame is not None
+    return inference_pb2.ModelInferResponse.FromString(framing.unpack(reply.frame, limit=64 << 20))
+
+
+def arrays(reply: Reply) -> dict[str, np.ndarray]:
+    """The outputs of a reply with raw contents."""
+    message = response(reply)
+    dtypes = {datatype: dtype for dtype, datatype in _DATATYPES.items()}
+    return {
+        output.name: np.frombuffer(raw, dtypes[output.datatype]).reshape(output.shape)
+        for output, raw in zip(message.outputs, message.raw_output_contents, strict=True)
+    }

@@ -1,0 +1,190 @@
+"""What tests of `mesh.wire` share: a transport without a socket, bytes of requests and replies, awaitable sinks."""
+
+import asyncio
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mesh.wire import client, framing
+
+ECHO = b"/test.Service/Echo"
+
+
+class Transport:
+    """Keeps what a connection writes, and says what it did to its reading and its life."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.closed = self.aborted = self.eof = self.paused = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.eof, "written after the end"
+        self.written += data
+
+    def writelines(self, parts: Sequence[bytes]) -> None:
+        self.write(b"".join(parts))
+
+    def write_eof(self) -> None:
+        self.eof = True
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def pause_reading(self) -> None:
+        assert not self.paused
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        assert self.paused
+        self.paused = False
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def get_extra_info(self, name: str) -> object:
+        return "" if name == "peername" else None
+
+
+@dataclass
+class Parsed:
+    """A reply as `parse_replies` reads it, by simpler means than the code under test has."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    trailers: list[tuple[bytes, bytes]]
+
+    def metadata(self, name: bytes) -> bytes | None:
+        return dict(self.headers + self.trailers).get(name)
+
+    @property
+    def code(self) -> int | None:
+        code = self.metadata(b"grpc-status")
+        return None if code is None else int(code)
+
+
+def _lines(block: bytes) -> list[tuple[bytes, bytes]]:
+    pairs = [line.split(b": ", 1) for line in block.split(b"\r\n") if line]
+    return [(name, value) for name, value in pairs]
+
+
+def parse_replies(data: bytes) -> list[Parsed]:
+    """Every reply in what a server wrote. Fails where it is not exactly well-formed replies."""
+    replies = []
+    while data:
+        head, end, data = data.partition(b"\r\n\r\n")
+        assert end, "a head without an end"
+        status_line, _, block = head.partition(b"\r\n")
+        match = re.fullmatch(rb"HTTP/1\.1 (\d{3}) [ -~]+", status_line)
+        assert match is not None, status_line
+        headers = _lines(block)
+        body = b""
+        trailers: list[tuple[bytes, bytes]] = []
+        if (b"transfer-encoding", b"chunked") in headers:
+            while True:
+                size, _, data = data.partition(b"\r\n")
+                length = int(size, 16)
+                if not length:
+                    break
+                body += data[:length]
+                assert data[length : length + 2] == b"\r\n"
+                data = data[length + 2 :]
+            while not data.startswith(b"\r\n"):
+                line, _, data = data.partition(b"\r\n")
+                trailers += _lines(line)
+            data = data[2:]
+        else:
+            length = int(dict(headers)[b"content-length"])
+            body, data = data[:length], data[length:]
+        replies.append(Parsed(int(match[1]), headers, body, trailers))
+    return replies
+
+
+def request(
+    body: bytes,
+    *,
+    method: bytes = ECHO,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    chunks: Sequence[int] | None = None,
+) -> bytes:
+    """A request as bytes: with `content-length`, or in chunks of these sizes and a last one with the rest."""
+    lines = [b"POST %b HTTP/1.1" % method, b"host: test", b"content-type: application/grpc", b"te: trailers"]
+    lines += [b"%b: %b" % header for header in headers]
+    if chunks is None:
+        return b"\r\n".join([*lines, b"content-length: %d" % len(body), b"", body])
+    return b"\r\n".join([*lines, b"transfer-encoding: chunked", b"", b""]) + chunked(body, chunks) + b"0\r\n\r\n"
+
+
+def chunked(body: bytes, sizes: Sequence[int]) -> bytes:
+    """A body in chunks of these sizes and one with the rest, without the last, empty one."""
+    pieces = []
+    for size in (*sizes, len(body)):
+        piece, body = body[:size], body[size:]
+        if piece:
+            pieces.append(b"%x\r\n%b\r\n" % (len(piece), piece))
+    return b"".join(pieces)
+
+
+def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
+    """The bytes in pieces, cut at these places (taken modulo the length)."""
+    edges = sorted({0, len(data), *(place % max(len(data), 1) for place in places)})
+    return [data[start:end] for start, end in itertools.pairwise(edges)]
+
+
+def frames(*messages: bytes) -> bytes:
+    """These messages framed, one after the other."""
+    return b"".join(map(framing.pack, messages))
+
+
+class Outcome:
+    """A sink that can be awaited."""
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self.calls = 0
+
+    def _set(self, outcome: object) -> None:
+        self.calls += 1
+        if not self._future.done():
+            self._future.set_result(outcome)
+
+    def on_reply(self, reply: client.Reply) -> None:
+        self._set(reply)
+
+    def on_stream(self, stream: client.ReplyStream) -> None:
+        self._set(stream)
+
+    def on_lost(self, lost: client.Lost) -> None:
+        self._set(lost)
+
+    @property
+    def done(self) -> bool:
+        return self._future.done()
+
+    async def get(self, timeout: float = 10.0) -> object:
+        return await asyncio.wait_for(asyncio.shield(self._future), timeout)
+
+    async def reply(self) -> client.Reply:
+        outcome = await self.get()
+        assert isinstance(outcome, client.Reply), outcome
+        return outcome
+
+    async def stream(self) -> client.ReplyStream:
+        outcome = await self.get()
+        assert isinstance(outcome, client.ReplyStream), outcome
+        return outcome
+
+    async def lost(self) -> client.Lost:
+        outcome = await self.get()
+        assert isinstance(outcome, client.Lost), outcome
+        return outcome

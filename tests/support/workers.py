@@ -1,0 +1,86 @@
+"""One or more router workers in the test's own process, fed by a real mirror of a real etcd."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mesh.etcd import Etcd, Mirror
+from mesh.keys import Keys
+from mesh.settings import EtcdSettings
+from mesh.telemetry import metrics
+from mesh.wire.call import Header
+from mesh.wire.client import Pool, Reply
+from router.feed import FeedServer
+from router.settings import RouterSettings
+from router.worker import Process
+from tests.support.fakepod import INFER, request
+from tests.support.waiting import until
+
+
+@dataclass
+class Workers:
+    """The workers, and ways to call them."""
+
+    processes: list[Process]
+    pools: list[Pool]
+    feed: FeedServer
+
+    async def infer(
+        self, model_id: str, worker: int = 0, *, timeout: float = 20.0, headers: list[Header] | None = None
+    ) -> Reply:
+        """A V2 call through that worker's socket, as Envoy would make it."""
+        return await self.pools[worker].call(INFER, headers or [], request(model_id), timeout=timeout)
+
+    async def sees(self, *pods: str) -> None:
+        """Waits until every worker sees those pods, and that they are well."""
+
+        def all_see() -> bool:
+            views = [process.view.pods for process in self.processes]
+            return all(set(pods) <= {pod.name for pod in view.values() if not pod.suspect} for view in views)
+
+        await until(all_see, interval=0.005, why=f"all workers see {pods}")
+
+
+@asynccontextmanager
+async def workers(etcd_settings: EtcdSettings, keys: Keys, count: int = 1, **more: object) -> AsyncIterator[Workers]:
+    """Started and ready; stopped at the end. `more` are settings."""
+    with tempfile.TemporaryDirectory(prefix="mesh-", dir="/tmp") as folder:
+        settings = RouterSettings("test", base=keys.base, run_dir=folder, etcd=etcd_settings, workers=count, drain=1.0)
+        settings = replace(settings, **more)  # type: ignore[arg-type]
+        Path(folder).chmod(0o700)
+        etcd = Etcd(etcd_settings)
+
+        async def merged() -> metrics.Snapshot:
+            return metrics.merge(await feed.snapshots())
+
+        feed = FeedServer(merged)
+        await feed.start(settings.feed)
+
+        async def follow() -> None:
+            async for change in Mirror(etcd, *keys.presence_range):
+                feed.apply(change)
+
+        following = asyncio.create_task(follow())
+        processes = [Process(settings, index) for index in range(count)]
+        pools = [Pool(f"unix:{settings.socket('grpc', index)}", max_connections=1000) for index in range(count)]
+        try:
+            for process in processes:
+                await process.start()
+            await until(
+                lambda: len(feed.ready()) == count and not any(feed.ready().values()),
+                interval=0.005,
+                why="every worker is ready",
+            )
+            yield Workers(processes, pools, feed)
+        finally:
+            for pool in pools:
+                pool.close()
+            for process in processes:
+                await process.stop()
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            await feed.close()
+            await etcd.close()

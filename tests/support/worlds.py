@@ -1,0 +1,100 @@
+"""A view and the etcd it seems to mirror: tests say what pods publish, and when their leases end."""
+
+from mesh.keys import Keys
+from mesh.records import LOADED, LOADING, READY, CopyRecord, PodRecord
+from router.view import Copy, View
+from tests.support.fakecalls import FakePool
+
+
+class World:
+    """Every method is one revision."""
+
+    def __init__(self) -> None:
+        self.keys = Keys("test/mesh")
+        self.pools: list[FakePool] = []
+        self.items: dict[bytes, bytes] = {}
+        self.revision = 100
+        self.view = View(self.keys, self._connect)  # type: ignore[arg-type]
+
+    def _connect(self, address: str) -> FakePool:
+        self.pools.append(FakePool(address))
+        return self.pools[-1]
+
+    def change(self, *items: tuple[bytes, bytes | None]) -> None:
+        """These keys change, in one revision."""
+        self.revision += 1
+        for key, value in items:
+            if value is None:
+                self.items.pop(key, None)
+            else:
+                self.items[key] = value
+        self.view.delta(self.revision, items)
+
+    def snapshot(self) -> None:
+        """The view reads everything again."""
+        self.view.snapshot(self.revision, list(self.items.items()))
+
+    def pod(
+        self,
+        name: str,
+        incarnation: str = "i",
+        *,
+        state: str = READY,
+        capacity: int = 1 << 30,
+        used: int = 0,
+        **more: object,
+    ) -> None:
+        """A pod publishes itself."""
+        record = PodRecord(
+            incarnation,
+            f"{name}:1",
+            f"{name}:2",
+            state,
+            capacity_bytes=capacity,
+            used_bytes=used,
+            **more,  # type: ignore[arg-type]
+        )
+        self.change((self.keys.pod(name), record.encode()))
+
+    def copy(
+        self, model: str, pod: str, incarnation: str = "i", *, created: int = 7, state: str = LOADED, bytes: int = 1000
+    ) -> None:
+        """A pod publishes a copy."""
+        record = CopyRecord(incarnation, created, state, host_bytes=bytes)
+        self.change((self.keys.copy(model, pod), record.encode()))
+
+    def claim(self, model: str, pod: str, incarnation: str = "i", *, created: int = 7) -> None:
+        """A pod begins to load a model."""
+        self.copy(model, pod, incarnation, created=created, state=LOADING)
+
+    def withdraw(self, model: str, pod: str) -> None:
+        """A pod withdraws a copy."""
+        self.change((self.keys.copy(model, pod), None))
+
+    def lose(self, *pods: str) -> None:
+        """The leases of these pods end: all that they have published goes, in one revision."""
+        keys = [self.keys.pod(pod) for pod in pods]
+        keys += [
+            key for key in self.items if key.startswith(self.keys.all_copies) and self.keys.copy_of(key)[1] in pods
+        ]
+        self.change(*((key, None) for key in sorted(keys)))
+
+    def forget_silently(self, *keys: bytes) -> None:
+        """Keys vanish while the view does not watch."""
+        self.revision += 1
+        for key in keys:
+            del self.items[key]
+
+    def callable(self, model: str) -> list[str]:
+        """The pods in which the view would call it."""
+        return [copy.pod.name for copy in self.view.copies.get(model, ())]
+
+    def get(self, model: str, pod: str) -> Copy:
+        (found,) = [copy for copy in self.view.known(model) if copy.pod.name == pod]
+        return found
+
+    def pool(self, pod: str) -> FakePool:
+        """The pool that is used for that pod now."""
+        found = self.view.pods[pod].pool
+        assert isinstance(found, FakePool)
+        return found

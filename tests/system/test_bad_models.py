@@ -1,0 +1,124 @@
+"""Whatever is registered, the caller gets its status with the reason in the text, and the pod's other models answer."""
+
+import os
+
+import grpc
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from tests.support import models
+from tests.support.localmesh import Client, LocalMesh
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ONE = np.ones((1, 1), np.float32)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pod(tmp_path_factory, etcd_server):
+    """One mesh for the whole module, with one pod and a good model in it."""
+    options = ["--load-timeout", "5"]
+    async with LocalMesh(tmp_path_factory.mktemp("bad"), etcd_server, pods=1, runtime_options=options) as mesh:
+        await mesh.register("good", models.constant(1.0), load=True)
+        yield mesh
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def mesh(pod):
+    """After each test the good model must still answer, from the same model server."""
+    server = pod.server_pid(pod.pods[0])
+    yield pod
+    (answer,) = await Client(pod.channel()).infer("good", x=ONE)
+    assert answer.item() == 1.0
+    assert pod.server_pid(pod.pods[0]) == server, "the model server was restarted"
+
+
+async def refused(mesh: LocalMesh, model_id: str, **inputs: np.ndarray) -> grpc.aio.AioRpcError:
+    """The error of one call."""
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await Client(mesh.channel()).infer(model_id, **(inputs or {"x": ONE}))
+    return error.value
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        pytest.param(b"this is no model", "", id="not-onnx"),
+        pytest.param(b"", "empty", id="empty"),
+        pytest.param(models.constant(1.0)[:40], "", id="truncated"),
+        pytest.param(b"\0" * 4096, "", id="zeros"),
+        pytest.param(models.endless_loop(), "5 s", id="endless"),
+        pytest.param(models.huge_allocation(40 << 30), "memory", id="asks-for-gigabytes"),
+        pytest.param(models.external_data("../../secret"), "external", id="data-outside-its-folder"),
+    ],
+)
+async def test_a_model_that_cannot_be_loaded(mesh, content, says):
+    """INTERNAL with the loader's text, 500 over REST, LOADING_FAILED in its status."""
+    name = f"bad-{os.urandom(3).hex()}"
+    await mesh.register(name, content)
+    error = await refused(mesh, name)
+    assert error.code() is grpc.StatusCode.INTERNAL, error
+    assert says in error.details()
+    assert error.details()
+    reply = await mesh.rest("POST", f"/v2/models/{name}/infer", {"inputs": []})
+    assert reply.status == 500
+    status = await mesh.status(name)
+    assert status["status"] == "LOADING_FAILED"
+    assert status["errors"]
+
+
+async def test_a_path_that_is_not_there(mesh):
+    """The text names the path."""
+    await mesh.rest("PUT", "/mesh/v1/models/nowhere", {"type": "onnx", "path": f"file://{mesh.models}/none.onnx"})
+    error = await refused(mesh, "nowhere")
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert "none.onnx" in error.details()
+
+
+async def test_a_path_outside_the_roots(mesh):
+    """What the operator did not name is not read."""
+    await mesh.rest("PUT", "/mesh/v1/models/escape", {"type": "onnx", "path": f"file://{mesh.models}/../../etc/passwd"})
+    error = await refused(mesh, "escape")
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert "root" in error.details()
+
+
+async def test_a_model_larger_than_any_pod(mesh):
+    """No pod may ever hold it: FAILED_PRECONDITION, 503 over REST."""
+    await mesh.register("elephant", models.weights(0, mebibytes=100))
+    error = await refused(mesh, "elephant")
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION, error
+    assert (await mesh.rest("POST", "/v2/models/elephant/infer", {"inputs": []})).status == 503
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        pytest.param({"y": ONE}, id="wrong-name"),
+        pytest.param({"x": ONE.astype(np.int64)}, id="wrong-type"),
+        pytest.param({"x": np.ones((1, 1, 1), np.float32)}, id="wrong-rank"),
+        pytest.param({"x": ONE, "z": ONE}, id="one-too-many"),
+    ],
+)
+async def test_wrong_inputs(mesh, inputs):
+    """INVALID_ARGUMENT, whatever is wrong."""
+    error = await refused(mesh, "good", **inputs)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, error
+    assert error.details()
+
+
+async def test_unknown_and_empty_ids(mesh):
+    """NOT_FOUND and INVALID_ARGUMENT, over gRPC and REST."""
+    assert (await refused(mesh, "stranger")).code() is grpc.StatusCode.NOT_FOUND
+    assert (await refused(mesh, "")).code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (await mesh.rest("POST", "/v2/models/stranger/infer", {"inputs": []})).status == 404
+    assert (await mesh.rest("PUT", "/mesh/v1/models/x", {"type": ""})).status == 400
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"inputs": 3}', b'{"inputs":[{"name":"x"}]}', b"\xff\xfe"])
+async def test_garbage_over_rest(mesh, body):
+    """400 and a text, never a traceback."""
+    reply = await mesh.rest("POST", "/v2/models/good/infer", body)
+    assert reply.status == 400
+    assert reply.json["error"]

@@ -1,0 +1,251 @@
+"""Processes die, etcd goes away: what is resident goes on being served, what was lost comes back, nothing is wrong."""
+
+import asyncio
+import os
+import signal
+from collections import Counter
+
+import grpc
+import numpy as np
+
+from tests.support import models
+from tests.support.localmesh import LEASE_TTL, Client, LocalMesh, children, command, freeze, thaw
+from tests.support.waiting import until
+
+ONE = np.ones((1, 1), np.float32)
+
+
+class Traffic:
+    """Calls of models that answer their own number, for as long as the block lasts; every answer is checked."""
+
+    def __init__(self, mesh: LocalMesh, count: int, *, prefix: str = "m", callers: int = 4) -> None:
+        self.mesh = mesh
+        self.count = count
+        self.prefix = prefix
+        self.callers = callers
+        self.answers = 0
+        self.wrong: list[str] = []
+        self.errors: Counter[tuple[str, str]] = Counter()
+        self._stop = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> "Traffic":
+        for number in range(self.count):
+            await self.mesh.register(f"{self.prefix}{number}", models.constant(float(number)), load=True)
+        for caller in range(self.callers):
+            client = Client(self.mesh.channel(caller % len(self.mesh.routers)))
+            self._tasks.append(asyncio.create_task(self._call(client, caller)))
+        return self
+
+    async def _call(self, client: Client, caller: int) -> None:
+        number = caller
+        while not self._stop:
+            number = (number + 1) % self.count
+            try:
+                (answer,) = await client.infer(f"{self.prefix}{number}", x=ONE)
+            except grpc.aio.AioRpcError as error:
+                self.errors[error.code().name, error.details() or ""] += 1
+                await asyncio.sleep(0.01)
+                continue
+            self.answers += 1
+            if answer.item() != number:
+                self.wrong.append(f"model {number} answered {answer.item()}")
+
+    async def some(self, answers: int = 200, why: str = "traffic goes on") -> None:
+        """Waits for that many more answers."""
+        goal = self.answers + answers
+        await until(lambda: self.answers >= goal, timeout=40, why=f"{why}; errors {self.errors}")
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stop = True
+        await asyncio.gather(*self._tasks)
+        assert not self.wrong
+
+
+async def loads(mesh: LocalMesh) -> dict[str, float]:
+    """Loads done, by pod and life."""
+    found = {}
+    for pod in (await mesh.rest("GET", "/mesh/v1/pods")).json["pods"]:
+        text = (await mesh.get(f"http://{pod['probe']}/metrics")).body.decode()
+        (line,) = [line for line in text.splitlines() if line.startswith("modelmesh_loadmodel_milliseconds_count")]
+        found[pod["incarnation"]] = float(line.split()[-1])
+    return found
+
+
+async def test_a_pod_killed_is_replaced_by_the_others(a_mesh):
+    """kill -9 of an agent takes its server along; its models are served again by the others; nothing is answered
+    wrongly, and calls of models that have a copy elsewhere do not fail."""
+    async with a_mesh(pods=3) as mesh, Traffic(mesh, 12) as traffic:
+        await traffic.some()
+        victim = mesh.pods[0]
+        server = mesh.server_pid(victim)
+        victim.kill9()
+        await until(lambda: not os.path.exists(f"/proc/{server}"), why="the model server died with its agent")
+        traffic.errors.clear()
+
+        async def all_elsewhere() -> bool:
+            states = [await mesh.status(f"m{number}") for number in range(12)]
+            return all(s["status"] == "LOADED" and s["copies"][0]["pod"] != victim.name for s in states)
+
+        await until(all_elsewhere, timeout=LEASE_TTL * 4 + 20, interval=0.2, why="every model lives elsewhere")
+        traffic.errors.clear()
+        await traffic.some()
+        assert not traffic.errors
+        victim.start()
+        await mesh.ready()
+        await traffic.some()
+        assert not traffic.errors
+
+
+async def test_etcd_killed_and_restarted(a_mesh_of_its_own):
+    """No call of a resident model fails, nothing is loaded again, and registration works as soon as etcd is back."""
+    async with a_mesh_of_its_own(pods=2) as mesh, Traffic(mesh, 8) as traffic:
+        await traffic.some()
+        before = await loads(mesh)
+        mesh.etcd.kill9()
+        await traffic.some(400, "etcd is away")
+        reply = await mesh.rest("PUT", "/mesh/v1/models/late", {"type": "onnx", "path": "file:///x"})
+        assert (reply.status, reply.json["reason"]) == (503, "REGISTRY_AWAY")
+        unknown = await mesh.rest("POST", "/v2/models/unknown/infer", {"inputs": []})
+        assert unknown.status == 503
+        mesh.etcd.start()
+
+        async def registered() -> bool:
+            return (await mesh.rest("PUT", "/mesh/v1/models/late", {"type": "onnx", "path": "file:///x"})).status < 300
+
+        await until(registered, timeout=40, interval=0.2, why="registration works again")
+        await traffic.some(400, "etcd is back")
+        assert not traffic.errors
+        assert await loads(mesh) == before
+
+
+async def test_etcd_frozen_for_three_lease_times(a_mesh_of_its_own):
+    """Every lease ends at once when etcd goes on. No call fails, nothing is loaded again, presence comes back."""
+    async with a_mesh_of_its_own(pods=3) as mesh, Traffic(mesh, 9) as traffic:
+        await traffic.some()
+        before = await loads(mesh)
+        mesh.etcd.freeze()
+        try:
+            frozen = asyncio.get_running_loop().time()
+            await until(lambda: asyncio.get_running_loop().time() - frozen > 3 * LEASE_TTL, timeout=60)
+            await traffic.some(200, "etcd is frozen")
+        finally:
+            mesh.etcd.thaw()
+        await traffic.some(400, "etcd goes on")
+        await mesh.ready()
+
+        async def published() -> bool:
+            found = [await mesh.status(f"m{number}") for number in range(9)]
+            return all(status["status"] == "LOADED" for status in found)
+
+        await until(published, timeout=30, interval=0.2, why="the copies are published again")
+        await traffic.some(200)
+        assert not traffic.errors
+        assert await loads(mesh) == before
+
+
+async def test_the_model_server_killed(a_mesh):
+    """The agent starts another one, and the models are served again."""
+    async with a_mesh(pods=1) as mesh, Traffic(mesh, 6) as traffic:
+        await traffic.some()
+        old = mesh.server_pid(mesh.pods[0])
+        os.kill(old, signal.SIGKILL)
+        await traffic.some(400, "the server is back")
+        assert mesh.server_pid(mesh.pods[0]) != old
+        traffic.errors.clear()
+        await traffic.some(200)
+        assert not traffic.errors
+
+
+async def test_a_worker_killed(a_mesh):
+    """The router pod starts another worker; Envoy finds it; callers are answered again."""
+    async with a_mesh(pods=1, router_options=["--workers", "2"]) as mesh, Traffic(mesh, 4) as traffic:
+        await traffic.some()
+        workers = [pid for pid in children(mesh.routers[0].pid) if "router.worker" in command(pid)]
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+
+        def two_again() -> bool:
+            alive = [pid for pid in children(mesh.routers[0].pid) if "router.worker" in command(pid)]
+            return len(alive) == 2 and workers[0] not in alive
+
+        await until(two_again, timeout=20, why="another worker")
+        await traffic.some(300)
+        assert {code for code, _ in traffic.errors} <= {"UNAVAILABLE"}
+
+
+async def test_nothing_outlives_a_router_killed(a_mesh):
+    """kill -9 of the router pod: its workers and its Envoy go too."""
+    async with a_mesh(pods=1) as mesh:
+        below = children(mesh.routers[0].pid)
+        assert len(below) >= 2
+        mesh.routers[0].kill9()
+        await until(lambda: not [pid for pid in below if os.path.exists(f"/proc/{pid}")], why="its children are gone")
+        mesh.routers[0].start()
+        await mesh.ready()
+
+
+async def test_a_frozen_model_server_is_replaced(a_mesh):
+    """A server that hangs is told from one that is slow, ended and replaced; callers with a deadline get it."""
+    async with a_mesh(pods=1) as mesh:
+        await mesh.register("m", models.constant(5.0), load=True)
+        old = mesh.server_pid(mesh.pods[0])
+        freeze(old)
+        try:
+            client = Client(mesh.channel())
+
+            async def answered() -> bool:
+                try:
+                    (answer,) = await client.infer("m", x=ONE, timeout=2)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE):
+                        raise
+                    return False
+                return answer.item() == 5.0
+
+            await until(answered, timeout=60, why="another server answers")
+            assert mesh.server_pid(mesh.pods[0]) != old
+        finally:
+            if os.path.exists(f"/proc/{old}"):
+                thaw(old)
+
+
+async def test_a_model_that_kills_servers_is_quarantined(a_mesh):
+    """The second server that dies with it running is the last: callers are told why, the other models go on."""
+    async with a_mesh(pods=2) as mesh:
+        await mesh.register("good", models.constant(1.0), load=True)
+        await mesh.register("killer", models.slow(), load=True)
+        client = Client(mesh.channel())
+        for _ in range(2):
+            call = asyncio.create_task(client.infer("killer", timeout=40, **models.slow_inputs(20.0)))
+
+            async def running() -> str:
+                for pod in mesh.pods:
+                    found = (await mesh.rest("GET", f"/mesh/v1/pods/{pod.name}")).json
+                    for copy in found.get("copies", ()):
+                        if copy["model_id"] == "killer" and copy["in_flight"]:
+                            return pod.name
+                return ""
+
+            name = await until(running, timeout=20, interval=0.05, why="the call runs in some pod")
+            (pod,) = [pod for pod in mesh.pods if pod.name == name]
+            os.kill(mesh.server_pid(pod), signal.SIGKILL)
+            killed = len((await mesh.status("killer"))["killed"])
+
+            async def noticed(before: int = killed) -> bool:
+                return len((await mesh.status("killer"))["killed"]) > before
+
+            await until(noticed, timeout=20, why="the death stands in the record")
+            if (await mesh.status("killer"))["quarantined"]:
+                break
+            call.cancel()
+        try:
+            await call
+        except (grpc.aio.AioRpcError, asyncio.CancelledError):
+            pass
+        reply = await mesh.rest("POST", "/v2/models/killer/infer", {"inputs": []})
+        assert (reply.status, reply.json["reason"]) == (503, "QUARANTINED")
+        (answer,) = await client.infer("good", x=ONE)
+        assert answer.item() == 1.0
+        assert (await mesh.rest("POST", "/mesh/v1/models/killer/release")).status == 200
+        assert not (await mesh.status("killer"))["quarantined"]

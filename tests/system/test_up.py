@@ -1,0 +1,124 @@
+"""`mesh up` as a user runs it: it serves, says how to try it, keeps its state, and leaves nothing behind."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from mesh.process import free_port
+from tests.support.localmesh import children, command
+from tests.support.waiting import until
+
+
+class Up:
+    """One `mesh up`."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.port, self.probe = free_port(), free_port()
+        self.log = folder / "up.log"
+        argv = [sys.executable, "-m", "mesh", "up", "--listen", f"127.0.0.1:{self.port}", "--pods", "2"]
+        argv += ["--probe", f"127.0.0.1:{self.probe}", "--data-dir", str(folder / "data"), *options]
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(
+                argv, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=folder, start_new_session=True
+            )
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    async def ready(self) -> "Up":
+        """Waits for the lines to try."""
+
+        def shown() -> bool:
+            assert self.process.poll() is None, f"mesh up ended:\n{self.text()}"
+            return "curl" in self.text()
+
+        await until(shown, timeout=90, interval=0.1, why=f"mesh up is ready:\n{self.text()}")
+        return self
+
+    def descendants(self) -> list[int]:
+        """Every process below it."""
+        found, todo = [], [self.process.pid]
+        while todo:
+            below = children(todo.pop())
+            found += below
+            todo += below
+        return found
+
+    async def end(self, number: int) -> int:
+        """Sends a signal and waits until it and everything below has gone."""
+        below = self.descendants()
+        assert len(below) >= 7, [command(pid) for pid in below]  # etcd, 2 x (agent, server), router, worker(s), Envoy
+        self.process.send_signal(number)
+        code = await asyncio.to_thread(self.process.wait, 60)
+        await until(
+            lambda: not [pid for pid in below if command(pid)],
+            timeout=20,
+            why=f"nothing is left behind: {[command(pid) for pid in below if command(pid)]}",
+        )
+        return code
+
+    def rest(self, method: str, path: str, body: object = None) -> dict:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read())
+
+
+@pytest.mark.timeout(240)
+async def test_up_serves_keeps_its_state_and_leaves_nothing_behind(tmp_path):
+    """Start, try the printed line, kill -9, start again on the same data, Ctrl-C."""
+    up = await Up(tmp_path).ready()
+    try:
+        registered = [model["id"] for model in up.rest("GET", "/mesh/v1/models")["models"]]
+        assert registered
+        line = re.search(r"^.*curl.*$", up.text(), re.MULTILINE)
+        assert line is not None
+        tried = await asyncio.to_thread(
+            subprocess.run, line[0][line[0].index("curl") :], shell=True, capture_output=True, text=True, timeout=30
+        )
+        assert '"outputs"' in tried.stdout, tried
+    finally:
+        await up.end(signal.SIGKILL)
+
+    up = await Up(tmp_path, "--no-samples").ready()
+    try:
+        assert [model["id"] for model in up.rest("GET", "/mesh/v1/models")["models"]] == registered
+        cli = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "mesh", "infer", registered[0]],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "MESH_ENDPOINT": f"http://127.0.0.1:{up.port}"},
+        )
+        assert cli.returncode == 0, cli
+    finally:
+        code = await up.end(signal.SIGINT)
+    assert code == 0, up.text()
+    assert "Traceback" not in up.text()
+
+
+async def test_a_taken_port_is_said(tmp_path):
+    """It names the port and what to do, and starts nothing."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        argv = [sys.executable, "-m", "mesh", "up", "--listen", f"127.0.0.1:{port}", "--data-dir", str(tmp_path / "d")]
+        done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=60)
+    assert done.returncode not in (0, None)
+    assert str(port) in done.stdout + done.stderr
+    assert "--listen" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr

@@ -1,0 +1,427 @@
+"""Server and client together over real sockets: every shape of call, cancels, large messages, the pool's bounds."""
+
+import asyncio
+import os
+import stat
+
+import pytest
+
+from mesh.statuses import Code
+from mesh.wire import call, client, framing, server
+from tests.support.waiting import until
+from tests.support.wire import ECHO, Outcome, frames
+
+MESSAGE = 8 << 20
+
+
+class Service:
+    """A handler with a method for each shape, and a record of what it was given."""
+
+    def __init__(self):
+        self.calls = []
+        self.tasks = set()
+        self.cancelled = 0
+
+    def __call__(self, one):
+        self.calls.append(one)
+        method = getattr(self, one.method.rpartition(b"/")[2].decode())
+        made = method(one)
+        if made is not None:
+            task = asyncio.ensure_future(self._guard(made))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    async def _guard(self, made):
+        try:
+            await made
+        except call.CallCancelled:
+            self.cancelled += 1
+
+    def Echo(self, one):
+        return self._echo(one) if one.frame is None else one.reply(one.frame, one.headers, [(b"t", b"1")])
+
+    async def _echo(self, one):
+        taken = []
+        while (frame := await one.read()) is not None:
+            taken.append(frame[5:])
+        one.reply(frames(b"".join(taken)), one.headers, [(b"t", b"1")])
+
+    def Fail(self, one):
+        one.fail(Code.NOT_FOUND, "no such thing: ü", one.headers)
+
+    def Hang(self, one):
+        one.on_cancel(self._cancel)
+
+    def _cancel(self):
+        self.cancelled += 1
+
+    async def Count(self, one):
+        """Server streaming: as many messages as asked for, of the size asked for."""
+        frame = await one.read()
+        count, size = map(int, frame[5:].split())
+        for number in range(count):
+            await one.write(frames(b"%d" % number * size))
+        one.finish(0, "", [(b"t", b"1")])
+
+    async def Chat(self, one):
+        """Full duplex."""
+        one.start([(b"h", b"1")])
+        while (frame := await one.read()) is not None:
+            await one.write(frames(b"re: " + frame[5:]))
+        one.finish(Code.ABORTED, "enough", [(b"t", b"1")])
+
+    async def Early(self, one):
+        """Answers before its request has ended."""
+        await one.read()
+        one.fail(Code.FAILED_PRECONDITION, "no more")
+
+    def ReadNothing(self, one):
+        one.start()
+        one.on_cancel(self._cancel)
+
+
+def method(name):
+    return b"/test.Service/" + name.encode()
+
+
+@pytest.fixture(params=["unix", "tcp"])
+async def pair(request, tmp_path):
+    service = Service()
+    serving = server.Server(service, max_message=MESSAGE)
+    if request.param == "unix":
+        await serving.listen_unix(tmp_path / "socket")
+        address = f"unix:{tmp_path / 'socket'}"
+    else:
+        address = f"127.0.0.1:{await serving.listen_tcp('127.0.0.1', 0)}"
+    pool = client.Pool(address, max_connections=8, connect_timeout=5, max_message=MESSAGE)
+    yield service, serving, pool
+    pool.abort()
+    await serving.close(5)
+    assert serving.statistics().connections == 0
+
+
+async def test_unary_calls_with_metadata_reuse_one_connection(pair):
+    service, serving, pool = pair
+    for number in range(3):
+        message = b"hello %d" % number
+        reply = await pool.call(method("Echo"), [(b"a", b"1"), (b"b-bin", b"AAA")], frames(message), timeout=10)
+        assert (reply.code, reply.frame) == (0, frames(message))
+        assert reply.headers == [(b"a", b"1"), (b"b-bin", b"AAA")]
+        assert reply.trailers == [(b"t", b"1")]
+    reply = await pool.call(method("Fail"), [(b"a", b"1")], frames(b""), timeout=10)
+    assert (reply.code, reply.text, reply.headers) == (Code.NOT_FOUND, "no such thing: ü", [(b"a", b"1")])
+    assert serving.statistics().connections == pool.statistics().connections == pool.statistics().idle == 1
+    assert serving.statistics().calls == pool.statistics().calls == 4
+    assert all(one.deadline is not None for one in service.calls)
+
+
+async def test_the_sink_is_never_called_from_within_send(pair):
+    _, _, pool = pair
+    await pool.call(method("Echo"), [], frames(b""), timeout=10)
+    outcome = Outcome()
+    pool.send(method("Echo"), [], frames(b"a"), outcome)
+    assert not outcome.done
+    assert (await outcome.reply()).frame == frames(b"a")
+
+
+@pytest.mark.parametrize("size", [100_000, MESSAGE])
+async def test_large_messages_travel_both_ways(pair, size):
+    _, _, pool = pair
+    message = os.urandom(1000) * (size // 1000) + bytes(size % 1000)
+    for _ in range(2):
+        reply = await pool.call(method("Echo"), [], frames(message), timeout=30)
+        assert reply.frame == frames(message)
+    assert pool.statistics().connections == 1
+
+
+async def test_a_message_above_the_limit_is_answered_while_it_is_still_sent(pair):
+    _, _, pool = pair
+    reply = await pool.call(method("Echo"), [], frames(bytes(MESSAGE + 1)), timeout=30)
+    assert reply.code == Code.RESOURCE_EXHAUSTED
+    request = pool.open(method("Echo"), [])
+    await request.write(frames(b"small"))
+    try:
+        await request.write(frames(bytes(MESSAGE + 1)))
+    except client.Lost:
+        pass  # the answer may be there before all of it was written
+    reply = await asyncio.wait_for(request.first(), 30)
+    assert reply.code == Code.RESOURCE_EXHAUSTED
+
+
+async def test_many_calls_at_once_each_get_their_own_reply(pair):
+    _, serving, pool = pair
+    outcomes = []
+    for number in range(8):
+        outcomes.append(Outcome())
+        pool.send(method("Echo"), [], frames(b"%d" % number), outcomes[-1])
+    assert [(await each.reply()).frame for each in outcomes] == [frames(b"%d" % number) for number in range(8)]
+
+    async def caller(name):
+        for number in range(20):
+            message = b"%s %d" % (name, number)
+            assert (await pool.call(method("Echo"), [], frames(message), timeout=10)).frame == frames(message)
+
+    await asyncio.gather(*(caller(b"%d" % number) for number in range(8)))
+    assert serving.statistics().connections <= 8
+    assert serving.statistics().errors == 0
+
+
+async def test_client_streaming(pair):
+    _, _, pool = pair
+    request = pool.open(method("Echo"), [(b"a", b"1")], timeout=b"10S")
+    for number in range(5):
+        await request.write(frames(b"%d" % number))
+    request.end()
+    reply = await asyncio.wait_for(request.first(), 10)
+    assert (reply.frame, reply.headers) == (frames(b"01234"), [(b"a", b"1")])
+    with pytest.raises(RuntimeError):
+        await request.write(frames(b""))
+    await until(lambda: pool.statistics().idle == 1)
+
+
+@pytest.mark.parametrize(("count", "size"), [(0, 1), (3, 1), (200, 50_000)])
+async def test_server_streaming_with_backpressure(pair, count, size):
+    _, _, pool = pair
+    outcome = Outcome()
+    pool.send(method("Count"), [], frames(b"%d %d" % (count, size)), outcome)
+    stream = await outcome.stream()
+    for number in range(count):
+        assert await asyncio.wait_for(stream.read(), 10) == frames(b"%d" % number * size)
+    assert await stream.read() is None
+    result = await stream.result()
+    assert (result.code, result.trailers) == (0, [(b"t", b"1")])
+    assert pool.statistics().idle == 1
+
+
+async def test_full_duplex_ping_pong(pair):
+    _, _, pool = pair
+    request = pool.open(method("Chat"), [])
+    stream = await asyncio.wait_for(request.first(), 10)
+    assert stream.headers == [(b"h", b"1")]
+    for number in range(20):
+        await request.write(frames(b"%d" % number))
+        assert await asyncio.wait_for(stream.read(), 10) == frames(b"re: %d" % number)
+    request.end()
+    assert await stream.read() is None
+    result = await stream.result()
+    assert (result.code, result.text, result.trailers) == (Code.ABORTED, "enough", [(b"t", b"1")])
+    await until(lambda: pool.statistics().idle == 1)
+
+
+async def test_a_reply_before_the_end_of_its_request_is_heard(pair):
+    _service, _, pool = pair
+    request = pool.open(method("Early"), [])
+    await request.write(frames(b"a"))
+    reply = await asyncio.wait_for(request.first(), 10)
+    assert (reply.code, reply.text) == (Code.FAILED_PRECONDITION, "no more")
+    with pytest.raises(client.Lost):
+        await request.write(frames(b"b"))
+    assert (await pool.call(method("Echo"), [], frames(b"a"), timeout=10)).code == 0
+
+
+async def test_a_writer_stops_when_its_peer_reads_nothing_and_its_cancel_arrives(pair, monkeypatch):
+    monkeypatch.setattr(server, "_LOOK", 0.05)
+    service, _, pool = pair
+    request = pool.open(method("ReadNothing"), [])
+    await request.first()
+    written = 0
+
+    async def write():
+        nonlocal written
+        while True:
+            await request.write(frames(bytes(100_000)))
+            written += 1
+
+    writing = asyncio.ensure_future(write())
+    before = -1
+    while before != written:  # until nothing moves for a while
+        before = written
+        await asyncio.sleep(0.05)
+    assert written < 500
+    assert not writing.done()
+    request.cancel()
+    with pytest.raises(client.Lost):
+        await writing
+    await until(lambda: service.cancelled == 1, why="the handler hears of it, though its connection is not read")
+
+
+@pytest.mark.parametrize("way", ["unary", "stream", "call"])
+async def test_a_cancel_reaches_the_handler(pair, way):
+    service, serving, pool = pair
+    outcome = Outcome()
+    if way == "unary":
+        exchange = pool.send(method("Hang"), [], frames(b""), outcome)
+    elif way == "stream":
+        exchange = pool.open(method("Hang"), [])
+    else:
+        task = asyncio.ensure_future(pool.call(method("Hang"), [], frames(b""), timeout=60))
+    await until(lambda: serving.statistics().calls_in_flight == 1)
+    if way == "call":
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    else:
+        exchange.cancel()
+    await until(lambda: service.cancelled == 1, why="the handler hears of it")
+    assert service.calls[-1].cancelled
+    assert not outcome.done
+    assert pool.statistics().connections == 0
+
+
+async def test_a_call_that_takes_too_long_is_cancelled(pair):
+    service, _, pool = pair
+    with pytest.raises(TimeoutError):
+        await pool.call(method("Hang"), [], frames(b""), timeout=0.05)
+    await until(lambda: service.cancelled == 1)
+
+
+async def test_closing_the_server_answers_what_is_in_flight_and_cuts_the_rest(pair):
+    service, serving, pool = pair
+    hanging, held = Outcome(), Outcome()
+    pool.send(method("Hang"), [], frames(b""), hanging)
+    pool.send(method("Hang"), [], frames(b""), held)
+    await until(lambda: serving.statistics().calls_in_flight == 2)
+    closing = asyncio.ensure_future(serving.close(0.3))
+    await asyncio.sleep(0)
+    service.calls[1].reply(frames(b"late"))
+    assert (await held.reply()).frame == frames(b"late")
+    await closing
+    assert (await hanging.lost()).kind is client.LostKind.SENT
+    assert service.cancelled == 1
+    refused = Outcome()
+    pool.send(method("Echo"), [], frames(b""), refused)
+    assert (await refused.lost()).kind is client.LostKind.UNSENT
+
+
+# --- the pool's bounds ---
+
+
+async def test_beyond_its_connections_a_call_is_lost_unsent(pair):
+    _service, serving, pool = pair
+    for _ in range(8):
+        pool.send(method("Hang"), [], frames(b""), Outcome())
+    outcome = Outcome()
+    pool.send(method("Echo"), [], frames(b""), outcome)
+    assert not outcome.done
+    lost = await outcome.lost()
+    assert lost.kind is client.LostKind.UNSENT
+    assert "8 connections" in lost.why
+    await until(lambda: serving.statistics().calls_in_flight == 8)
+
+
+async def test_the_connection_used_last_is_used_first(pair):
+    service, _serving, pool = pair
+    await asyncio.gather(*(pool.call(method("Echo"), [], frames(b""), timeout=10) for _ in range(4)))
+    used = set()
+    for _ in range(5):
+        await pool.call(method("Echo"), [], frames(b""), timeout=10)
+        used.add(service.calls[-1]._connection)
+    assert len(used) == 1
+
+
+async def test_a_connection_known_to_be_closed_is_not_used(pair):
+    service, _serving, pool = pair
+    await pool.call(method("Echo"), [], frames(b""), timeout=10)
+    service.calls[-1]._connection.transport.abort()
+    await until(lambda: pool.statistics().connections == 0)
+    assert (await pool.call(method("Echo"), [], frames(b"a"), timeout=10)).frame == frames(b"a")
+
+
+async def test_connections_idle_for_long_are_closed(pair):
+    _, serving, pool = pair
+    await asyncio.gather(*(pool.call(method("Echo"), [], frames(b""), timeout=10) for _ in range(3)))
+    assert pool.statistics().idle == 3
+    for connection in pool._idle[:2]:
+        connection.idle_since -= 1000
+    pool._sweep(asyncio.get_running_loop())
+    assert pool.statistics().connections == 1
+    await until(lambda: serving.statistics().connections == 1)
+
+
+async def test_closing_the_pool_lets_calls_in_flight_end_and_takes_no_more(pair):
+    service, serving, pool = pair
+    held, late = Outcome(), Outcome()
+    await pool.call(method("Echo"), [], frames(b""), timeout=10)
+    pool.send(method("Hang"), [], frames(b""), held)
+    await until(lambda: serving.statistics().calls_in_flight == 1)
+    waiting = Outcome()
+    pool.send(method("Echo"), [], frames(b""), waiting)  # its connection is being made
+    pool.close()
+    pool.send(method("Echo"), [], frames(b""), late)
+    assert (await late.lost()).kind is (await waiting.lost()).kind is client.LostKind.UNSENT
+    service.calls[-1].reply(frames(b"a"))
+    assert (await held.reply()).frame == frames(b"a")
+    await until(lambda: pool.statistics().connections == 0)
+
+
+async def test_aborting_the_pool_loses_what_is_in_flight(pair):
+    _, serving, pool = pair
+    outcome = Outcome()
+    pool.send(method("Hang"), [], frames(b""), outcome)
+    await until(lambda: serving.statistics().calls_in_flight == 1)
+    pool.abort()
+    assert (await outcome.lost()).kind is client.LostKind.SENT
+
+
+async def test_an_address_where_nobody_listens_loses_calls_unsent(tmp_path):
+    for address in (f"unix:{tmp_path}/nobody", "127.0.0.1:1"):
+        pool = client.Pool(address, max_connections=2)
+        outcomes = [Outcome(), Outcome()]
+        for outcome in outcomes:
+            pool.send(ECHO, [], frames(b""), outcome)
+        for outcome in outcomes:
+            lost = await outcome.lost()
+            assert lost.kind is client.LostKind.UNSENT
+            assert address in lost.why
+        request = pool.open(ECHO, [])
+        with pytest.raises(client.Lost):
+            await request.write(frames(b""))
+        with pytest.raises(client.Lost):
+            await pool.call(ECHO, [], frames(b""), timeout=5)
+        assert pool.statistics() == client.PoolStatistics(connections=0, idle=0, connecting=0, waiting=0, calls=4)
+
+
+async def test_a_call_cancelled_before_it_has_a_connection_leaves_it_to_the_next(pair):
+    _, _, pool = pair
+    outcome, other = Outcome(), Outcome()
+    first = pool.send(method("Echo"), [], frames(b"a"), outcome)
+    first.cancel()
+    pool.send(method("Echo"), [], frames(b"b"), other)
+    assert pool.statistics().connecting == 1
+    assert (await other.reply()).frame == frames(b"b")
+    assert not outcome.done
+
+
+async def test_connecting_is_bounded(monkeypatch):
+    pool = client.Pool("127.0.0.1:1", connect_timeout=0.02)
+    monkeypatch.setattr(
+        type(asyncio.get_running_loop()), "create_connection", lambda *arguments, **options: asyncio.sleep(60)
+    )
+    outcome = Outcome()
+    pool.send(ECHO, [], frames(b""), outcome)
+    lost = await outcome.lost()
+    assert lost.kind is client.LostKind.UNSENT
+    assert "within 0.02 s" in lost.why
+
+
+async def test_the_socket_is_private_replaces_a_stale_one_and_goes_with_the_server(tmp_path):
+    path = tmp_path / "socket"
+    for _ in range(2):
+        serving = server.Server(lambda one: one.reply(frames(b"")))
+        await serving.listen_unix(path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        again = server.Server(lambda one: one.reply(frames(b"new")))
+        await again.listen_unix(path)
+        reply = await client.Pool(f"unix:{path}").call(ECHO, [], frames(b""), timeout=5)
+        assert reply.frame == frames(b"new")
+        await serving.close(0)
+        await again.close(0)
+        assert not path.exists()
+    path.write_text("not a socket")
+    with pytest.raises(OSError):
+        await server.Server(lambda one: None).listen_unix(path)
+    assert path.read_text() == "not a socket"
+
+
+def test_a_frame_is_made_of_its_message():
+    assert framing.pack(b"abc") == b"\0\0\0\0\3abc"
