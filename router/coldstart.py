@@ -69,9 +69,10 @@ class ColdStartStatistics:
 class _Place:
     """One waiter's place in a flight."""
 
-    __slots__ = ("deadline", "joined", "size", "timer")
+    __slots__ = ("deadline", "joined", "number", "size", "timer")
 
-    def __init__(self, joined: float, size: int, deadline: float | None) -> None:
+    def __init__(self, number: int, joined: float, size: int, deadline: float | None) -> None:
+        self.number = number  # in the order of arrival
         self.joined = joined
         self.size = size
         self.deadline = deadline
@@ -143,6 +144,7 @@ class ColdStart:
         self._debits = Debits()
         self._flights: dict[str, _Flight] = {}
         self._waiters = 0
+        self._arrivals = 0
         self._bytes = 0
         self._tasks = Tasks()
         self._loop = asyncio.get_running_loop()
@@ -174,7 +176,8 @@ class ColdStart:
             raise MeshError(Reason.OVERLOADED, text, retry_after=1.0)
         if flight is None:
             flight = self._begin(model_id, now, idle_ms)
-        place = _Place(now, size, deadline)
+        self._arrivals += 1
+        place = _Place(self._arrivals, now, size, deadline)
         if (late := self._too_late(flight, place, now)) is not None:
             raise late
         flight.idle_ms = min(flight.idle_ms, idle_ms)
@@ -443,16 +446,26 @@ class ColdStart:
     def _refused(self, flight: _Flight, pod: Pod, answer: agent_pb2.LoadReply.Refused) -> None:
         """Another pod is next. Raises where each would refuse it."""
         reason = _reason(answer.reason)
-        if reason in (Reason.QUARANTINED, Reason.UNKNOWN_MODEL, Reason.REGISTRY_AWAY):
-            raise MeshError(reason, answer.text, retry_after=1.0 if reason.retry else None)
+        if reason in (Reason.QUARANTINED, Reason.UNKNOWN_MODEL):
+            raise MeshError(reason, answer.text)
         flight.excluded[pod.name] = f"refuses it: {answer.text}"
         flight.refusals.append((reason, answer.text))
 
     async def _read(self, flight: _Flight, *, fresh: bool = False) -> Registration:
-        registration = await self._registry.read(flight.model_id, fresh=fresh)
-        if registration is None:
-            raise MeshError(Reason.UNKNOWN_MODEL, "model not found", details={"model": flight.model_id[:200]})
-        return registration
+        """The registration. Raises UNKNOWN_MODEL for all who had come when the read began; who came later is read for
+        again, because the model may have been registered in between."""
+        while True:
+            arrivals = self._arrivals
+            registration = await self._registry.read(flight.model_id, fresh=fresh)
+            if registration is not None:
+                return registration
+            error = MeshError(Reason.UNKNOWN_MODEL, "model not found", details={"model": flight.model_id[:200]})
+            late = [waiter for waiter, place in flight.waiters.items() if place.number > arrivals]
+            if not late:
+                raise error
+            for waiter in [waiter for waiter in flight.waiters if waiter not in late]:
+                self._release(flight, waiter)
+                waiter.on_error(error)
 
     async def _change(self, flight: _Flight) -> None:
         try:

@@ -385,9 +385,10 @@ class Management:
     def _status(self, registration: Registration, published: dict[str, CopyRecord]) -> ModelStatus:
         record, now = registration.record, self._wall()
         current = {pod: copy for pod, copy in published.items() if copy.create_revision == registration.created}
-        for copy in self._view.known(registration.model_id):  # suspects are served, though etcd has lost them
-            if copy.suspect and copy.record.create_revision == registration.created:
-                current.setdefault(copy.pod.name, copy.record)
+        for copy in self._view.known(registration.model_id):
+            # Suspects are served though etcd has lost them, and what an agent has answered is newer than its key.
+            if (copy.suspect or copy.answered) and copy.record.create_revision == registration.created:
+                current[copy.pod.name] = copy.record
         failures = record.recent_failures(now, int(self._settings.failure_expiry * 1000))
         infos = [
             CopyInfo(

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
@@ -104,11 +103,9 @@ async def _import(client: Client, source: str, prefix: str, kind: str, *, as_jso
         def report(error: dict[str, Any]) -> None:
             if as_json:
                 totals.errors.append(error)
-            where = f"line {error['line']}" + (f" ({escape(str(error['id']))})" if error.get("id") else "")
-            screen.print(
-                f"[red]{where}:[/] {escape(str(error.get('reason', '')))}: {escape(str(error.get('text', '')))}",
-                soft_wrap=True,
-            )
+            where = f"line {error['line']}" + (f" ({output.plain(str(error['id']))})" if error.get("id") else "")
+            why = output.plain(f"{error.get('reason', '')}: {error.get('text', '')}")
+            screen.print(f"[red]{where}:[/] {why}", soft_wrap=True)
 
         try:
             await _send_all(

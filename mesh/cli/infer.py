@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from mesh.cli import options, output
 from mesh.cli.client import Client
@@ -125,7 +124,7 @@ def _show(request: "Request", outputs: "dict[str, Array]", milliseconds: float, 
 
     made = output.table("OUTPUT", "TYPE", "SHAPE", "VALUES")
     for name, array in outputs.items():
-        made.add_row(escape(name), tensors.datatype(array), str(list(array.shape)), escape(_values(array)))
+        made.add_row(output.plain(name), tensors.datatype(array), str(list(array.shape)), output.plain(_values(array)))
     output.console().print(made)
     output.remarks().print(f"[dim]{milliseconds:.1f} ms[/]")
 

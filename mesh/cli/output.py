@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mesh.cli.exits import CommandError
+from mesh.local.lines import one_line
 from mesh.settings import format_bytes
 
 PIPE_WIDTH = 4000
@@ -55,7 +56,7 @@ def print_error(error: CommandError, *, as_json: bool = False) -> None:
     """The error's text on standard error, and with `as_json` also as a document on standard output."""
     if as_json and not error.answered:
         print_json({"error": error.text, "reason": error.reason, "exit": int(error.code)})
-    remarks().print(f"[bold red]error:[/] {escape(error.text)}", soft_wrap=True)
+    remarks().print(f"[bold red]error:[/] {plain(error.text)}", soft_wrap=True)
 
 
 def table(*columns: str, title: str | None = None) -> Table:
@@ -70,12 +71,17 @@ def table(*columns: str, title: str | None = None) -> Table:
 def status(text: str) -> str:
     """A status in its colour."""
     style = STATUS_STYLES.get(text)
-    return f"[{style}]{escape(text)}[/]" if style else escape(text)
+    return f"[{style}]{plain(text)}[/]" if style else plain(text)
 
 
 def size(count: Any) -> str:
     """Bytes for people; nothing where there is no number."""
     return format_bytes(count) if isinstance(count, int | float) and count > 0 else ""
+
+
+def plain(text: str) -> str:
+    """Somebody else's text, ready for rich: no markup in it, and nothing that moves a terminal's cursor."""
+    return escape("\n".join(one_line(line) for line in text.split("\n")))
 
 
 def duration(milliseconds: Any) -> str:

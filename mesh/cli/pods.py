@@ -4,7 +4,6 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
-from rich.markup import escape
 
 from mesh.cli import options, output
 from mesh.cli.client import Client
@@ -49,7 +48,7 @@ def overview(found: list[dict[str, Any]]) -> Any:
         capacity = pod.get("capacity") or 0
         state = output.status(str(pod.get("state", "")))
         made.add_row(
-            escape(str(pod.get("pod", ""))),
+            output.plain(str(pod.get("pod", ""))),
             f"{state} [red]suspect[/]" if pod.get("suspect") else state,
             output.size(pod.get("used")) or "0 B",
             output.size(capacity),
@@ -58,7 +57,7 @@ def overview(found: list[dict[str, Any]]) -> Any:
             str(pod.get("loading", "")),
             str(pod.get("rate", "")),
             f"{output.duration(pod['oldest_idle_ms'])} ago" if pod.get("oldest_idle_ms") else "",
-            escape(" ".join([*(pod.get("labels") or ()), *([f"zone={pod['zone']}"] if pod.get("zone") else ())])),
+            output.plain(" ".join([*(pod.get("labels") or ()), *([f"zone={pod['zone']}"] if pod.get("zone") else ())])),
         )
     return made
 
@@ -67,20 +66,20 @@ def _show(pod: dict[str, Any]) -> None:
     screen = output.console()
     used, capacity = number(pod, "used_bytes"), number(pod, "capacity_bytes")
     screen.print(
-        f"[bold]{escape(str(pod.get('pod', '')))}[/] {output.status(str(pod.get('state', '')))}, "
+        f"[bold]{output.plain(str(pod.get('pod', '')))}[/] {output.status(str(pod.get('state', '')))}, "
         f"{output.size(used) or '0 B'} of {output.size(capacity)} used, "
         f"server resident {output.size(number(pod, 'resident_bytes')) or 'unknown'}, "
-        f"incarnation {escape(str(pod.get('incarnation', '')))}"
+        f"incarnation {output.plain(str(pod.get('incarnation', '')))}"
     )
     counters = pod.get("counters") or {}
     if counters:
         screen.print(
-            ", ".join(f"{escape(str(name))} {count}" for name, count in sorted(counters.items())), soft_wrap=True
+            ", ".join(f"{output.plain(str(name))} {count}" for name, count in sorted(counters.items())), soft_wrap=True
         )
     made = output.table("MODEL", "STATE", ">SIZE", ">CALLS", ">IN FLIGHT", ">BUSY", "LAST USE")
     for copy in sorted(pod.get("copies") or (), key=lambda copy: number(copy, "idle_ms")):
         made.add_row(
-            escape(str(copy.get("model_id", ""))),
+            output.plain(str(copy.get("model_id", ""))),
             output.status(str(copy.get("state", ""))),
             output.size(number(copy, "host_bytes") + number(copy, "device_bytes")),
             str(number(copy, "calls")),

@@ -3,7 +3,6 @@
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from mesh.cli import options, output
 from mesh.cli.client import Client, model_path
@@ -73,7 +72,7 @@ def release(
         if as_json:
             output.print_json(answer)
         else:
-            output.console().print(f"released {escape(model)}")
+            output.console().print(f"released {output.plain(model)}")
 
     options.run(context, command, endpoint=endpoint, as_json=as_json)
 
@@ -93,12 +92,14 @@ def explain(
             return
         screen = output.console()
         for line in answer.get("lines", ()):
-            screen.print(escape(str(line)), soft_wrap=True)
+            screen.print(output.plain(str(line)), soft_wrap=True)
         ranking = answer.get("ranking") or []
         if ranking:
             made = output.table(">", "POD", "WHY")
             for place, entry in enumerate(ranking, 1):
-                made.add_row(str(place), escape(str(entry.get("pod", ""))), escape(str(entry.get("why", ""))))
+                made.add_row(
+                    str(place), output.plain(str(entry.get("pod", ""))), output.plain(str(entry.get("why", "")))
+                )
             screen.print()
             screen.print(made)
 
@@ -119,11 +120,11 @@ def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
         if output.size(answer.get(key))
     ]
     rows = {
-        "model": f"[bold]{escape(str(answer.get('id', '')))}[/]",
+        "model": f"[bold]{output.plain(str(answer.get('id', '')))}[/]",
         "status": output.status(str(answer.get("status", "UNKNOWN"))),
-        "type": escape(str(answer.get("type") or "")),
-        "path": escape(str(answer.get("path") or "")),
-        "key": escape(str(answer.get("key") or "")),
+        "type": output.plain(str(answer.get("type") or "")),
+        "path": output.plain(str(answer.get("path") or "")),
+        "key": output.plain(str(answer.get("key") or "")),
         "size": ", ".join(sizes),
         "load took": output.duration(answer.get("load_ms") or None),
     }
@@ -131,9 +132,9 @@ def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
         if value:
             made.add_row(f"[dim]{name}[/]", value)
     for text in answer.get("errors") or ():
-        made.add_row("[dim]error[/]", f"[red]{escape(str(text))}[/]")
+        made.add_row("[dim]error[/]", f"[red]{output.plain(str(text))}[/]")
     for text in answer.get("killed") or ():
-        made.add_row("[dim]a server died[/]", f"[red]{escape(str(text))}[/]")
+        made.add_row("[dim]a server died[/]", f"[red]{output.plain(str(text))}[/]")
     if answer.get("quarantined"):
         made.add_row("[dim]quarantined[/]", "[red]not loaded again until `mesh release`, or registered anew[/]")
     screen.print(made)
@@ -142,7 +143,7 @@ def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
         listed = output.table("POD", "COPY", ">SIZE")
         for copy in copies:
             listed.add_row(
-                escape(str(copy.get("pod", ""))),
+                output.plain(str(copy.get("pod", ""))),
                 output.status(str(copy.get("status", ""))),
                 output.size(copy.get("bytes")),
             )

@@ -18,7 +18,6 @@ from urllib.parse import quote
 import typer
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.text import Text
 
 from mesh.cli import options, output
@@ -201,14 +200,16 @@ def draw(frame: Frame, endpoint: str, *, hint: str = "") -> RenderableType:
         times = output.table("LATENCY", ">P50", ">P90", ">P99", ">CALLS")
         for name, of in frame.latency_ms.items():
             times.add_row(
-                escape(name), *(output.duration(of.get(p)) for p in ("p50", "p90", "p99")), str(of.get("count", ""))
+                output.plain(name),
+                *(output.duration(of.get(p)) for p in ("p50", "p90", "p99")),
+                str(of.get("count", "")),
             )
         parts += ["", times]
     parts += ["", overview([dict(pod) for pod in frame.pods])]
     if frame.hottest:
         models = output.table("HOTTEST MODELS", ">CALLS/S")
         for model, rate in frame.hottest:
-            models.add_row(escape(model), f"{rate:,.1f}")
+            models.add_row(output.plain(model), f"{rate:,.1f}")
         parts += ["", models]
     return Group(*parts)
 

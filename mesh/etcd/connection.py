@@ -55,7 +55,7 @@ class Connection:
     def statistics(self) -> EtcdStatistics:
         """Counters, for metrics and people."""
         return EtcdStatistics(
-            endpoint=self._endpoints.current.endpoint if not self.closed else "",
+            endpoint=self._endpoints.endpoint,
             requests=self._requests,
             repeats=self._repeats,
             failures=self._failures,

@@ -72,11 +72,16 @@ class Endpoints:
         return len(self._members)
 
     @property
+    def endpoint(self) -> str:
+        """The endpoint of the member in use."""
+        return self._settings.endpoints[self._index]
+
+    @property
     def current(self) -> Member:
         """The member to use now."""
         member = self._members[self._index]
         if member is None:
-            member = Member(self._settings.endpoints[self._index], self._settings)
+            member = Member(self.endpoint, self._settings)
             self._members[self._index] = member
         return member
 

@@ -48,17 +48,17 @@ def readable(data: dict[str, Any], *, name: str = "", colours: bool = False) -> 
     """A structured line for people: one line, and those of its traceback. `name`: whose line it is anyway."""
     number = level_of(data)
     level = _LEVEL_NAMES.get(number, "info")
-    event = _one_line(str(data.get("event", data.get("msg", ""))))
+    event = one_line(str(data.get("event", data.get("msg", ""))))
     process = str(data.get("process", ""))
-    where = f"{_one_line(process)}: " if process and process != name else ""
+    where = f"{one_line(process)}: " if process and process != name else ""
     pairs = "".join(
-        f" {_dim(_one_line(key) + '=', colours)}{_value(value)}" for key, value in data.items() if key not in _LEFT_OUT
+        f" {_dim(one_line(key) + '=', colours)}{_value(value)}" for key, value in data.items() if key not in _LEFT_OUT
     )
     shown = _colour(f"{level:<5}", _LEVEL_COLOURS.get(number, ""), colours)
     made = [f"{_clock(data)} {shown} {where}{event}{' ' if pairs else ''}{pairs}"]
     trace = data.get("traceback") or data.get("stacktrace")
     if trace:
-        made += [f"    {_one_line(row)}" for row in str(trace).splitlines()]
+        made += [f"    {one_line(row)}" for row in str(trace).splitlines()]
     return made
 
 
@@ -89,7 +89,7 @@ class Printer:
             self._put(line)
             return
         prefix = _colour(f"{name:<{self._width}} |", self._name_colours.get(name, ""), self._colours)
-        rows = [_one_line(line)] if data is None else readable(data, name=name, colours=self._colours)
+        rows = [one_line(line)] if data is None else readable(data, name=name, colours=self._colours)
         self._put("\n".join(f"{prefix} {row}" for row in rows))
 
     def text(self, text: str) -> None:
@@ -155,11 +155,11 @@ def _clock(data: dict[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    text = _one_line(text)
+    text = one_line(text)
     return text if text and " " not in text and '"' not in text else json.dumps(text, ensure_ascii=False)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Nothing that moves a terminal's cursor or changes its colours."""
     return text if text.isprintable() else "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
 

@@ -335,6 +335,9 @@ class Agent:
         if not self.presence.published:
             why = self.presence.away or "it is being published"
             return Refused(Reason.REGISTRY_AWAY, f"this pod has no lease in etcd: {why}")
+        if self.state == SERVER_DOWN:
+            why = self.server.why_down if self.server is not None else ""
+            return Refused(Reason.UNAVAILABLE, f"{why or 'the model server is down'}; another one is being started")
         if self._memory.refusal:
             return Refused(Reason.NO_ROOM, self._memory.refusal)
         return None
@@ -421,17 +424,22 @@ class Agent:
         log.info("leaving", copies=self.ledger.count(State.LOADED), calls=self.board.in_flight)
         self.loads.close("this pod is leaving")
         self.presence.changed()
+        self._withdraw_keys()
         await self.loads.settle(max(0.0, end - time.monotonic()))
-        held = list(self.ledger.entries)
-        for model_id in held:
-            self.presence.drop(model_id)
-        for model_id in held:
+        for model_id in self._withdraw_keys():
             if not await self.presence.settled(model_id, min(2.0, max(0.0, end - time.monotonic()))):
                 break
         quiet = 0
         while quiet < 2 and time.monotonic() < end:
             quiet = 0 if self.board.in_flight else quiet + 1
             await asyncio.sleep(_QUIET)
+
+    def _withdraw_keys(self) -> list[str]:
+        """Tells the mesh that no copy is here any more. Whoever calls one all the same is answered, until the end."""
+        held = [entry.model_id for entry in self.ledger.entries.values() if entry.state is State.LOADED]
+        for model_id in held:
+            self.presence.drop(model_id)
+        return held
 
     async def close(self, *, grace: float = _SERVER_GRACE) -> None:
         """Ends all parts; nothing of the pod is left, in etcd as far as it answers. `grace` is the model server's."""

@@ -16,9 +16,9 @@ the measurement a moment later, and the server's memory has headroom for it.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from mesh import records
 from mesh.records import CopyRecord, ModelRecord
@@ -27,7 +27,6 @@ from mesh.runtime.ledger import Entry, Ledger, State
 from mesh.runtime.meters import Meters
 from mesh.runtime.outcomes import Failed, Loaded, Outcome, Refused, Want
 from mesh.runtime.spi import Size, SpiError
-from mesh.runtime.tasks import Tasks
 from mesh.runtime.unloads import Keys, Server, Unloads
 from mesh.settings import format_bytes
 from mesh.statuses import Reason
@@ -45,7 +44,7 @@ OVERHEAD_BYTES = 64 << 10
 _PULLS = 16  # at once; a store is slow where a disk is not, and the server's turns are bounded apart
 _PULL_TIMEOUT = 900.0  # seconds
 _SPACE_WAIT = 60.0  # seconds for victims to go: calls in flight in them may take half of it
-_SERVER_WAIT = 10.0  # seconds for a server that has just died to be back
+_SERVER_WAIT = 5.0  # seconds for a server that died after the load had begun; another pod may be quicker
 _LOAD_SLACK = 15.0  # seconds after which the server must have given up by itself
 _DEATH_WAIT = 2.0  # seconds in which a lost connection shows itself as a death
 _KEY_WAIT = 1.0  # seconds that an answer waits for the claim's key to go
@@ -115,7 +114,6 @@ class Loading:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._ledger = parts.ledger
-        self._tasks = Tasks()
         self._pulls = asyncio.Semaphore(_PULLS)
         self._turns = asyncio.Semaphore(parts.concurrency)
         self._space = asyncio.Event()
@@ -128,7 +126,7 @@ class Loading:
     async def run(self, want: Want, entry: Entry) -> Outcome:
         """One load. Cancelled, it undoes what it did before it ends."""
         began = time.monotonic()
-        pull = self._tasks.start(self._pull(want, entry), f"pull {want.model_id}")
+        pull = asyncio.get_running_loop().create_task(self._pull(want, entry), name=f"pull {want.model_id}")
         outcome: Outcome | None = None
         try:
             outcome = await self._steps(want, entry, pull, began)
@@ -136,14 +134,10 @@ class Loading:
             outcome = _pull_outcome(error)
         finally:
             if not isinstance(outcome, Loaded):
-                await self._undo(want, entry, pull)
+                await _to_its_end(self._undo(want, entry, pull))
         if isinstance(outcome, Failed):
             await self._parts.history.failed(want.model_id, want.revision, outcome.text)
         return outcome
-
-    async def close(self) -> None:
-        """Ends pulls whose loads have been ended."""
-        await self._tasks.close()
 
     async def _steps(self, want: Want, entry: Entry, pull: "asyncio.Task[Pulled]", began: float) -> Outcome:
         parts, ledger = self._parts, self._ledger
@@ -309,6 +303,23 @@ class Loading:
         parts.keys.drop(want.model_id)
         await parts.keys.settled(want.model_id, _KEY_WAIT)
         await parts.pulling.remove(want.model_id)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Does all of it, also where this is cancelled meanwhile; the cancel comes after it.
+
+    A load that has lost its claim undoes itself, and may be withdrawn just then: half undone, its entry would stay in
+    the ledger, and whoever waits for it to be gone would wait for ever."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 def guess(file_bytes: int, capacity_bytes: int) -> Size:

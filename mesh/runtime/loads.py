@@ -105,7 +105,7 @@ class Loads:
     async def withdraw(self, model_id: str, revision: int, why: str) -> bool:
         """Takes a copy, or a load, of that registration (0: any) out; returns once no call is answered from it.
 
-        Whether there was one."""
+        Whether there was one; what is on its way out already is none."""
         had = False
         flight = self._flights.get(model_id)
         if flight is not None and revision in (0, flight.want.revision):
@@ -114,8 +114,8 @@ class Loads:
             await asyncio.wait({flight.future})
         entry = self._ledger.entries.get(model_id)
         if entry is not None and revision in (0, entry.revision):
-            had = True
             if entry.state is State.LOADED:
+                had = True
                 self._unloads.start(entry, why)
             await self._unloads.silent(model_id)
         return had
@@ -139,7 +139,6 @@ class Loads:
             flight.withdraw(self._closed or "the pod stops")
         await self._tasks.settle(timeout=5.0)
         await self._tasks.close()
-        await self._loading.close()
 
     def statistics(self) -> LoadsStatistics:
         """Loads in numbers."""

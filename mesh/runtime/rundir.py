@@ -20,13 +20,15 @@ class RunDir:
     """`path` exists until `close`."""
 
     def __init__(self, parent: Path | None = None) -> None:
-        parent = parent or Path(tempfile.gettempdir())
-        if len(str(parent)) > 60:
-            parent = Path("/tmp")
+        if parent is None:
+            parent = Path(tempfile.gettempdir())
+            parent = parent if len(os.fsencode(parent)) <= 60 else Path("/tmp")
         _sweep(parent)
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Locked before it has a name that a sweep looks for: else another agent might sweep it in between.
+        fresh = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))
+        self._lock = os.open(fresh / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.path = fresh.rename(parent / fresh.name[1:])
 
     def close(self) -> None:
         """Removes it."""

@@ -26,7 +26,8 @@ _PREFIX = b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/grpc\r\nte
 _METHOD = re.compile(rb"/[\x21-\x7e]*")
 _VALUE = re.compile(rb"[\x21-\x7e]+")
 _MAX_PREFIXES = 1024
-_JITTER = 0.25  # part of the idle time by which connections differ, so that not all end at once
+_TICKS = 8  # parts of the idle time, in which it is counted: a clock is not read for each call
+_PATIENCE = (6, 8)  # ticks after which a connection is closed: they differ, so that not all end at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class Pool:
         self._idle: list[clientconnection.ClientConnection] = []  # the last one is used next
         self._connecting: set[asyncio.Task[None]] = set()
         self._waiting: deque[Exchange] = deque()  # never more than connections being made
+        self._tick = 0
         self._prefixes: dict[bytes, bytes] = {}  # of request heads, by method
         self._closed = False
         self._sweeper: asyncio.TimerHandle | None = None
@@ -162,7 +164,7 @@ class Pool:
         elif self._closed:
             connection.transport.close()
         else:
-            connection.idle_since = asyncio.get_running_loop().time()
+            connection.idle_since = self._tick
             self._idle.append(connection)
 
     def left(self, connection: clientconnection.ClientConnection) -> None:
@@ -235,21 +237,20 @@ class Pool:
             return
         self._connections.add(connection)
         if self._sweeper is None and not self._closed:
-            self._sweeper = loop.call_later(self._idle_timeout / 4, self._sweep, loop)
+            self._sweeper = loop.call_later(self._idle_timeout / _TICKS, self._sweep, loop)
         self.release(connection)
 
     def _connection(self) -> clientconnection.ClientConnection:
-        patience = self._idle_timeout * random.uniform(1 - _JITTER, 1)
-        return clientconnection.ClientConnection(self, self._max_message, patience)
+        return clientconnection.ClientConnection(self, self._max_message, random.randint(*_PATIENCE))
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         """Closes what has been idle for its time."""
-        now = loop.time()
-        cold = [connection for connection in self._idle if now - connection.idle_since > connection.patience]
+        self._tick += 1
+        cold = [connection for connection in self._idle if self._tick - connection.idle_since > connection.patience]
         for connection in cold:
             self.left(connection)
             connection.transport.close()
-        self._sweeper = loop.call_later(self._idle_timeout / 4, self._sweep, loop) if self._connections else None
+        self._sweeper = loop.call_later(self._idle_timeout / _TICKS, self._sweep, loop) if self._connections else None
 
 
 def _lines(headers: call.Headers, timeout: bytes | None, encoding: bytes) -> bytes:

@@ -58,13 +58,13 @@ class ClientConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, pool: "client.Pool", limit: int, patience: float) -> None:
+    def __init__(self, pool: "client.Pool", limit: int, patience: int) -> None:
         self._pool = pool
         self._limit = limit
         self._parser = httptools.HttpResponseParser(self)
         self._exchange: exchange.Exchange | None = None
-        self.idle_since = 0.0  # s on the loop's clock
-        self.patience = patience  # s of being idle after which the pool closes it
+        self.idle_since = 0  # tick of the pool
+        self.patience = patience  # ticks of being idle after which the pool closes it
         self.stalled = False  # the peer does not take what is written
         self._paused = False
         self._extra = False  # more came than the reply
@@ -101,7 +101,7 @@ class ClientConnection(asyncio.Protocol):
         """Writes the request of a call; the connection is its until the call is over."""
         self._exchange = owner
         owner.connection = self
-        request = owner.request
+        request, owner.request = owner.request, ()
         if len(request) == 1:
             self.transport.write(request[0])
         else:
@@ -299,35 +299,37 @@ class ClientConnection(asyncio.Protocol):
 
     def _recognised(self, owner: exchange.Exchange, seen: heads.Answer) -> bool:
         """Ends the call with a reply whose head and trailers are known; False if the parser must judge it."""
-        head = self._pool.heads.get(seen.head)
-        if head is None:
+        head, body, tail = seen
+        known = self._pool.heads.get(head)
+        if known is None:
             return False
-        trailers = self._pool.tails.get(seen.tail)
-        if trailers is None or not framing.is_frame(seen.body, self._limit):
+        trailers = self._pool.tails.get(tail)
+        if trailers is None or not framing.is_frame(body, self._limit):
             return False
-        headers, encoding = head
+        headers, encoding = known
         self._exchange = None
         self._leave(owner.ended and not self.stalled)
-        owner.answered(replies.Reply(_OK, "", seen.body, headers.copy(), trailers.copy(), encoding))
+        owner.answered(replies.Reply(_OK, "", body, headers.copy(), trailers.copy(), encoding))
         return True
 
     def _learn(self, seen: heads.Answer) -> None:
         """Keeps what the parser made of a read that brought one whole reply: one message and OK, nothing unusual."""
         special = self._special
+        head, body, tail = seen
         if (
             self._keep
             and not self._extra
-            and self._body == seen.body
+            and self._body == body
             and special.get(b"grpc-status") == b"0"
             and b"grpc-message" not in special
-            and b"grpc-status" not in seen.head.lower()
-            and seen.tail.startswith(b"\r\n0\r\n")
+            and b"grpc-status" not in head.lower()
+            and tail.startswith(b"\r\n0\r\n")
         ):
             pool = self._pool
-            if pool.heads.worth(seen.head):
-                pool.heads.keep(seen.head, (self._headers.copy(), special.get(b"grpc-encoding", b"")))
-            if pool.tails.worth(seen.tail):
-                pool.tails.keep(seen.tail, self._trailers.copy())
+            if pool.heads.worth(head):
+                pool.heads.keep(head, (self._headers.copy(), special.get(b"grpc-encoding", b"")))
+            if pool.tails.worth(tail):
+                pool.tails.keep(tail, self._trailers.copy())
 
     def _reply(self) -> replies.Reply:
         """Status and metadata of what has come."""

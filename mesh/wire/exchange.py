@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 log = logs.get(__name__)
 
 BIG = 64 * 1024  # bytes of a frame above which handing parts to the transport is cheaper than joining them
+_ENDED = replies.Lost(replies.LostKind.STARTED, "the reply has ended")  # never raised itself
 _LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -28,7 +29,7 @@ class Exchange:
 
     def __init__(self, pool: "client.Pool", sink: replies.Sink, request: tuple[bytes, ...], ended: bool) -> None:
         self._pool = pool
-        self._sink = sink
+        self._sink: replies.Sink | None = sink
         self._stream: streams.ReplyStream | None = None
         self._rooms: list[asyncio.Future[None]] = []  # writers that wait for a connection or for room
         self.connection: clientconnection.ClientConnection | None = None
@@ -48,47 +49,43 @@ class Exchange:
             kind = connection.how_far
             connection.drop()
         lost = replies.Lost(kind, "cancelled by us")
+        stream = self._stream
         self._finish(lost)
-        if self._stream is not None:
-            self._stream.ended(lost, drop=True)
+        if stream is not None:
+            stream.ended(lost, drop=True)
 
     # --- what its connection and its pool tell it: each at most once, and none after it is over ---
 
     def begun(self, headers: list[call.Header], encoding: bytes, box: inbox.Inbox) -> None:
         """The reply is a stream."""
         self._stream = stream = streams.ReplyStream(self, box, headers, encoding)
-        try:
-            self._sink.on_stream(stream)
-        except Exception:
-            log.exception("sink failed", callback="on_stream")
+        sink, self._sink = self._sink, None
+        if not _tell(sink, "on_stream", stream):
+            self.cancel()  # nobody has the stream, so nobody else would
 
     def answered(self, reply: replies.Reply, box: inbox.Inbox | None = None) -> None:
         """The reply is complete. `box`: its messages, where they are not one, and it was not a stream before."""
-        self._finish(replies.Lost(replies.LostKind.STARTED, "the reply has ended"))
-        try:
-            if self._stream is not None:
-                self._stream.ended(reply)
-            elif box is not None:
-                self._stream = stream = streams.ReplyStream(self, box, reply.headers, reply.encoding)
-                stream.ended(reply)
-                self._sink.on_stream(stream)
-            else:
-                self._sink.on_reply(reply)
-        except Exception:
-            log.exception("sink failed", callback="on_reply")
+        stream, sink = self._stream, self._sink
+        self._finish(_ENDED)
+        if stream is not None:
+            stream.ended(reply)
+        elif box is not None:
+            stream = streams.ReplyStream(self, box, reply.headers, reply.encoding)
+            stream.ended(reply)
+            _tell(sink, "on_stream", stream)
+        else:
+            _tell(sink, "on_reply", reply)
 
     def lost(self, lost: replies.Lost) -> None:
         """There will be no reply, or no more of it."""
         if self.over is not None:
             return
+        stream, sink = self._stream, self._sink
         self._finish(lost)
-        if self._stream is not None:
-            self._stream.ended(lost)
-            return
-        try:
-            self._sink.on_lost(lost)
-        except Exception:
-            log.exception("sink failed", callback="on_lost")
+        if stream is not None:
+            stream.ended(lost)
+        else:
+            _tell(sink, "on_lost", lost)
 
     def let_write(self) -> None:
         """There is a connection now, or room on it, or never again."""
@@ -100,9 +97,11 @@ class Exchange:
                 waiter.set_result(None)
 
     def _finish(self, over: replies.Lost) -> None:
+        """Lets go of everything: sinks often hold their exchange, and a cycle a call is work for the collector."""
         self.over = over
         self.connection = None
         self.request = ()
+        self._sink = self._stream = None
         self.let_write()
 
     # --- for a streaming request ---
@@ -134,3 +133,13 @@ class Exchange:
             self.connection.transport.write(_LAST_CHUNK)
         elif self.over is None:
             self.request = (*self.request, _LAST_CHUNK)
+
+
+def _tell(sink: replies.Sink | None, callback: str, outcome: object) -> bool:
+    """Calls the sink; what it raises is logged and harms neither the connection nor other calls."""
+    try:
+        getattr(sink, callback)(outcome)
+    except Exception:
+        log.exception("sink failed", callback=callback)
+        return False
+    return True

@@ -5,6 +5,7 @@ A *frame* is a prefix and its message. Most frames are only forwarded, so nothin
 a prefix, and what a compressed message unfolds to. Cutting a byte stream into frames is done in `inbox`.
 """
 
+import struct
 import zlib
 
 from mesh import statuses
@@ -12,6 +13,7 @@ from mesh import statuses
 PREFIX = 5
 """Bytes before each message."""
 
+_prefix = struct.Struct(">BI").unpack_from
 _MAX_LENGTH = 0xFFFFFFFF
 # zlib's own names for the container: 31 is gzip, 15 is zlib, which is what gRPC (like HTTP) calls deflate.
 _WINDOW = {b"gzip": 31, b"deflate": 15}
@@ -60,9 +62,11 @@ def frame_end(buffer: bytes | bytearray, start: int, limit: int) -> int:
     """
     if len(buffer) - start < PREFIX:
         return start + PREFIX
-    if buffer[start] > 1:
-        raise FrameError(statuses.Reason.BAD_REQUEST, f"a message begins with flag {buffer[start]}: not gRPC framing")
-    length = int.from_bytes(buffer[start + 1 : start + PREFIX], "big")
+    flag: int
+    length: int
+    flag, length = _prefix(buffer, start)
+    if flag > 1:
+        raise FrameError(statuses.Reason.BAD_REQUEST, f"a message begins with flag {flag}: not gRPC framing")
     if length > limit:
         raise FrameError(statuses.Reason.TOO_LARGE, f"a message of {length} bytes is above the limit of {limit}")
     return start + PREFIX + length
@@ -70,8 +74,10 @@ def frame_end(buffer: bytes | bytearray, start: int, limit: int) -> int:
 
 def is_frame(data: bytes, limit: int) -> bool:
     """Whether this is one whole frame of a message within the limit."""
-    length = len(data) - PREFIX
-    return 0 <= length <= limit and data[0] <= 1 and int.from_bytes(data[1:PREFIX], "big") == length
+    if len(data) < PREFIX:
+        return False
+    flag, length = _prefix(data)
+    return bool(flag <= 1 and length == len(data) - PREFIX and length <= limit)
 
 
 def _decompress(message: bytes, encoding: bytes, limit: int) -> bytes:

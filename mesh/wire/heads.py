@@ -10,13 +10,14 @@ and read here, strictly; and only a read that brought one whole message and noth
 is not found, goes to the parser. So there is no second HTTP parser here, with second opinions on what is valid.
 """
 
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 _MAX_HEAD = 2048  # bytes of a head that is kept
+_MAX_READ = 64 * 1024  # bytes: beyond it, to copy the parts costs more than to parse the head
 _MAX_KNOWN = 512
 _MAX_SEEN = 4096
-_HEX = b"0123456789abcdefABCDEF"
 
+_END = b"\r\n\r\n"
 _LENGTH = b"\r\ncontent-length: "
 _TIMEOUT = b"\r\ngrpc-timeout: "
 _LAST = b"\r\n0\r\n\r\n"
@@ -49,76 +50,70 @@ class Memo(dict[bytes, V], Generic[V]):
         self[key] = value
 
 
-class Request(NamedTuple):
-    """A read that brought one whole request, taken apart."""
+Request = tuple[bytes, bool, bytes, bytes]
+"""The head without the lines that differ from call to call; whether it had a `content-length`, or else one chunk; the
+value of `grpc-timeout`, b"" for none; the body. (Tuples: a named one costs 0.25 us more to make.)"""
 
-    head: bytes  # without the lines that differ from call to call
-    sized: bool  # it had a content-length, else it was one chunk
-    timeout: bytes  # value of `grpc-timeout`, b"" for none
-    body: bytes
+Answer = tuple[bytes, bytes, bytes]
+"""The head; the body; what follows it: the last chunk and the trailers."""
 
 
 def split_request(data: bytes) -> Request | None:
     """Takes one read apart, if it brought one whole request and nothing else, of a form that is recognised here."""
-    end = data.find(b"\r\n\r\n") + 2  # each line of the head keeps its end
-    if end > _MAX_HEAD or end < 2:
+    if len(data) > _MAX_READ:
         return None
-    head = data[:end]
+    head, _, body = data.partition(_END)
     at = head.find(_LENGTH)
     if at > 0:
         stop = head.find(b"\r\n", at + 18)
-        digits = head[at + 18 : stop]
-        if len(digits) > 10 or not digits.isdigit() or int(digits) != len(data) - end - 2:
+        digits, rest = (head[at + 18 : stop], head[stop:]) if stop > 0 else (head[at + 18 :], b"")
+        if not digits.isdigit() or len(digits) > 9 or int(digits) != len(body):
             return None
-        body = data[end + 2 :]
-        head = head[:at] + head[stop:]
-        sized = True
+        head = head[:at] + rest
     else:
-        start, stop = _chunk(data, end + 2)
-        if data[stop:] != _LAST:
+        digits, _, body = body.partition(b"\r\n")
+        # Only hexadecimal digits: int() takes more, and would take "0x".
+        if not digits.isalnum() or len(digits) > 8 or b"x" in digits.lower():
             return None
-        body = data[start:stop]
-        sized = False
-    at = head.find(_TIMEOUT)
-    if at < 0:
-        return Request(head, sized, b"", body)
-    stop = head.find(b"\r\n", at + 16)
-    timeout = head[at + 16 : stop]
-    if not timeout.isalnum():
+        try:
+            size = int(digits, 16)
+        except ValueError:
+            return None
+        if body[size:] != _LAST:
+            return None
+        body = body[:size]
+    if len(head) > _MAX_HEAD:
         return None
-    return Request(head[:at] + head[stop:], sized, timeout, body)
+    timeout = b""
+    start = head.find(_TIMEOUT)
+    if start > 0:
+        stop = head.find(b"\r\n", start + 16)
+        timeout, rest = (head[start + 16 : stop], head[stop:]) if stop > 0 else (head[start + 16 :], b"")
+        if not timeout.isalnum():
+            return None
+        head = head[:start] + rest
+    return head, at > 0, timeout, body
 
 
 def plain(head: bytes) -> bool:
-    """Whether a head without its cut lines may be kept: those lines stand in it no second time, and none is folded."""
+    """Whether a head without its cut lines may be kept: those lines stand in it no second time, none is folded, none
+    asks for more than an answer."""
     lower = head.lower()
-    return not any(odd in lower for odd in (b"content-length", b"grpc-timeout", b"\r\n ", b"\r\n\t"))
-
-
-class Answer(NamedTuple):
-    """A read that brought one whole reply, taken apart."""
-
-    head: bytes
-    body: bytes
-    tail: bytes  # from the end of the only chunk on: the last chunk and the trailers
+    return not any(odd in lower for odd in (b"content-length", b"grpc-timeout", b"\r\nexpect", b"\r\n ", b"\r\n\t"))
 
 
 def split_reply(data: bytes) -> Answer | None:
     """Takes one read apart, if it may be one whole reply with one chunk; whether it is, head and tail must tell."""
-    end = data.find(b"\r\n\r\n") + 4
-    if end > _MAX_HEAD or end < 4:
+    if len(data) > _MAX_READ:
         return None
-    start, stop = _chunk(data, end)
-    if not 7 <= len(data) - stop <= _MAX_HEAD:
+    head, _, body = data.partition(_END)
+    digits, _, body = body.partition(b"\r\n")
+    if not digits.isalnum() or len(digits) > 8 or b"x" in digits.lower() or len(head) > _MAX_HEAD:
         return None
-    return Answer(data[:end], data[start:stop], data[stop:])
-
-
-def _chunk(data: bytes, at: int) -> tuple[int, int]:
-    """Where the data of the chunk that begins at `at` begin and end; beyond everything, if none does."""
-    line = data.find(b"\r\n", at, at + 10)
-    digits = data[at:line]
-    if line < 0 or not digits or digits.translate(None, _HEX):
-        return len(data), len(data)
-    start = line + 2
-    return start, start + int(digits, 16)
+    try:
+        size = int(digits, 16)
+    except ValueError:
+        return None
+    if len(body) - size > _MAX_HEAD:
+        return None
+    return head, body[:size], body[size:]

@@ -111,9 +111,12 @@ def encode_bin(value: bytes) -> bytes:
 
 _VALUE = bytes(range(0x20, 0x7F))
 _NAME = re.compile(rb"[0-9a-z_.!#$%&'*+^`|~-]+")
-_MAX_KNOWN = 1024
+_MAX_LINES = 4096
+_MAX_LINE = 256  # bytes
 
-_known: set[bytes] = set()  # names found good before: checking a name again costs more than finding it here
+# Headers found good before, and their lines: 0.1 us each, where to check and to write one takes 0.5.
+_lines: dict[call.Header, bytes] = {}
+_line_of = _lines.__getitem__
 _warned: set[bytes] = set()  # names whose loss was logged: one line each, whatever a peer sends
 
 
@@ -125,26 +128,27 @@ def encode_headers(headers: call.Headers) -> bytes:
     """
     if not headers:
         return b""
-    block = b"".join([b"%b: %b\r\n" % header for header in headers])
-    # One pass over all of it: what is left once everything allowed is gone must be the line ends written above.
-    if block.translate(None, _VALUE) == b"\r\n" * len(headers) and _known.issuperset([name for name, _ in headers]):
-        return block
-    return b"".join([b"%b: %b\r\n" % header for header in headers if _sendable(*header)])
+    try:
+        return b"".join(map(_line_of, headers))
+    except KeyError:
+        return b"".join([_lines.get(header) or _line(*header) for header in headers])
 
 
-def _sendable(name: bytes, value: bytes) -> bool:
-    if name not in _known:
-        if name in RESERVED or _NAME.fullmatch(name) is None:
-            return _drop(name, "its name")
-        if len(_known) < _MAX_KNOWN:
-            _known.add(name)
+def _line(name: bytes, value: bytes) -> bytes:
+    if name in RESERVED or _NAME.fullmatch(name) is None:
+        return _drop(name, "its name")
     if value.translate(None, _VALUE):
         return _drop(name, "its value")
-    return True
+    line = b"%b: %b\r\n" % (name, value)
+    if len(line) <= _MAX_LINE:
+        if len(_lines) >= _MAX_LINES:
+            _lines.clear()
+        _lines[name, value] = line
+    return line
 
 
-def _drop(name: bytes, what: str) -> bool:
-    if name not in _warned and len(_warned) < _MAX_KNOWN:
+def _drop(name: bytes, what: str) -> bytes:
+    if name not in _warned and len(_warned) < _MAX_LINES:
         _warned.add(name)
         log.warning("metadata left out: it cannot be sent", name=name[:100], because=what)
-    return False
+    return b""

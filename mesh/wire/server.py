@@ -58,7 +58,7 @@ class Server:
         self.errors = 0
         self.refused = 0
         self._listeners: list[asyncio.Server] = []
-        self._paths: list[str] = []
+        self._paths: list[tuple[str, int]] = []  # of unix sockets, with their inodes
         self._connections: set[serverconnection.ServerConnection] = set()
         self._unread: set[serverconnection.ServerConnection] = set()  # those that are not read for now
         self._empty = asyncio.Event()
@@ -66,26 +66,23 @@ class Server:
         self._looker: asyncio.TimerHandle | None = None
 
     async def listen_unix(self, path: str | os.PathLike[str], *, mode: int = 0o600) -> None:
-        """Listens on a unix socket, which it makes, and removes when it closes. A stale one at `path` is replaced."""
+        """Listens on a unix socket, which it makes, and removes when it closes.
+
+        A socket that is there already, stale or not, is replaced without a moment in which there is none: so a worker's
+        successor takes over its path. OSError where something else is there, or the path is too long for a socket.
+        """
+        loop = self._started()
         path = os.fspath(path)
-        with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(os.stat(path).st_mode):
-                os.unlink(path)
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        fresh = f"{path}.new"
+        listening = _bind(path, fresh, mode)
         try:
-            before = os.umask(0o777 & ~mode)  # so that there is no moment in which others can connect
-            try:
-                listening.bind(path)
-            finally:
-                os.umask(before)
-            os.chmod(path, mode)
-            loop = self._started()
             listener = await loop.create_unix_server(lambda: self._connection(loop), sock=listening, backlog=_BACKLOG)
+            os.rename(fresh, path)
         except BaseException:
             listening.close()
             raise
         self._listeners.append(listener)
-        self._paths.append(path)
+        self._paths.append((path, os.lstat(path).st_ino))
 
     async def listen_tcp(self, host: str, port: int) -> int:
         """Listens on a TCP port, 0 for any that is free; gives the port."""
@@ -99,9 +96,10 @@ class Server:
         self.closing = True
         for listener in self._listeners:
             listener.close()
-        for path in self._paths:
+        for path, inode in self._paths:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+                if os.lstat(path).st_ino == inode:  # else a successor has it
+                    os.unlink(path)
         self._listeners.clear()
         self._paths.clear()
         for connection in tuple(self._connections):
@@ -183,3 +181,23 @@ class Server:
                 log.info("connection cut: its peer does not go on", peer=connection.peer, at=place)
                 connection.transport.abort()
             connection.mark = place
+
+
+def _bind(path: str, fresh: str, mode: int) -> socket.socket:
+    """A socket at `fresh`, to be moved to `path` once it listens."""
+    if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise FileExistsError(f"{path} is there already and is no socket")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(fresh)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        before = os.umask(0o777 & ~mode)  # so that there is no moment in which others can connect
+        try:
+            listening.bind(fresh)
+        finally:
+            os.umask(before)
+        os.chmod(fresh, mode)
+    except BaseException:
+        listening.close()
+        raise
+    return listening

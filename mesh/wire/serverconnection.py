@@ -114,11 +114,11 @@ class ServerConnection(asyncio.Protocol):
         """Parses, then hands out what is ready."""
         if self._deaf:
             return
-        seen = None
+        seen: heads.Request | None = None
         if self._between and self._active is None and not self._queue and not self.stalled:
             seen = heads.split_request(data)
             if seen is not None:
-                known = self._memo.get(seen.head)
+                known = self._memo.get(seen[0])
                 if known is not None and self._recognised(seen, known):
                     return
         self._overhead += len(data)
@@ -133,7 +133,7 @@ class ServerConnection(asyncio.Protocol):
             self._malformed(f"not valid HTTP/1.1: {error}")
         if self._overhead > self._max_headers:
             self._excess()
-        if seen is not None and self._memo.worth(seen.head):
+        if seen is not None and self._memo.worth(seen[0]):
             self._learn(seen)
         active = self._active
         if active is None:
@@ -327,14 +327,14 @@ class ServerConnection(asyncio.Protocol):
 
     def _recognised(self, seen: heads.Request, known: Known) -> bool:
         """Hands out a request whose head is known; False if the parser must judge it."""
-        body = seen.body
-        if known.sized is not seen.sized or not framing.is_frame(body, self._limit):
+        _, sized, timeout, body = seen
+        if known.sized is not sized or not framing.is_frame(body, self._limit):
             return False
         made = servercall.ServerCall(self, known.method, known.headers.copy(), known.encoding)
         made.frame = made.body = body
         made.ended = True
-        if seen.timeout:
-            seconds = metadata.parse_timeout(seen.timeout)
+        if timeout:
+            seconds = metadata.parse_timeout(timeout)
             if seconds is not None:
                 made.deadline = self._loop.time() + seconds
         self._hand_out(made)
@@ -342,12 +342,12 @@ class ServerConnection(asyncio.Protocol):
 
     def _learn(self, seen: heads.Request) -> None:
         """Keeps what the parser made of a read that brought one whole request."""
-        if len(self._queue) == 1 and self._between:
-            made = self._queue[0]
-            if made.ended and made.keep_alive and made.refusal is None and made.body == seen.body:
-                if heads.plain(seen.head):
-                    known = Known(made.method, made.headers.copy(), made.encoding, seen.sized)
-                    self._memo.keep(seen.head, known)
+        if len(self._queue) != 1 or not self._between:
+            return
+        head, sized, _, body = seen
+        made = self._queue[0]
+        if made.ended and made.keep_alive and made.refusal is None and made.body == body and heads.plain(head):
+            self._memo.keep(head, Known(made.method, made.headers.copy(), made.encoding, sized))
 
     def _throttle(self) -> None:
         """Reads no more while a taker has enough, or while requests wait for their turn; else reads."""

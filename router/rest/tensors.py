@@ -163,7 +163,7 @@ def _flatten(what: str, shape: tuple[int, ...], data: object) -> list[Any]:
     if not isinstance(data, list):
         raise bad(f"{what}: data must be a list")
     items = data
-    if len(shape) > 1 and any(type(item) is list for item in data):
+    if len(shape) > 1 and list in set(map(type, data)):
         if len(data) != shape[0]:
             raise bad(f"{what}: data has {len(data)} rows, its shape {list(shape)} has {shape[0]}")
         for depth, size in enumerate(shape[1:], 1):

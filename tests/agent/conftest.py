@@ -1,6 +1,6 @@
 """Pods for tests of the agent: real processes on the session's etcd, or on one that the test may harm."""
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,9 +9,14 @@ from mesh.keys import Keys
 from tests.support.agent import AgentProcess
 from tests.support.etcd import EtcdServer
 
+AnAgent = Callable[..., AgentProcess]
+
 
 @pytest.fixture
-async def pod(etcd_server: EtcdServer, keys: Keys, tmp_path: Path) -> AsyncIterator[AgentProcess]:
-    """One pod of 64 MiB."""
-    async with AgentProcess(etcd_server.settings, keys, tmp_path) as running:
-        yield running
+def an_agent(etcd_server: EtcdServer, keys: Keys, tmp_path: Path) -> AnAgent:
+    """Makes pods of a mesh of this test: `async with an_agent(capacity="64MiB") as pod`."""
+
+    def make(*options: str, **more: object) -> AgentProcess:
+        return AgentProcess(etcd_server.settings, keys, tmp_path, *options, **more)  # type: ignore[arg-type]
+
+    return make

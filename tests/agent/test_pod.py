@@ -1,11 +1,308 @@
-"""One real pod: etcd, agent and model server as processes."""
+"""One real pod that all these tests share: loads, answers, evictions, failures, deaths, each on models of its own."""
 
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from mesh.keys import Keys
+from mesh.records import LOADED
 from tests.support import models
 from tests.support.agent import AgentProcess
+from tests.support.etcd import EtcdServer
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MIB = 1 << 20
 
 
-async def test_a_model_is_loaded_called_and_unloaded(pod: AgentProcess) -> None:
-    """The whole way of a copy: its key, its answers, its leaving nothing behind."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(etcd_server: EtcdServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AgentProcess]:
+    """64 MiB, and quick to look after itself."""
+    options = (
+        "--check-interval",
+        "0.3",
+        "--hang-timeout",
+        "2",
+        "--load-timeout",
+        "3",
+        "--labels",
+        "blue",
+        "--zone",
+        "z1",
+    )
+    keys = Keys(f"test/agent-{os.urandom(4).hex()}")
+    async with AgentProcess(etcd_server.settings, keys, tmp_path_factory.mktemp("agent"), *options) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def pod(shared: AgentProcess) -> AgentProcess:
+    """The pod, empty."""
+    for copy in (await shared.describe()).copies:
+        await shared.unload(copy.model_id)
+
+    async def empty() -> bool:
+        return not (await shared.describe()).copies
+
+    await until(empty, why="the pod is empty")
+    return shared
+
+
+async def states(pod: AgentProcess) -> dict[str, str]:
+    """What is in the pod."""
+    return {copy.model_id: copy.state for copy in (await pod.describe()).copies}
+
+
+async def loaded_again(pod: AgentProcess, model_id: str, created: int) -> None:
+    """Waits until it takes loads again: until then it refuses them, so that another pod is asked."""
+
+    async def loaded() -> bool:
+        reply = await pod.load(model_id, created)
+        assert reply.WhichOneof("outcome") == "loaded" or reply.refused.reason == "UNAVAILABLE", reply
+        return reply.loaded.load_ms > 0
+
+    await until(loaded, timeout=40, interval=0.1, why="loads go on")
+
+
+async def test_a_copy_from_its_load_to_its_unload(pod: AgentProcess) -> None:
+    """Its key, its answers, and nothing left of it, files included."""
     created = await pod.loaded("a/b c", models.constant(7.0))
-    answer = await pod.infer("a/b c", created)
-    assert answer.value == 7.0
+    assert (await pod.infer("a/b c", created)).value == 7.0
+    assert (await pod.infer("a/b c", created + 1)).not_here
+
+    async def published() -> bool:
+        copy = await pod.copy("a/b c")
+        return copy is not None and copy.state == LOADED and copy.host_bytes > 0
+
+    await until(published, why="its key says that it is loaded")
+    again = await pod.load("a/b c", created)
+    assert again.loaded.load_ms == 0
+    assert again.loaded.incarnation == pod.record.incarnation
+    assert await pod.unload("a/b c", created)
+    assert (await pod.infer("a/b c", created)).not_here
+    assert await pod.copy("a/b c") is None
+    assert not await pod.unload("a/b c", created)
+    await until(lambda: not list(pod.model_dir.glob("a*")), why="its files are gone")
+
+
+async def test_its_size_and_load_time_are_remembered(pod: AgentProcess) -> None:
+    created = await pod.loaded("m", models.weights(1.0, mebibytes=4))
+
+    async def remembered() -> bool:
+        record = await pod.model("m")
+        return 4 * MIB < record.host_bytes < 6 * MIB and record.load_ms > 0
+
+    await until(remembered, why="the record has them")
+    assert (await pod.load("m", created)).loaded.host_bytes == (await pod.model("m")).host_bytes
+
+
+async def test_the_least_recently_used_is_evicted(pod: AgentProcess) -> None:
+    """By the calls that the server saw, not by the order of loads; and described with its reason."""
+    created = {}
+    for name in ("a", "b", "c"):
+        created[name] = await pod.loaded(name, models.weights(1.0, mebibytes=18))
+    assert (await pod.infer("a", created["a"])).value == 1.0
+    await pod.loaded("d", models.weights(2.0, mebibytes=18))
+
+    async def evicted() -> bool:
+        return await states(pod) == {"a": "loaded", "c": "loaded", "d": "loaded"}
+
+    await until(evicted, why="b made way")
+    assert (await pod.infer("b", created["b"])).not_here
+    assert (await pod.infer("a", created["a"])).value == 1.0
+    assert await pod.copy("b") is None
+    reason = json.loads((await pod.describe("b")).decisions[0])
+    assert reason["what"] in ("evict", "unload")
+    assert "evicts 1 copy" in reason["why"] or "makes way" in reason["why"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        pytest.param(b"this is no model", "", id="not-onnx"),
+        pytest.param(models.constant(1.0)[:40], "", id="truncated"),
+        pytest.param(models.endless_loop(), "3 s", id="endless"),
+        pytest.param(models.huge_allocation(40 << 30), "memory", id="asks-for-gigabytes"),
+    ],
+)
+async def test_a_load_that_fails_says_why_everywhere(pod: AgentProcess, content: bytes, says: str) -> None:
+    """In the answer and in the record; no key, no bytes, no files are left; the others go on."""
+    good = await pod.loaded("good", models.constant(1.0))
+    created = await pod.register("bad", content)
+    reply = await pod.load("bad", created)
+    assert reply.failed.reason == "LOAD_FAILED", reply
+    assert says in reply.failed.text
+    assert reply.failed.text
+    failure = (await pod.model("bad")).failures[0]
+    assert (failure.pod, failure.text) == (pod.name, reply.failed.text)
+    assert await pod.copy("bad") is None
+
+    async def gone() -> bool:
+        return "bad" not in await states(pod)
+
+    await until(gone, why="it is off the books")
+    assert (await pod.infer("good", good)).value == 1.0
+
+
+async def test_files_that_cannot_be_had(pod: AgentProcess) -> None:
+    """Missing, outside the roots, no path at all: the puller's text."""
+    for number, (path, says) in enumerate(
+        [(f"{pod.models}/none.onnx", "none.onnx"), ("/etc/passwd", "--file-root"), ("", "path"), ("ftp://x/y", "ftp")]
+    ):
+        created = await pod.register_path(f"bad{number}", path)
+        reply = await pod.load(f"bad{number}", created)
+        assert reply.failed.reason == "LOAD_FAILED", reply
+        assert says in reply.failed.text
+
+
+async def test_a_model_larger_than_the_pod(pod: AgentProcess) -> None:
+    """By its files or by its measured size: never here, and nothing is evicted for it."""
+    await pod.loaded("good", models.constant(1.0))
+    created = await pod.register("elephant", models.weights(0, mebibytes=70))
+    reply = await pod.load("elephant", created)
+    assert reply.refused.reason == "NOWHERE", reply
+    known = await pod.load("elephant", created, host_bytes=100 * MIB)
+    assert known.refused.reason == "NOWHERE"
+    assert "64.0 MiB" in known.refused.text
+    assert await states(pod) == {"good": "loaded"}
+    assert not (await pod.model("elephant")).failures
+
+
+async def test_an_id_registered_anew(pod: AgentProcess) -> None:
+    """The new file answers for the new registration, and nothing answers for the old one."""
+    old = await pod.loaded("m", models.constant(1.0))
+    await pod.etcd.delete(pod.keys.model("m"))
+    new = await pod.loaded("m", models.constant(2.0))
+    assert (await pod.infer("m", new)).value == 2.0
+    assert (await pod.infer("m", old)).not_here
+    assert (await pod.load("m", old)).WhichOneof("outcome") == "stale"
+
+
+async def test_a_registration_that_is_gone_is_not_loaded(pod: AgentProcess) -> None:
+    created = await pod.register("m", models.constant(1.0))
+    await pod.etcd.delete(pod.keys.model("m"))
+    assert (await pod.load("m", created)).WhichOneof("outcome") == "stale"
+    assert await states(pod) == {}
+
+
+async def test_what_was_unregistered_unseen_is_found_out(pod: AgentProcess) -> None:
+    """Nobody told the agent; its periodic check does. The rest stays."""
+    await pod.loaded("gone", models.constant(1.0))
+    await pod.loaded("kept", models.constant(1.0))
+    await pod.etcd.delete(pod.keys.model("gone"))
+
+    async def withdrawn() -> bool:
+        return await states(pod) == {"kept": "loaded"} and await pod.copy("gone") is None
+
+    await until(withdrawn, why="withdrawn by the periodic check")
+
+
+async def test_a_load_cannot_be_confused_by_bad_requests(pod: AgentProcess) -> None:
+    assert (await pod.load("", 1)).refused.reason == "BAD_REQUEST"
+    assert (await pod.load("m", -1)).refused.reason == "BAD_REQUEST"
+
+
+async def test_it_says_how_it_is(pod: AgentProcess) -> None:
+    """Presence, description, probes and metrics agree."""
+    created = await pod.loaded("m", models.constant(1.0))
+    await pod.infer("m", created)
+    assert pod.record.labels == ("blue", "cpu")
+    assert (pod.record.zone, pod.record.capacity_bytes, pod.record.state) == ("z1", 64 * MIB, "ready")
+    described = await pod.describe()
+    assert (described.state, described.capacity_bytes) == ("ready", 64 * MIB)
+    assert described.resident_bytes > 10 * MIB
+    (copy,) = described.copies
+    assert (copy.calls, copy.in_flight, copy.create_revision) == (1, 0, created)
+    assert copy.host_bytes == described.used_bytes
+    assert await pod.probe("/ready") == (200, "ok\n")
+    assert await pod.probe("/live") == (200, "ok\n")
+
+    async def counted() -> bool:
+        _, text = await pod.probe("/metrics")
+        lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        return (
+            lines["modelmesh_instance_models_total"] == "1"
+            and float(lines["modelmesh_instance_capacity_bytes"]) == 64 * MIB
+            and float(lines["modelmesh_instance_used_bytes"]) == copy.host_bytes
+            and int(lines["modelmesh_loadmodel_milliseconds_count"]) >= 1
+            and int(lines['modelmesh_invoke_model_milliseconds_count{method="ModelInfer",code="OK"}']) >= 1
+            and float(lines['process_resident_memory_bytes{process="model-server"}']) > 0
+        )
+
+    await until(counted, why="metrics say the same")
+
+    async def told() -> bool:
+        record = await pod.published()
+        return record is not None and record.copies == 1
+
+    await until(told, why="the pod's record has the copy")
+
+
+async def test_the_model_server_killed(pod: AgentProcess) -> None:
+    """Its copies are withdrawn, what was running is written down, another one is started, and loads go on."""
+    idle = await pod.loaded("idle", models.constant(1.0))
+    running = await pod.loaded("running", models.slow())
+    call = asyncio.create_task(pod.infer("running", running, timeout=30, **models.slow_inputs(20.0)))
+
+    async def runs() -> bool:
+        return (await pod.describe("running")).copies[0].in_flight == 1
+
+    await until(runs, why="the call runs")
+    old = pod.server_pid
+    os.kill(old, signal.SIGKILL)
+
+    async def withdrawn() -> bool:
+        return await pod.copy("idle") is None and await pod.copy("running") is None
+
+    await until(withdrawn, why="its copies are withdrawn")
+    with pytest.raises(Exception, match=r"."):
+        await call
+    await loaded_again(pod, "idle", idle)
+    assert pod.server_pid != old
+    assert (await pod.infer("idle", idle)).value == 1.0
+
+    async def written() -> bool:
+        return len((await pod.model("running")).killed) == 1
+
+    await until(written, why="the suspect's record says so")
+    assert "SIGKILL while it was running" in (await pod.model("running")).killed[0]
+    assert not (await pod.model("idle")).killed
+    assert pod.record.incarnation == (await pod.describe()).incarnation
+    record = await pod.published()
+    assert record is not None
+    assert record.data_address == pod.record.data_address
+
+
+async def test_a_server_that_hangs_is_replaced(pod: AgentProcess) -> None:
+    created = await pod.loaded("m", models.constant(3.0))
+    old = pod.server_pid
+    os.kill(old, signal.SIGSTOP)
+    await until(lambda: not os.path.exists(f"/proc/{old}"), timeout=30, why="it was killed")
+    await loaded_again(pod, "m", created)
+    assert (await pod.infer("m", created)).value == 3.0
+    assert pod.server_pid != old
+
+
+async def test_a_lost_lease_changes_nothing_for_callers(pod: AgentProcess, etcd_server: EtcdServer) -> None:
+    """The keys come back under another lease, and nothing is loaded again."""
+    created = await pod.loaded("m", models.constant(4.0))
+    kv = await pod.etcd.get(pod.keys.pod(pod.name))
+    assert kv is not None
+    loads = (await pod.describe()).counters["loads"]
+    etcd_server.etcdctl("lease", "revoke", f"{kv.lease:x}")
+    assert await pod.published() is None
+    assert (await pod.infer("m", created)).value == 4.0
+
+    async def back() -> bool:
+        copy, record = await pod.copy("m"), await pod.published()
+        return copy is not None and record is not None and record.incarnation == pod.record.incarnation
+
+    await until(back, timeout=20, why="published again")
+    assert (await pod.infer("m", created)).value == 4.0
+    assert (await pod.describe()).counters["loads"] == loads

@@ -9,7 +9,6 @@ import pytest
 from mesh.etcd import Etcd, EtcdError
 from mesh.keys import Keys
 from mesh.records import LOADED, LOADING, CopyRecord, ModelRecord, PodRecord
-from mesh.runtime import presence as presence_module
 from mesh.runtime.claims import Away, Claimed, Claims
 from mesh.runtime.outcomes import Elsewhere, Stale
 from mesh.runtime.presence import NameTaken, Presence
@@ -348,7 +347,7 @@ async def test_a_claim_that_timed_out_is_cleaned_up(pod: Pod, monkeypatch: pytes
 
     async def done_but_not_heard(*args: object, **options: object) -> object:
         await txn(*args, **options)  # type: ignore[arg-type]
-        raise presence_module.EtcdError("no answer")
+        raise EtcdError("no answer")
 
     monkeypatch.setattr(pod.etcd, "txn", done_but_not_heard)
     assert isinstance(await pod.claims.claim("m", pod.copy(created)), Away)
@@ -376,8 +375,3 @@ async def test_late_fruits_are_found(pod: Pod) -> None:
     pod.presence.tidy(found)
     assert await pod.presence.settled("stray", 5.0)
     assert await pod.presence.own_keys() == ["wanted"]
-
-
-def test_errors_are_those_of_the_client() -> None:
-    """What claims and presence catch is what the client raises."""
-    assert presence_module.EtcdError is EtcdError

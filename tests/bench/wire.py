@@ -1,8 +1,8 @@
 """`python -m tests.bench.wire`: what a unary call costs each end of `mesh.wire`, beside `grpc.aio`'s, in one run.
 
-Server and client are processes of their own, joined by a unix socket, uvloop in both; the server answers with a constant,
-the client keeps some calls in flight. With `--profile client` or `--profile server` cProfile's view of one end is printed
-instead, and `--stream` measures messages of one bidirectional stream.
+Server and client are processes of their own, joined by a unix socket, uvloop in both; the server answers with a
+constant, the client keeps some calls in flight. With `--profile client` or `--profile server` cProfile shows one end
+instead, and `--stream` measures messages of bidirectional streams.
 """
 
 import argparse

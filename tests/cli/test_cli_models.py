@@ -120,6 +120,12 @@ def test_ls_all_lists_every_page(mesh, run, count):
     assert sum(line.startswith("model-") for line in table.stdout.splitlines()) == count
 
 
+def test_ids_do_not_move_the_terminal(mesh, run):
+    """An id is anybody's text."""
+    register(mesh, "a\x1b[2Jb")
+    assert "a\\x1b[2Jb" in run("ls").stdout
+
+
 def test_nothing_is_cut_in_a_pipe(mesh, run):
     """Long ids and paths stand on one line where there is no terminal."""
     long = "x" * 500

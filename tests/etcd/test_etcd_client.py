@@ -110,9 +110,9 @@ async def test_a_page_says_what_is_left(etcd: Etcd, keys: Keys) -> None:
 
 
 async def test_pages_too_large_for_a_message_become_smaller(etcd: Etcd, keys: Keys) -> None:
-    """20 values of 1 MB do not fit into one message: the scan still brings them all."""
+    """18 values of 1 MB do not fit into one message: the scan still brings them all."""
     value = b"x" * 1_000_000
-    names = [keys.registry + b"%d" % number for number in range(20)]
+    names = [keys.registry + b"%d" % number for number in range(18)]
     for name in names:
         await etcd.put(name, value)
     with pytest.raises(EtcdError) as info:

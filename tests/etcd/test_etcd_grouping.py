@@ -1,7 +1,7 @@
 """Events become whole revisions, however etcd cuts its responses."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.etcd import Delta, EtcdCompacted, EtcdDenied, EtcdUnavailable
@@ -51,6 +51,7 @@ def test_a_deletion_is_told_from_a_write() -> None:
     assert [event.kind for event in delta.events] == [Kind.PUT, Kind.DELETE]
 
 
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=12), st.data())
 def test_any_cut_gives_the_same_revisions(sizes: list[int], data: st.DataObject) -> None:
     """Responses that end between revisions, each cut into fragments anywhere."""

@@ -11,6 +11,8 @@ from mesh.local import fleet
 from mesh.local.fleet import building
 from mesh.local.fleet.recipes import recipe
 
+pytestmark = pytest.mark.timeout(300)  # the first test also pays for training the small fleet
+
 
 def test_the_models_are_what_the_manifest_says(small):
     """Each file is ONNX with the input that its entry names, and has its bytes and sum."""

@@ -6,6 +6,8 @@ import pytest
 from mesh.local.fleet import sample_inputs
 from mesh.local.fleet.reference import Reference, difference
 
+pytestmark = pytest.mark.timeout(300)  # the first test also pays for training the small fleet
+
 
 def test_every_model_answers_its_requests(small):
     """Inputs fit, and different rows have different answers for some model."""

@@ -69,6 +69,21 @@ async def test_an_unknown_model_is_refused(core):
     assert (call.code, call.text) == (Code.NOT_FOUND, "model not found")
 
 
+async def test_a_model_registered_while_others_are_told_that_it_is_unknown_is_found(core):
+    """NOT_FOUND rests on a read that began after the call arrived: the early caller gets it, the late one is served."""
+    core.world.pod("a")
+    core.agents.answers["a"] = GO_ON
+    core.etcd.gate.clear()
+    early = core.call()
+    await until(lambda: core.etcd.reads == 1, interval=0.001)
+    core.register()
+    late = core.call()
+    core.etcd.gate.set()
+    assert (await core.answered(early)).code is Code.NOT_FOUND
+    (await core.reaches("a")).reply()
+    assert late.code is Code.OK
+
+
 async def test_etcd_away_is_told(core):
     one_pod(core)
     core.etcd.away = True
@@ -239,7 +254,6 @@ async def test_a_pod_that_leaves_gets_no_load(core):
         pytest.param(["NOWHERE", "NOWHERE"], Reason.NOWHERE, "no", id="nowhere"),
         pytest.param(["OVERLOADED"], Reason.OVERLOADED, "no", id="overloaded"),
         pytest.param(["QUARANTINED"], Reason.QUARANTINED, "no", id="quarantined"),
-        pytest.param(["REGISTRY_AWAY", "REGISTRY_AWAY"], Reason.REGISTRY_AWAY, "no", id="registry-away"),
     ],
 )
 async def test_refusals_become_the_answer_when_nobody_is_left(core, answers, reason, text):
@@ -273,11 +287,23 @@ async def test_only_some_pods_are_asked_in_one_go(core):
     assert len(core.agents.loads) <= 6
 
 
-async def test_a_pod_that_is_not_up_to_it_yet_is_asked_again(core, monkeypatch):
-    """Its model server is being restarted."""
+async def test_etcd_away_in_the_middle_of_a_load(core, monkeypatch):
+    """The record was remembered and no agent can claim: the next look at the registry says why."""
+    monkeypatch.setattr("router.coldstart._PAUSE", 0.001)
+    one_pod(core, fakecalls.refused("REGISTRY_AWAY"))
+    await core.registry.read("m")
+    core.etcd.away = True
+    with pytest.raises(MeshError) as error:
+        await core.coldstart.load("m")
+    assert error.value.reason is Reason.REGISTRY_AWAY
+
+
+@pytest.mark.parametrize("reason", ["UNAVAILABLE", "REGISTRY_AWAY", "INTERNAL"])
+async def test_a_pod_that_is_not_up_to_it_yet_is_asked_again(core, monkeypatch, reason):
+    """Its model server is being restarted, or it has no lease at the moment."""
     monkeypatch.setattr("router.coldstart._PAUSE", 0.001)
     one_pod(core)
-    answers = [fakecalls.refused("UNAVAILABLE"), fakecalls.refused("UNAVAILABLE"), GO_ON]
+    answers = [fakecalls.refused(reason), fakecalls.refused(reason), GO_ON]
     core.agents.answers["a"] = lambda request: answers.pop(0)
     await core.coldstart.load("m")
     assert answers == []

@@ -162,6 +162,13 @@ async def test_inputs_with_a_default_may_be_left_out_or_given(parts):
     assert found.item() == 3
 
 
+async def test_a_model_without_inputs_answers_raw(parts):
+    """A request that carries nothing says nothing of typed or raw."""
+    await parts.load("m", models.without_inputs())
+    (found,) = await outputs(parts.infer("m"))
+    assert found.tolist() == [1, 2]
+
+
 async def test_outputs_that_v2_cannot_carry_are_left_out(parts):
     """A map is not answered by default, and refused when asked for."""
     await parts.load("m", models.with_map_output())

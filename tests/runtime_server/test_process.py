@@ -40,7 +40,7 @@ async def server(shared):
     """After each test it is the same process, and its good model answers."""
     assert shared.process is not None
     yield shared
-    assert shared.process.returncode is None, shared.log()
+    assert shared.process.returncode is None, f"exit status {shared.process.returncode}\n{shared.log()}"
     assert await shared.value("good", revision=1) == 7
 
 
@@ -184,8 +184,10 @@ async def test_callers_that_go_away_free_their_threads(server):
     for exchange in exchanges:
         exchange.cancel()
     await until(lambda: server.board.read(5).in_flight == 0, why="all are ended")
-    with pytest.raises(TimeoutError):
-        await server.infer("slow", timeout=0.3, **FOREVER)
+    try:  # whoever is first, the server or the clock of this client
+        assert (await server.infer("slow", timeout=0.3, **FOREVER)).code == Code.DEADLINE_EXCEEDED
+    except TimeoutError:
+        pass
     await until(lambda: server.board.read(5).in_flight == 0, why="the late one is ended")
     short = await server.infer("slow", iterations=np.array([3], np.int64))
     assert arrays(short)["y"].item() == 3

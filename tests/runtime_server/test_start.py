@@ -49,7 +49,7 @@ def test_a_wrong_command_line_says_so(options, says, capsys):
 
 
 def test_the_memory_limit_bounds_what_is_really_used():
-    """What is reserved and untouched does not count against it; an allocation beyond it fails, and the process lives."""
+    """What is reserved and untouched does not count; an allocation beyond the limit fails, and the process lives."""
     script = """
 import mmap
 from mesh.runtime.server import memory

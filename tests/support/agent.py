@@ -48,12 +48,13 @@ class AgentProcess:
         self.keys = keys
         self.models = folder / "models"
         self.models.mkdir(exist_ok=True)
+        self.model_dir = folder / name
         self.lines: list[str] = []
         self.etcd = Etcd(etcd)
         self._argv = [
             *(sys.executable, "-m", "mesh.runtime", "--name", name, "--base", keys.base, "--capacity", capacity),
             *("--etcd", ",".join(etcd.endpoints), "--lease-ttl", str(lease_ttl), "--log-level", "debug"),
-            *("--model-dir", str(folder / name), "--file-root", str(self.models), "--drain-timeout", "5", *options),
+            *("--model-dir", str(self.model_dir), "--file-root", str(self.models), "--drain-timeout", "5", *options),
         ]
         self._process: Process | None = None
         self._channel: grpc.aio.Channel | None = None
@@ -140,7 +141,8 @@ class AgentProcess:
         return await self.register_path(model_id, str(path), **known)
 
     async def register_path(self, model_id: str, path: str, **known: Any) -> int:
-        """The record alone."""
+        """The record alone, in place of one that may be there."""
+        await self.etcd.delete(self.keys.model(model_id))
         return await self.etcd.put(self.keys.model(model_id), ModelRecord(type="onnx", path=path, **known).encode())
 
     async def model(self, model_id: str) -> ModelRecord:
@@ -153,14 +155,12 @@ class AgentProcess:
         """Asks it to load what is registered."""
         kv = await self.etcd.get(self.keys.model(model_id))
         record = ModelRecord(type="onnx") if kv is None else ModelRecord.decode(kv.value)
-        request = agent_pb2.LoadRequest(
-            model_id=model_id,
-            create_revision=created or (kv.create_revision if kv else 1),
-            model_type=record.type,
-            model_path=record.path,
-            model_key=record.key,
-            **{"host_bytes": record.host_bytes, **fields},
-        )
+        fields = {"model_path": record.path, "model_key": record.key, "host_bytes": record.host_bytes, **fields}
+        return await self.ask(model_id, created or (kv.create_revision if kv else 1), timeout=timeout, **fields)
+
+    async def ask(self, model_id: str, created: int, *, timeout: float = 30, **fields: Any) -> agent_pb2.LoadReply:
+        """Asks it to load what the test says, without a look at etcd."""
+        request = agent_pb2.LoadRequest(model_id=model_id, create_revision=created, model_type="onnx", **fields)
         return await self.stub.Load(request, timeout=timeout)
 
     async def loaded(self, model_id: str, content: bytes, **fields: Any) -> int:

@@ -133,6 +133,16 @@ def picky() -> bytes:
     )
 
 
+def without_inputs() -> bytes:
+    """Takes nothing and answers `y` FP32 [2]: 1, 2."""
+    return _model(
+        [helper.make_node("Identity", ["c"], ["y"])],
+        inputs=[],
+        outputs=[_value("y", shape=(2,))],
+        initializers=[_constant("c", [1, 2])],
+    )
+
+
 def with_default() -> bytes:
     """`y` is `x` + `offset`; `offset` (shape [1]) may be left out and is 10 then."""
     return _model(

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 async def until(
-    condition: Callable[[], T | Awaitable[T]], *, timeout: float = 10.0, interval: float = 0.01, why: str = ""
+    condition: Callable[[], T | Awaitable[T]], *, timeout: float = 10.0, interval: float = 0.01, why: str | Callable[[], str] = ""
 ) -> T:
     """Polls until `condition` gives something true, and gives that; AssertionError with `why` after `timeout` s."""
     end = time.monotonic() + timeout
@@ -20,5 +20,5 @@ async def until(
         if result:
             return result
         if time.monotonic() > end:
-            raise AssertionError(f"not within {timeout:g} s: {why or condition}")
+            raise AssertionError(f"not within {timeout:g} s: {(why() if callable(why) else why) or condition}")
         await asyncio.sleep(interval)

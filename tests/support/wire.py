@@ -1,14 +1,33 @@
 """What tests of `mesh.wire` share: a transport without a socket, bytes of requests and replies, awaitable sinks."""
 
 import asyncio
+import atexit
+import functools
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+import uvloop
 
 from mesh.wire import client, framing
 
+T = TypeVar("T")
+
 ECHO = b"/test.Service/Echo"
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = uvloop.new_event_loop()
+    atexit.register(loop.close)
+    return loop
+
+
+def run(scenario: Coroutine[object, object, T]) -> T:
+    """Runs one example of a property test: `asyncio.run` would make a loop for each, which takes longer than most."""
+    return _loop().run_until_complete(scenario)
 
 
 class Transport:

@@ -108,12 +108,16 @@ async def test_etcd_killed_and_restarted(a_mesh_of_its_own):
         assert (reply.status, reply.json["reason"]) == (503, "REGISTRY_AWAY")
         unknown = await mesh.rest("POST", "/v2/models/unknown/infer", {"inputs": []})
         assert unknown.status == 503
-        mesh.etcd.start()
+        await mesh.etcd.start()
+
+        answers = []
 
         async def registered() -> bool:
-            return (await mesh.rest("PUT", "/mesh/v1/models/late", {"type": "onnx", "path": "file:///x"})).status < 300
+            reply = await mesh.rest("PUT", "/mesh/v1/models/late", {"type": "onnx", "path": "file:///x"})
+            answers.append(reply.body)
+            return reply.status < 300
 
-        await until(registered, timeout=40, interval=0.2, why="registration works again")
+        await until(registered, timeout=40, interval=0.2, why=lambda: f"registration works again: {answers[-1]!r}")
         await traffic.some(400, "etcd is back")
         assert not traffic.errors
         assert await loads(mesh) == before

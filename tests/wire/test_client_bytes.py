@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mesh.statuses import Code
 from mesh.wire import client, clientconnection, framing
 from tests.support.waiting import until
-from tests.support.wire import ECHO, Outcome, Transport, chunked, cut, frames
+from tests.support.wire import ECHO, Outcome, Transport, chunked, cut, frames, run
 
 LIMIT = 1000
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\n"
@@ -111,10 +111,10 @@ def test_however_the_bytes_are_cut_the_reply_is_the_same(messages, status, heade
             assert outcome.calls == 1
             assert connected.reusable
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.one_of(
         st.binary(max_size=200),
@@ -142,7 +142,7 @@ def test_no_bytes_make_it_raise_and_every_call_has_one_outcome(data, places):
         assert outcome.calls == 1
         assert connected.pool.statistics().connections == 0
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 async def test_a_request_is_written_in_one_piece_with_what_http_needs():

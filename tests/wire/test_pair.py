@@ -332,7 +332,7 @@ async def test_connections_idle_for_long_are_closed(pair):
     await asyncio.gather(*(pool.call(method("Echo"), [], frames(b""), timeout=10) for _ in range(3)))
     assert pool.statistics().idle == 3
     for connection in pool._idle[:2]:
-        connection.idle_since -= 1000
+        connection.idle_since -= 10
     pool._sweep(asyncio.get_running_loop())
     assert pool.statistics().connections == 1
     await until(lambda: serving.statistics().connections == 1)
@@ -404,19 +404,24 @@ async def test_connecting_is_bounded(monkeypatch):
     assert "within 0.02 s" in lost.why
 
 
-async def test_the_socket_is_private_replaces_a_stale_one_and_goes_with_the_server(tmp_path):
+async def test_the_socket_is_private_and_a_successor_takes_it_over(tmp_path):
     path = tmp_path / "socket"
-    for _ in range(2):
-        serving = server.Server(lambda one: one.reply(frames(b"")))
-        await serving.listen_unix(path)
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        again = server.Server(lambda one: one.reply(frames(b"new")))
-        await again.listen_unix(path)
-        reply = await client.Pool(f"unix:{path}").call(ECHO, [], frames(b""), timeout=5)
-        assert reply.frame == frames(b"new")
-        await serving.close(0)
-        await again.close(0)
-        assert not path.exists()
+    old = server.Server(lambda one: one.reply(frames(b"old")))
+    await old.listen_unix(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    pool = client.Pool(f"unix:{path}")
+    assert (await pool.call(ECHO, [], frames(b""), timeout=5)).frame == frames(b"old")
+    new = server.Server(lambda one: one.reply(frames(b"new")))
+    await new.listen_unix(path)
+    await old.close(0)
+    await until(lambda: pool.statistics().connections == 0)
+    assert (await pool.call(ECHO, [], frames(b""), timeout=5)).frame == frames(b"new")
+    await new.close(0)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_file_that_is_no_socket_is_left_alone(tmp_path):
+    path = tmp_path / "socket"
     path.write_text("not a socket")
     with pytest.raises(OSError):
         await server.Server(lambda one: None).listen_unix(path)

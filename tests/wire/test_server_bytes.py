@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mesh.statuses import Code
 from mesh.wire import call, framing, server, serverconnection
 from tests.support.waiting import until
-from tests.support.wire import ECHO, Transport, chunked, cut, frames, parse_replies, request
+from tests.support.wire import ECHO, Transport, chunked, cut, frames, parse_replies, request, run
 
 LIMIT = 1000
 
@@ -128,13 +128,13 @@ def test_however_the_bytes_are_cut_the_calls_are_the_same(requests, places):
         assert not served.ended
         served.lose()
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 GOOD = request(frames(b"hello"), headers=[(b"a", b"b")], chunks=[2]) + request(frames(b"x"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.one_of(
         st.binary(max_size=200),
@@ -164,7 +164,7 @@ def test_no_bytes_make_it_raise_and_whatever_it_answers_is_well_formed(data, pla
         await served.settle()
         assert served.server.statistics().connections == 0
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 async def test_a_unary_request_of_known_length_is_handed_out_whole_and_only_then():

@@ -1,5 +1,6 @@
 """`python -m mesh.runtime.server`: see `settings` for its command line and `process` for what it does."""
 
+import faulthandler
 import logging
 import os
 import sys
@@ -17,6 +18,7 @@ def main() -> None:
     given = settings.parse(sys.argv[1:])
     # numpy's linear algebra is not used here, and would start threads of its own, each with its buffers.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    faulthandler.enable()  # a model that crashes the process leaves at least the stacks of its threads in the log
     logs.configure(level=given.log_level, fmt=given.log_format, process="model-server")
     from mesh.runtime.server import process  # onnxruntime takes its time: not for a wrong command line
 

@@ -1,0 +1,273 @@
+"""The small parts of the agent: what is worth telling, memory, unloads that get stuck, files, folders, options."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+from typer.testing import CliRunner
+
+from mesh.records import LEAVING, PodRecord
+from mesh.runtime import memory, unloads
+from mesh.runtime.__main__ import app
+from mesh.runtime.board import Board, Use
+from mesh.runtime.board import State as SlotState
+from mesh.runtime.figures import GAP, REFRESH, Published, worth_telling
+from mesh.runtime.files import Files
+from mesh.runtime.ledger import Entry, State
+from mesh.runtime.memory import MemoryWatch
+from mesh.runtime.rundir import RunDir
+from mesh.runtime.serverprocess import Plan, ServerFailed, ServerProcess
+from mesh.runtime.settings import RuntimeSettings
+from placement.room import RoomVerdict
+from puller.puller import Puller
+from puller.source import Source
+from tests.agent.pod_of_fakes import FakePod
+from tests.support.waiting import until
+
+# --- figures
+
+BASE = PodRecord(
+    "life", "a:1", "a:2", capacity_bytes=1000, used_bytes=500, copies=100, oldest_idle_ms=1_000_000, loading_threads=4
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "elapsed", "told"),
+    [
+        pytest.param({}, REFRESH * 10, False, id="nothing"),
+        pytest.param({"state": LEAVING}, 0.0, True, id="leaving-at-once"),
+        pytest.param({"data_address": "b:1"}, 0.0, True, id="address-at-once"),
+        pytest.param({"used_bytes": 900}, GAP / 2, False, id="not-too-often"),
+        pytest.param({"used_bytes": 549}, GAP, False, id="used-little"),
+        pytest.param({"used_bytes": 550}, GAP, True, id="used"),
+        pytest.param({"used_bytes": 501}, REFRESH, True, id="anything-after-a-while"),
+        pytest.param({"copies": 110}, GAP, False, id="copies-little"),
+        pytest.param({"copies": 111}, GAP, True, id="copies"),
+        pytest.param({"oldest_idle_ms": 1_100_000}, GAP, False, id="age-little"),
+        pytest.param({"oldest_idle_ms": 0}, GAP, True, id="age"),
+        pytest.param({"loads_in_progress": 1}, GAP, True, id="first-load"),
+        pytest.param({"rate": 99}, GAP, False, id="rate-little"),
+        pytest.param({"rate": 100}, GAP, True, id="rate"),
+    ],
+)
+def test_what_is_worth_telling(change: dict[str, int], elapsed: float, told: bool) -> None:
+    """Every router gets every change: small ones wait, what concerns all goes at once."""
+    now = replace(BASE, **change)  # type: ignore[arg-type]
+    assert worth_telling(Published(BASE, 100.0), now, 100.0 + elapsed) is told
+
+
+def test_loads_are_told_when_the_pod_begins_to_queue_them() -> None:
+    loading = replace(BASE, loads_in_progress=3)
+    published = Published(loading, 0.0)
+    assert not worth_telling(published, replace(loading, loads_in_progress=4), GAP)
+    assert worth_telling(published, replace(loading, loads_in_progress=5), GAP)
+
+
+# --- memory
+
+
+def test_a_full_cache_is_below_the_limits() -> None:
+    """At any capacity: else the watch would evict from every cache that is merely full. 100 MB are the server's own."""
+    for capacity in (1 << 20, 64 << 20, 1 << 30, 16 << 30, 256 << 30):
+        assert capacity + (100 << 20) < memory.EVICT * memory.limit(capacity)
+
+
+def test_the_automatic_capacity_fits() -> None:
+    for available in (1 << 30, 4 << 30, 64 << 30):
+        assert memory.limit(memory.auto_capacity(available)) <= available
+    assert memory.auto_capacity(0) == 64 << 20
+
+
+def test_memory_at_hand_is_the_containers(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:    2048 kB\n")
+    assert memory.available_bytes(meminfo=meminfo, cgroup=tmp_path) == 2 << 20
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("100\n")
+    assert memory.available_bytes(meminfo=meminfo, cgroup=tmp_path) == 2 << 20
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert memory.available_bytes(meminfo=meminfo, cgroup=tmp_path) == 900
+
+
+@pytest.fixture
+async def pod() -> AsyncIterator[FakePod]:
+    async with FakePod() as running:
+        yield running
+
+
+async def test_memory_above_the_limits(pod: FakePod) -> None:
+    """Above 90 % the oldest go, as many as the excess takes; above 95 % no loads; below, all is well again."""
+    await pod.fill("a", "b", "c", "d", size=100_000)
+    pod.busy("a")
+    resident, evicted = 0, []
+
+    def evict(entry: Entry, why: str) -> None:
+        evicted.append(entry.model_id)
+        pod.ledger.enter(entry, State.UNLOADING)
+
+    watch = MemoryWatch(pod.ledger, limit_bytes=1_000_000, resident=lambda: resident, evict=evict)
+    resident = 900_000
+    watch.look()
+    assert (evicted, watch.refusal) == ([], "")
+    resident = 949_000
+    watch.look()
+    assert (evicted, watch.refusal) == (["b"], "")
+    watch.look()  # b is on its way out
+    assert evicted == ["b"]
+    pod.ledger.remove(pod.entry("b"))
+    resident = 1_050_000
+    watch.look()
+    assert evicted == ["b", "c", "d"]
+    assert "95%" in watch.refusal
+    resident = 500_000
+    watch.look()
+    assert watch.refusal == ""
+
+
+# --- unloads
+
+
+async def test_a_copy_that_cannot_be_freed_stays_on_the_books(pod: FakePod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of it does not end: nothing is answered from it any more, but its memory does not count as free, and its
+    slot is not given to anybody, until the board says that it is gone."""
+    monkeypatch.setattr(unloads, "_RETRY", 0.01)
+    await pod.fill("stuck", size=600_000)
+    slot = pod.entry("stuck").slot
+    assert slot is not None
+    pod.board.uses[slot] = Use(SlotState.UNLOADING, 1, 1, 1, 0, 0, 0, 0)
+    assert await pod.loads.withdraw("stuck", 0, "test")
+    assert "stuck" not in pod.keys.keys
+    await until(lambda: pod.unloaded().count("stuck") >= 2, why="it is tried again")
+    assert pod.ledger.physical_bytes == 600_000
+    assert pod.ledger.room_for(500_000).verdict is RoomVerdict.FITS
+    waiting = asyncio.create_task(pod.load("next", 500_000))
+    await until(lambda: pod.ledger.count(State.WAITING), why="waits for the space")
+    del pod.board.uses[slot]
+    await waiting
+    await pod.nothing_left("stuck")
+    assert pod.resident == {"next"}
+
+
+async def test_unload_errors_are_tried_again(pod: FakePod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unloads, "_RETRY", 0.01)
+    await pod.fill("m", size=10)
+    answer = type(pod.server).unloadModel
+    failures = 2
+
+    async def unload(self: object, request: object, context: grpc.aio.ServicerContext) -> object:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            await context.abort(grpc.StatusCode.INTERNAL, "not now")
+        return await answer(pod.server, request, context)
+
+    monkeypatch.setattr(type(pod.server), "unloadModel", unload)
+    assert await pod.server.spi.alive(timeout=1.0)
+    assert pod.server.server is not None
+    await pod.server.server.stop(None)
+    await pod.server.__aenter__()
+    assert await pod.loads.withdraw("m", 0, "test")
+    await pod.nothing_left("m")
+    assert failures == 0
+
+
+# --- files
+
+
+async def test_files_are_never_removed_under_the_next_pull(tmp_path: Path) -> None:
+    """Removed and pulled again at once, many times over."""
+    source = tmp_path / "m.onnx"
+    source.write_bytes(b"model")
+    files = Files(Puller(directory=tmp_path / "models", file_roots=[tmp_path]))
+    for _ in range(20):
+        pulled = await files.pull(Source(str(source)), into="m")
+        files.discard("other")
+        assert pulled.path.read_bytes() == b"model"
+        files.discard("m")
+    pulled = await files.pull(Source(str(source)), into="m")
+    await files.remove("other")
+    assert pulled.path.read_bytes() == b"model"
+    await files.remove("m")
+    assert not pulled.path.exists()
+    await files.close()
+
+
+def test_a_run_folder_goes_with_its_process_and_one_left_behind_with_the_next(tmp_path: Path) -> None:
+    """Killed agents leave theirs; those of living ones are not touched."""
+    alive = RunDir(tmp_path)
+    left = tmp_path / "mesh-pod-left"
+    left.mkdir()
+    (left / "lock").touch()
+    (left / "board").touch()
+    strange = tmp_path / "mesh-pod-strange"
+    strange.mkdir()
+    other = RunDir(tmp_path)
+    assert alive.path.exists()
+    assert other.path.exists()
+    assert not left.exists()
+    assert strange.exists()
+    assert (other.path.stat().st_mode & 0o777) == 0o700
+    other.close()
+    alive.close()
+    assert not alive.path.exists()
+
+
+# --- the model server's start
+
+
+async def test_a_server_that_does_not_start_is_told_with_its_last_words(tmp_path: Path) -> None:
+    board = Board.create(tmp_path / "board", 4)
+    plan = Plan((sys.executable, "-c", "print('no such device'); raise SystemExit(3)"), tmp_path, 1.0)
+    deaths: list[str] = []
+    server = ServerProcess(plan, board, on_death=deaths.append, on_ready=lambda: None, on_line=lambda line: None)
+    with pytest.raises(ServerFailed, match=r"ended with status 3.*no such device"):
+        await server.start()
+    assert await server.ready(0.0) is None
+    await server.stop(0.0)
+    assert not deaths
+
+
+# --- options
+
+
+def test_addresses_that_others_can_reach() -> None:
+    settings = RuntimeSettings("pod", data="127.0.0.1:0")
+    assert settings.reachable("127.0.0.1:5") == "127.0.0.1"
+    assert settings.reachable("0.0.0.0:5") not in ("", "0.0.0.0")
+    assert replace(settings, advertise="pod-1.svc").reachable("0.0.0.0:5") == "pod-1.svc"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--capacity", "lots", "is not a size"),
+        ("--data", "nowhere", "is not an address"),
+        ("--device", "tpu", "neither auto, cpu nor cuda"),
+        ("--lease-ttl", "1", "x>=2"),
+        ("--etcd-ca", "/no/such/file", "No such file"),
+        ("--log-level", "loud", "not a log level"),
+    ],
+)
+def test_wrong_options_are_refused_with_a_text(option: str, value: str, says: str) -> None:
+    result = CliRunner().invoke(app, [option, value], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert says in " ".join(result.output.split())
+
+
+def test_slots_follow_the_capacity() -> None:
+    """Enough for the smallest models, bounded at both ends."""
+    assert RuntimeSettings("pod", capacity=1 << 20).slots == 1024
+    assert RuntimeSettings("pod", capacity=256 << 20).slots == 8192
+    assert RuntimeSettings("pod", capacity=1 << 40).slots == 32768
+
+
+def test_the_run_folder_is_short() -> None:
+    """A unix socket's path has at most 107 bytes."""
+    run = RunDir()
+    assert len(os.fsencode(run.path / "spi-1000")) < 100
+    run.close()

@@ -1,0 +1,116 @@
+"""What needs pods of its own: their ends, their names, two of them at once, an etcd that is away."""
+
+import asyncio
+import os
+import time
+
+from mesh.keys import Keys
+from mesh.records import LEAVING
+from tests.agent.conftest import AnAgent
+from tests.support import models
+from tests.support.agent import AgentProcess
+from tests.support.etcd import EtcdServer
+from tests.support.waiting import until
+
+
+async def test_two_pods_never_load_the_same_model_twice(an_agent: AnAgent) -> None:
+    """Both are asked at once, many times over: one copy each, evenly or not, and the loser names the winner."""
+    async with an_agent() as one, an_agent(name="pod-2") as other:
+        for number in range(10):
+            name = f"m{number}"
+            created = await one.register(name, models.constant(float(number)))
+            replies = await asyncio.gather(one.load(name, created), other.load(name, created))
+            outcomes = sorted(str(reply.WhichOneof("outcome")) for reply in replies)
+            assert outcomes == ["elsewhere", "loaded"], replies
+            winner = one if replies[0].WhichOneof("outcome") == "loaded" else other
+            (loser,) = [reply for reply in replies if reply.WhichOneof("outcome") == "elsewhere"]
+            assert loser.elsewhere.pod == winner.name
+            assert (await winner.infer(name, created)).value == number
+
+        # A pod that dies without a word: nothing of it is left, and the same name is taken again at once.
+        server = one.server_pid
+        one.kill9()
+        await until(lambda: not os.path.exists(f"/proc/{server}"), why="its server died with it")
+        await one.start()
+        created = await one.register("again", models.constant(5.0))
+        assert (await one.load("again", created)).WhichOneof("outcome") == "loaded"
+
+        async def swept() -> bool:
+            return await one.copy("m0") is None or (await one.copy("m0")).incarnation == one.record.incarnation
+
+        await until(swept, why="keys of the earlier life are gone")
+
+        # Somebody else with that name.
+        twin = an_agent("--model-dir", str(one.models.parent / "twin"))
+        await twin.launch()
+        assert await twin.process.wait(30) == 1
+        assert any("give each pod its own --name" in line for line in twin.lines)
+        assert (await one.published()).incarnation == one.record.incarnation
+        await twin.etcd.close()
+
+
+async def test_it_leaves_in_order(an_agent: AnAgent) -> None:
+    """SIGTERM: calls in flight are answered, loads refused, all keys go, and the exit status is 0."""
+    async with an_agent() as pod:
+        await pod.loaded("idle", models.constant(1.0))
+        slow = await pod.loaded("slow", models.slow())
+        call = asyncio.create_task(pod.infer("slow", slow, timeout=30, **models.slow_inputs(1.5)))
+
+        async def runs() -> bool:
+            return (await pod.describe("slow")).copies[0].in_flight == 1
+
+        await until(runs, why="the call runs")
+        late = await pod.register("late", models.constant(1.0))
+        leaving = asyncio.create_task(pod.stop())
+
+        async def said() -> bool:
+            record = await pod.published()
+            return record is None or record.state == LEAVING
+
+        await until(said, why="it says that it leaves")
+        if await pod.published() is not None:
+            assert (await pod.load("late", late)).refused.reason == "UNAVAILABLE"
+            assert (await pod.probe("/ready"))[0] == 503
+        answer = await call
+        assert answer.code == 0, answer
+        assert await leaving == 0
+        assert await pod.published() is None
+        assert await pod.copy("idle") is None
+        assert not os.path.exists(f"/proc/{pod.process.pid}")
+
+
+async def test_etcd_is_away(own_etcd: EtcdServer, keys: Keys, tmp_path: object) -> None:
+    """Frozen for longer than the lease: copies are served, loads refused with the reason, and all heals by itself."""
+    async with AgentProcess(own_etcd.settings, keys, tmp_path, lease_ttl=2) as pod:  # type: ignore[arg-type]
+        created = await pod.loaded("m", models.constant(6.0))
+        other = await pod.register("other", models.constant(1.0))
+        request = {"model_path": (await pod.model("other")).path}
+        own_etcd.freeze()
+        frozen = time.monotonic()
+        try:
+            while time.monotonic() - frozen < 5.0:
+                assert (await pod.infer("m", created)).value == 6.0
+                await asyncio.sleep(0.05)
+            reply = await pod.ask("other", other, **request)
+            assert reply.refused.reason == "REGISTRY_AWAY", reply
+            assert await pod.probe("/ready") == (200, "ok\n")
+        finally:
+            own_etcd.thaw()
+
+        async def healed() -> bool:
+            copy = await pod.copy("m")
+            return copy is not None and (await pod.load("other", other)).WhichOneof("outcome") == "loaded"
+
+        await until(healed, timeout=20, interval=0.1, why="published again, and loads go on")
+        assert (await pod.infer("m", created)).value == 6.0
+        assert (await pod.describe()).counters["loads"] == 2
+
+
+async def test_no_etcd_no_pod(own_etcd: EtcdServer, keys: Keys, tmp_path: object) -> None:
+    """A clear message, and soon."""
+    own_etcd.kill9()
+    pod = AgentProcess(own_etcd.settings, keys, tmp_path, "--etcd-wait", "0.5")  # type: ignore[arg-type]
+    await pod.launch()
+    assert await pod.process.wait(20) == 1
+    assert any("etcd cannot be reached at http://127.0.0.1" in line for line in pod.lines)
+    await pod.etcd.close()
