@@ -24,10 +24,14 @@ def check_id(model_id: str, what: str = "model") -> str:
     """The id itself, or ValueError with a text for the caller."""
     if not model_id:
         raise ValueError(f"must provide non-empty {what}Id")
-    if len(model_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
-        raise ValueError(f"{what} id is longer than {MAX_ID_BYTES} bytes")
-    if "\0" in model_id or any(0xD800 <= ord(character) <= 0xDFFF for character in model_id):
+    try:
+        size = len(model_id.encode())
+    except UnicodeEncodeError:  # lone surrogates
+        size = 0
+    if not size or "\0" in model_id:
         raise ValueError(f"{what} id holds characters that no key can hold")
+    if size > MAX_ID_BYTES:
+        raise ValueError(f"{what} id is longer than {MAX_ID_BYTES} bytes")
     return model_id
 
 

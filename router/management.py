@@ -249,14 +249,24 @@ class Management:
         for _ in range(_ROUNDS):
             if not indexes:
                 return
-            compares, puts, gets = [], [], []
+            compares, puts = [], []
             for index in indexes:
                 key, copies = keys.model(items[index][0]), keys.copies(items[index][0])
                 compares += [etcds.absent(key), etcds.absent_prefix(copies)]
                 puts.append(etcds.put_op(key, values[index].encode()))
-                gets += [etcds.get_op(key), etcds.get_range_op(copies, after_prefix(copies), limit=1, keys_only=True)]
             try:
-                result = await self._etcd.txn(compares, puts, gets)
+                if (await self._etcd.txn(compares, puts)).succeeded:
+                    return
+                # Somebody has registered some of them, or copies linger. Asked apart: mostly nobody has, and reads in
+                # the transaction's other branch would double what every batch costs.
+                gets = []
+                for index in indexes:
+                    key, copies = keys.model(items[index][0]), keys.copies(items[index][0])
+                    gets += [
+                        etcds.get_op(key),
+                        etcds.get_range_op(copies, after_prefix(copies), limit=1, keys_only=True),
+                    ]
+                found = (await self._etcd.txn((), gets)).responses
             except etcds.EtcdUnavailable as error:
                 if not error.ambiguous:
                     for index in indexes:
@@ -265,12 +275,10 @@ class Management:
                 break  # it may have been done: one by one, each is looked up
             except etcds.EtcdError:  # too large together, most likely
                 break
-            if result.succeeded:
-                return
-            # Somebody has registered some of them, or copies linger: those are settled, the rest is tried together.
+            # Those are settled, the rest is tried together.
             rest = []
             for place, index in enumerate(indexes):
-                existing, lingering = _keys_of(result.responses[2 * place]), _keys_of(result.responses[2 * place + 1])
+                existing, lingering = _keys_of(found[2 * place]), _keys_of(found[2 * place + 1])
                 if existing:
                     try:
                         self._existing(decode(items[index][0], existing[0]), values[index])

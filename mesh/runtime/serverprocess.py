@@ -235,7 +235,8 @@ class ServerProcess:
             except TimeoutError:
                 pass
             else:
-                return self._killed_for or process.describe_exit(returncode)
+                how = process.describe_exit(returncode)
+                return self._killed_for or (f"was {how}" if how.startswith("killed") else how)
             now = time.monotonic()
             if now - looked > 3 * _LOOK:  # we were held up ourselves: the heartbeat says nothing
                 suspicious = 0

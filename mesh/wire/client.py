@@ -96,7 +96,7 @@ class Pool:
         head = b"%bcontent-length: %d\r\n%b\r\n" % (
             self._prefixes.get(method) or self._prefix(method),
             len(frame),
-            _lines(headers, timeout, encoding),
+            _lines(headers, timeout, encoding) if timeout or encoding else metadata.encode_headers(headers),
         )
         request = (head + frame,) if len(frame) < exchange.BIG else (head, frame)
         return self._begin(Exchange(self, sink, request, True))

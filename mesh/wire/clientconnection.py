@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import httptools
 
 from mesh import statuses
-from mesh.wire import call, exchange, framing, heads, inbox, metadata
+from mesh.wire import call, exchange, framing, heads, inbox, metadata, refusals
 from mesh.wire import reply as replies
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ class ClientConnection(asyncio.Protocol):
             self.transport.write(request[0])
         else:
             self.transport.writelines(request)
-        owner.let_write()
+        if not owner.ended:
+            owner.let_write()
 
     def drop(self) -> None:
         """Closes at once, without telling the call."""
@@ -131,7 +132,10 @@ class ClientConnection(asyncio.Protocol):
             self.drop()
             return
         seen = None
-        if not self._heard:
+        memo = self._pool.heads
+        if memo.rest:
+            memo.rest -= 1
+        elif not self._heard:
             seen = heads.split_reply(data)
             if seen is not None and self._recognised(owner, seen):
                 return
@@ -206,7 +210,7 @@ class ClientConnection(asyncio.Protocol):
         self._overhead = 0
         status = self._parser.get_status_code()
         special = self._special
-        if status == _HTTP_OK and special.get(b"content-type", b"").startswith(b"application/grpc"):
+        if status == _HTTP_OK and refusals.is_grpc(special.get(b"content-type", b"")):
             self._head_done = True
         elif status < _HTTP_OK:  # informational: the reply is still to come
             self._interim = True
@@ -306,6 +310,7 @@ class ClientConnection(asyncio.Protocol):
         trailers = self._pool.tails.get(tail)
         if trailers is None or not framing.is_frame(body, self._limit):
             return False
+        self._pool.heads.missed = 0
         headers, encoding = known
         self._exchange = None
         self._leave(owner.ended and not self.stalled)

@@ -89,8 +89,6 @@ class Exchange:
 
     def let_write(self) -> None:
         """There is a connection now, or room on it, or never again."""
-        if not self._rooms:
-            return
         rooms, self._rooms = self._rooms, []
         for waiter in rooms:
             if not waiter.done():
@@ -102,7 +100,8 @@ class Exchange:
         self.connection = None
         self.request = ()
         self._sink = self._stream = None
-        self.let_write()
+        if self._rooms:
+            self.let_write()
 
     # --- for a streaming request ---
 

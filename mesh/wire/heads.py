@@ -2,8 +2,9 @@
 
 A client that calls a model sends the same head again and again, and a server answers with the same head and trailers;
 only the message differs, its length, and the time left. So what the parser made of a head is kept under its bytes, and
-found again by them. Measured (2 cores, 200-byte messages, three metadata): of the 6.7 us that a request costs the
-server in Python 3.0 are left, of the 10 us that a call costs the client 6.5; a head that is new costs 0.6 us more.
+found again by them. Measured (200-byte messages, three metadata, without the sockets): of the 7.6 us of Python that a
+request costs the server 3.8 are left, of the 8.0 us that a call costs the client 5.8. A new head costs 1 to 2 us
+more, so where nearly all are new nobody looks.
 
 What is taken this way is exactly what the parser accepted before, byte for byte, but for the two lines that are cut out
 and read here, strictly; and only a read that brought one whole message and nothing else. Everything else, and whatever
@@ -14,8 +15,10 @@ from typing import Generic, TypeVar
 
 _MAX_HEAD = 2048  # bytes of a head that is kept
 _MAX_READ = 64 * 1024  # bytes: beyond it, to copy the parts costs more than to parse the head
-_MAX_KNOWN = 512
-_MAX_SEEN = 4096
+_MAX_KNOWN = 4096  # heads; some hundred bytes each, as models are called by thousands
+_MAX_SEEN = 8192
+_PATIENCE = 256  # heads in a row that were new, after which to look is not worth while ...
+_REST = 4096  # ... for so many messages
 
 _END = b"\r\n\r\n"
 _LENGTH = b"\r\ncontent-length: "
@@ -28,13 +31,19 @@ V = TypeVar("V")
 class Memo(dict[bytes, V], Generic[V]):
     """What was made of some bytes, under these bytes; bounded. Only what comes a second time is worth keeping."""
 
-    __slots__ = ("_seen",)
+    __slots__ = ("_seen", "missed", "rest")
 
     def __init__(self) -> None:
         self._seen: set[int] = set()  # hashes of what came once; a collision only means to keep one too early
+        self.missed = 0  # look-ups in a row that found nothing; whoever finds something sets it to 0
+        self.rest = 0  # messages for which not to look; whoever does not look counts it down
 
     def worth(self, key: bytes) -> bool:
-        """Whether to keep what is made of this."""
+        """Whether to keep what is made of this, which was not found."""
+        self.missed += 1
+        if self.missed > _PATIENCE:  # a trace id in each head, say
+            self.missed = 0
+            self.rest = _REST
         mark = hash(key)
         if mark in self._seen:
             return len(key) <= _MAX_HEAD

@@ -8,13 +8,12 @@ head and nothing else. Every answer says `connection: close` where the connectio
 peer does not send its next request into it.
 """
 
-import http
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from mesh import statuses
 from mesh.telemetry import logs
-from mesh.wire import call, framing, inbox, metadata
+from mesh.wire import call, framing, inbox, metadata, refusals
 
 if TYPE_CHECKING:
     from mesh.wire import serverconnection
@@ -32,19 +31,8 @@ _REPLY = _OK + _CHUNKED + b"\r\n%x\r\n%b\r\n0\r\ngrpc-status: 0\r\n\r\n"
 _REPLY_HEAD = _OK + _CHUNKED + b"%b\r\n%x\r\n"
 _REPLY_TAIL = b"\r\n0\r\ngrpc-status: 0\r\n%b\r\n"
 
-# For what is not gRPC at all. (`allow` belongs to 405 and harms no other.)
-_HTTP = b"HTTP/1.1 %d %b\r\ncontent-type: text/plain\r\ncontent-length: %d\r\nallow: POST\r\n" + _CLOSE + b"\r\n%b\n"
-
 # How far the answer is. GONE: whatever the handler does now has no effect.
 OPEN, STARTED, ANSWERED, GONE = range(4)
-
-
-class Refusal(NamedTuple):
-    """Why a request is answered by the server itself; `http` where it is not even a gRPC request."""
-
-    reason: statuses.Reason
-    text: str
-    http: int = 0
 
 
 class ServerCall(call.Call):
@@ -80,7 +68,7 @@ class ServerCall(call.Call):
         self.ended = False  # the whole request has come
         self.keep_alive = True  # the peer may send its next request on this connection
         self.phase = OPEN
-        self.refusal: Refusal | None = None  # set: no handler sees this call
+        self.refusal: refusals.Refusal | None = None  # set: no handler sees this call
         self._connection = connection
         self._inbox: inbox.Inbox | None = None
         self._on_cancel: Callable[[], None] | None = None
@@ -102,7 +90,7 @@ class ServerCall(call.Call):
         try:
             return framing.frame_end(self.body, 0, limit) <= len(self.body)
         except framing.FrameError as error:
-            self.refusal = Refusal(error.reason, error.text)
+            self.refusal = refusals.of_frame(error)
             return True
 
     def prepare(self, limit: int) -> None:
@@ -119,7 +107,7 @@ class ServerCall(call.Call):
             if self.ended:
                 box.end()
         except framing.FrameError as error:
-            self.refusal = Refusal(error.reason, error.text)
+            self.refusal = refusals.of_frame(error)
 
     def feed(self, data: bytes) -> None:
         """The next bytes of the body."""
@@ -128,7 +116,7 @@ class ServerCall(call.Call):
             try:
                 box.feed(data)
             except framing.FrameError as error:
-                self.refusal = Refusal(error.reason, error.text)
+                self.refusal = refusals.of_frame(error)
         elif self.phase:  # answered: nobody wants the rest
             return
         elif not self.body:
@@ -145,18 +133,16 @@ class ServerCall(call.Call):
             try:
                 self._inbox.end()
             except framing.FrameError as error:
-                self.refusal = Refusal(error.reason, error.text)
+                self.refusal = refusals.of_frame(error)
 
-    def refused(self, refusal: Refusal) -> bytes:
+    def refused(self, refusal: refusals.Refusal) -> bytes:
         """What answers this call in the handler's place, as far as it is not answered yet."""
         code = refusal.reason.code
         if self.phase == STARTED:
             return b"0\r\n%b\r\n" % _status(code, refusal.text)
-        if not refusal.http:
-            return b"".join((_OK, _EMPTY, _CLOSE, _status(code, refusal.text), b"\r\n"))
-        text = refusal.text.encode("ascii", "backslashreplace")
-        status = http.HTTPStatus(refusal.http)
-        return _HTTP % (status, status.phrase.encode(), len(text) + 1, text)
+        if refusal.http:
+            return refusal.over_http()
+        return b"".join((_OK, _EMPTY, _CLOSE, _status(code, refusal.text), b"\r\n"))
 
     def cut(self, why: str) -> None:
         """There is nobody to answer any more: tells the handler."""

@@ -10,7 +10,6 @@ because a close with unread bytes can destroy the answer on its way; it lingers,
 """
 
 import asyncio
-import http
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,18 +18,16 @@ import httptools
 
 from mesh import statuses
 from mesh.telemetry import logs
-from mesh.wire import call, framing, heads, metadata, servercall
+from mesh.wire import call, framing, heads, metadata, refusals, servercall
 
 if TYPE_CHECKING:
     from mesh.wire import server
 
 log = logs.get(__name__)
 
-_MAX_HEADERS = 256  # header lines of one request
 _WRITE_HIGH = 256 * 1024  # bytes not yet taken by the peer, above which write() waits
 _LINGER = 2.0  # seconds that the peer has to read the last answer
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_LARGE = http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
 
 
 class Known(NamedTuple):
@@ -115,7 +112,9 @@ class ServerConnection(asyncio.Protocol):
         if self._deaf:
             return
         seen: heads.Request | None = None
-        if self._between and self._active is None and not self._queue and not self.stalled:
+        if self._memo.rest:
+            self._memo.rest -= 1
+        elif self._between and self._active is None and not self._queue and not self.stalled:
             seen = heads.split_request(data)
             if seen is not None:
                 known = self._memo.get(seen[0])
@@ -209,10 +208,16 @@ class ServerConnection(asyncio.Protocol):
                 made.deadline = self._loop.time() + seconds
         if not parser.should_keep_alive():
             made.keep_alive = False
-        if parser.get_method() != b"POST" or not special.get(b"content-type", b"").startswith(b"application/grpc"):
-            made.refusal = _not_grpc(parser.get_method())
+        if parser.get_method() != b"POST":
+            made.refusal = refusals.NO_POST
+        elif not refusals.is_grpc(special.get(b"content-type", b"")):
+            made.refusal = refusals.NO_GRPC
+        elif made.method[:1] != b"/":
+            made.refusal = refusals.NO_PATH
+        elif (not made.keep_alive or b"connection" in special) and parser.get_http_version() != "1.1":
+            made.refusal = refusals.OLD_HTTP
         else:
-            self._check(made)
+            made.refusal = refusals.of_headers(made.method, made.headers, self._max_headers, self._overhead)
             if b"expect" in special and made.refusal is None and self._active is None and not self._queue:
                 self.transport.write(_CONTINUE)  # at its end, where it does not need it any more, that is no harm
         self._overhead = 0
@@ -330,6 +335,7 @@ class ServerConnection(asyncio.Protocol):
         _, sized, timeout, body = seen
         if known.sized is not sized or not framing.is_frame(body, self._limit):
             return False
+        self._memo.missed = 0
         made = servercall.ServerCall(self, known.method, known.headers.copy(), known.encoding)
         made.frame = made.body = body
         made.ended = True
@@ -368,45 +374,26 @@ class ServerConnection(asyncio.Protocol):
 
     # --- refusing, closing ---
 
-    def _check(self, made: servercall.ServerCall) -> None:
-        if made.method[:1] != b"/":
-            made.refusal = servercall.Refusal(
-                statuses.Reason.BAD_REQUEST, "the request target is not a path", http.HTTPStatus.BAD_REQUEST
-            )
-        elif not made.keep_alive and self._parser.get_http_version() != "1.1":
-            made.refusal = servercall.Refusal(
-                statuses.Reason.BAD_REQUEST, "HTTP/1.1 is needed", http.HTTPStatus.HTTP_VERSION_NOT_SUPPORTED
-            )
-        elif len(made.headers) > _MAX_HEADERS:
-            made.refusal = servercall.Refusal(statuses.Reason.TOO_LARGE, f"more than {_MAX_HEADERS} headers")
-        elif self._overhead > self._max_headers:  # rarely: counted exactly only where the bytes read may be too many
-            size = len(made.method) + sum(len(name) + len(value) + 4 for name, value in made.headers)
-            if size > self._max_headers:
-                made.refusal = servercall.Refusal(
-                    statuses.Reason.TOO_LARGE, f"headers of more than {self._max_headers} bytes"
-                )
-
     def _excess(self) -> None:
         """Much has come that is neither a whole head nor wanted: an endless head, chunk extensions, trailers, a body
         whose call is answered already."""
         if self._incoming is not None and self._incoming.phase >= servercall.ANSWERED:
             self._close(False)
         else:
-            self._malformed(f"more than {self._max_headers} bytes of headers", status=_LARGE)
+            self._malformed(f"more than {self._max_headers} bytes of headers", large=True)
 
-    def _malformed(self, why: str, *, status: int = http.HTTPStatus.BAD_REQUEST, upgrade: bool = False) -> None:
+    def _malformed(self, why: str, *, large: bool = False, upgrade: bool = False) -> None:
         """Nothing that comes on this connection can be understood any more. What came before it is still answered."""
         self._deaf = True
-        refusal = servercall.Refusal(statuses.Reason.BAD_REQUEST, why)
         broken = self._queue[-1] if upgrade and self._queue else self._incoming
         if broken is None:
             broken = servercall.ServerCall(self, b"", [], b"")
+            broken.refusal = refusals.of_bytes(why, grpc=False, large=large)
             self._queue.append(broken)
-            refusal = refusal._replace(http=status)
-        if broken.phase >= servercall.ANSWERED:
+        elif broken.phase >= servercall.ANSWERED:
             self._close(False)
         elif broken.refusal is None:
-            broken.refusal = refusal
+            broken.refusal = refusals.of_bytes(why, grpc=True)
 
     def _refuse(self, made: servercall.ServerCall) -> None:
         """Answers in the handler's place, if it was called tells it, and ends the connection."""
@@ -435,14 +422,6 @@ class ServerConnection(asyncio.Protocol):
         self._throttle()
         self.transport.write_eof()
         self._lingering = self._loop.call_later(_LINGER, self.transport.abort)
-
-
-def _not_grpc(method: bytes) -> servercall.Refusal:
-    if method != b"POST":
-        return servercall.Refusal(statuses.Reason.BAD_REQUEST, "gRPC uses POST", http.HTTPStatus.METHOD_NOT_ALLOWED)
-    return servercall.Refusal(
-        statuses.Reason.BAD_REQUEST, "the content type is not application/grpc", http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-    )
 
 
 def _peer(transport: asyncio.Transport) -> str:

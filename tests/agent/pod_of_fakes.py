@@ -1,6 +1,7 @@
 """The agent's decisions with everything around them made up: etcd, files, model server, board."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -127,7 +128,8 @@ class FakePod:
         self.decisions = Decisions()
         self.meters = Meters()
         self.refusal: Refused | None = None
-        self.ledger = Ledger(capacity, self.board, slots=64)
+        self.later_ns = 0  # by how much the ledger's clock is ahead
+        self.ledger = Ledger(capacity, self.board, slots=64, clock=lambda: time.monotonic_ns() + self.later_ns)
         self.unloads = Unloads(
             self.ledger,
             self.server,
@@ -184,8 +186,9 @@ class FakePod:
         return await self.loads.load(self.want(model_id, size, **fields))
 
     async def fill(self, *model_ids: str, size: int) -> None:
-        """Loads them one after the other, each younger than the one before."""
+        """Loads them one after the other, each a second younger than the one before."""
         for model_id in model_ids:
+            self.later_ns += 1_000_000_000
             outcome = await self.load(model_id, size)
             assert isinstance(outcome, Loaded), outcome
 

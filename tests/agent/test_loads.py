@@ -133,8 +133,7 @@ async def test_a_spare_goes_first(pod: FakePod) -> None:
     """What the claim has learnt about copies elsewhere decides between two of similar age."""
     await pod.fill("sole", "spare", size=500_000)
     pod.claims.spares["spare"] = 1
-    pod.ledger.entries["sole"].loaded_ns -= 10_000_000_000
-    pod.ledger.entries["spare"].loaded_ns -= 9_000_000_000
+    pod.later_ns += 10_000_000_000
     assert isinstance(await pod.load("new", 400_000), Loaded)
     assert pod.resident == {"sole", "new"}
 

@@ -15,9 +15,23 @@ async def test_again(tmp_path, etcd_server):
                     if e.code().name=="DEADLINE_EXCEEDED": return "late"
         await mesh.register("again", models.constant(0.0))
         tasks=[asyncio.create_task(ask(c)) for c in clients for _ in range(4)]
-        for life in range(1,15):
-            await mesh.management().unregisterModel(modelmesh_pb2.UnregisterModelRequest(modelId="again"))
+        import time
+        for life in range(1,25):
+            t=time.time()
+            try:
+              await mesh.management().unregisterModel(modelmesh_pb2.UnregisterModelRequest(modelId="again"), timeout=15)
+            except grpc.aio.AioRpcError as e:
+                import os
+                from tests.support.localmesh import children, command
+                print("HANG", e, n)
+                for p in [*mesh.routers, *mesh.pods]:
+                    for pid in [p.pid, *children(p.pid)]:
+                        if "python" in command(pid): os.kill(pid, signal.SIGUSR2)
+                await asyncio.sleep(2)
+                for p in [*mesh.routers, *mesh.pods]: print(p.name, p.log.read_text()[-14000:])
+                break
             await mesh.register("again", models.constant(float(life)), router=life%2)
+            print(life, round(time.time()-t,2), flush=True)
         before=n
         await asyncio.sleep(3)
         print("answers in 3 s", n-before)

@@ -98,7 +98,7 @@ def test_replies_say_what_the_model_answered(sample, raw, request_id):
     kind, array = sample
     answer = Answer("modèl", [tensor(kind, name="y")])
     for _ in range(2):
-        frame = answer.encode([array], request_id, raw=raw)
+        frame = answer.encode([array], request_id.encode(), raw=raw)
         assert frame[:5] == struct.pack(">BI", 0, len(frame) - 5)
         reply = pb.ModelInferResponse.FromString(frame[5:])
         assert (reply.model_name, reply.id) == ("modèl", request_id)
@@ -121,7 +121,7 @@ def test_several_outputs_keep_their_order(one, other):
     """And one that can only be raw makes the others raw too."""
     pairs = [one, other]
     answer = Answer("m", [tensor(kind, name=f"y{index}") for index, (kind, _) in enumerate(pairs)])
-    reply = pb.ModelInferResponse.FromString(answer.encode([array for _, array in pairs], "", raw=False)[5:])
+    reply = pb.ModelInferResponse.FromString(answer.encode([array for _, array in pairs], b"", raw=False)[5:])
     assert [output.name for output in reply.outputs] == ["y0", "y1"]
     if all(kind.field for kind, _ in pairs):
         assert not reply.raw_output_contents
@@ -179,7 +179,7 @@ def test_a_large_output_is_written_whole():
     """Past the size from which it is not copied first, with and without an id, and where it lies crosswise."""
     array = np.arange(100_000, dtype=np.float32).reshape(100, 1000)
     answer = Answer("m", [tensor("FP32", name="y")])
-    for request_id in ("", "id"):
+    for request_id in (b"", b"id"):
         for sample in (array, array.T):
             reply = pb.ModelInferResponse.FromString(answer.encode([sample], request_id, raw=True)[5:])
             assert reply.raw_output_contents[0] == sample.tobytes()
@@ -348,7 +348,7 @@ def test_a_model_that_answers_another_type_than_it_says_is_internal():
     answer = Answer("m", [tensor("FP32", name="y")])
     for raw in (True, False):
         with pytest.raises(MeshError, match="came as int32") as error:
-            answer.encode([np.zeros(3, np.int32)], "", raw=raw)
+            answer.encode([np.zeros(3, np.int32)], b"", raw=raw)
         assert error.value.reason is Reason.INTERNAL
 
 

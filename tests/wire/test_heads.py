@@ -241,7 +241,22 @@ def test_only_what_comes_again_is_kept_and_never_too_much():
         assert not memo.worth(key)
         assert memo.worth(key)
         memo.keep(key, number)
-        assert len(memo) <= 512
-        assert len(memo._seen) <= 4096
+        assert len(memo) <= 4096
+        assert len(memo._seen) <= 8192
     assert not memo.worth(bytes(5000))
     assert not memo.worth(bytes(5000)), "too long to keep"
+
+
+def test_where_every_head_is_new_nobody_looks_until_a_rest_is_over():
+    memo = heads.Memo()
+    reads = [request(FRAME, headers=[(b"trace", b"%d" % number)]) for number in range(300)]
+    outcomes_of_requests(reads, memo)
+    rest = memo.rest
+    assert rest > 1000
+    same = [request(FRAME)] * 5
+    outcomes_of_requests(same, memo)
+    assert memo.rest == rest - 5
+    memo.rest = 0
+    outcomes_of_requests(same, memo)
+    assert len(memo) == 1
+    assert memo.missed == 0

@@ -460,6 +460,12 @@ async def refused(data, **limits):
         pytest.param(b"POST /a HTTP/1.1\r\ncontent-type: text/plain\r\ncontent-length: 1\r\n\r\na", 415, id="not gRPC"),
         pytest.param(b"POST /a HTTP/1.1\r\ncontent-length: 0\r\n\r\n", 415, id="no content type"),
         pytest.param(request(b"").replace(b"HTTP/1.1", b"HTTP/1.0"), 505, id="HTTP/1.0"),
+        pytest.param(request(b"").replace(b"/grpc\r", b"/grpc-web\r"), 415, id="gRPC-web"),
+        pytest.param(
+            request(b"", headers=[(b"connection", b"keep-alive")]).replace(b"HTTP/1.1", b"HTTP/1.0"),
+            505,
+            id="HTTP/1.0 alive",
+        ),
         pytest.param(request(b"", method=b"http://a/b"), 400, id="not a path"),
         pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, id="HTTP/2"),
         pytest.param(b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", 400, id="TLS"),

@@ -16,6 +16,7 @@ from mesh.runtime.board import Row
 from mesh.runtime.server import tensors
 from mesh.runtime.server.pace import Pace
 from mesh.runtime.server.session import Session
+from mesh.runtime.server.shortcuts import Shortcuts
 
 if TYPE_CHECKING:
     from mesh.runtime.server.runs import Run
@@ -38,6 +39,7 @@ class Copy:
         "path",
         "row",
         "session",
+        "shortcuts",
         "threads",
         "token",
         "waiting",
@@ -54,6 +56,7 @@ class Copy:
         self.host_bytes = host_bytes
         self.device_bytes = device_bytes
         self.pace = Pace()
+        self.shortcuts = Shortcuts()
         self.answer = tensors.Answer(model_id, tuple(session.outputs.values()))
         """What is answered unless the request asks for certain outputs."""
         self.waiting: deque[Run] = deque()  # calls without a thread yet

@@ -22,6 +22,7 @@ from mesh.runtime.board import Board
 from mesh.runtime.server import answers, session, tensors
 from mesh.runtime.server.copies import Copies, Copy
 from mesh.runtime.server.runs import Run, Runs
+from mesh.runtime.server.shortcuts import Asked
 from mesh.runtime.server.tensors import bad
 from mesh.runtime.server.watch import Watch
 from mesh.statuses import MeshError, Reason
@@ -125,17 +126,19 @@ class DataPort:
 
     def _named(self, call: Call) -> tuple[bytes | None, bytes | None]:
         """Model id and copy token as the metadata say them."""
-        model_id = token = None
+        model_id = token = binary = None
         for key, value in call.headers:
             if key == headers.COPY:
                 token = value
             elif key == headers.MODEL_ID:
                 model_id = value
-            elif key == headers.MODEL_ID_BIN and model_id is None:
-                try:
-                    model_id = decode_bin(value)
-                except (binascii.Error, ValueError):
-                    raise bad("mm-model-id-bin is not base64") from None
+            elif key == headers.MODEL_ID_BIN:
+                binary = value
+        if model_id is None and binary is not None:
+            try:
+                model_id = decode_bin(binary)
+            except (binascii.Error, ValueError):
+                raise bad("mm-model-id-bin is not base64") from None
         return model_id, token
 
     def _copy(self, model_id: bytes, token: bytes | None) -> Copy | None:
@@ -148,34 +151,22 @@ class DataPort:
     def _infer(self, call: Call, frame: bytes) -> None:
         started_ns = time.monotonic_ns()
         model_id, token = self._named(call)
-        copy = None
-        if model_id is not None:
-            copy = self._copy(model_id, token)
-            if copy is None:
-                answers.not_here(call, self._board, _INFER, started_ns)
-                return
-        raws: Any
-        try:
-            if len(frame) > _SPLIT and not frame[0]:
-                message, raws = tensors.split(memoryview(frame)[5:])
-                request = _parse(message)
-            else:
-                request = _parse(self._message(call, frame) if frame[0] else frame[5:])
-                raws = request.raw_input_contents
-        except (DecodeError, ValueError) as error:
-            raise bad(f"the message is not a ModelInferRequest: {error}") from error
+        copy = asked = request = None
+        if model_id is None:  # the message has it
+            request, raws = self._parsed(call, frame)
+            model_id = request.model_name.encode()
+        copy = self._copy(model_id, token)
         if copy is None:
-            copy = self._copy(request.model_name.encode(), token)
-            if copy is None:
-                answers.not_here(call, self._board, _INFER, started_ns)
-                return
-        model = copy.session
+            answers.not_here(call, self._board, _INFER, started_ns)
+            return
         try:
-            inputs = request.inputs
-            feed, size = model.intake.decode(inputs, raws)
-            answer = copy.answer
-            if request.outputs:
-                answer = copy.answer_of(tensors.requested(request.outputs, model.outputs, model.unsupported))
+            if request is None:
+                asked = copy.shortcuts.find(frame)
+            if asked is None:
+                if request is None:
+                    request, raws = self._parsed(call, frame)
+                asked = _asked(copy, request, raws, frame)
+            feed, size, answer, raw, request_id = asked
             deadline = call.deadline
             if deadline is not None and deadline <= self._loop.time():
                 raise MeshError(Reason.DEADLINE, "the deadline had passed when the call came")
@@ -185,7 +176,6 @@ class DataPort:
         except MeshError as error:
             self._refused(call, copy, error, started_ns)
             return
-        raw = bool(raws) or not inputs
         row = copy.row
         if inline:
             watch = self._watch
@@ -194,9 +184,9 @@ class DataPort:
             if watch.asleep:
                 watch.wake()
             try:
-                arrays = model.run(answer.names, feed, watch.options)
+                arrays = copy.session.run(answer.names, feed, watch.options)
                 watch.since_ns = 0
-                reply = answer.encode(arrays, request.id, raw=raw)
+                reply = answer.encode(arrays, request_id, raw=raw)
             except Exception as error:
                 watch.since_ns = 0
                 if not watch.stopped():
@@ -215,8 +205,19 @@ class DataPort:
         else:
             row.begin(started_ns)
         self._runs.submit(
-            Run(call, copy, feed=feed, size=size, answer=answer, raw=raw, request_id=request.id, started_ns=started_ns)
+            Run(call, copy, feed=feed, size=size, answer=answer, raw=raw, request_id=request_id, started_ns=started_ns)
         )
+
+    def _parsed(self, call: Call, frame: bytes) -> tuple[Any, Any]:
+        """The request in a frame, and its raw contents."""
+        try:
+            if len(frame) > _SPLIT and not frame[0]:
+                message, raws = tensors.split(memoryview(frame)[5:])
+                return _parse(message), raws
+            request = _parse(self._message(call, frame) if frame[0] else frame[5:])
+            return request, request.raw_input_contents
+        except (DecodeError, ValueError) as error:
+            raise bad(f"the message is not a ModelInferRequest: {error}") from error
 
     def _refused(self, call: Call, copy: Copy, error: MeshError, started_ns: int) -> None:
         """A call of this copy that its model never saw. It is a use all the same: who asks wrongly asks again."""
@@ -258,6 +259,20 @@ class DataPort:
         else:
             self._observe(method, 0, time.monotonic_ns() - started_ns)
         return copy
+
+
+def _asked(copy: Copy, request: Any, raws: Any, frame: bytes) -> Asked:
+    """What a parsed request asks of a model. Raises `MeshError`."""
+    model = copy.session
+    inputs = request.inputs
+    feed, size = model.intake.decode(inputs, raws)
+    answer = copy.answer
+    if request.outputs:
+        answer = copy.answer_of(tensors.requested(request.outputs, model.outputs, model.unsupported))
+    if len(raws) == 1:
+        ((name, array),) = feed.items()
+        copy.shortcuts.learn(frame, model.inputs[name], array.shape, answer)
+    return feed, size, answer, bool(raws) or not inputs, request.id.encode()
 
 
 _IS_READY = framing.pack(inference_pb2.ModelReadyResponse(ready=True).SerializeToString())

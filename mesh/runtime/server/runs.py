@@ -68,7 +68,7 @@ class Run:
         size: int,
         answer: tensors.Answer,
         raw: bool,
-        request_id: str,
+        request_id: bytes,
         started_ns: int,
     ) -> None:
         self.call = call

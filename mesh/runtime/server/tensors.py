@@ -19,7 +19,7 @@ contents: on the wire they are the array.
 
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +95,7 @@ class Tensor:
         self.shape: tuple[int, ...] = self.dims or ()
         self._counts: dict[tuple[int, ...], int] = {}
         self._heads: dict[tuple[int, ...], tuple[bytes, bytes]] = {}
-        self._prefix = _text_field(0x0A, name) + _text_field(0x12, datatype.name)
+        self._prefix = _text_field(0x0A, name.encode()) + _text_field(0x12, datatype.name.encode())
 
     def count(self, shape: tuple[int, ...]) -> int:
         """Elements of that shape. Raises `MeshError` where this tensor cannot have it."""
@@ -135,6 +135,26 @@ def bad(text: str) -> MeshError:
 # -- from requests
 
 
+def fields(message: memoryview) -> Iterator[tuple[int, int, int]]:
+    """Tag, begin and end of the value of each field of an encoded message. Raises ValueError where malformed."""
+    at, end = 0, len(message)
+    while at < end:
+        tag, at = _read_varint(message, at)
+        wire = tag & 7
+        if wire == 2:
+            size, start = _read_varint(message, at)
+        elif wire == 0:
+            size, start = _read_varint(message, at)[1] - at, at
+        elif wire in (1, 5):
+            size, start = 8 if wire == 1 else 4, at
+        else:
+            raise ValueError(f"wire type {wire}")
+        at = start + size
+        if at > end:
+            raise ValueError("truncated message")
+        yield tag, start, at
+
+
 def split(message: memoryview) -> tuple[bytes, list[Raw]]:
     """An encoded ModelInferRequest without its raw contents, and those, uncopied. Raises ValueError where malformed.
 
@@ -142,29 +162,13 @@ def split(message: memoryview) -> tuple[bytes, list[Raw]]:
     """
     rest = []
     raws: list[Raw] = []
-    at, end = 0, len(message)
-    while at < end:
-        start = at
-        tag, at = _read_varint(message, at)
-        wire = tag & 7
-        if wire == 2:
-            size, at = _read_varint(message, at)
-            if at + size > end:
-                raise ValueError("truncated message")
-            if tag == 0x3A:
-                raws.append(message[at : at + size])
-                at += size
-                continue
-            at += size
-        elif wire == 0:
-            _, at = _read_varint(message, at)
-        elif wire in (1, 5):
-            at += 8 if wire == 1 else 4
+    before = 0
+    for tag, start, end in fields(message):
+        if tag == 0x3A:
+            raws.append(message[start:end])
         else:
-            raise ValueError(f"wire type {wire}")
-        if at > end:
-            raise ValueError("truncated message")
-        rest.append(message[start:at])
+            rest.append(message[before:end])
+        before = end
     return b"".join(rest), raws
 
 
@@ -364,14 +368,14 @@ class Answer:
     def __init__(self, model_id: str, tensors: Sequence[Tensor]) -> None:
         self.tensors = tuple(tensors)
         self.names = [tensor.name for tensor in tensors]
-        self._model = _text_field(0x0A, model_id)
+        self._model = _text_field(0x0A, model_id.encode())
         self._raw_only = any(not tensor.kind.field for tensor in tensors)
         self._texts = any(tensor.kind.dtype.hasobject for tensor in tensors)
         # By shapes: a whole reply up to its contents where it has no id; the part of that after the id; tag and length
         # of each contents; bytes of the message without an id.
         self._known: dict[tuple[tuple[int, ...], ...], tuple[bytes, bytes, tuple[bytes, ...], int]] = {}
 
-    def encode(self, arrays: Sequence[Array], request_id: str, *, raw: bool) -> bytes:
+    def encode(self, arrays: Sequence[Array], request_id: bytes, *, raw: bool) -> bytes:
         """A framed ModelInferResponse. Raises `MeshError` where the model answered what V2 cannot carry."""
         if not raw and not self._raw_only:
             return self._typed(arrays, request_id)
@@ -408,7 +412,7 @@ class Answer:
             self._known[shapes] = learnt
         return learnt
 
-    def _unlike(self, arrays: Sequence[Array], request_id: str) -> bytes:
+    def _unlike(self, arrays: Sequence[Array], request_id: bytes) -> bytes:
         """A raw reply whose length does not follow from the shapes."""
         parts: list[Raw] = [tensor.head(array.shape)[1] for tensor, array in zip(self.tensors, arrays, strict=True)]
         for tensor, array in zip(self.tensors, arrays, strict=True):
@@ -417,7 +421,7 @@ class Answer:
             parts.append(contents)
         return self._framed(parts, request_id)
 
-    def _typed(self, arrays: Sequence[Array], request_id: str) -> bytes:
+    def _typed(self, arrays: Sequence[Array], request_id: bytes) -> bytes:
         parts: list[Raw] = []
         for tensor, array in zip(self.tensors, arrays, strict=True):
             inside = tensor.head(array.shape)[0]
@@ -429,7 +433,7 @@ class Answer:
             parts.append(contents)
         return self._framed(parts, request_id)
 
-    def _framed(self, parts: list[Raw], request_id: str) -> bytes:
+    def _framed(self, parts: list[Raw], request_id: bytes) -> bytes:
         parts = [self._model, _text_field(0x1A, request_id), *parts]
         return b"".join([_PREFIX(0, sum(map(len, parts))), *parts])
 
@@ -516,8 +520,7 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
         shift += 7
 
 
-def _text_field(tag: int, text: str) -> bytes:
-    encoded = text.encode()
+def _text_field(tag: int, encoded: bytes) -> bytes:
     length = len(encoded)
     if length < 0x80:
         return b"%c%c%b" % (tag, length, encoded) if length else b""

@@ -1,0 +1,72 @@
+"""What the server answers by itself, because no handler should see the request: why, and in which form.
+
+A request that is gRPC by its content type gets a gRPC status, trailers-only; anything else gets plain HTTP, with a line of
+text for whoever tried a browser or curl on the port. Which requests those are is decided here; what happens to their
+connection, in `serverconnection`.
+"""
+
+import http
+from typing import NamedTuple
+
+from mesh import statuses
+from mesh.wire import call, framing
+
+MAX_HEADERS = 256  # header lines of one request
+
+_GRPC = b"application/grpc"
+
+# `allow` belongs to 405 and harms no other.
+_HTTP = (
+    b"HTTP/1.1 %d %b\r\ncontent-type: text/plain\r\ncontent-length: %d\r\nallow: POST\r\nconnection: close\r\n\r\n%b\n"
+)
+
+
+class Refusal(NamedTuple):
+    """Why a request is refused; `http` where it is not even a gRPC request."""
+
+    reason: statuses.Reason
+    text: str
+    http: int = 0
+
+    def over_http(self) -> bytes:
+        """The whole answer to what is not gRPC."""
+        text = self.text.encode("ascii", "backslashreplace")
+        status = http.HTTPStatus(self.http)
+        return _HTTP % (status, status.phrase.encode(), len(text) + 1, text)
+
+
+def _plain(text: str, status: http.HTTPStatus) -> Refusal:
+    return Refusal(statuses.Reason.BAD_REQUEST, text, status)
+
+
+NO_POST = _plain("gRPC uses POST", http.HTTPStatus.METHOD_NOT_ALLOWED)
+NO_GRPC = _plain("the content type is not application/grpc", http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+NO_PATH = _plain("the request target is not a path", http.HTTPStatus.BAD_REQUEST)
+OLD_HTTP = _plain("HTTP/1.1 is needed", http.HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+
+
+def is_grpc(content_type: bytes) -> bool:
+    """Whether this is gRPC: with or without `+proto` and the like, but not `application/grpc-web`."""
+    return content_type == _GRPC or content_type.startswith((_GRPC + b"+", _GRPC + b";"))
+
+
+def of_frame(error: framing.FrameError) -> Refusal:
+    """For a message that is broken or too large."""
+    return Refusal(error.reason, error.text)
+
+
+def of_headers(target: bytes, headers: list[call.Header], limit: int, read: int) -> Refusal | None:
+    """For a head that is too large: `limit` is in bytes, `read` how many were read for it, or with it, at most."""
+    if len(headers) > MAX_HEADERS:
+        return Refusal(statuses.Reason.TOO_LARGE, f"more than {MAX_HEADERS} headers")
+    if read > limit:  # rarely: it is counted exactly only where it may be too much
+        if len(target) + sum(len(name) + len(value) + 4 for name, value in headers) > limit:
+            return Refusal(statuses.Reason.TOO_LARGE, f"headers of more than {limit} bytes")
+    return None
+
+
+def of_bytes(why: str, *, grpc: bool, large: bool = False) -> Refusal:
+    """For bytes that cannot be understood; `grpc`: within a request that was understood as gRPC until then."""
+    if grpc:
+        return Refusal(statuses.Reason.BAD_REQUEST, why)
+    return _plain(why, http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if large else http.HTTPStatus.BAD_REQUEST)
