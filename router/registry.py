@@ -77,7 +77,9 @@ class Registry:
         arrived = self._clock
         while True:
             read = self._reads.get(model_id)
-            if read is None:
+            # One that has ended but stands here still, because its callback has not run, is no read to join: awaiting
+            # it would not let the loop go on, so it would stand here for ever.
+            if read is None or read.task.done():
                 read = self._begin(model_id)
             else:
                 self._joined += 1

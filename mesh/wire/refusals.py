@@ -1,8 +1,8 @@
 """What the server answers by itself, because no handler should see the request: why, and in which form.
 
-A request that is gRPC by its content type gets a gRPC status, trailers-only; anything else gets plain HTTP, with a line of
-text for whoever tried a browser or curl on the port. Which requests those are is decided here; what happens to their
-connection, in `serverconnection`.
+A request that is gRPC by its content type gets a gRPC status, trailers-only; anything else gets plain HTTP, with a line
+of text for whoever tried a browser or curl on the port. Which requests those are is decided here; what happens to
+their connection, in `serverconnection`.
 """
 
 import http
@@ -59,9 +59,9 @@ def of_headers(target: bytes, headers: list[call.Header], limit: int, read: int)
     """For a head that is too large: `limit` is in bytes, `read` how many were read for it, or with it, at most."""
     if len(headers) > MAX_HEADERS:
         return Refusal(statuses.Reason.TOO_LARGE, f"more than {MAX_HEADERS} headers")
-    if read > limit:  # rarely: it is counted exactly only where it may be too much
-        if len(target) + sum(len(name) + len(value) + 4 for name, value in headers) > limit:
-            return Refusal(statuses.Reason.TOO_LARGE, f"headers of more than {limit} bytes")
+    # Counted exactly only where it may be too much, which is rare.
+    if read > limit and len(target) + sum(len(name) + len(value) + 4 for name, value in headers) > limit:
+        return Refusal(statuses.Reason.TOO_LARGE, f"headers of more than {limit} bytes")
     return None
 
 

@@ -90,3 +90,14 @@ async def test_a_record_that_cannot_be_read_says_so(core):
     object.__setattr__(core.etcd.records[key], "value", b"nonsense")
     with pytest.raises(MeshError, match="record of model m cannot be read"):
         await core.registry.read("m")
+
+
+async def test_a_read_that_has_just_ended_is_not_joined(core):
+    """Whoever asks in the moment between a read's end and its clearing away begins another, and does not spin."""
+    core.etcd.gate.clear()
+    early = asyncio.create_task(core.registry.read("m"))
+    await until(lambda: core.etcd.reads == 1)
+    core.etcd.gate.set()
+    late = asyncio.create_task(core.registry.read("m"))
+    assert await asyncio.gather(early, late) == [None, None]
+    assert core.etcd.reads == 2

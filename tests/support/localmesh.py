@@ -21,7 +21,7 @@ import grpc
 import numpy as np
 
 from mesh.pb import inference_pb2, modelmesh_pb2, modelmesh_pb2_grpc
-from mesh.process import free_port
+from mesh.process import free_port, tethered
 from tests.support.etcd import EtcdServer
 from tests.support.waiting import until
 
@@ -42,7 +42,11 @@ class Program:
         """Starts it, again after it ended."""
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                self.argv, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+                tethered(self.argv),
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
 
     @property

@@ -9,7 +9,11 @@ T = TypeVar("T")
 
 
 async def until(
-    condition: Callable[[], T | Awaitable[T]], *, timeout: float = 10.0, interval: float = 0.01, why: str | Callable[[], str] = ""
+    condition: Callable[[], T | Awaitable[T]],
+    *,
+    timeout: float = 10.0,
+    interval: float = 0.01,
+    why: str | Callable[[], str] = "",
 ) -> T:
     """Polls until `condition` gives something true, and gives that; AssertionError with `why` after `timeout` s."""
     end = time.monotonic() + timeout

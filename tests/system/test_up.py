@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.process import free_port
+from mesh.process import free_port, tethered
 from tests.support.localmesh import children, command
 from tests.support.waiting import until
 
@@ -28,7 +28,12 @@ class Up:
         argv += ["--probe", f"127.0.0.1:{self.probe}", "--data-dir", str(folder / "data"), *options]
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                argv, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=folder, start_new_session=True
+                tethered(argv),
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                cwd=folder,
+                start_new_session=True,
             )
 
     def text(self) -> str:
