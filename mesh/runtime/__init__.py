@@ -10,9 +10,11 @@
     ledger        what is in memory, and who makes way (decided by `placement.room`)
     claims        the right to load, one etcd transaction
     presence      the lease, and the keys under it
+    place         the pod's name, held by one incarnation at a time
     figures       what the pod publishes of itself, and when
     history       what is written into models' records
     serverprocess the model server as a child: started, watched, started again
+    suspects      which models may have brought it down
     spi           the client of mmesh.ModelRuntime
     memory        the server's resident memory against what is promised
     housekeeping  the periodic check against the registry

@@ -12,7 +12,6 @@ or running is written into those models' records first of all, because it may be
 import asyncio
 import secrets
 import time
-from collections import deque
 from collections.abc import Iterable
 
 from mesh import process
@@ -21,7 +20,6 @@ from mesh.keys import Keys
 from mesh.records import LEAVING, READY, PodRecord
 from mesh.runtime import control, memory, serverprocess
 from mesh.runtime.board import Board
-from mesh.runtime.board import State as SlotState
 from mesh.runtime.claims import Claims
 from mesh.runtime.decisions import Decisions
 from mesh.runtime.files import Files
@@ -33,11 +31,14 @@ from mesh.runtime.loads import Loads
 from mesh.runtime.memory import MemoryWatch
 from mesh.runtime.meters import Meters, calls_snapshot
 from mesh.runtime.outcomes import Refused
-from mesh.runtime.presence import NameTaken, Presence
+from mesh.runtime.place import NameTaken
+from mesh.runtime.presence import Presence
+from mesh.runtime.rate import Rate
 from mesh.runtime.rundir import RunDir
 from mesh.runtime.serverprocess import ServerFailed, ServerProcess
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.spi import Spi
+from mesh.runtime.suspects import suspects
 from mesh.runtime.tasks import Tasks
 from mesh.runtime.unloads import Unloads
 from mesh.settings import format_address, parse_address
@@ -54,7 +55,6 @@ STARTING, SERVER_DOWN = "starting", "server-down"
 
 _SERVER_GRACE = 8.0  # seconds that the model server has to end: its own grace is 5
 _PORT_TRIES = 3  # of a port that we chose and somebody else took meanwhile
-_RATE_WINDOW, _RATE_STEP = 60.0, 5.0  # seconds
 _QUIET = 0.1  # seconds between two looks at the calls in flight while draining
 
 
@@ -75,7 +75,7 @@ class Agent:
         self._labels = settings.labels
         self._addresses = ("", "", "")  # data, control, probe, as published
         self._tasks = Tasks()
-        self._calls: deque[tuple[float, int]] = deque()  # (monotonic seconds, calls so far)
+        self._rate = Rate(self._calls_so_far)
         self._run_dir = RunDir()
         self.board = Board.create(self._run_dir.path / "board", settings.slots, incarnation=self.incarnation)
         self.ledger = Ledger(settings.capacity, self.board, slots=settings.slots)
@@ -159,6 +159,10 @@ class Agent:
         except (OSError, ValueError) as error:
             raise StartError(str(error)) from error
         await self._reach_etcd()
+        try:
+            await self.presence.wait_for_name()  # before anything that takes seconds
+        except (NameTaken, EtcdError) as error:
+            raise StartError(str(error)) from error
         data = await self._start_server()
         try:
             control_address = await self._control.start(settings.control)
@@ -177,7 +181,7 @@ class Agent:
         for work, name in (
             (self._memory.run(), "memory watch"),
             (self._housekeeping.run(), "housekeeping"),
-            (self._count_calls(), "rate"),
+            (self._rate.run(), "rate"),
         ):
             self._tasks.start(work, name)
         log.info(
@@ -303,7 +307,7 @@ class Agent:
             copies=statistics.copies,
             loads_in_progress=statistics.loading,
             loading_threads=self.settings.load_concurrency,
-            rate=self._rate(),
+            rate=self._rate.per_minute,
             probe_address=probe,
         )
 
@@ -313,23 +317,8 @@ class Agent:
             snapshots.append(metrics.process_snapshot("model-server", self.server.pid))
         return metrics.render(metrics.merge(snapshots))
 
-    async def _count_calls(self) -> None:
-        while True:
-            now = time.monotonic()
-            self._calls.append((now, self._calls_so_far()))
-            while now - self._calls[0][0] > _RATE_WINDOW:
-                self._calls.popleft()
-            await asyncio.sleep(_RATE_STEP)
-
     def _calls_so_far(self) -> int:
         return sum(sum(series.buckets) for series in self.board.calls())
-
-    def _rate(self) -> int:
-        """Calls a minute, over the last minute; less has passed at first."""
-        if len(self._calls) < 2:
-            return 0
-        (start, before), (end, now) = self._calls[0], self._calls[-1]
-        return round((now - before) * 60 / max(end - start, _RATE_WINDOW / 4))
 
     def _why_refused(self) -> Refused | None:
         if not self.presence.published:
@@ -387,7 +376,7 @@ class Agent:
             for entry in self.ledger.entries.values()
             if entry.state in (State.LOADING, State.LOADED, State.UNLOADING)
         ]
-        for entry, doing in self._suspects(gone):
+        for entry, doing in suspects(self.ledger, gone):
             text = f"{self.name}: the model server {why} while it was {doing} this model"
             log.warning("suspect", model=entry.model_id, doing=doing)
             self._history.killed(entry.model_id, entry.revision, text)
@@ -399,21 +388,6 @@ class Agent:
                 self._files.discard(entry.model_id)
         self.loads.freed()
         self.presence.changed()
-
-    def _suspects(self, gone: Iterable[Entry]) -> list[tuple[Entry, str]]:
-        """Who was at work. Freeing a model is a suspicion only where nothing else was going on."""
-        working, freeing = [], []
-        for entry in gone:
-            use = self.ledger.use(entry)
-            if use is None:
-                continue
-            if use.state is SlotState.LOADING:
-                working.append((entry, "loading"))
-            elif use.running:
-                working.append((entry, "running"))
-            elif use.state is SlotState.UNLOADING:
-                freeing.append((entry, "freeing"))
-        return working or freeing
 
     # --- end ---
 

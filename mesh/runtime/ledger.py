@@ -168,14 +168,14 @@ class Ledger:
             entry.slot = self._slots.popleft()
         return entry.slot is not None
 
-    def remove(self, entry: Entry, *, keep_slot: bool = False) -> None:
-        """Nothing of it is left. `keep_slot`: somebody may still write to its slot, so nobody else gets it."""
+    def remove(self, entry: Entry) -> None:
+        """Nothing of it is left; its slot goes to somebody else."""
         if self.entries.get(entry.model_id) is not entry:
             return
         del self.entries[entry.model_id]
         self._count(entry, -1)
         self._counts[entry.state] -= 1
-        if entry.slot is not None and not keep_slot:
+        if entry.slot is not None:
             self._slots.append(entry.slot)
 
     def _count(self, entry: Entry, sign: int) -> None:

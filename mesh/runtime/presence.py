@@ -26,7 +26,6 @@ from mesh.etcd import (
     Etcd,
     EtcdError,
     EtcdLeaseLost,
-    KeyValue,
     Lease,
     Op,
     created,
@@ -34,11 +33,11 @@ from mesh.etcd import (
     get_op,
     get_range_op,
     leased,
-    modified,
     put_op,
 )
 from mesh.keys import Keys
-from mesh.runtime import figures
+from mesh.runtime import figures, place
+from mesh.runtime.place import NameTaken
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
@@ -49,10 +48,6 @@ BATCH = 100
 _TICK = 1.0  # seconds between two looks at the pod's figures
 _JITTER = 1.0  # seconds over which the pods of a mesh spread their return
 _PAUSE_FIRST, _PAUSE_MAX = 0.1, 2.0  # seconds between attempts while etcd is away
-
-
-class NameTaken(Exception):
-    """Another live pod has this name. The text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +95,10 @@ class Presence:
         self.key = keys.pod(pod)
         self._etcd = etcd
         self._keys = keys
-        self._incarnation = incarnation
-        self._ttl = ttl
         self._record = record
+        self._place = place.Place(etcd, self.key, incarnation=incarnation, ttl=ttl, record=record, is_alive=is_alive)
         self._on_stale = on_stale
         self._on_usurped = on_usurped
-        self._is_alive = is_alive
         self._lease: Lease | None = None
         self._published: figures.Published | None = None
         self._wanted: dict[str, records.CopyRecord] = {}
@@ -120,9 +113,14 @@ class Presence:
 
     # --- life ---
 
+    async def wait_for_name(self) -> None:
+        """Waits for the lease of a dead pod of this name, if there is one. Raises NameTaken, EtcdError."""
+        await self._place.wait()
+
     async def start(self) -> None:
         """Publishes the pod for the first time. Raises NameTaken, EtcdError."""
-        await self._take_name()
+        self._hold(await self._place.take())
+        await self._sweep()
         self._task = asyncio.get_running_loop().create_task(self._run(), name="presence")
 
     async def close(self, *, revoke: bool, timeout: float = 2.0) -> None:
@@ -320,65 +318,23 @@ class Presence:
                 self._on_stale(model_id)
         return False
 
-    # --- coming and coming back ---
-
-    async def _take_name(self) -> None:
-        """At the start: our name must be nobody's, or that of a pod that is dead."""
-        deadline = time.monotonic() + 3 * self._ttl
-        while True:
-            present = await self._etcd.get(self.key)
-            other = _decode(present)
-            if other is None or other.incarnation == self._incarnation:
-                break
-            alive = await self._is_alive(other)
-            if alive or (alive is None and time.monotonic() > deadline):
-                raise NameTaken(
-                    f"a pod named {self.pod!r} is there already (incarnation {other.incarnation}, control address "
-                    f"{other.control_address}): give each pod its own --name"
-                )
-            if alive is not None:
-                log.info("taking the place of a dead pod of this name", incarnation=other.incarnation)
-                break
-            log.info("waiting for the lease of a pod of this name to end", incarnation=other.incarnation)
-            await asyncio.sleep(1.0)
-        if not await self._publish(present):
-            raise NameTaken(f"another pod named {self.pod!r} has started at the same moment: give each its own --name")
-        await self._sweep()
+    # --- the lease ---
 
     async def _return(self) -> None:
         """After the lease was lost: publishes the pod again, and marks all copies to be written and checked."""
         self._forget_lease()
         await asyncio.sleep(random.uniform(0, _JITTER))
-        while True:
-            present = await self._etcd.get(self.key)
-            other = _decode(present)
-            if other is not None and other.incarnation != self._incarnation:
-                raise NameTaken(f"{self.pod!r} is {other.incarnation} at {other.control_address} now")
-            if await self._publish(present):
-                break
-        log.info("published again", copies=len(self._wanted), lease=f"{self._lease.id:x}" if self._lease else "")
+        taken = await self._place.take_again()
+        self._hold(taken)
+        log.info("published again", copies=len(self._wanted), lease=f"{taken.lease.id:x}")
         for model_id in self._wanted:
             self._dirty[model_id] = True
 
-    async def _publish(self, present: KeyValue | None) -> bool:
-        """Puts the pod's record in place of what is there; False if that has changed meanwhile."""
-        lease = await Lease.grant(self._etcd, ttl=self._ttl)
-        record = self._record()
-        done = False
-        try:
-            revision = 0 if present is None else present.mod_revision
-            result = await self._etcd.txn([modified(self.key, revision)], [put_op(self.key, record.encode(), lease.id)])
-            done = result.succeeded
-        finally:
-            if not done:
-                await lease.close()
-        if done:
-            self._leases += 1
-            self._lease = lease
-            self._published = figures.Published(record, time.monotonic())
-            watcher = asyncio.get_running_loop().create_task(self._on_lost(lease), name="lease watch")
-            self._watcher = watcher
-        return done
+    def _hold(self, taken: place.Taken) -> None:
+        self._leases += 1
+        self._lease = taken.lease
+        self._published = figures.Published(taken.record, time.monotonic())
+        self._watcher = asyncio.get_running_loop().create_task(self._on_lost(taken.lease), name="lease watch")
 
     _watcher: asyncio.Task[None] | None = None
 
@@ -421,16 +377,6 @@ class Presence:
         for model_id in found:
             if model_id not in self._wanted and model_id not in self._claiming:
                 self._touch(model_id)
-
-
-def _decode(kv: KeyValue | None) -> records.PodRecord | None:
-    if kv is None:
-        return None
-    try:
-        return records.PodRecord.decode(kv.value)
-    except ValueError as error:
-        log.warning("a pod's record cannot be read", key=kv.key, error=str(error))
-        return None
 
 
 def _under(response: object, lease: int) -> bool:

@@ -1,15 +1,12 @@
 """Pods for tests of the agent: real processes on the session's etcd, or on one that the test may harm."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mesh.keys import Keys
-from tests.support.agent import AgentProcess
+from tests.support.agent import AgentProcess, AnAgent
 from tests.support.etcd import EtcdServer
-
-AnAgent = Callable[..., AgentProcess]
 
 
 @pytest.fixture

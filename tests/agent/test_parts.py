@@ -20,9 +20,11 @@ from mesh.runtime.figures import GAP, REFRESH, Published, worth_telling
 from mesh.runtime.files import Files
 from mesh.runtime.ledger import Entry, State
 from mesh.runtime.memory import MemoryWatch
+from mesh.runtime.rate import Rate
 from mesh.runtime.rundir import RunDir
 from mesh.runtime.serverprocess import Plan, ServerFailed, ServerProcess
 from mesh.runtime.settings import RuntimeSettings
+from mesh.runtime.suspects import suspects
 from placement.room import RoomVerdict
 from puller.puller import Puller
 from puller.source import Source
@@ -66,6 +68,25 @@ def test_loads_are_told_when_the_pod_begins_to_queue_them() -> None:
     published = Published(loading, 0.0)
     assert not worth_telling(published, replace(loading, loads_in_progress=4), GAP)
     assert worth_telling(published, replace(loading, loads_in_progress=5), GAP)
+
+
+def test_the_rate_is_that_of_the_last_minute() -> None:
+    """Also when calls have stopped; the first seconds are not taken for a minute."""
+    now, calls = 0.0, 0
+    rate = Rate(lambda: calls, clock=lambda: now)
+    rate.read()
+    assert rate.per_minute == 0
+    now, calls = 5.0, 100
+    rate.read()
+    assert rate.per_minute == 400
+    now, calls = 30.0, 600
+    rate.read()
+    assert rate.per_minute == 1200
+    now = 89.0
+    rate.read()
+    now = 150.0
+    rate.read()
+    assert rate.per_minute == 0
 
 
 # --- memory
@@ -174,6 +195,30 @@ async def test_unload_errors_are_tried_again(pod: FakePod, monkeypatch: pytest.M
     assert await pod.loads.withdraw("m", 0, "test")
     await pod.nothing_left("m")
     assert failures == 0
+
+
+# --- suspects
+
+
+async def test_who_was_at_work_when_the_server_died(pod: FakePod) -> None:
+    """Loading and running; freeing only where nothing else went on; never what merely waited or was idle."""
+    await pod.fill("idle", "queued", "running", "loading", "freeing", size=10)
+    states = {
+        "idle": Use(SlotState.LOADED, 1, 0, 0, 0, 9, 0, 0),
+        "queued": Use(SlotState.LOADED, 1, 5, 0, 0, 9, 0, 0),
+        "running": Use(SlotState.LOADED, 1, 2, 1, 0, 9, 0, 0),
+        "loading": Use(SlotState.LOADING, 1, 0, 0, 0, 0, 0, 0),
+        "freeing": Use(SlotState.UNLOADING, 1, 0, 0, 0, 9, 0, 0),
+    }
+    for name, use in states.items():
+        slot = pod.entry(name).slot
+        assert slot is not None
+        pod.board.uses[slot] = use
+    entries = pod.ledger.entries
+    found = [(entry.model_id, doing) for entry, doing in suspects(pod.ledger, entries.values())]
+    assert found == [("running", "running"), ("loading", "loading")]
+    quiet = [entries[name] for name in ("idle", "queued", "freeing")]
+    assert [(entry.model_id, doing) for entry, doing in suspects(pod.ledger, quiet)] == [("freeing", "freeing")]
 
 
 # --- files

@@ -254,8 +254,19 @@ async def test_the_model_server_killed(pod: AgentProcess) -> None:
         return (await pod.describe("running")).copies[0].in_flight == 1
 
     await until(runs, why="the call runs")
+    endless = await pod.register("loading", models.endless_loop())
+    load = asyncio.create_task(pod.load("loading", endless))
+
+    async def loads() -> bool:
+        return (await states(pod)).get("loading") == "loading"
+
+    await until(loads, why="the load is in the server")
     old = pod.server_pid
     os.kill(old, signal.SIGKILL)
+    reply = await load
+    assert "SIGKILL while it loaded this model" in reply.failed.text
+    assert "SIGKILL while it was loading" in (await pod.model("loading")).killed[0]
+    assert (await pod.model("loading")).failures
 
     async def withdrawn() -> bool:
         return await pod.copy("idle") is None and await pod.copy("running") is None

@@ -6,9 +6,8 @@ import time
 
 from mesh.keys import Keys
 from mesh.records import LEAVING
-from tests.agent.conftest import AnAgent
 from tests.support import models
-from tests.support.agent import AgentProcess
+from tests.support.agent import AgentProcess, AnAgent
 from tests.support.etcd import EtcdServer
 from tests.support.waiting import until
 

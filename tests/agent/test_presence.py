@@ -11,7 +11,8 @@ from mesh.keys import Keys
 from mesh.records import LOADED, LOADING, CopyRecord, ModelRecord, PodRecord
 from mesh.runtime.claims import Away, Claimed, Claims
 from mesh.runtime.outcomes import Elsewhere, Stale
-from mesh.runtime.presence import NameTaken, Presence
+from mesh.runtime.place import NameTaken
+from mesh.runtime.presence import Presence
 from tests.support.etcd import EtcdServer
 from tests.support.waiting import until
 

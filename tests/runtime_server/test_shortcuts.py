@@ -8,8 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mesh.pb import inference_pb2 as pb
+from mesh.runtime.server.intake import Intake
+from mesh.runtime.server.reply import Answer
 from mesh.runtime.server.shortcuts import MAX_BYTES, Shortcuts
-from mesh.runtime.server.tensors import DATATYPES, Answer, Intake, Tensor
+from mesh.runtime.server.tensors import DATATYPES, Tensor
 from mesh.wire import framing
 
 KINDS = {kind.name: kind for kind in DATATYPES}

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mesh.pb import inference_pb2 as pb
-from mesh.runtime.server import tensors
-from mesh.runtime.server.tensors import DATATYPES, Answer, Datatype, Intake, Tensor
+from mesh.runtime.server import encoding, intake
+from mesh.runtime.server.intake import Intake
+from mesh.runtime.server.reply import Answer
+from mesh.runtime.server.tensors import DATATYPES, Datatype, Tensor
 from mesh.statuses import MeshError, Reason
 
 KINDS = {kind.name: kind for kind in DATATYPES}
@@ -70,9 +72,9 @@ def test_raw_contents_arrive_as_they_were_sent(sample):
     """Every datatype, every shape, bit by bit; twice, because the second time takes the short way."""
     kind, array = sample
     request = pb.ModelInferRequest(inputs=[sent(kind, array)], raw_input_contents=[raw_of(array)])
-    intake = Intake({"x": tensor(kind)})
+    taking = Intake({"x": tensor(kind)})
     for _ in range(2):
-        feed, size = intake.decode(request.inputs, request.raw_input_contents)
+        feed, size = taking.decode(request.inputs, request.raw_input_contents)
         assert same(feed["x"], array)
         assert size == len(raw_of(array))
 
@@ -140,7 +142,7 @@ def test_a_split_message_is_the_same_message(raws, model, inputs):
     for name in inputs:
         request.inputs.add(name=name, shape=[1, 2])
     request.parameters["p"].bool_param = True
-    rest, found = tensors.split(memoryview(request.SerializeToString()))
+    rest, found = intake.split(memoryview(request.SerializeToString()))
     assert [bytes(raw) for raw in found] == raws
     del request.raw_input_contents[:]
     assert pb.ModelInferRequest.FromString(rest) == request
@@ -150,7 +152,7 @@ def test_a_split_message_is_the_same_message(raws, model, inputs):
 def test_splitting_garbage_raises_value_errors_alone(data):
     """Whatever the bytes are; and nothing is lost where it does not raise."""
     try:
-        rest, raws = tensors.split(memoryview(data))
+        rest, raws = intake.split(memoryview(data))
     except ValueError:
         return
     assert len(rest) + sum(map(len, raws)) <= len(data)
@@ -161,7 +163,7 @@ def test_arrays_that_do_not_lie_well_in_memory_are_copied():
     array = np.arange(5, dtype=np.float64)
     for shift in range(8):
         message = memoryview(b"." * shift + array.tobytes())[shift:]
-        found = tensors.from_raw(tensor("FP64"), message, 5, (5,))
+        found = intake.from_raw(tensor("FP64"), message, 5, (5,))
         assert found.flags.aligned
         assert same(found, array)
 
@@ -292,12 +294,12 @@ def test_typed_texts_must_be_utf8_too():
 
 def test_a_refusal_is_not_remembered_as_good():
     """The short way knows only what passed every check."""
-    intake = Intake({"x": tensor("FP32", SHAPE)})
+    taking = Intake({"x": tensor("FP32", SHAPE)})
     for inputs, raws in (([an_input(shape=(1, 3))], [RAW]), ([an_input()], [b""])):
         request = pb.ModelInferRequest(inputs=inputs, raw_input_contents=raws)
         for _ in range(3):
             with pytest.raises(MeshError):
-                intake.decode(request.inputs, request.raw_input_contents)
+                taking.decode(request.inputs, request.raw_input_contents)
 
 
 def test_optional_inputs_may_be_left_out():
@@ -321,7 +323,7 @@ def outputs_of(*names: str, **parameters: str) -> Any:
 def test_requested_outputs_come_in_the_order_of_the_request():
     """Others are not answered."""
     kinds = {name: tensor("FP32", name=name) for name in "abc"}
-    assert [found.name for found in tensors.requested(outputs_of("c", "a"), kinds, {})] == ["c", "a"]
+    assert [found.name for found in intake.requested(outputs_of("c", "a"), kinds, {})] == ["c", "a"]
 
 
 @pytest.mark.parametrize(
@@ -338,7 +340,7 @@ def test_outputs_that_cannot_be_answered_are_refused(outputs, says):
     """Rather than answered with something else."""
     kinds = {name: tensor("FP32", name=name) for name in "ab"}
     with pytest.raises(MeshError) as error:
-        tensors.requested(outputs, kinds, {"maps": "seq(map)"})
+        intake.requested(outputs, kinds, {"maps": "seq(map)"})
     assert error.value.reason is Reason.BAD_REQUEST
     assert says in error.value.text
 
@@ -356,4 +358,4 @@ def test_a_model_that_answers_another_type_than_it_says_is_internal():
 def test_varints_are_those_of_protobuf(value):
     """Up to 64 bits."""
     expected = pb.InferTensorContents(uint64_contents=[value]).SerializeToString()[2:]
-    assert tensors.varint(value) == expected
+    assert encoding.varint(value) == expected

@@ -11,6 +11,7 @@ import signal
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -222,6 +223,10 @@ class AgentProcess:
                 return error.code, error.read().decode()
 
         return await asyncio.to_thread(get)
+
+
+AnAgent = Callable[..., AgentProcess]
+"""What the fixture `an_agent` is."""
 
 
 class Answer:

@@ -15,6 +15,7 @@ from mesh.pb import inference_pb2
 from mesh.runtime.board import Row
 from mesh.runtime.server import tensors
 from mesh.runtime.server.pace import Pace
+from mesh.runtime.server.reply import Answer
 from mesh.runtime.server.session import Session
 from mesh.runtime.server.shortcuts import Shortcuts
 
@@ -57,24 +58,24 @@ class Copy:
         self.device_bytes = device_bytes
         self.pace = Pace()
         self.shortcuts = Shortcuts()
-        self.answer = tensors.Answer(model_id, tuple(session.outputs.values()))
+        self.answer = Answer(model_id, tuple(session.outputs.values()))
         """What is answered unless the request asks for certain outputs."""
         self.waiting: deque[Run] = deque()  # calls without a thread yet
         self.threads = 0  # threads that run it now
         self.drained: asyncio.Future[None] | None = None  # set while its unload waits for calls in flight
         self._metadata: bytes | None = None
-        self._answers: dict[tuple[tensors.Tensor, ...], tensors.Answer] = {}
+        self._answers: dict[tuple[tensors.Tensor, ...], Answer] = {}
 
     def answered(self) -> None:
         """To be called after each call that was in flight: lets an unload go on after the last one."""
         if self.drained is not None and not self.row.in_flight and not self.drained.done():
             self.drained.set_result(None)
 
-    def answer_of(self, outputs: tuple[tensors.Tensor, ...]) -> tensors.Answer:
+    def answer_of(self, outputs: tuple[tensors.Tensor, ...]) -> Answer:
         """The answer that has these outputs, in this order."""
         found = self._answers.get(outputs)
         if found is None:
-            found = tensors.Answer(self.model_id, outputs)
+            found = Answer(self.model_id, outputs)
             if len(self._answers) < tensors.MAX_SHAPES:
                 self._answers[outputs] = found
         return found

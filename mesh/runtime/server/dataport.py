@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from mesh import headers
 from mesh.pb import inference_pb2
 from mesh.runtime.board import Board
-from mesh.runtime.server import answers, session, tensors
+from mesh.runtime.server import answers, intake, session
 from mesh.runtime.server.copies import Copies, Copy
 from mesh.runtime.server.runs import Run, Runs
 from mesh.runtime.server.shortcuts import Asked
@@ -212,7 +212,7 @@ class DataPort:
         """The request in a frame, and its raw contents."""
         try:
             if len(frame) > _SPLIT and not frame[0]:
-                message, raws = tensors.split(memoryview(frame)[5:])
+                message, raws = intake.split(memoryview(frame)[5:])
                 return _parse(message), raws
             request = _parse(self._message(call, frame) if frame[0] else frame[5:])
             return request, request.raw_input_contents
@@ -268,7 +268,7 @@ def _asked(copy: Copy, request: Any, raws: Any, frame: bytes) -> Asked:
     feed, size = model.intake.decode(inputs, raws)
     answer = copy.answer
     if request.outputs:
-        answer = copy.answer_of(tensors.requested(request.outputs, model.outputs, model.unsupported))
+        answer = copy.answer_of(intake.requested(request.outputs, model.outputs, model.unsupported))
     if len(raws) == 1:
         ((name, array),) = feed.items()
         copy.shortcuts.learn(frame, model.inputs[name], array.shape, answer)

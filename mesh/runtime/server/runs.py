@@ -20,6 +20,7 @@ from typing import Any
 from mesh.runtime.board import Board
 from mesh.runtime.server import answers, session, tensors
 from mesh.runtime.server.copies import Copy
+from mesh.runtime.server.reply import Answer
 from mesh.runtime.server.workers import Workers
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
@@ -66,7 +67,7 @@ class Run:
         *,
         feed: dict[str, tensors.Array],
         size: int,
-        answer: tensors.Answer,
+        answer: Answer,
         raw: bool,
         request_id: bytes,
         started_ns: int,

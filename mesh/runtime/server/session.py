@@ -20,6 +20,7 @@ import onnxruntime
 
 from mesh.runtime.server import onnxfile, tensors
 from mesh.runtime.server.device import Device
+from mesh.runtime.server.intake import Intake
 from mesh.statuses import MeshError, Reason
 
 MAX_WARM_UP = 64 << 20
@@ -108,7 +109,7 @@ class Session:
             what = ", ".join(f"{name!r} is {kind}" for name, kind in self.unsupported.items())
             raise _unusable(f"the model has no output that V2 can carry: {what}")
         self._run: Callable[..., list[tensors.Array]]
-        self.intake = tensors.Intake(self.inputs)
+        self.intake = Intake(self.inputs)
         # The public `run` checks its arguments for 3 us more; here they have been checked.
         self._run = getattr(session, "_sess", session).run
         if any(tensor.datatype == "BF16" for tensor in (*self.inputs.values(), *self.outputs.values())):

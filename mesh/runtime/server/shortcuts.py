@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mesh.runtime.server import tensors
-from mesh.runtime.server.tensors import Answer, Array, Tensor
+from mesh.runtime.server import encoding
+from mesh.runtime.server.reply import Answer
+from mesh.runtime.server.tensors import Array, Tensor
 
 MAX_BYTES = 16384
 """Of a frame. Above, the comparison saves nothing that shows, and the contents are better not copied."""
@@ -70,7 +71,7 @@ class Shortcuts:
         self._tries += 1
         if frame[0] or len(frame) > MAX_BYTES or not tensor.kind.plain:
             return
-        fields = list(tensors.fields(memoryview(frame)[5:]))
+        fields = list(encoding.fields(memoryview(frame)[5:]))
         order = [tag for tag, _, _ in fields]
         if order[-1:] != [_RAW] or order.count(_RAW) != 1 or order.count(_ID) > 1:
             return

@@ -1,0 +1,119 @@
+"""A pod's place in the mesh: its name, held by one incarnation at a time under one lease.
+
+A name is taken by compare-and-set, so of two pods with one name only one gets it. At the start, a record that stands
+there already is that of a dead pod (a crash, a container started again under the same name: the common case), or of a
+live one (a mistake of whoever named them). It is asked: a pod that answers with that incarnation lives, one whose
+address refuses the connection is dead and is replaced at once, and where that cannot be told its lease decides.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from mesh.etcd import Etcd, KeyValue, Lease, modified, put_op
+from mesh.records import PodRecord
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+_POLL = 1.0  # seconds between two looks at a record whose lease is waited for
+_LEASES = 3  # of ours: how long a lease that we do not know is waited for
+
+
+class NameTaken(Exception):
+    """Another live pod has this name. The text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The place, as it was just taken."""
+
+    lease: Lease
+    record: PodRecord
+
+
+class Place:
+    """One pod's. `record` gives its figures as they are now; `is_alive` whether the pod of a record lives (None: it
+    cannot be told)."""
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        key: bytes,
+        *,
+        incarnation: str,
+        ttl: int,
+        record: Callable[[], PodRecord],
+        is_alive: Callable[[PodRecord], Awaitable[bool | None]],
+    ) -> None:
+        """`ttl` in seconds."""
+        self._etcd = etcd
+        self._key = key
+        self._incarnation = incarnation
+        self._ttl = ttl
+        self._record = record
+        self._is_alive = is_alive
+
+    async def wait(self) -> KeyValue | None:
+        """Until no live pod has the name; what stands there then. Raises NameTaken, EtcdError."""
+        deadline = time.monotonic() + _LEASES * self._ttl
+        while True:
+            present = await self._etcd.get(self._key)
+            other = _decode(present)
+            if other is None:
+                return present
+            alive = await self._is_alive(other)
+            if alive or (alive is None and time.monotonic() > deadline):
+                raise NameTaken(
+                    f"a pod of this name is there already (incarnation {other.incarnation}, control address "
+                    f"{other.control_address}): give each pod its own --name"
+                )
+            if alive is not None:
+                return present
+            log.info("waiting for the lease of a pod of this name to end", incarnation=other.incarnation)
+            await asyncio.sleep(_POLL)
+
+    async def take(self) -> Taken:
+        """At the start. Raises NameTaken, EtcdError."""
+        present = await self.wait()
+        if present is not None:
+            log.info("taking the place of a dead pod of this name", record=present.value)
+        taken = await self._publish(present)
+        if taken is None:
+            raise NameTaken("another pod of this name has started at the same moment: give each pod its own --name")
+        return taken
+
+    async def take_again(self) -> Taken:
+        """After the lease was lost. Raises NameTaken where somebody else has it now, EtcdError."""
+        while True:
+            present = await self._etcd.get(self._key)
+            other = _decode(present)
+            if other is not None and other.incarnation != self._incarnation:
+                raise NameTaken(f"this pod's name belongs to {other.incarnation} at {other.control_address} now")
+            if (taken := await self._publish(present)) is not None:
+                return taken
+
+    async def _publish(self, present: KeyValue | None) -> Taken | None:
+        """Puts our record in place of what is there; None if that has changed meanwhile."""
+        lease = await Lease.grant(self._etcd, ttl=self._ttl)
+        record = self._record()
+        done = False
+        try:
+            revision = 0 if present is None else present.mod_revision
+            put = put_op(self._key, record.encode(), lease.id)
+            done = (await self._etcd.txn([modified(self._key, revision)], [put])).succeeded
+        finally:
+            if not done:
+                await lease.close()
+        return Taken(lease, record) if done else None
+
+
+def _decode(kv: KeyValue | None) -> PodRecord | None:
+    if kv is None:
+        return None
+    try:
+        return PodRecord.decode(kv.value)
+    except ValueError as error:
+        log.warning("a pod's record cannot be read", key=kv.key, error=str(error))
+        return None

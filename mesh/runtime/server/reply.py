@@ -1,0 +1,147 @@
+"""From what a model answered to a reply.
+
+The reply is raw if the request was (or had no inputs), typed otherwise; but if any output asked for is FP16 or BF16 the
+whole reply is raw, because a reply does not mix the two. Without `outputs` in the request, all outputs that V2 can
+carry are answered.
+
+Replies are written by hand: everything but contents and id is kept by shapes, and contents are joined to it as they lie
+in memory, once. Measured for two small outputs: 1.7 us, where protobuf takes 3.9; and a large output is copied once
+instead of four times.
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+
+from mesh.pb import inference_pb2
+from mesh.runtime.server.encoding import text_field, varint
+from mesh.runtime.server.tensors import MAX_SHAPES, Array, Raw, Tensor
+from mesh.statuses import MeshError, Reason
+
+
+class Answer:
+    """The outputs that some requests ask for, and how to write replies of them.
+
+    All of a reply but its contents and its `id` follows from the shapes of the arrays, so it is kept for each
+    combination of them, except where the length of the contents does not follow from the shape (BYTES).
+    """
+
+    __slots__ = ("_known", "_model", "_raw_only", "_texts", "names", "tensors")
+
+    def __init__(self, model_id: str, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tuple(tensors)
+        self.names = [tensor.name for tensor in tensors]
+        self._model = text_field(0x0A, model_id.encode())
+        self._raw_only = any(not tensor.kind.field for tensor in tensors)
+        self._texts = any(tensor.kind.dtype.hasobject for tensor in tensors)
+        # By shapes: a whole reply up to its contents where it has no id; the part of that after the id; tag and length
+        # of each contents; bytes of the message without an id.
+        self._known: dict[tuple[tuple[int, ...], ...], tuple[bytes, bytes, tuple[bytes, ...], int]] = {}
+
+    def encode(self, arrays: Sequence[Array], request_id: bytes, *, raw: bool) -> bytes:
+        """A framed ModelInferResponse. Raises `MeshError` where the model answered what V2 cannot carry."""
+        if not raw and not self._raw_only:
+            return self._typed(arrays, request_id)
+        shapes = tuple([array.shape for array in arrays])
+        start, heads, tags, size = self._known.get(shapes) or self._learn(shapes, arrays)
+        if request_id:
+            field = text_field(0x1A, request_id)
+            size += len(field)
+            parts: list[Raw] = [_PREFIX(0, size), self._model, field, heads]
+        else:
+            parts = [start]
+        if size < _LARGE:
+            for tag, array in zip(tags, arrays, strict=True):
+                parts += (tag, array.tobytes())
+        else:
+            for tag, array in zip(tags, arrays, strict=True):
+                parts += (tag, _memory(array))
+        frame = b"".join(parts)
+        if len(frame) != size + 5:  # texts, or arrays of another type than the model's file says
+            return self._unlike(arrays, request_id)
+        return frame
+
+    def _learn(
+        self, shapes: tuple[tuple[int, ...], ...], arrays: Sequence[Array]
+    ) -> tuple[bytes, bytes, tuple[bytes, ...], int]:
+        heads = b"".join([tensor.head(shape)[1] for tensor, shape in zip(self.tensors, shapes, strict=True)])
+        lengths = [array.size * tensor.kind.size for tensor, array in zip(self.tensors, arrays, strict=True)]
+        tags = tuple([b"\x32" + varint(length) for length in lengths])
+        size = len(self._model) + len(heads) + sum(map(len, tags)) + sum(lengths)
+        learnt = _PREFIX(0, size) + self._model + heads, heads, tags, size
+        if not self._texts and len(self._known) < MAX_SHAPES:
+            for tensor, array in zip(self.tensors, arrays, strict=True):
+                _check(tensor, array)
+            self._known[shapes] = learnt
+        return learnt
+
+    def _unlike(self, arrays: Sequence[Array], request_id: bytes) -> bytes:
+        """A raw reply whose length does not follow from the shapes."""
+        parts: list[Raw] = [tensor.head(array.shape)[1] for tensor, array in zip(self.tensors, arrays, strict=True)]
+        for tensor, array in zip(self.tensors, arrays, strict=True):
+            contents = to_raw(tensor, array)
+            parts.append(b"\x32" + varint(len(contents)))
+            parts.append(contents)
+        return self._framed(parts, request_id)
+
+    def _typed(self, arrays: Sequence[Array], request_id: bytes) -> bytes:
+        parts: list[Raw] = []
+        for tensor, array in zip(self.tensors, arrays, strict=True):
+            inside = tensor.head(array.shape)[0]
+            contents = to_typed(tensor, array)
+            length = varint(len(contents))
+            parts.append(b"\x2a" + varint(len(inside) + 1 + len(length) + len(contents)))
+            parts.append(inside)
+            parts.append(b"\x2a" + length)
+            parts.append(contents)
+        return self._framed(parts, request_id)
+
+    def _framed(self, parts: list[Raw], request_id: bytes) -> bytes:
+        parts = [self._model, text_field(0x1A, request_id), *parts]
+        return b"".join([_PREFIX(0, sum(map(len, parts))), *parts])
+
+
+_LARGE = 65536
+"""Bytes of contents from which on they are joined from where they lie, without a copy in between."""
+
+_PREFIX = struct.Struct(">BI").pack
+
+
+def _check(tensor: Tensor, array: Array) -> None:
+    if array.dtype != tensor.kind.dtype:
+        raise MeshError(
+            Reason.INTERNAL, f"output {tensor.name!r} came as {array.dtype}, the model's file says {tensor.kind.onnx}"
+        )
+
+
+def _memory(array: Array) -> Raw:
+    """The contents of an array; its own memory where it is large."""
+    if array.nbytes < _LARGE or not array.flags.c_contiguous:
+        return array.tobytes()
+    return array.data.cast("B")
+
+
+def to_raw(tensor: Tensor, array: Array) -> Raw:
+    """An array as raw contents; its own memory where it is large."""
+    _check(tensor, array)
+    if array.dtype.hasobject:
+        texts = [text.encode() for text in array.ravel().tolist()]
+        return b"".join([part for text in texts for part in (struct.pack("<I", len(text)), text)])
+    return _memory(array)
+
+
+def to_typed(tensor: Tensor, array: Array) -> Raw:
+    """An array as an encoded InferTensorContents."""
+    kind = tensor.kind
+    _check(tensor, array)
+    if not array.size:
+        return b""
+    if kind.packed:
+        contents = array.tobytes()
+        return b"".join((bytes((kind.packed,)), varint(len(contents)), contents))
+    values = array.ravel().tolist()
+    if array.dtype.hasobject:
+        values = [text.encode() for text in values]
+    return _CONTENTS(**{kind.field: values}).SerializeToString()
+
+
+_CONTENTS: Callable[..., inference_pb2.InferTensorContents] = inference_pb2.InferTensorContents
