@@ -41,7 +41,8 @@ class _Flight:
         """Ends it; it then answers that it was withdrawn."""
         if not self.withdrawn and self.task is not None:
             self.withdrawn = why
-            self.task.cancel()
+            # Not at once: a task that is cancelled before its first step does nothing, not even what ends the load.
+            asyncio.get_running_loop().call_soon(self.task.cancel)
 
 
 @dataclass(frozen=True, slots=True)

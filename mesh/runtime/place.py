@@ -18,6 +18,7 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 _POLL = 1.0  # seconds between two looks at a record whose lease is waited for
+_TRIES = 5
 _LEASES = 3  # of ours: how long a lease that we do not know is waited for
 
 
@@ -76,13 +77,14 @@ class Place:
 
     async def take(self) -> Taken:
         """At the start. Raises NameTaken, EtcdError."""
-        present = await self.wait()
-        if present is not None:
-            log.info("taking the place of a dead pod of this name", record=present.value)
-        taken = await self._publish(present)
-        if taken is None:
-            raise NameTaken("another pod of this name has started at the same moment: give each pod its own --name")
-        return taken
+        for _ in range(_TRIES):
+            present = await self.wait()
+            if (taken := await self._publish(present)) is not None:
+                if present is not None:
+                    log.info("took the place of a dead pod of this name")
+                return taken
+            # A dead one's lease has ended at this moment, or another pod was quicker: then that one lives.
+        raise NameTaken("other pods of this name start at the same moment: give each pod its own --name")
 
     async def take_again(self) -> Taken:
         """After the lease was lost. Raises NameTaken where somebody else has it now, EtcdError."""

@@ -80,6 +80,7 @@ class FakeFiles:
     def __init__(self) -> None:
         self.errors: dict[str, PullError] = {}
         self.held: dict[str, asyncio.Event] = {}
+        self.stopping: dict[str, asyncio.Event] = {}  # until when a cancelled pull takes to stop
         self.present: set[str] = set()
         self.cancelled: list[str] = []
 
@@ -89,6 +90,8 @@ class FakeFiles:
                 await self.held[into].wait()
         except asyncio.CancelledError:
             self.cancelled.append(into)
+            if into in self.stopping:
+                await self.stopping[into].wait()
             raise
         if source.path in self.errors:
             raise self.errors[source.path]

@@ -311,6 +311,43 @@ async def test_a_load_can_be_withdrawn_at_any_stage(pod: FakePod, stage: str) ->
     assert pod.ledger.committed_bytes == pod.ledger.physical_bytes == 0
 
 
+@pytest.mark.parametrize("turns", range(12))
+@pytest.mark.parametrize("lost", [False, True], ids=["claimed", "claim-lost"])
+async def test_a_load_can_be_withdrawn_at_any_turn_of_the_loop(pod: FakePod, turns: int, lost: bool) -> None:
+    """Before its first step, too, and while it undoes itself because somebody else was first."""
+    if lost:
+        pod.claims.verdicts["m"] = Stale()
+    load = asyncio.create_task(pod.load("m"))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await pod.loads.withdraw("m", 1, "unregistered")
+        outcome = await load
+        if isinstance(outcome, Loaded):
+            await pod.loads.withdraw("m", 1, "unregistered")
+    await pod.nothing_left("m")
+
+
+async def test_a_load_withdrawn_while_it_undoes_itself_undoes_all_of_it(pod: FakePod) -> None:
+    """The claim is lost, and its pull takes a moment to stop; unregistered in that moment."""
+    pod.claims.verdicts["m"] = Elsewhere("pod-2")
+    pod.claims.held["m"] = asyncio.Event()
+    pod.files.held["m"] = asyncio.Event()
+    stopped = pod.files.stopping["m"] = asyncio.Event()
+    load = asyncio.create_task(pod.load("m"))
+    await until(lambda: pod.ledger.count(State.PULLING), why="the pull has begun")
+    pod.claims.held["m"].set()
+    await until(lambda: "m" in pod.files.cancelled, why="the pull is being stopped")
+    withdrawal = asyncio.create_task(pod.loads.withdraw("m", 1, "unregistered"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    stopped.set()
+    async with asyncio.timeout(5):
+        assert await withdrawal
+        await load
+    await pod.nothing_left("m")
+
+
 async def test_withdrawing_what_is_not_there(pod: FakePod) -> None:
     assert not await pod.loads.withdraw("m", 0, "test")
 

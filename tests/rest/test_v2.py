@@ -70,8 +70,8 @@ async def test_compressed_bodies(http, name, compress):
         ("gzip", gzip.compress(b" " * 50_000_000, 9), 413),  # 48 kB on the wire
         ("deflate", zlib.compress(b" " * 50_000_000), 413),
         ("gzip", b"not gzip", 400),
-        ("gzip", gzip.compress(b"{}")[:-4], 400),
-        ("gzip", gzip.compress(b"{}") + b"more", 400),
+        ("gzip", gzip.compress(b"{}", mtime=0)[:-4], 400),
+        ("gzip", gzip.compress(b"{}", mtime=0) + b"more", 400),
         ("br", b"", 400),
     ],
 )
