@@ -379,6 +379,7 @@ class Agent:
         for entry, doing in suspects(self.ledger, gone):
             text = f"{self.name}: the model server {why} while it was {doing} this model"
             log.warning("suspect", model=entry.model_id, doing=doing)
+            entry.suspect = True
             self._history.killed(entry.model_id, entry.revision, text)
         self._unloads.clear()
         for entry in gone:

@@ -28,6 +28,7 @@ PATIENCE = 3.0
 _SIZE_SHARE = 0.10  # sizes that differ by less are the same
 _LOAD_SHARE, _LOAD_MS = 0.5, 50  # load times vary with everything else that goes on
 _AT_ONCE = 8  # writes under way; a burst of cold starts must not become a burst of transactions
+_LINGER = 0.1  # seconds that a success waits, so that the calls which waited for the load go first
 _ATTEMPTS = 5
 _PAUSE = 2.0  # seconds, growing
 _TEXT = 2000  # characters of a text that are kept
@@ -75,7 +76,7 @@ class History:
             return replace(record, host_bytes=host_bytes, device_bytes=device_bytes, load_ms=load_ms, failures=failures)
 
         if change(known) is not known:
-            self._tasks.start(self._write(model_id, revision, change), f"remember {model_id}")
+            self._tasks.start(self._later(model_id, revision, change), f"remember {model_id}")
 
     async def failed(self, model_id: str, revision: int, text: str) -> None:
         """Records a failed load. Returns once it stands there, or after `PATIENCE`."""
@@ -103,6 +104,10 @@ class History:
 
     async def _patiently(self, work: Coroutine[Any, Any, None], name: str) -> None:
         await asyncio.wait({self._tasks.start(work, name)}, timeout=PATIENCE)
+
+    async def _later(self, model_id: str, revision: int, change: Callable[[ModelRecord], ModelRecord]) -> None:
+        await asyncio.sleep(_LINGER)
+        await self._write(model_id, revision, change)
 
     async def _write(self, model_id: str, revision: int, change: Callable[[ModelRecord], ModelRecord]) -> None:
         def decide(kv: KeyValue | None) -> bytes | None:

@@ -51,7 +51,7 @@ class Uses(Protocol):
 
 
 class Entry:
-    """One model in this pod. Changed by its ledger only, except `load_ms`."""
+    """One model in this pod. Changed by its ledger only, except `load_ms` and `suspect`."""
 
     __slots__ = (
         "begun",
@@ -65,6 +65,7 @@ class Entry:
         "since_ns",
         "slot",
         "state",
+        "suspect",
     )
 
     def __init__(self, model_id: str, revision: int, *, idle_ms: int, now_ns: int) -> None:
@@ -79,6 +80,7 @@ class Entry:
         self.device_bytes = 0
         self.slot: int | None = None
         self.load_ms = 0
+        self.suspect = False  # at work when its server died
 
     @property
     def weight(self) -> int:

@@ -254,7 +254,10 @@ class Loading:
             # The connection tells of a death before the process does.
             await self._parts.server.died(life, _DEATH_WAIT)
         if entry not in self._ledger:
-            return Failed(Reason.LOAD_FAILED, f"{self._parts.why_down()} while it loaded this model")
+            why = self._parts.why_down()
+            if entry.suspect:
+                return Failed(Reason.LOAD_FAILED, f"{why} while it loaded this model")
+            return Refused(Reason.UNAVAILABLE, f"{why} before it could load this model")
         if error.lost:
             return Refused(Reason.UNAVAILABLE, f"the model server did not load it: {error.text}")
         return Failed(Reason.LOAD_FAILED, error.text)

@@ -352,19 +352,28 @@ async def test_withdrawing_what_is_not_there(pod: FakePod) -> None:
     assert not await pod.loads.withdraw("m", 0, "test")
 
 
-async def test_a_server_that_dies_while_it_loads(pod: FakePod) -> None:
-    """The agent clears the books; the load ends as failed, and says how the server ended."""
+@pytest.mark.parametrize("suspect", [True, False])
+async def test_a_server_that_dies_while_it_loads(pod: FakePod, suspect: bool) -> None:
+    """The agent clears the books; the load ends as failed, and says how the server ended. A model that the server had
+    not begun to load is not to blame, and another pod may try it."""
     pod.server.hold("load", "m")
     load = asyncio.create_task(pod.load("m"))
     await pod.asked("load", "m")
-    pod.server.why_down = "the model server killed by SIGSEGV"
+    pod.server.why_down = "the model server was killed by SIGSEGV"
+    pod.entry("m").suspect = suspect
     pod.ledger.remove(pod.entry("m"))
     pod.server.lives += 1
     assert pod.server.server is not None
     await pod.server.server.stop(None)
     outcome = await load
-    assert outcome == Failed(Reason.LOAD_FAILED, "the model server killed by SIGSEGV while it loaded this model")
-    assert pod.history.failures
+    if suspect:
+        text = "the model server was killed by SIGSEGV while it loaded this model"
+        assert outcome == Failed(Reason.LOAD_FAILED, text)
+        assert pod.history.failures == {"m": text}
+    else:
+        assert isinstance(outcome, Refused)
+        assert outcome.reason is Reason.UNAVAILABLE
+        assert not pod.history.failures
     assert pod.ledger.physical_bytes == 0
 
 

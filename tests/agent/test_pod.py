@@ -258,7 +258,7 @@ async def test_the_model_server_killed(pod: AgentProcess) -> None:
     load = asyncio.create_task(pod.load("loading", endless))
 
     async def loads() -> bool:
-        return (await states(pod)).get("loading") == "loading"
+        return any(copy.state == "loading" and copy.age_ms > 300 for copy in (await pod.describe("loading")).copies)
 
     await until(loads, why="the load is in the server")
     old = pod.server_pid
