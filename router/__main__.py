@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 import uvloop
 
-from mesh import cpus
 from mesh import settings as texts
 from mesh.telemetry import logs
 from router import pod
@@ -33,7 +32,7 @@ def _address(text: str) -> str:
 
 def _workers(text: str) -> int:
     if text == "auto":
-        return cpus.available()
+        return 0
     if not text.isdigit() or not 0 < int(text) <= 256:
         raise typer.BadParameter(f"{text!r} is neither auto nor a number from 1 to 256")
     return int(text)
@@ -58,7 +57,7 @@ def main(
         str, typer.Option(envvar="MESH_REST_LISTEN", help="Where REST clients call, with the grpc edge.")
     ] = "127.0.0.1:8008",
     probe: Annotated[str, typer.Option(envvar="MESH_PROBE", help="/ready, /live and /metrics.")] = "127.0.0.1:8089",
-    workers: Annotated[str, typer.Option(envvar="MESH_WORKERS", help="auto: one for each CPU granted.")] = "auto",
+    workers: Annotated[str, typer.Option(envvar="MESH_WORKERS", help="auto: one for every two CPUs granted.")] = "auto",
     name: Annotated[str, typer.Option(envvar="MESH_NAME", help="Name of this router; default: the host's.")] = "",
     base: Annotated[str, typer.Option(envvar="MESH_BASE", help="Prefix of the mesh's keys in etcd.")] = "mm/mesh",
     etcd: Annotated[

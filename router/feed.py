@@ -227,7 +227,21 @@ class FeedClient:
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[metrics.Snapshot]] = {}
         self._task: asyncio.Task[None] | None = None
-        self.seen = False  # everything was received once
+        self._seen = asyncio.Event()
+
+    @property
+    def seen(self) -> bool:
+        """Whether everything was received once."""
+        return self._seen.is_set()
+
+    async def first(self, timeout: float) -> bool:
+        """Waits until everything was received once, so many seconds at most; whether it was."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._seen.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def start(self) -> None:
         """Connects, and stays connected."""
@@ -289,7 +303,7 @@ class FeedClient:
                 case ["snapshot", int(revision)]:
                     self._view.snapshot(revision, items)
                     items = []
-                    self.seen = True
+                    self._seen.set()
                     self.tell()
                 case ["ask", int(number)]:
                     assert self._writer is not None

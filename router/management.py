@@ -93,6 +93,15 @@ class Page:
     next: str | None  # the `after` of the next page
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A model as it stood in etcd at one revision."""
+
+    registration: Registration | None
+    copies: dict[str, CopyRecord]  # by pod
+    revision: int
+
+
 Item = tuple[str, str, str, str]
 """Id, type, path, key."""
 
@@ -372,12 +381,10 @@ class Management:
     async def status(self, model_id: str) -> ModelStatus:
         """How a model is. Never loads it, never counts as a use. Raises BAD_REQUEST, REGISTRY_AWAY."""
         _check(model_id)
-        registration, published = await self._look(model_id)
-        if registration is None:
-            return ModelStatus(NOT_FOUND)
-        return self._status(registration, published)
+        seen = await self._look(model_id)
+        return ModelStatus(NOT_FOUND) if seen.registration is None else self._status(seen.registration, seen)
 
-    async def _look(self, model_id: str) -> tuple[Registration | None, dict[str, CopyRecord]]:
+    async def _look(self, model_id: str) -> _Seen:
         """Record and copies as they stand in etcd, at one revision."""
         key, copies = self._keys.model(model_id), self._keys.copies(model_id)
         result = await self._etcd.txn([], [etcds.get_op(key), etcds.get_range_op(copies, after_prefix(copies))])
@@ -388,14 +395,15 @@ class Management:
                 published[self._keys.copy_of(kv.key)[1]] = CopyRecord.decode(kv.value)
             except ValueError as error:
                 log.warning("a record in etcd cannot be read", key=kv.key, error=str(error))
-        return (decode(model_id, found[0]) if found else None), published
+        return _Seen(decode(model_id, found[0]) if found else None, published, result.revision)
 
-    def _status(self, registration: Registration, published: dict[str, CopyRecord]) -> ModelStatus:
+    def _status(self, registration: Registration, seen: _Seen) -> ModelStatus:
         record, now = registration.record, self._wall()
-        current = {pod: copy for pod, copy in published.items() if copy.create_revision == registration.created}
+        current = {pod: copy for pod, copy in seen.copies.items() if copy.create_revision == registration.created}
+        newer = self._view.revision > seen.revision  # the watch has been quicker than the read
         for copy in self._view.known(registration.model_id):
             # Suspects are served though etcd has lost them, and what an agent has answered is newer than its key.
-            if (copy.suspect or copy.answered) and copy.record.create_revision == registration.created:
+            if (newer or copy.suspect or copy.answered) and copy.record.create_revision == registration.created:
                 current[copy.pod.name] = copy.record
         failures = record.recent_failures(now, int(self._settings.failure_expiry * 1000))
         infos = [
@@ -473,14 +481,14 @@ class Management:
     async def explain(self, model_id: str) -> dict[str, Any]:
         """Where a model is, or would go, and why. Raises BAD_REQUEST, UNKNOWN_MODEL, REGISTRY_AWAY."""
         _check(model_id)
-        registration, published = await self._look(model_id)
-        if registration is None:
+        seen = await self._look(model_id)
+        if seen.registration is None:
             raise MeshError(Reason.UNKNOWN_MODEL, "model not found")
         return explain.model(
-            registration,
-            self._status(registration, published),
+            seen.registration,
+            self._status(seen.registration, seen),
             self._coldstart.candidates(),
-            size=self._coldstart.size_of(registration.record),
+            size=self._coldstart.size_of(seen.registration.record),
             decisions=await self._decisions(model_id),
         )
 

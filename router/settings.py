@@ -27,7 +27,7 @@ class RouterSettings:
     edge: str = "envoy"  # or "grpc"
     rest_listen: str = "127.0.0.1:8008"  # REST has a port of its own only with the grpc edge
     probe: str = "127.0.0.1:8089"
-    workers: int = 1
+    workers: int = 1  # 0: by the CPUs granted
     run_dir: str = ""
     etcd: EtcdSettings = field(default_factory=EtcdSettings)
     max_message: int = 16 * MiB

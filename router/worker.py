@@ -1,15 +1,16 @@
-"""`python -m router.worker SETTINGS INDEX`: one worker process. The router pod starts as many as there are CPUs.
+"""`python -m router.worker SETTINGS INDEX [GRPC REST]`: one worker process; the router pod starts it.
 
-It answers on two unix sockets (gRPC over HTTP/1.1, REST) that Envoy calls, or on the ports themselves where `grpc.aio`
-is the edge. Everything it knows can be made again from etcd, so it may die at any time.
+It answers on two unix sockets (gRPC over HTTP/1.1, REST) that Envoy calls and the pod has made (`sockets`; their
+descriptors are the last arguments), or on the ports themselves where `grpc.aio` is the edge. Everything it knows can
+be made again from etcd, so it may die at any time.
 """
 
 import asyncio
 import contextlib
 import gc
-import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from mesh.keys import Keys
 from mesh.telemetry import logs, metrics
 from mesh.wire.client import Pool
 from mesh.wire.server import Server
-from router import services
+from router import services, sockets
 from router.agents import Agents
 from router.coldstart import ColdStart
 from router.context import Worker
@@ -46,14 +47,19 @@ if TYPE_CHECKING:
 log = logs.get(__name__)
 
 _TICK = 1.0  # seconds
+_FEED_WAIT = 5.0  # seconds for what is where to be known before calls are taken; beyond it, callers are told why not
 _IDLE = 50.0  # seconds after which an unused connection to a pod is closed; below the model server's own patience
 
 
 class Process:
-    """The parts of a worker, put together. `start()`, then `stop()`."""
+    """The parts of a worker, put together. `start()`, then `stop()`.
 
-    def __init__(self, settings: RouterSettings, index: int) -> None:
+    `handed` are the descriptors of its listening sockets, where Envoy is the edge: it owns and closes them.
+    """
+
+    def __init__(self, settings: RouterSettings, index: int, handed: Sequence[int] = ()) -> None:
         self.settings = settings
+        self._handed = handed
         self.index = index
         self.name = f"worker{index}"
         self.metrics = metrics.Registry(f"router-{self.name}")
@@ -120,12 +126,13 @@ class Process:
         settings = self.settings
         self.feed.start()
         self._tasks.spawn(self._tick(), "tick")
+        # A worker that knows nothing takes every call for a cold start, and needs etcd for what is resident.
+        if not await self.feed.first(_FEED_WAIT):
+            log.warning("calls are taken before the registry (etcd) was read", waited=_FEED_WAIT)
         if settings.edge == "envoy":
-            await self.server.listen_unix(settings.socket("grpc", self.index))
-            rest = settings.socket("rest", self.index)
-            with contextlib.suppress(FileNotFoundError):  # of a worker that was killed
-                os.unlink(rest)
-            self._rest = await app.serve_unix(self.worker, rest, grace=settings.drain)
+            grpc, rest = map(sockets.adopt, self._handed)
+            await self.server.listen_on(grpc)
+            self._rest = await app.serve_on(self.worker, rest, grace=settings.drain)
         else:
             from router.edge import grpc as edge  # grpcio's server, which is not needed behind Envoy
 
@@ -205,12 +212,12 @@ class Process:
         )
 
 
-async def _serve(settings: RouterSettings, index: int) -> None:
+async def _serve(settings: RouterSettings, index: int, handed: Sequence[int]) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    process = Process(settings, index)
+    process = Process(settings, index, handed)
     try:
         await process.start()
         log.debug("worker takes calls", worker=index)
@@ -222,10 +229,10 @@ async def _serve(settings: RouterSettings, index: int) -> None:
 def main() -> None:
     """The process."""
     settings = RouterSettings.read(Path(sys.argv[1]))
-    index = int(sys.argv[2])
+    index, *handed = map(int, sys.argv[2:])
     logs.configure(level=settings.log_level, fmt=settings.log_format, process=f"worker{index}")  # type: ignore[arg-type]
     with contextlib.suppress(KeyboardInterrupt):
-        uvloop.run(_serve(settings, index))
+        uvloop.run(_serve(settings, index, handed))
 
 
 if __name__ == "__main__":

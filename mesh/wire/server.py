@@ -5,7 +5,6 @@ bounds what waits for peers: a connection that is in the middle of a request whi
 take its last answer, is cut at the second look. Connections that merely idle are left alone: their owner, Envoy or a
 pool of ours, closes them.
 
-A connection that is not read, because its handler does not take what comes, would not show that its peer has gone.
 A connection that is not being read, because its handler does not take what comes, would not show that its peer is gone.
 """
 
@@ -83,6 +82,15 @@ class Server:
             raise
         self._listeners.append(listener)
         self._paths.append((path, os.lstat(path).st_ino))
+
+    async def listen_on(self, listening: socket.socket) -> None:
+        """Listens on a socket that listens already and is somebody else's: it is closed here, and nothing removed."""
+        loop = self._started()
+        if listening.family == socket.AF_UNIX:
+            listener = await loop.create_unix_server(lambda: self._connection(loop), sock=listening, backlog=_BACKLOG)
+        else:
+            listener = await loop.create_server(lambda: self._connection(loop), sock=listening, backlog=_BACKLOG)
+        self._listeners.append(listener)
 
     async def listen_tcp(self, host: str, port: int) -> int:
         """Listens on a TCP port, 0 for any that is free; gives the port."""

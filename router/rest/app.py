@@ -5,7 +5,7 @@ its request, for the call it made must not go on; and bodies come compressed as 
 decompression has no bound that is ours.
 """
 
-import os
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -54,14 +54,13 @@ def make_runner(worker: "Worker", *, grace: float = 20.0) -> web.AppRunner:
     )
 
 
-async def serve_unix(worker: "Worker", path: str, *, grace: float = 20.0) -> web.AppRunner:
-    """Serves on a unix socket that only this user can use. `cleanup()` of what it gives ends it, after `grace` seconds
-    for requests in flight."""
+async def serve_on(worker: "Worker", listening: socket.socket, *, grace: float = 20.0) -> web.AppRunner:
+    """Serves on a socket that listens already. `cleanup()` of what it gives ends it, after `grace` seconds for requests
+    in flight, and closes the socket."""
     runner = make_runner(worker, grace=grace)
     await runner.setup()
     try:
-        await web.UnixSite(runner, path, backlog=_BACKLOG).start()
-        os.chmod(path, 0o600)  # no moment for others: they cannot enter the run directory
+        await web.SockSite(runner, listening, backlog=_BACKLOG).start()
     except BaseException:
         await runner.cleanup()
         raise

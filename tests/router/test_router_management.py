@@ -293,6 +293,23 @@ async def test_copies_of_a_former_life_do_not_count(desk):
     assert (await desk.management.status("m")).status == "NOT_LOADED"
 
 
+async def test_the_watch_may_be_ahead_of_the_read(desk, monkeypatch):
+    """A load that ends while the status is being read: what the view has learned since is the newer."""
+    await desk.management.register("m", "onnx")
+    desk.pod()
+    await desk.copy("m", "a", "loading")
+    transaction = desk.etcd.txn
+
+    async def slow(*arguments, **more):
+        result = await transaction(*arguments, **more)
+        loaded = CopyRecord("i", await desk.created(), LOADED, 1000)
+        desk.view.delta(result.revision + 1, [(desk.keys.copy("m", "a"), loaded.encode())])
+        return result
+
+    monkeypatch.setattr(desk.etcd, "txn", slow)
+    assert (await desk.management.status("m")).status == "LOADED"
+
+
 async def test_failures_are_told_newest_first_until_they_expire(desk):
     await desk.management.register("m", "onnx")
     failures = (Failure("b", NOW - 10, "second"), Failure("a", NOW - 20, "first"), Failure("c", NOW - HOUR, "expired"))

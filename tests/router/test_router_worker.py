@@ -1,18 +1,33 @@
 """Whole workers before fake pods, with a real etcd, a real feed and real connections."""
 
 import asyncio
+import os
+import tempfile
 
 import pytest
 
+from mesh.etcd import Snapshot
 from mesh.pb import agent_pb2
 from mesh.records import LEAVING
 from mesh.statuses import Code
+from mesh.telemetry import metrics
 from mesh.wire import framing
-from mesh.wire.client import Reply
+from mesh.wire.client import Pool, Reply
+from router import sockets
+from router.feed import FeedServer
+from router.settings import RouterSettings
+from router.worker import Process
 from tests.support import fakecalls
-from tests.support.fakepod import FakePod, Refuses, answer
+from tests.support.fakepod import INFER, FakePod, Refuses, answer, request
 from tests.support.waiting import until
 from tests.support.workers import workers
+
+
+@pytest.fixture
+def run_dir():
+    """With a path short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="mesh-", dir="/tmp") as folder:
+        yield folder
 
 
 async def test_registered_on_one_worker_served_by_the_other_at_once(etcd, etcd_server, keys):
@@ -322,3 +337,33 @@ async def test_a_draining_worker_says_so_and_finishes_what_it_has(etcd, etcd_ser
         calls[0].reply(framing.pack(b"done"))
         assert (await call).frame == framing.pack(b"done")
         await stopping
+
+
+async def test_no_call_is_taken_before_what_is_where_is_known(run_dir, etcd_server, keys):
+    """A worker that starts while calls come, as a dead one's successor does: they wait, and are not taken for calls of
+    models that are nowhere."""
+    settings = RouterSettings("test", base=keys.base, run_dir=run_dir, etcd=etcd_server.settings)
+    listening = sockets.Sockets({kind: settings.socket(kind, 0) for kind in sockets.KINDS})
+
+    async def nothing() -> metrics.Snapshot:
+        return metrics.merge([])
+
+    feed = FeedServer(nothing)
+    await feed.start(settings.feed)
+    process = Process(settings, 0, [os.dup(descriptor) for descriptor in listening.descriptors])
+    starting = asyncio.create_task(process.start())
+    pool = Pool(f"unix:{settings.socket(sockets.GRPC, 0)}")
+    try:
+        await until(lambda: feed.ready(), why="the worker has connected")
+        call = asyncio.create_task(pool.call(INFER, [], request("m"), timeout=20))
+        await until(lambda: pool.statistics().connections == 1, why="the call is on its way")
+        assert not process.server.statistics().calls
+        feed.apply(Snapshot(7, ()))
+        assert (await call).code == Code.NOT_FOUND
+        await starting
+    finally:
+        pool.close()
+        starting.cancel()
+        await process.stop()
+        await feed.close()
+        listening.close()

@@ -1,6 +1,7 @@
 """One or more router workers in the test's own process, fed by a real mirror of a real etcd."""
 
 import asyncio
+import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from mesh.settings import EtcdSettings
 from mesh.telemetry import metrics
 from mesh.wire.call import Header
 from mesh.wire.client import Pool, Reply
+from router import sockets
 from router.feed import FeedServer
 from router.settings import RouterSettings
 from router.worker import Process
@@ -64,7 +66,13 @@ async def workers(etcd_settings: EtcdSettings, keys: Keys, count: int = 1, **mor
                 feed.apply(change)
 
         following = asyncio.create_task(follow())
-        processes = [Process(settings, index) for index in range(count)]
+        listening = [
+            sockets.Sockets({kind: settings.socket(kind, index) for kind in sockets.KINDS}) for index in range(count)
+        ]
+        processes = [
+            Process(settings, index, [os.dup(descriptor) for descriptor in one.descriptors])
+            for index, one in enumerate(listening)
+        ]
         pools = [Pool(f"unix:{settings.socket('grpc', index)}", max_connections=1000) for index in range(count)]
         try:
             for process in processes:
@@ -84,3 +92,5 @@ async def workers(etcd_settings: EtcdSettings, keys: Keys, count: int = 1, **mor
             await asyncio.gather(following, return_exceptions=True)
             await feed.close()
             await etcd.close()
+            for one in listening:
+                one.close()

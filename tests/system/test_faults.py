@@ -161,6 +161,17 @@ async def test_the_model_server_killed(a_mesh):
         assert not traffic.errors
 
 
+async def test_the_only_worker_killed(a_mesh):
+    """Calls in flight in it may be lost; those that come while there is none wait for its successor."""
+    async with a_mesh(pods=1, router_options=["--workers", "1"]) as mesh, Traffic(mesh, 4) as traffic:
+        await traffic.some()
+        (worker,) = [pid for pid in children(mesh.routers[0].pid) if "router.worker" in command(pid)]
+        os.kill(worker, signal.SIGKILL)
+        await traffic.some(300)
+        assert sum(traffic.errors.values()) <= traffic.callers
+        assert {code for code, _ in traffic.errors} <= {"UNAVAILABLE"}
+
+
 async def test_a_worker_killed(a_mesh):
     """The router pod starts another worker; Envoy finds it; callers are answered again."""
     async with a_mesh(pods=1, router_options=["--workers", "2"]) as mesh, Traffic(mesh, 4) as traffic:

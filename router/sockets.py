@@ -1,0 +1,63 @@
+"""The sockets that Envoy calls workers on: made and held by the router pod, handed to each worker as it starts.
+
+So there is no moment without a listener. While a worker that has died is being replaced, calls for it wait in its
+sockets' queues and are answered by its successor; a path that refuses would fail them, since the worker without calls
+is the one that a balancer by load likes best. It also lets a router pod on few CPUs do with one worker.
+"""
+
+import contextlib
+import os
+import socket
+
+BACKLOG = 4096  # connections not yet accepted; the kernel cuts it to its own limit
+
+GRPC, REST = KINDS = ("grpc", "rest")
+
+
+class Sockets:
+    """The listening sockets of one worker, by kind."""
+
+    def __init__(self, paths: dict[str, str]) -> None:
+        """Listens on those paths, for this user only; replaces what a pod that was killed has left. OSError."""
+        self._paths = paths
+        self._sockets: dict[str, socket.socket] = {}
+        try:
+            for kind, path in paths.items():
+                self._sockets[kind] = _listen(path)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """For the worker, in the order of `KINDS`."""
+        return tuple(self._sockets[kind].fileno() for kind in KINDS)
+
+    def close(self) -> None:
+        """Closes and removes them."""
+        for kind, listening in self._sockets.items():
+            listening.close()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._paths[kind])
+        self._sockets.clear()
+
+
+def adopt(descriptor: int) -> socket.socket:
+    """A worker's end: the socket that was handed to it."""
+    listening = socket.socket(fileno=descriptor)
+    listening.setblocking(False)
+    return listening
+
+
+def _listen(path: str) -> socket.socket:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listening.bind(path)  # in a directory that only this user can enter
+        os.chmod(path, 0o600)
+        listening.listen(BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
