@@ -30,7 +30,7 @@ demo: $(UP)  ## several hundred real models under skewed traffic, every answer c
 	@$(RUN) mesh demo $(ARGS)
 
 test: check  ## checks, then all tests (ARGS="tests/wire -k split": only those)
-	@$(RUN) pytest -n 2 --dist loadfile $(ARGS)
+	@$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(DEV)  ## format, lint, types, layers, freshness of generated code
 	$(VENV)/bin/ruff format --check .
