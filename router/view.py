@@ -195,7 +195,7 @@ class View:
                     if (copy_record := _decode(records.CopyRecord.decode, key, value)) is not None:
                         self._publish_copy(model, name, copy_record)
                 elif name not in gone and (copy := self._known.get(model, {}).get(name)) is not None:
-                    self._remove(copy)
+                    self._withdraw(copy)
                 continue
             found = self._pod_of(key)
             pod_record = None if value is None else _decode(records.PodRecord.decode, key, value)
@@ -287,9 +287,7 @@ class View:
     def drop(self, copy: Copy) -> None:
         """A call has shown that the copy is not there."""
         if copy.pod.copies.get(copy.model) is copy:
-            self._remove(copy)
-            if copy.pod.suspect and not copy.pod.copies:
-                self._forget(copy.pod)
+            self._withdraw(copy)
 
     def failed(self, pod: Pod, now: float) -> None:
         """The pod's data port, or a suspect's agent, could not be reached at `now` (seconds, any clock)."""
@@ -409,6 +407,12 @@ class View:
             self.copies.pop(model, None)
         for callback in tuple(self._watchers.get(model, ())):
             callback()
+
+    def _withdraw(self, copy: Copy) -> None:
+        """It is gone, and with the last one a pod that only its copies kept in view."""
+        self._remove(copy)
+        if copy.pod.suspect and not copy.pod.copies:
+            self._forget(copy.pod)
 
     def _remove(self, copy: Copy) -> None:
         del copy.pod.copies[copy.model]

@@ -1,4 +1,10 @@
-"""Makes the shared fixtures known to all tests; what they are stands in tests/support/fixtures.py."""
+"""Makes the shared fixtures known to all tests; what they are stands in tests/support/fixtures.py.
+
+Hypothesis: a developer's run searches anew each time, and `HYPOTHESIS_EXAMPLES=5000` for longer. CI takes the same
+examples every time, so that a change is not judged by what a search happens to find in somebody else's code.
+"""
+
+import os
 
 from hypothesis import settings
 
@@ -6,6 +12,10 @@ from tests.support.fixtures import etcd, etcd_server, keys, own_etcd
 
 __all__ = ["etcd", "etcd_server", "keys", "own_etcd"]
 
-# How long an example takes says how busy the machine is, not whether the code is right.
-settings.register_profile("mesh", deadline=None)
+settings.register_profile(
+    "mesh",
+    deadline=None,  # how long an example takes says how busy the machine is, not whether the code is right
+    derandomize=bool(os.environ.get("CI")),
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "100")),
+)
 settings.load_profile("mesh")

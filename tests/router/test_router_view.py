@@ -285,6 +285,17 @@ def test_why_a_pod_gets_no_loads():
     assert all(pod.accepts for pod in world.view.candidates(20.0) if pod.name == "silent")
 
 
+def test_a_suspect_whose_last_copy_is_withdrawn_is_forgotten():
+    """A claim of a pod without presence, for the moment until its lease ends."""
+    world = World()
+    world.pod("a")
+    world.copy("m", "a")
+    world.lose("a")
+    world.copy("m", "a")
+    world.withdraw("m", "a")
+    assert not world.view.pods
+
+
 ACTIONS = st.lists(
     st.tuples(
         st.sampled_from(["pod", "anew", "leave", "copy", "claim", "withdraw", "lose", "drop", "failed", "snapshot"]),
