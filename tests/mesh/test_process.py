@@ -80,12 +80,17 @@ def test_a_missing_program_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
         process.find_binary("envoy")
 
 
-def test_a_free_port_can_be_bound_and_is_not_ephemeral() -> None:
+def test_a_free_port_is_a_servers_alone_and_is_not_ephemeral() -> None:
+    """A server, which sets SO_REUSEADDR as all do, can listen on it; who looks for a free one is not given it."""
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     port = process.free_port()
     assert port < low
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
     with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
+        listener.listen()
 
 
 # --- running ---
