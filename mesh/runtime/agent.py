@@ -141,7 +141,7 @@ class Agent:
             self.ledger,
             self.presence,
             interval=settings.check_interval,
-            withdraw=self.loads.withdraw,
+            outdated=self.loads.outdated,
         )
         self._control = control.Control(self, self.loads)
         self._probes = Probes(settings.probe, self.why_not_ready, lambda: None, self._metrics)
@@ -362,8 +362,7 @@ class Agent:
         self._unloads.start(entry, why, evict=True)
 
     def _on_stale(self, model_id: str) -> None:
-        why = "it is not registered any more, or registered anew"
-        self._tasks.start(self.loads.withdraw(model_id, 0, why), f"withdraw {model_id}")
+        self._tasks.start(self.loads.outdated(model_id, 0), f"withdraw {model_id}")
 
     def _on_usurped(self, why: str) -> None:
         self.failed.set()

@@ -24,7 +24,7 @@ OWN_KEYS_EVERY = 10
 
 
 class Housekeeping:
-    """Checks every `interval` seconds, more or less. `withdraw` is given id, create revision and reason."""
+    """Checks every `interval` seconds, more or less. `outdated` is given id and create revision."""
 
     def __init__(
         self,
@@ -34,14 +34,14 @@ class Housekeeping:
         presence: Presence,
         *,
         interval: float,
-        withdraw: Callable[[str, int, str], Awaitable[bool]],
+        outdated: Callable[[str, int], Awaitable[bool]],
     ) -> None:
         self._etcd = etcd
         self._keys = keys
         self._ledger = ledger
         self._presence = presence
         self._interval = interval
-        self._withdraw = withdraw
+        self._outdated = outdated
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -66,7 +66,7 @@ class Housekeeping:
         for start in range(0, len(held), BATCH):
             stale += await self._stale(held[start : start + BATCH])
         for model_id, revision in stale:
-            await self._withdraw(model_id, revision, "it is not registered any more, or registered anew")
+            await self._outdated(model_id, revision)
         return len(stale)
 
     async def _stale(self, batch: list[tuple[str, int]]) -> list[tuple[str, int]]:

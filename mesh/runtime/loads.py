@@ -28,7 +28,7 @@ MAX_LOADS = 1024
 class _Flight:
     """A load under way."""
 
-    __slots__ = ("entry", "future", "task", "want", "withdrawn")
+    __slots__ = ("entry", "future", "stale", "task", "want", "withdrawn")
 
     def __init__(self, want: Want, entry: Entry, future: "asyncio.Future[Outcome]") -> None:
         self.want = want
@@ -36,11 +36,13 @@ class _Flight:
         self.future = future
         self.task: asyncio.Task[None] | None = None
         self.withdrawn = ""  # why it is to end
+        self.stale = False  # because its registration is not the current one
 
-    def withdraw(self, why: str) -> None:
-        """Ends it; it then answers that it was withdrawn."""
+    def withdraw(self, why: str, *, stale: bool = False) -> None:
+        """Ends it; it then answers that it was withdrawn, or that it is stale."""
         if not self.withdrawn and self.task is not None:
             self.withdrawn = why
+            self.stale = stale
             # Not at once: a task that is cancelled before its first step does nothing, not even what ends the load.
             asyncio.get_running_loop().call_soon(self.task.cancel)
 
@@ -81,7 +83,7 @@ class Loads:
                     return replace(outcome, load_ms=0) if isinstance(outcome, Loaded) else outcome
                 if flight.want.revision > want.revision:
                     return Stale()
-                flight.withdraw("it is registered anew")
+                flight.withdraw("it is registered anew", stale=True)
                 await asyncio.wait({flight.future})
             elif entry is None:
                 break
@@ -103,7 +105,11 @@ class Loads:
         flight.task = self._tasks.start(self._fly(flight), f"load {model_id}")
         return await asyncio.shield(flight.future)
 
-    async def withdraw(self, model_id: str, revision: int, why: str) -> bool:
+    async def outdated(self, model_id: str, revision: int) -> bool:
+        """As `withdraw`, for a registration that is not the current one; whoever waits for its load is told so."""
+        return await self.withdraw(model_id, revision, "it is not registered any more, or registered anew", stale=True)
+
+    async def withdraw(self, model_id: str, revision: int, why: str, *, stale: bool = False) -> bool:
         """Takes a copy, or a load, of that registration (0: any) out; returns once no call is answered from it.
 
         Whether there was one; what is on its way out already is none."""
@@ -111,7 +117,7 @@ class Loads:
         flight = self._flights.get(model_id)
         if flight is not None and revision in (0, flight.want.revision):
             had = True
-            flight.withdraw(why)
+            flight.withdraw(why, stale=stale)
             await asyncio.wait({flight.future})
         entry = self._ledger.entries.get(model_id)
         if entry is not None and revision in (0, entry.revision):
@@ -161,7 +167,8 @@ class Loads:
         try:
             outcome = await self._loading.run(want, flight.entry)
         except asyncio.CancelledError:
-            outcome = Refused(Reason.UNAVAILABLE, f"withdrawn while it was loading: {flight.withdrawn or 'stopped'}")
+            why = f"withdrawn while it was loading: {flight.withdrawn or 'stopped'}"
+            outcome = Stale() if flight.stale else Refused(Reason.UNAVAILABLE, why)
         except Exception as error:
             log.exception("loading failed inside the agent", model=want.model_id)
             outcome = Refused(Reason.INTERNAL, f"the agent failed at it: {error!r}")

@@ -259,9 +259,7 @@ async def test_a_younger_registration_ends_the_load_of_the_older(pod: FakePod) -
     await pod.asked("load", "m")
     second = asyncio.create_task(pod.load("m", revision=2))
     assert isinstance(await second, Loaded)
-    outcome = await first
-    assert isinstance(outcome, Refused)
-    assert "anew" in outcome.text
+    assert await first == Stale()
     assert pod.server.told["m"]["mesh-copy"] == "life.2"
 
 
@@ -286,6 +284,16 @@ async def test_a_copy_that_is_going_is_waited_for(pod: FakePod) -> None:
     gone.set()
     assert isinstance(await load, Loaded)
     assert [what for what, _ in pod.server.asked] == ["load", "unload", "load"]
+
+
+async def test_a_load_whose_registration_is_gone_is_stale(pod: FakePod) -> None:
+    """Who asked reads the record again, instead of asking another pod."""
+    pod.server.hold("load", "m")
+    load = asyncio.create_task(pod.load("m"))
+    await pod.asked("load", "m")
+    assert await pod.loads.outdated("m", 1)
+    assert await load == Stale()
+    await pod.nothing_left("m")
 
 
 @pytest.mark.parametrize("stage", ["claim", "pull", "load"])

@@ -218,6 +218,14 @@ async def test_it_says_how_it_is(pod: AgentProcess) -> None:
     assert (described.state, described.capacity_bytes) == ("ready", 64 * MIB)
     assert described.resident_bytes > 10 * MIB
     (copy,) = described.copies
+
+    async def call_counted() -> bool:
+        nonlocal described, copy
+        described = await pod.describe()
+        (copy,) = described.copies
+        return copy.in_flight == 0
+
+    await until(call_counted, why="the call is counted, which happens after its answer is on its way")
     assert (copy.calls, copy.in_flight, copy.create_revision) == (1, 0, created)
     assert copy.host_bytes == described.used_bytes
     assert await pod.probe("/ready") == (200, "ok\n")
