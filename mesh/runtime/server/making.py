@@ -13,8 +13,9 @@ not ending, fails the load.
 
 import asyncio
 import contextlib
+import gc
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 from mesh.runtime.server import memory, onnxfile, session
@@ -26,6 +27,9 @@ log = logs.get(__name__)
 
 MEASURING_WAIT = 2.0
 """Seconds that a load waits for another one's measuring to end."""
+
+LEAST = 32 << 10
+"""Bytes that a session takes at least: the smallest takes 33 KB of resident memory."""
 
 _LONG_NS = 20_000_000
 """A first call that takes longer is not made a second time: it will run in threads whatever the second would say."""
@@ -82,17 +86,31 @@ def make(
     file = onnxfile.find(path)
     estimate = file.bytes + file.bytes // 4 + 65536  # a quarter more, as the predecessor's adapters reckon
     noisy = disturbed() or not memory.EXACT
-    before, before_device = memory.in_use() - meter.others, device.used()
-    made = session.Session(file, device, stop)
-    pace = _warm_up(made, model_id, stop, clock)
-    device_bytes = max(0, device.used() - before_device)
+    with _nothing_collected() if measured else contextlib.nullcontext():
+        before, before_device = memory.in_use() - meter.others, device.used()
+        made = session.Session(file, device, stop)
+        pace = _warm_up(made, model_id, stop, clock)
+        device_bytes = max(0, device.used() - before_device)
+        after = memory.in_use() - meter.others
     if not measured:
         meter.others += estimate
         return Made(made, estimate, device_bytes, pace)
-    host = memory.in_use() - meter.others - before
+    host = after - before
     if noisy or disturbed():
-        host = min(max(host, file.bytes // 2), 8 * file.bytes + (8 << 20))
-    return Made(made, max(1, host), device_bytes, pace)
+        host = min(host, 8 * file.bytes + (8 << 20))
+    # Whatever else is freed meanwhile, a buffer of a call's, say, would make it look smaller than it can be.
+    return Made(made, max(host, LEAST + file.bytes // 2), device_bytes, pace)
+
+
+@contextlib.contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Keeps Python's collector from freeing, in the middle of it, what has long been garbage: an input of a failed call
+    that its traceback still holds may be megabytes."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _warm_up(
