@@ -3,12 +3,16 @@
 Views of pods lag by seconds, so "the best pod" by exact figures is the same pod for everybody until it publishes again,
 and all of them fall upon it. Hence three steps:
 
-1. **Filter**: each pod that may not take the model is refused, with the cause.
-2. **Rank** the others in coarse buckets, in this order: it fits into free space, before it needs an eviction; where
-   it needs one, the pod whose oldest copy has been idle longer, in powers of two (that makes the pods' caches work as
-   one: whoever holds the stalest copies gets the next load); fewer loads queued for each loading thread; fewer calls
-   a minute. Ages and rates are compared with the best of the candidates, not with fixed marks: two pods at 63 and 65
-   s are equal.
+1. **Filter**: each pod that may not take the model is refused, with the cause: too small, without a label that the
+   model's type requires, excluded, accepting no loads, full of what was used more recently.
+2. **Rank** the others in coarse buckets, in this order. First what kind of place it is: pods that a rollout is about to
+   replace come last, and before any pod of a zone that has a copy already come those of others. Then room: it fits
+   into free space, before it needs an eviction. Then the type's preference; among full pods it counts only where the
+   preferred one's oldest copy has been idle for about as long. Where an eviction is needed, the pod whose oldest copy
+   has been idle longer, in powers of two (that makes the pods' caches work as one: whoever holds the stalest copies
+   gets the next load); fewer loads queued for each loading thread; fewer calls a minute. Ages and rates are compared
+   with the best of the candidates, not with fixed marks: two pods at 63 and 65 s are equal. Last, among otherwise equal
+   pods, one that has the files on its disk.
 3. **Draw** within the best bucket by rendezvous hash, weighted by free space (by capacity where all are full).
 
 The predecessor also refuses a load where the oldest copy is younger than a "churn age". Left out: a caller who waits is
@@ -19,15 +23,21 @@ The caller brings the figures up to date (`debits`), carries the choice out, and
 """
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from placement import rendezvous, words
+from placement.constraints import ANYWHERE, Constraint
+from placement.footprint import Footprint
 from placement.pod import Pod
 
 QUIET_RATE = 600
 """Calls a minute below which pods count as equally idle: 10 a second is nothing to a pod."""
+
+PREFERRED_MS = 120_000
+"""How much younger than the oldest a full pod's oldest copy may be, or a quarter of that age, for the pod's being
+preferred to count. The predecessor's figures."""
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -39,7 +49,7 @@ class Verdict(enum.Enum):
     NO_PODS = "no pods"
     """None is there, or each that could hold it is excluded or does not accept loads: another moment may differ."""
     NOWHERE = "nowhere"
-    """Larger than the capacity of every pod: waiting does not help."""
+    """Larger than the capacity of every pod that its type may run on, or there is none: waiting does not help."""
     NO_ROOM = "no room"
     """Every pod that could hold it is full of copies used more recently than the model."""
 
@@ -48,6 +58,7 @@ class Cause(enum.Enum):
     """Why a pod was refused."""
 
     TOO_SMALL = "too small"
+    NOT_ALLOWED = "not allowed"
     EXCLUDED = "excluded"
     NOT_ACCEPTING = "not accepting"
     MORE_RECENT = "more recent"
@@ -77,11 +88,25 @@ class Ranked:
     loads_in_progress: int
     loading_threads: int
     rate: int
+    outgoing: bool = False
+    zone_copies: int = 0  # copies that are in its zone already
+    preferred: bool = False
+    passed_over: bool = False  # not preferred, or too young for that to count, where another is preferred
+    on_disk: bool = False
 
     @property
-    def bucket(self) -> tuple[bool, int, int, int]:
+    def bucket(self) -> tuple[bool, int, bool, bool, int, int, int, bool]:
         """What is compared before the draw."""
-        return self.evicts, self.age_bucket, self.queue_bucket, self.rate_bucket
+        return (
+            self.outgoing,
+            self.zone_copies,
+            self.evicts,
+            self.passed_over,
+            self.age_bucket,
+            self.queue_bucket,
+            self.rate_bucket,
+            not self.on_disk,
+        )
 
     @property
     def why(self) -> str:
@@ -92,7 +117,16 @@ class Ranked:
             room = f"is full, its oldest copy idle for {words.span(self.oldest_idle_ms)}"
         else:
             room = "is full of copies in use"
-        return f"{room}, {self.loads_in_progress} loads on {self.loading_threads} threads, {self.rate} calls a minute"
+        text = f"{room}, {self.loads_in_progress} loads on {self.loading_threads} threads, {self.rate} calls a minute"
+        for holds, remark in (
+            (self.preferred, "preferred by its type"),
+            (self.on_disk, "has the files on disk"),
+            (self.zone_copies > 0, f"{words.copies(self.zone_copies)} in its zone"),
+            (self.outgoing, "being replaced by a rollout"),
+        ):
+            if holds:
+                text += f", {remark}"
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +139,12 @@ class Choice:
     pod: str | None  # set if and only if CHOSEN
     ranking: tuple[Ranked, ...]  # best first
     refused: tuple[Refused, ...]
+    device_bytes: int = 0
 
     @property
     def why(self) -> str:
         """The decision in one plain sentence."""
-        size = words.size(self.size_bytes)
+        size = str(Footprint(self.size_bytes, self.device_bytes))
         if self.verdict is Verdict.CHOSEN:
             best = self.ranking[0]
             equal = sum(1 for ranked in self.ranking if ranked.bucket == best.bucket)
@@ -121,7 +156,9 @@ class Choice:
         if len(self.refused) > 8:
             reasons += f"; and {len(self.refused) - 8} more"
         if self.verdict is Verdict.NOWHERE:
-            return f"the model needs {size}, more than any pod can hold: {reasons}"
+            if all(refused.cause is Cause.TOO_SMALL for refused in self.refused):
+                return f"the model needs {size}, more than any pod can hold: {reasons}"
+            return f"no pod may ever hold the model, which needs {size}: {reasons}"
         if self.verdict is Verdict.NO_ROOM:
             return f"no pod has room for {size} now: {reasons}"
         return f"no pod can take the model now: {reasons}"
@@ -129,60 +166,95 @@ class Choice:
 
 def choose(
     model_id: str,
-    size_bytes: int,
+    size: int | Footprint,
     pods: Iterable[Pod],
     *,
     excluded: Mapping[str, str] = NOTHING,
     idle_ms: int = 0,
+    constraint: Constraint = ANYWHERE,
+    preferences: Mapping[frozenset[str], bool] | None = None,
+    zones: Collection[str] = (),
 ) -> Choice:
-    """Chooses a pod to load the model.
+    """Chooses a pod to load the model. `size` in bytes, where a number: of host memory.
 
     `excluded` names pods not to use, each with the reason as it follows the pod's name ("holds a copy already").
     `idle_ms` is the time since the model's last use, 0 where a caller waits for it: a model is never loaded in place of
-    copies used more recently.
+    copies used more recently. `constraint` is what its type asks, `preferences` which pods' labels are preferred where
+    that is not the constraint's own list alone (`Constraints.preferences`). `zones` are those of the copies that it
+    has, one for each.
     """
+    footprint = size if isinstance(size, Footprint) else Footprint(size)
     candidates: list[Pod] = []
     refused: list[Refused] = []
     for pod in pods:
-        refusal = _refuse(pod, size_bytes, excluded, idle_ms)
+        refusal = _refuse(pod, footprint, excluded, idle_ms, constraint)
         if refusal is None:
             candidates.append(pod)
         else:
             refused.append(refusal)
+    host, device = footprint.host_bytes, footprint.device_bytes
     if candidates:
-        ranking = tuple(sorted(_rank(model_id, size_bytes, candidates), key=lambda r: (r.bucket, -r.score, r.pod)))
-        return Choice(model_id, size_bytes, Verdict.CHOSEN, ranking[0].pod, ranking, tuple(refused))
+        ranked = _rank(model_id, footprint, candidates, constraint, preferences, zones)
+        ranking = tuple(sorted(ranked, key=lambda r: (r.bucket, -r.score, r.pod)))
+        return Choice(model_id, host, Verdict.CHOSEN, ranking[0].pod, ranking, tuple(refused), device)
     causes = {refusal.cause for refusal in refused}
-    if causes == {Cause.TOO_SMALL}:
+    if causes and causes <= {Cause.TOO_SMALL, Cause.NOT_ALLOWED}:
         verdict = Verdict.NOWHERE
     elif Cause.MORE_RECENT in causes:
         verdict = Verdict.NO_ROOM
     else:
         verdict = Verdict.NO_PODS
-    return Choice(model_id, size_bytes, verdict, None, (), tuple(refused))
+    return Choice(model_id, host, verdict, None, (), tuple(refused), device)
 
 
-def _refuse(pod: Pod, size_bytes: int, excluded: Mapping[str, str], idle_ms: int) -> Refused | None:
+def fits(pod: Pod, footprint: Footprint) -> bool:
+    """Whether it fits into what is free there, in both memories."""
+    need = footprint.on(device=pod.has_device)
+    return need.host_bytes <= pod.free_bytes and need.device_bytes <= pod.device_free_bytes
+
+
+def _refuse(
+    pod: Pod, footprint: Footprint, excluded: Mapping[str, str], idle_ms: int, constraint: Constraint
+) -> Refused | None:
     # What can never change comes first: a pod that is too small and also leaving is no hope for later.
-    if size_bytes > pod.capacity_bytes:
-        capacity, needed = words.size(pod.capacity_bytes), words.size(size_bytes)
-        return Refused(pod.name, Cause.TOO_SMALL, f"has a capacity of {capacity} where {needed} are needed")
+    need = footprint.on(device=pod.has_device)
+    if need.host_bytes > pod.capacity_bytes or need.device_bytes > pod.device_capacity_bytes:
+        capacity = Footprint(pod.capacity_bytes, pod.device_capacity_bytes)
+        return Refused(pod.name, Cause.TOO_SMALL, f"has a capacity of {capacity} where {need} are needed")
+    if lacking := constraint.lacking(pod.labels):
+        label = "label" if len(lacking) == 1 else "labels"
+        why = f"lacks the {label} {', '.join(sorted(lacking))} that its type requires"
+        return Refused(pod.name, Cause.NOT_ALLOWED, why)
     if pod.name in excluded:
         return Refused(pod.name, Cause.EXCLUDED, excluded[pod.name] or "is excluded")
     if not pod.accepts:
         return Refused(pod.name, Cause.NOT_ACCEPTING, pod.why_not or "accepts no loads")
-    if size_bytes > pod.free_bytes and idle_ms > pod.oldest_idle_ms:
+    if idle_ms > pod.oldest_idle_ms and not fits(pod, footprint):
         why = f"is full of copies used within {words.span(pod.oldest_idle_ms)}, the model {words.span(idle_ms)} ago"
         return Refused(pod.name, Cause.MORE_RECENT, why)
     return None
 
 
-def _rank(model_id: str, size_bytes: int, candidates: list[Pod]) -> Iterable[Ranked]:
-    oldest = max((pod.oldest_idle_ms for pod in candidates if size_bytes > pod.free_bytes), default=0)
+def _rank(
+    model_id: str,
+    footprint: Footprint,
+    candidates: list[Pod],
+    constraint: Constraint,
+    preferences: Mapping[frozenset[str], bool] | None,
+    zones: Collection[str],
+) -> Iterable[Ranked]:
+    free = [fits(pod, footprint) for pod in candidates]
+    oldest = max((pod.oldest_idle_ms for pod, fit in zip(candidates, free, strict=True) if not fit), default=0)
     calmest = max(QUIET_RATE, min(pod.rate for pod in candidates))
-    for pod in candidates:
-        evicts = size_bytes > pod.free_bytes
+    # A preference counts among full pods only where it costs no fresher copies than elsewhere.
+    stale_enough = oldest - max(PREFERRED_MS, oldest // 4)
+    for pod, fit in zip(candidates, free, strict=True):
+        evicts = not fit
         weight = pod.capacity_bytes if evicts else pod.free_bytes
+        if preferences is None:
+            preferred = constraint.prefers(pod.labels)
+        else:
+            preferred = preferences.get(pod.labels, False)
         yield Ranked(
             pod=pod.name,
             evicts=evicts,
@@ -195,6 +267,11 @@ def _rank(model_id: str, size_bytes: int, candidates: list[Pod]) -> Iterable[Ran
             loads_in_progress=pod.loads_in_progress,
             loading_threads=pod.loading_threads,
             rate=pod.rate,
+            outgoing=pod.outgoing,
+            zone_copies=sum(1 for zone in zones if zone == pod.zone) if pod.zone and zones else 0,
+            preferred=preferred,
+            passed_over=not (preferred and (fit or pod.oldest_idle_ms >= stale_enough)),
+            on_disk=pod.on_disk,
         )
 
 

@@ -23,6 +23,7 @@ SETTLE_MS = 500
 class _Debit:
     pod: str
     bytes: int
+    device_bytes: int
     sent_ms: int
     loading: bool
 
@@ -45,11 +46,11 @@ class Debits:
         self._settle_ms = settle_ms
         self._debits: dict[Hashable, _Debit] = {}  # in the order of sending: a key sent again is moved to the end
 
-    def sent(self, pod: str, size_bytes: int, now_ms: int, key: Hashable) -> None:
+    def sent(self, pod: str, size_bytes: int, now_ms: int, key: Hashable, *, device_bytes: int = 0) -> None:
         """A load has been sent to the pod. The same key sent again replaces its former debit."""
         self._expire(now_ms)
         self._debits.pop(key, None)
-        self._debits[key] = _Debit(pod, size_bytes, now_ms, loading=True)
+        self._debits[key] = _Debit(pod, size_bytes, device_bytes, now_ms, loading=True)
 
     def done(self, key: Hashable, *, loaded: bool = True) -> None:
         """The load has ended. Without `loaded` its bytes are free again; with it, they wait for the publication."""
@@ -74,10 +75,10 @@ class Debits:
         self._expire(now_ms)
         if not self._debits:
             return list(pods)
-        sums: dict[str, tuple[int, int, int]] = {}
+        sums: dict[str, tuple[int, int, int, int]] = {}
         for debit in self._debits.values():
-            size, copies, loading = sums.get(debit.pod, (0, 0, 0))
-            sums[debit.pod] = (size + debit.bytes, copies + 1, loading + debit.loading)
+            size, device, copies, loading = sums.get(debit.pod, (0, 0, 0, 0))
+            sums[debit.pod] = (size + debit.bytes, device + debit.device_bytes, copies + 1, loading + debit.loading)
         return [_debited(pod, *sums[pod.name]) if pod.name in sums else pod for pod in pods]
 
     def statistics(self) -> DebitsStatistics:
@@ -94,10 +95,11 @@ class Debits:
             del self._debits[key]
 
 
-def _debited(pod: Pod, size: int, copies: int, loading: int) -> Pod:
+def _debited(pod: Pod, size: int, device: int, copies: int, loading: int) -> Pod:
     return replace(
         pod,
         used_bytes=pod.used_bytes + size,
+        device_used_bytes=pod.device_used_bytes + device,
         copies=pod.copies + copies,
         loads_in_progress=pod.loads_in_progress + loading,
     )

@@ -1,13 +1,19 @@
 """Which copies make way for a load: all that is needed or nothing, and nothing that need not go.
 
-Least recently used goes first. A copy whose model has another copy elsewhere counts as `SPARE` times as idle as it is:
-losing it costs no cold start, only capacity, so it goes before a sole copy of similar age; but a second copy was made
-because its model is busy, so it does not go before a sole copy that nobody has wanted for long. An absolute preference
-would make the second copy of the busiest model the first victim of every load.
+In which order copies go is an eviction policy's (`policies`; by default least recently used first). A copy whose model
+has another copy elsewhere counts as `SPARE` times as idle as it is: losing it costs no cold start, only capacity, so it
+goes before a sole copy of similar age; but a second copy was made because its model is busy, so it does not go before a
+sole copy that nobody has wanted for long. An absolute preference would make the second copy of the busiest model the
+first victim of every load.
 
-Never a victim: a copy with a call in flight, a copy that is loading or unloading, a copy used more recently than the
-newcomer. The last means that what is loaded for nobody in particular (a preload, a registration) cannot push out what
-is in use, while a load that a caller waits for (`idle_ms` 0) may push out anything at rest.
+Never a victim, whatever the policy: a copy with a call in flight, a pinned one, one that is loading or unloading, one
+used more recently than the newcomer. The last means that what is loaded for nobody in particular (a preload, a
+registration) cannot push out what is in use, while a load that a caller waits for (`idle_ms` 0) may push out anything
+at rest; and that two loads cannot push out one another in turn. A copy that was loaded a moment ago and whose caller
+has not come yet goes only if nothing else can: some policies would let go of it first.
+
+Memory is of two kinds, host and device, and room is found in both or not at all. Where a pod has one only, the figures
+of the other are 0.
 
 The agent brings the ages from its use board and carries the evictions out. With a negative `free_bytes` (a size was
 predicted too small) and nothing needed, the same function says what repairs it.
@@ -15,13 +21,20 @@ predicted too small) and nothing needed, the same function says what repairs it.
 
 import enum
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from placement import words
+from placement.policies import Policy, Standing
+from placement.policies.base import SPARE
 
-SPARE = 4
-"""How much older a copy counts that has another one elsewhere."""
+__all__ = ["CANDIDATES", "FRESH_MS", "SPARE", "Held", "Room", "RoomVerdict", "make_room", "search"]
+
+CANDIDATES = 16
+"""How many copies are looked at, where some may have a spare elsewhere, before one is taken."""
+
+FRESH_MS = 2_000
+"""How long a copy counts as fresh that was loaded and not called yet: its caller waits in a router."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +47,9 @@ class Held:
     in_flight: int = 0
     busy_reason: str = ""  # "loading", "unloading", "pinned": it cannot go now; "": it can
     other_copies: int = 0  # of the same model, loaded elsewhere
+    device_bytes: int = 0
+    standing: Standing | None = None  # by the pod's policy; None: least recently used first
+    fresh: bool = False  # loaded less than FRESH_MS ago and not called yet
 
 
 class RoomVerdict(enum.Enum):
@@ -53,52 +69,139 @@ class Room:
     victims: tuple[str, ...]
     freed_bytes: int
     why: str
+    freed_device_bytes: int = 0
 
 
-def make_room(need_bytes: int, free_bytes: int, capacity_bytes: int, held: Iterable[Held], *, idle_ms: int = 0) -> Room:
+def make_room(
+    need_bytes: int,
+    free_bytes: int,
+    capacity_bytes: int,
+    held: Iterable[Held],
+    *,
+    idle_ms: int = 0,
+    need_device_bytes: int = 0,
+    free_device_bytes: int = 0,
+    capacity_device_bytes: int = 0,
+) -> Room:
     """Finds room for `need_bytes`. `idle_ms` is the time since the newcomer's last use, 0 where a caller waits.
 
-    `held` is not read where the need fits into `free_bytes`, so it may be a generator that is costly to run.
+    `held` is not read where the need fits into what is free, so it may be a generator that is costly to run.
     """
-    if need_bytes > capacity_bytes:
-        why = f"needs {words.size(need_bytes)}, the capacity is {words.size(capacity_bytes)}"
-        return Room(RoomVerdict.TOO_LARGE, (), 0, why)
-    if need_bytes <= free_bytes:
-        return Room(RoomVerdict.FITS, (), 0, f"{words.size(free_bytes)} are free")
-    short = need_bytes - free_bytes
+    host = _without_looking(need_bytes, free_bytes, capacity_bytes, "")
+    device = _without_looking(need_device_bytes, free_device_bytes, capacity_device_bytes, "device memory ")
+    for decided in (host, device):
+        if decided is not None and decided.verdict is RoomVerdict.TOO_LARGE:
+            return decided
+    if host is not None and device is not None:
+        return host
+    short = max(0, need_bytes - free_bytes)
+    short_device = max(0, need_device_bytes - free_device_bytes)
 
     # A heap, not a sort: of thousands of copies, mostly one or two are taken.
-    evictable: list[tuple[int, bool, str, Held]] = []
+    evictable: list[tuple[bool, Standing, bool, int, str, Held]] = []
     busy = recent = 0  # bytes that may not go
     for copy in held:
         if copy.in_flight or copy.busy_reason:
             busy += copy.bytes
         elif copy.idle_ms < idle_ms:
             recent += copy.bytes
-        elif copy.bytes > 0:
+        elif (short and copy.bytes > 0) or (short_device and copy.device_bytes > 0):
             spare = copy.other_copies > 0
-            evictable.append((-copy.idle_ms * (SPARE if spare else 1), not spare, copy.key, copy))
+            standing = copy.standing or (1, -copy.idle_ms * (SPARE if spare else 1))
+            evictable.append((copy.fresh, standing, not spare, -copy.idle_ms, copy.key, copy))
     heapq.heapify(evictable)
 
     taken: list[Held] = []
-    freed = 0
-    while freed < short and evictable:
+    freed = freed_device = 0
+    while (freed < short or freed_device < short_device) and evictable:
         copy = heapq.heappop(evictable)[-1]
-        taken.append(copy)
-        freed += copy.bytes
-    if freed < short:
-        why = f"needs {words.size(short)} more than is free, {words.size(freed)} can be evicted"
-        kept = [f"{words.size(busy)} are busy"] if busy else []
-        kept += [f"{words.size(recent)} were used more recently"] if recent else []
-        return Room(RoomVerdict.NO_ROOM, (), 0, f"{why}; {', '.join(kept)}" if kept else why)
+        if (copy.bytes if freed < short else 0) or (copy.device_bytes if freed_device < short_device else 0):
+            taken.append(copy)
+            freed += copy.bytes
+            freed_device += copy.device_bytes
+    if freed < short or freed_device < short_device:
+        return _refusal(short, short_device, freed, freed_device, busy, recent)
 
     # A large copy may have made the smaller ones before it superfluous: those stay, the most valuable first.
     victims: list[Held] = []
     for copy in reversed(taken):
-        if freed - copy.bytes >= short:
+        if freed - copy.bytes >= short and freed_device - copy.device_bytes >= short_device:
             freed -= copy.bytes
+            freed_device -= copy.device_bytes
         else:
             victims.append(copy)
     victims.reverse()
     why = f"evicts {words.copies(len(victims))}, the last used {words.span(min(v.idle_ms for v in victims))} ago"
-    return Room(RoomVerdict.EVICT, tuple(copy.key for copy in victims), freed, why)
+    return Room(RoomVerdict.EVICT, tuple(copy.key for copy in victims), freed, why, freed_device)
+
+
+def search(
+    need_bytes: int,
+    free_bytes: int,
+    capacity_bytes: int,
+    policy: Policy[str],
+    look: Callable[[str], Held],
+    *,
+    idle_ms: int = 0,
+    spares: Mapping[str, int] | None = None,
+    busy: Iterable[Held] = (),
+    need_device_bytes: int = 0,
+    free_device_bytes: int = 0,
+    capacity_device_bytes: int = 0,
+) -> Room:
+    """`make_room` over the copies that a policy keeps, of which only as many are looked at as it takes.
+
+    `look` says how a copy is at this moment, its `standing` by the same policy. `spares` are the copies elsewhere of
+    those that were asked about; with any, a few more are looked at than are needed, so that a spare can go first.
+    `busy` are those that the policy does not know, as they are loading still.
+    """
+    short = need_bytes - free_bytes
+    short_device = need_device_bytes - free_device_bytes
+    looked: list[Held] = []
+    if short > 0 or short_device > 0:
+        least = CANDIDATES if spares else 1
+        found = found_device = 0
+
+        def enough(key: str) -> bool:
+            nonlocal found, found_device
+            copy = look(key)
+            looked.append(copy)
+            if not (copy.in_flight or copy.busy_reason or copy.fresh) and copy.idle_ms >= idle_ms:
+                found += copy.bytes
+                found_device += copy.device_bytes
+            return found >= short and found_device >= short_device and len(looked) >= least
+
+        if need_bytes <= capacity_bytes and need_device_bytes <= capacity_device_bytes:
+            policy.walk(enough)
+            looked.extend(busy)
+    return make_room(
+        need_bytes,
+        free_bytes,
+        capacity_bytes,
+        looked,
+        idle_ms=idle_ms,
+        need_device_bytes=need_device_bytes,
+        free_device_bytes=free_device_bytes,
+        capacity_device_bytes=capacity_device_bytes,
+    )
+
+
+def _without_looking(need: int, free: int, capacity: int, kind: str) -> Room | None:
+    """The decision where it does not depend on the copies."""
+    if need > capacity:
+        why = f"needs {kind}{words.size(need)}, the {kind}capacity is {words.size(capacity)}"
+        return Room(RoomVerdict.TOO_LARGE, (), 0, why)
+    if need <= free:
+        return Room(RoomVerdict.FITS, (), 0, f"{words.size(free)} are free")
+    return None
+
+
+def _refusal(short: int, short_device: int, freed: int, freed_device: int, busy: int, recent: int) -> Room:
+    if freed < short:
+        why = f"needs {words.size(short)} more than is free, {words.size(freed)} can be evicted"
+    else:
+        why = f"needs {words.size(short_device)} more device memory than is free, {words.size(freed_device)} of it"
+        why += " can be evicted"
+    kept = [f"{words.size(busy)} are busy"] if busy else []
+    kept += [f"{words.size(recent)} were used more recently"] if recent else []
+    return Room(RoomVerdict.NO_ROOM, (), 0, f"{why}; {', '.join(kept)}" if kept else why)

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.choice import Cause, Verdict, choose
+from placement.constraints import Constraint
+from placement.footprint import Footprint
 from placement.pod import Pod
 
 GIB = 2**30
@@ -203,3 +205,131 @@ def test_routers_in_other_processes_choose_the_same():
 def test_ids_with_odd_characters_can_be_drawn():
     """An id that is no valid Unicode is the registry's problem, not a crash here."""
     assert choose("\ud800 / \0", 1, [a_pod()]).pod == "a"
+
+
+GPU = Constraint(required=frozenset({"gpu"}))
+LIKES_GPU = Constraint(preferred=frozenset({"gpu"}))
+
+
+def gpu_pod(name: str, **changes) -> Pod:
+    return a_pod(name, labels=frozenset({"gpu"}), device_capacity_bytes=GIB, **changes)
+
+
+@given(
+    pods=st.lists(
+        st.builds(
+            Pod,
+            name=st.sampled_from("abcdefgh"),
+            capacity_bytes=st.integers(0, 100),
+            used_bytes=st.integers(0, 120),
+            oldest_idle_ms=st.integers(0, 1000),
+            labels=st.frozensets(st.sampled_from(["gpu", "eu"])),
+            zone=st.sampled_from(["", "x", "y", "z"]),
+            accepts=st.booleans(),
+            device_capacity_bytes=st.sampled_from([0, 0, 50]),
+            device_used_bytes=st.integers(0, 60),
+            outgoing=st.booleans(),
+            on_disk=st.booleans(),
+        ),
+        unique_by=lambda pod: pod.name,
+        max_size=8,
+    ),
+    size=st.builds(Footprint, st.integers(0, 120), st.integers(0, 60)),
+    constraint=st.builds(
+        Constraint, st.frozensets(st.sampled_from(["gpu", "eu"])), st.frozensets(st.sampled_from(["gpu", "eu"]))
+    ),
+    zones=st.lists(st.sampled_from(["", "x", "y"]), max_size=3),
+    idle_ms=st.integers(0, 1200),
+)
+def test_the_whole_contract_of_a_choice(pods, size, constraint, zones, idle_ms):
+    """Labels, memories, zones, rollouts: the chosen pod may hold it, and no better kind of place was passed over."""
+    choice = choose("m", size, pods, constraint=constraint, zones=zones, idle_ms=idle_ms)
+    by_name = {pod.name: pod for pod in pods}
+    may_hold = [
+        pod
+        for pod in pods
+        if constraint.required <= pod.labels
+        and size.on(device=pod.has_device).host_bytes <= pod.capacity_bytes
+        and size.on(device=pod.has_device).device_bytes <= pod.device_capacity_bytes
+    ]
+    assert (choice.verdict is Verdict.NOWHERE) == (bool(pods) and not may_hold)
+    if idle_ms == 0:  # a caller waits: loadable wherever a pod may hold it and accepts
+        assert (choice.verdict is Verdict.CHOSEN) == any(pod.accepts for pod in may_hold)
+    assert {ranked.pod for ranked in choice.ranking} <= {pod.name for pod in may_hold if pod.accepts}
+    assert choice.why
+    if choice.pod is not None:
+        chosen = by_name[choice.pod]
+        ranked = [by_name[r.pod] for r in choice.ranking]
+        assert not chosen.outgoing or all(pod.outgoing for pod in ranked)
+        alike = [pod for pod in ranked if pod.outgoing == chosen.outgoing]
+        if chosen.zone and chosen.zone in zones:
+            assert all(pod.zone in zones and pod.zone for pod in alike)
+    assert choose("m", size, pods[::-1], constraint=constraint, zones=zones, idle_ms=idle_ms).ranking == choice.ranking
+
+
+def test_a_required_label_is_never_traded_for_room():
+    """A full pod with the label is taken, an empty one without never; with none the model is refused for good."""
+    choice = choose("m", MIB, [full("a", 1000, labels=frozenset({"gpu"})), a_pod("b")], constraint=GPU)
+    assert choice.pod == "a"
+    assert choice.refused[0].cause is Cause.NOT_ALLOWED
+    nowhere = choose("m", MIB, [a_pod("b"), a_pod("c", accepts=False)], constraint=GPU)
+    assert nowhere.verdict is Verdict.NOWHERE
+    assert "b lacks the label gpu that its type requires" in nowhere.why
+
+
+def test_a_device_is_preferred_and_done_without():
+    """A type that prefers GPUs takes one with room, a CPU pod where none has, and counts its weights in host memory."""
+    size = Footprint(10 * MIB, 500 * MIB)
+    assert choose("m", size, [gpu_pod("g"), a_pod("c")], constraint=LIKES_GPU).pod == "g"
+    busy = gpu_pod("g", device_used_bytes=GIB, copies=3, oldest_idle_ms=0)
+    assert choose("m", size, [busy, a_pod("c")], constraint=LIKES_GPU).pod == "c"
+    small = a_pod("c", capacity_bytes=400 * MIB)
+    assert choose("m", size, [busy, small], constraint=LIKES_GPU).pod == "g"
+    assert choose("m", size, [busy, a_pod("c")], constraint=GPU).pod == "g"
+
+
+def test_device_memory_is_a_capacity_of_its_own():
+    """Free host memory does not make room on the device."""
+    size = Footprint(MIB, 2 * GIB)
+    choice = choose("m", size, [gpu_pod("g")])
+    assert choice.verdict is Verdict.NOWHERE
+    assert "2.0 GiB of device memory" in choice.why
+    ranked = choose("m", Footprint(MIB, GIB), [gpu_pod("g", device_used_bytes=MIB)]).ranking[0]
+    assert ranked.evicts
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        pytest.param(full("x", 10, zone="y"), a_pod("x", zone="z"), id="another-zone-before-free-space"),
+        pytest.param(full("x", 10), a_pod("x", outgoing=True), id="staying-before-outgoing"),
+        pytest.param(a_pod("x", on_disk=True), a_pod("x"), id="files-on-disk"),
+        pytest.param(
+            full("x", 400_000, labels=frozenset({"gpu"})), full("x", 500_000), id="preferred-and-about-as-stale"
+        ),
+        pytest.param(
+            full("x", 900_000), full("x", 100_000, labels=frozenset({"gpu"})), id="preferred-but-full-of-fresh-copies"
+        ),
+        pytest.param(a_pod("x", loads_in_progress=0), a_pod("x", loads_in_progress=2, on_disk=True), id="queue-first"),
+    ],
+)
+def test_what_kind_of_place_is_preferred(better, worse):
+    """Zone, rollout, preference and disk, each in its place in the order, whatever the draw says."""
+    for names in (("a", "b"), ("b", "a")):
+        pair = [Pod(**{**_fields(pod), "name": name}) for pod, name in zip((better, worse), names, strict=True)]
+        found = {choose(f"m{i}", MIB, pair, constraint=LIKES_GPU, zones=["z"]).pod for i in range(30)}
+        assert found == {names[0]}
+
+
+def test_zones_that_nobody_knows_are_shared_with_nobody():
+    """Pods without a zone do not count as one zone."""
+    pods = [a_pod("a"), a_pod("b", loads_in_progress=5)]
+    assert choose("m", MIB, pods, zones=["", ""]).pod == "a"
+
+
+def test_remarks_are_in_the_sentence():
+    """What the choice rests on is said: preference, disk, zone, rollout."""
+    pod = a_pod("a", labels=frozenset({"gpu"}), on_disk=True, zone="z", outgoing=True)
+    why = choose("m", MIB, [pod], constraint=LIKES_GPU, zones=["z"]).why
+    for text in ("preferred by its type", "files on disk", "1 copy in its zone", "rollout"):
+        assert text in why

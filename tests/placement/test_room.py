@@ -141,3 +141,72 @@ def test_no_ping_pong():
                 del cache[victim]
         cache[model] = now
         assert len(cache) <= 4
+
+
+def test_a_copy_whose_caller_has_not_come_yet_goes_last():
+    """A policy that holds little of a newcomer does not let it go before its first call."""
+    held = [Held("new", 10, 0, standing=(0, 0.0), fresh=True), Held("old", 10, 500, standing=(1, 9.0))]
+    assert make_room(10, 0, 100, held).victims == ("old",)
+    assert make_room(20, 0, 100, held).victims == ("old", "new")
+
+
+def test_the_policy_decides_the_order():
+    """A standing given with the copies wins over their ages."""
+    held = [Held("older", 10, 900, standing=(1, 5.0)), Held("cheaper", 10, 100, standing=(1, 2.0))]
+    assert make_room(10, 0, 100, held).victims == ("cheaper",)
+
+
+def test_room_is_found_in_both_memories_or_not_at_all():
+    """Copies that free nothing of what is short stay; too little of either evicts nothing and says which."""
+    held = [Held("host only", 10, 9_000), Held("device", 1, 5_000, device_bytes=10)]
+    device = {"need_device_bytes": 10, "free_device_bytes": 0, "capacity_device_bytes": 50}
+    assert make_room(0, 0, 100, held, **device).victims == ("device",)
+    room = make_room(5, 0, 100, held, **device)
+    assert room.victims == ("host only", "device")
+    assert (room.freed_bytes, room.freed_device_bytes) == (11, 10)
+    device["need_device_bytes"] = 11
+    assert make_room(5, 0, 100, held, **device).verdict is RoomVerdict.NO_ROOM
+    assert "device memory" in make_room(5, 0, 100, held, **device).why
+    device["need_device_bytes"] = 51
+    assert make_room(0, 0, 100, held, **device).verdict is RoomVerdict.TOO_LARGE
+
+
+@given(
+    need=st.tuples(st.integers(0, 60), st.integers(0, 60)),
+    free=st.tuples(st.integers(-20, 40), st.integers(-20, 40)),
+    held=st.lists(
+        st.builds(
+            Held,
+            key=st.text("abcdefghijklmnop", min_size=1, max_size=2),
+            bytes=st.integers(0, 20),
+            idle_ms=st.integers(0, 1000),
+            in_flight=st.integers(0, 1),
+            device_bytes=st.integers(0, 20),
+            fresh=st.booleans(),
+        ),
+        unique_by=lambda held: held.key,
+        max_size=10,
+    ),
+)
+def test_two_memories_all_or_nothing(need, free, held):
+    """The contract holds in both memories at once: enough is freed, no victim is superfluous, none is in use."""
+    room = make_room(
+        need[0], free[0], 100, held, need_device_bytes=need[1], free_device_bytes=free[1], capacity_device_bytes=100
+    )
+    victims = [copy for copy in held if copy.key in room.victims]
+    host, device = sum(v.bytes for v in victims), sum(v.device_bytes for v in victims)
+    assert (room.freed_bytes, room.freed_device_bytes) == (host, device)
+    assert not any(copy.in_flight for copy in victims)
+    if room.verdict is RoomVerdict.EVICT:
+        assert need[0] <= free[0] + host
+        assert need[1] <= free[1] + device
+        for copy in victims:
+            left = (free[0] + host - copy.bytes, free[1] + device - copy.device_bytes)
+            assert left[0] < need[0] or left[1] < need[1]
+    else:
+        assert not victims
+    if room.verdict is RoomVerdict.NO_ROOM:
+        may_go = [copy for copy in held if not copy.in_flight]
+        assert (
+            free[0] + sum(c.bytes for c in may_go) < need[0] or free[1] + sum(c.device_bytes for c in may_go) < need[1]
+        )

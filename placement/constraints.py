@@ -1,0 +1,133 @@
+"""Which pods may hold a model of a type, and which should: the predecessor's type constraints.
+
+A pod has labels; a type may require some (the pod must have **all** of them) and prefer others (**any** of them is
+enough). The JSON is the predecessor's, so that its configuration works as it is:
+
+    {"type-a": {"required": ["l1", "l2"]}, "type-b": {"preferred": ["l3"]}, "_default": {"required": ["none"]}}
+
+Types that are not listed use `_default`, else they may go anywhere. Attributes that we do not know are ignored; a label
+in both lists counts as required.
+
+GPU pods and CPU pods are told apart like this too: pods with a device carry a label, a type that requires it never
+runs without, one that prefers it falls back where no such pod has room.
+
+Where a type states no preference the predecessor infers one: pods on which fewer types may run are taken first, so that
+the pods open to everybody stay open. The same here: among pods that are allowed, those that exclude more of the other
+types are preferred.
+
+Changing it at run time is a new `Constraints`; what stands on the wrong pod then is moved by `copies`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+DEFAULT = "_default"
+
+MAX_BYTES = 1 << 20
+"""Of the JSON: a mapping of types is written by a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What one type asks of a pod."""
+
+    required: frozenset[str] = frozenset()  # all of them
+    preferred: frozenset[str] = frozenset()  # any of them; without those that are required
+
+    def lacking(self, labels: frozenset[str]) -> frozenset[str]:
+        """The required labels that are not among these."""
+        return self.required - labels
+
+    def prefers(self, labels: frozenset[str]) -> bool:
+        """Whether a pod of these labels is a preferred one."""
+        return bool(self.preferred & labels)
+
+
+ANYWHERE = Constraint()
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """What all types ask."""
+
+    types: Mapping[str, Constraint] = field(default_factory=lambda: MappingProxyType({}))
+    default: Constraint = ANYWHERE
+
+    def of(self, model_type: str) -> Constraint:
+        """What that type asks: its own entry, else the default."""
+        return self.types.get(model_type, self.default)
+
+    def allows(self, model_type: str, labels: frozenset[str]) -> bool:
+        """Whether a pod of these labels may hold that type."""
+        return not self.of(model_type).lacking(labels)
+
+    def preferences(self, model_type: str, labels: Iterable[frozenset[str]]) -> dict[frozenset[str], bool]:
+        """Of each set of labels in the mesh, whether a pod with it is preferred for that type: as it is stated, else
+        as it is inferred. Where all are alike none is preferred."""
+        kinds = set(labels)
+        own = self.of(model_type)
+        if own.preferred:
+            return {kind: own.prefers(kind) for kind in kinds}
+        allowed = [kind for kind in kinds if not own.lacking(kind)]
+        scores = {kind: self._reserved(model_type, kind) for kind in allowed}
+        best = max(scores.values(), default=0)
+        alike = len(set(scores.values())) < 2
+        return {kind: not alike and scores.get(kind) == best for kind in kinds}
+
+    def _reserved(self, model_type: str, labels: frozenset[str]) -> int:
+        """How little wanted a pod of these labels is by the other types; higher is better to take. The weight is the
+        predecessor's: a type that may not run there counts four times one that would like to."""
+        others = [constraint for name, constraint in self.types.items() if name != model_type]
+        prohibited = sum(1 for constraint in others if constraint.lacking(labels))
+        preferring = sum(1 for constraint in others if constraint.prefers(labels))
+        return 4 * prohibited - preferring
+
+
+NONE = Constraints()
+
+
+def parse(text: str | bytes) -> Constraints:
+    """From the predecessor's JSON; an empty text asks nothing. Raises ValueError with a text for the operator."""
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"type constraints are longer than {MAX_BYTES} bytes")
+    if not text.strip():
+        return NONE
+    try:
+        data = json.loads(text)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"type constraints are not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError("type constraints are not a JSON object of types")
+    found = {name: _constraint(name, value) for name, value in data.items()}
+    default = found.pop(DEFAULT, ANYWHERE)
+    return Constraints(MappingProxyType(found), default)
+
+
+def render(constraints: Constraints) -> str:
+    """The JSON that `parse` reads as these."""
+    entries = dict(sorted(constraints.types.items()))
+    if constraints.default != ANYWHERE:
+        entries[DEFAULT] = constraints.default
+    data: dict[str, dict[str, list[str]]] = {}
+    for name, constraint in entries.items():
+        lists = {"required": sorted(constraint.required), "preferred": sorted(constraint.preferred)}
+        data[name] = {key: labels for key, labels in lists.items() if labels}
+    return json.dumps(data)
+
+
+def _constraint(name: str, value: Any) -> Constraint:
+    if not isinstance(value, dict):
+        raise ValueError(f'the constraint of type {name!r} is not an object such as {{"required": ["gpu"]}}')
+    required = _labels(name, "required", value.get("required"))
+    return Constraint(required, _labels(name, "preferred", value.get("preferred")) - required)
+
+
+def _labels(name: str, which: str, value: Any) -> frozenset[str]:
+    if value is None:
+        return frozenset()
+    if not isinstance(value, list) or not all(isinstance(label, str) and label for label in value):
+        raise ValueError(f"the {which} labels of type {name!r} are not a list of texts")
+    return frozenset(value)

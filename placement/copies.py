@@ -1,0 +1,291 @@
+"""How many copies each model should have, and what is to be done about it now.
+
+Wanted is the largest of what several reasons ask for: the model's own minimum, or its type's; its being pinned; calls a
+minute; calls at once; time that calls wait in a copy's queue; and, while the mesh has plenty of room, a second copy of
+what is used regularly, so that the death of a pod is no cold start. A model that has just proven hot gets its second
+copy in the next round, seconds later: no pattern over minutes is waited for.
+
+Fewer is slower than more. A copy too many goes only when room is scarce, when the *highest* rate of the last minutes
+would load the rest to two thirds at most, and none of the model's copies is young; so what made a copy never unmakes
+it. Above the maximum a copy goes at once.
+
+What stands on a pod that its type may no longer use counts as no copy: another is loaded first, then it is let go. A
+model whose last copy vanished with a pod gets one again, if it was used lately; it takes no room from what was used
+more recently.
+
+Each round is bounded: what is loading already and what is newly asked for is at most a share of the mesh's memory, the
+most urgent first, so that a change of constraints over a thousand models is a stream and not a flood. The plan is a
+function of what is given; the caller brings rates and ages, and asks again in a few seconds.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from placement import choice, words
+from placement.actions import Action, Kind, Plan, Room, Unmet
+from placement.constraints import NONE, Constraints
+from placement.footprint import Footprint
+from placement.pod import Pod
+
+NOTHING: Mapping[str, str] = choice.NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What was set for a model, or for a type; None where nothing was."""
+
+    minimum: int | None = None
+    maximum: int | None = None
+    pinned: bool | None = None  # has a copy always, and no copy of it is evicted
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a minimum below 0, a maximum below 1, or one below the other."""
+        if self.minimum is not None and self.minimum < 0:
+            raise ValueError(f"a minimum of {self.minimum} copies makes no sense")
+        if self.maximum is not None and self.maximum < max(1, self.minimum or 0):
+            raise ValueError(f"at most {self.maximum} copies are fewer than {max(1, self.minimum or 0)}")
+
+    def over(self, other: "Limits") -> "Limits":
+        """These, and the other's where nothing was set here; a maximum that is set here wins over the other's minimum
+        and the other way round."""
+        minimum = other.minimum if self.minimum is None else self.minimum
+        maximum = other.maximum if self.maximum is None else self.maximum
+        if minimum is not None and maximum is not None and minimum > maximum:
+            minimum, maximum = (maximum, maximum) if self.minimum is None else (minimum, minimum)
+        return Limits(minimum, maximum, other.pinned if self.pinned is None else self.pinned)
+
+
+UNLIMITED = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy, or a load, as its pod last said. Times in milliseconds."""
+
+    pod: str
+    loaded: bool = True  # False: it is loading still
+    rate: int = 0  # calls a minute, over the last seconds
+    peak_rate: int = 0  # the highest such rate of the last minutes (`Settings.remember_ms`)
+    in_flight: int = 0
+    queue_ms: int = 0  # that calls wait there before they run, lately
+    age_ms: int = 0  # since it was loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that has copies, or should have."""
+
+    model_id: str
+    footprint: Footprint
+    copies: tuple[Copy, ...] = ()
+    model_type: str = ""
+    idle_ms: int = 0  # since its last use, by whichever copy
+    limits: Limits = UNLIMITED  # the model's own over its type's
+    lost: bool = False  # a pod with a copy of it has gone lately
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The numbers. Those of the predecessor where it has such."""
+
+    rate_per_copy: int = 2000  # calls a minute from which on another copy is wanted
+    in_flight_per_copy: int = 16
+    queue_ms: int = 50  # of waiting, from which on another copy is wanted
+    second_rate: int = 60  # calls a minute that count as regular use: a second copy, where there is plenty of room
+    plenty: float = 0.10  # share of the mesh's memory that is free
+    scarce: float = 0.05
+    settle_ms: int = 10_000  # after a copy has come, before its effect on the queues is judged
+    remember_ms: int = 5 * 60_000  # how far back peak rates reach, and how young a copy keeps all of the model's
+    # Unused for so long, or a tenth of the stalest copy's time, one copy of two is enough.
+    second_idle_ms: int = 10 * 3_600_000
+    recreate_idle_ms: int = 3_600_000  # used within this, a model that was lost with a pod gets a copy again
+    moving: float = 0.05  # share of the mesh's memory that may be loading for these reasons at a time
+    most: int = 64  # actions in one round
+
+
+DEFAULTS = Settings()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How many copies a model should have, and for which reason so many."""
+
+    copies: int
+    why: str
+
+
+@dataclass(order=True, slots=True)
+class _Wish:
+    """A load that is wanted; the lowest is the most urgent."""
+
+    urgency: int
+    order: int
+    model_id: str
+    model: Model = field(compare=False)
+    why: str = field(compare=False)
+    idle_ms: int = field(compare=False)
+
+
+def wanted(model: Model, pods: int, free_share: float, settings: Settings = DEFAULTS) -> Wanted:
+    """How many copies it should have. `pods` are those that may hold it, `free_share` is that of the mesh's memory."""
+    limits = model.limits
+    reasons = [Wanted(0, "nothing asks for a copy")]
+    if limits.minimum:
+        reasons.append(Wanted(limits.minimum, f"at least {words.copies(limits.minimum)} by its settings"))
+    if limits.pinned:
+        reasons.append(Wanted(1, "it is pinned"))
+    if model.lost and model.idle_ms <= settings.recreate_idle_ms:
+        reasons.append(Wanted(1, f"lost with its pod, used {words.span(model.idle_ms)} ago"))
+    loaded = [copy for copy in model.copies if copy.loaded]
+    if loaded:
+        rate = sum(copy.rate for copy in loaded)
+        in_flight = sum(copy.in_flight for copy in loaded)
+        queue_ms = max(copy.queue_ms for copy in loaded)
+        reasons.append(Wanted(1, "it is in use"))
+        reasons.append(Wanted(math.ceil(rate / settings.rate_per_copy), f"{rate} calls a minute"))
+        reasons.append(Wanted(math.ceil(in_flight / settings.in_flight_per_copy), f"{in_flight} calls at once"))
+        settled = len(loaded) == len(model.copies) and min(copy.age_ms for copy in loaded) >= settings.settle_ms
+        if queue_ms >= settings.queue_ms:
+            # One more at a time, and only once the last one shows what it changes.
+            count = len(loaded) + 1 if settled else len(model.copies)
+            reasons.append(Wanted(count, f"calls wait {words.span(queue_ms)} for their turn"))
+        if rate >= settings.second_rate and free_share >= settings.plenty:
+            reasons.append(Wanted(2, f"{rate} calls a minute, and {free_share:.0%} of the memory is free"))
+    best = max(reasons, key=lambda reason: reason.copies)  # the first of equals
+    if limits.maximum is not None and best.copies > limits.maximum:
+        return Wanted(limits.maximum, f"{best.why}; at most {words.copies(limits.maximum)} by its settings")
+    if best.copies > pods:
+        return Wanted(pods, f"{best.why}; {pods} pods may hold it")
+    return best
+
+
+def plan(
+    models: Iterable[Model],
+    pods: Sequence[Pod],
+    *,
+    constraints: Constraints = NONE,
+    settings: Settings = DEFAULTS,
+    avoided: Mapping[str, str] = NOTHING,
+) -> Plan:
+    """What is to be done now. `avoided` are pods that get no loads, with the reason (`failures.avoided`)."""
+    models = list(models)
+    room = Room(pods)
+    free_share, stalest = room.free_share, room.oldest_idle_ms
+    budget = settings.moving * room.capacity_bytes
+    wishes: list[_Wish] = []
+    drops: list[Action] = []
+    moving = 0
+    for model in models:
+        moving += sum(model.footprint.total_bytes for copy in model.copies if not copy.loaded)
+        allowed = [pod for pod in pods if constraints.allows(model.model_type, pod.labels)]
+        names = {pod.name for pod in allowed}
+        want = wanted(model, len(allowed), free_share, settings)
+        standing = [copy for copy in model.copies if copy.pod in names]
+        wishes += _wishes(model, standing, want)
+        drops += _drops(model, standing, want, room, scarce=free_share <= settings.scarce, stalest=stalest, by=settings)
+
+    actions: list[Action] = []
+    unmet: list[Unmet] = []
+    put_off = 0
+    added: dict[str, list[str]] = {}
+    for wish in sorted(wishes):
+        model = wish.model
+        size = model.footprint.total_bytes
+        if len(actions) >= settings.most or (moving and moving + size > budget):
+            put_off += 1
+            continue
+        holders = [copy.pod for copy in model.copies] + added.get(model.model_id, [])
+        chosen = choice.choose(
+            model.model_id,
+            model.footprint,
+            room,
+            excluded={**avoided, **dict.fromkeys(holders, "holds a copy already")},
+            idle_ms=wish.idle_ms,
+            constraint=constraints.of(model.model_type),
+            zones=room.zones(holders),
+        )
+        if chosen.pod is None:
+            unmet.append(Unmet(model.model_id, f"{wish.why}, but {chosen.why}"))
+            continue
+        room.take(chosen.pod, model.footprint)
+        moving += size
+        added.setdefault(model.model_id, []).append(chosen.pod)
+        why = f"{wish.why}; {chosen.why}"
+        actions.append(Action(Kind.LOAD, model.model_id, chosen.pod, why, wish.idle_ms, len(holders)))
+    left = settings.most - len(actions)
+    drops.sort(key=lambda action: (action.model_id, action.pod))
+    return Plan((*actions, *drops[:left]), tuple(unmet), put_off + len(drops[left:]))
+
+
+def _wishes(model: Model, standing: Sequence[Copy], want: Wanted) -> Iterable[_Wish]:
+    """The loads that are missing. `standing` are the copies on pods that may hold it."""
+    minimum = max(model.limits.minimum or 0, 1 if model.limits.pinned else 0)
+    misplaced = len(model.copies) - len(standing)
+    hottest = -sum(copy.rate for copy in model.copies)
+    for number in range(len(standing) + 1, want.copies + 1):
+        if number <= minimum:
+            urgency, idle_ms = 0, 0  # it was asked for: it may take room from others
+        elif not standing and misplaced:
+            urgency, idle_ms = 2, model.idle_ms
+        elif not standing:
+            urgency, idle_ms = 1, model.idle_ms
+        else:
+            urgency, idle_ms = 3, model.idle_ms
+        why = want.why
+        if misplaced and not standing:
+            why = "its type may no longer use the pod that has it"
+        order = hottest if urgency == 3 else model.idle_ms
+        yield _Wish(urgency, order, model.model_id, model, why, idle_ms)
+
+
+def _drops(
+    model: Model, standing: Sequence[Copy], want: Wanted, room: Room, *, scarce: bool, stalest: int, by: Settings
+) -> Iterable[Action]:
+    """The copies that go."""
+    loaded = [copy for copy in standing if copy.loaded]
+    least = max(1, model.limits.minimum or 0)
+    if len(loaded) >= least:
+        names = {copy.pod for copy in standing}
+        for copy in model.copies:
+            if copy.pod not in names:
+                why = "its type may not use that pod, and there is a copy elsewhere"
+                yield Action(Kind.UNLOAD, model.model_id, copy.pod, why)
+    maximum = model.limits.maximum
+    if maximum is not None and len(loaded) > maximum:
+        for copy in _least_wanted(loaded, room)[: len(loaded) - maximum]:
+            why = f"{words.copies(len(loaded))}, at most {maximum} by its settings"
+            yield Action(Kind.UNLOAD, model.model_id, copy.pod, why)
+    elif scarce and len(loaded) == len(model.copies) and len(loaded) > max(least, want.copies):
+        superfluous = _superfluous(model, loaded, stalest, by)
+        if superfluous:
+            yield Action(Kind.UNLOAD, model.model_id, _least_wanted(loaded, room)[0].pod, superfluous)
+
+
+def _superfluous(model: Model, loaded: Sequence[Copy], stalest: int, by: Settings) -> str:
+    """Why one copy fewer is enough; "" where it is not."""
+    if len(loaded) == 2:
+        limit = min(by.second_idle_ms, stalest // 10)
+        if model.idle_ms > limit:
+            return f"unused for {words.span(model.idle_ms)}: one copy is enough, room is scarce"
+        return ""
+    if min(copy.age_ms for copy in loaded) < by.remember_ms or any(copy.queue_ms >= by.queue_ms for copy in loaded):
+        return ""
+    peak = sum(max(copy.rate, copy.peak_rate) for copy in loaded)
+    in_flight = sum(copy.in_flight for copy in loaded)
+    left = len(loaded) - 1
+    if 3 * peak > 2 * left * by.rate_per_copy or 3 * in_flight > 2 * left * by.in_flight_per_copy:
+        return ""
+    return f"{peak} calls a minute at most of late: {words.copies(left)} are enough, room is scarce"
+
+
+def _least_wanted(loaded: Sequence[Copy], room: Room) -> list[Copy]:
+    """Those that would be missed least come first: on a pod that goes, beside another in its zone, little called."""
+    zones = room.zones(copy.pod for copy in loaded)
+
+    def missed(copy: Copy) -> tuple[bool, int, int, str]:
+        pod = room.get(copy.pod)
+        crowd = zones.count(pod.zone) if pod is not None and pod.zone else 1
+        return (not (pod is not None and pod.outgoing), -crowd, copy.rate, copy.pod)
+
+    return sorted(loaded, key=missed)

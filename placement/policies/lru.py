@@ -1,0 +1,43 @@
+"""Least recently used first. The default: simple to explain, and hard to beat where models are of one size."""
+
+from collections.abc import Callable
+from typing import Generic
+
+from placement.policies.base import SPARE, K, Order, Standing, Uses
+
+
+class Lru(Generic[K]):
+    """See the module's text."""
+
+    __slots__ = ("_order", "_uses")
+
+    name = "lru"
+
+    def __init__(self, uses: Uses[K]) -> None:
+        self._uses = uses
+        self._order: Order[K, float] = Order(lambda key: uses(key)[0])
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._order
+
+    def add(self, key: K, *, size: int, cost: float) -> None:
+        """Size and cost do not matter here."""
+        self._order.add(key)
+
+    def resize(self, key: K, *, size: int, cost: float) -> None:
+        """Changes nothing."""
+
+    def remove(self, key: K, *, evicted_at: int | None = None) -> None:
+        """It is gone."""
+        self._order.discard(key)
+
+    def walk(self, enough: Callable[[K], bool]) -> list[K]:
+        """Least recently used first."""
+        return self._order.walk(enough)
+
+    def standing(self, key: K, *, now: int, spare: bool = False) -> Standing:
+        """Time since its last use, the longest first; a spare counts as idle `SPARE` times as long."""
+        return 1, -max(0, now - self._uses(key)[0]) * (SPARE if spare else 1)

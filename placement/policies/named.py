@@ -1,0 +1,17 @@
+"""From a setting's text to a policy: `lru`, `gdsf`, and either with `+probation`."""
+
+from placement.policies.base import K, Policy, Uses
+from placement.policies.gdsf import Gdsf
+from placement.policies.lru import Lru
+from placement.policies.probation import Probation
+
+NAMES = ("lru", "gdsf", "lru+probation", "gdsf+probation")
+
+
+def named(name: str, uses: Uses[K]) -> Policy[K]:
+    """The policy of that name. Raises ValueError with the names that there are."""
+    if name not in NAMES:
+        raise ValueError(f"no eviction policy is called {name!r}; there are {', '.join(NAMES)}")
+    base, _, behind = name.partition("+")
+    inner: Policy[K] = Lru(uses) if base == "lru" else Gdsf(uses)
+    return Probation(inner, uses) if behind else inner

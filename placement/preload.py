@@ -1,0 +1,85 @@
+"""Which models are loaded though nobody waits for them: into space that is free anyway, the last used first.
+
+That is how a mesh that was restarted gets warm again, and how a new pod comes to use. It never takes room from anybody
+(the loads say how long their models have been idle, and only pods with free space are asked), leaves an eighth of each
+pod free so that a first call finds room without an eviction, and keeps no more loads going in a pod than it can turn to
+at once, so that callers do not stand behind preloads.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from placement import choice, words
+from placement.actions import Action, Kind, Plan, Room
+from placement.constraints import NONE, Constraints
+from placement.footprint import Footprint
+from placement.pod import Pod
+
+RESERVE = 8
+"""A pod is filled until one part in so many is left free."""
+
+AHEAD = 2
+"""Loads in progress for each loading thread of a pod, whoever asked for them, up to which it is given more."""
+
+TRIES = 1000
+"""Models that are considered in one round, fitting or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """A registered model that has no copy and no load."""
+
+    model_id: str
+    footprint: Footprint
+    idle_ms: int  # since its last use
+    model_type: str = ""
+
+
+def plan(
+    models: Iterable[Idle],
+    pods: Sequence[Pod],
+    *,
+    constraints: Constraints = NONE,
+    avoided: Mapping[str, str] = choice.NOTHING,
+    most: int = 64,
+) -> Plan:
+    """What to load now: `most` loads at most. `avoided` are pods that get none, with the reason."""
+    room = Room(pods)
+    actions: list[Action] = []
+    for number, model in enumerate(sorted(models, key=lambda model: (model.idle_ms, model.model_id))):
+        if len(actions) >= most or number >= TRIES:
+            break
+        excluded = dict(avoided)
+        for pod in room:
+            if (why := _why_not(pod, model.footprint)) is not None:
+                excluded.setdefault(pod.name, why)
+        if len(excluded) >= len(pods) and not any(_has_turns(pod) for pod in room):
+            break  # no pod takes another one now, whatever it is
+        chosen = choice.choose(
+            model.model_id,
+            model.footprint,
+            room,
+            excluded=excluded,
+            idle_ms=model.idle_ms,
+            constraint=constraints.of(model.model_type),
+        )
+        if chosen.pod is not None:
+            room.take(chosen.pod, model.footprint)
+            why = f"used {words.span(model.idle_ms)} ago, and there is free space: {chosen.why}"
+            actions.append(Action(Kind.LOAD, model.model_id, chosen.pod, why, max(1, model.idle_ms)))
+    return Plan(tuple(actions))
+
+
+def _has_turns(pod: Pod) -> bool:
+    return pod.loads_in_progress < AHEAD * max(1, pod.loading_threads)
+
+
+def _why_not(pod: Pod, footprint: Footprint) -> str | None:
+    if not _has_turns(pod):
+        return f"has {pod.loads_in_progress} loads in progress"
+    need = footprint.on(device=pod.has_device)
+    if need.host_bytes > pod.capacity_bytes - pod.used_bytes - pod.capacity_bytes // RESERVE:
+        return f"has {words.size(pod.free_bytes)} free, of which {words.size(pod.capacity_bytes // RESERVE)} are kept"
+    if need.device_bytes > max(0, pod.device_free_bytes - pod.device_capacity_bytes // RESERVE):
+        return f"has {words.size(pod.device_free_bytes)} of device memory free, an eighth of it all is kept"
+    return None

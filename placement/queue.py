@@ -1,0 +1,139 @@
+"""In which order a pod's loads get their turn, and when one will be done.
+
+A model server loads a few models at once; the others wait. First come those that a caller waits for, in the order in
+which the callers came, so that none is starved. Then those that nobody waits for (preloads, copies for a drain, a
+cluster that warms up), the most recently used first. A caller that comes for a model that is queued already lifts it.
+
+A caller that cannot be served by its deadline is told at once, with how long to wait, while the load goes on: see
+`forecast`.
+"""
+
+import heapq
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from placement import words
+
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A load that waits, as `mesh status` shows it."""
+
+    key: Hashable
+    waiting: bool  # a caller waits for it
+    idle_ms: int  # since the model's last use, when it was queued; 0 with a caller
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatistics:
+    """How long the queue is."""
+
+    queued: int
+    waiting: int  # with a caller
+
+
+class LoadQueue(Generic[K]):
+    """The loads of one pod that wait for their turn."""
+
+    __slots__ = ("_arrivals", "_heap", "_items")
+
+    def __init__(self) -> None:
+        self._arrivals = 0
+        self._heap: list[tuple[int, int, int, K]] = []  # class, order within it, arrival, key
+        self._items: dict[K, tuple[int, int, int]] = {}  # what is queued; other items of the heap are void
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._items
+
+    def push(self, key: K, *, waiting: bool, idle_ms: int = 0) -> None:
+        """Queues a load. One that is queued already is lifted, where it comes earlier now, and never put back."""
+        known = self._items.get(key)
+        if known is not None and (known[0] == 0 or (not waiting and known[1] <= idle_ms)):
+            return
+        self._arrivals += 1
+        item = (0, self._arrivals, self._arrivals) if waiting else (1, max(0, idle_ms), self._arrivals)
+        self._items[key] = item
+        heapq.heappush(self._heap, (*item, key))
+
+    def cancel(self, key: K) -> bool:
+        """Nobody wants it any more. Whether it was queued."""
+        return self._items.pop(key, None) is not None
+
+    def pop(self) -> K | None:
+        """Whose turn it is; None where nothing waits."""
+        while self._heap:
+            kind, order, arrival, key = heapq.heappop(self._heap)
+            if self._items.get(key) == (kind, order, arrival):
+                del self._items[key]
+                return key
+        return None
+
+    def ahead_of(self, key: K) -> int:
+        """How many have their turn before it; all of them, where it is not queued. O(n): for forecasts and people."""
+        item = self._items.get(key)
+        return len(self._items) if item is None else sum(1 for other in self._items.values() if other < item)
+
+    def ahead_of_a_caller(self) -> int:
+        """How many have their turn before a load that a caller would bring now. O(n)."""
+        return sum(1 for kind, _, _ in self._items.values() if kind == 0)
+
+    def __iter__(self) -> Iterator[Queued]:
+        """In the order of their turns."""
+        for key, (kind, order, _) in sorted(self._items.items(), key=lambda item: item[1]):
+            yield Queued(key, kind == 0, 0 if kind == 0 else order)
+
+    def statistics(self) -> QueueStatistics:
+        """How long it is."""
+        return QueueStatistics(len(self._items), self.ahead_of_a_caller())
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """When a load is expected to be done, and whether that is soon enough."""
+
+    expected_ms: int  # from now
+    in_time: bool
+    retry_after_ms: int  # 0 where it is in time
+    why: str
+
+
+def forecast(
+    load_ms: int,
+    *,
+    deadline_ms: int | None = None,
+    ahead: int = 0,
+    in_progress: int = 0,
+    threads: int = 1,
+    mean_load_ms: int = 0,
+    begun_ms: int | None = None,
+) -> Forecast:
+    """What a caller may expect of a load. Times in milliseconds from now.
+
+    `load_ms` is what this model's load takes, 0 where nobody knows: then nobody is turned away. `ahead` loads have
+    their turn before, `in_progress` have it now, each taking `mean_load_ms` (what is in progress: half of it still).
+    `begun_ms` is how long this load has been going on, None while it waits. `deadline_ms` None: the caller has none.
+    """
+    if begun_ms is not None:
+        left = load_ms - begun_ms
+        if load_ms and left <= 0:
+            return Forecast(0, True, 0, f"should have been done {words.span(-left)} ago")
+        wait = 0
+    else:
+        left = load_ms
+        # Each thread ends what it has and takes the next; a free thread waits for nothing.
+        busy = min(in_progress, max(1, threads))
+        rounds = (ahead + busy) // max(1, threads)
+        wait = max(0, rounds * mean_load_ms - (mean_load_ms // 2 if rounds else 0))
+    expected = wait + left
+    if deadline_ms is None or not load_ms or expected <= deadline_ms:
+        return Forecast(expected, True, 0, f"expected in {words.span(expected)}")
+    why = f"loading takes {words.span(left)}"
+    if wait:
+        why += f" after a wait of {words.span(wait)} for {ahead + in_progress} loads before it"
+    return Forecast(expected, False, expected, f"{why}, the deadline is in {words.span(deadline_ms)}")

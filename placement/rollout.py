@@ -1,0 +1,57 @@
+"""Which pods are about to be replaced by a rolling update, so that nothing new is put where it would not stay.
+
+Nobody tells the mesh that a rollout has begun. It shows in the pods: those of a deployment come in groups (on
+Kubernetes a ReplicaSet, the part of the name before the last dash), and while an update goes on there is a new group
+beside an old one. A group counts as outgoing while another of the same labels has a pod that is younger than `LASTS_MS`
+and no pod that is older than the youngest of the old one: a group that still grows itself is not being replaced. As the
+marks rest on ages alone, they end by themselves, also where a rollout stops half way or is undone.
+
+What is outgoing is avoided, never forbidden: see `choice`.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+LASTS_MS = 20 * 60_000
+"""After the last pod of the new group has come; the predecessor's figure."""
+
+_MEMBER = re.compile(r"(?P<deployment>.+)-(?P<template>[a-z0-9]{5,10})-[a-z0-9]{5}")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A pod that is there."""
+
+    name: str
+    age_ms: int  # since it started
+    labels: frozenset[str] = frozenset()
+
+
+def group_of(name: str) -> tuple[str, str] | None:
+    """Deployment and group of a pod's name; None where the name does not tell."""
+    match = _MEMBER.fullmatch(name)
+    return None if match is None else (match["deployment"], match["template"])
+
+
+def outgoing(members: Iterable[Member]) -> dict[str, str]:
+    """The pods that are being replaced, each with the reason as it follows the pod's name."""
+    groups: dict[tuple[str, str], list[Member]] = {}
+    for member in members:
+        group = group_of(member.name)
+        if group is not None:
+            groups.setdefault(group, []).append(member)
+    found: dict[str, str] = {}
+    for (deployment, template), old in groups.items():
+        youngest = min(member.age_ms for member in old)
+        labels = {member.labels for member in old}
+        for (other_deployment, other_template), new in groups.items():
+            if other_deployment != deployment or other_template == template:
+                continue
+            if labels.isdisjoint(member.labels for member in new):
+                continue
+            ages = [member.age_ms for member in new]
+            if min(ages) < LASTS_MS and max(ages) < youngest:
+                why = f"is being replaced by the pods of {deployment}-{other_template}"
+                found |= {member.name: why for member in old}
+    return found

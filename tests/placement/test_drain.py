@@ -1,0 +1,80 @@
+"""A pod that leaves: elsewhere first, then let go; the most recently used first; without a gap."""
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from placement.actions import Kind
+from placement.drain import RECENT_MS, WIDTH, Held, plan
+from placement.footprint import Footprint
+from placement.pod import Pod
+
+MIB = 1 << 20
+PODS = [Pod("gone", 100 * MIB, accepts=False), Pod("b", 100 * MIB), Pod("c", 100 * MIB)]
+
+
+def held(count: int, **changes) -> list[Held]:
+    return [replace(Held(f"m{index:02}", Footprint(MIB), idle_ms=1000 * index), **changes) for index in range(count)]
+
+
+def test_loaded_elsewhere_before_it_is_let_go():
+    """A sole copy that was used lately is loaded in another pod and stays until that is done."""
+    (copy,) = held(1)
+    (load,) = plan("gone", [copy], PODS).actions
+    assert (load.kind, load.pod != "gone") == (Kind.LOAD, True)
+    loading = replace(copy, loading_in=(load.pod,))
+    assert plan("gone", [loading], PODS).actions == ()
+    loaded = replace(copy, loaded_in=(load.pod,))
+    (unload,) = plan("gone", [loaded], PODS).actions
+    assert (unload.kind, unload.pod) == (Kind.UNLOAD, "gone")
+
+
+def test_the_most_recently_used_first_and_not_all_at_once():
+    """There may not be time for all."""
+    made = plan("gone", held(50)[::-1], PODS)
+    assert [action.model_id for action in made.actions] == [f"m{i:02}" for i in range(WIDTH)]
+    assert made.put_off == 50 - WIDTH
+
+
+def test_what_nobody_uses_goes_last_and_without_replacement():
+    """Only when everything else has moved."""
+    stale = held(2, idle_ms=RECENT_MS + 1)
+    moving = [*held(1, model_id="used"), *stale]
+    assert [action.kind for action in plan("gone", moving, PODS).actions] == [Kind.LOAD]
+    assert [action.kind for action in plan("gone", stale, PODS).actions] == [Kind.UNLOAD] * 2
+
+
+def test_what_has_no_room_elsewhere_stays():
+    """It does not push out what was used more recently; the reason is told."""
+    full = [PODS[0], Pod("b", MIB, used_bytes=MIB, oldest_idle_ms=10)]
+    made = plan("gone", held(1, idle_ms=500), full)
+    assert made.actions == ()
+    assert "used within" in made.unmet[0].why
+
+
+@given(
+    ages=st.lists(st.integers(0, 2 * RECENT_MS), max_size=40),
+    width=st.integers(1, 8),
+    seconds=st.integers(0, 40),
+)
+def test_a_drain_ends_without_a_gap(ages, width, seconds):
+    """Carried out round by round, every copy used lately is loaded elsewhere before it is let go, `width` at a time."""
+    left = {f"m{index}": Held(f"m{index}", Footprint(1), age) for index, age in enumerate(ages)}
+    for _ in range(200):
+        made = plan("gone", list(left.values()), PODS, width=width)
+        assert plan("gone", list(left.values())[::-1], PODS, width=width) == made
+        if not made.actions and not any(copy.loading_in for copy in left.values()):
+            break
+        for action in made.actions:
+            copy = left[action.model_id]
+            if action.kind is Kind.LOAD:
+                left[action.model_id] = replace(copy, loading_in=(action.pod,))
+            else:
+                assert copy.loaded_in or copy.idle_ms > RECENT_MS
+                del left[action.model_id]
+        loading = [copy for copy in left.values() if copy.loading_in]
+        assert len(loading) <= width
+        for copy in loading:
+            left[copy.model_id] = replace(copy, loaded_in=copy.loading_in, loading_in=())
+    assert not left

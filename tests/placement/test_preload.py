@@ -1,0 +1,81 @@
+"""Preloads: free space only, the last used first, and no caller behind them."""
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from placement.footprint import Footprint
+from placement.pod import Pod
+from placement.preload import AHEAD, RESERVE, Idle, plan
+
+MIB = 1 << 20
+
+
+def models(count: int, size: int = MIB) -> list[Idle]:
+    return [Idle(f"m{index:04}", Footprint(size), idle_ms=1000 * index) for index in range(count)]
+
+
+def test_the_last_used_come_first_and_as_many_as_have_turns():
+    """An empty mesh starts with the most recently used, two loads for each thread."""
+    pods = [Pod("a", 100 * MIB, loading_threads=2), Pod("b", 100 * MIB, loading_threads=2)]
+    made = plan(reversed(models(50)), pods)
+    assert sorted(action.model_id for action in made.actions) == [f"m{i:04}" for i in range(2 * 2 * AHEAD)]
+
+
+def test_an_eighth_stays_free_and_nothing_is_evicted():
+    """A pod is filled to seven eighths, round by round, and then left alone."""
+    pod = Pod("a", 80 * MIB, loading_threads=4)
+    left = models(200)
+    for _ in range(50):
+        made = plan(left, [pod])
+        if not made.actions:
+            break
+        gone = {action.model_id for action in made.actions}
+        left = [one for one in left if one.model_id not in gone]
+        pod = replace(pod, used_bytes=pod.used_bytes + len(gone) * MIB)
+    assert pod.used_bytes == 70 * MIB
+    assert len(left) == 130
+
+
+def test_callers_do_not_stand_behind_preloads():
+    """A pod that is busy with loads gets none."""
+    assert plan(models(5), [Pod("a", 100 * MIB, loads_in_progress=AHEAD)]).actions == ()
+
+
+def test_a_small_one_still_fits_behind_a_large_one():
+    """One that does not fit does not end the round."""
+    mixed = [Idle("large", Footprint(200 * MIB), 1), Idle("small", Footprint(MIB), 2)]
+    assert [action.model_id for action in plan(mixed, [Pod("a", 100 * MIB)]).actions] == ["small"]
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), max_size=30),
+    pods=st.lists(
+        st.builds(
+            Pod,
+            name=st.sampled_from("abc"),
+            capacity_bytes=st.integers(0, 200),
+            used_bytes=st.integers(0, 250),
+            loads_in_progress=st.integers(0, 4),
+            loading_threads=st.integers(1, 3),
+            accepts=st.booleans(),
+        ),
+        unique_by=lambda pod: pod.name,
+        max_size=3,
+    ),
+)
+def test_the_laws_of_a_preload(sizes, pods):
+    """Within free space less the reserve, within the turns, each model once, in order, equal for equal inputs."""
+    idle = [Idle(f"m{index}", Footprint(size), idle_ms=index) for index, size in enumerate(sizes)]
+    made = plan(idle, pods)
+    assert plan(idle[::-1], pods[::-1]) == made
+    assert len({action.model_id for action in made.actions}) == len(made.actions)
+    for pod in pods:
+        mine = [action for action in made.actions if action.pod == pod.name]
+        taken = sum(sizes[int(action.model_id[1:])] for action in mine)
+        if mine:
+            assert pod.accepts
+            assert pod.used_bytes + taken <= pod.capacity_bytes - pod.capacity_bytes // RESERVE
+            assert pod.loads_in_progress + len(mine) <= AHEAD * pod.loading_threads
+        assert all(action.idle_ms >= 1 for action in mine)
