@@ -16,7 +16,7 @@ UP := $(VENV)/.up-$(call LEVEL,up)
 DEV := $(VENV)/.dev-$(call LEVEL,dev)
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test check bench proto lock format clean environment
+.PHONY: help up demo test test-stores check bench proto lock format clean environment
 
 help:  ## this list
 	@echo 'make TARGET [ARGS="..."] [PYTHON=python3.12]'
@@ -38,6 +38,10 @@ check: $(DEV)  ## format, lint, types, layers, freshness of generated code
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python proto/generate.py --check
+
+test-stores: $(DEV)  ## the puller against versitygw, azurite and fake-gcs-server, made first (Go, Node; minutes)
+	@$(RUN) tests.support.programs
+	@$(RUN) pytest tests/stores $(ARGS)
 
 bench: $(DEV)  ## calls/s, CPU per call and latency, beside a plain grpc.aio server
 	@$(RUN) tests.bench $(ARGS)

@@ -19,3 +19,4 @@ LEGACY_MODEL_ID = b"tas-model-id"
 # On the SPI: what our own model server is told beyond the SPI's messages. Others ignore it.
 SPI_COPY = "mesh-copy"
 SPI_SLOT = "mesh-slot"
+SPI_OPTIMISED = "mesh-optimised"  # path of the model as onnxruntime's graph optimisers leave it

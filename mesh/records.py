@@ -71,21 +71,25 @@ class ModelRecord:
     host_bytes: int = 0  # measured by an earlier load; 0: never
     device_bytes: int = 0
     load_ms: int = 0  # how long the last load took
+    sha256: str = ""  # hex, of the model's file, where the registration names it: what is pulled is checked against it
     killed: tuple[str, ...] = ()  # one text for each server that died with this model loading or running
     other: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # attributes we do not know
     other_mesh: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # the same, inside `mesh`
 
     _KNOWN = frozenset({"type", "mPath", "encKey", "lu", "failedIn", "fails", "refs", "mesh"})
-    _KNOWN_MESH = frozenset({"hostBytes", "deviceBytes", "loadMs", "killed"})
+    _KNOWN_MESH = frozenset({"hostBytes", "deviceBytes", "loadMs", "sha256", "killed"})
 
     @property
     def quarantined(self) -> bool:
         """Whether servers died of it twice: it is not loaded until released or registered anew."""
         return len(self.killed) >= 2
 
-    def same_registration(self, other: "ModelRecord") -> bool:
-        """Whether both were registered with equal attributes."""
-        return (self.type, self.path, self.key) == (other.type, other.path, other.key)
+    def same_registration(self, asked: "ModelRecord") -> bool:
+        """Whether what is asked to be registered is this. A digest left open is no difference: not every way of
+        registering can name one."""
+        if asked.sha256 not in ("", self.sha256):
+            return False
+        return (self.type, self.path, self.key) == (asked.type, asked.path, asked.key)
 
     def recent_failures(self, now_ms: int, expiry_ms: int) -> tuple[Failure, ...]:
         """The failures that have not expired."""
@@ -117,6 +121,7 @@ class ModelRecord:
                 host_bytes=int(mesh.get("hostBytes", 0)),
                 device_bytes=int(mesh.get("deviceBytes", 0)),
                 load_ms=int(mesh.get("loadMs", 0)),
+                sha256=str(mesh.get("sha256", "")),
                 killed=tuple(str(text) for text in mesh.get("killed", ())),
                 other=MappingProxyType({k: v for k, v in data.items() if k not in cls._KNOWN}),
                 other_mesh=MappingProxyType({k: v for k, v in mesh.items() if k not in cls._KNOWN_MESH}),
@@ -134,6 +139,8 @@ class ModelRecord:
         ):
             if number:
                 mesh[name] = number
+        if self.sha256:
+            mesh["sha256"] = self.sha256
         if self.killed:
             mesh["killed"] = list(self.killed)
         data: dict[str, Any] = {"type": self.type}
@@ -172,6 +179,7 @@ class PodRecord:
     loading_threads: int = 1
     rate: int = 0  # calls a minute
     probe_address: str = ""
+    disk: str = ""  # the models whose files are on its disk, an `idset`
 
     @classmethod
     def decode(cls, value: bytes) -> "PodRecord":
@@ -195,6 +203,7 @@ class PodRecord:
                 loading_threads=int(data.get("threads", 1)),
                 rate=int(data.get("rate", 0)),
                 probe_address=str(data.get("probe", "")),
+                disk=str(data.get("disk", "")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a pod record: {error!r}") from error
@@ -218,6 +227,7 @@ class PodRecord:
                 "threads": self.loading_threads,
                 "rate": self.rate,
                 "probe": self.probe_address,
+                "disk": self.disk,
             }
         )
 

@@ -1,15 +1,17 @@
 """The pod's own directory of pulled files.
 
     <directory>/.lock            held while a process uses the directory
-    <directory>/.partial-<n>/    a pull in progress
-    <directory>/<name>/<file>    a finished pull; it appears whole, by a rename
+    <directory>/.blobs/<name>    whole files, safe on disk: the only thing that outlives the process (`cache`)
+    <directory>/.new-<n>         a file being fetched, or not yet safe on disk
+    <directory>/.partial-<n>/    a model's folder being put together, or being removed
+    <directory>/<name>/<file>    a model's folder; it appears whole, by a rename
 
-`<name>` is made from an id so that no id can name another's folder or anything outside: percent-encoded, no leading
-dot, and cut with a hash where it is too long for a file system.
+`<name>` of a model is made from an id so that no id can name another's folder or anything outside: percent-encoded, no
+leading dot, and cut with a hash where it is too long for a file system.
 
-The directory is a cache of this process's life: at start everything in it is swept. Hence no fsync: after a crash of
-the machine, whatever the disk holds is removed unread. A directory that was not made by this module and is not empty
-is refused rather than swept, so that a wrong option cannot empty somebody's home.
+At start everything but the blobs is swept: it belongs to models that are no longer loaded, and may be half there. A
+directory that was not made by this module and is not empty is refused rather than swept, so that a wrong option cannot
+empty somebody's home.
 """
 
 import errno
@@ -17,12 +19,15 @@ import fcntl
 import hashlib
 import os
 import shutil
+import threading
 from pathlib import Path
 from urllib.parse import quote
 
 from puller.errors import PullError, PullErrorKind
 
+BLOBS = ".blobs"
 _LOCK = ".lock"
+_NEW = ".new-"
 _PARTIAL = ".partial-"
 _MAX_NAME = 200  # file systems allow 255 bytes
 _WRITE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG})
@@ -55,11 +60,17 @@ class Disk:
         self._reserve_bytes = reserve_bytes  # kept free, for logs and whoever else writes to this file system
         self._lock: int | None = None
         self._counter = 0
+        self._counting = threading.Lock()
 
     @property
     def directory(self) -> Path:
         """Its absolute path."""
         return self._directory
+
+    @property
+    def blobs(self) -> Path:
+        """The folder of whole files."""
+        return self._directory / BLOBS
 
     def open(self) -> None:
         """Makes and locks the directory. Raises ValueError with a text for the operator if it cannot be used."""
@@ -76,6 +87,9 @@ class Disk:
             os.close(descriptor)
             raise ValueError(f"{self._directory} is used by another process: every pod needs its own") from error
         self._lock = descriptor
+        if self.blobs.is_symlink() or (self.blobs.exists() and not self.blobs.is_dir()):
+            self.blobs.unlink()
+        self.blobs.mkdir(exist_ok=True)
 
     def close(self) -> None:
         """Lets go of the directory; the files stay."""
@@ -84,22 +98,24 @@ class Disk:
             self._lock = None
 
     def sweep(self) -> None:
-        """Removes everything that an earlier process left."""
+        """Removes everything that an earlier process left, its whole files excepted."""
         self.open()
         for entry in os.scandir(self._directory):
-            if entry.name != _LOCK:
+            if entry.name not in (_LOCK, BLOBS):
                 _remove(Path(entry.path))
 
     def begin(self) -> Path:
-        """A new empty folder for a pull in progress."""
-        self.open()
-        self._counter += 1
-        path = self._directory / f"{_PARTIAL}{self._counter}"
+        """A new empty folder for a model being put together."""
+        path = self._next(_PARTIAL)
         try:
             path.mkdir()
         except OSError as error:
             raise write_error(error) or error from error
         return path
+
+    def new(self) -> Path:
+        """The path of a new file to be fetched; it does not exist."""
+        return self._next(_NEW)
 
     def commit(self, partial: Path, into: str) -> Path:
         """Makes a finished pull visible as the folder of `into`, in place of what was there. Returns the folder."""
@@ -109,8 +125,7 @@ class Disk:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise write_error(error) or error from error
-            self._counter += 1
-            former = self._directory / f"{_PARTIAL}{self._counter}"
+            former = self._next(_PARTIAL)
             path.rename(former)
             partial.rename(path)
             _remove(former)
@@ -122,19 +137,27 @@ class Disk:
 
     def remove(self, path: Path) -> None:
         """Removes a folder of this directory, if it is there."""
-        if path.parent != self._directory or path.name == _LOCK:
+        if path.parent != self._directory or path.name in (_LOCK, BLOBS):
             raise ValueError(f"{path} is not a folder of {self._directory}")
         _remove(path)
 
-    def admit(self, size: int) -> None:
-        """Raises PullError(DISK_FULL) unless `size` more bytes fit. Other pulls in progress are not counted."""
-        stat = os.statvfs(self._directory)
-        free = stat.f_bavail * stat.f_frsize
-        if size > free - self._reserve_bytes:
-            text = (
-                f"{size} bytes are needed and {free} are free on the pod's disk, {self._reserve_bytes} of them reserved"
-            )
-            raise PullError(PullErrorKind.DISK_FULL, text)
+    def free(self) -> int:
+        """Bytes that may still be written, the reserve left out; negative where that is touched."""
+        self.open()
+        found = os.statvfs(self._directory)
+        return found.f_bavail * found.f_frsize - self._reserve_bytes
+
+    def tenth(self) -> int:
+        """A tenth of the whole file system, in bytes."""
+        self.open()
+        found = os.statvfs(self._directory)
+        return found.f_blocks * found.f_frsize // 10
+
+    def _next(self, prefix: str) -> Path:
+        self.open()
+        with self._counting:
+            self._counter += 1
+            return self._directory / f"{prefix}{self._counter}"
 
 
 def _remove(path: Path) -> None:

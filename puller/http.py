@@ -1,270 +1,277 @@
 """`http:` and `https:` URLs: one URL, one file.
 
 What the predecessor got wrong is refused here: an answer other than 200 is an error and not a model, a body shorter
-than announced is noticed, a redirect is followed only to where the URL itself might have pointed. The addresses
-allowed are those of `addresses`, checked on each socket before it connects, so neither redirects nor name servers
-lead elsewhere. Proxies of the environment are not used: behind one, nothing could be said about addresses.
+than announced is noticed. Where requests may go is `http_client`'s business.
 
-Compression is declined, since the announced length is that of the file. Credentials in the URL (`user:password@`) are
-sent to the URL's own origin only; neither they nor the query appear in errors.
+One request a pull, where it can be: a GET of which first only the headers are read. They tell whether the file is on
+disk already, by ETag, date of change or digest; the body waits meanwhile. An answer of a known version is asked for
+with a condition, so that no body comes at all. Where the server sends parts, a large file comes in several at once, and
+one that broke off goes on where it ended; each part only if the file is still the same one.
+
+Compression is declined, since the announced length is that of the file. Credentials in the URL (`user:password@`), and
+the headers and certificates of an http store of the storage secret, are used for the URL's own origin only; neither
+they nor the query appear in errors.
 """
 
-import asyncio
 import base64
-import errno
-import os
-import re
-import socket
+import hashlib
+import itertools
 import ssl
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any
 
 import aiohttp
-from yarl import URL
+from cachetools import LRUCache
 
-from puller import addresses
-from puller.disk import write_error
+from puller.credentials import Settings
 from puller.errors import PullError, PullErrorKind
-from puller.provider import Target
-from puller.source import Location, redact
+from puller.http_client import Held, HttpClient, HttpPolicy, parse, status_error
+from puller.limits import Limits
+from puller.provider import Listing, RemoteFile, by_md5, by_sha256, in_scope
+from puller.sink import Sink
+from puller.source import Location
 
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_MAX_REDIRECTS = 5
-_SMALL = 2**20  # bytes; up to this, a body is written at once on the event loop: the disk is the pod's own
-_BATCH = 4 * 2**20  # bytes collected for one hop to a thread
-_WRITERS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class HttpPolicy:
-    """What the operator allows. Times in seconds."""
-
-    allow_private: bool = False  # loopback and private networks
-    allow_link_local: bool = False
-    ca: bytes | None = None  # PEM, trusted besides the system's
-    connect_timeout: float = 10.0
-    read_timeout: float = 30.0  # between two pieces
-    total_timeout: float = 900.0
-    connections: int = 32
-
-    def refusal(self, host: str) -> str | None:
-        """Why an address may not be connected to; None if it may."""
-        return addresses.refusal(host, allow_private=self.allow_private, allow_link_local=self.allow_link_local)
-
-
-class _AddressRefused(OSError):
-    """A socket that must not be made."""
+_KNOWN = 4096  # URLs whose version is remembered, to ask whether it still is that one
+_TRUSTED = 64  # stores with TLS settings of their own
+_SETTLED = timedelta(seconds=60)
+_RANGES = " ranges"  # ends the key of a file of which the server sends parts
 
 
 class HttpProvider:
     """Fetches single files by GET."""
 
-    def __init__(self, policy: HttpPolicy) -> None:
-        self._policy = policy
-        self._session: aiohttp.ClientSession | None = None  # made on first use: it belongs to the running loop
-        self._executor: ThreadPoolExecutor | None = None  # for large bodies
+    def __init__(self, policy: HttpPolicy, limits: Limits) -> None:
+        self._client = HttpClient(policy, limits)
+        self._limits = limits
+        self._trusted: LRUCache[str, ssl.SSLContext] = LRUCache(_TRUSTED)
+        self._held: dict[str, Held] = {}
+        self._counter = itertools.count()
+        self._known: LRUCache[str, RemoteFile] = LRUCache(_KNOWN)
 
-    async def fetch(self, location: Location, target: Target) -> int:
-        """Writes the body of the URL to the target file."""
+    async def listing(self, location: Location) -> Listing:
+        """Asks for the file and reads the headers. The body is kept waiting for `read`.
+
+        That makes one request of a pull. A HEAD first would be a second, and signed URLs allow only one method."""
+        async with self._client.translated(location.shown):
+            known = self._known.get(location.uri)
+            headers = _condition(known) if known is not None else {}
+            held = await self._get(location, headers)
+            try:
+                response = held.response
+                if known is not None and response.status == HTTPStatus.NOT_MODIFIED:
+                    held.release()
+                    return Listing((known,), is_file=True)
+                file = _described(response, location, f"{next(self._counter)}")
+            except BaseException:
+                held.release()
+                raise
+            self._known.pop(location.uri, None)
+            if file.validator:
+                self._known[location.uri] = replace(file, key=_RANGES if file.key.endswith(_RANGES) else "")
+            self._held[file.key] = held
+            return Listing((file,), is_file=True, release=lambda: self._release(file.key))
+
+    async def read(self, location: Location, file: RemoteFile, sink: Sink) -> None:
+        """Writes the body, large ones by several ranges at once where the server has them."""
+        held = self._held.pop(file.key, None)
         try:
-            async with asyncio.timeout(self._policy.total_timeout):
-                return await self._fetch(location, target)
-        # `from None`: what aiohttp says may quote the URL's query, and a traceback shows causes.
-        except TimeoutError:
-            raise PullError(PullErrorKind.TIMEOUT, f"{location.shown} did not answer in time") from None
-        except aiohttp.ClientPayloadError:
-            raise PullError(PullErrorKind.INTEGRITY, f"{location.shown} ended before all of it had arrived") from None
-        except aiohttp.ClientError as error:
-            raise _client_error(error, location.shown) from None
-        except OSError as error:
-            raise write_error(error) or _os_error(error, location.shown) from None
+            async with self._client.translated(location.shown):
+                if file.key.endswith(_RANGES) and file.size is not None:
+                    await self._read_ranges(location, file, sink, held)
+                else:
+                    if sink.written:
+                        sink.restart()
+                    held = held or await self._again(location, file)
+                    await self._client.receive(held.response, sink, 0)
+        finally:
+            if held is not None:
+                held.release()
 
     async def close(self) -> None:
         """Closes its connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
-            self._executor = None
+        for key in list(self._held):
+            self._release(key)
+        await self._client.close()
 
-    async def _fetch(self, location: Location, target: Target) -> int:
-        url = _parse(location.uri)
-        headers: dict[str, str] = {}
+    def _release(self, key: str) -> None:
+        held = self._held.pop(key, None)
+        if held is not None:
+            held.release()
+
+    async def _get(self, location: Location, headers: Mapping[str, str]) -> Held:
+        """Sends the request with the URL's own credentials, or its store's."""
+        url = parse(location.uri)
+        secret = {name: value for name, values in location.settings.texts("headers").items() for value in values[-1:]}
         if url.user or url.password:
             pair = f"{url.user or ''}:{url.password or ''}".encode()
-            headers["Authorization"] = "Basic " + base64.b64encode(pair).decode()
-        url = url.with_user(None)
-        origin = url.origin()
-        for _ in range(_MAX_REDIRECTS + 1):
-            async with self._opened().get(
-                url, allow_redirects=False, headers=headers if url.origin() == origin else None
-            ) as response:
-                if response.status not in _REDIRECTS:
-                    return await self._save(response, location.shown, target)
-                url = _follow(url, response, location.shown)
-        raise PullError(PullErrorKind.BAD_REQUEST, f"{location.shown} redirects more than {_MAX_REDIRECTS} times")
+            secret["Authorization"] = "Basic " + base64.b64encode(pair).decode()
+        trust = self._trust(location.settings)
+        return await self._client.send(
+            url.with_user(None), shown=location.shown, headers=headers, secret=secret, trust=trust
+        )
 
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            context = ssl.create_default_context()
-            if self._policy.ca is not None:
-                context.load_verify_locations(cadata=self._policy.ca.decode())
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    ssl=context, limit=self._policy.connections, socket_factory=_guard(self._policy.refusal)
-                ),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=self._policy.connect_timeout, sock_read=self._policy.read_timeout
-                ),
-                headers={"Accept-Encoding": "identity", "User-Agent": "mesh-puller"},
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                trust_env=False,
-            )
-        return self._session
+    def _trust(self, settings: Settings) -> ssl.SSLContext | None:
+        """The TLS settings of a store that has some of its own: its authority, our certificate for it."""
+        authority, certificate = settings.text("certificate"), settings.text("client_certificate")
+        if not authority and not certificate:
+            return None
+        name = settings.fingerprint()
+        context = self._trusted.get(name)
+        if context is None:
+            context = self._trusted[name] = _tls(settings, authority, certificate, self._client.policy)
+        return context
 
-    async def _save(self, response: aiohttp.ClientResponse, shown: str, target: Target) -> int:
-        if response.status != 200:
-            raise _status_error(response.status, shown)
-        encoding = response.headers.get("Content-Encoding", "identity").lower()
-        if encoding != "identity":
-            text = f"{shown} is sent compressed ({encoding}) although that was declined"
-            raise PullError(PullErrorKind.BAD_REQUEST, text)
-        announced = response.content_length
-        if announced is not None:
-            target.admit(announced)
-        if announced is not None and announced <= _SMALL:
-            body = await response.read()
-            size = len(body)
-            target.path.write_bytes(body)
-        else:
-            size = await self._stream(response, target)
-        if announced is not None and size != announced:
-            text = f"{shown} announced {announced} bytes and sent {size}"
-            raise PullError(PullErrorKind.INTEGRITY, text)
-        return size
-
-    async def _stream(self, response: aiohttp.ClientResponse, target: Target) -> int:
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(_WRITERS, thread_name_prefix="puller-write")
-        size = 0
-        pieces: list[bytes] = []
-        pending = 0
-        # Unbuffered: each batch is one write.
-        with open(target.path, "xb", buffering=0) as file:  # noqa: ASYNC230 - the pod's own disk
-            async for piece in response.content.iter_any():
-                pieces.append(piece)
-                size += len(piece)
-                pending += len(piece)
-                if pending >= _BATCH:
-                    target.admit(size, written=size - pending)
-                    await _in_thread(self._executor, _write, file.fileno(), pieces)
-                    pieces, pending = [], 0
-            target.admit(size, written=size - pending)
-            await _in_thread(self._executor, _write, file.fileno(), pieces)
-        return size
-
-
-async def _in_thread(executor: ThreadPoolExecutor, function: Callable[..., None], *arguments: object) -> None:
-    """Runs a short function in a thread and, cancelled, still sees it to its end: its file must stay open."""
-    work = asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
-    cancelled = False
-    while not work.done():
+    async def _again(self, location: Location, file: RemoteFile) -> Held:
+        """The whole file once more, in the version that was listed."""
+        held = await self._get(location, {})
         try:
-            await asyncio.wait([work])
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        work.exception()  # what the write said is nobody's business any more
-        raise asyncio.CancelledError
-    work.result()
+            now = _described(held.response, location, "")
+            if (now.size, now.validator) != (file.size, file.validator):
+                raise _changed(location)
+        except BaseException:
+            held.release()
+            raise
+        return held
+
+    async def _read_ranges(self, location: Location, file: RemoteFile, sink: Sink, held: Held | None) -> None:
+        """What is missing, in parts; the answer that is open already brings the first."""
+
+        async def fetch(start: int, end: int) -> None:
+            if held is not None and not start:
+                await self._client.receive(held.response, sink, 0, stop_at=end)
+                held.release()
+                return
+            part = await self._get(location, {"Range": f"bytes={start}-{end - 1}", "If-Range": file.validator})
+            try:
+                _check_part(part.response, location, start, end, file)
+                await self._client.receive(part.response, sink, start)
+            finally:
+                part.release()
+
+        try:
+            await self._limits.in_parts(sink.missing(), fetch)
+        except _NoRanges:
+            sink.restart()
+            again = await self._again(location, file)
+            try:
+                await self._client.receive(again.response, sink, 0)
+            finally:
+                again.release()
 
 
-def _write(descriptor: int, pieces: list[bytes]) -> None:
-    view = memoryview(b"".join(pieces))
-    while view:
-        view = view[os.write(descriptor, view) :]
+def _described(response: aiohttp.ClientResponse, location: Location, key: str) -> RemoteFile:
+    """What an answer says of its body. Raises PullError unless it is a whole file."""
+    if response.status != HTTPStatus.OK:
+        raise status_error(response.status, location.shown)
+    headers = response.headers
+    encoding = headers.get("Content-Encoding", "identity").lower()
+    if encoding != "identity":
+        text = f"{location.shown} is sent compressed ({encoding}) although that was declined"
+        raise PullError(PullErrorKind.BAD_REQUEST, text)
+    size = response.content_length
+    validator = _validator(headers)
+    sha256, md5 = digests(headers)
+    identity = None
+    if sha256:
+        identity = by_sha256(sha256)
+    elif md5 and size is not None:
+        identity = by_md5(md5, size)
+    elif validator:
+        # Hashed: the URL may hold credentials, and a name says nothing of what is behind others.
+        scope = hashlib.blake2b(location.uri.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        identity = in_scope(f"http {scope}", validator, size)
+    ranges = validator and headers.get("Accept-Ranges", "").lower() == "bytes"
+    return RemoteFile(
+        "",
+        key=key + _RANGES if ranges else key,
+        size=size,
+        identity=identity,
+        validator=validator,
+        sha256=sha256,
+        md5=md5,
+    )
 
 
-def _guard(refusal: Callable[[str], str | None]) -> Callable[[tuple[Any, ...]], socket.socket]:
-    """Makes sockets only for allowed addresses: aiohttp calls it with each address that it is about to connect to."""
-
-    def make(info: tuple[Any, ...]) -> socket.socket:
-        family, kind, protocol, _, address = info
-        why = refusal(address[0])
-        if why is not None:
-            raise _AddressRefused(errno.EACCES, f"{address[0]} is {why}, which the operator does not allow")
-        return socket.socket(family=family, type=kind, proto=protocol)
-
-    return make
-
-
-def _parse(text: str, base: URL | None = None) -> URL:
+def _validator(headers: Mapping[str, str]) -> str:
+    """What tells one version from another, byte by byte: a strong ETag, or a date of change that is no longer now."""
+    tag = headers.get("ETag", "").strip()
+    if tag.startswith('"'):
+        return tag
+    changed, now = headers.get("Last-Modified", ""), headers.get("Date", "")
     try:
-        # Taken as it stands where it can stand in a request line: a signed URL must not be quoted anew.
-        url = URL(text, encoded=text.isascii() and " " not in text)
-        if base is not None:
-            url = base.join(url)
-        host = url.host or ""
-        valid = url.scheme in ("http", "https") and url.port is not None and bool(host) and not re.search(r"\s", host)
-    except ValueError:
-        valid = False
-    if not valid:
-        raise PullError(PullErrorKind.BAD_REQUEST, f"{redact(text)!r} is not a valid http or https URL") from None
-    return url
+        # RFC 9110, 8.8.2.2: a file might change twice within the second, so only a date well past counts.
+        settled = parsedate_to_datetime(now) - parsedate_to_datetime(changed) >= _SETTLED
+    except (TypeError, ValueError):
+        return ""
+    return changed if settled and not tag else ""
 
 
-def _follow(url: URL, response: aiohttp.ClientResponse, shown: str) -> URL:
-    following = _parse(response.headers.get("Location") or "nowhere:", url).with_user(None)
-    if url.scheme == "https" and following.scheme != "https":
-        text = f"{shown} redirects from https to {redact(str(following))}, which is not"
-        raise PullError(PullErrorKind.FORBIDDEN, text)
-    return following
+def _condition(file: RemoteFile) -> dict[str, str]:
+    name = "If-None-Match" if file.validator.startswith('"') else "If-Modified-Since"
+    return {name: file.validator}
 
 
-def _status_error(status: int, shown: str) -> PullError:
-    match status:
-        case HTTPStatus.NOT_FOUND | HTTPStatus.GONE:
-            kind, hint = PullErrorKind.NOT_FOUND, "nothing is there"
-        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN | HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-            kind, hint = PullErrorKind.FORBIDDEN, "it wants other credentials, or none suffice"
-        case HTTPStatus.REQUEST_TIMEOUT | HTTPStatus.GATEWAY_TIMEOUT:
-            kind, hint = PullErrorKind.TIMEOUT, "it took too long"
-        case HTTPStatus.TOO_MANY_REQUESTS:
-            kind, hint = PullErrorKind.UNREACHABLE, "it has too many requests now"
-        case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            kind, hint = PullErrorKind.UNREACHABLE, "it has a failure of its own"
-        case _:
-            kind, hint = PullErrorKind.BAD_REQUEST, "only 200 brings a model"
-    return PullError(kind, f"{shown} answered with HTTP status {status}: {hint}")
+def digests(headers: Mapping[str, str]) -> tuple[str, str]:
+    """SHA-256 and MD5, in hex, that an answer's headers give for its body; "" where they give none.
+
+    Understood are Repr-Digest (RFC 9530), its predecessor Digest, Content-MD5, and what Google's storage sends."""
+    found = {"sha-256": "", "md5": ""}
+    texts = [headers.get("Digest", ""), headers.get("Repr-Digest", ""), headers.get("x-goog-hash", "")]
+    if "Content-MD5" in headers:
+        texts.append(f"md5={headers['Content-MD5']}")
+    for text in texts:
+        for item in text.split(","):
+            name, _, value = item.strip().partition("=")
+            name = name.lower()
+            try:
+                digest = base64.b64decode(value.strip().strip(":"), validate=True)
+            except ValueError:
+                continue
+            if len(digest) == {"sha-256": 32, "md5": 16}.get(name):
+                found[name] = digest.hex()
+    return found["sha-256"], found["md5"]
 
 
-def _client_error(error: aiohttp.ClientError, shown: str) -> PullError:
-    match error:
-        case aiohttp.ClientConnectorDNSError():
-            return PullError(PullErrorKind.UNREACHABLE, f"{shown}: the name of its host cannot be resolved")
-        case aiohttp.ClientConnectorCertificateError():
-            text = f"{shown}: its certificate is not trusted ({error.certificate_error})"
-            return PullError(PullErrorKind.UNREACHABLE, text)
-        case aiohttp.ClientSSLError():
-            return PullError(PullErrorKind.UNREACHABLE, f"{shown}: no TLS connection ({error.os_error})")
-        case aiohttp.ClientConnectorError():
-            return _os_error(error.os_error, shown)
-        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError():
-            return PullError(PullErrorKind.UNREACHABLE, f"{shown}: the connection was lost")
-        case aiohttp.InvalidURL():
-            return PullError(PullErrorKind.BAD_REQUEST, f"{shown} is not a valid URL")
-        case aiohttp.ClientResponseError():
-            return PullError(PullErrorKind.UNREACHABLE, f"{shown} did not answer in proper HTTP")
-    return PullError(PullErrorKind.UNREACHABLE, f"{shown} cannot be fetched ({type(error).__name__})")
+class _NoRanges(Exception):
+    """The server has sent the whole file although it said that it has ranges."""
 
 
-def _os_error(error: OSError, shown: str) -> PullError:
-    # With several addresses, all refused, the connector raises a new error with the errno that they share.
-    if isinstance(error, _AddressRefused) or error.errno == errno.EACCES:
-        return PullError(PullErrorKind.FORBIDDEN, f"{shown}: {error.strerror}")
-    return PullError(PullErrorKind.UNREACHABLE, f"{shown} cannot be connected to: {error.strerror or error}")
+def _check_part(response: aiohttp.ClientResponse, location: Location, start: int, end: int, file: RemoteFile) -> None:
+    if response.status == HTTPStatus.OK:
+        if _validator(response.headers) == file.validator:
+            raise _NoRanges
+        raise _changed(location)
+    if response.status in (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
+        raise _changed(location)
+    if response.status != HTTPStatus.PARTIAL_CONTENT:
+        raise status_error(response.status, location.shown)
+    if response.headers.get("Content-Range", "") != f"bytes {start}-{end - 1}/{file.size}":
+        raise PullError(PullErrorKind.INTEGRITY, f"{location.shown} sent another range than it was asked for")
+
+
+def _changed(location: Location) -> PullError:
+    return PullError(PullErrorKind.CHANGED, f"{location.shown} changed while it was fetched")
+
+
+def _tls(settings: Settings, authority: str, certificate: str, policy: HttpPolicy) -> ssl.SSLContext:
+    """Raises PullError where the settings are no certificates."""
+    try:
+        context = ssl.create_default_context()
+        if policy.ca is not None:
+            context.load_verify_locations(cadata=policy.ca.decode())
+        if authority:
+            context.load_verify_locations(cadata=authority)
+        if certificate:
+            with tempfile.NamedTemporaryFile("w") as file:  # the library reads files only; this one is ours alone
+                file.write(f"{certificate}\n{settings.text('client_key')}\n")
+                file.flush()
+                context.load_cert_chain(file.name)
+    except (ssl.SSLError, ValueError, OSError):
+        # `from None`: nothing of a key is to be shown.
+        text = "certificate, client_certificate and client_key must be PEM, and the latter two belong together"
+        raise settings.error(text) from None
+    return context

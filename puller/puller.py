@@ -1,28 +1,46 @@
 """The front of the package: a registration's path and key go in, a folder on the pod's disk comes out.
 
-A pull writes into a temporary folder and renames it when all of it is there; failed or cancelled, it leaves nothing.
+The store is asked each time, also where everything is on disk: so a changed object is noticed, and whoever may no
+longer read it gets no copy of it. How a pull goes is in `pulling`.
+
 Who calls decides what a folder is named (`into`), pulls into one name one at a time, and removes it when no longer
-needed.
+needed. `remembers` then still tells whether all of its files are here, so that it may be loaded where that is so.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from puller import retry
 from puller import source as sources
+from puller.cache import Blob, Cache, CacheStatistics
+from puller.credentials import Secrets
 from puller.disk import Disk, folder_name, write_error
 from puller.errors import PullError, PullErrorKind
-from puller.http import HttpPolicy, HttpProvider
+from puller.flights import Flights
+from puller.http import HttpProvider
+from puller.http_client import HttpPolicy
+from puller.huggingface import HuggingFaceProvider
+from puller.limits import Limits, LimitsStatistics
 from puller.local import LocalProvider
-from puller.provider import Provider, Target
+from puller.objects import ObjectProvider
+from puller.progress import Progress
+from puller.provider import Provider
+from puller.pulling import DERIVED, Pulling, Tools, derived_identity
 from puller.source import Location, Source
+from puller.threads import Threads
 
 MAX_BYTES = 64 * 2**30
 """Of one pull, unless told otherwise: larger than any model that a pod holds, small enough to stop an endless body."""
 
 _REMOVE_WAIT = 10.0  # seconds
+_SECURE_WAIT = 5.0  # seconds, when it closes
+_THREADS = 4
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +52,28 @@ class Pulled:
     source: str  # where it came from, for people: without credentials
     key: str  # the modelKey for the model server: local schema path and size, no store
     schema: Path | None = None
+    content: str = ""  # equal for equal files; "": not known
+    derived: Path | None = None  # what `keep` was given of these files under the tag that was asked for
+    fetched_bytes: int = 0  # that came from the store for it, its schema included; the rest was on disk
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class PullerStatistics:
-    """What it has done since it was made."""
+    """What it has done since it was made, and what it is doing."""
 
     in_progress: int
     pulls: int  # finished well
     failures: int
     cancelled: int
-    bytes: int
-    leftovers: int  # partial folders that could not be removed
+    bytes: int  # of models pulled, whether fetched or on disk already
+    fetched_files: int
+    fetched_bytes: int
+    retries: int  # attempts after the first one
+    leftovers: int  # folders and files that could not be removed
+    cache: CacheStatistics
+    limits: LimitsStatistics
+    progress: Mapping[str, Progress]  # of pulls under way, by `into`
 
 
 class Puller:
@@ -56,22 +84,67 @@ class Puller:
         *,
         directory: Path,
         file_roots: Sequence[Path] = (),
+        volumes: Path | None = None,
+        secrets: Path | None = None,
         http: HttpPolicy | None = None,
         providers: Mapping[str, Provider] | None = None,
+        budget_bytes: int | None = None,
+        limits: Limits | None = None,
+        retries: retry.Policy | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        """`providers` are further ones by scheme, in place of the built-in where they share one."""
+        """`file_roots` are folders that paths may lie in, `volumes` one with a folder for each `pvc:` name, `secrets`
+        the mounted storage secret. `providers` are further ones by scheme, in place of the built-in where they share
+        one.
+
+        `budget_bytes` bounds all files on disk; without it unused ones stay while the disk has room (`cache`)."""
         self._disk = Disk(directory)
-        over_http = HttpProvider(http or HttpPolicy())
+        self._limits = limits or Limits()
+        retries = retries or retry.Policy()
+        self._secrets = Secrets(secrets)
+        self._volumes = volumes
+        policy = http or HttpPolicy()
+        over_http, objects = HttpProvider(policy, self._limits), ObjectProvider(policy, self._limits)
         self._providers: dict[str, Provider] = {
-            "file": LocalProvider(file_roots),
+            "file": LocalProvider([*file_roots, *([volumes] if volumes is not None else [])]),
             "http": over_http,
             "https": over_http,
+            "s3": objects,
+            "gs": objects,
+            "azure": objects,
+            "hf": HuggingFaceProvider(policy, self._limits),
             **(providers or {}),
         }
         self._max_bytes = max_bytes
-        self._remover = ThreadPoolExecutor(1, thread_name_prefix="puller-remove")
-        self._in_progress = self._pulls = self._failures = self._cancelled = self._bytes = self._leftovers = 0
+        self._cache = Cache(self._disk, budget_bytes=budget_bytes, on_change=self._changed)
+        self._threads = Threads(_THREADS, "puller-disk")
+        # One alone: each fsync of many small files is quick after the first, and loads want the disk too.
+        self._securer = Threads(1, "puller-secure")
+        self._flights = Flights(
+            disk=self._disk,
+            cache=self._cache,
+            limits=self._limits,
+            policy=retries,
+            threads=self._threads,
+            secure=self._secure,
+            check=self._check_size,
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._listener: Callable[[str, bool], None] | None = None
+        self._tools = Tools(
+            disk=self._disk,
+            cache=self._cache,
+            flights=self._flights,
+            threads=self._threads,
+            policy=retries,
+            provider=self._provider,
+            check=self._check_size,
+            on_retry=self._retrying,
+            on_leftover=self._left,
+        )
+        self._pulls_now: dict[str, Pulling] = {}
+        self._securing: set[asyncio.Future[None]] = set()
+        self._pulls = self._failures = self._cancelled = self._bytes = self._leftovers = self._retries = 0
 
     @property
     def directory(self) -> Path:
@@ -79,27 +152,47 @@ class Puller:
         return self._disk.directory
 
     def sweep(self) -> None:
-        """Removes what an earlier process left. Raises ValueError if the directory is somebody else's."""
-        self._disk.sweep()
+        """Removes what an earlier process left, but for its whole files, which are used again.
 
-    async def pull(self, source: Source, *, into: str) -> Pulled:
-        """Fetches what was registered. Raises PullError; failed or cancelled, it leaves nothing behind."""
-        request = sources.resolve(source)
+        Blocks. Raises ValueError if the directory is somebody else's."""
+        self._disk.sweep()
+        self._cache.load()
+
+    def listen(self, listener: Callable[[str, bool], None]) -> None:
+        """Has the listener called, on the event loop, with each `into` that is remembered from now on or no longer."""
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+
+    def remembered(self) -> list[str]:
+        """The names of which that is so, longest unused first."""
+        return self._cache.remembered()
+
+    def remembers(self, into: str) -> bool:
+        """Whether all files of the model last pulled into that name are on disk, its folder there or not."""
+        return self._cache.remembers(into)
+
+    def progress(self, into: str) -> Progress | None:
+        """How far the pull into that name is; None if there is none."""
+        pull = self._pulls_now.get(into)
+        return pull.progress() if pull is not None else None
+
+    async def pull(self, source: Source, *, into: str, tag: str = "") -> Pulled:
+        """Fetches what was registered. Raises PullError; failed or cancelled, it leaves nothing behind.
+
+        `tag` asks for what was made of the same files under it (`keep`)."""
+        request = sources.resolve(source, secrets=self._secrets, claims=self._volumes)
+        if source.sha256 and not _SHA256.fullmatch(source.sha256):
+            text = f"sha256 is 64 hexadecimal digits, not {source.sha256[:100]!r}; see what `sha256sum` prints"
+            raise PullError(PullErrorKind.BAD_REQUEST, text)
         names = {request.model: folder_name(request.model.name) if request.model.name else "_model"}
         if request.schema is not None:
             name = folder_name(request.schema.name) if request.schema.name else "_schema.json"
             names[request.schema] = "_schema.json" if name == names[request.model] else name
-        providers = {location: self._provider(location) for location in names}
-        self._in_progress += 1
-        partial: Path | None = None
+        for location in names:
+            self._provider(location)
+        pull = self._pulls_now[into] = Pulling(self._tools, names, into=into, sha256=source.sha256.lower(), tag=tag)
         try:
-            partial = self._disk.begin()
-            sizes = {
-                location: await provider.fetch(location, Target(partial / names[location], self._disk, self._max_bytes))
-                for location, provider in providers.items()
-            }
-            folder = self._disk.commit(partial, into)
-            partial = None
+            folder = await pull.run()
         except PullError:
             self._failures += 1
             raise
@@ -111,41 +204,96 @@ class Puller:
             text = f"the pod's disk cannot be used: {error}"
             raise write_error(error) or PullError(PullErrorKind.DISK_FULL, text) from error
         finally:
-            self._in_progress -= 1
-            if partial is not None:
-                try:
-                    await self._remove(partial)
-                except OSError:  # the error of the pull itself matters more; the next start sweeps
-                    self._leftovers += 1
+            if self._pulls_now.get(into) is pull:
+                del self._pulls_now[into]
+        if self._cache.crowded():
+            await self._threads.run(self._cache.trim)
         self._pulls += 1
-        self._bytes += sizes[request.model]
+        self._bytes += pull.sizes[request.model]
         schema = folder / names[request.schema] if request.schema is not None else None
         return Pulled(
             path=folder / names[request.model],
-            bytes=sizes[request.model],
+            bytes=pull.sizes[request.model],
             source=request.model.shown,
             key=sources.rewritten_key(
-                request.key, disk_bytes=sizes[request.model], schema=str(schema) if schema is not None else None
+                request.key, disk_bytes=pull.sizes[request.model], schema=str(schema) if schema is not None else None
             ),
             schema=schema,
+            content=pull.content,
+            derived=folder / DERIVED if pull.derived else None,
+            fetched_bytes=pull.fetched,
+            seconds=time.monotonic() - pull.began,
         )
 
+    async def keep(self, into: str, content: str, tag: str, path: Path) -> bool:
+        """Takes over a file, made of a model's files with that `content`: it is there for whoever pulls equal files
+        with that tag, for as long as the cache has room for it. False where the model has gone meanwhile, or the disk
+        has no room; the file is then the caller's still.
+
+        The file must lie on the same file system as the cache."""
+        if not content or not self._cache.remembers(into):
+            return False
+        identity = derived_identity(tag, content)
+        try:
+            size = os.stat(path).st_size
+            room = await self._threads.run(self._cache.room, size)
+        except (PullError, OSError):
+            return False
+        try:
+            blob = self._cache.peek(identity, size=None)
+            if blob is None:
+                target = self._disk.new()
+                os.rename(path, target)
+                blob = self._cache.add(target, size=size, identity=identity)
+                room.arrived(size)
+                self._secure(blob)
+            self._cache.drop([blob])
+        finally:
+            room.close()
+        return True
+
     async def remove(self, into: str) -> None:
-        """Removes what was pulled into that name; nothing there is fine. Its files must no longer be needed."""
-        await self._remove(self._disk.path(into))
+        """Removes the folder of that name; nothing there is fine. Its files must no longer be needed there.
+
+        They stay in the cache for as long as there is room."""
+        work = self._threads.begin(self._remove_folder, into)
+        # In a thread: unlinking may take a file system a second. Goes on when the caller is cancelled.
+        await asyncio.wait([work], timeout=_REMOVE_WAIT)
+        if work.done() and not work.cancelled():
+            work.result()
 
     async def close(self) -> None:
         """Closes connections and lets go of the directory; pulls should have been cancelled before."""
         for provider in dict.fromkeys(self._providers.values()):
             await provider.close()
-        self._remover.shutdown(wait=False)
+        if self._securing:
+            await asyncio.wait(self._securing, timeout=_SECURE_WAIT)
+        self._threads.close()
+        self._securer.close(drop=True)
         self._disk.close()
 
     def statistics(self) -> PullerStatistics:
         """Counts since it was made."""
+        cache = self._cache.statistics()
         return PullerStatistics(
-            self._in_progress, self._pulls, self._failures, self._cancelled, self._bytes, self._leftovers
+            in_progress=len(self._pulls_now),
+            pulls=self._pulls,
+            failures=self._failures,
+            cancelled=self._cancelled,
+            bytes=self._bytes,
+            fetched_files=self._flights.finished,
+            fetched_bytes=self._flights.bytes,
+            retries=self._retries + self._flights.retries,
+            leftovers=self._leftovers + cache.leftovers,
+            cache=cache,
+            limits=self._limits.statistics(),
+            progress={into: pull.progress() for into, pull in self._pulls_now.items()},
         )
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            text = f"it has {size} bytes or more, the limit is {self._max_bytes}"
+            raise PullError(PullErrorKind.TOO_LARGE, text)
 
     def _provider(self, location: Location) -> Provider:
         provider = self._providers.get(location.scheme)
@@ -155,9 +303,27 @@ class Puller:
             raise PullError(PullErrorKind.BAD_REQUEST, text)
         return provider
 
-    async def _remove(self, path: Path) -> None:
-        # In a thread: unlinking gigabytes takes a file system a second. Goes on when the caller is cancelled.
-        work = asyncio.get_running_loop().run_in_executor(self._remover, self._disk.remove, path)
-        await asyncio.wait([work], timeout=_REMOVE_WAIT)
-        if work.done() and not work.cancelled():
-            work.result()
+    def _retrying(self, error: PullError) -> None:
+        self._retries += 1
+
+    def _left(self) -> None:
+        self._leftovers += 1
+
+    def _secure(self, blob: Blob) -> None:
+        work = self._securer.begin(self._cache.secure, blob)
+        self._securing.add(work)
+        work.add_done_callback(self._secured)
+
+    def _secured(self, work: "asyncio.Future[None]") -> None:
+        self._securing.discard(work)
+        if not work.cancelled() and work.exception() is not None:
+            self._leftovers += 1  # it stays usable, and is fetched anew after a restart
+
+    def _remove_folder(self, into: str) -> None:
+        self._disk.remove(self._disk.path(into))
+        self._cache.leave(into)
+        self._cache.trim()
+
+    def _changed(self, into: str, remembered: bool) -> None:
+        if self._listener is not None and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._listener, into, remembered)

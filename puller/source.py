@@ -1,21 +1,43 @@
 """What a registration's path and key name: one location in one store, perhaps a second one for its schema.
 
-`path` is a URI (`file:`, `http:`, `https:`) or an absolute path, which means a file. `key` is the predecessor's JSON
-object; of it, `schema_path` names a second file, `model_type` is passed on, and whatever selects a store with
-credentials (`storage_key`, `storage_params`, `bucket`) is refused for as long as no provider understands it.
+Two forms mean the same. The path may be a URI, as in KServe's `storageUri`:
+
+    s3://bucket/path               azure://account/container/path
+    gs://bucket/path               https://account.blob.core.windows.net/container/path
+    pvc://claim/path               hf://owner/repository[:revision or @revision][/path]
+    https://host/path              file:///path, or an absolute path
+
+Or it is a path inside a store, which `key`, the predecessor's JSON object, names: `storage_key`, `storage_params`, the
+old `bucket`. Both go through `credentials`, and both end as a `Location`, whose scheme chooses the provider. A schema
+(`schema_path`) is in the same store as its model, unless it is a URI itself.
+
+Paths inside stores are taken as they are spelled, without decoding. Those that no tree of files can have are refused:
+`..`, empty elements, control characters. A path with "/" at its end means what is below it and no single file.
 """
 
 import json
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
+from puller.credentials import NO_SETTINGS, Secrets, Settings
 from puller.errors import PullError, PullErrorKind
 
 _STORE_ATTRIBUTES = ("storage_key", "storage_params", "bucket")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_BLOB_HOST = re.compile(r"([a-z0-9]{3,24})\.blob\.core\.windows\.net", re.IGNORECASE)
+_BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._:-]{0,254}")  # the widest of all stores' rules; "$": Azure's $root
+_ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
+_CLAIM = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9][\w.+/-]{0,199}", re.ASCII)
+
+_NO_SECRETS = Secrets()
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +46,7 @@ class Source:
 
     path: str
     key: str = ""
+    sha256: str = ""  # hex; of the model's single file
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +54,10 @@ class Location:
     """Something to fetch."""
 
     scheme: str  # lower case; chooses the provider
-    uri: str  # as registered; may hold credentials
+    uri: str  # as registered, or made from it; may hold credentials
     name: str  # the last element of its path, decoded; may be anything, or empty
+    path: str = ""  # inside the store, for those that have settings; a "/" at its end means only what is below
+    settings: Settings = field(default=NO_SETTINGS, compare=False)
 
     @property
     def shown(self) -> str:
@@ -56,36 +81,22 @@ def redact(uri: str) -> str:
     return text + "?…" if "?" in uri else text
 
 
-def resolve(source: Source) -> Request:
-    """Reads path and key. Raises PullError(BAD_REQUEST)."""
+def resolve(source: Source, *, secrets: Secrets = _NO_SECRETS, claims: Path | None = None) -> Request:
+    """Reads path and key, and the storage secret. Raises PullError.
+
+    `claims` is the folder below which volume claims are mounted, each under its name; None: none are."""
     key = _parse_key(source.key)
-    for attribute in _STORE_ATTRIBUTES:
-        if key.get(attribute):
-            text = f"modelKey names a store ({attribute}); this version pulls only file:, http: and https: paths"
-            raise PullError(PullErrorKind.BAD_REQUEST, f"store not supported by this version: {text}")
     schema = key.get("schema_path")
     if schema is not None and not isinstance(schema, str):
         raise PullError(PullErrorKind.BAD_REQUEST, "schema_path in modelKey is not a string")
-    return Request(locate(source.path), locate(schema) if schema else None, key)
+    store = _Store(key, secrets, claims)
+    model = store.locate(source.path)
+    return Request(model, store.locate(schema, beside=model) if schema else None, key)
 
 
 def locate(path: str) -> Location:
-    """The location that a path or URI names. Raises PullError(BAD_REQUEST)."""
-    if not path:
-        raise PullError(PullErrorKind.BAD_REQUEST, "the model has no path")
-    if _CONTROL.search(path):
-        raise PullError(PullErrorKind.BAD_REQUEST, f"the path {redact(path)!r} holds control characters")
-    if path.startswith("/"):
-        return Location("file", path, _last(path))
-    match = _SCHEME.match(path)
-    if match is None:
-        text = f"{redact(path)!r} is neither an absolute path nor a URI such as file:///models/a.onnx or https://…"
-        raise PullError(PullErrorKind.BAD_REQUEST, text)
-    try:
-        name = _last(urlsplit(path).path)
-    except ValueError as error:  # its text may quote the part with the password
-        raise PullError(PullErrorKind.BAD_REQUEST, f"{redact(path)!r} is not a valid URI") from error
-    return Location(match[1].lower(), path, unquote(name))
+    """The location that a path or URI names by itself, without a secret. Raises PullError(BAD_REQUEST)."""
+    return _Store({}, _NO_SECRETS, None).locate(path)
 
 
 def rewritten_key(key: dict[str, Any], *, disk_bytes: int, schema: str | None) -> str:
@@ -97,8 +108,212 @@ def rewritten_key(key: dict[str, Any], *, disk_bytes: int, schema: str | None) -
     return json.dumps(kept, separators=(",", ":"))
 
 
+class _Store:
+    """What a key says of the store, and what of the pod it takes to find it."""
+
+    def __init__(self, key: Mapping[str, Any], secrets: Secrets, claims: Path | None) -> None:
+        self._key = _text(key, "storage_key")
+        self._bucket = _text(key, "bucket")
+        self._parameters = key.get("storage_params") or {}
+        if not isinstance(self._parameters, dict):
+            raise PullError(PullErrorKind.BAD_REQUEST, "storage_params in modelKey is not a JSON object")
+        self._secrets = secrets
+        self._claims = claims
+
+    def locate(self, path: str, *, beside: Location | None = None) -> Location:
+        """The location of a path; a schema's is `beside` its model's."""
+        if _CONTROL.search(path):
+            raise PullError(PullErrorKind.BAD_REQUEST, f"the path {redact(path)!r} holds control characters")
+        named = bool(self._key or self._bucket or self._parameters)
+        match = _SCHEME.match(path)
+        if match is not None and named and not path.startswith("//", match.end()) and match[1].lower() != "file":
+            match = None  # in a store that was named, "a:b" is a file's name
+        if match is not None:
+            return self._by_uri(path, match[1].lower(), named)
+        if beside is not None and beside.settings.type:
+            return _in_store(beside.settings, path, self._claims)
+        if path.startswith("/") and not named:
+            return Location("file", path, _last(path))
+        if not path and not named:
+            raise PullError(PullErrorKind.BAD_REQUEST, "the model has no path")
+        settings = self._secrets.settings(key=self._key, parameters=self._parameters, bucket=self._bucket)
+        if settings is not None:
+            return _in_store(settings, path, self._claims)
+        if named:
+            text = (
+                f'{redact(path)!r} is in a store of no known type; name a storage_key, or give "type" in storage_params'
+            )
+            raise PullError(PullErrorKind.BAD_REQUEST, text)
+        text = f"{redact(path)!r} is neither an absolute path nor a URI such as file:///models/a.onnx or s3://bucket/a"
+        raise PullError(PullErrorKind.BAD_REQUEST, text)
+
+    def _by_uri(self, uri: str, scheme: str, named: bool) -> Location:
+        try:
+            split = urlsplit(uri)
+            host = split.hostname or ""
+            name = unquote(_last(split.path))
+        except ValueError:  # its text may quote the part with the password
+            raise PullError(PullErrorKind.BAD_REQUEST, f"{redact(uri)!r} is not a valid URI") from None
+        if scheme == "file":
+            if named:
+                text = f"{redact(uri)!r} is a local path, and modelKey names a store; give one of them"
+                raise PullError(PullErrorKind.BAD_REQUEST, text)
+            return Location(scheme, uri, name)
+        if scheme in ("http", "https") and not (_BLOB_HOST.fullmatch(host) and not split.query and not split.username):
+            return self._by_url(uri, scheme, name)
+        said, path = _parse_uri(uri, scheme)
+        if not said:
+            return Location(scheme, uri, name)  # whoever offers a provider for it knows what it means
+        if path.startswith("/"):
+            raise PullError(PullErrorKind.BAD_REQUEST, f"the path of {redact(uri)!r} has an empty element")
+        settings = self._secrets.settings(key=self._key, parameters=self._parameters, uri=said)
+        assert settings is not None  # the URI names the type
+        return _in_store(settings, path, self._claims)
+
+    def _by_url(self, uri: str, scheme: str, name: str) -> Location:
+        """A plain URL: the settings of an http store are for those below its own `url` only."""
+        settings = self._secrets.settings(key=self._key, parameters={**self._parameters, "type": "http"})
+        assert settings is not None
+        if settings.text("url") and _origin(settings.text("url")) != _origin(uri):
+            if self._key:
+                text = f"{redact(uri)} is not on the host of the store that storage_key {self._key} names"
+                raise PullError(PullErrorKind.FORBIDDEN, text)
+            settings = NO_SETTINGS
+        return Location(scheme, uri, name, settings=settings if settings.origin else NO_SETTINGS)
+
+
+def _parse_uri(uri: str, scheme: str) -> tuple[dict[str, str], str]:
+    """What a store's URI says, as storage_params, and the path inside the store; nothing for unknown schemes."""
+    rest = uri.partition(":")[2].removeprefix("//")
+    first, _, path = rest.partition("/")
+    match scheme:
+        case "s3":
+            return {"type": "s3", "bucket": first}, path
+        case "gs":
+            return {"type": "gcs", "bucket": first}, path
+        case "pvc":
+            return {"type": "pvc", "name": first}, path
+        case "azure":
+            container, _, path = path.partition("/")
+            return {"type": "azure", "account_name": first, "container": container}, path
+        case "http" | "https":  # of Azure: a URL, so its path is encoded
+            container, _, path = unquote(path.partition("#")[0]).partition("/")
+            account = first.partition(".")[0].lower()
+            return {"type": "azure", "account_name": account, "container": container}, path
+        case "hf":
+            owner, _, rest = rest.partition("/")
+            repository, _, path = rest.partition("/")
+            repository, mark, revision = _split_revision(repository)
+            said = {"type": "hf", "repository": f"{owner}/{repository}"}
+            if mark:
+                said["revision"] = unquote(revision)  # refs/pr/1 is written refs%2Fpr%2F1
+            return said, path
+    return {}, ""
+
+
+def _split_revision(text: str) -> tuple[str, str, str]:
+    match = re.match(r"([^:@]*)([:@])(.*)", text, re.DOTALL)
+    return (match[1], match[2], match[3]) if match else (text, "", "")
+
+
+def _in_store(settings: Settings, path: str, claims: Path | None) -> Location:
+    """The location of a path inside the store that settings describe. Raises PullError."""
+    if settings.type == "http":
+        return _below_url(settings, path)
+    path = _checked(path.removeprefix("/"), settings)
+    last = _last(path)
+    match settings.type:
+        case "s3" | "gcs":
+            bucket = _needed(settings, "bucket", _BUCKET)
+            scheme = "s3" if settings.type == "s3" else "gs"
+            return Location(scheme, f"{scheme}://{bucket}/{path}", last, path, settings)
+        case "azure":
+            container = _needed(settings, "container", _BUCKET)
+            account = _account(settings)
+            return Location("azure", f"azure://{account}/{container}/{path}", last, path, settings)
+        case "hf":
+            repository = _needed(settings, "repository", _REPOSITORY)
+            revision = _needed(settings, "revision", _REVISION) if settings.has("revision") else "main"
+            at = "" if revision == "main" else f"@{quote(revision, safe='')}"
+            below = f"/{path}" if path else ""
+            return Location("hf", f"hf://{repository}{at}{below}", last or repository.partition("/")[2], path, settings)
+        case "pvc":
+            name = _needed(settings, "name", _CLAIM)
+            if claims is None:
+                text = f"pvc://{name}/{path}: no volume claims are mounted in this pod (--pvc-root)"
+                raise PullError(PullErrorKind.BAD_REQUEST, text)
+            return Location("file", os.path.join(claims, name, path).rstrip("/"), last or name)
+    text = f"type {settings.type[:50]!r} is none of s3, gcs, azure, http, pvc, hf ({settings.where})"
+    raise PullError(PullErrorKind.BAD_REQUEST, f"store not supported by this version: {text}")
+
+
+def _below_url(settings: Settings, path: str) -> Location:
+    """The predecessor's http store: a base URL, whose query is kept, with the path behind it."""
+    base = settings.text("url")
+    try:
+        split = urlsplit(base)
+        valid = split.scheme.lower() in ("http", "https") and bool(split.hostname)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise settings.error("url is not an http or https URL") from None
+    if settings.overridden("url") and settings.has("headers", "client_key"):
+        raise settings.error("url is the registration's, and the credentials are not", PullErrorKind.FORBIDDEN)
+    below = f"{split.path.rstrip('/')}/{quote(_checked(path.removeprefix('/'), settings))}" if path else split.path
+    return Location(
+        split.scheme.lower(), split._replace(path=below).geturl(), _last(path or split.path), settings=settings
+    )
+
+
+def _account(settings: Settings) -> str:
+    if settings.has("account_name"):
+        return _needed(settings, "account_name", _ACCOUNT)
+    match = re.search(r"(?:^|;)\s*AccountName=([^;]*)", settings.text("connection_string"), re.IGNORECASE)
+    if match is None or not _ACCOUNT.fullmatch(match[1].strip()):
+        raise settings.error("account_name is missing")
+    return match[1].strip()
+
+
+def _needed(settings: Settings, name: str, pattern: re.Pattern[str]) -> str:
+    text = settings.text(name)
+    if not text:
+        raise settings.error(f"{name} is missing; give it in the secret, in storage_params or in the URI")
+    if not pattern.fullmatch(text) or ".." in text:
+        raise settings.error(f"{name} {text[:100]!r} is not one")
+    return text
+
+
+def _checked(path: str, settings: Settings) -> str:
+    elements = path.removesuffix("/").split("/") if path else []
+    why = ""
+    if ".." in elements or "." in elements:
+        why = 'has "." or ".." in it'
+    elif "" in elements:
+        why = "has an empty element"
+    if why:
+        raise PullError(PullErrorKind.BAD_REQUEST, f"the path {path[:500]!r} in a store of type {settings.type} {why}")
+    return path
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    try:
+        split = urlsplit(url)
+        port = split.port
+    except ValueError:
+        return "", "", None
+    scheme = split.scheme.lower()
+    return scheme, (split.hostname or "").lower(), port or {"http": 80, "https": 443}.get(scheme)
+
+
 def _last(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
+
+
+def _text(key: Mapping[str, Any], name: str) -> str:
+    value = key.get(name) or ""
+    if not isinstance(value, str):
+        raise PullError(PullErrorKind.BAD_REQUEST, f"{name} in modelKey is not a string")
+    return value
 
 
 def _parse_key(text: str) -> dict[str, Any]:

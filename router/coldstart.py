@@ -222,9 +222,9 @@ class ColdStart:
         """Whether a flight of this model is under way here."""
         return model_id in self._flights
 
-    def candidates(self) -> list[Candidate]:
+    def candidates(self, model_id: str) -> list[Candidate]:
         """The pods as a load would look at them now, what was just sent to them included."""
-        return self._debits.apply(self._view.candidates(self._loop.time()), self._now_ms())
+        return self._debits.apply(self._view.candidates(self._loop.time(), model_id), self._now_ms())
 
     def size_of(self, record: records.ModelRecord) -> int:
         """Bytes to reckon with: measured by an earlier load, else what copies here have on the average."""
@@ -352,7 +352,8 @@ class ColdStart:
             raise _load_failed(failed)
         excluded = {name: f"has failed to load it: {text}" for name, text in failed.items()} | flight.excluded
         size = self.size_of(record)
-        chosen = choice.choose(flight.model_id, size, self.candidates(), excluded=excluded, idle_ms=flight.idle_ms)
+        candidates = self.candidates(flight.model_id)
+        chosen = choice.choose(flight.model_id, size, candidates, excluded=excluded, idle_ms=flight.idle_ms)
         if chosen.pod is not None and len(flight.refusals) < MAX_REFUSALS:
             return self._view.pods[chosen.pod]
         if failed:
@@ -381,6 +382,7 @@ class ColdStart:
             model_type=record.type,
             model_path=record.path,
             model_key=record.key,
+            sha256=record.sha256,
             host_bytes=record.host_bytes,
             device_bytes=record.device_bytes,
             idle_ms=flight.idle_ms,

@@ -62,6 +62,7 @@ def described(reply: agent_pb2.DescribeReply) -> dict[str, Any]:
             "busy_us": copy.busy_us,
             "load_ms": copy.load_ms,
             "age_ms": copy.age_ms,
+            "pull": pull(copy),
         }
         for copy in reply.copies
     ]
@@ -76,6 +77,13 @@ def described(reply: agent_pb2.DescribeReply) -> dict[str, Any]:
         "decisions": [_decision(text) for text in reply.decisions],
         "counters": dict(reply.counters),
     }
+
+
+def pull(copy: agent_pb2.CopyState) -> dict[str, int] | None:
+    """How far the pull of a model's files is: bytes here, of how many (0: not known), bytes a second."""
+    if copy.state != "pulling":
+        return None
+    return {"bytes": copy.pulled_bytes, "of": copy.pull_bytes, "rate": copy.pull_rate}
 
 
 def model(

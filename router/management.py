@@ -9,10 +9,11 @@ Everything is bounded by etcd's and the agents' time-outs and raises MeshError. 
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from mesh import etcd as etcds
 from mesh import records
@@ -27,7 +28,7 @@ from router.agents import Agent, Unreachable
 from router.coldstart import ColdStart
 from router.registry import Registration, Registry, decode
 from router.settings import RouterSettings
-from router.view import View
+from router.view import Pod, View
 
 log = logs.get(__name__)
 
@@ -50,10 +51,12 @@ BATCHES = 16
 
 MAX_PAGE = 1000
 
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _ROUNDS = 8  # attempts at a transaction that others keep changing
 _PAUSE = 0.1  # seconds between looks at copies of a former life
 _TELL = 1.0  # seconds between telling the agents of those copies: the view of who they are may lag
 _DESCRIBE = 5.0  # seconds
+_PROGRESS = 1.0  # seconds
 # What can be wrong with a model or its place, as against what is wrong with this router or the request.
 _LOAD_ERRORS = (
     Reason.LOAD_FAILED,
@@ -102,8 +105,14 @@ class _Seen:
     revision: int
 
 
-Item = tuple[str, str, str, str]
-"""Id, type, path, key."""
+class Item(NamedTuple):
+    """What is registered: as the predecessor knows it, and what may be said beside it."""
+
+    model_id: str
+    type: str
+    path: str = ""
+    key: str = ""
+    sha256: str = ""  # hex, of the model's file; "": not named
 
 
 class Management:
@@ -140,6 +149,7 @@ class Management:
         path: str = "",
         key: str = "",
         *,
+        sha256: str = "",
         load_now: bool = False,
         sync: bool = False,
         last_used_ms: int = 0,
@@ -149,7 +159,8 @@ class Management:
         Raises BAD_REQUEST; CONFLICT where it is registered with other attributes; UNAVAILABLE where copies of a
         former life of the id are not withdrawn in time; REGISTRY_AWAY.
         """
-        record = self._record(model_id, type, path, key, load_now=load_now, last_used_ms=last_used_ms)
+        item = Item(model_id, type, path, key, sha256)
+        record = self._record(item, load_now=load_now, last_used_ms=last_used_ms)
         registration, created = await self._create(model_id, record)
         if not created and not load_now:
             await self._touch(registration, record.last_used_ms)
@@ -160,9 +171,8 @@ class Management:
             return ModelStatus(NOT_LOADED, record=record, created=True)
         return await self.status(model_id)
 
-    def _record(
-        self, model_id: str, type: str, path: str, key: str, *, load_now: bool = False, last_used_ms: int = 0
-    ) -> ModelRecord:
+    def _record(self, item: Item, *, load_now: bool = False, last_used_ms: int = 0) -> ModelRecord:
+        model_id, type, path, key, sha256 = item
         _check(model_id)
         if not type:
             raise MeshError(Reason.BAD_REQUEST, "Must provide non-empty model type string")
@@ -174,7 +184,11 @@ class Management:
                 text.encode()
         except UnicodeEncodeError as error:
             raise MeshError(Reason.BAD_REQUEST, "type, path and key must be valid text") from error
-        return ModelRecord(type=type, path=path, key=key, last_used_ms=min(last_used_ms, now))
+        if sha256 and _SHA256.fullmatch(sha256) is None:
+            text = f"sha256 must be 64 hexadecimal digits, as `sha256sum` prints them, not {sha256[:80]!r}"
+            raise MeshError(Reason.BAD_REQUEST, text)
+        last_used_ms = min(last_used_ms, now)
+        return ModelRecord(type=type, path=path, key=key, sha256=sha256.lower(), last_used_ms=last_used_ms)
 
     async def _create(self, model_id: str, record: ModelRecord) -> tuple[Registration, bool]:
         """The registration, and whether it is new."""
@@ -228,14 +242,14 @@ class Management:
         again: list[int] = []  # ids that came before in `items`: their turn is after that
         seen: set[str] = set()
         values: dict[int, ModelRecord] = {}
-        for index, (model_id, type, path, key) in enumerate(items):
+        for index, item in enumerate(items):
             try:
-                values[index] = self._record(model_id, type, path, key)
+                values[index] = self._record(item)
             except MeshError as error:
                 results[index] = error
                 continue
-            (again if model_id in seen else good).append(index)
-            seen.add(model_id)
+            (again if item.model_id in seen else good).append(index)
+            seen.add(item.model_id)
 
         async def batch(indexes: list[int]) -> None:
             async with self._batches:
@@ -260,7 +274,7 @@ class Management:
                 return
             compares, puts = [], []
             for index in indexes:
-                key, copies = keys.model(items[index][0]), keys.copies(items[index][0])
+                key, copies = keys.model(items[index].model_id), keys.copies(items[index].model_id)
                 compares += [etcds.absent(key), etcds.absent_prefix(copies)]
                 puts.append(etcds.put_op(key, values[index].encode()))
             try:
@@ -270,7 +284,7 @@ class Management:
                 # the transaction's other branch would double what every batch costs.
                 gets = []
                 for index in indexes:
-                    key, copies = keys.model(items[index][0]), keys.copies(items[index][0])
+                    key, copies = keys.model(items[index].model_id), keys.copies(items[index].model_id)
                     gets += [
                         etcds.get_op(key),
                         etcds.get_range_op(copies, after_prefix(copies), limit=1, keys_only=True),
@@ -290,7 +304,7 @@ class Management:
                 existing, lingering = _keys_of(found[2 * place]), _keys_of(found[2 * place + 1])
                 if existing:
                     try:
-                        self._existing(decode(items[index][0], existing[0]), values[index])
+                        self._existing(decode(items[index].model_id, existing[0]), values[index])
                         results[index] = "existing"
                     except MeshError as error:
                         results[index] = error
@@ -315,7 +329,7 @@ class Management:
     ) -> MeshError | None:
         """Sets its result, and returns it where etcd is away."""
         try:
-            _, created = await self._create(items[index][0], values[index])
+            _, created = await self._create(items[index].model_id, values[index])
             results[index] = None if created else "existing"
         except MeshError as error:
             results[index] = error
@@ -487,7 +501,7 @@ class Management:
         return explain.model(
             seen.registration,
             self._status(seen.registration, seen),
-            self._coldstart.candidates(),
+            self._coldstart.candidates(model_id),
             size=self._coldstart.size_of(seen.registration.record),
             decisions=await self._decisions(model_id),
         )
@@ -503,6 +517,23 @@ class Management:
             return name, list(reply.decisions)
 
         return dict(await asyncio.gather(*(ask(name) for name in list(self._view.pods))))
+
+    async def pulls(self, model_id: str, status: ModelStatus) -> dict[str, dict[str, int]]:
+        """How far the pods that load the model have come with its files, by pod; who does not answer is left out."""
+        found: dict[str, dict[str, int]] = {}
+
+        async def ask(pod: Pod) -> None:
+            try:
+                reply = await self._agents.describe(pod, model_id, timeout=_PROGRESS)
+            except Unreachable:
+                return
+            for copy in reply.copies:
+                if (pull := explain.pull(copy)) is not None:
+                    found[pod.name] = pull
+
+        loading = {info.pod for info in status.copies if info.status == LOADING}
+        await asyncio.gather(*(ask(pod) for name in loading if (pod := self._view.pods.get(name)) is not None))
+        return found
 
     async def pods(self) -> list[dict[str, Any]]:
         """The pods as this router sees them."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import placement.pod
-from mesh import records
+from mesh import idset, records
 from mesh.keys import Keys
 from mesh.telemetry import logs
 from mesh.wire.client import Pool
@@ -57,6 +57,7 @@ class Pod:
     __slots__ = (
         "agent_failed_at",
         "copies",
+        "disk",
         "failed_at",
         "in_flight",
         "load",
@@ -75,6 +76,7 @@ class Pod:
         self.record: records.PodRecord | None = None  # None: only its copies have been seen so far
         self.pool: Pool | None = None
         self.copies: dict[str, Copy] = {}
+        self.disk = idset.EMPTY  # the models whose files it has on disk
         self.in_flight = 0  # our calls there
         self.load = 0  # calls in flight there, as its last reply said
         self.suspect = False  # vanished without a word
@@ -232,6 +234,8 @@ class View:
             pod.pool = self._connect(record.data_address)
             pod.load = 0
         pod.record = record
+        if old is None or old.disk != record.disk:
+            pod.disk = _disk(name, record.disk)
         pod.suspect = False
         pod.failed_at = pod.agent_failed_at = 0.0
         if old is None or old.incarnation != record.incarnation:
@@ -320,8 +324,8 @@ class View:
         """The models with a copy anywhere, those being loaded too."""
         return self._known.keys()
 
-    def candidates(self, now: float) -> list[placement.pod.Pod]:
-        """The pods as placement looks at them."""
+    def candidates(self, now: float, model: str) -> list[placement.pod.Pod]:
+        """The pods as placement looks at them for a load of that model."""
         found = []
         for pod in self.pods.values():
             record = pod.record
@@ -351,6 +355,7 @@ class View:
                     zone=record.zone,
                     accepts=not why_not,
                     why_not=why_not,
+                    on_disk=model in pod.disk,
                 )
             )
         return found
@@ -438,6 +443,14 @@ class View:
     def _tell(self, name: str, news: News) -> None:
         for listener in self._listeners:
             listener(name, news)
+
+
+def _disk(pod: str, text: str) -> idset.IdSet:
+    try:
+        return idset.IdSet.decode(text)
+    except ValueError as error:
+        log.warning("what a pod has on disk cannot be read", pod=pod, error=str(error))
+        return idset.EMPTY
 
 
 def _decode(decode: Callable[[bytes], R], key: bytes, value: bytes) -> R | None:

@@ -74,8 +74,9 @@ def import_models(
     """Registers many models at once.
 
     A line is a model: `{"id": "fraud/de", "type": "onnx", "path": "/models/fraud-de.onnx"}`, with a `key` where its
-    storage needs one. Of a folder, every .onnx file below it is registered; its id is its path without the ending. A
-    folder with a `manifest.json`, or such a file, lists them itself: `{"models": [{"id": "a", "file": "a.onnx"}]}`.
+    storage needs one, and a `sha256` where its file must have that digest. Of a folder, every .onnx file below it is
+    registered; its id is its path without the ending. A folder with a `manifest.json`, or such a file, lists them
+    itself: `{"models": [{"id": "a", "file": "a.onnx"}]}`.
 
     What is registered already with the same attributes is left as it is. Ends with 1 if any line failed.
 

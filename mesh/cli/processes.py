@@ -61,6 +61,20 @@ def up(
     http_allow_private: Annotated[
         bool, typer.Option("--http-allow-private", help="Models may come from private and loopback addresses.")
     ] = False,
+    storage_config: Annotated[
+        Path | None,
+        typer.Option("--storage-config", metavar="DIR", help="Storage secrets: one JSON file for each storage_key."),
+    ] = None,
+    storage_ca: Annotated[
+        Path | None, typer.Option("--storage-ca", metavar="FILE", help="Authorities (PEM) that stores are trusted by.")
+    ] = None,
+    pvc_root: Annotated[
+        Path | None, typer.Option("--pvc-root", metavar="DIR", help="For pvc: paths, a folder for each claim.")
+    ] = None,
+    disk_budget: Annotated[
+        str,
+        typer.Option("--disk-budget", metavar="SIZE", help="For files of each pod. Else what the disk has room for."),
+    ] = "",
     etcd_port: Annotated[int, typer.Option("--etcd-port", min=0, max=65535, help="Of etcd; 0: a free one.")] = 0,
     base: Annotated[str, typer.Option("--base", metavar="PREFIX", help="Of all keys in etcd.")] = _DEFAULT.base,
     quiet: Annotated[
@@ -81,10 +95,6 @@ def up(
         raise typer.BadParameter("use envoy or grpc", param_hint="--edge")
     if log_format not in ("text", "json"):
         raise typer.BadParameter("use text or json", param_hint="--log-format")
-    try:
-        size = parse_bytes(capacity) if capacity else 0
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--capacity") from error
     settings = UpSettings(
         listen=listen,
         rest_listen=rest_listen,
@@ -92,7 +102,7 @@ def up(
         edge=edge,
         workers=workers,
         pods=pods,
-        capacity=size,
+        capacity=_size(capacity, "--capacity") or 0,
         device=device,
         threads=threads,
         base=base,
@@ -100,9 +110,20 @@ def up(
         data_dir=data_dir.absolute(),
         file_roots=tuple(root.absolute() for root in file_root or ()),
         http_allow_private=http_allow_private,
+        storage_config=storage_config.absolute() if storage_config else None,
+        storage_ca=storage_ca.absolute() if storage_ca else None,
+        pvc_root=pvc_root.absolute() if pvc_root else None,
+        disk_budget=_size(disk_budget, "--disk-budget"),
         log_level=log_level,
     )
     options.guarded(lambda: _up(settings, samples=samples, quiet=quiet, raw=log_format == "json"))
+
+
+def _size(text: str, option: str) -> int | None:
+    try:
+        return parse_bytes(text) if text else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def _up(settings: UpSettings, *, samples: bool, quiet: int, raw: bool) -> None:

@@ -27,6 +27,7 @@ def register(
     path: Annotated[str, typer.Argument(metavar="PATH", help="File or URL of the model, as the pods see it.")],
     kind: Annotated[str, typer.Option("--type", "-t", metavar="TYPE", help="The model's type.")] = "onnx",
     key: Annotated[str, typer.Option("--key", help="Storage key: JSON, a name, or @FILE.")] = "",
+    sha256: Annotated[str, typer.Option("--sha256", metavar="HEX", help="Of its file: anything else is refused.")] = "",
     load: Annotated[bool, typer.Option("--load", help="Load it now instead of on its first call.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="With --load: wait until it is loaded.")] = False,
     timeout: options.Timeout = LOAD_SECONDS,
@@ -41,7 +42,17 @@ def register(
     """
 
     async def command(client: Client) -> None:
-        body = {"type": kind, "path": absolute(path), "key": _key(key), "load": load or wait, "sync": wait}
+        named = _key(key)
+        inside = isinstance(named, dict) and not {"storage_key", "storage_params", "bucket"}.isdisjoint(named)
+        body = {
+            "type": kind,
+            "path": path if inside else absolute(path),
+            "key": named,
+            "load": load or wait,
+            "sync": wait,
+        }
+        if sha256:
+            body["sha256"] = sha256
         answer = await client.request("PUT", model_path(model), body=body, timeout=timeout)
         show_status(answer, as_json=as_json)
         if wait and answer.get("status") != "LOADED":

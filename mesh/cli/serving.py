@@ -125,6 +125,7 @@ def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
         "type": output.plain(str(answer.get("type") or "")),
         "path": output.plain(str(answer.get("path") or "")),
         "key": output.plain(str(answer.get("key") or "")),
+        "sha256": output.plain(str(answer.get("sha256") or "")),
         "size": ", ".join(sizes),
         "load took": output.duration(answer.get("load_ms") or None),
     }
@@ -144,11 +145,21 @@ def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
         for copy in copies:
             listed.add_row(
                 output.plain(str(copy.get("pod", ""))),
-                output.status(str(copy.get("status", ""))),
+                output.status(str(copy.get("status", ""))) + pulling(copy.get("pull")),
                 output.size(copy.get("bytes")),
             )
         screen.print()
         screen.print(listed)
+
+
+def pulling(pull: dict[str, Any] | None) -> str:
+    """How far a pod is with a model's files: ` 120 MiB of 1.0 GiB, 85 MiB/s`; "" where it pulls nothing."""
+    if not pull:
+        return ""
+    text = f" {output.size(pull.get('bytes')) or '0 B'}"
+    if pull.get("of"):
+        text += f" of {output.size(pull['of'])}"
+    return text + (f", {output.size(pull['rate'])}/s" if pull.get("rate") else "")
 
 
 def _end_with(answer: dict[str, Any]) -> None:

@@ -82,6 +82,14 @@ class Pod:
             argv += ["--threads", str(settings.threads)]
         if settings.http_allow_private:
             argv.append("--http-allow-private")
+        for option, value in (
+            ("--storage-config", settings.storage_config),
+            ("--storage-ca", settings.storage_ca),
+            ("--pvc-root", settings.pvc_root),
+            ("--disk-budget", settings.disk_budget),
+        ):
+            if value is not None:
+                argv += [option, str(value)]
         return argv
 
     async def ready(self) -> str:

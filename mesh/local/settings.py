@@ -35,6 +35,10 @@ class UpSettings:
     data_dir: Path = Path(".mesh")
     file_roots: tuple[Path, ...] = ()  # besides the folder of the sample models
     http_allow_private: bool = False
+    storage_config: Path | None = None  # folder with the storage secret
+    storage_ca: Path | None = None  # PEM file
+    pvc_root: Path | None = None
+    disk_budget: int | None = None  # bytes of each pod; None: what the disk has room for
     lease_ttl: int = 10
     log_level: str = "info"
     start_timeout: float = 60.0
@@ -55,6 +59,11 @@ class UpSettings:
                 raise UpError(f"{option}: name a port, so that clients know it")
         if self.pods < 1:
             raise UpError("--pods: a mesh needs at least one runtime pod")
+        for option, folder in (("--storage-config", self.storage_config), ("--pvc-root", self.pvc_root)):
+            if folder is not None and not folder.is_dir():
+                raise UpError(f"{option}: {folder} is not a folder")
+        if self.storage_ca is not None and not self.storage_ca.is_file():
+            raise UpError(f"--storage-ca: {self.storage_ca} is not a file")
 
     @property
     def rest_address(self) -> str:

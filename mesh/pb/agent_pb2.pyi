@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class LoadRequest(_message.Message):
-    __slots__ = ("model_id", "create_revision", "model_type", "model_path", "model_key", "host_bytes", "device_bytes", "idle_ms", "expected_copies")
+    __slots__ = ("model_id", "create_revision", "model_type", "model_path", "model_key", "host_bytes", "device_bytes", "idle_ms", "sha256", "expected_copies")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     CREATE_REVISION_FIELD_NUMBER: _ClassVar[int]
     MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,7 @@ class LoadRequest(_message.Message):
     HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
     DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
     IDLE_MS_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_COPIES_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     create_revision: int
@@ -25,8 +26,9 @@ class LoadRequest(_message.Message):
     host_bytes: int
     device_bytes: int
     idle_ms: int
+    sha256: str
     expected_copies: int
-    def __init__(self, model_id: _Optional[str] = ..., create_revision: _Optional[int] = ..., model_type: _Optional[str] = ..., model_path: _Optional[str] = ..., model_key: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., idle_ms: _Optional[int] = ..., expected_copies: _Optional[int] = ...) -> None: ...
+    def __init__(self, model_id: _Optional[str] = ..., create_revision: _Optional[int] = ..., model_type: _Optional[str] = ..., model_path: _Optional[str] = ..., model_key: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., idle_ms: _Optional[int] = ..., sha256: _Optional[str] = ..., expected_copies: _Optional[int] = ...) -> None: ...
 
 class LoadReply(_message.Message):
     __slots__ = ("loaded", "elsewhere", "refused", "failed", "stale")
@@ -98,7 +100,7 @@ class DescribeRequest(_message.Message):
     def __init__(self, model_id: _Optional[str] = ...) -> None: ...
 
 class CopyState(_message.Message):
-    __slots__ = ("model_id", "create_revision", "state", "host_bytes", "device_bytes", "idle_ms", "calls", "in_flight", "busy_us", "load_ms", "age_ms")
+    __slots__ = ("model_id", "create_revision", "state", "host_bytes", "device_bytes", "idle_ms", "calls", "in_flight", "busy_us", "load_ms", "age_ms", "pulled_bytes", "pull_bytes", "pull_rate")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     CREATE_REVISION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +112,9 @@ class CopyState(_message.Message):
     BUSY_US_FIELD_NUMBER: _ClassVar[int]
     LOAD_MS_FIELD_NUMBER: _ClassVar[int]
     AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    PULLED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PULL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PULL_RATE_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     create_revision: int
     state: str
@@ -121,7 +126,10 @@ class CopyState(_message.Message):
     busy_us: int
     load_ms: int
     age_ms: int
-    def __init__(self, model_id: _Optional[str] = ..., create_revision: _Optional[int] = ..., state: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., idle_ms: _Optional[int] = ..., calls: _Optional[int] = ..., in_flight: _Optional[int] = ..., busy_us: _Optional[int] = ..., load_ms: _Optional[int] = ..., age_ms: _Optional[int] = ...) -> None: ...
+    pulled_bytes: int
+    pull_bytes: int
+    pull_rate: int
+    def __init__(self, model_id: _Optional[str] = ..., create_revision: _Optional[int] = ..., state: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., idle_ms: _Optional[int] = ..., calls: _Optional[int] = ..., in_flight: _Optional[int] = ..., busy_us: _Optional[int] = ..., load_ms: _Optional[int] = ..., age_ms: _Optional[int] = ..., pulled_bytes: _Optional[int] = ..., pull_bytes: _Optional[int] = ..., pull_rate: _Optional[int] = ...) -> None: ...
 
 class DescribeReply(_message.Message):
     __slots__ = ("pod", "incarnation", "state", "capacity_bytes", "used_bytes", "resident_bytes", "copies", "decisions", "counters")

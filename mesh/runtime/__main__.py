@@ -73,7 +73,10 @@ def main(
     zone: Annotated[str, typer.Option(envvar="MESH_ZONE", help="Copies of a model are spread over zones.")] = "",
     model_dir: Annotated[
         Path | None,
-        typer.Option(envvar="MESH_MODEL_DIR", help="For pulled files; of this pod alone, emptied at start."),
+        typer.Option(
+            envvar="MESH_MODEL_DIR",
+            help="For pulled files; of this pod alone. What is whole in it is used again after a restart.",
+        ),
     ] = None,
     file_root: Annotated[
         list[Path] | None,
@@ -82,6 +85,30 @@ def main(
     http_allow_private: Annotated[
         bool, typer.Option(envvar="MESH_HTTP_ALLOW_PRIVATE", help="Models may come from loopback and private networks.")
     ] = False,
+    storage_config: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=["MESH_STORAGE_CONFIG", "STORAGE_CONFIG_DIR"],
+            help="Folder with the storage secret, one JSON file for each storage_key; read anew at each pull.",
+        ),
+    ] = None,
+    storage_ca: Annotated[
+        Path | None,
+        typer.Option(envvar="MESH_STORAGE_CA", help="PEM file with authorities that stores are trusted by."),
+    ] = None,
+    pvc_root: Annotated[
+        Path | None, typer.Option(envvar="MESH_PVC_ROOT", help="Where volumes for pvc: paths are mounted, by name.")
+    ] = None,
+    disk_budget: Annotated[
+        str,
+        typer.Option(envvar="MESH_DISK_BUDGET", help="For pulled files; auto: what the disk has room for."),
+    ] = "auto",
+    pull_bandwidth: Annotated[
+        str, typer.Option(envvar="MESH_PULL_BANDWIDTH", help="Bytes a second for all pulls together; 0: no limit.")
+    ] = "0",
+    pull_connections: Annotated[
+        int, typer.Option(envvar="MESH_PULL_CONNECTIONS", min=1, help="To stores, at once.")
+    ] = 32,
     load_timeout: Annotated[
         float, typer.Option(envvar="MESH_LOAD_TIMEOUT", min=0.1, help="Of one load in the model server, s.")
     ] = 90.0,
@@ -143,6 +170,12 @@ def main(
         model_dir=model_dir.absolute() if model_dir else None,
         file_roots=tuple(root.absolute() for root in file_root or ()),
         http_allow_private=http_allow_private,
+        storage_config=storage_config.absolute() if storage_config else None,
+        storage_ca=_file(storage_ca, "--storage-ca"),
+        pvc_root=pvc_root.absolute() if pvc_root else None,
+        disk_budget=None if disk_budget == "auto" else _size(disk_budget, "--disk-budget"),
+        pull_bandwidth=0 if pull_bandwidth == "0" else _size(pull_bandwidth, "--pull-bandwidth"),
+        pull_connections=pull_connections,
         load_timeout=load_timeout,
         load_concurrency=load_concurrency or max(2, cpus.available()),
         threads=threads or cpus.available(),

@@ -30,6 +30,8 @@ from mesh.runtime.loading import Parts
 from mesh.runtime.loads import Loads
 from mesh.runtime.memory import MemoryWatch
 from mesh.runtime.meters import Meters, calls_snapshot
+from mesh.runtime.ondisk import OnDisk
+from mesh.runtime.optimising import Optimising
 from mesh.runtime.outcomes import Refused
 from mesh.runtime.place import NameTaken
 from mesh.runtime.presence import Presence
@@ -46,7 +48,9 @@ from mesh.statuses import Reason
 from mesh.telemetry import logs, metrics
 from mesh.telemetry.probes import Probes
 from placement.room import Room
-from puller.http import HttpPolicy
+from puller.http_client import HttpPolicy
+from puller.limits import Limits
+from puller.progress import Progress
 from puller.puller import Puller
 
 log = logs.get(__name__)
@@ -86,9 +90,16 @@ class Agent:
         self._puller = Puller(
             directory=settings.model_dir or self._run_dir.path / "models",
             file_roots=settings.file_roots,
-            http=HttpPolicy(allow_private=settings.http_allow_private),
+            volumes=settings.pvc_root,
+            secrets=settings.storage_config,
+            http=HttpPolicy(allow_private=settings.http_allow_private, ca=settings.storage_ca),
+            budget_bytes=settings.disk_budget,
+            limits=Limits(bytes_per_second=settings.pull_bandwidth, connections=settings.pull_connections),
         )
         self._files = Files(self._puller)
+        self._on_disk = OnDisk(self._puller.remembered)
+        self._puller.listen(self._on_disk.changed)
+        self._optimising = Optimising(self._puller, free_bytes=memory.available_bytes)
         self.server: ServerProcess | None = None
         self.presence = Presence(
             self._etcd,
@@ -133,6 +144,8 @@ class Agent:
             evict=self._make_room,
             why_refused=self._why_refused,
             why_down=lambda: self.server.why_down if self.server else "",
+            optimised_tag=lambda: self._optimising.tag,
+            slow=self._optimising.loaded,
         )
         self.loads = Loads(parts, self._decisions)
         self._housekeeping = Housekeeping(
@@ -145,7 +158,7 @@ class Agent:
         )
         self._control = control.Control(self, self.loads)
         self._probes = Probes(settings.probe, self.why_not_ready, lambda: None, self._metrics)
-        self.meters.follow(self.ledger, published=lambda: self.presence.published)
+        self.meters.follow(self.ledger, self._puller.statistics, published=lambda: self.presence.published)
 
     # --- start ---
 
@@ -182,6 +195,8 @@ class Agent:
             (self._memory.run(), "memory watch"),
             (self._housekeeping.run(), "housekeeping"),
             (self._rate.run(), "rate"),
+            (self._optimising.run(), "optimising"),
+            (self._files.watch(), "watch pulls"),
         ):
             self._tasks.start(work, name)
         log.info(
@@ -243,6 +258,7 @@ class Agent:
                     raise StartError(str(error)) from error
                 continue
             device = status.told.get("mesh-device", "cpu")
+            self._optimising.server(status.version, device)
             label = "gpu" if device == "cuda" else "cpu"
             self._labels = tuple(dict.fromkeys((*settings.labels, label)))
             return data
@@ -270,6 +286,10 @@ class Agent:
         """Private memory of the model server."""
         return serverprocess.private_bytes(self.server.pid) if self.server is not None and self.server.pid else 0
 
+    def progress(self, model_id: str) -> Progress | None:
+        """How far the pull of a model's files is."""
+        return self._puller.progress(model_id)
+
     def decisions(self, model_id: str) -> Iterable[str]:
         """The latest, as JSON."""
         return self._decisions.lines(model_id)
@@ -289,6 +309,8 @@ class Agent:
             "server_lives": server.lives if server else 0,
             "leases": self.presence.statistics().leases,
             "pulled_bytes": self._puller.statistics().bytes,
+            "fetched_bytes": self._puller.statistics().fetched_bytes,
+            "optimised": self._optimising.statistics().made,
         }
 
     def _record(self) -> PodRecord:
@@ -309,6 +331,7 @@ class Agent:
             loading_threads=self.settings.load_concurrency,
             rate=self._rate.per_minute,
             probe_address=probe,
+            disk=self._on_disk.text,
         )
 
     def _metrics(self) -> bytes:

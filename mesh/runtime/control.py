@@ -14,6 +14,7 @@ from mesh.runtime.ledger import Entry, Ledger
 from mesh.settings import format_address, parse_address
 from mesh.statuses import Reason
 from mesh.telemetry import logs
+from puller.progress import Progress
 
 log = logs.get(__name__)
 
@@ -38,6 +39,9 @@ class Pod(Protocol):
 
     def resident_bytes(self) -> int:
         """Of the model server."""
+
+    def progress(self, model_id: str) -> Progress | None:
+        """How far the pull of a model's files is; None: there is none."""
 
     def decisions(self, model_id: str) -> Iterable[str]:
         """The latest, as JSON."""
@@ -82,6 +86,7 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
             type=request.model_type,
             path=request.model_path,
             key=request.model_key,
+            sha256=request.sha256,
             host_bytes=request.host_bytes,
             device_bytes=request.device_bytes,
             idle_ms=request.idle_ms,
@@ -114,13 +119,13 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
             capacity_bytes=ledger.capacity_bytes,
             used_bytes=max(0, ledger.committed_bytes),
             resident_bytes=pod.resident_bytes(),
-            copies=[_copy(ledger, entry, now_ns) for entry in entries],
+            copies=[_copy(ledger, entry, now_ns, pod.progress(entry.model_id)) for entry in entries],
             decisions=pod.decisions(request.model_id),
             counters=pod.counters(),
         )
 
 
-def _copy(ledger: Ledger, entry: Entry, now_ns: int) -> pb.CopyState:
+def _copy(ledger: Ledger, entry: Entry, now_ns: int, pull: Progress | None) -> pb.CopyState:
     use = ledger.use(entry)
     return pb.CopyState(
         model_id=entry.model_id,
@@ -134,6 +139,9 @@ def _copy(ledger: Ledger, entry: Entry, now_ns: int) -> pb.CopyState:
         busy_us=use.busy_ns // 1000 if use else 0,
         load_ms=entry.load_ms,
         age_ms=max(0, now_ns - entry.since_ns) // 1_000_000,
+        pulled_bytes=pull.done_bytes if pull else 0,
+        pull_bytes=(pull.total_bytes or 0) if pull else 0,
+        pull_rate=int(pull.bytes_per_second) if pull else 0,
     )
 
 

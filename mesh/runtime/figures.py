@@ -14,6 +14,9 @@ GAP = 2.0
 REFRESH = 60.0
 """Seconds after which any difference at all is published."""
 
+DISK_GAP = 10.0
+"""Seconds between two publications of what is on disk alone: kilobytes, and only a preference between equal pods."""
+
 _USED = 0.05  # of the capacity
 _COPIES = 0.10
 _IDLE_MS, _IDLE = 20_000, 1 / 8
@@ -61,6 +64,8 @@ def worth_telling(published: Published, now: PodRecord, at: float) -> bool:
     if elapsed < GAP:
         return False
     if elapsed >= REFRESH:
+        return True
+    if elapsed >= DISK_GAP and now.disk != before.disk:
         return True
     if abs(now.used_bytes - before.used_bytes) >= _USED * now.capacity_bytes:
         return True

@@ -7,11 +7,14 @@ still being removed, in a thread. So here whoever pulls waits for that removal f
 import asyncio
 
 from mesh.runtime.tasks import Tasks
+from mesh.settings import format_bytes
 from mesh.telemetry import logs
 from puller.puller import Pulled, Puller
 from puller.source import Source
 
 log = logs.get(__name__)
+
+_LONG = 10.0  # seconds of a pull after which the log tells of it, and between two lines
 
 
 class Files:
@@ -22,11 +25,11 @@ class Files:
         self._removals: dict[str, asyncio.Task[None]] = {}
         self._tasks = Tasks()
 
-    async def pull(self, source: Source, *, into: str) -> Pulled:
-        """Fetches a model. Raises PullError."""
+    async def pull(self, source: Source, *, into: str, tag: str = "") -> Pulled:
+        """Fetches a model, and what was made of its files under that tag. Raises PullError."""
         while (removal := self._removals.get(into)) is not None:
             await asyncio.wait({removal})
-        return await self._puller.pull(source, into=into)
+        return await self._puller.pull(source, into=into, tag=tag)
 
     async def remove(self, into: str) -> None:
         """Removes what was pulled; goes on if the caller is cancelled."""
@@ -46,6 +49,21 @@ class Files:
             log.warning("files of a model were not removed", model=into, error=str(error))
         finally:
             del self._removals[into]
+
+    async def watch(self) -> None:
+        """Until cancelled: a line in the log now and then for each pull that takes long."""
+        while True:
+            await asyncio.sleep(_LONG)
+            for into, pull in self._puller.statistics().progress.items():
+                if pull.seconds >= _LONG:
+                    log.info(
+                        "pulling",
+                        model=into,
+                        done=format_bytes(pull.done_bytes),
+                        of=format_bytes(pull.total_bytes) if pull.total_bytes is not None else "?",
+                        rate=f"{format_bytes(pull.bytes_per_second)}/s",
+                        s=round(pull.seconds),
+                    )
 
     async def close(self) -> None:
         """Lets removals finish for a moment, and closes the puller."""

@@ -69,7 +69,7 @@ class Publishing(Keys, Protocol):
 class Pulling(Protocol):
     """Who fetches files."""
 
-    async def pull(self, source: Source, *, into: str) -> Pulled:
+    async def pull(self, source: Source, *, into: str, tag: str = "") -> Pulled:
         """Raises PullError."""
 
     async def remove(self, into: str) -> None:
@@ -106,6 +106,8 @@ class Parts:
     evict: Callable[[Room, str], None]  # a decision, and for whom
     why_refused: Callable[[], Refused | None]
     why_down: Callable[[], str]
+    optimised_tag: Callable[[], str]  # under which optimised forms that the model server can use are kept
+    slow: Callable[[str, Pulled, float], None]  # told of every load: id, files, ms in the model server
 
 
 class Loading:
@@ -187,7 +189,9 @@ class Loading:
             began = time.monotonic()
             try:
                 async with asyncio.timeout(_PULL_TIMEOUT):
-                    pulled = await self._parts.pulling.pull(Source(want.path, want.key), into=want.model_id)
+                    source = Source(want.path, want.key, want.sha256)
+                    tag = self._parts.optimised_tag()
+                    pulled = await self._parts.pulling.pull(source, into=want.model_id, tag=tag)
             except TimeoutError as error:
                 text = f"its files did not arrive within {_PULL_TIMEOUT:g} s"
                 raise PullError(PullErrorKind.TIMEOUT, text) from error
@@ -240,12 +244,15 @@ class Loading:
                 copy=CopyRecord(parts.incarnation, want.revision, records.LOADED).token,
                 slot=entry.slot,
                 timeout=parts.load_timeout + _LOAD_SLACK,
+                optimised=str(pulled.derived or ""),
             )
         except SpiError as error:
             return await self._not_loaded(entry, error, life)
         if entry not in ledger:  # the server has died since it answered
             return Refused(Reason.UNAVAILABLE, parts.why_down())
-        parts.meters.load_ms.observe((time.monotonic() - began) * 1000)
+        server_ms = (time.monotonic() - began) * 1000
+        parts.meters.load_ms.observe(server_ms)
+        parts.slow(want.model_id, pulled, server_ms)
         # A server that does not measure: what was predicted stands.
         return size if size.host_bytes or size.device_bytes else Size(entry.host_bytes, entry.device_bytes)
 

@@ -12,6 +12,7 @@ from mesh.runtime.board import Series
 from mesh.runtime.ledger import Ledger
 from mesh.statuses import Code
 from mesh.telemetry import metrics
+from puller.puller import PullerStatistics
 
 
 class Meters:
@@ -54,7 +55,7 @@ class Meters:
         """Counts a refused load."""
         self._refusals.labels(reason).inc()
 
-    def follow(self, ledger: Ledger, *, published: Callable[[], bool]) -> None:
+    def follow(self, ledger: Ledger, puller: Callable[[], PullerStatistics], *, published: Callable[[], bool]) -> None:
         """The gauges, read when somebody asks."""
         gauge = self.registry.gauge
 
@@ -77,6 +78,21 @@ class Meters:
             lambda: time.time() - idle_s()
         )
         gauge("mesh_loads_in_progress", "Loads under way.").follow(lambda: ledger.statistics().loading)
+        gauge("mesh_pulls_in_progress", "Models whose files are being fetched.").follow(lambda: puller().in_progress)
+        gauge("mesh_pull_bytes_per_second", "What comes from stores now.").follow(
+            lambda: sum(pull.bytes_per_second for pull in puller().progress.values())
+        )
+        gauge("mesh_disk_bytes", "Files of models on this pod's disk.").follow(lambda: puller().cache.bytes)
+        gauge("mesh_disk_used_bytes", "Of those, in use by loaded models and pulls.").follow(
+            lambda: puller().cache.used_bytes
+        )
+        counter = self.registry.counter
+        counter("mesh_pull_fetched_bytes", "Fetched from stores.").follow(lambda: puller().fetched_bytes)
+        counter("mesh_pull_failures", "Pulls that failed.").follow(lambda: puller().failures)
+        counter("mesh_pull_retries", "Attempts at fetching after a first one.").follow(lambda: puller().retries)
+        counter("mesh_disk_hits", "Files that were on disk already.").follow(lambda: puller().cache.hits)
+        counter("mesh_disk_misses", "Files that had to be fetched.").follow(lambda: puller().cache.misses)
+        counter("mesh_disk_evictions", "Files that made way on disk.").follow(lambda: puller().cache.evictions)
         gauge("mesh_published", "1 while this pod stands in etcd.", merge="min").follow(lambda: int(published()))
 
 

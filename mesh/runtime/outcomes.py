@@ -14,6 +14,7 @@ class Want:
     type: str
     path: str
     key: str = ""
+    sha256: str = ""  # hex, of its file, where the registration names it
     host_bytes: int = 0  # as measured by an earlier load; 0: unknown
     device_bytes: int = 0
     idle_ms: int = 0  # since the model's last use; 0: a caller waits

@@ -26,6 +26,12 @@ class RuntimeSettings:
     model_dir: Path | None = None  # pulled files; None: within the run directory
     file_roots: tuple[Path, ...] = ()
     http_allow_private: bool = False
+    storage_config: Path | None = None  # folder of the storage secret, one JSON file a key
+    pvc_root: Path | None = None  # volumes that pvc: paths may name, a folder each
+    storage_ca: bytes | None = None  # PEM, trusted besides the system's
+    disk_budget: int | None = None  # for pulled files; None: what the disk has room for
+    pull_bandwidth: int = 0  # bytes a second, all pulls together; 0: no limit
+    pull_connections: int = 32
     load_timeout: float = 90.0  # of the model server, for one load
     load_concurrency: int = 2
     threads: int = 2  # of the model server, for calls that are not short

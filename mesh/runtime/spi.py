@@ -101,12 +101,23 @@ class Spi:
         )
 
     async def load(
-        self, model_id: str, model_type: str, path: str, key: str, *, copy: bytes, slot: int | None, timeout: float
+        self,
+        model_id: str,
+        model_type: str,
+        path: str,
+        key: str,
+        *,
+        copy: bytes,
+        slot: int | None,
+        timeout: float,
+        optimised: str = "",
     ) -> Size:
         """Loads a model and gives its size, once it can serve. Raises SpiError."""
         metadata: list[tuple[str, str | bytes]] = [(headers.SPI_COPY, copy.decode())]
         if slot is not None:
             metadata.append((headers.SPI_SLOT, str(slot)))
+        if optimised:
+            metadata.append((headers.SPI_OPTIMISED, optimised))
         request = pb.LoadModelRequest(modelId=model_id, modelType=model_type, modelPath=path, modelKey=key)
         reply, told = await self._call(self._stub.loadModel, request, timeout=timeout, metadata=metadata)
         if (size := _told_size(told)) is not None:

@@ -49,35 +49,14 @@ value of a histogram is `[counts of each bucket and of what is above, sum]`."""
 class Count:
     """One series of a counter."""
 
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value: float = 0
-
-    def inc(self, n: float = 1) -> None:
-        """Counts n more."""
-        self.value += n
-
-    def read(self) -> object:
-        """The value, as it stands in a snapshot."""
-        return self.value
-
-
-class Level:
-    """One series of a gauge: set, or read from a function when somebody asks."""
-
     __slots__ = ("_read", "value")
 
     def __init__(self) -> None:
         self.value: float = 0
         self._read: Callable[[], float] | None = None
 
-    def set(self, value: float) -> None:
-        """How it is now."""
-        self.value = value
-
     def inc(self, n: float = 1) -> None:
-        """More, or less, by n."""
+        """Counts n more."""
         self.value += n
 
     def follow(self, read: Callable[[], float]) -> None:
@@ -87,6 +66,16 @@ class Level:
     def read(self) -> object:
         """The value, as it stands in a snapshot."""
         return self.value if self._read is None else self._read()
+
+
+class Level(Count):
+    """One series of a gauge: it may also be set, and go down."""
+
+    __slots__ = ()
+
+    def set(self, value: float) -> None:
+        """How it is now."""
+        self.value = value
 
 
 class Distribution:
@@ -193,6 +182,10 @@ class Counter(Metric[Count]):
     def inc(self, n: float = 1) -> None:
         """Counts n more, of a counter without labels."""
         self.labels().inc(n)
+
+    def follow(self, read: Callable[[], float]) -> None:
+        """From now on read from a function that counts by itself, of a counter without labels."""
+        self.labels().follow(read)
 
 
 class Gauge(Metric[Level]):

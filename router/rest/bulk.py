@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mesh.statuses import MeshError, Reason
+from router.management import Item
 
 if TYPE_CHECKING:
     from router.management import Management
@@ -28,7 +29,6 @@ IN_FLIGHT = 4
 
 _PROGRESS = 0.5  # seconds between lines of progress
 
-Item = tuple[str, str, str, str]  # id, type, path, key
 Write = Callable[[dict[str, Any]], Awaitable[None]]
 
 
@@ -123,7 +123,7 @@ class Import:
             if fate is None:
                 self._totals.created += 1
             elif isinstance(fate, MeshError):
-                await self._fail(number, item[0], fate)
+                await self._fail(number, item.model_id, fate)
                 if fate.reason is Reason.REGISTRY_AWAY:
                     away = fate
             else:
@@ -154,7 +154,7 @@ def parse(line: bytes) -> Item:
 
 
 def model_of(item: dict[str, Any], model_id: object) -> Item:
-    """Id, type, path and key of a model; the key may be given as text or as an object. Raises MeshError.
+    """What is registered; the key may be given as text or as an object. Raises MeshError.
 
     What an id may hold is `Management`'s to check, once."""
     if not isinstance(model_id, str):
@@ -163,7 +163,12 @@ def model_of(item: dict[str, Any], model_id: object) -> Item:
     if isinstance(key, dict):
         key = json.dumps(key, separators=(",", ":"))
     texts = [model_id]
-    for name, value in (("type", item.get("type")), ("path", item.get("path")), ("key", key)):
+    for name, value in (
+        ("type", item.get("type")),
+        ("path", item.get("path")),
+        ("key", key),
+        ("sha256", item.get("sha256")),
+    ):
         text = "" if value is None else value
         if not isinstance(text, str):
             raise MeshError(Reason.BAD_REQUEST, f"{name} must be a string{' or an object' * (name == 'key')}")
@@ -175,7 +180,7 @@ def model_of(item: dict[str, Any], model_id: object) -> Item:
         texts.append(text)
     if not texts[1]:
         raise MeshError(Reason.BAD_REQUEST, "Must provide non-empty model type string")
-    return texts[0], texts[1], texts[2], texts[3]
+    return Item(*texts)
 
 
 async def lines_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

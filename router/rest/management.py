@@ -69,16 +69,23 @@ class ManagementApi:
         """Registers a model; 201 where it is new."""
         model_id = _id(request)
         body = await _object(request)
-        _, model_type, path, key = bulk.model_of(body, model_id)
+        item = bulk.model_of(body, model_id)
         status = await self._management.register(
-            model_id, model_type, path, key, load_now=_flag(body, "load"), sync=_flag(body, "sync")
+            *item[:4], sha256=item.sha256, load_now=_flag(body, "load"), sync=_flag(body, "sync")
         )
         return web.json_response(_status(model_id, status), status=201 if status.created else 200)
 
     async def status(self, request: web.Request) -> web.Response:
         """How a model is. Never loads it."""
         model_id = _id(request)
-        return web.json_response(_status(model_id, await self._management.status(model_id)))
+        status = await self._management.status(model_id)
+        document = _status(model_id, status)
+        if status.status == "LOADING":
+            pulls = await self._management.pulls(model_id, status)
+            for copy in document["copies"]:
+                if copy["pod"] in pulls:
+                    copy["pull"] = pulls[copy["pod"]]
+        return web.json_response(document)
 
     async def unregister(self, request: web.Request) -> web.Response:
         """Unregisters a model."""
@@ -193,7 +200,8 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
 
 
 def _registered(model_id: str, record: records.ModelRecord) -> dict[str, Any]:
-    return {"id": model_id, "type": record.type, "path": record.path, "key": record.key}
+    document = {"id": model_id, "type": record.type, "path": record.path, "key": record.key}
+    return {**document, "sha256": record.sha256} if record.sha256 else document
 
 
 def _status(model_id: str, status: "ModelStatus") -> dict[str, Any]:

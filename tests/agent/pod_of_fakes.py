@@ -84,7 +84,7 @@ class FakeFiles:
         self.present: set[str] = set()
         self.cancelled: list[str] = []
 
-    async def pull(self, source: Source, *, into: str) -> Pulled:
+    async def pull(self, source: Source, *, into: str, tag: str = "") -> Pulled:
         try:
             if into in self.held:
                 await self.held[into].wait()
@@ -131,6 +131,7 @@ class FakePod:
         self.decisions = Decisions()
         self.meters = Meters()
         self.refusal: Refused | None = None
+        self.slow: list[tuple[str, Path]] = []  # loads that the optimiser was told of
         self.later_ns = 0  # by how much the ledger's clock is ahead
         self.ledger = Ledger(capacity, self.board, slots=64, clock=lambda: time.monotonic_ns() + self.later_ns)
         self.unloads = Unloads(
@@ -159,6 +160,8 @@ class FakePod:
                 evict=self._evict,
                 why_refused=lambda: self.refusal,
                 why_down=lambda: self.server.why_down,
+                optimised_tag=lambda: "tag",
+                slow=lambda model_id, pulled, ms: self.slow.append((model_id, pulled.path)),
             ),
             self.decisions,
         )

@@ -39,6 +39,8 @@ def test_register_makes_a_local_file_absolute(mesh, run, tmp_path, monkeypatch):
     assert mesh.requests[-1][2]["path"] == str(tmp_path / "m.onnx")
     run("register", "b", "https://store.example/m.onnx")
     assert mesh.requests[-1][2]["path"] == "https://store.example/m.onnx"
+    run("register", "c", "m.onnx", "--key", '{"storage_key": "minio"}')
+    assert mesh.requests[-1][2]["path"] == "m.onnx"
 
 
 @pytest.mark.parametrize("key", ['{"not": json', "@/no/such/file"], ids=["json", "file"])
@@ -146,6 +148,18 @@ def test_status_shows_why_a_model_may_not_be_loaded(mesh, run):
     assert result.exit_code == 5
     for text in ("SIGSEGV in its load", "[x] y", "mesh release"):
         assert text in result.stdout
+
+
+def test_status_shows_how_far_a_pull_is(mesh, run):
+    """Of a copy that is loading: bytes, of how many, how fast; each as far as it is known."""
+    register(mesh, "a")
+    for pull, text in (
+        ({"bytes": 3 << 20, "of": 1 << 30, "rate": 2 << 20}, "LOADING 3.0 MiB of 1.0 GiB, 2.0 MiB/s"),
+        ({"bytes": 0, "of": None, "rate": 0}, "LOADING 0 B"),
+    ):
+        copy = {"pod": "pod-1", "status": "LOADING", "pull": pull}
+        mesh.answer("/mesh/v1/models/a", mesh._status("a", {}) | {"copies": [copy]})
+        assert text in run("status", "a").stdout
 
 
 def test_load_waits_unless_told_otherwise(mesh, run):

@@ -303,7 +303,13 @@ async def _nothing(mesh):
 def test_command_lines_name_everything_a_part_needs(tmp_path):
     """Fresh ports at each start, JSON logs, the folder of the samples among the roots."""
     settings = UpSettings(
-        data_dir=tmp_path, file_roots=(Path("/models"),), threads=3, capacity=5, http_allow_private=True
+        data_dir=tmp_path,
+        file_roots=(Path("/models"),),
+        threads=3,
+        capacity=5,
+        http_allow_private=True,
+        storage_config=Path("/secret"),
+        disk_budget=7,
     )
     pod = supervisor.parts.Pod(settings, 2, etcd_url="http://127.0.0.1:5", session=None)
     one, two = pod.argv(), pod.argv()
@@ -316,6 +322,8 @@ def test_command_lines_name_everything_a_part_needs(tmp_path):
         "--model-dir": str(tmp_path / "pod-2"),
         "--log-format": "json",
         "--base": "mm/mesh",
+        "--storage-config": "/secret",
+        "--disk-budget": "7",
     }.items():
         assert one[one.index(option) + 1] == value
     roots = [one[i + 1] for i, word in enumerate(one) if word == "--file-root"]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from puller.http import HttpPolicy
+from puller import retry
+from puller.http_client import HttpPolicy
 from puller.puller import Puller
 
 
@@ -20,7 +21,13 @@ def root(tmp_path) -> Path:
 async def puller(tmp_path, root):
     """Reads files under `root` and HTTP from loopback; waits briefly."""
     policy = HttpPolicy(allow_private=True, connect_timeout=5, read_timeout=0.3, total_timeout=10)
-    puller = Puller(directory=tmp_path / "models", file_roots=[root], http=policy, max_bytes=32 * 2**20)
+    puller = Puller(
+        directory=tmp_path / "models",
+        file_roots=[root],
+        http=policy,
+        retries=retry.NEVER,
+        max_bytes=32 * 2**20,
+    )
     puller.sweep()
     yield puller
     await puller.close()
@@ -28,5 +35,5 @@ async def puller(tmp_path, root):
 
 @pytest.fixture
 def left(puller):
-    """What lies in the puller's directory, its lock left out."""
-    return lambda: {entry.name for entry in puller.directory.iterdir()} - {".lock"}
+    """What lies in the puller's directory beside its lock and the files that it keeps."""
+    return lambda: {entry.name for entry in puller.directory.iterdir()} - {".lock", ".blobs"}

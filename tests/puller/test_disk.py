@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from puller import disk as disks
 from puller.disk import Disk, folder_name
-from puller.errors import PullError, PullErrorKind
+from puller.errors import PullErrorKind
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def disk(tmp_path):
 
 
 def entries(disk: Disk) -> set[str]:
-    return {entry.name for entry in disk.directory.iterdir()} - {".lock"}
+    return {entry.name for entry in disk.directory.iterdir()} - {".lock", ".blobs"}
 
 
 ids = st.text(min_size=1, max_size=300) | st.sampled_from(["..", ".", "../../etc", "/etc", "a" * 5000, "~", ".lock"])
@@ -64,8 +64,8 @@ def test_commit_replaces_what_was_there(disk):
     assert entries(disk) == {"id"}
 
 
-def test_sweep_removes_everything_but_the_lock(disk, tmp_path):
-    """Folders, files and links go; what a link points at stays."""
+def test_sweep_leaves_the_lock_and_the_whole_files(disk, tmp_path):
+    """Folders, files and links go; what a link points at stays, and so do whole files."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("x")
@@ -73,8 +73,10 @@ def test_sweep_removes_everything_but_the_lock(disk, tmp_path):
     (disk.directory / "file").write_text("x")
     (disk.directory / "link").symlink_to(outside)
     disk.commit(disk.begin(), "id")
+    (disk.blobs / "whole").write_text("x")
     disk.sweep()
     assert entries(disk) == set()
+    assert (disk.blobs / "whole").exists()
     assert (outside / "precious").exists()
 
 
@@ -104,15 +106,6 @@ def test_remove_stays_inside(disk, tmp_path):
     for path in (tmp_path, disk.directory / ".lock", Path("/")):
         with pytest.raises(ValueError, match="is not a folder of"):
             disk.remove(path)
-
-
-def test_a_full_disk_is_noticed_before_writing(disk):
-    """More than is free is DISK_FULL, which another pod may not be."""
-    with pytest.raises(PullError) as caught:
-        disk.admit(2**62)
-    assert caught.value.kind is PullErrorKind.DISK_FULL
-    assert caught.value.transient
-    disk.admit(0)
 
 
 def test_write_errors(disk):

@@ -11,8 +11,10 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
+from puller import retry
 from puller.errors import PullError, PullErrorKind
-from puller.http import HttpPolicy
+from puller.http_client import HttpPolicy
+from puller.provider import Listing, RemoteFile
 from puller.puller import Puller
 from puller.source import Source
 from tests.puller.certificates import certificate
@@ -117,7 +119,8 @@ async def make_puller(tmp_path):
     made = []
 
     def make(policy: HttpPolicy) -> Puller:
-        puller = Puller(directory=tmp_path / f"models-{len(made)}", http=policy)
+        puller = Puller(directory=tmp_path / f"models-{len(made)}", http=policy, retries=retry.NEVER)
+        puller.sweep()
         made.append(puller)
         return puller
 
@@ -126,11 +129,16 @@ async def make_puller(tmp_path):
         await puller.close()
 
 
+def entries(puller: Puller) -> set[str]:
+    """What lies in its directory beside its lock and the files that it keeps."""
+    return {entry.name for entry in puller.directory.iterdir()} - {".lock", ".blobs"}
+
+
 async def refused(puller: Puller, url: str, kind: PullErrorKind) -> str:
     with pytest.raises(PullError) as caught:
         await puller.pull(Source(url), into="id")
     assert caught.value.kind is kind, caught.value
-    assert {entry.name for entry in puller.directory.iterdir()} == {".lock"}, "a failed pull left something"
+    assert entries(puller) == set(), "a failed pull left something"
     return caught.value.text
 
 
@@ -174,7 +182,7 @@ async def test_names_are_harmless(puller, store, path, name, tmp_path):
     [
         (404, PullErrorKind.NOT_FOUND),
         (410, PullErrorKind.NOT_FOUND),
-        (401, PullErrorKind.FORBIDDEN),
+        (401, PullErrorKind.CREDENTIALS),
         (403, PullErrorKind.FORBIDDEN),
         (408, PullErrorKind.TIMEOUT),
         (429, PullErrorKind.UNREACHABLE),
@@ -236,7 +244,7 @@ async def test_a_cancelled_pull_leaves_nothing(puller, store, left, after, make_
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert {entry.name for entry in patient.directory.iterdir()} == {".lock"}
+    assert entries(patient) == set()
     await until(store.gone.is_set)
 
 
@@ -399,7 +407,7 @@ async def test_a_signed_query_arrives_as_it_was_registered(puller, store):
 async def test_servers_that_are_not_there(puller):
     """Refused connections and unknown names are worth another try and named."""
     await refused(puller, "http://127.0.0.1:1/a", PullErrorKind.UNREACHABLE)
-    await refused(puller, "http://no-such-host.invalid/a", PullErrorKind.UNREACHABLE)
+    await refused(puller, "http://no-such-host.invalid/a", PullErrorKind.DNS)
 
 
 @pytest.mark.parametrize(
@@ -442,7 +450,7 @@ async def test_a_private_ca(make_puller, tmp_path):
     try:
         url = str(URL(store.url("/small/a")).with_scheme("https"))
         untrusting = make_puller(HttpPolicy(allow_private=True))
-        assert "certificate" in await refused(untrusting, url, PullErrorKind.UNREACHABLE)
+        assert "certificate" in await refused(untrusting, url, PullErrorKind.TLS)
         trusting = make_puller(HttpPolicy(allow_private=True, ca=ca))
         assert (await trusting.pull(Source(url), into="id")).path.read_bytes() == CONTENT
         await trusting.remove("id")
@@ -458,11 +466,13 @@ async def test_other_stores_can_be_added(tmp_path):
     class Fake:
         closed = False
 
-        async def fetch(self, location, target):
-            target.path.write_bytes(b"x")
-            if location.name == "bad":
+        async def listing(self, location):
+            return Listing((RemoteFile("", key=location.name, size=1),), is_file=True)
+
+        async def read(self, location, file, sink):
+            sink.write(b"x", 0)
+            if file.key == "bad":
                 raise PullError(PullErrorKind.NOT_FOUND, "no")
-            return 1
 
         async def close(self):
             self.closed = True
@@ -472,7 +482,7 @@ async def test_other_stores_can_be_added(tmp_path):
     assert (await puller.pull(Source("s3://bucket/a.onnx"), into="id")).bytes == 1
     await puller.remove("id")
     await refused(puller, "s3://bucket/bad", PullErrorKind.NOT_FOUND)
-    assert "s3:" in await refused(puller, "gs://bucket/a", PullErrorKind.BAD_REQUEST)
+    assert "s3:" in await refused(puller, "gopher://host/a", PullErrorKind.BAD_REQUEST)
     statistics = puller.statistics()
     assert (statistics.pulls, statistics.failures, statistics.bytes, statistics.leftovers) == (1, 1, 1, 0)
     await puller.close()

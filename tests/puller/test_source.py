@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,8 @@ from puller.source import Source, locate, redact, resolve, rewritten_key
         pytest.param("HTTPS://host/x/y.onnx?sig=s/ecret#f", "https", "y.onnx", id="query"),
         pytest.param("http://host", "http", "", id="no-path"),
         pytest.param("http://host/a%2F..%2Fb", "http", "a/../b", id="encoded-slash"),
-        pytest.param("s3://bucket/key", "s3", "key", id="unknown-scheme"),
+        pytest.param("s3://bucket/key", "s3", "key", id="s3"),
+        pytest.param("ftp://host/key", "ftp", "key", id="unknown-scheme"),
     ],
 )
 def test_locations(path, scheme, name):
@@ -49,11 +51,125 @@ def test_keys_that_are_no_key(key):
     assert caught.value.kind is PullErrorKind.BAD_REQUEST
 
 
-@pytest.mark.parametrize("attribute", ['"storage_key": "mine"', '"storage_params": {"type": "s3"}', '"bucket": "b"'])
-def test_stores_with_credentials_are_not_supported_yet(attribute):
-    """What selects a store is refused rather than ignored."""
-    with pytest.raises(PullError, match="store not supported by this version") as caught:
-        resolve(Source("/a", "{" + attribute + "}"))
+@pytest.mark.parametrize(
+    ("uri", "kind", "said", "path"),
+    [
+        pytest.param("s3://b/p/a.onnx", "s3", {"bucket": "b"}, "p/a.onnx", id="s3"),
+        pytest.param("s3://b/p/", "s3", {"bucket": "b"}, "p/", id="s3-folder"),
+        pytest.param("s3://b/a%2Fb?c#d", "s3", {"bucket": "b"}, "a%2Fb?c#d", id="s3-taken-as-it-is"),
+        pytest.param("s3://b", "s3", {"bucket": "b"}, "", id="s3-bucket"),
+        pytest.param("gs://b/p", "gcs", {"bucket": "b"}, "p", id="gs"),
+        pytest.param("azure://acc/c/p/q", "azure", {"account_name": "acc", "container": "c"}, "p/q", id="azure"),
+        pytest.param(
+            "https://acc.blob.core.windows.net/c/p%20q/r",
+            "azure",
+            {"account_name": "acc", "container": "c"},
+            "p q/r",
+            id="azure-url",
+        ),
+        pytest.param("hf://org/repo", "hf", {"repository": "org/repo"}, "", id="hf"),
+        pytest.param("hf://org/repo:v1", "hf", {"repository": "org/repo", "revision": "v1"}, "", id="hf-revision"),
+        pytest.param(
+            "hf://org/repo@refs%2Fpr%2F1/onnx/a.onnx",
+            "hf",
+            {"repository": "org/repo", "revision": "refs/pr/1"},
+            "onnx/a.onnx",
+            id="hf-file",
+        ),
+    ],
+)
+def test_uris_and_keys_mean_the_same(uri, kind, said, path):
+    """A URI, and a path with the same as storage_params, are one location: the same store, path and name."""
+    one = resolve(Source(uri)).model
+    key = json.dumps({"storage_params": {"type": kind, **said}})
+    for other in (resolve(Source(path, key)).model, resolve(Source("/" + path, key)).model):
+        assert (other.scheme, other.path, other.name) == (one.scheme, one.path, one.name)
+        assert other.uri.rstrip("/") == one.uri.rstrip("/")
+    assert one.path == path
+    assert one.settings.type == kind
+    assert {name: one.settings.text(name) for name in said} == said
+
+
+def test_claims(tmp_path):
+    """A claim is a folder below the operator's; nothing leads out of it, and without that folder there are none."""
+    model = resolve(Source("pvc://models/fraud/de.onnx"), claims=tmp_path).model
+    assert (model.scheme, model.uri, model.name) == ("file", f"{tmp_path}/models/fraud/de.onnx", "de.onnx")
+    key = '{"storage_params": {"type": "pvc", "name": "models"}}'
+    assert resolve(Source("fraud/de.onnx", key), claims=tmp_path).model.uri == model.uri
+    for path in ("pvc://models/../other/a", "pvc://../a", "pvc://.hidden/a", "pvc:///a", "pvc://a%2Fb/c"):
+        with pytest.raises(PullError):
+            resolve(Source(path), claims=tmp_path)
+    with pytest.raises(PullError, match="no volume claims"):
+        resolve(Source("pvc://models/a"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3://b/../a",
+        "s3://b/a/../../c",
+        "s3://b/./a",
+        "s3://b//a",
+        "s3://b/a//b",
+        "s3:///a",
+        "s3://../a",
+        "gs://b/a/..",
+        "azure://account/c/../d",
+        "azure://Not_One/c/d",
+        "https://acc.blob.core.windows.net/c/%2e%2e/d",
+        "hf://org",
+        "hf://org/repo@../../x",
+        "hf://../repo/x",
+        "hf://org/repo/../../x",
+    ],
+)
+def test_paths_in_stores_that_lead_elsewhere(path):
+    """Refused before any store is asked."""
+    with pytest.raises(PullError) as caught:
+        resolve(Source(path))
+    assert caught.value.kind is PullErrorKind.BAD_REQUEST
+
+
+def test_a_signed_url_of_azure_is_a_url():
+    """Its signature is in the query: it is fetched as it stands."""
+    uri = "https://acc.blob.core.windows.net/c/a.onnx?sig=secret"
+    model = resolve(Source(uri)).model
+    assert (model.scheme, model.uri) == ("https", uri)
+    assert "secret" not in model.shown
+
+
+def test_a_schema_is_beside_its_model():
+    """In the model's store, unless it is a URI itself."""
+    request = resolve(Source("s3://b/m/a.onnx", '{"schema_path": "m/schema.json"}'))
+    assert request.schema is not None
+    assert (request.schema.uri, request.schema.settings.text("bucket")) == ("s3://b/m/schema.json", "b")
+    request = resolve(Source("s3://b/m/a.onnx", '{"schema_path": "https://host/schema.json"}'))
+    assert request.schema is not None
+    assert request.schema.scheme == "https"
+    assert resolve(Source("/a", '{"schema_path": "/s.json"}')).schema == locate("/s.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "text"),
+    [
+        ("/a", '{"storage_key": "mine"}', "no storage secret"),
+        ("/a", '{"storage_params": {"type": "s3"}}', "bucket is missing"),
+        ("/a", '{"storage_params": {"type": "ftp"}}', "none of s3"),
+        ("/a", '{"bucket": "b"}', "no known type"),
+        ("/a", '{"storage_params": []}', ""),
+        ("/a", '{"storage_params": [1]}', "not a JSON object"),
+        ("/a", '{"storage_key": 7}', "not a string"),
+        ("a", '{"storage_params": {"type": 7}}', "not a string"),
+        ("file:///a", '{"storage_key": "mine"}', "give one of them"),
+    ],
+)
+def test_stores_that_are_not_named_well(path, key, text):
+    """Say what is missing."""
+    if not text:
+        assert resolve(Source(path, key)).model.scheme == "file"
+        return
+    with pytest.raises(PullError, match=text) as caught:
+        resolve(Source(path, key))
     assert caught.value.kind is PullErrorKind.BAD_REQUEST
 
 
@@ -86,8 +202,30 @@ def test_secrets_are_not_shown(uri):
     assert "host/a" in redact(uri)
 
 
-@given(st.text(), st.text())
+uris = st.builds(
+    lambda scheme, rest: scheme + rest,
+    st.sampled_from(
+        ["s3://", "gs://", "azure://", "pvc://", "hf://", "https://acc.blob.core.windows.net/", "file:", "/"]
+    ),
+    st.text(st.sampled_from("ab/.@:%2eEfF?#\\~ \u00e9\udcff\x00")),
+)
+keys = st.builds(
+    lambda **key: json.dumps(key),
+    storage_key=st.sampled_from(["", "mine", "../mine", "..data"]),
+    storage_params=st.dictionaries(
+        st.sampled_from(["type", "bucket", "name", "container", "a.b"]), st.text(max_size=5)
+    ),
+    schema_path=st.sampled_from(["", "s.json", "../../s.json", "/etc/passwd"]),
+)
+
+
+@given(st.text() | uris, st.text() | keys)
 def test_any_text_is_resolved_or_refused(path, key):
-    """Bad input is a PullError, never another exception."""
+    """Bad input is a PullError, never another exception; what is resolved leads nowhere else."""
     with contextlib.suppress(PullError):
-        resolve(Source(path, key))
+        request = resolve(Source(path, key), claims=Path("/claims"))
+        for location in (request.model, request.schema):
+            if location is not None and location.settings.type:
+                assert not {"..", "."} & set(location.path.split("/"))
+            if location is not None and location.uri.startswith("/claims"):
+                assert not {"..", "."} & set(location.uri.split("/"))

@@ -72,8 +72,8 @@ class FakeManagement:
         page, rest = ids[:limit], ids[limit:]
         return types.SimpleNamespace(models=[(i, self.models[i]) for i in page], next=page[-1] if rest else None)
 
-    async def register(self, model_id, type, path, key, *, load_now=False, sync=False, last_used_ms=0):
-        record = records.ModelRecord(type=type, path=path, key=key)
+    async def register(self, model_id, type, path, key, *, sha256="", load_now=False, sync=False, last_used_ms=0):
+        record = records.ModelRecord(type=type, path=path, key=key, sha256=sha256)
         known = self.models.get(model_id)
         if known is not None and not known.same_registration(record):
             raise MeshError(Reason.CONFLICT, "Model already exists with different attribute values")
@@ -111,13 +111,13 @@ class FakeManagement:
             raise self.error
         self.batches.append(len(items))
         fates = []
-        for model_id, type, path, key in items:
+        for model_id, type, path, key, sha256 in items:
             if not model_id or type == "refused":
                 fates.append(MeshError(Reason.CONFLICT, "it is another one"))
             elif model_id in self.models:
                 fates.append("existing")
             else:
-                self.models[model_id] = records.ModelRecord(type=type, path=path, key=key)
+                self.models[model_id] = records.ModelRecord(type=type, path=path, key=key, sha256=sha256)
                 fates.append(None)
         return fates
 

@@ -18,7 +18,7 @@ from router.coldstart import ColdStart
 from router.context import Worker
 from router.dispatch import Dispatcher
 from router.forward import Forwarder
-from router.management import Management
+from router.management import Item, Management
 from router.meter import Meter
 from router.registry import Registry
 from router.routes import Routes
@@ -155,6 +155,29 @@ async def test_what_cannot_be_registered(desk, arguments, text):
     with pytest.raises(MeshError, match=text) as error:
         await desk.management.register(*arguments)
     assert error.value.reason is Reason.BAD_REQUEST
+
+
+DIGEST = "ab" * 32
+
+
+async def test_a_digest_is_part_of_a_registration_that_names_it(desk):
+    """In the record, in lower case. Who says nothing of it agrees; who names another one, or one where there is none,
+    does not: it would not be looked at."""
+    await desk.management.register("m", "onnx", "p", sha256=DIGEST.upper())
+    assert (await desk.record()).sha256 == DIGEST
+    assert not (await desk.management.register("m", "onnx", "p")).created
+    assert not (await desk.management.register("m", "onnx", "p", sha256=DIGEST)).created
+    with pytest.raises(MeshError) as error:
+        await desk.management.register("m", "onnx", "p", sha256="cd" * 32)
+    assert error.value.reason is Reason.CONFLICT
+    await desk.management.register("without", "onnx", "p")
+    with pytest.raises(MeshError):
+        await desk.management.register("without", "onnx", "p", sha256=DIGEST)
+    fates = await desk.management.register_many([Item("n", "onnx", "p", "", DIGEST), Item("o", "onnx", "p", "", "abc")])
+    assert fates[0] is None
+    assert isinstance(fates[1], MeshError)
+    assert "sha256sum" in fates[1].text
+    assert (await desk.record("n")).sha256 == DIGEST
 
 
 @pytest.mark.parametrize(
@@ -420,7 +443,7 @@ async def test_many_are_registered_in_few_transactions(desk, monkeypatch):
         return txn(*arguments, **more)
 
     monkeypatch.setattr(desk.etcd, "txn", counted)
-    items = [(f"m{number}", "onnx", f"file:///{number}", "") for number in range(500)]
+    items = [Item(f"m{number}", "onnx", f"file:///{number}") for number in range(500)]
     assert await desk.management.register_many(items) == [None] * 500
     assert await desk.management.register_many(items) == ["existing"] * 500
     assert count == 9 + 2 * 9, "a batch that fails is looked up in a transaction of its own"
@@ -434,15 +457,15 @@ async def test_each_of_many_gets_its_own_answer(desk):
     await desk.copy("lingering", "stuck")
     await desk.etcd.delete(desk.keys.model("lingering"))
     items = [
-        ("new", "onnx", "p", ""),
-        ("taken", "onnx", "p", ""),
-        ("", "onnx", "p", ""),
-        ("same", "onnx", "p", ""),
-        ("no-type", "", "p", ""),
-        ("lingering", "onnx", "p", ""),
-        ("new", "onnx", "p", ""),
-        ("new", "onnx", "else", ""),
-        ("last", "onnx", "p", ""),
+        Item("new", "onnx", "p"),
+        Item("taken", "onnx", "p"),
+        Item("", "onnx", "p"),
+        Item("same", "onnx", "p"),
+        Item("no-type", "", "p"),
+        Item("lingering", "onnx", "p"),
+        Item("new", "onnx", "p"),
+        Item("new", "onnx", "else"),
+        Item("last", "onnx", "p"),
     ]
     results = await desk.management.register_many(items)
     reasons = [result.reason if isinstance(result, MeshError) else result for result in results]
@@ -461,7 +484,7 @@ async def test_each_of_many_gets_its_own_answer(desk):
 
 
 async def test_models_too_large_for_one_transaction_are_registered_one_by_one(desk):
-    items = [(f"m{number}", "onnx", "x" * 60_000, "") for number in range(40)]
+    items = [Item(f"m{number}", "onnx", "x" * 60_000) for number in range(40)]
     assert await desk.management.register_many(items) == [None] * 40
 
 
@@ -482,7 +505,7 @@ async def test_registering_while_etcd_is_away_fails_at_once_for_all(own_etcd, ke
         await management.register("first", "onnx")
         own_etcd.kill9()
         began = time.monotonic()
-        results = await management.register_many([(f"m{number}", "onnx", "", "") for number in range(500)])
+        results = await management.register_many([Item(f"m{number}", "onnx") for number in range(500)])
         assert {result.reason for result in results} == {Reason.REGISTRY_AWAY}
         assert time.monotonic() - began < 20
         with pytest.raises(MeshError) as error:

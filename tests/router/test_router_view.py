@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesh.idset import IdSet
 from mesh.records import LEAVING
 from router.view import SETTLE, News
 from tests.support.worlds import World
@@ -52,7 +53,7 @@ def test_a_pod_whose_lease_ends_becomes_suspect_with_its_copies():
     assert world.get("n", "a").suspect
     assert not world.get("m", "b").suspect
     assert list(world.view.known("x")) == []
-    (a, b) = sorted(world.view.candidates(0.0), key=lambda pod: pod.name)
+    (a, b) = sorted(world.view.candidates(0.0, "m"), key=lambda pod: pod.name)
     assert (a.accepts, b.accepts) == (False, True)
     assert "lease" in a.why_not
 
@@ -77,7 +78,7 @@ def test_every_lease_ends_at_once_and_everybody_comes_back():
 def test_a_pod_that_said_it_leaves_is_gone_at_once():
     world = two_pods()
     world.pod("a", state=LEAVING)
-    (a, _) = sorted(world.view.candidates(0.0), key=lambda pod: pod.name)
+    (a, _) = sorted(world.view.candidates(0.0, "m"), key=lambda pod: pod.name)
     assert not a.accepts
     assert world.callable("n") == ["a"]
     pool = world.pool("a")
@@ -140,7 +141,7 @@ def test_a_copy_of_an_unknown_pod_waits_for_it():
     world = World()
     world.copy("m", "late")
     assert world.callable("m") == []
-    assert world.view.candidates(0.0) == []
+    assert world.view.candidates(0.0, "m") == []
     world.pod("late")
     assert world.callable("m") == ["late"]
 
@@ -277,12 +278,12 @@ def test_why_a_pod_gets_no_loads():
     world.pod("silent")
     world.pod("fine")
     world.view.pods["silent"].agent_failed_at = 9.5
-    why = {pod.name: pod.why_not for pod in world.view.candidates(10.0)}
+    why = {pod.name: pod.why_not for pod in world.view.candidates(10.0, "m")}
     assert "protocol" in why["old"]
     assert "starting" in why["starting"]
     assert "not answered" in why["silent"]
     assert why["fine"] == ""
-    assert all(pod.accepts for pod in world.view.candidates(20.0) if pod.name == "silent")
+    assert all(pod.accepts for pod in world.view.candidates(20.0, "m") if pod.name == "silent")
 
 
 def test_a_suspect_whose_last_copy_is_withdrawn_is_forgotten():
@@ -367,3 +368,15 @@ def check(world: World) -> None:
             assert copy in view.known(model)
             assert (copy in view.copies.get(model, ())) == copy.callable
         assert not pod.suspect or pod.copies, "a suspect without copies is of no use"
+
+
+def test_the_pods_that_have_a_models_files_are_known():
+    """As they publish it; nonsense is nothing."""
+    world = World()
+    world.pod("a", disk=IdSet.of(["m", "n"]).encode())
+    world.pod("b", disk="\N{SNOWMAN}")
+    world.pod("c")
+    assert [pod.name for pod in world.view.candidates(0.0, "m") if pod.on_disk] == ["a"]
+    assert not any(pod.on_disk for pod in world.view.candidates(0.0, "other"))
+    world.pod("a", disk=IdSet.of(["n"]).encode())
+    assert not any(pod.on_disk for pod in world.view.candidates(0.0, "m"))

@@ -255,6 +255,6 @@ def _parent(entry: Path) -> int:
 
 def _is_server(entry: Path) -> bool:
     try:
-        return b"mesh.runtime.server" in (entry / "cmdline").read_bytes()
+        return b"mesh.runtime.server" in (entry / "cmdline").read_bytes().split(b"\0")
     except OSError:
         return False

@@ -288,7 +288,7 @@ class LocalMesh:
 
     def server_pid(self, pod: Program) -> int:
         """The model server beneath an agent."""
-        (server,) = [pid for pid in children(pod.pid) if "mesh.runtime.server" in command(pid)]
+        (server,) = [pid for pid in children(pod.pid) if "mesh.runtime.server" in command(pid).split()]
         return server
 
 

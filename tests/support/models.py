@@ -85,6 +85,16 @@ def weights(value: float, *, mebibytes: int) -> bytes:
     )
 
 
+def intricate(value: float, *, nodes: int = 6000) -> bytes:
+    """Answers `x * 0 + value`, by way of a graph that takes onnxruntime's optimisers long to go over: its constants are
+    made by many nodes of their own."""
+    made = [helper.make_node("Mul", ["x", "zero"], ["x0"])]
+    initializers = [_constant("zero", 0.0), _constant("c0", value), _constant("one", 1.0)]
+    made += [helper.make_node("Mul", [f"c{number}", "one"], [f"c{number + 1}"]) for number in range(nodes)]
+    made.append(helper.make_node("Add", ["x0", f"c{nodes}"], ["y"]))
+    return _model(made, initializers=initializers)
+
+
 def identity(datatype: str = "FP32", shape: Shape = (None,)) -> bytes:
     """`y` is `x`, of any V2 datatype; the shape may be None (any rank)."""
     return _model(

@@ -40,6 +40,7 @@ class Order:
     path: str
     token: bytes = b""  # b"": unknown to the agent, calls are matched by id alone
     slot: int | None = None  # of the board
+    optimised: str = ""  # path of its optimised form, where the agent has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +179,21 @@ class Loader:
         self._ended(load)
         self._loads += 1
         took = (time.monotonic() - started) * 1000
-        log.debug("model loaded", model=order.model_id, ms=took, host=copy.host_bytes, device=copy.device_bytes)
+        log.debug(
+            "model loaded",
+            model=order.model_id,
+            ms=took,
+            host=copy.host_bytes,
+            device=copy.device_bytes,
+            optimised=made.optimised,
+        )
         return copy
 
     def _make(self, load: _Load, *, measured: bool) -> making.Made:
         return making.make(
             load.order.path,
             model_id=load.order.model_id,
+            optimised=load.order.optimised,
             device=self._device,
             stop=load.stop,
             meter=self._meter,

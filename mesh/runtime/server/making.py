@@ -17,6 +17,7 @@ import gc
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from mesh.runtime.server import memory, onnxfile, session
 from mesh.runtime.server.device import Device
@@ -42,6 +43,7 @@ class Made:
     session: session.Session
     host_bytes: int  # at least 1
     device_bytes: int
+    optimised: bool  # made from its optimised form
     pace: tuple[int, int] | None  # bytes of the made-up input, ns that a call took; None: there was no call to tell
 
 
@@ -72,6 +74,7 @@ def make(
     path: str,
     *,
     model_id: str,
+    optimised: str = "",
     device: Device,
     stop: session.Stop,
     meter: Meter,
@@ -81,25 +84,26 @@ def make(
 ) -> Made:
     """Makes it, in a thread. Raises `MeshError`.
 
-    `disturbed` tells whether calls run in threads at this moment; `clock` what a call cost its thread, in ns.
+    `optimised` is a path that saves time (`optimiser`), and costs some where it is not what it should be. `disturbed`
+    tells whether calls run in threads at this moment; `clock` what a call cost its thread, in ns.
     """
     file = onnxfile.find(path)
     estimate = file.bytes + file.bytes // 4 + 65536  # a quarter more, as the predecessor's adapters reckon
     noisy = disturbed() or not memory.EXACT
     with _nothing_collected() if measured else contextlib.nullcontext():
         before, before_device = memory.in_use() - meter.others, device.used()
-        made = session.Session(file, device, stop)
+        made, optimised_too = _session(file, optimised, model_id, device, stop)
         pace = _warm_up(made, model_id, stop, clock)
         device_bytes = max(0, device.used() - before_device)
         after = memory.in_use() - meter.others
     if not measured:
         meter.others += estimate
-        return Made(made, estimate, device_bytes, pace)
+        return Made(made, estimate, device_bytes, optimised_too, pace)
     host = after - before
     if noisy or disturbed():
         host = min(host, 8 * file.bytes + (8 << 20))
     # Whatever else is freed meanwhile, a buffer of a call's, say, would make it look smaller than it can be.
-    return Made(made, max(host, LEAST + file.bytes // 2), device_bytes, pace)
+    return Made(made, max(host, LEAST + file.bytes // 2), device_bytes, optimised_too, pace)
 
 
 @contextlib.contextmanager
@@ -111,6 +115,21 @@ def _nothing_collected() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def _session(
+    file: onnxfile.ModelFile, optimised: str, model_id: str, device: Device, stop: session.Stop
+) -> tuple[session.Session, bool]:
+    """And whether it is made from the optimised form."""
+    if optimised:
+        try:
+            return session.Session(Path(optimised), device, stop, optimised=True), True
+        except MeshError as error:
+            if stop.asked:
+                raise
+            log.warning("the optimised form cannot be used, the model itself is", model=model_id, why=error.text)
+            stop.again()
+    return session.Session(file.path, device, stop), False
 
 
 def _warm_up(

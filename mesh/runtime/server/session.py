@@ -13,12 +13,13 @@ onnxruntime is named nowhere else but here and in `device`.
 import contextlib
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from mesh.runtime.server import onnxfile, tensors
+from mesh.runtime.server import tensors
 from mesh.runtime.server.device import Device
 from mesh.runtime.server.intake import Intake
 from mesh.statuses import MeshError, Reason
@@ -55,6 +56,12 @@ class Stop:
         self.warm_up = run_options()
         self.options: Any = onnxruntime.SessionOptions()
 
+    def again(self) -> None:
+        """For another attempt at the session: what options were set for the first does not hold for it."""
+        self.options = onnxruntime.SessionOptions()
+        if self.asked:
+            self.stop()
+
     def stop(self) -> None:
         """Asks for the end. It comes at the next place where onnxruntime looks."""
         self.asked = True
@@ -68,9 +75,18 @@ class Session:
 
     __slots__ = ("_run", "_session", "inputs", "intake", "outputs", "unsupported")
 
-    def __init__(self, file: onnxfile.ModelFile, device: Device, stop: Stop) -> None:
-        """Makes the session: slow, to be called in a thread. Raises `MeshError`."""
+    def __init__(
+        self, path: Path, device: Device, stop: Stop, *, optimised: bool = False, write_to: Path | None = None
+    ) -> None:
+        """Makes the session: slow, to be called in a thread. Raises `MeshError`.
+
+        `optimised`: the file is what an earlier session has left at `write_to`, after onnxruntime's graph optimisers
+        had been over it, which is most of what making a session of a network takes."""
         options = stop.options
+        if optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if write_to is not None:
+            options.optimized_model_filepath = str(write_to)
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 4
@@ -79,7 +95,7 @@ class Session:
         options.add_session_config_entry("session.load_model_format", "ONNX")  # whatever the file's name says
         try:
             session = onnxruntime.InferenceSession(
-                str(file.path), options, providers=list(device.providers), enable_fallback=0, read_config_from_model=0
+                str(path), options, providers=list(device.providers), enable_fallback=0, read_config_from_model=0
             )
         except Exception as error:
             raise load_error(error) from error

@@ -1,9 +1,10 @@
 """The SPI of this server: `mmesh.ModelRuntime`, which its agent drives it by.
 
 Beyond the SPI's own messages, all of it optional:
-- `loadModel` reads metadata `mesh-copy` (the copy's token, `<incarnation>.<create revision>`) and `mesh-slot` (the slot
-  of the use board); `unloadModel` reads `mesh-copy` too, and then leaves any other copy of that id alone. The deadline
-  of `unloadModel` says how long calls in flight are waited for: it ends them in time to answer.
+- `loadModel` reads metadata `mesh-copy` (the copy's token, `<incarnation>.<create revision>`), `mesh-slot` (the slot of
+  the use board) and `mesh-optimised` (the path of the model's optimised form); `unloadModel` reads `mesh-copy` too, and
+  then leaves any other copy of that id alone. The deadline of `unloadModel` says how long calls in flight are waited
+  for: it ends them in time to answer.
 - `loadModel` and `modelSize` answer `mesh-host-bytes` and `mesh-device-bytes` as trailing metadata; `sizeInBytes` is
   their sum. `runtimeStatus` answers `mesh-data` (host:port of the data port), `mesh-device` (cpu or cuda) and
   `mesh-pid`.
@@ -71,6 +72,7 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
                 path=request.modelPath,
                 token=sent.get(headers.SPI_COPY, "").encode(),
                 slot=None if slot is None else int(slot),
+                optimised=sent.get(headers.SPI_OPTIMISED, ""),
             )
             copy = await self._loader.load(order)
         context.set_trailing_metadata(_sizes(copy))

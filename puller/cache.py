@@ -1,0 +1,506 @@
+"""The whole files on a pod's disk: each kept once, however many models are made of it, while there is room.
+
+A file is a *blob*, known by what the store calls its version, by its SHA-256 where somebody named that, or by both.
+Models' folders are hard links to blobs, so two models, or two revisions, with an equal file share it, and a model that
+comes back finds its files here. The model server sees plain files.
+
+What may go: a blob that no model's folder uses and no pull has picked, the longest unused first. Blobs count against
+the budget whether used or not; used ones are never removed to meet it, so a pull that does not fit beside them is
+refused.
+
+A blob is usable at once and made safe afterwards: a model need not wait for the disk's own pace (an fsync takes 2 ms
+here, a pull of a small model less than one). Until then it bears a temporary name, which the next start sweeps; its
+name in `.blobs` appears once its bytes are on disk. So after any crash what is in `.blobs` is whole. The order of use
+survives in the files' times, roughly.
+
+All methods may be called from any thread. Those that say so block for as long as the disk takes.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import stat
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from puller.disk import Disk
+from puller.errors import PullError, PullErrorKind
+from puller.provider import by_sha256
+
+_NAME = re.compile(r"[is]-[0-9a-f]{64}")
+_NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP})
+_IDLE_MOST = 10 * 2**30  # bytes kept free of unused blobs, at most, where no budget is set
+
+
+class Blob:
+    """A whole file. Everything about it is the cache's."""
+
+    __slots__ = ("memories", "names", "path", "pins", "safe", "sha256", "size", "users")
+
+    def __init__(self, path: Path, size: int, names: set[str], *, safe: bool) -> None:
+        self.path: Path | None = path  # None: removed
+        self.size = size  # bytes
+        self.names = names  # in `.blobs`, those it will have included; none: fetched anew each time
+        self.safe = safe  # has its names on disk
+        self.sha256 = ""  # hex, where known
+        self.users: set[str] = set()  # models whose folders hold it
+        self.pins = 0  # pulls that are about to use it
+        self.memories: set[str] = set()  # models that were last made of it, among others
+
+
+class Room:
+    """Bytes set aside for files that are coming. To be closed."""
+
+    __slots__ = ("_cache", "_left")
+
+    def __init__(self, cache: "Cache", size: int) -> None:
+        self._cache = cache
+        self._left = size
+
+    def grow(self, size: int) -> None:
+        """More, for a file whose size was not known. Blocks. Raises PullError(DISK_FULL)."""
+        self._cache._set_aside(size)
+        self._left += size
+
+    def split(self, size: int) -> "Room":
+        """A part of it, with an end of its own; all that is left if that is less."""
+        part = Room(self._cache, min(size, self._left))
+        self._left -= part._left
+        return part
+
+    def arrived(self, count: int) -> None:
+        """So many bytes are on disk now, and no longer free there."""
+        count = min(count, self._left)
+        self._left -= count
+        self._cache._give_back(count)
+
+    def close(self) -> None:
+        """What is left of it is free again."""
+        self.arrived(self._left)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatistics:
+    """What is on disk, and what became of it."""
+
+    blobs: int
+    bytes: int
+    used_bytes: int  # of models' folders and pulls, which cannot go
+    budget_bytes: int | None
+    hits: int
+    misses: int
+    evictions: int
+    unsafe: int  # blobs that are not yet sure to survive a crash
+    leftovers: int  # files that could not be removed
+
+
+class Cache:
+    """The blobs of one directory. `on_change` is told, from any thread, of models remembered or no longer."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        *,
+        budget_bytes: int | None = None,
+        on_change: Callable[[str, bool], None] = lambda into, remembered: None,
+    ) -> None:
+        """Without a budget, unused blobs stay while a tenth of the file system, 10 GiB at most, is free."""
+        self._disk = disk
+        self._budget = budget_bytes
+        self._on_change = on_change
+        self._lock = threading.RLock()
+        self._named: dict[str, Blob] = {}
+        self._idle: OrderedDict[Blob, None] = OrderedDict()  # may go; the longest unused first
+        self._made_of: dict[str, tuple[Blob, ...]] = {}  # model -> what it is, or was last, made of
+        self._bytes = self._used_bytes = 0
+        self._coming = 0  # bytes set aside that are not on disk yet
+        self._doomed: deque[Path] = deque()  # names of removed blobs, to be unlinked outside the lock: that may take
+        self._blobs = self._unsafe = self._hits = self._misses = self._evictions = self._leftovers = 0
+
+    def load(self) -> None:
+        """Finds the blobs that an earlier process left. Blocks, for a second where they are a hundred thousand."""
+        found: dict[tuple[int, int], tuple[float, Blob]] = {}
+        with self._lock:
+            for entry in os.scandir(self._disk.blobs):
+                info = entry.stat(follow_symlinks=False)
+                if not stat.S_ISREG(info.st_mode) or not _NAME.fullmatch(entry.name):
+                    self._doom(Path(entry.path))
+                    continue
+                inode = (info.st_dev, info.st_ino)
+                if inode in found:
+                    found[inode][1].names.add(entry.name)
+                else:
+                    found[inode] = (info.st_mtime, Blob(Path(entry.path), info.st_size, {entry.name}, safe=True))
+            for _, blob in sorted(found.values(), key=lambda pair: pair[0]):
+                blob.sha256 = next((name[2:] for name in blob.names if name.startswith("s-")), "")
+                self._enter(blob)
+                self._idle[blob] = None
+        self._unlink()
+
+    def pick(self, identity: str | None, *, size: int | None, sha256: str = "") -> Blob | None:
+        """The blob of that identity, or of that SHA-256; it stays until `drop`. None: it has to be fetched."""
+        blob = self.peek(identity, size=size, sha256=sha256)
+        if blob is None:
+            self._misses += 1
+        else:
+            self._hits += 1
+        return blob
+
+    def peek(self, identity: str | None, *, size: int | None, sha256: str = "") -> Blob | None:
+        """As `pick`, and not counted."""
+        with self._lock:
+            for name in _names(identity, sha256):
+                blob = self._named.get(name)
+                if blob is None:
+                    continue
+                if size is not None and blob.size != size:
+                    # Somebody has meddled with it; a digest that does not belong to the size is nobody's fault.
+                    if name.startswith("i-"):
+                        self._disown(blob)
+                    continue
+                self._pin(blob)
+                return blob
+        self._unlink()
+        return None
+
+    def add(self, path: Path, *, size: int, identity: str | None, sha256: str = "") -> Blob:
+        """Takes over a whole file. It is picked already; `secure` is to follow."""
+        with self._lock:
+            names = {name for name in _names(identity, sha256) if name not in self._named}
+            blob = Blob(path, size, names, safe=not names)
+            blob.sha256 = sha256
+            self._enter(blob)
+            if names:
+                self._unsafe += 1
+            blob.pins = 1
+            self._used_bytes += size
+            return blob
+
+    def pin(self, blob: Blob) -> None:
+        """Picks it once more, for another pull."""
+        with self._lock:
+            self._pin(blob)
+
+    def secure(self, blob: Blob) -> None:
+        """Makes it survive a crash. Blocks for as long as the disk takes."""
+        with self._lock:
+            if blob.safe or blob.path is None:
+                return
+            descriptor = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        with self._lock:
+            if blob.path is None:
+                return
+            for name in sorted(blob.names):
+                self._link_name(blob, name)
+            blob.safe = True
+            self._unsafe -= 1
+        directory = os.open(self._disk.blobs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def digest(self, blob: Blob) -> str:
+        """Its SHA-256, which is remembered. Blocks while all of it is read, the first time."""
+        if not blob.sha256:
+            with self._lock:
+                file = open(self._there(blob), "rb")  # noqa: SIM115 - opened under the lock, read outside it
+            with file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            with self._lock:
+                blob.sha256 = found
+                name = _file_name(by_sha256(found))
+                if blob.names and blob.path is not None and name not in self._named:
+                    blob.names.add(name)
+                    self._named[name] = blob
+                    if blob.safe:
+                        self._link_name(blob, name)
+        return blob.sha256
+
+    def link(self, blob: Blob, target: Path) -> None:
+        """Makes the file appear at the target too. Blocks where the file system has no links, and it is copied."""
+        with self._lock:
+            path = self._there(blob)
+            try:
+                os.link(path, target, follow_symlinks=False)
+                return
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+            source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with open(source, "rb", buffering=0) as reader, open(target, "xb", buffering=0) as writer:
+            offset = 0
+            while count := os.sendfile(writer.fileno(), reader.fileno(), offset, 8 * 2**20):
+                offset += count
+
+    def warm(self, blobs: Iterable[Blob]) -> None:
+        """Asks the kernel to read them into memory, for whoever loads them next. May block for the disk's queue."""
+        for blob in blobs:
+            try:
+                with self._lock:
+                    if blob.path is None:
+                        continue
+                    descriptor = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:  # somebody has removed it; who needs it notices
+                continue
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
+
+    def drop(self, blobs: Iterable[Blob]) -> None:
+        """Undoes as many `pick`s, `pin`s and `add`s."""
+        with self._lock:
+            for blob in blobs:
+                blob.pins -= 1
+                self._let_go(blob)
+        self._unlink()
+
+    def lost(self, blob: Blob) -> None:
+        """Its file is not there any more, somebody has removed it: nobody is to pick it again."""
+        with self._lock:
+            self._disown(blob)
+        self._unlink()
+
+    def use(self, into: str, blobs: Iterable[Blob]) -> None:
+        """A model's folder is made of these, and no longer of what it was made of before."""
+        with self._lock:
+            made_of = tuple(dict.fromkeys(blobs))
+            former = self._made_of.pop(into, ())
+            for blob in former:
+                blob.memories.discard(into)
+            for blob in made_of:
+                if not blob.users and not blob.pins:
+                    self._idle.pop(blob, None)
+                    self._used_bytes += blob.size
+                blob.users.add(into)
+                blob.memories.add(into)
+            self._made_of[into] = made_of
+            for blob in former:
+                if blob not in made_of and into in blob.users:
+                    blob.users.discard(into)
+                    self._let_go(blob)
+        self._unlink()
+        self._on_change(into, True)
+
+    def leave(self, into: str) -> None:
+        """The model's folder has gone; the blobs are kept while there is room."""
+        with self._lock:
+            for blob in self._made_of.get(into, ()):
+                if into in blob.users:
+                    blob.users.discard(into)
+                    self._let_go(blob)
+        self._unlink()
+
+    def remembers(self, into: str) -> bool:
+        """Whether all that the model was last made of is still here."""
+        return into in self._made_of
+
+    def remembered(self) -> list[str]:
+        """All models of which that is so, longest unused first."""
+        with self._lock:
+            return list(self._made_of)
+
+    def room(self, size: int) -> Room:
+        """Sets bytes aside for files to come; unused blobs go if need be. Blocks then. Raises PullError(DISK_FULL)."""
+        self._set_aside(size)
+        return Room(self, size)
+
+    def crowded(self, size: int = 0) -> bool:
+        """Whether blobs would have to go for so many more bytes: then `room` and `trim` block for a while."""
+        with self._lock:
+            return bool(self._idle) and self._excess(size) > 0
+
+    def trim(self) -> None:
+        """Lets unused blobs go until the budget is met. Blocks."""
+        with self._lock:
+            self._evict(self._excess(0))
+        self._unlink()
+
+    def statistics(self) -> CacheStatistics:
+        """What is on disk."""
+        with self._lock:
+            return CacheStatistics(
+                self._blobs,
+                self._bytes,
+                self._used_bytes,
+                self._budget,
+                self._hits,
+                self._misses,
+                self._evictions,
+                self._unsafe,
+                self._leftovers,
+            )
+
+    def _set_aside(self, size: int) -> None:
+        while True:
+            with self._lock:
+                self._refuse(size)
+                if not self._evict(self._excess(size, hard=True)):
+                    if size and size > (free := self._disk.free()) - self._coming:
+                        text = f"{size} bytes are needed, {max(free - self._coming, 0)} are free on the pod's disk"
+                        raise PullError(PullErrorKind.DISK_FULL, text)
+                    self._coming += size
+                    return
+            self._unlink()
+
+    def _refuse(self, size: int) -> None:
+        """Raises PullError where it cannot be had at all: nothing is thrown away for a pull that will not be."""
+        if self._budget is not None and self._used_bytes + self._coming + size > self._budget:
+            text = (
+                f"{size} bytes are needed on the pod's disk; of its budget of {self._budget} bytes, "
+                f"{self._used_bytes + self._coming} are in use by models and other pulls"
+            )
+            raise PullError(PullErrorKind.DISK_FULL, text)
+        most = self._disk.free() - self._coming + self._bytes - self._used_bytes
+        if size and size > most:
+            text = f"{size} bytes are needed and {max(most, 0)} can be had on the pod's disk; give the pod a larger one"
+            raise PullError(PullErrorKind.DISK_FULL, text)
+
+    def _give_back(self, size: int) -> None:
+        with self._lock:
+            self._coming -= size
+
+    def _excess(self, size: int, *, hard: bool = False) -> int:
+        """Bytes that must go for `size` more; `hard`: by the disk itself, not by what we would like to leave free."""
+        if self._budget is not None:
+            over = self._bytes + self._coming + size - self._budget
+            if over > 0:
+                return over
+            return self._coming + size - self._disk.free() if size else 0
+        wish = 0 if hard else min(self._disk.tenth(), _IDLE_MOST)
+        return self._coming + size + wish - self._disk.free()
+
+    def _evict(self, excess: int) -> bool:
+        """Lets the longest unused go until so many bytes have gone. Whether any has."""
+        freed = 0
+        while self._idle and freed < excess:
+            blob = next(iter(self._idle))
+            freed += blob.size
+            self._remove(blob)
+            self._evictions += 1
+        return freed > 0
+
+    def _enter(self, blob: Blob) -> None:
+        for name in blob.names:
+            self._named[name] = blob
+        self._blobs += 1
+        self._bytes += blob.size
+
+    def _pin(self, blob: Blob) -> None:
+        if not blob.pins and not blob.users:
+            self._idle.pop(blob, None)
+            self._used_bytes += blob.size
+        blob.pins += 1
+
+    def _let_go(self, blob: Blob) -> None:
+        if blob.pins or blob.users or blob.path is None:
+            return
+        self._used_bytes -= blob.size
+        if not blob.names:
+            self._remove(blob)
+            return
+        self._idle[blob] = None
+        with contextlib.suppress(OSError):
+            os.utime(blob.path)
+
+    def _disown(self, blob: Blob) -> None:
+        """Nobody will find it again; it goes when nobody uses it."""
+        for name in blob.names:
+            if self._named.get(name) is blob:
+                del self._named[name]
+            if blob.safe:
+                self._doom(self._disk.blobs / name)
+        if not blob.safe:
+            self._unsafe -= 1
+            blob.safe = True
+        blob.names = set()
+        if blob in self._idle:
+            self._remove(blob)
+
+    def _remove(self, blob: Blob) -> None:
+        """Of the idle, or of those that have just become so."""
+        self._idle.pop(blob, None)
+        if blob.names:
+            self._disown(blob)
+        self._blobs -= 1
+        self._bytes -= blob.size
+        if blob.path is not None and blob.path.parent != self._disk.blobs:
+            self._doom(blob.path)
+        blob.path = None
+        for into in blob.memories:
+            for other in self._made_of.pop(into, ()):
+                if other is not blob:
+                    other.memories.discard(into)
+            self._on_change(into, False)
+        blob.memories.clear()
+
+    def _link_name(self, blob: Blob, name: str) -> None:
+        """Gives it that name in `.blobs`; the first takes the place of the temporary one."""
+        path = self._there(blob)
+        target = self._disk.blobs / name
+        if path.parent != self._disk.blobs:
+            os.rename(path, target)
+            blob.path = target
+            return
+        try:
+            os.link(path, target, follow_symlinks=False)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            # The second name is lost on such a file system: after a restart it is known by the first alone.
+
+    def _there(self, blob: Blob) -> Path:
+        if blob.path is None:
+            raise FileNotFoundError(errno.ENOENT, "a file of the cache has gone")
+        return blob.path
+
+    def _doom(self, path: Path) -> None:
+        """To be unlinked soon. Its name in `.blobs` is free at once: an equal file may be on its way."""
+        if path.parent == self._disk.blobs:
+            target = self._disk.new()
+            try:
+                os.rename(path, target)
+            except FileNotFoundError:
+                return
+            except OSError:
+                self._leftovers += 1
+                return
+            path = target
+        self._doomed.append(path)
+
+    def _unlink(self) -> None:
+        while True:
+            try:
+                path = self._doomed.popleft()
+            except IndexError:
+                return
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:
+                self._leftovers += 1
+
+
+def _names(identity: str | None, sha256: str) -> list[str]:
+    names = [_file_name(identity)] if identity else []
+    if sha256 and (name := _file_name(by_sha256(sha256))) not in names:
+        names.append(name)
+    return names
+
+
+def _file_name(identity: str) -> str:
+    kind, _, digest = identity.partition(" ")
+    if kind == "sha256" and re.fullmatch(r"[0-9a-f]{64}", digest):
+        return f"s-{digest}"
+    return f"i-{hashlib.blake2b(identity.encode('utf-8', 'surrogatepass'), digest_size=32).hexdigest()}"

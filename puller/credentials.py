@@ -1,0 +1,190 @@
+"""Which store is meant, and with whose credentials: the storage secret, and what a registration adds to it.
+
+The secret is a directory, as Kubernetes mounts one: each file is a named store, a JSON object such as
+`{"type": "s3", "access_key_id": …, "endpoint_url": …}`. A registration names one (`storage_key`), or gets
+`default_<type>` or `default`, and may override single values (`storage_params`, dotted paths into nested objects).
+Names and precedence are those of ModelMesh, so its secrets work as they are.
+
+It is read anew for each pull: a rotated secret counts from the next load on. Whatever is read stays in `Settings`,
+which shows nothing of it, neither as text nor pickled.
+
+Registrations are written by other people than secrets, so it is remembered which values came from where: credentials of
+the operator must not be sent to a host that a registration chose (`Settings.overridden`).
+
+What ModelMesh does differently: a default that is there but cannot be read is an error here, since going on without
+credentials would end in a refusal by the store that explains nothing.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from puller.errors import PullError, PullErrorKind
+
+_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,252}")  # no leading dot: Kubernetes keeps its own links there
+_MAX_BYTES = 2**20  # a whole Kubernetes secret has no more
+
+
+class Settings:
+    """One store's settings. They hold secrets, so they are compared and shown by where they come from only."""
+
+    __slots__ = ("_overridden", "_values", "origin", "type")
+
+    def __init__(
+        self, type: str, values: Mapping[str, Any], *, origin: str = "", overridden: Iterable[str] = ()
+    ) -> None:
+        """`origin` names the secret's key, "" for none; `overridden` are the top-level names a registration set."""
+        self.type = type
+        self.origin = origin
+        self._values = values
+        self._overridden = frozenset(overridden)
+
+    def text(self, name: str) -> str:
+        """A setting, "" if there is none. Raises PullError if it is no string."""
+        value = self._values.get(name, "")
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise self.error(f"{name} is not a string")
+        return value
+
+    def texts(self, name: str) -> dict[str, list[str]]:
+        """A setting that is an object of strings or of lists of strings, such as `headers`. Raises PullError."""
+        value = self._values.get(name) or {}
+        found: dict[str, list[str]] = {}
+        if not isinstance(value, dict):
+            raise self.error(f"{name} is not an object")
+        for key, item in value.items():
+            items = item if isinstance(item, list) else [item]
+            if not all(isinstance(one, str) for one in items):
+                raise self.error(f"{name} holds something that is no string")
+            found[key] = items
+        return found
+
+    def has(self, *names: str) -> bool:
+        """Whether one of these is set."""
+        return any(self._values.get(name) for name in names)
+
+    def overridden(self, *names: str) -> bool:
+        """Whether a registration, not the operator, set one of these."""
+        return not self._overridden.isdisjoint(names)
+
+    def fingerprint(self) -> str:
+        """Equal for equal settings, and says nothing of them."""
+        text = json.dumps([self.type, self._values, sorted(self._overridden)], sort_keys=True)
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+    def error(self, why: str, kind: PullErrorKind = PullErrorKind.BAD_REQUEST) -> PullError:
+        """An error about these settings, which says where they come from."""
+        return PullError(kind, f"the settings of the {self.type} store ({self.where}) cannot be used: {why}")
+
+    @property
+    def where(self) -> str:
+        """Where they come from, for people."""
+        return f"storage secret, key {self.origin}" if self.origin else "no key of the storage secret"
+
+    def __repr__(self) -> str:
+        return f"<Settings of type {self.type}, {self.where}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("settings of stores hold secrets and are not pickled")
+
+
+NO_SETTINGS = Settings("", {})
+
+
+class Secrets:
+    """The storage secret."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        """`directory` is where it is mounted; None, or not there: no store has a name."""
+        self._directory = directory
+
+    def settings(
+        self,
+        *,
+        key: str = "",
+        parameters: Mapping[str, str] | None = None,
+        uri: Mapping[str, str] | None = None,
+        bucket: str = "",
+    ) -> Settings | None:
+        """The settings for a registration; None if nothing says which type of store is meant.
+
+        `key` is its storage_key, `parameters` its storage_params; `uri` is what its URI says and wins over these.
+        `bucket` is the old top-level attribute. Reads a file or two. Raises PullError.
+        """
+        parameters, uri = dict(parameters or {}), dict(uri or {})
+        overrides = {**parameters, **uri}
+        wanted = overrides.get("type", "")
+        origin = key or (f"default_{wanted}" if wanted else "default")
+        values = self._read(origin, needed=bool(key))
+        if values is None:
+            origin, values = "", {}
+        elif wanted and isinstance(values.get("type"), str) and values["type"] != wanted:
+            text = (
+                f"key {origin} of the storage secret is a store of type {values['type']}, and the path needs {wanted}"
+            )
+            raise PullError(PullErrorKind.BAD_REQUEST, f"{text}; name another storage_key")
+        if values.get("default_bucket") and "bucket" not in values:
+            values["bucket"] = values["default_bucket"]
+        if bucket and "bucket" in values:
+            values["bucket"] = bucket
+        overridden = {path.partition(".")[0] for path, value in overrides.items() if _override(values, path, value)}
+        type = values.get("type")
+        if not isinstance(type, str) or not type:
+            if origin:
+                raise PullError(PullErrorKind.BAD_REQUEST, f'key {origin} of the storage secret has no "type"')
+            return None
+        return Settings(type, values, origin=origin, overridden=overridden)
+
+    def _read(self, key: str, *, needed: bool) -> dict[str, Any] | None:
+        if not _KEY.fullmatch(key):
+            raise PullError(PullErrorKind.BAD_REQUEST, f"storage_key {key[:100]!r} cannot be a key of a secret")
+        if self._directory is None:
+            if needed:
+                text = f"storage_key {key} names a store, and this pod has no storage secret (--storage-config)"
+                raise PullError(PullErrorKind.BAD_REQUEST, text)
+            return None
+        try:
+            with open(self._directory / key, "rb") as file:
+                content = file.read(_MAX_BYTES + 1)
+        except FileNotFoundError:
+            if needed:
+                text = f"the storage secret has no key {key}; add it there (a change takes Kubernetes up to 2 minutes)"
+                raise PullError(PullErrorKind.BAD_REQUEST, text) from None
+            return None
+        except OSError as error:
+            raise PullError(
+                PullErrorKind.BAD_REQUEST, f"key {key} of the storage secret cannot be read: {error.strerror}"
+            ) from None
+        # `from None` throughout: what a JSON parser says may quote the secret.
+        try:
+            values = json.loads(content) if len(content) <= _MAX_BYTES else None
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict):
+            raise PullError(
+                PullErrorKind.BAD_REQUEST, f"key {key} of the storage secret is not a JSON object"
+            ) from None
+        return values
+
+
+def _override(values: dict[str, Any], path: str, value: object) -> bool:
+    """Sets a string at a dotted path; whether that changed it. Raises PullError if what is there is no string."""
+    *parents, last = path.split(".")
+    for name in parents:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise PullError(
+                PullErrorKind.BAD_REQUEST, f"storage_params: {path} leads through {name}, which is no object"
+            )
+    if not isinstance(value, str):
+        raise PullError(PullErrorKind.BAD_REQUEST, f"storage_params: {path} is not a string")
+    if not isinstance(values.get(last, ""), str):
+        raise PullError(PullErrorKind.BAD_REQUEST, f"storage_params: {path} would replace something that is no string")
+    changed = values.get(last) != value
+    values[last] = value
+    return changed

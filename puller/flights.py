@@ -1,0 +1,197 @@
+"""One download of a file, however many pulls want it, and for as long as one of them does.
+
+A flight begins with the first pull that misses a file and is joined by others that miss the same. It tries again what
+may pass (`retry`), going on where it broke off. When the last pull that waits for it is cancelled, so is the flight;
+when it fails, whoever joined from another location has to try its own, since what failed may have been the other's
+credentials.
+"""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from puller import retry
+from puller.cache import Blob, Cache, Room
+from puller.disk import Disk, write_error
+from puller.errors import PullError, PullErrorKind
+from puller.limits import Limits
+from puller.progress import Meter
+from puller.provider import Provider, RemoteFile
+from puller.sink import Sink, Stopped
+from puller.source import Location
+from puller.threads import Threads
+
+_SMALL = 2**20  # bytes; so many are digested on the event loop, in a millisecond
+_LARGE = 64 * 2**20  # bytes; unlinking more takes file systems longer than the event loop should wait
+
+
+class Flight:
+    """A file on its way."""
+
+    __slots__ = ("left", "location", "meter", "name", "size", "task", "waiting")
+
+    def __init__(self, name: str | None, location: Location, size: int | None) -> None:
+        self.name = name  # None: nobody can join
+        self.location = location
+        self.size = size  # bytes, as announced
+        self.meter = Meter()
+        self.waiting = 0
+        self.left = False
+        self.task: asyncio.Task[Blob] | None = None
+
+
+class Flights:
+    """All downloads of a pod."""
+
+    def __init__(
+        self,
+        *,
+        disk: Disk,
+        cache: Cache,
+        limits: Limits,
+        policy: retry.Policy,
+        threads: Threads,
+        secure: Callable[[Blob], None],
+        check: Callable[[int], None],
+    ) -> None:
+        """`secure` is told of each new blob; `check` raises PullError if a file of so many bytes is too large."""
+        self._disk = disk
+        self._cache = cache
+        self._limits = limits
+        self._policy = policy
+        self._threads = threads
+        self._secure = secure
+        self._check = check
+        self._flights: dict[str, Flight] = {}
+        self.retries = 0  # attempts after the first
+        self.finished = 0
+        self.bytes = 0  # of finished ones
+
+    @property
+    def count(self) -> int:
+        """Those under way that can be joined."""
+        return len(self._flights)
+
+    def find(self, name: str | None) -> Flight | None:
+        """A flight to join."""
+        return self._flights.get(name) if name is not None else None
+
+    def start(
+        self, provider: Provider, location: Location, file: RemoteFile, *, name: str | None, room: Room, sha256: bool
+    ) -> Flight:
+        """Begins one. It takes over `room`; with `sha256` the digest is computed as the bytes come."""
+        flight = Flight(name, location, file.size)
+        if name is not None:
+            self._flights[name] = flight
+        work = self._fly(flight, provider, file, room, sha256)
+        flight.task = asyncio.get_running_loop().create_task(work, name=f"fetch {location.shown}")
+        flight.task.add_done_callback(lambda task: self._landed(flight, room))
+        return flight
+
+    async def wait(self, flight: Flight) -> Blob:
+        """The file, once it is there, picked for the caller. Raises PullError.
+
+        Cancelled, it ends the flight if nobody else waits, and returns once nothing is left of it."""
+        task = flight.task
+        assert task is not None
+        flight.waiting += 1
+        try:
+            await asyncio.wait({task})
+            if task.cancelled():
+                raise PullError(PullErrorKind.UNREACHABLE, f"the pull of {flight.location.shown} was ended")
+            blob = task.result()
+            self._cache.pin(blob)
+            return blob
+        finally:
+            flight.waiting -= 1
+            if not flight.waiting and not task.done():
+                self._forget(flight)
+                task.cancel()
+                await asyncio.wait({task})
+            self._let_go(flight)
+
+    def _landed(self, flight: Flight, room: Room) -> None:
+        room.close()
+        self._forget(flight)
+        self._let_go(flight)
+
+    def _let_go(self, flight: Flight) -> None:
+        """The flight's own hold on its blob ends with its last passenger."""
+        task = flight.task
+        if task is None or not task.done() or task.cancelled() or task.exception() is not None:
+            return
+        if not flight.waiting and not flight.left:
+            flight.left = True
+            self._cache.drop([task.result()])
+
+    def _forget(self, flight: Flight) -> None:
+        if flight.name is not None and self._flights.get(flight.name) is flight:
+            del self._flights[flight.name]
+
+    async def _fly(self, flight: Flight, provider: Provider, file: RemoteFile, room: Room, sha256: bool) -> Blob:
+        path = self._disk.new()
+        seen = 0
+
+        def admit(size: int) -> None:
+            nonlocal seen
+            self._check(size)
+            if file.size is None and size > seen:
+                room.grow(size - seen)
+            seen = size
+
+        def retrying(error: PullError) -> None:
+            self.retries += 1
+
+        shown = flight.location.shown.rstrip("/") + (f"/{file.path}" if file.path else "")
+        sink: Sink | None = None
+        kept = False
+        try:
+            sink = Sink(
+                path,
+                shown=shown,
+                limits=self._limits,
+                admit=admit,
+                arrived=room.arrived,
+                meter=flight.meter,
+                size=file.size,
+                sha256=file.sha256,
+                md5=file.md5,
+            )
+            if sha256:
+                sink.compute("sha256")
+            if file.content is not None:
+                sink.write(file.content, 0)
+                await asyncio.sleep(self._limits.take(len(file.content)))
+            else:
+                await retry.retried(
+                    lambda: provider.read(flight.location, file, sink),
+                    self._policy,
+                    progress=lambda: sink.written,
+                    on_retry=retrying,
+                )
+            if sink.behind > _SMALL:
+                size = await self._threads.begin(sink.finish)
+            else:
+                size = sink.finish()
+            blob = self._cache.add(path, size=size, identity=file.identity, sha256=sink.digest("sha256"))
+            kept = True
+            self.finished += 1
+            self.bytes += size
+            self._secure(blob)
+            return blob
+        except Stopped:
+            raise PullError(PullErrorKind.UNREACHABLE, f"the pull of {shown} was ended") from None
+        except OSError as error:  # of the pod's own disk
+            text = f"the pod's disk cannot be used: {error}"
+            raise write_error(error) or PullError(PullErrorKind.DISK_FULL, text) from error
+        finally:
+            if sink is not None:
+                sink.close()
+                if not kept and sink.written > _LARGE:
+                    await self._threads.begin(_unlink, path)
+                elif not kept:
+                    _unlink(path)
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)

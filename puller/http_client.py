@@ -1,0 +1,302 @@
+"""Requests over HTTP for a pod that fetches what others have named: bounded, guarded, explained.
+
+Whoever may register a model chooses the URLs, so which addresses may be connected to is decided by `addresses`, for
+each socket before it connects: neither redirects nor name servers lead elsewhere. A redirect is followed only to where
+the URL itself might have pointed, and credentials go to the origin they are meant for and no further. Proxies of the
+environment are not used: behind one, nothing could be said about addresses.
+
+What is fetched, and in which version, is its users' business: `http` for plain URLs, `huggingface`.
+"""
+
+import asyncio
+import contextlib
+import errno
+import re
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from puller import addresses
+from puller.disk import write_error
+from puller.errors import PullError, PullErrorKind
+from puller.limits import Limits
+from puller.sink import Sink
+from puller.source import redact
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MAX_REDIRECTS = 5
+_SMALL = 2**20  # bytes; up to this, a body is written at once on the event loop: the disk is the pod's own
+_BATCH = 2 * 2**20  # bytes collected for one hop to a thread
+_WRITERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class HttpPolicy:
+    """What the operator allows. Times in seconds."""
+
+    allow_private: bool = False  # loopback and private networks
+    allow_link_local: bool = False
+    ca: bytes | None = None  # PEM, trusted besides the system's
+    connect_timeout: float = 10.0
+    read_timeout: float = 30.0  # between two pieces
+    total_timeout: float = 900.0
+
+    def refusal(self, host: str) -> str | None:
+        """Why an address may not be connected to; None if it may."""
+        return addresses.refusal(host, allow_private=self.allow_private, allow_link_local=self.allow_link_local)
+
+
+class _AddressRefused(OSError):
+    """A socket that must not be made."""
+
+
+class Held:
+    """An answer of which the headers have been read, and the connection that it occupies."""
+
+    def __init__(self, response: aiohttp.ClientResponse, limits: Limits) -> None:
+        self.response = response
+        self._limits: Limits | None = limits
+
+    def release(self) -> None:
+        """Ends it; a connection of which all was read is used again, any other is closed."""
+        if self._limits is not None:
+            self.response.release()
+            self._limits.release()
+            self._limits = None
+
+
+class HttpClient:
+    """The connections of one kind of store. `limits` bounds those of all stores together."""
+
+    def __init__(self, policy: HttpPolicy, limits: Limits) -> None:
+        self.policy = policy
+        self.limits = limits
+        self._session: aiohttp.ClientSession | None = None  # made on first use: it belongs to the running loop
+        self._executor: ThreadPoolExecutor | None = None  # for large bodies
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = None
+
+    @contextlib.asynccontextmanager
+    async def translated(self, shown: str) -> AsyncIterator[None]:
+        """Bounds what is inside, and makes PullErrors of its errors."""
+        try:
+            async with asyncio.timeout(self.policy.total_timeout):
+                yield
+        # `from None`: what aiohttp says may quote the URL's query, and a traceback shows causes.
+        except TimeoutError:
+            text = f"{shown} did not answer in time; is the server up, and reachable from the pods?"
+            raise PullError(PullErrorKind.TIMEOUT, text) from None
+        except aiohttp.ClientPayloadError:
+            raise PullError(PullErrorKind.INTEGRITY, f"{shown} ended before all of it had arrived") from None
+        except aiohttp.ClientError as error:
+            raise _client_error(error, shown) from None
+        except OSError as error:
+            raise write_error(error) or _os_error(error, shown) from None
+
+    async def send(
+        self,
+        url: URL,
+        *,
+        shown: str,
+        headers: Mapping[str, str],
+        secret: Mapping[str, str],
+        trust: ssl.SSLContext | None = None,
+        json: Any = None,
+    ) -> Held:
+        """Sends a GET, or a POST with JSON, and follows redirects; the answer may be any other.
+
+        `secret` are headers for the URL's own origin only; `trust` is in place of what the policy trusts. To be used
+        inside of `translated`."""
+        origin = url.origin()
+        await self.limits.acquire()
+        try:
+            for _ in range(_MAX_REDIRECTS + 1):
+                at_home = url.origin() == origin
+                response = await self._opened().request(
+                    "GET" if json is None else "POST",
+                    url,
+                    allow_redirects=False,
+                    headers={**headers, **(secret if at_home else {})},
+                    json=json,
+                    ssl=trust if trust is not None and at_home else True,
+                )
+                if response.status not in _REDIRECTS:
+                    return Held(response, self.limits)
+                response.release()
+                url = _follow(url, response, shown)
+            raise PullError(PullErrorKind.BAD_REQUEST, f"{shown} redirects more than {_MAX_REDIRECTS} times")
+        except BaseException:
+            self.limits.release()
+            raise
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            context = ssl.create_default_context()
+            if self.policy.ca is not None:
+                context.load_verify_locations(cadata=self.policy.ca.decode())
+            self._session = aiohttp.ClientSession(
+                # No limit here: `limits` has one for all stores.
+                connector=aiohttp.TCPConnector(ssl=context, limit=0, socket_factory=_guard(self.policy.refusal)),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=self.policy.connect_timeout, sock_read=self.policy.read_timeout
+                ),
+                headers={"Accept-Encoding": "identity", "User-Agent": "mesh-puller"},
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,
+            )
+        return self._session
+
+    async def receive(
+        self, response: aiohttp.ClientResponse, sink: Sink, start: int, *, stop_at: int | None = None
+    ) -> None:
+        """Writes the body, whose first byte is number `start`; not beyond `stop_at`, where others fetch the rest."""
+        announced = response.content_length
+        if announced is not None and announced <= _SMALL and (stop_at is None or start + announced <= stop_at):
+            body = await response.read()
+            sink.write(body, start)
+            await self._pace(len(body))
+            return
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(_WRITERS, thread_name_prefix="puller-write")
+        at, pending = start, 0
+        pieces: list[bytes] = []
+        async for piece in response.content.iter_any():
+            left = len(piece) if stop_at is None else stop_at - at - pending
+            pieces.append(piece[:left])
+            pending += min(len(piece), left)
+            if pending >= _BATCH:
+                await _in_thread(self._executor, _write, sink, at, pieces)
+                await self._pace(pending)
+                at, pending, pieces = at + pending, 0, []
+            if left <= len(piece) and stop_at is not None:
+                break
+        await _in_thread(self._executor, _write, sink, at, pieces)
+        await self._pace(pending)
+
+    async def _pace(self, count: int) -> None:
+        if delay := self.limits.take(count):
+            await asyncio.sleep(delay)
+
+
+async def _in_thread(executor: ThreadPoolExecutor, function: Callable[..., None], *arguments: object) -> None:
+    """Runs a short function in a thread and, cancelled, still sees it to its end: its file must stay open."""
+    work = asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
+    cancelled = False
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        work.exception()  # what the write said is nobody's business any more
+        raise asyncio.CancelledError
+    work.result()
+
+
+def _write(sink: Sink, offset: int, pieces: list[bytes]) -> None:
+    for piece in pieces:
+        sink.write(piece, offset)
+        offset += len(piece)
+
+
+def _guard(refusal: Callable[[str], str | None]) -> Callable[[tuple[Any, ...]], socket.socket]:
+    """Makes sockets only for allowed addresses: aiohttp calls it with each address that it is about to connect to."""
+
+    def make(info: tuple[Any, ...]) -> socket.socket:
+        family, kind, protocol, _, address = info
+        why = refusal(address[0])
+        if why is not None:
+            raise _AddressRefused(errno.EACCES, f"{address[0]} is {why}, which the operator does not allow")
+        return socket.socket(family=family, type=kind, proto=protocol)
+
+    return make
+
+
+def parse(text: str, base: URL | None = None) -> URL:
+    """A URL that can be asked, taken as it stands, relative to `base`. Raises PullError(BAD_REQUEST)."""
+    try:
+        # Taken as it stands where it can stand in a request line: a signed URL must not be quoted anew.
+        url = URL(text, encoded=text.isascii() and " " not in text)
+        if base is not None:
+            url = base.join(url)
+        host = url.host or ""
+        valid = url.scheme in ("http", "https") and url.port is not None and bool(host) and not re.search(r"\s", host)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise PullError(PullErrorKind.BAD_REQUEST, f"{redact(text)!r} is not a valid http or https URL") from None
+    return url
+
+
+def _follow(url: URL, response: aiohttp.ClientResponse, shown: str) -> URL:
+    following = parse(response.headers.get("Location") or "nowhere:", url).with_user(None)
+    if url.scheme == "https" and following.scheme != "https":
+        text = f"{shown} redirects from https to {redact(str(following))}, which is not"
+        raise PullError(PullErrorKind.FORBIDDEN, text)
+    return following
+
+
+def status_error(status: int, shown: str) -> PullError:
+    """What it means that an answer is not the one that was asked for, and what to do."""
+    match status:
+        case HTTPStatus.NOT_FOUND | HTTPStatus.GONE:
+            kind, hint = PullErrorKind.NOT_FOUND, "nothing is there; check the path of the registration"
+        case HTTPStatus.UNAUTHORIZED | HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+            kind, hint = PullErrorKind.CREDENTIALS, "it wants other credentials than it was given, or any"
+        case HTTPStatus.FORBIDDEN:
+            kind, hint = PullErrorKind.FORBIDDEN, "whoever asks may not read this; a signed URL may have expired"
+        case HTTPStatus.REQUEST_TIMEOUT | HTTPStatus.GATEWAY_TIMEOUT:
+            kind, hint = PullErrorKind.TIMEOUT, "it took too long"
+        case HTTPStatus.TOO_MANY_REQUESTS:
+            kind, hint = PullErrorKind.UNREACHABLE, "it has too many requests now"
+        case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            kind, hint = PullErrorKind.UNREACHABLE, "it has a failure of its own"
+        case _:
+            kind, hint = PullErrorKind.BAD_REQUEST, "only 200 brings a model"
+    return PullError(kind, f"{shown} answered with HTTP status {status}: {hint}")
+
+
+def _client_error(error: aiohttp.ClientError, shown: str) -> PullError:
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            text = f"{shown}: the name of its host cannot be resolved; check its spelling, and the pods' name server"
+            return PullError(PullErrorKind.DNS, text)
+        case aiohttp.ClientConnectorCertificateError():
+            why = error.certificate_error
+            text = f"{shown}: its certificate is not trusted ({why}); a private authority is --storage-ca"
+            return PullError(PullErrorKind.TLS, text)
+        case aiohttp.ClientSSLError():
+            text = f"{shown}: no TLS connection ({error.os_error}); does the server speak TLS on that port?"
+            return PullError(PullErrorKind.TLS, text)
+        case aiohttp.ClientConnectorError():
+            return _os_error(error.os_error, shown)
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError():
+            return PullError(PullErrorKind.UNREACHABLE, f"{shown}: the connection was lost")
+        case aiohttp.InvalidURL():
+            return PullError(PullErrorKind.BAD_REQUEST, f"{shown} is not a valid URL")
+        case aiohttp.ClientResponseError():
+            return PullError(PullErrorKind.UNREACHABLE, f"{shown} did not answer in proper HTTP")
+    return PullError(PullErrorKind.UNREACHABLE, f"{shown} cannot be fetched ({type(error).__name__})")
+
+
+def _os_error(error: OSError, shown: str) -> PullError:
+    # With several addresses, all refused, the connector raises a new error with the errno that they share.
+    if isinstance(error, _AddressRefused) or error.errno == errno.EACCES:
+        return PullError(PullErrorKind.FORBIDDEN, f"{shown}: {error.strerror}")
+    text = f"{shown} cannot be connected to: {error.strerror or error}; is the server up, and reachable from the pods?"
+    return PullError(PullErrorKind.UNREACHABLE, text)

@@ -1,0 +1,214 @@
+"""`hf:` repositories of the Hugging Face hub, or of whatever speaks its API at another endpoint.
+
+A revision is a branch, a tag or a commit. It is resolved to a commit first and everything is read at that, so a
+push in the middle of a pull cannot mix two versions. Files in large-file storage are known by their SHA-256, which is
+checked as they come; the others by git's own digest of their contents. Both mean the same bytes in every repository,
+so equal files are fetched once.
+
+The hub sends large files from other hosts, by redirects with signed URLs: the token stays at the hub (`http_client`). A
+token comes from the storage secret (type `hf`, `token`), else from the environment, which is the operator's.
+
+The API: https://huggingface.co/docs/hub/api, as of 2026: `revision`, `paths-info`, `tree` (paged by Link headers),
+`resolve`.
+"""
+
+import json
+import os
+import re
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from yarl import URL
+
+from puller.errors import PullError, PullErrorKind
+from puller.http_client import Held, HttpClient, HttpPolicy, parse, status_error
+from puller.limits import Limits
+from puller.provider import Listing, RemoteFile, by_sha256, in_scope
+from puller.sink import Sink
+from puller.source import Location
+from puller.tree import MAX_FILES
+
+ENDPOINT = "https://huggingface.co"
+
+_MAX_ANSWER = 32 * 2**20  # bytes of one page of JSON
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_NEXT = re.compile(r'<([^<>]+)>\s*;[^,]*rel="?next"?')
+
+
+class HuggingFaceProvider:
+    """Fetches files and folders of repositories."""
+
+    def __init__(self, policy: HttpPolicy, limits: Limits) -> None:
+        self._client = HttpClient(policy, limits)
+        self._limits = limits
+
+    async def listing(self, location: Location) -> Listing:
+        """The file at the path, or everything below it, at the commit that the revision stands for now."""
+        async with self._client.translated(location.shown):
+            repository, revision = _repository(location)
+            commit = await self._commit(location, repository, revision)
+            path = location.path.strip("/")
+            if path and not location.path.endswith("/"):
+                found = await self._ask(location, f"models/{repository}/paths-info/{commit}", {"paths": [path]})
+                kinds = {item.get("path"): item for item in _items(found, location)}
+                if (item := kinds.get(path)) is not None and item.get("type") == "file":
+                    return Listing((_remote("", item, commit, location),), is_file=True)
+            files = await self._tree(location, repository, commit, path)
+        if not files:
+            text = f"{location.shown} holds no files; check repository, revision and path"
+            raise PullError(PullErrorKind.EMPTY, text)
+        return Listing(tuple(files), is_file=False)
+
+    async def read(self, location: Location, file: RemoteFile, sink: Sink) -> None:
+        """Writes what the sink is missing of the file, at the commit that was listed."""
+        repository, _ = _repository(location)
+        below = location.path.strip("/")
+        path = "/".join(part for part in (below, file.path) if part)
+        url = f"{_endpoint(location)}/{repository}/resolve/{file.key}/{quote(path)}"
+
+        async def fetch(start: int, end: int) -> None:
+            whole = not start and end == file.size
+            headers = {} if whole else {"Range": f"bytes={start}-{end - 1}"}
+            async with self._client.translated(location.shown):
+                held = await self._send(location, parse(url), headers)
+                try:
+                    _check(held, location, start, end, file, whole=whole)
+                    await self._client.receive(held.response, sink, start)
+                finally:
+                    held.release()
+
+        await self._limits.in_parts(sink.missing(), fetch)
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        await self._client.close()
+
+    async def _commit(self, location: Location, repository: str, revision: str) -> str:
+        found = await self._ask(location, f"models/{repository}/revision/{quote(revision, safe='')}")
+        commit = found.get("sha") if isinstance(found, dict) else None
+        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+            raise PullError(PullErrorKind.UNREACHABLE, f"{location.shown}: the hub names no commit for {revision}")
+        return commit
+
+    async def _tree(self, location: Location, repository: str, commit: str, path: str) -> list[RemoteFile]:
+        below = f"/{quote(path)}" if path else ""
+        url: URL | None = parse(f"{_endpoint(location)}/api/models/{repository}/tree/{commit}{below}?recursive=true")
+        files: list[RemoteFile] = []
+        while url is not None:
+            held = await self._send(location, url, {})
+            try:
+                found = await _json(held, location)
+                url = _following(held, url)
+            finally:
+                held.release()
+            for item in _items(found, location):
+                if item.get("type") != "file":
+                    continue
+                name = str(item.get("path", ""))
+                if path:
+                    name = name.removeprefix(f"{path}/")
+                files.append(_remote(name, item, commit, location))
+                if len(files) > MAX_FILES:
+                    text = f"{location.shown} holds more than {MAX_FILES} files; name a folder below it"
+                    raise PullError(PullErrorKind.TOO_LARGE, text)
+        return files
+
+    async def _ask(self, location: Location, path: str, body: Any = None) -> Any:
+        held = await self._send(location, parse(f"{_endpoint(location)}/api/{path}"), {}, body)
+        try:
+            return await _json(held, location)
+        finally:
+            held.release()
+
+    async def _send(self, location: Location, url: URL, headers: dict[str, str], body: Any = None) -> Held:
+        token = _token(location)
+        secret = {"Authorization": f"Bearer {token}"} if token else {}
+        return await self._client.send(url, shown=location.shown, headers=headers, secret=secret, json=body)
+
+
+def _repository(location: Location) -> tuple[str, str]:
+    settings = location.settings
+    repository = settings.text("repository")
+    return repository, settings.text("revision") or "main"
+
+
+def _endpoint(location: Location) -> str:
+    return (location.settings.text("endpoint_url") or os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
+
+
+def _token(location: Location) -> str:
+    """The token for the endpoint. Raises PullError where the one was chosen by who may not use the other."""
+    settings = location.settings
+    chosen = settings.overridden("endpoint_url")
+    token = settings.text("token")
+    if chosen and token and not settings.overridden("token"):
+        raise settings.error("endpoint_url is the registration's, and the token is not", PullErrorKind.FORBIDDEN)
+    return token or ("" if chosen else os.environ.get("HF_TOKEN", ""))
+
+
+async def _json(held: Held, location: Location) -> Any:
+    response = held.response
+    if response.status != HTTPStatus.OK:
+        raise _refusal(response.status, location)
+    body = await response.content.read(_MAX_ANSWER)
+    while len(body) < _MAX_ANSWER and (more := await response.content.read(_MAX_ANSWER - len(body))):
+        body += more
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        text = f"{location.shown}: the hub's answer is not JSON; is HF_ENDPOINT or endpoint_url a hub?"
+        raise PullError(PullErrorKind.UNREACHABLE, text) from None
+
+
+def _refusal(status: int, location: Location) -> PullError:
+    match status:
+        case HTTPStatus.NOT_FOUND:
+            text = f"{location.shown} is not there: check repository, revision and path"
+            return PullError(PullErrorKind.NO_BUCKET, text)
+        case HTTPStatus.UNAUTHORIZED:
+            # The hub says this of private repositories and of those that do not exist, alike.
+            text = f"{location.shown} does not exist, or is private and needs a token (`token` in the storage secret)"
+            return PullError(PullErrorKind.CREDENTIALS, text)
+        case HTTPStatus.FORBIDDEN:
+            text = f"{location.shown} may not be read with this token: for a gated model, accept its terms on the hub"
+            return PullError(PullErrorKind.FORBIDDEN, text)
+    return status_error(status, location.shown)
+
+
+def _items(found: Any, location: Location) -> list[dict[str, Any]]:
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise PullError(PullErrorKind.UNREACHABLE, f"{location.shown}: the hub's answer is no list of files")
+    return found
+
+
+def _remote(path: str, item: dict[str, Any], commit: str, location: Location) -> RemoteFile:
+    large = item.get("lfs") or {}
+    size, oid, sha256 = item.get("size"), str(item.get("oid", "")), str(large.get("oid", "")) if large else ""
+    if not isinstance(size, int) or size < 0:
+        raise PullError(PullErrorKind.UNREACHABLE, f"{location.shown}: the hub gives no size of {path or 'it'}")
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        sha256 = ""
+    identity = by_sha256(sha256) if sha256 else in_scope("git", oid, size) if _COMMIT.fullmatch(oid) else None
+    return RemoteFile(path, key=commit, size=size, identity=identity, validator=commit, sha256=sha256)
+
+
+def _check(held: Held, location: Location, start: int, end: int, file: RemoteFile, *, whole: bool) -> None:
+    response = held.response
+    if response.status == HTTPStatus.PARTIAL_CONTENT:
+        if response.headers.get("Content-Range", "") != f"bytes {start}-{end - 1}/{file.size}":
+            raise PullError(PullErrorKind.INTEGRITY, f"{location.shown} sent another range than it was asked for")
+    elif response.status == HTTPStatus.OK and not whole:
+        text = f"{location.shown}: the hub sends whole files where parts of them were asked for"
+        raise PullError(PullErrorKind.UNREACHABLE, text)
+    elif response.status != HTTPStatus.OK:
+        raise _refusal(response.status, location)
+
+
+def _following(held: Held, url: URL) -> URL | None:
+    """The next page, on the same host: the token goes with the request."""
+    match = _NEXT.search(held.response.headers.get("Link", ""))
+    if match is None:
+        return None
+    following = parse(match[1], url)
+    return following if following.origin() == url.origin() else None

@@ -1,0 +1,121 @@
+"""What one pod may take of the network: bytes a second, and connections at once, whatever the stores.
+
+A pod that starts fetches many models; the same link carries its calls. The bandwidth is a bucket that is asked after
+bytes have come: whoever took too many waits until they are paid for, which slows the sender through TCP. It serves
+event loop and threads alike, so it says how long to wait and leaves the waiting to them.
+
+Large files come in several ranges at a time, since one connection is bounded by one core's TLS and one store's
+machine. Measured for 1 GiB from a local S3 server: one stream 1,542 MB/s, eight of 128 MiB each 2,006 MB/s; over TLS
+110 MB/s and 412 MB/s.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+_BURST = 0.1  # seconds' worth of bytes that may come at once after a pause
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsStatistics:
+    """What is in use."""
+
+    connections: int
+    waiting: int  # for a connection
+
+
+class Limits:
+    """Shared by all pulls of a pod. `connection` is for one event loop; `take` for any thread."""
+
+    def __init__(
+        self,
+        *,
+        bytes_per_second: int = 0,
+        connections: int = 32,
+        ranges: int = 8,
+        range_bytes: int = 128 * 2**20,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`bytes_per_second` 0 is no limit. Files of more than `range_bytes` come in up to `ranges` parts at once."""
+        if bytes_per_second < 0 or connections < 1 or ranges < 1 or range_bytes < 1:
+            raise ValueError("a limit of the puller is out of range: connections and ranges are 1 or more")
+        self.connections = connections
+        self.ranges = ranges
+        self.range_bytes = range_bytes
+        self._rate = bytes_per_second
+        self._clock = clock
+        self._paid_at = 0.0  # when all bytes taken so far are paid for
+        self._lock = threading.Lock()
+        self._slots = asyncio.Semaphore(connections)
+        self._used = self._waiting = 0
+
+    def take(self, count: int) -> float:
+        """Notes that `count` bytes have come; the seconds to wait before asking for more."""
+        if not self._rate:
+            return 0.0
+        with self._lock:
+            now = self._clock()
+            self._paid_at = max(self._paid_at, now - _BURST) + count / self._rate
+            return max(0.0, self._paid_at - now)
+
+    async def acquire(self) -> None:
+        """Takes one of the pod's connections to stores. Nobody may ask for a second one while holding the first."""
+        self._waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._waiting -= 1
+        self._used += 1
+
+    def release(self) -> None:
+        """Gives the connection back."""
+        self._used -= 1
+        self._slots.release()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[None]:
+        """A connection for as long as the block lasts."""
+        await self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
+
+    async def in_parts(
+        self, missing: list[tuple[int, int]], fetch: Callable[[int, int], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Fetches ranges (first byte, one after the last), several parts at a time. Raises the first error of one.
+
+        `fetch` takes its connection itself."""
+        queue = iter(self.parts(missing))
+
+        async def work() -> None:
+            for start, end in queue:
+                await fetch(start, end)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self.ranges, len(self.parts(missing)))):
+                    group.create_task(work())
+        except BaseExceptionGroup as errors:
+            # `from None`: the others failed of the same, and a cause may quote what is secret.
+            raise errors.exceptions[0] from None
+
+    def parts(self, missing: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Cuts ranges (first byte, one after the last) into parts for parallel requests, in order."""
+        parts: list[tuple[int, int]] = []
+        for start, end in missing:
+            length = end - start
+            pieces = -(-length // self.range_bytes)
+            # Of equal length: 129 MiB as 65 and 64, not as 128 and 1.
+            step = -(-length // max(pieces, 1))
+            parts.extend((at, min(at + step, end)) for at in range(start, end, max(step, 1)))
+        return parts
+
+    def statistics(self) -> LimitsStatistics:
+        """What is in use."""
+        return LimitsStatistics(self._used, self._waiting)

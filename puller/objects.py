@@ -1,0 +1,289 @@
+"""S3, Google Cloud Storage and Azure Blob Storage, and whatever speaks like them.
+
+Such stores have keys and no folders. A location without "/" at its end is the object of that key if there is one, else
+everything below it; with one it is what is below. Both are the predecessor's rules, except that a location with nothing
+in it is an error here, and so is more than can be a model.
+
+Consoles mark folders by objects of no bytes whose key ends in "/"; obstore lists them without it. They are told from
+empty files by asking for them, since no object has the shorter key: what is not there becomes a folder.
+
+Large objects come in several ranges, each with If-Match, so that all are of one version; the answer's ETag is compared
+too, for servers that ignore the condition. Streams are awaited on the event loop, which a cancelled pull leaves at once
+(obstore then closes the socket), and written in threads. A thread a range, as obstore's own synchronous streams would
+have it, was no faster (1 GiB in 8 ranges, 2 shared cores) and could only be left when the store sends again.
+
+Identity: an ETag, within its endpoint where it has the form of S3's digests, which nobody can choose; else within its
+key. Equal files in two buckets are then one file on disk, as far as the stores say so.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import obstore
+import obstore.exceptions
+
+from puller import objects_client, objects_errors
+from puller.errors import PullError, PullErrorKind
+from puller.http_client import HttpPolicy
+from puller.limits import Limits
+from puller.objects_client import Target
+from puller.provider import Listing, RemoteFile, in_scope
+from puller.sink import Sink
+from puller.source import Location
+from puller.tree import MAX_FILES
+
+_CHUNK = 4 * 2**20  # bytes, from a stream at a time
+_SMALL = 2**20  # bytes; up to this a body comes in one piece, and is written at once on the event loop
+_WRITERS = 4
+_CLIENT_LIFE = 3600.0  # seconds since its last use, as the predecessor had it
+_MAX_CLIENTS = 256
+_PROBES = 16  # empty objects asked for at a time
+_DIGEST = re.compile(r"[0-9a-f]{32}(-\d+)?")
+
+_Errors = (obstore.exceptions.BaseError, OSError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectsStatistics:
+    """What it holds."""
+
+    clients: int
+
+
+@dataclass(slots=True)
+class _Client:
+    target: Target
+    used: float  # monotonic seconds
+
+
+class ObjectProvider:
+    """The provider for `s3:`, `gs:` and `azure:`."""
+
+    def __init__(self, policy: HttpPolicy, limits: Limits) -> None:
+        """`policy` gives timeouts, trusted authorities, and which endpoints a registration itself may name."""
+        self._policy = policy
+        self._limits = limits
+        self._clients: dict[str, _Client] = {}
+        self._executor: ThreadPoolExecutor | None = None
+        self._on_google: bool | None = None
+
+    async def listing(self, location: Location) -> Listing:
+        """The object of that key, or all objects below it."""
+        target = await self._target(location)
+        key = location.path.strip("/")
+        refused: BaseException | None = None
+        if key and not location.path.endswith("/"):
+            try:
+                async with self._limits.connection():
+                    meta = await obstore.head_async(target.client, key)
+                return Listing((_remote("", key, meta, target, location),), is_file=True)
+            except _Errors as error:
+                status, _ = objects_errors.code_of(error)
+                if not isinstance(error, FileNotFoundError) and not 400 <= status < 500:
+                    raise objects_errors.translated(error, location.shown, target) from None
+                # An answer to HEAD has no body, so why is not known; the listing's answer has.
+                refused = error
+        found = await self._everything(location, target, key)
+        if not found and refused is not None:
+            raise objects_errors.translated(refused, location.shown, target) from None
+        if not found:
+            raise PullError(PullErrorKind.EMPTY, f"{location.shown} holds nothing; check the path of the registration")
+        return await self._tree(location, target, key, found)
+
+    async def read(self, location: Location, file: RemoteFile, sink: Sink) -> None:
+        """Writes what the sink is missing of that version."""
+        target = await self._target(location)
+
+        async def fetch(start: int, end: int) -> None:
+            async with self._limits.connection():
+                await self._receive(location, target, file, sink, start, end)
+
+        if not file.validator:
+            # Nothing says which version a second answer would be of.
+            sink.restart()
+            await fetch(0, file.size or 0)
+        else:
+            await self._limits.in_parts(sink.missing(), fetch)
+
+    async def close(self) -> None:
+        """Forgets its clients; obstore closes their connections."""
+        self._clients.clear()
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = None
+
+    def statistics(self) -> ObjectsStatistics:
+        """What it holds."""
+        return ObjectsStatistics(len(self._clients))
+
+    async def _target(self, location: Location) -> Target:
+        """The client for a location, from an earlier use with the same settings or a new one."""
+        settings = location.settings
+        now = time.monotonic()
+        name = settings.fingerprint()
+        held = self._clients.pop(name, None)
+        if held is None or now - held.used > _CLIENT_LIFE:
+            if self._on_google is None and settings.type == "gcs":
+                self._on_google = await _on_google()
+            if settings.overridden("endpoint_url", "connection_string"):
+                await self._check(objects_client.endpoint_of(settings), location.shown)
+            held = _Client(
+                objects_client.connect(settings, self._policy, on_google=bool(self._on_google)),
+                now,
+            )
+        held.used = now
+        self._clients[name] = held  # last: the first are those not used for longest
+        while len(self._clients) > _MAX_CLIENTS:
+            del self._clients[next(iter(self._clients))]
+        return held.target
+
+    async def _check(self, endpoint: str, shown: str) -> None:
+        """Refuses endpoints that registrations must not reach. Of names this holds for the moment of asking only."""
+        if not endpoint:
+            return
+        host = re.sub(r"^https?://|/.*$", "", endpoint)
+        host = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        try:
+            async with asyncio.timeout(self._policy.connect_timeout):
+                found = await asyncio.get_running_loop().getaddrinfo(host, None)
+        except (OSError, TimeoutError, UnicodeError):
+            text = f"{shown} at {endpoint}: the name of its host cannot be resolved; check its spelling"
+            raise PullError(PullErrorKind.DNS, text) from None
+        for *_, address in found:
+            why = self._policy.refusal(str(address[0]))
+            if why is not None:
+                text = f"{shown} at {endpoint}: {address[0]} is {why}, which the operator does not allow registrations"
+                raise PullError(PullErrorKind.FORBIDDEN, f"{text}; an endpoint in the storage secret may be anywhere")
+
+    async def _everything(self, location: Location, target: Target, key: str) -> list[Any]:
+        found: list[Any] = []
+        try:
+            async with self._limits.connection():
+                async for page in obstore.list(target.client, key or None, chunk_size=1000):
+                    found.extend(page)
+                    if len(found) > 2 * MAX_FILES:
+                        text = f"{location.shown} holds more than {MAX_FILES} objects; name a folder below it"
+                        raise PullError(PullErrorKind.TOO_LARGE, text)
+        except _Errors as error:
+            raise objects_errors.translated(error, location.shown, target) from None
+        return found
+
+    async def _tree(self, location: Location, target: Target, key: str, found: Sequence[Any]) -> Listing:
+        start = len(key) + 1 if key else 0
+        above: set[str] = set()
+        for meta in found:
+            path = meta["path"]
+            while (slash := path.rfind("/", start)) > 0 and (path := path[:slash]) not in above:
+                above.add(path)
+        folders, files, doubtful = [], [], []
+        for meta in found:
+            path = meta["path"]
+            if not path[start:]:
+                continue  # the marker of the location itself
+            if meta["size"]:
+                files.append(_remote(path[start:], path, meta, target, location))
+            elif path in above:
+                folders.append(path[start:])
+            else:
+                doubtful.append(meta)
+        slots = asyncio.Semaphore(_PROBES)
+
+        async def there(meta: Any) -> bool:
+            try:
+                async with slots, self._limits.connection():
+                    await obstore.head_async(target.client, meta["path"])
+                return True
+            except FileNotFoundError:
+                return False
+            except _Errors as error:
+                raise objects_errors.translated(error, location.shown, target) from None
+
+        for meta, is_file in zip(doubtful, await _gathered([there(meta) for meta in doubtful]), strict=True):
+            path = meta["path"]
+            if is_file:
+                files.append(_remote(path[start:], path, meta, target, location))
+            else:
+                folders.append(path[start:])
+        if not files:
+            raise PullError(PullErrorKind.EMPTY, f"{location.shown} holds folders and no files")
+        return Listing(tuple(files), is_file=False, folders=tuple(folders))
+
+    async def _receive(
+        self, location: Location, target: Target, file: RemoteFile, sink: Sink, start: int, end: int
+    ) -> None:
+        """Writes one range of an object."""
+        options: dict[str, Any] = {"if_match": file.validator} if file.validator else {}
+        if (start, end) != (0, file.size):
+            options["range"] = (start, end)
+        try:
+            answer = await obstore.get_async(target.client, file.key, options=options)  # type: ignore[arg-type]
+            meta = answer.meta
+            if file.validator and _validator(meta) not in ("", file.validator):
+                raise PullError(PullErrorKind.CHANGED, f"{location.shown} changed while it was fetched")
+            if answer.range != (start, end) or meta["size"] != file.size:
+                raise PullError(PullErrorKind.CHANGED, f"{location.shown} changed its size while it was fetched")
+            if end - start <= _SMALL:
+                body = memoryview(await answer.bytes_async())
+                sink.write(body, start)
+                await self._pace(len(body))
+                return
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(_WRITERS, thread_name_prefix="puller-objects")
+            loop, at = asyncio.get_running_loop(), start
+            async for piece in answer.stream(min_chunk_size=_CHUNK):
+                # Left by a cancelled pull, the thread still ends by itself: the sink waits for it.
+                await loop.run_in_executor(self._executor, sink.write, piece, at)
+                at += len(piece)
+                await self._pace(len(piece))
+        except (obstore.exceptions.BaseError, FileNotFoundError, ValueError) as error:
+            raise objects_errors.translated(error, location.shown, target) from None
+
+    async def _pace(self, count: int) -> None:
+        if delay := self._limits.take(count):
+            await asyncio.sleep(delay)
+
+
+def _remote(path: str, key: str, meta: Any, target: Target, location: Location) -> RemoteFile:
+    tag = _validator(meta)
+    return RemoteFile(path, key, meta["size"], _identity(tag, meta, key, target, location), tag)
+
+
+def _validator(meta: Any) -> str:
+    """The ETag as conditions want it, in quotes: listings of Azure have it without."""
+    tag = meta["e_tag"] or ""
+    return tag if not tag or tag.endswith('"') else f'"{tag}"'
+
+
+def _identity(tag: str, meta: Any, key: str, target: Target, location: Location) -> str | None:
+    bare = tag.strip('"')
+    if not bare or tag.startswith("W/"):
+        return None
+    if location.scheme != "azure" and _DIGEST.fullmatch(bare):
+        return in_scope(f"{location.scheme} {target.endpoint}", bare, meta["size"])
+    place = location.settings.text("bucket") or location.settings.text("container")
+    return in_scope(f"{location.scheme} {target.endpoint} {place}/{key}", bare, meta["size"])
+
+
+async def _gathered(coroutines: Sequence[Any]) -> list[Any]:
+    """Their results; the first error ends the others."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def _on_google() -> bool:
+    """Whether this is a machine of Google's: only there the name of the service that knows its identity exists."""
+    try:
+        async with asyncio.timeout(2.0):
+            await asyncio.get_running_loop().getaddrinfo("metadata.google.internal.", 80)
+    except (OSError, TimeoutError):
+        return False
+    return True

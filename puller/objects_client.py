@@ -1,0 +1,280 @@
+"""From a store's settings to an obstore client: everything that has to be known about that library in one place.
+
+obstore was chosen for its speed (a third of boto3's CPU) and for speaking all three clouds. What it does by itself and
+what is done about it:
+
+- Its constructors read the environment also where they are given settings: `AWS_SESSION_TOKEN` would join the keys of a
+  secret, `AWS_ENDPOINT_URL_S3` beats an endpoint, an account key in the environment beats an explicit signature. Keys
+  therefore go through a `credential_provider`, which nothing else can join, and every setting that the environment has
+  a name for is given explicitly. Google's cannot be kept out wholly: see `_google_environment`.
+- `timeout` (30 s) covers the whole body: a large object would never arrive. It is a day here; what ends a stalled
+  transfer is `read_timeout`. Never 0, which fails at once.
+- It retries by itself ten times, refused connections and wrong names too, counted from the first request. Off: retrying
+  is `retry`'s business, which knows what is on disk already. Two remain for tokens of the pod's own identity.
+- `.config`, `repr` and pickles of a client hold its secrets: clients stay inside `objects`.
+- Forked after its first use, the child hangs in it. Nothing here forks; starting programs is fine.
+
+Identity of a pod. Without credentials in the settings the pod's own is used (instance role, workload identity,
+environment), found by obstore. For S3 always, as that is what a role is for; for GCS and Azure only where there is a
+trace of one, and else nobody's, because with ModelMesh such settings meant a public bucket. `"identity": "anonymous"`
+or `"ambient"` in the settings decides otherwise.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import obstore.exceptions
+from obstore.store import AzureStore, GCSStore, S3Store
+
+from puller.credentials import Settings
+from puller.errors import PullErrorKind
+from puller.http_client import HttpPolicy
+
+if TYPE_CHECKING:
+    from obstore.store import AzureCredential, ClientConfig, RetryConfig, S3Credential
+
+Client = S3Store | GCSStore | AzureStore
+
+_GOOGLE = "https://storage.googleapis.com"
+_AZURE_TRACES = (
+    "AZURE_FEDERATED_TOKEN_FILE",
+    "AZURE_CLIENT_SECRET",
+    "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_SAS_TOKEN",
+    "AZURE_STORAGE_SAS_KEY",
+    "AZURE_STORAGE_TOKEN",
+    "AZURE_MSI_ENDPOINT",
+    "AZURE_IDENTITY_ENDPOINT",
+    "IDENTITY_ENDPOINT",
+)
+_GOOGLE_TRACES = (
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "GOOGLE_SERVICE_ACCOUNT",
+    "GOOGLE_SERVICE_ACCOUNT_PATH",
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
+    "GOOGLE_BEARER_TOKEN",
+)
+_DESTINATIONS = ("endpoint_url", "authority_host", "connection_string")
+_REGION = re.compile(r"[A-Za-z0-9-]{1,40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A bucket or container at an endpoint, and how it is asked."""
+
+    client: Client
+    endpoint: str  # for identities and errors; holds no credentials
+    anonymous: bool
+
+
+def endpoint_of(settings: Settings) -> str:
+    """The endpoint that settings name, "" for the cloud's own. Raises PullError if it is no URL."""
+    url = settings.text("endpoint_url") or _connection(settings).get("blobendpoint", "")
+    if not url:
+        return ""
+    try:
+        split = urlsplit(url)
+        valid = split.scheme in ("http", "https") and bool(split.hostname) and split.port != 0
+    except ValueError:
+        valid = False
+    if not valid or split.query or split.username or split.fragment:
+        raise settings.error("endpoint_url is not an http or https URL without user and query") from None
+    return url.rstrip("/")
+
+
+def connect(settings: Settings, policy: HttpPolicy, *, on_google: bool) -> Target:
+    """A client for the bucket that settings name; it opens no connection yet. Raises PullError.
+
+    `on_google` says whether this machine is one of Google's, where an instance has an identity."""
+    if settings.type != "s3" and settings.overridden(*_DESTINATIONS) and not _own(settings):
+        # Unlike S3's signatures, the tokens of the others would serve whoever gets them.
+        why = "the endpoint is the registration's, and the credentials are not; name the endpoint in the secret"
+        raise settings.error(why, PullErrorKind.FORBIDDEN)
+    endpoint = endpoint_of(settings)
+    options: ClientConfig = {
+        "allow_http": endpoint.startswith("http:"),
+        "timeout": "24h",
+        "connect_timeout": f"{policy.connect_timeout}s",
+        "read_timeout": f"{policy.read_timeout}s",
+        "user_agent": "mesh-puller",
+    }
+    pem = settings.text("certificate") + (("\n" + policy.ca.decode()) if policy.ca else "")
+    if pem.strip():
+        if "-----BEGIN CERTIFICATE-----" not in pem:
+            raise settings.error("certificate is not PEM")
+        options["root_certificate"] = pem
+    try:
+        match settings.type:
+            case "s3":
+                return _s3(settings, endpoint, options)
+            case "gcs":
+                return _gcs(settings, endpoint, options, on_google)
+            case "azure":
+                return _azure(settings, endpoint, options)
+    except (obstore.exceptions.BaseError, ValueError, FileNotFoundError):
+        # Its text may quote a key or a path of the environment.
+        raise settings.error(
+            "a value in it, or in the pod's environment, is not what the store's client takes"
+        ) from None
+    raise settings.error("there is no client for that type")
+
+
+def _s3(settings: Settings, endpoint: str, options: "ClientConfig") -> Target:
+    key, secret = _both(settings, "access_key_id", "secret_access_key")
+    anonymous = not key and _identity(settings) == "anonymous"
+    region = settings.text("region")
+    if not key and not anonymous:
+        region = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
+        endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+        options["allow_http"] = endpoint.startswith("http:")
+    region = region or "us-east-1"
+    if not _REGION.fullmatch(region):
+        raise settings.error(f"region {region[:50]!r} is not one")
+    endpoint = endpoint or f"https://s3.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
+    token = settings.text("session_token") or None
+
+    def credentials() -> "S3Credential":
+        return {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": None}
+
+    client = S3Store(
+        settings.text("bucket"),
+        config={
+            "endpoint": endpoint,
+            "aws_endpoint_url_s3": endpoint,  # would beat `endpoint` if it came from the environment
+            "region": region,
+            "virtual_hosted_style_request": False,
+            "s3_express": False,
+            "skip_signature": anonymous,
+        },
+        client_options=options,
+        retry_config=_retries(0 if key or anonymous else 2),
+        credential_provider=credentials if key else None,
+    )
+    return Target(client, endpoint, anonymous)
+
+
+def _gcs(settings: Settings, endpoint: str, options: "ClientConfig", on_google: bool) -> Target:
+    email, key = _both(settings, "client_email", "private_key")
+    identity = _identity(settings)
+    ambient = not key and (identity == "ambient" or (not identity and _ambient_google(on_google)))
+    endpoint = endpoint or _GOOGLE
+    config: dict[str, Any] = {"base_url": endpoint, "skip_signature": not key and not ambient}
+    if key:
+        _google_environment(settings)
+        # Its requests carry tokens that it signs itself, so `token_uri` is not asked.
+        account = {"type": "service_account", "client_email": email, "private_key": key}
+        config["service_account_key"] = json.dumps({**account, "private_key_id": settings.text("private_key_id")})
+    client = GCSStore(
+        settings.text("bucket"),
+        config=config,  # type: ignore[arg-type]
+        client_options=options,
+        retry_config=_retries(2 if ambient else 0),
+    )
+    return Target(client, endpoint, bool(config["skip_signature"]))
+
+
+def _azure(settings: Settings, endpoint: str, options: "ClientConfig") -> Target:
+    said = _connection(settings)
+    account = settings.text("account_name") or said.get("accountname", "")
+    key = settings.text("account_key") or said.get("accountkey", "")
+    signature = (settings.text("sas_token") or said.get("sharedaccesssignature", "")).lstrip("?")
+    parts = [settings.text(name) for name in ("client_id", "client_secret", "tenant_id")]
+    principal = all(parts)
+    if settings.has("client_secret") and not principal:
+        raise settings.error("client_id, client_secret and tenant_id are needed together")
+    if not endpoint:
+        suffix = said.get("endpointsuffix") or "core.windows.net"
+        endpoint = f"https://{account}.blob.{suffix}"
+    explicit = bool(key or signature or principal)
+    identity = _identity(settings)
+    traced = any(os.environ.get(name) for name in _AZURE_TRACES)
+    ambient = not explicit and (identity == "ambient" or (not identity and traced))
+    config: dict[str, Any] = {
+        "account_name": account,
+        "endpoint": endpoint,
+        "use_emulator": False,  # it would ignore the endpoint
+        "skip_signature": not explicit and not ambient,
+    }
+    provider = None
+    if key or signature:
+
+        def provider() -> "AzureCredential":
+            if key:
+                return {"access_key": key, "expires_at": None}
+            return {"sas_token": signature, "expires_at": None}
+
+    elif principal:
+        config["client_id"], config["client_secret"], config["tenant_id"] = parts
+        config["credential_type"] = "client_secret"
+        if settings.has("authority_host"):
+            config["authority_host"] = settings.text("authority_host")
+    elif ambient:
+        config["credential_type"] = "auto"
+        if settings.has("client_id"):
+            config["client_id"] = settings.text("client_id")  # which of several identities
+    client = AzureStore(
+        settings.text("container"),
+        config=config,  # type: ignore[arg-type]
+        client_options=options,
+        retry_config=_retries(2 if ambient or principal else 0),
+        credential_provider=provider,
+    )
+    return Target(client, endpoint, bool(config["skip_signature"]))
+
+
+def _retries(count: int) -> "RetryConfig":
+    backoff = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=1), "base": 2}
+    return {"max_retries": count, "retry_timeout": timedelta(seconds=30), "backoff": backoff}  # type: ignore[typeddict-item]
+
+
+def _identity(settings: Settings) -> str:
+    identity = settings.text("identity")
+    if identity not in ("", "ambient", "anonymous"):
+        raise settings.error('identity is neither "ambient" nor "anonymous"')
+    if not identity and settings.type != "s3" and settings.overridden(*_DESTINATIONS):
+        return "anonymous"  # the pod's tokens go to no endpoint that a registration chose
+    return identity
+
+
+def _own(settings: Settings) -> bool:
+    """Whether nothing of the operator's is sent: a registration's own credentials, or none at all."""
+    secrets = ("private_key", "account_key", "sas_token", "client_secret", "connection_string")
+    given = [name for name in secrets if settings.has(name)]
+    if not given:
+        return settings.text("identity") != "ambient"
+    return all(settings.overridden(name) for name in given)
+
+
+def _both(settings: Settings, one: str, other: str) -> tuple[str, str]:
+    pair = settings.text(one), settings.text(other)
+    if bool(pair[0]) != bool(pair[1]):
+        raise settings.error(f"{one} and {other} are needed together")
+    return pair
+
+
+def _connection(settings: Settings) -> Mapping[str, str]:
+    """The parts of an Azure connection string, names in lower case."""
+    if settings.type != "azure":
+        return {}
+    pairs = (item.partition("=") for item in settings.text("connection_string").split(";"))
+    return {name.strip().lower(): value.strip() for name, _, value in pairs if name.strip()}
+
+
+def _ambient_google(on_google: bool) -> bool:
+    if on_google or any(os.environ.get(name) for name in _GOOGLE_TRACES):
+        return True
+    folder = os.environ.get("CLOUDSDK_CONFIG") or os.path.expanduser("~/.config/gcloud")
+    return os.path.exists(os.path.join(folder, "application_default_credentials.json"))
+
+
+def _google_environment(settings: Settings) -> None:
+    """Raises PullError where the environment would take the place of explicit credentials, which obstore lets it."""
+    for name in ("GOOGLE_BEARER_TOKEN", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH"):
+        if os.environ.get(name):
+            raise settings.error(f"{name} in the pod's environment would take its place; remove one of them")

@@ -1,0 +1,127 @@
+"""What an object store's refusal means, and what to do about it.
+
+obstore has few classes of errors, and says the cause only in a text that quotes requests, signatures and bodies. So of
+that text nothing is passed on: it is searched for the HTTP status, the store's own code and some names of Rust errors,
+and these are translated. Which names those are was found by provoking each error on real servers.
+"""
+
+import re
+
+import obstore.exceptions
+
+from puller.errors import PullError, PullErrorKind
+from puller.objects_client import Target
+
+_STATUS = re.compile(r"non-2xx status code: (\d{3})|status: (\d{3})\b")
+_CODE = re.compile(r"<Code>([A-Za-z0-9]{2,60})</Code>|\"?code\"?: ?\"([A-Za-z0-9]{2,60})\"")
+
+_CREDENTIALS = frozenset(
+    {
+        *("SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"),
+        *("InvalidSecurity", "NotSignedUp", "XAdminUserNotFound", "InvalidClientTokenId", "AuthFailure"),
+        *("AuthenticationFailed", "AuthorizationFailure", "NoAuthenticationInformation", "InvalidAuthenticationInfo"),
+        *("KeyBasedAuthenticationNotPermitted", "AuthenticationRequired", "Unauthorized", "InvalidCredentials"),
+    }
+)
+_NO_BUCKET = frozenset(
+    {"NoSuchBucket", "ContainerNotFound", "ContainerDisabled", "InvalidBucketName", "AllAccessDisabled"}
+)
+_BUSY = frozenset(
+    {"SlowDown", "ServerBusy", "ServiceUnavailable", "OperationTimedOut", "InternalError", "RequestTimeout"}
+)
+_REGION = frozenset(
+    {"AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect", "IllegalLocationConstraintException"}
+)
+# Where tokens come from, and how obstore's errors about them begin.
+_IDENTITY = re.compile(
+    r"169\.254\.|metadata\.google\.internal|fd00:ec2|[/.]sts\.|login\.microsoftonline|oauth2|token request|"
+    r"MissingCredentials|InstanceCredentials|TokenRequest|assume.?role|federated",
+    re.IGNORECASE,
+)
+
+
+def code_of(error: BaseException) -> tuple[int, str]:
+    """HTTP status and the store's own code; 0 and "" where there are none."""
+    text = str(error)
+    status, code = _STATUS.search(text), _CODE.search(text)
+    return (
+        int(status[1] or status[2]) if status else 0,
+        (code[1] or code[2] or "") if code else "",
+    )
+
+
+def translated(error: BaseException, shown: str, target: Target) -> PullError:
+    """The error for people. Raise it `from None`: a traceback would show the cause's text."""
+    kind, why = _meaning(error, target)
+    at = f" at {target.endpoint}" if target.endpoint not in shown else ""
+    return PullError(kind, f"{shown}{at}: {why}")
+
+
+def _meaning(error: BaseException, target: Target) -> tuple[PullErrorKind, str]:
+    text = str(error)
+    status, code = code_of(error)
+    if isinstance(error, obstore.exceptions.PreconditionError):
+        return PullErrorKind.CHANGED, "it changed while it was fetched"
+    if code in _NO_BUCKET:
+        return (
+            PullErrorKind.NO_BUCKET,
+            f"there is no such bucket or container ({code}); check its name and the endpoint",
+        )
+    if code in _CREDENTIALS:
+        return PullErrorKind.CREDENTIALS, f"the store does not accept the credentials ({code}); {_whose(target)}"
+    if code in _REGION or status in (301, 307):
+        return (
+            PullErrorKind.BAD_REQUEST,
+            f'the bucket is in another region ({code or status}); set "region" in the secret',
+        )
+    if code == "RequestTimeTooSkewed":
+        return PullErrorKind.CREDENTIALS, "the clock of this pod's machine is wrong (RequestTimeTooSkewed)"
+    if not status and "uri" in text and _IDENTITY.search(text):
+        why = "the pod's own identity cannot be had; give credentials in the storage secret"
+        return PullErrorKind.CREDENTIALS, f'{why}, or "identity": "anonymous" for a public bucket'
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return PullErrorKind.NOT_FOUND, "nothing is there; check the path of the registration"
+    if isinstance(error, obstore.exceptions.UnauthenticatedError) or status == 401:
+        return PullErrorKind.CREDENTIALS, f"the store does not know who is asking (401); {_whose(target)}"
+    if isinstance(error, obstore.exceptions.PermissionDeniedError) or status == 403:
+        return PullErrorKind.FORBIDDEN, f"reading is not allowed ({code or 403}), or nothing is there; {_whose(target)}"
+    if code in _BUSY or status in (408, 429) or status >= 500:
+        return PullErrorKind.UNREACHABLE, f"the store has a failure of its own or too many requests ({code or status})"
+    if status:
+        return PullErrorKind.BAD_REQUEST, f"the store does not take the request ({code or status})"
+    return _connection(text)
+
+
+def _connection(text: str) -> tuple[PullErrorKind, str]:
+    if "dns error" in text:
+        return (
+            PullErrorKind.DNS,
+            "the name of its host cannot be resolved; check its spelling, and the pods' name server",
+        )
+    if "InvalidCertificate" in text or "certificate" in text.lower():
+        return PullErrorKind.TLS, 'its certificate is not trusted; a private authority is "certificate" in the secret'
+    if "InvalidMessage" in text or "HandshakeFailure" in text or "AlertReceived" in text:
+        return PullErrorKind.TLS, "no TLS connection; does the server speak TLS on that port?"
+    # Before the others: a body that a timeout ended is reported as incomplete too.
+    if "TimedOut" in text or "kind: Timeout" in text or "timed out" in text:
+        return PullErrorKind.TIMEOUT, "it did not answer in time"
+    if "ConnectionRefused" in text:
+        return PullErrorKind.UNREACHABLE, "the connection is refused; is the server up, and reachable from the pods?"
+    if "IncompleteBody" in text or "IncompleteMessage" in text or "UnexpectedEof" in text:
+        return PullErrorKind.INTEGRITY, "it ended before all of it had arrived"
+    if "Connect" in text and "ConnectionReset" not in text:
+        return PullErrorKind.UNREACHABLE, "it cannot be connected to; is it reachable from the pods?"
+    if "path segment" in text or "parse path" in text:
+        name = re.search(r'Path "(.{1,200}?)" contain', text)
+        which = f" ({name[1]!r})" if name else ""
+        return (
+            PullErrorKind.BAD_REQUEST,
+            f'it holds a key with "//", "." or ".."{which}, which no file can have; rename it',
+        )
+    return PullErrorKind.UNREACHABLE, "the connection was lost"
+
+
+def _whose(target: Target) -> str:
+    if target.anonymous:
+        return "none were given: name them in the storage secret"
+    return "check them in the storage secret, or the role of the pod"

@@ -1,0 +1,43 @@
+"""How far a pull has come, and how fast it goes."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_WINDOW = 2.0  # seconds; the rate is that of about the last so many
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Of one pull."""
+
+    done_bytes: int  # on disk, whether they came now or were there
+    total_bytes: int | None  # None: the store has not said
+    bytes_per_second: float  # what comes now; 0 while nothing does
+    seconds: float  # since it began
+
+
+class Meter:
+    """Counts bytes, and knows their recent rate. `add` may be called from several threads: a rate may be a bit off."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.bytes = 0
+        self._clock = clock
+        self._since = clock()
+        self._before: tuple[float, int] = (self._since, 0)
+        self._mark: tuple[float, int] = (self._since, 0)
+
+    def add(self, count: int) -> None:
+        """So many bytes have come."""
+        self.bytes += count
+        now = self._clock()
+        if now - self._mark[0] >= _WINDOW / 2:
+            self._before, self._mark = self._mark, (now, self.bytes)
+
+    def rate(self) -> float:
+        """Bytes a second, over the last one to two seconds, or since it began."""
+        now = self._clock()
+        at, count = self._before
+        if now - self._mark[0] >= _WINDOW:
+            at, count = self._mark  # nothing has come since
+        return (self.bytes - count) / max(now - at, 1e-3)

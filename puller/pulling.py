@@ -1,0 +1,294 @@
+"""One pull under way.
+
+It lists the model, takes what is on disk already from the cache, fetches the rest, several files at a time, and puts
+the folder together under a temporary name. Failed or cancelled, it leaves nothing but whole files in the cache.
+"""
+
+import asyncio
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from puller import retry, tree
+from puller.cache import Blob, Cache, Room
+from puller.disk import Disk
+from puller.errors import PullError, PullErrorKind
+from puller.flights import Flight, Flights
+from puller.progress import Progress
+from puller.provider import Listing, Provider, RemoteFile
+from puller.source import Location
+from puller.threads import Threads
+
+DERIVED = "_derived"
+"""Name in a model's folder of what was made of its files."""
+
+_CHANGES = 3  # times that a model is listed anew because a file of it changed meanwhile
+_FILES = 32  # of one pull at once
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What all pulls of a pod work with."""
+
+    disk: Disk
+    cache: Cache
+    flights: Flights
+    threads: Threads
+    policy: retry.Policy
+    provider: Callable[[Location], Provider]  # raises PullError
+    check: Callable[[int], None]  # raises PullError if a model of so many bytes is too large
+    on_retry: Callable[[PullError], None]
+    on_leftover: Callable[[], None]  # a temporary folder could not be removed
+
+
+class Pulling:
+    """What a pull has of the files, and what it waits for."""
+
+    def __init__(
+        self, tools: Tools, names: Mapping[Location, str], *, into: str, sha256: str = "", tag: str = ""
+    ) -> None:
+        """`names` are the locations, the model's first, with their names in the folder. `sha256` is the model's."""
+        self.began = time.monotonic()
+        self.sizes: dict[Location, int] = {}  # bytes
+        self.fetched = 0  # bytes
+        self.content = ""  # equal for equal files; "": not known
+        self.derived = False  # whether what was made of them under the tag is in the folder
+        self._tools = tools
+        self._names = names
+        self._into = into
+        self._sha256 = sha256
+        self._tag = tag
+        self._total: int | None = 0  # bytes; None: a store has not said
+        self._here = 0  # bytes
+        self._blobs: list[Blob] = []  # picked
+        self._flights: set[Flight] = set()
+
+    def progress(self) -> Progress:
+        """How far it is."""
+        return Progress(
+            self._here + sum(min(flight.meter.bytes, flight.size or 2**63) for flight in self._flights),
+            self._total,
+            sum(flight.meter.rate() for flight in self._flights),
+            time.monotonic() - self.began,
+        )
+
+    async def run(self) -> Path:
+        """The folder that it made; the fields then say what is in it. Raises PullError, and OSError of the disk."""
+        for attempt in itertools.count(1):
+            try:
+                return await self._once()
+            except PullError as error:
+                # What came of other files stays in the cache: only what changed is fetched again.
+                if error.kind is not PullErrorKind.CHANGED or attempt >= _CHANGES:
+                    raise
+                self._tools.on_retry(error)
+            except FileNotFoundError:
+                # Somebody has removed files of the cache: the second time round they are fetched.
+                if attempt >= _CHANGES:
+                    raise
+            finally:
+                self._tools.cache.drop(self._blobs)
+                self._blobs = []
+        raise AssertionError
+
+    async def _once(self) -> Path:
+        """Lists, fetches, and puts the folder together."""
+        self._total, self._here = 0, 0
+        self.derived = False
+        self.sizes = {}
+        placed: list[tuple[PurePosixPath, Blob]] = []
+        folders: list[PurePosixPath] = []
+        for location, name in self._names.items():
+            wanted = self._sha256 if not self.sizes else ""  # it is of the model, the first
+            files, below = await self._fetch(location, name, wanted)
+            self.sizes[location] = sum(blob.size for _, blob in files)
+            placed += files
+            folders += below
+        self.content = _content(placed)
+        if self._tag and self.content:
+            derived = self._tools.cache.pick(derived_identity(self._tag, self.content), size=None)
+            if derived is not None:
+                self._blobs.append(derived)
+                placed.append((PurePosixPath(DERIVED), derived))
+                self.derived = True
+        partial: Path | None = self._tools.disk.begin()
+        assert partial is not None
+        try:
+            if len(placed) > _FILES:
+                await self._tools.threads.run(self._put_together, partial, placed, folders)
+            else:
+                self._put_together(partial, placed, folders)
+            folder = self._tools.disk.commit(partial, self._into)
+            partial = None
+        finally:
+            if partial is not None:
+                try:
+                    await self._tools.threads.run(self._tools.disk.remove, partial)
+                except OSError:  # the error of the pull itself matters more; the next start sweeps
+                    self._tools.on_leftover()
+        self._tools.cache.use(self._into, [blob for _, blob in placed])
+        return folder
+
+    def _put_together(
+        self, partial: Path, placed: list[tuple[PurePosixPath, Blob]], folders: list[PurePosixPath]
+    ) -> None:
+        for folder in folders:
+            (partial / folder).mkdir()
+        for path, blob in placed:
+            try:
+                self._tools.cache.link(blob, partial / path)
+            except FileNotFoundError:
+                self._tools.cache.lost(blob)
+                raise
+
+    async def _fetch(
+        self, location: Location, name: str, sha256: str
+    ) -> tuple[list[tuple[PurePosixPath, Blob]], list[PurePosixPath]]:
+        """The files of one location, picked, with their paths in the model's folder; and the folders they need."""
+        provider = self._tools.provider(location)
+        listing = await retry.retried(
+            lambda: provider.listing(location), self._tools.policy, on_retry=self._tools.on_retry
+        )
+        try:
+            paths, folders = _laid_out(listing, location, PurePosixPath(name))
+            if sha256 and not listing.is_file:
+                text = (
+                    f"{location.shown} is a folder of {len(paths)} files, and a sha256 is of one file: "
+                    "register the file itself, or without sha256"
+                )
+                raise PullError(PullErrorKind.BAD_REQUEST, text)
+            blobs = await self._get(provider, location, listing, sha256)
+            if sha256:
+                await self._verify(blobs[0], sha256, location)
+        finally:
+            listing.release()
+        return list(zip(paths, blobs, strict=True)), folders
+
+    async def _get(self, provider: Provider, location: Location, listing: Listing, sha256: str) -> list[Blob]:
+        """The listed files, in order, from the cache or the store."""
+        files = listing.files
+        blobs: list[Blob | None] = []
+        for file in files:
+            blob = self._tools.cache.pick(file.identity, size=file.size, sha256=file.sha256 or sha256)
+            if blob is not None:
+                self._blobs.append(blob)
+            blobs.append(blob)
+        sizes = [blob.size if blob is not None else file.size for blob, file in zip(blobs, files, strict=True)]
+        known = sum(size for size in sizes if size is not None)
+        self._tools.check(known)
+        self._total = None if None in sizes or self._total is None else self._total + known
+        here = [blob for blob in blobs if blob is not None]
+        self._here += sum(blob.size for blob in here)
+        if here:
+            self._tools.threads.begin(self._tools.cache.warm, here)
+        missing = [index for index, blob in enumerate(blobs) if blob is None]
+        if not missing:
+            return here
+        # Files that are equal, or on their way already, need no room of ours.
+        needed = {
+            _flight_name(files[index]) or str(index): files[index].size or 0
+            for index in missing
+            if self._tools.flights.find(_flight_name(files[index])) is None
+        }
+        need = sum(needed.values())
+        if self._tools.cache.crowded(need):
+            room = await self._tools.threads.run(self._tools.cache.room, need)
+        else:
+            room = self._tools.cache.room(need)
+        queue = iter(missing)
+
+        async def work() -> None:
+            for index in queue:
+                # One at a time and noted at once, so that a failure of another leaves no pick behind.
+                blobs[index] = blob = await self._bring(provider, location, listing, files[index], room, sha256)
+                self._here += blob.size
+
+        try:
+            if len(missing) == 1:
+                await work()
+            else:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(_FILES, len(missing))):
+                        group.create_task(work())
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            room.close()
+        return [blob for blob in blobs if blob is not None]
+
+    async def _bring(
+        self,
+        provider: Provider,
+        location: Location,
+        listing: Listing,
+        file: RemoteFile,
+        room: Room,
+        sha256: str,
+    ) -> Blob:
+        """One file, by a flight of its own or somebody else's."""
+        name = _flight_name(file)
+        while True:
+            flight = self._tools.flights.find(name)
+            own = flight is None
+            if flight is None:
+                blob = self._tools.cache.peek(file.identity, size=file.size, sha256=file.sha256)
+                if blob is not None:  # it has come since it was looked for
+                    self._blobs.append(blob)
+                    return blob
+                part = room.split(file.size or 0)
+                flight = self._tools.flights.start(provider, location, file, name=name, room=part, sha256=bool(sha256))
+            elif len(listing.files) == 1:
+                listing.release()  # a connection need not be kept waiting for what somebody else fetches
+            self._flights.add(flight)
+            try:
+                blob = await self._tools.flights.wait(flight)
+            except PullError:
+                if own or flight.location == location:
+                    raise
+                continue
+            finally:
+                self._flights.discard(flight)
+            self._blobs.append(blob)
+            if own:
+                self.fetched += blob.size
+            return blob
+
+    async def _verify(self, blob: Blob, sha256: str, location: Location) -> None:
+        found = blob.sha256 or await self._tools.threads.run(self._tools.cache.digest, blob)
+        if found != sha256:
+            text = (
+                f"{location.shown} is not the file that was registered: its sha256 is {found}, registered is {sha256}; "
+                "put the right file there, or register the digest that it has"
+            )
+            raise PullError(PullErrorKind.CHECKSUM, text)
+
+
+def _content(placed: Sequence[tuple[PurePosixPath, Blob]]) -> str:
+    """Equal for equal files under equal names, "" where one of them is of a version that nobody can name."""
+    names = [(str(path), sorted(blob.names)[-1:]) for path, blob in placed]
+    if not all(known for _, known in names):
+        return ""
+    text = "\n".join(f"{path} {known[0]}" for path, known in sorted(names))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
+
+
+def derived_identity(tag: str, content: str) -> str:
+    """Under which the cache keeps what was made of files with that content."""
+    return f"derived {tag} {content}"
+
+
+def _laid_out(
+    listing: Listing, location: Location, name: PurePosixPath
+) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
+    if listing.is_file:
+        return [name], []
+    paths, folders = tree.lay_out([file.path for file in listing.files], listing.folders, location.shown)
+    return [name / path for path in paths], [name, *(name / folder for folder in folders)]
+
+
+def _flight_name(file: RemoteFile) -> str | None:
+    # With the size: who lists another one must not wait for a file that is not theirs.
+    return f"{file.identity} {file.size}" if file.identity is not None else None

@@ -1,0 +1,67 @@
+"""Trying again: what may succeed a moment later is tried a few times, anything else is not.
+
+Pauses double and are drawn at random below that, so that a fleet whose store had a hiccup does not come back all at
+once. Both the number of attempts and their time are bounded; a transfer that gets on is not counted against either,
+since each time it has less to go.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from puller.errors import PullError
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How often, and for how long. Times in seconds."""
+
+    attempts: int = 4  # in all, without progress in between
+    first_pause: float = 0.2
+    longest_pause: float = 5.0
+    total: float = 60.0  # since the last progress; after it no attempt begins
+
+
+NEVER = Policy(attempts=1)
+"""One attempt."""
+
+
+async def retried(
+    operation: Callable[[], Awaitable[_T]],
+    policy: Policy,
+    *,
+    progress: Callable[[], int] = lambda: 0,
+    on_retry: Callable[[PullError], None] = lambda error: None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> _T:
+    """The operation's result, or the PullError of its last attempt, which then says how many there were.
+
+    `progress` is a number that grows as the operation gets on: more than ever before starts the count anew."""
+    began = since = clock()
+    attempts = failures = 0
+    best = progress()
+    while True:
+        attempts += 1
+        try:
+            return await operation()
+        except PullError as error:
+            now = clock()
+            if (reached := progress()) > best:
+                best, since, failures = reached, now, 0
+            failures += 1
+            if not error.kind.retried:
+                raise
+            if failures >= policy.attempts or now - since >= policy.total:
+                if attempts == 1:
+                    raise
+                text = f"{error.text} (tried {attempts} times in {now - began:.1f} s)"
+                raise PullError(error.kind, text) from None
+            on_retry(error)
+        pause = min(policy.first_pause * 2 ** (failures - 1), policy.longest_pause)
+        await sleep(pause * (0.5 + random.random() / 2))

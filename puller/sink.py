@@ -1,0 +1,270 @@
+"""Where one file's bytes go: a temporary file, filled from one stream or from several at once.
+
+It knows which bytes are there, so a transfer that broke off goes on where it ended; and it digests them as they come,
+so a checksum costs no second reading. Parts that arrive ahead of the digest are read back from the page cache, by
+whoever writes next, a few megabytes at a time.
+
+Writing blocks for as long as the page cache takes it, and may be done from any thread. A sink that is stopped refuses
+further writes; its file is closed when the last writer has left, so that no late thread ever writes to a number that
+has become another file.
+"""
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from puller.errors import PullError, PullErrorKind
+from puller.limits import Limits
+from puller.progress import Meter
+
+_READ_BACK = 4 * 2**20  # bytes
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Stopped(Exception):
+    """Nobody wants these bytes any more: the thread should end."""
+
+
+class Sink:
+    """One file being fetched."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        shown: str,
+        limits: Limits,
+        admit: Callable[[int], None],
+        arrived: Callable[[int], None] = lambda count: None,
+        meter: Meter | None = None,
+        size: int | None = None,
+        sha256: str = "",
+        md5: str = "",
+    ) -> None:
+        """`admit` raises PullError if a file of so many bytes must not be; `arrived` is told of bytes written.
+
+        `shown` names the file in errors."""
+        self.limits = limits
+        self.meter = meter or Meter()
+        self.size: int | None = None
+        self._shown = shown
+        self._admit = admit
+        self._arrived = arrived
+        self._admitted = 0
+        self._lock = threading.Lock()
+        self._digesting = threading.Lock()
+        self._expected: dict[str, str] = {}
+        self._digests: dict[str, hashlib._Hash] = {}
+        self._frontier = 0  # bytes digested
+        self._there: list[tuple[int, int]] = []  # ranges that are written: sorted, apart from each other
+        self._stop = threading.Event()
+        self._writers = 0
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            self.expect(size=size, sha256=sha256, md5=md5)
+        except BaseException:
+            self.close()
+            raise
+
+    def expect(self, *, size: int | None = None, sha256: str = "", md5: str = "") -> None:
+        """What the store says of the file (digests in hex), before its first byte. Raises PullError.
+
+        What was expected before, by the registration or the listing, stands: a store that now says something else
+        has a changed file, or a wrong one."""
+        if size is not None:
+            if self.size is not None and size != self.size:
+                text = f"{self._shown} changed: {self.size} bytes were announced at first, then {size}"
+                raise PullError(PullErrorKind.CHANGED, text)
+            self._grow(size)
+            self.size = size
+        for name, value in (("sha256", sha256.lower()), ("md5", md5.lower())):
+            if not value:
+                continue
+            if self._expected.get(name, value) != value:
+                raise PullError(PullErrorKind.CHECKSUM, self._mismatch(name, value, "the store announces"))
+            self._expected[name] = value
+            self.compute(name)
+
+    def compute(self, name: str) -> None:
+        """Has that digest (`sha256`, `md5`) computed, for `digest` to tell."""
+        if name not in self._digests:
+            with self._digesting:
+                # Those that have begun begin again with it: usually nothing is there yet.
+                self._digests = {known: _digest(known) for known in (*self._digests, name)}
+                self._frontier = 0
+
+    def digest(self, name: str) -> str:
+        """That digest of the finished file, in hex; "" if it was not computed."""
+        return self._digests[name].hexdigest() if name in self._digests else ""
+
+    @property
+    def behind(self) -> int:
+        """Bytes that `finish` has to digest yet."""
+        return self.written - self._frontier if self._digests else 0
+
+    @property
+    def written(self) -> int:
+        """Bytes that are there."""
+        return sum(end - start for start, end in self._there)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nobody wants it any more."""
+        return self._stop.is_set()
+
+    def missing(self) -> list[tuple[int, int]]:
+        """The ranges (first byte, one after the last) that are not there yet. Needs the size."""
+        if self.size is None:
+            raise ValueError("the size is not known")
+        gaps: list[tuple[int, int]] = []
+        at = 0
+        with self._lock:
+            for start, end in [*self._there, (self.size, self.size)]:
+                if start > at:
+                    gaps.append((at, start))
+                at = end
+        return gaps
+
+    def restart(self) -> None:
+        """Throws away what is there: it comes from the beginning again."""
+        with self.hold() as descriptor, self._digesting, self._lock:
+            os.ftruncate(descriptor, 0)
+            self._there = []
+            self._digests = {name: _digest(name) for name in self._digests}
+            self._frontier = 0
+
+    @contextmanager
+    def hold(self) -> Iterator[int]:
+        """The file's descriptor, for as long as the block lasts. Raises Stopped.
+
+        For copying inside the kernel; tell `wrote` what was written."""
+        with self._lock:
+            if self._stop.is_set() or self._descriptor < 0:
+                raise Stopped
+            self._writers += 1
+        try:
+            yield self._descriptor
+        finally:
+            with self._lock:
+                self._writers -= 1
+                self._close_if_left()
+
+    def write(self, data: Buffer, offset: int) -> None:
+        """Writes all of the bytes there. Blocks; from any thread. Raises Stopped, PullError, OSError of the disk."""
+        view = memoryview(data)
+        if not len(view):
+            return
+        with self.hold() as descriptor:
+            self._check(offset + len(view))
+            at = offset
+            while at - offset < len(view):
+                at += os.pwrite(descriptor, view[at - offset :], at)
+            self.wrote(offset, len(view), view)
+
+    def wrote(self, offset: int, count: int, data: memoryview | None = None) -> None:
+        """Notes bytes that were written through the descriptor of `hold`. Raises PullError."""
+        self._check(offset + count)
+        self.meter.add(count)
+        self._arrived(count)
+        with self._lock:
+            self._there = _joined(self._there, (offset, offset + count))
+        if self._digests and self._digesting.acquire(blocking=False):
+            try:
+                if data is not None and offset == self._frontier:
+                    self._digest(data)
+                self._read_back(2 * _READ_BACK)
+            finally:
+                self._digesting.release()
+
+    def pace(self, count: int) -> None:
+        """Notes that so many bytes have come, and waits, in a thread, as the bandwidth demands. Raises Stopped."""
+        delay = self.limits.take(count)
+        if delay and self._stop.wait(delay):
+            raise Stopped
+
+    def finish(self) -> int:
+        """Checks that all of it is there and is what was expected; its size. Blocks while it digests the rest.
+
+        Raises PullError (INTEGRITY, CHECKSUM)."""
+        there = list(self._there)
+        size = self.size if self.size is not None else (there[-1][1] if there else 0)
+        if there != ([(0, size)] if size else []):
+            text = f"{self._shown} ended before all of it had arrived: {self.written} of {size} bytes"
+            raise PullError(PullErrorKind.INTEGRITY, text)
+        if self._digests:
+            with self.hold(), self._digesting:
+                self._read_back(size)
+        for name, expected in self._expected.items():
+            found = self._digests[name].hexdigest()
+            if found != expected:
+                raise PullError(PullErrorKind.CHECKSUM, self._mismatch(name, found, "what arrived has"))
+        return size
+
+    def close(self) -> None:
+        """Refuses further writes; closes the file once nobody is writing. The file itself stays."""
+        self._stop.set()
+        with self._lock:
+            self._close_if_left()
+
+    def _close_if_left(self) -> None:
+        if self._stop.is_set() and not self._writers and self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _check(self, end: int) -> None:
+        if self.size is None:
+            self._grow(end)
+        elif end > self.size:
+            text = f"{self._shown} announced {self.size} bytes and sent more"
+            raise PullError(PullErrorKind.INTEGRITY, text)
+
+    def _grow(self, size: int) -> None:
+        with self._lock:
+            if size <= self._admitted:
+                return
+            self._admitted = size
+        self._admit(size)
+
+    def _digest(self, data: memoryview) -> None:
+        for digest in self._digests.values():
+            digest.update(data)
+        self._frontier += len(data)
+
+    def _read_back(self, most: int) -> None:
+        """Digests what is there beyond the frontier, `most` bytes and no gap."""
+        while most > 0:
+            with self._lock:
+                end = next((end for start, end in self._there if start <= self._frontier < end), 0)
+            count = min(end - self._frontier, _READ_BACK, most)
+            if count <= 0:
+                return
+            data = os.pread(self._descriptor, count, self._frontier)
+            if not data:
+                return
+            self._digest(memoryview(data))
+            most -= len(data)
+
+    def _mismatch(self, name: str, found: str, who: str) -> str:
+        return (
+            f"{self._shown} is not the file that was meant: its {name} should be {self._expected[name]}, "
+            f"{who} {found}; put the right file there, or register it with the digest that it has"
+        )
+
+
+def _digest(name: str) -> "hashlib._Hash":
+    return hashlib.new(name, usedforsecurity=False)
+
+
+def _joined(ranges: list[tuple[int, int]], new: tuple[int, int]) -> list[tuple[int, int]]:
+    start, end = new
+    kept = []
+    for one in ranges:
+        if one[1] < start or one[0] > end:
+            kept.append(one)
+        else:
+            start, end = min(start, one[0]), max(end, one[1])
+    return sorted([*kept, (start, end)])

@@ -1,0 +1,37 @@
+"""Work on the pod's own disk, away from the event loop."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+
+class Threads:
+    """A few threads."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._executor = ThreadPoolExecutor(count, thread_name_prefix=name)
+
+    async def run(self, function: Callable[..., _T], *arguments: object) -> _T:
+        """Runs it to its end, also where the caller is cancelled meanwhile; the cancel comes then."""
+        work = self.begin(function, *arguments)
+        cancelled: asyncio.CancelledError | None = None
+        while not work.done():
+            try:
+                await asyncio.wait([work])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            work.exception()
+            raise cancelled
+        return work.result()
+
+    def begin(self, function: Callable[..., _T], *arguments: object) -> "asyncio.Future[_T]":
+        """Has it run, whoever waits for it."""
+        return asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    def close(self, *, drop: bool = False) -> None:
+        """Lets the threads end; with `drop`, without what has not begun. Does not wait."""
+        self._executor.shutdown(wait=False, cancel_futures=drop)

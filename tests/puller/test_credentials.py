@@ -1,0 +1,267 @@
+"""The storage secret: whose settings count, and that nobody gets to see them."""
+
+import copy
+import json
+import pickle
+import traceback
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from puller import objects_client, objects_errors
+from puller.credentials import Secrets
+from puller.errors import PullError, PullErrorKind
+from puller.http_client import HttpPolicy
+from puller.source import Source, resolve
+
+S3 = {
+    "type": "s3",
+    "access_key_id": "AKIDSECRET",
+    "secret_access_key": "topsecret",
+    "endpoint_url": "http://127.0.0.1:1",
+    "region": "us-east-1",
+    "bucket": "of-the-secret",
+}
+
+
+@pytest.fixture
+def secrets(tmp_path):
+    """Writes keys of the secret; gives it."""
+
+    def write(**stores: object) -> Secrets:
+        for name, store in stores.items():
+            (tmp_path / name).write_text(store if isinstance(store, str) else json.dumps(store))
+        return Secrets(tmp_path)
+
+    return write
+
+
+def settings(secrets: Secrets, path: str = "a", **key: object):
+    return resolve(Source(path, json.dumps(key)), secrets=secrets).model.settings
+
+
+def test_which_key_counts(secrets):
+    """The named one, else the default of the type, else the default; the URI's type asks for its own default."""
+    store = secrets(
+        mine={**S3, "bucket": "mine"},
+        default={**S3, "bucket": "default"},
+        default_s3={**S3, "bucket": "default-s3"},
+        default_gcs={"type": "gcs", "bucket": "default-gcs"},
+    )
+    assert settings(store, storage_key="mine").origin == "mine"
+    assert settings(store).origin == "default"
+    assert settings(store, storage_params={"type": "s3"}).text("bucket") == "default-s3"
+    assert settings(store, storage_params={"type": "gcs"}).text("bucket") == "default-gcs"
+    assert settings(store, "gs://b/a").origin == "default_gcs"
+    assert settings(store, "s3://b/a").origin == "default_s3"
+    assert settings(store, "s3://b/a", storage_key="mine").origin == "mine"
+    assert settings(store, "azure://account/c/a").origin == ""
+
+
+def test_a_type_without_default_starts_from_nothing(secrets):
+    """The general default is not asked where a type is known."""
+    store = secrets(default=S3)
+    assert settings(store, "s3://b/a").origin == ""
+    assert not settings(store, "s3://b/a").has("secret_access_key")
+
+
+def test_what_overrides_what(secrets):
+    """storage_params over the secret, the URI over both, the old bucket attribute over the secret's only."""
+    store = secrets(mine=S3, old={**{k: v for k, v in S3.items() if k != "bucket"}, "default_bucket": "old"})
+    assert settings(store, storage_key="mine").text("bucket") == "of-the-secret"
+    assert settings(store, storage_key="mine", bucket="top").text("bucket") == "top"
+    assert settings(store, storage_key="mine", bucket="top", storage_params={"bucket": "p"}).text("bucket") == "p"
+    params = {"bucket": "p", "region": "eu-west-1"}
+    both = settings(store, "s3://uri/a", storage_key="mine", storage_params=params)
+    assert (both.text("bucket"), both.text("region")) == ("uri", "eu-west-1")
+    assert settings(store, storage_key="old").text("bucket") == "old"
+    assert settings(store, storage_key="old", bucket="top").text("bucket") == "top"
+
+
+def test_dotted_overrides(secrets):
+    """Lead into nested objects and make those that are missing; only strings take the place of strings."""
+    store = secrets(mine={"type": "http", "url": "http://host", "headers": {"a": "1", "b": ["2"]}, "number": 7})
+    got = settings(store, storage_key="mine", storage_params={"headers.a": "x", "headers.c": "y"})
+    assert got.texts("headers") == {"a": ["x"], "b": ["2"], "c": ["y"]}
+    for params in ({"headers.b": "x"}, {"number": "8"}, {"headers": "x"}, {"url.x": "y"}, {"a": 7}, {"a": {"b": "c"}}):
+        with pytest.raises(PullError, match="storage_params"):
+            settings(store, storage_key="mine", storage_params=params)
+
+
+def test_a_rotated_secret_counts_at_once(secrets):
+    """It is read at each load, and other settings have another client."""
+    before = settings(secrets(mine=S3), storage_key="mine")
+    after = settings(secrets(mine={**S3, "secret_access_key": "rotated"}), storage_key="mine")
+    assert after.text("secret_access_key") == "rotated"
+    assert before.fingerprint() != after.fingerprint()
+    assert after.fingerprint() == settings(secrets(), storage_key="mine").fingerprint()
+
+
+@pytest.mark.parametrize("name", ["absent", "../mine", "..data", ".hidden", "a/b", "", "a" * 300, "a\nb"])
+def test_names_that_are_no_key(secrets, name):
+    """A key that is named and not there fails the load; names that lead elsewhere are none."""
+    store = secrets(mine=S3)
+    if not name:
+        assert resolve(Source("/a", '{"storage_key": ""}'), secrets=store).model.scheme == "file"
+        return
+    with pytest.raises(PullError) as caught:
+        settings(store, storage_key=name)
+    assert caught.value.kind is PullErrorKind.BAD_REQUEST
+
+
+@pytest.mark.parametrize(
+    "content", ['{"type": "s3", topsecret}', '["topsecret"]', '{"topsecret": "s3"}', "[" * 100_000]
+)
+def test_keys_that_cannot_be_read(secrets, content):
+    """Are errors that quote nothing of them, the default too: going on without it would explain nothing."""
+    for name, key in (("mine", {"storage_key": "mine"}), ("default", {})):
+        with pytest.raises(PullError) as caught:
+            settings(secrets(**{name: content}), **key)
+        assert "topsecret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_store_of_another_type(secrets):
+    """A URI and a key that contradict each other are refused."""
+    with pytest.raises(PullError, match="type s3"):
+        settings(secrets(mine=S3), "gs://b/a", storage_key="mine")
+
+
+def test_headers_of_an_http_store_stay_on_its_host(secrets):
+    """A default's are for URLs of its own origin; a named one for another host is refused."""
+    web = {"type": "http", "url": "https://models.example/base", "headers": {"Authorization": "topsecret"}}
+    store = secrets(default_http=web, web=web)
+    assert settings(store, "https://models.example/other/a").has("headers")
+    for elsewhere in ("https://evil.example/a", "http://models.example/a", "https://models.example:444/a"):
+        assert not settings(store, elsewhere).has("headers")
+        with pytest.raises(PullError) as caught:
+            settings(store, elsewhere, storage_key="web")
+        assert caught.value.kind is PullErrorKind.FORBIDDEN
+    with pytest.raises(PullError, match="url is the registration's"):
+        settings(store, storage_key="web", storage_params={"url": "https://evil.example"})
+    model = resolve(Source("sub/a b.onnx", '{"storage_key": "web"}'), secrets=store).model
+    assert (model.scheme, model.uri) == ("https", "https://models.example/base/sub/a%20b.onnx")
+
+
+@pytest.mark.parametrize(
+    ("store", "params"),
+    [
+        ({"type": "gcs", "bucket": "b", "private_key": "k", "client_email": "e"}, {"endpoint_url": "https://evil"}),
+        (
+            {"type": "azure", "account_name": "acc", "container": "c", "sas_token": "t"},
+            {"endpoint_url": "https://evil"},
+        ),
+        (
+            {"type": "azure", "account_name": "acc", "container": "c", "client_id": "i", "client_secret": "s"}
+            | {"tenant_id": "t"},
+            {"authority_host": "https://evil"},
+        ),
+        ({"type": "gcs", "bucket": "b"}, {"endpoint_url": "https://evil", "identity": "ambient"}),
+    ],
+)
+def test_tokens_go_to_no_host_that_a_registration_chose(secrets, store, params):
+    """A token serves whoever gets it, so endpoint and credentials have to be of the same origin."""
+    got = settings(secrets(mine=store), storage_key="mine", storage_params=params)
+    with pytest.raises(PullError) as caught:
+        objects_client.connect(got, HttpPolicy(), on_google=True)
+    assert caught.value.kind is PullErrorKind.FORBIDDEN
+
+
+def test_an_endpoint_of_a_registration_is_asked_as_nobody(secrets):
+    """Without credentials of its own the pod's identity is not used for it."""
+    got = settings(secrets(), "gs://b/a", storage_params={"endpoint_url": "https://evil"})
+    assert objects_client.connect(got, HttpPolicy(), on_google=True).anonymous
+
+
+def test_explicit_keys_are_used_alone(secrets, monkeypatch):
+    """What the environment says of keys, tokens and endpoints does not join what a secret says."""
+    for name, value in {
+        "AWS_SESSION_TOKEN": "envtoken",
+        "AWS_ACCESS_KEY_ID": "envkey",
+        "AWS_ENDPOINT_URL_S3": "http://evil",
+        "AWS_ENDPOINT_URL": "http://evil",
+        "AWS_SKIP_SIGNATURE": "true",
+        "AWS_REGION": "eu-west-9",
+    }.items():
+        monkeypatch.setenv(name, value)
+    target = objects_client.connect(settings(secrets(mine=S3), storage_key="mine"), HttpPolicy(), on_google=False)
+    assert target.endpoint == S3["endpoint_url"]
+    assert not target.anonymous
+    config = target.client.config
+    assert config["endpoint_url_s3"] == config["endpoint"] == S3["endpoint_url"]
+    assert config["region"] == "us-east-1"
+    assert "token" not in str(config)
+    assert target.client.credential_provider() == {
+        "access_key_id": "AKIDSECRET",
+        "secret_access_key": "topsecret",
+        "token": None,
+        "expires_at": None,
+    }
+
+
+def test_the_environment_must_not_replace_googles_key(secrets, monkeypatch):
+    """obstore would prefer a token of the environment: that is said instead."""
+    monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "envtoken")
+    store = secrets(mine={"type": "gcs", "bucket": "b", "private_key": "topsecret", "client_email": "e"})
+    with pytest.raises(PullError, match="GOOGLE_BEARER_TOKEN") as caught:
+        objects_client.connect(settings(store, storage_key="mine"), HttpPolicy(), on_google=False)
+    assert "envtoken" not in caught.value.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"secret_access_key": ""},
+        {"endpoint_url": "topsecret"},
+        {"endpoint_url": "http://user:topsecret@host"},
+        {"endpoint_url": "http://host?topsecret"},
+        {"certificate": "topsecret"},
+        {"region": "topsecret "},
+        {"identity": "mine", "access_key_id": "", "secret_access_key": ""},
+        {"access_key_id": {"topsecret": 1}},
+    ],
+)
+def test_settings_that_make_no_client(secrets, change):
+    """Say which value is at fault and in which key of the secret."""
+    with pytest.raises(PullError, match="key mine") as caught:
+        objects_client.connect(
+            settings(secrets(mine={**S3, **change}), storage_key="mine"), HttpPolicy(), on_google=False
+        )
+    assert caught.value.kind is PullErrorKind.BAD_REQUEST
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "topsecret" not in shown.replace("region 'topsecret '", "")
+
+
+@given(
+    secret=st.text(min_size=8, max_size=40).filter(lambda text: text.strip() == text and text not in str(S3)),
+    name=st.sampled_from(["access_key_id", "secret_access_key", "session_token", "private_key", "anything"]),
+)
+def test_settings_show_nothing(tmp_path_factory, secret, name):
+    """Neither as text, nor in the request and the location that hold them, nor pickled, nor in the rewritten key."""
+    folder = tmp_path_factory.getbasetemp() / "shown"
+    folder.mkdir(exist_ok=True)
+    (folder / "mine").write_text(json.dumps({**S3, name: secret}))
+    request = resolve(Source("a", '{"storage_key": "mine"}'), secrets=Secrets(folder))
+    got = request.model.settings
+    for text in (repr(got), str(got), repr(request), f"{request.model}", got.fingerprint(), request.model.shown):
+        assert secret not in text
+    for copied in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError):
+            copied(got)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "status code: 403 <Code>AccessDenied</Code><StringToSign>topsecret</StringToSign>",
+        "status code: 400 <Code>topsecret-not-a-code!</Code>",
+        'uri: Some(https://acc/c?sig=topsecret) "dns error"',
+        "no marker at all, topsecret",
+    ],
+)
+def test_errors_quote_nothing_of_what_a_server_says(text):
+    """Status and code pass, requests, signatures and bodies do not."""
+    target = objects_client.Target(None, "https://host", False)  # type: ignore[arg-type]
+    error = objects_errors.translated(ValueError(text), "s3://b/a", target)
+    assert "topsecret" not in error.text
+    assert "s3://b/a at https://host" in error.text

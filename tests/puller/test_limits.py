@@ -1,0 +1,90 @@
+"""What all pulls of a pod share: connections, bandwidth, and how a large file is cut."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from puller.errors import PullError, PullErrorKind
+from puller.limits import Limits
+
+
+@given(
+    gaps=st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=6),
+    part=st.integers(1, 20),
+)
+def test_parts_cover_what_is_missing_and_nothing_else(gaps, part):
+    """In order, none too long, none empty, and of nearly equal length within a range."""
+    missing, at = [], 0
+    for skipped, length in gaps:
+        missing.append((at + skipped, at + skipped + length))
+        at += skipped + length + 1
+    parts = Limits(range_bytes=part).parts(missing)
+    assert all(0 < end - start <= part for start, end in parts)
+    covered = [byte for start, end in parts for byte in range(start, end)]
+    assert covered == [byte for start, end in missing for byte in range(start, end)]
+
+
+def test_bandwidth_is_shared_by_whoever_takes():
+    """A burst is free, then each byte costs its time; a quiet minute earns no more than a burst."""
+    now = [100.0]
+    limits = Limits(bytes_per_second=1000, clock=lambda: now[0])
+    waits = [limits.take(1000) for _ in range(3)]
+    assert waits == sorted(waits)
+    assert waits[2] - waits[1] == pytest.approx(1.0)
+    now[0] += 3600
+    again = [limits.take(1000) for _ in range(3)]
+    assert again == pytest.approx(waits)
+    assert Limits().take(10**12) == 0.0
+
+
+async def test_connections_are_bounded_and_given_back():
+    """Whoever comes when all are taken waits; a failure gives its own back."""
+    limits = Limits(connections=2)
+
+    async def fails():
+        async with limits.connection():
+            waiting.append(asyncio.ensure_future(limits.acquire()))
+            await asyncio.sleep(0)
+            assert (limits.statistics().connections, limits.statistics().waiting) == (2, 1)
+            raise ZeroDivisionError
+
+    waiting = []
+    async with limits.connection():
+        with pytest.raises(ZeroDivisionError):
+            await fails()
+        await asyncio.wait_for(waiting[0], 10)
+        assert (limits.statistics().connections, limits.statistics().waiting) == (2, 0)
+        limits.release()
+    assert limits.statistics().connections == 0
+
+
+async def test_parts_come_a_few_at_a_time_and_the_first_error_ends_all():
+    """As many at once as there may be ranges."""
+    now, most, done = 0, 0, []
+
+    async def fetch(start, end):
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0)
+        now -= 1
+        done.append((start, end))
+        if start == 50:
+            raise PullError(PullErrorKind.UNREACHABLE, "gone")
+
+    limits = Limits(ranges=3, range_bytes=10)
+    await limits.in_parts([(0, 40)], fetch)
+    assert most == 3
+    assert sorted(done) == [(0, 10), (10, 20), (20, 30), (30, 40)]
+    with pytest.raises(PullError, match="gone"):
+        await limits.in_parts([(50, 1000)], fetch)
+    assert len(done) < 50
+
+
+@pytest.mark.parametrize("wrong", [{"connections": 0}, {"ranges": 0}, {"range_bytes": 0}, {"bytes_per_second": -1}])
+def test_limits_that_make_no_sense(wrong):
+    """Said when they are set, not when the first pull hangs."""
+    with pytest.raises(ValueError, match="out of range"):
+        Limits(**wrong)

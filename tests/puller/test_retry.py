@@ -1,0 +1,78 @@
+"""Trying again: what may pass, a bounded number of times, and with progress for as long as it takes."""
+
+import pytest
+
+from puller import retry
+from puller.errors import PullError, PullErrorKind
+
+
+class Store:
+    """Fails as told, then answers; `clock` goes on by the pauses."""
+
+    def __init__(self, *kinds: PullErrorKind) -> None:
+        self.kinds = list(kinds)
+        self.calls = 0
+        self.pauses: list[float] = []
+        self.written = 0
+        self.step = 0
+
+    async def operation(self) -> str:
+        self.calls += 1
+        self.written += self.step
+        if self.kinds:
+            raise PullError(self.kinds.pop(0), "no")
+        return "done"
+
+    async def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+
+    def clock(self) -> float:
+        return sum(self.pauses)
+
+    async def run(self, policy: retry.Policy) -> str:
+        return await retry.retried(
+            self.operation, policy, progress=lambda: self.written, sleep=self.sleep, clock=self.clock
+        )
+
+
+POLICY = retry.Policy(attempts=4, first_pause=1.0, longest_pause=2.0, total=100.0)
+
+
+async def test_what_may_pass_is_tried_again_with_growing_pauses():
+    """Pauses are drawn below a bound that doubles."""
+    store = Store(*[PullErrorKind.UNREACHABLE] * 3)
+    assert await store.run(POLICY) == "done"
+    assert store.calls == 4
+    assert all(0 <= pause <= bound for pause, bound in zip(store.pauses, (1.0, 2.0, 2.0), strict=True))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PullErrorKind if not kind.retried])
+async def test_what_is_final_is_not(kind):
+    store = Store(kind)
+    with pytest.raises(PullError) as caught:
+        await store.run(POLICY)
+    assert (caught.value.kind, store.calls) == (kind, 1)
+
+
+async def test_attempts_are_bounded_and_told():
+    store = Store(*[PullErrorKind.TIMEOUT] * 9)
+    with pytest.raises(PullError, match="4 times"):
+        await store.run(POLICY)
+    assert store.calls == 4
+
+
+async def test_time_is_bounded():
+    """No attempt begins after it."""
+    store = Store(*[PullErrorKind.TIMEOUT] * 99)
+    with pytest.raises(PullError):
+        await store.run(retry.Policy(attempts=1000, first_pause=8.0, longest_pause=8.0, total=20.0))
+    assert sum(store.pauses[:-1]) <= 20.0
+    assert store.calls < 99
+
+
+async def test_a_transfer_that_gets_on_is_not_given_up():
+    """Each attempt brings some of it: they are not counted."""
+    store = Store(*[PullErrorKind.INTEGRITY] * 20)
+    store.step = 1
+    assert await store.run(POLICY) == "done"
+    assert store.calls == 21

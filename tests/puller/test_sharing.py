@@ -1,0 +1,247 @@
+"""Files that several models share, what was made of them, and what a crash leaves: through a whole puller."""
+
+import asyncio
+import base64
+import hashlib
+import os
+import signal
+import sys
+
+import pytest
+from aiohttp import web
+
+from mesh import process
+from puller import retry
+from puller.errors import PullError, PullErrorKind
+from puller.http_client import HttpPolicy
+from puller.puller import Puller
+from puller.source import Source
+from tests.support.waiting import until
+
+MIB = 2**20
+# Larger than what sockets hold: a body that nobody reads is never sent whole, and so not counted.
+CONTENT = os.urandom(8 * MIB)
+OTHER = os.urandom(7 * MIB)
+
+
+class Store:
+    """A real HTTP server that counts whole bodies, and gives digests or not."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.bodies: list[str] = []
+        self.digest = True
+        self.gate = asyncio.Event()
+        self.held: set[str] = set()  # whose bodies wait for it
+        self.waiting = 0
+        self.port = 0
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.port}/{name}"
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        name = request.path[1:]
+        content = self.files.get(name)
+        if content is None:
+            return web.Response(status=404)
+        tag = f'"{hashlib.md5(content + name.encode()).hexdigest()}"'
+        if request.headers.get("If-None-Match") == tag:
+            return web.Response(status=304)
+        response = web.StreamResponse(headers={"ETag": tag})
+        if self.digest:
+            raw = hashlib.sha256(content).digest()
+            response.headers["Repr-Digest"] = f"sha-256=:{base64.b64encode(raw).decode()}:"
+        response.content_length = len(content)
+        await response.prepare(request)
+        await response.write(content[:1000])
+        if name in self.held:
+            self.waiting += 1
+            await self.gate.wait()
+        await response.write(content[1000:])
+        self.bodies.append(name)
+        return response
+
+
+@pytest.fixture
+async def store():
+    store = Store()
+    runner = web.ServerRunner(web.Server(store.answer))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    store.port = runner.addresses[0][1]
+    yield store
+    store.gate.set()
+    await runner.cleanup()
+
+
+def make(folder, **more) -> Puller:
+    policy = HttpPolicy(allow_private=True, connect_timeout=5, read_timeout=10)
+    puller = Puller(directory=folder, http=policy, retries=retry.NEVER, **more)
+    puller.sweep()
+    return puller
+
+
+@pytest.fixture
+async def puller(tmp_path):
+    puller = make(tmp_path / "models", budget_bytes=30 * MIB)
+    yield puller
+    await puller.close()
+
+
+async def test_two_models_and_two_revisions_with_equal_files_are_one_download(puller, store):
+    """By the digest that the store gives: one body in its own count, one file on disk, under each model's own name."""
+    store.files = {"a.onnx": CONTENT, "v2/b.onnx": CONTENT}
+    first = await puller.pull(Source(store.url("a.onnx")), into="a")
+    second = await puller.pull(Source(store.url("v2/b.onnx")), into="b")
+    third = await puller.pull(Source(store.url("a.onnx")), into="a")
+    assert [pulled.path.name for pulled in (first, second, third)] == ["a.onnx", "b.onnx", "a.onnx"]
+    assert second.path.read_bytes() == third.path.read_bytes() == CONTENT
+    assert store.bodies == ["a.onnx"]
+    assert os.stat(second.path).st_ino == os.stat(third.path).st_ino
+    assert (second.fetched_bytes, puller.statistics().fetched_bytes) == (0, len(CONTENT))
+    assert second.content == third.content or second.path.name != third.path.name
+
+
+async def test_pulls_of_one_file_at_once_are_one_download(puller, store):
+    """The second waits for the first, and shows the same progress."""
+    store.files = {"a": CONTENT}
+    store.held = {"a"}
+    pulls = [asyncio.create_task(puller.pull(Source(store.url("a")), into=f"m{number}")) for number in range(5)]
+    await until(lambda: store.waiting >= 1 and len(puller.statistics().progress) == 5, why="all have begun")
+    progress = puller.progress("m3")
+    assert progress is not None
+    assert progress.total_bytes == len(CONTENT)
+    store.gate.set()
+    await asyncio.gather(*pulls)
+    assert store.bodies.count("a") == 1
+    assert puller.progress("m3") is None
+
+
+async def test_the_first_of_several_that_leaves_does_not_end_it(puller, store):
+    store.files = {"a": CONTENT}
+    store.held = {"a"}
+    pulls = [asyncio.create_task(puller.pull(Source(store.url("a")), into=f"m{number}")) for number in range(2)]
+    await until(lambda: store.waiting >= 1 and len(puller.statistics().progress) == 2, why="both have begun")
+    pulls[0].cancel()
+    store.gate.set()
+    assert (await pulls[1]).path.read_bytes() == CONTENT
+    with pytest.raises(asyncio.CancelledError):
+        await pulls[0]
+
+
+async def test_a_changed_file_is_noticed_at_the_next_pull(puller, store):
+    """Also where only its ETag tells."""
+    store.digest = False
+    store.files = {"a": CONTENT}
+    assert (await puller.pull(Source(store.url("a")), into="m")).path.read_bytes() == CONTENT
+    await puller.remove("m")
+    assert puller.remembers("m")
+    assert (await puller.pull(Source(store.url("a")), into="m")).fetched_bytes == 0
+    store.files = {"a": OTHER}
+    assert (await puller.pull(Source(store.url("a")), into="m")).path.read_bytes() == OTHER
+    assert store.bodies == ["a", "a"]
+
+
+async def test_a_registration_names_the_digest(puller, store):
+    """What has it is taken, from the disk too, whatever the store calls it; anything else is refused, naming both."""
+    store.digest = False
+    store.files = {"a": CONTENT, "b": CONTENT, "c": OTHER}
+    right = hashlib.sha256(CONTENT).hexdigest()
+    await puller.pull(Source(store.url("a"), sha256=right), into="a")
+    await puller.pull(Source(store.url("b"), sha256=right.upper()), into="b")
+    assert store.bodies == ["a"]
+    with pytest.raises(PullError) as caught:
+        await puller.pull(Source(store.url("c"), sha256=right), into="c")
+    assert caught.value.kind is PullErrorKind.CHECKSUM
+    assert right in caught.value.text
+    assert hashlib.sha256(OTHER).hexdigest() in caught.value.text
+    for wrong in ("abc", "x" * 64):
+        with pytest.raises(PullError, match="64 hexadecimal"):
+            await puller.pull(Source(store.url("a"), sha256=wrong), into="d")
+
+
+async def test_a_full_budget_lets_only_unused_files_go(puller, store):
+    """And refuses what does not fit beside the used ones."""
+    store.files = {"a": CONTENT, "b": OTHER, "c": os.urandom(10 * MIB), "d": os.urandom(10 * MIB)}
+    for name in "abc":
+        await puller.pull(Source(store.url(name)), into=name)
+    with pytest.raises(PullError) as caught:
+        await puller.pull(Source(store.url("d")), into="d")
+    assert caught.value.kind is PullErrorKind.DISK_FULL
+    await puller.remove("a")
+    await puller.pull(Source(store.url("d")), into="d")
+    assert not puller.remembers("a")
+    assert puller.remembers("b")
+    assert puller.remembers("c")
+
+
+async def test_what_was_made_of_a_model_comes_with_equal_files_only(puller, store, tmp_path):
+    """Kept under a tag; another tag, or changed files, do not find it; it goes when room is needed."""
+    store.files = {"a": CONTENT}
+    pulled = await puller.pull(Source(store.url("a")), into="m", tag="v1")
+    assert pulled.derived is None
+    made = puller.directory / "made"
+    made.write_bytes(b"quicker")
+    assert await puller.keep("m", pulled.content, "v1", made)
+    assert not made.exists()
+    again = await puller.pull(Source(store.url("a")), into="other", tag="v1")
+    assert again.derived is not None
+    assert again.derived.read_bytes() == b"quicker"
+    assert again.bytes == len(CONTENT)
+    assert (await puller.pull(Source(store.url("a")), into="m", tag="v2")).derived is None
+    store.files = {"a": OTHER}
+    assert (await puller.pull(Source(store.url("a")), into="m", tag="v1")).derived is None
+    await puller.remove("gone")
+    made.write_bytes(b"x")
+    assert not await puller.keep("gone", pulled.content, "v3", made)
+    assert made.exists()
+
+
+_CHILD = """
+import asyncio, sys
+from pathlib import Path
+from puller.http_client import HttpPolicy
+from puller.puller import Puller
+from puller.source import Source
+
+async def main():
+    puller = Puller(directory=Path(sys.argv[1]), http=HttpPolicy(allow_private=True))
+    puller.sweep()
+    await puller.pull(Source(sys.argv[2]), into="whole")
+    await puller.close()  # which waits until it is safe on disk
+    puller = Puller(directory=Path(sys.argv[1]), http=HttpPolicy(allow_private=True))
+    puller.sweep()
+    await puller.pull(Source(sys.argv[2]), into="whole")
+    print("whole", flush=True)
+    await puller.pull(Source(sys.argv[3]), into="half")
+
+asyncio.run(main())
+"""
+
+
+async def test_a_kill_in_the_middle_leaves_nothing_half(tmp_path, store):
+    """What was whole is used again by the next process, what was half is gone, and no folder of either is left."""
+    store.files = {"whole": CONTENT, "half": OTHER}
+    store.held = {"half"}
+    lines: list[str] = []
+    child = await process.spawn(
+        [sys.executable, "-c", _CHILD, str(tmp_path / "models"), store.url("whole"), store.url("half")],
+        name="puller",
+        on_line=lines.append,
+    )
+    await until(lambda: "whole" in lines, timeout=30, why=lambda: f"the first is there: {lines}")
+    await until(lambda: store.waiting == 1, timeout=30, why="the second is half there")
+    child.send_signal(signal.SIGKILL)
+    await child.wait(10)
+    store.gate.set()
+    puller = make(tmp_path / "models")
+    try:
+        left = {entry.name for entry in puller.directory.iterdir()}
+        assert left == {".lock", ".blobs"}
+        before = store.bodies.count("whole")
+        assert (await puller.pull(Source(store.url("whole")), into="m")).path.read_bytes() == CONTENT
+        assert (await puller.pull(Source(store.url("half")), into="n")).path.read_bytes() == OTHER
+        assert store.bodies.count("whole") == before
+    finally:
+        await puller.close()

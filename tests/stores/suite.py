@@ -1,0 +1,281 @@
+"""What every object store has to do, whichever it is: each store's module runs all of it against its server.
+
+The way is the product's: settings in a storage secret, a path that a registration would give, the provider, sinks.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from puller.credentials import Secrets
+from puller.errors import PullError, PullErrorKind
+from puller.http_client import HttpPolicy
+from puller.limits import Limits
+from puller.objects import ObjectProvider
+from puller.provider import Listing, RemoteFile
+from puller.sink import Sink
+from puller.source import Location, Source, resolve
+from puller.tree import lay_out
+from tests.support.faults import FaultyProxy
+from tests.support.stores import Store
+from tests.support.waiting import until
+
+CONTENT = os.urandom(100_000)
+LARGE = os.urandom(5 * 2**20 + 7)
+MANY = 1500
+
+_buckets = itertools.count(1)
+
+
+class Reach:
+    """One bucket of a store, as the puller sees it."""
+
+    def __init__(self, store: Store, bucket: str, folder: Path) -> None:
+        self.store = store
+        self.bucket = bucket
+        self._folder = folder
+        self._numbers = itertools.count(1)
+        # Parts of 1 MiB, so that 5 MiB are a large object.
+        self.limits = Limits(connections=16, ranges=4, range_bytes=2**20)
+        policy = HttpPolicy(allow_private=True, connect_timeout=5, read_timeout=5)
+        self.provider = ObjectProvider(policy, self.limits)
+
+    def location(self, path: str, *, port: int = 0, bucket: str = "", secret: str = "", **changed: str) -> Location:
+        """Of a path, through a key of the storage secret that is written for it."""
+        settings = {**self.store.settings(bucket or self.bucket, port=port, secret=secret), **changed}
+        secrets = self._folder / "secrets"
+        secrets.mkdir(exist_ok=True)
+        (secrets / "mine").write_text(json.dumps(settings))
+        return resolve(Source(path, '{"storage_key": "mine"}'), secrets=Secrets(secrets)).model
+
+    def sink(self, location: Location, file: RemoteFile) -> tuple[Path, Sink]:
+        path = self._folder / f"file-{next(self._numbers)}"
+        return path, Sink(path, shown=location.shown, limits=self.limits, admit=lambda size: None, size=file.size)
+
+    async def read(self, location: Location, file: RemoteFile) -> bytes:
+        path, sink = self.sink(location, file)
+        try:
+            await self.provider.read(location, file, sink)
+            sink.finish()
+        finally:
+            sink.close()
+        return path.read_bytes()
+
+    async def listed(self, location: Location) -> tuple[Listing, dict[str, RemoteFile]]:
+        listing = await self.provider.listing(location)
+        lay_out([file.path for file in listing.files] if not listing.is_file else [], listing.folders, location.shown)
+        return listing, {file.path: file for file in listing.files}
+
+    async def fetch(self, path: str, **changed: str) -> dict[str, bytes]:
+        """Everything at a path."""
+        location = self.location(path, **changed)
+        _, files = await self.listed(location)
+        bodies = await asyncio.gather(*(self.read(location, file) for file in files.values()))
+        return dict(zip(files, bodies, strict=True))
+
+    async def put(self, objects: Mapping[str, bytes]) -> None:
+        await self.store.put(self.bucket, objects)
+
+    async def refused(self, location: Location, kind: PullErrorKind) -> str:
+        async def all_of_it() -> None:
+            _, files = await self.listed(location)
+            for file in files.values():
+                await self.read(location, file)
+
+        with pytest.raises(PullError) as caught:
+            await all_of_it()
+        assert caught.value.kind is kind, caught.value
+        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__ or caught.value.__context__ is None
+        return caught.value.text
+
+
+class StoreSuite:
+    """A module with a fixture `store` subclasses it."""
+
+    @pytest.fixture
+    async def reach(self, store: Store, tmp_path: Path):
+        bucket = f"b{next(_buckets)}-{os.getpid()}"
+        await store.make(bucket)
+        reach = Reach(store, bucket, tmp_path)
+        yield reach
+        await reach.provider.close()
+
+    async def test_a_single_file(self, reach):
+        """The object of that key, whole, by URI and by path and key; what lies beside it is left alone."""
+        await reach.put({"models/a.onnx": CONTENT, "models/a.onnx.bak": b"x", "models/a": b"y"})
+        for path in ("models/a.onnx", "/models/a.onnx", reach.store.uri(reach.bucket, "models/a.onnx")):
+            assert await reach.fetch(path) == {"": CONTENT}
+        listing, _ = await reach.listed(reach.location("models/a.onnx"))
+        assert listing.is_file
+        assert listing.files[0].size == len(CONTENT)
+
+    async def test_a_large_file_comes_in_parts(self, reach):
+        """Several ranges at once put together what was stored, byte by byte."""
+        await reach.put({"large": LARGE})
+        assert await reach.fetch("large") == {"": LARGE}
+
+    async def test_a_tree_of_any_number_of_objects(self, reach):
+        """1,500 objects, more than a page of any store, and none of a neighbour with the same beginning."""
+        tree = {f"tree/{number % 7}/{number}.bin": b"%d" % number for number in range(MANY)}
+        await reach.put({**tree, "tree-2/other": b"x", "tre": b"y"})
+        for path in ("tree", "tree/"):
+            _, files = await reach.listed(reach.location(path))
+            assert set(files) == {key.removeprefix("tree/") for key in tree}
+        location = reach.location("tree")
+        some = list(files.values())[::60]
+        bodies = await asyncio.gather(*(reach.read(location, file) for file in some))
+        assert bodies == [tree["tree/" + file.path] for file in some]
+
+    async def test_empty_files_stay(self, reach):
+        """A file of no bytes inside a tree is part of the model, and alone is a file."""
+        await reach.put({"t/empty": b"", "t/full": b"x"})
+        assert await reach.fetch("t") == {"empty": b"", "full": b"x"}
+        assert await reach.fetch("t/empty") == {"": b""}
+
+    async def test_an_object_before_a_tree_of_its_name(self, reach):
+        """Without "/" at its end a path is the object; with it, what is below."""
+        if reach.store.scheme != "s3" or not reach.store.checks_credentials:  # over a folder there cannot be both
+            await reach.put({"m": b"file", "m/x": b"below"})
+            assert await reach.fetch("m") == {"": b"file"}
+            assert await reach.fetch("m/") == {"x": b"below"}
+
+    async def test_nothing_there(self, reach):
+        """A missing object and an empty folder are errors that name the place."""
+        await reach.put({"models/a.onnx": CONTENT})
+        for path in ("models/b.onnx", "models/a", "models/a.onnx/b"):
+            text = await reach.refused(reach.location(path), PullErrorKind.NOT_FOUND)
+            assert reach.store.uri(reach.bucket, path) in text
+        text = await reach.refused(reach.location("nothing/"), PullErrorKind.EMPTY)
+        assert reach.store.uri(reach.bucket, "nothing/") in text
+
+    async def test_no_such_bucket(self, reach):
+        """Told apart from a missing object."""
+        location = reach.location("models/a.onnx", bucket="there-is-none")
+        if reach.store.scheme == "gs":
+            pytest.skip("fake-gcs-server answers 500 for a bucket that is not there; Google 404 and NoSuchBucket")
+        assert "bucket" in await reach.refused(location, PullErrorKind.NO_BUCKET)
+
+    async def test_wrong_credentials(self, reach):
+        """Say so, and are not shown."""
+        if not reach.store.checks_credentials:
+            pytest.skip("this server checks none")
+        await reach.put({"a": CONTENT})
+        secret = "wrong-secret-0123456789-never-shown"
+        for path in ("a", "tree/"):
+            text = await reach.refused(reach.location(path, secret=secret), PullErrorKind.CREDENTIALS)
+            assert "credentials" in text
+            assert secret not in text
+
+    async def test_changed_between_two_loads(self, reach):
+        """The second load gets the new content, under a new identity; equal content has an equal one."""
+        await reach.put({"a": CONTENT, "b": CONTENT})
+        first = (await reach.listed(reach.location("a")))[1][""]
+        assert first == (await reach.listed(reach.location("a")))[1][""]
+        await reach.put({"a": CONTENT[::-1]})
+        location = reach.location("a")
+        second = (await reach.listed(location))[1][""]
+        assert await reach.read(location, second) == CONTENT[::-1]
+        assert first.identity is not None
+        assert first.identity != second.identity
+        if reach.store.scheme == "s3":  # the tags of the others are of the write, not of the content
+            assert (await reach.listed(reach.location("b")))[1][""].identity == first.identity
+
+    async def test_changed_between_listing_and_reading(self, reach):
+        """What was listed is not there any more: an error, never a mixture."""
+        await reach.put({"a": LARGE})
+        location = reach.location("a")
+        listed = (await reach.listed(location))[1][""]
+        await reach.put({"a": LARGE[::-1]})
+        with pytest.raises(PullError) as caught:
+            await reach.read(location, listed)
+        assert caught.value.kind is PullErrorKind.CHANGED
+
+    async def test_a_truncated_body_goes_on_where_it_ended(self, reach):
+        """A short answer is an error; the next attempt reads only what is missing, and all of it is right."""
+        await reach.put({"a": LARGE})
+        async with FaultyProxy(reach.store.port, by_name=reach.store.scheme == "gs") as proxy:
+            location = reach.location("a", port=proxy.port)
+            file = (await reach.listed(location))[1][""]
+            path, sink = reach.sink(location, file)
+            # Two parts: the first arrives, the second does not.
+            reach.limits.ranges = 1
+            reach.limits.range_bytes = 3 * 2**20
+            proxy.cut_after(4 * 2**20, once=True)
+            with pytest.raises(PullError) as caught:
+                await reach.provider.read(location, file, sink)
+            assert caught.value.kind in (PullErrorKind.INTEGRITY, PullErrorKind.UNREACHABLE), caught.value
+            assert proxy.faults == 1
+            there = sink.written
+            assert there > 2 * 2**20
+            before = proxy.passed
+            await reach.provider.read(location, file, sink)
+            assert proxy.passed - before < len(LARGE) - there + 2**16, "it fetched again what it had"
+            assert sink.finish() == len(LARGE)
+            sink.close()
+        assert path.read_bytes() == LARGE
+
+    async def test_a_server_that_dies(self, reach):
+        """Mid-transfer and before it: unreachable, which may pass."""
+        await reach.put({"a": LARGE})
+        async with FaultyProxy(reach.store.port, by_name=reach.store.scheme == "gs") as proxy:
+            location = reach.location("a", port=proxy.port)
+            file = (await reach.listed(location))[1][""]
+            proxy.stall_after(600_000)
+            _, sink = reach.sink(location, file)
+            reading = asyncio.create_task(reach.provider.read(location, file, sink))
+            await until(lambda: proxy.faults)
+            await proxy.die()
+            with pytest.raises(PullError) as caught:
+                await reading
+            assert caught.value.kind in (PullErrorKind.INTEGRITY, PullErrorKind.UNREACHABLE)
+            assert caught.value.kind.retried
+            sink.close()
+            text = await reach.refused(location, PullErrorKind.UNREACHABLE)
+            assert f"127.0.0.1:{proxy.port}" in text
+
+    async def test_a_server_that_stalls(self, reach):
+        """Ends by the read timeout, as a timeout."""
+        await reach.put({"a": LARGE})
+        provider = ObjectProvider(HttpPolicy(read_timeout=0.3), reach.limits)
+        async with FaultyProxy(reach.store.port, by_name=reach.store.scheme == "gs") as proxy:
+            location = reach.location("a", port=proxy.port)
+            file = (await reach.listed(location))[1][""]
+            proxy.stall_after(600_000)
+            _, sink = reach.sink(location, file)
+            with pytest.raises(PullError) as caught:
+                await provider.read(location, file, sink)
+            assert caught.value.kind is PullErrorKind.TIMEOUT
+            sink.close()
+        await provider.close()
+
+    async def test_a_cancelled_pull_leaves_at_once(self, reach):
+        """Its connections close although the server goes on saying nothing; those of the limits come back."""
+        await reach.put({"a": LARGE})
+        async with FaultyProxy(reach.store.port, by_name=reach.store.scheme == "gs") as proxy:
+            location = reach.location("a", port=proxy.port)
+            file = (await reach.listed(location))[1][""]
+            proxy.stall_after(600_000)
+            _, sink = reach.sink(location, file)
+            reading = asyncio.create_task(reach.provider.read(location, file, sink))
+            await until(lambda: proxy.faults)
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+            sink.close()
+            proxy.heal()
+            assert reach.limits.statistics().connections == 0
+            await reach.provider.close()
+            await proxy.idle()
+
+    async def test_clients_are_kept(self, reach):
+        """One a set of settings: a rotated secret makes a new one, the same secret does not."""
+        await reach.put({"a": CONTENT})
+        for changed in ({}, {}, {"note": "rotated"}, {}):
+            assert await reach.fetch("a", **changed) == {"": CONTENT}
+        assert reach.provider.statistics().clients == 2

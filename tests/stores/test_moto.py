@@ -1,0 +1,77 @@
+"""S3 as moto's server speaks it, and what is particular to S3: markers, odd keys, identities."""
+
+import asyncio
+
+import pytest
+
+from puller.errors import PullError, PullErrorKind
+from puller.tree import lay_out
+from tests.stores.suite import CONTENT, StoreSuite
+from tests.support.stores import Moto
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    server = Moto(tmp_path_factory.mktemp("moto"))
+    yield server
+    server.stop()
+
+
+class TestMoto(StoreSuite):
+    """All of the suite."""
+
+    async def test_folder_markers(self, reach):
+        """Objects that consoles make for folders are none of the model's files; an empty folder stays a folder."""
+        await reach.put({"t/sub/a": b"x", "t/zero": b""})
+        for key in ("t/", "t/sub/", "t/hollow/"):
+            await reach.store.mark(reach.bucket, key)
+        listing, files = await reach.listed(reach.location("t"))
+        assert set(files) == {"sub/a", "zero"}
+        assert set(listing.folders) == {"sub", "hollow"}
+
+    async def test_only_markers(self, reach):
+        """A folder that holds nothing but folders is empty."""
+        for key in ("t/", "t/sub/"):
+            await reach.store.mark(reach.bucket, key)
+        assert "no files" in await reach.refused(reach.location("t"), PullErrorKind.EMPTY)
+
+    @pytest.mark.parametrize("key", ["t/a//b", "t/../up", "t/./here", "t//"])
+    async def test_keys_that_no_file_can_have(self, reach, key):
+        """The tree is refused and nothing is written; the error names the key's fault."""
+        await reach.put({"t/a": b"x"})
+        await asyncio.to_thread(boto(reach.store).put_object, Bucket=reach.bucket, Key=key, Body=b"x")
+        with pytest.raises(PullError) as caught:  # noqa: PT012  either may refuse it
+            listing = await reach.provider.listing(reach.location("t"))
+            lay_out([file.path for file in listing.files], listing.folders, "t")
+        assert caught.value.kind is PullErrorKind.BAD_REQUEST
+        assert "rename it" in caught.value.text
+
+    async def test_equal_files_of_two_buckets(self, reach):
+        """Have one identity: an ETag of S3's form says what is in them."""
+        await reach.put({"a": CONTENT})
+        other = f"{reach.bucket}-other"
+        await reach.store.make(other)
+        await reach.store.put(other, {"dir/b": CONTENT})
+        one = (await reach.listed(reach.location("a")))[1][""]
+        two = (await reach.listed(reach.location("dir/b", bucket=other)))[1][""]
+        assert one.identity == two.identity
+        assert one.identity is not None
+
+    async def test_the_whole_bucket(self, reach):
+        """A path of nothing but its bucket."""
+        await reach.put({"a": b"1", "b/c": b"2"})
+        assert await reach.fetch(f"s3://{reach.bucket}") == {"a": b"1", "b/c": b"2"}
+        assert await reach.fetch("") == {"a": b"1", "b/c": b"2"}
+
+
+def boto(store: Moto):
+    """boto3's client: it writes keys that obstore does not."""
+    import boto3
+
+    return boto3.client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{store.port}",
+        region_name="us-east-1",
+        aws_access_key_id=store.access,
+        aws_secret_access_key=store.secret,
+    )
