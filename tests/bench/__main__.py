@@ -1,6 +1,6 @@
 """`make bench`: measures a mesh of real processes on this machine and prints ratios; asserts nothing.
 
-    python -m tests.bench [chain] [coldstart] [registry]
+    python -m tests.bench [chain] [coldstart] [registry] [pull]
 
 Absolute times are this machine's; the ratios, taken in one run, are what to compare.
 """
@@ -14,11 +14,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import chain, coldstart, registry
+from tests.bench import chain, coldstart, pull, registry
 from tests.support.etcd import EtcdServer
 from tests.support.localmesh import LocalMesh
 
-PARTS = ("chain", "coldstart", "registry")
+PARTS = ("chain", "coldstart", "registry", "pull")
 
 
 async def main() -> None:
@@ -31,6 +31,9 @@ async def main() -> None:
     for part in wanted:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
+            if part == "pull":
+                await pull.run(folder, console)
+                continue
             async with EtcdServer(folder / "etcd") as etcd:
                 async with LocalMesh(folder, etcd, pods=1, capacity="256MiB", log_level="info") as mesh:
                     match part:

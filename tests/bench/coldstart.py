@@ -12,6 +12,7 @@ from tests.support import models
 from tests.support.localmesh import Client, LocalMesh
 
 COUNT = 200
+_PARTS = ("mesh_pull_milliseconds", "modelmesh_loadmodel_milliseconds", "mesh_load_milliseconds")
 
 
 async def run(mesh: LocalMesh, console: Console) -> None:
@@ -23,6 +24,7 @@ async def run(mesh: LocalMesh, console: Console) -> None:
         await mesh.register(f"cold-{number}", content)
     client = Client(mesh.channel())
     cold, warm, sessions = [], [], []
+    before = await _sums(mesh)
     for number, content in enumerate(contents):
         began = time.perf_counter()
         await client.infer(f"cold-{number}", **{name: features})
@@ -47,3 +49,26 @@ async def run(mesh: LocalMesh, console: Console) -> None:
         f"{percentile(over, 0.99) * 1e3:.2f}",
     )
     console.print(table)
+    after = await _sums(mesh)
+    pull, session, load = ((after[name] - before[name]) / COUNT for name in _PARTS)
+    first, whole = sum(warm) / COUNT * 1e3, sum(cold) / COUNT * 1e3
+    split = Table(title="A cold call in parts, mean ms")
+    for heading in ("part", "ms"):
+        split.add_column(heading, justify="left" if heading == "part" else "right")
+    for part, ms in (
+        ("resolve: record, choice, way to the agent and back", whole - load - first),
+        ("claim, room, bookkeeping beside the two below", load - pull - session),
+        ("pull", pull),
+        ("session, warm-up included", session),
+        ("first inference", first),
+    ):
+        split.add_row(part, f"{ms:.2f}")
+    console.print(split)
+
+
+async def _sums(mesh: LocalMesh) -> dict[str, float]:
+    """Milliseconds so far, by the agent's own clocks."""
+    (pod,) = (await mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
+    text = (await mesh.get(f"http://{pod['probe']}/metrics")).body.decode()
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(values[f"{name}_sum"]) for name in _PARTS}
