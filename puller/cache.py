@@ -56,32 +56,36 @@ class Blob:
 class Room:
     """Bytes set aside for files that are coming. To be closed."""
 
-    __slots__ = ("_cache", "_left")
+    __slots__ = ("_cache", "_left", "_size")
 
     def __init__(self, cache: "Cache", size: int) -> None:
         self._cache = cache
-        self._left = size
+        self._size = size  # of the budget
+        self._left = size  # of that, what is not on disk yet
 
     def grow(self, size: int) -> None:
         """More, for a file whose size was not known. Blocks. Raises PullError(DISK_FULL)."""
         self._cache._set_aside(size)
+        self._size += size
         self._left += size
 
     def split(self, size: int) -> "Room":
         """A part of it, with an end of its own; all that is left if that is less."""
         part = Room(self._cache, min(size, self._left))
+        self._size -= part._size
         self._left -= part._left
         return part
 
     def arrived(self, count: int) -> None:
-        """So many bytes are on disk now, and no longer free there."""
+        """So many bytes are on disk now, and no longer free there. They count against the budget still."""
         count = min(count, self._left)
         self._left -= count
-        self._cache._give_back(count)
+        self._cache._give_back(count, 0)
 
     def close(self) -> None:
-        """What is left of it is free again."""
-        self.arrived(self._left)
+        """Nothing is set aside any more. What came of it has been added before."""
+        self._cache._give_back(self._left, self._size)
+        self._size = self._left = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +123,14 @@ class Cache:
         self._made_of: dict[str, tuple[Blob, ...]] = {}  # model -> what it is, or was last, made of
         self._bytes = self._used_bytes = 0
         self._coming = 0  # bytes set aside that are not on disk yet
+        self._reserved = 0  # bytes set aside that are no blobs yet, on disk or not
+        self.links = True  # whether the file system has hard links: without, each use of a file is a copy of it
         self._doomed: deque[Path] = deque()  # names of removed blobs, to be unlinked outside the lock: that may take
         self._blobs = self._unsafe = self._hits = self._misses = self._evictions = self._leftovers = 0
 
     def load(self) -> None:
         """Finds the blobs that an earlier process left. Blocks, for a second where they are a hundred thousand."""
+        self.links = self._disk.links()
         found: dict[tuple[int, int], tuple[float, Blob]] = {}
         with self._lock:
             for entry in os.scandir(self._disk.blobs):
@@ -197,7 +204,7 @@ class Cache:
         finally:
             os.close(descriptor)
         with self._lock:
-            if blob.path is None:
+            if blob.path is None or blob.safe:  # it has gone meanwhile, or nobody will look for it
                 return
             for name in sorted(blob.names):
                 self._link_name(blob, name)
@@ -293,13 +300,12 @@ class Cache:
         self._on_change(into, True)
 
     def leave(self, into: str) -> None:
-        """The model's folder has gone; the blobs are kept while there is room."""
+        """The model's folder has gone; the blobs are kept while there is room. `trim` is to follow."""
         with self._lock:
             for blob in self._made_of.get(into, ()):
                 if into in blob.users:
                     blob.users.discard(into)
                     self._let_go(blob)
-        self._unlink()
 
     def remembers(self, into: str) -> bool:
         """Whether all that the model was last made of is still here."""
@@ -350,15 +356,16 @@ class Cache:
                         text = f"{size} bytes are needed, {max(free - self._coming, 0)} are free on the pod's disk"
                         raise PullError(PullErrorKind.DISK_FULL, text)
                     self._coming += size
+                    self._reserved += size
                     return
             self._unlink()
 
     def _refuse(self, size: int) -> None:
         """Raises PullError where it cannot be had at all: nothing is thrown away for a pull that will not be."""
-        if self._budget is not None and self._used_bytes + self._coming + size > self._budget:
+        if self._budget is not None and self._used_bytes + self._reserved + size > self._budget:
             text = (
                 f"{size} bytes are needed on the pod's disk; of its budget of {self._budget} bytes, "
-                f"{self._used_bytes + self._coming} are in use by models and other pulls"
+                f"{self._used_bytes + self._reserved} are in use by models and other pulls"
             )
             raise PullError(PullErrorKind.DISK_FULL, text)
         most = self._disk.free() - self._coming + self._bytes - self._used_bytes
@@ -366,14 +373,15 @@ class Cache:
             text = f"{size} bytes are needed and {max(most, 0)} can be had on the pod's disk; give the pod a larger one"
             raise PullError(PullErrorKind.DISK_FULL, text)
 
-    def _give_back(self, size: int) -> None:
+    def _give_back(self, coming: int, reserved: int) -> None:
         with self._lock:
-            self._coming -= size
+            self._coming -= coming
+            self._reserved -= reserved
 
     def _excess(self, size: int, *, hard: bool = False) -> int:
         """Bytes that must go for `size` more; `hard`: by the disk itself, not by what we would like to leave free."""
         if self._budget is not None:
-            over = self._bytes + self._coming + size - self._budget
+            over = self._bytes + self._reserved + size - self._budget
             if over > 0:
                 return over
             return self._coming + size - self._disk.free() if size else 0

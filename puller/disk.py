@@ -135,11 +135,34 @@ class Disk:
         """The folder of `into`, whether it exists or not."""
         return self._directory / folder_name(into)
 
+    def withdraw(self, into: str) -> Path | None:
+        """Takes the folder of `into` out of sight, to be removed when there is time; None where there is none."""
+        withdrawn = self._next(_PARTIAL)
+        try:
+            self.path(into).rename(withdrawn)
+        except FileNotFoundError:
+            return None
+        return withdrawn
+
     def remove(self, path: Path) -> None:
         """Removes a folder of this directory, if it is there."""
         if path.parent != self._directory or path.name in (_LOCK, BLOBS):
             raise ValueError(f"{path} is not a folder of {self._directory}")
         _remove(path)
+
+    def links(self) -> bool:
+        """Whether the file system has hard links."""
+        self.open()
+        probe, link = self.new(), self.new()
+        try:
+            probe.touch()
+            os.link(probe, link)
+        except OSError:
+            return False
+        finally:
+            probe.unlink(missing_ok=True)
+            link.unlink(missing_ok=True)
+        return True
 
     def free(self) -> int:
         """Bytes that may still be written, the reserve left out; negative where that is touched."""

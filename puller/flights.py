@@ -128,6 +128,10 @@ class Flights:
         if flight.name is not None and self._flights.get(flight.name) is flight:
             del self._flights[flight.name]
 
+    async def _read(self, provider: Provider, location: Location, file: RemoteFile, sink: Sink) -> int:
+        await provider.read(location, file, sink)
+        return await self._threads.begin(sink.finish) if sink.behind > _SMALL else sink.finish()
+
     async def _fly(self, flight: Flight, provider: Provider, file: RemoteFile, room: Room, sha256: bool) -> Blob:
         path = self._disk.new()
         seen = 0
@@ -162,19 +166,17 @@ class Flights:
             if file.content is not None:
                 sink.write(file.content, 0)
                 await asyncio.sleep(self._limits.take(len(file.content)))
+                size = sink.finish()
             else:
-                await retry.retried(
-                    lambda: provider.read(flight.location, file, sink),
+                size = await retry.retried(
+                    lambda: self._read(provider, flight.location, file, sink),
                     self._policy,
                     progress=lambda: sink.written,
                     on_retry=retrying,
                 )
-            if sink.behind > _SMALL:
-                size = await self._threads.begin(sink.finish)
-            else:
-                size = sink.finish()
             blob = self._cache.add(path, size=size, identity=file.identity, sha256=sink.digest("sha256"))
             kept = True
+            room.close()  # it counts as a blob from now on
             self.finished += 1
             self.bytes += size
             self._secure(blob)

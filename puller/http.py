@@ -105,7 +105,9 @@ class HttpProvider:
     async def _get(self, location: Location, headers: Mapping[str, str]) -> Held:
         """Sends the request with the URL's own credentials, or its store's."""
         url = parse(location.uri)
-        secret = {name: value for name, values in location.settings.texts("headers").items() for value in values[-1:]}
+        headers_of = location.settings.texts("headers")
+        # Stripped: a token that was read from a file has a line's end.
+        secret = {name: value.strip() for name, values in headers_of.items() for value in values[-1:]}
         if url.user or url.password:
             pair = f"{url.user or ''}:{url.password or ''}".encode()
             secret["Authorization"] = "Basic " + base64.b64encode(pair).decode()

@@ -106,6 +106,9 @@ class HttpClient:
             raise _client_error(error, shown) from None
         except OSError as error:
             raise write_error(error) or _os_error(error, shown) from None
+        except ValueError:  # of a host's name, or of a header
+            text = f"{shown} cannot be asked for: its host, or a header of its store's settings, is not valid"
+            raise PullError(PullErrorKind.BAD_REQUEST, text) from None
 
     async def send(
         self,

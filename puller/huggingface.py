@@ -2,8 +2,8 @@
 
 A revision is a branch, a tag or a commit. It is resolved to a commit first and everything is read at that, so a
 push in the middle of a pull cannot mix two versions. Files in large-file storage are known by their SHA-256, which is
-checked as they come; the others by git's own digest of their contents. Both mean the same bytes in every repository,
-so equal files are fetched once.
+checked as they come, wherever else they are; the others by git's own digest of their contents, in any repository of the
+same hub. So equal files are fetched once.
 
 The hub sends large files from other hosts, by redirects with signed URLs: the token stays at the hub (`http_client`). A
 token comes from the storage secret (type `hf`, `token`), else from the environment, which is the operator's.
@@ -189,7 +189,10 @@ def _remote(path: str, item: dict[str, Any], commit: str, location: Location) ->
         raise PullError(PullErrorKind.UNREACHABLE, f"{location.shown}: the hub gives no size of {path or 'it'}")
     if not re.fullmatch(r"[0-9a-f]{64}", sha256):
         sha256 = ""
-    identity = by_sha256(sha256) if sha256 else in_scope("git", oid, size) if _COMMIT.fullmatch(oid) else None
+    identity = by_sha256(sha256) if sha256 else None
+    if identity is None and _COMMIT.fullmatch(oid):
+        # Nobody checks git's digest against the bytes, so it holds for what this hub says only.
+        identity = in_scope(f"git {_endpoint(location)}", oid, size)
     return RemoteFile(path, key=commit, size=size, identity=identity, validator=commit, sha256=sha256)
 
 

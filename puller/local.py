@@ -186,7 +186,9 @@ class LocalProvider:
             if copied != file.size:
                 raise _changed(shown)
         except OSError as error:
-            raise write_error(error) or _read_error(error, shown) from error
+            # An input/output error may be of either side; the mount is the likelier one, and it may pass.
+            ours = write_error(error) if error.errno != errno.EIO else None
+            raise ours or _read_error(error, shown) from error
 
 
 def _version(found: os.stat_result) -> str:
@@ -226,7 +228,7 @@ def _copy_bytes(source: int, target: int, size: int, sink: Sink, stopped: Callab
     # One byte more is asked for, so that a file which grew is noticed.
     while not stopped() and copied <= size:
         try:
-            count = os.copy_file_range(source, target, min(_CHUNK, size + 1 - copied))
+            count = os.copy_file_range(source, target, min(_CHUNK, size + 1 - copied), copied, copied)
         except OSError as error:
             if copied or error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
                 raise

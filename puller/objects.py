@@ -130,7 +130,7 @@ class ObjectProvider:
         if held is None or now - held.used > _CLIENT_LIFE:
             if self._on_google is None and settings.type == "gcs":
                 self._on_google = await _on_google()
-            if settings.overridden("endpoint_url", "connection_string"):
+            if objects_client.chosen(settings):
                 await self._check(objects_client.endpoint_of(settings), location.shown)
             held = _Client(
                 objects_client.connect(settings, self._policy, on_google=bool(self._on_google)),

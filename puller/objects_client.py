@@ -60,7 +60,12 @@ _GOOGLE_TRACES = (
     "GOOGLE_SERVICE_ACCOUNT_KEY",
     "GOOGLE_BEARER_TOKEN",
 )
-_DESTINATIONS = ("endpoint_url", "authority_host", "connection_string")
+_SECRETS = {
+    "gcs": ("private_key", "client_email"),
+    "azure": ("account_key", "sas_token", "client_secret", "connection_string"),
+}
+"""What a client would show to its endpoint, or to who gives out tokens."""
+
 _REGION = re.compile(r"[A-Za-z0-9-]{1,40}")
 
 
@@ -92,10 +97,16 @@ def connect(settings: Settings, policy: HttpPolicy, *, on_google: bool) -> Targe
     """A client for the bucket that settings name; it opens no connection yet. Raises PullError.
 
     `on_google` says whether this machine is one of Google's, where an instance has an identity."""
-    if settings.type != "s3" and settings.overridden(*_DESTINATIONS) and not _own(settings):
-        # Unlike S3's signatures, the tokens of the others would serve whoever gets them.
-        why = "the endpoint is the registration's, and the credentials are not; name the endpoint in the secret"
-        raise settings.error(why, PullErrorKind.FORBIDDEN)
+    if chosen(settings):
+        if not policy.allow_private:
+            # obstore follows redirects and resolves names by itself: nothing would keep such a server from sending it
+            # on to an address inside.
+            why = "its endpoint is the registration's; name it in the secret, or allow it (--http-allow-private)"
+            raise settings.error(why, PullErrorKind.FORBIDDEN)
+        if settings.type != "s3" and not _own(settings):
+            # Unlike S3's signatures, the tokens of the others would serve whoever gets them.
+            why = "the endpoint is the registration's, and the credentials are not; name the endpoint in the secret"
+            raise settings.error(why, PullErrorKind.FORBIDDEN)
     endpoint = endpoint_of(settings)
     options: ClientConfig = {
         "allow_http": endpoint.startswith("http:"),
@@ -237,18 +248,23 @@ def _identity(settings: Settings) -> str:
     identity = settings.text("identity")
     if identity not in ("", "ambient", "anonymous"):
         raise settings.error('identity is neither "ambient" nor "anonymous"')
-    if not identity and settings.type != "s3" and settings.overridden(*_DESTINATIONS):
-        return "anonymous"  # the pod's tokens go to no endpoint that a registration chose
+    if settings.type != "s3" and chosen(settings):
+        return "anonymous"  # the pod's tokens go to no endpoint that a registration chose, whatever else it says
     return identity
+
+
+def chosen(settings: Settings) -> bool:
+    """Whether a registration, not the operator, says which servers are talked to."""
+    if settings.overridden("endpoint_url", "authority_host"):
+        return True
+    return settings.overridden("connection_string") and any(
+        _connection(settings).get(part) for part in ("blobendpoint", "endpointsuffix", "defaultendpointsprotocol")
+    )
 
 
 def _own(settings: Settings) -> bool:
     """Whether nothing of the operator's is sent: a registration's own credentials, or none at all."""
-    secrets = ("private_key", "account_key", "sas_token", "client_secret", "connection_string")
-    given = [name for name in secrets if settings.has(name)]
-    if not given:
-        return settings.text("identity") != "ambient"
-    return all(settings.overridden(name) for name in given)
+    return all(settings.overridden(name) for name in _SECRETS[settings.type] if settings.has(name))
 
 
 def _both(settings: Settings, one: str, other: str) -> tuple[str, str]:

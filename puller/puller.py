@@ -17,7 +17,7 @@ from pathlib import Path
 
 from puller import retry
 from puller import source as sources
-from puller.cache import Blob, Cache, CacheStatistics
+from puller.cache import Blob, Cache, CacheStatistics, Room
 from puller.credentials import Secrets
 from puller.disk import Disk, folder_name, write_error
 from puller.errors import PullError, PullErrorKind
@@ -54,6 +54,7 @@ class Pulled:
     schema: Path | None = None
     content: str = ""  # equal for equal files; "": not known
     derived: Path | None = None  # what `keep` was given of these files under the tag that was asked for
+    number: int = 0  # of the pull, in this process
     fetched_bytes: int = 0  # that came from the store for it, its schema included; the rest was on disk
     seconds: float = 0.0
 
@@ -143,6 +144,8 @@ class Puller:
             on_leftover=self._left,
         )
         self._pulls_now: dict[str, Pulling] = {}
+        self._latest: dict[str, int] = {}  # the pull that each folder is of
+        self._number = 0
         self._securing: set[asyncio.Future[None]] = set()
         self._pulls = self._failures = self._cancelled = self._bytes = self._leftovers = self._retries = 0
 
@@ -187,7 +190,10 @@ class Puller:
         names = {request.model: folder_name(request.model.name) if request.model.name else "_model"}
         if request.schema is not None:
             name = folder_name(request.schema.name) if request.schema.name else "_schema.json"
-            names[request.schema] = "_schema.json" if name == names[request.model] else name
+            if name == names[request.model]:
+                # With a leading dot if need be: no other name begins with one (`folder_name`).
+                name = "_schema.json" if name != "_schema.json" else ".schema.json"
+            names[request.schema] = name
         for location in names:
             self._provider(location)
         pull = self._pulls_now[into] = Pulling(self._tools, names, into=into, sha256=source.sha256.lower(), tag=tag)
@@ -206,6 +212,8 @@ class Puller:
         finally:
             if self._pulls_now.get(into) is pull:
                 del self._pulls_now[into]
+        self._number += 1
+        number = self._latest[into] = self._number
         if self._cache.crowded():
             await self._threads.run(self._cache.trim)
         self._pulls += 1
@@ -221,22 +229,27 @@ class Puller:
             schema=schema,
             content=pull.content,
             derived=folder / DERIVED if pull.derived else None,
+            number=number,
             fetched_bytes=pull.fetched,
             seconds=time.monotonic() - pull.began,
         )
 
-    async def keep(self, into: str, content: str, tag: str, path: Path) -> bool:
-        """Takes over a file, made of a model's files with that `content`: it is there for whoever pulls equal files
-        with that tag, for as long as the cache has room for it. False where the model has gone meanwhile, or the disk
+    def current(self, into: str, pulled: Pulled) -> bool:
+        """Whether the folder of that name is still the one of this pull."""
+        return self._latest.get(into) == pulled.number
+
+    async def keep(self, into: str, pulled: Pulled, tag: str, path: Path) -> bool:
+        """Takes over a file that was made of a pull's files: it is there for whoever pulls equal files with that tag,
+        for as long as the cache has room for it. False where those files have gone or changed meanwhile, or the disk
         has no room; the file is then the caller's still.
 
         The file must lie on the same file system as the cache."""
-        if not content or not self._cache.remembers(into):
+        if not pulled.content or not self.current(into, pulled):
             return False
-        identity = derived_identity(tag, content)
+        identity = derived_identity(tag, pulled.content)
         try:
             size = os.stat(path).st_size
-            room = await self._threads.run(self._cache.room, size)
+            room = await self._threads.run(self._cache.room, size, undo=Room.close)
         except (PullError, OSError):
             return False
         try:
@@ -245,9 +258,11 @@ class Puller:
                 target = self._disk.new()
                 os.rename(path, target)
                 blob = self._cache.add(target, size=size, identity=identity)
-                room.arrived(size)
+                room.close()  # what it was for is counted as a blob now
                 self._secure(blob)
             self._cache.drop([blob])
+        except OSError:
+            return False
         finally:
             room.close()
         return True
@@ -256,8 +271,12 @@ class Puller:
         """Removes the folder of that name; nothing there is fine. Its files must no longer be needed there.
 
         They stay in the cache for as long as there is room."""
-        work = self._threads.begin(self._remove_folder, into)
+        # At once, so that a removal that comes late hits no later pull into the same name.
+        self._latest.pop(into, None)
+        withdrawn = self._disk.withdraw(into)
+        self._cache.leave(into)
         # In a thread: unlinking may take a file system a second. Goes on when the caller is cancelled.
+        work = self._threads.begin(self._remove_folder, withdrawn)
         await asyncio.wait([work], timeout=_REMOVE_WAIT)
         if work.done() and not work.cancelled():
             work.result()
@@ -319,10 +338,12 @@ class Puller:
         if not work.cancelled() and work.exception() is not None:
             self._leftovers += 1  # it stays usable, and is fetched anew after a restart
 
-    def _remove_folder(self, into: str) -> None:
-        self._disk.remove(self._disk.path(into))
-        self._cache.leave(into)
-        self._cache.trim()
+    def _remove_folder(self, withdrawn: Path | None) -> None:
+        try:
+            if withdrawn is not None:
+                self._disk.remove(withdrawn)
+        finally:
+            self._cache.trim()
 
     def _changed(self, into: str, remembered: bool) -> None:
         if self._listener is not None and self._loop is not None and not self._loop.is_closed():

@@ -22,8 +22,8 @@ from puller.provider import Listing, Provider, RemoteFile
 from puller.source import Location
 from puller.threads import Threads
 
-DERIVED = "_derived"
-"""Name in a model's folder of what was made of its files."""
+DERIVED = ".derived"
+"""Name in a model's folder of what was made of its files; no file of a model begins with a dot (`folder_name`)."""
 
 _CHANGES = 3  # times that a model is listed anew because a file of it changed meanwhile
 _FILES = 32  # of one pull at once
@@ -117,7 +117,7 @@ class Pulling:
         partial: Path | None = self._tools.disk.begin()
         assert partial is not None
         try:
-            if len(placed) > _FILES:
+            if len(placed) > _FILES or not self._tools.cache.links:
                 await self._tools.threads.run(self._put_together, partial, placed, folders)
             else:
                 self._put_together(partial, placed, folders)
@@ -195,7 +195,7 @@ class Pulling:
         }
         need = sum(needed.values())
         if self._tools.cache.crowded(need):
-            room = await self._tools.threads.run(self._tools.cache.room, need)
+            room = await self._tools.threads.run(self._tools.cache.room, need, undo=Room.close)
         else:
             room = self._tools.cache.room(need)
         queue = iter(missing)
@@ -246,7 +246,7 @@ class Pulling:
             try:
                 blob = await self._tools.flights.wait(flight)
             except PullError:
-                if own or flight.location == location:
+                if own or _alike(flight.location, location):
                     raise
                 continue
             finally:
@@ -287,6 +287,11 @@ def _laid_out(
         return [name], []
     paths, folders = tree.lay_out([file.path for file in listing.files], listing.folders, location.shown)
     return [name / path for path in paths], [name, *(name / folder for folder in folders)]
+
+
+def _alike(one: Location, other: Location) -> bool:
+    """Whether what failed for the one would fail for the other: the same place, with the same credentials."""
+    return one == other and one.settings.fingerprint() == other.settings.fingerprint()
 
 
 def _flight_name(file: RemoteFile) -> str | None:

@@ -195,6 +195,10 @@ class Sink:
         if there != ([(0, size)] if size else []):
             text = f"{self._shown} ended before all of it had arrived: {self.written} of {size} bytes"
             raise PullError(PullErrorKind.INTEGRITY, text)
+        with self.hold() as descriptor:
+            if (there_are := os.fstat(descriptor).st_size) != size:
+                text = f"{self._shown} has {size} bytes, and the file on the pod's disk {there_are}: it is fetched anew"
+                raise PullError(PullErrorKind.INTEGRITY, text)
         if self._digests:
             with self.hold(), self._digesting:
                 self._read_back(size)

@@ -171,13 +171,20 @@ class _Store:
         return _in_store(settings, path, self._claims)
 
     def _by_url(self, uri: str, scheme: str, name: str) -> Location:
-        """A plain URL: the settings of an http store are for those below its own `url` only."""
+        """A plain URL: the settings of an http store are for the host of its own `url` only, the operator's."""
         settings = self._secrets.settings(key=self._key, parameters={**self._parameters, "type": "http"})
         assert settings is not None
         if settings.text("url") and _origin(settings.text("url")) != _origin(uri):
             if self._key:
                 text = f"{redact(uri)} is not on the host of the store that storage_key {self._key} names"
                 raise PullError(PullErrorKind.FORBIDDEN, text)
+            settings = NO_SETTINGS
+        secret = settings.has("headers", "client_certificate", "client_key")
+        if secret and (not settings.text("url") or settings.overridden("url")):
+            if self._key:
+                raise settings.error(
+                    "its credentials are for the url that it names, and none other", PullErrorKind.FORBIDDEN
+                )
             settings = NO_SETTINGS
         return Location(scheme, uri, name, settings=settings if settings.origin else NO_SETTINGS)
 
@@ -257,7 +264,7 @@ def _below_url(settings: Settings, path: str) -> Location:
         valid = False
     if not valid:
         raise settings.error("url is not an http or https URL") from None
-    if settings.overridden("url") and settings.has("headers", "client_key"):
+    if settings.overridden("url") and settings.has("headers", "client_certificate", "client_key"):
         raise settings.error("url is the registration's, and the credentials are not", PullErrorKind.FORBIDDEN)
     below = f"{split.path.rstrip('/')}/{quote(_checked(path.removeprefix('/'), settings))}" if path else split.path
     return Location(

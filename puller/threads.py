@@ -14,8 +14,11 @@ class Threads:
     def __init__(self, count: int, name: str) -> None:
         self._executor = ThreadPoolExecutor(count, thread_name_prefix=name)
 
-    async def run(self, function: Callable[..., _T], *arguments: object) -> _T:
-        """Runs it to its end, also where the caller is cancelled meanwhile; the cancel comes then."""
+    async def run(
+        self, function: Callable[..., _T], *arguments: object, undo: Callable[[_T], None] | None = None
+    ) -> _T:
+        """Runs it to its end, also where the caller is cancelled meanwhile; the cancel comes then, and `undo` gets the
+        result that nobody takes."""
         work = self.begin(function, *arguments)
         cancelled: asyncio.CancelledError | None = None
         while not work.done():
@@ -24,7 +27,8 @@ class Threads:
             except asyncio.CancelledError as error:
                 cancelled = error
         if cancelled is not None:
-            work.exception()
+            if work.exception() is None and undo is not None:
+                undo(work.result())
             raise cancelled
         return work.result()
 

@@ -44,8 +44,11 @@ _REMEMBERED = 4096  # contents that were looked at
 class Keeping(Protocol):
     """The puller, as far as it keeps what was made of a model."""
 
-    async def keep(self, into: str, content: str, tag: str, path: Path) -> bool:
-        """Takes the file over, as made of files with that content; False where there is no room for it, or no use."""
+    def current(self, into: str, pulled: Pulled) -> bool:
+        """Whether what lies there is still what that pull brought."""
+
+    async def keep(self, into: str, pulled: Pulled, tag: str, path: Path) -> bool:
+        """Takes the file over, as made of that pull's files; False where there is no room for it, or no use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Optimising:
         self.tag = ""  # of what is made now; empty: nothing is
         self._keeping = keeping
         self._free_bytes = free_bytes
-        self._waiting: OrderedDict[str, tuple[str, Path]] = OrderedDict()  # content -> model, path
+        self._waiting: OrderedDict[str, tuple[str, Pulled]] = OrderedDict()  # content -> model, files
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._wake = asyncio.Event()
         self._made = self._in_vain = 0
@@ -81,7 +84,7 @@ class Optimising:
             return
         if server_ms < LEAST_MS or pulled.bytes > MAX_BYTES or content in self._seen or len(self._waiting) >= _WAITING:
             return
-        self._waiting[content] = (model_id, pulled.path)
+        self._waiting[content] = (model_id, pulled)
         self._wake.set()
 
     def statistics(self) -> OptimisingStatistics:
@@ -94,20 +97,25 @@ class Optimising:
             await self._wake.wait()
             self._wake.clear()
             while self._waiting:
-                content, (model_id, path) = self._waiting.popitem(last=False)
-                await self._look_at(content, model_id, path)
+                _, (model_id, pulled) = self._waiting.popitem(last=False)
+                try:
+                    await self._look_at(model_id, pulled)
+                except OSError as error:  # a full disk, too many processes
+                    self._in_vain += 1
+                    log.warning("no optimised form", model=model_id, why=str(error))
 
-    async def _look_at(self, content: str, model_id: str, path: Path) -> None:
-        if self._free_bytes() < _MEMORY + 16 * _size(path):
+    async def _look_at(self, model_id: str, pulled: Pulled) -> None:
+        path = pulled.path
+        if self._free_bytes() < _MEMORY + 16 * _size(path) or not self._keeping.current(model_id, pulled):
             return  # another load of it, another try
-        self._seen[content] = None
+        self._seen[pulled.content] = None
         while len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
         tag = self.tag
         with tempfile.TemporaryDirectory(prefix="mesh-optimise-", dir=path.parent.parent) as folder:
             target = Path(folder) / "model.onnx"
             told = await _run(path, target)
-            kept = bool(told.get("worth")) and await self._keeping.keep(model_id, content, tag, target)
+            kept = bool(told.get("worth")) and await self._keeping.keep(model_id, pulled, tag, target)
         if kept:
             self._made += 1
         else:

@@ -24,9 +24,12 @@ class Shelf:
         self.kept: list[tuple[str, str, str]] = []
         self._wants = wants
 
-    async def keep(self, into: str, content: str, tag: str, path: Path) -> bool:
+    def current(self, into: str, pulled: Pulled) -> bool:
+        return True
+
+    async def keep(self, into: str, pulled: Pulled, tag: str, path: Path) -> bool:
         assert path.is_file()
-        self.kept.append((into, content, tag))
+        self.kept.append((into, pulled.content, tag))
         return self._wants
 
 

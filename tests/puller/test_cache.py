@@ -56,6 +56,17 @@ def test_a_file_is_found_by_its_identity_and_its_digest(cache):
     assert cache.pick("s3 x", size=3) is None
 
 
+def test_what_is_on_its_way_counts_against_the_budget_until_it_is_a_blob(cache):
+    """Bytes that have arrived are on disk and no blob yet; two pulls must not be promised the same room."""
+    room = cache.room(600)
+    room.arrived(600)
+    with pytest.raises(PullError, match="budget"):
+        cache.room(600)
+    room.close()
+    cache.room(600).close()
+    cache.room(1000).close()
+
+
 def test_what_is_safe_on_disk_is_there_after_a_restart(cache, tmp_path):
     """And what was not yet is swept, whole as it may be: nobody knows."""
     safe, unsafe = put(cache, "safe", b"abc"), put(cache, "unsafe", b"xyz")

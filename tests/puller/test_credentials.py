@@ -156,21 +156,75 @@ def test_headers_of_an_http_store_stay_on_its_host(secrets):
             | {"tenant_id": "t"},
             {"authority_host": "https://evil"},
         ),
-        ({"type": "gcs", "bucket": "b"}, {"endpoint_url": "https://evil", "identity": "ambient"}),
+        (
+            {"type": "azure", "account_name": "acc", "container": "c", "account_key": "a2V5"},
+            {"connection_string": "BlobEndpoint=https://evil/;AccountName=acc"},
+        ),
     ],
 )
 def test_tokens_go_to_no_host_that_a_registration_chose(secrets, store, params):
     """A token serves whoever gets it, so endpoint and credentials have to be of the same origin."""
     got = settings(secrets(mine=store), storage_key="mine", storage_params=params)
     with pytest.raises(PullError) as caught:
-        objects_client.connect(got, HttpPolicy(), on_google=True)
+        objects_client.connect(got, HttpPolicy(allow_private=True), on_google=True)
     assert caught.value.kind is PullErrorKind.FORBIDDEN
 
 
-def test_an_endpoint_of_a_registration_is_asked_as_nobody(secrets):
-    """Without credentials of its own the pod's identity is not used for it."""
-    got = settings(secrets(), "gs://b/a", storage_params={"endpoint_url": "https://evil"})
-    assert objects_client.connect(got, HttpPolicy(), on_google=True).anonymous
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"type": "gcs", "bucket": "b", "endpoint_url": "https://evil"},
+        {"type": "gcs", "bucket": "b", "endpoint_url": "https://evil", "identity": "ambient"},
+        {"type": "gcs", "bucket": "b", "endpoint_url": "https://evil", "identity": "ambient", "sas_token": "x"},
+        {"type": "azure", "container": "c", "identity": "ambient", "private_key": "x", "account_name": "acc"}
+        | {"endpoint_url": "https://evil"},
+        {"type": "azure", "container": "c", "identity": "ambient"}
+        | {"connection_string": "BlobEndpoint=https://evil/;AccountName=acc"},
+    ],
+)
+def test_an_endpoint_of_a_registration_is_asked_as_nobody(secrets, monkeypatch, params):
+    """Without credentials of its own the pod's identity is not used for it, whatever else the registration says."""
+    monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "the-pods")
+    monkeypatch.setenv("AZURE_STORAGE_TOKEN", "the-pods")
+    got = settings(secrets(), storage_params=params)
+    assert objects_client.connect(got, HttpPolicy(allow_private=True), on_google=True).anonymous
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"type": "s3", "bucket": "b", "endpoint_url": "https://elsewhere"},
+        {"type": "azure", "account_name": "acc", "container": "c", "authority_host": "https://elsewhere"}
+        | {"client_id": "i", "client_secret": "s", "tenant_id": "t"},
+        {"type": "azure", "container": "c", "connection_string": "BlobEndpoint=https://elsewhere/;AccountName=acc"},
+    ],
+)
+def test_an_endpoint_of_a_registration_takes_the_operators_leave(secrets, params):
+    """Such a server could send the pod on to an address inside, by a redirect or a name."""
+    got = settings(secrets(), storage_params=params)
+    with pytest.raises(PullError, match="--http-allow-private") as caught:
+        objects_client.connect(got, HttpPolicy(), on_google=False)
+    assert caught.value.kind is PullErrorKind.FORBIDDEN
+    objects_client.connect(got, HttpPolicy(allow_private=True), on_google=False)
+
+
+def test_headers_of_an_http_store_go_to_its_own_url_only(secrets):
+    """Not where the registration names the url, nor where nobody does."""
+    secret = {"type": "http", "headers": {"Authorization": "Bearer operator"}}
+    named = secrets(default_http={**secret, "url": "https://good.example/models"}, nowhere=secret)
+    own = {"storage_params": {"url": "https://evil.example"}}
+
+    def sent(path: str, **key: object):
+        return resolve(Source(path, json.dumps(key)), secrets=named).model.settings.texts("headers")
+
+    assert sent("https://good.example/m.onnx") == {"Authorization": ["Bearer operator"]}
+    assert sent("https://evil.example/m.onnx") == {}
+    assert sent("https://evil.example/m.onnx", **own) == {}
+    for key in ({"storage_key": "nowhere"}, {"storage_key": "default_http", **own}):
+        with pytest.raises(PullError) as caught:
+            sent("https://evil.example/m.onnx", **key)
+        assert caught.value.kind is PullErrorKind.FORBIDDEN
+        assert "operator" not in caught.value.text
 
 
 def test_explicit_keys_are_used_alone(secrets, monkeypatch):

@@ -210,3 +210,18 @@ async def test_an_endpoint_that_is_no_hub(puller, hub, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.cdn_port}/x")
     hub.files["x"] = {"api/models/org/repo/revision/main": b"<html>"}
     assert "hub" in await refused(puller, "hf://org/repo/model.onnx", PullErrorKind.UNREACHABLE)
+
+
+async def test_what_one_hub_says_of_a_file_is_believed_of_that_hub_only(hub, puller, monkeypatch):
+    """Nobody checks git's digest, so a hub that gives another file the same one does not reach the others' models."""
+    content = b"small"
+    hub.files[COMMITS["main"]] = {"m.onnx": content}
+    source = Source("hf://org/repo/m.onnx")
+    await puller.pull(source, into="there")
+    before = len(hub.requests)
+    again = await puller.pull(source, into="again")
+    assert again.fetched_bytes == 0
+    monkeypatch.setenv("HF_ENDPOINT", f"http://localhost:{hub.port}")
+    elsewhere = await puller.pull(source, into="elsewhere")
+    assert elsewhere.fetched_bytes == len(content)
+    assert len(hub.requests) > before

@@ -1,6 +1,7 @@
 """Files: only from under the roots, only regular ones, whole or not at all."""
 
 import asyncio
+import errno
 import os
 import socket
 import threading
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from puller import local
+from puller import local, retry
 from puller.errors import PullError, PullErrorKind
 from puller.limits import Limits
 from puller.local import LocalProvider
@@ -205,8 +206,8 @@ async def test_a_file_that_changes_while_it_is_copied(puller, root, left, monkey
     path.write_bytes(b"x" * 1000)
     original = os.copy_file_range
 
-    def while_copying(source, target, count):
-        copied = original(source, target, min(count, 500))
+    def while_copying(source, target, count, source_at, target_at):
+        copied = original(source, target, min(count, 500), source_at, target_at)
         if change == "grown":
             with path.open("ab") as file:
                 file.write(b"more")
@@ -223,12 +224,32 @@ async def test_a_file_that_changes_while_it_is_copied(puller, root, left, monkey
     assert left() == set()
 
 
+async def test_a_copy_that_broke_off_begins_where_the_file_begins(tmp_path, root, monkeypatch):
+    """A mount that fails in the middle and is tried again: not a byte more or elsewhere."""
+    content = bytes(range(256)) * 4000
+    (root / "a").write_bytes(content)
+    original, failures = os.copy_file_range, iter([False, True])
+
+    def fails_once(source, target, count, *at):
+        if next(failures, False):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return original(source, target, min(count, 100_000), *at)
+
+    monkeypatch.setattr(os, "copy_file_range", fails_once)
+    puller = Puller(directory=tmp_path / "m", file_roots=[root], retries=retry.Policy(first_pause=0.001))
+    puller.sweep()
+    pulled = await puller.pull(Source(str(root / "a")), into="id")
+    assert pulled.path.read_bytes() == content
+    assert puller.statistics().retries == 1
+    await puller.close()
+
+
 @pytest.mark.parametrize("answer", ["EXDEV", 0], ids=["refused", "nothing copied"])
 async def test_mounts_that_cannot_copy_ranges(puller, root, monkeypatch, answer):
     """Copied by hand then."""
     monkeypatch.setattr(local, "_SMALL", 0)
 
-    def cannot(source, target, count):
+    def cannot(source, target, count, source_at, target_at):
         if answer:
             raise OSError(18, "Invalid cross-device link")
         return 0
@@ -266,7 +287,7 @@ async def test_a_cancelled_pull_leaves_nothing(puller, root, left, monkeypatch):
     (root / "a").write_bytes(b"x" * 100)
     copying, go_on = threading.Event(), threading.Event()
 
-    def slowly(source, target, count):
+    def slowly(source, target, count, source_at, target_at):
         copying.set()
         go_on.wait(10)
         return os.write(target, os.read(source, 1))

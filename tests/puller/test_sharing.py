@@ -3,9 +3,11 @@
 import asyncio
 import base64
 import hashlib
+import json
 import os
 import signal
 import sys
+import threading
 
 import pytest
 from aiohttp import web
@@ -16,6 +18,7 @@ from puller.errors import PullError, PullErrorKind
 from puller.http_client import HttpPolicy
 from puller.puller import Puller
 from puller.source import Source
+from puller.threads import Threads
 from tests.support.waiting import until
 
 MIB = 2**20
@@ -183,7 +186,7 @@ async def test_what_was_made_of_a_model_comes_with_equal_files_only(puller, stor
     assert pulled.derived is None
     made = puller.directory / "made"
     made.write_bytes(b"quicker")
-    assert await puller.keep("m", pulled.content, "v1", made)
+    assert await puller.keep("m", pulled, "v1", made)
     assert not made.exists()
     again = await puller.pull(Source(store.url("a")), into="other", tag="v1")
     assert again.derived is not None
@@ -192,10 +195,71 @@ async def test_what_was_made_of_a_model_comes_with_equal_files_only(puller, stor
     assert (await puller.pull(Source(store.url("a")), into="m", tag="v2")).derived is None
     store.files = {"a": OTHER}
     assert (await puller.pull(Source(store.url("a")), into="m", tag="v1")).derived is None
-    await puller.remove("gone")
     made.write_bytes(b"x")
-    assert not await puller.keep("gone", pulled.content, "v3", made)
+    assert not await puller.keep("m", pulled, "v3", made), "what lies there is of another pull"
+    latest = await puller.pull(Source(store.url("a")), into="m", tag="v3")
+    assert puller.current("m", latest)
+    await puller.remove("m")
+    assert not await puller.keep("m", latest, "v3", made)
     assert made.exists()
+
+
+async def test_a_removal_that_comes_late_hits_no_later_pull(puller, store, monkeypatch):
+    """The folder is out of sight at once; what takes time happens to what nobody sees."""
+    store.files = {"a": CONTENT}
+    await puller.pull(Source(store.url("a")), into="m")
+    busy = threading.Event()
+    blocked = [puller._threads.begin(busy.wait, 10) for _ in range(8)]
+    monkeypatch.setattr("puller.puller._REMOVE_WAIT", 0.0)
+    await puller.remove("m")
+    pulled = await puller.pull(Source(store.url("a")), into="m")
+    busy.set()
+    await asyncio.gather(*blocked)
+    await puller._threads.run(lambda: None)
+    assert pulled.path.read_bytes() == CONTENT
+    assert puller.statistics().cache.used_bytes == len(CONTENT)
+
+
+async def test_room_that_nobody_takes_is_given_back():
+    """Cancelled while a thread makes room: the room is closed, not lost."""
+    threads = Threads(1, "test")
+    begun, go_on, undone = threading.Event(), threading.Event(), []
+
+    def work() -> str:
+        begun.set()
+        go_on.wait(10)
+        return "room"
+
+    task = asyncio.ensure_future(threads.run(work, undo=undone.append))
+    await until(begun.is_set)
+    task.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert undone == ["room"]
+    threads.close()
+
+
+async def test_files_may_be_called_anything(puller, store):
+    """Also what the puller itself could have called something of its own."""
+    store.files = {"_derived": CONTENT, "_schema.json": OTHER, "s/_schema.json": CONTENT}
+    pulled = await puller.pull(Source(store.url("_derived")), into="m", tag="v1")
+    made = puller.directory / "made"
+    made.write_bytes(b"quicker")
+    assert await puller.keep("m", pulled, "v1", made)
+    again = await puller.pull(Source(store.url("_derived")), into="m", tag="v1")
+    assert (again.path.read_bytes(), again.derived.read_bytes()) == (CONTENT, b"quicker")
+    key = json.dumps({"schema_path": store.url("s/_schema.json")})
+    both = await puller.pull(Source(store.url("_schema.json"), key), into="n")
+    assert (both.path.read_bytes(), both.schema.read_bytes()) == (OTHER, CONTENT)
+
+
+async def test_hosts_and_headers_that_cannot_be(puller):
+    """The registration's fault, said as such."""
+    for url in ("http://a..b/x", f"http://{'a' * 70}.example/x"):
+        with pytest.raises(PullError) as caught:
+            await puller.pull(Source(url), into="m")
+        assert caught.value.kind in (PullErrorKind.BAD_REQUEST, PullErrorKind.DNS)
 
 
 _CHILD = """
