@@ -6,7 +6,7 @@ and two leaders that see the same mesh for a moment ask for the same.
 
 import enum
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from placement.footprint import Footprint
 from placement.pod import Pod
@@ -70,12 +70,8 @@ class Room:
         """A load is sent there."""
         pod = self._pods[name]
         need = footprint.on(device=pod.has_device)
-        self._pods[name] = replace(
-            pod,
-            used_bytes=pod.used_bytes + need.host_bytes,
-            device_used_bytes=pod.device_used_bytes + need.device_bytes,
-            copies=pod.copies + 1,
-            loads_in_progress=pod.loads_in_progress + 1,
+        self._pods[name] = pod.with_more(
+            used_bytes=need.host_bytes, device_used_bytes=need.device_bytes, copies=1, loads_in_progress=1
         )
 
     def zones(self, names: Iterable[str]) -> list[str]:

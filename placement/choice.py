@@ -25,6 +25,7 @@ The caller brings the figures up to date (`debits`), carries the choice out, and
 import enum
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 
 from placement import rendezvous, words
@@ -95,7 +96,7 @@ class Ranked:
     on_disk: bool = False
 
     @property
-    def bucket(self) -> tuple[bool, int, bool, bool, int, int, int, bool]:
+    def bucket(self) -> "_Bucket":
         """What is compared before the draw."""
         return (
             self.outgoing,
@@ -129,17 +130,27 @@ class Ranked:
         return text
 
 
-@dataclass(frozen=True, slots=True)
+_Bucket = tuple[bool, int, bool, bool, int, int, int, bool]
+
+
+@dataclass(frozen=True)
 class Choice:
     """The decision, and everything it rests on."""
 
     model_id: str
     size_bytes: int
+    device_bytes: int
     verdict: Verdict
     pod: str | None  # set if and only if CHOSEN
-    ranking: tuple[Ranked, ...]  # best first
     refused: tuple[Refused, ...]
-    device_bytes: int = 0
+    candidates: tuple[tuple[_Bucket, Pod, bool], ...]  # each with its bucket, and whether its type prefers it
+
+    @cached_property
+    def ranking(self) -> tuple[Ranked, ...]:
+        """The candidates, best first. Worked out when it is asked for: it is for people, and costs more than the
+        choice itself."""
+        ranked = [_ranked(self.model_id, *candidate) for candidate in self.candidates]
+        return tuple(sorted(ranked, key=lambda r: (r.bucket, -r.score, r.pod)))
 
     @property
     def why(self) -> str:
@@ -184,19 +195,25 @@ def choose(
     has, one for each.
     """
     footprint = size if isinstance(size, Footprint) else Footprint(size)
-    candidates: list[Pod] = []
+    host, device = footprint.host_bytes, footprint.device_bytes
+    candidates: list[tuple[Pod, bool]] = []
     refused: list[Refused] = []
     for pod in pods:
-        refusal = _refuse(pod, footprint, excluded, idle_ms, constraint)
-        if refusal is None:
-            candidates.append(pod)
-        else:
-            refused.append(refusal)
-    host, device = footprint.host_bytes, footprint.device_bytes
+        fit = fits(pod, footprint)
+        # Most pods are full and fine: they are not looked at twice.
+        plain = fit or (not idle_ms and not device and host <= pod.capacity_bytes)
+        if not plain or excluded or not pod.accepts or constraint is not ANYWHERE:
+            refusal = _refuse(pod, footprint, fit, excluded, idle_ms, constraint)
+            if refusal is not None:
+                refused.append(refusal)
+                continue
+        candidates.append((pod, fit))
     if candidates:
-        ranked = _rank(model_id, footprint, candidates, constraint, preferences, zones)
-        ranking = tuple(sorted(ranked, key=lambda r: (r.bucket, -r.score, r.pod)))
-        return Choice(model_id, host, Verdict.CHOSEN, ranking[0].pod, ranking, tuple(refused), device)
+        rated = _rate(candidates, constraint, preferences, zones)
+        best = min(candidate[0] for candidate in rated)
+        equal = [pod for bucket, pod, _ in rated if bucket == best]
+        chosen = equal[0] if len(equal) == 1 else _drawn(model_id, equal, evicts=best[2])
+        return Choice(model_id, host, device, Verdict.CHOSEN, chosen.name, tuple(refused), tuple(rated))
     causes = {refusal.cause for refusal in refused}
     if causes and causes <= {Cause.TOO_SMALL, Cause.NOT_ALLOWED}:
         verdict = Verdict.NOWHERE
@@ -204,17 +221,19 @@ def choose(
         verdict = Verdict.NO_ROOM
     else:
         verdict = Verdict.NO_PODS
-    return Choice(model_id, host, verdict, None, (), tuple(refused), device)
+    return Choice(model_id, host, device, verdict, None, tuple(refused), ())
 
 
 def fits(pod: Pod, footprint: Footprint) -> bool:
     """Whether it fits into what is free there, in both memories."""
+    if not footprint.device_bytes:
+        return footprint.host_bytes <= pod.capacity_bytes - pod.used_bytes or not footprint.host_bytes
     need = footprint.on(device=pod.has_device)
     return need.host_bytes <= pod.free_bytes and need.device_bytes <= pod.device_free_bytes
 
 
 def _refuse(
-    pod: Pod, footprint: Footprint, excluded: Mapping[str, str], idle_ms: int, constraint: Constraint
+    pod: Pod, footprint: Footprint, fit: bool, excluded: Mapping[str, str], idle_ms: int, constraint: Constraint
 ) -> Refused | None:
     # What can never change comes first: a pod that is too small and also leaving is no hope for later.
     need = footprint.on(device=pod.has_device)
@@ -229,50 +248,77 @@ def _refuse(
         return Refused(pod.name, Cause.EXCLUDED, excluded[pod.name] or "is excluded")
     if not pod.accepts:
         return Refused(pod.name, Cause.NOT_ACCEPTING, pod.why_not or "accepts no loads")
-    if idle_ms > pod.oldest_idle_ms and not fits(pod, footprint):
+    if not fit and idle_ms > pod.oldest_idle_ms:
         why = f"is full of copies used within {words.span(pod.oldest_idle_ms)}, the model {words.span(idle_ms)} ago"
         return Refused(pod.name, Cause.MORE_RECENT, why)
     return None
 
 
-def _rank(
-    model_id: str,
-    footprint: Footprint,
-    candidates: list[Pod],
+def _rate(
+    candidates: list[tuple[Pod, bool]],
     constraint: Constraint,
     preferences: Mapping[frozenset[str], bool] | None,
     zones: Collection[str],
-) -> Iterable[Ranked]:
-    free = [fits(pod, footprint) for pod in candidates]
-    oldest = max((pod.oldest_idle_ms for pod, fit in zip(candidates, free, strict=True) if not fit), default=0)
-    calmest = max(QUIET_RATE, min(pod.rate for pod in candidates))
+) -> list[tuple[_Bucket, Pod, bool]]:
+    """Each candidate with its bucket (`Ranked.bucket`), and whether its type prefers it."""
+    oldest = max((pod.oldest_idle_ms for pod, fit in candidates if not fit), default=0)
+    calmest = max(QUIET_RATE, min(pod.rate for pod, _ in candidates))
     # A preference counts among full pods only where it costs no fresher copies than elsewhere.
     stale_enough = oldest - max(PREFERRED_MS, oldest // 4)
-    for pod, fit in zip(candidates, free, strict=True):
-        evicts = not fit
-        weight = pod.capacity_bytes if evicts else pod.free_bytes
+    rated: list[tuple[_Bucket, Pod, bool]] = []
+    for pod, fit in candidates:
         if preferences is None:
-            preferred = constraint.prefers(pod.labels)
+            preferred = bool(constraint.preferred) and constraint.prefers(pod.labels)
         else:
             preferred = preferences.get(pod.labels, False)
-        yield Ranked(
-            pod=pod.name,
-            evicts=evicts,
-            age_bucket=_doublings(oldest, pod.oldest_idle_ms) if evicts else 0,
-            queue_bucket=(1 + pod.loads_in_progress // max(1, pod.loading_threads)).bit_length() - 1,
-            rate_bucket=_doublings(pod.rate, calmest),
-            score=rendezvous.score(model_id, pod.name, max(1, weight)),
-            free_bytes=pod.free_bytes,
-            oldest_idle_ms=pod.oldest_idle_ms,
-            loads_in_progress=pod.loads_in_progress,
-            loading_threads=pod.loading_threads,
-            rate=pod.rate,
-            outgoing=pod.outgoing,
-            zone_copies=sum(1 for zone in zones if zone == pod.zone) if pod.zone and zones else 0,
-            preferred=preferred,
-            passed_over=not (preferred and (fit or pod.oldest_idle_ms >= stale_enough)),
-            on_disk=pod.on_disk,
+        bucket = (
+            pod.outgoing,
+            sum(1 for zone in zones if zone == pod.zone) if zones and pod.zone else 0,
+            not fit,
+            not (preferred and (fit or pod.oldest_idle_ms >= stale_enough)),
+            0 if fit else _doublings(oldest, pod.oldest_idle_ms),
+            (1 + pod.loads_in_progress // (pod.loading_threads or 1)).bit_length() - 1,
+            0 if pod.rate <= calmest else _doublings(pod.rate, calmest),
+            not pod.on_disk,
         )
+        rated.append((bucket, pod, preferred))
+    return rated
+
+
+def _score(model_id: str, pod: Pod, evicts: bool) -> float:
+    return rendezvous.score(model_id, pod.name, max(1, pod.capacity_bytes if evicts else pod.free_bytes))
+
+
+def _drawn(model_id: str, pods: list[Pod], *, evicts: bool) -> Pod:
+    """One of equally good pods: the highest score, of equal ones the first name."""
+    chosen, highest = pods[0], -1.0
+    for pod in pods:
+        score = _score(model_id, pod, evicts)
+        if score > highest or (score == highest and pod.name < chosen.name):
+            chosen, highest = pod, score
+    return chosen
+
+
+def _ranked(model_id: str, bucket: _Bucket, pod: Pod, preferred: bool) -> Ranked:
+    outgoing, zone_copies, evicts, passed_over, age_bucket, queue_bucket, rate_bucket, not_on_disk = bucket
+    return Ranked(
+        pod=pod.name,
+        evicts=evicts,
+        age_bucket=age_bucket,
+        queue_bucket=queue_bucket,
+        rate_bucket=rate_bucket,
+        score=_score(model_id, pod, evicts),
+        free_bytes=pod.free_bytes,
+        oldest_idle_ms=pod.oldest_idle_ms,
+        loads_in_progress=pod.loads_in_progress,
+        loading_threads=pod.loading_threads,
+        rate=pod.rate,
+        outgoing=outgoing,
+        zone_copies=zone_copies,
+        preferred=preferred,
+        passed_over=passed_over,
+        on_disk=not not_on_disk,
+    )
 
 
 def _doublings(large: int, small: int) -> int:

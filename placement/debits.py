@@ -10,7 +10,7 @@ the coarse ranking of `choice` is for.
 """
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from placement.pod import Pod
 
@@ -39,51 +39,82 @@ class DebitsStatistics:
 class Debits:
     """The loads that one observer has sent. Times in milliseconds on any clock that does not go back."""
 
-    __slots__ = ("_debits", "_expiry_ms", "_settle_ms")
+    __slots__ = ("_debited", "_debits", "_expiry_ms", "_of", "_settle_ms")
 
     def __init__(self, *, expiry_ms: int = EXPIRY_MS, settle_ms: int = SETTLE_MS) -> None:
         self._expiry_ms = expiry_ms
         self._settle_ms = settle_ms
         self._debits: dict[Hashable, _Debit] = {}  # in the order of sending: a key sent again is moved to the end
+        self._of: dict[str, dict[Hashable, _Debit]] = {}  # the same by pod
+        self._debited: dict[str, tuple[Pod, Pod]] = {}  # a pod as published, and debited; void when a debit changes
 
     def sent(self, pod: str, size_bytes: int, now_ms: int, key: Hashable, *, device_bytes: int = 0) -> None:
         """A load has been sent to the pod. The same key sent again replaces its former debit."""
         self._expire(now_ms)
-        self._debits.pop(key, None)
-        self._debits[key] = _Debit(pod, size_bytes, device_bytes, now_ms, loading=True)
+        self._drop(key)
+        debit = _Debit(pod, size_bytes, device_bytes, now_ms, loading=True)
+        self._debits[key] = debit
+        self._of.setdefault(pod, {})[key] = debit
+        self._debited.pop(pod, None)
 
     def done(self, key: Hashable, *, loaded: bool = True) -> None:
         """The load has ended. Without `loaded` its bytes are free again; with it, they wait for the publication."""
-        if not loaded:
-            self._debits.pop(key, None)
-        elif key in self._debits:
-            self._debits[key].loading = False
+        debit = self._debits.get(key)
+        if debit is None:
+            return
+        if loaded:
+            debit.loading = False
+            self._debited.pop(debit.pod, None)
+        else:
+            self._drop(key)
 
     def published(self, pod: str, now_ms: int) -> None:
         """New figures of the pod have arrived: they contain what was sent to it before."""
         before = now_ms - self._settle_ms
-        for key in [key for key, debit in self._debits.items() if debit.pod == pod and debit.sent_ms <= before]:
-            del self._debits[key]
+        for key in [key for key, debit in self._of.get(pod, {}).items() if debit.sent_ms <= before]:
+            self._drop(key)
 
     def forget(self, pod: str) -> None:
         """The pod has gone."""
-        for key in [key for key, debit in self._debits.items() if debit.pod == pod]:
-            del self._debits[key]
+        for key in list(self._of.get(pod, ())):
+            self._drop(key)
 
     def apply(self, pods: Iterable[Pod], now_ms: int) -> list[Pod]:
         """The pods as they will look once they have published what was sent to them."""
         self._expire(now_ms)
         if not self._debits:
             return list(pods)
-        sums: dict[str, tuple[int, int, int, int]] = {}
-        for debit in self._debits.values():
-            size, device, copies, loading = sums.get(debit.pod, (0, 0, 0, 0))
-            sums[debit.pod] = (size + debit.bytes, device + debit.device_bytes, copies + 1, loading + debit.loading)
-        return [_debited(pod, *sums[pod.name]) if pod.name in sums else pod for pod in pods]
+        return [self._apply(pod) if pod.name in self._of else pod for pod in pods]
 
     def statistics(self) -> DebitsStatistics:
         """What is debited now; expired debits count until the next `sent` or `apply`."""
         return DebitsStatistics(len(self._debits), sum(debit.bytes for debit in self._debits.values()))
+
+    def _apply(self, pod: Pod) -> Pod:
+        known = self._debited.get(pod.name)
+        if known is not None and known[0] is pod:
+            return known[1]
+        size = device = loading = 0
+        debits = self._of[pod.name]
+        for debit in debits.values():
+            size += debit.bytes
+            device += debit.device_bytes
+            loading += debit.loading
+        debited = pod.with_more(
+            used_bytes=size, device_used_bytes=device, copies=len(debits), loads_in_progress=loading
+        )
+        self._debited[pod.name] = (pod, debited)
+        return debited
+
+    def _drop(self, key: Hashable) -> None:
+        debit = self._debits.pop(key, None)
+        if debit is None:
+            return
+        debits = self._of[debit.pod]
+        del debits[key]
+        if not debits:
+            del self._of[debit.pod]
+        self._debited.pop(debit.pod, None)
 
     def _expire(self, now_ms: int) -> None:
         expired = []
@@ -92,14 +123,4 @@ class Debits:
                 break
             expired.append(key)
         for key in expired:
-            del self._debits[key]
-
-
-def _debited(pod: Pod, size: int, device: int, copies: int, loading: int) -> Pod:
-    return replace(
-        pod,
-        used_bytes=pod.used_bytes + size,
-        device_used_bytes=pod.device_used_bytes + device,
-        copies=pod.copies + copies,
-        loads_in_progress=pod.loads_in_progress + loading,
-    )
+            self._drop(key)

@@ -42,3 +42,25 @@ class Pod:
     def has_device(self) -> bool:
         """Whether models may be kept on a device there."""
         return self.device_capacity_bytes > 0
+
+    def with_more(self, *, used_bytes: int, device_used_bytes: int, copies: int, loads_in_progress: int) -> "Pod":
+        """This pod with so much more in it. (`dataclasses.replace` takes six times as long, and this is done for every
+        pod at every cold start.)"""
+        return Pod(
+            self.name,
+            self.capacity_bytes,
+            self.used_bytes + used_bytes,
+            self.copies + copies,
+            self.oldest_idle_ms,
+            self.loads_in_progress + loads_in_progress,
+            self.loading_threads,
+            self.rate,
+            self.labels,
+            self.zone,
+            self.accepts,
+            self.why_not,
+            self.device_capacity_bytes,
+            self.device_used_bytes + device_used_bytes,
+            self.outgoing,
+            self.on_disk,
+        )

@@ -1,0 +1,118 @@
+"""What somebody who knows the future would reach: the bound that a policy is compared with.
+
+One cache of the summed capacity, loads that take no time, and every model that is called must be loaded. With equal
+sizes the best victim is the one whose next use is farthest away (Belady, "A study of replacement algorithms", 1966).
+With unequal ones the best choice is hard to find (the problem is NP-hard), and the usual stand-in takes the largest
+product of size and time to the next use. Both are tried, and the better result of the two is reported.
+"""
+
+import heapq
+import random
+from collections.abc import Callable, Sequence
+
+from placement.simulator.cluster import Counts
+from placement.simulator.fleet import Model
+
+_NEVER = 1 << 62
+_SAMPLE = 48  # of the residents, of which the largest product goes; more change the third digit
+
+
+def clairvoyant(models: Sequence[str], capacity_bytes: int, model: Callable[[str], Model], *, since: int = 0) -> Counts:
+    """The better of the two, for the models called in that order. A model that never fits is refused.
+
+    Counts are of the requests from number `since` on."""
+    next_use = _next_uses(models)
+    found = [way(models, next_use, capacity_bytes, model, since) for way in (_farthest, _largest)]
+    return max(found, key=lambda counts: counts.hits)
+
+
+def _next_uses(models: Sequence[str]) -> list[int]:
+    """Of each request, the index of the same model's next one."""
+    later: dict[str, int] = {}
+    found = [0] * len(models)
+    for index in range(len(models) - 1, -1, -1):
+        found[index] = later.get(models[index], _NEVER)
+        later[models[index]] = index
+    return found
+
+
+def _farthest(
+    models: Sequence[str], next_use: Sequence[int], capacity: int, model: Callable[[str], Model], since: int
+) -> Counts:
+    counts = Counts()
+    resident: dict[str, tuple[int, Model]] = {}  # with the next use
+    order: list[tuple[int, str]] = []  # (-next use, model); behind where the resident's differs
+    free = capacity
+    for index, model_id in enumerate(models):
+        if index == since:
+            counts = Counts(requests=len(models) - since)
+        known = resident.get(model_id)
+        if known is not None:
+            counts.hits += 1
+            one = known[1]
+        else:
+            one = model(model_id)
+            if one.bytes > capacity:
+                counts.refused += 1
+                continue
+            _count(counts, one)
+            while free < one.bytes:
+                negative, victim = heapq.heappop(order)
+                standing = resident.get(victim)
+                if standing is not None and standing[0] == -negative:
+                    free += standing[1].bytes
+                    del resident[victim]
+                    counts.evictions += 1
+            free -= one.bytes
+        resident[model_id] = (next_use[index], one)
+        heapq.heappush(order, (-next_use[index], model_id))
+    return counts
+
+
+def _largest(
+    models: Sequence[str], next_use: Sequence[int], capacity: int, model: Callable[[str], Model], since: int
+) -> Counts:
+    counts = Counts()
+    draw = random.Random(0)
+    ids: list[str] = []  # of the residents, in no order; the same places in the other two
+    uses: list[int] = []
+    sizes: list[int] = []
+    place: dict[str, int] = {}
+    never = 2 * len(models)
+    free = capacity
+    for index, model_id in enumerate(models):
+        if index == since:
+            counts = Counts(requests=len(models) - since)
+        at = place.get(model_id)
+        if at is not None:
+            counts.hits += 1
+            uses[at] = min(next_use[index], never)
+            continue
+        one = model(model_id)
+        if one.bytes > capacity:
+            counts.refused += 1
+            continue
+        _count(counts, one)
+        while free < one.bytes:
+            candidates = [int(draw.random() * len(ids)) for _ in range(_SAMPLE)]
+            victim = max(candidates, key=lambda c: (uses[c] - index) * sizes[c])
+            free += sizes[victim]
+            counts.evictions += 1
+            del place[ids[victim]]
+            last = ids.pop(), uses.pop(), sizes.pop()
+            if victim < len(ids):
+                ids[victim], uses[victim], sizes[victim] = last
+                place[ids[victim]] = victim
+        free -= one.bytes
+        place[model_id] = len(ids)
+        ids.append(model_id)
+        uses.append(min(next_use[index], never))
+        sizes.append(one.bytes)
+    return counts
+
+
+def _count(counts: Counts, model: Model) -> None:
+    counts.misses += 1
+    counts.loads += 1
+    counts.load_ms += model.load_ms
+    counts.loaded_bytes += model.bytes

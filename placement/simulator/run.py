@@ -1,0 +1,82 @@
+"""Drives a trace through a cluster and says what came of it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from placement.simulator.cluster import Cluster, Counts
+from placement.simulator.fleet import Model
+
+WINDOWS = 60
+"""Into how many parts the time of a trace is cut, for the course of its hit rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What is simulated."""
+
+    pods: int
+    capacity_bytes: int  # of each pod
+    policy: str = "lru"
+    threads: int = 2
+    zones: int = 1
+    more_copies: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of it."""
+
+    counts: Counts
+    warm: Counts  # of the second half of the requests: without what filling an empty mesh costs
+    resident: int  # copies at the end
+    used_share: float  # of the capacity, at the end
+    course: tuple[tuple[int, float], ...]  # (ms, hit rate of the requests until then since the point before)
+
+
+def hit_rate(counts: Counts) -> float:
+    """Of all requests, those that found their model loaded."""
+    return counts.hits / counts.requests if counts.requests else 0.0
+
+
+def load_seconds(counts: Counts) -> float:
+    """Seconds of loading for 1,000 requests."""
+    return counts.load_ms / counts.requests if counts.requests else 0.0
+
+
+def run(
+    requests: Iterable[tuple[int, str]],
+    total: int,
+    setup: Setup,
+    model: Callable[[str], Model],
+    *,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Result:
+    """`total` is how many requests there are. Raises ValueError where they go back in time."""
+    cluster = Cluster(
+        pods=setup.pods,
+        capacity_bytes=setup.capacity_bytes,
+        policy=setup.policy,
+        threads=setup.threads,
+        zones=setup.zones,
+        more_copies=setup.more_copies,
+        model=model,
+    )
+    counts = cluster.counts
+    request = cluster.request
+    step = max(1, total // WINDOWS)
+    course: list[tuple[int, float]] = []
+    hits = last = now = 0
+    half = Counts()
+    for number, (now, model_id) in enumerate(requests, 1):
+        if now < last:
+            raise ValueError(f"request {number} at {now} ms comes after one at {last} ms")
+        last = now
+        request(now, model_id)
+        if number % step == 0:
+            course.append((now, (counts.hits - hits) / step))
+            hits = counts.hits
+            on_progress(number)
+        if number == total // 2:
+            half = Counts(*(getattr(counts, name) for name in Counts.__slots__))
+    warm = Counts(*(getattr(counts, name) - getattr(half, name) for name in Counts.__slots__))
+    return Result(counts, warm, cluster.resident(), cluster.used_share(), tuple(course))

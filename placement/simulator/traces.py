@@ -1,0 +1,129 @@
+"""Requests to models, in the shapes that traffic has. Each is a stream of (milliseconds, model), in the order of time.
+
+The rates are those of the whole mesh; what matters to a cache is the order of the models and, to a reload, the time
+between two uses. All draws come from a seed.
+"""
+
+import heapq
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterator
+
+Request = tuple[int, str]
+Trace = Iterator[Request]
+
+RATE = 200.0
+"""Requests a second."""
+
+DAY_MS = 86_400_000
+
+
+def _names(models: int) -> list[str]:
+    width = len(str(models - 1))
+    return [f"m{number:0{width}d}" for number in range(models)]
+
+
+def zipf(models: int, requests: int, *, alpha: float = 0.9, rate: float = RATE, seed: int = 0) -> Trace:
+    """Popularity falls with rank as `rank ** -alpha`, and does not change; requests come at random (Poisson)."""
+    draw = random.Random(seed)
+    names = _names(models)
+    draw.shuffle(names)  # so that popularity has nothing to do with the name
+    weights = list(itertools.accumulate((rank + 1) ** -alpha for rank in range(models)))
+    now = 0.0
+    for start in range(0, requests, 4096):
+        for name in draw.choices(names, cum_weights=weights, k=min(4096, requests - start)):
+            now += draw.expovariate(rate) * 1000
+            yield int(now), name
+
+
+def scan(
+    models: int, requests: int, *, alpha: float = 0.9, rate: float = RATE, share: float = 0.2, seed: int = 0
+) -> Trace:
+    """Zipf, and from time to time a job that calls every model once, one after the other: `share` of all requests."""
+    names = _names(models)
+    usual = zipf(models, requests, alpha=alpha, rate=rate, seed=seed)
+    jobs = max(1, round(requests * share / models))
+    # The jobs begin at equal distances; during one, every second request is the job's.
+    every = max(1, round(requests * (1 - share) / jobs))
+    made = 0
+    scanning: Iterator[str] = iter(())
+    for number, (now, name) in enumerate(usual):
+        if made >= requests:
+            return
+        if number % every == every // 2:
+            scanning = iter(names)
+        yield now, name
+        made += 1
+        for scanned in itertools.islice(scanning, 1):
+            if made < requests:
+                yield now, scanned
+                made += 1
+
+
+def diurnal(
+    models: int, requests: int, *, alpha: float = 0.9, rate: float = RATE, zones: int = 24, seed: int = 0
+) -> Trace:
+    """Zipf, with every model awake for about half of the day of its own time zone: the hot set wanders."""
+    draw = random.Random(seed + 1)
+    # A day of the trace is as long as its requests make it: a million at 200/s would see a twentieth of a real one.
+    length = requests / rate * 1000
+    day = min(DAY_MS, length / 2) if requests else DAY_MS
+    asleep: dict[str, float] = {}
+    made = 0
+    for now, name in zipf(models, 4 * requests + 1000, alpha=alpha, rate=2 * rate, seed=seed):
+        phase = asleep.get(name)
+        if phase is None:
+            phase = asleep[name] = draw.randrange(zones) / zones
+        # Between 0 and 1, smoothly: half of what is drawn is heard, on the average.
+        if draw.random() < 0.5 + 0.5 * math.sin(2 * math.pi * (now / day + phase)):
+            yield now, name
+            made += 1
+            if made >= requests:
+                return
+
+
+_TIMERS = ((60.0, 0.35), (300.0, 0.30), (900.0, 0.10), (3600.0, 0.20), (86_400.0, 0.05))
+"""Periods in seconds, and how many of the timers have them."""
+
+
+def azure(models: int, requests: int, *, rate: float = RATE, seed: int = 0) -> Trace:
+    """As functions are called in a public cloud (Shahrad and others, "Serverless in the Wild", USENIX ATC 2020): rates
+    over eight orders of magnitude, most models called once an hour or less while a hundredth takes nearly all calls, a
+    third of them by timers of round periods, others in bursts.
+
+    The shape is theirs; the figures are rough, and scaled so that all together make `rate`."""
+    draw = random.Random(seed)
+    kinds: list[tuple[str, float]] = []
+    for _ in range(models):
+        if draw.random() < 0.29:
+            period = draw.choices([p for p, _ in _TIMERS], [w for _, w in _TIMERS])[0]
+            kinds.append(("timer", 1.0 / period))
+        else:
+            # Calls a day, log-normal around a few dozen, with a long tail.
+            per_day = math.exp(draw.normalvariate(math.log(24), 3.2))
+            kinds.append(("burst" if draw.random() < 0.3 else "poisson", min(per_day, 1e7) / 86_400))
+    total = sum(frequency for _, frequency in kinds)
+    stretch = rate / total  # time is stretched or shrunk, so that the requests of all together come at the rate
+    due: list[tuple[float, int]] = []
+    for number, (_, frequency) in enumerate(kinds):
+        due.append((draw.random() / (frequency * stretch), number))
+    heapq.heapify(due)
+    names = _names(models)
+    for _ in range(requests):
+        now, number = due[0]
+        yield int(now * 1000), names[number]
+        kind, frequency = kinds[number]
+        frequency *= stretch
+        if kind == "timer":
+            pause = 1 / frequency
+        elif kind == "poisson":
+            pause = draw.expovariate(frequency)
+        elif draw.random() < 0.9:  # within a burst of ten, on the average
+            pause = draw.expovariate(20 * frequency)
+        else:
+            pause = draw.expovariate(frequency / 5.5)
+        heapq.heapreplace(due, (now + pause, number))
+
+
+SHAPES: dict[str, Callable[..., Trace]] = {"zipf": zipf, "scan": scan, "diurnal": diurnal, "azure": azure}

@@ -1,0 +1,147 @@
+"""The mesh in miniature: traces have shapes, caches have bounds, and nobody beats who knows the future."""
+
+import itertools
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from placement.policies import NAMES
+from placement.simulator import fleet, optimum, traces
+from placement.simulator.cluster import Cluster
+from placement.simulator.fleet import Model
+from placement.simulator.run import Setup, hit_rate, load_seconds, run
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("shape", sorted(traces.SHAPES))
+def test_traces_are_in_order_and_the_same_each_time(shape):
+    """As many as were asked for, at about the rate, by ids of the fleet; another seed makes another one."""
+    made = list(traces.SHAPES[shape](500, 20_000, rate=100.0, seed=1))
+    assert made == list(traces.SHAPES[shape](500, 20_000, rate=100.0, seed=1))
+    assert made != list(traces.SHAPES[shape](500, 20_000, rate=100.0, seed=2))
+    assert len(made) == 20_000
+    assert all(a <= b for (a, _), (b, _) in itertools.pairwise(made))
+    assert {model for _, model in made} <= {f"m{number:03d}" for number in range(500)}
+    assert 50 < 20_000 / (made[-1][0] / 1000) < 200
+
+
+def test_zipf_is_skewed_as_it_should_be():
+    """Of two ranks, the ratio of their requests is that of the ranks to the power of alpha."""
+    counts = [count for _, count in Counter(model for _, model in traces.zipf(1000, 200_000)).most_common()]
+    assert counts[0] / counts[9] == pytest.approx(10**0.9, rel=0.15)
+    assert counts[9] / counts[99] == pytest.approx(10**0.9, rel=0.25)
+
+
+def test_a_scan_calls_every_model():
+    """The others of the tail too, which nobody calls otherwise."""
+    usual = {model for _, model in traces.zipf(1000, 5000)}
+    scanned = {model for _, model in traces.scan(1000, 5000, share=0.5)}
+    assert len(usual) < 900
+    assert len(scanned) == 1000
+
+
+def test_azure_is_mostly_idle_models():
+    """A hundredth of the models takes most of the calls."""
+    counts = [count for _, count in Counter(m for _, m in traces.azure(2000, 50_000)).most_common()]
+    assert sum(counts[:20]) > 0.5 * sum(counts)
+
+
+def test_a_day_wanders():
+    """What is hot in one quarter of the trace is not what is hot in another."""
+    made = [model for _, model in traces.diurnal(500, 40_000)]
+    tops = [{m for m, _ in Counter(made[i : i + 5000]).most_common(50)} for i in (0, 10_000)]
+    assert len(tops[0] & tops[1]) < 40
+
+
+@pytest.mark.parametrize("policy", NAMES)
+@given(
+    calls=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 11)), min_size=1, max_size=120),
+    pods=st.integers(1, 3),
+    capacity=st.integers(1, 6),
+    more=st.booleans(),
+)
+def test_the_laws_of_a_simulation(policy, calls, pods, capacity, more):
+    """Every request has one end; no pod holds more than it can; the books agree; equal inputs, equal results."""
+    ends = []
+    for _ in range(2):
+        cluster = Cluster(
+            pods=pods,
+            capacity_bytes=capacity * MIB,
+            policy=policy,
+            more_copies=more,
+            model=lambda model: Model((1 + int(model) % 4) * MIB, 50 + int(model)),
+        )
+        now = 0
+        for pause, model in calls:
+            now += pause
+            cluster.request(now, str(model))
+            for pod in cluster._pods.values():
+                assert 0 <= pod.used <= pod.capacity
+                assert pod.used == sum(pod.copies.values()) + sum(pod.loading.values())
+                assert set(pod.copies) | set(pod.loading) == set(pod.uses)
+                assert len(pod.policy) == len(pod.copies)
+        counts = cluster.counts
+        assert counts.requests == len(calls) == counts.hits + counts.joined + counts.misses + counts.refused
+        assert counts.loads >= counts.misses
+        too_large = sum(1 for _, model in calls if 1 + model % 4 > capacity)
+        assert counts.refused >= too_large
+        ends.append(counts)
+    assert ends[0] == ends[1]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(0, 15), min_size=1, max_size=200), st.integers(1, 8))
+def test_nobody_beats_who_knows_the_future(models, capacity):
+    """With equal sizes and loads that take no time, no policy hits more often than Belady's."""
+    calls = [(number * 10_000, str(model)) for number, model in enumerate(models)]
+    model = fleet.equal(MIB)
+    bound = optimum.clairvoyant([m for _, m in calls], capacity * MIB, model)
+    assert bound.requests == len(models) == bound.hits + bound.misses
+    for policy in NAMES:
+        result = run(calls, len(calls), Setup(1, capacity * MIB, policy), model)
+        assert result.counts.hits <= bound.hits
+        assert result.counts.joined == 0
+
+
+def test_the_clairvoyant_counts_from_where_it_is_told():
+    """The first requests fill the cache, and are left out where only the rest is compared."""
+    counts = optimum.clairvoyant(["a", "b", "a", "b", "c"], 2 * MIB, fleet.equal(MIB), since=2)
+    assert (counts.requests, counts.hits, counts.misses) == (3, 2, 1)
+
+
+def test_several_pods_hit_nearly_as_often_as_one_of_their_size():
+    """Single copies, Zipf 0.9, room for a tenth: at most two points of hit rate are lost to the choice of pods."""
+    model = fleet.lognormal()
+    made = list(traces.zipf(5000, 40_000))
+    room = sum(model(f"m{number:04d}").bytes for number in range(5000)) // 10
+    one, many = (run(made, len(made), Setup(pods, room // pods, threads=32 // pods), model) for pods in (1, 8))
+    assert hit_rate(one.warm) > 0.4
+    assert hit_rate(many.warm) > hit_rate(one.warm) - 0.02
+    assert load_seconds(many.warm) < 1.1 * load_seconds(one.warm)
+
+
+def test_a_probation_queue_keeps_the_hot_set_through_a_scan():
+    """What it is there for."""
+    model = fleet.equal(MIB)
+    made = list(traces.scan(500, 12_000, share=0.3))
+    plain, queued = (run(made, len(made), Setup(1, 50 * MIB, policy, threads=64), model) for policy in NAMES[::2])
+    assert hit_rate(queued.counts) > hit_rate(plain.counts) + 0.02
+
+
+def test_more_copies_are_made_of_what_is_hot():
+    """And only of that, and only as the room allows."""
+    hot = [(number, "hot") for number in range(0, 60_000, 10)]
+    cold = [(number, f"c{number % 7}") for number in range(0, 60_000, 500)]
+    made = sorted(hot + cold)
+    result = run(made, len(made), Setup(3, 20 * MIB, more_copies=True), fleet.equal(MIB))
+    assert result.resident > 8
+    assert run(made, len(made), Setup(3, 20 * MIB), fleet.equal(MIB)).resident == 8
+
+
+def test_a_trace_that_goes_back_in_time_is_refused():
+    """By its number."""
+    with pytest.raises(ValueError, match="request 2"):
+        run([(5, "a"), (4, "a")], 2, Setup(1, MIB), fleet.equal(MIB))
