@@ -61,7 +61,7 @@ COMPILE = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 -
 
 lock: $(VENV)/.made  ## the lock files anew, at the versions they have where those still fit (ARGS=--upgrade: the newest)
 	@test -x $(VENV)/bin/uv || $(PIP) install --quiet uv
-	$(COMPILE) --extra cpu --extra local --extra demo --extra dev --output-file requirements/dev.txt $(ARGS)
+	$(COMPILE) --extra cpu --extra local --extra demo --extra pictures --extra dev --output-file requirements/dev.txt $(ARGS)
 	$(COMPILE) --extra cpu --extra local --extra demo --constraints requirements/dev.txt --output-file requirements/up.txt $(ARGS)
 
 clean:  ## everything that was made here, the environment and the local mesh's data included

@@ -47,6 +47,12 @@ class Keys:
         return f"{self.base}/config/".encode()
 
     @property
+    def wanted(self) -> bytes:
+        """Prefix of the ids of models whose number of copies was set: so that nobody has to read all records for them.
+        It lies outside of `presence_range`, and holds no values."""
+        return f"{self.base}/wanted/".encode()
+
+    @property
     def leader(self) -> bytes:
         """Who runs the slow loops."""
         return f"{self.base}/leader".encode()
@@ -64,6 +70,14 @@ class Keys:
         vanished is told from a pod that withdrew a copy. `leader` and `owner` lie inside; they are few and ignored.
         """
         return self.all_copies, after_prefix(self.pods)
+
+    def setting(self, name: str) -> bytes:
+        """One dynamic setting."""
+        return self.config + quote(name, safe="").encode()
+
+    def setting_of(self, key: bytes) -> str:
+        """The setting that a key of `config/` names."""
+        return unquote(key[len(self.config) :].decode())
 
     def model(self, model_id: str) -> bytes:
         """The model's record."""
@@ -88,6 +102,14 @@ class Keys:
     def model_of(self, key: bytes) -> str:
         """The id that a key of `registry/` names."""
         return key[len(self.registry) :].decode()
+
+    def want(self, model_id: str) -> bytes:
+        """That the number of this model's copies was set."""
+        return self.wanted + quote(model_id, safe="").encode()
+
+    def want_of(self, key: bytes) -> str:
+        """The model that a key of `wanted/` names."""
+        return unquote(key[len(self.wanted) :].decode())
 
     def pod_of(self, key: bytes) -> str:
         """The pod that a key of `pods/` names."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from placement.copies import UNLIMITED, Limits
+
 PROTOCOL = 1
 """Version of the router-agent protocol that this build speaks; it also understands the one before."""
 
@@ -72,12 +74,15 @@ class ModelRecord:
     device_bytes: int = 0
     load_ms: int = 0  # how long the last load took
     sha256: str = ""  # hex, of the model's file, where the registration names it: what is pulled is checked against it
+    limits: Limits = UNLIMITED  # of its copies, where they were set for it
     killed: tuple[str, ...] = ()  # one text for each server that died with this model loading or running
     other: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # attributes we do not know
     other_mesh: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # the same, inside `mesh`
 
     _KNOWN = frozenset({"type", "mPath", "encKey", "lu", "failedIn", "fails", "refs", "mesh"})
-    _KNOWN_MESH = frozenset({"hostBytes", "deviceBytes", "loadMs", "sha256", "killed"})
+    _KNOWN_MESH = frozenset(
+        {"hostBytes", "deviceBytes", "loadMs", "sha256", "minCopies", "maxCopies", "pinned", "killed"}
+    )
 
     @property
     def quarantined(self) -> bool:
@@ -86,7 +91,7 @@ class ModelRecord:
 
     def same_registration(self, asked: "ModelRecord") -> bool:
         """Whether what is asked to be registered is this. A digest left open is no difference: not every way of
-        registering can name one."""
+        registering can name one. Limits are none either: they are changed in place."""
         if asked.sha256 not in ("", self.sha256):
             return False
         return (self.type, self.path, self.key) == (asked.type, asked.path, asked.key)
@@ -122,6 +127,11 @@ class ModelRecord:
                 device_bytes=int(mesh.get("deviceBytes", 0)),
                 load_ms=int(mesh.get("loadMs", 0)),
                 sha256=str(mesh.get("sha256", "")),
+                limits=Limits(
+                    None if mesh.get("minCopies") is None else int(mesh["minCopies"]),
+                    None if mesh.get("maxCopies") is None else int(mesh["maxCopies"]),
+                    None if mesh.get("pinned") is None else bool(mesh["pinned"]),
+                ),
                 killed=tuple(str(text) for text in mesh.get("killed", ())),
                 other=MappingProxyType({k: v for k, v in data.items() if k not in cls._KNOWN}),
                 other_mesh=MappingProxyType({k: v for k, v in mesh.items() if k not in cls._KNOWN_MESH}),
@@ -141,6 +151,13 @@ class ModelRecord:
                 mesh[name] = number
         if self.sha256:
             mesh["sha256"] = self.sha256
+        for name, limit in (
+            ("minCopies", self.limits.minimum),
+            ("maxCopies", self.limits.maximum),
+            ("pinned", self.limits.pinned),
+        ):
+            if limit is not None:
+                mesh[name] = limit
         if self.killed:
             mesh["killed"] = list(self.killed)
         data: dict[str, Any] = {"type": self.type}
@@ -246,6 +263,7 @@ class CopyRecord:
     host_bytes: int = 0
     device_bytes: int = 0
     age_ms: int = 0  # since its last use, when this was written
+    type: str = ""  # the model's
 
     @property
     def token(self) -> bytes:
@@ -264,6 +282,7 @@ class CopyRecord:
                 host_bytes=int(data.get("host", 0)),
                 device_bytes=int(data.get("device", 0)),
                 age_ms=int(data.get("age", 0)),
+                type=str(data.get("type", "")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a copy record: {error!r}") from error
@@ -278,5 +297,6 @@ class CopyRecord:
                 "host": self.host_bytes,
                 "device": self.device_bytes,
                 "age": self.age_ms,
+                "type": self.type,
             }
         )

@@ -9,9 +9,9 @@ Fewer is slower than more. A copy too many goes only when room is scarce, when t
 would load the rest to two thirds at most, and none of the model's copies is young; so what made a copy never unmakes
 it. Above the maximum a copy goes at once.
 
-What stands on a pod that its type may no longer use counts as no copy: another is loaded first, then it is let go. A
-model whose last copy vanished with a pod gets one again, if it was used lately; it takes no room from what was used
-more recently.
+What stands on a pod that its type may no longer use counts as no copy: another is loaded first, then it is let go; at
+once where no other pod has room for something used as long ago. A model whose last copy vanished with a pod gets one
+again, if it was used lately; it takes no room from what was used more recently.
 
 Each round is bounded: what is loading already and what is newly asked for is at most a share of the mesh's memory, the
 most urgent first, so that a change of constraints over a thousand models is a stream and not a flood. The plan is a
@@ -20,7 +20,7 @@ function of what is given; the caller brings rates and ages, and asks again in a
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from placement import choice, words
 from placement.actions import Action, Kind, Plan, Room, Unmet
@@ -83,6 +83,7 @@ class Model:
     idle_ms: int = 0  # since its last use, by whichever copy
     limits: Limits = UNLIMITED  # the model's own over its type's
     lost: bool = False  # a pod with a copy of it has gone lately
+    stuck: bool = False  # its last load did not work: none is asked for now
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,7 @@ class Wanted:
 
     copies: int
     why: str
+    spare: bool = False  # only in case: it pushes nothing out
 
 
 @dataclass(order=True, slots=True)
@@ -125,10 +127,11 @@ class _Wish:
     model: Model = field(compare=False)
     why: str = field(compare=False)
     idle_ms: int = field(compare=False)
+    spare: bool = field(compare=False)
 
 
 def wanted(model: Model, pods: int, free_share: float, settings: Settings = DEFAULTS) -> Wanted:
-    """How many copies it should have. `pods` are those that may hold it, `free_share` is that of the mesh's memory."""
+    """How many copies it should have. `pods` are those that may hold it, `free_share` is that of their memory."""
     limits = model.limits
     reasons = [Wanted(0, "nothing asks for a copy")]
     if limits.minimum:
@@ -151,12 +154,14 @@ def wanted(model: Model, pods: int, free_share: float, settings: Settings = DEFA
             count = len(loaded) + 1 if settled else len(model.copies)
             reasons.append(Wanted(count, f"calls wait {words.span(queue_ms)} for their turn"))
         if rate >= settings.second_rate and free_share >= settings.plenty:
-            reasons.append(Wanted(2, f"{rate} calls a minute, and {free_share:.0%} of the memory is free"))
+            reasons.append(Wanted(2, f"{rate} calls a minute, and {free_share:.0%} of the memory is free", spare=True))
     best = max(reasons, key=lambda reason: reason.copies)  # the first of equals
     if limits.maximum is not None and best.copies > limits.maximum:
-        return Wanted(limits.maximum, f"{best.why}; at most {words.copies(limits.maximum)} by its settings")
+        return replace(
+            best, copies=limits.maximum, why=f"{best.why}; at most {words.copies(limits.maximum)} by its settings"
+        )
     if best.copies > pods:
-        return Wanted(pods, f"{best.why}; {pods} pods may hold it")
+        return replace(best, copies=pods, why=f"{best.why}; {pods} pods may hold it")
     return best
 
 
@@ -171,18 +176,24 @@ def plan(
     """What is to be done now. `avoided` are pods that get no loads, with the reason (`failures.avoided`)."""
     models = list(models)
     room = Room(pods)
-    free_share, stalest = room.free_share, room.oldest_idle_ms
+    stalest = room.oldest_idle_ms
+    allowed_by: dict[str, tuple[set[str], float]] = {}  # of each type: the pods, and how much of their memory is free
     budget = settings.moving * room.capacity_bytes
     wishes: list[_Wish] = []
     drops: list[Action] = []
     moving = 0
     for model in models:
         moving += sum(model.footprint.total_bytes for copy in model.copies if not copy.loaded)
-        allowed = [pod for pod in pods if constraints.allows(model.model_type, pod.labels)]
-        names = {pod.name for pod in allowed}
-        want = wanted(model, len(allowed), free_share, settings)
+        if model.model_type not in allowed_by:
+            allowed = Room(pod for pod in pods if constraints.allows(model.model_type, pod.labels))
+            allowed_by[model.model_type] = {pod.name for pod in allowed}, allowed.free_share
+        names, free_share = allowed_by[model.model_type]
+        want = wanted(model, len(names), free_share, settings)
         standing = [copy for copy in model.copies if copy.pod in names]
-        wishes += _wishes(model, standing, want)
+        if not model.stuck:
+            wishes += _wishes(model, standing, want)
+        elif not standing:
+            drops += _expelled(model, pods, constraints)
         drops += _drops(model, standing, want, room, scarce=free_share <= settings.scarce, stalest=stalest, by=settings)
 
     actions: list[Action] = []
@@ -196,17 +207,20 @@ def plan(
             put_off += 1
             continue
         holders = [copy.pod for copy in model.copies] + added.get(model.model_id, [])
+        full = {pod.name: "is full" for pod in room if not choice.fits(pod, model.footprint)} if wish.spare else {}
         chosen = choice.choose(
             model.model_id,
             model.footprint,
             room,
-            excluded={**avoided, **dict.fromkeys(holders, "holds a copy already")},
+            excluded={**avoided, **full, **dict.fromkeys(holders, "holds a copy already")},
             idle_ms=wish.idle_ms,
             constraint=constraints.of(model.model_type),
             zones=room.zones(holders),
         )
         if chosen.pod is None:
             unmet.append(Unmet(model.model_id, f"{wish.why}, but {chosen.why}"))
+            if chosen.verdict is choice.Verdict.NO_ROOM:
+                drops += _expelled(model, pods, constraints)
             continue
         room.take(chosen.pod, model.footprint)
         moving += size
@@ -236,7 +250,7 @@ def _wishes(model: Model, standing: Sequence[Copy], want: Wanted) -> Iterable[_W
         if misplaced and not standing:
             why = "its type may no longer use the pod that has it"
         order = hottest if urgency == 3 else model.idle_ms
-        yield _Wish(urgency, order, model.model_id, model, why, idle_ms)
+        yield _Wish(urgency, order, model.model_id, model, why, idle_ms, want.spare and number > 1)
 
 
 def _drops(
@@ -260,6 +274,16 @@ def _drops(
         superfluous = _superfluous(model, loaded, stalest, by)
         if superfluous:
             yield Action(Kind.UNLOAD, model.model_id, _least_wanted(loaded, room)[0].pod, superfluous)
+
+
+def _expelled(model: Model, pods: Sequence[Pod], constraints: Constraints) -> Iterable[Action]:
+    """The copies on pods that its type may no longer use, where all others are full of what was used more recently: it
+    would be the next to go there too."""
+    labels = {pod.name: pod.labels for pod in pods}
+    for copy in model.copies:
+        if copy.loaded and copy.pod in labels and not constraints.allows(model.model_type, labels[copy.pod]):
+            why = "its type may not use that pod, and elsewhere there is room only for what was used more recently"
+            yield Action(Kind.UNLOAD, model.model_id, copy.pod, why)
 
 
 def _superfluous(model: Model, loaded: Sequence[Copy], stalest: int, by: Settings) -> str:

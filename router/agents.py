@@ -5,6 +5,7 @@ does not answer is `Unreachable`, which says nothing about the model that was as
 """
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -52,6 +53,9 @@ class Agent(Protocol):
     async def describe(self, pod: Pod, model_id: str = "", *, timeout: float) -> agent_pb2.DescribeReply:
         """How the pod is; with an id, only that model's copy and the decisions about it."""
 
+    async def active(self, pod: Pod, models: Iterable[str], *, timeout: float) -> agent_pb2.DescribeReply:
+        """How the copies are that plans are made of, and those of these models."""
+
 
 @dataclass(frozen=True, slots=True)
 class AgentsStatistics:
@@ -92,6 +96,11 @@ class Agents:
     async def describe(self, pod: Pod, model_id: str = "", *, timeout: float) -> agent_pb2.DescribeReply:
         """How the pod is; with an id, only that model's copy and the decisions about it."""
         return await self._ask(pod, self._stub(pod).Describe, agent_pb2.DescribeRequest(model_id=model_id), timeout)
+
+    async def active(self, pod: Pod, models: Iterable[str], *, timeout: float) -> agent_pb2.DescribeReply:
+        """How the copies are that plans are made of, and those of these models."""
+        request = agent_pb2.DescribeRequest(active=True, models=models)
+        return await self._ask(pod, self._stub(pod).Describe, request, timeout)
 
     @staticmethod
     async def _ask(

@@ -13,7 +13,7 @@ routers with two views never load it twice: the loser's agent names the winner, 
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,9 +22,12 @@ from mesh.pb import agent_pb2
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from placement import choice
+from placement.constraints import NONE
 from placement.debits import Debits
+from placement.footprint import Footprint
 from placement.pod import Pod as Candidate
 from router.agents import Agent, Timeout, Unreachable
+from router.dynamic import Current
 from router.meter import Meter
 from router.registry import Registration, Registry
 from router.settings import RouterSettings
@@ -94,9 +97,11 @@ class _Flight:
         "model_id",
         "refusals",
         "waiters",
+        "why",
     )
 
     def __init__(self, model_id: str, began: float, idle_ms: int) -> None:
+        self.why = ""  # it is loaded, and where
         self.model_id = model_id
         self.began = began
         self.idle_ms = idle_ms  # time since the model's last use; 0 once a call waits
@@ -133,12 +138,14 @@ class ColdStart:
         agents: Agent,
         meter: Meter,
         settings: RouterSettings,
+        current: Callable[[], Current] = Current,
         wall: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:
         self._view = view
         self._registry = registry
         self._agents = agents
         self._meter = meter
+        self._current = current
         self._settings = settings
         self._wall = wall
         self._debits = Debits()
@@ -225,6 +232,29 @@ class ColdStart:
     def candidates(self, model_id: str) -> list[Candidate]:
         """The pods as a load would look at them now, what was just sent to them included."""
         return self._debits.apply(self._view.candidates(self._loop.time(), model_id), self._now_ms())
+
+    def choose(
+        self, model_id: str, record: records.ModelRecord, *, excluded: Mapping[str, str], idle_ms: int = 0
+    ) -> choice.Choice:
+        """Where a load of the model would go now. `excluded` are pods not to use, and why."""
+        pods = self.candidates(model_id)
+        asked = self._current().constraints
+        preferences = asked.preferences(record.type, {pod.labels for pod in pods}) if asked is not NONE else None
+        holders = {copy.pod.name for copy in self._view.known(model_id)}
+        return choice.choose(
+            model_id,
+            self.footprint_of(record),
+            pods,
+            excluded=excluded,
+            idle_ms=idle_ms,
+            constraint=asked.of(record.type),
+            preferences=preferences,
+            zones=[pod.zone for pod in pods if pod.name in holders],
+        )
+
+    def footprint_of(self, record: records.ModelRecord) -> Footprint:
+        """What a load is reckoned with, in both memories."""
+        return Footprint(self.size_of(record), record.device_bytes if record.host_bytes else 0)
 
     def size_of(self, record: records.ModelRecord) -> int:
         """Bytes to reckon with: measured by an earlier load, else what copies here have on the average."""
@@ -351,10 +381,10 @@ class ColdStart:
         if len(failed) >= MAX_FAILURES:
             raise _load_failed(failed)
         excluded = {name: f"has failed to load it: {text}" for name, text in failed.items()} | flight.excluded
-        size = self.size_of(record)
-        candidates = self.candidates(flight.model_id)
-        chosen = choice.choose(flight.model_id, size, candidates, excluded=excluded, idle_ms=flight.idle_ms)
+        chosen = self.choose(flight.model_id, record, excluded=excluded, idle_ms=flight.idle_ms)
         if chosen.pod is not None and len(flight.refusals) < MAX_REFUSALS:
+            cause = "a call needs it" if not flight.idle_ms else "its load was asked for"
+            flight.why = f"{cause}: {chosen.why}"
             return self._view.pods[chosen.pod]
         if failed:
             raise _load_failed(failed)
@@ -386,6 +416,8 @@ class ColdStart:
             host_bytes=record.host_bytes,
             device_bytes=record.device_bytes,
             idle_ms=flight.idle_ms,
+            reason=flight.why,
+            pinned=bool(self._current().limits.of(record.type, record.limits).pinned),
         )
         now = self._loop.time()
         if record.load_ms and flight.expected is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from mesh.telemetry import metrics
 from router.dispatch import Dispatcher
+from router.dynamic import Dynamic
 from router.management import Management
 from router.settings import RouterSettings
 from router.view import View
@@ -22,6 +23,7 @@ class Worker:
     view: View
     dispatcher: Dispatcher
     management: Management
+    dynamic: Dynamic
     registry: metrics.Registry  # this worker's metrics
     ready: Callable[[], str | None]  # None: ready; a text: why not
     snapshots: Callable[[], Awaitable[metrics.Snapshot]]  # metrics of all workers of this router pod, merged; bounded

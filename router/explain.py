@@ -1,13 +1,13 @@
 """Answers for people: where a model is and why, what the pods look like. Plain data, ready for JSON; no I/O."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mesh.pb import agent_pb2
 from mesh.settings import format_bytes
-from placement import choice
-from placement.pod import Pod
+from placement import words
+from placement.choice import Choice
 from router.registry import Registration
 from router.view import View
 
@@ -89,12 +89,13 @@ def pull(copy: agent_pb2.CopyState) -> dict[str, int] | None:
 def model(
     registration: Registration,
     status: "ModelStatus",
-    candidates: Sequence[Pod],
+    chosen: Callable[[Mapping[str, str]], Choice],
     *,
     size: int,
     decisions: dict[str, list[str]],
 ) -> dict[str, Any]:
-    """Why a model is where it is, in sentences, and where a load would go now."""
+    """Why a model is where it is, in sentences, and where a load would go now. `chosen` gives the choice that would be
+    made without some pods."""
     record = registration.record
     lines = []
     holders = {info.pod for info in status.copies if info.status in ("LOADED", "LOADING")}
@@ -107,6 +108,7 @@ def model(
             lines.append(f"A load in {info.pod} has failed lately; that pod is passed over until this expires.")
     if not holders:
         lines.append("It has no copy: the first call loads it.")
+    lines += _history(registration.model_id, decisions, holders)
     lines += [f"Error: {text}" for text in status.errors]
     if record.quarantined:
         lines.append("It is quarantined: it is not loaded until it is released or registered anew.")
@@ -115,12 +117,10 @@ def model(
     if record.load_ms:
         lines.append(f"Its last load took {record.load_ms} ms.")
     excluded = dict.fromkeys(holders, "holds a copy already")
-    chosen = choice.choose(registration.model_id, size, candidates, excluded=excluded)
-    lines.append(
-        f"Another copy would go nowhere: {chosen.why}." if chosen.pod is None else f"The next load: {chosen.why}."
-    )
-    ranking = [{"pod": ranked.pod, "why": ranked.why} for ranked in chosen.ranking]
-    ranking += [{"pod": refused.pod, "why": refused.why} for refused in chosen.refused]
+    made = chosen(excluded)
+    lines.append(f"Another copy would go nowhere: {made.why}." if made.pod is None else f"The next load: {made.why}.")
+    ranking = [{"pod": ranked.pod, "why": ranked.why} for ranked in made.ranking]
+    ranking += [{"pod": refused.pod, "why": refused.why} for refused in made.refused]
     return {
         "id": registration.model_id,
         "status": status.status,
@@ -134,6 +134,28 @@ def model(
             {"pod": pod, "decision": _decision(text)} for pod, texts in sorted(decisions.items()) for text in texts
         ],
     }
+
+
+def _history(model_id: str, decisions: dict[str, list[str]], holders: set[str]) -> list[str]:
+    """Why each copy is where it is, and why the last one that went had to, as the agents remember it."""
+    lines: list[str] = []
+    gone: list[tuple[int, str]] = []
+    for pod, texts in sorted(decisions.items()):
+        told = [
+            one for one in map(_decision, texts) if isinstance(one, dict) and one.get("models", [""])[0] == model_id
+        ]
+        loads = [one for one in told if one.get("what") == "load"]
+        if loads and pod in holders:
+            lines.append(f"It was loaded in {pod} {words.span(loads[0]['ago_ms'])} ago: {loads[0]['why']}.")
+        for one in told:
+            if one.get("what") in ("evict", "unload"):
+                cause = f", for {one['models'][1]}" if len(one["models"]) > 1 else ""
+                verb = "evicted from" if one["what"] == "evict" else "let go in"
+                gone.append(
+                    (one["ago_ms"], f"It was last {verb} {pod} {words.span(one['ago_ms'])} ago{cause}: {one['why']}.")
+                )
+                break
+    return [*lines, *(text for _, text in sorted(gone)[:1])]
 
 
 def _decision(text: str) -> Any:

@@ -9,6 +9,7 @@ Everything is bounded by etcd's and the agents' time-outs and raises MeshError. 
 """
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from mesh.pb import agent_pb2
 from mesh.records import CopyRecord, ModelRecord
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
+from placement.copies import UNLIMITED, Limits
 from router import explain
 from router.agents import Agent, Unreachable
 from router.coldstart import ColdStart
@@ -113,6 +115,7 @@ class Item(NamedTuple):
     path: str = ""
     key: str = ""
     sha256: str = ""  # hex, of the model's file; "": not named
+    limits: Limits = UNLIMITED  # of its copies
 
 
 class Management:
@@ -150,6 +153,7 @@ class Management:
         key: str = "",
         *,
         sha256: str = "",
+        limits: Limits = UNLIMITED,
         load_now: bool = False,
         sync: bool = False,
         last_used_ms: int = 0,
@@ -159,7 +163,7 @@ class Management:
         Raises BAD_REQUEST; CONFLICT where it is registered with other attributes; UNAVAILABLE where copies of a
         former life of the id are not withdrawn in time; REGISTRY_AWAY.
         """
-        item = Item(model_id, type, path, key, sha256)
+        item = Item(model_id, type, path, key, sha256, limits)
         record = self._record(item, load_now=load_now, last_used_ms=last_used_ms)
         registration, created = await self._create(model_id, record)
         if not created and not load_now:
@@ -172,7 +176,7 @@ class Management:
         return await self.status(model_id)
 
     def _record(self, item: Item, *, load_now: bool = False, last_used_ms: int = 0) -> ModelRecord:
-        model_id, type, path, key, sha256 = item
+        model_id, type, path, key, sha256, limits = item
         _check(model_id)
         if not type:
             raise MeshError(Reason.BAD_REQUEST, "Must provide non-empty model type string")
@@ -188,7 +192,9 @@ class Management:
             text = f"sha256 must be 64 hexadecimal digits, as `sha256sum` prints them, not {sha256[:80]!r}"
             raise MeshError(Reason.BAD_REQUEST, text)
         last_used_ms = min(last_used_ms, now)
-        return ModelRecord(type=type, path=path, key=key, sha256=sha256.lower(), last_used_ms=last_used_ms)
+        return ModelRecord(
+            type=type, path=path, key=key, sha256=sha256.lower(), limits=limits, last_used_ms=last_used_ms
+        )
 
     async def _create(self, model_id: str, record: ModelRecord) -> tuple[Registration, bool]:
         """The registration, and whether it is new."""
@@ -201,7 +207,7 @@ class Management:
             try:
                 result = await self._etcd.txn(
                     [etcds.absent(key), etcds.absent_prefix(copies)],
-                    [etcds.put_op(key, value)],
+                    self._puts(model_id, record, value),
                     [etcds.get_op(key), etcds.get_range_op(copies, after_prefix(copies))],
                 )
             except etcds.EtcdUnavailable as error:
@@ -228,6 +234,12 @@ class Management:
                 await self._withdraw(model_id, lingering, "its id is registered anew")
             else:
                 await asyncio.sleep(_PAUSE)
+
+    def _puts(self, model_id: str, record: ModelRecord, value: bytes) -> list[etcds.Op]:
+        puts = [etcds.put_op(self._keys.model(model_id), value)]
+        if record.limits != UNLIMITED:
+            puts.append(etcds.put_op(self._keys.want(model_id), b""))
+        return puts
 
     @staticmethod
     def _existing(registration: Registration, record: ModelRecord) -> Registration:
@@ -276,7 +288,7 @@ class Management:
             for index in indexes:
                 key, copies = keys.model(items[index].model_id), keys.copies(items[index].model_id)
                 compares += [etcds.absent(key), etcds.absent_prefix(copies)]
-                puts.append(etcds.put_op(key, values[index].encode()))
+                puts += self._puts(items[index].model_id, values[index], values[index].encode())
             try:
                 if (await self._etcd.txn(compares, puts)).succeeded:
                     return
@@ -348,11 +360,15 @@ class Management:
                 raise MeshError(Reason.PRECONDITION, f"Model {model_id} has referents")
             result = await self._etcd.txn(
                 [etcds.modified(key, registration.modified)],
-                [etcds.delete_op(key), etcds.get_range_op(copies, after_prefix(copies))],
+                [
+                    etcds.delete_op(key),
+                    etcds.delete_op(self._keys.want(model_id)),
+                    etcds.get_range_op(copies, after_prefix(copies)),
+                ],
             )
             if result.succeeded:
                 self._registry.forget(model_id)
-                await self._withdraw(model_id, _keys_of(result.responses[1]), "it was unregistered")
+                await self._withdraw(model_id, _keys_of(result.responses[2]), "it was unregistered")
                 return True
         raise MeshError(
             Reason.UNAVAILABLE, f"model {model_id} is being changed by others all the time", retry_after=1.0
@@ -490,6 +506,21 @@ class Management:
             raise MeshError(Reason.UNKNOWN_MODEL, "model not found")
         return await self.status(model_id)
 
+    async def set_limits(self, model_id: str, change: Callable[[Limits], Limits]) -> ModelStatus:
+        """Changes how many copies a model has. Raises UNKNOWN_MODEL, and what `change` raises."""
+        _check(model_id)
+
+        def changed(record: ModelRecord) -> ModelRecord | None:
+            limits = change(record.limits)
+            return None if limits == record.limits else replace(record, limits=limits)
+
+        # Before, so that there is no moment in which limits hold that the leader does not know of; it tidies up.
+        await self._etcd.put(self._keys.want(model_id), b"")
+        found = await self._registry.change(model_id, changed)
+        if found is None:
+            raise MeshError(Reason.UNKNOWN_MODEL, "model not found")
+        return await self.status(model_id)
+
     # --- looking around ---
 
     async def explain(self, model_id: str) -> dict[str, Any]:
@@ -498,10 +529,11 @@ class Management:
         seen = await self._look(model_id)
         if seen.registration is None:
             raise MeshError(Reason.UNKNOWN_MODEL, "model not found")
+        record = seen.registration.record
         return explain.model(
             seen.registration,
             self._status(seen.registration, seen),
-            self._coldstart.candidates(model_id),
+            lambda excluded: self._coldstart.choose(model_id, record, excluded=excluded),
             size=self._coldstart.size_of(seen.registration.record),
             decisions=await self._decisions(model_id),
         )
@@ -514,7 +546,13 @@ class Management:
                 reply = await self._agents.describe(self._view.pods[name], model_id, timeout=2.0)
             except (Unreachable, KeyError):
                 return name, []
-            return name, list(reply.decisions)
+            # Of a copy that is there the agent knows for good why it was loaded; decisions are forgotten some time.
+            loads = [
+                json.dumps({"what": "load", "models": [model_id], "why": copy.reason, "ago_ms": copy.age_ms})
+                for copy in reply.copies
+                if copy.reason and copy.state == "loaded"
+            ]
+            return name, [*loads, *reply.decisions]
 
         return dict(await asyncio.gather(*(ask(name) for name in list(self._view.pods))))
 

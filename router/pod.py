@@ -19,20 +19,29 @@ from pathlib import Path
 from mesh import cpus, process
 from mesh import settings as addresses
 from mesh.envoy import config, minder
-from mesh.etcd import Etcd, Mirror
+from mesh.etcd import Etcd, Kind, Mirror, Snapshot
 from mesh.keys import Keys
 from mesh.telemetry import logs, metrics
 from mesh.telemetry.probes import Probes
+from mesh.wire.client import Pool
 from router import sockets
+from router.agents import Agents
+from router.dynamic import Dynamic
 from router.feed import FeedServer
+from router.leader.election import Election
+from router.leader.rounds import Rounds
+from router.prober import Prober
+from router.registry import Registry
 from router.settings import RouterSettings
 from router.tasks import Tasks
+from router.view import News, View
 
 log = logs.get(__name__)
 
 _BACKOFF = (0.1, 5.0)  # seconds, first and longest pause before a worker is started again
 _SETTLED = 30.0  # seconds of life after which a death counts as the first again
 _SAY = 0.5  # seconds between saying "not ready" and taking no more calls: for load balancers that look
+_TICK = 1.0  # seconds
 _KILL = 5.0  # seconds a worker has, beyond its drain, before it is killed
 
 
@@ -63,6 +72,22 @@ class RouterPod:
         self._feed = FeedServer(self._snapshot)
         self._etcd = Etcd(settings.etcd)
         self._mirror: Mirror | None = None
+        keys = Keys(settings.base)
+        self._view = View(keys, self._connect)
+        self._agents = Agents()
+        self._view.listen(self._on_pod)
+        self._registry = Registry(self._etcd, keys, timeout=settings.registry_timeout)
+        self._dynamic = Dynamic(self._etcd, keys)
+        self._prober = Prober(self._view, self._agents)
+        self._rounds = Rounds(
+            view=self._view,
+            agents=self._agents,
+            registry=self._registry,
+            etcd=self._etcd,
+            keys=keys,
+            settings=lambda: self._dynamic.current,
+        )
+        self._election = Election(self._etcd, keys, settings.name, self._rounds.lead)
         self._workers: dict[int, process.Process] = {}
         self._sockets: list[sockets.Sockets] = []
         self._restarts = self._metrics.counter("mesh_worker_restarts", "Workers that died and were started again.")
@@ -70,9 +95,14 @@ class RouterPod:
         self._probes = Probes(settings.probe, self.why_not_ready, self._why_not_live, self._render)
         self._tasks = Tasks()
         self._stopping = False
+        self._leading: asyncio.Task[None] | None = None
         self.probe_port = 0
         gauge = self._metrics.gauge
         gauge("mesh_workers", "Workers that are connected.").follow(lambda: len(self._feed.ready()))
+        gauge("mesh_leader", "1 where this router leads.", merge="max").follow(lambda: int(self._election.leading))
+        gauge("mesh_planned_loads", "Loads that the leader had made.", merge="max").follow(
+            lambda: self._rounds.carrying.statistics().loads
+        )
         gauge("mesh_registry_stale_seconds", "For how long nothing has been heard from etcd.").follow(
             lambda: self._mirror.stale_for if self._mirror is not None else 0.0
         )
@@ -104,6 +134,8 @@ class RouterPod:
             settings.write(self._dir / "settings.json")
             await self._feed.start(settings.feed)
             self._tasks.spawn(self._follow(), "follow etcd")
+            self._tasks.spawn(self._dynamic.run(), "follow settings")
+            self._tasks.spawn(self._tick(), "tick")
             self.probe_port = await self._probes.start()
             if settings.edge == "envoy":
                 for index in range(settings.workers):
@@ -159,6 +191,28 @@ class RouterPod:
         self._mirror = Mirror(self._etcd, start, end)
         async for change in self._mirror:
             self._feed.apply(change)
+            if isinstance(change, Snapshot):
+                self._view.snapshot(change.revision, [(kv.key, kv.value) for kv in change.kvs])
+            else:
+                events = [(event.kv.key, event.kv.value if event.kind is Kind.PUT else None) for event in change.events]
+                self._view.delta(change.revision, events)
+            if self._leading is None:  # whoever leads has to know first what is where
+                self._leading = self._tasks.spawn(self._election.run(), "election")
+
+    async def _tick(self) -> None:
+        """What a view needs now and then."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_TICK)
+            self._view.settle(loop.time())
+            self._prober.look()
+
+    def _connect(self, address: str) -> Pool:
+        return Pool(address)  # never used: this process makes no calls
+
+    def _on_pod(self, name: str, news: News) -> None:
+        if news is News.GONE:
+            self._agents.forget(name)
 
     async def _mind(self, index: int) -> None:
         """Keeps one worker running."""
@@ -202,6 +256,11 @@ class RouterPod:
             await self._envoy.stop(grace)
         await asyncio.gather(*(worker.terminate(grace + _KILL) for worker in self._workers.values()))
         await self._tasks.close()
+        await self._rounds.close()
+        await self._prober.close()
+        await self._registry.close()
+        await self._agents.close()
+        self._view.close()
         for listening in self._sockets:
             listening.close()
         await self._probes.close()

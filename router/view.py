@@ -199,8 +199,8 @@ class View:
                 elif name not in gone and (copy := self._known.get(model, {}).get(name)) is not None:
                     self._withdraw(copy)
                 continue
-            found = self._pod_of(key)
-            pod_record = None if value is None else _decode(records.PodRecord.decode, key, value)
+            found = self._pod_of(key)  # None: `leader` and `owner` lie in the range too
+            pod_record = None if value is None or not found else _decode(records.PodRecord.decode, key, value)
             if found is not None and pod_record is not None:
                 self._publish_pod(found, pod_record)
         for name in gone:
@@ -283,6 +283,9 @@ class View:
         if pod.record is None or pod.record.incarnation != incarnation or self.pods.get(pod.name) is not pod:
             return None
         record = records.CopyRecord(incarnation, create_revision, records.LOADED, host_bytes, device_bytes)
+        known = pod.copies.get(model)
+        if known is not None and known.token == record.token and known.loaded and not (known.answered or known.suspect):
+            return known  # the mirror was quicker
         self._publish_copy(model, pod.name, record)
         copy = pod.copies[model]
         copy.answered = True

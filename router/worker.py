@@ -28,6 +28,7 @@ from router.agents import Agents
 from router.coldstart import ColdStart
 from router.context import Worker
 from router.dispatch import Dispatcher
+from router.dynamic import Dynamic
 from router.feed import FeedClient
 from router.forward import Forwarder
 from router.management import Management
@@ -71,8 +72,14 @@ class Process:
         self.view.listen(self._on_pod)
         self.registry = Registry(self.etcd, keys, timeout=settings.registry_timeout, remember=settings.registry_cache)
         meter = Meter(self.metrics)
+        self.dynamic = Dynamic(self.etcd, keys)
         self.coldstart = ColdStart(
-            view=self.view, registry=self.registry, agents=self.agents, meter=meter, settings=settings
+            view=self.view,
+            registry=self.registry,
+            agents=self.agents,
+            meter=meter,
+            settings=settings,
+            current=lambda: self.dynamic.current,
         )
         self.forwarder = Forwarder(
             view=self.view, coldstart=self.coldstart, registry=self.registry, meter=meter, settings=settings
@@ -101,6 +108,7 @@ class Process:
             view=self.view,
             dispatcher=self.dispatcher,
             management=management,
+            dynamic=self.dynamic,
             registry=self.metrics,
             ready=self.why_not_ready,
             snapshots=self.feed.merged,
@@ -126,6 +134,7 @@ class Process:
         settings = self.settings
         self.feed.start()
         self._tasks.spawn(self._tick(), "tick")
+        self._tasks.spawn(self.dynamic.run(), "follow settings")
         # A worker that knows nothing takes every call for a cold start, and needs etcd for what is resident.
         if not await self.feed.first(_FEED_WAIT):
             log.warning("calls are taken before the registry (etcd) was read", waited=_FEED_WAIT)

@@ -16,6 +16,7 @@ from mesh.cli import options
 from mesh.cli.exits import CommandError
 from mesh.local.settings import UpError, UpSettings
 from mesh.settings import parse_bytes
+from placement.policies import NAMES
 
 _DEFAULT = UpSettings()
 _THEIRS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -71,6 +72,9 @@ def up(
     pvc_root: Annotated[
         Path | None, typer.Option("--pvc-root", metavar="DIR", help="For pvc: paths, a folder for each claim.")
     ] = None,
+    eviction: Annotated[
+        str, typer.Option("--eviction", metavar="|".join(NAMES), help="Which copies make way first.")
+    ] = _DEFAULT.eviction,
     disk_budget: Annotated[
         str,
         typer.Option("--disk-budget", metavar="SIZE", help="For files of each pod. Else what the disk has room for."),
@@ -93,6 +97,8 @@ def up(
     """
     if edge not in ("envoy", "grpc"):
         raise typer.BadParameter("use envoy or grpc", param_hint="--edge")
+    if eviction not in NAMES:
+        raise typer.BadParameter(f"there are {', '.join(NAMES)}", param_hint="--eviction")
     if log_format not in ("text", "json"):
         raise typer.BadParameter("use text or json", param_hint="--log-format")
     settings = UpSettings(
@@ -113,6 +119,7 @@ def up(
         storage_config=storage_config.absolute() if storage_config else None,
         storage_ca=storage_ca.absolute() if storage_ca else None,
         pvc_root=pvc_root.absolute() if pvc_root else None,
+        eviction=eviction,
         disk_budget=_size(disk_budget, "--disk-budget"),
         log_level=log_level,
     )

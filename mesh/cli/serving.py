@@ -127,6 +127,7 @@ def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
         "key": output.plain(str(answer.get("key") or "")),
         "sha256": output.plain(str(answer.get("sha256") or "")),
         "size": ", ".join(sizes),
+        "copies": _limits(answer),
         "load took": output.duration(answer.get("load_ms") or None),
     }
     for name, value in rows.items():
@@ -150,6 +151,14 @@ def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
             )
         screen.print()
         screen.print(listed)
+
+
+def _limits(answer: dict[str, Any]) -> str:
+    """How many copies were asked for: `at least 2, at most 4, pinned`."""
+    words = [f"at least {answer['min_copies']}"] if answer.get("min_copies") else []
+    words += [f"at most {answer['max_copies']}"] if answer.get("max_copies") else []
+    words += [{True: "pinned", False: "not pinned"}[answer["pinned"]]] if answer.get("pinned") is not None else []
+    return ", ".join(words)
 
 
 def pulling(pull: dict[str, Any] | None) -> str:

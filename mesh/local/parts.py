@@ -75,7 +75,7 @@ class Pod:
         argv += ["--data", f"{LOOPBACK}:{free_port()}", "--control", f"{LOOPBACK}:{free_port()}"]
         argv += ["--probe", self._probe, "--capacity", str(self.capacity), "--device", settings.device]
         argv += ["--model-dir", str(settings.data_dir / self.name), "--lease-ttl", str(settings.lease_ttl)]
-        argv += ["--drain-timeout", f"{settings.drain_timeout:g}"]
+        argv += ["--drain-timeout", f"{settings.drain_timeout:g}", "--eviction", settings.eviction]
         for root in dict.fromkeys([settings.samples_dir, *settings.file_roots]):
             argv += ["--file-root", str(root)]
         if settings.threads:

@@ -38,6 +38,7 @@ class UpSettings:
     storage_config: Path | None = None  # folder with the storage secret
     storage_ca: Path | None = None  # PEM file
     pvc_root: Path | None = None
+    eviction: str = "lru"
     disk_budget: int | None = None  # bytes of each pod; None: what the disk has room for
     lease_ttl: int = 10
     log_level: str = "info"

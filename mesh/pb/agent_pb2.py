@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x0b\x61gent.proto\x12\rmesh.agent.v1\"\xd7\x01\n\x0bLoadRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\x12\n\nmodel_type\x18\x03 \x01(\t\x12\x12\n\nmodel_path\x18\x04 \x01(\t\x12\x11\n\tmodel_key\x18\x05 \x01(\t\x12\x12\n\nhost_bytes\x18\x06 \x01(\x04\x12\x14\n\x0c\x64\x65vice_bytes\x18\x07 \x01(\x04\x12\x0f\n\x07idle_ms\x18\x08 \x01(\x04\x12\x0e\n\x06sha256\x18\n \x01(\t\x12\x17\n\x0f\x65xpected_copies\x18\t \x01(\r\"\xe9\x03\n\tLoadReply\x12\x31\n\x06loaded\x18\x01 \x01(\x0b\x32\x1f.mesh.agent.v1.LoadReply.LoadedH\x00\x12\x37\n\telsewhere\x18\x02 \x01(\x0b\x32\".mesh.agent.v1.LoadReply.ElsewhereH\x00\x12\x33\n\x07refused\x18\x03 \x01(\x0b\x32 .mesh.agent.v1.LoadReply.RefusedH\x00\x12\x31\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x1f.mesh.agent.v1.LoadReply.FailedH\x00\x12/\n\x05stale\x18\x05 \x01(\x0b\x32\x1e.mesh.agent.v1.LoadReply.StaleH\x00\x1aX\n\x06Loaded\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x12\n\nhost_bytes\x18\x02 \x01(\x04\x12\x14\n\x0c\x64\x65vice_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07load_ms\x18\x04 \x01(\r\x1a\x18\n\tElsewhere\x12\x0b\n\x03pod\x18\x01 \x01(\t\x1a\'\n\x07Refused\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x1a&\n\x06\x46\x61iled\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x1a\x07\n\x05StaleB\t\n\x07outcome\"J\n\rUnloadRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x1f\n\x0bUnloadReply\x12\x10\n\x08had_copy\x18\x01 \x01(\x08\"#\n\x0f\x44\x65scribeRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"\x91\x02\n\tCopyState\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\r\n\x05state\x18\x03 \x01(\t\x12\x12\n\nhost_bytes\x18\x04 \x01(\x04\x12\x14\n\x0c\x64\x65vice_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07idle_ms\x18\x06 \x01(\x04\x12\r\n\x05\x63\x61lls\x18\x07 \x01(\x04\x12\x11\n\tin_flight\x18\x08 \x01(\r\x12\x0f\n\x07\x62usy_us\x18\t \x01(\x04\x12\x0f\n\x07load_ms\x18\n \x01(\r\x12\x0e\n\x06\x61ge_ms\x18\x0b \x01(\x04\x12\x14\n\x0cpulled_bytes\x18\x0c \x01(\x04\x12\x12\n\npull_bytes\x18\r \x01(\x04\x12\x11\n\tpull_rate\x18\x0e \x01(\x04\"\xb0\x02\n\rDescribeReply\x12\x0b\n\x03pod\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x04\x12\x12\n\nused_bytes\x18\x05 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x06 \x01(\x04\x12(\n\x06\x63opies\x18\x07 \x03(\x0b\x32\x18.mesh.agent.v1.CopyState\x12\x11\n\tdecisions\x18\x08 \x03(\t\x12<\n\x08\x63ounters\x18\t \x03(\x0b\x32*.mesh.agent.v1.DescribeReply.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xd3\x01\n\x05\x41gent\x12<\n\x04Load\x12\x1a.mesh.agent.v1.LoadRequest\x1a\x18.mesh.agent.v1.LoadReply\x12\x42\n\x06Unload\x12\x1c.mesh.agent.v1.UnloadRequest\x1a\x1a.mesh.agent.v1.UnloadReply\x12H\n\x08\x44\x65scribe\x12\x1e.mesh.agent.v1.DescribeRequest\x1a\x1c.mesh.agent.v1.DescribeReplyb\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x0b\x61gent.proto\x12\rmesh.agent.v1\"\xf7\x01\n\x0bLoadRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\x12\n\nmodel_type\x18\x03 \x01(\t\x12\x12\n\nmodel_path\x18\x04 \x01(\t\x12\x11\n\tmodel_key\x18\x05 \x01(\t\x12\x12\n\nhost_bytes\x18\x06 \x01(\x04\x12\x14\n\x0c\x64\x65vice_bytes\x18\x07 \x01(\x04\x12\x0f\n\x07idle_ms\x18\x08 \x01(\x04\x12\x0e\n\x06sha256\x18\n \x01(\t\x12\x17\n\x0f\x65xpected_copies\x18\t \x01(\r\x12\x0e\n\x06reason\x18\x0b \x01(\t\x12\x0e\n\x06pinned\x18\x0c \x01(\x08\"\xe9\x03\n\tLoadReply\x12\x31\n\x06loaded\x18\x01 \x01(\x0b\x32\x1f.mesh.agent.v1.LoadReply.LoadedH\x00\x12\x37\n\telsewhere\x18\x02 \x01(\x0b\x32\".mesh.agent.v1.LoadReply.ElsewhereH\x00\x12\x33\n\x07refused\x18\x03 \x01(\x0b\x32 .mesh.agent.v1.LoadReply.RefusedH\x00\x12\x31\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x1f.mesh.agent.v1.LoadReply.FailedH\x00\x12/\n\x05stale\x18\x05 \x01(\x0b\x32\x1e.mesh.agent.v1.LoadReply.StaleH\x00\x1aX\n\x06Loaded\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x12\n\nhost_bytes\x18\x02 \x01(\x04\x12\x14\n\x0c\x64\x65vice_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07load_ms\x18\x04 \x01(\r\x1a\x18\n\tElsewhere\x12\x0b\n\x03pod\x18\x01 \x01(\t\x1a\'\n\x07Refused\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x1a&\n\x06\x46\x61iled\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x1a\x07\n\x05StaleB\t\n\x07outcome\"J\n\rUnloadRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x1f\n\x0bUnloadReply\x12\x10\n\x08had_copy\x18\x01 \x01(\x08\"C\n\x0f\x44\x65scribeRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\x08\x12\x0e\n\x06models\x18\x03 \x03(\t\"\xe6\x02\n\tCopyState\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\r\n\x05state\x18\x03 \x01(\t\x12\x12\n\nhost_bytes\x18\x04 \x01(\x04\x12\x14\n\x0c\x64\x65vice_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07idle_ms\x18\x06 \x01(\x04\x12\r\n\x05\x63\x61lls\x18\x07 \x01(\x04\x12\x11\n\tin_flight\x18\x08 \x01(\r\x12\x0f\n\x07\x62usy_us\x18\t \x01(\x04\x12\x0f\n\x07load_ms\x18\n \x01(\r\x12\x0e\n\x06\x61ge_ms\x18\x0b \x01(\x04\x12\x14\n\x0cpulled_bytes\x18\x0c \x01(\x04\x12\x12\n\npull_bytes\x18\r \x01(\x04\x12\x11\n\tpull_rate\x18\x0e \x01(\x04\x12\x0c\n\x04rate\x18\x0f \x01(\r\x12\x11\n\tpeak_rate\x18\x10 \x01(\r\x12\x0e\n\x06pinned\x18\x11 \x01(\x08\x12\x12\n\nmodel_type\x18\x12 \x01(\t\x12\x0e\n\x06reason\x18\x13 \x01(\t\"\xb0\x02\n\rDescribeReply\x12\x0b\n\x03pod\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x04\x12\x12\n\nused_bytes\x18\x05 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x06 \x01(\x04\x12(\n\x06\x63opies\x18\x07 \x03(\x0b\x32\x18.mesh.agent.v1.CopyState\x12\x11\n\tdecisions\x18\x08 \x03(\t\x12<\n\x08\x63ounters\x18\t \x03(\x0b\x32*.mesh.agent.v1.DescribeReply.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xd3\x01\n\x05\x41gent\x12<\n\x04Load\x12\x1a.mesh.agent.v1.LoadRequest\x1a\x18.mesh.agent.v1.LoadReply\x12\x42\n\x06Unload\x12\x1c.mesh.agent.v1.UnloadRequest\x1a\x1a.mesh.agent.v1.UnloadReply\x12H\n\x08\x44\x65scribe\x12\x1e.mesh.agent.v1.DescribeRequest\x1a\x1c.mesh.agent.v1.DescribeReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,31 +34,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEREPLY_COUNTERSENTRY']._loaded_options = None
   _globals['_DESCRIBEREPLY_COUNTERSENTRY']._serialized_options = b'8\001'
   _globals['_LOADREQUEST']._serialized_start=31
-  _globals['_LOADREQUEST']._serialized_end=246
-  _globals['_LOADREPLY']._serialized_start=249
-  _globals['_LOADREPLY']._serialized_end=738
-  _globals['_LOADREPLY_LOADED']._serialized_start=523
-  _globals['_LOADREPLY_LOADED']._serialized_end=611
-  _globals['_LOADREPLY_ELSEWHERE']._serialized_start=613
-  _globals['_LOADREPLY_ELSEWHERE']._serialized_end=637
-  _globals['_LOADREPLY_REFUSED']._serialized_start=639
-  _globals['_LOADREPLY_REFUSED']._serialized_end=678
-  _globals['_LOADREPLY_FAILED']._serialized_start=680
-  _globals['_LOADREPLY_FAILED']._serialized_end=718
-  _globals['_LOADREPLY_STALE']._serialized_start=720
-  _globals['_LOADREPLY_STALE']._serialized_end=727
-  _globals['_UNLOADREQUEST']._serialized_start=740
-  _globals['_UNLOADREQUEST']._serialized_end=814
-  _globals['_UNLOADREPLY']._serialized_start=816
-  _globals['_UNLOADREPLY']._serialized_end=847
-  _globals['_DESCRIBEREQUEST']._serialized_start=849
-  _globals['_DESCRIBEREQUEST']._serialized_end=884
-  _globals['_COPYSTATE']._serialized_start=887
-  _globals['_COPYSTATE']._serialized_end=1160
-  _globals['_DESCRIBEREPLY']._serialized_start=1163
-  _globals['_DESCRIBEREPLY']._serialized_end=1467
-  _globals['_DESCRIBEREPLY_COUNTERSENTRY']._serialized_start=1420
-  _globals['_DESCRIBEREPLY_COUNTERSENTRY']._serialized_end=1467
-  _globals['_AGENT']._serialized_start=1470
-  _globals['_AGENT']._serialized_end=1681
+  _globals['_LOADREQUEST']._serialized_end=278
+  _globals['_LOADREPLY']._serialized_start=281
+  _globals['_LOADREPLY']._serialized_end=770
+  _globals['_LOADREPLY_LOADED']._serialized_start=555
+  _globals['_LOADREPLY_LOADED']._serialized_end=643
+  _globals['_LOADREPLY_ELSEWHERE']._serialized_start=645
+  _globals['_LOADREPLY_ELSEWHERE']._serialized_end=669
+  _globals['_LOADREPLY_REFUSED']._serialized_start=671
+  _globals['_LOADREPLY_REFUSED']._serialized_end=710
+  _globals['_LOADREPLY_FAILED']._serialized_start=712
+  _globals['_LOADREPLY_FAILED']._serialized_end=750
+  _globals['_LOADREPLY_STALE']._serialized_start=752
+  _globals['_LOADREPLY_STALE']._serialized_end=759
+  _globals['_UNLOADREQUEST']._serialized_start=772
+  _globals['_UNLOADREQUEST']._serialized_end=846
+  _globals['_UNLOADREPLY']._serialized_start=848
+  _globals['_UNLOADREPLY']._serialized_end=879
+  _globals['_DESCRIBEREQUEST']._serialized_start=881
+  _globals['_DESCRIBEREQUEST']._serialized_end=948
+  _globals['_COPYSTATE']._serialized_start=951
+  _globals['_COPYSTATE']._serialized_end=1309
+  _globals['_DESCRIBEREPLY']._serialized_start=1312
+  _globals['_DESCRIBEREPLY']._serialized_end=1616
+  _globals['_DESCRIBEREPLY_COUNTERSENTRY']._serialized_start=1569
+  _globals['_DESCRIBEREPLY_COUNTERSENTRY']._serialized_end=1616
+  _globals['_AGENT']._serialized_start=1619
+  _globals['_AGENT']._serialized_end=1830
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class LoadRequest(_message.Message):
-    __slots__ = ("model_id", "create_revision", "model_type", "model_path", "model_key", "host_bytes", "device_bytes", "idle_ms", "sha256", "expected_copies")
+    __slots__ = ("model_id", "create_revision", "model_type", "model_path", "model_key", "host_bytes", "device_bytes", "idle_ms", "sha256", "expected_copies", "reason", "pinned")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     CREATE_REVISION_FIELD_NUMBER: _ClassVar[int]
     MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,8 @@ class LoadRequest(_message.Message):
     IDLE_MS_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_COPIES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     create_revision: int
     model_type: str
@@ -28,7 +30,9 @@ class LoadRequest(_message.Message):
     idle_ms: int
     sha256: str
     expected_copies: int
-    def __init__(self, model_id: _Optional[str] = ..., create_revision: _Optional[int] = ..., model_type: _Optional[str] = ..., model_path: _Optional[str] = ..., model_key: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., idle_ms: _Optional[int] = ..., sha256: _Optional[str] = ..., expected_copies: _Optional[int] = ...) -> None: ...
+    reason: str
+    pinned: bool
+    def __init__(self, model_id: _Optional[str] = ..., create_revision: _Optional[int] = ..., model_type: _Optional[str] = ..., model_path: _Optional[str] = ..., model_key: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., idle_ms: _Optional[int] = ..., sha256: _Optional[str] = ..., expected_copies: _Optional[int] = ..., reason: _Optional[str] = ..., pinned: _Optional[bool] = ...) -> None: ...
 
 class LoadReply(_message.Message):
     __slots__ = ("loaded", "elsewhere", "refused", "failed", "stale")
@@ -94,13 +98,17 @@ class UnloadReply(_message.Message):
     def __init__(self, had_copy: _Optional[bool] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
-    __slots__ = ("model_id",)
+    __slots__ = ("model_id", "active", "models")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     model_id: str
-    def __init__(self, model_id: _Optional[str] = ...) -> None: ...
+    active: bool
+    models: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model_id: _Optional[str] = ..., active: _Optional[bool] = ..., models: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CopyState(_message.Message):
-    __slots__ = ("model_id", "create_revision", "state", "host_bytes", "device_bytes", "idle_ms", "calls", "in_flight", "busy_us", "load_ms", "age_ms", "pulled_bytes", "pull_bytes", "pull_rate")
+    __slots__ = ("model_id", "create_revision", "state", "host_bytes", "device_bytes", "idle_ms", "calls", "in_flight", "busy_us", "load_ms", "age_ms", "pulled_bytes", "pull_bytes", "pull_rate", "rate", "peak_rate", "pinned", "model_type", "reason")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     CREATE_REVISION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +123,11 @@ class CopyState(_message.Message):
     PULLED_BYTES_FIELD_NUMBER: _ClassVar[int]
     PULL_BYTES_FIELD_NUMBER: _ClassVar[int]
     PULL_RATE_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    PEAK_RATE_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     create_revision: int
     state: str
@@ -129,7 +142,12 @@ class CopyState(_message.Message):
     pulled_bytes: int
     pull_bytes: int
     pull_rate: int
-    def __init__(self, model_id: _Optional[str] = ..., create_revision: _Optional[int] = ..., state: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., idle_ms: _Optional[int] = ..., calls: _Optional[int] = ..., in_flight: _Optional[int] = ..., busy_us: _Optional[int] = ..., load_ms: _Optional[int] = ..., age_ms: _Optional[int] = ..., pulled_bytes: _Optional[int] = ..., pull_bytes: _Optional[int] = ..., pull_rate: _Optional[int] = ...) -> None: ...
+    rate: int
+    peak_rate: int
+    pinned: bool
+    model_type: str
+    reason: str
+    def __init__(self, model_id: _Optional[str] = ..., create_revision: _Optional[int] = ..., state: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., idle_ms: _Optional[int] = ..., calls: _Optional[int] = ..., in_flight: _Optional[int] = ..., busy_us: _Optional[int] = ..., load_ms: _Optional[int] = ..., age_ms: _Optional[int] = ..., pulled_bytes: _Optional[int] = ..., pull_bytes: _Optional[int] = ..., pull_rate: _Optional[int] = ..., rate: _Optional[int] = ..., peak_rate: _Optional[int] = ..., pinned: _Optional[bool] = ..., model_type: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class DescribeReply(_message.Message):
     __slots__ = ("pod", "incarnation", "state", "capacity_bytes", "used_bytes", "resident_bytes", "copies", "decisions", "counters")

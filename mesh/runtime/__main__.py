@@ -18,6 +18,7 @@ from mesh.runtime import memory
 from mesh.runtime.agent import Agent, StartError
 from mesh.runtime.settings import RuntimeSettings
 from mesh.telemetry import logs
+from placement import policies
 
 log = logs.get("mesh.runtime")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -35,6 +36,13 @@ def _address(text: str, option: str) -> str:
         return texts.format_address(*texts.parse_address(text))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def _policy(name: str) -> str:
+    if name not in policies.NAMES:
+        text = f"no eviction policy is called {name!r}; there are {', '.join(policies.NAMES)}"
+        raise typer.BadParameter(text, param_hint="--eviction")
+    return name
 
 
 def _file(path: Path | None, option: str) -> bytes | None:
@@ -122,6 +130,9 @@ def main(
     lease_ttl: Annotated[
         int, typer.Option(envvar="MESH_LEASE_TTL", min=2, help="After so long a dead pod is gone from etcd, s.")
     ] = 10,
+    eviction: Annotated[
+        str, typer.Option(envvar="MESH_EVICTION", help=f"Which copies make way first: {', '.join(policies.NAMES)}.")
+    ] = "lru",
     drain_timeout: Annotated[
         float, typer.Option(envvar="MESH_DRAIN_TIMEOUT", min=0.0, help="For loads and calls in flight at SIGTERM, s.")
     ] = 20.0,
@@ -182,6 +193,7 @@ def main(
         device=device,
         lease_ttl=lease_ttl,
         drain_timeout=drain_timeout,
+        eviction=_policy(eviction),
         max_message=_size(max_message, "--max-message"),
         etcd_wait=etcd_wait,
         hang_timeout=hang_timeout,

@@ -16,9 +16,10 @@ from collections.abc import Iterable
 
 from mesh import process
 from mesh.etcd import Etcd, EtcdDenied, EtcdError
-from mesh.keys import Keys
+from mesh.keys import Keys, after_prefix
 from mesh.records import LEAVING, READY, PodRecord
 from mesh.runtime import control, memory, serverprocess
+from mesh.runtime.activity import Activity
 from mesh.runtime.board import Board
 from mesh.runtime.claims import Claims
 from mesh.runtime.decisions import Decisions
@@ -60,6 +61,8 @@ STARTING, SERVER_DOWN = "starting", "server-down"
 _SERVER_GRACE = 8.0  # seconds that the model server has to end: its own grace is 5
 _PORT_TRIES = 3  # of a port that we chose and somebody else took meanwhile
 _QUIET = 0.1  # seconds between two looks at the calls in flight while draining
+_ASK = 2.0  # seconds for etcd to answer a pod that leaves
+_HAND_OVER_SHARE = 0.8  # of the time to leave, for copies to be loaded elsewhere
 
 
 class StartError(Exception):
@@ -82,7 +85,7 @@ class Agent:
         self._rate = Rate(self._calls_so_far)
         self._run_dir = RunDir()
         self.board = Board.create(self._run_dir.path / "board", settings.slots, incarnation=self.incarnation)
-        self.ledger = Ledger(settings.capacity, self.board, slots=settings.slots)
+        self.ledger = Ledger(settings.capacity, self.board, slots=settings.slots, eviction=settings.eviction)
         self.meters = Meters()
         self._decisions = Decisions()
         self._etcd = Etcd(settings.etcd)
@@ -99,6 +102,7 @@ class Agent:
         self._files = Files(self._puller)
         self._on_disk = OnDisk(self._puller.remembered)
         self._puller.listen(self._on_disk.changed)
+        self._activity = Activity(self.ledger)
         self._optimising = Optimising(self._puller, free_bytes=memory.available_bytes)
         self.server: ServerProcess | None = None
         self.presence = Presence(
@@ -195,6 +199,7 @@ class Agent:
             (self._memory.run(), "memory watch"),
             (self._housekeeping.run(), "housekeeping"),
             (self._rate.run(), "rate"),
+            (self._activity.run(), "activity"),
             (self._optimising.run(), "optimising"),
             (self._files.watch(), "watch pulls"),
         ):
@@ -421,6 +426,7 @@ class Agent:
         log.info("leaving", copies=self.ledger.count(State.LOADED), calls=self.board.in_flight)
         self.loads.close("this pod is leaving")
         self.presence.changed()
+        await self._hand_over(end)
         self._withdraw_keys()
         await self.loads.settle(max(0.0, end - time.monotonic()))
         for model_id in self._withdraw_keys():
@@ -430,6 +436,37 @@ class Agent:
         while quiet < 2 and time.monotonic() < end:
             quiet = 0 if self.board.in_flight else quiet + 1
             await asyncio.sleep(_QUIET)
+
+    async def _hand_over(self, end: float) -> None:
+        """Waits while the leader has this pod's copies loaded elsewhere, which it lets go one by one; they are called
+        until then. Not where nobody could take them, and never for all of the time: calls in flight want some too."""
+        copies = self.ledger.count(State.LOADED)
+        if not copies or not await self._successors():
+            return
+        limit = time.monotonic() + _HAND_OVER_SHARE * max(0.0, end - time.monotonic())
+        left = copies
+        while left and time.monotonic() < limit:
+            await asyncio.sleep(_QUIET)
+            left = self.ledger.count(State.LOADED)
+        log.info("handed over", copies=copies - left, left=left)
+
+    async def _successors(self) -> bool:
+        """Whether there is a leader, and another pod that takes loads."""
+        try:
+            if await self._etcd.get(self._keys.leader, timeout=_ASK) is None:
+                return False
+            page = await self._etcd.page(self._keys.pods, after_prefix(self._keys.pods), limit=1000, timeout=_ASK)
+        except EtcdError as error:
+            log.info("nobody is handed over to while etcd is away", error=error.text)
+            return False
+        for kv in page.kvs:
+            try:
+                record = PodRecord.decode(kv.value)
+            except ValueError:
+                continue
+            if record.incarnation != self.incarnation and record.state == READY:
+                return True
+        return False
 
     def _withdraw_keys(self) -> list[str]:
         """Tells the mesh that no copy is here any more. Whoever calls one all the same is answered, until the end."""

@@ -10,6 +10,7 @@ from mesh.pb import agent_pb2 as pb
 from mesh.pb import agent_pb2_grpc
 from mesh.records import PodRecord
 from mesh.runtime import loads, outcomes
+from mesh.runtime.activity import active
 from mesh.runtime.ledger import Entry, Ledger
 from mesh.settings import format_address, parse_address
 from mesh.statuses import Reason
@@ -91,6 +92,8 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
             device_bytes=request.device_bytes,
             idle_ms=request.idle_ms,
             expected_copies=request.expected_copies,
+            reason=request.reason,
+            pinned=request.pinned,
         )
         if not want.model_id or want.revision <= 0:
             refused = pb.LoadReply.Refused(reason=Reason.BAD_REQUEST.name, text="no model id, or no create revision")
@@ -111,6 +114,9 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
         entries: Iterable[Entry] = list(ledger.entries.values())
         if request.model_id:
             entries = [entry for entry in entries if entry.model_id == request.model_id]
+        elif request.active:
+            asked = set(request.models)
+            entries = [entry for entry in entries if entry.model_id in asked or active(ledger, entry)]
         now_ns = time.monotonic_ns()
         return pb.DescribeReply(
             pod=pod.name,
@@ -120,7 +126,7 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
             used_bytes=max(0, ledger.committed_bytes),
             resident_bytes=pod.resident_bytes(),
             copies=[_copy(ledger, entry, now_ns, pod.progress(entry.model_id)) for entry in entries],
-            decisions=pod.decisions(request.model_id),
+            decisions=() if request.active else pod.decisions(request.model_id),
             counters=pod.counters(),
         )
 
@@ -142,6 +148,11 @@ def _copy(ledger: Ledger, entry: Entry, now_ns: int, pull: Progress | None) -> p
         pulled_bytes=pull.done_bytes if pull else 0,
         pull_bytes=(pull.total_bytes or 0) if pull else 0,
         pull_rate=int(pull.bytes_per_second) if pull else 0,
+        rate=entry.rate,
+        peak_rate=entry.peak_rate,
+        pinned=entry.pinned,
+        model_type=entry.model_type,
+        reason=entry.reason,
     )
 
 

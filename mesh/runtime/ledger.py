@@ -8,25 +8,22 @@ promised twice, and everything that was promised fits once the unloads are done.
 
 A copy weighs the larger of its host and device bytes: a pod's capacity is one number, and neither memory may overflow.
 
-The order is least recently used first, by the use board, which sees every call. Reading a slot costs microseconds and a
-pod holds thousands, so the order is a heap that may be behind: an entry that was used since it was put there sinks when
-it comes up. Nothing here waits or does I/O; whoever calls carries the decisions out.
+The order in which copies go is an eviction policy's (`placement.policies`), by default least recently used first, by
+the use board, which sees every call. Reading a slot costs microseconds and a pod holds thousands, so a policy reads it
+only of those that come up. Nothing here waits or does I/O; whoever calls carries the decisions out.
 """
 
 import enum
-import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from mesh.runtime import board
 from placement import room
-
-CANDIDATES = 16
-"""How many of the oldest copies are looked at before one is taken, so that one with a spare elsewhere can go first."""
+from placement.policies import Policy, named
 
 
 class State(enum.Enum):
@@ -51,7 +48,8 @@ class Uses(Protocol):
 
 
 class Entry:
-    """One model in this pod. Changed by its ledger only, except `load_ms` and `suspect`."""
+    """One model in this pod. Changed by its ledger only, except what others note in it: `load_ms`, `suspect`,
+    `model_type`, `reason`, `pinned`, the rates."""
 
     __slots__ = (
         "begun",
@@ -61,6 +59,11 @@ class Entry:
         "load_ms",
         "loaded_ns",
         "model_id",
+        "model_type",
+        "peak_rate",
+        "pinned",
+        "rate",
+        "reason",
         "revision",
         "since_ns",
         "slot",
@@ -81,6 +84,10 @@ class Entry:
         self.slot: int | None = None
         self.load_ms = 0
         self.suspect = False  # at work when its server died
+        self.model_type = ""
+        self.reason = ""  # why it was loaded here
+        self.pinned = False  # is never a victim
+        self.rate = self.peak_rate = 0  # calls a minute (`activity`)
 
     @property
     def weight(self) -> int:
@@ -112,8 +119,15 @@ class Ledger:
     """See the module's text. At most one entry a model."""
 
     def __init__(
-        self, capacity_bytes: int, uses: Uses, *, slots: int, clock: Callable[[], int] = time.monotonic_ns
+        self,
+        capacity_bytes: int,
+        uses: Uses,
+        *,
+        slots: int,
+        eviction: str = "lru",
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        """`eviction` names the policy. Raises ValueError for one that there is not."""
         self.capacity_bytes = capacity_bytes
         self.entries: dict[str, Entry] = {}
         self.committed_bytes = 0
@@ -122,8 +136,7 @@ class Ledger:
         self._clock = clock
         self._slots = deque(range(slots))  # free ones; first in, first out, so that a late write hits no fresh copy
         self._counts = dict.fromkeys(State, 0)
-        self._heap: list[tuple[int, int, Entry]] = []  # (last use as known, tie-breaker, entry), loaded ones
-        self._ties = itertools.count()
+        self._policy: Policy[str] = named(eviction, self._uses_of)  # of the loaded ones
 
     # --- an entry's life ---
 
@@ -136,8 +149,12 @@ class Ledger:
         self._counts[entry.state] += 1
         return entry
 
-    def enter(self, entry: Entry, state: State) -> None:
-        """Moves it on. UNLOADING gives its space to whoever comes next, LOADED puts it into the order of use."""
+    def enter(self, entry: Entry, state: State, *, evicted: bool = False) -> None:
+        """Moves it on. UNLOADING gives its space to whoever comes next, LOADED puts it into the order of use.
+
+        `evicted`: it makes way for another, which some policies learn from."""
+        if entry.state is State.LOADED:
+            self._policy.remove(entry.model_id, evicted_at=self._clock() if evicted else None)
         self._count(entry, -1)
         self._counts[entry.state] -= 1
         entry.state = state
@@ -146,13 +163,15 @@ class Ledger:
         self._count(entry, +1)
         if state is State.LOADED:
             entry.loaded_ns = entry.since_ns
-            heapq.heappush(self._heap, (self._last_use_ns(entry), next(self._ties), entry))
+            self._policy.add(entry.model_id, size=entry.weight, cost=float(entry.load_ms))
 
     def weigh(self, entry: Entry, host_bytes: int, device_bytes: int = 0) -> None:
         """Sets its size: reserves room, or corrects what was reserved by what was measured."""
         self._count(entry, -1)
         entry.host_bytes, entry.device_bytes = host_bytes, device_bytes
         self._count(entry, +1)
+        if entry.state is State.LOADED:
+            self._policy.resize(entry.model_id, size=entry.weight, cost=float(entry.load_ms))
 
     def begin(self, entry: Entry) -> bool:
         """Whether there is space in memory for it now; from then on it takes that space."""
@@ -174,6 +193,8 @@ class Ledger:
         """Nothing of it is left; its slot goes to somebody else."""
         if self.entries.get(entry.model_id) is not entry:
             return
+        if entry.state is State.LOADED:
+            self._policy.remove(entry.model_id)
         del self.entries[entry.model_id]
         self._count(entry, -1)
         self._counts[entry.state] -= 1
@@ -208,35 +229,25 @@ class Ledger:
         """Since its last use: a call that was begun or ended, or its load."""
         return max(0, (self._clock() - self._last_use_ns(entry)) // 1_000_000)
 
-    def oldest(self) -> Iterator[Entry]:
-        """The loaded copies, least recently used first. To be used up or closed before anything else changes."""
-        taken: list[tuple[int, int, Entry]] = []
-        heap = self._heap
-        try:
-            while heap:
-                known, tie, entry = heap[0]
-                if entry.state is not State.LOADED or self.entries.get(entry.model_id) is not entry:
-                    heapq.heappop(heap)
-                    continue
-                last = self._last_use_ns(entry)
-                if last > known:
-                    heapq.heapreplace(heap, (last, tie, entry))
-                    continue
-                taken.append(heapq.heappop(heap))
-                yield entry
-        finally:
-            for item in taken:
-                heapq.heappush(heap, item)
+    def age(self, entry: Entry) -> float:
+        """Seconds since its state was entered."""
+        return (self._clock() - entry.since_ns) / 1e9
+
+    def order(self, enough: Callable[[Entry], bool] = lambda entry: False) -> list[Entry]:
+        """The loaded copies in the order in which they would go, up to the first for which `enough` is true."""
+        return [self.entries[key] for key in self._policy.walk(lambda key: enough(self.entries[key]))]
 
     def first(self) -> Entry | None:
-        """The copy that was used least recently."""
-        return next(self.oldest(), None)
+        """The copy that would go first, of those that may go at all."""
+        order = self.order(lambda entry: not entry.pinned)
+        return order[-1] if order and not order[-1].pinned else None
 
     def candidates(self, need_bytes: int) -> list[str]:
         """Whose other copies are worth knowing before room is made for that much: nobody's, where it fits anyway."""
         if need_bytes <= self.free_bytes:
             return []
-        return [entry.model_id for entry in itertools.islice(self.oldest(), CANDIDATES)]
+        count = itertools.count(1)
+        return [entry.model_id for entry in self.order(lambda entry: next(count) >= room.CANDIDATES)]
 
     def room_for(
         self,
@@ -246,36 +257,42 @@ class Ledger:
         spares: Mapping[str, int] | None = None,
         keep: Collection[str] = (),
     ) -> room.Room:
-        """Who makes way for `need_bytes` more. `spares`: copies elsewhere, of those that were asked about.
-
-        Only as many of the oldest are shown to the decision as it needs, and a few more, so that a spare among them can
-        go first. `keep` are never taken.
-        """
-        free = self.free_bytes
-        if need_bytes > self.capacity_bytes or need_bytes <= free:
-            return room.make_room(need_bytes, free, self.capacity_bytes, (), idle_ms=idle_ms)
-        held = [
+        """Who makes way for `need_bytes` more. `spares`: copies elsewhere, of those that were asked about. `keep` are
+        never taken."""
+        now = self._clock()
+        busy = [
             room.Held(entry.model_id, entry.weight, 0, busy_reason="loading")
             for entry in self.entries.values()
             if entry.weight and entry.state not in (State.LOADED, State.UNLOADING)
         ]
-        evictable = 0
-        for number, entry in enumerate(self.oldest(), 1):
+
+        def look(model_id: str) -> room.Held:
+            entry = self.entries[model_id]
             use = self.use(entry)
-            one = room.Held(
-                entry.model_id,
+            others = spares.get(model_id, 0) if spares else 0
+            idle = self.idle_ms(entry)
+            awaited = not entry.idle_ms and (use is None or not use.calls)  # the caller that it was loaded for
+            return room.Held(
+                model_id,
                 entry.weight,
-                self.idle_ms(entry),
+                idle,
                 in_flight=use.in_flight if use else 0,
-                busy_reason="kept" if entry.model_id in keep else "",
-                other_copies=spares.get(entry.model_id, 0) if spares else 0,
+                busy_reason="kept" if model_id in keep else "pinned" if entry.pinned else "",
+                other_copies=others,
+                standing=self._policy.standing(model_id, now=now, spare=others > 0),
+                fresh=awaited and now - entry.loaded_ns < room.FRESH_MS * 1_000_000,
             )
-            held.append(one)
-            if not one.in_flight and not one.busy_reason and one.idle_ms >= idle_ms:
-                evictable += one.bytes
-            if number >= CANDIDATES and evictable >= need_bytes - free:
-                break
-        return room.make_room(need_bytes, free, self.capacity_bytes, held, idle_ms=idle_ms)
+
+        return room.search(
+            need_bytes,
+            self.free_bytes,
+            self.capacity_bytes,
+            self._policy,
+            look,
+            idle_ms=idle_ms,
+            spares=spares,
+            busy=busy,
+        )
 
     def statistics(self) -> LedgerStatistics:
         """The ledger in numbers."""
@@ -294,3 +311,9 @@ class Ledger:
         if use is None or not (use.calls or use.in_flight):
             return entry.loaded_ns - entry.idle_ms * 1_000_000
         return use.last_use_ns
+
+    def _uses_of(self, model_id: str) -> tuple[int, int]:
+        """For the policy: last use in nanoseconds, and calls."""
+        entry = self.entries[model_id]
+        use = self.use(entry)
+        return self._last_use_ns(entry), use.calls if use is not None else 0

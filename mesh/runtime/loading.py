@@ -147,7 +147,7 @@ class Loading:
         likely = want.weight or ledger.capacity_bytes // 10
         verdict = await parts.claiming.claim(
             want.model_id,
-            CopyRecord(parts.incarnation, want.revision, records.LOADING, age_ms=want.idle_ms),
+            CopyRecord(parts.incarnation, want.revision, records.LOADING, age_ms=want.idle_ms, type=want.type),
             expected=want.expected_copies,
             ask=ledger.candidates(likely),
         )
@@ -290,6 +290,7 @@ class Loading:
             host_bytes=size.host_bytes,
             device_bytes=size.device_bytes,
             age_ms=want.idle_ms,
+            type=want.type,
         )
         parts.keys.put(want.model_id, record)
         parts.meters.cold_ms.observe(load_ms)

@@ -88,6 +88,7 @@ class Loads:
             elif entry is None:
                 break
             elif entry.state is State.LOADED and entry.revision == want.revision:
+                entry.pinned = want.pinned
                 return Loaded(entry.host_bytes, entry.device_bytes, 0)
             elif entry.revision > want.revision:
                 return Stale()
@@ -100,6 +101,7 @@ class Loads:
         if refused is not None:
             return self._note(want, refused)
         entry = self._ledger.add(model_id, want.revision, idle_ms=want.idle_ms)
+        entry.model_type, entry.pinned, entry.reason = want.type, want.pinned, want.reason
         flight = _Flight(want, entry, asyncio.get_running_loop().create_future())
         self._flights[model_id] = flight
         flight.task = self._tasks.start(self._fly(flight), f"load {model_id}")

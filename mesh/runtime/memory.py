@@ -83,15 +83,18 @@ class MemoryWatch:
             return
         # Copies whose size is on the books already are on their way out: their memory counts as given back.
         excess = resident - int(EVICT * self.limit_bytes) - (self._ledger.physical_bytes - self._ledger.committed_bytes)
-        victims = []
-        for entry in self._ledger.oldest():
-            if excess <= 0:
-                break
+        victims: list[Entry] = []
+
+        def enough(entry: Entry) -> bool:
+            nonlocal excess
             use = self._ledger.use(entry)
-            if use is not None and use.in_flight:
-                continue
-            victims.append(entry)
-            excess -= max(entry.weight, 1)
+            if not entry.pinned and (use is None or not use.in_flight):
+                victims.append(entry)
+                excess -= max(entry.weight, 1)
+            return excess <= 0
+
+        if excess > 0:
+            self._ledger.order(enough)
         for entry in victims:
             self._evict(entry, f"{text}, copies go above {EVICT:.0%}")
 

@@ -19,6 +19,8 @@ class Want:
     device_bytes: int = 0
     idle_ms: int = 0  # since the model's last use; 0: a caller waits
     expected_copies: int = 0
+    reason: str = ""  # why it is loaded, and why here, for people
+    pinned: bool = False  # no copy of it is evicted
 
     @property
     def weight(self) -> int:

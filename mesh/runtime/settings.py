@@ -38,6 +38,7 @@ class RuntimeSettings:
     device: str = "auto"
     lease_ttl: int = 10
     drain_timeout: float = 20.0
+    eviction: str = "lru"  # which copies make way first: a policy of `placement`
     max_message: int = 16 * MIB
     hang_timeout: float = 10.0  # silence of the model server after which it is asked, and then killed
     check_interval: float = 30.0  # between two comparisons with the registry

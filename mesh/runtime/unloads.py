@@ -115,7 +115,7 @@ class Unloads:
         else:
             log.info("unloading", model=entry.model_id, why=why)
             self._decisions.note("unload", entry.model_id, why=why)
-        self._ledger.enter(entry, State.UNLOADING)
+        self._ledger.enter(entry, State.UNLOADING, evicted=evict)
         going = self._going[entry.model_id] = _Going(entry)
         going.task = self._tasks.start(self._unload(going), f"unload {entry.model_id}")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mesh.statuses import MeshError, Reason
+from placement.copies import UNLIMITED, Limits
 from router.management import Item
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ BATCH = 500
 
 IN_FLIGHT = 4
 """Batches at a time."""
+
+LIMITS = ("min_copies", "max_copies", "pinned")
+"""What may be said of a model's copies."""
+
+_LIMITS = frozenset(LIMITS)
+
+MAX_COPIES = 1000
 
 _PROGRESS = 0.5  # seconds between lines of progress
 
@@ -180,7 +188,31 @@ def model_of(item: dict[str, Any], model_id: object) -> Item:
         texts.append(text)
     if not texts[1]:
         raise MeshError(Reason.BAD_REQUEST, "Must provide non-empty model type string")
-    return Item(*texts)
+    id_, type_, path, key_, sha256 = texts
+    return Item(id_, type_, path, key_, sha256, limits_of(item))
+
+
+def limits_of(item: dict[str, Any], base: Limits = UNLIMITED) -> Limits:
+    """The limits that a document sets, over those of `base`; null takes one away. Raises MeshError."""
+    if _LIMITS.isdisjoint(item):
+        return base
+    values: list[int | bool | None] = [base.minimum, base.maximum, base.pinned]
+    for index, name in enumerate(LIMITS):
+        if name not in item:
+            continue
+        value = item[name]
+        kind = bool if name == "pinned" else int
+        if value is not None and type(value) is not kind:
+            raise MeshError(
+                Reason.BAD_REQUEST, f"{name} must be {'true, false' if kind is bool else 'a number'} or null"
+            )
+        values[index] = value
+    if any(isinstance(value, int) and value > MAX_COPIES for value in values[:2]):
+        raise MeshError(Reason.BAD_REQUEST, f"more than {MAX_COPIES} copies cannot be asked for")
+    try:
+        return Limits(values[0], values[1], None if values[2] is None else bool(values[2]))
+    except ValueError as error:
+        raise MeshError(Reason.BAD_REQUEST, str(error)) from error
 
 
 async def lines_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -13,6 +13,7 @@ from aiohttp import web
 from mesh import records
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs, metrics
+from router import dynamic
 from router.rest import bulk, documents, v2
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class ManagementApi:
         routes.add_post(_PREFIX + "models:import", self.import_models)
         routes.add_put(_PREFIX + "models/{id:[^/]+}", self.register)
         routes.add_get(_PREFIX + "models/{id:[^/]+}", self.status)
+        routes.add_patch(_PREFIX + "models/{id:[^/]+}", self.change)
         routes.add_delete(_PREFIX + "models/{id:[^/]+}", self.unregister)
         routes.add_post(_PREFIX + "models/{id:[^/]+}/load", self.load)
         routes.add_post(_PREFIX + "models/{id:[^/]+}/release", self.release)
@@ -48,6 +50,8 @@ class ManagementApi:
         routes.add_get(_PREFIX + "pods", self.pods)
         routes.add_get(_PREFIX + "pods/{id:[^/]+}", self.describe_pod)
         routes.add_get(_PREFIX + "stats", self.stats)
+        routes.add_get(_PREFIX + "settings", self.dynamic_settings)
+        routes.add_put(_PREFIX + "settings/{id:[^/]+}", self.set_dynamic)
 
     # --- models ---
 
@@ -71,7 +75,11 @@ class ManagementApi:
         body = await _object(request)
         item = bulk.model_of(body, model_id)
         status = await self._management.register(
-            *item[:4], sha256=item.sha256, load_now=_flag(body, "load"), sync=_flag(body, "sync")
+            *item[:4],
+            sha256=item.sha256,
+            limits=item.limits,
+            load_now=_flag(body, "load"),
+            sync=_flag(body, "sync"),
         )
         return web.json_response(_status(model_id, status), status=201 if status.created else 200)
 
@@ -86,6 +94,16 @@ class ManagementApi:
                 if copy["pod"] in pulls:
                     copy["pull"] = pulls[copy["pod"]]
         return web.json_response(document)
+
+    async def change(self, request: web.Request) -> web.Response:
+        """Changes how many copies a model has; null takes a limit away."""
+        model_id = _id(request)
+        body = await _object(request)
+        if unknown := sorted(body.keys() - set(bulk.LIMITS)):
+            text = f"{', '.join(unknown)[:200]} cannot be changed; {', '.join(bulk.LIMITS)} can"
+            raise MeshError(Reason.BAD_REQUEST, text)
+        status = await self._management.set_limits(model_id, lambda limits: bulk.limits_of(body, limits))
+        return web.json_response(_status(model_id, status))
 
     async def unregister(self, request: web.Request) -> web.Response:
         """Unregisters a model."""
@@ -153,6 +171,19 @@ class ManagementApi:
             {**numbers, "resident": len(view.copies), "pods": len(view.pods), "workers": self._worker.settings.workers}
         )
 
+    async def dynamic_settings(self, _: web.Request) -> web.Response:
+        """What can be changed while the mesh runs, as JSON texts."""
+        return web.json_response({"settings": await self._worker.dynamic.read()})
+
+    async def set_dynamic(self, request: web.Request) -> web.Response:
+        """Sets one of them: the body is the setting, a JSON object; an empty one takes it away."""
+        name = _id(request)
+        dynamic.check(name)
+        body = await _object(request, optional=True)
+        text = json.dumps(body) if body else ""
+        await self._worker.dynamic.write(name, text)
+        return web.json_response({"name": name, "value": text})
+
     def _pods_of(self, model_id: str) -> list[str]:
         return sorted(copy.pod.name for copy in self._worker.view.copies.get(model_id, ()))
 
@@ -200,8 +231,14 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
 
 
 def _registered(model_id: str, record: records.ModelRecord) -> dict[str, Any]:
-    document = {"id": model_id, "type": record.type, "path": record.path, "key": record.key}
-    return {**document, "sha256": record.sha256} if record.sha256 else document
+    document: dict[str, Any] = {"id": model_id, "type": record.type, "path": record.path, "key": record.key}
+    if record.sha256:
+        document["sha256"] = record.sha256
+    limits = record.limits
+    for name, value in zip(bulk.LIMITS, (limits.minimum, limits.maximum, limits.pinned), strict=True):
+        if value is not None:
+            document[name] = value
+    return document
 
 
 def _status(model_id: str, status: "ModelStatus") -> dict[str, Any]:

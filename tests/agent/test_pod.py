@@ -106,7 +106,7 @@ async def test_the_least_recently_used_is_evicted(pod: AgentProcess) -> None:
     """By the calls that the server saw, not by the order of loads; and described with its reason."""
     created = {}
     for name in ("a", "b", "c"):
-        created[name] = await pod.loaded(name, models.weights(1.0, mebibytes=18))
+        created[name] = await pod.loaded(name, models.weights(1.0, mebibytes=18), idle_ms=1)
     assert (await pod.infer("a", created["a"])).value == 1.0
     await pod.loaded("d", models.weights(2.0, mebibytes=18))
 

@@ -1,3 +1,4 @@
+import dataclasses
 import types
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ from mesh.pb import inference_pb2 as pb
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import metrics
 from mesh.wire import framing
+from placement.copies import UNLIMITED
 from router import answers
 from router.rest import app
 from router.settings import RouterSettings
@@ -58,6 +60,19 @@ class FakeDispatcher:
         return pb.ModelInferRequest.FromString(framing.unpack(self.calls[index].frame, limit=1 << 30))
 
 
+class FakeDynamic:
+    """Settings in a dictionary."""
+
+    def __init__(self):
+        self.texts = {"type_constraints": "", "type_limits": ""}
+
+    async def read(self):
+        return self.texts
+
+    async def write(self, name, text):
+        self.texts[name] = text
+
+
 class FakeManagement:
     """Models in a dictionary."""
 
@@ -72,8 +87,8 @@ class FakeManagement:
         page, rest = ids[:limit], ids[limit:]
         return types.SimpleNamespace(models=[(i, self.models[i]) for i in page], next=page[-1] if rest else None)
 
-    async def register(self, model_id, type, path, key, *, sha256="", load_now=False, sync=False, last_used_ms=0):
-        record = records.ModelRecord(type=type, path=path, key=key, sha256=sha256)
+    async def register(self, model_id, type, path, key, *, sha256="", limits=UNLIMITED, load_now=False, sync=False):
+        record = records.ModelRecord(type=type, path=path, key=key, sha256=sha256, limits=limits)
         known = self.models.get(model_id)
         if known is not None and not known.same_registration(record):
             raise MeshError(Reason.CONFLICT, "Model already exists with different attribute values")
@@ -97,6 +112,13 @@ class FakeManagement:
     async def release(self, model_id):
         pass
 
+    async def set_limits(self, model_id, change):
+        if model_id not in self.models:
+            raise MeshError(Reason.UNKNOWN_MODEL, f"model {model_id} is not registered")
+        record = self.models[model_id]
+        self.models[model_id] = dataclasses.replace(record, limits=change(record.limits))
+        return self._status(model_id)
+
     async def explain(self, model_id):
         return {"id": model_id, "lines": ["it is so"], "ranking": [], "copies": []}
 
@@ -111,13 +133,13 @@ class FakeManagement:
             raise self.error
         self.batches.append(len(items))
         fates = []
-        for model_id, type, path, key, sha256 in items:
+        for model_id, type, path, key, sha256, limits in items:
             if not model_id or type == "refused":
                 fates.append(MeshError(Reason.CONFLICT, "it is another one"))
             elif model_id in self.models:
                 fates.append("existing")
             else:
-                self.models[model_id] = records.ModelRecord(type=type, path=path, key=key, sha256=sha256)
+                self.models[model_id] = records.ModelRecord(type=type, path=path, key=key, sha256=sha256, limits=limits)
                 fates.append(None)
         return fates
 
@@ -137,6 +159,7 @@ class FakeManagement:
 class FakeWorker:
     dispatcher: FakeDispatcher = field(default_factory=FakeDispatcher)
     management: FakeManagement = field(default_factory=FakeManagement)
+    dynamic: FakeDynamic = field(default_factory=FakeDynamic)
     settings: RouterSettings = field(default_factory=lambda: RouterSettings(name="t", max_message=1 << 20, workers=2))
     view: object = field(default_factory=lambda: types.SimpleNamespace(copies={}, pods={}))
     registry: metrics.Registry = field(default_factory=metrics.Registry)

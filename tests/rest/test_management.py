@@ -11,6 +11,7 @@ from yarl import URL
 
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import metrics
+from placement.copies import Limits
 from router.rest import bulk, management
 from tests.support.waiting import until
 
@@ -44,6 +45,46 @@ async def test_registering_is_201_then_200_then_409(http, path, worker):
     async with http.put(path("models/a%2Fb"), json={**MODEL, "path": "/other"}) as answer:
         assert (answer.status, (await answer.json())["reason"]) == (409, "CONFLICT")
     assert list(worker.management.models) == ["a/b"]
+
+
+async def test_limits_are_set_at_registration_and_changed_later(http, path, worker):
+    """Null takes one away; what makes no sense changes nothing; another attribute cannot be changed."""
+    async with http.put(path("models/m"), json={**MODEL, "min_copies": 1, "pinned": True}) as answer:
+        assert answer.status == 201
+        assert (await answer.json())["min_copies"] == 1
+    async with http.patch(path("models/m"), json={"max_copies": 4, "pinned": None}) as answer:
+        document = await answer.json()
+        assert (answer.status, document["min_copies"], document["max_copies"]) == (200, 1, 4)
+        assert "pinned" not in document
+    for wrong in (
+        {"max_copies": 0},
+        {"min_copies": 9},
+        {"min_copies": "2"},
+        {"min_copies": True},
+        {"pinned": 1},
+        {"max_copies": 10**9},
+        {"path": "/other"},
+        [],
+    ):
+        async with http.patch(path("models/m"), json=wrong) as answer:
+            assert (answer.status, (await answer.json())["reason"]) == (400, "BAD_REQUEST"), wrong
+    assert worker.management.models["m"].limits == Limits(1, 4)
+    async with http.patch(path("models/none"), json={"max_copies": 4}) as answer:
+        assert answer.status == 404
+
+
+async def test_settings_are_read_and_written(http, path, worker):
+    """An unknown one is an error that names those that there are."""
+    async with http.put(path("settings/type_limits"), json={"_default": {"max": 2}}) as answer:
+        assert answer.status == 200
+    async with http.get(path("settings")) as answer:
+        assert (await answer.json())["settings"]["type_limits"] == '{"_default": {"max": 2}}'
+    async with http.put(path("settings/type_limits")) as answer:
+        assert answer.status == 200
+    assert worker.dynamic.texts["type_limits"] == ""
+    async with http.put(path("settings/other"), json={"a": 1}) as answer:
+        assert answer.status == 400
+        assert "type_constraints" in (await answer.json())["error"]
 
 
 async def test_a_key_may_be_an_object(http, path, worker):

@@ -1,6 +1,7 @@
 """Management on a real etcd: the predecessor's semantics and texts, lists, bulk, and what is left of former lives."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from mesh.wire import framing
 from router.coldstart import ColdStart
 from router.context import Worker
 from router.dispatch import Dispatcher
+from router.dynamic import Dynamic
 from router.forward import Forwarder
 from router.management import Item, Management
 from router.meter import Meter
@@ -105,6 +107,7 @@ async def desk(etcd: Etcd, keys: Keys) -> AsyncIterator[Desk]:
         return {"metrics": []}
 
     worker = Worker(
+        dynamic=Dynamic(etcd, keys),
         settings=settings,
         view=view,
         dispatcher=dispatcher,
@@ -529,6 +532,30 @@ async def test_a_model_is_explained(desk):
     assert [copy["pod"] for copy in told["copies"]] == ["a"]
     with pytest.raises(MeshError):
         await desk.management.explain("nobody")
+
+
+async def test_it_is_told_why_a_copy_is_there_and_why_one_went(desk):
+    """By the agents' own decisions, the newest of each; those that concern the model only in passing are left out."""
+    desk.pod("a")
+    desk.pod("b")
+    await desk.management.register("m", "onnx")
+    await desk.copy("m", "a")
+
+    def decision(what: str, *models: str, ago: int) -> str:
+        return json.dumps({"what": what, "models": models, "why": f"because of {ago}", "ago_ms": ago})
+
+    desk.agents.decisions = {
+        "a": [
+            decision("load", "m", ago=3000),
+            decision("evict", "m", "old", ago=9000),
+            decision("load", "m", ago=9500),
+        ],
+        "b": [decision("evict", "other", "m", ago=1), decision("evict", "m", "x", ago=5000), "no json"],
+    }
+    lines = (await desk.management.explain("m"))["lines"]
+    assert "It was loaded in a 3 s ago: because of 3000." in lines
+    assert "It was last evicted from b 5 s ago, for x: because of 5000." in lines
+    assert not any("9000" in line or "9500" in line or "because of 1." in line for line in lines)
 
 
 async def test_pods_are_listed_and_described(desk):

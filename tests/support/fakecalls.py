@@ -172,6 +172,7 @@ class FakeAgents:
     loads: list[tuple[str, agent_pb2.LoadRequest]] = field(default_factory=list)
     unloads: list[tuple[str, str]] = field(default_factory=list)
     described: list[str] = field(default_factory=list)
+    decisions: dict[str, list[str]] = field(default_factory=dict)  # by pod, lines of JSON
 
     async def load(self, pod: Pod, request: agent_pb2.LoadRequest, *, timeout: float) -> agent_pb2.LoadReply:
         self.loads.append((pod.name, request))
@@ -194,7 +195,8 @@ class FakeAgents:
         if isinstance(answer, Exception):
             raise answer
         assert pod.record is not None
-        return agent_pb2.DescribeReply(pod=pod.name, incarnation=pod.record.incarnation)
+        decisions = self.decisions.get(pod.name, ())
+        return agent_pb2.DescribeReply(pod=pod.name, incarnation=pod.record.incarnation, decisions=decisions)
 
 
 def loaded(incarnation: str = "i", load_ms: int = 5, host_bytes: int = 1000) -> agent_pb2.LoadReply:

@@ -13,7 +13,7 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,9 @@ class LocalMesh:
         log_level: str = "debug",
         runtime_options: Iterable[str] = (),
         router_options: Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
     ) -> None:
+        """`labels` are of pods, by name, separated by commas."""
         self.folder = folder
         self.etcd = etcd
         self.edge = edge
@@ -143,6 +145,7 @@ class LocalMesh:
         self.models.mkdir(parents=True, exist_ok=True)
         self.runtime_options = list(runtime_options)
         self.router_options = list(router_options)
+        self.labels = labels or {}
         self.pods = [self._pod(f"pod-{number}") for number in range(1, pods + 1)]
         self.routers = [self._router(f"router-{number}") for number in range(1, routers + 1)]
         self.channels: list[grpc.aio.Channel] = []
@@ -155,6 +158,8 @@ class LocalMesh:
         argv += ["--data", "127.0.0.1:0", "--control", "127.0.0.1:0", "--probe", "127.0.0.1:0"]
         argv += ["--model-dir", str(self.folder / name), "--file-root", str(self.models), "--http-allow-private"]
         argv += ["--lease-ttl", str(LEASE_TTL), *self._common(), *self.runtime_options]
+        if name in self.labels:
+            argv += ["--labels", self.labels[name]]
         return Program(name, argv, self.folder)
 
     def _router(self, name: str) -> Program:

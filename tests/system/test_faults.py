@@ -97,9 +97,22 @@ async def test_a_pod_killed_is_replaced_by_the_others(a_mesh):
         assert not traffic.errors
 
 
+async def single_copies(mesh):
+    """No further copies of what is hot: every load that is counted is one that should not have been."""
+    reply = await mesh.rest("PUT", "/mesh/v1/settings/type_limits", {"_default": {"max": 1}})
+    assert reply.status == 200
+
+    async def settled() -> bool:
+        found = [await mesh.status(f"m{number}") for number in range(8)]
+        return all(len(status["copies"]) == 1 for status in found)
+
+    await until(settled, timeout=60, interval=0.3, why="single copies")
+
+
 async def test_etcd_killed_and_restarted(a_mesh_of_its_own):
     """No call of a resident model fails, nothing is loaded again, and registration works as soon as etcd is back."""
     async with a_mesh_of_its_own(pods=2) as mesh, Traffic(mesh, 8) as traffic:
+        await single_copies(mesh)
         await traffic.some()
         before = await loads(mesh)
         mesh.etcd.kill9()
@@ -126,6 +139,7 @@ async def test_etcd_killed_and_restarted(a_mesh_of_its_own):
 async def test_etcd_frozen_for_three_lease_times(a_mesh_of_its_own):
     """Every lease ends at once when etcd goes on. No call fails, nothing is loaded again, presence comes back."""
     async with a_mesh_of_its_own(pods=3) as mesh, Traffic(mesh, 9) as traffic:
+        await single_copies(mesh)
         await traffic.some()
         before = await loads(mesh)
         mesh.etcd.freeze()

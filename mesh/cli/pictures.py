@@ -1,0 +1,72 @@
+"""Pictures of simulations, drawn by matplotlib, which only these need (extra `pictures`)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mesh.cli.exits import CommandError, Exit
+from placement.simulator.run import hit_rate
+
+if TYPE_CHECKING:
+    from mesh.cli.simulate import Row
+
+
+def simulated(rows: "Sequence[Row]", path: Path, *, title: str) -> None:
+    """Hit rates over the room where there are several, else over time. Raises CommandError."""
+    try:
+        import matplotlib
+    except ImportError:
+        text = "--picture needs matplotlib: pip install 'mesh-serving[pictures]'"
+        raise CommandError(text, code=Exit.USAGE) from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import PercentFormatter
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=110, layout="constrained")
+    if len({round(row.room, 6) for row in rows}) > 1:
+        _over_room(axes, rows)
+        axes.set_xlabel("memory of all pods, of what all models take")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    else:
+        _over_time(axes, rows)
+        axes.set_xlabel("hours")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylabel("requests that find their model loaded")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    try:
+        figure.savefig(path, format="png", metadata={"Software": None})
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror}", code=Exit.USAGE) from error
+    finally:
+        pyplot.close(figure)
+
+
+def _over_room(axes: Any, rows: "Sequence[Row]") -> None:
+    several = len({row.pods for row in rows}) > 1
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        name = row.policy if row.result is None or not several else f"{row.policy}, {row.pods} pods"
+        lines.setdefault(name, []).append((row.room, hit_rate(row.counts)))
+    for name, points in lines.items():
+        known = row_style(name)
+        axes.plot(*zip(*sorted(set(points)), strict=True), label=name, **known)
+
+
+def _over_time(axes: Any, rows: "Sequence[Row]") -> None:
+    several = len({row.pods for row in rows}) > 1
+    for row in rows:
+        if row.result is None:
+            axes.axhline(hit_rate(row.counts), label=row.policy, **row_style(row.policy, marker=False))
+            continue
+        name = f"{row.policy}, {row.pods} pods" if several else row.policy
+        course = [(ms / 3_600_000, rate) for ms, rate in row.result.course]
+        axes.plot(*zip(*course, strict=True), label=name)
+
+
+def row_style(name: str, *, marker: bool = True) -> dict[str, Any]:
+    """The bound is told apart from what can be had."""
+    if name == "clairvoyant":
+        return {"color": "black", "linestyle": "--"}
+    return {"marker": "o", "markersize": 4} if marker else {}

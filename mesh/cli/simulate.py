@@ -1,0 +1,232 @@
+"""`mesh simulate`: a request trace through the decisions that a mesh makes, without a mesh."""
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from mesh.cli import options, output, tracefile
+from mesh.cli.exits import CommandError, Exit
+from mesh.settings import parse_bytes
+from placement.policies import NAMES
+from placement.simulator import fleet, optimum, traces
+from placement.simulator.cluster import Counts
+from placement.simulator.fleet import Model
+from placement.simulator.run import Result, Setup, hit_rate, load_seconds, run
+
+CLAIRVOYANT = "clairvoyant"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One simulation. `result` is None for the clairvoyant, of which only counts are known."""
+
+    policy: str
+    pods: int
+    room: float  # the capacity of all pods, as a share of all models' bytes
+    counts: Counts
+    result: Result | None
+
+
+def add(app: typer.Typer) -> None:
+    """Adds this module's command."""
+    app.command("simulate", rich_help_panel=options.MESH)(simulate)
+
+
+def simulate(
+    trace: Annotated[
+        str, typer.Argument(metavar="TRACE", help=f"A CSV file of SECONDS,MODEL, or {', '.join(traces.SHAPES)}.")
+    ] = "zipf",
+    pods: Annotated[list[int] | None, typer.Option("--pods", help="Runtime pods; may be repeated.")] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", metavar="|".join(NAMES), help="Of eviction; may be repeated.")
+    ] = None,
+    room: Annotated[
+        list[str] | None,
+        typer.Option("--room", metavar="PERCENT", help="Memory of all pods, of what all models take; may be repeated."),
+    ] = None,
+    capacity: Annotated[str, typer.Option("--capacity", metavar="SIZE", help="Of each pod, instead of --room.")] = "",
+    models: Annotated[int, typer.Option("--models", min=1, help="For a trace that is made.")] = 20_000,
+    requests: Annotated[int, typer.Option("--requests", min=1, help="For a trace that is made.")] = 1_000_000,
+    alpha: Annotated[float, typer.Option("--alpha", min=0.0, help="How skewed it is (not azure).")] = 0.9,
+    rate: Annotated[float, typer.Option("--rate", min=0.001, help="Requests a second, of a trace that is made.")] = (
+        traces.RATE
+    ),
+    sizes: Annotated[
+        Path | None, typer.Option("--sizes", metavar="FILE", help="CSV of MODEL,BYTES or MODEL,BYTES,MILLISECONDS.")
+    ] = None,
+    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="Of every model. Else many small, few large.")] = (
+        ""
+    ),
+    loads: Annotated[int, typer.Option("--loads", min=1, help="At once, in all pods together.")] = 32,
+    copies: Annotated[bool, typer.Option("--copies/--single", help="Whether hot models get further copies.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")] = 0,
+    picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE", help="A PNG of the results.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Replays a request trace through the code that places and evicts, and reports what it would have cost.
+
+    A hit finds its model loaded. Below the policies stands what somebody who knows the future would reach with one
+    cache of the same size: the bound for all of them. Rates are of the second half of the requests, when the mesh has
+    filled up.
+
+    Examples: `mesh simulate zipf --pods 8 --policy lru --policy gdsf`,
+    `mesh simulate calls.csv --sizes sizes.csv --capacity 4GiB --pods 4 --pods 8 --picture calls.png`
+    """
+
+    def command() -> None:
+        made = _trace(trace, models=models, requests=requests, alpha=alpha, rate=rate, seed=seed)
+        model = lru_cache(maxsize=None)(_fleet(sizes, size, seed))
+        named = {model_id for _, model_id in made}
+        if trace in traces.SHAPES:  # those that were never called are there too
+            named |= {f"m{number:0{len(str(models - 1))}d}" for number in range(models)}
+        total = sum(model(model_id).bytes for model_id in named)
+        counts = pods or [8]
+        rooms = _rooms(room, capacity, total)
+        policies = policy or ["lru"]
+        for name in policies:
+            if name not in NAMES:
+                raise CommandError(f"--policy {name}: there are {', '.join(NAMES)}", code=Exit.USAGE)
+        if min(counts) < 1:
+            raise CommandError("--pods: at least one", code=Exit.USAGE)
+        rows: list[Row] = []
+        with _progress() as progress:
+            for share, count in itertools.product(rooms, counts):
+                each = parse_bytes(capacity) if capacity else int(share * total / count)
+                for name in policies:
+                    task = progress.add_task(f"{name}, {count} pods, room for {share:.1%}", total=len(made))
+                    setup = Setup(count, each, name, threads=max(1, loads // count), more_copies=copies)
+                    result = run(made, len(made), setup, model, on_progress=_report(progress, task))
+                    progress.remove_task(task)
+                    rows.append(Row(name, count, each * count / total, result.warm, result))
+                if not copies:
+                    task = progress.add_task(f"{CLAIRVOYANT}, room for {share:.1%}", total=None)
+                    rows.append(_bound(made, each * count, count, each * count / total, model))
+                    progress.remove_task(task)
+        if as_json:
+            output.print_json([_document(row) for row in rows])
+        else:
+            _print(rows, made, len(named), total)
+        if picture is not None:
+            from mesh.cli import pictures
+
+            pictures.simulated(rows, picture, title=f"{trace}: {len(made):,} requests, {len(named):,} models")
+            output.remarks().print(f"picture: {picture}")
+
+    options.guarded(command, as_json=as_json)
+
+
+def _trace(name: str, *, models: int, requests: int, alpha: float, rate: float, seed: int) -> list[tuple[int, str]]:
+    shape = traces.SHAPES.get(name)
+    if shape is None:
+        path = Path(name)
+        if not path.exists():
+            text = f"there is no file {name}; name one, or one of {', '.join(traces.SHAPES)}"
+            raise CommandError(text, code=Exit.USAGE)
+        return tracefile.requests(path)
+    more: dict[str, Any] = {} if name == "azure" else {"alpha": alpha}
+    return list(shape(models, requests, rate=rate, seed=seed, **more))
+
+
+def _fleet(sizes: Path | None, size: str, seed: int) -> Callable[[str], Model]:
+    if size:
+        return fleet.equal(_bytes(size, "--size"))
+    if sizes is None:
+        return fleet.lognormal(seed)
+    known = tracefile.sizes(sizes)
+
+    def model(model_id: str) -> Model:
+        if model_id not in known:
+            raise CommandError(f"{sizes} has no size of {model_id!r}, which the trace calls", code=Exit.USAGE)
+        return known[model_id]
+
+    return model
+
+
+def _rooms(room: list[str] | None, capacity: str, total: int) -> list[float]:
+    """Shares of all models' bytes."""
+    if capacity:
+        if room:
+            raise CommandError("give --capacity or --room, not both", code=Exit.USAGE)
+        return [_bytes(capacity, "--capacity") / max(1, total)]
+    found = []
+    for text in room or ["10"]:
+        try:
+            found.append(float(text.rstrip("%")) / 100)
+        except ValueError:
+            found.append(0.0)
+        if not 0 < found[-1] <= 100:
+            raise CommandError(f"--room {text}: a percentage above 0, such as 10", code=Exit.USAGE)
+    return found
+
+
+def _bytes(text: str, option: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise CommandError(f"{option}: {error}", code=Exit.USAGE) from error
+
+
+def _bound(made: list[tuple[int, str]], capacity: int, pods: int, room: float, model: Callable[[str], Model]) -> Row:
+    """The clairvoyant's row, of the second half of the requests as for the others."""
+    counts = optimum.clairvoyant([model_id for _, model_id in made], capacity, model, since=len(made) // 2)
+    return Row(CLAIRVOYANT, pods, room, counts, None)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=output.remarks(),
+        transient=True,
+    )
+
+
+def _report(progress: Progress, task: TaskID) -> Callable[[int], None]:
+    return lambda done: progress.update(task, completed=done)
+
+
+def _print(rows: list[Row], made: list[tuple[int, str]], models: int, total: int) -> None:
+    span = made[-1][0] / 1000
+    console = output.console()
+    console.print(f"{len(made):,} requests to {models:,} models of {output.size(total)} within {span:,.0f} s")
+    table = output.table(
+        *("policy", ">pods", ">room", ">hits", ">load s/1000", ">loaded", ">evictions", ">waited", ">refused")
+    )
+    for row in rows:
+        counts = row.counts
+        table.add_row(
+            row.policy,
+            str(row.pods) if row.result is not None else "-",
+            f"{row.room:.1%}",
+            f"{hit_rate(counts):.2%}",
+            f"{load_seconds(counts):.2f}",
+            output.size(counts.loaded_bytes),
+            f"{counts.evictions:,}",
+            f"{counts.joined:,}" if row.result is not None else "",
+            f"{counts.refused:,}",
+        )
+    console.print(table)
+
+
+def _document(row: Row) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "policy": row.policy,
+        "pods": row.pods,
+        "room": row.room,
+        "hit_rate": hit_rate(row.counts),
+        "load_seconds_per_1000": load_seconds(row.counts),
+        **asdict(row.counts),
+    }
+    if row.result is not None:
+        document["all"] = asdict(row.result.counts)
+        document["resident"] = row.result.resident
+        document["used_share"] = row.result.used_share
+    return json.loads(json.dumps(document))  # type: ignore[no-any-return]

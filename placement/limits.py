@@ -1,0 +1,55 @@
+"""How many copies models of a type should have, where nothing was set for the model itself.
+
+{"fraud": {"min": 1, "max": 4, "pinned": true}, "_default": {"max": 8}}
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from placement.constraints import DEFAULT, MAX_BYTES
+from placement.copies import UNLIMITED, Limits
+
+
+@dataclass(frozen=True, slots=True)
+class TypeLimits:
+    """What was set for types."""
+
+    types: Mapping[str, Limits] = field(default_factory=lambda: MappingProxyType({}))
+    default: Limits = UNLIMITED
+
+    def of(self, model_type: str, own: Limits = UNLIMITED) -> Limits:
+        """What holds for a model: its own, over its type's, over those of all types."""
+        return own.over(self.types.get(model_type, UNLIMITED)).over(self.default)
+
+
+def parse(text: str | bytes) -> TypeLimits:
+    """From JSON; an empty text sets nothing. Raises ValueError with a text for the operator."""
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"type limits are longer than {MAX_BYTES} bytes")
+    if not text.strip():
+        return TypeLimits()
+    try:
+        data = json.loads(text)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"type limits are not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError("type limits are not a JSON object of types")
+    found = {name: _limits(name, value) for name, value in data.items()}
+    default = found.pop(DEFAULT, UNLIMITED)
+    return TypeLimits(MappingProxyType(found), default)
+
+
+def _limits(name: str, value: Any) -> Limits:
+    if not isinstance(value, dict) or (unknown := sorted(value.keys() - {"min", "max", "pinned"})):
+        which = f", without {unknown[0]!r}" if isinstance(value, dict) else ""
+        raise ValueError(f'the limits of type {name!r} are an object such as {{"min": 1, "max": 4}}{which}')
+    for key, kind in (("min", int), ("max", int), ("pinned", bool)):
+        if value.get(key) is not None and type(value[key]) is not kind:
+            raise ValueError(f"{key} of type {name!r} is not {'a number' if kind is int else 'true or false'}")
+    try:
+        return Limits(value.get("min"), value.get("max"), value.get("pinned"))
+    except ValueError as error:
+        raise ValueError(f"type {name!r}: {error}") from error

@@ -1,0 +1,191 @@
+"""Carries plans out: asks the agents, once at a time for each model and pod, and lets rest what did not work."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from mesh.pb import agent_pb2
+from mesh.statuses import MeshError
+from mesh.telemetry import logs
+from placement.actions import Action, Kind
+from placement.debits import Debits
+from placement.limits import TypeLimits
+from router.agents import Agent, Timeout, Unreachable
+from router.registry import Registry
+from router.tasks import Tasks
+from router.view import View
+
+log = logs.get(__name__)
+
+AT_ONCE = 32
+"""Requests to agents under way."""
+
+REST = 30.0
+"""Seconds for which a model is left alone after its load did not work; twice as long after each further time."""
+
+REST_MOST = 900.0
+
+LOAD_TIMEOUT = 300.0
+UNLOAD_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class CarryingStatistics:
+    """What has been done so far, and what is under way."""
+
+    under_way: int
+    loads: int
+    unloads: int
+    failures: int  # loads that an agent refused or failed, or did not answer
+    resting: int
+
+
+class Carrying:
+    """One leader's. `limits` are the types' as they are now."""
+
+    def __init__(
+        self, *, view: View, agents: Agent, registry: Registry, limits: Callable[[], TypeLimits], debits: Debits
+    ) -> None:
+        self._view = view
+        self._agents = agents
+        self._registry = registry
+        self._limits = limits
+        self._debits = debits
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._under_way: dict[tuple[str, str], asyncio.Task[None]] = {}  # by model and pod
+        self._resting: dict[str, tuple[float, float]] = {}  # until when, and for how long that was
+        self._tasks = Tasks()
+        self._loads = self._unloads = self._failures = 0
+
+    def begin(self, actions: Iterable[Action]) -> list["asyncio.Task[None]"]:
+        """Begins each of them that is not under way already."""
+        begun = []
+        for action in actions:
+            names = (action.model_id, action.pod)
+            if names in self._under_way or (action.kind is Kind.LOAD and self.resting(action.model_id)):
+                continue
+            work = self._load(action) if action.kind is Kind.LOAD else self._unload(action)
+            task = self._under_way[names] = self._tasks.spawn(work, f"{action.kind.value} {action.model_id}")
+            task.add_done_callback(lambda _, names=names: self._under_way.pop(names, None))  # type: ignore[misc]
+            begun.append(task)
+        return begun
+
+    def pin(self, model_id: str, pod: str, pinned: bool) -> None:
+        """Tells the agent of a copy whether it may be evicted."""
+        if (model_id, pod) not in self._under_way:
+            task = self._tasks.spawn(self._ask(model_id, pod, 0, 0, "", pinned=pinned), f"pin {model_id}")
+            self._under_way[model_id, pod] = task
+            task.add_done_callback(lambda _: self._under_way.pop((model_id, pod), None))
+
+    def loading(self) -> set[tuple[str, str]]:
+        """What is under way, by model and pod."""
+        return set(self._under_way)
+
+    def resting(self, model_id: str) -> bool:
+        """Whether the model is left alone because its last load did not work."""
+        until, _ = self._resting.get(model_id, (0.0, 0.0))
+        return time.monotonic() < until
+
+    def statistics(self) -> CarryingStatistics:
+        """So far."""
+        return CarryingStatistics(
+            len(self._under_way), self._loads, self._unloads, self._failures, sum(map(self.resting, self._resting))
+        )
+
+    async def close(self) -> None:
+        """Waits for nothing: the agents go on with what they were asked."""
+        await self._tasks.close()
+
+    async def _load(self, action: Action) -> None:
+        async with self._turns:
+            why = await self._ask(action.model_id, action.pod, action.idle_ms, action.expected_copies, action.why)
+        if why is None:
+            self._loads += 1
+            self._resting.pop(action.model_id, None)
+            return
+        self._failures += 1
+        _, before = self._resting.get(action.model_id, (0.0, 0.0))
+        rest = min(max(REST, 2 * before), REST_MOST)
+        self._resting[action.model_id] = (time.monotonic() + rest, rest)
+        if len(self._resting) > 10_000:
+            self._resting = {m: entry for m, entry in self._resting.items() if time.monotonic() < entry[0]}
+        log.info("a planned load did not come about", model=action.model_id, pod=action.pod, why=why, rest=rest)
+
+    async def _ask(
+        self, model_id: str, name: str, idle_ms: int, expected: int, reason: str, *, pinned: bool | None = None
+    ) -> str | None:
+        """Why it did not load; None: it has."""
+        try:
+            registration = await self._registry.read(model_id)
+        except MeshError as error:
+            return error.text
+        pod = self._view.pods.get(name)
+        if registration is None or pod is None:
+            return "the model or the pod has gone"
+        record = registration.record
+        if record.quarantined:
+            return "it is quarantined"
+        if pinned is None:
+            pinned = bool(self._limits().of(record.type, record.limits).pinned)
+        request = agent_pb2.LoadRequest(
+            model_id=model_id,
+            create_revision=registration.created,
+            model_type=record.type,
+            model_path=record.path,
+            model_key=record.key,
+            sha256=record.sha256,
+            host_bytes=record.host_bytes,
+            device_bytes=record.device_bytes,
+            idle_ms=idle_ms,
+            expected_copies=expected,
+            reason=reason,
+            pinned=pinned,
+        )
+        debit = (model_id, name)
+        self._debits.sent(name, record.host_bytes, _now_ms(), debit)
+        loaded = False
+        try:
+            reply = await self._agents.load(pod, request, timeout=LOAD_TIMEOUT)
+            outcome = reply.WhichOneof("outcome")
+            loaded = outcome == "loaded"
+            if loaded:
+                self._view.loaded(
+                    model_id,
+                    pod,
+                    reply.loaded.incarnation,
+                    registration.created,
+                    reply.loaded.host_bytes,
+                    reply.loaded.device_bytes,
+                )
+                return None
+            match outcome:
+                case "refused":
+                    return f"{reply.refused.reason}: {reply.refused.text}"
+                case "failed":
+                    return f"{reply.failed.reason}: {reply.failed.text}"
+                case "elsewhere":
+                    return f"{reply.elsewhere.pod} has it"
+            return "it is not registered any more, or registered anew"
+        except Timeout:
+            return None  # it is loading still, most likely; the next round sees
+        except Unreachable as error:
+            return str(error)
+        finally:
+            self._debits.done(debit, loaded=loaded)
+
+    async def _unload(self, action: Action) -> None:
+        pod = self._view.pods.get(action.pod)
+        if pod is None:
+            return
+        request = agent_pb2.UnloadRequest(model_id=action.model_id, reason=action.why)
+        try:
+            async with self._turns:
+                await self._agents.unload(pod, request, timeout=UNLOAD_TIMEOUT)
+            self._unloads += 1
+        except Unreachable as error:
+            log.info("a copy was not let go", model=action.model_id, pod=action.pod, why=str(error))
+
+
+def _now_ms() -> int:
+    return int(time.monotonic() * 1000)

@@ -1,0 +1,79 @@
+"""Who leads: whoever put its name under `leader` first, for as long as its lease lives.
+
+A leader that stops gives its lease back, and the next one follows within `LOOK` seconds. One that cannot reach etcd
+counts itself out when its lease would have run out, by its own clock, which is no later than etcd lets another one in.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from mesh.etcd import Etcd, EtcdError, Lease, absent, put_op
+from mesh.keys import Keys
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+TTL = 10
+"""Seconds; how long nobody leads after a leader has died."""
+
+LOOK = 1.0
+"""Seconds between two attempts."""
+
+
+class Election:
+    """One candidate. `lead` is run while it leads, and cancelled when it does no longer."""
+
+    def __init__(
+        self, etcd: Etcd, keys: Keys, name: str, lead: Callable[[], Awaitable[None]], *, ttl: int = TTL
+    ) -> None:
+        self._etcd = etcd
+        self._keys = keys
+        self._name = name
+        self._lead = lead
+        self._ttl = ttl
+        self.leading = False
+
+    async def run(self) -> None:
+        """Until cancelled; the lease is given back then."""
+        while True:
+            try:
+                await self._stand()
+            except EtcdError as error:
+                log.debug("no election while etcd is away", why=error.text)
+            await asyncio.sleep(LOOK)
+
+    async def _stand(self) -> None:
+        if await self._etcd.get(self._keys.leader) is not None:
+            return  # most of the time: a lease for nothing is spared
+        lease = await Lease.grant(self._etcd, ttl=self._ttl)
+        try:
+            won = await self._etcd.txn(
+                [absent(self._keys.leader)], [put_op(self._keys.leader, self._name.encode(), lease.id)]
+            )
+            if won.succeeded:
+                await self._rule(lease)
+        finally:
+            await asyncio.shield(self._give_back(lease))
+
+    async def _rule(self, lease: Lease) -> None:
+        log.info("this router leads", name=self._name)
+        self.leading = True
+        ruling = asyncio.ensure_future(self._lead())
+        lost = asyncio.ensure_future(lease.lost.wait())
+        try:
+            await asyncio.wait({ruling, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if ruling.done() and not ruling.cancelled() and (error := ruling.exception()) is not None:
+                log.error("leading failed", exc_info=error)
+        finally:
+            self.leading = False
+            for task in (ruling, lost):
+                task.cancel()
+            await asyncio.wait({ruling, lost})
+            log.info("this router leads no more", name=self._name, why=lease.why_lost or "it stops")
+
+    @staticmethod
+    async def _give_back(lease: Lease) -> None:
+        try:
+            await lease.revoke(timeout=2.0)
+        except EtcdError:
+            pass  # it ends by itself

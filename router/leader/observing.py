@@ -1,0 +1,117 @@
+"""How the mesh is, for plans: what agents say of the copies that matter, and which models have limits of their own.
+
+Every few seconds each agent is asked for the copies that are called, pinned, young or on their way; and for those that
+are one of several, because of them the leader has to know how long nobody called them. The thousands of quiet sole
+copies stay unmentioned.
+"""
+
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from cachetools import LRUCache
+
+from mesh.etcd import Etcd, KeyValue, absent, delete_op, get_op, modified
+from mesh.keys import Keys, after_prefix
+from mesh.pb import agent_pb2
+from mesh.statuses import MeshError
+from mesh.telemetry import logs
+from placement.copies import UNLIMITED
+from router.agents import Agent, Unreachable
+from router.registry import Registration, decode
+from router.view import Pod, View
+
+log = logs.get(__name__)
+
+_TIMEOUT = 2.0  # seconds
+_BATCH = 100  # records in one transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What was told. Pods that did not answer are missing."""
+
+    copies: dict[tuple[str, str], agent_pb2.CopyState] = field(default_factory=dict)  # by model and pod
+    wanted: dict[str, Registration] = field(default_factory=dict)  # models with limits of their own
+
+
+class Observer:
+    """Asks for one leader."""
+
+    def __init__(self, *, view: View, agents: Agent, etcd: Etcd, keys: Keys) -> None:
+        self._view = view
+        self._agents = agents
+        self._etcd = etcd
+        self._keys = keys
+        self._needless: LRUCache[str, int] = LRUCache(10_000)  # keys of `wanted/` that say nothing, and their revision
+
+    async def observe(self) -> Observation:
+        """One look. Raises EtcdError."""
+        several: dict[str, list[str]] = defaultdict(list)
+        for model in self._view.models():
+            known = tuple(self._view.known(model))
+            if len(known) > 1:
+                for copy in known:
+                    several[copy.pod.name].append(model)
+        copies: dict[tuple[str, str], agent_pb2.CopyState] = {}
+
+        async def ask(pod: Pod) -> None:
+            try:
+                reply = await self._agents.active(pod, several[pod.name], timeout=_TIMEOUT)
+            except Unreachable as error:
+                log.info("an agent tells nothing of its copies", pod=pod.name, why=str(error))
+                return
+            for state in reply.copies:
+                copies[state.model_id, pod.name] = state
+
+        pods = [pod for pod in self._view.pods.values() if pod.record is not None and not pod.suspect]
+        _, wanted = await asyncio.gather(asyncio.gather(*map(ask, pods)), self._wanted())
+        return Observation(copies, wanted)
+
+    async def idle(self, pod: Pod) -> dict[str, int]:
+        """For how long each copy of a pod has not been called, ms; nothing where its agent does not answer."""
+        try:
+            reply = await self._agents.active(pod, list(pod.copies), timeout=_TIMEOUT)
+        except Unreachable as error:
+            log.info("an agent tells nothing of its copies", pod=pod.name, why=str(error))
+            return {}
+        return {state.model_id: state.idle_ms for state in reply.copies}
+
+    async def _wanted(self) -> dict[str, Registration]:
+        found: dict[str, Registration] = {}
+        async for page in self._etcd.pages(self._keys.wanted, after_prefix(self._keys.wanted), keys_only=True):
+            ids = [self._keys.want_of(kv.key) for kv in page.kvs]
+            for start in range(0, len(ids), _BATCH):
+                await self._read(ids[start : start + _BATCH], found)
+        return found
+
+    async def _read(self, ids: list[str], found: dict[str, Registration]) -> None:
+        result = await self._etcd.txn([], [get_op(self._keys.model(model_id)) for model_id in ids])
+        for model_id, response in zip(ids, result.responses, strict=True):
+            kvs: tuple[KeyValue, ...] = response if isinstance(response, tuple) else ()
+            try:
+                registration = decode(model_id, kvs[0]) if kvs else None
+            except MeshError:
+                continue  # told in the log already
+            if registration is not None and registration.record.limits != UNLIMITED:
+                found[model_id] = registration
+            else:
+                # Not registered any more, or its limits were taken away. If they are being set just now, whoever does
+                # it has put this key before and will not again: so it goes only if nothing has changed for a round.
+                await self._tidy(model_id, registration)
+
+    async def _tidy(self, model_id: str, registration: Registration | None) -> None:
+        record = self._keys.model(model_id)
+        unchanged = absent(record) if registration is None else modified(record, registration.modified)
+        kv = await self._etcd.get(self._keys.want(model_id))
+        if kv is None or not self._settled(model_id, kv):
+            return
+        await self._etcd.txn(
+            [unchanged, modified(self._keys.want(model_id), kv.mod_revision)], [delete_op(self._keys.want(model_id))]
+        )
+
+    def _settled(self, model_id: str, kv: KeyValue) -> bool:
+        """Whether the key was seen needless, at that very revision, in an earlier round."""
+        before = self._needless.get(model_id)
+        self._needless[model_id] = kv.mod_revision
+        return before == kv.mod_revision

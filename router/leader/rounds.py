@@ -1,0 +1,282 @@
+"""A leader's work: looks, has `placement` plan, begins what is planned, and looks again a few seconds later.
+
+A pod that leaves is handed over by a loop of its own, because it has little time: its copies are loaded elsewhere, and
+let go as they come up there. Everything here can be begun anew by another leader at any moment.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+
+from mesh.etcd import Etcd, EtcdError
+from mesh.keys import Keys
+from mesh.pb import agent_pb2
+from mesh.records import ModelRecord
+from mesh.telemetry import logs
+from placement import copies, drain
+from placement.actions import Action, Kind, Plan
+from placement.constraints import NONE
+from placement.copies import UNLIMITED, Limits, Model
+from placement.debits import Debits
+from placement.footprint import Footprint
+from placement.pod import Pod as Candidate
+from router.agents import Agent
+from router.dynamic import Current
+from router.leader.carrying import Carrying
+from router.leader.observing import Observation, Observer
+from router.registry import Registry
+from router.tasks import Tasks
+from router.view import Copy, Pod, View
+
+log = logs.get(__name__)
+
+INTERVAL = 2.0
+"""Seconds between two rounds."""
+
+SOON = 0.3
+"""Seconds between two rounds while plans are being carried out: for routers to hear of what has come."""
+
+HAND_OVER = 0.1
+"""Seconds between two looks at a pod that leaves."""
+
+_LOST = 600.0  # seconds for which it is remembered that a model went with its pod
+_OLD_MS = 600_000  # the age of a copy that its agent does not mention
+
+
+class Rounds:
+    """One router's, for when it leads. `settings` gives those that change while the mesh runs."""
+
+    def __init__(
+        self,
+        *,
+        view: View,
+        agents: Agent,
+        registry: Registry,
+        etcd: Etcd,
+        keys: Keys,
+        settings: Callable[[], Current],
+    ) -> None:
+        self._view = view
+        self._settings = settings
+        self._debits = Debits()
+        self._observer = Observer(view=view, agents=agents, etcd=etcd, keys=keys)
+        self.carrying = Carrying(
+            view=view,
+            agents=agents,
+            registry=registry,
+            limits=lambda: settings().limits,
+            debits=self._debits,
+        )
+        self._loop = asyncio.get_running_loop()
+        self._holders: dict[str, set[str]] = {}  # of each model, the pods that had it when last looked
+        self._idle: dict[str, int] = {}  # ms, of the models that were mentioned last
+        self._lost: dict[str, tuple[float, int]] = {}  # models that went with a pod: when, and how idle they were
+        self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._unmet: dict[str, str] = {}
+        self._news = asyncio.Event()  # a planned action has ended
+        self._tasks = Tasks()
+
+    async def lead(self) -> None:
+        """Until cancelled."""
+        try:
+            while True:
+                for pod in list(self._about_to_leave()):
+                    self._leaving[pod.name] = self._tasks.spawn(self._hand_over(pod), f"empty {pod.name}")
+                try:
+                    await self.round()
+                except EtcdError as error:
+                    log.info("planning is put off while etcd is away", why=error.text)
+                await self._pause()
+        finally:
+            await self._tasks.close()
+
+    def _about_to_leave(self) -> Iterator[Pod]:
+        """Pods that leave and are not being emptied yet."""
+        for pod in self._view.pods.values():
+            if pod.leaving and not pod.suspect and pod.copies and pod.name not in self._leaving:
+                yield pod
+
+    async def _pause(self) -> None:
+        """Between two rounds; shorter where a pod begins to leave, or something planned has been done."""
+        began = self._loop.time()
+        self._news.clear()
+        while self._loop.time() < began + INTERVAL:
+            if next(self._about_to_leave(), None) is not None:
+                return
+            if self._news.is_set() and self._loop.time() > began + SOON:
+                return
+            await asyncio.sleep(HAND_OVER)
+
+    async def round(self) -> Plan:
+        """One look and one plan, which is begun. Raises EtcdError."""
+        seen = await self._observer.observe()
+        self._remember(seen)
+        settings = self._settings()
+        pods = self._candidates()
+        models = list(self._models(seen, settings))
+        plan = copies.plan(models, pods, constraints=settings.constraints)
+        self._tell(plan)
+        for task in self.carrying.begin(plan.actions):
+            # What has been moved is let go where it was; what has come may change what comes next.
+            task.add_done_callback(lambda _: self._news.set())
+        self._pin(seen, settings)
+        return plan
+
+    async def close(self) -> None:
+        """Ends what is under way here."""
+        await self._tasks.close()
+        await self.carrying.close()
+
+    # --- what plans are made of ---
+
+    def _candidates(self) -> list[Candidate]:
+        now = self._loop.time()
+        return self._debits.apply(self._view.candidates(now, ""), int(now * 1000))
+
+    def _remember(self, seen: Observation) -> None:
+        """Notes which models went with a pod."""
+        now = self._loop.time()
+        holders = {model: {copy.pod.name for copy in self._view.known(model)} for model in self._view.models()}
+        for model, before in self._holders.items():
+            # Withdrawn copies are no loss: only those whose pod is not there any more.
+            if model not in holders and any(name not in self._view.pods for name in before):
+                self._lost[model] = (now, self._idle.get(model, _OLD_MS))
+        for model in [m for m, (at, _) in self._lost.items() if now - at > _LOST or m in holders]:
+            del self._lost[model]
+        self._holders = holders
+        idle: dict[str, int] = {}
+        for (model, _), state in seen.copies.items():
+            idle[model] = min(idle.get(model, state.idle_ms), state.idle_ms)
+        self._idle = idle
+
+    def _models(self, seen: Observation, settings: Current) -> Iterator[Model]:
+        """Those that a plan may be about: hot ones, several copies, limits, misplaced or lost ones."""
+        mentioned = {model for model, _ in seen.copies}
+        under_way = self.carrying.loading()
+        for model_id in dict.fromkeys((*self._view.models(), *seen.wanted, *self._lost)):
+            known = tuple(self._view.known(model_id))
+            registration = seen.wanted.get(model_id)
+            record = registration.record if registration is not None else None
+            if not (
+                model_id in mentioned
+                or len(known) > 1
+                or record is not None
+                or model_id in self._lost
+                or settings.constraints is not NONE
+            ):
+                continue
+            if record is not None and record.quarantined:
+                continue
+            types = (copy.record.type for copy in known if copy.record.type)
+            model_type = record.type if record is not None else next(types, "")
+            limits = settings.limits.of(model_type, record.limits if record is not None else UNLIMITED)
+            standing = [self._copy(copy, seen.copies.get((model_id, copy.pod.name))) for copy in known]
+            names = {copy.pod for copy in standing}
+            standing += [copies.Copy(pod, False) for m, pod in under_way if m == model_id and pod not in names]
+            lost = self._lost.get(model_id)
+            idle = self._idle.get(model_id, min((c.record.age_ms for c in known), default=_OLD_MS))
+            yield Model(
+                model_id,
+                _footprint(known, record),
+                tuple(standing),
+                model_type,
+                lost[1] if lost is not None else idle,
+                limits,
+                lost is not None,
+                self.carrying.resting(model_id),
+            )
+
+    @staticmethod
+    def _copy(copy: Copy, state: agent_pb2.CopyState | None) -> copies.Copy:
+        if state is None:
+            return copies.Copy(copy.pod.name, copy.loaded, age_ms=_OLD_MS)
+        return copies.Copy(
+            copy.pod.name,
+            copy.loaded,
+            rate=state.rate,
+            peak_rate=state.peak_rate,
+            in_flight=state.in_flight,
+            age_ms=state.age_ms,
+        )
+
+    # --- what follows ---
+
+    def _tell(self, plan: Plan) -> None:
+        for action in plan.actions:
+            if (action.model_id, action.pod) not in self.carrying.loading():
+                log.info("planned", what=action.kind.value, model=action.model_id, pod=action.pod, why=action.why)
+        unmet = {one.model_id: one.why for one in plan.unmet}
+        for model_id, why in unmet.items():
+            if model_id not in self._unmet:
+                log.info("a copy is wanted and cannot be had", model=model_id, why=why)
+        self._unmet = unmet
+
+    def _pin(self, seen: Observation, settings: Current) -> None:
+        """Tells agents whose copies are pinned and should not be, or the other way round."""
+        by_type = settings.limits.default.pinned or any(limits.pinned for limits in settings.limits.types.values())
+        pinned = {names for names, state in seen.copies.items() if state.pinned}
+        models: Iterable[str] = self._view.models() if by_type else {*seen.wanted, *(model for model, _ in pinned)}
+        for model_id in list(models):
+            registration = seen.wanted.get(model_id)
+            own: Limits = registration.record.limits if registration is not None else UNLIMITED
+            for copy in self._view.known(model_id):
+                if not copy.callable:
+                    continue
+                names = (model_id, copy.pod.name)
+                wanted = bool(settings.limits.of(copy.record.type, own).pinned)
+                if wanted != (names in pinned) and (names in seen.copies or wanted):
+                    self.carrying.pin(*names, pinned=wanted)
+
+    # --- pods that leave ---
+
+    async def _hand_over(self, pod: Pod) -> None:
+        """Empties a pod that leaves, as far as there is room elsewhere and time."""
+        try:
+            await self._empty(pod)
+        finally:
+            self._leaving.pop(pod.name, None)
+
+    async def _empty(self, pod: Pod) -> None:
+        log.info("a pod leaves: its copies are loaded elsewhere", pod=pod.name, copies=len(pod.copies))
+        unmet: dict[str, str] = {}
+        while self._view.pods.get(pod.name) is pod and pod.leaving and pod.copies:
+            settings = self._settings()
+            self._idle |= await self._observer.idle(pod)
+            held = [self._held(copy) for copy in list(pod.copies.values()) if copy.callable]
+            plan = drain.plan(pod.name, held, self._candidates(), constraints=settings.constraints)
+            self.carrying.begin(plan.actions)
+            unmet = {one.model_id: one.why for one in plan.unmet}
+            moving = [copy for copy in held if copy.loading_in] or self.carrying.loading()
+            if not plan.actions and not moving:
+                break
+            await asyncio.sleep(HAND_OVER)
+        for model_id, why in unmet.items():
+            log.info("a copy of a pod that leaves finds no room", model=model_id, pod=pod.name, why=why)
+        # It need not wait any longer for what will not move.
+        left = [
+            Action(Kind.UNLOAD, copy.model, pod.name, "the pod leaves, and there is no room elsewhere")
+            for copy in list(pod.copies.values())
+        ]
+        await asyncio.gather(*self.carrying.begin(left), return_exceptions=True)
+
+    def _held(self, copy: Copy) -> drain.Held:
+        others = [other for other in self._view.known(copy.model) if other.pod is not copy.pod]
+        loading = {pod for model, pod in self.carrying.loading() if model == copy.model and pod != copy.pod.name}
+        # What only an agent's answer has told so far, other routers do not know yet: they would find no copy at all.
+        loaded = {o.pod.name for o in others if o.callable and not o.answered and not o.pod.leaving}
+        loading |= {o.pod.name for o in others if o.pod.name not in loaded and not o.pod.leaving}
+        return drain.Held(
+            copy.model,
+            Footprint(copy.record.host_bytes, copy.record.device_bytes),
+            self._idle.get(copy.model, copy.record.age_ms),
+            copy.record.type,
+            tuple(sorted(loaded)),
+            tuple(sorted(loading - loaded)),
+        )
+
+
+def _footprint(known: Iterable[Copy], record: ModelRecord | None) -> Footprint:
+    """As measured, by whichever copy or an earlier load."""
+    for copy in known:
+        if copy.record.host_bytes:
+            return Footprint(copy.record.host_bytes, copy.record.device_bytes)
+    return Footprint(record.host_bytes, record.device_bytes) if record is not None else Footprint()

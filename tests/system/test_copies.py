@@ -1,0 +1,142 @@
+"""The slow loops with real processes: copies by traffic, by limits and by type, and pods that leave or are killed."""
+
+import asyncio
+import signal
+
+import grpc
+import numpy as np
+
+from tests.support import models
+from tests.support.localmesh import Client, LocalMesh
+from tests.support.waiting import until
+
+ONE = np.ones((1, 1), np.float32)
+
+
+async def holders(mesh: LocalMesh, model_id: str) -> set[str]:
+    """The pods that have it loaded."""
+    copies = (await mesh.status(model_id))["copies"]
+    return {copy["pod"] for copy in copies if copy["status"] == "LOADED"}
+
+
+async def has(mesh: LocalMesh, model_id: str, *counts: int, timeout: float = 40) -> None:
+    """Waits until it has one of so many copies."""
+
+    async def there() -> bool:
+        return len(await holders(mesh, model_id)) in counts
+
+    def why() -> str:
+        return f"{counts} copies of {model_id}\n{mesh.routers[0].tail()}"
+
+    await until(there, timeout=timeout, interval=0.2, why=why)
+
+
+class Traffic:
+    """Calls of several models, one after the other, each answer checked, until told to end."""
+
+    def __init__(self, mesh: LocalMesh, values: dict[str, float], *, width: int = 4) -> None:
+        self.calls = 0
+        self.errors: list[str] = []
+        self._mesh = mesh
+        self._values = list(values.items())
+        self._ended = False
+        self._width = width
+
+    async def __aenter__(self) -> "Traffic":
+        client = Client(self._mesh.channel())
+        self._tasks = [asyncio.ensure_future(self._run(client, number)) for number in range(self._width)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._ended = True
+        await asyncio.gather(*self._tasks)
+
+    async def _run(self, client: Client, number: int) -> None:
+        while not self._ended:
+            model_id, value = self._values[number % len(self._values)]
+            number += 1
+            try:
+                (answer,) = await client.infer(model_id, x=ONE)
+                if answer.item() != value:
+                    self.errors.append(f"{model_id}: {answer.item()} instead of {value}")
+            except Exception as error:
+                self.errors.append(f"{model_id}: {error!r}")
+            self.calls += 1
+
+
+async def test_a_hot_model_gets_another_copy_and_limits_say_how_many(a_mesh):
+    """By its traffic within seconds; a minimum is made without any; above a maximum copies go; `explain` says why."""
+    async with a_mesh(pods=3) as mesh:
+        await mesh.register("hot", models.constant(1.0))
+        await mesh.register("calm", models.constant(2.0))
+        async with Traffic(mesh, {"hot": 1.0}) as traffic:
+            await has(mesh, "hot", 2, 3)
+        assert traffic.errors == []
+        told = (await mesh.rest("GET", "/mesh/v1/models/hot/explain")).json
+        assert any("calls a minute" in str(entry["decision"]) for entry in told["decisions"]), told
+
+        reply = await mesh.rest("PATCH", "/mesh/v1/models/calm", {"min_copies": 3})
+        assert reply.status == 200
+        await has(mesh, "calm", 3)
+        await mesh.rest("PATCH", "/mesh/v1/models/calm", {"min_copies": None, "max_copies": 1})
+        await has(mesh, "calm", 1)
+
+
+async def test_constraints_move_copies_and_forbid_pods(a_mesh):
+    """Changed while the mesh runs: what stands on a pod that is no longer allowed is loaded elsewhere, then let go."""
+    async with a_mesh(pods=2, labels={"pod-1": "red", "pod-2": "blue"}) as mesh:
+        for name in ("a", "b", "c"):
+            await mesh.register(name, models.constant(1.0), load=True)
+        for color, pod in (("red", "pod-1"), ("blue", "pod-2")):
+            reply = await mesh.rest("PUT", "/mesh/v1/settings/type_constraints", {"onnx": {"required": [color]}})
+            assert reply.status == 200
+            async with Traffic(mesh, dict.fromkeys("abc", 1.0), width=1) as traffic:
+
+                async def moved(pod: str = pod) -> bool:
+                    return all([await holders(mesh, name) == {pod} for name in "abc"])
+
+                await until(moved, timeout=40, interval=0.2, why=lambda: mesh.routers[0].tail())
+            assert traffic.errors == []
+        reply = await mesh.rest("PUT", "/mesh/v1/settings/type_constraints", {"onnx": {"required": ["green"]}})
+        await mesh.register("d", models.constant(1.0))
+        client = Client(mesh.channel())
+
+        async def refused() -> bool:
+            try:
+                await client.infer("d", x=ONE)
+            except grpc.aio.AioRpcError as error:
+                return error.code() is grpc.StatusCode.FAILED_PRECONDITION and "green" in (error.details() or "")
+            return False
+
+        await until(refused, interval=0.2, why="no pod may hold it")
+
+
+async def test_a_pod_that_leaves_hands_over_and_one_that_is_killed_is_replaced(a_mesh):
+    """SIGTERM under traffic costs no call and no cold start; what a killed pod held comes back without a call."""
+    async with a_mesh(pods=2, runtime_options=["--drain-timeout", "30"]) as mesh:
+        values = {f"m{number}": float(number) for number in range(12)}
+        for name, value in values.items():
+            await mesh.register(name, models.constant(value), load=True)
+        async with Traffic(mesh, values) as traffic:
+            await until(lambda: traffic.calls > 50)
+            before = await mesh.stats()
+            mesh.pods[0].signal(signal.SIGTERM)
+            await until(lambda: mesh.pods[0].process.poll() is not None, timeout=40, why=mesh.pods[0].tail)
+            calls = traffic.calls
+            await until(lambda: traffic.calls > calls + 50)
+            after = await mesh.stats()
+        assert traffic.errors == []
+        assert after["cold_starts"] == before["cold_starts"], "nobody waited for a load"
+        for name in values:
+            assert await holders(mesh, name) == {"pod-2"}
+
+        mesh.pods[0].start()
+        await mesh.ready()
+        pinned = await mesh.rest("PATCH", "/mesh/v1/models/m1", {"pinned": True})
+        assert pinned.status == 200
+        mesh.pods[1].kill9()
+
+        async def back() -> bool:
+            return all([await holders(mesh, name) == {"pod-1"} for name in values])
+
+        await until(back, timeout=60, interval=0.5, why=lambda: f"all are in pod-1\n{mesh.routers[0].tail()}")
