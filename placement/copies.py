@@ -44,7 +44,7 @@ class Limits:
         if self.minimum is not None and self.minimum < 0:
             raise ValueError(f"a minimum of {self.minimum} copies makes no sense")
         if self.maximum is not None and self.maximum < max(1, self.minimum or 0):
-            raise ValueError(f"at most {self.maximum} copies are fewer than {max(1, self.minimum or 0)}")
+            raise ValueError(f"a maximum of {self.maximum} copies is below {max(1, self.minimum or 0)}")
 
     def over(self, other: "Limits") -> "Limits":
         """These, and the other's where nothing was set here; a maximum that is set here wins over the other's minimum

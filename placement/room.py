@@ -21,7 +21,7 @@ predicted too small) and nothing needed, the same function says what repairs it.
 
 import enum
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from placement import words
@@ -145,6 +145,7 @@ def search(
     idle_ms: int = 0,
     spares: Mapping[str, int] | None = None,
     busy: Iterable[Held] = (),
+    on_looked: Callable[[Sequence[Held]], None] | None = None,
     need_device_bytes: int = 0,
     free_device_bytes: int = 0,
     capacity_device_bytes: int = 0,
@@ -153,7 +154,7 @@ def search(
 
     `look` says how a copy is at this moment, its `standing` by the same policy. `spares` are the copies elsewhere of
     those that were asked about; with any, a few more are looked at than are needed, so that a spare can go first.
-    `busy` are those that the policy does not know, as they are loading still.
+    `busy` are those that the policy does not know, as they are loading still. `on_looked` is told which were looked at.
     """
     short = need_bytes - free_bytes
     short_device = need_device_bytes - free_device_bytes
@@ -174,6 +175,8 @@ def search(
         if need_bytes <= capacity_bytes and need_device_bytes <= capacity_device_bytes:
             policy.walk(enough)
             looked.extend(busy)
+    if on_looked is not None:
+        on_looked(looked)
     return make_room(
         need_bytes,
         free_bytes,

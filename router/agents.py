@@ -56,6 +56,9 @@ class Agent(Protocol):
     async def active(self, pod: Pod, models: Iterable[str], *, timeout: float) -> agent_pb2.DescribeReply:
         """How the copies are that plans are made of, and those of these models."""
 
+    async def questions(self, pod: Pod, *, timeout: float) -> agent_pb2.DescribeReply:
+        """The latest questions for room, and their answers."""
+
 
 @dataclass(frozen=True, slots=True)
 class AgentsStatistics:
@@ -100,6 +103,11 @@ class Agents:
     async def active(self, pod: Pod, models: Iterable[str], *, timeout: float) -> agent_pb2.DescribeReply:
         """How the copies are that plans are made of, and those of these models."""
         request = agent_pb2.DescribeRequest(active=True, models=models)
+        return await self._ask(pod, self._stub(pod).Describe, request, timeout)
+
+    async def questions(self, pod: Pod, *, timeout: float) -> agent_pb2.DescribeReply:
+        """The latest questions for room, and their answers."""
+        request = agent_pb2.DescribeRequest(questions=True)
         return await self._ask(pod, self._stub(pod).Describe, request, timeout)
 
     @staticmethod

@@ -588,6 +588,16 @@ class Management:
             raise MeshError(Reason.UNAVAILABLE, str(error)) from error
         return explain.described(reply)
 
+    async def questions(self, name: str) -> tuple[str, ...]:
+        """A pod's latest questions for room, lines of JSON (`placement.replay`). Raises UNKNOWN_MODEL, UNAVAILABLE."""
+        pod = self._view.pods.get(name)
+        if pod is None:
+            raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name}")
+        try:
+            return tuple((await self._agents.questions(pod, timeout=_DESCRIBE)).decisions)
+        except Unreachable as error:
+            raise MeshError(Reason.UNAVAILABLE, str(error)) from error
+
     # Last in the class: below it, `list` is this method.
     async def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Page:
         """Registered models whose id begins with `prefix`, after the id `after`. At most MAX_PAGE a page."""

@@ -98,14 +98,16 @@ class UnloadReply(_message.Message):
     def __init__(self, had_copy: _Optional[bool] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
-    __slots__ = ("model_id", "active", "models")
+    __slots__ = ("model_id", "active", "models", "questions")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    QUESTIONS_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     active: bool
     models: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model_id: _Optional[str] = ..., active: _Optional[bool] = ..., models: _Optional[_Iterable[str]] = ...) -> None: ...
+    questions: bool
+    def __init__(self, model_id: _Optional[str] = ..., active: _Optional[bool] = ..., models: _Optional[_Iterable[str]] = ..., questions: _Optional[bool] = ...) -> None: ...
 
 class CopyState(_message.Message):
     __slots__ = ("model_id", "create_revision", "state", "host_bytes", "device_bytes", "idle_ms", "calls", "in_flight", "busy_us", "load_ms", "age_ms", "pulled_bytes", "pull_bytes", "pull_rate", "rate", "peak_rate", "pinned", "model_type", "reason")

@@ -15,6 +15,7 @@ from mesh.runtime.ledger import Entry, Ledger
 from mesh.settings import format_address, parse_address
 from mesh.statuses import Reason
 from mesh.telemetry import logs
+from placement.replay import render
 from puller.progress import Progress
 
 log = logs.get(__name__)
@@ -111,6 +112,9 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
     ) -> pb.DescribeReply:
         """How this pod is."""
         pod, ledger = self._pod, self._pod.ledger
+        if request.questions:
+            lines = [render(question, answer) for question, answer in ledger.questions]
+            return pb.DescribeReply(pod=pod.name, incarnation=pod.incarnation, decisions=lines)
         entries: Iterable[Entry] = list(ledger.entries.values())
         if request.model_id:
             entries = [entry for entry in entries if entry.model_id == request.model_id]

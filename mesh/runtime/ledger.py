@@ -24,6 +24,10 @@ from typing import Protocol
 from mesh.runtime import board
 from placement import room
 from placement.policies import Policy, named
+from placement.replay import Question
+
+QUESTIONS = 256
+"""How many of the latest are kept, a kilobyte or two each."""
 
 
 class State(enum.Enum):
@@ -136,6 +140,7 @@ class Ledger:
         self._clock = clock
         self._slots = deque(range(slots))  # free ones; first in, first out, so that a late write hits no fresh copy
         self._counts = dict.fromkeys(State, 0)
+        self.questions: deque[tuple[Question, room.Room]] = deque(maxlen=QUESTIONS)  # for room, the latest
         self._policy: Policy[str] = named(eviction, self._uses_of)  # of the loaded ones
 
     # --- an entry's life ---
@@ -256,6 +261,7 @@ class Ledger:
         idle_ms: int = 0,
         spares: Mapping[str, int] | None = None,
         keep: Collection[str] = (),
+        for_whom: str = "",
     ) -> room.Room:
         """Who makes way for `need_bytes` more. `spares`: copies elsewhere, of those that were asked about. `keep` are
         never taken."""
@@ -283,7 +289,8 @@ class Ledger:
                 fresh=awaited and now - entry.loaded_ns < room.FRESH_MS * 1_000_000,
             )
 
-        return room.search(
+        looked: list[room.Held] = []
+        found = room.search(
             need_bytes,
             self.free_bytes,
             self.capacity_bytes,
@@ -292,7 +299,12 @@ class Ledger:
             idle_ms=idle_ms,
             spares=spares,
             busy=busy,
+            on_looked=looked.extend,
         )
+        if found.verdict is not room.RoomVerdict.FITS:
+            question = Question(for_whom, need_bytes, self.free_bytes, self.capacity_bytes, idle_ms, tuple(looked))
+            self.questions.append((question, found))
+        return found
 
     def statistics(self) -> LedgerStatistics:
         """The ledger in numbers."""

@@ -9,9 +9,9 @@ Each end but success leaves things as they were: key, room, slot, files, and the
 failed load may be left. It does so before it answers, because whoever asked will ask another pod next, and that one
 must not find our claim.
 
-Sizes. What was measured before comes with the request. Otherwise the size is guessed from the file when it is there,
-and the guess is low on purpose (`guess`): guessing high evicts models that need not go, guessing low is put right by
-the measurement a moment later, and the server's memory has headroom for it.
+Sizes. What was measured before comes with the request. Otherwise the size is predicted from the file when it is there,
+by what models of its type have shown (`placement.sizes`), and low on purpose: predicting high evicts models that need
+not go, predicting low is put right by the measurement a moment later, and the server's memory has headroom for it.
 """
 
 import asyncio
@@ -27,19 +27,20 @@ from mesh.runtime.ledger import Entry, Ledger, State
 from mesh.runtime.meters import Meters
 from mesh.runtime.outcomes import Failed, Loaded, Outcome, Refused, Want
 from mesh.runtime.spi import Size, SpiError
+from mesh.runtime.turns import Turns
 from mesh.runtime.unloads import Keys, Server, Unloads
 from mesh.settings import format_bytes
 from mesh.statuses import Reason
 from mesh.telemetry import logs
+from placement.footprint import Footprint
+from placement.queue import QueueStatistics
 from placement.room import Room, RoomVerdict
+from placement.sizes import Sizes, SizesStatistics
 from puller.errors import PullError, PullErrorKind
 from puller.puller import Pulled
 from puller.source import Source
 
 log = logs.get(__name__)
-
-OVERHEAD_BYTES = 64 << 10
-"""What a session takes beyond its weights: 33 to 87 KB of resident memory for the smallest models."""
 
 _PULLS = 16  # at once; a store is slow where a disk is not, and the server's turns are bounded apart
 _PULL_TIMEOUT = 900.0  # seconds
@@ -117,8 +118,21 @@ class Loading:
         self._parts = parts
         self._ledger = parts.ledger
         self._pulls = asyncio.Semaphore(_PULLS)
-        self._turns = asyncio.Semaphore(parts.concurrency)
+        self._turns = Turns(parts.concurrency)
+        self._sizes = Sizes()
         self._space = asyncio.Event()
+
+    def lift(self, model_id: str) -> None:
+        """A caller has come for a load that may have been queued without one."""
+        self._turns.lift(model_id)
+
+    def queued(self) -> QueueStatistics:
+        """The loads that wait for the model server."""
+        return self._turns.statistics()
+
+    def sizes(self) -> SizesStatistics:
+        """How predictions of sizes did."""
+        return self._sizes.statistics()
 
     def freed(self) -> None:
         """To be called whenever memory has become free."""
@@ -166,11 +180,18 @@ class Loading:
         if not await self._wait_for_space(entry):
             text = f"{format_bytes(entry.weight)} were not free after {_SPACE_WAIT:g} s: victims have calls in flight"
             return Refused(Reason.NO_ROOM, text)
-        async with self._turns:
+        async with self._turns.turn(want.model_id, idle_ms=want.idle_ms):
             parts.meters.queue_ms.observe((time.monotonic() - waiting) * 1000)
             size = await self._serve(want, entry, pulled)
         if not isinstance(size, Size):
             return size
+        self._sizes.learn(
+            want.type,
+            predicted=Footprint(entry.host_bytes, entry.device_bytes),
+            measured=Footprint(size.host_bytes, size.device_bytes),
+            file_bytes=pulled.bytes,
+            device=size.device_bytes > 0,
+        )
         load_ms = max(1, round((time.monotonic() - began) * 1000))
         parts.history.loaded(
             want.model_id,
@@ -206,8 +227,16 @@ class Loading:
             return Refused(Reason.NOWHERE, text + format_bytes(ledger.capacity_bytes))
         if (refused := self._parts.why_refused()) is not None:
             return refused
-        size = Size(want.host_bytes, want.device_bytes) if want.weight else guess(pulled.bytes, ledger.capacity_bytes)
-        room = ledger.room_for(max(size.host_bytes, size.device_bytes), idle_ms=want.idle_ms, spares=spares)
+        known = Footprint(want.host_bytes, want.device_bytes) if want.weight else None
+        if known is not None:
+            size = known  # as it was measured, in whichever memory
+        else:
+            size = self._sizes.predict(
+                want.type, file_bytes=pulled.bytes, limit_bytes=max(ledger.capacity_bytes, 1)
+            ).footprint
+        room = ledger.room_for(
+            max(size.host_bytes, size.device_bytes), idle_ms=want.idle_ms, spares=spares, for_whom=want.model_id
+        )
         if (refused := no_room(room)) is not None:
             return refused
         ledger.weigh(entry, size.host_bytes, size.device_bytes)
@@ -277,7 +306,9 @@ class Loading:
             text = f"it takes {format_bytes(entry.weight)} in memory, this pod's capacity is "
             return Refused(Reason.NOWHERE, text + format_bytes(ledger.capacity_bytes))
         if ledger.free_bytes < 0:
-            room = ledger.room_for(0, idle_ms=want.idle_ms, spares=spares, keep=(want.model_id,))
+            room = ledger.room_for(
+                0, idle_ms=want.idle_ms, spares=spares, keep=(want.model_id,), for_whom=want.model_id
+            )
             if (refused := no_room(room)) is not None:
                 return Refused(refused.reason, f"it takes {format_bytes(entry.weight)} in memory: {refused.text}")
             parts.evict(room, want.model_id)
@@ -331,13 +362,6 @@ async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
     task.result()
     if cancelled is not None:
         raise cancelled
-
-
-def guess(file_bytes: int, capacity_bytes: int) -> Size:
-    """What a model of that file may take, low on purpose; never so much that the guess alone is a reason to refuse it.
-
-    Measured: networks take about their file, a forest of 100 trees 4.7 times its file."""
-    return Size(min(file_bytes + OVERHEAD_BYTES, max(capacity_bytes, 1)))
 
 
 def no_room(room: Room) -> Refused | None:

@@ -79,6 +79,8 @@ class Loads:
             flight, entry = self._flights.get(model_id), self._ledger.entries.get(model_id)
             if flight is not None:
                 if flight.want.revision == want.revision and not flight.withdrawn:
+                    if not want.idle_ms:
+                        self._loading.lift(model_id)
                     outcome = await asyncio.shield(flight.future)
                     return replace(outcome, load_ms=0) if isinstance(outcome, Loaded) else outcome
                 if flight.want.revision > want.revision:
@@ -129,6 +131,11 @@ class Loads:
             await self._unloads.silent(model_id)
         return had
 
+    @property
+    def loading(self) -> Loading:
+        """Who carries them out."""
+        return self._loading
+
     def freed(self) -> None:
         """To be called whenever memory has become free."""
         self._loading.freed()
@@ -161,7 +168,11 @@ class Loads:
             return why
         if len(self._flights) >= MAX_LOADS:
             return Refused(Reason.OVERLOADED, f"{len(self._flights)} loads are in progress in this pod")
-        return no_room(self._ledger.room_for(want.weight, idle_ms=want.idle_ms)) if want.weight else None
+        return (
+            no_room(self._ledger.room_for(want.weight, idle_ms=want.idle_ms, for_whom=want.model_id))
+            if want.weight
+            else None
+        )
 
     async def _fly(self, flight: _Flight) -> None:
         want = flight.want

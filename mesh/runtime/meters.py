@@ -6,13 +6,16 @@ the agent.
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mesh.runtime.board import Series
 from mesh.runtime.ledger import Ledger
 from mesh.statuses import Code
 from mesh.telemetry import metrics
 from puller.puller import PullerStatistics
+
+if TYPE_CHECKING:
+    from mesh.runtime.loading import Loading
 
 
 class Meters:
@@ -50,6 +53,20 @@ class Meters:
         self.evictions = registry.counter("mesh_evictions", "Copies that made way for others.").labels()
         self._refusals = registry.counter("mesh_load_refusals", "Loads refused, by reason.", ("reason",))
         self.server_deaths = registry.counter("mesh_server_deaths", "Times that the model server died.").labels()
+
+    def follow_loads(self, loading: Callable[[], "Loading"]) -> None:
+        """What waits, and how sizes were predicted."""
+        gauge, counter = self.registry.gauge, self.registry.counter
+        gauge("mesh_loads_queued", "Loads that wait for the model server.").follow(lambda: loading().queued().queued)
+        counter("mesh_size_predictions", "Sizes predicted, and measured then.").follow(
+            lambda: loading().sizes().predictions
+        )
+        counter("mesh_size_predicted_over", "Of those, more than a tenth too large.").follow(
+            lambda: loading().sizes().over
+        )
+        counter("mesh_size_predicted_under", "Of those, more than a tenth too small.").follow(
+            lambda: loading().sizes().under
+        )
 
     def refused(self, reason: str) -> None:
         """Counts a refused load."""

@@ -49,6 +49,7 @@ class ManagementApi:
         routes.add_get(_PREFIX + "models/{id:[^/]+}/explain", self.explain)
         routes.add_get(_PREFIX + "pods", self.pods)
         routes.add_get(_PREFIX + "pods/{id:[^/]+}", self.describe_pod)
+        routes.add_get(_PREFIX + "pods/{id:[^/]+}/decisions", self.questions)
         routes.add_get(_PREFIX + "stats", self.stats)
         routes.add_get(_PREFIX + "settings", self.dynamic_settings)
         routes.add_put(_PREFIX + "settings/{id:[^/]+}", self.set_dynamic)
@@ -162,6 +163,11 @@ class ManagementApi:
     async def describe_pod(self, request: web.Request) -> web.Response:
         """One pod, asked just now."""
         return web.json_response(await self._management.describe_pod(_id(request)))
+
+    async def questions(self, request: web.Request) -> web.Response:
+        """A pod's latest evictions and refusals for lack of room, with all that they rest on."""
+        lines = await self._management.questions(_id(request))
+        return web.json_response({"decisions": [json.loads(line) for line in lines]})
 
     async def stats(self, _: web.Request) -> web.Response:
         """What this router has done, all of its workers together."""

@@ -96,7 +96,7 @@ def test_limits_of_a_model_stand_over_those_of_its_type():
     assert Limits().over(of_type) == of_type
     assert Limits(maximum=1).over(of_type) == Limits(1, 1, True)
     assert Limits(minimum=5, pinned=False).over(of_type) == Limits(5, 5, False)
-    with pytest.raises(ValueError, match="fewer"):
+    with pytest.raises(ValueError, match="below"):
         Limits(minimum=3, maximum=2)
     with pytest.raises(ValueError, match="makes no sense"):
         Limits(minimum=-1)

@@ -189,6 +189,9 @@ class FakeAgents:
         self.unloads.append((pod.name, request.model_id))
         return agent_pb2.UnloadReply(had_copy=True)
 
+    async def questions(self, pod: Pod, *, timeout: float) -> agent_pb2.DescribeReply:
+        return agent_pb2.DescribeReply(decisions=self.decisions.get(pod.name, ()))
+
     async def describe(self, pod: Pod, model_id: str = "", *, timeout: float) -> agent_pb2.DescribeReply:
         self.described.append(pod.name)
         answer = self.answers.get(pod.name)

@@ -1,0 +1,111 @@
+"""Questions for room as an agent asked them, written down and asked again.
+
+An agent's evictions rest on what it knew at that moment: sizes, ages, calls in flight, who has a spare elsewhere. Each
+such question is kept as one line of JSON with the answer that it got, so that anybody can ask the same of this version
+of the library, or of a changed one, and see what would have been decided.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from placement.room import Held, Room, RoomVerdict, make_room
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Who makes way for so many bytes? `held` are the copies that were looked at."""
+
+    model_id: str
+    need_bytes: int
+    free_bytes: int
+    capacity_bytes: int
+    idle_ms: int
+    held: tuple[Held, ...]
+
+    def ask(self) -> Room:
+        """The answer of the code as it is."""
+        return make_room(self.need_bytes, self.free_bytes, self.capacity_bytes, self.held, idle_ms=self.idle_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A question that gets another answer now."""
+
+    line: int
+    question: Question
+    verdict: RoomVerdict
+    victims: tuple[str, ...]
+    now: Room
+
+
+def render(question: Question, answer: Room) -> str:
+    """One line."""
+    return json.dumps(
+        {
+            "model": question.model_id,
+            "need": question.need_bytes,
+            "free": question.free_bytes,
+            "capacity": question.capacity_bytes,
+            "idle_ms": question.idle_ms,
+            "held": [
+                {key: value for key, value in asdict(held).items() if value not in (0, "", False, None)}
+                for held in question.held
+            ],
+            "verdict": answer.verdict.value,
+            "victims": list(answer.victims),
+            "why": answer.why,
+        },
+        separators=(",", ":"),
+    )
+
+
+def parse(line: str) -> tuple[Question, RoomVerdict, tuple[str, ...]]:
+    """The question of a line, and the answer that it got. Raises ValueError."""
+    try:
+        data = json.loads(line)
+        held = tuple(_held(item) for item in data["held"])
+        question = Question(
+            str(data["model"]),
+            int(data["need"]),
+            int(data["free"]),
+            int(data["capacity"]),
+            int(data["idle_ms"]),
+            held,
+        )
+        return question, RoomVerdict(data["verdict"]), tuple(str(victim) for victim in data["victims"])
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"not a decision: {error!r}") from error
+
+
+def _held(item: dict[str, Any]) -> Held:
+    standing = item.get("standing")
+    return Held(
+        str(item.get("key", "")),
+        int(item.get("bytes", 0)),
+        int(item.get("idle_ms", 0)),
+        in_flight=int(item.get("in_flight", 0)),
+        busy_reason=str(item.get("busy_reason", "")),
+        other_copies=int(item.get("other_copies", 0)),
+        device_bytes=int(item.get("device_bytes", 0)),
+        standing=(int(standing[0]), standing[1]) if standing is not None else None,
+        fresh=bool(item.get("fresh", False)),
+    )
+
+
+def replay(lines: Iterable[str]) -> tuple[int, list[Difference]]:
+    """How many questions there were, and those that get another answer now. Raises ValueError with the line."""
+    count, found = 0, []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            question, verdict, victims = parse(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+        count += 1
+        now = question.ask()
+        if (now.verdict, now.victims) != (verdict, victims):
+            found.append(Difference(number, question, verdict, victims, now))
+    return count, found

@@ -1,0 +1,26 @@
+"""`mesh replay`: from a pod or a file, saved and asked again."""
+
+import json
+
+from placement.replay import Question, render
+from placement.room import Held
+
+QUESTION = Question("m", 10, 0, 100, 0, (Held("a", 10, 5000), Held("b", 10, 1000)))
+
+
+def test_a_pods_decisions_are_saved_and_asked_again(run, mesh, tmp_path):
+    """The same version gives the same answers; what was tampered with shows."""
+    line = render(QUESTION, QUESTION.ask())
+    mesh.answer("/mesh/v1/pods/pod-1/decisions", {"decisions": [json.loads(line)]})
+    path = tmp_path / "d.ndjson"
+    result = run("replay", "pod-1", "--save", str(path))
+    assert result.exit_code == 0, result.stderr
+    assert "1 decisions, 0 of them" in result.stdout
+    again = run("replay", str(path), "--json")
+    assert json.loads(again.stdout) == {"decisions": 1, "different": []}
+    path.write_text(line.replace('"victims":["a"]', '"victims":["b"]'))
+    differs = run("replay", str(path))
+    assert differs.exit_code == 1
+    assert "evict b then, evict a now" in differs.stdout
+    path.write_text("nonsense")
+    assert run("replay", str(path)).exit_code == 2

@@ -1,0 +1,58 @@
+"""Decisions written down and asked again: the same answers, or the differences."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from placement.replay import Question, parse, render, replay
+from placement.room import Held, RoomVerdict
+
+held = st.builds(
+    Held,
+    key=st.text(max_size=5),
+    bytes=st.integers(0, 50),
+    idle_ms=st.integers(0, 10_000),
+    in_flight=st.integers(0, 2),
+    busy_reason=st.sampled_from(["", "pinned"]),
+    other_copies=st.integers(0, 2),
+    standing=st.none() | st.tuples(st.integers(0, 2), st.floats(-1e9, 1e9)),
+    fresh=st.booleans(),
+)
+questions = st.builds(
+    Question,
+    model_id=st.text(max_size=5),
+    need_bytes=st.integers(0, 120),
+    free_bytes=st.integers(-20, 100),
+    capacity_bytes=st.integers(0, 100),
+    idle_ms=st.integers(0, 10_000),
+    held=st.lists(held, max_size=8, unique_by=lambda one: one.key).map(tuple),
+)
+
+
+@given(st.lists(questions, max_size=5))
+def test_what_is_written_gets_the_same_answers(asked):
+    """Whatever it was: nothing that decides is lost on the way."""
+    lines = [render(question, question.ask()) for question in asked]
+    assert replay(lines) == (len(asked), [])
+    for line, question in zip(lines, asked, strict=True):
+        assert parse(line)[0] == question
+
+
+def test_another_answer_is_shown():
+    """With what was decided then, and what is now."""
+    question = Question("m", 10, 0, 100, 0, (Held("a", 10, 5000), Held("b", 10, 1000)))
+    data = json.loads(render(question, question.ask()))
+    assert data["victims"] == ["a"]
+    data["victims"] = ["b"]
+    count, (difference,) = replay(["", json.dumps(data)])
+    assert (count, difference.line, difference.victims, difference.now.victims) == (1, 2, ("b",), ("a",))
+    assert difference.verdict is RoomVerdict.EVICT
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"held": 3}', "null"])
+def test_what_is_no_decision(line):
+    """Is said with its line."""
+    with pytest.raises(ValueError, match="line 1"):
+        replay([line])
