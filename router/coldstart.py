@@ -24,6 +24,7 @@ from mesh.telemetry import logs
 from placement import choice
 from placement.constraints import NONE
 from placement.debits import Debits
+from placement.failures import Failures
 from placement.footprint import Footprint
 from placement.pod import Pod as Candidate
 from router.agents import Agent, Timeout, Unreachable
@@ -149,6 +150,7 @@ class ColdStart:
         self._settings = settings
         self._wall = wall
         self._debits = Debits()
+        self._failures = Failures()
         self._flights: dict[str, _Flight] = {}
         self._waiters = 0
         self._arrivals = 0
@@ -378,9 +380,13 @@ class ColdStart:
         failed = {failure.pod: failure.text for failure in reversed(failures)} | flight.failed
         if record.quarantined:
             raise quarantined(flight.model_id, record)
-        if len(failed) >= MAX_FAILURES:
+        # Where everything fails it is the pod's fault: it counts against no model, and the pod gets no loads.
+        names = list(self._view.pods)
+        unwell = self._failures.unwell(names, self._now_ms())
+        if sum(1 for name in failed if name not in unwell) >= MAX_FAILURES:
             raise _load_failed(failed)
-        excluded = {name: f"has failed to load it: {text}" for name, text in failed.items()} | flight.excluded
+        excluded = self._failures.avoided(names, self._now_ms())
+        excluded |= {name: f"has failed to load it: {text}" for name, text in failed.items()} | flight.excluded
         chosen = self.choose(flight.model_id, record, excluded=excluded, idle_ms=flight.idle_ms)
         if chosen.pod is not None and len(flight.refusals) < MAX_REFUSALS:
             cause = "a call needs it" if not flight.idle_ms else "its load was asked for"
@@ -427,6 +433,7 @@ class ColdStart:
                     self._release(flight, waiter)
                     waiter.on_error(late)
         debit = (flight.model_id, pod.name)
+        self._failures.tried(pod.name, self._now_ms())
         self._debits.sent(pod.name, self.size_of(record), self._now_ms(), debit)
         flight.asked.set()
         loaded = False
@@ -459,6 +466,7 @@ class ColdStart:
         )
         if copy is not None:
             pod.failed_at = 0.0
+        self._failures.loaded(registration.model_id, pod.name)
         return copy
 
     def _elsewhere(self, flight: _Flight, asked: Pod, name: str) -> Pod:
@@ -476,6 +484,7 @@ class ColdStart:
             raise MeshError(Reason[answer.reason], answer.text)
         flight.failed.pop(pod.name, None)
         flight.failed[pod.name] = answer.text
+        self._failures.failed(flight.model_id, pod.name, self._now_ms(), answer.text)
 
     def _refused(self, flight: _Flight, pod: Pod, answer: agent_pb2.LoadReply.Refused) -> None:
         """Another pod is next. Raises where each would refuse it."""
@@ -561,6 +570,7 @@ class ColdStart:
             self._debits.published(name, self._now_ms())
         elif news is News.GONE:
             self._debits.forget(name)
+            self._failures.forget_pod(name)
         for flight in self._flights.values():
             flight.changed.set()
 

@@ -287,7 +287,8 @@ def test_settings_that_make_no_client(secrets, change):
 
 
 @given(
-    secret=st.text(min_size=8, max_size=40).filter(lambda text: text.strip() == text and text not in str(S3)),
+    # Between marks, so that it is no word that stands in any text anyway.
+    secret=st.text(max_size=40).map(lambda text: f"zqx{text}xqz"),
     name=st.sampled_from(["access_key_id", "secret_access_key", "session_token", "private_key", "anything"]),
 )
 def test_settings_show_nothing(tmp_path_factory, secret, name):

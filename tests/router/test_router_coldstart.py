@@ -347,6 +347,19 @@ async def test_a_failure_in_one_pod_is_tried_in_another(core):
     assert core.world.callable("m") == ["b"]
 
 
+async def test_a_pod_in_which_everything_fails_gets_no_more_loads(core):
+    """Empty as it is, it would be chosen first each time; and what failed there counts against no model."""
+    core.world.pod("broken", capacity=1 << 50)
+    core.world.pod("well", capacity=1 << 30)
+    core.agents.answers = {"broken": fakecalls.failed("no such device"), "well": GO_ON}
+    for number in range(8):
+        core.register(f"m{number}")
+        await core.coldstart.load(f"m{number}")
+    asked = [pod for pod, _ in core.agents.loads]
+    assert asked.count("broken") == 4
+    assert asked[-4:] == ["well"] * 4
+
+
 async def test_failures_on_record_count_until_they_expire(core):
     core.world.pod("fresh")
     core.agents.answers["fresh"] = GO_ON
