@@ -246,7 +246,8 @@ class Rounds:
             plan = drain.plan(pod.name, held, self._candidates(), constraints=settings.constraints)
             self.carrying.begin(plan.actions)
             unmet = {one.model_id: one.why for one in plan.unmet}
-            moving = [copy for copy in held if copy.loading_in] or self.carrying.loading()
+            here = {copy.model_id for copy in held}
+            moving = any(copy.loading_in for copy in held) or any(m in here for m, _ in self.carrying.loading())
             if not plan.actions and not moving:
                 break
             await asyncio.sleep(HAND_OVER)
