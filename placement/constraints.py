@@ -24,10 +24,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-DEFAULT = "_default"
-
-MAX_BYTES = 1 << 20
-"""Of the JSON: a mapping of types is written by a person."""
+from placement import bytype
+from placement.bytype import DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +89,8 @@ NONE = Constraints()
 
 def parse(text: str | bytes) -> Constraints:
     """From the predecessor's JSON; an empty text asks nothing. Raises ValueError with a text for the operator."""
-    if len(text) > MAX_BYTES:
-        raise ValueError(f"type constraints are longer than {MAX_BYTES} bytes")
-    if not text.strip():
-        return NONE
-    try:
-        data = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"type constraints are not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError("type constraints are not a JSON object of types")
-    found = {name: _constraint(name, value) for name, value in data.items()}
-    default = found.pop(DEFAULT, ANYWHERE)
-    return Constraints(MappingProxyType(found), default)
+    types, default = bytype.parse(text, "type constraints", _constraint, ANYWHERE)
+    return Constraints(types, default) if types or default != ANYWHERE else NONE
 
 
 def render(constraints: Constraints) -> str:

@@ -3,13 +3,12 @@
 {"fraud": {"min": 1, "max": 4, "pinned": true}, "_default": {"max": 8}}
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from placement.constraints import DEFAULT, MAX_BYTES
+from placement import bytype
 from placement.copies import UNLIMITED, Limits
 
 
@@ -27,19 +26,7 @@ class TypeLimits:
 
 def parse(text: str | bytes) -> TypeLimits:
     """From JSON; an empty text sets nothing. Raises ValueError with a text for the operator."""
-    if len(text) > MAX_BYTES:
-        raise ValueError(f"type limits are longer than {MAX_BYTES} bytes")
-    if not text.strip():
-        return TypeLimits()
-    try:
-        data = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"type limits are not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError("type limits are not a JSON object of types")
-    found = {name: _limits(name, value) for name, value in data.items()}
-    default = found.pop(DEFAULT, UNLIMITED)
-    return TypeLimits(MappingProxyType(found), default)
+    return TypeLimits(*bytype.parse(text, "type limits", _limits, UNLIMITED))
 
 
 def _limits(name: str, value: Any) -> Limits:

@@ -15,7 +15,6 @@ import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -29,6 +28,7 @@ from puller.errors import PullError, PullErrorKind
 from puller.limits import Limits
 from puller.sink import Sink
 from puller.source import redact
+from puller.threads import Threads
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 5
@@ -79,16 +79,14 @@ class HttpClient:
         self.policy = policy
         self.limits = limits
         self._session: aiohttp.ClientSession | None = None  # made on first use: it belongs to the running loop
-        self._executor: ThreadPoolExecutor | None = None  # for large bodies
+        self._threads = Threads(_WRITERS, "puller-write")  # for large bodies
 
     async def close(self) -> None:
         """Closes its connections."""
         if self._session is not None:
             await self._session.close()
             self._session = None
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
-            self._executor = None
+        self._threads.close(drop=True)
 
     @contextlib.asynccontextmanager
     async def translated(self, shown: str) -> AsyncIterator[None]:
@@ -174,8 +172,6 @@ class HttpClient:
             sink.write(body, start)
             await self._pace(len(body))
             return
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(_WRITERS, thread_name_prefix="puller-write")
         at, pending = start, 0
         pieces: list[bytes] = []
         async for piece in response.content.iter_any():
@@ -183,32 +179,17 @@ class HttpClient:
             pieces.append(piece[:left])
             pending += min(len(piece), left)
             if pending >= _BATCH:
-                await _in_thread(self._executor, _write, sink, at, pieces)
+                await self._threads.run(_write, sink, at, pieces)
                 await self._pace(pending)
                 at, pending, pieces = at + pending, 0, []
             if left <= len(piece) and stop_at is not None:
                 break
-        await _in_thread(self._executor, _write, sink, at, pieces)
+        await self._threads.run(_write, sink, at, pieces)
         await self._pace(pending)
 
     async def _pace(self, count: int) -> None:
         if delay := self.limits.take(count):
             await asyncio.sleep(delay)
-
-
-async def _in_thread(executor: ThreadPoolExecutor, function: Callable[..., None], *arguments: object) -> None:
-    """Runs a short function in a thread and, cancelled, still sees it to its end: its file must stay open."""
-    work = asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
-    cancelled = False
-    while not work.done():
-        try:
-            await asyncio.wait([work])
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        work.exception()  # what the write said is nobody's business any more
-        raise asyncio.CancelledError
-    work.result()
 
 
 def _write(sink: Sink, offset: int, pieces: list[bytes]) -> None:

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 import grpc
 
 from mesh.pb import agent_pb2, agent_pb2_grpc
+from router.registry import Registration
 from router.view import Pod
 
 _OPTIONS = (
@@ -27,6 +28,27 @@ _OPTIONS = (
 
 _Request = TypeVar("_Request")
 _Reply = TypeVar("_Reply")
+
+
+def load_request(
+    registration: Registration, *, idle_ms: int, reason: str, pinned: bool, expected_copies: int = 0
+) -> agent_pb2.LoadRequest:
+    """Asks for that registration; see the message's fields."""
+    record = registration.record
+    return agent_pb2.LoadRequest(
+        model_id=registration.model_id,
+        create_revision=registration.created,
+        model_type=record.type,
+        model_path=record.path,
+        model_key=record.key,
+        sha256=record.sha256,
+        host_bytes=record.host_bytes,
+        device_bytes=record.device_bytes,
+        idle_ms=idle_ms,
+        expected_copies=expected_copies,
+        reason=reason,
+        pinned=pinned,
+    )
 
 
 class Unreachable(Exception):

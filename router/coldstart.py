@@ -27,7 +27,7 @@ from placement.debits import Debits
 from placement.failures import Failures
 from placement.footprint import Footprint
 from placement.pod import Pod as Candidate
-from router.agents import Agent, Timeout, Unreachable
+from router.agents import Agent, Timeout, Unreachable, load_request
 from router.dynamic import Current
 from router.meter import Meter
 from router.registry import Registration, Registry
@@ -412,19 +412,8 @@ class ColdStart:
     async def _ask(self, flight: _Flight, pod: Pod, registration: Registration) -> agent_pb2.LoadReply:
         """One agent's answer. Raises _Next where there is none."""
         record = registration.record
-        request = agent_pb2.LoadRequest(
-            model_id=flight.model_id,
-            create_revision=registration.created,
-            model_type=record.type,
-            model_path=record.path,
-            model_key=record.key,
-            sha256=record.sha256,
-            host_bytes=record.host_bytes,
-            device_bytes=record.device_bytes,
-            idle_ms=flight.idle_ms,
-            reason=flight.why,
-            pinned=bool(self._current().limits.of(record.type, record.limits).pinned),
-        )
+        pinned = bool(self._current().limits.of(record.type, record.limits).pinned)
+        request = load_request(registration, idle_ms=flight.idle_ms, reason=flight.why, pinned=pinned)
         now = self._loop.time()
         if record.load_ms and flight.expected is None:
             flight.expected = now + record.load_ms / 1000

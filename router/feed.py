@@ -57,6 +57,13 @@ def _unpack(items: list[list[str | None]]) -> list[tuple[bytes, bytes | None]]:
     return [((key or "").encode("latin-1"), None if value is None else value.encode("latin-1")) for key, value in items]
 
 
+def items_of(change: Change) -> list[tuple[bytes, bytes | None]]:
+    """Keys and values of a change of the mirror, as a view takes them; None: deleted."""
+    if isinstance(change, Snapshot):
+        return [(kv.key, kv.value) for kv in change.kvs]
+    return [(event.kv.key, event.kv.value if event.kind is Kind.PUT else None) for event in change.events]
+
+
 class _Peer:
     """One connected worker."""
 
@@ -112,15 +119,12 @@ class FeedServer:
             for peer in self._peers:
                 self._send_all(peer)
             return
-        items: list[tuple[bytes, bytes | None]] = []
-        for event in change.events:
-            key = event.kv.key
-            if event.kind is Kind.PUT:
-                self._items[key] = event.kv.value
-                items.append((key, event.kv.value))
-            else:
+        items = items_of(change)
+        for key, value in items:
+            if value is None:
                 self._items.pop(key, None)
-                items.append((key, None))
+            else:
+                self._items[key] = value
         data = encode(["delta", change.revision, _pack(items)])
         for peer in self._peers:
             peer.send(data)

@@ -19,7 +19,7 @@ from pathlib import Path
 from mesh import cpus, process
 from mesh import settings as addresses
 from mesh.envoy import config, minder
-from mesh.etcd import Etcd, Kind, Mirror, Snapshot
+from mesh.etcd import Etcd, Mirror, Snapshot
 from mesh.keys import Keys
 from mesh.telemetry import logs, metrics
 from mesh.telemetry.probes import Probes
@@ -27,7 +27,7 @@ from mesh.wire.client import Pool
 from router import sockets
 from router.agents import Agents
 from router.dynamic import Dynamic
-from router.feed import FeedServer
+from router.feed import FeedServer, items_of
 from router.leader.election import Election
 from router.leader.rounds import Rounds
 from router.prober import Prober
@@ -191,11 +191,8 @@ class RouterPod:
         self._mirror = Mirror(self._etcd, start, end)
         async for change in self._mirror:
             self._feed.apply(change)
-            if isinstance(change, Snapshot):
-                self._view.snapshot(change.revision, [(kv.key, kv.value) for kv in change.kvs])
-            else:
-                events = [(event.kv.key, event.kv.value if event.kind is Kind.PUT else None) for event in change.events]
-                self._view.delta(change.revision, events)
+            take = self._view.snapshot if isinstance(change, Snapshot) else self._view.delta
+            take(change.revision, items_of(change))
             if self._leading is None:  # whoever leads has to know first what is where
                 self._leading = self._tasks.spawn(self._election.run(), "election")
 

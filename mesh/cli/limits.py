@@ -1,7 +1,6 @@
 """How many copies: `set` for one model, `settings` for types, and where types may run."""
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -105,13 +104,8 @@ def settings(
 
 
 def _object(text: str) -> dict[str, Any]:
-    if text.startswith("@"):
-        try:
-            text = Path(text[1:]).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise CommandError(f"{text[1:]} cannot be read: {error}", code=Exit.USAGE) from error
     try:
-        found = json.loads(text)
+        found = json.loads(options.text_or_file(text))
     except ValueError as error:
         raise CommandError(f"the value is not JSON: {error}", code=Exit.USAGE) from error
     if not isinstance(found, dict) or not found:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
@@ -31,6 +32,16 @@ class Defaults:
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
+
+
+def text_or_file(text: str) -> str:
+    """What an option or argument says, or the file that it names as @FILE says. Raises CommandError."""
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{text[1:]} cannot be read: {error}", code=Exit.USAGE) from error
 
 
 def endpoint_of(context: typer.Context, endpoint: str) -> str:

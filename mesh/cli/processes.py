@@ -16,7 +16,7 @@ from mesh.cli import options
 from mesh.cli.exits import CommandError
 from mesh.local.settings import UpError, UpSettings
 from mesh.settings import parse_bytes
-from placement.policies import NAMES
+from placement import policies
 
 _DEFAULT = UpSettings()
 _THEIRS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -73,7 +73,7 @@ def up(
         Path | None, typer.Option("--pvc-root", metavar="DIR", help="For pvc: paths, a folder for each claim.")
     ] = None,
     eviction: Annotated[
-        str, typer.Option("--eviction", metavar="|".join(NAMES), help="Which copies make way first.")
+        str, typer.Option("--eviction", metavar="|".join(policies.NAMES), help="Which copies make way first.")
     ] = _DEFAULT.eviction,
     disk_budget: Annotated[
         str,
@@ -97,8 +97,10 @@ def up(
     """
     if edge not in ("envoy", "grpc"):
         raise typer.BadParameter("use envoy or grpc", param_hint="--edge")
-    if eviction not in NAMES:
-        raise typer.BadParameter(f"there are {', '.join(NAMES)}", param_hint="--eviction")
+    try:
+        policies.check(eviction)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--eviction") from error
     if log_format not in ("text", "json"):
         raise typer.BadParameter("use text or json", param_hint="--log-format")
     settings = UpSettings(

@@ -164,11 +164,7 @@ def absolute(path: str) -> str:
 
 def _key(text: str) -> Any:
     """A storage key: the JSON object where it is one, else the text."""
-    if text.startswith("@"):
-        try:
-            text = Path(text[1:]).read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise CommandError(f"{text[1:]} cannot be read: {error}", code=Exit.USAGE) from error
+    text = options.text_or_file(text)
     if text.startswith("{"):
         try:
             return json.loads(text)

@@ -1,7 +1,6 @@
 """`mesh simulate`: a request trace through the decisions that a mesh makes, without a mesh."""
 
 import itertools
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -14,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from mesh.cli import options, output, tracefile
 from mesh.cli.exits import CommandError, Exit
 from mesh.settings import parse_bytes
-from placement.policies import NAMES
+from placement.policies import NAMES, check
 from placement.simulator import fleet, optimum, traces
 from placement.simulator.cluster import Counts
 from placement.simulator.fleet import Model
@@ -90,12 +89,15 @@ def simulate(
         counts = pods or [8]
         rooms = _rooms(room, capacity, total)
         policies = policy or ["lru"]
-        for name in policies:
-            if name not in NAMES:
-                raise CommandError(f"--policy {name}: there are {', '.join(NAMES)}", code=Exit.USAGE)
+        try:
+            for name in policies:
+                check(name)
+        except ValueError as error:
+            raise CommandError(f"--policy: {error}", code=Exit.USAGE) from error
         if min(counts) < 1:
             raise CommandError("--pods: at least one", code=Exit.USAGE)
         rows: list[Row] = []
+        bounds: dict[int, Counts] = {}  # by bytes of all pods: how many they are changes nothing
         with _progress() as progress:
             for share, count in itertools.product(rooms, counts):
                 each = parse_bytes(capacity) if capacity else int(share * total / count)
@@ -107,8 +109,10 @@ def simulate(
                     rows.append(Row(name, count, each * count / total, result.warm, result))
                 if not copies:
                     task = progress.add_task(f"{CLAIRVOYANT}, room for {share:.1%}", total=None)
-                    rows.append(_bound(made, each * count, count, each * count / total, model))
+                    if each * count not in bounds:
+                        bounds[each * count] = _bound(made, each * count, model)
                     progress.remove_task(task)
+                    rows.append(Row(CLAIRVOYANT, count, each * count / total, bounds[each * count], None))
         if as_json:
             output.print_json([_document(row) for row in rows])
         else:
@@ -173,10 +177,9 @@ def _bytes(text: str, option: str) -> int:
         raise CommandError(f"{option}: {error}", code=Exit.USAGE) from error
 
 
-def _bound(made: list[tuple[int, str]], capacity: int, pods: int, room: float, model: Callable[[str], Model]) -> Row:
-    """The clairvoyant's row, of the second half of the requests as for the others."""
-    counts = optimum.clairvoyant([model_id for _, model_id in made], capacity, model, since=len(made) // 2)
-    return Row(CLAIRVOYANT, pods, room, counts, None)
+def _bound(made: list[tuple[int, str]], capacity: int, model: Callable[[str], Model]) -> Counts:
+    """What the clairvoyant reaches, of the second half of the requests as for the others."""
+    return optimum.clairvoyant([model_id for _, model_id in made], capacity, model, since=len(made) // 2)
 
 
 def _progress() -> Progress:
@@ -229,4 +232,4 @@ def _document(row: Row) -> dict[str, Any]:
         document["all"] = asdict(row.result.counts)
         document["resident"] = row.result.resident
         document["used_share"] = row.result.used_share
-    return json.loads(json.dumps(document))  # type: ignore[no-any-return]
+    return document

@@ -39,10 +39,10 @@ def _address(text: str, option: str) -> str:
 
 
 def _policy(name: str) -> str:
-    if name not in policies.NAMES:
-        text = f"no eviction policy is called {name!r}; there are {', '.join(policies.NAMES)}"
-        raise typer.BadParameter(text, param_hint="--eviction")
-    return name
+    try:
+        return policies.check(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--eviction") from error
 
 
 def _file(path: Path | None, option: str) -> bytes | None:

@@ -152,7 +152,7 @@ class Agent:
             slow=self._optimising.loaded,
         )
         self.loads = Loads(parts, self._decisions)
-        self.meters.follow_loads(lambda: self.loads.loading)
+        self.meters.follow_loads(self.loads.loading)
         self._housekeeping = Housekeeping(
             self._etcd,
             self._keys,

@@ -54,18 +54,18 @@ class Meters:
         self._refusals = registry.counter("mesh_load_refusals", "Loads refused, by reason.", ("reason",))
         self.server_deaths = registry.counter("mesh_server_deaths", "Times that the model server died.").labels()
 
-    def follow_loads(self, loading: Callable[[], "Loading"]) -> None:
+    def follow_loads(self, loading: "Loading") -> None:
         """What waits, and how sizes were predicted."""
         gauge, counter = self.registry.gauge, self.registry.counter
-        gauge("mesh_loads_queued", "Loads that wait for the model server.").follow(lambda: loading().queued().queued)
+        gauge("mesh_loads_queued", "Loads that wait for the model server.").follow(lambda: loading.queued().queued)
         counter("mesh_size_predictions", "Sizes predicted, and measured then.").follow(
-            lambda: loading().sizes().predictions
+            lambda: loading.sizes().predictions
         )
         counter("mesh_size_predicted_over", "Of those, more than a tenth too large.").follow(
-            lambda: loading().sizes().over
+            lambda: loading.sizes().over
         )
         counter("mesh_size_predicted_under", "Of those, more than a tenth too small.").follow(
-            lambda: loading().sizes().under
+            lambda: loading.sizes().under
         )
 
     def refused(self, reason: str) -> None:

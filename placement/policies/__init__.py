@@ -14,7 +14,7 @@ without a word about safety, and the same property tests hold for each.
 from placement.policies.base import Policy, Standing, Uses
 from placement.policies.gdsf import Gdsf
 from placement.policies.lru import Lru
-from placement.policies.named import NAMES, named
+from placement.policies.named import NAMES, check, named
 from placement.policies.probation import Probation
 
-__all__ = ["NAMES", "Gdsf", "Lru", "Policy", "Probation", "Standing", "Uses", "named"]
+__all__ = ["NAMES", "Gdsf", "Lru", "Policy", "Probation", "Standing", "Uses", "check", "named"]

@@ -8,10 +8,16 @@ from placement.policies.probation import Probation
 NAMES = ("lru", "gdsf", "lru+probation", "gdsf+probation")
 
 
-def named(name: str, uses: Uses[K]) -> Policy[K]:
-    """The policy of that name. Raises ValueError with the names that there are."""
+def check(name: str) -> str:
+    """The name itself. Raises ValueError with the names that there are."""
     if name not in NAMES:
         raise ValueError(f"no eviction policy is called {name!r}; there are {', '.join(NAMES)}")
+    return name
+
+
+def named(name: str, uses: Uses[K]) -> Policy[K]:
+    """The policy of that name. Raises ValueError with the names that there are."""
+    check(name)
     base, _, behind = name.partition("+")
     inner: Policy[K] = Lru(uses) if base == "lru" else Gdsf(uses)
     return Probation(inner, uses) if behind else inner

@@ -11,7 +11,7 @@ from mesh.telemetry import logs
 from placement.actions import Action, Kind
 from placement.debits import Debits
 from placement.limits import TypeLimits
-from router.agents import Agent, Timeout, Unreachable
+from router.agents import Agent, Timeout, Unreachable, load_request
 from router.registry import Registry
 from router.tasks import Tasks
 from router.view import View
@@ -128,20 +128,7 @@ class Carrying:
             return "it is quarantined"
         if pinned is None:
             pinned = bool(self._limits().of(record.type, record.limits).pinned)
-        request = agent_pb2.LoadRequest(
-            model_id=model_id,
-            create_revision=registration.created,
-            model_type=record.type,
-            model_path=record.path,
-            model_key=record.key,
-            sha256=record.sha256,
-            host_bytes=record.host_bytes,
-            device_bytes=record.device_bytes,
-            idle_ms=idle_ms,
-            expected_copies=expected,
-            reason=reason,
-            pinned=pinned,
-        )
+        request = load_request(registration, idle_ms=idle_ms, reason=reason, pinned=pinned, expected_copies=expected)
         debit = (model_id, name)
         self._debits.sent(name, record.host_bytes, _now_ms(), debit)
         loaded = False

@@ -1,0 +1,32 @@
+"""Documents of an operator that say something of each type of model: a JSON object, type by type, and `_default`."""
+
+import json
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+DEFAULT = "_default"
+
+MAX_BYTES = 1 << 20
+"""Of the JSON: a mapping of types is written by a person."""
+
+_T = TypeVar("_T")
+
+
+def parse(text: str | bytes, what: str, one: Callable[[str, Any], _T], default: _T) -> tuple[Mapping[str, _T], _T]:
+    """What `one` makes of each type's entry, and of the default's. An empty text says nothing.
+
+    Raises ValueError with a text for the operator, who knows the document as `what`."""
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"{what} are longer than {MAX_BYTES} bytes")
+    if not text.strip():
+        return MappingProxyType({}), default
+    try:
+        data = json.loads(text)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{what} are not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{what} are not a JSON object of types")
+    found = {name: one(name, value) for name, value in data.items()}
+    default = found.pop(DEFAULT, default)
+    return MappingProxyType(found), default
