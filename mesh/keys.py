@@ -53,6 +53,11 @@ class Keys:
         return f"{self.base}/wanted/".encode()
 
     @property
+    def recent(self) -> bytes:
+        """Prefix of the list of the models that were used last; outside of `presence_range` too."""
+        return f"{self.base}/recent/".encode()
+
+    @property
     def leader(self) -> bytes:
         """Who runs the slow loops."""
         return f"{self.base}/leader".encode()
@@ -110,6 +115,10 @@ class Keys:
     def want_of(self, key: bytes) -> str:
         """The model that a key of `wanted/` names."""
         return unquote(key[len(self.wanted) :].decode())
+
+    def recent_piece(self, number: int) -> bytes:
+        """One piece of that list, the latest first."""
+        return self.recent + b"%06d" % number
 
     def pod_of(self, key: bytes) -> str:
         """The pod that a key of `pods/` names."""

@@ -196,6 +196,7 @@ class PodRecord:
     loading_threads: int = 1
     rate: int = 0  # calls a minute
     probe_address: str = ""
+    age_ms: int = 0  # since the pod started, coarse
     disk: str = ""  # the models whose files are on its disk, an `idset`
 
     @classmethod
@@ -220,6 +221,7 @@ class PodRecord:
                 loading_threads=int(data.get("threads", 1)),
                 rate=int(data.get("rate", 0)),
                 probe_address=str(data.get("probe", "")),
+                age_ms=int(data.get("up", 0)),
                 disk=str(data.get("disk", "")),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -244,6 +246,7 @@ class PodRecord:
                 "threads": self.loading_threads,
                 "rate": self.rate,
                 "probe": self.probe_address,
+                "up": self.age_ms,
                 "disk": self.disk,
             }
         )

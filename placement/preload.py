@@ -18,8 +18,9 @@ from placement.pod import Pod
 RESERVE = 8
 """A pod is filled until one part in so many is left free."""
 
-AHEAD = 2
-"""Loads in progress for each loading thread of a pod, whoever asked for them, up to which it is given more."""
+AHEAD = 8
+"""Loads in progress for each loading thread of a pod, whoever asked for them, up to which it is given more. Callers
+overtake them in the pod's queue."""
 
 TRIES = 1000
 """Models that are considered in one round, fitting or not."""
@@ -53,7 +54,7 @@ def plan(
         for pod in room:
             if (why := _why_not(pod, model.footprint)) is not None:
                 excluded.setdefault(pod.name, why)
-        if len(excluded) >= len(pods) and not any(_has_turns(pod) for pod in room):
+        if len(excluded) >= len(pods) and not any(has_turns(pod) for pod in room):
             break  # no pod takes another one now, whatever it is
         chosen = choice.choose(
             model.model_id,
@@ -70,12 +71,18 @@ def plan(
     return Plan(tuple(actions))
 
 
-def _has_turns(pod: Pod) -> bool:
+def has_space(pod: Pod) -> bool:
+    """Whether a pod can be given anything at all."""
+    return has_turns(pod) and _why_not(pod, Footprint()) is None and pod.free_bytes > pod.capacity_bytes // RESERVE
+
+
+def has_turns(pod: Pod) -> bool:
+    """Whether it has not got its share of loads in progress yet."""
     return pod.loads_in_progress < AHEAD * max(1, pod.loading_threads)
 
 
 def _why_not(pod: Pod, footprint: Footprint) -> str | None:
-    if not _has_turns(pod):
+    if not has_turns(pod):
         return f"has {pod.loads_in_progress} loads in progress"
     need = footprint.on(device=pod.has_device)
     if need.host_bytes > pod.capacity_bytes - pod.used_bytes - pod.capacity_bytes // RESERVE:

@@ -18,6 +18,7 @@ loaded is known, so that callers join that load instead of starting another.
 """
 
 import enum
+import math
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -27,6 +28,7 @@ from mesh import idset, records
 from mesh.keys import Keys
 from mesh.telemetry import logs
 from mesh.wire.client import Pool
+from placement import rollout
 from router import routes
 
 log = logs.get(__name__)
@@ -56,6 +58,7 @@ class Pod:
 
     __slots__ = (
         "agent_failed_at",
+        "born",
         "copies",
         "disk",
         "failed_at",
@@ -74,6 +77,7 @@ class Pod:
     def __init__(self, name: str) -> None:
         self.name = name
         self.record: records.PodRecord | None = None  # None: only its copies have been seen so far
+        self.born = math.inf  # when it started, on the router's clock, as far as is known
         self.pool: Pool | None = None
         self.copies: dict[str, Copy] = {}
         self.disk = idset.EMPTY  # the models whose files it has on disk
@@ -151,6 +155,7 @@ class View:
         self._listeners: list[Callable[[str, News], None]] = []
         self._watchers: dict[str, list[Callable[[], None]]] = {}
         self._retired: list[Pool] = []
+        self._outgoing: dict[str, str] = {}  # pods that a rollout is replacing, and by what
         self.revision = 0
         self.pods: dict[str, Pod] = {}
         self.copies: dict[str, list[Copy]] = {}
@@ -239,6 +244,7 @@ class View:
         pod.suspect = False
         pod.failed_at = pod.agent_failed_at = 0.0
         if old is None or old.incarnation != record.incarnation:
+            pod.born = math.inf
             for copy in list(pod.copies.values()):
                 if copy.record.incarnation == record.incarnation:
                     self._index(copy.model)
@@ -304,7 +310,9 @@ class View:
             self._forget(pod)
 
     def settle(self, now: float) -> None:
-        """To be called every second or so: forgets the copies that did not come back with their pod."""
+        """To be called every second or so: forgets the copies that did not come back with their pod, and sees which
+        pods are being replaced."""
+        self._see_rollouts(now)
         for pod in list(self.pods.values()):
             if not pod.unsettled or pod.suspect:
                 continue
@@ -316,6 +324,16 @@ class View:
             elif now - pod.unsettled_since > SETTLE:
                 for copy in left:
                     self._remove(copy)
+
+    def _see_rollouts(self, now: float) -> None:
+        members = []
+        for pod in self.pods.values():
+            if pod.record is not None:
+                pod.born = min(pod.born, now - pod.record.age_ms / 1000)  # what it said last may have been long ago
+                members.append(rollout.Member(pod.name, int((now - pod.born) * 1000), frozenset(pod.record.labels)))
+        before, self._outgoing = self._outgoing, rollout.outgoing(members)
+        for name in self._outgoing.keys() - before.keys():
+            log.info("a pod is being replaced: it gets loads only where no other has room", pod=name)
 
     # --- questions ---
 
@@ -358,6 +376,7 @@ class View:
                     zone=record.zone,
                     accepts=not why_not,
                     why_not=why_not,
+                    outgoing=pod.name in self._outgoing,
                     on_disk=model in pod.disk,
                 )
             )

@@ -2,6 +2,9 @@
 
 Rates are over the last look or two, so that a model which has just become hot shows within seconds; a peak is
 remembered for some minutes, so that a lull does not look like the end of the traffic.
+
+How long calls wait before they run follows from how many are seen waiting and how many are answered a second (Little's
+law), so the board, which is written at every call, need not say it.
 """
 
 import asyncio
@@ -18,7 +21,7 @@ REMEMBER = 300.0
 
 
 class Activity:
-    """Keeps `rate` and `peak_rate` of the ledger's entries, in calls a minute."""
+    """Keeps `rate` and `peak_rate` of the ledger's entries, in calls a minute, and `queue_ms`."""
 
     def __init__(self, ledger: Ledger, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._ledger = ledger
@@ -46,6 +49,8 @@ class Activity:
             # Half of what it was: one look of 3 s with a dozen calls is no rate yet.
             entry.rate = round((entry.rate + made * 60 / elapsed) / 2) if made else entry.rate // 2
             entry.peak_rate = max(entry.rate, int(entry.peak_rate * fade))
+            waiting = max(0, use.in_flight - use.running)
+            entry.queue_ms = round((entry.queue_ms + waiting * elapsed * 1000 / max(1, made)) / 2)
         self._before, self._at = calls, now
 
 

@@ -18,7 +18,7 @@ from mesh import process
 from mesh.etcd import Etcd, EtcdDenied, EtcdError
 from mesh.keys import Keys, after_prefix
 from mesh.records import LEAVING, READY, PodRecord
-from mesh.runtime import control, memory, serverprocess
+from mesh.runtime import control, figures, memory, serverprocess
 from mesh.runtime.activity import Activity
 from mesh.runtime.board import Board
 from mesh.runtime.claims import Claims
@@ -83,6 +83,7 @@ class Agent:
         self._addresses = ("", "", "")  # data, control, probe, as published
         self._tasks = Tasks()
         self._rate = Rate(self._calls_so_far)
+        self._began = time.monotonic()
         self._run_dir = RunDir()
         self.board = Board.create(self._run_dir.path / "board", settings.slots, incarnation=self.incarnation)
         self.ledger = Ledger(settings.capacity, self.board, slots=settings.slots, eviction=settings.eviction)
@@ -337,6 +338,7 @@ class Agent:
             loading_threads=self.settings.load_concurrency,
             rate=self._rate.per_minute,
             probe_address=probe,
+            age_ms=figures.coarse_age_ms(time.monotonic() - self._began),
             disk=self._on_disk.text,
         )
 

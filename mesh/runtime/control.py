@@ -154,6 +154,7 @@ def _copy(ledger: Ledger, entry: Entry, now_ns: int, pull: Progress | None) -> p
         pull_rate=int(pull.bytes_per_second) if pull else 0,
         rate=entry.rate,
         peak_rate=entry.peak_rate,
+        queue_ms=entry.queue_ms,
         pinned=entry.pinned,
         model_type=entry.model_type,
         reason=entry.reason,

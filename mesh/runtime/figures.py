@@ -32,6 +32,13 @@ class Published:
     at: float
 
 
+def coarse_age_ms(seconds: float) -> int:
+    """A pod's age as it is told: to the minute in its first hour, when a rollout may be going on, then to the hour. An
+    idle pod would otherwise tell all routers every minute that it has grown older."""
+    step = 60 if seconds < 3600 else 3600
+    return int(seconds // step) * step * 1000
+
+
 def urgent(before: PodRecord, now: PodRecord) -> bool:
     """Whether it changes where calls and loads may go at all."""
     return (

@@ -66,6 +66,7 @@ class Entry:
         "model_type",
         "peak_rate",
         "pinned",
+        "queue_ms",
         "rate",
         "reason",
         "revision",
@@ -92,6 +93,7 @@ class Entry:
         self.reason = ""  # why it was loaded here
         self.pinned = False  # is never a victim
         self.rate = self.peak_rate = 0  # calls a minute (`activity`)
+        self.queue_ms = 0  # that its calls wait before they run, lately
 
     @property
     def weight(self) -> int:

@@ -6,6 +6,7 @@ copies stay unmentioned.
 """
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ log = logs.get(__name__)
 
 _TIMEOUT = 2.0  # seconds
 _BATCH = 100  # records in one transaction
+_STATES = 500  # copies that an agent is asked about at once: a few milliseconds of its loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +72,33 @@ class Observer:
 
     async def idle(self, pod: Pod) -> dict[str, int]:
         """For how long each copy of a pod has not been called, ms; nothing where its agent does not answer."""
-        try:
-            reply = await self._agents.active(pod, list(pod.copies), timeout=_TIMEOUT)
-        except Unreachable as error:
-            log.info("an agent tells nothing of its copies", pod=pod.name, why=str(error))
-            return {}
-        return {state.model_id: state.idle_ms for state in reply.copies}
+        found: dict[str, int] = {}
+        held = list(pod.copies)
+        for start in range(0, max(1, len(held)), _STATES):
+            try:
+                reply = await self._agents.active(pod, held[start : start + _STATES], timeout=_TIMEOUT)
+            except Unreachable as error:
+                log.info("an agent tells nothing of its copies", pod=pod.name, why=str(error))
+                break
+            found |= {state.model_id: state.idle_ms for state in reply.copies}
+        return found
+
+    async def all_idle(self) -> dict[str, int]:
+        """The same for the whole mesh: the shortest time, where there are several copies."""
+        found: dict[str, int] = {}
+        for pod in list(self._view.pods.values()):
+            if pod.record is not None and not pod.suspect and pod.copies:
+                for model_id, idle in (await self.idle(pod)).items():
+                    found[model_id] = min(idle, found.get(model_id, idle))
+        return found
+
+    async def registrations(self, ids: list[str]) -> dict[str, Registration | None]:
+        """The records of these models; None for those that are not registered, nothing for those that cannot be read.
+        Raises EtcdError."""
+        found: dict[str, Registration | None] = {}
+        for start in range(0, len(ids), _BATCH):
+            await self._look_up(ids[start : start + _BATCH], found)
+        return found
 
     async def _wanted(self) -> dict[str, Registration]:
         found: dict[str, Registration] = {}
@@ -85,14 +108,17 @@ class Observer:
                 await self._read(ids[start : start + _BATCH], found)
         return found
 
-    async def _read(self, ids: list[str], found: dict[str, Registration]) -> None:
+    async def _look_up(self, ids: list[str], found: dict[str, Registration | None]) -> None:
         result = await self._etcd.txn([], [get_op(self._keys.model(model_id)) for model_id in ids])
         for model_id, response in zip(ids, result.responses, strict=True):
             kvs: tuple[KeyValue, ...] = response if isinstance(response, tuple) else ()
-            try:
-                registration = decode(model_id, kvs[0]) if kvs else None
-            except MeshError:
-                continue  # told in the log already
+            with contextlib.suppress(MeshError):  # it cannot be read: told in the log already
+                found[model_id] = decode(model_id, kvs[0]) if kvs else None
+
+    async def _read(self, ids: list[str], found: dict[str, Registration]) -> None:
+        read: dict[str, Registration | None] = {}
+        await self._look_up(ids, read)
+        for model_id, registration in read.items():
             if registration is not None and registration.record.limits != UNLIMITED:
                 found[model_id] = registration
             else:

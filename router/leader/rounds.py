@@ -1,11 +1,15 @@
 """A leader's work: looks, has `placement` plan, begins what is planned, and looks again a few seconds later.
 
+Where nothing is more urgent, what was used last is loaded into free space (`warming`).
+
 A pod that leaves is handed over by a loop of its own, because it has little time: its copies are loaded elsewhere, and
 let go as they come up there. Everything here can be begun anew by another leader at any moment.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 from mesh.etcd import Etcd, EtcdError
 from mesh.keys import Keys
@@ -23,6 +27,8 @@ from router.agents import Agent
 from router.dynamic import Current
 from router.leader.carrying import Carrying
 from router.leader.observing import Observation, Observer
+from router.leader.recency import Recency
+from router.leader.warming import Warming
 from router.registry import Registry
 from router.tasks import Tasks
 from router.view import Copy, Pod, View
@@ -38,6 +44,11 @@ SOON = 0.3
 HAND_OVER = 0.1
 """Seconds between two looks at a pod that leaves."""
 
+REMEMBER = 60.0
+"""Seconds between two notes of what was used last."""
+
+_LAST_WORDS = 1.0  # seconds that a leader takes for its last note
+_AGAIN = 5.0  # seconds after which what etcd did not answer is tried again
 _LOST = 600.0  # seconds for which it is remembered that a model went with its pod
 _OLD_MS = 600_000  # the age of a copy that its agent does not mention
 
@@ -66,6 +77,9 @@ class Rounds:
             limits=lambda: settings().limits,
             debits=self._debits,
         )
+        self._recency = Recency(etcd, keys)
+        self._known = False  # what an earlier leader has noted
+        self._warming = Warming(view=view, observer=self._observer, recency=self._recency, carrying=self.carrying)
         self._loop = asyncio.get_running_loop()
         self._holders: dict[str, set[str]] = {}  # of each model, the pods that had it when last looked
         self._idle: dict[str, int] = {}  # ms, of the models that were mentioned last
@@ -77,6 +91,7 @@ class Rounds:
 
     async def lead(self) -> None:
         """Until cancelled."""
+        self._tasks.spawn(self._remember_uses(), "remember uses")
         try:
             while True:
                 for pod in list(self._about_to_leave()):
@@ -88,6 +103,9 @@ class Rounds:
                 await self._pause()
         finally:
             await self._tasks.close()
+            with contextlib.suppress(EtcdError, TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS):
+                    await self._note_uses()  # the next leader's, or that of the mesh that comes after this one
 
     def _about_to_leave(self) -> Iterator[Pod]:
         """Pods that leave and are not being emptied yet."""
@@ -115,12 +133,34 @@ class Rounds:
         models = list(self._models(seen, settings))
         # In a thread: 20,000 models take a quarter of a second, and this process also passes on what is where.
         plan = await asyncio.to_thread(copies.plan, models, pods, constraints=settings.constraints)
+        if not plan.put_off and not any(action.kind is Kind.LOAD for action in plan.actions):
+            more = await self._warming.plan(pods, settings, wanted=lambda model: model in self._lost)
+            plan = replace(plan, actions=(*plan.actions, *more.actions))
         self._tell(plan)
         for task in self.carrying.begin(plan.actions):
             # What has been moved is let go where it was; what has come may change what comes next.
             task.add_done_callback(lambda _: self._news.set())
         self._pin(seen, settings)
         return plan
+
+    async def _remember_uses(self) -> None:
+        """Reads what an earlier leader noted, and goes on noting."""
+        while True:
+            try:
+                if not self._known:
+                    await self._recency.load()
+                    self._known = True
+                await self._note_uses()
+            except EtcdError as error:
+                log.info("what was used last is not noted while etcd is away", why=error.text)
+                await asyncio.sleep(_AGAIN)
+                continue
+            await asyncio.sleep(REMEMBER)
+
+    async def _note_uses(self) -> None:
+        if self._known:  # else what was noted before would be lost
+            self._recency.note(await self._observer.all_idle())
+            await self._recency.save()
 
     async def close(self) -> None:
         """Ends what is under way here."""
@@ -196,6 +236,7 @@ class Rounds:
             rate=state.rate,
             peak_rate=state.peak_rate,
             in_flight=state.in_flight,
+            queue_ms=state.queue_ms,
             age_ms=state.age_ms,
         )
 

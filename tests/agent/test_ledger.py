@@ -1,5 +1,7 @@
 """The ledger: what counts when, and who goes first."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -274,3 +276,22 @@ def test_rates_rise_within_seconds_and_peaks_are_remembered(pod: Pod) -> None:
     assert busy.peak_rate > 4000
     quiet.pinned = True
     assert active(pod.ledger, quiet)
+
+
+def test_how_long_calls_wait_follows_from_how_many_do(pod: Pod) -> None:
+    """Thirty that wait where ten a second are answered: three seconds each. Calls that run wait for nothing."""
+    now = 0.0
+    entry = pod.load("slow")
+    activity = Activity(pod.ledger, clock=lambda: now)
+    pod.board.uses[entry.slot] = replace(pod.board.read(entry.slot), in_flight=32, running=2)
+    for _ in range(6):
+        now += 3
+        use = pod.board.read(entry.slot)
+        pod.board.uses[entry.slot] = replace(use, calls=use.calls + 30)
+        activity.look()
+    assert 2900 < entry.queue_ms <= 3000
+    pod.board.uses[entry.slot] = replace(pod.board.read(entry.slot), in_flight=2, running=2)
+    for _ in range(12):
+        now += 3
+        activity.look()
+    assert entry.queue_ms <= 1

@@ -16,7 +16,7 @@ from mesh.runtime import memory, unloads
 from mesh.runtime.__main__ import app
 from mesh.runtime.board import Board, Use
 from mesh.runtime.board import State as SlotState
-from mesh.runtime.figures import GAP, REFRESH, Published, worth_telling
+from mesh.runtime.figures import GAP, REFRESH, Published, coarse_age_ms, worth_telling
 from mesh.runtime.files import Files
 from mesh.runtime.ledger import Entry, State
 from mesh.runtime.memory import MemoryWatch
@@ -316,3 +316,9 @@ def test_the_run_folder_is_short() -> None:
     run = RunDir()
     assert len(os.fsencode(run.path / "spi-1000")) < 100
     run.close()
+
+
+def test_an_idle_pod_does_not_tell_its_age_every_minute() -> None:
+    """To the minute while a rollout may be going on, to the hour afterwards."""
+    assert [coarse_age_ms(seconds) for seconds in (0, 59, 61, 3599)] == [0, 0, 60_000, 59 * 60_000]
+    assert [coarse_age_ms(seconds) for seconds in (3600, 7199, 90_000)] == [3_600_000, 3_600_000, 90_000_000]

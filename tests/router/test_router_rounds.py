@@ -5,12 +5,13 @@ import asyncio
 import pytest
 
 from mesh.pb import agent_pb2
-from mesh.records import LEAVING, LOADED, CopyRecord, ModelRecord, PodRecord
+from mesh.records import LEAVING, LOADED, CopyRecord, Failure, ModelRecord, PodRecord
 from placement.constraints import Constraint, Constraints
 from placement.copies import Limits
 from placement.limits import TypeLimits
 from router.agents import Unreachable
 from router.dynamic import Current
+from router.leader.recency import Recency
 from router.leader.rounds import Rounds
 from router.registry import Registry
 from router.view import View
@@ -220,3 +221,48 @@ async def test_a_key_that_says_nothing_is_tidied_up(world):
     await world.round()
     assert await world.etcd.get(world.keys.want("m")) is None
     assert await world.etcd.get(world.keys.want("gone")) is None
+
+
+async def test_free_space_is_filled_with_what_was_used_last(world):
+    """A restarted mesh: nothing resident, and a list that an earlier leader has left. Latest first, an eighth of each
+    pod stays free, nobody is pushed out, and what is not registered any more is forgotten."""
+    for name in ("a", "b", "c"):
+        world.pod(name, capacity_bytes=8 * MIB, used_bytes=5 * MIB)
+    recency = Recency(world.etcd, world.keys)
+    recency.note({f"m{number}": 60_000 * (number + 1) for number in range(9)} | {"gone": 1})
+    await recency.save()
+    for number in range(9):
+        await world.register(f"m{number}")
+    leading = asyncio.ensure_future(world.rounds.lead())
+    try:
+        await until(lambda: len(world.agents.loads) == 6)
+        assert sorted(model for model, _ in world.agents.loads) == [f"m{number}" for number in range(6)]
+        assert {pod for _, pod in world.agents.loads} == {"a", "b", "c"}
+        assert all(request.idle_ms >= 59_000 and "used" in request.reason for request in world.agents.requests)
+        await world.rounds.round()
+        assert len(world.agents.loads) == 6
+    finally:
+        leading.cancel()
+        await asyncio.gather(leading, return_exceptions=True)
+    again = Recency(world.etcd, world.keys)
+    await again.load()
+    assert "m0" in again
+    assert "gone" not in again
+
+
+async def test_a_quarantined_or_failing_model_is_not_preloaded(world):
+    """It has to be released, or to be called, first."""
+    recency = Recency(world.etcd, world.keys)
+    recency.note({"bad": 1000, "failing": 1000, "good": 5000})
+    await recency.save()
+    await world.register("bad", killed=("once", "twice"))
+    await world.register("failing", failures=(Failure("a", 1, "no such layer"),))
+    await world.register("good")
+    leading = asyncio.ensure_future(world.rounds.lead())
+    try:
+        await until(lambda: world.agents.loads)
+        await world.rounds.round()
+        assert {model for model, _ in world.agents.loads} == {"good"}
+    finally:
+        leading.cancel()
+        await asyncio.gather(leading, return_exceptions=True)

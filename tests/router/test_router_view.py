@@ -380,3 +380,19 @@ def test_the_pods_that_have_a_models_files_are_known():
     assert not any(pod.on_disk for pod in world.view.candidates(0.0, "other"))
     world.pod("a", disk=IdSet.of(["n"]).encode())
     assert not any(pod.on_disk for pod in world.view.candidates(0.0, "m"))
+
+
+def test_pods_that_a_rollout_replaces_are_told_apart_by_age():
+    """Ages are what pods said last, and go on by the router's own clock."""
+    world = World()
+    world.pod("cpu-6b8d9f7c5d-aaaaa", age_ms=7_200_000)
+    world.pod("cpu-6b8d9f7c5d-bbbbb", age_ms=7_200_000)
+    world.view.settle(100.0)
+    assert not any(pod.outgoing for pod in world.view.candidates(100.0, "m"))
+    world.pod("cpu-5f4c8b7d69-ccccc")
+    world.pod("gpu-7d9c5b6f48-ddddd", labels=("gpu",))
+    world.view.settle(101.0)
+    outgoing = {pod.name for pod in world.view.candidates(101.0, "m") if pod.outgoing}
+    assert outgoing == {"cpu-6b8d9f7c5d-aaaaa", "cpu-6b8d9f7c5d-bbbbb"}
+    world.view.settle(101.0 + 3600)  # a rollout that stopped half way is none any more
+    assert not any(pod.outgoing for pod in world.view.candidates(3701.0, "m"))

@@ -140,3 +140,28 @@ async def test_a_pod_that_leaves_hands_over_and_one_that_is_killed_is_replaced(a
             return all([await holders(mesh, name) == {"pod-1"} for name in values])
 
         await until(back, timeout=60, interval=0.5, why=lambda: f"all are in pod-1\n{mesh.routers[0].tail()}")
+
+
+async def test_a_mesh_that_was_stopped_comes_back_warm(a_mesh):
+    """Everything is stopped, routers first; what was used last is loaded without a call when it is back, as far as
+    there is room: seven eighths of one pod, which is all that comes back."""
+    async with a_mesh(pods=2) as mesh:
+        client = Client(mesh.channel())
+        names = [f"m{number}" for number in range(8)]
+        for number, name in enumerate(names):
+            await mesh.register(name, models.weights(number, mebibytes=12), load=True)
+        for name in names:
+            await client.infer(name, x=ONE)
+        for program in (*mesh.routers, *mesh.pods):
+            await program.stop()
+        mesh.pods[0].start()
+        mesh.routers[0].start()
+        await mesh.ready(pods=1)
+
+        async def warm() -> bool:
+            return [await holders(mesh, name) for name in names] == [set()] * 4 + [{"pod-1"}] * 4
+
+        await until(warm, timeout=40, interval=0.2, why=lambda: f"the last four are back\n{mesh.routers[0].tail()}")
+        assert (await mesh.stats())["cold_starts"] == 0
+        told = (await mesh.rest("GET", "/mesh/v1/models/m7/explain")).json
+        assert any("free space" in str(entry) for entry in (*told["decisions"], *told["copies"])), told

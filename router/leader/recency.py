@@ -1,0 +1,139 @@
+"""Which models were used last, kept in etcd, so that a mesh that was restarted knows what to load first.
+
+Every minute the leader asks each agent how long its copies have been idle; models that have been evicted since keep the
+time of their last use. The list is bounded, stands in etcd in a few dozen compressed pieces and outlives every lease.
+It is not in the models' records: those are read by everybody, and a use is no news to anybody.
+
+Times are of the leader's clock. Where the next leader's differs, models seem used longer ago, or just now: only their
+order among each other matters, and a preload takes no room from anybody.
+"""
+
+import heapq
+import json
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from mesh.etcd import Etcd
+from mesh.keys import Keys, after_prefix
+from mesh.records import ModelRecord
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+MOST = 20_000
+"""Models that are remembered."""
+
+PIECE = 1000
+"""Models in one key: 10 to 30 KB, compressed."""
+
+_LARGEST = 8 << 20  # bytes of a piece when it is unpacked; more is not ours
+
+
+class Recency:
+    """One leader's. `clock` gives seconds since the epoch."""
+
+    def __init__(self, etcd: Etcd, keys: Keys, *, clock: Callable[[], float] = time.time) -> None:
+        self._etcd = etcd
+        self._keys = keys
+        self._clock = clock
+        self._used: dict[str, int] = {}  # ms since the epoch, by model
+        self._saved: dict[bytes, bytes] = {}  # what stands in etcd, as far as is known
+
+    async def load(self) -> None:
+        """What an earlier leader has left. Where none has, what the models' records say, as the predecessor's do.
+        Raises EtcdError."""
+        prefix = self._keys.recent
+        self._saved = {}
+        async for page in self._etcd.pages(prefix, after_prefix(prefix)):
+            for kv in page.kvs:
+                self._saved[kv.key] = kv.value
+                try:
+                    found = _unpack(kv.value)
+                except ValueError as error:
+                    log.warning("what was used last cannot be read in part", key=kv.key, why=str(error))
+                    continue
+                for model_id, used in found.items():
+                    self._note(model_id, used)
+        if not self._saved:
+            await self._load_records()
+
+    async def _load_records(self) -> None:
+        prefix = self._keys.registry
+
+        def told(model_id: str, value: bytes) -> int:
+            try:
+                return ModelRecord.decode(value).last_used_ms
+            except ValueError:
+                return 0
+
+        async for page in self._etcd.pages(prefix, after_prefix(prefix)):
+            for kv in page.kvs:
+                model_id = self._keys.model_of(kv.key)
+                if used := told(model_id, kv.value):
+                    self._note(model_id, used)
+            self._trim(2 * MOST)
+        self._trim(MOST)
+
+    def note(self, idle_ms: Mapping[str, int]) -> None:
+        """For how long models have not been used, as their agents say now."""
+        now = int(self._clock() * 1000)
+        for model_id, idle in idle_ms.items():
+            self._note(model_id, now - idle)
+        self._trim(MOST)
+
+    def forget(self, model_ids: Iterable[str]) -> None:
+        """They are not registered any more."""
+        for model_id in model_ids:
+            self._used.pop(model_id, None)
+
+    def newest(self, most: int, *, without: Callable[[str], bool]) -> list[tuple[str, int]]:
+        """The models that were used last and for which `without` is false, each with its idle time in ms."""
+        now = int(self._clock() * 1000)
+        found = ((used, model_id) for model_id, used in self._used.items() if not without(model_id))
+        return [(model_id, max(1, now - used)) for used, model_id in heapq.nlargest(most, found)]
+
+    async def save(self) -> None:
+        """Writes the pieces that have changed. Raises EtcdError."""
+        pieces = dict(self._pieces())
+        for key, value in pieces.items():
+            if self._saved.get(key) != value:
+                await self._etcd.put(key, value)
+                self._saved[key] = value
+        for key in self._saved.keys() - pieces.keys():
+            await self._etcd.delete(key)
+            del self._saved[key]
+
+    def _pieces(self) -> Iterator[tuple[bytes, bytes]]:
+        models = sorted(self._used.items(), key=lambda item: (-item[1], item[0]))
+        for number in range(0, len(models), PIECE):
+            yield self._keys.recent_piece(number // PIECE), _pack(dict(models[number : number + PIECE]))
+
+    def _note(self, model_id: str, used: int) -> None:
+        if used > self._used.get(model_id, 0):
+            self._used[model_id] = used
+
+    def _trim(self, most: int) -> None:
+        if len(self._used) > most:
+            kept = heapq.nlargest(most, self._used.items(), key=lambda item: item[1])
+            self._used = dict(kept)
+
+    def __contains__(self, model_id: str) -> bool:
+        return model_id in self._used
+
+
+def _pack(used: dict[str, int]) -> bytes:
+    return zlib.compress(json.dumps(used, separators=(",", ":"), ensure_ascii=False).encode(), 1)
+
+
+def _unpack(value: bytes) -> dict[str, int]:
+    """Raises ValueError where it is not such a piece."""
+    unpacking = zlib.decompressobj()
+    try:
+        text = unpacking.decompress(value, _LARGEST)
+        found = json.loads(text)
+    except (zlib.error, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(found, dict) or not all(type(used) is int for used in found.values()):
+        raise ValueError("it holds something else than times of use")
+    return found

@@ -1,0 +1,78 @@
+"""Loads what was used last into space that is free anyway: after a restart, and into pods that are new.
+
+A mesh of which everything was stopped comes back with empty pods and a registry of thousands. Whoever calls then waits
+for a load, but need not if the model was loaded before: so the leader has those loaded that were used last, a few at a
+time, behind every load that somebody waits for (see `placement.preload`).
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from mesh.telemetry import logs
+from placement import preload
+from placement.actions import Plan
+from placement.footprint import Footprint
+from placement.pod import Pod
+from router.dynamic import Current
+from router.leader.carrying import Carrying
+from router.leader.observing import Observer
+from router.leader.recency import Recency
+from router.view import View
+
+log = logs.get(__name__)
+
+CANDIDATES = 128
+"""Models that are looked at in one round."""
+
+REST = 60.0
+"""Seconds for which a model is not looked at again that found no place, or may not be loaded."""
+
+
+class Warming:
+    """One leader's."""
+
+    def __init__(self, *, view: View, observer: Observer, recency: Recency, carrying: Carrying) -> None:
+        self._view = view
+        self._observer = observer
+        self._recency = recency
+        self._carrying = carrying
+        self._loop = asyncio.get_running_loop()
+        self._resting: dict[str, float] = {}  # until when
+
+    async def plan(
+        self, pods: Sequence[Pod], settings: Current, *, wanted: Callable[[str], bool] = lambda model_id: False
+    ) -> Plan:
+        """What to load now. `wanted` models are somebody else's business. Raises EtcdError."""
+        if not any(pod.accepts and preload.has_space(pod) for pod in pods):
+            return Plan(())
+        now = self._loop.time()
+        self._resting = {model_id: until for model_id, until in self._resting.items() if until > now}
+        resident = set(self._view.models()) | {model_id for model_id, _ in self._carrying.loading()}
+        newest = self._recency.newest(
+            CANDIDATES,
+            without=lambda model_id: (
+                model_id in resident
+                or model_id in self._resting
+                or wanted(model_id)
+                or self._carrying.resting(model_id)
+            ),
+        )
+        if not newest:
+            return Plan(())
+        found = await self._observer.registrations([model_id for model_id, _ in newest])
+        self._recency.forget(model_id for model_id, registration in found.items() if registration is None)
+        idle = []
+        for model_id, idle_ms in newest:
+            registration = found.get(model_id)
+            if registration is None:
+                continue
+            record = registration.record
+            if record.quarantined or record.failures:
+                self._resting[model_id] = now + REST
+                continue
+            footprint = Footprint(record.host_bytes, record.device_bytes)
+            idle.append(preload.Idle(model_id, footprint, idle_ms, record.type))
+        plan = preload.plan(idle, pods, constraints=settings.constraints)
+        if not plan.actions:  # none of these finds a place: others have their turn
+            self._resting |= {one.model_id: now + REST for one in idle}
+        return plan
