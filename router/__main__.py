@@ -56,6 +56,23 @@ def main(
     rest_listen: Annotated[
         str, typer.Option(envvar="MESH_REST_LISTEN", help="Where REST clients call, with the grpc edge.")
     ] = "127.0.0.1:8008",
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(envvar="MESH_TLS_CERT", help="PEM file: clients call over TLS. Read anew when it is replaced."),
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(envvar="MESH_TLS_KEY", help="PEM file.")] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(envvar="MESH_TLS_CLIENT_CA", help="PEM file: clients must show a certificate that it signed."),
+    ] = None,
+    connection_age: Annotated[
+        float,
+        typer.Option(
+            envvar="MESH_CONNECTION_AGE",
+            min=0.0,
+            help="After so long clients are asked to connect anew, and so find new routers, s; 0: never.",
+        ),
+    ] = 0.0,
     probe: Annotated[str, typer.Option(envvar="MESH_PROBE", help="/ready, /live and /metrics.")] = "127.0.0.1:8089",
     workers: Annotated[str, typer.Option(envvar="MESH_WORKERS", help="auto: one for every two CPUs granted.")] = "auto",
     name: Annotated[str, typer.Option(envvar="MESH_NAME", help="Name of this router; default: the host's.")] = "",
@@ -91,6 +108,12 @@ def main(
     """Runs a router: one endpoint in front of all models of a mesh."""
     if edge not in ("envoy", "grpc"):
         raise typer.BadParameter(f"{edge!r} is neither envoy nor grpc", param_hint="--edge")
+    if (tls_cert is None) != (tls_key is None):
+        raise typer.BadParameter("give both --tls-cert and --tls-key, or neither", param_hint="--tls-cert")
+    if tls_client_ca is not None and tls_cert is None:
+        raise typer.BadParameter("it needs --tls-cert and --tls-key", param_hint="--tls-client-ca")
+    if edge == "grpc" and (tls_cert is not None or connection_age):
+        raise typer.BadParameter("TLS and --connection-age need Envoy: use --edge envoy", param_hint="--edge")
     try:
         logs.configure(level=log_level, fmt=log_format, process="router")  # type: ignore[arg-type]
     except ValueError as error:
@@ -101,6 +124,10 @@ def main(
         base=base.strip("/"),
         listen=_address(listen),
         edge=edge,
+        tls_certificate=str(tls_cert.absolute()) if tls_cert else "",
+        tls_key=str(tls_key.absolute()) if tls_key else "",
+        tls_client_ca=str(tls_client_ca.absolute()) if tls_client_ca else "",
+        connection_age=connection_age,
         rest_listen=_address(rest_listen),
         probe=_address(probe),
         workers=_workers(workers),

@@ -180,7 +180,9 @@ class RouterPod:
                 admin_socket=f"{settings.run_dir}/admin",
                 grpc_sockets=tuple(settings.socket(sockets.GRPC, index) for index in range(settings.workers)),
                 rest_sockets=tuple(settings.socket(sockets.REST, index) for index in range(settings.workers)),
+                tls=_tls(settings),
                 concurrency=cpus.available(),
+                max_connection_age=settings.connection_age,
             ),
             run_dir=self._dir,
         )
@@ -265,6 +267,14 @@ class RouterPod:
         await self._etcd.close()
         if self._own_dir:
             await asyncio.to_thread(shutil.rmtree, self._dir, ignore_errors=True)
+
+
+def _tls(settings: RouterSettings) -> config.Tls | None:
+    if not settings.tls_certificate:
+        return None
+    return config.Tls(
+        certificate=settings.tls_certificate, private_key=settings.tls_key, client_ca=settings.tls_client_ca
+    )
 
 
 def _say(line: str) -> None:

@@ -25,6 +25,10 @@ class RouterSettings:
     base: str = "mm/mesh"  # prefix of all keys, no trailing slash
     listen: str = "127.0.0.1:8033"
     edge: str = "envoy"  # or "grpc"
+    tls_certificate: str = ""  # path of a PEM file; empty: no TLS for clients
+    tls_key: str = ""
+    tls_client_ca: str = ""  # clients must show a certificate that it signed
+    connection_age: float = 0.0  # after which clients are asked to connect anew; 0: never
     rest_listen: str = "127.0.0.1:8008"  # REST has a port of its own only with the grpc edge
     probe: str = "127.0.0.1:8089"
     workers: int = 1  # 0: by the CPUs granted

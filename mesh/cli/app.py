@@ -1,12 +1,14 @@
 """The command line's tree: what stands before a command's name, and which module brings which command."""
 
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mesh.cli import bulk, infer, limits, options, pods, processes, registry, replay, serving, simulate, top
 from mesh.cli.exits import EXPLAINED
+from mesh.cli.trust import Trust
 
 HELP = """
 Thousands of models behind one endpoint.
@@ -64,8 +66,19 @@ def _callback(
             show_envvar=False,
         ),
     ] = "",
+    ca: Annotated[
+        Path | None,
+        typer.Option("--ca", envvar="MESH_CA", metavar="FILE", help="PEM file: whom to trust with an https endpoint."),
+    ] = None,
+    cert: Annotated[
+        Path | None,
+        typer.Option("--cert", envvar="MESH_CERT", metavar="FILE", help="PEM file: who you are, if the mesh asks."),
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", envvar="MESH_KEY", metavar="FILE", help="PEM file: the key of --cert.")
+    ] = None,
 ) -> None:
-    context.obj = options.Defaults(endpoint)
+    context.obj = options.Defaults(endpoint, Trust(ca, cert, key))
 
 
 def _version() -> None:

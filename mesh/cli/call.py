@@ -14,6 +14,7 @@ from mesh.cli import tensors
 from mesh.cli.client import Client
 from mesh.cli.exits import CommandError, Refused, Unreachable
 from mesh.cli.tensors import Array
+from mesh.cli.trust import SYSTEM, Trust
 from mesh.pb import details_pb2, inference_pb2
 
 MAX_MESSAGE = 2**31 - 1
@@ -71,13 +72,13 @@ class Rest:
 class Grpc:
     """V2 over gRPC."""
 
-    def __init__(self, endpoint: str, timeout: float) -> None:
+    def __init__(self, endpoint: str, timeout: float, trust: Trust = SYSTEM) -> None:
         url = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
         self.address = url.netloc if url.port else f"{url.netloc}:{443 if url.scheme == 'https' else 80}"
         self._timeout = timeout
         channel_options = [(f"grpc.max_{way}_message_length", MAX_MESSAGE) for way in ("send", "receive")]
         if url.scheme == "https":
-            credentials = grpc.ssl_channel_credentials()
+            credentials = trust.credentials()
             self._channel = grpc.aio.secure_channel(self.address, credentials, options=channel_options)
         else:
             self._channel = grpc.aio.insecure_channel(self.address, options=channel_options)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
 
 from mesh.cli.exits import Refused, Unreachable
+from mesh.cli.trust import SYSTEM, Trust
 
 if TYPE_CHECKING:  # it takes a quarter of a second to import, and `mesh --help` should not
     import aiohttp
@@ -46,15 +47,17 @@ def model_path(model_id: str, rest: str = "") -> str:
 class Client:
     """One session with one mesh: `async with Client(endpoint) as client`. `timeout` is of one request, in seconds."""
 
-    def __init__(self, endpoint: str, *, timeout: float = 30.0) -> None:
+    def __init__(self, endpoint: str, *, timeout: float = 30.0, trust: Trust = SYSTEM) -> None:
         self.endpoint = normalize(endpoint)
+        self._trust = trust
         self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         import aiohttp
 
-        self._session = aiohttp.ClientSession()
+        secure = self._trust.context() if self.endpoint.startswith("https:") else True
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=secure))
         return self
 
     async def __aexit__(
@@ -165,6 +168,11 @@ class Client:
             return Unreachable(
                 f"nothing answers at {self.endpoint}: is the mesh up? "
                 "Start one with `mesh up`, or name another with --endpoint or MESH_ENDPOINT"
+            )
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            return Unreachable(
+                f"{self.endpoint} shows a certificate that is not trusted: {error.certificate_error}. "
+                "Name its authority with --ca or MESH_CA"
             )
         if isinstance(error, aiohttp.ClientConnectorError):
             return Unreachable(f"{self.endpoint} cannot be reached: {error.os_error or error}")

@@ -76,7 +76,7 @@ def infer(
         if rest:
             carrier = call.Rest(client, timeout)
         else:
-            carrier = call.Grpc(grpc_endpoint or client.endpoint, timeout)
+            carrier = call.Grpc(grpc_endpoint or client.endpoint, timeout, options.trust_of(context))
         try:
             if not request.inputs:
                 metadata = await carrier.metadata(model)

@@ -10,6 +10,7 @@ import typer
 from mesh.cli import output
 from mesh.cli.client import DEFAULT_ENDPOINT, Client, normalize
 from mesh.cli.exits import CommandError, Exit
+from mesh.cli.trust import SYSTEM, Trust
 
 T = TypeVar("T")
 
@@ -30,8 +31,9 @@ PROCESSES = "Processes"
 class Defaults:
     """What was said before the command's name, kept as the context's object."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, trust: Trust = SYSTEM) -> None:
         self.endpoint = endpoint
+        self.trust = trust
 
 
 def text_or_file(text: str) -> str:
@@ -54,6 +56,12 @@ def endpoint_of(context: typer.Context, endpoint: str) -> str:
         raise typer.BadParameter(str(error), param_hint="--endpoint") from error
 
 
+def trust_of(context: typer.Context) -> Trust:
+    """Whom to trust, as it was said before the command's name or by the environment."""
+    defaults = context.find_object(Defaults)
+    return defaults.trust if defaults is not None else SYSTEM
+
+
 def run(
     context: typer.Context,
     command: Callable[[Client], Awaitable[T]],
@@ -65,7 +73,7 @@ def run(
     """Runs a command's coroutine with a client. A CommandError is printed and ends the process with its code."""
 
     async def session() -> T:
-        async with Client(endpoint_of(context, endpoint), timeout=timeout) as client:
+        async with Client(endpoint_of(context, endpoint), timeout=timeout, trust=trust_of(context)) as client:
             return await command(client)
 
     return guarded(lambda: asyncio.run(session()), as_json=as_json)

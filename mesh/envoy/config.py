@@ -12,6 +12,8 @@ Which process runs it, and when it is restarted, is in `mesh.envoy.minder`.
 """
 
 import json
+import os
+import ssl
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,15 +27,36 @@ _HTTP_OPTIONS = _TYPE + "upstreams.http.v3.HttpProtocolOptions"
 GRPC_CLUSTER = "grpc"
 REST_CLUSTER = "rest"
 STAT_PREFIX = "edge"
+_CERTIFICATE, _CLIENT_CA = "edge-certificate", "client-authority"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """TLS at the listener. All are paths of PEM files."""
+    """TLS at the listener. All are paths of PEM files, which are read anew when one in their folder is replaced: by a
+    rename, as Kubernetes does it too. Connections that are there stay."""
 
     certificate: str
     private_key: str
     client_ca: str = ""  # set: clients must show a certificate that it signed
+
+    def check(self) -> None:
+        """Raises ValueError where these files cannot work; Envoy itself would wait for better ones."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self.certificate, self.private_key)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"the certificate {self.certificate} does not work with the key {self.private_key}: {_reason(error)}"
+            ) from error
+        if self.client_ca:
+            try:
+                context.load_verify_locations(self.client_ca)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{self.client_ca} holds no authority for clients: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or getattr(error, "reason", None) or error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +69,7 @@ class Settings:
     grpc_sockets: tuple[str, ...]  # one for each worker
     rest_sockets: tuple[str, ...]
     tls: Tls | None = None
+    secrets_dir: str = ""  # with `tls`: where the files of `secrets` are
     concurrency: int = 1  # threads of Envoy's own
 
     max_connections: int = 20_000  # of clients
@@ -90,6 +114,7 @@ def bootstrap(settings: Settings) -> dict[str, Any]:
                 "use a shorter run directory"
             )
     config: dict[str, Any] = {
+        "node": {"id": "mesh", "cluster": "mesh"},  # it wants a name to watch certificates
         # Private to this user; never on a port.
         "admin": {"address": {"pipe": {"path": settings.admin_socket, "mode": 0o600}}},
         "static_resources": {
@@ -111,12 +136,40 @@ def encode(settings: Settings) -> bytes:
     return json.dumps(bootstrap(settings), indent=1).encode()
 
 
+def secrets(settings: Settings) -> dict[str, bytes]:
+    """The files that belong into `secrets_dir`, by name: through them Envoy watches the certificates."""
+    tls = settings.tls
+    if tls is None:
+        return {}
+    found = {
+        _CERTIFICATE: {
+            "tls_certificate": {
+                "certificate_chain": {"filename": tls.certificate},
+                "private_key": {"filename": tls.private_key},
+                "watched_directory": {"path": os.path.dirname(tls.certificate)},
+            }
+        }
+    }
+    if tls.client_ca:
+        found[_CLIENT_CA] = {
+            "validation_context": {
+                "trusted_ca": {"filename": tls.client_ca},
+                "watched_directory": {"path": os.path.dirname(tls.client_ca)},
+            }
+        }
+    kind = _TYPE + "transport_sockets.tls.v3.Secret"
+    return {
+        f"{name}.json": json.dumps({"resources": [{"@type": kind, "name": name, **secret}]}).encode()
+        for name, secret in found.items()
+    }
+
+
 def _listener(settings: Settings) -> dict[str, Any]:
     chain: dict[str, Any] = {
         "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": _manager(settings)}]
     }
     if settings.tls is not None:
-        chain["transport_socket"] = _tls(settings.tls)
+        chain["transport_socket"] = _tls(settings.tls, settings.secrets_dir)
     return {
         "name": "edge",
         "address": {"socket_address": {"address": settings.host, "port_value": settings.port}},
@@ -328,25 +381,25 @@ def _heap_action(name: str, at: float) -> dict[str, Any]:
     return {"name": name, "triggers": [trigger]}
 
 
-def _tls(tls: Tls) -> dict[str, Any]:
+def _tls(tls: Tls, folder: str) -> dict[str, Any]:
     context: dict[str, Any] = {
         "alpn_protocols": ["h2", "http/1.1"],
         "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
-        "tls_certificates": [
-            {
-                "certificate_chain": {"filename": tls.certificate},
-                "private_key": {"filename": tls.private_key},
-            }
-        ],
+        "tls_certificate_sds_secret_configs": [_secret(_CERTIFICATE, folder)],
     }
     downstream: dict[str, Any] = {
         "@type": _TYPE + "transport_sockets.tls.v3.DownstreamTlsContext",
         "common_tls_context": context,
     }
     if tls.client_ca:
-        context["validation_context"] = {"trusted_ca": {"filename": tls.client_ca}}
+        context["validation_context_sds_secret_config"] = _secret(_CLIENT_CA, folder)
         downstream["require_client_certificate"] = True
     return {"name": "envoy.transport_sockets.tls", "typed_config": downstream}
+
+
+def _secret(name: str, folder: str) -> dict[str, Any]:
+    source = {"path_config_source": {"path": f"{folder}/{name}.json"}, "resource_api_version": "V3"}
+    return {"name": name, "sds_config": source}
 
 
 def _seconds(value: float) -> str:

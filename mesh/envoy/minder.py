@@ -137,6 +137,8 @@ class Minder:
         try:
             settings = replace(self._settings, host=await _address_of(self._settings.host))
             check_free(settings.host, settings.port)
+            if settings.tls is not None:
+                settings = replace(settings, secrets_dir=str(self._config_path.parent))
             self._settings = config.fit(settings, _open_files())
             self._write_config()
             self._session = aiohttp.ClientSession(
@@ -203,9 +205,13 @@ class Minder:
 
     def _write_config(self) -> None:
         try:
+            if self._settings.tls is not None:
+                self._settings.tls.check()
             text = config.encode(self._settings)
         except ValueError as error:
             raise EnvoyError(str(error)) from error
+        for name, secret in config.secrets(self._settings).items():
+            (Path(self._settings.secrets_dir) / name).write_bytes(secret)
         self._config_path.write_bytes(text)
 
     async def _launch(self) -> None:

@@ -116,9 +116,13 @@ def certificate(tmp_path):
 def test_envoy_itself_accepts_it(tmp_path, certificate, variant):
     settings = SETTINGS
     if variant != "plain":
-        settings = replace(settings, tls=certificate, heap=1 << 30, max_connection_age=600, concurrency=4)
+        settings = replace(
+            settings, tls=certificate, secrets_dir=str(tmp_path), heap=1 << 30, max_connection_age=600, concurrency=4
+        )
     if variant == "mutual":
         settings = replace(settings, tls=replace(certificate, client_ca=certificate.certificate))
+    for name, secret in config.secrets(settings).items():
+        (tmp_path / name).write_bytes(secret)
     path = tmp_path / "envoy.json"
     path.write_bytes(config.encode(settings))
     argv = [

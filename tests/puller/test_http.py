@@ -17,7 +17,7 @@ from puller.http_client import HttpPolicy
 from puller.provider import Listing, RemoteFile
 from puller.puller import Puller
 from puller.source import Source
-from tests.puller.certificates import certificate
+from tests.support.certificates import certificate
 from tests.support.waiting import until
 
 CONTENT = os.urandom(100_000)

@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import urllib.error
@@ -133,8 +134,9 @@ class LocalMesh:
         runtime_options: Iterable[str] = (),
         router_options: Iterable[str] = (),
         labels: Mapping[str, str] | None = None,
+        trust: ssl.SSLContext | None = None,
     ) -> None:
-        """`labels` are of pods, by name, separated by commas."""
+        """`labels` are of pods, by name, separated by commas. `trust`: the routers were told to speak TLS."""
         self.folder = folder
         self.etcd = etcd
         self.edge = edge
@@ -146,6 +148,7 @@ class LocalMesh:
         self.runtime_options = list(runtime_options)
         self.router_options = list(router_options)
         self.labels = labels or {}
+        self.trust = trust
         self.pods = [self._pod(f"pod-{number}") for number in range(1, pods + 1)]
         self.routers = [self._router(f"router-{number}") for number in range(1, routers + 1)]
         self.channels: list[grpc.aio.Channel] = []
@@ -182,7 +185,8 @@ class LocalMesh:
     def rest_url(self, router: int = 0) -> str:
         """Base URL for REST clients: the same port behind Envoy, one of its own beside grpc.aio."""
         port, rest, _ = self.ports[self.routers[router].name]
-        return f"http://127.0.0.1:{port if self.edge == 'envoy' else rest}"
+        scheme = "http" if self.trust is None else "https"
+        return f"{scheme}://127.0.0.1:{port if self.edge == 'envoy' else rest}"
 
     def probe_url(self, router: int = 0) -> str:
         """Base URL of the router pod's probes."""
@@ -243,11 +247,10 @@ class LocalMesh:
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         return await asyncio.to_thread(self._request, method, self.rest_url(router) + path, data, headers or {}, 60)
 
-    @staticmethod
-    def _request(method: str, url: str, data: bytes | None, headers: dict[str, str], timeout: float) -> Reply:
+    def _request(self, method: str, url: str, data: bytes | None, headers: dict[str, str], timeout: float) -> Reply:
         request = urllib.request.Request(url, data=data, method=method, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
+            with urllib.request.urlopen(request, timeout=timeout, context=self.trust) as answer:
                 return Reply(answer.status, answer.read(), answer.headers)
         except urllib.error.HTTPError as error:
             return Reply(error.code, error.read(), error.headers)

@@ -1,0 +1,43 @@
+"""Whom the command line trusts, and what it shows of itself, where the mesh answers over TLS."""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mesh.cli.exits import CommandError, Exit
+
+if TYPE_CHECKING:  # it takes a quarter of a second to import, and `mesh --help` should not
+    import grpc
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """PEM files. Without `ca` it is the system's authorities that count."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """For REST. Raises CommandError."""
+        try:
+            context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
+            if self.certificate is not None:
+                context.load_cert_chain(self.certificate, self.private_key)
+        except (OSError, ValueError) as error:
+            files = ", ".join(str(path) for path in (self.ca, self.certificate, self.private_key) if path is not None)
+            raise CommandError(f"TLS cannot be set up with {files}: {error}", code=Exit.USAGE) from error
+        return context
+
+    def credentials(self) -> "grpc.ChannelCredentials":
+        """For gRPC. Raises CommandError."""
+        import grpc
+
+        self.context()  # which says what is wrong with the files; grpc only fails to connect
+        certificate = self.certificate.read_bytes() if self.certificate else None
+        key = (self.private_key or self.certificate or Path()).read_bytes() if certificate else None
+        return grpc.ssl_channel_credentials(self.ca.read_bytes() if self.ca else None, key, certificate)
+
+
+SYSTEM = Trust()
