@@ -12,6 +12,7 @@ the coarse ranking of `choice` is for.
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
+from placement.footprint import Footprint
 from placement.pod import Pod
 
 EXPIRY_MS = 15_000
@@ -57,13 +58,16 @@ class Debits:
         self._of.setdefault(pod, {})[key] = debit
         self._debited.pop(pod, None)
 
-    def done(self, key: Hashable, *, loaded: bool = True) -> None:
-        """The load has ended. Without `loaded` its bytes are free again; with it, they wait for the publication."""
+    def done(self, key: Hashable, *, loaded: bool = True, measured: Footprint | None = None) -> None:
+        """The load has ended. Without `loaded` its bytes are free again; with it, they wait for the publication, as
+        many as were `measured`."""
         debit = self._debits.get(key)
         if debit is None:
             return
         if loaded:
             debit.loading = False
+            if measured is not None:
+                debit.bytes, debit.device_bytes = measured.host_bytes, measured.device_bytes
             self._debited.pop(debit.pod, None)
         else:
             self._drop(key)

@@ -425,10 +425,12 @@ class ColdStart:
         self._failures.tried(pod.name, self._now_ms())
         self._debits.sent(pod.name, self.size_of(record), self._now_ms(), debit)
         flight.asked.set()
-        loaded = False
+        loaded, measured = False, None
         try:
             reply = await self._agents.load(pod, request, timeout=self._settings.load_wait)
             loaded = reply.WhichOneof("outcome") == "loaded"
+            if loaded:
+                measured = Footprint(reply.loaded.host_bytes, reply.loaded.device_bytes)
             pod.agent_failed_at = 0.0
             return reply
         except Timeout as error:
@@ -440,7 +442,7 @@ class ColdStart:
                 self._view.failed(pod, self._loop.time())
             raise _Next from error
         finally:
-            self._debits.done(debit, loaded=loaded)
+            self._debits.done(debit, loaded=loaded, measured=measured)
 
     def _loaded(self, pod: Pod, registration: Registration, answer: agent_pb2.LoadReply.Loaded) -> Copy | None:
         if answer.load_ms:

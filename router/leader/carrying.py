@@ -10,6 +10,7 @@ from mesh.statuses import MeshError
 from mesh.telemetry import logs
 from placement.actions import Action, Kind
 from placement.debits import Debits
+from placement.footprint import Footprint
 from placement.limits import TypeLimits
 from router.agents import Agent, Timeout, Unreachable, load_request
 from router.registry import Registry
@@ -131,12 +132,13 @@ class Carrying:
         request = load_request(registration, idle_ms=idle_ms, reason=reason, pinned=pinned, expected_copies=expected)
         debit = (model_id, name)
         self._debits.sent(name, record.host_bytes, _now_ms(), debit)
-        loaded = False
+        loaded, measured = False, None
         try:
             reply = await self._agents.load(pod, request, timeout=LOAD_TIMEOUT)
             outcome = reply.WhichOneof("outcome")
             loaded = outcome == "loaded"
             if loaded:
+                measured = Footprint(reply.loaded.host_bytes, reply.loaded.device_bytes)
                 self._view.loaded(
                     model_id,
                     pod,
@@ -159,7 +161,7 @@ class Carrying:
         except Unreachable as error:
             return str(error)
         finally:
-            self._debits.done(debit, loaded=loaded)
+            self._debits.done(debit, loaded=loaded, measured=measured)
 
     async def _unload(self, action: Action) -> None:
         pod = self._view.pods.get(action.pod)

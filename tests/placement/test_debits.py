@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from placement.choice import choose
 from placement.debits import EXPIRY_MS, SETTLE_MS, Debits
+from placement.footprint import Footprint
 from placement.pod import Pod
 
 
@@ -29,6 +30,17 @@ def test_the_end_of_a_load():
     debits.done("never sent")
     (seen,) = debits.apply([pod], 1)
     assert (seen.used_bytes, seen.loads_in_progress) == (30, 0)
+
+
+def test_what_was_measured_replaces_what_was_guessed():
+    """A load of unknown size is sent as nothing, or as too much; its answer says what it takes."""
+    debits = Debits()
+    pod = Pod("a", 100, device_capacity_bytes=100)
+    debits.sent("a", 0, 0, "m1")
+    debits.apply([pod], 1)
+    debits.done("m1", measured=Footprint(40, 10))
+    (seen,) = debits.apply([pod], 2)
+    assert (seen.used_bytes, seen.device_used_bytes) == (40, 10)
 
 
 def test_a_publication_settles_only_what_it_can_contain():
