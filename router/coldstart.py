@@ -96,6 +96,7 @@ class _Flight:
         "failed",
         "idle_ms",
         "model_id",
+        "quiet",
         "refusals",
         "waiters",
         "why",
@@ -111,6 +112,7 @@ class _Flight:
         self.expected: float | None = None  # when the load should be done, on the loop's clock
         self.changed = asyncio.Event()  # the view has changed for this model, or pods have
         self.asked = asyncio.Event()  # an agent has been asked
+        self.quiet: tuple[Pod, agent_pb2.LoadRequest] | None = None  # what one is asked now, while no call waits
         self.excluded: dict[str, str] = {}  # pods not to choose, and why
         self.failed: dict[str, str] = {}  # pods in which it failed, newest last, and the loader's text
         self.refusals: list[tuple[Reason, str]] = []
@@ -190,6 +192,9 @@ class ColdStart:
         if (late := self._too_late(flight, place, now)) is not None:
             raise late
         flight.idle_ms = min(flight.idle_ms, idle_ms)
+        if flight.quiet is not None and not flight.idle_ms:
+            quiet, flight.quiet = flight.quiet, None
+            self._tasks.spawn(self._hurry(*quiet), f"hurry {model_id}")
         flight.waiters[waiter] = place
         flight.bytes += size
         self._waiters += 1
@@ -425,6 +430,7 @@ class ColdStart:
         self._failures.tried(pod.name, self._now_ms())
         self._debits.sent(pod.name, self.size_of(record), self._now_ms(), debit)
         flight.asked.set()
+        flight.quiet = (pod, request) if flight.idle_ms else None
         loaded, measured = False, None
         try:
             reply = await self._agents.load(pod, request, timeout=self._settings.load_wait)
@@ -442,7 +448,18 @@ class ColdStart:
                 self._view.failed(pod, self._loop.time())
             raise _Next from error
         finally:
+            flight.quiet = None
             self._debits.done(debit, loaded=loaded, measured=measured)
+
+    async def _hurry(self, pod: Pod, request: agent_pb2.LoadRequest) -> None:
+        """Tells the agent that a call waits now for what it was asked to load in its own time. It joins the two."""
+        urgent = agent_pb2.LoadRequest()
+        urgent.CopyFrom(request)
+        urgent.idle_ms = 0
+        try:
+            await self._agents.load(pod, urgent, timeout=self._settings.load_wait)
+        except (Timeout, Unreachable):
+            pass  # whoever asked first is told the same, and acts on it
 
     def _loaded(self, pod: Pod, registration: Registration, answer: agent_pb2.LoadReply.Loaded) -> Copy | None:
         if answer.load_ms:

@@ -122,9 +122,10 @@ class Loading:
         self._sizes = Sizes()
         self._space = asyncio.Event()
 
-    def lift(self, model_id: str) -> None:
-        """A caller has come for a load that may have been queued without one."""
-        self._turns.lift(model_id)
+    def lift(self, entry: Entry) -> None:
+        """A caller has come for a load that may have begun without one: from now on it is as urgent as any other."""
+        entry.idle_ms = 0
+        self._turns.lift(entry.model_id)
 
     def queued(self) -> QueueStatistics:
         """The loads that wait for the model server."""
@@ -180,7 +181,7 @@ class Loading:
         if not await self._wait_for_space(entry):
             text = f"{format_bytes(entry.weight)} were not free after {_SPACE_WAIT:g} s: victims have calls in flight"
             return Refused(Reason.NO_ROOM, text)
-        async with self._turns.turn(want.model_id, idle_ms=want.idle_ms):
+        async with self._turns.turn(want.model_id, idle_ms=entry.idle_ms):
             parts.meters.queue_ms.observe((time.monotonic() - waiting) * 1000)
             size = await self._serve(want, entry, pulled)
         if not isinstance(size, Size):
@@ -235,7 +236,7 @@ class Loading:
                 want.type, file_bytes=pulled.bytes, limit_bytes=max(ledger.capacity_bytes, 1)
             ).footprint
         room = ledger.room_for(
-            max(size.host_bytes, size.device_bytes), idle_ms=want.idle_ms, spares=spares, for_whom=want.model_id
+            max(size.host_bytes, size.device_bytes), idle_ms=entry.idle_ms, spares=spares, for_whom=want.model_id
         )
         if (refused := no_room(room)) is not None:
             return refused
@@ -307,7 +308,7 @@ class Loading:
             return Refused(Reason.NOWHERE, text + format_bytes(ledger.capacity_bytes))
         if ledger.free_bytes < 0:
             room = ledger.room_for(
-                0, idle_ms=want.idle_ms, spares=spares, keep=(want.model_id,), for_whom=want.model_id
+                0, idle_ms=entry.idle_ms, spares=spares, keep=(want.model_id,), for_whom=want.model_id
             )
             if (refused := no_room(room)) is not None:
                 return Refused(refused.reason, f"it takes {format_bytes(entry.weight)} in memory: {refused.text}")
@@ -320,7 +321,7 @@ class Loading:
             records.LOADED,
             host_bytes=size.host_bytes,
             device_bytes=size.device_bytes,
-            age_ms=want.idle_ms,
+            age_ms=entry.idle_ms,
             type=want.type,
         )
         parts.keys.put(want.model_id, record)

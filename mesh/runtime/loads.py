@@ -80,7 +80,7 @@ class Loads:
             if flight is not None:
                 if flight.want.revision == want.revision and not flight.withdrawn:
                     if not want.idle_ms:
-                        self._loading.lift(model_id)
+                        self._loading.lift(flight.entry)
                     outcome = await asyncio.shield(flight.future)
                     return replace(outcome, load_ms=0) if isinstance(outcome, Loaded) else outcome
                 if flight.want.revision > want.revision:

@@ -428,6 +428,30 @@ async def test_no_more_loads_in_the_server_than_its_turns() -> None:
         assert all(isinstance(outcome, Loaded) for outcome in await asyncio.gather(first, second))
 
 
+@pytest.mark.parametrize("stage", ["queued", "pulling"])
+async def test_a_caller_makes_a_load_urgent_that_began_without_one(stage: str) -> None:
+    """Whether it stands in the queue yet or not; and nobody takes the copy for one that is not wanted."""
+    async with FakePod(concurrency=1) as pod:
+        hour = 3_600_000
+        first = pod.server.hold("load", "first")
+        files = pod.files.held["m"] = asyncio.Event()
+        if stage == "queued":
+            files.set()
+        begun = [asyncio.create_task(pod.load(name, idle_ms=hour)) for name in ("first", "other", "m")]
+        ready = {"other"} if stage == "pulling" else {"other", "m"}
+        await until(lambda: {n for n, e in pod.ledger.entries.items() if e.state is State.WAITING} == ready)
+        await pod.asked("load", "first")
+        caller = asyncio.create_task(pod.load("m"))
+        await until(lambda: pod.ledger.idle_ms(pod.entry("m")) < hour, why="the caller has come")
+        files.set()
+        await until(lambda: pod.entry("m").state is State.WAITING)
+        await asyncio.sleep(0)
+        first.set()
+        await asyncio.gather(*begun, caller)
+        assert [name for what, name in pod.server.asked if what == "load"] == ["first", "m", "other"]
+        assert pod.ledger.idle_ms(pod.entry("m")) < hour
+
+
 async def test_closing_ends_what_has_not_reached_the_server(pod: FakePod) -> None:
     """What is being loaded is finished."""
     go = pod.server.hold("load", "loading")

@@ -550,6 +550,24 @@ async def test_a_call_that_joins_makes_the_load_urgent(core):
     assert core.agents.loads[0][1].idle_ms == 0
 
 
+async def test_a_call_that_joins_later_makes_the_load_urgent_at_the_agent(core):
+    """It was asked before, for nobody in particular; it is told once, and does not load twice for it."""
+    one_pod(core)
+    done = held(core)
+    quiet = asyncio.create_task(core.coldstart.load("m", idle_ms=3_600_000))
+    await until(lambda: core.agents.loads)
+    calls = [core.call(), core.call()]
+    await until(lambda: len(core.agents.loads) > 1)
+    assert [request.idle_ms for _, request in core.agents.loads] == [3_600_000, 0]
+    done.set()
+    await quiet
+    await core.reaches("a", 2)
+    for sent in core.sent("a"):
+        sent.reply()
+    assert [call.code for call in calls] == [Code.OK, Code.OK]
+    assert len(core.agents.loads) == 2
+
+
 async def test_beginning_returns_once_an_agent_was_asked(core):
     one_pod(core)
     event = held(core)
