@@ -488,6 +488,7 @@ class ColdStart:
 
     def _failed(self, flight: _Flight, pod: Pod, answer: agent_pb2.LoadReply.Failed) -> None:
         self._meter.load_failures.inc()
+        self._registry.forget(flight.model_id)  # the agent has written it into the record: the next flight reads it
         if answer.reason in (Reason.QUARANTINED.name, Reason.NOWHERE.name):
             raise MeshError(Reason[answer.reason], answer.text)
         flight.failed.pop(pod.name, None)

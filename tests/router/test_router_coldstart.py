@@ -338,6 +338,22 @@ async def test_after_failures_in_three_pods_the_callers_get_the_models_own_error
     assert len({pod for pod, _ in core.agents.loads}) == 3
 
 
+async def test_what_has_just_failed_is_not_tried_again(core):
+    """The agent writes the failure into the record; what was remembered of it from before does not count."""
+
+    def fail(request):
+        core.register(failures=core.failed_in("a"))
+        core.registry.remember(before)
+        return fakecalls.failed("line 3 is wrong")
+
+    one_pod(core, fail)
+    await core.registry.read("m")
+    before = core.registry.remembered("m")
+    for text in ("line 3 is wrong", "a says no"):
+        assert (await core.answered(core.call())).text == text
+    assert len(core.agents.loads) == 1
+
+
 async def test_a_failure_in_one_pod_is_tried_in_another(core):
     core.register()
     core.world.pod("a", capacity=1 << 50)
