@@ -15,7 +15,7 @@ from mesh.runtime.loading import Loading, Parts, no_room
 from mesh.runtime.meters import Meters
 from mesh.runtime.outcomes import Failed, Loaded, Outcome, Refused, Stale, Want
 from mesh.runtime.tasks import Tasks
-from mesh.runtime.unloads import Unloads
+from mesh.runtime.unloads import Server, Unloads
 from mesh.statuses import Reason
 from mesh.telemetry import logs
 
@@ -23,6 +23,8 @@ log = logs.get(__name__)
 
 MAX_LOADS = 1024
 """Loads in this pod, whatever they wait for; beyond that another pod is the better choice."""
+
+_ASK = 2.0  # seconds for the model server to say whether it has a model
 
 
 class _Flight:
@@ -63,6 +65,7 @@ class Loads:
     def __init__(self, parts: Parts, decisions: Decisions, *, loading: Loading | None = None) -> None:
         self._ledger: Ledger = parts.ledger
         self._unloads: Unloads = parts.unloads
+        self._server: Server = parts.server
         self._meters: Meters = parts.meters
         self._why_refused: Callable[[], Refused | None] = parts.why_refused
         self._decisions = decisions
@@ -90,8 +93,13 @@ class Loads:
             elif entry is None:
                 break
             elif entry.state is State.LOADED and entry.revision == want.revision:
-                entry.pinned = want.pinned
-                return Loaded(entry.host_bytes, entry.device_bytes, 0)
+                held = await self._held(model_id)
+                if entry not in self._ledger or entry.state is not State.LOADED:
+                    continue
+                if held:
+                    entry.pinned = want.pinned
+                    return Loaded(entry.host_bytes, entry.device_bytes, 0)
+                self._unloads.start(entry, "the model server does not have it any more")
             elif entry.revision > want.revision:
                 return Stale()
             else:
@@ -108,6 +116,12 @@ class Loads:
         self._flights[model_id] = flight
         flight.task = self._tasks.start(self._fly(flight), f"load {model_id}")
         return await asyncio.shield(flight.future)
+
+    async def _held(self, model_id: str) -> bool:
+        """Whether the model server has what the ledger says that it has. Whoever asks for a copy that is here may have
+        been told that it is not: a server may lose one without dying, or be told to by somebody else."""
+        spi = await self._server.ready(0.0)
+        return spi is None or await spi.holds(model_id, timeout=_ASK)
 
     async def outdated(self, model_id: str, revision: int) -> bool:
         """As `withdraw`, for a registration that is not the current one; whoever waits for its load is told so."""

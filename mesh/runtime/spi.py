@@ -134,6 +134,14 @@ class Spi:
             return Size(0)  # it serves; what was predicted stands
         return _told_size(told) or Size(reply.sizeInBytes)
 
+    async def holds(self, model_id: str, *, timeout: float) -> bool:
+        """Whether the server has that model; also where it does not say. False: it says that it has not."""
+        try:
+            await self._call(self._stub.modelSize, pb.ModelSizeRequest(modelId=model_id), timeout=timeout)
+        except SpiError as error:
+            return error.code is not Code.NOT_FOUND
+        return True
+
     async def unload(self, model_id: str, *, copy: bytes, timeout: float) -> None:
         """Frees a model; one that is not there is fine. Raises SpiError: it may be there still."""
         metadata = [(headers.SPI_COPY, copy.decode())]

@@ -53,6 +53,17 @@ async def test_what_is_there_is_answered_at_once(pod: FakePod) -> None:
     assert pod.server.asked == [("load", "m")]
 
 
+async def test_what_the_server_has_lost_is_loaded_again(pod: FakePod) -> None:
+    """It does not die of it, so nobody tells; who asks for the copy has been told that it is not here."""
+    await pod.fill("m", size=10)
+    pod.server.models.clear()
+    outcomes = await asyncio.gather(*(pod.load("m", 10) for _ in range(3)))
+    assert all(isinstance(outcome, Loaded) for outcome in outcomes)
+    assert pod.server.asked == [("load", "m"), ("unload", "m"), ("load", "m")]
+    assert pod.server.models == {"m": "/m/10"}
+    assert pod.ledger.committed_bytes == pod.ledger.physical_bytes == 10
+
+
 async def test_callers_share_one_load(pod: FakePod) -> None:
     """One of them is told how long it took; the others have joined."""
     go = pod.server.hold("load", "m")
