@@ -16,7 +16,7 @@ from mesh import cpus
 from mesh import settings as texts
 from mesh.runtime import memory
 from mesh.runtime.agent import Agent, StartError
-from mesh.runtime.settings import RuntimeSettings
+from mesh.runtime.settings import SERVER, RuntimeSettings
 from mesh.telemetry import logs
 from placement import policies
 
@@ -144,6 +144,11 @@ def main(
         float,
         typer.Option(envvar="MESH_HANG_TIMEOUT", min=1.0, help="Silence of the model server before it is replaced, s."),
     ] = 10.0,
+    server_module: Annotated[
+        str,
+        # For tests, which fake the server: no operator needs it.
+        typer.Option(envvar="MESH_SERVER_MODULE", hidden=True, help="Python module run as the model server."),
+    ] = SERVER,
     check_interval: Annotated[
         float, typer.Option(envvar="MESH_CHECK_INTERVAL", min=0.1, help="Between comparisons with the registry, s.")
     ] = 30.0,
@@ -197,6 +202,7 @@ def main(
         max_message=_size(max_message, "--max-message"),
         etcd_wait=etcd_wait,
         hang_timeout=hang_timeout,
+        server_module=server_module,
         check_interval=check_interval,
         log_format=log_format,
         log_level=log_level,

@@ -239,6 +239,7 @@ class Agent:
         for attempt in range(1, _PORT_TRIES + 1):
             data = format_address(host, port or process.free_port(host))
             argv = serverprocess.argv(
+                module=settings.server_module,
                 data=data,
                 incarnation=self.incarnation,
                 board=self._run_dir.path / "board",

@@ -278,6 +278,7 @@ class ServerProcess:
 
 def argv(
     *,
+    module: str,
     data: str,
     incarnation: str,
     board: Path,
@@ -291,7 +292,7 @@ def argv(
     log_format: str,
     log_level: str,
 ) -> tuple[str, ...]:
-    """The command line of our ONNX server, without its socket."""
+    """The command line of our ONNX server, or of a module that takes the same one, without its socket."""
     options = {
         "data": data,
         "incarnation": incarnation,
@@ -307,7 +308,7 @@ def argv(
         "log-level": log_level,
     }
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    return (sys.executable, "-m", "mesh.runtime.server", *words)
+    return (sys.executable, "-m", module, *words)
 
 
 def private_bytes(pid: int) -> int:

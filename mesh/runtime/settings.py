@@ -7,6 +7,8 @@ from pathlib import Path
 from mesh.settings import EtcdSettings, parse_address
 
 MIB = 1 << 20
+SERVER = "mesh.runtime.server"
+"""Our ONNX server. Another module must take its command line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class RuntimeSettings:
     drain_timeout: float = 20.0
     eviction: str = "lru"  # which copies make way first: a policy of `placement`
     max_message: int = 16 * MIB
+    server_module: str = SERVER  # what is run as the model server
     hang_timeout: float = 10.0  # silence of the model server after which it is asked, and then killed
     check_interval: float = 30.0  # between two comparisons with the registry
     etcd_wait: float = 20.0  # for etcd, at the start

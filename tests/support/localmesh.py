@@ -23,6 +23,7 @@ import numpy as np
 
 from mesh.pb import inference_pb2, modelmesh_pb2, modelmesh_pb2_grpc
 from mesh.process import free_port, tethered
+from tests.support import twin
 from tests.support.etcd import EtcdServer
 from tests.support.waiting import until
 
@@ -135,8 +136,10 @@ class LocalMesh:
         router_options: Iterable[str] = (),
         labels: Mapping[str, str] | None = None,
         trust: ssl.SSLContext | None = None,
+        fake: bool = False,
     ) -> None:
-        """`labels` are of pods, by name, separated by commas. `trust`: the routers were told to speak TLS."""
+        """`labels` are of pods, by name, separated by commas. `trust`: the routers were told to speak TLS. `fake`: the
+        pods' model servers are `twin`s."""
         self.folder = folder
         self.etcd = etcd
         self.edge = edge
@@ -149,6 +152,7 @@ class LocalMesh:
         self.router_options = list(router_options)
         self.labels = labels or {}
         self.trust = trust
+        self.server = twin.MODULE if fake else "mesh.runtime.server"
         self.pods = [self._pod(f"pod-{number}") for number in range(1, pods + 1)]
         self.routers = [self._router(f"router-{number}") for number in range(1, routers + 1)]
         self.channels: list[grpc.aio.Channel] = []
@@ -160,7 +164,7 @@ class LocalMesh:
         argv = [sys.executable, "-m", "mesh.runtime", "--name", name, "--capacity", self.capacity]
         argv += ["--data", "127.0.0.1:0", "--control", "127.0.0.1:0", "--probe", "127.0.0.1:0"]
         argv += ["--model-dir", str(self.folder / name), "--file-root", str(self.models), "--http-allow-private"]
-        argv += ["--lease-ttl", str(LEASE_TTL), *self._common(), *self.runtime_options]
+        argv += ["--lease-ttl", str(LEASE_TTL), "--server-module", self.server, *self._common(), *self.runtime_options]
         if name in self.labels:
             argv += ["--labels", self.labels[name]]
         return Program(name, argv, self.folder)
@@ -276,15 +280,27 @@ class LocalMesh:
     async def register(self, model_id: str, content: bytes, *, load: bool = False, router: int = 0) -> Any:
         """Writes the file and registers it."""
         path = self.write(f"{urllib.parse.quote(model_id, safe='')}.{os.urandom(3).hex()}.onnx", content)
-        return await self.management(router).registerModel(
-            modelmesh_pb2.RegisterModelRequest(
-                modelId=model_id,
-                modelInfo=modelmesh_pb2.ModelInfo(type="onnx", path=path.as_uri()),
-                loadNow=load,
-                sync=load,
-            ),
-            timeout=30,
-        )
+        return await self._register(model_id, "onnx", path, load=load, sync=load, router=router)
+
+    async def register_fake(
+        self,
+        model_id: str,
+        *,
+        type: str = "fake",
+        load: bool = False,
+        sync: bool = True,
+        router: int = 0,
+        **words: object,
+    ) -> Any:
+        """The same for a model of the `twin`, which behaves as the words say."""
+        name = twin.name(**words)
+        path = self.write(f"{urllib.parse.quote(model_id, safe='')}.{os.urandom(3).hex()}/{name}", twin.content(name))
+        return await self._register(model_id, type, path, load=load, sync=load and sync, router=router)
+
+    async def _register(self, model_id: str, type: str, path: Path, *, load: bool, sync: bool, router: int) -> Any:
+        info = modelmesh_pb2.ModelInfo(type=type, path=path.as_uri())
+        request = modelmesh_pb2.RegisterModelRequest(modelId=model_id, modelInfo=info, loadNow=load, sync=sync)
+        return await self.management(router).registerModel(request, timeout=30)
 
     async def status(self, model_id: str, router: int = 0) -> dict[str, Any]:
         """The REST form of a model's status."""
@@ -296,7 +312,7 @@ class LocalMesh:
 
     def server_pid(self, pod: Program) -> int:
         """The model server beneath an agent."""
-        (server,) = [pid for pid in children(pod.pid) if "mesh.runtime.server" in command(pid).split()]
+        (server,) = [pid for pid in children(pod.pid) if self.server in command(pid).split()]
         return server
 
 

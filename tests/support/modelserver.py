@@ -2,6 +2,9 @@
 
 It is told what a path means (`sizes`, `failures`), can be made to wait in the middle of a load or an unload (`hold`),
 and keeps what it was asked. It writes no use board, as a foreign server would not.
+
+For the agent's parts, one by one. Where a test is about what callers see, the server is `twin`: a process with a data
+port and a use board, which are the real one's.
 """
 
 import asyncio

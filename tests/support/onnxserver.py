@@ -27,9 +27,12 @@ _DATATYPES = {"float32": "FP32", "float64": "FP64", "int64": "INT64", "int32": "
 
 
 class OnnxServer:
-    """`async with OnnxServer(folder) as server`: started, and asked for its status once."""
+    """`async with OnnxServer(folder) as server`: started, and asked for its status once.
 
-    def __init__(self, folder: Path, *options: str, slots: int = 64) -> None:
+    `module` is what is run; the `twin` stands in for the real one."""
+
+    def __init__(self, folder: Path, *options: str, slots: int = 64, module: str = "mesh.runtime.server") -> None:
+        self.module = module
         self.folder = folder
         self.options = options
         self.slots = slots
@@ -60,7 +63,7 @@ class OnnxServer:
         """Starts the process, on the same board if it is not the first one."""
         with self.log_path.open("ab") as out:
             self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "mesh.runtime.server"),
+                *(sys.executable, "-m", self.module),
                 *("--spi", str(self.spi_path), "--data", "127.0.0.1:0", "--board", str(self.board_path)),
                 *("--incarnation", INCARNATION, "--log-level", "debug"),
                 *self.options,

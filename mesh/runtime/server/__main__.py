@@ -4,17 +4,23 @@ import faulthandler
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import uvloop
 
 from mesh.runtime.server import settings
 from mesh.telemetry import logs
 
+if TYPE_CHECKING:
+    from mesh.runtime.server.loader import Loader
+
 log = logs.get("mesh.runtime.server")
 
 
-def main() -> None:
-    """Serves until told to leave. Exit status 0; 1 where it cannot start, 2 where the command line is wrong."""
+def main(loading: "type[Loader] | None" = None) -> None:
+    """Serves until told to leave. Exit status 0; 1 where it cannot start, 2 where the command line is wrong.
+
+    `loading` makes another server of it, which only answers as this one does: see `process.serve`."""
     given = settings.parse(sys.argv[1:])
     # numpy's linear algebra is not used here, and would start threads of its own, each with its buffers.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
@@ -24,7 +30,7 @@ def main() -> None:
 
     status = 0
     try:
-        uvloop.run(process.serve(given))
+        uvloop.run(process.serve(given, loading))
     except process.CannotStart as error:
         log.error("the model server cannot start", why=str(error))
         status = 1

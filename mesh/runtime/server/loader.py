@@ -77,6 +77,9 @@ class _Load:
 class Loader:
     """Brings copies in and takes them out. For the event loop's thread alone."""
 
+    engine = f"onnxruntime {session.VERSION}"
+    """What runs the models, as the server's version tells it."""
+
     def __init__(
         self,
         copies: Copies,

@@ -44,8 +44,10 @@ class CannotStart(Exception):
     """Why the server does not start; the text says what to do."""
 
 
-async def serve(settings: Settings) -> None:
-    """Serves until SIGTERM. Raises `CannotStart`."""
+async def serve(settings: Settings, loading: type[Loader] | None = None) -> None:
+    """Serves until SIGTERM. Raises `CannotStart`.
+
+    `loading` is what makes models of files, if not onnxruntime: the tests' fake server has only that of its own."""
     loop = asyncio.get_running_loop()
     leave = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, leave.set)
@@ -61,7 +63,7 @@ async def serve(settings: Settings) -> None:
     clock = time.thread_time_ns if used.name == "cpu" else time.monotonic_ns
     copies, watch = Copies(), Watch()
     runs = Runs(board, threads=settings.threads, clock=clock)
-    loader = Loader(
+    loader = (loading or Loader)(
         copies,
         board,
         runs,

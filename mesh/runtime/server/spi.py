@@ -24,7 +24,7 @@ import grpc
 
 from mesh import headers
 from mesh.pb import modelruntime_pb2, modelruntime_pb2_grpc
-from mesh.runtime.server import dataport, loader, session
+from mesh.runtime.server import dataport, loader
 from mesh.runtime.server.copies import Copies, Copy
 from mesh.runtime.server.device import Device
 from mesh.runtime.server.settings import Settings
@@ -53,7 +53,7 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
         self._settings = settings
         self._loader = loader
         self._copies = copies
-        self._version = f"mesh-onnx {dataport.VERSION}; onnxruntime {session.VERSION}; device={device.name}"
+        self._version = f"mesh-onnx {dataport.VERSION}; {loader.engine}; device={device.name}"
         self._about = (("mesh-data", data_address), ("mesh-device", device.name), ("mesh-pid", str(pid)))
 
     async def loadModel(

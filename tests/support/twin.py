@@ -1,0 +1,181 @@
+"""A fake model server, whose models are as large, slow and broken as their paths say: `python -m tests.support.twin`.
+
+What the predecessor tests with is a server like this one. Everything around the models is the real server's own: the
+SPI, the data port, the use board, loads in threads and calls in turn. Only what makes a model of a file is replaced,
+and what runs it. So a model of 20 MiB costs no memory, a load of a minute ends when a test says so, and evictions,
+copies, failures and drains are seen with real agents, routers and etcd in fractions of a second.
+
+The agent pulls files whatever its server is, so a model is a small file, and its behaviour stands in the file's name,
+which is all of a path that a pull keeps: `size=20MiB,load=0.5s,fail=no such layer`.
+
+| word | what the model does |
+| --- | --- |
+| `size=20MiB` | is measured as that large; 1 MiB otherwise |
+| `value=3` | answers that for each element of its input `x`; 0 otherwise |
+| `load=0.5s`, `call=0.5s` | takes so long to be loaded, or for each call, and ends early where it is told to |
+| `gate=NAME` | its load waits until there is a file of that name beside the folder of the pod's models |
+| `fail=TEXT` | its load fails with that text |
+| `fail=crash`, `fail=hang`, `fail=memory` | its load kills the server, does not end, wants more memory than there is |
+| `fails=1` | only its first load in a server's life fails |
+| `at=pod-1+pod-2` | its loads fail in those pods only, by the names of the folders of their models |
+| `error=TEXT`, `error=crash` | its calls fail as UNAVAILABLE with that text, or kill the server |
+"""
+
+import collections
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+
+from mesh.runtime.server import __main__ as server
+from mesh.runtime.server import making, session, tensors
+from mesh.runtime.server.intake import Intake
+from mesh.runtime.server.loader import Loader
+from mesh.settings import parse_bytes
+from mesh.statuses import MeshError, Reason
+
+MODULE = "tests.support.twin"
+"""For `--server-module`. Found from the repository's root, where the tests run."""
+
+ENDLESS = 3600.0  # seconds
+
+_LOOK = 0.005  # seconds between two looks at whether it is to end
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What a file's name says."""
+
+    size: int = 1 << 20
+    value: float = 0.0
+    load: float = 0.0  # seconds
+    call: float = 0.0
+    gate: str = ""
+    fail: str = ""
+    fails: int = 0  # so many times; 0: always
+    at: tuple[str, ...] = ()  # pods; none: in each
+    error: str = ""
+
+
+def name(**words: object) -> str:
+    """The name of a file for such a model: `name(size="20MiB", load="0.5s")`. Raises ValueError."""
+    text = ",".join(f"{key}={value}" for key, value in (words or {"value": 0}).items())
+    read(text)
+    return text
+
+
+def content(text: str) -> bytes:
+    """What stands in that file: nothing that counts, but a thousandth of the size, as the agent learns from files how
+    large a model of that type will be."""
+    return b"\0" * max(1, read(text).size >> 10)
+
+
+def read(text: str) -> Behaviour:
+    """The behaviour that a name stands for. Raises ValueError."""
+    found: dict[str, Any] = {}
+    for word in text.split(","):
+        key, equals, value = word.partition("=")
+        if not equals or key not in _WORDS:
+            raise ValueError(f"{word!r} is no word of a fake model's name; there are {', '.join(_WORDS)}")
+        found[key] = _WORDS[key](value)
+    return Behaviour(**found)
+
+
+def _seconds(text: str) -> float:
+    return float(text.removesuffix("s"))
+
+
+_WORDS: Mapping[str, Callable[[str], Any]] = {
+    "size": parse_bytes,
+    "value": float,
+    "load": _seconds,
+    "call": _seconds,
+    "gate": str,
+    "fail": str,
+    "fails": int,
+    "at": lambda text: tuple(text.split("+")),
+    "error": str,
+}
+
+
+class TwinSession(session.Session):
+    """A model that computes nothing. Inputs and outputs are checked and written by the server's own code."""
+
+    __slots__ = ("_behaviour",)
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self._behaviour = behaviour
+        self.inputs = {"x": tensors.Tensor("x", tensors.OF_ONNX["tensor(float)"], [-1, -1])}
+        self.outputs = {"y": tensors.Tensor("y", tensors.OF_ONNX["tensor(float)"], [-1, -1])}
+        self.unsupported = {}
+        self.intake = Intake(self.inputs)
+
+    def run(self, names: Sequence[str], feed: Mapping[str, tensors.Array], options: Any) -> list[tensors.Array]:
+        """Takes its time, in a thread or in the loop, wherever it is called."""
+        behaviour = self._behaviour
+        if behaviour.error == "crash":
+            os.abort()
+        if not _pause(behaviour.call, lambda: options.terminate):
+            raise MeshError(Reason.CANCELLED, "the call was ended")
+        if behaviour.error:
+            raise MeshError(Reason.UNAVAILABLE, behaviour.error)
+        return [np.full_like(feed["x"], behaviour.value)]
+
+    def close(self) -> None:
+        """There is nothing to free."""
+
+
+class TwinLoader(Loader):
+    """The server's loads, where what a thread does for one is to behave as the file's name says."""
+
+    engine = "twin"
+
+    def __init__(self, *parts: Any, **more: Any) -> None:
+        super().__init__(*parts, **more)
+        self._failed: collections.Counter[str] = collections.Counter()  # loads, by path
+
+    def _make(self, load: Any, *, measured: bool) -> making.Made:
+        path = Path(load.order.path)
+        behaviour = read(unquote(path.name))
+        folder = path.parents[1]  # the pod's, of all its models
+        gate = folder.parent / behaviour.gate
+        in_time = _pause(behaviour.load, lambda: load.stop.asked)
+        while behaviour.gate and in_time and not gate.exists():
+            in_time = _pause(_LOOK, lambda: load.stop.asked)
+        if not in_time:
+            raise MeshError(Reason.CANCELLED, "the load was ended")
+        if behaviour.fail and (not behaviour.at or folder.name in behaviour.at):
+            self._failed[load.order.path] += 1
+            if not behaviour.fails or self._failed[load.order.path] <= behaviour.fails:
+                _fail(behaviour.fail, lambda: load.stop.asked)
+        # As if by a warm-up call of one element: what takes long is not run in the event loop the first time, either.
+        pace = (4, max(1000, int(behaviour.call * 1e9)))
+        return making.Made(TwinSession(behaviour), behaviour.size, 0, False, pace)
+
+
+def _fail(how: str, asked: Callable[[], bool]) -> None:
+    if how == "crash":
+        os.abort()
+    if how == "hang":
+        _pause(ENDLESS, asked)
+        raise MeshError(Reason.CANCELLED, "the load was ended")
+    if how == "memory":
+        np.zeros(1 << 50, np.uint8)  # the address space itself has no room for it, whatever the limits
+    raise MeshError(Reason.LOAD_FAILED, how)
+
+
+def _pause(seconds: float, asked: Callable[[], bool]) -> bool:
+    """Whether it was not told to end before that."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and not asked():
+        time.sleep(min(_LOOK, left))
+    return not asked()
+
+
+if __name__ == "__main__":
+    server.main(TwinLoader)
