@@ -9,6 +9,7 @@ import typer
 import uvloop
 
 from mesh import settings as texts
+from mesh.etcd import secret as etcd_secret
 from mesh.telemetry import logs
 from router import pod
 from router.settings import RouterSettings
@@ -80,6 +81,13 @@ def main(
     etcd: Annotated[
         str, typer.Option(envvar="MESH_ETCD", help="URLs of etcd's members, separated by commas.")
     ] = "http://127.0.0.1:2379",
+    etcd_config: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MESH_ETCD_CONFIG",
+            help="ModelMesh's JSON with endpoints, credentials and root prefix, instead of all --etcd options.",
+        ),
+    ] = None,
     etcd_user: Annotated[str, typer.Option(envvar="MESH_ETCD_USER")] = "",
     etcd_password_file: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_PASSWORD_FILE")] = None,
     etcd_ca: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_CA", help="PEM file.")] = None,
@@ -119,6 +127,20 @@ def main(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     password = _file(etcd_password_file)
+    reached = texts.EtcdSettings(
+        endpoints=tuple(url.strip() for url in etcd.split(",") if url.strip()),
+        user=etcd_user,
+        password=(password or b"").decode().strip(),
+        ca=_file(etcd_ca),
+        certificate=_file(etcd_cert),
+        private_key=_file(etcd_key),
+    )
+    if etcd_config is not None:
+        try:
+            secret = etcd_secret.read(etcd_config)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--etcd-config") from error
+        reached, base = secret.settings, f"{secret.root_prefix}/{base.strip('/')}"
     settings = RouterSettings(
         name=name or socket.gethostname(),
         base=base.strip("/"),
@@ -132,14 +154,7 @@ def main(
         probe=_address(probe),
         workers=_workers(workers),
         run_dir=run_dir and os.path.abspath(run_dir),
-        etcd=texts.EtcdSettings(
-            endpoints=tuple(url.strip() for url in etcd.split(",") if url.strip()),
-            user=etcd_user,
-            password=(password or b"").decode().strip(),
-            ca=_file(etcd_ca),
-            certificate=_file(etcd_cert),
-            private_key=_file(etcd_key),
-        ),
+        etcd=reached,
         max_message=_size(max_message),
         load_wait=load_wait,
         max_waiters=max_waiters,

@@ -39,11 +39,14 @@ class Member:
         self.endpoint = endpoint
         secure, target = parse_endpoint(endpoint)
         # The time a connection attempt may take is the *minimum* back-off, by gRPC's definition.
-        options = (*_OPTIONS, ("grpc.min_reconnect_backoff_ms", int(settings.connect_timeout * 1000)))
+        backoff = ("grpc.min_reconnect_backoff_ms", int(settings.connect_timeout * 1000))
+        options: tuple[tuple[str, str | int], ...] = (*_OPTIONS, backoff)
         if secure:
             credentials = grpc.ssl_channel_credentials(
                 settings.ca or _system_trust(), settings.private_key, settings.certificate
             )
+            if settings.server_name:
+                options = (*options, ("grpc.ssl_target_name_override", settings.server_name))
             self.channel = grpc.aio.secure_channel(target, credentials, options)
         else:
             self.channel = grpc.aio.insecure_channel(target, options)

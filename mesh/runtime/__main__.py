@@ -14,6 +14,7 @@ import uvloop
 
 from mesh import cpus
 from mesh import settings as texts
+from mesh.etcd import secret as etcd_secret
 from mesh.runtime import memory
 from mesh.runtime.agent import Agent, StartError
 from mesh.runtime.settings import SERVER, RuntimeSettings
@@ -70,6 +71,13 @@ def main(
     etcd: Annotated[
         str, typer.Option(envvar="MESH_ETCD", help="URLs of etcd's members, separated by commas.")
     ] = "http://127.0.0.1:2379",
+    etcd_config: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MESH_ETCD_CONFIG",
+            help="ModelMesh's JSON with endpoints, credentials and root prefix, instead of all --etcd options.",
+        ),
+    ] = None,
     etcd_user: Annotated[str, typer.Option(envvar="MESH_ETCD_USER")] = "",
     etcd_password_file: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_PASSWORD_FILE")] = None,
     etcd_ca: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_CA", help="PEM file.")] = None,
@@ -163,6 +171,20 @@ def main(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     password = _file(etcd_password_file, "--etcd-password-file")
+    reached = texts.EtcdSettings(
+        endpoints=tuple(url.strip() for url in etcd.split(",") if url.strip()),
+        user=etcd_user,
+        password=(password or b"").decode().strip(),
+        ca=_file(etcd_ca, "--etcd-ca"),
+        certificate=_file(etcd_cert, "--etcd-cert"),
+        private_key=_file(etcd_key, "--etcd-key"),
+    )
+    if etcd_config is not None:
+        try:
+            secret = etcd_secret.read(etcd_config)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--etcd-config") from error
+        reached, base = secret.settings, f"{secret.root_prefix}/{base.strip('/')}"
     settings = RuntimeSettings(
         name=name or socket.gethostname(),
         base=base.strip("/"),
@@ -173,14 +195,7 @@ def main(
         capacity=(
             memory.auto_capacity(memory.available_bytes()) if capacity == "auto" else _size(capacity, "--capacity")
         ),
-        etcd=texts.EtcdSettings(
-            endpoints=tuple(url.strip() for url in etcd.split(",") if url.strip()),
-            user=etcd_user,
-            password=(password or b"").decode().strip(),
-            ca=_file(etcd_ca, "--etcd-ca"),
-            certificate=_file(etcd_cert, "--etcd-cert"),
-            private_key=_file(etcd_key, "--etcd-key"),
-        ),
+        etcd=reached,
         labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
         zone=zone,
         model_dir=model_dir.absolute() if model_dir else None,

@@ -3,6 +3,8 @@
 import asyncio
 import datetime
 import ipaddress
+import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +34,9 @@ class Pki:
     client: tuple[bytes, bytes]
 
 
+_NAMES = (x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("etcd.test"))
+
+
 def make_certificate(
     name: str, issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
@@ -47,7 +52,7 @@ def make_certificate(
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(_NAMES), critical=False)
     )
     return builder.sign(issuer[1] if issuer else key, hashes.SHA256()), key
 
@@ -98,6 +103,42 @@ async def test_everything_works_over_mutual_tls(tls_etcd: EtcdServer) -> None:
         await follower.has(lambda f: f.content == {b"k/1": b"v"}, "the change has come")
         await lease.revoke()
         await follower.has(lambda f: not f.content, "the deletion has come")
+
+
+async def test_its_certificate_is_checked_against_a_name_that_was_given(tls_etcd: EtcdServer) -> None:
+    """Pods' addresses change; and a name that the certificate does not bear is not taken."""
+    async with Etcd(replace(tls_etcd.settings, server_name="etcd.test")) as etcd:
+        assert (await etcd.status()).has_leader
+    async with Etcd(replace(tls_etcd.settings, server_name="other.test", timeout=1.0)) as etcd:
+        with pytest.raises(EtcdUnavailable):
+            await etcd.status(timeout=1.0)
+
+
+async def test_the_predecessors_secret_reaches_it(tls_etcd: EtcdServer, pki: Pki, tmp_path: Path) -> None:
+    """Mounted as a folder, certificates as files beside the document; the keys lie under its root prefix."""
+    for name, content in (("ca.crt", pki.ca), ("tls.crt", pki.client[0]), ("tls.key", pki.client[1])):
+        (tmp_path / name).write_bytes(content)
+    document = {
+        "endpoints": tls_etcd.endpoint,
+        "root_prefix": "ns-one",
+        "certificate_file": "ca.crt",
+        "client_certificate_file": "tls.crt",
+        "client_key_file": "tls.key",
+    }
+    (tmp_path / "etcd_connection").write_text(json.dumps(document))
+    argv = [sys.executable, "-m", "mesh.runtime", "--etcd-config", str(tmp_path / "etcd_connection")]
+    argv += ["--base", "mm/mesh", "--name", "pod-1", "--capacity", "64MiB"]
+    pod = await asyncio.create_subprocess_exec(*argv, stderr=asyncio.subprocess.DEVNULL)
+    try:
+        async with Etcd(tls_etcd.settings) as etcd:
+
+            async def there() -> bool:
+                return await etcd.get(b"ns-one/mm/mesh/pods/pod-1") is not None
+
+            await until(there, timeout=60, interval=0.1)
+    finally:
+        pod.terminate()
+        assert await pod.wait() == 0
 
 
 async def test_the_systems_trust_is_used_where_none_is_given(

@@ -1,0 +1,89 @@
+"""How to reach etcd, from the JSON that ModelMesh's installations keep in the Secret `model-serving-etcd`.
+
+A document with `endpoints` (separated by commas), `userid`, `password`, `root_prefix`, `certificate` (the authority's,
+PEM), `client_certificate`, `client_key` and `override_authority`. Each of the three in PEM may also be given
+as `certificate_file` and so on: the name of a file beside the document, as the Secret's other keys are when it is
+mounted; that form wins.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mesh.settings import EtcdSettings
+
+_LARGEST = 1 << 20  # bytes, as Kubernetes bounds Secrets
+
+_TEXTS = ("endpoints", "userid", "password", "root_prefix", "override_authority")
+_FILES = ("certificate", "client_certificate", "client_key")
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdSecret:
+    """What such a document says."""
+
+    settings: EtcdSettings
+    root_prefix: str  # before all keys; no slash at either end
+
+
+def read(path: Path) -> EtcdSecret:
+    """The document in a file. Raises ValueError, with a text for the operator that never shows what the file holds."""
+    data = _load(path)
+    for name in data:
+        if name.removesuffix("_file") not in (*_TEXTS, *_FILES) and name != "compose_deployment":
+            raise ValueError(f"{path}: {name[:80]!r} is no field of it; there are {', '.join((*_TEXTS, *_FILES))}")
+    texts = {name: _text(path, data, name) for name in _TEXTS}
+    certificate, client_certificate, client_key = (_pem(path, data, name) for name in _FILES)
+    endpoints = tuple(url.strip() for url in texts["endpoints"].split(",") if url.strip())
+    if not endpoints:
+        raise ValueError(f"{path}: `endpoints` is missing: URLs of etcd's members, separated by commas")
+    if not any("://" in url for url in endpoints):  # a certificate says that it is TLS
+        scheme = "https" if certificate is not None else "http"
+        endpoints = tuple(f"{scheme}://{url}" for url in endpoints)
+    if bool(client_certificate) != bool(client_key):
+        raise ValueError(f"{path}: a client certificate needs its key, and a key its certificate")
+    settings = EtcdSettings(
+        endpoints=endpoints,
+        user=texts["userid"],
+        password=texts["password"],
+        ca=certificate,
+        certificate=client_certificate,
+        private_key=client_key,
+        server_name=texts["override_authority"],
+    )
+    return EtcdSecret(settings, texts["root_prefix"].strip("/"))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    try:
+        data = json.loads(raw) if len(raw) <= _LARGEST else None
+    except (ValueError, RecursionError):
+        data = None  # the parser's own text would quote what may be a password
+    if not isinstance(data, dict):
+        raise ValueError(f'{path} is not a JSON object such as {{"endpoints": "https://etcd:2379"}}')
+    return data
+
+
+def _text(path: Path, data: dict[str, Any], name: str) -> str:
+    value = data.get(name, "")
+    if not isinstance(value, str):
+        raise ValueError(f"{path}: `{name}` is not a text")
+    return value
+
+
+def _pem(path: Path, data: dict[str, Any], name: str) -> bytes | None:
+    file = _text(path, data, f"{name}_file")
+    if not file:
+        return _text(path, data, name).encode() or None
+    if "/" in file or file in (".", ".."):
+        raise ValueError(f"{path}: `{name}_file` names a file beside this one, not a path")
+    try:
+        return (path.parent / file).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: `{name}_file` is {file[:80]!r}: {error.strerror}") from error
