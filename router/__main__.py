@@ -78,6 +78,13 @@ def main(
     workers: Annotated[str, typer.Option(envvar="MESH_WORKERS", help="auto: one for every two CPUs granted.")] = "auto",
     name: Annotated[str, typer.Option(envvar="MESH_NAME", help="Name of this router; default: the host's.")] = "",
     base: Annotated[str, typer.Option(envvar="MESH_BASE", help="Prefix of the mesh's keys in etcd.")] = "mm/mesh",
+    install_id: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_INSTALL_ID",
+            help="Of this installation, the same for all its processes: another's prefix in etcd is then left alone.",
+        ),
+    ] = "",
     etcd: Annotated[
         str, typer.Option(envvar="MESH_ETCD", help="URLs of etcd's members, separated by commas.")
     ] = "http://127.0.0.1:2379",
@@ -144,6 +151,7 @@ def main(
     settings = RouterSettings(
         name=name or socket.gethostname(),
         base=base.strip("/"),
+        install_id=install_id,
         listen=_address(listen),
         edge=edge,
         tls_certificate=str(tls_cert.absolute()) if tls_cert else "",

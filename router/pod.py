@@ -16,10 +16,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from mesh import cpus, process
+from mesh import cpus, owner, process
 from mesh import settings as addresses
 from mesh.envoy import config, minder
-from mesh.etcd import Etcd, Mirror, Snapshot
+from mesh.etcd import Etcd, EtcdError, Mirror, Snapshot
 from mesh.keys import Keys
 from mesh.telemetry import logs, metrics
 from mesh.telemetry.probes import Probes
@@ -95,6 +95,8 @@ class RouterPod:
         self._probes = Probes(settings.probe, self.why_not_ready, self._why_not_live, self._render)
         self._tasks = Tasks()
         self._stopping = False
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Why this router must not run, once that is known."""
         self._leading: asyncio.Task[None] | None = None
         self.probe_port = 0
         gauge = self._metrics.gauge
@@ -189,7 +191,18 @@ class RouterPod:
 
     async def _follow(self) -> None:
         """Reads etcd and hands it on, for ever."""
-        start, end = Keys(self.settings.base).presence_range
+        keys = Keys(self.settings.base)
+        while True:
+            try:
+                await owner.claim(self._etcd, keys, self.settings.install_id)
+                break
+            except owner.OwnedByAnother as error:
+                self.failed.set_result(str(error))
+                return
+            except EtcdError as error:
+                log.info("etcd does not say yet whose prefix this is", why=error.text)
+                await asyncio.sleep(_TICK)
+        start, end = keys.presence_range
         self._mirror = Mirror(self._etcd, start, end)
         async for change in self._mirror:
             self._feed.apply(change)
@@ -291,7 +304,11 @@ async def run(settings: RouterSettings) -> None:
         loop.add_signal_handler(number, stop.set)
     pod = RouterPod(settings)
     await pod.start()
+    stopped = loop.create_task(stop.wait())
     try:
-        await stop.wait()
+        await asyncio.wait((stopped, pod.failed), return_when=asyncio.FIRST_COMPLETED)
+        if pod.failed.done():
+            raise StartError(pod.failed.result())
     finally:
+        stopped.cancel()
         await pod.stop()

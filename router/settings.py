@@ -23,6 +23,7 @@ class RouterSettings:
 
     name: str
     base: str = "mm/mesh"  # prefix of all keys, no trailing slash
+    install_id: str = ""  # whose prefix that is; empty: nobody asks
     listen: str = "127.0.0.1:8033"
     edge: str = "envoy"  # or "grpc"
     tls_certificate: str = ""  # path of a PEM file; empty: no TLS for clients

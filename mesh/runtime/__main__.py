@@ -68,6 +68,13 @@ def main(
         str, typer.Option(envvar="MESH_CAPACITY", help="Memory for models; auto: most of what there is.")
     ] = "auto",
     base: Annotated[str, typer.Option(envvar="MESH_BASE", help="Prefix of the mesh's keys in etcd.")] = "mm/mesh",
+    install_id: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_INSTALL_ID",
+            help="Of this installation, the same for all its processes: another's prefix in etcd is then left alone.",
+        ),
+    ] = "",
     etcd: Annotated[
         str, typer.Option(envvar="MESH_ETCD", help="URLs of etcd's members, separated by commas.")
     ] = "http://127.0.0.1:2379",
@@ -188,6 +195,7 @@ def main(
     settings = RuntimeSettings(
         name=name or socket.gethostname(),
         base=base.strip("/"),
+        install_id=install_id,
         data=_address(data, "--data"),
         control=_address(control, "--control"),
         probe=_address(probe, "--probe"),

@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Iterable
 
-from mesh import process
+from mesh import owner, process
 from mesh.etcd import Etcd, EtcdDenied, EtcdError
 from mesh.keys import Keys, after_prefix
 from mesh.records import LEAVING, READY, PodRecord
@@ -179,8 +179,9 @@ class Agent:
             raise StartError(str(error)) from error
         await self._reach_etcd()
         try:
+            await owner.claim(self._etcd, self._keys, settings.install_id)
             await self.presence.wait_for_name()  # before anything that takes seconds
-        except (NameTaken, EtcdError) as error:
+        except (owner.OwnedByAnother, NameTaken, EtcdError) as error:
             raise StartError(str(error)) from error
         data = await self._start_server()
         try:

@@ -17,6 +17,7 @@ class RuntimeSettings:
 
     name: str  # of the pod, unique in the mesh
     base: str = "mm/mesh"  # prefix of all keys, no trailing slash
+    install_id: str = ""  # whose prefix that is; empty: nobody asks
     data: str = "127.0.0.1:0"  # inference, gRPC over HTTP/1.1; port 0: a free one
     control: str = "127.0.0.1:0"  # what routers ask of the agent, gRPC
     probe: str = "127.0.0.1:0"  # /ready, /live, /metrics
