@@ -147,7 +147,7 @@ async def test_a_crash_leaves_its_trace_on_the_board(tmp_path):
     """The process is gone, and the board says what it was at."""
     async with OnnxServer(tmp_path, module=twin.MODULE) as server:
         await server.load("m", path(server, "m", error="crash"), slot=2, revision=4)
-        call = asyncio.ensure_future(server.infer("m", x=ONE))
+        call = asyncio.ensure_future(server.infer("m", revision=4, x=ONE))
         assert server.process is not None
         assert await server.process.wait() == -signal.SIGABRT
         await asyncio.wait({call})
