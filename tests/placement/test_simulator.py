@@ -123,6 +123,24 @@ def test_several_pods_hit_nearly_as_often_as_one_of_their_size():
     assert load_seconds(many.warm) < 1.1 * load_seconds(one.warm)
 
 
+@pytest.mark.parametrize(("pods", "slack"), [(1, 0), (3, 2)], ids=["one", "three"])
+@pytest.mark.parametrize("pause", [5_000, 60_000], ids=["quickly", "slowly"])
+def test_of_more_than_fits_the_most_recent_stay(pods, slack, pause):
+    """Exactly those in one pod. In several each evicts by itself, and which of them is a draw among those whose oldest
+    copies are of about one age: on the average of some fleets, all but two for each pod, the predecessor's bound."""
+    kept = []
+    for fleet_number in range(20):
+        cluster = Cluster(pods=pods, capacity_bytes=10 * MIB, model=fleet.equal(MIB))
+        calls = [f"{fleet_number}-{number}" for number in range(30 * pods)]
+        for number, name in enumerate(calls):
+            cluster.request(number * pause, name)
+        cluster.request(len(calls) * pause, calls[-1])  # by then the last one is loaded
+        resident = {name for pod in cluster._pods.values() for name in pod.copies}
+        assert len(resident) == 10 * pods
+        kept.append(next(number for number, name in enumerate(reversed(calls)) if name not in resident))
+    assert sum(kept) / len(kept) >= (10 - slack) * pods
+
+
 def test_a_probation_queue_keeps_the_hot_set_through_a_scan():
     """What it is there for."""
     model = fleet.equal(MIB)
