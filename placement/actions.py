@@ -5,9 +5,10 @@ and two leaders that see the same mesh for a moment ask for the same.
 """
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from placement.constraints import NONE, Constraints
 from placement.footprint import Footprint
 from placement.pod import Pod
 
@@ -51,9 +52,11 @@ class Plan:
 class Room:
     """The pods by name, corrected by the loads of the plan that is being made."""
 
-    __slots__ = ("_pods",)
+    __slots__ = ("_constraints", "_pods", "_preferences")
 
-    def __init__(self, pods: Iterable[Pod]) -> None:
+    def __init__(self, pods: Iterable[Pod], constraints: Constraints = NONE) -> None:
+        self._constraints = constraints
+        self._preferences: dict[str, Mapping[frozenset[str], bool]] = {}  # by type, as they are asked for
         self._pods = {pod.name: pod for pod in sorted(pods, key=lambda pod: pod.name)}
 
     def __iter__(self) -> Iterator[Pod]:
@@ -73,6 +76,15 @@ class Room:
         self._pods[name] = pod.with_more(
             used_bytes=need.host_bytes, device_used_bytes=need.device_bytes, copies=1, loads_in_progress=1
         )
+
+    def preferences(self, model_type: str) -> Mapping[frozenset[str], bool] | None:
+        """Which labels of pods that type prefers, stated or inferred; None where no type asks anything."""
+        if self._constraints is NONE:
+            return None
+        if model_type not in self._preferences:
+            labels = {pod.labels for pod in self._pods.values()}
+            self._preferences[model_type] = self._constraints.preferences(model_type, labels)
+        return self._preferences[model_type]
 
     def zones(self, names: Iterable[str]) -> list[str]:
         """The zones of those pods."""

@@ -175,7 +175,7 @@ def plan(
 ) -> Plan:
     """What is to be done now. `avoided` are pods that get no loads, with the reason (`failures.avoided`)."""
     models = list(models)
-    room = Room(pods)
+    room = Room(pods, constraints)
     stalest = room.oldest_idle_ms
     allowed_by: dict[str, tuple[set[str], float]] = {}  # of each type: the pods, and how much of their memory is free
     budget = settings.moving * room.capacity_bytes
@@ -215,6 +215,7 @@ def plan(
             excluded={**avoided, **full, **dict.fromkeys(holders, "holds a copy already")},
             idle_ms=wish.idle_ms,
             constraint=constraints.of(model.model_type),
+            preferences=room.preferences(model.model_type),
             zones=room.zones(holders),
         )
         if chosen.pod is None:

@@ -47,7 +47,7 @@ def plan(
 ) -> Plan:
     """What to do now. It is over when there is neither an action nor anything loading elsewhere: what is unmet then
     finds no room anywhere."""
-    room = Room(pods)
+    room = Room(pods, constraints)
     under_way = sum(1 for copy in held if copy.loading_in and not copy.loaded_in)
     loads: list[Action] = []
     unloads: list[Action] = []
@@ -73,6 +73,7 @@ def plan(
                 excluded={**avoided, leaving: "is leaving"},
                 idle_ms=copy.idle_ms,
                 constraint=constraints.of(copy.model_type),
+                preferences=room.preferences(copy.model_type),
             )
             if chosen.pod is None:
                 unmet.append(Unmet(copy.model_id, chosen.why))

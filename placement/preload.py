@@ -45,7 +45,7 @@ def plan(
     most: int = 64,
 ) -> Plan:
     """What to load now: `most` loads at most. `avoided` are pods that get none, with the reason."""
-    room = Room(pods)
+    room = Room(pods, constraints)
     actions: list[Action] = []
     for number, model in enumerate(sorted(models, key=lambda model: (model.idle_ms, model.model_id))):
         if len(actions) >= most or number >= TRIES:
@@ -63,6 +63,7 @@ def plan(
             excluded=excluded,
             idle_ms=model.idle_ms,
             constraint=constraints.of(model.model_type),
+            preferences=room.preferences(model.model_type),
         )
         if chosen.pod is not None:
             room.take(chosen.pod, model.footprint)

@@ -5,6 +5,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from placement import copies, drain
+from placement.constraints import Constraint, Constraints
 from placement.footprint import Footprint
 from placement.pod import Pod
 from placement.preload import AHEAD, RESERVE, Idle, plan
@@ -17,7 +19,7 @@ def models(count: int, size: int = MIB) -> list[Idle]:
 
 
 def test_the_last_used_come_first_and_as_many_as_have_turns():
-    """An empty mesh starts with the most recently used, two loads for each thread."""
+    """An empty mesh starts with the most recently used, as many as a pod turns to at once."""
     pods = [Pod("a", 100 * MIB, loading_threads=2), Pod("b", 100 * MIB, loading_threads=2)]
     made = plan(reversed(models(50)), pods)
     assert sorted(action.model_id for action in made.actions) == [f"m{i:04}" for i in range(2 * 2 * AHEAD)]
@@ -79,3 +81,19 @@ def test_the_laws_of_a_preload(sizes, pods):
             assert pod.used_bytes + taken <= pod.capacity_bytes - pod.capacity_bytes // RESERVE
             assert pod.loads_in_progress + len(mine) <= AHEAD * pod.loading_threads
         assert all(action.idle_ms >= 1 for action in mine)
+
+
+def test_what_others_need_is_left_to_them():
+    """A type that may run anywhere keeps off the pods that another one must have, in plans as in cold starts."""
+    constraints = Constraints({"large": Constraint(frozenset({"gpu"}))})
+    pods = [
+        Pod("cpu", 1000 * MIB, loading_threads=20, labels=frozenset({"cpu"})),
+        Pod("gpu", 1000 * MIB, loading_threads=20, labels=frozenset({"gpu"})),
+    ]
+    idle = [replace(model, model_type="small") for model in models(40)]
+    assert {action.pod for action in plan(idle, pods, constraints=constraints).actions} == {"cpu"}
+    lost = [copies.Model(model.model_id, model.footprint, (), "small", 1000, lost=True) for model in idle]
+    assert {action.pod for action in copies.plan(lost, pods, constraints=constraints).actions} == {"cpu"}
+    held = [drain.Held(model.model_id, model.footprint, 1000, "small") for model in idle]
+    leaving = [*pods, Pod("old", 1000 * MIB, accepts=False, why_not="is leaving", labels=frozenset({"cpu"}))]
+    assert {action.pod for action in drain.plan("old", held, leaving, constraints=constraints).actions} == {"cpu"}
