@@ -39,6 +39,11 @@ def parse_address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def parse_urls(text: str) -> tuple[str, ...]:
+    """The URLs of a list that is separated by commas; spaces and empty entries do not count."""
+    return tuple(url.strip() for url in text.split(",") if url.strip())
+
+
 def format_address(host: str, port: int) -> str:
     """The inverse of `parse_address`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -54,7 +54,7 @@ def plan(
         for pod in room:
             if (why := _why_not(pod, model.footprint)) is not None:
                 excluded.setdefault(pod.name, why)
-        if len(excluded) >= len(pods) and not any(has_turns(pod) for pod in room):
+        if len(excluded) >= len(pods) and not any(_has_turns(pod) for pod in room):
             break  # no pod takes another one now, whatever it is
         chosen = choice.choose(
             model.model_id,
@@ -74,16 +74,15 @@ def plan(
 
 def has_space(pod: Pod) -> bool:
     """Whether a pod can be given anything at all."""
-    return has_turns(pod) and _why_not(pod, Footprint()) is None and pod.free_bytes > pod.capacity_bytes // RESERVE
+    return _why_not(pod, Footprint(1)) is None
 
 
-def has_turns(pod: Pod) -> bool:
-    """Whether it has not got its share of loads in progress yet."""
+def _has_turns(pod: Pod) -> bool:
     return pod.loads_in_progress < AHEAD * max(1, pod.loading_threads)
 
 
 def _why_not(pod: Pod, footprint: Footprint) -> str | None:
-    if not has_turns(pod):
+    if not _has_turns(pod):
         return f"has {pod.loads_in_progress} loads in progress"
     need = footprint.on(device=pod.has_device)
     if need.host_bytes > pod.capacity_bytes - pod.used_bytes - pod.capacity_bytes // RESERVE:

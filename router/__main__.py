@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 import uvloop
 
+from mesh import etcdoptions
 from mesh import settings as texts
-from mesh.etcd import secret as etcd_secret
 from mesh.telemetry import logs
 from router import pod
 from router.settings import RouterSettings
@@ -37,15 +37,6 @@ def _workers(text: str) -> int:
     if not text.isdigit() or not 0 < int(text) <= 256:
         raise typer.BadParameter(f"{text!r} is neither auto nor a number from 1 to 256")
     return int(text)
-
-
-def _file(path: Path | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise typer.BadParameter(f"{path}: {error.strerror}") from error
 
 
 @app.command()
@@ -77,29 +68,15 @@ def main(
     probe: Annotated[str, typer.Option(envvar="MESH_PROBE", help="/ready, /live and /metrics.")] = "127.0.0.1:8089",
     workers: Annotated[str, typer.Option(envvar="MESH_WORKERS", help="auto: one for every two CPUs granted.")] = "auto",
     name: Annotated[str, typer.Option(envvar="MESH_NAME", help="Name of this router; default: the host's.")] = "",
-    base: Annotated[str, typer.Option(envvar="MESH_BASE", help="Prefix of the mesh's keys in etcd.")] = "mm/mesh",
-    install_id: Annotated[
-        str,
-        typer.Option(
-            envvar="MESH_INSTALL_ID",
-            help="Of this installation, the same for all its processes: another's prefix in etcd is then left alone.",
-        ),
-    ] = "",
-    etcd: Annotated[
-        str, typer.Option(envvar="MESH_ETCD", help="URLs of etcd's members, separated by commas.")
-    ] = "http://127.0.0.1:2379",
-    etcd_config: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="MESH_ETCD_CONFIG",
-            help="ModelMesh's JSON with endpoints, credentials and root prefix, instead of all --etcd options.",
-        ),
-    ] = None,
-    etcd_user: Annotated[str, typer.Option(envvar="MESH_ETCD_USER")] = "",
-    etcd_password_file: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_PASSWORD_FILE")] = None,
-    etcd_ca: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_CA", help="PEM file.")] = None,
-    etcd_cert: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_CERT", help="PEM file.")] = None,
-    etcd_key: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_KEY", help="PEM file.")] = None,
+    base: etcdoptions.Base = etcdoptions.DEFAULT_BASE,
+    install_id: etcdoptions.InstallId = "",
+    etcd: etcdoptions.Urls = etcdoptions.DEFAULT_URLS,
+    etcd_config: etcdoptions.Config = None,
+    etcd_user: etcdoptions.User = "",
+    etcd_password_file: etcdoptions.PasswordFile = None,
+    etcd_ca: etcdoptions.Ca = None,
+    etcd_cert: etcdoptions.Cert = None,
+    etcd_key: etcdoptions.Key = None,
     run_dir: Annotated[
         str, typer.Option(envvar="MESH_RUN_DIR", help="For sockets; short, for this user only; default: a fresh one.")
     ] = "",
@@ -133,24 +110,19 @@ def main(
         logs.configure(level=log_level, fmt=log_format, process="router")  # type: ignore[arg-type]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    password = _file(etcd_password_file)
-    reached = texts.EtcdSettings(
-        endpoints=tuple(url.strip() for url in etcd.split(",") if url.strip()),
+    reached, base = etcdoptions.reach(
+        base=base,
+        urls=etcd,
+        config=etcd_config,
         user=etcd_user,
-        password=(password or b"").decode().strip(),
-        ca=_file(etcd_ca),
-        certificate=_file(etcd_cert),
-        private_key=_file(etcd_key),
+        password_file=etcd_password_file,
+        ca=etcd_ca,
+        cert=etcd_cert,
+        key=etcd_key,
     )
-    if etcd_config is not None:
-        try:
-            secret = etcd_secret.read(etcd_config)
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--etcd-config") from error
-        reached, base = secret.settings, f"{secret.root_prefix}/{base.strip('/')}"
     settings = RouterSettings(
         name=name or socket.gethostname(),
-        base=base.strip("/"),
+        base=base,
         install_id=install_id,
         listen=_address(listen),
         edge=edge,

@@ -135,10 +135,12 @@ class Minder:
         if self._task is not None:
             raise RuntimeError("already started")
         try:
-            settings = replace(self._settings, host=await _address_of(self._settings.host))
+            settings = replace(
+                self._settings,
+                host=await _address_of(self._settings.host),
+                secrets_dir=str(self._config_path.parent),
+            )
             check_free(settings.host, settings.port)
-            if settings.tls is not None:
-                settings = replace(settings, secrets_dir=str(self._config_path.parent))
             self._settings = config.fit(settings, _open_files())
             self._write_config()
             self._session = aiohttp.ClientSession(
@@ -211,7 +213,7 @@ class Minder:
         except ValueError as error:
             raise EnvoyError(str(error)) from error
         for name, secret in config.secrets(self._settings).items():
-            (Path(self._settings.secrets_dir) / name).write_bytes(secret)
+            self._config_path.with_name(name).write_bytes(secret)
         self._config_path.write_bytes(text)
 
     async def _launch(self) -> None:

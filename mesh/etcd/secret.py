@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mesh.settings import EtcdSettings
+from mesh.settings import EtcdSettings, parse_urls
 
 _LARGEST = 1 << 20  # bytes, as Kubernetes bounds Secrets
 
@@ -35,7 +35,7 @@ def read(path: Path) -> EtcdSecret:
             raise ValueError(f"{path}: {name[:80]!r} is no field of it; there are {', '.join((*_TEXTS, *_FILES))}")
     texts = {name: _text(path, data, name) for name in _TEXTS}
     certificate, client_certificate, client_key = (_pem(path, data, name) for name in _FILES)
-    endpoints = tuple(url.strip() for url in texts["endpoints"].split(",") if url.strip())
+    endpoints = parse_urls(texts["endpoints"])
     if not endpoints:
         raise ValueError(f"{path}: `endpoints` is missing: URLs of etcd's members, separated by commas")
     if not any("://" in url for url in endpoints):  # a certificate says that it is TLS

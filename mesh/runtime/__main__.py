@@ -12,9 +12,8 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
-from mesh import cpus
+from mesh import cpus, etcdoptions
 from mesh import settings as texts
-from mesh.etcd import secret as etcd_secret
 from mesh.runtime import memory
 from mesh.runtime.agent import Agent, StartError
 from mesh.runtime.settings import SERVER, RuntimeSettings
@@ -46,13 +45,6 @@ def _policy(name: str) -> str:
         raise typer.BadParameter(str(error), param_hint="--eviction") from error
 
 
-def _file(path: Path | None, option: str) -> bytes | None:
-    try:
-        return None if path is None else path.read_bytes()
-    except OSError as error:
-        raise typer.BadParameter(f"{path}: {error.strerror}", param_hint=option) from error
-
-
 @app.command()
 def main(
     name: Annotated[str, typer.Option(envvar="MESH_NAME", help="Of this pod, unique; default: the host's.")] = "",
@@ -67,29 +59,15 @@ def main(
     capacity: Annotated[
         str, typer.Option(envvar="MESH_CAPACITY", help="Memory for models; auto: most of what there is.")
     ] = "auto",
-    base: Annotated[str, typer.Option(envvar="MESH_BASE", help="Prefix of the mesh's keys in etcd.")] = "mm/mesh",
-    install_id: Annotated[
-        str,
-        typer.Option(
-            envvar="MESH_INSTALL_ID",
-            help="Of this installation, the same for all its processes: another's prefix in etcd is then left alone.",
-        ),
-    ] = "",
-    etcd: Annotated[
-        str, typer.Option(envvar="MESH_ETCD", help="URLs of etcd's members, separated by commas.")
-    ] = "http://127.0.0.1:2379",
-    etcd_config: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="MESH_ETCD_CONFIG",
-            help="ModelMesh's JSON with endpoints, credentials and root prefix, instead of all --etcd options.",
-        ),
-    ] = None,
-    etcd_user: Annotated[str, typer.Option(envvar="MESH_ETCD_USER")] = "",
-    etcd_password_file: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_PASSWORD_FILE")] = None,
-    etcd_ca: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_CA", help="PEM file.")] = None,
-    etcd_cert: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_CERT", help="PEM file.")] = None,
-    etcd_key: Annotated[Path | None, typer.Option(envvar="MESH_ETCD_KEY", help="PEM file.")] = None,
+    base: etcdoptions.Base = etcdoptions.DEFAULT_BASE,
+    install_id: etcdoptions.InstallId = "",
+    etcd: etcdoptions.Urls = etcdoptions.DEFAULT_URLS,
+    etcd_config: etcdoptions.Config = None,
+    etcd_user: etcdoptions.User = "",
+    etcd_password_file: etcdoptions.PasswordFile = None,
+    etcd_ca: etcdoptions.Ca = None,
+    etcd_cert: etcdoptions.Cert = None,
+    etcd_key: etcdoptions.Key = None,
     labels: Annotated[
         str, typer.Option(envvar="MESH_LABELS", help="Separated by commas; cpu or gpu is added as it is found.")
     ] = "",
@@ -177,24 +155,19 @@ def main(
         logs.configure(level=log_level, fmt=log_format, process="agent")  # type: ignore[arg-type]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    password = _file(etcd_password_file, "--etcd-password-file")
-    reached = texts.EtcdSettings(
-        endpoints=tuple(url.strip() for url in etcd.split(",") if url.strip()),
+    reached, base = etcdoptions.reach(
+        base=base,
+        urls=etcd,
+        config=etcd_config,
         user=etcd_user,
-        password=(password or b"").decode().strip(),
-        ca=_file(etcd_ca, "--etcd-ca"),
-        certificate=_file(etcd_cert, "--etcd-cert"),
-        private_key=_file(etcd_key, "--etcd-key"),
+        password_file=etcd_password_file,
+        ca=etcd_ca,
+        cert=etcd_cert,
+        key=etcd_key,
     )
-    if etcd_config is not None:
-        try:
-            secret = etcd_secret.read(etcd_config)
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--etcd-config") from error
-        reached, base = secret.settings, f"{secret.root_prefix}/{base.strip('/')}"
     settings = RuntimeSettings(
         name=name or socket.gethostname(),
-        base=base.strip("/"),
+        base=base,
         install_id=install_id,
         data=_address(data, "--data"),
         control=_address(control, "--control"),
@@ -210,7 +183,7 @@ def main(
         file_roots=tuple(root.absolute() for root in file_root or ()),
         http_allow_private=http_allow_private,
         storage_config=storage_config.absolute() if storage_config else None,
-        storage_ca=_file(storage_ca, "--storage-ca"),
+        storage_ca=etcdoptions.read_file(storage_ca, "--storage-ca"),
         pvc_root=pvc_root.absolute() if pvc_root else None,
         disk_budget=None if disk_budget == "auto" else _size(disk_budget, "--disk-budget"),
         pull_bandwidth=0 if pull_bandwidth == "0" else _size(pull_bandwidth, "--pull-bandwidth"),

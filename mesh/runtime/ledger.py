@@ -79,9 +79,7 @@ class Entry:
     def __init__(self, model_id: str, revision: int, *, idle_ms: int, now_ns: int) -> None:
         self.model_id = model_id
         self.revision = revision  # create revision of the registration that it is a copy of
-        self.idle_ms = (
-            idle_ms  # for how long the model had not been used when its load was asked for; 0: a caller waits
-        )
+        self.idle_ms = idle_ms  # since the model's last use, when its load was asked for; 0: a caller waits
         self.state = State.QUEUED
         self.since_ns = now_ns  # when the state was entered
         self.loaded_ns = now_ns  # counts as its last use until it is called

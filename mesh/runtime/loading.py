@@ -228,9 +228,8 @@ class Loading:
             return Refused(Reason.NOWHERE, text + format_bytes(ledger.capacity_bytes))
         if (refused := self._parts.why_refused()) is not None:
             return refused
-        known = Footprint(want.host_bytes, want.device_bytes) if want.weight else None
-        if known is not None:
-            size = known  # as it was measured, in whichever memory
+        if want.weight:
+            size = Footprint(want.host_bytes, want.device_bytes)  # as it was measured, in whichever memory
         else:
             size = self._sizes.predict(
                 want.type, file_bytes=pulled.bytes, limit_bytes=max(ledger.capacity_bytes, 1)

@@ -182,11 +182,9 @@ class Loads:
             return why
         if len(self._flights) >= MAX_LOADS:
             return Refused(Reason.OVERLOADED, f"{len(self._flights)} loads are in progress in this pod")
-        return (
-            no_room(self._ledger.room_for(want.weight, idle_ms=want.idle_ms, for_whom=want.model_id))
-            if want.weight
-            else None
-        )
+        if not want.weight:
+            return None
+        return no_room(self._ledger.room_for(want.weight, idle_ms=want.idle_ms, for_whom=want.model_id))
 
     async def _fly(self, flight: _Flight) -> None:
         want = flight.want

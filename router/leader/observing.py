@@ -97,34 +97,27 @@ class Observer:
         Raises EtcdError."""
         found: dict[str, Registration | None] = {}
         for start in range(0, len(ids), _BATCH):
-            await self._look_up(ids[start : start + _BATCH], found)
+            batch = ids[start : start + _BATCH]
+            result = await self._etcd.txn([], [get_op(self._keys.model(model_id)) for model_id in batch])
+            for model_id, response in zip(batch, result.responses, strict=True):
+                kvs: tuple[KeyValue, ...] = response if isinstance(response, tuple) else ()
+                with contextlib.suppress(MeshError):  # it cannot be read: told in the log already
+                    found[model_id] = decode(model_id, kvs[0]) if kvs else None
         return found
 
     async def _wanted(self) -> dict[str, Registration]:
         found: dict[str, Registration] = {}
         async for page in self._etcd.pages(self._keys.wanted, after_prefix(self._keys.wanted), keys_only=True):
             ids = [self._keys.want_of(kv.key) for kv in page.kvs]
-            for start in range(0, len(ids), _BATCH):
-                await self._read(ids[start : start + _BATCH], found)
+            for model_id, registration in (await self.registrations(ids)).items():
+                if registration is not None and registration.record.limits != UNLIMITED:
+                    found[model_id] = registration
+                else:
+                    # Not registered any more, or its limits were taken away. If they are being set just now, whoever
+                    # does it has put this key before and will not again: so it goes only if nothing has changed for a
+                    # round.
+                    await self._tidy(model_id, registration)
         return found
-
-    async def _look_up(self, ids: list[str], found: dict[str, Registration | None]) -> None:
-        result = await self._etcd.txn([], [get_op(self._keys.model(model_id)) for model_id in ids])
-        for model_id, response in zip(ids, result.responses, strict=True):
-            kvs: tuple[KeyValue, ...] = response if isinstance(response, tuple) else ()
-            with contextlib.suppress(MeshError):  # it cannot be read: told in the log already
-                found[model_id] = decode(model_id, kvs[0]) if kvs else None
-
-    async def _read(self, ids: list[str], found: dict[str, Registration]) -> None:
-        read: dict[str, Registration | None] = {}
-        await self._look_up(ids, read)
-        for model_id, registration in read.items():
-            if registration is not None and registration.record.limits != UNLIMITED:
-                found[model_id] = registration
-            else:
-                # Not registered any more, or its limits were taken away. If they are being set just now, whoever does
-                # it has put this key before and will not again: so it goes only if nothing has changed for a round.
-                await self._tidy(model_id, registration)
 
     async def _tidy(self, model_id: str, registration: Registration | None) -> None:
         record = self._keys.model(model_id)

@@ -8,6 +8,7 @@ Times are of the leader's clock. Where the next leader's differs, models seem us
 order among each other matters, and a preload takes no room from anybody.
 """
 
+import contextlib
 import heapq
 import json
 import time
@@ -60,18 +61,10 @@ class Recency:
 
     async def _load_records(self) -> None:
         prefix = self._keys.registry
-
-        def told(model_id: str, value: bytes) -> int:
-            try:
-                return ModelRecord.decode(value).last_used_ms
-            except ValueError:
-                return 0
-
         async for page in self._etcd.pages(prefix, after_prefix(prefix)):
             for kv in page.kvs:
-                model_id = self._keys.model_of(kv.key)
-                if used := told(model_id, kv.value):
-                    self._note(model_id, used)
+                with contextlib.suppress(ValueError):  # a record that cannot be read: told where it is used
+                    self._note(self._keys.model_of(kv.key), ModelRecord.decode(kv.value).last_used_ms)
             self._trim(2 * MOST)
         self._trim(MOST)
 

@@ -8,7 +8,6 @@ time, behind every load that somebody waits for (see `placement.preload`).
 import asyncio
 from collections.abc import Callable, Sequence
 
-from mesh.telemetry import logs
 from placement import preload
 from placement.actions import Plan
 from placement.footprint import Footprint
@@ -18,8 +17,6 @@ from router.leader.carrying import Carrying
 from router.leader.observing import Observer
 from router.leader.recency import Recency
 from router.view import View
-
-log = logs.get(__name__)
 
 CANDIDATES = 128
 """Models that are looked at in one round."""
@@ -39,19 +36,18 @@ class Warming:
         self._loop = asyncio.get_running_loop()
         self._resting: dict[str, float] = {}  # until when
 
-    async def plan(
-        self, pods: Sequence[Pod], settings: Current, *, wanted: Callable[[str], bool] = lambda model_id: False
-    ) -> Plan:
+    async def plan(self, pods: Sequence[Pod], settings: Current, *, wanted: Callable[[str], bool]) -> Plan:
         """What to load now. `wanted` models are somebody else's business. Raises EtcdError."""
         if not any(pod.accepts and preload.has_space(pod) for pod in pods):
             return Plan(())
         now = self._loop.time()
         self._resting = {model_id: until for model_id, until in self._resting.items() if until > now}
-        resident = set(self._view.models()) | {model_id for model_id, _ in self._carrying.loading()}
+        loading = {model_id for model_id, _ in self._carrying.loading()}
         newest = self._recency.newest(
             CANDIDATES,
             without=lambda model_id: (
-                model_id in resident
+                bool(self._view.known(model_id))
+                or model_id in loading
                 or model_id in self._resting
                 or wanted(model_id)
                 or self._carrying.resting(model_id)

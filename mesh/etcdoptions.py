@@ -1,0 +1,74 @@
+"""How a process is told where etcd is: the options that routers and runtime pods share, and what comes of them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mesh.etcd import secret
+from mesh.settings import EtcdSettings, parse_urls
+
+Base = Annotated[str, typer.Option(envvar="MESH_BASE", help="Prefix of the mesh's keys in etcd.")]
+InstallId = Annotated[
+    str,
+    typer.Option(
+        envvar="MESH_INSTALL_ID",
+        help="Of this installation, the same for all its processes: another's prefix in etcd is then left alone.",
+    ),
+]
+Urls = Annotated[str, typer.Option(envvar="MESH_ETCD", help="URLs of etcd's members, separated by commas.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="MESH_ETCD_CONFIG",
+        help="ModelMesh's JSON with endpoints, credentials and root prefix, instead of all --etcd options.",
+    ),
+]
+User = Annotated[str, typer.Option(envvar="MESH_ETCD_USER")]
+PasswordFile = Annotated[Path | None, typer.Option(envvar="MESH_ETCD_PASSWORD_FILE")]
+Ca = Annotated[Path | None, typer.Option(envvar="MESH_ETCD_CA", help="PEM file.")]
+Cert = Annotated[Path | None, typer.Option(envvar="MESH_ETCD_CERT", help="PEM file.")]
+Key = Annotated[Path | None, typer.Option(envvar="MESH_ETCD_KEY", help="PEM file.")]
+
+DEFAULT_BASE = "mm/mesh"
+DEFAULT_URLS = "http://127.0.0.1:2379"
+
+
+def read_file(path: Path | None, option: str) -> bytes | None:
+    """What is in the file that an option names. Raises BadParameter."""
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {error.strerror}", param_hint=option) from error
+
+
+def reach(
+    *,
+    base: str,
+    urls: str,
+    config: Path | None,
+    user: str,
+    password_file: Path | None,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+) -> tuple[EtcdSettings, str]:
+    """How etcd is reached, and the prefix of all keys without slashes around it. Raises BadParameter."""
+    base = base.strip("/")
+    given = EtcdSettings(
+        endpoints=parse_urls(urls),
+        user=user,
+        password=(read_file(password_file, "--etcd-password-file") or b"").decode().strip(),
+        ca=read_file(ca, "--etcd-ca"),
+        certificate=read_file(cert, "--etcd-cert"),
+        private_key=read_file(key, "--etcd-key"),
+    )
+    if config is None:
+        return given, base
+    try:
+        found = secret.read(config)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--etcd-config") from error
+    return found.settings, f"{found.root_prefix}/{base}".strip("/")
