@@ -91,6 +91,7 @@ class Rounds:
 
     async def lead(self) -> None:
         """Until cancelled."""
+        self._known = False  # whoever has led meanwhile has noted more than was known here
         self._tasks.spawn(self._remember_uses(), "remember uses")
         try:
             while True:

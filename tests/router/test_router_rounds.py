@@ -266,3 +266,32 @@ async def test_a_quarantined_or_failing_model_is_not_preloaded(world):
     finally:
         leading.cancel()
         await asyncio.gather(leading, return_exceptions=True)
+
+
+async def test_who_leads_again_keeps_what_others_have_noted_meanwhile(world):
+    """The list in etcd is what counts: it is read anew with each leadership."""
+
+    async def noted() -> Recency:
+        found = Recency(world.etcd, world.keys)
+        await found.load()
+        return found
+
+    async def lead_with(model: str) -> None:
+        world.copy(model, "a", await world.register(model))
+        leading = asyncio.ensure_future(world.rounds.lead())
+
+        async def told() -> bool:
+            return model in await noted()
+
+        await until(told)
+        leading.cancel()
+        await asyncio.gather(leading, return_exceptions=True)
+
+    await lead_with("before")
+    await world.register("theirs")
+    other = await noted()
+    other.note({"theirs": 1000})
+    await other.save()
+    await lead_with("after")
+    found = await noted()
+    assert all(model in found for model in ("before", "theirs", "after"))
