@@ -363,9 +363,17 @@ class ColdStart:
                 return copy
         return None
 
+    def _failures_of(self, flight: _Flight, registration: Registration) -> dict[str, str]:
+        """The pods in which it has failed lately, newest last, and the loader's texts."""
+        failures = registration.record.recent_failures(self._wall(), int(self._settings.failure_expiry * 1000))
+        return {failure.pod: failure.text for failure in reversed(failures)} | flight.failed
+
     def _claimed(self, flight: _Flight, registration: Registration) -> Pod | None:
-        """A pod that is known to have a copy, or to be loading one: it is asked first, and joins us to it."""
+        """A pod that is known to have a copy, or to be loading one: it is asked first, and joins us to it.
+
+        Not where that load has failed: its claim has gone, or will have in a moment, for all that the view shows."""
         now = self._loop.time()
+        failed = self._failures_of(flight, registration)
         for copy in self._view.known(flight.model_id):
             pod = copy.pod
             if (
@@ -374,6 +382,7 @@ class ColdStart:
                 and pod.record.incarnation == copy.record.incarnation
                 and not pod.suspect
                 and pod.name not in flight.excluded
+                and pod.name not in failed
                 and not (pod.agent_failed_at and now - pod.agent_failed_at < _PAUSE)
             ):
                 return pod
@@ -381,8 +390,7 @@ class ColdStart:
 
     def _choose(self, flight: _Flight, registration: Registration) -> Pod:
         record = registration.record
-        failures = record.recent_failures(self._wall(), int(self._settings.failure_expiry * 1000))
-        failed = {failure.pod: failure.text for failure in reversed(failures)} | flight.failed
+        failed = self._failures_of(flight, registration)
         if record.quarantined:
             raise quarantined(flight.model_id, record)
         # Where everything fails it is the pod's fault: it counts against no model, and the pod gets no loads.

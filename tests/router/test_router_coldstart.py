@@ -354,6 +354,20 @@ async def test_what_has_just_failed_is_not_tried_again(core):
     assert len(core.agents.loads) == 1
 
 
+async def test_a_claim_of_a_load_that_has_failed_is_not_joined(core):
+    """The view is a moment behind: it shows the claim still, to the same callers and to those who come next."""
+
+    def fail(request):
+        core.register(failures=core.failed_in("a"))
+        return fakecalls.failed("a says no")
+
+    one_pod(core, fail)
+    core.world.claim("m", "a")
+    for _ in range(2):
+        assert (await core.answered(core.call())).text == "a says no"
+    assert len(core.agents.loads) == 1
+
+
 async def test_a_failure_in_one_pod_is_tried_in_another(core):
     core.register()
     core.world.pod("a", capacity=1 << 50)
