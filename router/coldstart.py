@@ -243,21 +243,30 @@ class ColdStart:
     def choose(
         self, model_id: str, record: records.ModelRecord, *, excluded: Mapping[str, str], idle_ms: int = 0
     ) -> choice.Choice:
-        """Where a load of the model would go now. `excluded` are pods not to use, and why."""
-        pods = self.candidates(model_id)
+        """Where a load of the model would go now. `excluded` are pods not to use, and why.
+
+        What was just sent to a pod may be counted twice for a while, once as sent and once as published. That is good
+        enough to prefer another one, but no reason to refuse: then the agents decide, who know."""
+        published = self._view.candidates(self._loop.time(), model_id)
         asked = self._current().constraints
-        preferences = asked.preferences(record.type, {pod.labels for pod in pods}) if asked is not NONE else None
+        preferences = asked.preferences(record.type, {pod.labels for pod in published}) if asked is not NONE else None
         holders = {copy.pod.name for copy in self._view.known(model_id)}
-        return choice.choose(
-            model_id,
-            self.footprint_of(record),
-            pods,
-            excluded=excluded,
-            idle_ms=idle_ms,
-            constraint=asked.of(record.type),
-            preferences=preferences,
-            zones=[pod.zone for pod in pods if pod.name in holders],
-        )
+
+        def choose(pods: list[Candidate]) -> choice.Choice:
+            return choice.choose(
+                model_id,
+                self.footprint_of(record),
+                pods,
+                excluded=excluded,
+                idle_ms=idle_ms,
+                constraint=asked.of(record.type),
+                preferences=preferences,
+                zones=[pod.zone for pod in pods if pod.name in holders],
+            )
+
+        debited = self._debits.apply(published, self._now_ms())
+        chosen = choose(debited)
+        return choose(published) if chosen.verdict is choice.Verdict.NO_ROOM and debited != published else chosen
 
     def footprint_of(self, record: records.ModelRecord) -> Footprint:
         """What a load is reckoned with, in both memories."""

@@ -565,6 +565,18 @@ async def test_a_load_without_a_waiting_call_evicts_nothing_more_recent(core):
     assert error.value.reason is Reason.NO_ROOM
 
 
+async def test_what_was_sent_refuses_nobody_by_itself(core):
+    """Its publication has come already, so it is counted twice; the pod has room, and says whether it has."""
+    core.world.pod("a", capacity=100)
+    core.agents.answers["a"] = fakecalls.loaded(host_bytes=50)
+    for name in ("one", "two"):
+        core.register(name, host_bytes=50)
+    await core.coldstart.load("one", idle_ms=3_600_000)
+    core.world.pod("a", capacity=100, used=50, oldest_idle_ms=3_599_000)
+    await core.coldstart.load("two", idle_ms=3_600_000)
+    assert [request.model_id for _, request in core.agents.loads] == ["one", "two"]
+
+
 async def test_a_call_that_joins_makes_the_load_urgent(core):
     core.register(host_bytes=100)
     core.world.pod("a", capacity=100, used=100, oldest_idle_ms=1000)
