@@ -287,19 +287,26 @@ class LocalMesh:
         model_id: str,
         *,
         type: str = "fake",
-        load: bool = False,
+        now: bool = False,
         sync: bool = True,
+        last_used_ms: int = 0,
         router: int = 0,
         **words: object,
     ) -> Any:
-        """The same for a model of the `twin`, which behaves as the words say."""
+        """The same for a model of the `twin`, by its words. `now` has it loaded, `sync` waits for that."""
         name = twin.name(**words)
         path = self.write(f"{urllib.parse.quote(model_id, safe='')}.{os.urandom(3).hex()}/{name}", twin.content(name))
-        return await self._register(model_id, type, path, load=load, sync=load and sync, router=router)
+        return await self._register(
+            model_id, type, path, load=now, sync=now and sync, router=router, last_used_ms=last_used_ms
+        )
 
-    async def _register(self, model_id: str, type: str, path: Path, *, load: bool, sync: bool, router: int) -> Any:
+    async def _register(
+        self, model_id: str, type: str, path: Path, *, load: bool, sync: bool, router: int, last_used_ms: int = 0
+    ) -> Any:
         info = modelmesh_pb2.ModelInfo(type=type, path=path.as_uri())
-        request = modelmesh_pb2.RegisterModelRequest(modelId=model_id, modelInfo=info, loadNow=load, sync=sync)
+        request = modelmesh_pb2.RegisterModelRequest(
+            modelId=model_id, modelInfo=info, loadNow=load, sync=sync, lastUsedTime=last_used_ms
+        )
         return await self.management(router).registerModel(request, timeout=30)
 
     async def status(self, model_id: str, router: int = 0) -> dict[str, Any]:

@@ -1,0 +1,372 @@
+"""The predecessor's behaviours of eviction, copies, failures, drain and constraints, with real processes around models
+that are as large, slow and broken as a test wants them (`tests.support.twin`).
+
+PLACEHOLDER
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+import grpc
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from mesh.etcd import Etcd, KeyValue
+from mesh.keys import Keys
+from mesh.pb import modelmesh_pb2 as pb
+from mesh.pb import modelruntime_pb2, modelruntime_pb2_grpc
+from mesh.records import ModelRecord
+from tests.support.localmesh import Client, LocalMesh, command
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ONE = np.ones((1, 1), np.float32)
+LOADED, NOT_LOADED = pb.ModelStatusInfo.LOADED, pb.ModelStatusInfo.NOT_LOADED
+LOADING, LOADING_FAILED = pb.ModelStatusInfo.LOADING, pb.ModelStatusInfo.LOADING_FAILED
+CONSTRAINTS = {"solo": {"required": ["a"]}, "odd": {"required": ["a"]}, "pref": {"preferred": ["b"]}}
+"""Types that only pod-1 may hold, which is then as good as a mesh of one pod; and one that likes pod-2."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pods(tmp_path_factory, etcd_server):
+    """One mesh for the whole module: three pods of 100 MiB that load one model at a time."""
+    async with LocalMesh(
+        tmp_path_factory.mktemp("behaviours"),
+        etcd_server,
+        pods=3,
+        fake=True,
+        capacity="100MiB",
+        labels={"pod-1": "a", "pod-2": "b", "pod-3": "c"},
+        runtime_options=["--load-concurrency", "1", "--load-timeout", "3"],
+    ) as mesh:
+        reply = await mesh.rest("PUT", "/mesh/v1/settings/type_constraints", CONSTRAINTS)
+        assert reply.status == 200
+        yield mesh
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def mesh(pods):
+    """The mesh, empty. After each test its models are unregistered, and soon no pod holds a copy or a byte."""
+    yield pods
+    listed = (await pods.rest("GET", "/mesh/v1/models?limit=1000")).json["models"]
+    await asyncio.gather(*(pods.rest("DELETE", f"/mesh/v1/models/{model['id']}") for model in listed))
+    state: list[object] = []
+
+    async def empty() -> bool:
+        state[:] = (await pods.rest("GET", "/mesh/v1/pods")).json["pods"]
+        return all(pod["state"] == "ready" and not (pod["copies"] or pod["used"] or pod["loading"]) for pod in state)
+
+    await until(empty, timeout=20, interval=0.05, why=lambda: f"all pods are empty: {state}")
+
+
+async def status(mesh: LocalMesh, model_id: str) -> pb.ModelStatusInfo:
+    return await mesh.management().getModelStatus(pb.GetStatusRequest(modelId=model_id), timeout=30)
+
+
+async def statuses(mesh: LocalMesh, names: Iterable[str]) -> dict[str, int]:
+    """The status of each of these models."""
+    stub = mesh.management()
+    names = list(names)
+    replies = await asyncio.gather(*(stub.getModelStatus(pb.GetStatusRequest(modelId=name)) for name in names))
+    return {name: reply.status for name, reply in zip(names, replies, strict=True)}
+
+
+async def loaded(mesh: LocalMesh, names: Iterable[str]) -> list[str]:
+    """Those of these models that are loaded."""
+    return [name for name, found in (await statuses(mesh, names)).items() if found == LOADED]
+
+
+async def ensure(mesh: LocalMesh, model_id: str, *, sync: bool) -> pb.ModelStatusInfo:
+    return await mesh.management().ensureLoaded(pb.EnsureLoadedRequest(modelId=model_id, sync=sync), timeout=30)
+
+
+def hours_ago(hours: float) -> int:
+    """In milliseconds since the epoch."""
+    return int((time.time() - hours * 3600) * 1000)
+
+
+async def fill(mesh: LocalMesh, count: int, *, size: str = "10MiB") -> list[str]:
+    """Loads so many models into pod-1, last used half a day ago, a minute after each other. (What is registered with a
+    load and without a time counts as used an hour ago.)"""
+    names = [f"m{number:02}" for number in range(count)]
+    for number, name in enumerate(names):
+        used = hours_ago(12 - number / 60)
+        assert (await mesh.register_fake(name, type="solo", size=size, now=True, last_used_ms=used)).status == LOADED
+    return names
+
+
+async def counters(mesh: LocalMesh, pod: str = "pod-1") -> dict[str, int]:
+    return (await mesh.rest("GET", f"/mesh/v1/pods/{pod}")).json["counters"]
+
+
+async def answer(mesh: LocalMesh, model_id: str) -> float:
+    (found,) = await Client(mesh.channel()).infer(model_id, x=ONE)
+    return float(found.item())
+
+
+async def refused(mesh: LocalMesh, model_id: str) -> grpc.aio.AioRpcError:
+    """The error of a call."""
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await Client(mesh.channel()).infer(model_id, x=ONE)
+    return error.value
+
+
+def spi(mesh: LocalMesh) -> modelruntime_pb2_grpc.ModelRuntimeStub:
+    """A second hand on the model server of pod-1, behind its agent's back."""
+    words = command(mesh.server_pid(mesh.pods[0])).split()
+    mesh.channels.append(grpc.aio.insecure_channel(f"unix:{words[words.index('--spi') + 1]}"))
+    return modelruntime_pb2_grpc.ModelRuntimeStub(mesh.channels[-1])
+
+
+# --- eviction ---
+
+
+async def test_a_full_pod_lets_go_of_the_oldest_and_of_no_other(mesh):
+    """As many models as fit are all there; one more evicts one, whose status says so at once; a call of the oldest
+    protects it."""
+    names = await fill(mesh, 10)
+    assert await loaded(mesh, names) == names
+    assert (await mesh.register_fake("n0", type="solo", size="10MiB", now=True)).status == LOADED
+    assert (await statuses(mesh, names))["m00"] == NOT_LOADED
+    assert await loaded(mesh, [*names, "n0"]) == [*names[1:], "n0"]
+    await answer(mesh, "m01")
+    assert (await mesh.register_fake("n1", type="solo", size="10MiB", now=True)).status == LOADED
+    assert await loaded(mesh, [*names, "n0", "n1"]) == ["m01", *names[3:], "n0", "n1"]
+
+
+@pytest.mark.parametrize("type", ["solo", "odd"], ids=["predicted", "larger-than-predicted"])
+async def test_one_four_times_as_large_displaces_four(mesh, type):
+    """Also where that is known only once it is loaded: nothing of its type has been there before."""
+    names = await fill(mesh, 10)
+    before = await counters(mesh)
+    assert (await mesh.register_fake("large", type=type, size="40MiB", now=True)).status == LOADED
+
+    async def evicted() -> bool:
+        return await loaded(mesh, [*names, "large"]) == [*names[4:], "large"]
+
+    await until(evicted, why="the four oldest are gone")
+    assert (await counters(mesh))["evictions"] - before["evictions"] == 4
+
+
+async def test_what_was_evicted_is_loading_when_it_is_asked_for(mesh):
+    """`ensureLoaded` answers LOADING while that goes on, LOADED when it is done; the then oldest makes way."""
+    gate = mesh.folder / "evicted"
+    gate.touch()
+    words = {"type": "solo", "size": "10MiB", "gate": gate.name, "last_used_ms": hours_ago(13)}
+    assert (await mesh.register_fake("back", now=True, **words)).status == LOADED
+    names = await fill(mesh, 10)
+    assert (await status(mesh, "back")).status == NOT_LOADED
+    gate.unlink()
+    assert (await ensure(mesh, "back", sync=False)).status == LOADING
+    assert (await status(mesh, "back")).status == LOADING
+    gate.touch()
+    assert (await ensure(mesh, "back", sync=True)).status == LOADED
+    assert await loaded(mesh, ["back", *names]) == ["back", *names[1:]]
+
+
+@pytest.mark.parametrize("leaving", [0, 5], ids=["alone", "with-five-unregistered"])
+async def test_ten_at_once_evict_the_ten_oldest(mesh, leaving):
+    """No cascade: not one copy more, also where some of them are unregistered at the same time."""
+    names = await fill(mesh, 20, size="5MiB")
+    news = [f"n{number}" for number in range(10)]
+    replies, _ = await asyncio.gather(
+        asyncio.gather(*(mesh.register_fake(name, type="solo", size="5MiB", now=True) for name in news)),
+        asyncio.gather(*(mesh.rest("DELETE", f"/mesh/v1/models/{name}") for name in names[:leaving])),
+    )
+    assert [reply.status for reply in replies] == [LOADED] * 10
+    assert await loaded(mesh, [*names, *news]) == [*names[10:], *news]
+
+
+# --- loading ---
+
+
+@pytest.mark.parametrize("queued", [True, False], ids=["queued-already", "new"])
+async def test_a_callers_model_overtakes_what_nobody_waits_for(mesh, queued):
+    """Also when it stands in the queue already. The pod loads one model at a time."""
+    gate = mesh.folder / f"queue-{queued}"
+    await mesh.register_fake("first", type="solo", gate=gate.name, now=True, sync=False)
+    waiting = ["second", "third"]
+    for name in waiting:
+        await mesh.register_fake(name, type="solo", now=True, sync=False)
+    await mesh.register_fake("called", type="solo", value=4, now=queued, sync=False)
+
+    async def copies() -> dict[str, dict]:
+        pod = (await mesh.rest("GET", "/mesh/v1/pods/pod-1")).json
+        return {copy["model_id"]: copy for copy in pod["copies"]}
+
+    async def behind() -> bool:
+        states = {name: copy["state"] for name, copy in (await copies()).items()}
+        behind = [*waiting, "called"] if queued else waiting
+        return states == {"first": "loading", **dict.fromkeys(behind, "waiting")}
+
+    await until(behind, why="one loads, the others wait")
+    call = asyncio.ensure_future(answer(mesh, "called"))
+
+    async def wanted() -> bool:
+        """Nobody has used the others within the hour, as a registration has it."""
+        copy = (await copies()).get("called")
+        return copy is not None and copy["state"] == "waiting" and copy["idle_ms"] < 1_800_000
+
+    await until(wanted, why="the pod knows of the caller")
+    gate.touch()
+    assert await call == 4
+
+    async def done() -> dict[str, dict] | None:
+        found = await copies()
+        return found if all(copy["state"] == "loaded" for copy in found.values()) else None
+
+    ages = {name: copy["age_ms"] for name, copy in (await until(done)).items()}
+    assert sorted(ages, key=lambda name: -ages[name])[:2] == ["first", "called"]
+
+
+# --- failures ---
+
+
+@pytest.mark.parametrize(
+    ("fail", "says"),
+    [("no such layer", "no such layer"), ("memory", "memory"), ("hang", "within 3 s")],
+    ids=["text", "memory", "hang"],
+)
+async def test_a_load_that_fails(mesh, fail, says):
+    """A status and not an error: one text, one copy that failed, and where; the same when asked again; INTERNAL with
+    that text for callers, who do not have it tried again. The pod's other models go on, and nothing of it is left."""
+    await mesh.register_fake("good", type="solo", value=1, now=True)
+    server, began = mesh.server_pid(mesh.pods[0]), time.time()
+    reply = await mesh.register_fake("bad", type="solo", fail=fail, now=True)
+    assert reply.status == LOADING_FAILED
+    (text,) = reply.errors
+    assert says in text
+    (info,) = reply.modelCopyInfos
+    assert (info.location, info.copyStatus) == ("pod-1", LOADING_FAILED)
+    assert began - 1 < info.time / 1000 < time.time() + 1
+    assert await status(mesh, "bad") == reply
+    before = await counters(mesh)
+    error = await refused(mesh, "bad")
+    assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, text)
+    assert (await counters(mesh))["load_failures"] == before["load_failures"]
+    assert await answer(mesh, "good") == 1
+    assert mesh.server_pid(mesh.pods[0]) == server
+    copies = (await mesh.rest("GET", "/mesh/v1/pods/pod-1")).json["copies"]
+    assert [copy["model_id"] for copy in copies] == ["good"]
+
+
+async def test_a_model_that_fails_everywhere_is_tried_everywhere_once(mesh):
+    """In all of three pods; then its own error is the answer."""
+    reply = await mesh.register_fake("bad", fail="no such layer", now=True)
+    assert (reply.status, list(reply.errors)) == (LOADING_FAILED, ["no such layer"] * 3)
+    assert {info.location for info in reply.modelCopyInfos} == {"pod-1", "pod-2", "pod-3"}
+    assert {info.copyStatus for info in reply.modelCopyInfos} == {LOADING_FAILED}
+    error = await refused(mesh, "bad")
+    assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, "no such layer")
+    assert await status(mesh, "bad") == reply
+
+
+async def test_one_pod_that_can_load_it_is_enough(mesh):
+    """Whichever pods are tried before; what failed elsewhere is told beside."""
+    for name in ("one", "two"):
+        await mesh.register_fake(name, value=7, fail="not here", at="pod-1+pod-2")
+        assert await answer(mesh, name) == 7
+        found = await status(mesh, name)
+        assert found.status == LOADED
+        where = {info.location for info in found.modelCopyInfos if info.copyStatus != LOADING_FAILED}
+        assert where == {"pod-3"}
+        assert set(found.errors) <= {"not here"}
+
+
+async def test_a_failure_holds_until_it_expires(mesh):
+    """Calls do not prolong it. After its quarter of an hour, which its record is told to have passed, the next call
+    has the model loaded."""
+    await mesh.register_fake("m", type="solo", value=2, fail="no such layer", fails=1)
+    before = await counters(mesh)
+    for _ in range(3):
+        assert (await refused(mesh, "m")).details() == "no such layer"
+    assert (await counters(mesh))["load_failures"] == before["load_failures"] + 1
+    await age_failures(mesh, "m", 840_000)
+    assert (await refused(mesh, "m")).details() == "no such layer"
+    await age_failures(mesh, "m", 61_000)
+    assert await answer(mesh, "m") == 2
+    assert not (await status(mesh, "m")).errors
+
+
+async def age_failures(mesh: LocalMesh, model_id: str, ms: int) -> None:
+    """Has the failures in a model's record happened so much earlier."""
+
+    def older(kv: KeyValue | None) -> bytes:
+        assert kv is not None
+        record = ModelRecord.decode(kv.value)
+        failures = tuple(replace(failure, at_ms=failure.at_ms - ms) for failure in record.failures)
+        return replace(record, failures=failures).encode()
+
+    async with Etcd(mesh.etcd.settings) as etcd:
+        await etcd.update(Keys(mesh.base).model(model_id), older)
+
+
+async def test_a_load_that_kills_its_server_gets_no_third(mesh):
+    """Two servers die of it, and it is quarantined. They come back by themselves, and so do their models."""
+    await mesh.register_fake("good", type="solo", value=1, now=True)
+    lives = [(await counters(mesh, pod))["server_lives"] for pod in ("pod-1", "pod-2", "pod-3")]
+    assert (await mesh.register_fake("bad", fail="crash", now=True)).status == LOADING_FAILED
+    error = await refused(mesh, "bad")
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert (error.details() or "").count("while it was loading this model") == 2
+    assert await answer(mesh, "good") == 1
+
+    async def died() -> int:
+        now = [(await counters(mesh, pod))["server_lives"] for pod in ("pod-1", "pod-2", "pod-3")]
+        return sum(now) - sum(lives)
+
+    assert await until(died) == 2
+
+
+async def test_errors_of_calls_are_the_callers_and_make_no_copies(mesh):
+    """Also UNAVAILABLE, of a model that only one pod may hold."""
+    await mesh.register_fake("m", type="solo", error="try some other time", now=True)
+    before = await mesh.stats()
+    for _ in range(3):
+        error = await refused(mesh, "m")
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert (error.details() or "").endswith("try some other time")
+    found = await status(mesh, "m")
+    assert found.status == LOADED
+    assert [info.location for info in found.modelCopyInfos] == ["pod-1"]
+    assert (await mesh.stats())["loads"] == before["loads"]
+
+
+@pytest.mark.parametrize("how", ["unloaded", "purged"])
+async def test_a_model_that_its_server_has_lost_is_loaded_again(mesh, how):
+    """Behind the agent's back, twice: the next call has it back each time, and nobody sees an error."""
+    await mesh.register_fake("m", type="solo", value=5, now=True)
+    await mesh.register_fake("other", type="solo", value=6, now=True)
+    stub = spi(mesh)
+    for _ in range(2):
+        if how == "unloaded":
+            await stub.unloadModel(modelruntime_pb2.UnloadModelRequest(modelId="m"))
+        else:
+            await stub.runtimeStatus(modelruntime_pb2.RuntimeStatusRequest())
+        assert await answer(mesh, "m") == 5
+        assert await answer(mesh, "other") == 6
+    found = await status(mesh, "m")
+    assert (found.status, list(found.errors)) == (LOADED, [])
+
+
+# --- constraints ---
+
+
+async def test_a_preference_is_followed_as_long_as_there_is_room(mesh):
+    """Then a model of that type goes where there is room, and evicts nothing where it would rather be."""
+    assert (await mesh.register_fake("one", type="pref", size="60MiB", now=True)).status == LOADED
+    assert [info.location for info in (await status(mesh, "one")).modelCopyInfos] == ["pod-2"]
+
+    async def published() -> bool:
+        found = (await mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
+        return {pod["pod"]: pod["used"] for pod in found}["pod-2"] == 60 << 20
+
+    await until(published, why="the router knows that pod-2 has no room for another one")
+    assert (await mesh.register_fake("two", type="pref", size="60MiB", now=True)).status == LOADED
+    (info,) = (await status(mesh, "two")).modelCopyInfos
+    assert info.location in ("pod-1", "pod-3")
+    assert await loaded(mesh, ["one", "two"]) == ["one", "two"]
