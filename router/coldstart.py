@@ -27,6 +27,7 @@ from placement.debits import Debits
 from placement.failures import Failures
 from placement.footprint import Footprint
 from placement.pod import Pod as Candidate
+from router import asking
 from router.agents import Agent, Timeout, Unreachable, load_request
 from router.dynamic import Current
 from router.meter import Meter
@@ -443,17 +444,19 @@ class ColdStart:
                 if (late := self._too_late(flight, place, now)) is not None:
                     self._release(flight, waiter)
                     waiter.on_error(late)
-        debit = (flight.model_id, pod.name)
         self._failures.tried(pod.name, self._now_ms())
-        self._debits.sent(pod.name, self.size_of(record), self._now_ms(), debit)
         flight.asked.set()
         flight.quiet = (pod, request) if flight.idle_ms else None
-        loaded, measured = False, None
         try:
-            reply = await self._agents.load(pod, request, timeout=self._settings.load_wait)
-            loaded = reply.WhichOneof("outcome") == "loaded"
-            if loaded:
-                measured = Footprint(reply.loaded.host_bytes, reply.loaded.device_bytes)
+            reply = await asking.load(
+                pod,
+                request,
+                agents=self._agents,
+                debits=self._debits,
+                footprint=self.footprint_of(record),
+                now_ms=self._now_ms,
+                timeout=self._settings.load_wait,
+            )
             pod.agent_failed_at = 0.0
             return reply
         except Timeout as error:
@@ -466,7 +469,6 @@ class ColdStart:
             raise _Next from error
         finally:
             flight.quiet = None
-            self._debits.done(debit, loaded=loaded, measured=measured)
 
     async def _hurry(self, pod: Pod, request: agent_pb2.LoadRequest) -> None:
         """Tells the agent that a call waits now for what it was asked to load in its own time. It joins the two."""
