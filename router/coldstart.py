@@ -270,18 +270,24 @@ class ColdStart:
         return choose(published) if chosen.verdict is choice.Verdict.NO_ROOM and debited != published else chosen
 
     def footprint_of(self, record: records.ModelRecord) -> Footprint:
-        """What a load is reckoned with, in both memories."""
-        return Footprint(self.size_of(record), record.device_bytes if record.host_bytes else 0)
-
-    def size_of(self, record: records.ModelRecord) -> int:
-        """Bytes to reckon with: measured by an earlier load, else what copies here have on the average."""
+        """What a load is reckoned with: measured by an earlier one, else what copies here have on the average, those on
+        devices where there are any."""
         if record.host_bytes:
-            return record.host_bytes
+            return Footprint(record.host_bytes, record.device_bytes)
         pods = [pod.record for pod in self._view.pods.values() if pod.record is not None]
-        copies = sum(pod.copies for pod in pods)
-        average = sum(pod.used_bytes for pod in pods) // copies if copies else 0
+        devices = [pod for pod in pods if pod.device_capacity_bytes and pod.copies]
+        seen = devices or pods
+        copies = sum(pod.copies for pod in seen) or 1
         # A guess must never be the reason why a model is refused.
-        return min([average, *(pod.capacity_bytes for pod in pods)], default=0)
+        host = min([sum(pod.used_bytes for pod in seen) // copies, *(pod.capacity_bytes for pod in pods)])
+        device = min(
+            [
+                sum(pod.device_used_bytes for pod in seen) // copies,
+                *(pod.device_capacity_bytes for pod in devices),
+                *(pod.capacity_bytes - host for pod in pods),
+            ]
+        )
+        return Footprint(host, device)
 
     def statistics(self) -> ColdStartStatistics:
         """What waits now."""

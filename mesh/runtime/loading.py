@@ -303,14 +303,14 @@ class Loading:
         parts, ledger = self._parts, self._ledger
         ledger.weigh(entry, size.host_bytes, size.device_bytes)
         if not ledger.holds(entry.footprint):
-            text = f"it takes {entry.footprint} in memory, this pod's capacity is {ledger.capacity}"
+            text = f"it takes {entry.footprint}, this pod's capacity is {ledger.capacity}"
             return Refused(Reason.NOWHERE, text)
         if not ledger.fits(Footprint()):
             room = ledger.room_for(
                 Footprint(), idle_ms=entry.idle_ms, spares=spares, keep=(want.model_id,), for_whom=want.model_id
             )
             if (refused := no_room(room)) is not None:
-                return Refused(refused.reason, f"it takes {entry.footprint} in memory: {refused.text}")
+                return Refused(refused.reason, f"it takes {entry.footprint}: {refused.text}")
             parts.evict(room, want.model_id)
         entry.load_ms = load_ms
         ledger.enter(entry, State.LOADED)
