@@ -70,6 +70,8 @@ CUDA = Device(
                 # The default tries every algorithm on each new shape: seconds of a first call, and much workspace.
                 "cudnn_conv_algo_search": "HEURISTIC",
                 "cudnn_conv_use_max_workspace": "0",
+                # Else products have a precision of 10 bits, and a model's answers depend on which pod gives them.
+                "use_tf32": "0",
             },
         ),
         _CPU,
