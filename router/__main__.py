@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 import uvloop
 
-from mesh import etcdoptions
+from mesh import etcdoptions, tlsoptions
 from mesh import settings as texts
 from mesh.telemetry import logs
 from router import pod
@@ -57,6 +57,7 @@ def main(
         Path | None,
         typer.Option(envvar="MESH_TLS_CLIENT_CA", help="PEM file: clients must show a certificate that it signed."),
     ] = None,
+    internal_tls: tlsoptions.Internal = None,
     connection_age: Annotated[
         float,
         typer.Option(
@@ -110,6 +111,7 @@ def main(
         logs.configure(level=log_level, fmt=log_format, process="router")  # type: ignore[arg-type]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    internal = tlsoptions.check(internal_tls)
     reached, base = etcdoptions.reach(
         base=base,
         urls=etcd,
@@ -129,6 +131,7 @@ def main(
         tls_certificate=str(tls_cert.absolute()) if tls_cert else "",
         tls_key=str(tls_key.absolute()) if tls_key else "",
         tls_client_ca=str(tls_client_ca.absolute()) if tls_client_ca else "",
+        internal_tls=str(internal) if internal else "",
         connection_age=connection_age,
         rest_listen=_address(rest_listen),
         probe=_address(probe),

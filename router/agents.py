@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 import grpc
 
+from mesh.identity import Identity, rpc
 from mesh.pb import agent_pb2, agent_pb2_grpc
 from router.registry import Registration
 from router.view import Pod
@@ -25,6 +26,8 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
+
+_RETIRED = 900.0  # seconds that requests under way on a channel with an old certificate may still take
 
 _Request = TypeVar("_Request")
 _Reply = TypeVar("_Reply")
@@ -92,23 +95,37 @@ class AgentsStatistics:
 class Agents:
     """The agents of a mesh, by the control address that their pod has published."""
 
-    def __init__(self) -> None:
-        self._channels: dict[str, tuple[str, grpc.aio.Channel, agent_pb2_grpc.AgentStub]] = {}  # by pod
+    def __init__(self, identity: Identity | None = None) -> None:
+        self._identity = identity
+        self._channels: dict[str, tuple[tuple[str, int], grpc.aio.Channel, agent_pb2_grpc.AgentStub]] = {}  # by pod
         self._closing: set[asyncio.Task[None]] = set()
+        self._retiring: set[asyncio.Task[None]] = set()
 
     def _stub(self, pod: Pod) -> agent_pb2_grpc.AgentStub:
         if pod.record is None:
             raise Unreachable(f"{pod.name} has not published its address", refused=True)
         address = pod.record.control_address
+        identity = self._identity
+        reached = (address, identity.changes if identity is not None else 0)
         known = self._channels.get(pod.name)
-        if known is not None and known[0] == address:
+        if known is not None and known[0] == reached:
             return known[2]
-        if known is not None:
+        if known is not None and known[0][0] == address:
+            self._retire(pod.name)
+        elif known is not None:
             self.forget(pod.name)
-        channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        channel = rpc.channel(address, _OPTIONS, identity)
         stub = agent_pb2_grpc.AgentStub(channel)
-        self._channels[pod.name] = (address, channel, stub)
+        self._channels[pod.name] = (reached, channel, stub)
         return stub
+
+    def _retire(self, name: str) -> None:
+        """A channel goes on showing the certificate that it was made with: there will be another one. Requests under
+        way end as they would have."""
+        channel = self._channels.pop(name)[1]
+        task = asyncio.get_running_loop().create_task(channel.close(_RETIRED), name=f"retire channel to {name}")
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     async def load(self, pod: Pod, request: agent_pb2.LoadRequest, *, timeout: float) -> agent_pb2.LoadReply:
         """Loads a model, or joins the load under way."""
@@ -166,5 +183,7 @@ class Agents:
         """Closes every channel."""
         for name in list(self._channels):
             self.forget(name)
-        if self._closing:
-            await asyncio.gather(*self._closing, return_exceptions=True)
+        for task in self._retiring:
+            task.cancel()
+        if ending := (*self._closing, *self._retiring):
+            await asyncio.gather(*ending, return_exceptions=True)

@@ -20,6 +20,7 @@ from mesh import cpus, owner, process
 from mesh import settings as addresses
 from mesh.envoy import config, minder
 from mesh.etcd import Etcd, EtcdError, Mirror, Snapshot
+from mesh.identity import Identity
 from mesh.keys import Keys
 from mesh.telemetry import logs, metrics
 from mesh.telemetry.probes import Probes
@@ -74,7 +75,8 @@ class RouterPod:
         self._mirror: Mirror | None = None
         keys = Keys(settings.base)
         self._view = View(keys, self._connect)
-        self._agents = Agents()
+        self._identity = Identity(Path(settings.internal_tls)) if settings.internal_tls else None
+        self._agents = Agents(self._identity)
         self._view.listen(self._on_pod)
         self._registry = Registry(self._etcd, keys, timeout=settings.registry_timeout)
         self._dynamic = Dynamic(self._etcd, keys)
@@ -100,6 +102,8 @@ class RouterPod:
         """Why this router must not run, once that is known."""
         self._leading: asyncio.Task[None] | None = None
         self.probe_port = 0
+        if self._identity is not None:
+            self._identity.follow(self._metrics)
         gauge = self._metrics.gauge
         gauge("mesh_workers", "Workers that are connected.").follow(lambda: len(self._feed.ready()))
         gauge("mesh_leader", "1 where this router leads.", merge="max").follow(lambda: int(self._election.leading))
@@ -139,6 +143,8 @@ class RouterPod:
             self._tasks.spawn(self._follow(), "follow etcd")
             self._tasks.spawn(self._dynamic.run(), "follow settings")
             self._tasks.spawn(self._tick(), "tick")
+            if self._identity is not None:
+                self._tasks.spawn(self._identity.run(), "follow certificates")
             self.probe_port = await self._probes.start()
             if settings.edge == "envoy":
                 for index in range(settings.workers):

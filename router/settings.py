@@ -29,6 +29,7 @@ class RouterSettings:
     tls_certificate: str = ""  # path of a PEM file; empty: no TLS for clients
     tls_key: str = ""
     tls_client_ca: str = ""  # clients must show a certificate that it signed
+    internal_tls: str = ""  # folder of the identity among the mesh's processes; empty: no TLS to runtime pods
     connection_age: float = 0.0  # after which clients are asked to connect anew; 0: never
     rest_listen: str = "127.0.0.1:8008"  # REST has a port of its own only with the grpc edge
     probe: str = "127.0.0.1:8089"

@@ -19,6 +19,7 @@ from aiohttp import web
 
 from mesh import settings as addresses
 from mesh.etcd import Etcd
+from mesh.identity import Identity
 from mesh.keys import Keys
 from mesh.telemetry import logs, metrics
 from mesh.wire.client import Pool
@@ -67,8 +68,9 @@ class Process:
         self._draining = False
         self.etcd = Etcd(settings.etcd)
         keys = Keys(settings.base)
+        self.identity = Identity(Path(settings.internal_tls)) if settings.internal_tls else None
         self.view = View(keys, self._connect)
-        self.agents = Agents()
+        self.agents = Agents(self.identity)
         self.view.listen(self._on_pod)
         self.registry = Registry(self.etcd, keys, timeout=settings.registry_timeout, remember=settings.registry_cache)
         meter = Meter(self.metrics)
@@ -135,6 +137,8 @@ class Process:
         self.feed.start()
         self._tasks.spawn(self._tick(), "tick")
         self._tasks.spawn(self.dynamic.run(), "follow settings")
+        if self.identity is not None:
+            self._tasks.spawn(self.identity.run(), "follow certificates")
         # A worker that knows nothing takes every call for a cold start, and needs etcd for what is resident.
         if not await self.feed.first(_FEED_WAIT):
             log.warning("calls are taken before the registry (etcd) was read", waited=_FEED_WAIT)
@@ -187,6 +191,7 @@ class Process:
             connect_timeout=settings.connect_timeout,
             max_message=settings.max_message,
             idle_timeout=_IDLE,
+            identity=self.identity,
         )
 
     def _on_pod(self, name: str, news: News) -> None:
@@ -216,6 +221,8 @@ class Process:
         gauge("mesh_calls_in_flight", "Inference calls in the workers.").follow(lambda: forwarder.in_flight)
         gauge("mesh_waiters", "Calls that wait for loads.").follow(lambda: coldstart.statistics().waiters)
         gauge("mesh_waiting_bytes", "What they hold.").follow(lambda: coldstart.statistics().bytes)
+        if self.identity is not None:
+            self.identity.follow(self.metrics)
         gauge("mesh_flights", "Models that are being loaded for callers.").follow(
             lambda: coldstart.statistics().flights
         )

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
-from mesh import cpus, etcdoptions
+from mesh import cpus, etcdoptions, tlsoptions
 from mesh import settings as texts
 from mesh.runtime import memory
 from mesh.runtime.agent import Agent, StartError
@@ -53,6 +53,7 @@ def main(
     ] = "127.0.0.1:0",
     control: Annotated[str, typer.Option(envvar="MESH_CONTROL", help="Where routers ask for loads.")] = "127.0.0.1:0",
     probe: Annotated[str, typer.Option(envvar="MESH_PROBE", help="/ready, /live and /metrics.")] = "127.0.0.1:0",
+    internal_tls: tlsoptions.Internal = None,
     advertise: Annotated[
         str, typer.Option(envvar="MESH_ADVERTISE", help="Host that others reach this pod by; default: found out.")
     ] = "",
@@ -179,6 +180,7 @@ def main(
         data=_address(data, "--data"),
         control=_address(control, "--control"),
         probe=_address(probe, "--probe"),
+        internal_tls=tlsoptions.check(internal_tls),
         advertise=advertise,
         capacity=(
             memory.auto_capacity(memory.available_bytes()) if capacity == "auto" else _size(capacity, "--capacity")

@@ -10,12 +10,14 @@ or running is written into those models' records first of all, because it may be
 """
 
 import asyncio
+import functools
 import secrets
 import time
 from collections.abc import Iterable
 
 from mesh import owner, process
 from mesh.etcd import Etcd, EtcdDenied, EtcdError
+from mesh.identity import Identity
 from mesh.keys import Keys, after_prefix
 from mesh.records import LEAVING, READY, PodRecord
 from mesh.runtime import control, figures, memory, serverprocess
@@ -84,6 +86,7 @@ class Agent:
         self._tasks = Tasks()
         self._rate = Rate(self._calls_so_far)
         self._began = time.monotonic()
+        self._identity = Identity(settings.internal_tls) if settings.internal_tls is not None else None
         self._run_dir = RunDir()
         self.board = Board.create(self._run_dir.path / "board", settings.slots, incarnation=self.incarnation)
         self.ledger = Ledger(settings.capacity, self.board, slots=settings.slots, eviction=settings.eviction)
@@ -115,7 +118,7 @@ class Agent:
             record=self._record,
             on_stale=self._on_stale,
             on_usurped=self._on_usurped,
-            is_alive=control.is_alive,
+            is_alive=functools.partial(control.is_alive, identity=self._identity),
         )
         self._history = History(self._etcd, self._keys, pod=settings.name)
         self._memory = MemoryWatch(
@@ -169,8 +172,10 @@ class Agent:
             interval=settings.check_interval,
             outdated=self.loads.outdated,
         )
-        self._control = control.Control(self, self.loads)
+        self._control = control.Control(self, self.loads, self._identity)
         self._probes = Probes(settings.probe, self.why_not_ready, lambda: None, self._metrics)
+        if self._identity is not None:
+            self._identity.follow(self.meters.registry)
         self.meters.follow(self.ledger, self._puller.statistics, published=lambda: self.presence.published)
 
     # --- start ---
@@ -179,6 +184,8 @@ class Agent:
         """Returns once the mesh can use this pod. Raises StartError."""
         began = time.monotonic()
         settings = self.settings
+        if self._identity is not None:
+            self._tasks.start(self._identity.run(), "follow certificates")
         try:
             self._puller.sweep()
             probe = await self._probes.start()
@@ -258,6 +265,7 @@ class Agent:
                 load_concurrency=settings.load_concurrency,
                 device=settings.device,
                 max_message=settings.max_message,
+                internal_tls=settings.internal_tls,
                 memory_limit=self._memory.limit_bytes,
                 log_format=settings.log_format,
                 log_level=settings.log_level,

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import grpc
 
+from mesh.identity import Identity, rpc
 from mesh.pb import agent_pb2 as pb
 from mesh.pb import agent_pb2_grpc
 from mesh.records import PodRecord
@@ -55,18 +56,21 @@ class Pod(Protocol):
 class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
     """The service and its server. `load` and `withdraw` are those of `Loads`."""
 
-    def __init__(self, pod: Pod, loads: loads.Loads) -> None:
+    def __init__(self, pod: Pod, loads: loads.Loads, identity: Identity | None = None) -> None:
+        """With an `identity` it is spoken to by mutual TLS only."""
         self._pod = pod
+        self._identity = identity
         self._loads = loads
         self._server: grpc.aio.Server | None = None
 
     async def start(self, address: str) -> str:
         """Listens; the address with the port that it got. Raises OSError where that cannot be done."""
         host, _ = parse_address(address)
-        server = grpc.aio.server(options=_OPTIONS)
+        known = () if self._identity is None else (rpc.OnlyKnown(),)
+        server = grpc.aio.server(options=_OPTIONS, interceptors=known)
         agent_pb2_grpc.add_AgentServicer_to_server(self, server)
         try:
-            port = server.add_insecure_port(address)
+            port = rpc.listen(server, address, self._identity)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address} (--control): {error}") from error
         if not port:
@@ -188,9 +192,9 @@ def _reply(outcome: outcomes.Outcome, incarnation: str) -> pb.LoadReply:
             return pb.LoadReply(stale=pb.LoadReply.Stale())
 
 
-async def is_alive(record: PodRecord, *, timeout: float = 2.0) -> bool | None:
+async def is_alive(record: PodRecord, identity: Identity | None = None, *, timeout: float = 2.0) -> bool | None:
     """Whether the pod of that record lives: its agent answers with that incarnation. None: it cannot be told."""
-    channel = grpc.aio.insecure_channel(record.control_address, options=(("grpc.enable_http_proxy", 0),))
+    channel = rpc.channel(record.control_address, (("grpc.enable_http_proxy", 0),), identity)
     try:
         stub = agent_pb2_grpc.AgentStub(channel)
         reply = await stub.Describe(pb.DescribeRequest(model_id="\0"), timeout=timeout)

@@ -288,6 +288,7 @@ def argv(
     load_concurrency: int,
     device: str,
     max_message: int,
+    internal_tls: Path | None,
     memory_limit: int,
     log_format: str,
     log_level: str,
@@ -307,6 +308,8 @@ def argv(
         "log-format": log_format,
         "log-level": log_level,
     }
+    if internal_tls is not None:
+        options["internal-tls"] = str(internal_tls)
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     return (sys.executable, "-m", module, *words)
 

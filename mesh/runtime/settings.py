@@ -21,6 +21,7 @@ class RuntimeSettings:
     data: str = "127.0.0.1:0"  # inference, gRPC over HTTP/1.1; port 0: a free one
     control: str = "127.0.0.1:0"  # what routers ask of the agent, gRPC
     probe: str = "127.0.0.1:0"  # /ready, /live, /metrics
+    internal_tls: Path | None = None  # folder of the identity among the mesh's processes; None: no TLS from routers
     advertise: str = ""  # host that others reach this pod by; empty: that of `data`, or this host's own address
     capacity: int = 1024 * MIB  # for models
     etcd: EtcdSettings = field(default_factory=EtcdSettings)

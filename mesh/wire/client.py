@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from mesh import settings, statuses
+from mesh.identity import NAME, Identity
 from mesh.wire import call, clientconnection, exchange, heads, metadata
 from mesh.wire.exchange import Exchange
 from mesh.wire.reply import Lost, LostKind, Reply, Sink
@@ -27,6 +28,7 @@ _METHOD = re.compile(rb"/[\x21-\x7e]*")
 _VALUE = re.compile(rb"[\x21-\x7e]+")
 _MAX_PREFIXES = 1024
 _TICKS = 8  # parts of the idle time, in which it is counted: a clock is not read for each call
+_GOODBYE = 2.0  # seconds that TLS has to end in good order
 _PATIENCE = (6, 8)  # ticks after which a connection is closed: they differ, so that not all end at once
 
 
@@ -52,8 +54,10 @@ class Pool:
         connect_timeout: float = 2.0,
         max_message: int = 16 * 1024 * 1024,
         idle_timeout: float = 60.0,
+        identity: Identity | None = None,
     ) -> None:
-        """`address`: "host:port" or "unix:/path". Times in seconds, `max_message` (of replies) in bytes.
+        """`address`: "host:port" or "unix:/path". Times in seconds, `max_message` (of replies) in bytes. With an
+        `identity`, TCP connections are by mutual TLS, which `connect_timeout` covers too.
 
         Connects when there is something to send. ValueError for an address that is none.
         """
@@ -69,6 +73,7 @@ class Pool:
         self._connect_timeout = connect_timeout
         self._max_message = max_message
         self._idle_timeout = idle_timeout
+        self._identity = identity
         self._connections: set[clientconnection.ClientConnection] = set()
         self._idle: list[clientconnection.ClientConnection] = []  # the last one is used next
         self._connecting: set[asyncio.Task[None]] = set()
@@ -219,6 +224,15 @@ class Pool:
             async with asyncio.timeout(self._connect_timeout):
                 if self._path is not None:
                     _, connection = await loop.create_unix_connection(self._connection, self._path)
+                elif self._identity is not None:
+                    _, connection = await loop.create_connection(
+                        self._connection,
+                        self._host,
+                        self._port,
+                        ssl=self._identity.connecting,
+                        server_hostname=NAME,
+                        ssl_shutdown_timeout=_GOODBYE,
+                    )
                 else:
                     _, connection = await loop.create_connection(self._connection, self._host, self._port)
         except TimeoutError:

@@ -16,6 +16,7 @@ import socket
 import stat
 from dataclasses import dataclass
 
+from mesh.identity import Identity
 from mesh.telemetry import logs
 from mesh.wire import call, heads, serverconnection
 
@@ -24,6 +25,8 @@ log = logs.get(__name__)
 MAX_MESSAGE = 16 * 1024 * 1024
 MAX_HEADERS = 64 * 1024
 
+_HANDSHAKE = 5.0  # seconds that a client has for TLS
+_GOODBYE = 2.0  # seconds that TLS has to end in good order
 _BACKLOG = 4096  # connections not yet accepted; the kernel cuts it to its own limit
 _SWEEP = 30.0  # seconds
 _LOOK = 1.0  # seconds
@@ -92,10 +95,22 @@ class Server:
             listener = await loop.create_server(lambda: self._connection(loop), sock=listening, backlog=_BACKLOG)
         self._listeners.append(listener)
 
-    async def listen_tcp(self, host: str, port: int) -> int:
-        """Listens on a TCP port, 0 for any that is free; gives the port."""
+    async def listen_tcp(self, host: str, port: int, *, identity: Identity | None = None) -> int:
+        """Listens on a TCP port, 0 for any that is free; gives the port. With an `identity` by mutual TLS: whoever
+        shows no certificate that fits has no connection."""
         loop = self._started()
-        listener = await loop.create_server(lambda: self._connection(loop), host, port, backlog=_BACKLOG)
+        if identity is None:
+            listener = await loop.create_server(lambda: self._connection(loop), host, port, backlog=_BACKLOG)
+        else:
+            listener = await loop.create_server(
+                lambda: self._connection(loop, secure=True),
+                host,
+                port,
+                backlog=_BACKLOG,
+                ssl=identity.accepting,
+                ssl_handshake_timeout=_HANDSHAKE,
+                ssl_shutdown_timeout=_GOODBYE,
+            )
         self._listeners.append(listener)
         return int(listener.sockets[0].getsockname()[1])
 
@@ -170,8 +185,10 @@ class Server:
         for descriptor, _ in poller.poll(0):
             unread[descriptor].transport.abort()
 
-    def _connection(self, loop: asyncio.AbstractEventLoop) -> serverconnection.ServerConnection:
-        return serverconnection.ServerConnection(self, loop)
+    def _connection(
+        self, loop: asyncio.AbstractEventLoop, *, secure: bool = False
+    ) -> serverconnection.ServerConnection:
+        return serverconnection.ServerConnection(self, loop, secure=secure)
 
     def _started(self) -> asyncio.AbstractEventLoop:
         if self.closing:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import httptools
 
 from mesh import statuses
+from mesh.identity.identity import known
 from mesh.telemetry import logs
 from mesh.wire import call, framing, heads, metadata, refusals, servercall
 
@@ -61,6 +62,7 @@ class ServerConnection(asyncio.Protocol):
         "_paused",
         "_queue",
         "_rooms",
+        "_secure",
         "_server",
         "_special",
         "_url",
@@ -72,8 +74,10 @@ class ServerConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, owner: "server.Server", loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, owner: "server.Server", loop: asyncio.AbstractEventLoop, *, secure: bool = False) -> None:
+        """`secure`: over mutual TLS, and only for peers whose certificate bears the mesh's name."""
         self._server = owner
+        self._secure = secure
         self._handler = owner.handler
         self._limit = owner.max_message
         self._max_headers = owner.max_headers
@@ -106,6 +110,10 @@ class ServerConnection(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=_WRITE_HIGH)
         self.peer = _peer(self.transport)
         self._server.joined(self)
+        if self._secure and not known(self.transport.get_extra_info("peercert")):
+            log.warning("connection refused: its certificate is not for this mesh's name", peer=self.peer)
+            self._closing = self._deaf = True
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Parses, then hands out what is ready."""
@@ -420,7 +428,8 @@ class ServerConnection(asyncio.Protocol):
             return
         self._holding = False
         self._throttle()
-        self.transport.write_eof()
+        if not self._secure:  # TLS has no half-closing: there the peer ends it, having read an answer that says so
+            self.transport.write_eof()
         self._lingering = self._loop.call_later(_LINGER, self.transport.abort)
 
 

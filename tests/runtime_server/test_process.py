@@ -4,6 +4,7 @@ import asyncio
 import signal
 import sys
 import time
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -11,11 +12,15 @@ import pytest
 import pytest_asyncio
 
 from mesh import headers
+from mesh.identity import Identity
 from mesh.pb import modelruntime_pb2
 from mesh.runtime.board import Board, State
+from mesh.runtime.server import memory
 from mesh.statuses import Code
 from mesh.wire import framing
+from mesh.wire.client import Pool
 from tests.support import models
+from tests.support.authority import Authority, Mounted
 from tests.support.onnxserver import SERVICE, OnnxServer, arrays, request
 from tests.support.waiting import until
 
@@ -263,6 +268,7 @@ async def test_what_keeps_it_from_starting_is_said(tmp_path):
     cases = [
         (["--board", str(tmp_path / "board")], "agent 'another'"),
         (["--memory-limit", "1MiB"], "memory limit"),
+        (["--internal-tls", str(tmp_path)], f"{tmp_path}/ca.crt cannot be read"),
     ]
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         cases.append((["--device", "cuda"], "--device cuda: this onnxruntime is built without CUDA"))
@@ -296,6 +302,27 @@ async def test_500_loads_and_unloads_leave_memory_as_it_was(server):
     await cycles(500)
     after = await settled(server)
     assert after < 1.05 * before, f"{before} bytes before, {after} after"
+
+
+async def test_connections_by_tls_take_nothing_from_the_models(tmp_path):
+    """What they only reserve comes on top of the memory limit, and goes with them."""
+    folder = Mounted.of(tmp_path / "tls", Authority()).path
+    options = ("--memory-limit", str(LIMIT), "--capacity", "64MiB", "--internal-tls", str(folder))
+    async with OnnxServer(tmp_path, *options) as server:
+
+        def limit() -> int:
+            (line,) = [line for line in Path(f"/proc/{server.pid}/limits").read_text().splitlines() if "data" in line]
+            return int(line.split()[3])
+
+        before = limit()
+        pool = Pool(server.about["mesh-data"], identity=Identity(folder), connect_timeout=5)
+        streams = [pool.open(b"/inference.GRPCInferenceService/ServerLive", ()) for _ in range(40)]
+        await until(lambda: pool.statistics().connections == 40, why="all are connected")
+        await until(lambda: limit() == before + 40 * memory.TLS_CONNECTION, why="the limit has grown")
+        for stream in streams:
+            stream.cancel()
+        await until(lambda: limit() == before, why="the limit is as it was")
+        pool.abort()
 
 
 async def settled(server: OnnxServer) -> int:

@@ -65,6 +65,17 @@ def trim() -> None:
         _malloc_trim(0)
 
 
+TLS_CONNECTION = 256 << 10
+"""Bytes that uvloop reserves for a connection by TLS and hardly touches: with 200 of them, the process's private memory
+was 57 MB larger and its resident memory 7."""
+
+
+def widen(data: int) -> None:
+    """Another RLIMIT_DATA in place of the one that `limit` gave, as far as the system lets us."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (data if hard == resource.RLIM_INFINITY else min(data, hard), hard))
+
+
 def limit(maximum: int) -> int:
     """Bounds this process's private memory to `maximum` resident bytes, and gives the RLIMIT_DATA that does it.
 

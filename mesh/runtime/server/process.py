@@ -17,6 +17,7 @@ import time
 
 import grpc
 
+from mesh.identity import Identity, IdentityError
 from mesh.pb import modelruntime_pb2_grpc
 from mesh.runtime.board import Board
 from mesh.runtime.server import device, memory
@@ -56,6 +57,10 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> None
 
     board = _board(settings)
     try:
+        identity = Identity(settings.internal_tls) if settings.internal_tls is not None else None
+    except IdentityError as error:
+        raise CannotStart(str(error)) from error
+    try:
         used = (loading or Loader).find_device(settings.device)
     except device.DeviceError as error:
         raise CannotStart(str(error)) from error
@@ -76,7 +81,7 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> None
     data = Server(port.handle, max_message=settings.max_message)
     spi = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
     try:
-        bound = await data.listen_tcp(settings.host, settings.port)
+        bound = await data.listen_tcp(settings.host, settings.port, identity=identity)
         address = format_address(settings.host, bound)
         servicer = Spi(settings, loader, copies, used, data_address=address, pid=os.getpid())
         modelruntime_pb2_grpc.add_ModelRuntimeServicer_to_server(servicer, spi)
@@ -86,6 +91,7 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> None
         await spi.start()
     except (OSError, RuntimeError) as error:
         raise CannotStart(f"cannot listen on {settings.spi} or {settings.host}:{settings.port}: {error}") from error
+    limit = 0
     if settings.memory_limit:
         try:
             limit = memory.limit(settings.memory_limit)
@@ -95,7 +101,11 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> None
     gc.collect()
     gc.freeze()  # what exists now stays: no collection need look at it again
     board.attach(os.getpid())
-    beating = loop.create_task(_beat(board, loader, used))
+    tasks = [loop.create_task(_beat(board, loader, used))]
+    if identity is not None:
+        tasks.append(loop.create_task(identity.run()))
+        if limit:
+            tasks.append(loop.create_task(_make_room(data, limit)))
     log.info("model server ready", data=address, device=used.name, threads=settings.threads)
     await leave.wait()
 
@@ -106,7 +116,8 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> None
     loader.close()
     await spi.stop(1.0)
     watch.close()
-    beating.cancel()
+    for task in tasks:
+        task.cancel()
     board.beat(time.monotonic_ns())
 
 
@@ -128,4 +139,15 @@ async def _beat(board: Board, loader: Loader, used: device.Device) -> None:
     while True:
         board.beat(time.monotonic_ns(), device_bytes=used.used())
         loader.trimmer.look()
+        await asyncio.sleep(_BEAT)
+
+
+async def _make_room(data: Server, limit: int) -> None:
+    """The memory limit is about what is used: what connections by TLS only reserve comes on top."""
+    given = 0
+    while True:
+        wanted = data.statistics().connections * memory.TLS_CONNECTION
+        if wanted != given:
+            given = wanted
+            memory.widen(limit + wanted)
         await asyncio.sleep(_BEAT)

@@ -1,0 +1,147 @@
+"""One reading of the folder with ca.crt, tls.crt and tls.key, proven by a handshake with itself.
+
+The handshake in memory finds whatever two processes with these files would find: a key of another certificate, an
+authority that did not sign it, a certificate that is for servers only, for another name, or of another time. It also
+tells when the certificate expires, for which Python's `ssl` has no function of its own.
+
+Nobody is known by an address, because those of pods change, but by one name that stands in every certificate.
+"""
+
+import os
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+
+NAME = "mesh.internal"
+"""The name, a DNS entry of the certificate, that both ends of a connection ask of each other."""
+
+FILES = ("ca.crt", "tls.crt", "tls.key")
+
+_READINGS = 5  # of files that change meanwhile
+_FLIGHTS = 10  # turns of a handshake; TLS 1.3 takes two
+
+Stamp = tuple[tuple[int, int, int], ...]
+"""What differs when a file was replaced: device, inode and time of each."""
+
+
+class IdentityError(ValueError):
+    """The files cannot be used; the text says which, why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Files that work together."""
+
+    ca: bytes = field(repr=False)  # PEM, one or several authorities
+    certificate: bytes = field(repr=False)  # PEM
+    private_key: bytes = field(repr=False)  # PEM
+    accepting: ssl.SSLContext
+    connecting: ssl.SSLContext
+    expires: float  # seconds since the epoch
+
+
+def stamp(folder: Path) -> Stamp:
+    """How the files are now, without reading them. Raises IdentityError."""
+    found = []
+    for name in FILES:
+        try:
+            status = (folder / name).stat()
+        except OSError as error:
+            raise _unreadable(folder / name, error) from error
+        found.append((status.st_dev, status.st_ino, status.st_mtime_ns))
+    return tuple(found)
+
+
+def read(folder: Path) -> tuple[Credentials, Stamp]:
+    """The files, and what they were when they were read. Raises IdentityError."""
+    for _ in range(_READINGS):
+        before = stamp(folder)
+        parts = [_content(folder / name) for name in FILES]
+        if stamp(folder) == before:
+            return _prove(folder, *parts), before
+    raise IdentityError(f"the files in {folder} (--internal-tls) keep changing while they are read")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> IdentityError:
+    return IdentityError(
+        f"{path} cannot be read: {error.strerror}. --internal-tls wants a folder with {', '.join(FILES)}; "
+        "`mesh certificates` makes them"
+    )
+
+
+def context(folder: Path, side: int, ca: bytes, certificate: bytes, private_key: bytes) -> ssl.SSLContext:
+    """For one side, ssl.PROTOCOL_TLS_SERVER or ssl.PROTOCOL_TLS_CLIENT. Raises IdentityError."""
+    made = ssl.SSLContext(side)
+    made.verify_mode = ssl.CERT_REQUIRED
+    made.minimum_version = ssl.TLSVersion.TLSv1_3  # both ends are ours
+    if side == ssl.PROTOCOL_TLS_SERVER:
+        made.num_tickets = 0  # a resumed session would not show its certificate again
+    try:
+        made.load_verify_locations(cadata=ca.decode("ascii"))
+    except (ssl.SSLError, ValueError) as error:
+        raise IdentityError(f"{folder}/ca.crt holds no authority in PEM: {_reason(error)}") from error
+    try:
+        _load_chain(made, certificate + b"\n" + private_key)
+    except (ssl.SSLError, ValueError) as error:
+        raise IdentityError(
+            f"{folder}/tls.crt does not work with {folder}/tls.key: {_reason(error)}. Both are PEM, the key without a "
+            "password"
+        ) from error
+    return made
+
+
+def _prove(folder: Path, ca: bytes, certificate: bytes, private_key: bytes) -> Credentials:
+    accepting = context(folder, ssl.PROTOCOL_TLS_SERVER, ca, certificate, private_key)
+    connecting = context(folder, ssl.PROTOCOL_TLS_CLIENT, ca, certificate, private_key)
+    try:
+        shown = _handshake(accepting, connecting)
+    except ssl.SSLError as error:
+        raise IdentityError(
+            f"{folder}/tls.crt is not one that the mesh can use: {_reason(error)}. It has to be signed by an authority "
+            f"in ca.crt, for the name {NAME}, for servers and clients, and valid now; `mesh certificates` makes such"
+        ) from error
+    return Credentials(
+        ca, certificate, private_key, accepting, connecting, expires=ssl.cert_time_to_seconds(str(shown["notAfter"]))
+    )
+
+
+def _load_chain(context: ssl.SSLContext, chain: bytes) -> None:
+    """`load_cert_chain` takes only paths, and by theirs a file that was just replaced could come in."""
+    memory = os.memfd_create("chain", os.MFD_CLOEXEC)
+    try:
+        os.write(memory, chain)
+        context.load_cert_chain(f"/proc/self/fd/{memory}", password="")  # else it asks on the terminal
+    finally:
+        os.close(memory)
+
+
+def _handshake(accepting: ssl.SSLContext, connecting: ssl.SSLContext) -> dict[str, object]:
+    """The certificate as the one end sees it. Raises ssl.SSLError."""
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = connecting.wrap_bio(back, there, server_hostname=NAME)
+    waiting = [client, accepting.wrap_bio(there, back, server_side=True)]
+    for _ in range(_FLIGHTS):
+        for end in tuple(waiting):
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            waiting.remove(end)
+        if not waiting:
+            break
+    else:
+        raise ssl.SSLError(ssl.SSL_ERROR_SSL, "the handshake does not end")
+    return dict(client.getpeercert() or {})
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    return str(getattr(error, "reason", None) or error).lower().replace("_", " ")

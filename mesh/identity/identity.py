@@ -1,0 +1,112 @@
+"""The identity of a process: the files of its folder, followed as they change.
+
+What has changed counts for new connections; those that are there go on. Files that do not fit together are left alone
+until they do: a certificate that is about to expire serves better than none. So that an authority can change, ca.crt
+may hold the old and the new one for a while.
+
+A listening socket keeps the one context that it was made with, so that one hands each handshake to the newest.
+"""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh.identity import credentials
+from mesh.identity.credentials import NAME, Credentials, IdentityError
+from mesh.telemetry import logs, metrics
+
+log = logs.get(__name__)
+
+_LOOK = 2.0  # seconds; Kubernetes itself takes a minute to bring a changed Secret
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityStatistics:
+    """How it stands."""
+
+    changes: int  # since the start
+    expires_in: float  # seconds
+    refusal: str  # why newer files are not used; empty: there are none
+
+
+class Identity:
+    """See the module's text. `run` follows the files; without it they stay as they were."""
+
+    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
+        """Reads the folder. Raises IdentityError."""
+        self.folder = folder
+        self._clock = clock
+        self._current, self._stamp = credentials.read(folder)
+        self._refused: credentials.Stamp | None = None
+        self._refusal = ""
+        self.changes = 0
+        now = self._current
+        self.accepting = credentials.context(folder, ssl.PROTOCOL_TLS_SERVER, now.ca, now.certificate, now.private_key)
+        """For a listening socket, as long as it is open."""
+        self.accepting.sni_callback = self._newest  # called without a name in the handshake too
+
+    @property
+    def current(self) -> Credentials:
+        """The newest that work."""
+        return self._current
+
+    @property
+    def connecting(self) -> ssl.SSLContext:
+        """For the next connection, to the name NAME."""
+        return self._current.connecting
+
+    @property
+    def expires_in(self) -> float:
+        """Seconds; below 0 it has expired."""
+        return self._current.expires - self._clock()
+
+    def statistics(self) -> IdentityStatistics:
+        """How it stands."""
+        return IdentityStatistics(self.changes, self.expires_in, self._refusal)
+
+    def look(self) -> bool:
+        """Takes what has changed. Whether that was so; files that do not work are logged once, and tried again."""
+        found = None
+        try:
+            found = credentials.stamp(self.folder)
+            if found == self._stamp:
+                self._refusal, self._refused = "", None
+                return False
+            self._current, self._stamp = credentials.read(self.folder)
+        except IdentityError as error:
+            if found != self._refused or str(error) != self._refusal:
+                log.warning("the certificate for the mesh's insides is kept: the new files do not work", why=str(error))
+            self._refused, self._refusal = found, str(error)
+            return False
+        self._refusal, self._refused = "", None
+        self.changes += 1
+        log.info(
+            "the certificate for the mesh's insides was replaced", expires_in_days=round(self.expires_in / 86400, 1)
+        )
+        return True
+
+    async def run(self) -> None:
+        """Looks now and then, for ever."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            self.look()
+
+    def follow(self, registry: metrics.Registry) -> None:
+        """Adds the metric. Of several processes the one counts that is worst off."""
+        registry.gauge(
+            "mesh_internal_certificate_expires_seconds",
+            "Seconds until the certificate for TLS inside the mesh expires.",
+            merge="min",
+        ).follow(lambda: round(self.expires_in))
+
+    def _newest(self, connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
+        connection.context = self._current.accepting
+
+
+def known(shown: Mapping[str, object] | None) -> bool:
+    """Whether the other end's certificate, in Python's form, bears the mesh's name. That it is signed was checked."""
+    names = (shown or {}).get("subjectAltName", ())
+    return isinstance(names, tuple) and ("DNS", NAME) in names
