@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from mesh.cli import bulk, infer, limits, options, pods, processes, registry, replay, serving, simulate, top
+from mesh.cli import (
+    bulk,
+    certificates,
+    infer,
+    limits,
+    options,
+    pods,
+    processes,
+    registry,
+    replay,
+    serving,
+    simulate,
+    top,
+)
 from mesh.cli.exits import EXPLAINED
 from mesh.cli.trust import Trust
 
@@ -29,7 +42,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["--help", "-h"]},
     )
     app.callback()(_callback)
-    for module in (processes, registry, bulk, serving, limits, infer, pods, top, simulate, replay):
+    for module in (processes, certificates, registry, bulk, serving, limits, infer, pods, top, simulate, replay):
         module.add(app)
     app.command("version", rich_help_panel=options.MESH)(_version)
     return app

@@ -1,0 +1,9 @@
+"""The certificates for TLS inside a mesh: made, renewed, and kept where the mesh's processes find them.
+
+`issuing` signs, `renewal` decides what is due, `folder` and `secret` keep the result.
+"""
+
+from mesh.certificates.issuing import Wanted
+from mesh.certificates.renewal import Foreign, Renewal, renew
+
+__all__ = ["Foreign", "Renewal", "Wanted", "renew"]

@@ -1,0 +1,93 @@
+"""The certificates in a folder, changed as Kubernetes changes a mounted Secret: by one rename, all files at once.
+
+The files are links through `..data` to a hidden folder, of which there is one for each version. A lock keeps two
+processes from writing at once.
+"""
+
+import asyncio
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from mesh.certificates.keeping import StoreError
+from mesh.certificates.renewal import ENTRIES
+
+_DATA, _PREFIX, _LOCK = "..data", "..version-", "..lock"
+_TURN = 0.05  # seconds between two looks whether the lock is free
+
+
+class Folder:
+    """A store. The folder is made if there is none, for this user alone."""
+
+    def __init__(self, path: Path, *, timeout: float = 10.0) -> None:
+        self.path = path
+        self._timeout = timeout
+        self._lock = -1
+
+    async def read(self) -> tuple[Mapping[str, bytes], object]:
+        """The files that are there, under a lock from here on."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            await self._hold()
+            found = {name: path for name in ENTRIES if (path := self.path / name).exists()}
+            return {name: path.read_bytes() for name, path in found.items()}, None
+        except OSError as error:
+            raise StoreError(f"{error.filename or self.path}: {error.strerror}") from error
+
+    async def write(self, content: Mapping[str, bytes], version: object) -> bool:
+        """The files anew."""
+        try:
+            self._write(content)
+        except OSError as error:
+            raise StoreError(f"{error.filename or self.path}: {error.strerror}") from error
+        return True
+
+    def close(self) -> None:
+        """Lets others write."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    async def _hold(self) -> None:
+        if self._lock >= 0:
+            return
+        self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            async with asyncio.timeout(self._timeout):
+                while True:
+                    try:
+                        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        return
+                    except BlockingIOError:
+                        await asyncio.sleep(_TURN)
+        except TimeoutError as error:
+            raise StoreError(f"another `mesh certificates` is at work in {self.path} and does not end") from error
+
+    def _write(self, content: Mapping[str, bytes]) -> None:
+        fresh = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.path))  # for this user alone
+        try:
+            for name in ENTRIES:
+                mode = 0o600 if name.endswith(".key") else 0o644
+                with open(os.open(fresh / name, os.O_CREAT | os.O_WRONLY, mode), "wb") as file:
+                    file.write(content[name])
+                    file.flush()
+                    os.fsync(file.fileno())
+            self._point(_DATA, fresh.name)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        for name in ENTRIES:
+            if not (self.path / name).is_symlink():
+                self._point(name, f"{_DATA}/{name}")
+        for old in self.path.glob(f"{_PREFIX}*"):
+            if old != fresh:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _point(self, name: str, target: str) -> None:
+        new = self.path / f"{name}.new"
+        new.unlink(missing_ok=True)
+        new.symlink_to(target)
+        os.replace(new, self.path / name)

@@ -1,0 +1,45 @@
+"""Renewing what a store holds: read, decide, write, and from the start again where somebody else was quicker."""
+
+import datetime
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from mesh.certificates.issuing import Wanted
+from mesh.certificates.renewal import Renewal, renew
+
+ATTEMPTS = 8
+
+
+class StoreError(Exception):
+    """The store cannot be read or written; the text says why and what to do."""
+
+
+class Store(Protocol):
+    """Where the entries are kept. Both methods raise StoreError."""
+
+    async def read(self) -> tuple[Mapping[str, bytes], object]:
+        """The entries, and the version that they are of."""
+
+    async def write(self, content: Mapping[str, bytes], version: object) -> bool:
+        """Replaces them all; False where they are of another version by now."""
+
+    def close(self) -> None:
+        """Lets go of it."""
+
+
+def now() -> datetime.datetime:
+    """The time."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+async def keep(store: Store, wanted: Wanted, clock: Callable[[], datetime.datetime] = now) -> Renewal:
+    """Renews what is due in the store, and closes it. Raises StoreError, and Foreign where it holds something else."""
+    try:
+        for _ in range(ATTEMPTS):
+            content, version = await store.read()
+            renewal = renew(content, wanted, clock())
+            if not renewal.changed or await store.write(renewal.content, version):
+                return renewal
+    finally:
+        store.close()
+    raise StoreError(f"somebody else has changed the certificates each time that they were written, {ATTEMPTS} times")

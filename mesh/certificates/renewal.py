@@ -1,0 +1,185 @@
+"""What is due: a pure function from the content that is there and the time to the content that shall be.
+
+The four entries are those of a Secret: `ca.crt` with the authorities that are trusted, `ca.key` with their keys, the
+newest first in both; `tls.crt` and `tls.key`, the one certificate that all processes of the mesh show.
+
+An authority is changed in steps, each of which leaves processes that are a step behind in touch with the others. A new
+one is added early, while the old one goes on signing. It signs once it has settled: Kubernetes brings a changed Secret
+to pods within minutes, but etcd reads the authorities it trusts only when it starts, so that takes days, in which its
+members are restarted. The old one goes when it has expired.
+
+Content that this code cannot have written is never replaced.
+"""
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import types
+
+from mesh.certificates import issuing
+from mesh.certificates.issuing import DAY, SKEW, Pair, Wanted
+
+AUTHORITIES, AUTHORITY_KEYS, CERTIFICATE, KEY = "ca.crt", "ca.key", "tls.crt", "tls.key"
+ENTRIES = (AUTHORITIES, AUTHORITY_KEYS, CERTIFICATE, KEY)
+
+_MARK, _PARAMETERS = b"-----BEGIN ", b"EC PARAMETERS"  # which OpenSSL writes before a key that says it too
+_SETTLED = 0.5  # of the time before its end in which a certificate is renewed: so old is an authority that signs
+
+
+class Foreign(Exception):
+    """The content is not ours to change; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What the content shall be, and why; `changed` is False where it is that already."""
+
+    content: Mapping[str, bytes]
+    why: tuple[str, ...]
+    expires: datetime.datetime  # the certificate
+    authority_expires: datetime.datetime  # the newest
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is something to write."""
+        return bool(self.why)
+
+
+def renew(content: Mapping[str, bytes], wanted: Wanted, now: datetime.datetime) -> Renewal:
+    """Looks at the content, which may be empty, and renews what is due. Raises Foreign."""
+    why: list[str] = []
+    found = _authorities(content)
+    authorities = [pair for pair in found if pair.certificate.not_valid_after_utc > now]
+    if len(authorities) < len(found):
+        why.append("an authority that had expired was dropped")
+    if not authorities:
+        authorities = [issuing.authority(now)]
+        why.append("an authority was made")
+    elif authorities[0].certificate.not_valid_after_utc - now < wanted.life + wanted.renew_before:
+        authorities.insert(0, issuing.authority(now))
+        why.append("a new authority was added: the one before it will expire")
+    leaf = _leaf(content)
+    signer = _signer(authorities, wanted, now)
+    reason = _due(leaf, signer, authorities, wanted, now)
+    if leaf is None or reason:
+        leaf = issuing.leaf(signer, wanted, now)
+        why.append(f"a certificate was made: {reason}")
+    made = {
+        AUTHORITIES: b"".join(issuing.certificate_pem(pair.certificate) for pair in authorities),
+        AUTHORITY_KEYS: b"".join(issuing.key_pem(pair.key) for pair in authorities),
+        CERTIFICATE: issuing.certificate_pem(leaf.certificate),
+        KEY: issuing.key_pem(leaf.key),
+    }
+    return Renewal(
+        {**content, **made} if why else content,
+        tuple(why),
+        leaf.certificate.not_valid_after_utc,
+        authorities[0].certificate.not_valid_after_utc,
+    )
+
+
+def _signer(authorities: list[Pair], wanted: Wanted, now: datetime.datetime) -> Pair:
+    """The newest one that everybody trusts by now; where there is only one, that."""
+    settled = wanted.renew_before * _SETTLED
+    for pair in authorities:
+        if now - (pair.certificate.not_valid_before_utc + SKEW) >= settled:
+            return pair
+    return authorities[-1]
+
+
+def _due(leaf: Pair | None, signer: Pair, authorities: list[Pair], wanted: Wanted, now: datetime.datetime) -> str:
+    """Why a certificate has to be made; empty: it need not."""
+    if leaf is None:
+        return "there was none"
+    certificate = leaf.certificate
+    if not any(_signed(certificate, pair.certificate) for pair in authorities):
+        return "no authority that is trusted has signed the one before"
+    if not _signed(certificate, signer.certificate):
+        return "it is the new authority's turn to sign"
+    if missing := set(wanted.names) - _names(certificate):
+        return f"the one before did not have {', '.join(sorted(missing))}"
+    left = certificate.not_valid_after_utc - now
+    if left < wanted.renew_before and signer.certificate.not_valid_after_utc > certificate.not_valid_after_utc:
+        return "the one before had expired" if left <= 0 * DAY else "the one before will expire"
+    return ""
+
+
+def _signed(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _names(certificate: x509.Certificate) -> set[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return set()
+    return set(names.get_values_for_type(x509.DNSName))
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def _authorities(content: Mapping[str, bytes]) -> list[Pair]:
+    """Those that are there, the newest first. None in content that is empty. Raises Foreign."""
+    filled = [name for name in ENTRIES if content.get(name)]
+    others = sorted(name for name in content if name not in ENTRIES)
+    if not filled:
+        if others:
+            raise Foreign(f"it holds something else already ({', '.join(others)})")
+        return []
+    for name in (AUTHORITIES, AUTHORITY_KEYS):
+        if name not in filled:
+            raise Foreign(f"it holds {', '.join(filled)}, but no {name}: a certificate from somewhere else")
+    certificates = _certificates(content, AUTHORITIES)
+    keys = [_key(content, AUTHORITY_KEYS, text) for text in _parts(content[AUTHORITY_KEYS])]
+    pairs = []
+    for certificate in certificates:
+        for key in keys:
+            if key.public_key() == certificate.public_key():
+                pairs.append(Pair(certificate, key))
+                break
+        else:
+            raise Foreign(f"{AUTHORITIES} holds an authority whose key is not in {AUTHORITY_KEYS}")
+    return sorted(pairs, key=lambda pair: pair.certificate.not_valid_before_utc, reverse=True)
+
+
+def _leaf(content: Mapping[str, bytes]) -> Pair | None:
+    """The certificate that is there. Raises Foreign where it is not one with its key."""
+    if not content.get(CERTIFICATE) and not content.get(KEY):
+        return None
+    for name in (CERTIFICATE, KEY):
+        if not content.get(name):
+            raise Foreign(f"it holds {CERTIFICATE if name == KEY else KEY}, but no {name}")
+    certificate = _certificates(content, CERTIFICATE)[0]
+    key = _key(content, KEY, content[KEY])
+    if key.public_key() != certificate.public_key():
+        raise Foreign(f"{KEY} is not the key of {CERTIFICATE}")
+    return Pair(certificate, key)
+
+
+def _certificates(content: Mapping[str, bytes], name: str) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(content[name])
+    except ValueError as error:
+        raise Foreign(f"{name} holds no certificate in PEM") from error
+
+
+def _key(content: Mapping[str, bytes], name: str, text: bytes) -> types.CertificateIssuerPrivateKeyTypes:
+    try:
+        return serialization.load_pem_private_key(text, None)  # type: ignore[return-value]  # what we write is one
+    except (ValueError, TypeError) as error:
+        raise Foreign(f"{name} holds no key in PEM, or one with a password") from error
+
+
+def _parts(text: bytes) -> list[bytes]:
+    """The PEM blocks of a file that may hold several."""
+    parts = [_MARK + part for part in text.split(_MARK)[1:] if not part.startswith(_PARAMETERS)]
+    return parts or [text]

@@ -1,0 +1,158 @@
+"""The certificates in a Secret, through the API of the cluster that this pod runs in, as its ServiceAccount.
+
+Three verbs on one Secret that exists is all it may do, and all it needs: it reads the Secret and writes it back with
+its resourceVersion, which Kubernetes refuses where somebody else was quicker. What passes (no answer, an API server
+that is overloaded or being replaced) is tried again until `timeout` seconds are over.
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+import os
+import random
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+
+from mesh.certificates.keeping import StoreError
+
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+_REQUEST = 10.0  # seconds for one answer
+_PAUSES = (0.25, 4.0)  # seconds between attempts, the first and the longest
+_OK = 200
+_PASSES = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.REQUEST_TIMEOUT}
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """How the API is reached. The token is read for each request, because Kubernetes replaces it."""
+
+    url: str  # https://HOST:PORT
+    account: Path  # folder with token, ca.crt and namespace
+
+    @classmethod
+    def of_pod(cls, url: str = "", account: Path = ACCOUNT) -> "Cluster":
+        """As Kubernetes tells each pod, unless it is said otherwise. Raises StoreError outside of a cluster."""
+        host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+        if not url and not host:
+            raise StoreError(
+                "this is no pod of a Kubernetes cluster (KUBERNETES_SERVICE_HOST is not set): --secret works only in "
+                "one; elsewhere use --dir"
+            )
+        return cls(url.rstrip("/") or f"https://{f'[{host}]' if ':' in host else host}:{port}", account)
+
+    def read(self, name: str) -> str:
+        """A file of the account. Raises StoreError."""
+        try:
+            return (self.account / name).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "not a text"
+            raise StoreError(
+                f"{self.account / name}: {why}. The pod needs the token of a ServiceAccount "
+                "(automountServiceAccountToken: true)"
+            ) from error
+
+    def trust(self) -> "ssl.SSLContext | bool":
+        """For aiohttp. Raises StoreError."""
+        if not self.url.startswith("https:"):
+            return True
+        text = self.read("ca.crt")
+        try:
+            return ssl.create_default_context(cadata=text)
+        except ssl.SSLError as error:
+            raise StoreError(f"{self.account / 'ca.crt'} holds no authority in PEM: {error}") from error
+
+
+class Secret:
+    """A store."""
+
+    def __init__(self, cluster: Cluster, name: str, *, namespace: str = "", timeout: float = 60.0) -> None:
+        self._cluster = cluster
+        self.name = name
+        self._namespace = namespace
+        self._timeout = timeout
+
+    async def read(self) -> tuple[Mapping[str, bytes], object]:
+        """The Secret's entries, and the whole of it as the version."""
+        found = await self._ask("GET", None)
+        assert found is not None, "only a PUT can be in conflict"
+        try:
+            data = found.get("data") or {}
+            return {key: base64.b64decode(value or "", validate=True) for key, value in data.items()}, found
+        except (AttributeError, TypeError, binascii.Error) as error:
+            raise StoreError(f"what the API answers about the Secret {self.name} is no Secret") from error
+
+    async def write(self, content: Mapping[str, bytes], version: object) -> bool:
+        """The same Secret with these entries; False where it has changed meanwhile."""
+        assert isinstance(version, dict)
+        data = {key: base64.b64encode(value).decode() for key, value in content.items()}
+        return await self._ask("PUT", {**version, "data": data}) is not None
+
+    def close(self) -> None:
+        """Nothing is held between requests."""
+
+    async def _ask(self, method: str, body: Any) -> dict[str, Any] | None:
+        """The API's answer; None for a conflict. Raises StoreError."""
+        trust = self._cluster.trust()
+        namespace = self._namespace or self._cluster.read("namespace")
+        url = f"{self._cluster.url}/api/v1/namespaces/{quote(namespace, safe='')}/secrets/{quote(self.name, safe='')}"
+        pause, why = _PAUSES[0], "no answer"
+        # No proxy of the environment: the API is inside the cluster.
+        async with aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=_REQUEST), connector=aiohttp.TCPConnector(ssl=trust)
+        ) as session:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    while True:
+                        headers = {"authorization": f"Bearer {self._cluster.read('token')}"}
+                        try:
+                            async with session.request(method, url, json=body, headers=headers) as answer:
+                                status, text = answer.status, await answer.read()
+                        except aiohttp.ClientSSLError as error:
+                            raise StoreError(f"the API of Kubernetes at {self._cluster.url}: {error}") from error
+                        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                            why = str(error) or f"no answer within {_REQUEST:g} s"
+                        else:
+                            if status == HTTPStatus.CONFLICT:
+                                return None
+                            if status not in _PASSES and status < HTTPStatus.INTERNAL_SERVER_ERROR:
+                                return self._judge(status, text, namespace)
+                            why = f"it answers {status}"
+                        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                        pause = min(pause * 2, _PAUSES[1])
+            except TimeoutError as error:
+                raise StoreError(
+                    f"the API of Kubernetes at {self._cluster.url} does not serve for {self._timeout:g} s: {why}"
+                ) from error
+
+    def _judge(self, status: int, text: bytes, namespace: str) -> dict[str, Any]:
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if status == _OK and isinstance(found, dict):
+            return found
+        said = found.get("message", "") if isinstance(found, dict) else text[:200].decode(errors="replace")
+        where = f"the Secret {self.name} in namespace {namespace}"
+        match status:
+            case HTTPStatus.NOT_FOUND:
+                why = (
+                    f"there is no {where.removeprefix('the ')}. It is not made here, because the right to make Secrets "
+                    f"cannot be limited to one: kubectl create secret generic {self.name} -n {namespace}"
+                )
+            case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
+                why = (
+                    f"{where} may not be read and changed: {said}. The pod's ServiceAccount needs a Role with get, "
+                    f"update and patch on it"
+                )
+            case _:
+                why = f"{where}: the API answers {status}: {said}"
+        raise StoreError(why)
