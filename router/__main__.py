@@ -57,13 +57,23 @@ def main(
         Path | None,
         typer.Option(envvar="MESH_TLS_CLIENT_CA", help="PEM file: clients must show a certificate that it signed."),
     ] = None,
+    tls_client_auth: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_TLS_CLIENT_AUTH",
+            metavar="require|optional",
+            help="With --tls-client-ca: optional lets clients in that show no certificate; a wrong one never.",
+            show_default="require",
+        ),
+    ] = "",
     internal_tls: tlsoptions.Internal = None,
     connection_age: Annotated[
         float,
         typer.Option(
             envvar="MESH_CONNECTION_AGE",
             min=0.0,
-            help="After so long clients are asked to connect anew, and so find new routers, s; 0: never.",
+            help="After so long, and up to a fifth more, clients are asked to connect anew, and so find new routers, "
+            "s; 0: never.",
         ),
     ] = 0.0,
     probe: Annotated[str, typer.Option(envvar="MESH_PROBE", help="/ready, /live and /metrics.")] = "127.0.0.1:8089",
@@ -105,6 +115,10 @@ def main(
         raise typer.BadParameter("give both --tls-cert and --tls-key, or neither", param_hint="--tls-cert")
     if tls_client_ca is not None and tls_cert is None:
         raise typer.BadParameter("it needs --tls-cert and --tls-key", param_hint="--tls-client-ca")
+    if tls_client_auth not in ("", "require", "optional"):
+        raise typer.BadParameter(f"{tls_client_auth!r} is neither require nor optional", param_hint="--tls-client-auth")
+    if tls_client_auth and tls_client_ca is None:
+        raise typer.BadParameter("it needs --tls-client-ca: whose certificates count?", param_hint="--tls-client-auth")
     if edge == "grpc" and (tls_cert is not None or connection_age):
         raise typer.BadParameter("TLS and --connection-age need Envoy: use --edge envoy", param_hint="--edge")
     try:
@@ -131,6 +145,7 @@ def main(
         tls_certificate=str(tls_cert.absolute()) if tls_cert else "",
         tls_key=str(tls_key.absolute()) if tls_key else "",
         tls_client_ca=str(tls_client_ca.absolute()) if tls_client_ca else "",
+        tls_client_auth=tls_client_auth or "require",
         internal_tls=str(internal) if internal else "",
         connection_age=connection_age,
         rest_listen=_address(rest_listen),

@@ -293,7 +293,10 @@ def _tls(settings: RouterSettings) -> config.Tls | None:
     if not settings.tls_certificate:
         return None
     return config.Tls(
-        certificate=settings.tls_certificate, private_key=settings.tls_key, client_ca=settings.tls_client_ca
+        certificate=settings.tls_certificate,
+        private_key=settings.tls_key,
+        client_ca=settings.tls_client_ca,
+        client_optional=settings.tls_client_auth == "optional",
     )
 
 

@@ -28,7 +28,8 @@ class RouterSettings:
     edge: str = "envoy"  # or "grpc"
     tls_certificate: str = ""  # path of a PEM file; empty: no TLS for clients
     tls_key: str = ""
-    tls_client_ca: str = ""  # clients must show a certificate that it signed
+    tls_client_ca: str = ""  # path of a PEM file: a certificate that clients show must be one that it signed
+    tls_client_auth: str = "require"  # with it; or "optional": clients may show none
     internal_tls: str = ""  # folder of the identity among the mesh's processes; empty: no TLS to runtime pods
     connection_age: float = 0.0  # after which clients are asked to connect anew; 0: never
     rest_listen: str = "127.0.0.1:8008"  # REST has a port of its own only with the grpc edge

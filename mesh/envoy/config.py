@@ -37,7 +37,8 @@ class Tls:
 
     certificate: str
     private_key: str
-    client_ca: str = ""  # set: clients must show a certificate that it signed
+    client_ca: str = ""  # set: a certificate that clients show must be one that it signed
+    client_optional: bool = False  # clients may show none
 
     def check(self) -> None:
         """Raises ValueError where these files cannot work; Envoy itself would wait for better ones."""
@@ -87,6 +88,7 @@ class Settings:
     stream_idle_timeout: float = 3600.0  # of a call on which nothing moves: longer than any cold start
     upstream_idle_timeout: float = 30.0  # of a connection to a worker; below the workers' own, else calls race its end
     max_connection_age: float = 0.0
+    age_spread: float = 0.2  # share of the age by which it is longer at random, so that connections do not end at once
     keepalive: float = 60.0  # between HTTP/2 pings to a client that is silent: how a vanished one is noticed
 
 
@@ -190,6 +192,7 @@ def _manager(settings: Settings) -> dict[str, Any]:
     }
     if settings.max_connection_age:
         common["max_connection_duration"] = _seconds(settings.max_connection_age)
+        common["max_connection_duration_jitter"] = {"value": 100 * settings.age_spread}  # Envoy 1.39
     http2: dict[str, Any] = {
         "max_concurrent_streams": settings.max_streams,
         "initial_stream_window_size": settings.stream_window,
@@ -393,7 +396,8 @@ def _tls(tls: Tls, folder: str) -> dict[str, Any]:
     }
     if tls.client_ca:
         context["validation_context_sds_secret_config"] = _secret(_CLIENT_CA, folder)
-        downstream["require_client_certificate"] = True
+        # Not required, one that is shown is verified all the same.
+        downstream["require_client_certificate"] = not tls.client_optional
     return {"name": "envoy.transport_sockets.tls", "typed_config": downstream}
 
 

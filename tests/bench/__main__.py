@@ -1,6 +1,6 @@
 """`make bench`: measures a mesh of real processes on this machine and prints ratios; asserts nothing.
 
-    python -m tests.bench [chain] [coldstart] [registry] [pull]
+    python -m tests.bench [chain] [coldstart] [registry] [pull] [tls]
 
 Absolute times are this machine's; the ratios, taken in one run, are what to compare.
 """
@@ -14,11 +14,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import chain, coldstart, pull, registry
+from tests.bench import chain, coldstart, internaltls, pull, registry
 from tests.support.etcd import EtcdServer
 from tests.support.localmesh import LocalMesh
 
-PARTS = ("chain", "coldstart", "registry", "pull")
+PARTS = ("chain", "coldstart", "registry", "pull", "tls")
 
 
 async def main() -> None:
@@ -35,6 +35,9 @@ async def main() -> None:
                 await pull.run(folder, console)
                 continue
             async with EtcdServer(folder / "etcd") as etcd:
+                if part == "tls":
+                    await internaltls.run(etcd, folder, console)
+                    continue
                 async with LocalMesh(folder, etcd, pods=1, capacity="256MiB", log_level="info") as mesh:
                     match part:
                         case "chain":

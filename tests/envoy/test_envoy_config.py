@@ -112,15 +112,24 @@ def certificate(tmp_path):
     return config.Tls(certificate=str(tmp_path / "cert"), private_key=str(tmp_path / "key"))
 
 
-@pytest.mark.parametrize("variant", ["plain", "everything", "mutual"])
+def test_connections_that_began_together_do_not_end_together():
+    """The age is at least what was asked for, and is different for each connection; without one there is none."""
+    tree = config.bootstrap(replace(SETTINGS, max_connection_age=300))
+    assert list(values(tree, "max_connection_duration")) == ["300.000s"]
+    assert list(values(tree, "max_connection_duration_jitter")) == [{"value": 20}]
+    assert not list(values(config.bootstrap(SETTINGS), "max_connection_duration_jitter"))
+
+
+@pytest.mark.parametrize("variant", ["plain", "everything", "mutual", "optional"])
 def test_envoy_itself_accepts_it(tmp_path, certificate, variant):
     settings = SETTINGS
     if variant != "plain":
         settings = replace(
             settings, tls=certificate, secrets_dir=str(tmp_path), heap=1 << 30, max_connection_age=600, concurrency=4
         )
-    if variant == "mutual":
-        settings = replace(settings, tls=replace(certificate, client_ca=certificate.certificate))
+    if variant in ("mutual", "optional"):
+        shown = replace(certificate, client_ca=certificate.certificate, client_optional=variant == "optional")
+        settings = replace(settings, tls=shown)
     for name, secret in config.secrets(settings).items():
         (tmp_path / name).write_bytes(secret)
     path = tmp_path / "envoy.json"

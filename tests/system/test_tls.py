@@ -109,6 +109,43 @@ async def test_clients_show_who_they_are(a_mesh, tmp_path):
         assert "Traceback" not in told.stderr
 
 
+async def test_clients_may_show_who_they_are(a_mesh, tmp_path):
+    """Those without a certificate are answered too; those with one that the authority has not signed are not."""
+    authority, both = certificate("127.0.0.1")
+    _, strange = certificate("127.0.0.1")
+    put(tmp_path / "ca.crt", authority)
+    put(tmp_path / "both.pem", both)
+    put(tmp_path / "strange.pem", strange)
+    pem = str(tmp_path / "both.pem")
+    options = ["--tls-cert", pem, "--tls-key", pem, "--tls-client-ca", str(tmp_path / "ca.crt")]
+    trust = ssl.create_default_context(cadata=authority.decode())
+    async with a_mesh(pods=1, router_options=[*options, "--tls-client-auth", "optional"], trust=trust) as mesh:
+        words = ["--endpoint", mesh.rest_url(), "--ca", str(tmp_path / "ca.crt")]
+        for shown, answered in (
+            ([], True),
+            (["--cert", pem], True),
+            (["--cert", str(tmp_path / "strange.pem")], False),
+        ):
+            told = await asyncio.to_thread(command_line, *words, *shown, "pods")
+            assert (told.returncode == 0) is answered, told.stderr
+            assert "Traceback" not in told.stderr
+
+
+async def test_options_that_do_not_go_together_are_refused(tmp_path):
+    """Before anything is started; the text names the option."""
+    pem = str(tmp_path / "tls.pem")
+    cases = (
+        (["--tls-client-auth", "require"], "--tls-client-ca"),
+        (["--tls-cert", pem, "--tls-key", pem, "--tls-client-ca", pem, "--tls-client-auth", "none"], "neither"),
+    )
+    for options, words in cases:
+        argv = [sys.executable, "-m", "router", *options]
+        told = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=60, check=False)
+        assert told.returncode == 2
+        assert words in told.stderr
+        assert "--tls-client-auth" in told.stderr
+
+
 async def test_a_certificate_that_cannot_work_is_told_at_the_start(a_mesh, tmp_path):
     """With the file's name; not by a router that waits for a better one."""
     (tmp_path / "tls.crt").write_text("no certificate")
