@@ -4,6 +4,8 @@ authority that changes under calls."""
 import asyncio
 import itertools
 import ssl
+import subprocess
+import sys
 
 import grpc
 import numpy as np
@@ -19,6 +21,7 @@ from tests.support.authority import Authority, Mounted
 from tests.support.localmesh import Client, LocalMesh
 from tests.support.waiting import until
 
+DAY = 86400
 ONE = np.ones((1, 1), np.float32)
 PLAIN = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
 
@@ -67,11 +70,16 @@ def authority() -> Authority:
     return Authority()
 
 
-async def test_the_mesh_serves_and_strangers_are_refused(a_mesh, tmp_path, authority):
-    """Registration, a cold start, calls by gRPC and REST, an explanation from the pods: all of it over TLS. Plain
-    clients, ones of another authority and ones without a certificate reach neither port of a pod."""
-    folder = Mounted.of(tmp_path / "tls", authority)
-    options = ["--internal-tls", str(folder.path)]
+async def test_the_mesh_serves_and_strangers_are_refused(a_mesh, tmp_path):
+    """By certificates of `mesh certificates`: registration, a cold start, calls by gRPC and REST, an explanation from
+    the pods, all of it over TLS. Plain clients, ones of another authority and ones without a certificate reach neither
+    port of a pod."""
+    folder = tmp_path / "tls"
+    argv = [sys.executable, "-m", "mesh", "certificates", "--dir", str(folder)]
+    made = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=60, check=False)
+    assert made.returncode == 0, made.stderr
+    trusted = (folder / "ca.crt").read_bytes()
+    options = ["--internal-tls", str(folder)]
     async with a_mesh(pods=2, router_options=options, runtime_options=options, fake=True) as mesh:
         await mesh.register_fake("m", value=7)
         client = Client(mesh.channel())
@@ -81,10 +89,10 @@ async def test_the_mesh_serves_and_strangers_are_refused(a_mesh, tmp_path, autho
         told = await mesh.rest("GET", "/mesh/v1/models/m/explain")
         assert told.status == 200, told.body
 
-        ours = Identity(folder.path)
+        ours = Identity(folder)
         other = Authority("other")
-        stranger = Identity(Mounted.of(tmp_path / "stranger", other, trust=other.pem + authority.pem).path)
-        nobody = ssl.create_default_context(cadata=authority.pem.decode())
+        stranger = Identity(Mounted.of(tmp_path / "stranger", other, trust=other.pem + trusted).path)
+        nobody = ssl.create_default_context(cadata=trusted.decode())
         for record in await records(mesh):
             assert await why_no_call(record.data_address, ours) == ""
             assert await why_no_answer(record.control_address, ours) == ""
@@ -97,8 +105,8 @@ async def test_the_mesh_serves_and_strangers_are_refused(a_mesh, tmp_path, autho
                 with pytest.raises((ssl.SSLError, ConnectionError, EOFError)):
                     await asyncio.wait_for(reader.readexactly(1), 10)
                 writer.close()
-            assert 0 < await expiry(mesh, f"http://{record.probe_address}") <= 24 * 3600
-        assert 0 < await expiry(mesh, mesh.probe_url()) <= 24 * 3600
+            assert 364 * DAY < await expiry(mesh, f"http://{record.probe_address}") <= 365 * DAY
+        assert 364 * DAY < await expiry(mesh, mesh.probe_url()) <= 365 * DAY
 
 
 async def test_an_authority_changes_under_calls(a_mesh, tmp_path, authority):
