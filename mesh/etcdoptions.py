@@ -44,6 +44,10 @@ def read_file(path: Path | None, option: str) -> bytes | None:
         raise typer.BadParameter(f"{path}: {error.strerror}", param_hint=option) from error
 
 
+def _path(path: Path | None) -> str:
+    return str(path.absolute()) if path is not None else ""
+
+
 def reach(
     *,
     base: str,
@@ -64,6 +68,7 @@ def reach(
         ca=read_file(ca, "--etcd-ca"),
         certificate=read_file(cert, "--etcd-cert"),
         private_key=read_file(key, "--etcd-key"),
+        files=(_path(ca), _path(cert), _path(key)),
     )
     if config is None:
         return given, base

@@ -59,6 +59,7 @@ class EtcdSettings:
     ca: bytes | None = None  # PEM; None with https: the system's trust
     certificate: bytes | None = None  # PEM, for mutual TLS
     private_key: bytes | None = None
+    files: tuple[str, str, str] = ("", "", "")  # those three were read from, and are again where etcd does not answer
     server_name: str = ""  # that its certificates are checked against; empty: the endpoint's host
     timeout: float = 5.0  # of one request, all attempts together
     connect_timeout: float = 2.0

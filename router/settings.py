@@ -81,5 +81,6 @@ class RouterSettings:
         for name in _SECRETS:
             if etcd[name] is not None:
                 etcd[name] = base64.b64decode(etcd[name])
-        etcd["endpoints"] = tuple(etcd["endpoints"])
+        for name in ("endpoints", "files"):
+            etcd[name] = tuple(etcd[name])
         return cls(etcd=EtcdSettings(**etcd), **data)

@@ -3,9 +3,13 @@
 All requests go to one member until it fails, then to the next. gRPC could rotate itself over one target with several
 addresses, but then checks TLS host names against that target and fails. A request that failed decides nothing alone:
 only the member it was sent to is left, so that a hundred requests failing together rotate once.
+
+A channel shows the certificate that it was made with for ever. So where a member is left and the files have changed by
+then, there are new channels; a certificate that expires while connections stand is noticed when they break.
 """
 
 import ssl
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,6 +17,9 @@ import grpc
 
 from mesh.pb import etcd_pb2_grpc
 from mesh.settings import EtcdSettings
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
 
 # Measured with a black-holed connection: keep-alive alone noticed after 60 s, with the ping time-out and without
 # bandwidth probes (whose pings count as life signs) after 13 s. Pings only while calls or streams are open: etcd
@@ -68,6 +75,7 @@ class Endpoints:
         _check_tls(settings)
         self._settings = settings
         self._members: list[Member | None] = [None] * len(settings.endpoints)
+        self._retired: list[Member] = []  # with older certificates; what runs on them goes on while it can
         self._index = 0
         self.rotations = 0  # times a member was left
 
@@ -89,14 +97,20 @@ class Endpoints:
         return member
 
     def leave(self, member: Member) -> None:
-        """Goes on to the next member, if `member` still is the one in use."""
+        """Goes on to the next member, if `member` still is the one in use, and to certificates that have changed."""
         if self._members[self._index] is member:
             self._index = (self._index + 1) % len(self._members)
             self.rotations += 1
+            settings = _read_anew(self._settings)
+            if settings != self._settings:
+                log.info("the certificates for etcd have changed")
+                self._settings = settings
+                self._retired += [member for member in self._members if member is not None]
+                self._members = [None] * len(self._members)
 
     async def close(self) -> None:
         """Closes every channel; what runs on them ends as cancelled."""
-        for member in self._members:
+        for member in (*self._members, *self._retired):
             if member is not None:
                 await member.channel.close(None)
 
@@ -111,6 +125,21 @@ def parse_endpoint(endpoint: str) -> tuple[bool, str]:
     if parts.scheme not in ("http", "https") or not host or parts.path.strip("/") or parts.username or parts.query:
         raise ValueError(f"{endpoint!r} is not an etcd endpoint: write http://HOST:PORT or https://HOST:PORT")
     return parts.scheme == "https", f"{f'[{host}]' if ':' in host else host}:{port or 2379}"
+
+
+def _read_anew(settings: EtcdSettings) -> EtcdSettings:
+    """The same with what the files hold now; as they are where that cannot be used."""
+    before = (settings.ca, settings.certificate, settings.private_key)
+    try:
+        ca, certificate, private_key = (
+            Path(file).read_bytes() if file else known for file, known in zip(settings.files, before, strict=True)
+        )
+        found = replace(settings, ca=ca, certificate=certificate, private_key=private_key)
+        _check_tls(found)
+    except (OSError, ValueError) as error:
+        log.warning("the certificates for etcd are kept: the files cannot be used", why=str(error))
+        return settings
+    return found
 
 
 def _check_tls(settings: EtcdSettings) -> None:

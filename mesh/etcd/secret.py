@@ -50,6 +50,7 @@ def read(path: Path) -> EtcdSecret:
         ca=certificate,
         certificate=client_certificate,
         private_key=client_key,
+        files=(_file(path, data, _FILES[0]), _file(path, data, _FILES[1]), _file(path, data, _FILES[2])),
         server_name=texts["override_authority"],
     )
     return EtcdSecret(settings, texts["root_prefix"].strip("/"))
@@ -75,6 +76,12 @@ def _text(path: Path, data: dict[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{path}: `{name}` is not a text")
     return value
+
+
+def _file(path: Path, data: dict[str, Any], name: str) -> str:
+    """The path of the file that holds a PEM; empty where it stands in the document."""
+    file = _text(path, data, f"{name}_file")
+    return str((path.parent / file).absolute()) if file else ""
 
 
 def _pem(path: Path, data: dict[str, Any], name: str) -> bytes | None:

@@ -36,6 +36,7 @@ def test_a_whole_one(tmp_path):
     assert settings.endpoints == ("https://a:2379", "https://b:2379")
     assert (settings.user, settings.password, settings.server_name) == ("root", "hush-4711", "etcd.internal")
     assert (settings.ca, settings.certificate, settings.private_key) == (b"CA", b"CERT", b"KEY")
+    assert settings.files == (str(tmp_path / "ca.crt"), "", "")
     assert "hush" not in repr(found)
 
 

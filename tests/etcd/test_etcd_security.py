@@ -114,6 +114,42 @@ async def test_its_certificate_is_checked_against_a_name_that_was_given(tls_etcd
             await etcd.status(timeout=1.0)
 
 
+async def test_certificates_are_replaced_while_it_runs(tls_etcd: EtcdServer, pki: Pki, tmp_path: Path) -> None:
+    """Where the files change to ones of another authority, and etcd trusts only that one from then on, requests and
+    watches go on. Files that cannot be used leave the client as it was."""
+    files = {name: tmp_path / name for name in ("ca", "cert", "key")}
+
+    def write(ca: bytes, cert: bytes, key: bytes) -> None:
+        for name, content in (("ca", ca), ("cert", cert), ("key", key)):
+            files[name].write_bytes(content)
+
+    folder = tls_etcd.folder.parent
+    authority = make_certificate("another authority", None)
+    server, client = (pem(*make_certificate(name, authority)) for name in ("127.0.0.1", "client"))
+    ca = authority[0].public_bytes(serialization.Encoding.PEM)
+    write(pki.ca, *pki.client)
+    paths = (str(files["ca"]), str(files["cert"]), str(files["key"]))
+    async with Etcd(replace(tls_etcd.settings, files=paths)) as etcd, following(etcd, b"r/") as follower:
+        await etcd.put(b"r/1", b"v")
+        await follower.has(lambda f: f.content == {b"r/1": b"v"}, "the change has come")
+        tls_etcd.stop()
+        try:
+            for name, content in (("ca", ca), ("cert", server[0]), ("key", server[1])):
+                (folder / name).write_bytes(content)
+            write(b"no authority", *client)
+            await tls_etcd.start()
+            with pytest.raises(EtcdUnavailable):
+                await etcd.status(timeout=1.0)
+            write(ca, *client)
+            await etcd.put(b"r/2", b"w", timeout=20)
+            await follower.has(lambda f: b"r/2" in f.content, "the change has come over a new connection")
+        finally:
+            tls_etcd.stop()
+            for name, content in (("ca", pki.ca), ("cert", pki.server[0]), ("key", pki.server[1])):
+                (folder / name).write_bytes(content)
+            await tls_etcd.start()
+
+
 async def test_the_predecessors_secret_reaches_it(tls_etcd: EtcdServer, pki: Pki, tmp_path: Path) -> None:
     """Mounted as a folder, certificates as files beside the document; the keys lie under its root prefix."""
     for name, content in (("ca.crt", pki.ca), ("tls.crt", pki.client[0]), ("tls.key", pki.client[1])):

@@ -665,7 +665,8 @@ async def test_a_mistake_in_the_router_is_told_and_ends_the_flight(core):
 def test_settings_travel_to_the_workers(tmp_path):
     """Secrets in a file for this user only."""
     settings = RouterSettings("r", workers=3)
-    settings = replace(settings, etcd=replace(settings.etcd, password="secret", ca=b"\xff\0pem"))
+    etcd = replace(settings.etcd, password="secret", ca=b"\xff\0pem", files=("/ca", "", ""))
+    settings = replace(settings, internal_tls="/tls", etcd=etcd)
     path = tmp_path / "settings.json"
     settings.write(path)
     assert RouterSettings.read(path) == settings

@@ -6,8 +6,10 @@ import stat
 
 import pytest
 
+from mesh.identity import Identity
 from mesh.statuses import Code
 from mesh.wire import call, client, framing, server
+from tests.support.authority import Authority, Mounted
 from tests.support.waiting import until
 from tests.support.wire import ECHO, Outcome, frames
 
@@ -84,16 +86,17 @@ def method(name):
     return b"/test.Service/" + name.encode()
 
 
-@pytest.fixture(params=["unix", "tcp"])
+@pytest.fixture(params=["unix", "tcp", "tls"])
 async def pair(request, tmp_path):
     service = Service()
     serving = server.Server(service, max_message=MESSAGE)
+    identity = Identity(Mounted.of(tmp_path / "tls", Authority()).path) if request.param == "tls" else None
     if request.param == "unix":
         await serving.listen_unix(tmp_path / "socket")
         address = f"unix:{tmp_path / 'socket'}"
     else:
-        address = f"127.0.0.1:{await serving.listen_tcp('127.0.0.1', 0)}"
-    pool = client.Pool(address, max_connections=8, connect_timeout=5, max_message=MESSAGE)
+        address = f"127.0.0.1:{await serving.listen_tcp('127.0.0.1', 0, identity=identity)}"
+    pool = client.Pool(address, max_connections=8, connect_timeout=5, max_message=MESSAGE, identity=identity)
     yield service, serving, pool
     pool.abort()
     await serving.close(5)
