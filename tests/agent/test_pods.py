@@ -3,11 +3,13 @@
 import asyncio
 import os
 import time
+from pathlib import Path
 
 from mesh.keys import Keys
 from mesh.records import LEAVING
 from tests.support import models
 from tests.support.agent import AgentProcess, AnAgent
+from tests.support.authority import Authority, Mounted
 from tests.support.etcd import EtcdServer
 from tests.support.waiting import until
 
@@ -45,6 +47,18 @@ async def test_two_pods_never_load_the_same_model_twice(an_agent: AnAgent) -> No
         assert await twin.process.wait(30) == 1
         assert any("give each pod its own --name" in line for line in twin.lines)
         assert (await one.published()).incarnation == one.record.incarnation
+        await twin.etcd.close()
+
+
+async def test_a_name_is_taken_only_once_by_pods_that_speak_tls(an_agent: AnAgent, tmp_path: Path) -> None:
+    """The second one asks the first whether it lives, on a port that answers only by mutual TLS."""
+    options = ("--internal-tls", str(Mounted.of(tmp_path / "tls", Authority()).path))
+    async with an_agent(*options):
+        twin = an_agent(*options, "--model-dir", str(tmp_path / "twin"))
+        await twin.launch()
+        assert await twin.process.wait(30) == 1
+        assert any("give each pod its own --name" in line for line in twin.lines)
+        assert not any("waiting for the lease" in line for line in twin.lines), "it had its answer"
         await twin.etcd.close()
 
 
