@@ -13,7 +13,10 @@ from mesh.certificates.folder import Folder
 from mesh.certificates.keeping import StoreError
 from mesh.certificates.renewal import ENTRIES
 from mesh.certificates.secret import Cluster, Secret
+from mesh.etcd import Etcd
 from mesh.identity import Identity
+from mesh.settings import EtcdSettings
+from tests.support.etcd import EtcdServer
 from tests.support.kubeapi import NAMESPACE, KubeApi
 from tests.support.waiting import until
 
@@ -92,6 +95,26 @@ async def test_a_folder_that_cannot_be_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="file"):
         await keeping.keep(Folder(tmp_path / "file" / "tls"), WANTED)
+
+
+async def test_etcd_takes_them(tmp_path):
+    """As its own certificate and as its clients', known by the mesh's name, wherever it is."""
+    folder = tmp_path / "tls"
+    made = (await keeping.keep(Folder(folder), WANTED)).content
+    extra = [
+        *(f"--cert-file={folder / 'tls.crt'}", f"--key-file={folder / 'tls.key'}"),
+        *(f"--trusted-ca-file={folder / 'ca.crt'}", "--client-cert-auth"),
+    ]
+    async with EtcdServer(tmp_path / "etcd", scheme="https", extra=extra) as server:
+        settings = EtcdSettings(
+            endpoints=(server.endpoint,),
+            ca=made["ca.crt"],
+            certificate=made["tls.crt"],
+            private_key=made["tls.key"],
+            server_name="mesh.internal",
+        )
+        async with Etcd(settings) as etcd:
+            assert (await etcd.status(timeout=20)).has_leader
 
 
 # --- the Secret ---------------------------------------------------------------------------------------------------
