@@ -76,7 +76,7 @@ def test_two_deaths_are_a_quarantine():
 
 def test_pods_and_copies_survive_a_round_trip():
     """Every attribute is written and read."""
-    pod = PodRecord("i", "h:1", "h:2", "leaving", (1, 2), ("gpu",), "z", 1, 2, 3, 4, 5, 6, 7, "h:3")
+    pod = PodRecord("i", "h:1", "h:2", "leaving", (1, 2), ("gpu",), "z", 1, 2, 3, 4, 5, 6, 7, 8, 9, "h:3", 10, "disk")
     copy = CopyRecord("i", 77, "loaded", 1, 2, 3)
     assert PodRecord.decode(pod.encode()) == pod
     assert CopyRecord.decode(copy.encode()) == copy
