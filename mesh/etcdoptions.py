@@ -1,11 +1,10 @@
-"""How a process is told where etcd is: the options that routers and runtime pods share, and what comes of them."""
+"""How a process is told where etcd is: the options shared by routers, runtime pods and admins' commands."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mesh.etcd import secret
 from mesh.settings import EtcdSettings, parse_urls
 
 Base = Annotated[str, typer.Option(envvar="MESH_BASE", help="Prefix of the mesh's keys in etcd.")]
@@ -24,11 +23,17 @@ Config = Annotated[
         help="ModelMesh's JSON with endpoints, credentials and root prefix, instead of all --etcd options.",
     ),
 ]
-User = Annotated[str, typer.Option(envvar="MESH_ETCD_USER")]
-PasswordFile = Annotated[Path | None, typer.Option(envvar="MESH_ETCD_PASSWORD_FILE")]
-Ca = Annotated[Path | None, typer.Option(envvar="MESH_ETCD_CA", help="PEM file.")]
-Cert = Annotated[Path | None, typer.Option(envvar="MESH_ETCD_CERT", help="PEM file.")]
-Key = Annotated[Path | None, typer.Option(envvar="MESH_ETCD_KEY", help="PEM file.")]
+User = Annotated[str, typer.Option(envvar="MESH_ETCD_USER", help="Of etcd, where it asks for one.")]
+PasswordFile = Annotated[
+    Path | None, typer.Option(envvar="MESH_ETCD_PASSWORD_FILE", help="File with that user's password.")
+]
+Ca = Annotated[
+    Path | None, typer.Option(envvar="MESH_ETCD_CA", help="PEM file: whom to trust with https. Else the system's.")
+]
+Cert = Annotated[
+    Path | None, typer.Option(envvar="MESH_ETCD_CERT", help="PEM file: who this process is, where etcd asks.")
+]
+Key = Annotated[Path | None, typer.Option(envvar="MESH_ETCD_KEY", help="PEM file: the key of --etcd-cert.")]
 
 DEFAULT_BASE = "mm/mesh"
 DEFAULT_URLS = "http://127.0.0.1:2379"
@@ -61,10 +66,14 @@ def reach(
 ) -> tuple[EtcdSettings, str]:
     """How etcd is reached, and the prefix of all keys without slashes around it. Raises BadParameter."""
     base = base.strip("/")
+    try:
+        password = (read_file(password_file, "--etcd-password-file") or b"").decode().strip()
+    except UnicodeDecodeError as error:  # whose own text would show a part of it
+        raise typer.BadParameter(f"{password_file} is not text", param_hint="--etcd-password-file") from error
     given = EtcdSettings(
         endpoints=parse_urls(urls),
         user=user,
-        password=(read_file(password_file, "--etcd-password-file") or b"").decode().strip(),
+        password=password,
         ca=read_file(ca, "--etcd-ca"),
         certificate=read_file(cert, "--etcd-cert"),
         private_key=read_file(key, "--etcd-key"),
@@ -72,6 +81,8 @@ def reach(
     )
     if config is None:
         return given, base
+    from mesh.etcd import secret  # it brings gRPC, a quarter of a second that `mesh --help` should not take
+
     try:
         found = secret.read(config)
     except ValueError as error:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mesh.cli import (
+    backup,
     bulk,
     certificates,
     infer,
@@ -18,6 +19,7 @@ from mesh.cli import (
     replay,
     serving,
     simulate,
+    snapshot,
     top,
 )
 from mesh.cli.exits import EXPLAINED
@@ -42,7 +44,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["--help", "-h"]},
     )
     app.callback()(_callback)
-    for module in (processes, certificates, registry, bulk, serving, limits, infer, pods, top, simulate, replay):
+    for module in (processes, certificates, registry, bulk, serving, limits, infer, pods, top, simulate, replay, backup, snapshot):
         module.add(app)
     app.command("version", rich_help_panel=options.MESH)(_version)
     return app

@@ -26,6 +26,7 @@ ModelId = Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.",
 MODELS = "Models"
 MESH = "The mesh"
 PROCESSES = "Processes"
+ADMIN = "For admins"
 
 
 class Defaults:

@@ -18,7 +18,7 @@ from mesh.etcd.errors import (
 )
 from mesh.etcd.lease import Lease, LeaseStatistics
 from mesh.etcd.mirror import Change, Mirror, MirrorStatistics
-from mesh.etcd.records import Delta, Event, KeyValue, Kind, Page, Snapshot, Status, TxnResult
+from mesh.etcd.records import Alarm, Delta, EtcdMember, Event, KeyValue, Kind, Page, Snapshot, Status, TxnResult
 from mesh.etcd.txn import (
     MAX_OPERATIONS,
     Compare,
@@ -41,6 +41,7 @@ from mesh.etcd.txn import (
 
 __all__ = [
     "MAX_OPERATIONS",
+    "Alarm",
     "Change",
     "Compare",
     "Delta",
@@ -50,6 +51,7 @@ __all__ = [
     "EtcdDenied",
     "EtcdError",
     "EtcdLeaseLost",
+    "EtcdMember",
     "EtcdStatistics",
     "EtcdUnavailable",
     "Event",

@@ -5,14 +5,15 @@ sent, repeated and bounded is in `connection`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from mesh.etcd.connection import Connection, EtcdStatistics
 from mesh.etcd.errors import EtcdError, EtcdUnavailable
-from mesh.etcd.records import KeyValue, Page, Status, TxnResult, key_value, key_values
+from mesh.etcd.records import Alarm, EtcdMember, KeyValue, Page, Status, TxnResult, key_value, key_values
 from mesh.etcd.txn import Compare, Op, modified, put_op
 from mesh.keys import after_prefix
 from mesh.pb import etcd_pb2 as pb
@@ -89,12 +90,12 @@ class Etcd:
         return int(reply.count)
 
     async def pages(
-        self, start: bytes, end: bytes, *, page_size: int = 1000, keys_only: bool = False
+        self, start: bytes, end: bytes, *, page_size: int = 1000, keys_only: bool = False, revision: int = 0
     ) -> AsyncIterator[Page]:
-        """[start, end) page by page, all at one revision. `page_size` becomes smaller where values are large.
+        """[start, end) page by page, all at one `revision` (0: now). `page_size` becomes smaller where values are
+        large.
 
         Raises EtcdCompacted where that revision is compacted meanwhile; what was yielded stays true of it."""
-        revision = 0
         while True:
             try:
                 page = await self.page(start, end, limit=page_size, revision=revision, keys_only=keys_only)
@@ -218,7 +219,33 @@ class Etcd:
             db_used_bytes=reply.dbSizeInUse,
             has_leader=bool(reply.leader),
             errors=tuple(reply.errors),
+            cluster=reply.header.cluster_id,
+            member=reply.header.member_id,
+            learner=bool(reply.isLearner),
+            quota_bytes=reply.dbSizeQuota,
         )
+
+    async def members(self, *, timeout: float | None = None) -> tuple[EtcdMember, ...]:
+        """The members of the cluster, as the member in use knows them."""
+        reply, _ = await self.connection.call(
+            "members", lambda m: m.cluster.MemberList, pb.MemberListRequest(), repeatable=True, timeout=timeout
+        )
+        return tuple(EtcdMember(m.ID, m.name, tuple(m.clientURLs), bool(m.isLearner)) for m in reply.members)
+
+    async def alarms(self, *, timeout: float | None = None) -> tuple[Alarm, ...]:
+        """What the cluster's members are alarmed about."""
+        reply, _ = await self.connection.call(
+            "alarms", lambda m: m.maintenance.Alarm, pb.AlarmRequest(), repeatable=True, timeout=timeout
+        )
+        return tuple(Alarm(a.memberID, pb.AlarmType.Name(a.alarm)) for a in reply.alarms)
+
+    async def database(self, *, idle: float) -> AsyncGenerator[tuple[bytes, int], None]:
+        """The database of the member in use, whole: its parts, each with the number of bytes still to come, and at the
+        end 32 bytes, the SHA-256 of all before. EtcdUnavailable where nothing comes for `idle` s."""
+        parts = self.connection.receive("snapshot", lambda m: m.maintenance.Snapshot, pb.SnapshotRequest(), idle=idle)
+        async with aclosing(parts):
+            async for part in parts:
+                yield part.blob, part.remaining_bytes
 
     async def compact(self, revision: int, *, physical: bool = False, timeout: float | None = None) -> None:
         """Forgets the history before `revision`; `physical`: waits until it is gone from the disk."""

@@ -10,7 +10,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import grpc
 from mesh.etcd import errors
 from mesh.etcd.auth import Auth
 from mesh.etcd.endpoints import Endpoints, Member
-from mesh.etcd.stream import Stream
+from mesh.etcd.stream import EOF, Stream
 from mesh.settings import EtcdSettings
 from mesh.statuses import Code
 
@@ -123,6 +123,30 @@ class Connection:
         if call.cancelled() and self.closed:  # awaiting it would raise CancelledError, as if the caller were cancelled
             raise errors.EtcdClosed(f"{what}: this client was closed", ambiguous=not repeatable)
         return await call
+
+    async def receive(self, what: str, method: Method, request: Any, *, idle: float) -> AsyncGenerator[Any, None]:
+        """Sends one request to the member in use and gives the parts of its answer as they come. EtcdUnavailable where
+        none comes for `idle` s. A member without a leader answers too: for what it has itself."""
+        if self.closed:
+            raise errors.EtcdClosed(f"{what}: this client is closed")
+        member = self._endpoints.current
+        what = f"{what} at {member.endpoint}"
+        call = None
+        try:
+            token = await self._auth.token(member, idle)
+            call = method(member)(request, metadata=(("token", token),) if token else ())
+            while True:
+                part = await asyncio.wait_for(call.read(), idle)
+                if part is EOF:
+                    return
+                yield part
+        except TimeoutError as error:
+            raise errors.EtcdUnavailable(f"{what}: nothing came for {idle:g} s") from error
+        except grpc.aio.AioRpcError as error:
+            raise errors.translate(error, what, write=False) from error
+        finally:
+            if call is not None:
+                call.cancel()
 
     async def open(self, what: str, method: Method, first: Any, timeout: float) -> Stream:
         """Opens a stream at the current member and writes its first message, within `timeout` s. Raises EtcdError."""

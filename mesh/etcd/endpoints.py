@@ -40,7 +40,7 @@ _OPTIONS = (
 class Member:
     """One endpoint: its channel and the stubs on it."""
 
-    __slots__ = ("auth", "channel", "endpoint", "kv", "lease", "maintenance", "watch")
+    __slots__ = ("auth", "channel", "cluster", "endpoint", "kv", "lease", "maintenance", "watch")
 
     def __init__(self, endpoint: str, settings: EtcdSettings) -> None:
         self.endpoint = endpoint
@@ -61,6 +61,7 @@ class Member:
         self.watch = etcd_pb2_grpc.WatchStub(self.channel)
         self.lease = etcd_pb2_grpc.LeaseStub(self.channel)
         self.auth = etcd_pb2_grpc.AuthStub(self.channel)
+        self.cluster = etcd_pb2_grpc.ClusterStub(self.channel)
         self.maintenance = etcd_pb2_grpc.MaintenanceStub(self.channel)
 
 

@@ -81,6 +81,28 @@ class Status:
     db_used_bytes: int  # of them in use
     has_leader: bool
     errors: tuple[str, ...]  # alarms, as texts
+    cluster: int = 0  # the cluster's id
+    member: int = 0  # this member's
+    learner: bool = False  # it has no vote yet
+    quota_bytes: int = 0  # of its database; 0: not said, as by etcd before 3.6
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdMember:
+    """One member, as the cluster lists it."""
+
+    id: int
+    name: str  # "": it has never started
+    client_urls: tuple[str, ...]
+    learner: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """What a member is alarmed about."""
+
+    member: int
+    kind: str  # NOSPACE: no more writes; CORRUPT: members disagree
 
 
 def key_value(kv: pb.KeyValue) -> KeyValue:

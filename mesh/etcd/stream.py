@@ -12,7 +12,7 @@ import grpc
 from mesh.etcd import errors
 from mesh.etcd.endpoints import Member
 
-_EOF: Any = vars(grpc.aio)["EOF"]  # not in the type stubs
+EOF: Any = vars(grpc.aio)["EOF"]  # not in the type stubs
 
 if TYPE_CHECKING:
     from mesh.etcd.connection import Connection
@@ -37,7 +37,7 @@ class Stream:
 
         Cancelled, it ends the stream."""
         message = await self._run(self._call.read(), timeout)
-        if message is _EOF:
+        if message is EOF:
             self._connection.blame(self._member, None, self.token)
             raise errors.EtcdUnavailable(f"{self._what}: etcd ended the stream")
         return message

@@ -1,0 +1,299 @@
+"""`mesh backup` and `mesh restore`: what is registered, as a file.
+
+Both go to etcd and not through a router: an admin's work, at one revision, for which no router has to run. The file's
+form is in `file`, reading a mesh in `saving`, bringing it back in `restoring`; here are options, progress, summaries.
+"""
+
+import contextlib
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+from mesh import etcdoptions
+from mesh.cli import direct, options, output
+from mesh.cli.exits import CommandError, Exit
+from mesh.keys import Keys
+
+if TYPE_CHECKING:  # they bring gRPC, a quarter of a second that `mesh --help` should not take
+    from mesh.cli.backup.file import Header
+    from mesh.cli.backup.restoring import Outcome
+    from mesh.etcd import Etcd
+
+SHOWN = 20
+"""Ids that are listed for people; --json has all of them."""
+
+
+def add(app: typer.Typer) -> None:
+    """Adds this package's commands."""
+    app.command("backup", rich_help_panel=options.ADMIN)(backup)
+    app.command("restore", rich_help_panel=options.ADMIN)(restore)
+
+
+def backup(
+    target: Annotated[str, typer.Argument(metavar="FILE", help="Where to write it; - for standard output.")],
+    base: etcdoptions.Base = etcdoptions.DEFAULT_BASE,
+    etcd: etcdoptions.Urls = etcdoptions.DEFAULT_URLS,
+    etcd_config: etcdoptions.Config = None,
+    etcd_user: etcdoptions.User = "",
+    etcd_password_file: etcdoptions.PasswordFile = None,
+    etcd_ca: etcdoptions.Ca = None,
+    etcd_cert: etcdoptions.Cert = None,
+    etcd_key: etcdoptions.Key = None,
+    as_json: options.Json = False,
+) -> None:
+    """Writes what is registered into a file: models, virtual models, settings.
+
+    It reads etcd, at one revision, while the mesh runs. Pods, copies and whatever else comes by itself is left out. The
+    file holds the models' storage keys as they were registered: it is readable by you only, and should stay so.
+
+    Examples: `mesh backup registry.backup --etcd-config etcd_connection`,
+    `kubectl exec deploy/mesh-router -- mesh backup - > registry.backup`
+    """
+    if target == "-" and sys.stdout.isatty():
+        text = "standard output is a terminal, and a backup is no text: name a file, or lead it into one with >"
+        options.guarded(lambda: _raise(CommandError(text, code=Exit.USAGE)))
+    if target == "-" and as_json:
+        raise typer.BadParameter("standard output is the backup: name a file", param_hint="--json")
+    settings, base = etcdoptions.reach(
+        base=base,
+        urls=etcd,
+        config=etcd_config,
+        user=etcd_user,
+        password_file=etcd_password_file,
+        ca=etcd_ca,
+        cert=etcd_cert,
+        key=etcd_key,
+    )
+
+    async def command(etcd: "Etcd") -> None:
+        from mesh.cli.app import installed_version
+        from mesh.cli.backup import saving
+
+        started = time.monotonic()
+        keys = Keys(base)
+        header = await saving.header(etcd, keys, by=installed_version())
+        with _writing(target) as stream, _bar("saving", header.total) as progress:
+            await saving.save(etcd, keys, header, stream, progress)
+        _tell_saved(target, header, time.monotonic() - started, as_json=as_json)
+
+    direct.run(settings, command, as_json=as_json)
+
+
+def restore(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="What `mesh backup` wrote; - for standard input.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace what is registered with other attributes. Such a model is away until pods have let go of it.",
+        ),
+    ] = False,
+    wait: Annotated[
+        float, typer.Option("--wait", metavar="SECONDS", min=0.0, help="For pods to let go of what is replaced.")
+    ] = 120.0,
+    base: etcdoptions.Base = etcdoptions.DEFAULT_BASE,
+    install_id: etcdoptions.InstallId = "",
+    etcd: etcdoptions.Urls = etcdoptions.DEFAULT_URLS,
+    etcd_config: etcdoptions.Config = None,
+    etcd_user: etcdoptions.User = "",
+    etcd_password_file: etcdoptions.PasswordFile = None,
+    etcd_ca: etcdoptions.Ca = None,
+    etcd_cert: etcdoptions.Cert = None,
+    etcd_key: etcdoptions.Key = None,
+    as_json: options.Json = False,
+) -> None:
+    """Registers what a backup holds, in this mesh or another, while it runs.
+
+    The whole file is checked first. What is registered already is left as it is, so after a failure the same command
+    goes on. What is registered with other attributes is left too, and named, unless --overwrite says otherwise; then
+    this ends with 1. Nothing is removed that the backup does not hold.
+
+    Examples: `mesh restore registry.backup --dry-run`,
+    `kubectl exec -i deploy/mesh-router -- mesh restore - < registry.backup`
+    """
+    settings, base = etcdoptions.reach(
+        base=base,
+        urls=etcd,
+        config=etcd_config,
+        user=etcd_user,
+        password_file=etcd_password_file,
+        ca=etcd_ca,
+        cert=etcd_cert,
+        key=etcd_key,
+    )
+
+    async def command(etcd: "Etcd") -> "Outcome":
+        from mesh.cli.backup import file, restoring
+
+        with _reading(source) as stream:
+            try:
+                header = file.verify(stream)
+                restorer = restoring.Restorer(etcd, Keys(base), overwrite=overwrite, dry_run=dry_run, wait=wait)
+                await restorer.check(header, install_id)
+                stream.seek(0)
+                with _bar("comparing" if dry_run else "restoring", header.total) as progress:
+                    outcome = await restorer.run(file.entries(stream), progress)
+            except file.BackupError as error:
+                raise CommandError(f"{source}: {error}", reason="BAD_BACKUP") from error
+        _tell_restored(header, base, outcome, dry_run=dry_run, as_json=as_json)
+        return outcome
+
+    outcome = direct.run(settings, command, as_json=as_json)
+    if outcome.failed or (outcome.differing and not dry_run):
+        raise typer.Exit(Exit.FAILED)
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+@contextlib.contextmanager
+def _writing(target: str) -> Iterator[BinaryIO]:
+    """The stream of a backup. A file has its name only once it is whole."""
+    if target == "-":
+        try:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        except BrokenPipeError as error:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or Python complains at its end that it cannot flush
+            raise CommandError("who reads the backup has gone: it is not whole") from error
+        return
+    path = Path(target)
+    temporary: Path | None = None
+    try:
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+            raise CommandError(f"{path} is no ordinary file; - is standard output", code=Exit.USAGE)
+        # Made for its owner only: registrations may hold credentials.
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        temporary = Path(name)
+        with open(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        temporary = None
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _reading(source: str) -> Iterator[BinaryIO]:
+    """A stream that can be read twice: the file, or what came by standard input, kept on disk."""
+    try:
+        if source != "-":
+            with open(source, "rb") as stream:
+                yield stream
+            return
+        if sys.stdin.isatty():
+            raise CommandError("standard input is a terminal: name a file, or lead one in with <", code=Exit.USAGE)
+        with tempfile.TemporaryFile() as kept:
+            shutil.copyfileobj(sys.stdin.buffer, kept)
+            kept.seek(0)
+            yield kept
+    except OSError as error:
+        raise CommandError(f"{source} cannot be read: {error.strerror or error}", code=Exit.USAGE) from error
+
+
+@contextlib.contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    screen = output.remarks()
+    shown = Progress(SpinnerColumn(), TextColumn(what), BarColumn(), MofNCompleteColumn(), console=screen)
+    with shown if screen.is_terminal else contextlib.nullcontext():
+        task = shown.add_task(what, total=total)
+        yield lambda done: shown.update(task, completed=done)
+
+
+def _tell_saved(target: str, header: "Header", seconds: float, *, as_json: bool) -> None:
+    size = 0 if target == "-" else Path(target).stat().st_size
+    if as_json:
+        output.print_json(
+            {
+                "file": target,
+                "bytes": size,
+                "base": header.base,
+                "revision": header.revision,
+                "counts": dict(header.counts),
+                "seconds": round(seconds, 3),
+            }
+        )
+        return
+    screen = output.remarks() if target == "-" else output.console()
+    where = "" if target == "-" else f" to {output.plain(target)} ({output.size(size)})"
+    screen.print(
+        f"saved {_counted(header.counts)} of {output.plain(header.base)}{where}, at revision {header.revision}, "
+        f"in {seconds:.1f} s",
+        soft_wrap=True,
+    )
+    if not header.total:
+        text = f"there was nothing under {output.plain(header.base)}: is that the mesh's --base, and this its etcd?"
+        output.remarks().print(f"[yellow]warning:[/] {text}", soft_wrap=True)
+
+
+_NAMES = {"registry": ("model", "models"), "vmodels": ("vmodel", "vmodels"), "config": ("setting", "settings")}
+
+
+def _counted(counts: Any) -> str:
+    """`3 models, 1 setting`; `nothing`."""
+    words = [f"{counts[kind]} {names[counts[kind] != 1]}" for kind, names in _NAMES.items() if counts.get(kind)]
+    return ", ".join(words) or "nothing"
+
+
+def _tell_restored(header: "Header", base: str, outcome: "Outcome", *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        output.print_json(
+            {
+                "dry_run": dry_run,
+                "from": header.base,
+                "made": header.made,
+                "to": base,
+                "created": dict(outcome.created),
+                "existing": dict(outcome.existing),
+                "overwritten": dict(outcome.overwritten),
+                "differing": [{"kind": kind, "id": name} for kind, name in outcome.differing],
+                "failed": [{"kind": kind, "id": name, "why": why} for kind, name, why in outcome.failed],
+                "dangling": outcome.dangling,
+            }
+        )
+        return
+    screen = output.console()
+    screen.print(f"backup of {output.plain(header.base)}, made {output.plain(header.made)}", soft_wrap=True)
+    would = "would be " if dry_run else ""
+    for counts, text in (
+        (outcome.created, f"{would}created"),
+        (outcome.overwritten, f"{would}overwritten"),
+        (outcome.existing, "there already"),
+    ):
+        if counts.total():
+            screen.print(f"{text}: {_counted(counts)}")
+    remarks = output.remarks()
+    if outcome.differing:
+        hint = "--overwrite replaces them" if not dry_run else "left as they are without --overwrite"
+        remarks.print(f"[yellow]{len(outcome.differing)} differ from what is there[/] ({hint}):", soft_wrap=True)
+        _list(f"{_NAMES[kind][0]} {name}" for kind, name in outcome.differing)
+    if outcome.dangling:
+        remarks.print("[yellow]these vmodels name models that are not registered here:[/]", soft_wrap=True)
+        _list(outcome.dangling)
+    if outcome.failed:
+        remarks.print(f"[red]{len(outcome.failed)} were not restored:[/]", soft_wrap=True)
+        _list(f"{_NAMES[kind][0]} {name}: {why}" for kind, name, why in outcome.failed)
+
+
+def _list(lines: Any) -> None:
+    lines = list(lines)
+    for line in lines[:SHOWN]:
+        output.remarks().print(f"  {output.plain(line)}", soft_wrap=True)
+    if len(lines) > SHOWN:
+        output.remarks().print(f"  and {len(lines) - SHOWN} more (--json lists them all)")

@@ -1,0 +1,51 @@
+"""Making a backup: every record of a mesh as it was at one revision of etcd, page by page."""
+
+import datetime
+from collections.abc import Callable
+from typing import BinaryIO
+
+from mesh import owner
+from mesh.cli.backup import file
+from mesh.etcd import Etcd
+from mesh.keys import Keys, after_prefix
+
+PAGE = 1000
+"""Records read at once. etcd is asked for fewer where values are large."""
+
+
+def prefixes(keys: Keys) -> dict[str, bytes]:
+    """Where each kind of record stands."""
+    return dict(zip(file.KINDS, (keys.registry, keys.vmodels, keys.config), strict=True))
+
+
+async def header(etcd: Etcd, keys: Keys, *, by: str) -> file.Header:
+    """What there is to keep, at the revision of now. Raises EtcdError."""
+    revision = 0
+    counts: dict[str, int] = {}
+    for kind, prefix in prefixes(keys).items():
+        page = await etcd.page(prefix, after_prefix(prefix), limit=1, revision=revision, keys_only=True)
+        revision, counts[kind] = page.revision, page.count
+    return file.Header(
+        base=keys.base,
+        revision=revision,
+        cluster=f"{(await etcd.status()).cluster:x}",
+        schema=owner.SCHEMA,
+        made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        by=by,
+        counts=counts,
+    )
+
+
+async def save(etcd: Etcd, keys: Keys, header: file.Header, stream: BinaryIO, progress: Callable[[int], None]) -> None:
+    """Writes all that the header counts onto the stream. `progress` is given the records written.
+
+    Raises EtcdError, EtcdCompacted where etcd forgets the revision meanwhile, and OSError of the stream.
+    """
+    writer = file.Writer(stream, header)
+    done = 0
+    for kind, prefix in prefixes(keys).items():
+        async for page in etcd.pages(prefix, after_prefix(prefix), page_size=PAGE, revision=header.revision):
+            writer.write(file.Entry(kind, kv.key[len(prefix) :], kv.value) for kv in page.kvs)
+            done += len(page.kvs)
+            progress(done)
+    writer.finish()

@@ -1,0 +1,223 @@
+"""`mesh snapshot`: etcd's whole database into a folder, of which the newest are kept.
+
+etcd streams its database and ends it with its SHA-256, which is compared while it comes and stays in the file: etcd's
+own `etcdutl snapshot restore` wants it there. A snapshot has its name only when it is whole and on the disk. One that a
+killed run has left half is removed by the next: each run holds a lock on its own, so one that is still being written is
+told from one that is not.
+"""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TransferSpeedColumn
+
+from mesh import etcdoptions
+from mesh.cli import direct, options, output
+from mesh.cli.exits import CommandError
+
+if TYPE_CHECKING:  # it brings gRPC, a quarter of a second that `mesh --help` should not take
+    from mesh.etcd import Etcd
+
+_DIGEST = 32  # bytes that etcd adds: the SHA-256 of the database
+_PAGE = 512  # a database is whole pages of at least so many bytes; etcdutl tells by this that a digest follows
+
+_NAME = re.compile(r"etcd-(?P<cluster>[0-9a-f]{1,16})-(?P<revision>\d+)-(?P<time>\d{8}T\d{6}Z)\.db")
+_PART = re.compile(r"\.etcd-.*\.db\.part")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Kept:
+    """A snapshot in the folder. In the order of their times."""
+
+    time: str
+    revision: int
+    cluster: str
+    path: Path
+
+
+def add(app: typer.Typer) -> None:
+    """Adds this module's command."""
+    app.command("snapshot", rich_help_panel=options.ADMIN)(snapshot)
+
+
+def snapshot(
+    folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where snapshots are kept.", show_default=False)],
+    keep: Annotated[
+        int, typer.Option("--keep", metavar="N", min=1, help="How many of this etcd's are kept, the newest.")
+    ] = 8,
+    idle: Annotated[
+        float, typer.Option("--idle", metavar="SECONDS", min=1.0, help="Give up when etcd sends nothing for so long.")
+    ] = 60.0,
+    etcd: etcdoptions.Urls = etcdoptions.DEFAULT_URLS,
+    etcd_config: etcdoptions.Config = None,
+    etcd_user: etcdoptions.User = "",
+    etcd_password_file: etcdoptions.PasswordFile = None,
+    etcd_ca: etcdoptions.Ca = None,
+    etcd_cert: etcdoptions.Cert = None,
+    etcd_key: etcdoptions.Key = None,
+    as_json: options.Json = False,
+) -> None:
+    """Keeps a snapshot of etcd's whole database, and removes the oldest.
+
+    For an etcd that only this mesh uses: it holds everything, and is for the same etcd made anew (`etcdutl snapshot
+    restore`). To keep what is registered, also for another mesh, use `mesh backup`.
+
+    Of another etcd's snapshots in the same folder, as after a new installation, the last one is kept.
+
+    Example: `mesh snapshot --dir /var/backups/etcd --keep 8 --etcd-config etcd_connection`
+    """
+    settings, _ = etcdoptions.reach(
+        base="",
+        urls=etcd,
+        config=etcd_config,
+        user=etcd_user,
+        password_file=etcd_password_file,
+        ca=etcd_ca,
+        cert=etcd_cert,
+        key=etcd_key,
+    )
+
+    async def command(etcd: "Etcd") -> None:
+        started = time.monotonic()
+        made, size, removed = await _run(etcd, folder, keep, idle)
+        seconds = time.monotonic() - started
+        if as_json:
+            document = {"file": str(made.path), "bytes": size, "cluster": made.cluster, "revision": made.revision}
+            output.print_json(document | {"removed": [str(old.path) for old in removed], "seconds": round(seconds, 3)})
+            return
+        text = f"{output.plain(str(made.path))}: {output.size(size)}, in {seconds:.1f} s"
+        gone = f"; removed {len(removed)} older" if removed else ""
+        output.console().print(f"{text}; {len(snapshots(folder))} are kept{gone}", soft_wrap=True)
+
+    direct.run(settings, command, as_json=as_json)
+
+
+async def _run(etcd: "Etcd", folder: Path, keep: int, idle: float) -> tuple[Kept, int, list[Kept]]:
+    """The new snapshot, its size, and what was removed. Raises EtcdError, CommandError."""
+    try:
+        clear(folder)
+        status = await etcd.status()  # finds a member that answers; it is the one that is asked next
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+        cluster = f"{status.cluster:x}"
+        path = folder / f"etcd-{cluster}-{status.revision}-{now}.db"
+        with _bar(status.db_bytes) as progress, _whole(path) as file:
+            size = await _copy(etcd, file.write, idle, progress)
+        removed = outdated(snapshots(folder), cluster, keep)
+        for old in removed:
+            old.path.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno in _FULL:
+            text = f"{folder} is full. Its {len(snapshots(folder))} older snapshots are left as they are"
+            raise CommandError(f"{text}: give it more room, or keep fewer (--keep)", reason="FULL") from error
+        raise CommandError(f"{folder}: {error.strerror or error}") from error
+    return Kept(now, status.revision, cluster, path), size, removed
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that has its name when all of it is on the disk, and is not there otherwise."""
+    temporary = path.with_name(f".{path.name}.part")
+    # For its owner only: it holds whatever etcd holds, storage keys for instance.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks: then nothing is told apart
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+async def _copy(etcd: "Etcd", write: Callable[[bytes], object], idle: float, progress: Callable[[int], None]) -> int:
+    """Hands the database on and checks it against the digest that follows it. Raises CommandError, EtcdError."""
+    digest = hashlib.sha256()
+    tail = b""  # the last bytes so far: the digest, if no more come
+    size = 0
+    async with contextlib.aclosing(etcd.database(idle=idle)) as parts:
+        async for part, _ in parts:
+            write(part)
+            size += len(part)
+            tail += part
+            digest.update(tail[:-_DIGEST])
+            tail = tail[-_DIGEST:]
+            progress(size)
+    if size % _PAGE != _DIGEST or digest.digest() != tail:
+        text = (
+            f"what etcd sent ({size} bytes) does not fit the checksum at its end: try again; `mesh doctor` checks etcd"
+        )
+        raise CommandError(text, reason="DAMAGED")
+    return size
+
+
+def snapshots(folder: Path) -> list[Kept]:
+    """What the folder holds, the newest first."""
+    found = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
+    return sorted(
+        (Kept(match["time"], int(match["revision"]), match["cluster"], path) for match, path in found if match),
+        reverse=True,
+    )
+
+
+def outdated(found: list[Kept], cluster: str, keep: int) -> list[Kept]:
+    """Of snapshots, the newest first, those to remove: of this cluster all but `keep`, of each other all but one."""
+    seen: dict[str, int] = {}
+    removed = []
+    for one in found:
+        seen[one.cluster] = seen.get(one.cluster, 0) + 1
+        if seen[one.cluster] > (keep if one.cluster == cluster else 1):
+            removed.append(one)
+    return removed
+
+
+def clear(folder: Path) -> list[Path]:
+    """Removes what killed runs have left; which. What another run holds locked is its. Makes the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    removed = []
+    for path in folder.iterdir():
+        if not _PART.fullmatch(path.name):
+            continue
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            except OSError:
+                pass
+            path.unlink()
+            removed.append(path)
+    return removed
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _bar(total: int) -> Iterator[Callable[[int], None]]:
+    screen = output.remarks()
+    columns = (SpinnerColumn(), TextColumn("snapshot"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    shown = Progress(*columns, console=screen)
+    with shown if screen.is_terminal else contextlib.nullcontext():
+        task = shown.add_task("snapshot", total=total + _DIGEST)
+        yield lambda done: shown.update(task, completed=done)

@@ -1,0 +1,55 @@
+"""The command line against a real etcd, as an admin uses it."""
+
+import asyncio
+from collections.abc import Mapping
+
+import pytest
+from typer.testing import CliRunner
+
+from mesh.cli.app import build
+from mesh.etcd import Etcd
+from mesh.keys import Keys, after_prefix
+from tests.support.etcd import EtcdServer
+
+
+class Admin:
+    """Runs commands against one etcd, and sees to what stands in it."""
+
+    def __init__(self, server: EtcdServer) -> None:
+        self.server = server
+        self.app = build()
+
+    def run(self, *arguments: str, stdin: bytes | None = None):
+        """`mesh ARGS...`; the result has exit_code, stdout, stderr."""
+        return CliRunner().invoke(self.app, [*arguments, "--etcd", self.server.endpoint], input=stdin)
+
+    def put(self, values: Mapping[bytes, bytes]) -> None:
+        async def work() -> None:
+            async with Etcd(self.server.settings) as etcd:
+                for key, value in values.items():
+                    await etcd.put(key, value)
+
+        asyncio.run(work())
+
+    def delete(self, key: bytes) -> None:
+        async def work() -> None:
+            async with Etcd(self.server.settings) as etcd:
+                await etcd.delete(key)
+
+        asyncio.run(work())
+
+    def all(self, keys: Keys) -> dict[bytes, bytes]:
+        """Everything below a mesh's prefix, by the rest of the key."""
+        prefix = keys.base.encode() + b"/"
+
+        async def work() -> dict[bytes, bytes]:
+            async with Etcd(self.server.settings) as etcd:
+                return {kv.key[len(prefix) :]: kv.value async for kv in etcd.scan((prefix, after_prefix(prefix)))}
+
+        return asyncio.run(work())
+
+
+@pytest.fixture
+def admin(etcd_server: EtcdServer) -> Admin:
+    """With the etcd of the session: tests keep apart by their prefixes."""
+    return Admin(etcd_server)

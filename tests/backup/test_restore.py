@@ -1,0 +1,260 @@
+"""Backup and restore on a real etcd: what comes back, what is left alone, what is said."""
+
+import json
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from mesh.keys import Keys
+from mesh.records import ModelRecord
+from placement.copies import Limits
+from tests.backup.conftest import Admin
+
+LIMITED = ModelRecord(type="onnx", path="s3://b/two", key="minio", limits=Limits(minimum=2)).encode()
+FIRST = ModelRecord(type="onnx", path="s3://b/one", key='{"storage_key": "minio"}', refs=1).encode()
+
+
+def content(keys: Keys) -> dict[bytes, bytes]:
+    """A small registry, and what does not belong into a backup."""
+    return {
+        keys.model("one"): FIRST,
+        keys.model("two/ü"): LIMITED,
+        keys.want("two/ü"): b"",
+        keys.vmodel("alias"): b'{"o":"me","amid":"one","tmid":"one"}',
+        keys.setting("type_limits"): b'{"_default": {"max": 3}}',
+        keys.pod("pod-1"): b"{}",
+        keys.copy("one", "pod-1"): b"{}",
+        keys.leader: b"router-1",
+        keys.owner: b'{"install":"a/mesh","schema":1}',
+        keys.recent_piece(0): b"one",
+    }
+
+
+@pytest.fixture
+def saved(admin: Admin, keys: Keys, tmp_path: Path) -> Path:
+    """A backup of that registry."""
+    admin.put(content(keys))
+    target = tmp_path / "registry.backup"
+    result = admin.run("backup", str(target), "--base", keys.base)
+    assert result.exit_code == 0, result.stderr
+    assert "2 models, 1 vmodel, 1 setting" in result.stdout
+    return target
+
+
+@pytest.fixture
+def other(keys: Keys) -> Keys:
+    """Another mesh in the same etcd, empty."""
+    return Keys(keys.base + "-other")
+
+
+def restored(admin: Admin, saved: Path, keys: Keys, *arguments: str):
+    return admin.run("restore", str(saved), "--base", keys.base, "--wait", "0", *arguments)
+
+
+def test_an_empty_mesh_gets_all_that_was_registered(admin: Admin, saved: Path, other: Keys) -> None:
+    """Under another prefix; with what the leader goes by, and without what comes by itself."""
+    result = restored(admin, saved, other)
+    assert result.exit_code == 0, result.stderr
+    assert "created: 2 models, 1 vmodel, 1 setting" in result.stdout
+    found = admin.all(other)
+    assert found.keys() == {
+        b"registry/one",
+        "registry/two/ü".encode(),
+        b"wanted/two%2F%C3%BC",
+        b"vmodels/alias",
+        b"config/type_limits",
+    }
+    assert ModelRecord.decode(found[b"registry/one"]) == ModelRecord.decode(FIRST)
+    assert found["registry/two/ü".encode()] == LIMITED
+    assert found[b"config/type_limits"] == b'{"_default": {"max": 3}}'
+
+
+def test_again_changes_nothing(admin: Admin, saved: Path, other: Keys) -> None:
+    """The same command after a failure: what is there is left, what is missing comes."""
+    restored(admin, saved, other)
+    admin.delete(other.model("two/ü"))
+    before = admin.all(other)
+    result = restored(admin, saved, other)
+    assert result.exit_code == 0
+    assert "created: 1 model\n" in result.stdout
+    assert "there already: 1 model, 1 vmodel, 1 setting" in result.stdout
+    assert admin.all(other) == before | {"registry/two/ü".encode(): LIMITED}
+
+
+def test_what_was_measured_since_is_kept(admin: Admin, saved: Path, other: Keys) -> None:
+    """A record that differs only in what the mesh notes itself is the same registration."""
+    used = ModelRecord(
+        type="onnx", path="s3://b/one", key='{"storage_key": "minio"}', host_bytes=5, last_used_ms=9, killed=("x",)
+    ).encode()
+    admin.put({other.model("one"): used})
+    result = restored(admin, saved, other, "--overwrite")
+    assert result.exit_code == 0, result.stderr
+    record = ModelRecord.decode(admin.all(other)[b"registry/one"])
+    assert (record.host_bytes, record.last_used_ms, record.killed) == (5, 9, ("x",))
+    assert record.refs == 1, "the vmodel that came counts"
+
+
+def test_what_differs_is_named_and_left(admin: Admin, saved: Path, other: Keys) -> None:
+    """Of every kind; the rest comes, and the command says that not all did."""
+    theirs = {
+        other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs").encode(),
+        other.vmodel("alias"): b'{"o":"them","amid":"x","tmid":"x"}',
+        other.setting("type_limits"): b"{}",
+    }
+    admin.put(theirs)
+    result = restored(admin, saved, other, "--json")
+    assert result.exit_code == 1
+    answer = json.loads(result.stdout)
+    assert answer["created"] == {"registry": 1}
+    assert answer["differing"] == [
+        {"kind": "registry", "id": "one"},
+        {"kind": "vmodels", "id": "alias"},
+        {"kind": "config", "id": "type_limits"},
+    ]
+    assert theirs.items() <= {other.base.encode() + b"/" + k: v for k, v in admin.all(other).items()}.items()
+    assert "model one" in restored(admin, saved, other).stderr
+
+
+def test_overwriting_makes_a_new_registration(admin: Admin, saved: Path, other: Keys) -> None:
+    """With a create revision of its own, as copies belong to one; vmodels are counted where they point now."""
+    admin.put(
+        {
+            other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs").encode(),
+            other.model("x"): ModelRecord(type="onnx", path="s3://b/x", refs=1).encode(),
+            other.vmodel("alias"): b'{"o":"me","amid":"x","tmid":"x"}',
+            other.setting("type_limits"): b"{}",
+        }
+    )
+    result = restored(admin, saved, other, "--overwrite")
+    assert result.exit_code == 0, result.stderr
+    assert "overwritten: 1 model, 1 vmodel, 1 setting" in result.stdout
+    found = admin.all(other)
+    assert ModelRecord.decode(found[b"registry/one"]).path == "s3://b/one"
+    assert ModelRecord.decode(found[b"registry/one"]).refs == 1
+    assert ModelRecord.decode(found[b"registry/x"]).refs == 0
+    versions = json.loads(admin.server.etcdctl("get", other.model("one").decode(), "-w", "json"))["kvs"][0]
+    assert versions["version"] == 2, "created anew, and counted once"
+
+
+def test_limits_are_changed_in_place(admin: Admin, saved: Path, other: Keys) -> None:
+    """The model goes on being served meanwhile."""
+    admin.put({other.model("two/ü"): ModelRecord(type="onnx", path="s3://b/two", key="minio", host_bytes=7).encode()})
+    admin.put({other.copy("two/ü", "pod-1"): b"{}"})
+    assert restored(admin, saved, other).exit_code == 1
+    result = restored(admin, saved, other, "--overwrite")
+    assert result.exit_code == 0, result.stderr
+    found = admin.all(other)
+    record = ModelRecord.decode(found["registry/two/ü".encode()])
+    assert (record.limits, record.host_bytes) == (Limits(minimum=2), 7)
+    assert b"wanted/two%2F%C3%BC" in found
+
+
+def test_a_model_waits_for_copies_of_its_former_life(admin: Admin, saved: Path, other: Keys) -> None:
+    """Never another model's answer: it is not registered while a pod still holds what had its id."""
+    admin.put(
+        {
+            other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs").encode(),
+            other.copy("one", "pod-1"): b"{}",
+        }
+    )
+    result = restored(admin, saved, other, "--overwrite")
+    assert result.exit_code == 1
+    assert "model one: pods still hold copies" in result.stderr
+    assert b"registry/one" not in admin.all(other)
+
+    done = []
+    thread = threading.Thread(
+        target=lambda: done.append(
+            admin.run("restore", str(saved), "--base", other.base, "--overwrite", "--wait", "60")
+        )
+    )
+    thread.start()
+    admin.delete(other.copy("one", "pod-1"))
+    thread.join(90)
+    assert done
+    assert done[0].exit_code == 0, done[0].stderr
+    assert b"registry/one" in admin.all(other)
+
+
+def test_a_dry_run_says_all_and_does_nothing(admin: Admin, saved: Path, other: Keys) -> None:
+    admin.put({other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs").encode()})
+    before = admin.all(other)
+    result = restored(admin, saved, other, "--dry-run")
+    assert result.exit_code == 0
+    assert "would be created: 1 model, 1 vmodel, 1 setting" in result.stdout
+    assert "model one" in result.stderr
+    assert "would be overwritten: 1 model" in restored(admin, saved, other, "--dry-run", "--overwrite").stdout
+    assert admin.all(other) == before
+
+
+def test_it_goes_through_pipes(admin: Admin, saved: Path, keys: Keys, other: Keys) -> None:
+    """`mesh backup -` writes nothing but the backup, `mesh restore -` reads it."""
+    result = admin.run("backup", "-", "--base", keys.base)
+    assert result.exit_code == 0, result.stderr
+    assert "saved 2 models" in result.stderr
+    done = admin.run("restore", "-", "--base", other.base, stdin=result.stdout_bytes)
+    assert done.exit_code == 0, done.stderr
+    assert b"registry/one" in admin.all(other)
+
+
+def test_only_its_owner_may_read_it(saved: Path) -> None:
+    """Registrations may hold credentials; and nothing half-written is left beside it."""
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o600
+    assert os.listdir(saved.parent) == [saved.name]
+
+
+def test_a_backup_that_fails_leaves_the_former_one(own_etcd, saved: Path, keys: Keys) -> None:
+    before = saved.read_bytes()
+    own_etcd.kill9()
+    result = Admin(own_etcd).run("backup", str(saved), "--base", keys.base)
+    assert result.exit_code == 4
+    assert "etcd does not answer" in result.stderr
+    assert saved.read_bytes() == before
+    assert os.listdir(saved.parent).count(saved.name) == 1
+
+
+def test_nothing_to_save_is_remarked(admin: Admin, keys: Keys, tmp_path: Path) -> None:
+    """Most likely the prefix is another."""
+    result = admin.run("backup", str(tmp_path / "b"), "--base", keys.base + "-no")
+    assert result.exit_code == 0
+    assert "is that the mesh's --base" in result.stderr
+
+
+def test_a_damaged_file_touches_nothing(admin: Admin, saved: Path, other: Keys) -> None:
+    raw = saved.read_bytes()
+    saved.write_bytes(raw[:-20])
+    result = restored(admin, saved, other)
+    assert result.exit_code == 1
+    assert "cut off" in result.stderr
+    assert admin.all(other) == {}
+
+
+def test_another_installations_prefix_is_refused(admin: Admin, saved: Path, other: Keys) -> None:
+    admin.put({other.owner: b'{"install":"b/mesh","schema":1}'})
+    result = restored(admin, saved, other, "--install-id", "a/mesh")
+    assert result.exit_code == 1
+    assert "'b/mesh'" in result.stderr
+    assert restored(admin, saved, other, "--install-id", "b/mesh").exit_code == 0
+
+
+def test_a_mesh_of_a_later_schema_is_refused(admin: Admin, saved: Path, other: Keys) -> None:
+    admin.put({other.owner: b'{"install":"b/mesh","schema":99}'})
+    result = restored(admin, saved, other)
+    assert result.exit_code == 1
+    assert "use a newer one" in result.stderr
+
+
+@pytest.mark.parametrize("source", ["/no/such/file", "/"])
+def test_what_cannot_be_read_is_said(admin: Admin, source: str) -> None:
+    result = admin.run("restore", source)
+    assert result.exit_code == 2
+    assert "cannot be read" in result.stderr
+
+
+def test_a_folder_that_is_not_there_is_said(admin: Admin) -> None:
+    result = admin.run("backup", "/no/such/folder/file")
+    assert result.exit_code == 1
+    assert "cannot be written: No such file" in result.stderr
