@@ -455,10 +455,15 @@ class Management:
             return ModelStatus(NOT_LOADED, record=record)
         infos += [CopyInfo(failure.pod, LOADING_FAILED, failure.at_ms) for failure in failures]
         infos.sort(key=lambda info: -info.time_ms)
+        return ModelStatus(status, self.errors(record), tuple(infos), record)
+
+    def errors(self, record: ModelRecord) -> tuple[str, ...]:
+        """Why a model is not loaded, or has not been in some pod: what its record remembers and has not expired."""
+        failures = record.recent_failures(self._wall(), int(self._settings.failure_expiry * 1000))
         errors = tuple(failure.text for failure in failures if failure.text)
         if record.quarantined:
             errors = (*(f"quarantined, a server died of it: {text}" for text in record.killed), *errors)
-        return ModelStatus(status, errors, tuple(infos), record)
+        return errors
 
     async def ensure_loaded(self, model_id: str, *, last_used_ms: int = 0, sync: bool = False) -> ModelStatus:
         """Loads a model that has no copy. A load that fails is a status, not an error.

@@ -10,6 +10,7 @@ from mesh.cli import (
     backup,
     bulk,
     certificates,
+    doctor,
     infer,
     limits,
     options,
@@ -44,7 +45,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["--help", "-h"]},
     )
     app.callback()(_callback)
-    for module in (processes, certificates, registry, bulk, serving, limits, infer, pods, top, simulate, replay, backup, snapshot):
+    for module in (processes, certificates, registry, bulk, serving, limits, infer, pods, top, simulate, replay, backup, snapshot, doctor):
         module.add(app)
     app.command("version", rich_help_panel=options.MESH)(_version)
     return app

@@ -100,7 +100,7 @@ def ls(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Lists registered models in the order of their ids, and the pods that hold them.
+    """Lists registered models in the order of their ids, and the pods that hold them; or that loading one has failed.
 
     Examples: `mesh ls fraud/`, `mesh ls --all --json | jq -r '.models[].id'`
     """
@@ -146,7 +146,8 @@ def _print(models: list[dict[str, Any]]) -> None:
     """Plain aligned lines: a hundred thousand rows through rich's tables take over a minute."""
     rows = [("MODEL", "TYPE", "PODS", "PATH")]
     for model in models:
-        pods = ",".join(str(pod) for pod in model.get("pods", ())) or "-"
+        trouble = "quarantined" if model.get("quarantined") else "failed" if model.get("errors") else "-"
+        pods = ",".join(str(pod) for pod in model.get("pods", ())) or trouble
         rows.append((str(model["id"]), str(model.get("type", "")), pods, str(model.get("path", ""))))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:

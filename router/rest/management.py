@@ -67,7 +67,10 @@ class ManagementApi:
         models = []
         for model_id, record in page.models:
             pods = self._pods_of(model_id)
-            models.append({**_registered(model_id, record), "resident": bool(pods), "pods": pods})
+            document = {**_registered(model_id, record), "resident": bool(pods), "pods": pods}
+            if errors := self._management.errors(record):
+                document |= {"errors": list(errors), "quarantined": record.quarantined}
+            models.append(document)
         return web.json_response({"models": models, "next": page.next})
 
     async def register(self, request: web.Request) -> web.Response:

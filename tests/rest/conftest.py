@@ -97,6 +97,9 @@ class FakeManagement:
             self.loaded.append((model_id, sync))
         return self._status(model_id, created=known is None)
 
+    def errors(self, record):
+        return tuple(failure.text for failure in record.failures) + record.killed
+
     async def unregister(self, model_id):
         return self.models.pop(model_id, None) is not None
 

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import gzip
 import itertools
 import json
@@ -169,6 +170,18 @@ async def test_models_are_listed_with_where_they_are(http, path, worker):
     assert (second["id"], second["resident"], second["pods"]) == ("a2", True, ["p1", "p2"])
     async with http.get(path("models?limit=ten")) as answer:
         assert answer.status == 400
+
+
+async def test_what_is_wrong_with_models_is_listed(http, path, worker):
+    """Whoever looks for trouble need not ask for each model."""
+    for model_id in ("good", "killer"):
+        await worker.management.register(model_id, "t", "/p", "")
+    killer = worker.management.models["killer"]
+    worker.management.models["killer"] = dataclasses.replace(killer, killed=("pod-1: died", "pod-2: died"))
+    async with http.get(path("models")) as answer:
+        good, bad = (await answer.json())["models"]
+    assert "errors" not in good
+    assert (bad["errors"], bad["quarantined"]) == (["pod-1: died", "pod-2: died"], True)
 
 
 async def test_stats_of_a_fresh_worker_and_of_one_that_has_served(http, path, worker):

@@ -357,6 +357,7 @@ async def test_quarantine_is_told_and_released(desk):
     status = await desk.management.status("m")
     assert status.status == "LOADING_FAILED"
     assert "Monday" in status.errors[0]
+    assert desk.management.errors(await desk.record()) == status.errors
     assert (await desk.management.release("m")).status == "NOT_LOADED"
     assert not (await desk.record()).killed
     with pytest.raises(MeshError) as error:

@@ -8,28 +8,38 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+HOUR = datetime.timedelta(hours=1)
 
-def certificate(address: str) -> tuple[bytes, bytes]:
-    """The authority's certificate, and a server's certificate with its key for that address; both PEM."""
+
+def certificate(name: str, *, ends: datetime.timedelta = HOUR) -> tuple[bytes, bytes]:
+    """The authority's certificate, and a server's certificate with its key for that address or host; both PEM.
+
+    `ends` is counted from now: one that is past makes a certificate that has expired. The authority's is good."""
     now = datetime.datetime.now(datetime.UTC)
     authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
 
-    def build(name: str, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType) -> x509.Certificate:
+    def build(
+        name: str, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType, ends: datetime.timedelta
+    ) -> x509.Certificate:
         return (
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
             .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority of a test")]))
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
+            .not_valid_before(now - 24 * HOUR)
+            .not_valid_after(now + ends)
             .add_extension(extension, critical=True)
             .sign(authority_key, hashes.SHA256())
         )
 
-    authority = build("authority of a test", authority_key, x509.BasicConstraints(ca=True, path_length=None))
-    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
-    server = build("server", server_key, names)
+    constraints = x509.BasicConstraints(ca=True, path_length=None)
+    authority = build("authority of a test", authority_key, constraints, 365 * 24 * HOUR)
+    try:
+        names: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        names = x509.DNSName(name)
+    server = build("server", server_key, x509.SubjectAlternativeName([names]), ends)
     key = server_key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -1,0 +1,165 @@
+"""`mesh doctor`: looks at everything a mesh stands on, and says what to do.
+
+What is known and what follows from it are apart: `etcdfacts`, `meshfacts`, `clusterfacts` ask, with bounds;
+`etcdchecks`, `meshchecks`, `clusterchecks`, `secretchecks` and `certificates` judge, as pure functions. `examination`
+brings them together; here are the options, and how findings are shown.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mesh import etcdoptions
+from mesh.cli import options, output
+from mesh.cli.exits import Exit
+from mesh.settings import parse_bytes
+
+if TYPE_CHECKING:  # gRPC, aiohttp and cryptography, which `mesh --help` should not wait for
+    from mesh.cli.doctor.examination import Report
+
+AREAS = ("kubernetes", "etcd", "mesh")
+
+
+def add(app: typer.Typer) -> None:
+    """Adds this package's command."""
+    app.command("doctor", rich_help_panel=options.ADMIN)(doctor)
+
+
+def doctor(
+    context: typer.Context,
+    only: Annotated[
+        str, typer.Option("--only", metavar="AREA,...", help=f"Look at these only: {', '.join(AREAS)}.")
+    ] = "",
+    namespace: Annotated[
+        str, typer.Option("--namespace", "-n", metavar="NAME", help="The mesh's, for kubectl. Else the current one.")
+    ] = "",
+    base: etcdoptions.Base = etcdoptions.DEFAULT_BASE,
+    install_id: etcdoptions.InstallId = "",
+    etcd: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_ETCD",
+            help="URLs of etcd's members, separated by commas. Else a router's pod looks at etcd, through kubectl.",
+        ),
+    ] = "",
+    etcd_config: etcdoptions.Config = None,
+    etcd_user: etcdoptions.User = "",
+    etcd_password_file: etcdoptions.PasswordFile = None,
+    etcd_ca: etcdoptions.Ca = None,
+    etcd_cert: etcdoptions.Cert = None,
+    etcd_key: etcdoptions.Key = None,
+    quota: Annotated[
+        str, typer.Option("--quota", metavar="SIZE", help="Of etcd's database, where etcd does not say. Else 2GiB.")
+    ] = "",
+    certificates: Annotated[
+        Path | None,
+        typer.Option(
+            "--certificates",
+            envvar="MESH_INTERNAL_TLS",
+            metavar="DIR",
+            help="Certificates whose expiry is checked too, such as those between router, runtime and etcd.",
+        ),
+    ] = None,
+    storage_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--storage-config",
+            envvar="MESH_STORAGE_CONFIG",
+            metavar="DIR",
+            help="Storage secrets, as pods have them: whether each key that models name is there. Else by kubectl.",
+        ),
+    ] = None,
+    timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.1, help="Of one question.")] = 10.0,
+    reading: Annotated[
+        float, typer.Option("--reading", metavar="SECONDS", min=0.1, help="For the list of models.")
+    ] = 30.0,
+    endpoint: options.Endpoint = "",
+    as_json: options.Json = False,
+) -> None:
+    """Looks at what a mesh stands on, and says what is wrong and what to do.
+
+    Through the endpoint: routers, pods, room, models that cannot be loaded, types without pods, certificates. Through
+    kubectl, where it is on PATH: rights, pods, volumes, Secrets and the certificates in them. etcd: reachable with
+    these credentials, members, alarms, quota, latency, whose prefix it is.
+
+    Lines begin with ok, warn or FAIL; it ends with 1 where anything is FAIL. What is not there to be looked at is left
+    out and said.
+
+    Examples: `mesh doctor`, `mesh doctor -n team-a --json`, `mesh doctor --only etcd --etcd-config etcd_connection`
+    """
+    chosen = frozenset(word.strip() for word in only.split(",") if word.strip())
+    if unknown := sorted(chosen - set(AREAS)):
+        raise typer.BadParameter(f"there is no area {unknown[0]!r}; there are {', '.join(AREAS)}", param_hint="--only")
+    try:
+        quota_bytes = parse_bytes(quota) if quota else 0
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--quota") from error
+    unusable, settings = "", None
+    try:
+        settings, base = etcdoptions.reach(
+            base=base,
+            urls=etcd,
+            config=etcd_config,
+            user=etcd_user,
+            password_file=etcd_password_file,
+            ca=etcd_ca,
+            cert=etcd_cert,
+            key=etcd_key,
+        )
+    except typer.BadParameter as error:  # a finding like others: the rest is looked at all the same
+        unusable = f"{error.param_hint}: {error.message}"
+    from mesh.cli.doctor.examination import Examination, Plan
+
+    plan = Plan(
+        areas=chosen or frozenset(AREAS),
+        asked=chosen,
+        endpoint=options.endpoint_of(context, endpoint),
+        trust=options.trust_of(context),
+        etcd=settings if settings is not None and settings.endpoints else None,
+        etcd_unusable=unusable,
+        base=base,
+        install_id=install_id,
+        quota=quota_bytes,
+        namespace=namespace,
+        certificates=certificates,
+        storage=storage_config,
+        timeout=timeout,
+        reading=reading,
+    )
+    report = options.guarded(lambda: asyncio.run(Examination(plan).run()), as_json=as_json)
+    _show(report, as_json=as_json)
+    if _failed(report):
+        raise typer.Exit(Exit.FAILED)
+
+
+def _failed(report: "Report") -> bool:
+    from mesh.cli.doctor.findings import Level
+
+    return bool(report.count(Level.FAIL))
+
+
+def _show(report: "Report", *, as_json: bool) -> None:
+    from mesh.cli.doctor.findings import Level
+
+    counts = {level: report.count(level) for level in Level}
+    if as_json:
+        output.print_json(
+            {
+                "findings": [finding.document() for finding in report.findings],
+                "skipped": [{"area": area, "why": why} for area, why in report.skipped],
+                **{level.value.lower(): count for level, count in counts.items()},
+            }
+        )
+        return
+    screen = output.console()
+    styles = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
+    for finding in report.findings:
+        level = f"[{styles[finding.level]}]{finding.level.value:<4}[/]"
+        screen.print(f"{level}  {finding.area:<12}{output.plain(finding.what)}", soft_wrap=True)
+        if finding.todo and finding.level is not Level.OK:
+            screen.print(f"{'':<18}[bold]>[/] {output.plain(finding.todo)}", soft_wrap=True)
+    for area, why in report.skipped:
+        screen.print(f"[dim]-     {area:<12}not looked at: {output.plain(why)}[/]", soft_wrap=True)
+    screen.print(f"{counts[Level.OK]} ok, {counts[Level.WARN]} warn, {counts[Level.FAIL]} FAIL")

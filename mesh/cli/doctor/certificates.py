@@ -1,0 +1,81 @@
+"""Certificates: what one says, and whether it is still good. Reads PEM and DER; no files, no connections, no clock."""
+
+import datetime
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from mesh.cli.doctor.findings import Area, Finding
+
+SOON = datetime.timedelta(days=14)
+"""Before its end a certificate is warned of: whatever renews it (cert-manager, the chart's CronJob) has had its chance
+by then, and there is time to do it by hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What counts of it."""
+
+    subject: str
+    names: tuple[str, ...]  # hosts and addresses that it is for
+    begins: datetime.datetime
+    ends: datetime.datetime
+    authority: bool
+
+
+def from_der(raw: bytes) -> Certificate:
+    """Raises ValueError."""
+    return _facts(x509.load_der_x509_certificate(raw))
+
+
+def from_pem(raw: bytes) -> list[Certificate]:
+    """All that are in a PEM text. Raises ValueError where there is none or one cannot be read."""
+    return [_facts(one) for one in x509.load_pem_x509_certificates(raw)]
+
+
+def _facts(certificate: x509.Certificate) -> Certificate:
+    common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    names: list[str] = []
+    authority = False
+    try:
+        alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names += alternatives.get_values_for_type(x509.DNSName)
+        names += [str(address) for address in alternatives.get_values_for_type(x509.IPAddress)]
+    except x509.ExtensionNotFound:
+        pass
+    try:
+        authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        pass
+    return Certificate(
+        subject=str(common[0].value) if common else certificate.subject.rfc4514_string(),
+        names=tuple(names),
+        begins=certificate.not_valid_before_utc,
+        ends=certificate.not_valid_after_utc,
+        authority=authority,
+    )
+
+
+def expiry(area: Area, check: str, what: str, certificate: Certificate, now: datetime.datetime, todo: str) -> Finding:
+    """How long it is still good. `what` names it, `todo` says how it is renewed."""
+    left = certificate.ends - now
+    until = f"{what} ({certificate.subject})"
+    if certificate.begins > now:
+        text = f"{until} is not valid before {certificate.begins:%Y-%m-%d %H:%M} UTC"
+        return area.fail(check, text, f"if that is past, this clock is wrong; else {todo}")
+    if left <= datetime.timedelta(0):
+        return area.fail(check, f"{until} has expired on {certificate.ends:%Y-%m-%d %H:%M} UTC", todo)
+    days = f"{left.days} days" if left.days != 1 else "1 day"
+    if left < SOON:
+        return area.warn(check, f"{until} expires in {days}, on {certificate.ends:%Y-%m-%d}", todo)
+    return area.ok(check, f"{until} is good for {days}")
+
+
+def pem(area: Area, check: str, what: str, raw: bytes, now: datetime.datetime, todo: str) -> Finding:
+    """The same for a PEM text: the certificate in it that ends first."""
+    try:
+        found = from_pem(raw)
+    except ValueError as error:
+        return area.fail(check, f"{what} is no certificate in PEM ({error})", todo)
+    return expiry(area, check, what, min(found, key=lambda one: one.ends), now, todo)

@@ -1,0 +1,209 @@
+"""What is known of a namespace in Kubernetes, judged. Pure: facts in, findings out. For Secrets see `secretchecks`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from mesh.cli.doctor.clusterfacts import ClusterFacts, Object, label, name
+from mesh.cli.doctor.findings import Area, Finding, Level, some
+
+AREA = Area("kubernetes")
+
+_PULL = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull")
+_OF_WAITING = {
+    "CrashLoopBackOff": "see why it ended: kubectl logs POD --previous",
+    "CreateContainerConfigError": "a Secret or ConfigMap it names is missing, or a key of it",
+    "CreateContainerError": "see kubectl describe pod POD",
+    "RunContainerError": "see kubectl describe pod POD",
+}
+_TROUBLE_EVENTS = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "Failed", "Unhealthy", "BackOff")
+
+
+def check(facts: ClusterFacts) -> list[Finding]:
+    """All findings but those about Secrets."""
+    if facts.error:
+        todo = "check the current context: kubectl config current-context, kubectl get pods"
+        return [AREA.fail("reach", f"kubectl gets no answer: {facts.error}", todo)]
+    found = [*_rights(facts)]
+    if not facts.installed:
+        text = facts.nothing
+        return [*found, AREA.fail("reach", text, "name its namespace with --namespace")]
+    found.insert(0, AREA.ok("reach", f"there is a mesh in the namespace {facts.namespace}"))
+    found += [*_workloads(facts), *_pods(facts), *_claims(facts)]
+    return found + [
+        AREA.warn("rights", f"{what} could not be looked at: {error}", "ask for the role `admin` of the namespace")
+        for what, error in sorted(facts.errors.items())
+    ]
+
+
+def _rights(facts: ClusterFacts) -> Iterator[Finding]:
+    if facts.lacking:
+        todo = "ask for the role `admin` of the namespace"
+        yield AREA.warn("rights", f"you may not: {'; '.join(facts.lacking)}", todo)
+    elif facts.lacking is not None:
+        yield AREA.ok("rights", "you may do all that running a mesh takes")
+
+
+def _workloads(facts: ClusterFacts) -> Iterator[Finding]:
+    seen = set()
+    for workload in facts.workloads or ():
+        component = label(workload, "component")
+        seen.add(component)
+        spec, status = workload.get("spec") or {}, workload.get("status") or {}
+        wanted = int(spec.get("replicas", 1) if spec.get("replicas") is not None else 1)
+        ready = int(status.get("readyReplicas") or 0)
+        text = f"{name(workload)}: {ready} of {wanted} pods ready"
+        if wanted == 0 and component in ("router", "runtime", "etcd"):
+            yield AREA.warn("workload", f"{text}: it is scaled to 0", f"kubectl scale {_path(workload)} --replicas=1")
+        elif ready >= wanted:
+            yield AREA.ok("workload", text)
+        else:
+            why = _refused(workload, facts)
+            made = any(label(pod, "component") == component for pod in facts.pods or ())
+            todo = _todo_refused(why) if why or not made else "see what is said of its pods"
+            level = Level.FAIL if ready == 0 or why else Level.WARN
+            yield Finding(level, AREA.name, "workload", f"{text}{f': {why}' if why else ''}", todo)
+    if facts.workloads is not None:
+        for component, text in (("router", "no router"), ("runtime", "no pool of runtime pods")):
+            if component not in seen:
+                what = f"the namespace {facts.namespace} has {text}"
+                yield AREA.fail("workload", what, "install or upgrade the chart; see its values `router` and `pools`")
+
+
+def _path(workload: Object) -> str:
+    return f"{str(workload.get('kind', 'deployment')).lower()}/{name(workload)}"
+
+
+def _refused(workload: Object, facts: ClusterFacts) -> str:
+    """Why its pods are not even made."""
+    for condition in (workload.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
+            return str(condition.get("message", ""))
+    for event in _latest(facts, prefix=name(workload)):
+        if event.get("reason") == "FailedCreate":
+            return str(event.get("message", ""))
+    return ""
+
+
+def _todo_refused(why: str) -> str:
+    if "quota" in why:
+        return "ask for a larger quota, or lower requests and limits in the values"
+    if "PodSecurity" in why:
+        return "something in the values (extraVolumes, securityContext) is not `restricted`: take it out"
+    if "serviceaccount" in why.lower():
+        return "the ServiceAccount is missing: helm upgrade makes it again"
+    return "kubectl describe it: its pods are not made"
+
+
+def _pods(facts: ClusterFacts) -> Iterator[Finding]:
+    fine: dict[str, int] = {}
+    for pod in facts.pods or ():
+        status = pod.get("status") or {}
+        component = label(pod, "component") or "pod"
+        if status.get("phase") == "Succeeded" or (pod.get("metadata") or {}).get("deletionTimestamp"):
+            continue
+        found = _pod(pod, facts)
+        if found is None:
+            fine[component] = fine.get(component, 0) + 1
+        else:
+            yield found
+        yield from _killed(pod)
+    if fine:
+        yield AREA.ok(
+            "pods", "ready: " + ", ".join(f"{count} {component}" for component, count in sorted(fine.items()))
+        )
+
+
+def _pod(pod: Object, facts: ClusterFacts) -> Finding | None:
+    """What is wrong with one pod; None where it is ready."""
+    status = pod.get("status") or {}
+    who = f"{name(pod)} ({label(pod, 'component') or 'pod'})"
+    if status.get("phase") == "Failed":
+        text = f"{who} has failed: {status.get('reason') or ''} {status.get('message') or _ended(status)}".rstrip(" :")
+        return AREA.warn("pods", text, f"kubectl logs {name(pod)}")
+    conditions = {one.get("type"): one for one in status.get("conditions") or ()}
+    scheduled = conditions.get("PodScheduled") or {}
+    if scheduled.get("status") == "False":
+        todo = "make room, or lower what it asks for; labels, taints and volumes must fit a node too"
+        return AREA.fail("pods", f"{who} is Pending: {scheduled.get('message') or scheduled.get('reason')}", todo)
+    for container in _containers(status):
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        reason, message = str(waiting.get("reason") or ""), str(waiting.get("message") or "")
+        if reason in _PULL:
+            text = f"{who}: {reason}: {message}".rstrip(": ")
+            return AREA.fail("pods", text, "check image.registry, repository and tag, and imagePullSecrets")
+        if reason in _OF_WAITING:
+            text = f"{who}: {reason}: {message or _ended(status)}".rstrip(": ")
+            return AREA.fail("pods", text, _OF_WAITING[reason].replace("POD", name(pod)))
+    if (conditions.get("Ready") or {}).get("status") == "True":
+        return None
+    told = next((str(event.get("message", "")) for event in _latest(facts, of=name(pod))), "")
+    why = told or str((conditions.get("Ready") or {}).get("message") or "it starts")
+    todo = f"kubectl logs {name(pod)}; kubectl describe pod {name(pod)}"
+    if "FailedMount" in why or "not found" in why:
+        todo = "a Secret or ConfigMap it mounts is missing, or a key of it"
+    return AREA.warn("pods", f"{who} is not ready: {why}", todo)
+
+
+def _killed(pod: Object) -> Iterator[Finding]:
+    for container in _containers(pod.get("status") or {}):
+        last = (container.get("lastState") or {}).get("terminated") or {}
+        now = (container.get("state") or {}).get("terminated") or {}
+        for ended in (now, last):
+            if ended.get("reason") == "OOMKilled":
+                text = f"{name(pod)} ({container.get('name')}) was killed for memory (OOMKilled)"
+                text += f" at {ended['finishedAt']}" if ended.get("finishedAt") else ""
+                todo = "raise its memory limit; of a runtime pod, see its log for the model that it died of"
+                yield AREA.warn("memory", f"{text}, {container.get('restartCount', 0)} restarts", todo)
+                return
+
+
+def _containers(status: Object) -> list[dict[str, Any]]:
+    return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+
+
+def _ended(status: Object) -> str:
+    for container in _containers(status):
+        for state in (container.get("state") or {}, container.get("lastState") or {}):
+            ended = state.get("terminated")
+            if ended:
+                return f"{ended.get('reason', 'ended')}, exit code {ended.get('exitCode')}"
+    return ""
+
+
+def _latest(facts: ClusterFacts, *, of: str = "", prefix: str = "") -> list[Object]:
+    """Warnings about an object, the newest first."""
+    found = []
+    for event in facts.events or ():
+        about = str((event.get("involvedObject") or {}).get("name", ""))
+        if event.get("type") == "Warning" and ((of and about == of) or (prefix and about.startswith(prefix))):
+            found.append(event)
+    return sorted(found, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""), reverse=True)
+
+
+def _claims(facts: ClusterFacts) -> Iterator[Finding]:
+    used = {
+        str((volume.get("persistentVolumeClaim") or {}).get("claimName", ""))
+        for pod in facts.pods or ()
+        for volume in (pod.get("spec") or {}).get("volumes") or ()
+    }
+    bound = []
+    for claim in facts.claims or ():
+        if name(claim) not in used and label(claim, "name") != "mesh":
+            continue
+        phase = str((claim.get("status") or {}).get("phase", ""))
+        if phase == "Bound":
+            bound.append(name(claim))
+            continue
+        told = next(iter(_latest(facts, of=name(claim))), None)
+        waits = [event for event in facts.events or () if _about(event, claim, "WaitForFirstConsumer")]
+        if told is None and waits and name(claim) not in used:
+            continue  # nobody mounts it yet, as before the first snapshot
+        why = str(told.get("message", "")) if told else "no volume was made for it"
+        todo = "name a storage class (etcd.storage.storageClassName), or see kubectl get storageclass"
+        yield AREA.fail("volumes", f"the volume claim {name(claim)} is {phase or 'not there yet'}: {why}", todo)
+    if bound:
+        yield AREA.ok("volumes", f"bound: {some(bound)}")
+
+
+def _about(event: Object, claim: Object, reason: str) -> bool:
+    return (event.get("involvedObject") or {}).get("name") == name(claim) and event.get("reason") == reason

@@ -1,0 +1,198 @@
+"""Asking Kubernetes about one namespace. What it means is `clusterchecks`' business.
+
+Everything is asked for that the namespace's role `admin` may see. Secrets are asked for by the names that the mesh's
+workloads mount: a namespace holds others that are none of our business, and Helm's are large.
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mesh.cli.doctor.kubectl import Kubectl, KubectlError
+
+Object = Mapping[str, Any]
+
+SELECTOR = "app.kubernetes.io/name=mesh"
+
+STORAGE = "storage-config"
+"""The Secret that models' storage keys are keys of."""
+
+RIGHTS: tuple[tuple[str, str, str, str], ...] = (
+    ("", "pods", "list", "see the mesh's pods"),
+    ("", "secrets", "get", "check Secrets, and install"),
+    ("", "events", "list", "tell why pods do not start"),
+    ("", "persistentvolumeclaims", "list", "see volumes"),
+    ("", "pods/portforward", "create", "reach the mesh by a port-forward"),
+    ("", "pods/exec", "create", "run `mesh backup` in a router's pod"),
+    ("apps", "deployments", "patch", "upgrade, restart and scale"),
+)
+"""API group, resource, verb, and what it is for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A Secret that a workload mounts or reads."""
+
+    name: str
+    keys: frozenset[str]  # that have to be there
+    optional: bool
+    volume: tuple[str, str]  # workload and volume: what one volume brings together
+
+
+@dataclass(slots=True)
+class ClusterFacts:
+    """What could be found out. None: it could not, and `errors` says why."""
+
+    namespace: str
+    error: str = ""  # why the cluster does not answer at all
+    pods: list[Object] | None = None
+    workloads: list[Object] | None = None
+    claims: list[Object] | None = None
+    events: list[Object] | None = None
+    secrets: dict[str, dict[str, bytes]] | None = None
+    lacking: list[str] | None = None  # rights that are missing: what each is for
+    errors: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def installed(self) -> bool:
+        """Whether there is a mesh in the namespace, as far as one can see."""
+        return bool(self.pods or self.workloads)
+
+    @property
+    def nothing(self) -> str:
+        """Why there is nothing to be seen."""
+        if error := self.errors.get("pods") or self.errors.get("workloads"):
+            return f"the namespace {self.namespace} cannot be looked at: {error}"
+        return f"there is no mesh in the namespace {self.namespace}"
+
+    @property
+    def router(self) -> str:
+        """The name of a Deployment of routers with a pod that is ready; "" where there is none."""
+        for one in self.workloads or ():
+            if label(one, "component") == "router" and (one.get("status") or {}).get("readyReplicas"):
+                return name(one)
+        return ""
+
+
+async def gather(kubectl: Kubectl) -> ClusterFacts:
+    """Asks for all of it."""
+    facts = ClusterFacts(kubectl.namespace or await _current(kubectl))
+    try:
+        facts.pods = [*await kubectl.items("get", "pods", f"--selector={SELECTOR}")]
+    except KubectlError as error:
+        facts.errors["pods"] = str(error)
+        if "forbidden" not in str(error).lower():
+            facts.error = str(error)
+            return facts
+
+    async def ask(what: str, kinds: str, *arguments: str) -> list[Object] | None:
+        try:
+            return [*await kubectl.items("get", kinds, *arguments)]
+        except KubectlError as error:
+            facts.errors[what] = str(error)
+            return None
+
+    facts.workloads, facts.claims, facts.events, facts.lacking = await asyncio.gather(
+        ask("workloads", "deployments.apps,statefulsets.apps", f"--selector={SELECTOR}"),
+        ask("volume claims", "persistentvolumeclaims"),
+        ask("events", "events"),
+        _lacking(kubectl, facts),
+    )
+    if facts.workloads:
+        names = sorted({one.name for one in references(facts.workloads)} | {STORAGE})
+        found = await ask("secrets", "secrets", *names, "--ignore-not-found")
+        if found is not None:
+            facts.secrets = {str(name(one)): _data(one) for one in found}
+    return facts
+
+
+async def _current(kubectl: Kubectl) -> str:
+    try:
+        return (
+            await kubectl.text("config", "view", "--minify", "--output=jsonpath={..namespace}")
+        ).strip() or "default"
+    except KubectlError:
+        return "default"
+
+
+async def _lacking(kubectl: Kubectl, facts: ClusterFacts) -> list[str] | None:
+    reviews = [
+        {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {
+                "resourceAttributes": {
+                    "namespace": facts.namespace,
+                    "group": group,
+                    "resource": resource.partition("/")[0],
+                    "subresource": resource.partition("/")[2],
+                    "verb": verb,
+                }
+            },
+        }
+        for group, resource, verb, _ in RIGHTS
+    ]
+    document = json.dumps({"apiVersion": "v1", "kind": "List", "items": reviews}).encode()
+    try:
+        answers = await kubectl.items("create", "--filename=-", stdin=document)
+    except KubectlError as error:
+        facts.errors["rights"] = str(error)
+        return None
+    allowed = [bool((one.get("status") or {}).get("allowed")) for one in answers]
+    if len(allowed) != len(RIGHTS):
+        facts.errors["rights"] = f"{len(allowed)} of {len(RIGHTS)} questions were answered"
+        return None
+    return [
+        f"{verb} {resource} ({use})" for yes, (_, resource, verb, use) in zip(allowed, RIGHTS, strict=True) if not yes
+    ]
+
+
+def references(workloads: Iterable[Object]) -> Iterator[Reference]:
+    """The Secrets that workloads need: mounted, in the environment, for pulling images."""
+    for workload in workloads:
+        spec = ((workload.get("spec") or {}).get("template") or {}).get("spec") or {}
+        owner = str(name(workload))
+        for volume in spec.get("volumes") or ():
+            place = (owner, str(volume.get("name", "")))
+            if "secret" in volume:
+                yield _reference(volume["secret"], "secretName", place)
+            for source in (volume.get("projected") or {}).get("sources") or ():
+                if "secret" in source:
+                    yield _reference(source["secret"], "name", place)
+        for container in [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]:
+            for variable in container.get("env") or ():
+                chosen = (variable.get("valueFrom") or {}).get("secretKeyRef")
+                if chosen:
+                    keys = frozenset((str(chosen.get("key", "")),))
+                    yield Reference(str(chosen.get("name", "")), keys, bool(chosen.get("optional")), (owner, ""))
+        for pull in spec.get("imagePullSecrets") or ():
+            yield Reference(str(pull.get("name", "")), frozenset(), False, (owner, ""))
+
+
+def _reference(source: Object, field: str, place: tuple[str, str]) -> Reference:
+    keys = frozenset(str(item.get("key", "")) for item in source.get("items") or ())
+    return Reference(str(source.get(field, "")), keys, bool(source.get("optional")), place)
+
+
+def _data(secret: Object) -> dict[str, bytes]:
+    found = {}
+    for key, text in (secret.get("data") or {}).items():
+        try:
+            found[str(key)] = base64.b64decode(text)
+        except (ValueError, binascii.Error):  # which Kubernetes itself would not store
+            found[str(key)] = b""
+    return found
+
+
+def name(one: Object) -> str:
+    """Of an object."""
+    return str((one.get("metadata") or {}).get("name", ""))
+
+
+def label(one: Object, which: str) -> str:
+    """The value of one of the labels `app.kubernetes.io/...`."""
+    return str(((one.get("metadata") or {}).get("labels") or {}).get(f"app.kubernetes.io/{which}", ""))

@@ -1,0 +1,113 @@
+"""Asking etcd, member by member. What it means is `etcdchecks`' business."""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from mesh.cli.doctor.handshake import Answer, Identity, connect
+from mesh.etcd import Alarm, Etcd, EtcdDenied, EtcdError, EtcdMember, Status
+from mesh.keys import Keys, after_prefix
+from mesh.settings import EtcdSettings
+
+T = TypeVar("T")
+
+READS = 9
+"""Linearizable reads whose median counts: each is a round among the members."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberFacts:
+    """One endpoint."""
+
+    endpoint: str
+    answer: Answer  # of a connection made by hand
+    status: Status | None = None
+    error: str = ""  # why there is no status
+    denied: bool = False  # it is about user or password
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdFacts:
+    """What could be found out. None: it could not."""
+
+    settings: EtcdSettings
+    base: str
+    members: tuple[MemberFacts, ...]
+    listed: tuple[EtcdMember, ...] | None = None
+    alarms: tuple[Alarm, ...] | None = None
+    reads_ms: tuple[float, ...] = ()
+    read_error: str = ""
+    denied: str = ""  # what etcd said against user or password
+    owner: bytes | None = None  # the key's value; b"": there is none
+    models: int | None = None
+    pods: int | None = None
+
+
+async def gather(settings: EtcdSettings, base: str, *, timeout: float) -> EtcdFacts:
+    """Asks for all of it; each question within `timeout` s. Raises ValueError for settings that no client takes."""
+    settings = replace(settings, timeout=timeout)
+    Etcd(settings)  # which refuses what cannot be meant
+    members = await asyncio.gather(*(_member(settings, endpoint, timeout) for endpoint in settings.endpoints))
+    facts = EtcdFacts(settings, base, tuple(members))
+    if not any(member.status for member in members):
+        return replace(facts, denied=next((member.error for member in members if member.denied), ""))
+    async with Etcd(settings) as etcd:
+        reads, error, denied = await _reads(etcd, Keys(base))
+        facts = replace(facts, reads_ms=reads, read_error=error, denied=denied)
+        listed, alarms = await asyncio.gather(_or_none(etcd.members()), _or_none(etcd.alarms()))
+        facts = replace(facts, listed=listed, alarms=alarms)
+        if not reads:
+            return facts
+        keys = Keys(base)
+        owner, models, pods = await asyncio.gather(
+            _or_none(etcd.get(keys.owner)),
+            _or_none(etcd.count(keys.registry, after_prefix(keys.registry))),
+            _or_none(etcd.count(keys.pods, after_prefix(keys.pods))),
+        )
+        return replace(facts, owner=owner.value if owner else b"", models=models, pods=pods)
+
+
+async def _member(settings: EtcdSettings, endpoint: str, timeout: float) -> MemberFacts:
+    parts = urlsplit(endpoint)
+    identity = Identity(settings.ca, settings.certificate, settings.private_key)
+    answer = await asyncio.to_thread(
+        connect,
+        parts.hostname or "",
+        parts.port or 2379,
+        tls=parts.scheme == "https",
+        identity=identity,
+        name=settings.server_name,
+        timeout=timeout / 2,
+    )
+    try:
+        async with Etcd(replace(settings, endpoints=(endpoint,))) as etcd:
+            return MemberFacts(endpoint, answer, await etcd.status())
+    except EtcdDenied as error:
+        return MemberFacts(endpoint, answer, error=error.text, denied=True)
+    except EtcdError as error:
+        return MemberFacts(endpoint, answer, error=error.text)
+
+
+async def _reads(etcd: Etcd, keys: Keys) -> tuple[tuple[float, ...], str, str]:
+    """The times of some reads, in ms; why there are none, and whether that is about the user."""
+    times: list[float] = []
+    try:
+        for _ in range(READS):
+            began = time.perf_counter()
+            await etcd.get(keys.owner)
+            times.append(1000 * (time.perf_counter() - began))
+    except EtcdDenied as error:
+        return tuple(times), error.text, error.text
+    except EtcdError as error:
+        return tuple(times), error.text, ""
+    return tuple(times), "", ""
+
+
+async def _or_none(question: Awaitable[T]) -> T | None:
+    try:
+        return await question
+    except EtcdError:
+        return None

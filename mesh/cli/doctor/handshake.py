@@ -1,0 +1,168 @@
+"""Connecting to one address by hand, to tell apart why a client cannot.
+
+gRPC and HTTP clients say "failed to connect" or worse. Here it is a plain socket, then TLS with the client's own trust
+and certificate, then the first bytes of HTTP/2, since with TLS 1.3 a server refuses a client only after the handshake.
+What the server shows is read even if it is not trusted.
+"""
+
+import contextlib
+import enum
+import socket
+import ssl
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh.cli.doctor import certificates
+from mesh.cli.doctor.certificates import Certificate
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # and an empty SETTINGS frame
+
+_CLOSED = "it closes the connection"
+
+# OpenSSL's X509_V_ERR_...
+_NOT_YET, _EXPIRED = (9, 13), (10, 14)
+_OTHER_NAME = (62, 64)
+_UNTRUSTED = (2, 18, 19, 20, 21)
+
+
+class Trouble(enum.Enum):
+    """Why there is no connection."""
+
+    NONE = "it answers"
+    UNRESOLVED = "its name is not known to DNS"
+    REFUSED = "nothing listens there"
+    SILENT = "it does not answer"
+    NO_TLS = "it does not speak TLS"
+    WANTS_TLS = "it speaks TLS only"
+    UNTRUSTED = "its certificate is of an authority that is not trusted"
+    EXPIRED = "its certificate has expired"
+    NOT_YET = "its certificate is not valid yet"
+    OTHER_NAME = "its certificate is for another name"
+    REFUSES_US = "it refuses the client's certificate, or that there is none"
+    OTHER = "the connection fails"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of it."""
+
+    trouble: Trouble
+    text: str = ""  # what the system said
+    certificate: Certificate | None = None  # what the server showed, trusted or not
+
+    @property
+    def names(self) -> str:
+        """The names of its certificate, for people."""
+        return ", ".join(self.certificate.names) if self.certificate and self.certificate.names else "no name at all"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whom a client trusts and what it shows, PEM."""
+
+    ca: bytes | None = None  # None: the system's
+    certificate: bytes | None = None
+    private_key: bytes | None = None
+
+
+def connect(host: str, port: int, *, tls: bool, identity: Identity, name: str = "", timeout: float = 5.0) -> Answer:
+    """Tries it, within a few times `timeout` s; blocks. `name` is what the certificate must be for; "": the host."""
+    try:
+        plain = socket.create_connection((host, port), timeout)
+    except socket.gaierror as error:
+        return Answer(Trouble.UNRESOLVED, str(error))
+    except ConnectionRefusedError as error:
+        return Answer(Trouble.REFUSED, str(error))
+    except TimeoutError as error:
+        return Answer(Trouble.SILENT, str(error))
+    except OSError as error:
+        return Answer(Trouble.OTHER, error.strerror or str(error))
+    with plain:
+        if not tls:
+            answer = _plain(plain)
+            closed = answer.text == _CLOSED and _shown(host, port, identity, timeout) is not None
+            return Answer(Trouble.WANTS_TLS) if closed else answer
+        try:
+            context = _context(identity)
+            with context.wrap_socket(plain, server_hostname=name or host) as secure:
+                shown = secure.getpeercert(binary_form=True)
+                _first_bytes(secure)
+                return Answer(Trouble.NONE, certificate=_read(shown))
+        except (OSError, ValueError) as error:  # ssl's errors and time-outs are OSErrors
+            trouble = _why(error)
+            text = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
+    if trouble is Trouble.OTHER and connect(host, port, tls=False, identity=identity, timeout=timeout).trouble is (
+        Trouble.NONE
+    ):  # etcd just closes a connection that begins with TLS where it speaks none
+        return Answer(Trouble.NO_TLS)
+    # Asked again without checking, for what it shows.
+    return Answer(trouble, str(text), _shown(host, port, identity, timeout))
+
+
+def _plain(connection: socket.socket) -> Answer:
+    try:
+        first = _first_bytes(connection)
+    except TimeoutError as error:
+        return Answer(Trouble.SILENT, str(error))
+    except OSError as error:
+        return Answer(Trouble.OTHER, error.strerror or str(error))
+    # A TLS server sends an alert (21), or as Go's does, says so in plain HTTP/1, or just closes the connection.
+    if first[:1] == b"\x15" or b"HTTPS server" in first:
+        return Answer(Trouble.WANTS_TLS)
+    return Answer(Trouble.NONE) if first else Answer(Trouble.OTHER, _CLOSED)
+
+
+def _first_bytes(connection: socket.socket) -> bytes:
+    connection.sendall(_PREFACE)
+    return connection.recv(512)
+
+
+def _context(identity: Identity) -> ssl.SSLContext:
+    context = ssl.create_default_context(cadata=identity.ca.decode("ascii", "replace") if identity.ca else None)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    if identity.certificate:
+        with tempfile.TemporaryDirectory() as folder:  # ssl takes no certificate from memory; the folder is the user's
+            path = Path(folder) / "pem"
+            path.touch(0o600)
+            path.write_bytes(identity.certificate + b"\n" + (identity.private_key or b""))
+            context.load_cert_chain(path)
+    return context
+
+
+def _why(error: OSError | ValueError) -> Trouble:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        for codes, trouble in (
+            (_EXPIRED, Trouble.EXPIRED),
+            (_NOT_YET, Trouble.NOT_YET),
+            (_OTHER_NAME, Trouble.OTHER_NAME),
+            (_UNTRUSTED, Trouble.UNTRUSTED),
+        ):
+            if error.verify_code in codes:
+                return trouble
+        return Trouble.UNTRUSTED
+    if isinstance(error, TimeoutError):
+        return Trouble.SILENT
+    reason = str(getattr(error, "reason", "") or "")
+    if "ALERT" in reason and any(word in reason for word in ("CERTIFICATE", "UNKNOWN_CA", "HANDSHAKE", "ACCESS")):
+        return Trouble.REFUSES_US
+    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"):
+        return Trouble.NO_TLS
+    return Trouble.OTHER
+
+
+def _shown(host: str, port: int, identity: Identity, timeout: float) -> Certificate | None:
+    try:
+        context = _context(Identity(None, identity.certificate, identity.private_key))
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        with socket.create_connection((host, port), timeout) as plain, context.wrap_socket(plain) as secure:
+            return _read(secure.getpeercert(binary_form=True))
+    except (OSError, ValueError):
+        return None
+
+
+def _read(raw: bytes | None) -> Certificate | None:
+    with contextlib.suppress(ValueError):
+        return certificates.from_der(raw) if raw else None
+    return None

@@ -1,0 +1,77 @@
+"""Asking Kubernetes through `kubectl`: it has the admin's clusters, users and ways of logging in, and we need none."""
+
+import asyncio
+import contextlib
+import json
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+
+class KubectlError(Exception):
+    """Why there is no answer: kubectl's own words, in one line."""
+
+
+def find() -> str:
+    """Its path; "" where there is none."""
+    return shutil.which("kubectl") or ""
+
+
+class Kubectl:
+    """One namespace of one cluster. `timeout` in seconds, of one call."""
+
+    def __init__(self, program: str, namespace: str, *, timeout: float) -> None:
+        self.namespace = namespace
+        self._program = program
+        self._timeout = timeout
+
+    async def text(self, *arguments: str, stdin: bytes | None = None, codes: Sequence[int] = (0,)) -> str:
+        """What a command prints. Raises KubectlError."""
+        options = [f"--namespace={self.namespace}"] if self.namespace else []
+        try:
+            child = await asyncio.create_subprocess_exec(
+                self._program,
+                *options,
+                *arguments,
+                stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+        except OSError as error:
+            raise KubectlError(f"{self._program} does not start: {error.strerror or error}") from error
+        try:
+            async with asyncio.timeout(self._timeout):
+                out, err = await child.communicate(stdin)
+        except TimeoutError as error:
+            raise KubectlError(f"kubectl {arguments[0]} did not end within {self._timeout:g} s") from error
+        finally:
+            if child.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    child.kill()
+                await child.wait()
+        if child.returncode not in codes:
+            lines = err.decode(errors="replace").strip().splitlines() or [f"kubectl ended with {child.returncode}"]
+            raise KubectlError(lines[-1].removeprefix("error: "))
+        return out.decode(errors="replace")
+
+    async def items(self, *arguments: str, stdin: bytes | None = None) -> list[dict[str, Any]]:
+        """The objects that a command gives. Raises KubectlError."""
+        seconds = max(1, int(self._timeout))
+        text = await self.text(*arguments, "--output=json", f"--request-timeout={seconds}s", stdin=stdin)
+        return parse(text)
+
+
+def parse(text: str) -> list[dict[str, Any]]:
+    """A list of objects, one object, several one after the other, or nothing. Raises KubectlError."""
+    decoder, place = json.JSONDecoder(), 0
+    found: list[Any] = []
+    while text[place:].strip():
+        place += len(text[place:]) - len(text[place:].lstrip())
+        try:
+            document, place = decoder.raw_decode(text, place)
+        except ValueError as error:
+            raise KubectlError("kubectl printed something that is not JSON") from error
+        if isinstance(document, dict):
+            inside = document.get("items")
+            found += inside if isinstance(inside, list) else [document]
+    return [one for one in found if isinstance(one, dict)]

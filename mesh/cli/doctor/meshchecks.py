@@ -1,0 +1,177 @@
+"""What is known of a mesh through its endpoint, judged. Pure: facts and the time in, findings out."""
+
+import datetime
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mesh.cli.doctor import certificates
+from mesh.cli.doctor.findings import Area, Finding, some
+from mesh.cli.doctor.handshake import Trouble
+from mesh.cli.doctor.meshfacts import MeshFacts, Registered
+from mesh.settings import format_bytes
+from placement import constraints, limits
+
+AREA = Area("mesh")
+
+FULL = 0.9  # of the memory for models
+SHORT_IDLE_MS = 300_000
+"""What makes way in a full pod was used within five minutes: the models in use do not fit (the alert says so too)."""
+
+SHOWN = 5
+"""Models named in one finding."""
+
+_OF_TROUBLE = {
+    Trouble.UNRESOLVED: "check the name in --endpoint; names of Services are known in the cluster only",
+    Trouble.REFUSED: "is a router up, or the port-forward? kubectl port-forward service/modelmesh-serving 8033:8033",
+    Trouble.SILENT: "see the routers' logs, and what stands between: NetworkPolicy, firewall, a dead port-forward",
+    Trouble.NO_TLS: "write http:// in the endpoint, or give the routers a certificate (tls.secretName)",
+    Trouble.WANTS_TLS: "write https:// in the endpoint",
+    Trouble.UNTRUSTED: "name the authority that signed it: --ca, MESH_CA, or `mesh context set`",
+    Trouble.EXPIRED: "renew it in its Secret (tls.secretName): routers take the new one without a restart",
+    Trouble.NOT_YET: "compare the clocks of this machine and of whoever made the certificate",
+    Trouble.REFUSES_US: "show a certificate that the routers' --tls-client-ca signed: --cert and --key",
+}
+
+
+def check(facts: MeshFacts, now: datetime.datetime, *, stored: frozenset[str] | None = None) -> list[Finding]:
+    """All findings. `stored`: the keys of the storage Secret, where they are known."""
+    found = [*_certificate(facts, now)]
+    if facts.stats is None or facts.pods is None:
+        return [_unreachable(facts), *found]
+    workers = facts.stats.get("workers")
+    found.insert(0, AREA.ok("reach", f"a router answers at {facts.endpoint}, with {workers} workers"))
+    found += [*_pods(facts.pods), *_room(facts.pods)]
+    if facts.registered is None:
+        text = f"the router answers, and has no answer from its registry: {facts.registry_error}"
+        return [*found, AREA.fail("registry", text, "see etcd: what is loaded is served, loads and registrations fail")]
+    found += [*_registered(facts.registered), *_settings(facts)]
+    found += _storage(facts.registered, stored) if stored is not None else ()
+    return found
+
+
+def _unreachable(facts: MeshFacts) -> Finding:
+    trouble = facts.answer.trouble
+    if trouble is Trouble.NONE:
+        return AREA.fail("reach", facts.error, "see the routers' logs; an endpoint of gRPC only needs its REST port")
+    text = f"{facts.endpoint}: {trouble.value}"
+    todo = _OF_TROUBLE.get(trouble, "see the routers' logs")
+    check = "reach"
+    certificate = facts.answer.certificate
+    if trouble is Trouble.OTHER_NAME:
+        text += f": it is for {facts.answer.names}"
+        todo = "call it by one of these names, or have the name added to the certificate"
+        check = "certificate"
+    elif trouble is Trouble.EXPIRED and certificate:
+        text += f" on {certificate.ends:%Y-%m-%d %H:%M} UTC ({certificate.subject})"
+        check = "certificate"
+    elif trouble in (Trouble.UNTRUSTED, Trouble.REFUSES_US, Trouble.NOT_YET):
+        text += f" ({facts.answer.text})" if facts.answer.text else ""
+        check = "certificate"
+    elif facts.answer.text and trouble is Trouble.OTHER:
+        text += f" ({facts.answer.text})"
+    return AREA.fail(check, text, todo)
+
+
+def _certificate(facts: MeshFacts, now: datetime.datetime) -> Iterator[Finding]:
+    certificate = facts.answer.certificate
+    if certificate and facts.answer.trouble not in (Trouble.EXPIRED, Trouble.NOT_YET):
+        todo = "renew it in its Secret (tls.secretName): routers take the new one without a restart"
+        yield certificates.expiry(AREA, "expiry", f"the certificate of {facts.endpoint}", certificate, now, todo)
+
+
+def _pods(pods: tuple[Mapping[str, Any], ...]) -> Iterator[Finding]:
+    if not pods:
+        todo = "see whether they run and reach etcd: kubectl get pods -l app.kubernetes.io/component=runtime"
+        yield AREA.fail("pods", "there are no runtime pods, so no model is served", todo)
+        return
+    ready = [str(pod.get("pod")) for pod in pods if _is_ready(pod)]
+    suspect = [str(pod.get("pod")) for pod in pods if pod.get("suspect")]
+    if suspect:
+        text = f"{some(suspect)} {'has' if len(suspect) == 1 else 'have'} vanished from etcd without a word"
+        yield AREA.warn("pods", f"{text}; still called until one fails", "see these pods, and whether etcd is slow")
+    if ready:
+        yield AREA.ok("pods", f"{len(ready)} runtime pods are ready: {some(ready)}")
+    else:
+        text = f"none of {len(pods)} runtime pods is ready"
+        yield AREA.fail("pods", text, "see their logs; a pod that leaves or is suspect gets no loads")
+
+
+def _is_ready(pod: Mapping[str, Any]) -> bool:
+    return pod.get("state") == "ready" and not pod.get("suspect")
+
+
+def _room(pods: tuple[Mapping[str, Any], ...]) -> Iterator[Finding]:
+    """Whether models in use fit. A cache that works is full, so being full alone is no finding."""
+    capacity, used = (sum(int(pod.get(name) or 0) for pod in pods) for name in ("capacity", "used"))
+    if not capacity:
+        return
+    text = f"{format_bytes(used)} of {format_bytes(capacity)} in use, {100 * used / capacity:.0f} %"
+    busy = [
+        str(pod.get("pod"))
+        for pod in pods
+        if int(pod.get("used") or 0) >= FULL * int(pod.get("capacity") or 0) > 0
+        and 0 < int(pod.get("oldest_idle_ms") or 0) < SHORT_IDLE_MS
+    ]
+    if busy:
+        text += f"; {some(busy)} {'is' if len(busy) == 1 else 'are'} full of models used within five minutes"
+        yield AREA.warn(
+            "room", text, "models in use do not fit: more pods, or more memory for each (docs/placement.md)"
+        )
+    else:
+        yield AREA.ok("room", text)
+
+
+def _registered(registered: Registered) -> Iterator[Finding]:
+    text = f"{registered.models} models are registered"
+    if registered.whole:
+        yield AREA.ok("models", text)
+    else:
+        todo = "raise --reading to have all of them looked at"
+        yield AREA.warn("models", f"more than {registered.models} models; only so many were looked at", todo)
+    for quarantined, count, check, what, todo in (
+        (True, registered.quarantined, "quarantine", "quarantined", "find out why; then `mesh release MODEL`"),
+        (False, registered.failing, "failing", "failing to load", "`mesh status MODEL` has all of it"),
+    ):
+        if count:
+            lines = [f"{one.model}: {one.why}" for one in registered.troubled if one.quarantined is quarantined]
+            shown = "; ".join(lines[:SHOWN]) + (f"; and {count - SHOWN} more" if count > SHOWN else "")
+            yield AREA.warn(check, f"{count} {'model is' if count == 1 else 'models are'} {what}: {shown}", todo)
+        elif registered.whole:
+            yield AREA.ok(check, f"no model is {what}")
+
+
+def _settings(facts: MeshFacts) -> Iterator[Finding]:
+    texts = facts.settings or {}
+    try:
+        limits.parse(texts.get("type_limits") or "")
+    except ValueError as error:
+        text = f"the setting type_limits cannot be understood, an older one may hold: {error}"
+        yield AREA.fail("settings", text, "mesh settings type_limits '{...}' sets it anew")
+    try:
+        asked = constraints.parse(texts.get("type_constraints") or "")
+    except ValueError as error:
+        text = f"the setting type_constraints cannot be understood, an older one may hold: {error}"
+        yield AREA.fail("settings", text, "mesh settings type_constraints '{...}' sets it anew")
+        return
+    pods = [frozenset(str(label) for label in pod.get("labels") or ()) for pod in facts.pods or () if _is_ready(pod)]
+    if not pods or facts.registered is None:
+        return
+    nowhere = [kind for kind in sorted(facts.registered.types) if not any(asked.allows(kind, one) for one in pods)]
+    for kind in nowhere:
+        count = facts.registered.types[kind]
+        labels = ", ".join(sorted(asked.of(kind).required))
+        text = f"no pod may hold models of type {kind} ({count} registered): none has all the labels {labels}"
+        yield AREA.fail("types", text, "give a pool these labels (pools[].labels), or change type_constraints")
+    if not nowhere:
+        yield AREA.ok("types", "every registered type has pods that may hold it")
+
+
+def _storage(registered: Registered, stored: frozenset[str]) -> Iterator[Finding]:
+    missing = sorted(registered.keys.keys() - stored)
+    for key in missing:
+        count, example = registered.keys[key], registered.example.get(f"key {key}", "")
+        text = f"the storage Secret has no key {key}, which {count} {'model names' if count == 1 else 'models name'}"
+        text += f" ({example}{', ...' if count > 1 else ''})"
+        yield AREA.fail("storage", text, f"add {key} to the Secret storage-config: these models cannot be pulled")
+    if not missing:
+        yield AREA.ok("storage", f"the storage Secret has every key that models name ({len(registered.keys)})")

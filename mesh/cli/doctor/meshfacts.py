@@ -1,0 +1,137 @@
+"""Asking a mesh through its endpoint, as any client could. What it means is `meshchecks`' business."""
+
+import asyncio
+import itertools
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from mesh.cli.client import Client
+from mesh.cli.doctor.handshake import Answer, Identity, connect
+from mesh.cli.exits import CommandError
+from mesh.cli.trust import Trust
+
+MOST = 200
+"""Of models in trouble, those that are kept: a person reads a few, and a thousand have one reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Troubled:
+    """A model that cannot be loaded."""
+
+    model: str
+    quarantined: bool
+    why: str
+
+
+@dataclass(slots=True)
+class Registered:
+    """What is registered, as far as it was read."""
+
+    models: int = 0
+    types: Counter[str] = field(default_factory=Counter)
+    keys: Counter[str] = field(default_factory=Counter)  # storage keys that models name
+    example: dict[str, str] = field(default_factory=dict)  # one model of each of these keys and types
+    troubled: list[Troubled] = field(default_factory=list)
+    quarantined: int = 0
+    failing: int = 0
+    whole: bool = True  # all were read
+
+    def add(self, model: Mapping[str, Any]) -> None:
+        """Counts one, as the mesh lists it."""
+        name, kind = str(model.get("id", "")), str(model.get("type", ""))
+        self.models += 1
+        self.types[kind] += 1
+        self.example.setdefault(f"type {kind}", name)
+        if key := storage_key(str(model.get("key") or "")):
+            self.keys[key] += 1
+            self.example.setdefault(f"key {key}", name)
+        errors = model.get("errors") or ()
+        if errors:
+            quarantined = bool(model.get("quarantined"))
+            self.quarantined += quarantined
+            self.failing += not quarantined
+            if len(self.troubled) < MOST:
+                self.troubled.append(Troubled(name, quarantined, str(errors[0])))
+
+
+@dataclass(frozen=True, slots=True)
+class MeshFacts:
+    """What could be found out. None: it could not."""
+
+    endpoint: str
+    answer: Answer  # of a connection made by hand
+    error: str = ""  # why the mesh does not answer
+    stats: Mapping[str, Any] | None = None
+    pods: tuple[Mapping[str, Any], ...] | None = None
+    settings: Mapping[str, str] | None = None
+    registered: Registered | None = None
+    registry_error: str = ""
+
+
+async def gather(endpoint: str, trust: Trust, *, timeout: float, reading: float) -> MeshFacts:
+    """Asks for all of it: each question within `timeout` s, the list of models within `reading` s."""
+    parts = urlsplit(endpoint)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    answer = await asyncio.to_thread(
+        connect, parts.hostname or "", port, tls=parts.scheme == "https", identity=_identity(trust), timeout=timeout / 2
+    )
+    try:
+        async with Client(endpoint, timeout=timeout, trust=trust) as client:
+            stats = await client.get("/mesh/v1/stats")
+            pods = tuple((await client.get("/mesh/v1/pods")).get("pods") or ())
+            facts = MeshFacts(endpoint, answer, stats=stats, pods=pods)
+            registered = Registered()
+            try:
+                settings = (await client.get("/mesh/v1/settings")).get("settings") or {}
+                await _read(client, registered, reading)
+            except CommandError as error:
+                return MeshFacts(endpoint, answer, stats=stats, pods=pods, registry_error=error.text)
+    except CommandError as error:
+        return MeshFacts(endpoint, answer, error=error.text)
+    return MeshFacts(
+        facts.endpoint, facts.answer, stats=facts.stats, pods=facts.pods, settings=settings, registered=registered
+    )
+
+
+async def _read(client: Client, registered: Registered, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            async for model in client.models():
+                registered.add(model)
+    except TimeoutError:
+        registered.whole = False
+
+
+def _identity(trust: Trust) -> Identity:
+    """Raises nothing: what cannot be read is said by the client, and better."""
+    files = (trust.ca, trust.certificate, trust.private_key or trust.certificate)
+    ca, certificate, key = (_bytes(path) for path in files)
+    return Identity(ca, certificate, key)
+
+
+def _bytes(path: Path | None) -> bytes | None:
+    try:
+        return path.read_bytes() if path is not None else None
+    except OSError:
+        return None
+
+
+def storage_key(key: str) -> str:
+    """The key of the storage Secret that a registration names; "" where it names none."""
+    try:
+        document = json.loads(key) if key.startswith("{") else None
+    except (ValueError, RecursionError):
+        return ""
+    named = document.get("storage_key") if isinstance(document, dict) else None
+    return named if isinstance(named, str) else ""
+
+
+def stored_keys(folder: Path) -> frozenset[str]:
+    """The keys of a storage Secret that is mounted as a folder. Raises OSError."""
+    found = (path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    return frozenset(itertools.islice(found, 10_000))

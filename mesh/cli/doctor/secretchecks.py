@@ -1,0 +1,118 @@
+"""The Secrets that a mesh's workloads name, judged: there, with their keys, certificates good, documents readable.
+
+Nothing that a Secret holds is ever shown, but names of keys, and what a certificate says.
+"""
+
+import datetime
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from mesh.cli.doctor import certificates
+from mesh.cli.doctor.clusterfacts import STORAGE, ClusterFacts, Reference, references
+from mesh.cli.doctor.findings import Area, Finding, some
+from mesh.etcd import secret as etcd_secret
+
+AREA = Area("secrets")
+
+CONNECTION = "etcd_connection"
+
+_MADE = "see the Job mesh-certificates-... and its log: it fills this Secret"
+
+
+def check(facts: ClusterFacts, now: datetime.datetime) -> list[Finding]:
+    """All findings. Nothing where Secrets could not be looked at."""
+    if facts.secrets is None:
+        return []
+    found: list[Finding] = []
+    needed = list(references(facts.workloads or ()))
+    for name in sorted({one.name for one in needed}):
+        found += _secret(name, [one for one in needed if one.name == name], facts.secrets.get(name), now)
+    found += _connections(needed, facts.secrets)
+    if STORAGE in facts.secrets:
+        found += _storage(facts.secrets[STORAGE])
+    else:
+        found.append(AREA.ok("storage", f"there is no Secret {STORAGE}: models come from stores that need none"))
+    return found
+
+
+def _secret(
+    name: str, needed: list[Reference], data: Mapping[str, bytes] | None, now: datetime.datetime
+) -> Iterator[Finding]:
+    by = some(sorted({one.volume[0] for one in needed}))
+    if data is None:
+        if not all(one.optional for one in needed):
+            todo = f"make it (docs/kubernetes.md, Secrets): kubectl create secret generic {name} --from-file=..."
+            yield AREA.fail("there", f"there is no Secret {name}, and {by} cannot start without", todo)
+        return
+    missing = sorted({key for one in needed if not one.optional for key in one.keys} - data.keys())
+    if missing:
+        todo = _MADE if name == "mesh-internal" else "add it; keys are named in docs/kubernetes.md, Secrets"
+        yield AREA.fail("keys", f"the Secret {name} has no key {some(missing)}, and {by} cannot start without", todo)
+    elif name != STORAGE:
+        yield AREA.ok("keys", f"the Secret {name} is there, with its keys")
+    renew = "renew it in the Secret; pods take it without a restart"
+    if name == "mesh-internal":
+        renew = "kubectl create job --from=cronjob/mesh-certificates renew-now"
+    for key in sorted(data):
+        if key.endswith((".crt", ".pem")) and name != STORAGE:
+            yield certificates.pem(AREA, "expiry", f"{key} of the Secret {name}", data[key], now, renew)
+    if "tls.crt" in data and "tls.key" in data and not _fits(data["tls.crt"], data["tls.key"]):
+        text = f"tls.key of the Secret {name} is not the key of its tls.crt"
+        yield AREA.fail("keys", text, "put both of the same certificate into it")
+
+
+def _fits(certificate: bytes, key: bytes) -> bool:
+    try:
+        private = serialization.load_pem_private_key(key, None)
+        public = x509.load_pem_x509_certificate(certificate).public_key()
+    except (ValueError, TypeError):
+        return False
+    form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return private.public_key().public_bytes(*form) == public.public_bytes(*form)
+
+
+def _connections(needed: list[Reference], secrets: Mapping[str, Mapping[str, bytes]]) -> Iterator[Finding]:
+    """The documents that say where etcd is, read as a process does: with the other files of the same volume."""
+    told = set()
+    for volume in sorted({one.volume for one in needed if one.volume[1]}):
+        together = [one for one in needed if one.volume == volume]
+        holder = next((one.name for one in together if CONNECTION in secrets.get(one.name, {})), "")
+        lacking = any(one.keys - secrets.get(one.name, {}).keys() for one in together)
+        if not holder or holder in told or lacking:  # what is lacking has been told
+            continue
+        told.add(holder)
+        with tempfile.TemporaryDirectory() as folder:  # of this user alone, for a moment
+            for one in together:
+                for key, value in secrets.get(one.name, {}).items():
+                    if "/" not in key and (not one.keys or key in one.keys):
+                        Path(folder, key).write_bytes(value)
+            try:
+                found = etcd_secret.read(Path(folder, CONNECTION))
+            except ValueError as error:
+                text = f"{CONNECTION} of the Secret {holder} cannot be used: {str(error).replace(f'{folder}/', '')}"
+                yield AREA.fail("etcd", text, "docs/kubernetes.md, Secrets, shows what it holds")
+                continue
+        where = some(list(found.settings.endpoints))
+        yield AREA.ok("etcd", f"the Secret {holder} names etcd at {where}, prefix {found.root_prefix or '(none)'}")
+
+
+def _storage(data: Mapping[str, bytes]) -> Iterator[Finding]:
+    bad = []
+    for key, value in sorted(data.items()):
+        try:
+            document = json.loads(value)
+            if not isinstance(document, dict):
+                bad.append(f"{key} is no JSON object")
+            elif not isinstance(document.get("type"), str):
+                bad.append(f'{key} has no "type"')
+        except (ValueError, RecursionError):
+            bad.append(f"{key} is not JSON")
+    if bad:
+        yield AREA.fail("storage", f"in the Secret {STORAGE}, {some(bad)}", "docs/storage.md shows what a key holds")
+    else:
+        yield AREA.ok("storage", f"the Secret {STORAGE} has {len(data)} stores: {some(sorted(data))}")

@@ -1,0 +1,54 @@
+"""Running `mesh doctor` as an admin does, with nothing of this machine's own Kubernetes."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from mesh.cli.app import build
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What came of one."""
+
+    code: int
+    findings: list[dict[str, str]]
+    skipped: list[dict[str, str]]
+
+    def said(self, level: str, area: str, check: str) -> str:
+        """What was found so, in one text with what to do. Fails where there is none."""
+        found = [
+            f"{one['what']} > {one['todo']}"
+            for one in self.findings
+            if (one["level"], one["area"], one["check"]) == (level, area, check)
+        ]
+        assert found, f"no {level} about {check} of {area}:\n" + "\n".join(map(str, self.findings))
+        return "\n".join(found)
+
+    @property
+    def bad(self) -> list[tuple[str, str]]:
+        """Area and check of whatever is not ok."""
+        return [(one["area"], one["check"]) for one in self.findings if one["level"] != "ok"]
+
+
+@pytest.fixture
+def doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Visit]:
+    """`mesh doctor ARGS... --json`."""
+    for name in ("MESH_ETCD", "MESH_ETCD_CONFIG", "MESH_ENDPOINT", "MESH_INTERNAL_TLS", "MESH_STORAGE_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    app = build()
+
+    def visit(*arguments: str) -> Visit:
+        result = CliRunner().invoke(app, ["doctor", "--json", *arguments])
+        assert result.exit_code in (0, 1), result.output
+        answer: dict[str, Any] = json.loads(result.stdout)
+        assert (result.exit_code == 1) == any(one["level"] == "fail" for one in answer["findings"])
+        return Visit(result.exit_code, answer["findings"], answer["skipped"])
+
+    return visit

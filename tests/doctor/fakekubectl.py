@@ -1,0 +1,57 @@
+"""As much of kubectl as the doctor asks for, on objects in a file beside it: it is copied onto PATH under that name.
+
+That the real one answers the same to the same command lines was seen with a real API server; tests/cluster has one.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+KINDS = {
+    "pods": ("Pod",),
+    "deployments.apps,statefulsets.apps": ("Deployment", "StatefulSet"),
+    "persistentvolumeclaims": ("PersistentVolumeClaim",),
+    "events": ("Event",),
+    "secrets": ("Secret",),
+}
+
+
+def main() -> int:
+    cluster = json.loads(Path(__file__).with_name("cluster.json").read_text())
+    words = [word for word in sys.argv[1:] if not word.startswith("--")]
+    match words:
+        case ["config", "view"]:
+            print("team-a", end="")
+        case ["create"]:
+            reviews = json.load(sys.stdin)["items"]
+            for review in reviews:  # one after the other, as the real one does
+                attributes = review["spec"]["resourceAttributes"]
+                review["status"] = {"allowed": attributes["resource"] not in cluster["forbidden"]}
+                print(json.dumps(review, indent=4))
+        case ["get", kinds, *names]:
+            if cluster.get("down"):
+                print("The connection to the server localhost:8080 was refused", file=sys.stderr)
+                return 1
+            if kinds in cluster["forbidden"]:
+                print(f'Error from server (Forbidden): {kinds} is forbidden: User "eve"', file=sys.stderr)
+                return 1
+            found = [
+                one
+                for one in cluster["objects"]
+                if one["kind"] in KINDS[kinds] and (not names or one["metadata"]["name"] in names)
+            ]
+            if len(names) and len(found) == 1:
+                print(json.dumps(found[0]))  # the real one makes no list of one that was named
+            elif found or not names:
+                print(json.dumps({"apiVersion": "v1", "kind": "List", "items": found}))
+        case ["exec", "deployment/mesh-router", *_]:
+            print(cluster["inside"])
+            return 1
+        case _:
+            print(f"error: unknown command {words}", file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""Faults of a mesh as its endpoint shows them. A fake mesh: the real one answers in tests/system/test_admin.py."""
+
+import asyncio
+import datetime
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from typer.testing import CliRunner
+
+from mesh.cli.app import build
+from mesh.cli.doctor import certificates, meshfacts
+from mesh.cli.doctor.findings import Area, Level
+from tests.cli.conftest import FakeMesh, failure, mesh
+from tests.support.certificates import HOUR, certificate
+from tests.support.etcd import EtcdServer
+
+__all__ = ["mesh"]
+
+POD = {
+    "pod": "pod-1",
+    "state": "ready",
+    "labels": ["cpu"],
+    "capacity": 100 * 2**20,
+    "used": 50 * 2**20,
+    "oldest_idle_ms": 60_000,
+    "suspect": False,
+}
+
+
+@pytest.fixture
+def fine(mesh: FakeMesh) -> FakeMesh:
+    """A mesh with nothing wrong."""
+    mesh.answer("/mesh/v1/stats", {"workers": 2})
+    mesh.answer("/mesh/v1/pods", {"pods": [POD]})
+    mesh.answer("/mesh/v1/settings", {"settings": {"type_constraints": "", "type_limits": ""}})
+    register(mesh, "good")
+    return mesh
+
+
+def register(mesh: FakeMesh, name: str, **more: Any) -> None:
+    mesh.models[name] = {"type": "onnx", "path": "/m.onnx", "key": "", **more}
+
+
+def looked(doctor, mesh: FakeMesh, *arguments: str):
+    return doctor("--only", "mesh", "--endpoint", mesh.endpoint, *arguments)
+
+
+def test_a_healthy_mesh_has_nothing_but_ok(doctor, fine: FakeMesh) -> None:
+    visit = looked(doctor, fine)
+    assert (visit.code, visit.bad) == (0, [])
+    for check in ("reach", "pods", "room", "models", "quarantine", "failing", "types"):
+        assert visit.said("ok", "mesh", check)
+
+
+def test_nothing_at_the_endpoint(doctor) -> None:
+    visit = doctor("--only", "mesh", "--endpoint", "http://127.0.0.1:9")
+    assert "kubectl port-forward" in visit.said("fail", "mesh", "reach")
+
+
+def test_something_else_at_the_endpoint(doctor, mesh: FakeMesh) -> None:
+    """It answers, and is no mesh."""
+    assert "not the REST interface of a mesh" in looked(doctor, mesh).said("fail", "mesh", "reach")
+
+
+def test_no_runtime_pods(doctor, fine: FakeMesh) -> None:
+    fine.answer("/mesh/v1/pods", {"pods": []})
+    assert "component=runtime" in looked(doctor, fine).said("fail", "mesh", "pods")
+
+
+def test_pods_that_vanished(doctor, fine: FakeMesh) -> None:
+    fine.answer("/mesh/v1/pods", {"pods": [POD, {**POD, "pod": "pod-2", "suspect": True}]})
+    assert "pod-2 has vanished" in looked(doctor, fine).said("warn", "mesh", "pods")
+
+
+def test_a_quarantined_model_and_one_that_fails(doctor, fine: FakeMesh) -> None:
+    """By name, with the reason."""
+    register(fine, "killer", errors=["quarantined, a server died of it: pod-1: out of memory"], quarantined=True)
+    register(fine, "broken", errors=["no such file"], quarantined=False)
+    visit = looked(doctor, fine)
+    assert "killer: quarantined, a server died of it: pod-1: out of memory" in visit.said("warn", "mesh", "quarantine")
+    assert "mesh release" in visit.said("warn", "mesh", "quarantine")
+    assert "broken: no such file" in visit.said("warn", "mesh", "failing")
+
+
+def test_many_models_in_trouble_are_counted(doctor, fine: FakeMesh) -> None:
+    for number in range(400):
+        register(fine, f"m{number}", errors=["no such file"], quarantined=False)
+    text = looked(doctor, fine).said("warn", "mesh", "failing")
+    assert "400 models are failing" in text
+    assert "and 395 more" in text
+
+
+def test_a_type_without_pods(doctor, fine: FakeMesh) -> None:
+    """Of those that are registered: what nobody uses is no fault."""
+    register(fine, "large", type="big")
+    asked = {"big": {"required": ["gpu", "cpu"]}, "unused": {"required": ["tpu"]}}
+    fine.answer("/mesh/v1/settings", {"settings": {"type_constraints": json.dumps(asked)}})
+    text = looked(doctor, fine).said("fail", "mesh", "types")
+    assert "type big (1 registered)" in text
+    assert "cpu, gpu" in text
+    assert "unused" not in text
+
+
+def test_a_setting_that_nobody_understands(doctor, fine: FakeMesh) -> None:
+    fine.answer("/mesh/v1/settings", {"settings": {"type_constraints": "{", "type_limits": "["}})
+    text = looked(doctor, fine).said("fail", "mesh", "settings")
+    assert "type_constraints" in text
+    assert "type_limits" in text
+
+
+def test_a_missing_storage_key(doctor, fine: FakeMesh, tmp_path: Path) -> None:
+    """One that models name and the mounted Secret does not have."""
+    for number in range(2):
+        register(fine, f"m{number}", key='{"storage_key": "minio"}')
+    register(fine, "other", key='{"storage_key": "there"}')
+    (tmp_path / "there").write_text("{}")
+    text = looked(doctor, fine, "--storage-config", str(tmp_path)).said("fail", "mesh", "storage")
+    assert "has no key minio, which 2 models name (m0, ...)" in text
+    assert "key there" not in text
+    (tmp_path / "minio").write_text("{}")
+    assert looked(doctor, fine, "--storage-config", str(tmp_path)).code == 0
+
+
+def test_models_in_use_that_do_not_fit(doctor, fine: FakeMesh) -> None:
+    """A full pod is one, and that what makes way was used just now."""
+    full: Mapping[str, Any] = {**POD, "used": 95 * 2**20}
+    fine.answer("/mesh/v1/pods", {"pods": [full]})
+    assert "more pods" in looked(doctor, fine).said("warn", "mesh", "room")
+    fine.answer("/mesh/v1/pods", {"pods": [{**full, "oldest_idle_ms": 3_600_000}]})
+    assert looked(doctor, fine).said("ok", "mesh", "room")
+
+
+def test_a_registry_that_is_away(doctor, fine: FakeMesh) -> None:
+    """The router answers for what it holds."""
+    fine.answer("/mesh/v1/settings", make=lambda: failure(503, "REGISTRY_AWAY", "etcd does not answer"))
+    visit = looked(doctor, fine)
+    assert "etcd does not answer" in visit.said("fail", "mesh", "registry")
+    assert visit.said("ok", "mesh", "pods")
+
+
+def test_answers_of_another_version_end_nothing(doctor, fine: FakeMesh) -> None:
+    """What cannot be judged is a finding, not a traceback."""
+    fine.answer("/mesh/v1/pods", {"pods": ["what?"]})
+    visit = looked(doctor, fine)
+    assert visit.said("warn", "mesh", "doctor")
+
+
+def test_a_router_that_hangs(doctor, fine: FakeMesh) -> None:
+    """Each question has its time-out."""
+
+    ends: list[Callable[[], object]] = []
+
+    async def late() -> web.Response:
+        end = asyncio.Event()
+        ends.append(partial(asyncio.get_running_loop().call_soon_threadsafe, end.set))
+        await end.wait()
+        return web.Response()
+
+    fine.answer("/mesh/v1/stats", make=late)
+    visit = looked(doctor, fine, "--timeout", "0.5")
+    for end in ends:
+        end()
+    assert "did not answer within 0.5 s" in visit.said("fail", "mesh", "reach")
+
+
+@pytest.mark.parametrize(
+    ("name", "ends", "said"),
+    [("127.0.0.1", -HOUR, "has expired on 20"), ("mesh.example", HOUR, "it is for mesh.example")],
+    ids=["expired", "another name"],
+)
+def test_certificates_of_the_endpoint(doctor, tmp_path: Path, name: str, ends: datetime.timedelta, said: str) -> None:
+    """Told before anything is asked; any TLS server shows one, etcd for instance."""
+    authority, server = certificate(name, ends=ends)
+    (tmp_path / "ca").write_bytes(authority)
+    (tmp_path / "server").write_bytes(server)
+    extra = [f"--cert-file={tmp_path / 'server'}", f"--key-file={tmp_path / 'server'}"]
+    with EtcdServer(tmp_path / "data", scheme="https", extra=extra) as listening:
+        words = ["--ca", str(tmp_path / "ca"), "doctor", "--only", "mesh", "--endpoint", listening.endpoint, "--json"]
+        result = CliRunner().invoke(build(), words)
+    assert result.exit_code == 1
+    (told,) = (one for one in json.loads(result.stdout)["findings"] if one["check"] == "certificate")
+    assert said in told["what"]
+    assert told["todo"]
+
+
+def test_certificates_in_a_folder(doctor, fine: FakeMesh, tmp_path: Path) -> None:
+    """Those between the mesh's own processes, where they are at hand."""
+    (tmp_path / "tls.crt").write_bytes(certificate("mesh.internal", ends=48 * HOUR)[1])
+    (tmp_path / "ca.crt").write_bytes(b"nonsense")
+    visit = looked(doctor, fine, "--certificates", str(tmp_path))
+    assert "tls.crt (server) expires in 1 day" in visit.said("warn", "certificates", "expiry")
+    assert "ca.crt is no certificate" in visit.said("fail", "certificates", "expiry")
+
+
+NOW = datetime.datetime.now(datetime.UTC)
+
+
+@pytest.mark.parametrize(
+    ("ends", "level"),
+    [(400 * 24 * HOUR, Level.OK), (13 * 24 * HOUR, Level.WARN), (-HOUR, Level.FAIL)],
+    ids=["good", "soon", "expired"],
+)
+def test_how_long_a_certificate_is_good(ends: datetime.timedelta, level: Level) -> None:
+    """Of several in one file, the first to end counts."""
+    raw = certificate("a", ends=500 * 24 * HOUR)[1] + certificate("b", ends=ends)[1]
+    assert certificates.pem(Area("x"), "expiry", "it", raw, NOW, "renew it").level is level
+
+
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [
+        ("", ""),
+        ('{"storage_key": "a"}', "a"),
+        ('{"storage_key": 1}', ""),
+        ('{"bucket": "b"}', ""),
+        ("{", ""),
+        ("x", ""),
+    ],
+)
+def test_the_storage_key_of_a_registration(key: str, named: str) -> None:
+    """Whatever else stands there."""
+    assert meshfacts.storage_key(key) == named
