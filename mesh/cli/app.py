@@ -10,6 +10,7 @@ from mesh.cli import (
     backup,
     bulk,
     certificates,
+    context,
     doctor,
     infer,
     limits,
@@ -45,7 +46,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["--help", "-h"]},
     )
     app.callback()(_callback)
-    for module in (processes, certificates, registry, bulk, serving, limits, infer, pods, top, simulate, replay, backup, snapshot, doctor):
+    for module in (processes, certificates, registry, bulk, serving, limits, infer, pods, top, simulate, replay, backup, snapshot, doctor, context):
         module.add(app)
     app.command("version", rich_help_panel=options.MESH)(_version)
     return app
@@ -93,8 +94,27 @@ def _callback(
     key: Annotated[
         Path | None, typer.Option("--key", envvar="MESH_KEY", metavar="FILE", help="PEM file: the key of --cert.")
     ] = None,
+    named: Annotated[
+        str,
+        typer.Option(
+            "--context",
+            envvar="MESH_CONTEXT",
+            metavar="NAME",
+            help="A mesh that `mesh context set` has named, in place of the current one.",
+        ),
+    ] = "",
 ) -> None:
-    context.obj = options.Defaults(endpoint, Trust(ca, cert, key))
+    def from_environment(option: str) -> bool:
+        source = context.get_parameter_source(option)
+        return source is not None and source.name == "ENVIRONMENT"
+
+    if named and not from_environment("named"):
+        # A context that is named here is said on the command line, so it comes before what the environment says.
+        endpoint = "" if from_environment("endpoint") else endpoint
+        ca = None if from_environment("ca") else ca
+        cert = None if from_environment("cert") else cert
+        key = None if from_environment("key") else key
+    context.obj = options.Defaults(endpoint, Trust(ca, cert, key), named)
 
 
 def _version() -> None:

@@ -2,19 +2,20 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
-from mesh.cli import output
+from mesh.cli import contexts, output
 from mesh.cli.client import DEFAULT_ENDPOINT, Client, normalize
 from mesh.cli.exits import CommandError, Exit
 from mesh.cli.trust import SYSTEM, Trust
 
 T = TypeVar("T")
 
-ENDPOINT_HELP = f"Where the mesh answers REST. Else MESH_ENDPOINT, else {DEFAULT_ENDPOINT}."
+ENDPOINT_HELP = f"Where the mesh answers REST. Else MESH_ENDPOINT, else the context's, else {DEFAULT_ENDPOINT}."
 
 Endpoint = Annotated[
     str, typer.Option("--endpoint", "-e", metavar="URL", help=ENDPOINT_HELP, show_default=False, rich_help_panel="Mesh")
@@ -29,12 +30,26 @@ PROCESSES = "Processes"
 ADMIN = "For admins"
 
 
+@dataclass(frozen=True, slots=True)
 class Defaults:
-    """What was said before the command's name, kept as the context's object."""
+    """What was said before the command's name and by the environment, kept as the context's object."""
 
-    def __init__(self, endpoint: str, trust: Trust = SYSTEM) -> None:
-        self.endpoint = endpoint
-        self.trust = trust
+    endpoint: str = ""
+    trust: Trust = SYSTEM
+    context: str = ""  # the name of a mesh; "": the current one, if there is one
+
+    def resolved(self) -> "Defaults":
+        """With what is missing taken from the context. Reads its file. Raises CommandError."""
+        found = contexts.read()
+        name = self.context or found.current
+        if not name:
+            return self
+        context = found.get(name)
+        ca, certificate, key = (Path(text) if text else None for text in (context.ca, context.cert, context.key))
+        trust = self.trust
+        # A certificate and its key come from one place.
+        pair = (trust.certificate, trust.private_key) if trust.certificate else (certificate, trust.private_key or key)
+        return Defaults(self.endpoint or context.endpoint, Trust(trust.ca or ca, *pair), self.context)
 
 
 def text_or_file(text: str) -> str:
@@ -48,9 +63,10 @@ def text_or_file(text: str) -> str:
 
 
 def endpoint_of(context: typer.Context, endpoint: str) -> str:
-    """The command's own --endpoint, else what was said before its name, the environment, the default."""
-    defaults = context.find_object(Defaults)
-    chosen = endpoint or (defaults.endpoint if defaults else "") or DEFAULT_ENDPOINT
+    """The command's own --endpoint, else what was said before its name, the environment, the context, the default.
+
+    Raises BadParameter, and CommandError for a context that cannot be used."""
+    chosen = endpoint or _defaults(context).endpoint or DEFAULT_ENDPOINT
     try:
         return normalize(chosen)
     except ValueError as error:
@@ -58,9 +74,14 @@ def endpoint_of(context: typer.Context, endpoint: str) -> str:
 
 
 def trust_of(context: typer.Context) -> Trust:
-    """Whom to trust, as it was said before the command's name or by the environment."""
-    defaults = context.find_object(Defaults)
-    return defaults.trust if defaults is not None else SYSTEM
+    """Whom to trust, as it was said before the command's name, by the environment or the context.
+
+    Raises CommandError for a context that cannot be used."""
+    return _defaults(context).trust
+
+
+def _defaults(context: typer.Context) -> Defaults:
+    return (context.find_object(Defaults) or Defaults()).resolved()
 
 
 def run(

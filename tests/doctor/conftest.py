@@ -42,6 +42,7 @@ def doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Vis
     for name in ("MESH_ETCD", "MESH_ETCD_CONFIG", "MESH_ENDPOINT", "MESH_INTERNAL_TLS", "MESH_STORAGE_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     app = build()
 
     def visit(*arguments: str) -> Visit:

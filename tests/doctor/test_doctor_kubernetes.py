@@ -186,7 +186,11 @@ def test_a_volume_that_is_not_made(doctor, cluster: Cluster) -> None:
 
 
 def test_somebody_elses_volumes_are_none_of_its_business(doctor, cluster: Cluster) -> None:
-    cluster.add(named("PersistentVolumeClaim", "theirs", status={"phase": "Pending"}))
+    """Nor is one of ours that waits for its first pod, as before the first snapshot."""
+    cluster.add(
+        named("PersistentVolumeClaim", "theirs", status={"phase": "Pending"}),
+        named("PersistentVolumeClaim", "mesh-etcd-snapshots", "snapshot", status={"phase": "Pending"}),
+    )
     assert looked(doctor).bad == []
 
 

@@ -112,11 +112,14 @@ def doctor(
         unusable = f"{error.param_hint}: {error.message}"
     from mesh.cli.doctor.examination import Examination, Plan
 
+    where = options.guarded(
+        lambda: (options.endpoint_of(context, endpoint), options.trust_of(context)), as_json=as_json
+    )
     plan = Plan(
         areas=chosen or frozenset(AREAS),
         asked=chosen,
-        endpoint=options.endpoint_of(context, endpoint),
-        trust=options.trust_of(context),
+        endpoint=where[0],
+        trust=where[1],
         etcd=settings if settings is not None and settings.endpoints else None,
         etcd_unusable=unusable,
         base=base,

@@ -195,15 +195,10 @@ def _claims(facts: ClusterFacts) -> Iterator[Finding]:
             bound.append(name(claim))
             continue
         told = next(iter(_latest(facts, of=name(claim))), None)
-        waits = [event for event in facts.events or () if _about(event, claim, "WaitForFirstConsumer")]
-        if told is None and waits and name(claim) not in used:
+        if told is None and name(claim) not in used:
             continue  # nobody mounts it yet, as before the first snapshot
         why = str(told.get("message", "")) if told else "no volume was made for it"
         todo = "name a storage class (etcd.storage.storageClassName), or see kubectl get storageclass"
         yield AREA.fail("volumes", f"the volume claim {name(claim)} is {phase or 'not there yet'}: {why}", todo)
     if bound:
         yield AREA.ok("volumes", f"bound: {some(bound)}")
-
-
-def _about(event: Object, claim: Object, reason: str) -> bool:
-    return (event.get("involvedObject") or {}).get("name") == name(claim) and event.get("reason") == reason

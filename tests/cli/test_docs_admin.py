@@ -1,0 +1,34 @@
+"""The admins' page: each `mesh` command in it is one that there is, with the options that it has."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mesh.cli.app import build
+
+PAGE = Path(__file__).parents[2] / "docs" / "admin.md"
+
+
+def commands() -> list[str]:
+    """The lines of the page that begin with a prompt, from `mesh` on."""
+    lines = re.findall(r"^\$ (.*)$", PAGE.read_text(), re.MULTILINE)
+    return [line[line.index("mesh ") :].partition(" > ")[0].partition(" < ")[0] for line in lines if "mesh " in line]
+
+
+@pytest.mark.parametrize("line", [pytest.param(line, id=line) for line in commands()])
+def test_each_command_is_one(line: str) -> None:
+    """It and its options are in the help."""
+    words = re.sub(r"^mesh (--context \S+ )?", "", line)
+    names = [word for word in shlex.split(words) if not word.startswith("-")]
+    path = names[:2] if names[0] == "context" else names[:1]
+    result = CliRunner().invoke(build(), [*path, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    for option in re.findall(r"--[a-z-]+", words):
+        assert option in result.output
+
+
+def test_the_page_has_commands() -> None:
+    assert len(commands()) > 10
