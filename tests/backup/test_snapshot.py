@@ -25,15 +25,8 @@ def test_etcd_starts_from_it(own_etcd: EtcdServer, tmp_path: Path) -> None:
     assert made.parent == tmp_path / "snapshots"
     assert made.stat().st_mode & 0o077 == 0
     data = tmp_path / "restored"
-    tool = Path(find_binary("etcdctl"))
-    if (newer := tool.with_name("etcdutl")).exists():  # etcd 3.6 has left it to this one alone
-        tool = newer
-    subprocess.run(
-        [str(tool), "snapshot", "restore", str(made), f"--data-dir={data}"],
-        check=True,
-        capture_output=True,
-        env={"ETCDCTL_API": "3"},
-    )
+    tool = find_binary("etcdutl")
+    subprocess.run([tool, "snapshot", "restore", str(made), f"--data-dir={data}"], check=True, capture_output=True)
     again = EtcdServer(data)
     with again:
         assert again.etcdctl("get", "k", "--prefix", "--count-only", "-w", "fields").count('"Count" : 300') == 1

@@ -296,6 +296,13 @@ def test_endpoints_of_two_clusters() -> None:
     assert Level.FAIL in levels(replace(FINE, members=(*FINE.members, other)), "members")
 
 
+def test_alarms_that_only_a_member_tells() -> None:
+    """Not every user may ask for alarms."""
+    told = replace(STATUS, errors=("memberID:1 alarm:NOSPACE",))
+    facts = replace(FINE, alarms=None, members=(MemberFacts("http://a:2379", Answer(Trouble.NONE), told),))
+    assert levels(facts, "alarm") == {Level.FAIL}
+
+
 def test_defragmenting_is_advised_where_it_helps() -> None:
     large = replace(STATUS, db_bytes=95 * 2**20, db_used_bytes=2**20, quota_bytes=100 * 2**20)
     facts = replace(FINE, members=(MemberFacts("http://a:2379", Answer(Trouble.NONE), large),))

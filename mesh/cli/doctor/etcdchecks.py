@@ -139,6 +139,10 @@ def _alarms(facts: EtcdFacts) -> Iterator[Finding]:
             text = f"alarm {alarm.kind} of {who}: members hold different data"
             todo = "take `mesh backup` of each member, find the one that is right, replace the others"
         yield AREA.fail("alarm", text, todo)
+    if facts.alarms is None:  # whoever may not ask for alarms is told of them by the members all the same
+        for error in sorted({error for member in facts.members if member.status for error in member.status.errors}):
+            todo = "raise the quota (etcd.quota; --quota-backend-bytes) if it is NOSPACE; see `etcdctl alarm list`"
+            yield AREA.fail("alarm", f"etcd says of itself: {error}", todo)
     if facts.alarms == ():
         yield AREA.ok("alarm", "no alarms")
 

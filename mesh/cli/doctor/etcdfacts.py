@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from mesh.cli.doctor.handshake import Answer, Identity, connect
+from mesh.cli.doctor import handshake
+from mesh.cli.doctor.handshake import Answer, Identity
 from mesh.etcd import Alarm, Etcd, EtcdDenied, EtcdError, EtcdMember, Status
 from mesh.keys import Keys, after_prefix
 from mesh.settings import EtcdSettings
@@ -73,14 +74,13 @@ async def gather(settings: EtcdSettings, base: str, *, timeout: float) -> EtcdFa
 async def _member(settings: EtcdSettings, endpoint: str, timeout: float) -> MemberFacts:
     parts = urlsplit(endpoint)
     identity = Identity(settings.ca, settings.certificate, settings.private_key)
-    answer = await asyncio.to_thread(
-        connect,
+    answer = await handshake.ask(
         parts.hostname or "",
         parts.port or 2379,
         tls=parts.scheme == "https",
         identity=identity,
         name=settings.server_name,
-        timeout=timeout / 2,
+        timeout=timeout,
     )
     try:
         async with Etcd(replace(settings, endpoints=(endpoint,))) as etcd:

@@ -5,11 +5,13 @@ and certificate, then the first bytes of HTTP/2, since with TLS 1.3 a server ref
 What the server shows is read even if it is not trusted.
 """
 
+import asyncio
 import contextlib
 import enum
 import socket
 import ssl
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +66,37 @@ class Identity:
     ca: bytes | None = None  # None: the system's
     certificate: bytes | None = None
     private_key: bytes | None = None
+
+
+async def ask(host: str, port: int, *, tls: bool, identity: Identity, name: str = "", timeout: float = 5.0) -> Answer:
+    """`connect`, within `timeout` s all in all."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Answer] = loop.create_future()
+
+    def done(found: Answer | Exception) -> None:
+        if answer.done():
+            return
+        if isinstance(found, Answer):
+            answer.set_result(found)
+        else:
+            answer.set_exception(found)
+
+    def work() -> None:
+        found: Answer | Exception
+        try:
+            found = connect(host, port, tls=tls, identity=identity, name=name, timeout=timeout / 2)
+        except Exception as error:
+            found = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(done, found)
+
+    # A thread that nobody waits for: DNS takes its time, can not be interrupted, and should not hold Ctrl-C up.
+    threading.Thread(target=work, name=f"handshake {host}", daemon=True).start()
+    try:
+        async with asyncio.timeout(timeout):
+            return await answer
+    except TimeoutError:
+        return Answer(Trouble.SILENT, f"no answer within {timeout:g} s")
 
 
 def connect(host: str, port: int, *, tls: bool, identity: Identity, name: str = "", timeout: float = 5.0) -> Answer:

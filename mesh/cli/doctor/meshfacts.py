@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mesh.cli.client import Client
-from mesh.cli.doctor.handshake import Answer, Identity, connect
+from mesh.cli.doctor import handshake
+from mesh.cli.doctor.handshake import Answer, Identity
 from mesh.cli.exits import CommandError
 from mesh.cli.trust import Trust
 
@@ -77,8 +78,8 @@ async def gather(endpoint: str, trust: Trust, *, timeout: float, reading: float)
     """Asks for all of it: each question within `timeout` s, the list of models within `reading` s."""
     parts = urlsplit(endpoint)
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    answer = await asyncio.to_thread(
-        connect, parts.hostname or "", port, tls=parts.scheme == "https", identity=_identity(trust), timeout=timeout / 2
+    answer = await handshake.ask(
+        parts.hostname or "", port, tls=parts.scheme == "https", identity=_identity(trust), timeout=timeout
     )
     try:
         async with Client(endpoint, timeout=timeout, trust=trust) as client:
