@@ -34,6 +34,13 @@ Thousands of models behind one endpoint.
 """
 
 
+_MODULES = (
+    *(processes, certificates, registry, bulk, serving, limits, infer, pods, top),
+    *(simulate, replay, backup, snapshot, doctor, context),
+)
+"""In the order of the help's panels."""
+
+
 def build() -> typer.Typer:
     """The application, with every command."""
     app = typer.Typer(
@@ -46,7 +53,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["--help", "-h"]},
     )
     app.callback()(_callback)
-    for module in (processes, certificates, registry, bulk, serving, limits, infer, pods, top, simulate, replay, backup, snapshot, doctor, context):
+    for module in _MODULES:
         module.add(app)
     app.command("version", rich_help_panel=options.MESH)(_version)
     return app
