@@ -276,7 +276,7 @@ def _rate(
             sum(1 for zone in zones if zone == pod.zone) if zones and pod.zone else 0,
             not fit,
             not (preferred and (fit or pod.oldest_idle_ms >= stale_enough)),
-            0 if fit else _doublings(oldest, pod.oldest_idle_ms),
+            0 if fit or 2 * pod.oldest_idle_ms > oldest else _doublings(oldest, pod.oldest_idle_ms),
             (1 + pod.loads_in_progress // (pod.loading_threads or 1)).bit_length() - 1,
             0 if pod.rate <= calmest else _doublings(pod.rate, calmest),
             not pod.on_disk,

@@ -29,6 +29,20 @@ class _Debit:
     loading: bool
 
 
+@dataclass(slots=True)
+class _Total:
+    """All debits of a pod, added up."""
+
+    bytes: int = 0
+    device_bytes: int = 0
+    loading: int = 0
+
+    def add(self, debit: _Debit, sign: int = 1) -> None:
+        self.bytes += sign * debit.bytes
+        self.device_bytes += sign * debit.device_bytes
+        self.loading += sign * debit.loading
+
+
 @dataclass(frozen=True, slots=True)
 class DebitsStatistics:
     """How much is debited now."""
@@ -40,13 +54,14 @@ class DebitsStatistics:
 class Debits:
     """The loads that one observer has sent. Times in milliseconds on any clock that does not go back."""
 
-    __slots__ = ("_debited", "_debits", "_expiry_ms", "_of", "_settle_ms")
+    __slots__ = ("_debited", "_debits", "_expiry_ms", "_of", "_settle_ms", "_totals")
 
     def __init__(self, *, expiry_ms: int = EXPIRY_MS, settle_ms: int = SETTLE_MS) -> None:
         self._expiry_ms = expiry_ms
         self._settle_ms = settle_ms
         self._debits: dict[Hashable, _Debit] = {}  # in the order of sending: a key sent again is moved to the end
         self._of: dict[str, dict[Hashable, _Debit]] = {}  # the same by pod
+        self._totals: dict[str, _Total] = {}
         self._debited: dict[str, tuple[Pod, Pod]] = {}  # a pod as published, and debited; void when a debit changes
 
     def sent(self, pod: str, size_bytes: int, now_ms: int, key: Hashable, *, device_bytes: int = 0) -> None:
@@ -56,6 +71,7 @@ class Debits:
         debit = _Debit(pod, size_bytes, device_bytes, now_ms, loading=True)
         self._debits[key] = debit
         self._of.setdefault(pod, {})[key] = debit
+        self._totals.setdefault(pod, _Total()).add(debit)
         self._debited.pop(pod, None)
 
     def done(self, key: Hashable, *, loaded: bool = True, measured: Footprint | None = None) -> None:
@@ -65,9 +81,12 @@ class Debits:
         if debit is None:
             return
         if loaded:
+            total = self._totals[debit.pod]
+            total.add(debit, -1)
             debit.loading = False
             if measured is not None:
                 debit.bytes, debit.device_bytes = measured.host_bytes, measured.device_bytes
+            total.add(debit)
             self._debited.pop(debit.pod, None)
         else:
             self._drop(key)
@@ -98,14 +117,12 @@ class Debits:
         known = self._debited.get(pod.name)
         if known is not None and known[0] is pod:
             return known[1]
-        size = device = loading = 0
-        debits = self._of[pod.name]
-        for debit in debits.values():
-            size += debit.bytes
-            device += debit.device_bytes
-            loading += debit.loading
+        total = self._totals[pod.name]
         debited = pod.with_more(
-            used_bytes=size, device_used_bytes=device, copies=len(debits), loads_in_progress=loading
+            used_bytes=total.bytes,
+            device_used_bytes=total.device_bytes,
+            copies=len(self._of[pod.name]),
+            loads_in_progress=total.loading,
         )
         self._debited[pod.name] = (pod, debited)
         return debited
@@ -114,10 +131,11 @@ class Debits:
         debit = self._debits.pop(key, None)
         if debit is None:
             return
+        self._totals[debit.pod].add(debit, -1)
         debits = self._of[debit.pod]
         del debits[key]
         if not debits:
-            del self._of[debit.pod]
+            del self._of[debit.pod], self._totals[debit.pod]
         self._debited.pop(debit.pod, None)
 
     def _expire(self, now_ms: int) -> None:

@@ -7,9 +7,12 @@ coarsely, and `debits` adds what the observer itself has sent meanwhile.
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pod:
-    """One candidate for a load. Sizes in bytes, ages in milliseconds."""
+    """One candidate for a load. Sizes in bytes, ages in milliseconds.
+
+    Never changed once it is made. It is not frozen, because that makes making one four times as slow, and every cold
+    start makes some."""
 
     name: str
     capacity_bytes: int  # of host memory
