@@ -16,12 +16,13 @@ UP := $(VENV)/.up-$(call LEVEL,up)
 DEV := $(VENV)/.dev-$(call LEVEL,dev)
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test test-stores check bench proto lock format clean environment
+.PHONY: help up demo test test-stores test-cluster check bench image cluster cluster-image cluster-down proto lock format
+.PHONY: clean environment
 
 help:  ## this list
 	@echo 'make TARGET [ARGS="..."] [PYTHON=python3.12]'
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  %-12s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  %-13s %s\n", $$1, $$2 }'
 
 up: $(UP)  ## a whole mesh on this machine, until Ctrl-C (ARGS="--pods 3": see mesh up --help)
 	@$(RUN) mesh up $(ARGS)
@@ -43,6 +44,21 @@ test-stores: $(DEV)  ## the puller against versitygw, azurite and fake-gcs-serve
 	@$(RUN) tests.support.programs
 	@$(RUN) pytest tests/stores $(ARGS)
 
+image:  ## the container image, by docker, podman or buildah (TAG=, ENGINE=, BASE=, LOCK=image-gpu, PIP_INDEX_URL=)
+	@$(PYTHON) -m deploy.image
+
+cluster:  ## a one-node Kubernetes on this machine, to test on (root, Go; the first time takes 15 minutes)
+	@$(PYTHON) -m deploy.cluster up
+
+cluster-image:  ## the image for that cluster, by the name that it prints
+	@$(PYTHON) -m deploy.cluster image
+
+cluster-down:  ## ends that cluster, and leaves the machine as it was
+	@$(PYTHON) -m deploy.cluster down
+
+test-cluster: $(DEV)  ## the image on that cluster, which is made and started where it does not run
+	@$(RUN) pytest tests/cluster -m cluster -o timeout_func_only=true $(ARGS)
+
 bench: $(DEV)  ## calls/s, CPU per call and latency, beside a plain grpc.aio server
 	@$(RUN) tests.bench $(ARGS)
 
@@ -63,6 +79,8 @@ lock: $(VENV)/.made  ## the lock files anew, at the versions they have where tho
 	@test -x $(VENV)/bin/uv || $(PIP) install --quiet uv
 	$(COMPILE) --extra cpu --extra local --extra demo --extra pictures --extra dev --output-file requirements/dev.txt $(ARGS)
 	$(COMPILE) --extra cpu --extra local --extra demo --constraints requirements/dev.txt --output-file requirements/up.txt $(ARGS)
+	$(COMPILE) --extra cpu --extra edge --constraints requirements/dev.txt --output-file requirements/image.txt $(ARGS)
+	$(COMPILE) --extra gpu --extra cuda --extra edge --constraints requirements/dev.txt --output-file requirements/image-gpu.txt $(ARGS)
 
 clean:  ## everything that was made here, the environment and the local mesh's data included
 	rm -rf .venv .mesh .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
