@@ -83,6 +83,7 @@ lock: $(VENV)/.made  ## the lock files anew, at the versions they have where tho
 	$(COMPILE) --extra gpu --extra cuda --extra edge --constraints requirements/dev.txt --output-file requirements/image-gpu.txt $(ARGS)
 
 clean:  ## everything that was made here, the environment and the local mesh's data included
+	@test ! -e /run/mesh-cluster/owner || $(PYTHON) -m deploy.cluster down
 	rm -rf .venv .mesh .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
