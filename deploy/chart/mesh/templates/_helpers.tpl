@@ -26,19 +26,22 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
 {{- end -}}
 {{- end }}
 
-{{- /* The image: a dict with root, and optionally override (a dict as values.image) and suffix of the tag. */ -}}
+{{- /*
+The image: a dict with root, and optionally override (a dict as values.image) and gpu. GPU images have a repository of
+their own, not a tag: kustomize and mirrors set one tag, or one digest, for one repository.
+*/ -}}
 {{- define "mesh.image" -}}
 {{- $image := deepCopy .root.Values.image -}}
 {{- $own := .override | default dict -}}
-{{- if and $own.tag (not $own.digest) -}}{{- $_ := set $image "digest" "" -}}{{- end -}}
+{{- if .gpu -}}{{- $_ := set $image "repository" (printf "%s%s" $image.repository $image.gpuSuffix) -}}{{- end -}}
+{{- if or .gpu $own.tag $own.repository -}}{{- $_ := set $image "digest" "" -}}{{- end -}}
 {{- include "mesh.overlay" (dict "into" $image "from" $own) -}}
-{{- $suffix := ternary "" (.suffix | default "") (not (empty (or $own.tag $own.digest $own.repository))) -}}
 {{- $name := $image.repository -}}
 {{- if $image.registry -}}{{- $name = printf "%s/%s" (trimSuffix "/" $image.registry) $name -}}{{- end -}}
 {{- if $image.digest -}}
 {{- printf "%s@%s" $name $image.digest -}}
 {{- else -}}
-{{- printf "%s:%s%s" $name ($image.tag | default .root.Chart.AppVersion) $suffix -}}
+{{- printf "%s:%s" $name ($image.tag | default .root.Chart.AppVersion) -}}
 {{- end -}}
 {{- end }}
 
