@@ -121,7 +121,9 @@ def difference(old: Any, new: Any, path: str = "") -> list[Document]:
         gone = [index for index, one in enumerate(old) if one["name"] not in wanted]
         operations += [{"op": "remove", "path": f"{path}/{index}"} for index in reversed(gone)]
         there = {one["name"] for one in old}
-        return operations + [{"op": "add", "path": f"{path}/-", "value": one} for one in new if one["name"] not in there]
+        return operations + [
+            {"op": "add", "path": f"{path}/-", "value": one} for one in new if one["name"] not in there
+        ]
     return [{"op": "replace", "path": path, "value": new}]
 
 
