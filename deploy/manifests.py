@@ -1,9 +1,9 @@
 """`make manifests`: the kustomize base and its components, rendered from the Helm chart.
 
-The chart is the one source. The base is what it renders with its own values. A component is the difference that a file
-in `deploy/values/` makes: objects that appear, objects that go, and JSON patches for those that change; an overlay is
-the base with one component. So several components can be laid over the base together, and tests compare the outcome with
-what the chart renders from the same files.
+The chart is the one source. The base is what it renders with its own values. A component is the difference that a
+file in `deploy/values/` makes: objects that appear, objects that go, and JSON patches for those that change; an overlay
+is the base with one component. So several components can be laid over the base together, and tests compare the outcome
+with what the chart renders from the same files.
 
 Rendering needs Helm, which most people here do not have. Freshness is therefore checked by sums (`--check`): one over
 what the manifests are made from, one over the manifests. Where there is Helm, a test renders and compares all of it.
@@ -76,8 +76,8 @@ def documents(rendered: dict[str, list[Document]]) -> list[Document]:
 def neutral(value: Any) -> Any:
     """The same without what only Helm's own objects have, and without the namespace.
 
-    Kustomize puts the namespace into the subject of the RoleBinding too. Where none is set there, the API server refuses
-    a subject without one: better than a binding to an account of another namespace.
+    Kustomize puts the namespace into the subject of the RoleBinding too. Where none is set there, the API server
+    refuses a subject without one: better than a binding to an account of another namespace.
     """
     if isinstance(value, list):
         return [neutral(one) for one in value]

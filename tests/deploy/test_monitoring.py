@@ -1,6 +1,7 @@
 """Alerts and dashboard ask only for metrics that there are, and say what to do."""
 
 import ast
+import itertools
 import json
 import re
 from typing import Any
@@ -71,7 +72,7 @@ def _defined(node: ast.AST) -> dict[str, tuple[str, set[str]]]:
     if isinstance(node, ast.Tuple):
         # ("mesh_...", "gauge", ...): a list of them, as the process's and Envoy's are.
         texts = [one.value for one in node.elts if isinstance(one, ast.Constant) and isinstance(one.value, str)]
-        for name_text, kind_text in zip(texts, texts[1:], strict=False):
+        for name_text, kind_text in itertools.pairwise(texts):
             if kind_text in KINDS and re.fullmatch(r"[a-z_]+", name_text):
                 return {name_text: (kind_text, {"process"} if name_text.startswith("process_") else set())}
     return {}

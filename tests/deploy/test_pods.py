@@ -125,7 +125,7 @@ def test_rights(found):
 
 
 def test_resources(found):
-    """Every container has requests and limits for CPU and memory: a quota refuses others, and agents plan with limits."""
+    """Every container has requests and limits: a quota refuses others, and agents plan with the limits."""
     for name, container in installs.containers(found):
         for kind in ("requests", "limits"):
             assert {"cpu", "memory"} <= set(container["resources"][kind]), f"{name}: {kind}"
