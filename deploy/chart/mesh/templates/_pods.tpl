@@ -140,13 +140,18 @@ capabilities:
 - {key: tls.key, path: tls.key}
 {{- end }}
 
-{{- define "mesh.scrape" -}}
-{{- if .root.Values.monitoring.annotations }}
-prometheus.io/scrape: "true"
-prometheus.io/scheme: http
-prometheus.io/path: /metrics
-prometheus.io/port: {{ .port | quote }}
-{{- end }}
+{{- /* A pod's annotations, with their key: none, where there are none. A dict with root, port of the metrics, own. */ -}}
+{{- define "mesh.annotations" -}}
+{{- $all := dict -}}
+{{- if .root.Values.monitoring.annotations -}}
+{{- $all = dict "prometheus.io/scrape" "true" "prometheus.io/scheme" "http" "prometheus.io/path" "/metrics" "prometheus.io/port" (toString .port) -}}
+{{- end -}}
+{{- range $key, $value := .own -}}
+{{- $_ := set $all $key $value -}}
+{{- end -}}
+{{- with $all -}}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end -}}
 {{- end }}
 
 {{- /* Probes of routers and runtime pods. /live tells of a process that hangs, /ready of one that can serve. */ -}}
