@@ -34,6 +34,8 @@ HEADER = "# Made from deploy/chart by `make manifests`: change the chart, not th
 
 Document = dict[str, Any]
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where there is libyaml
+
 
 class Failed(Exception):
     """What went wrong, for the user."""
@@ -61,7 +63,7 @@ def render(*files: Path, sets: Sequence[str] = (), namespace: str = NAMESPACE) -
     rendered: dict[str, list[Document]] = {}
     for part in done.stdout.split("\n---\n"):
         source = next((line for line in part.splitlines() if line.startswith("# Source: ")), None)
-        document = yaml.safe_load(part)
+        document = yaml.load(part, LOADER)
         if document:
             assert source is not None
             rendered.setdefault(source.rpartition("/")[2], []).append(document)

@@ -65,7 +65,11 @@ ALL = [pytest.param(("kustomize", name), id=f"kustomize-{name}") for name in PAT
 
 def load(which: tuple[str, str]) -> list[Document]:
     """The documents of one of `ALL`."""
-    way, name = which
+    return copy.deepcopy(_loaded(*which))
+
+
+@functools.cache
+def _loaded(way: str, name: str) -> list[Document]:
     return patched(name) if way == "kustomize" else rendered(*RENDERED[name])
 
 
@@ -81,11 +85,11 @@ def _rendered(sets: tuple[str, ...], values: str, namespace: str) -> list[Docume
 
 
 def read(path: str) -> Any:
-    return yaml.safe_load((manifests.KUSTOMIZE / path).read_text())
+    return yaml.load((manifests.KUSTOMIZE / path).read_text(), manifests.LOADER)
 
 
 def read_all(path: str) -> list[Document]:
-    return list(yaml.safe_load_all((manifests.KUSTOMIZE / path).read_text()))
+    return list(yaml.load_all((manifests.KUSTOMIZE / path).read_text(), manifests.LOADER))
 
 
 def patched(name: str, *more: str) -> list[Document]:
