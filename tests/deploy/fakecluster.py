@@ -1,4 +1,4 @@
-"""As much of a Kubernetes API server as `helm template --dry-run=server` needs for its `lookup`: reading, nothing else.
+"""As much of a Kubernetes API server as `helm template --dry-run=server` needs for its `lookup`: reading, no more.
 
 The real one answers in the tests that have a cluster; what Helm asks for is the same.
 """
@@ -13,8 +13,18 @@ from pathlib import Path
 from typing import Any
 
 KINDS = {
-    "v1": {"secrets": "Secret", "serviceaccounts": "ServiceAccount"},
+    "v1": {
+        "configmaps": "ConfigMap",
+        "persistentvolumeclaims": "PersistentVolumeClaim",
+        "secrets": "Secret",
+        "serviceaccounts": "ServiceAccount",
+        "services": "Service",
+    },
     "apps/v1": {"deployments": "Deployment", "statefulsets": "StatefulSet"},
+    "batch/v1": {"cronjobs": "CronJob", "jobs": "Job"},
+    "networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy"},
+    "policy/v1": {"poddisruptionbudgets": "PodDisruptionBudget"},
+    "rbac.authorization.k8s.io/v1": {"rolebindings": "RoleBinding", "roles": "Role"},
 }
 
 
@@ -74,8 +84,12 @@ def find(objects: list[dict[str, Any]], path: str) -> tuple[int, dict[str, Any]]
     if path == "/api":
         return 200, {"kind": "APIVersions", "versions": ["v1"]}
     if path == "/apis":
-        version = {"groupVersion": "apps/v1", "version": "v1"}
-        return 200, {"kind": "APIGroupList", "groups": [{"name": "apps", "versions": [version]}]}
+        groups = [
+            {"name": name.partition("/")[0], "versions": [{"groupVersion": name, "version": "v1"}]}
+            for name in KINDS
+            if "/" in name
+        ]
+        return 200, {"kind": "APIGroupList", "groups": groups}
     prefix, _, rest = path.partition("/namespaces/mesh/")
     version = prefix.strip("/").partition("/")[2]
     if version in KINDS and not rest:

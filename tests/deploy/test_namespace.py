@@ -99,3 +99,42 @@ def test_refused(objects: list[dict[str, Any]], sets: list[str], words: list[str
 def test_not_refused(objects: list[dict[str, Any]], sets: list[str], tmp_path: Path):
     """A first installation, an upgrade of one's own, and Secrets as they should be."""
     assert install(objects, tmp_path, *sets) == ""
+
+
+@pytest.mark.parametrize(
+    ("sets", "words", "others"),
+    [
+        pytest.param([], ["plain HTTP", "helm uninstall"], ["emptyDir", "not encrypted"], id="defaults"),
+        pytest.param(
+            [
+                'etcd={"members":1,"storage":{"kind":"emptyDir"}}',
+                'internalTLS={"enabled":false}',
+                'networkPolicy={"enabled":false}',
+            ],
+            ["lost with the pod mesh-etcd-0", "not encrypted", "No NetworkPolicies"],
+            ["etcd.storage.keep"],
+            id="careless",
+        ),
+        pytest.param(
+            ['tls={"secretName":"edge","clientAuth":"require"}', 'etcd={"storage":{"keep":true}}'],
+            ["https://modelmesh-serving.mesh:8008", "Nothing in the values calls for a warning"],
+            ["!"],
+            id="careful",
+        ),
+    ],
+)
+def test_notes(sets: list[str], words: list[str], others: list[str], tmp_path: Path):
+    """After an installation Helm says what to do next, and what the values are careless of."""
+    edge = fakecluster.secret("edge", tls_crt="x", tls_key="x", ca_crt="x")
+    with fakecluster.serve([edge], tmp_path) as config:
+        command = [str(manifests.helm()), "install", "mesh", str(manifests.CHART), "--namespace", "mesh"]
+        command += ["--kubeconfig", str(config), "--dry-run=client", "--disable-openapi-validation"]
+        for text in sets:
+            command += ["--set-json", text]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    notes = done.stdout.rpartition("NOTES:")[2]
+    for word in ["rollout status deployment/mesh-router", "mesh doctor", *words]:
+        assert word in notes
+    for word in others:
+        assert word not in notes

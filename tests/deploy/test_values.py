@@ -4,7 +4,6 @@ import copy
 import json
 import tomllib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -239,11 +238,3 @@ def test_image(sets: list[str], cpu: str, gpu: str):
     images = {name: container["image"] for name, container in installs.containers(found)}
     assert images.pop("Deployment/mesh-runtime-gpu/runtime") == gpu.format(v=version)
     assert set(images.values()) == {cpu.format(v=version)}
-
-
-def test_files_are_where_the_docs_say():
-    """Every link of the page for admins leads somewhere."""
-    page = manifests.ROOT.parent / "docs" / "kubernetes.md"
-    for part in page.read_text().split("](")[1:]:
-        target = part.split(")")[0]
-        assert (page.parent / Path(target)).exists(), target
