@@ -1,10 +1,12 @@
 """What Helm finds in the namespace before it installs: another mesh, Secrets that are missing or wrong."""
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from deploy import manifests
 from tests.deploy import fakecluster, installs
@@ -15,7 +17,7 @@ EXTERNAL = 'etcd={"embedded":false}'
 CONNECTION = '{"endpoints": "https://etcd:2379", "certificate_file": "ca.crt"}'
 
 
-def router(release: str, *, helm: bool = True) -> dict[str, Any]:
+def router(release: str, *, helm: bool = True, replicas: int = 2) -> dict[str, Any]:
     """A router that is there already."""
     labels = {
         "app.kubernetes.io/name": "mesh",
@@ -24,7 +26,7 @@ def router(release: str, *, helm: bool = True) -> dict[str, Any]:
     }
     annotations = {"meta.helm.sh/release-name": release} if helm else {}
     metadata = {"name": "mesh-router", "namespace": "mesh", "labels": labels, "annotations": annotations}
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": {"replicas": replicas}}
 
 
 def etcd(members: int) -> dict[str, Any]:
@@ -35,13 +37,37 @@ def etcd(members: int) -> dict[str, Any]:
 
 def install(objects: list[dict[str, Any]], folder: Path, *sets: str) -> str:
     """What Helm says, empty where it has nothing against it."""
+    done = render(objects, folder, *sets)
+    return done.stderr if done.returncode else ""
+
+
+def render(objects: list[dict[str, Any]], folder: Path, *sets: str) -> subprocess.CompletedProcess[str]:
+    """Renders for a namespace that has these objects."""
     with fakecluster.serve(objects, folder) as config:
         command = [str(manifests.helm()), "template", "mesh", str(manifests.CHART), "--namespace", "mesh"]
         command += ["--kubeconfig", str(config), "--dry-run=server", "--kube-version", manifests.KUBERNETES]
         for text in sets:
             command += ["--set-json", text]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stderr if done.returncode else ""
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "replicas"),
+    [
+        pytest.param({"replicas": 2}, 2, id="given"),
+        pytest.param({"replicas": None}, 5, id="left-to-kubectl"),
+        pytest.param({"autoscaling": {"enabled": True}}, 5, id="left-to-an-autoscaler"),
+    ],
+)
+def test_replicas_that_others_decide(given: dict[str, Any], replicas: int, tmp_path: Path):
+    """An upgrade leaves the number that runs alone where somebody else decides it: left out, it would become 1."""
+    done = render([router("mesh", replicas=5)], tmp_path, f"router={json.dumps(given)}")
+    (deployment,) = [
+        one
+        for one in yaml.load_all(done.stdout, manifests.LOADER)
+        if one and manifests.key(one) == ("Deployment", "mesh-router")
+    ]
+    assert deployment["spec"]["replicas"] == replicas
 
 
 @pytest.mark.parametrize(

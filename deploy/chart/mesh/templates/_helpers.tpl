@@ -90,3 +90,21 @@ their own, not a tag: kustomize and mirrors set one tag, or one digest, for one 
 {{- include "mesh.overlay" (dict "into" $pool "from" .pool) -}}
 {{- toYaml $pool -}}
 {{- end }}
+
+{{- /*
+The line with a Deployment's replicas: a dict with root, name, and of (replicas and autoscaling of the values). Where an
+autoscaler or kubectl has the say, it is the number that runs now: Kubernetes would take a field that an upgrade leaves out
+for 1.
+*/ -}}
+{{- define "mesh.replicas" -}}
+{{- $given := .of.replicas -}}
+{{- if or .of.autoscaling.enabled (kindIs "invalid" $given) -}}
+{{- $given = ternary .of.autoscaling.minReplicas nil .of.autoscaling.enabled -}}
+{{- with lookup "apps/v1" "Deployment" .root.Release.Namespace .name -}}
+{{- $given = .spec.replicas -}}
+{{- end -}}
+{{- end -}}
+{{- if not (kindIs "invalid" $given) -}}
+replicas: {{ int $given }}
+{{- end -}}
+{{- end }}
