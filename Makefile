@@ -16,8 +16,8 @@ UP := $(VENV)/.up-$(call LEVEL,up)
 DEV := $(VENV)/.dev-$(call LEVEL,dev)
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test test-stores test-cluster check bench image cluster cluster-image cluster-down proto lock format
-.PHONY: clean environment
+.PHONY: help up demo test test-stores test-cluster check bench image cluster cluster-image cluster-down proto manifests
+.PHONY: lock format clean environment
 
 help:  ## this list
 	@echo 'make TARGET [ARGS="..."] [PYTHON=python3.12]'
@@ -39,6 +39,7 @@ check: $(DEV)  ## format, lint, types, layers, freshness of generated code
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python proto/generate.py --check
+	$(VENV)/bin/python deploy/manifests.py --check
 
 test-stores: $(DEV)  ## the puller against versitygw, azurite and fake-gcs-server, made first (Go, Node; minutes)
 	@$(RUN) tests.support.programs
@@ -68,6 +69,9 @@ format: $(DEV)  ## rewrites the sources in the project's format
 
 proto: $(DEV)  ## mesh/pb/ from proto/
 	$(VENV)/bin/python proto/generate.py
+
+manifests: $(DEV)  ## deploy/kustomize/ from deploy/chart/ (needs helm)
+	$(VENV)/bin/python deploy/manifests.py
 
 environment: $(DEV)  ## only the environment, for an editor
 

@@ -58,8 +58,11 @@ def engine(asked: str = "") -> str:
 
 
 def default_tag(lock: str = "") -> str:
-    """What the image is called unless somebody says otherwise: by version, and by what it runs models on."""
-    return f"localhost/mesh:{version()}{lock.removeprefix('image')}"
+    """What the image is called unless somebody says otherwise: by what it runs models on, and by version.
+
+    GPUs' is a repository of its own, not a tag: what sets one tag for one repository, as kustomize does, suits both.
+    """
+    return f"localhost/mesh{lock.removeprefix('image')}:{version()}"
 
 
 def version() -> str:

@@ -73,7 +73,7 @@ def test_what_a_build_is_given_of_the_environment(tmp_path: Path) -> None:
 def test_the_default_tag_tells_what_it_runs_on() -> None:
     """A GPU image does not take the place of the other."""
     assert building.default_tag() == building.default_tag("image") == f"localhost/mesh:{building.version()}"
-    assert building.default_tag("image-gpu") == f"localhost/mesh:{building.version()}-gpu"
+    assert building.default_tag("image-gpu") == f"localhost/mesh-gpu:{building.version()}"
 
 
 def test_the_context_holds_what_is_copied() -> None:
