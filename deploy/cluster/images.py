@@ -38,7 +38,7 @@ def environment() -> dict[str, str]:
 
 def engine() -> str:
     """buildah on the cluster's storage, as a command line."""
-    return f"buildah --root {layout.STORAGE} --runroot {layout.RUN.with_name('mesh-cluster-build')}"
+    return f"buildah --root {layout.STORAGE} --runroot {layout.BUILDING}"
 
 
 def prepare() -> None:
@@ -55,6 +55,14 @@ def prepare() -> None:
             shutil.rmtree(folder / name, ignore_errors=True)
         _from_scratch(layout.BASE_IMAGE, {folder: "/"}, ["--cmd", "python3"])
         shutil.rmtree(folder)
+
+
+def tidy() -> None:
+    """Ends what builds leave beside images, killed ones above all: containers, and mounts. Not while another builds."""
+    if layout.STORAGE.exists():
+        _run([*engine().split(), "rm", "--all"])
+        node.unmount(layout.STORAGE, layout.BUILDING)
+        shutil.rmtree(layout.BUILDING, ignore_errors=True)
 
 
 def tag() -> str:

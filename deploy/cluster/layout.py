@@ -25,6 +25,7 @@ KUBELET = RUN / "kubelet"
 ETCD = RUN / "etcd"
 IPAM = RUN / "ipam"
 NET = RUN / "net.d"
+BUILDING = Path("/run/mesh-cluster-build")  # buildah's, while it works
 BEFORE = RUN / "sysctl.json"  # what kernel settings were, to put them back
 
 # Private addresses. A bridge carries each range, with a route to it, so that nothing sent to them leaves the machine.

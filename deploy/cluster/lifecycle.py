@@ -27,7 +27,22 @@ def build() -> None:
     """Makes all that starting takes and that need not be made again."""
     needs.obtain()
     programs.build()
-    images.prepare()
+    images.tidy()  # after a build that was killed
+    try:
+        images.prepare()
+    finally:
+        images.tidy()
+
+
+def image() -> str:
+    """Makes the image of this tree, gives it to the cluster if that runs, and says what it is called."""
+    try:
+        name = images.build()
+        if is_up():
+            images.load(name)
+    finally:
+        images.tidy()
+    return name
 
 
 def is_up() -> bool:
@@ -175,10 +190,7 @@ def main(argv: list[str]) -> int:
                 down()
             case ["image"]:
                 build()
-                name = images.build()
-                if is_up():
-                    images.load(name)
-                print(name)
+                print(image())
             case _:
                 print("usage: python -m deploy.cluster build|up|down|image", file=sys.stderr)
                 return 2

@@ -58,10 +58,7 @@ def forget_pods() -> None:
 
 def clean() -> None:
     """Removes what pods leave on the machine: mounts, network namespaces, cgroups, log links."""
-    mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    for point in reversed(mounts):  # the innermost first
-        if any(Path(point).is_relative_to(folder) for folder in _OURS):
-            subprocess.run(["umount", "--lazy", point], capture_output=True, timeout=30.0)
+    unmount(*_OURS)
     for network in Path("/run/netns").glob("cni-*"):
         subprocess.run(["ip", "netns", "delete", network.name], capture_output=True, timeout=30.0)
     for folder in _pod_cgroups():
@@ -80,6 +77,14 @@ def clean() -> None:
             (folder / "kubelet.sock").unlink(missing_ok=True)
             folder.rmdir()
     shutil.rmtree(layout.RUN, ignore_errors=True)
+
+
+def unmount(*folders: Path) -> None:
+    """Unmounts everything in these folders."""
+    mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for point in reversed(mounts):  # the innermost first
+        if any(Path(point).is_relative_to(folder) for folder in folders):
+            subprocess.run(["umount", "--lazy", point], capture_output=True, timeout=30.0)
 
 
 def _pod_cgroups() -> list[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.cluster import identity, images, layout, lifecycle, needs
+from deploy.cluster import identity, layout, lifecycle, needs
 from tests.support.cluster import Kube
 
 _HERE = Path(__file__).parent
@@ -57,9 +57,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Kube]:
 def image(cluster: Kube, request: pytest.FixtureRequest) -> str:
     """The name of the image of this tree, which the node has. Built where the tree has changed since the last time."""
     with _aloud(request):
-        name = images.build()
-        images.load(name)
-    return name
+        return lifecycle.image()
 
 
 @pytest.fixture
