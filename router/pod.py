@@ -19,7 +19,7 @@ from pathlib import Path
 from mesh import cpus, owner, process
 from mesh import settings as addresses
 from mesh.envoy import config, minder
-from mesh.etcd import Etcd, EtcdError, Mirror, Snapshot
+from mesh.etcd import Etcd, EtcdError, Mirror, Patience, Snapshot
 from mesh.keys import Keys
 from mesh.telemetry import logs, metrics
 from mesh.telemetry.probes import Probes
@@ -71,6 +71,7 @@ class RouterPod:
         self._metrics = metrics.Registry("router-pod")
         self._feed = FeedServer(self._snapshot)
         self._etcd = Etcd(settings.etcd)
+        self._patience = Patience()
         self._mirror: Mirror | None = None
         keys = Keys(settings.base)
         self._view = View(keys, self._connect)
@@ -114,7 +115,7 @@ class RouterPod:
         if self._stopping:
             return "this router is stopping"
         if not self._feed.revision:
-            return "the registry (etcd) has not been read yet"
+            return self._patience.why or "the registry (etcd) has not been read yet"
         if self._envoy is not None and (reason := self._envoy.why_not_ready) is not None:
             return reason
         ready = self._feed.ready()
@@ -136,7 +137,6 @@ class RouterPod:
             settings.write(self._dir / "settings.json")
             await self._feed.start(settings.feed)
             self._tasks.spawn(self._follow(), "follow etcd")
-            self._tasks.spawn(self._dynamic.run(), "follow settings")
             self._tasks.spawn(self._tick(), "tick")
             self.probe_port = await self._probes.start()
             if settings.edge == "envoy":
@@ -192,16 +192,13 @@ class RouterPod:
     async def _follow(self) -> None:
         """Reads etcd and hands it on, for ever."""
         keys = Keys(self.settings.base)
-        while True:
-            try:
-                await owner.claim(self._etcd, keys, self.settings.install_id)
-                break
-            except owner.OwnedByAnother as error:
-                self.failed.set_result(str(error))
-                return
-            except EtcdError as error:
-                log.info("etcd does not say yet whose prefix this is", why=error.text)
-                await asyncio.sleep(_TICK)
+        try:
+            await self._patience.until_done(lambda: self._etcd.get(keys.owner))  # also where nobody asks whose it is
+            await self._patience.until_done(lambda: owner.claim(self._etcd, keys, self.settings.install_id))
+        except (owner.OwnedByAnother, EtcdError) as error:
+            self.failed.set_result(str(error))
+            return
+        self._tasks.spawn(self._dynamic.run(), "follow settings")
         start, end = keys.presence_range
         self._mirror = Mirror(self._etcd, start, end)
         async for change in self._mirror:

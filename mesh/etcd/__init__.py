@@ -18,6 +18,7 @@ from mesh.etcd.errors import (
 )
 from mesh.etcd.lease import Lease, LeaseStatistics
 from mesh.etcd.mirror import Change, Mirror, MirrorStatistics
+from mesh.etcd.patience import Patience
 from mesh.etcd.records import Delta, Event, KeyValue, Kind, Page, Snapshot, Status, TxnResult
 from mesh.etcd.txn import (
     MAX_OPERATIONS,
@@ -61,6 +62,7 @@ __all__ = [
     "MirrorStatistics",
     "Op",
     "Page",
+    "Patience",
     "Snapshot",
     "Status",
     "TxnResult",

@@ -130,9 +130,6 @@ def main(
         float, typer.Option(envvar="MESH_DRAIN_TIMEOUT", min=0.0, help="For loads and calls in flight at SIGTERM, s.")
     ] = 20.0,
     max_message: Annotated[str, typer.Option(envvar="MESH_MAX_MESSAGE", help="Largest message.")] = "16MiB",
-    etcd_wait: Annotated[
-        float, typer.Option(envvar="MESH_ETCD_WAIT", min=0.0, help="For etcd to answer at the start, s.")
-    ] = 20.0,
     hang_timeout: Annotated[
         float,
         typer.Option(envvar="MESH_HANG_TIMEOUT", min=1.0, help="Silence of the model server before it is replaced, s."),
@@ -196,7 +193,6 @@ def main(
         drain_timeout=drain_timeout,
         eviction=_policy(eviction),
         max_message=_size(max_message, "--max-message"),
-        etcd_wait=etcd_wait,
         hang_timeout=hang_timeout,
         server_module=server_module,
         check_interval=check_interval,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable
 
 from mesh import owner, process
-from mesh.etcd import Etcd, EtcdDenied, EtcdError
+from mesh.etcd import Etcd, EtcdError, Patience
 from mesh.keys import Keys, after_prefix
 from mesh.records import LEAVING, READY, PodRecord
 from mesh.runtime import control, figures, memory, serverprocess
@@ -90,6 +90,7 @@ class Agent:
         self.meters = Meters()
         self._decisions = Decisions()
         self._etcd = Etcd(settings.etcd)
+        self._patience = Patience()
         self._keys = Keys(settings.base)
         self._puller = Puller(
             directory=settings.model_dir or self._run_dir.path / "models",
@@ -177,10 +178,9 @@ class Agent:
             probe = await self._probes.start()
         except (OSError, ValueError) as error:
             raise StartError(str(error)) from error
-        await self._reach_etcd()
         try:
-            await owner.claim(self._etcd, self._keys, settings.install_id)
-            await self.presence.wait_for_name()  # before anything that takes seconds
+            await self._patience.until_done(lambda: owner.claim(self._etcd, self._keys, settings.install_id))
+            await self._patience.until_done(self.presence.wait_for_name)  # before anything that takes seconds
         except (owner.OwnedByAnother, NameTaken, EtcdError) as error:
             raise StartError(str(error)) from error
         data = await self._start_server()
@@ -195,7 +195,7 @@ class Agent:
         )
         self._state = READY
         try:
-            await self.presence.start()
+            await self.presence.start(self._patience)
         except (NameTaken, EtcdError) as error:
             raise StartError(str(error)) from error
         for work, name in (
@@ -216,22 +216,6 @@ class Agent:
             probe=self._addresses[2],
             s=round(time.monotonic() - began, 2),
         )
-
-    async def _reach_etcd(self) -> None:
-        end = time.monotonic() + self.settings.etcd_wait
-        while True:
-            try:
-                await self._etcd.status(timeout=min(2.0, self.settings.etcd_wait))
-                return
-            except EtcdDenied as error:
-                raise StartError(f"etcd does not let us in: {error.text}") from error
-            except EtcdError as error:
-                if time.monotonic() > end:
-                    where = ", ".join(self.settings.etcd.endpoints)
-                    raise StartError(
-                        f"etcd cannot be reached at {where} (--etcd) for {self.settings.etcd_wait:g} s: {error.text}"
-                    ) from error
-                await asyncio.sleep(0.2)
 
     async def _start_server(self) -> str:
         """The address that it answers on."""
@@ -289,7 +273,7 @@ class Agent:
             return None
         if state == SERVER_DOWN and self.server is not None:
             return f"{self.server.why_down}; another one is being started"
-        return f"the pod is {state}"
+        return self._patience.why or f"the pod is {state}"
 
     def resident_bytes(self) -> int:
         """Private memory of the model server."""

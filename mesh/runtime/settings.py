@@ -46,7 +46,6 @@ class RuntimeSettings:
     server_module: str = SERVER  # what is run as the model server
     hang_timeout: float = 10.0  # silence of the model server after which it is asked, and then killed
     check_interval: float = 30.0  # between two comparisons with the registry
-    etcd_wait: float = 20.0  # for etcd, at the start
     log_format: str = "text"
     log_level: str = "info"
 
