@@ -14,7 +14,7 @@ import uvloop
 
 from mesh import cpus, etcdoptions
 from mesh import settings as texts
-from mesh.runtime import memory
+from mesh.runtime import demand, memory
 from mesh.runtime.agent import Agent, StartError
 from mesh.runtime.settings import SERVER, RuntimeSettings
 from mesh.telemetry import logs
@@ -126,6 +126,14 @@ def main(
     eviction: Annotated[
         str, typer.Option(envvar="MESH_EVICTION", help=f"Which copies make way first: {', '.join(policies.NAMES)}.")
     ] = "lru",
+    demand_window: Annotated[
+        float,
+        typer.Option(
+            envvar="MESH_DEMAND_WINDOW",
+            min=1.0,
+            help="For the metric mesh_pods_wanted: after its last call a model counts as in use for so long, s.",
+        ),
+    ] = demand.WINDOW,
     drain_timeout: Annotated[
         float, typer.Option(envvar="MESH_DRAIN_TIMEOUT", min=0.0, help="For loads and calls in flight at SIGTERM, s.")
     ] = 20.0,
@@ -190,6 +198,7 @@ def main(
         threads=threads or cpus.available(),
         device=device,
         lease_ttl=lease_ttl,
+        demand_window=demand_window,
         drain_timeout=drain_timeout,
         eviction=_policy(eviction),
         max_message=_size(max_message, "--max-message"),

@@ -23,6 +23,7 @@ from mesh.runtime.activity import Activity
 from mesh.runtime.board import Board
 from mesh.runtime.claims import Claims
 from mesh.runtime.decisions import Decisions
+from mesh.runtime.demand import Demand
 from mesh.runtime.files import Files
 from mesh.runtime.history import History
 from mesh.runtime.housekeeping import Housekeeping
@@ -87,6 +88,7 @@ class Agent:
         self._run_dir = RunDir()
         self.board = Board.create(self._run_dir.path / "board", settings.slots, incarnation=self.incarnation)
         self.ledger = Ledger(settings.capacity, self.board, slots=settings.slots, eviction=settings.eviction)
+        self._demand = Demand(self.ledger, window=settings.demand_window)
         self.meters = Meters()
         self._decisions = Decisions()
         self._etcd = Etcd(settings.etcd)
@@ -165,7 +167,9 @@ class Agent:
         )
         self._control = control.Control(self, self.loads)
         self._probes = Probes(settings.probe, self.why_not_ready, lambda: None, self._metrics)
-        self.meters.follow(self.ledger, self._puller.statistics, published=lambda: self.presence.published)
+        self.meters.follow(
+            self.ledger, self._puller.statistics, self._demand.pods, published=lambda: self.presence.published
+        )
 
     # --- start ---
 
@@ -372,10 +376,12 @@ class Agent:
             entry = self.ledger.entries.get(victim)
             if entry is not None and entry.state is State.LOADED:
                 self._decisions.note("evict", victim, cause, why=room.why)
+                self._demand.made_way(entry)
                 self._unloads.start(entry, f"makes way for {cause}: {room.why}", evict=True)
 
     def _evict(self, entry: Entry, why: str) -> None:
         self._decisions.note("evict", entry.model_id, why=why)
+        self._demand.made_way(entry)
         self._unloads.start(entry, why, evict=True)
 
     def _on_stale(self, model_id: str) -> None:

@@ -4,6 +4,7 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mesh.runtime import demand
 from mesh.settings import EtcdSettings, parse_address
 
 MIB = 1 << 20
@@ -41,6 +42,7 @@ class RuntimeSettings:
     device: str = "auto"
     lease_ttl: int = 10
     drain_timeout: float = 20.0
+    demand_window: float = demand.WINDOW  # after its last call a model counts as in use for so long
     eviction: str = "lru"  # which copies make way first: a policy of `placement`
     max_message: int = 16 * MIB
     server_module: str = SERVER  # what is run as the model server

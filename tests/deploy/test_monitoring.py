@@ -30,6 +30,7 @@ FUNCTIONS = {
         "avg",
         "by",
         "count",
+        "label_replace",
         "histogram_quantile",
         "increase",
         "label_values",
@@ -119,7 +120,7 @@ def check(expression: str) -> None:
     assert expression.count("(") == expression.count(")")
     found = names(expression)
     assert found, expression
-    labels: set[str] = set()
+    labels = set(re.findall(r'label_replace\([^"]*\{[^}]*\}, "([a-z_]+)"', expression))
     for name in found:
         known = name
         for suffix in ("_bucket", "_sum", "_count"):
