@@ -190,6 +190,8 @@ class PodRecord:
     zone: str = ""
     capacity_bytes: int = 0
     used_bytes: int = 0
+    device_capacity_bytes: int = 0  # of a device's memory; 0: it has none
+    device_used_bytes: int = 0
     oldest_idle_ms: int = 0  # time since the use of the copy that would go first; 0: empty
     copies: int = 0
     loads_in_progress: int = 0
@@ -215,6 +217,8 @@ class PodRecord:
                 zone=str(data.get("zone", "")),
                 capacity_bytes=int(data.get("capacity", 0)),
                 used_bytes=int(data.get("used", 0)),
+                device_capacity_bytes=int(data.get("deviceCapacity", 0)),
+                device_used_bytes=int(data.get("deviceUsed", 0)),
                 oldest_idle_ms=int(data.get("oldest", 0)),
                 copies=int(data.get("copies", 0)),
                 loads_in_progress=int(data.get("loading", 0)),
@@ -229,6 +233,7 @@ class PodRecord:
 
     def encode(self) -> bytes:
         """To its JSON."""
+        device = {"deviceCapacity": self.device_capacity_bytes, "deviceUsed": self.device_used_bytes}
         return _dumps(
             {
                 "incarnation": self.incarnation,
@@ -240,6 +245,7 @@ class PodRecord:
                 "zone": self.zone,
                 "capacity": self.capacity_bytes,
                 "used": self.used_bytes,
+                **(device if self.device_capacity_bytes else {}),
                 "oldest": self.oldest_idle_ms,
                 "copies": self.copies,
                 "loading": self.loads_in_progress,

@@ -23,10 +23,22 @@ class Question:
     capacity_bytes: int
     idle_ms: int
     held: tuple[Held, ...]
+    need_device_bytes: int = 0
+    free_device_bytes: int = 0
+    capacity_device_bytes: int = 0
 
     def ask(self) -> Room:
         """The answer of the code as it is."""
-        return make_room(self.need_bytes, self.free_bytes, self.capacity_bytes, self.held, idle_ms=self.idle_ms)
+        return make_room(
+            self.need_bytes,
+            self.free_bytes,
+            self.capacity_bytes,
+            self.held,
+            idle_ms=self.idle_ms,
+            need_device_bytes=self.need_device_bytes,
+            free_device_bytes=self.free_device_bytes,
+            capacity_device_bytes=self.capacity_device_bytes,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +54,18 @@ class Difference:
 
 def render(question: Question, answer: Room) -> str:
     """One line."""
+    device = {
+        "need": question.need_device_bytes,
+        "free": question.free_device_bytes,
+        "capacity": question.capacity_device_bytes,
+    }
     return json.dumps(
         {
             "model": question.model_id,
             "need": question.need_bytes,
             "free": question.free_bytes,
             "capacity": question.capacity_bytes,
+            **({"device": device} if any(device.values()) else {}),
             "idle_ms": question.idle_ms,
             "held": [
                 {key: value for key, value in asdict(held).items() if value not in (0, "", False, None)}
@@ -66,6 +84,7 @@ def parse(line: str) -> tuple[Question, RoomVerdict, tuple[str, ...]]:
     try:
         data = json.loads(line)
         held = tuple(_held(item) for item in data["held"])
+        device = data.get("device") or {}
         question = Question(
             str(data["model"]),
             int(data["need"]),
@@ -73,9 +92,12 @@ def parse(line: str) -> tuple[Question, RoomVerdict, tuple[str, ...]]:
             int(data["capacity"]),
             int(data["idle_ms"]),
             held,
+            int(device.get("need", 0)),
+            int(device.get("free", 0)),
+            int(device.get("capacity", 0)),
         )
         return question, RoomVerdict(data["verdict"]), tuple(str(victim) for victim in data["victims"])
-    except (KeyError, TypeError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"not a decision: {error!r}") from error
 
 

@@ -86,8 +86,14 @@ class Sizes:
         limit_bytes: int | None = None,
     ) -> Prediction:
         """What a model will take. `file_bytes` 0: not known yet. `device`: on a pod that keeps models on one.
-        `limit_bytes` bounds a guess, not what was measured: the capacity of the largest pod."""
+        `limit_bytes` bounds a guess, not what was measured: the capacity of the largest pod, of its device's memory
+        where it has one."""
         if measured is not None and measured.total_bytes:
+            if device and not measured.device_bytes:
+                # Measured where there was no device, most likely: what it takes in all is known, not where.
+                host = min(OVERHEAD_BYTES, measured.host_bytes)
+                why = f"{measured}, measured by an earlier load without a device"
+                return self._bounded(measured.host_bytes - host, host, device, limit_bytes, Source.MEASURED, why)
             footprint = measured.on(device=device)
             return Prediction(footprint, Source.MEASURED, f"{footprint}, measured by an earlier load")
         ratio = self.ratio(model_type, device=device)

@@ -27,6 +27,7 @@ from placement.debits import Debits
 from placement.failures import Failures
 from placement.footprint import Footprint
 from placement.pod import Pod as Candidate
+from router import asking
 from router.agents import Agent, Timeout, Unreachable, load_request
 from router.dynamic import Current
 from router.meter import Meter
@@ -269,18 +270,24 @@ class ColdStart:
         return choose(published) if chosen.verdict is choice.Verdict.NO_ROOM and debited != published else chosen
 
     def footprint_of(self, record: records.ModelRecord) -> Footprint:
-        """What a load is reckoned with, in both memories."""
-        return Footprint(self.size_of(record), record.device_bytes if record.host_bytes else 0)
-
-    def size_of(self, record: records.ModelRecord) -> int:
-        """Bytes to reckon with: measured by an earlier load, else what copies here have on the average."""
+        """What a load is reckoned with: measured by an earlier one, else what copies here have on the average, those on
+        devices where there are any."""
         if record.host_bytes:
-            return record.host_bytes
+            return Footprint(record.host_bytes, record.device_bytes)
         pods = [pod.record for pod in self._view.pods.values() if pod.record is not None]
-        copies = sum(pod.copies for pod in pods)
-        average = sum(pod.used_bytes for pod in pods) // copies if copies else 0
+        devices = [pod for pod in pods if pod.device_capacity_bytes and pod.copies]
+        seen = devices or pods
+        copies = sum(pod.copies for pod in seen) or 1
         # A guess must never be the reason why a model is refused.
-        return min([average, *(pod.capacity_bytes for pod in pods)], default=0)
+        host = min([sum(pod.used_bytes for pod in seen) // copies, *(pod.capacity_bytes for pod in pods)])
+        device = min(
+            [
+                sum(pod.device_used_bytes for pod in seen) // copies,
+                *(pod.device_capacity_bytes for pod in devices),
+                *(pod.capacity_bytes - host for pod in pods),
+            ]
+        )
+        return Footprint(host, device)
 
     def statistics(self) -> ColdStartStatistics:
         """What waits now."""
@@ -443,17 +450,19 @@ class ColdStart:
                 if (late := self._too_late(flight, place, now)) is not None:
                     self._release(flight, waiter)
                     waiter.on_error(late)
-        debit = (flight.model_id, pod.name)
         self._failures.tried(pod.name, self._now_ms())
-        self._debits.sent(pod.name, self.size_of(record), self._now_ms(), debit)
         flight.asked.set()
         flight.quiet = (pod, request) if flight.idle_ms else None
-        loaded, measured = False, None
         try:
-            reply = await self._agents.load(pod, request, timeout=self._settings.load_wait)
-            loaded = reply.WhichOneof("outcome") == "loaded"
-            if loaded:
-                measured = Footprint(reply.loaded.host_bytes, reply.loaded.device_bytes)
+            reply = await asking.load(
+                pod,
+                request,
+                agents=self._agents,
+                debits=self._debits,
+                footprint=self.footprint_of(record),
+                now_ms=self._now_ms,
+                timeout=self._settings.load_wait,
+            )
             pod.agent_failed_at = 0.0
             return reply
         except Timeout as error:
@@ -466,7 +475,6 @@ class ColdStart:
             raise _Next from error
         finally:
             flight.quiet = None
-            self._debits.done(debit, loaded=loaded, measured=measured)
 
     async def _hurry(self, pod: Pod, request: agent_pb2.LoadRequest) -> None:
         """Tells the agent that a call waits now for what it was asked to load in its own time. It joins the two."""

@@ -534,7 +534,7 @@ class Management:
             seen.registration,
             self._status(seen.registration, seen),
             lambda excluded: self._coldstart.choose(model_id, record, excluded=excluded),
-            size=self._coldstart.size_of(seen.registration.record),
+            size=self._coldstart.footprint_of(seen.registration.record).total_bytes,
             decisions=await self._decisions(model_id),
         )
 

@@ -376,6 +376,8 @@ class View:
                     zone=record.zone,
                     accepts=not why_not,
                     why_not=why_not,
+                    device_capacity_bytes=record.device_capacity_bytes,
+                    device_used_bytes=record.device_used_bytes,
                     outgoing=pod.name in self._outgoing,
                     on_disk=model in pod.disk,
                 )

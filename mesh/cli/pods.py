@@ -41,18 +41,22 @@ def pods(
 
 def overview(found: list[dict[str, Any]]) -> Any:
     """The table of all pods."""
+    device = any(pod.get("device_capacity") for pod in found)
     made = output.table(
-        "POD", "STATE", ">USED", ">CAPACITY", ">", ">COPIES", ">LOADING", ">CALLS/MIN", "OLDEST USE", "LABELS"
+        *("POD", "STATE", ">USED", ">CAPACITY", ">"),
+        *((">DEVICE", ">") if device else ()),
+        *(">COPIES", ">LOADING", ">CALLS/MIN", "OLDEST USE", "LABELS"),
     )
     for pod in sorted(found, key=lambda pod: str(pod.get("pod"))):
-        capacity = pod.get("capacity") or 0
+        capacity, on_device = pod.get("capacity") or 0, pod.get("device_capacity") or 0
         state = output.status(str(pod.get("state", "")))
         made.add_row(
             output.plain(str(pod.get("pod", ""))),
             f"{state} [red]suspect[/]" if pod.get("suspect") else state,
             output.size(pod.get("used")) or "0 B",
             output.size(capacity),
-            f"{100 * (pod.get('used') or 0) / capacity:.0f} %" if capacity else "",
+            _share(pod.get("used"), capacity),
+            *((output.size(on_device), _share(pod.get("device_used"), on_device)) if device else ()),
             str(pod.get("copies", "")),
             str(pod.get("loading", "")),
             str(pod.get("rate", "")),
@@ -62,12 +66,18 @@ def overview(found: list[dict[str, Any]]) -> Any:
     return made
 
 
+def _share(used: Any, capacity: int) -> str:
+    return f"{100 * (used or 0) / capacity:.0f} %" if capacity else ""
+
+
 def _show(pod: dict[str, Any]) -> None:
     screen = output.console()
     used, capacity = number(pod, "used_bytes"), number(pod, "capacity_bytes")
+    on_device = number(pod, "device_capacity_bytes")
+    device = f"{output.size(number(pod, 'device_used_bytes')) or '0 B'} of {output.size(on_device)} of the device's, "
     screen.print(
         f"[bold]{output.plain(str(pod.get('pod', '')))}[/] {output.status(str(pod.get('state', '')))}, "
-        f"{output.size(used) or '0 B'} of {output.size(capacity)} used, "
+        f"{output.size(used) or '0 B'} of {output.size(capacity)} used, {device if on_device else ''}"
         f"server resident {output.size(number(pod, 'resident_bytes')) or 'unknown'}, "
         f"incarnation {output.plain(str(pod.get('incarnation', '')))}"
     )

@@ -120,6 +120,13 @@ def main(
         int, typer.Option(envvar="MESH_THREADS", min=0, help="For calls that are not short; 0: one for each CPU.")
     ] = 0,
     device: Annotated[str, typer.Option(envvar="MESH_DEVICE", help="auto, cpu or cuda.")] = "auto",
+    device_capacity: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_DEVICE_CAPACITY",
+            help="Of a GPU's memory, for models; auto: a good part of what is free.",
+        ),
+    ] = "auto",
     lease_ttl: Annotated[
         int, typer.Option(envvar="MESH_LEASE_TTL", min=2, help="After so long a dead pod is gone from etcd, s.")
     ] = 10,
@@ -197,6 +204,7 @@ def main(
         load_concurrency=load_concurrency or max(2, cpus.available()),
         threads=threads or cpus.available(),
         device=device,
+        device_capacity=0 if device_capacity == "auto" else _size(device_capacity, "--device-capacity"),
         lease_ttl=lease_ttl,
         demand_window=demand_window,
         drain_timeout=drain_timeout,

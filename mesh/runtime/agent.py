@@ -45,7 +45,7 @@ from mesh.runtime.spi import Spi
 from mesh.runtime.suspects import suspects
 from mesh.runtime.tasks import Tasks
 from mesh.runtime.unloads import Unloads
-from mesh.settings import format_address, parse_address
+from mesh.settings import format_address, format_bytes, parse_address
 from mesh.statuses import Reason
 from mesh.telemetry import logs, metrics
 from mesh.telemetry.probes import Probes
@@ -124,8 +124,15 @@ class Agent:
         self._memory = MemoryWatch(
             self.ledger,
             limit_bytes=memory.limit(settings.capacity),
-            resident=self.resident_bytes,
+            used=self.resident_bytes,
             evict=self._evict,
+        )
+        self._device_memory = MemoryWatch(
+            self.ledger,
+            limit_bytes=0,  # until the model server has told of a device
+            used=lambda: self.board.device_bytes,
+            evict=self._evict,
+            device=True,
         )
         self._unloads = Unloads(
             self.ledger,
@@ -204,6 +211,7 @@ class Agent:
             raise StartError(str(error)) from error
         for work, name in (
             (self._memory.run(), "memory watch"),
+            (self._device_memory.run(), "device memory watch"),
             (self._housekeeping.run(), "housekeeping"),
             (self._rate.run(), "rate"),
             (self._activity.run(), "activity"),
@@ -256,10 +264,26 @@ class Agent:
                 continue
             device = status.told.get("mesh-device", "cpu")
             self._optimising.server(status.version, device)
+            self._equip(*status.device_memory)
             label = "gpu" if device == "cuda" else "cpu"
             self._labels = tuple(dict.fromkeys((*settings.labels, label)))
             return data
         raise AssertionError("not reached")
+
+    def _equip(self, used: int, total: int) -> None:
+        """The device's memory, as the model server tells it, is for models too. Raises StartError."""
+        wanted = self.settings.device_capacity
+        if not total:
+            if wanted:
+                log.warning("--device-capacity has no effect: the model server tells of no device's memory")
+            return
+        try:
+            capacity = memory.device_capacity(wanted, used, total)
+        except ValueError as error:
+            raise StartError(f"--device-capacity: {error}") from error
+        self.ledger.equip(capacity)
+        self._device_memory.limit_bytes = total
+        log.info("a device is used", capacity=format_bytes(capacity), of=format_bytes(total))
 
     # --- how it is ---
 
@@ -321,7 +345,9 @@ class Agent:
             labels=self._labels,
             zone=self.settings.zone,
             capacity_bytes=self.settings.capacity,
-            used_bytes=max(0, statistics.committed_bytes),
+            used_bytes=max(0, statistics.committed.host_bytes),
+            device_capacity_bytes=statistics.capacity.device_bytes,
+            device_used_bytes=max(0, statistics.committed.device_bytes),
             oldest_idle_ms=0 if first is None else self.ledger.idle_ms(first),
             copies=statistics.copies,
             loads_in_progress=statistics.loading,
@@ -348,8 +374,8 @@ class Agent:
         if self.state == SERVER_DOWN:
             why = self.server.why_down if self.server is not None else ""
             return Refused(Reason.UNAVAILABLE, f"{why or 'the model server is down'}; another one is being started")
-        if self._memory.refusal:
-            return Refused(Reason.NO_ROOM, self._memory.refusal)
+        if refusal := self._memory.refusal or self._device_memory.refusal:
+            return Refused(Reason.NO_ROOM, refusal)
         return None
 
     # --- what happens to it ---

@@ -34,7 +34,7 @@ from pathlib import Path
 _MAGIC = int.from_bytes(b"MESHUSE1", "little")
 _HEADER = 64
 # Words of the header.
-_H_MAGIC, _H_SLOTS, _H_PID, _H_LIVES, _H_BEAT = range(5)
+_H_MAGIC, _H_SLOTS, _H_PID, _H_LIVES, _H_BEAT, _H_DEVICE = range(6)
 _H_INCARNATION, _INCARNATION_WORDS = 8, 8
 
 # Words of a slot.
@@ -199,6 +199,11 @@ class Board:
         return self._words[_H_BEAT]
 
     @property
+    def device_bytes(self) -> int:
+        """In use on the writer's device, by anybody, as of the last beat; 0: there is none, or nobody can tell."""
+        return self._words[_H_DEVICE]
+
+    @property
     def in_flight(self) -> int:
         """Calls in flight in the whole pod."""
         return sum(self._words[_SLOTS_AT + _IN_FLIGHT :: _SLOT].tolist())
@@ -247,8 +252,7 @@ class Board:
         """Frees every slot after the server's death. Call counts stay, calls in flight do not."""
         for slot in range(self.slots + 1):
             self.clear(slot)
-        self._words[_H_PID] = 0
-        self._words[_H_BEAT] = 0
+        self._words[_H_PID] = self._words[_H_BEAT] = self._words[_H_DEVICE] = 0
 
     # -- writing: whoever answers on the data port
 
@@ -272,11 +276,12 @@ class Board:
         series[bisect_left(BUCKETS_NS, elapsed_ns)] += 1
         series[_SUM] += elapsed_ns
 
-    def beat(self, now_ns: int) -> None:
+    def beat(self, now_ns: int, *, device_bytes: int = 0) -> None:
         """Says that the event loop turns, and writes the histogram out. To be called every second, and at the end."""
         for key, series in self._series.items():
             at = _CALLS_AT + key * _SERIES
             struct.pack_into(f"{_SERIES}Q", self._map, at * 8, *series)
+        self._words[_H_DEVICE] = device_bytes
         self._words[_H_BEAT] = now_ns
 
     def _at(self, slot: int) -> int:

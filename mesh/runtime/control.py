@@ -128,6 +128,8 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
             state=pod.state,
             capacity_bytes=ledger.capacity_bytes,
             used_bytes=max(0, ledger.committed_bytes),
+            device_capacity_bytes=ledger.device_capacity_bytes,
+            device_used_bytes=max(0, ledger.committed_device_bytes),
             resident_bytes=pod.resident_bytes(),
             copies=[_copy(ledger, entry, now_ns, pod.progress(entry.model_id)) for entry in entries],
             decisions=() if request.active else pod.decisions(request.model_id),

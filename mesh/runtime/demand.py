@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from mesh.runtime.ledger import Entry, Ledger, State
+from placement.footprint import Footprint
 
 WINDOW = 600.0
 """Seconds. Shorter: fewer pods, and more models that are loaded again when they are called again."""
@@ -28,30 +29,33 @@ class Demand:
         self._ledger = ledger
         self._window = window
         self._clock = clock
-        self._left: dict[str, tuple[float, int]] = {}  # copies that made way: when they were last used, and bytes
+        self._left: dict[str, tuple[float, Footprint]] = {}  # copies that made way: when they were last used
 
     def made_way(self, entry: Entry) -> None:
         """That copy is about to make way for another."""
         self._left.pop(entry.model_id, None)
-        self._left[entry.model_id] = (self._clock() - self._ledger.idle_ms(entry) / 1000, entry.weight)
+        self._left[entry.model_id] = (self._clock() - self._ledger.idle_ms(entry) / 1000, entry.footprint)
         if len(self._left) > _MOST:
             del self._left[next(iter(self._left))]
 
-    def bytes(self) -> int:
-        """Of the working set. Pinned copies and loads under way belong to it."""
+    def working_set(self) -> Footprint:
+        """What it takes. Pinned copies and loads under way belong to it."""
         ledger, oldest = self._ledger, self._clock() - self._window
-        here = {entry.model_id for entry in ledger.entries.values() if entry.state is not State.UNLOADING}
+        here = [entry for entry in ledger.entries.values() if entry.state is not State.UNLOADING]
+        names = {entry.model_id for entry in here}
         self._left = {
             model_id: (used, size)
             for model_id, (used, size) in self._left.items()
-            if used >= oldest and model_id not in here
+            if used >= oldest and model_id not in names
         }
-        return sum(size for _, size in self._left.values()) + sum(
-            entry.weight
-            for entry in ledger.entries.values()
-            if entry.state is not State.UNLOADING and (entry.pinned or ledger.idle_ms(entry) <= self._window * 1000)
-        )
+        sizes = [size for _, size in self._left.values()]
+        sizes += [entry.footprint for entry in here if entry.pinned or ledger.idle_ms(entry) <= self._window * 1000]
+        return Footprint(sum(size.host_bytes for size in sizes), sum(size.device_bytes for size in sizes))
 
     def pods(self) -> float:
-        """Pods such as this one that it would fill."""
-        return self.bytes() / max(1, self._ledger.capacity_bytes)
+        """Pods such as this one that it would fill, by the memory that it fills more of."""
+        size, capacity = self.working_set(), self._ledger.capacity
+        shares = [size.host_bytes / max(1, capacity.host_bytes)]
+        if capacity.device_bytes:
+            shares.append(size.device_bytes / capacity.device_bytes)
+        return max(shares)

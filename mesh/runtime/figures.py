@@ -49,6 +49,7 @@ def urgent(before: PodRecord, now: PodRecord) -> bool:
         before.labels,
         before.zone,
         before.capacity_bytes,
+        before.device_capacity_bytes,
     ) != (
         now.state,
         now.data_address,
@@ -57,6 +58,7 @@ def urgent(before: PodRecord, now: PodRecord) -> bool:
         now.labels,
         now.zone,
         now.capacity_bytes,
+        now.device_capacity_bytes,
     )
 
 
@@ -75,6 +77,8 @@ def worth_telling(published: Published, now: PodRecord, at: float) -> bool:
     if elapsed >= DISK_GAP and now.disk != before.disk:
         return True
     if abs(now.used_bytes - before.used_bytes) >= _USED * now.capacity_bytes:
+        return True
+    if abs(now.device_used_bytes - before.device_used_bytes) > _USED * now.device_capacity_bytes:
         return True
     if abs(now.copies - before.copies) > _COPIES * before.copies:
         return True

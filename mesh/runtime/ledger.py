@@ -6,7 +6,8 @@ server's memory holds or may hold at this moment: copies, loads that have begun,
 is really gone. Decisions are made on the first, and a load begins only when it fits into the second; so memory is never
 promised twice, and everything that was promised fits once the unloads are done.
 
-A copy weighs the larger of its host and device bytes: a pod's capacity is one number, and neither memory may overflow.
+Memory is of two kinds, the host's and, where the pod has one, a device's. Both sums are kept of each, and neither may
+overflow. Where there is no device, what a model is known to keep on one elsewhere counts as host memory.
 
 The order in which copies go is an eviction policy's (`placement.policies`), by default least recently used first, by
 the use board, which sees every call. Reading a slot costs microseconds and a pod holds thousands, so a policy reads it
@@ -23,6 +24,7 @@ from typing import Protocol
 
 from mesh.runtime import board
 from placement import room
+from placement.footprint import Footprint
 from placement.policies import Policy, named
 from placement.replay import Question
 
@@ -96,9 +98,14 @@ class Entry:
         self.queue_ms = 0  # that its calls wait before they run, lately
 
     @property
+    def footprint(self) -> Footprint:
+        """What it takes in each memory."""
+        return Footprint(self.host_bytes, self.device_bytes)
+
+    @property
     def weight(self) -> int:
-        """Bytes that count against the capacity."""
-        return max(self.host_bytes, self.device_bytes)
+        """Bytes in both memories."""
+        return self.host_bytes + self.device_bytes
 
     @property
     def physical(self) -> bool:
@@ -106,16 +113,16 @@ class Entry:
         return self.begun or self.state in _PHYSICAL
 
     def __repr__(self) -> str:
-        return f"<Entry {self.model_id!r} of {self.revision}: {self.state.value}, {self.weight} bytes>"
+        return f"<Entry {self.model_id!r} of {self.revision}: {self.state.value}, {self.footprint}>"
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerStatistics:
     """The ledger in numbers."""
 
-    capacity_bytes: int
-    committed_bytes: int
-    physical_bytes: int
+    capacity: Footprint
+    committed: Footprint
+    physical: Footprint
     copies: int  # loaded
     loading: int  # loads in progress, whatever they wait for
     unloading: int
@@ -136,14 +143,19 @@ class Ledger:
         """`eviction` names the policy. Raises ValueError for one that there is not."""
         self.capacity_bytes = capacity_bytes
         self.entries: dict[str, Entry] = {}
-        self.committed_bytes = 0
-        self.physical_bytes = 0
+        self.device_capacity_bytes = 0
+        self.committed_bytes = self.committed_device_bytes = 0
+        self.physical_bytes = self.physical_device_bytes = 0
         self._uses = uses
         self._clock = clock
         self._slots = deque(range(slots))  # free ones; first in, first out, so that a late write hits no fresh copy
         self._counts = dict.fromkeys(State, 0)
         self.questions: deque[tuple[Question, room.Room]] = deque(maxlen=QUESTIONS)  # for room, the latest
         self._policy: Policy[str] = named(eviction, self._uses_of)  # of the loaded ones
+
+    def equip(self, device_capacity_bytes: int) -> None:
+        """The pod has a device, with so much memory for models. Before the first load."""
+        self.device_capacity_bytes = device_capacity_bytes
 
     # --- an entry's life ---
 
@@ -174,8 +186,9 @@ class Ledger:
 
     def weigh(self, entry: Entry, host_bytes: int, device_bytes: int = 0) -> None:
         """Sets its size: reserves room, or corrects what was reserved by what was measured."""
+        size = Footprint(host_bytes, device_bytes).on(device=self.has_device)
         self._count(entry, -1)
-        entry.host_bytes, entry.device_bytes = host_bytes, device_bytes
+        entry.host_bytes, entry.device_bytes = size.host_bytes, size.device_bytes
         self._count(entry, +1)
         if entry.state is State.LOADED:
             self._policy.resize(entry.model_id, size=entry.weight, cost=float(entry.load_ms))
@@ -183,7 +196,9 @@ class Ledger:
     def begin(self, entry: Entry) -> bool:
         """Whether there is space in memory for it now; from then on it takes that space."""
         if not entry.begun:
-            if self.physical_bytes + entry.weight > self.capacity_bytes:
+            if self.physical_bytes + entry.host_bytes > self.capacity_bytes:
+                return False
+            if self.physical_device_bytes + entry.device_bytes > self.device_capacity_bytes:
                 return False
             self._count(entry, -1)
             entry.begun = True
@@ -209,10 +224,13 @@ class Ledger:
             self._slots.append(entry.slot)
 
     def _count(self, entry: Entry, sign: int) -> None:
+        host, device = sign * entry.host_bytes, sign * entry.device_bytes
         if entry.state is not State.UNLOADING:
-            self.committed_bytes += sign * entry.weight
+            self.committed_bytes += host
+            self.committed_device_bytes += device
         if entry.physical:
-            self.physical_bytes += sign * entry.weight
+            self.physical_bytes += host
+            self.physical_device_bytes += device
 
     # --- questions ---
 
@@ -220,9 +238,42 @@ class Ledger:
         return self.entries.get(entry.model_id) is entry
 
     @property
+    def has_device(self) -> bool:
+        """Whether models are kept on a device here."""
+        return self.device_capacity_bytes > 0
+
+    @property
+    def capacity(self) -> Footprint:
+        """Of both memories."""
+        return Footprint(self.capacity_bytes, self.device_capacity_bytes)
+
+    @property
     def free_bytes(self) -> int:
-        """What nobody has been promised; negative where sizes were predicted too small."""
+        """What nobody has been promised of host memory; negative where sizes were predicted too small."""
         return self.capacity_bytes - self.committed_bytes
+
+    @property
+    def free_device_bytes(self) -> int:
+        """The same of the device's memory."""
+        return self.device_capacity_bytes - self.committed_device_bytes
+
+    @property
+    def fullness(self) -> float:
+        """The share of the fuller memory that is taken."""
+        shares = [self.committed_bytes / max(1, self.capacity_bytes)]
+        if self.has_device:
+            shares.append(self.committed_device_bytes / self.device_capacity_bytes)
+        return max(shares)
+
+    def fits(self, size: Footprint) -> bool:
+        """Whether so much is free, in both memories."""
+        need = size.on(device=self.has_device)
+        return need.host_bytes <= self.free_bytes and need.device_bytes <= self.free_device_bytes
+
+    def holds(self, size: Footprint) -> bool:
+        """Whether so much would fit if nothing else were here."""
+        need = size.on(device=self.has_device)
+        return need.host_bytes <= self.capacity_bytes and need.device_bytes <= self.device_capacity_bytes
 
     def count(self, state: State) -> int:
         """How many are in that state."""
@@ -249,27 +300,28 @@ class Ledger:
         order = self.order(lambda entry: not entry.pinned)
         return order[-1] if order and not order[-1].pinned else None
 
-    def candidates(self, need_bytes: int) -> list[str]:
+    def candidates(self, need: Footprint) -> list[str]:
         """Whose other copies are worth knowing before room is made for that much: nobody's, where it fits anyway."""
-        if need_bytes <= self.free_bytes:
+        if self.fits(need):
             return []
         count = itertools.count(1)
         return [entry.model_id for entry in self.order(lambda entry: next(count) >= room.CANDIDATES)]
 
     def room_for(
         self,
-        need_bytes: int,
+        need: Footprint,
         *,
         idle_ms: int = 0,
         spares: Mapping[str, int] | None = None,
         keep: Collection[str] = (),
         for_whom: str = "",
     ) -> room.Room:
-        """Who makes way for `need_bytes` more. `spares`: copies elsewhere, of those that were asked about. `keep` are
+        """Who makes way for so much more. `spares`: copies elsewhere, of those that were asked about. `keep` are
         never taken."""
         now = self._clock()
+        need = need.on(device=self.has_device)
         busy = [
-            room.Held(entry.model_id, entry.weight, 0, busy_reason="loading")
+            room.Held(entry.model_id, entry.host_bytes, 0, busy_reason="loading", device_bytes=entry.device_bytes)
             for entry in self.entries.values()
             if entry.weight and entry.state not in (State.LOADED, State.UNLOADING)
         ]
@@ -282,8 +334,9 @@ class Ledger:
             awaited = not entry.idle_ms and (use is None or not use.calls)  # the caller that it was loaded for
             return room.Held(
                 model_id,
-                entry.weight,
+                entry.host_bytes,
                 idle,
+                device_bytes=entry.device_bytes,
                 in_flight=use.in_flight if use else 0,
                 busy_reason="kept" if model_id in keep else "pinned" if entry.pinned else "",
                 other_copies=others,
@@ -293,7 +346,7 @@ class Ledger:
 
         looked: list[room.Held] = []
         found = room.search(
-            need_bytes,
+            need.host_bytes,
             self.free_bytes,
             self.capacity_bytes,
             self._policy,
@@ -302,9 +355,22 @@ class Ledger:
             spares=spares,
             busy=busy,
             on_looked=looked.extend,
+            need_device_bytes=need.device_bytes,
+            free_device_bytes=self.free_device_bytes,
+            capacity_device_bytes=self.device_capacity_bytes,
         )
         if found.verdict is not room.RoomVerdict.FITS:
-            question = Question(for_whom, need_bytes, self.free_bytes, self.capacity_bytes, idle_ms, tuple(looked))
+            question = Question(
+                for_whom,
+                need.host_bytes,
+                self.free_bytes,
+                self.capacity_bytes,
+                idle_ms,
+                tuple(looked),
+                need.device_bytes,
+                self.free_device_bytes,
+                self.device_capacity_bytes,
+            )
             self.questions.append((question, found))
         return found
 
@@ -312,9 +378,9 @@ class Ledger:
         """The ledger in numbers."""
         loaded, unloading = self._counts[State.LOADED], self._counts[State.UNLOADING]
         return LedgerStatistics(
-            capacity_bytes=self.capacity_bytes,
-            committed_bytes=self.committed_bytes,
-            physical_bytes=self.physical_bytes,
+            capacity=self.capacity,
+            committed=Footprint(self.committed_bytes, self.committed_device_bytes),
+            physical=Footprint(self.physical_bytes, self.physical_device_bytes),
             copies=loaded,
             loading=len(self.entries) - loaded - unloading,
             unloading=unloading,

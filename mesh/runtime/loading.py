@@ -159,7 +159,7 @@ class Loading:
     async def _steps(self, want: Want, entry: Entry, pull: "asyncio.Task[Pulled]", began: float) -> Outcome:
         parts, ledger = self._parts, self._ledger
         # Who may have to go is asked about in the claim: of an unknown size, whether the pod is nearly full.
-        likely = want.weight or ledger.capacity_bytes // 10
+        likely = want.footprint if want.weight else Footprint(ledger.capacity_bytes // 10)
         verdict = await parts.claiming.claim(
             want.model_id,
             CopyRecord(parts.incarnation, want.revision, records.LOADING, age_ms=want.idle_ms, type=want.type),
@@ -179,7 +179,7 @@ class Loading:
         if (refused := self._reserve(want, entry, pulled, spares)) is not None:
             return refused
         if not await self._wait_for_space(entry):
-            text = f"{format_bytes(entry.weight)} were not free after {_SPACE_WAIT:g} s: victims have calls in flight"
+            text = f"{entry.footprint} were not free after {_SPACE_WAIT:g} s: victims have calls in flight"
             return Refused(Reason.NO_ROOM, text)
         async with self._turns.turn(want.model_id, idle_ms=entry.idle_ms):
             parts.meters.queue_ms.observe((time.monotonic() - waiting) * 1000)
@@ -188,10 +188,10 @@ class Loading:
             return size
         self._sizes.learn(
             want.type,
-            predicted=Footprint(entry.host_bytes, entry.device_bytes),
+            predicted=entry.footprint,
             measured=Footprint(size.host_bytes, size.device_bytes),
             file_bytes=pulled.bytes,
-            device=size.device_bytes > 0,
+            device=ledger.has_device,
         )
         load_ms = max(1, round((time.monotonic() - began) * 1000))
         parts.history.loaded(
@@ -223,20 +223,20 @@ class Loading:
     def _reserve(self, want: Want, entry: Entry, pulled: Pulled, spares: Mapping[str, int]) -> Refused | None:
         """Room for it on the books; victims begin to go."""
         ledger = self._ledger
-        if pulled.bytes > ledger.capacity_bytes:
-            text = f"its files have {format_bytes(pulled.bytes)}, this pod's capacity is "
-            return Refused(Reason.NOWHERE, text + format_bytes(ledger.capacity_bytes))
+        largest = max(ledger.capacity_bytes, ledger.device_capacity_bytes, 1)
+        if pulled.bytes > largest:
+            text = f"its files have {format_bytes(pulled.bytes)}, this pod's capacity is {ledger.capacity}"
+            return Refused(Reason.NOWHERE, text)
         if (refused := self._parts.why_refused()) is not None:
             return refused
-        if want.weight:
-            size = Footprint(want.host_bytes, want.device_bytes)  # as it was measured, in whichever memory
-        else:
-            size = self._sizes.predict(
-                want.type, file_bytes=pulled.bytes, limit_bytes=max(ledger.capacity_bytes, 1)
-            ).footprint
-        room = ledger.room_for(
-            max(size.host_bytes, size.device_bytes), idle_ms=entry.idle_ms, spares=spares, for_whom=want.model_id
-        )
+        size = self._sizes.predict(
+            want.type,
+            file_bytes=pulled.bytes,
+            measured=want.footprint,
+            device=ledger.has_device,
+            limit_bytes=max(1, ledger.device_capacity_bytes if ledger.has_device else ledger.capacity_bytes),
+        ).footprint
+        room = ledger.room_for(size, idle_ms=entry.idle_ms, spares=spares, for_whom=want.model_id)
         if (refused := no_room(room)) is not None:
             return refused
         ledger.weigh(entry, size.host_bytes, size.device_bytes)
@@ -302,15 +302,15 @@ class Loading:
         """Its size is known: it stays, and others may have to go, or it has to. Without a pause in between."""
         parts, ledger = self._parts, self._ledger
         ledger.weigh(entry, size.host_bytes, size.device_bytes)
-        if entry.weight > ledger.capacity_bytes:
-            text = f"it takes {format_bytes(entry.weight)} in memory, this pod's capacity is "
-            return Refused(Reason.NOWHERE, text + format_bytes(ledger.capacity_bytes))
-        if ledger.free_bytes < 0:
+        if not ledger.holds(entry.footprint):
+            text = f"it takes {entry.footprint}, this pod's capacity is {ledger.capacity}"
+            return Refused(Reason.NOWHERE, text)
+        if not ledger.fits(Footprint()):
             room = ledger.room_for(
-                0, idle_ms=entry.idle_ms, spares=spares, keep=(want.model_id,), for_whom=want.model_id
+                Footprint(), idle_ms=entry.idle_ms, spares=spares, keep=(want.model_id,), for_whom=want.model_id
             )
             if (refused := no_room(room)) is not None:
-                return Refused(refused.reason, f"it takes {format_bytes(entry.weight)} in memory: {refused.text}")
+                return Refused(refused.reason, f"it takes {entry.footprint}: {refused.text}")
             parts.evict(room, want.model_id)
         entry.load_ms = load_ms
         ledger.enter(entry, State.LOADED)

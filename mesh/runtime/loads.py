@@ -184,7 +184,7 @@ class Loads:
             return Refused(Reason.OVERLOADED, f"{len(self._flights)} loads are in progress in this pod")
         if not want.weight:
             return None
-        return no_room(self._ledger.room_for(want.weight, idle_ms=want.idle_ms, for_whom=want.model_id))
+        return no_room(self._ledger.room_for(want.footprint, idle_ms=want.idle_ms, for_whom=want.model_id))
 
     async def _fly(self, flight: _Flight) -> None:
         want = flight.want

@@ -1,4 +1,4 @@
-"""The model server's memory as the system sees it, against what the ledger believes.
+"""The memory of the model server, and of its device, as the system sees them, against what the ledger believes.
 
 Sizes are measured when a model is loaded, and a model may take more later: a first call with a large input, an arena
 that grows. So the server's private resident memory is watched, whatever the ledger says.
@@ -8,6 +8,10 @@ calls at work and for what malloc cannot give back; `limit` is all of that toget
 The shares are of that limit: above 90 % the least recently used copies go, one after the other as long as it helps;
 above 95 % loads are refused too. At 100 % an allocation fails in whoever asks for it, and the server goes on.
 (90 % of the capacity itself, as the design has it, would evict from every cache that is merely full.)
+
+A device is watched in the same way: sessions take workspace there as they are called, and others may use it too. Its
+limit is all of its memory, the shares are higher, and the capacity is told apart: `device_capacity` leaves as much as
+calls may need.
 """
 
 import asyncio
@@ -21,6 +25,8 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 EVICT, REFUSE = 0.90, 0.95
+DEVICE_EVICT, DEVICE_REFUSE = 0.95, 0.98
+DEVICE_SHARE = 0.85  # of the device's free memory, for models, where the operator names no capacity
 HEADROOM_SHARE = 0.25
 HEADROOM_LEAST = 512 << 20
 """The server itself takes about 100 MB; the data port alone may hold 256 MiB of inputs."""
@@ -45,24 +51,38 @@ def auto_capacity(available_bytes: int) -> int:
     return max(64 << 20, capacity)
 
 
+def device_capacity(wanted: int, used: int, total: int) -> int:
+    """Bytes for models on a device of `total` bytes, of which `used` are in use before any model. `wanted` 0: a good
+    part of the rest. Raises ValueError where that much is not there."""
+    free = max(0, total - used)
+    if wanted > free:
+        text = f"{format_bytes(wanted)} are asked for models, of the device's {format_bytes(total)}"
+        raise ValueError(f"{text} only {format_bytes(free)} are free")
+    return wanted or int(free * DEVICE_SHARE)
+
+
 class MemoryWatch:
-    """Looks every second. `resident` gives the bytes, 0 where there is no server; `evict` lets a copy go."""
+    """Looks every second. `used` gives the bytes, 0 where there is no server; `evict` lets a copy go."""
 
     def __init__(
         self,
         ledger: Ledger,
         *,
         limit_bytes: int,
-        resident: Callable[[], int],
+        used: Callable[[], int],
         evict: Callable[[Entry, str], None],
+        device: bool = False,
     ) -> None:
+        """`device`: it is a device's memory that is watched. A limit of 0 watches nothing."""
         self.limit_bytes = limit_bytes
         self.refusal = ""  # why no loads are taken; empty: they are
         self._ledger = ledger
-        self._resident = resident
+        self._used = used
         self._evict = evict
+        self._device = device
+        self._what = "the device's memory is taken to" if device else "the model server takes"
+        self._shares = (DEVICE_EVICT, DEVICE_REFUSE) if device else (EVICT, REFUSE)
         self._high = False
-        self._unloading = 0
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -72,17 +92,20 @@ class MemoryWatch:
 
     def look(self) -> None:
         """One look, and what follows from it."""
-        resident = self._resident()
-        text = f"the model server takes {format_bytes(resident)} of {format_bytes(self.limit_bytes)}"
-        self.refusal = f"{text}: no loads above {REFUSE:.0%}" if resident > REFUSE * self.limit_bytes else ""
-        high = resident > EVICT * self.limit_bytes
+        if not self.limit_bytes:
+            return
+        evict, refuse = self._shares
+        used = self._used()
+        text = f"{self._what} {format_bytes(used)} of {format_bytes(self.limit_bytes)}"
+        self.refusal = f"{text}: no loads above {refuse:.0%}" if used > refuse * self.limit_bytes else ""
+        high = used > evict * self.limit_bytes
         if high != self._high:
             log.warning("memory is short" if high else "memory is enough again", what=text)
         self._high = high
         if not high:
             return
         # Copies whose size is on the books already are on their way out: their memory counts as given back.
-        excess = resident - int(EVICT * self.limit_bytes) - (self._ledger.physical_bytes - self._ledger.committed_bytes)
+        excess = used - int(evict * self.limit_bytes) - self._leaving()
         victims: list[Entry] = []
 
         def enough(entry: Entry) -> bool:
@@ -90,13 +113,19 @@ class MemoryWatch:
             use = self._ledger.use(entry)
             if not entry.pinned and (use is None or not use.in_flight):
                 victims.append(entry)
-                excess -= max(entry.weight, 1)
+                excess -= max(entry.device_bytes if self._device else entry.host_bytes, 1)
             return excess <= 0
 
         if excess > 0:
             self._ledger.order(enough)
         for entry in victims:
-            self._evict(entry, f"{text}, copies go above {EVICT:.0%}")
+            self._evict(entry, f"{text}, copies go above {evict:.0%}")
+
+    def _leaving(self) -> int:
+        ledger = self._ledger
+        if self._device:
+            return ledger.physical_device_bytes - ledger.committed_device_bytes
+        return ledger.physical_bytes - ledger.committed_bytes
 
 
 def available_bytes(*, meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:

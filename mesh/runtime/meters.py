@@ -91,8 +91,16 @@ class Meters:
         gauge("modelmesh_instance_used_bytes", "Memory used by models, loads included.").follow(
             lambda: ledger.committed_bytes
         )
-        gauge("modelmesh_instance_used_bps", "The same in 1/100 percent of the capacity.", merge="max").follow(
-            lambda: 10_000 * ledger.committed_bytes // max(1, ledger.capacity_bytes)
+        gauge(
+            "modelmesh_instance_used_bps",
+            "The fuller memory, in 1/100 percent of its capacity.",
+            merge="max",
+        ).follow(lambda: int(10_000 * ledger.fullness))
+        gauge("mesh_device_capacity_bytes", "Device memory for models; 0: no device.").follow(
+            lambda: ledger.device_capacity_bytes
+        )
+        gauge("mesh_device_used_bytes", "Device memory used by models, loads included.").follow(
+            lambda: ledger.committed_device_bytes
         )
         gauge("mesh_pods_wanted", "Pods such as this one that its models in use would fill.").follow(wanted)
         gauge("modelmesh_instance_models_total", "Copies in this pod.").follow(lambda: ledger.statistics().copies)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mesh.statuses import Reason
+from placement.footprint import Footprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,13 @@ class Want:
 
     @property
     def weight(self) -> int:
-        """Bytes that it is known to take; 0: unknown."""
-        return max(self.host_bytes, self.device_bytes)
+        """Bytes that it is known to take, in both memories; 0: unknown."""
+        return self.host_bytes + self.device_bytes
+
+    @property
+    def footprint(self) -> Footprint:
+        """The same by memory."""
+        return Footprint(self.host_bytes, self.device_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ class RuntimeSettings:
     load_concurrency: int = 2
     threads: int = 2  # of the model server, for calls that are not short
     device: str = "auto"
+    device_capacity: int = 0  # for models, of the device's memory; 0: a good part of what is free there
     lease_ttl: int = 10
     drain_timeout: float = 20.0
     demand_window: float = demand.WINDOW  # after its last call a model counts as in use for so long

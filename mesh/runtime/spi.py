@@ -24,6 +24,7 @@ from mesh.statuses import Code
 
 HOST_BYTES = "mesh-host-bytes"
 DEVICE_BYTES = "mesh-device-bytes"
+DEVICE_TOTAL, DEVICE_USED = "mesh-device-total", "mesh-device-used"
 
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
@@ -63,6 +64,11 @@ class Status:
     default_bytes: int
     version: str
     told: dict[str, str]  # metadata of ours: "mesh-device", "mesh-data", ...
+
+    @property
+    def device_memory(self) -> tuple[int, int]:
+        """Bytes in use on its device, before any model, and in all; zeros where there is none, or it does not tell."""
+        return _number(self.told.get(DEVICE_USED)), _number(self.told.get(DEVICE_TOTAL))
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +192,10 @@ def _texts(metadata: Any) -> dict[str, str]:
     return {key: value for key, value in metadata or () if isinstance(value, str)}
 
 
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else 0
+
+
 def _told_size(told: dict[str, str]) -> Size | None:
-    try:
-        host, device = int(told.get(HOST_BYTES, 0)), int(told.get(DEVICE_BYTES, 0))
-    except ValueError:
-        return None
+    host, device = _number(told.get(HOST_BYTES)), _number(told.get(DEVICE_BYTES))
     return Size(host, device) if host > 0 or device > 0 else None

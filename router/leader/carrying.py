@@ -12,6 +12,7 @@ from placement.actions import Action, Kind
 from placement.debits import Debits
 from placement.footprint import Footprint
 from placement.limits import TypeLimits
+from router import asking
 from router.agents import Agent, Timeout, Unreachable, load_request
 from router.registry import Registry
 from router.tasks import Tasks
@@ -130,15 +131,18 @@ class Carrying:
         if pinned is None:
             pinned = bool(self._limits().of(record.type, record.limits).pinned)
         request = load_request(registration, idle_ms=idle_ms, reason=reason, pinned=pinned, expected_copies=expected)
-        debit = (model_id, name)
-        self._debits.sent(name, record.host_bytes, _now_ms(), debit)
-        loaded, measured = False, None
         try:
-            reply = await self._agents.load(pod, request, timeout=LOAD_TIMEOUT)
+            reply = await asking.load(
+                pod,
+                request,
+                agents=self._agents,
+                debits=self._debits,
+                footprint=Footprint(record.host_bytes, record.device_bytes),
+                now_ms=_now_ms,
+                timeout=LOAD_TIMEOUT,
+            )
             outcome = reply.WhichOneof("outcome")
-            loaded = outcome == "loaded"
-            if loaded:
-                measured = Footprint(reply.loaded.host_bytes, reply.loaded.device_bytes)
+            if outcome == "loaded":
                 self._view.loaded(
                     model_id,
                     pod,
@@ -160,8 +164,6 @@ class Carrying:
             return None  # it is loading still, most likely; the next round sees
         except Unreachable as error:
             return str(error)
-        finally:
-            self._debits.done(debit, loaded=loaded, measured=measured)
 
     async def _unload(self, action: Action) -> None:
         pod = self._view.pods.get(action.pod)

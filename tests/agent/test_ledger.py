@@ -11,6 +11,7 @@ from mesh.runtime.board import State as SlotState
 from mesh.runtime.board import Use
 from mesh.runtime.demand import Demand
 from mesh.runtime.ledger import Entry, Ledger, State
+from placement.footprint import Footprint
 from placement.room import RoomVerdict
 
 MS = 1_000_000
@@ -41,13 +42,13 @@ class Pod:
         self.now_ms = 1000
         self.ledger = Ledger(capacity, self.board, slots=slots, eviction=eviction, clock=lambda: self.now_ms * MS)
 
-    def reserve(self, model_id: str, size: int, *, idle_ms: int = 0) -> Entry:
+    def reserve(self, model_id: str, size: int, *, idle_ms: int = 0, device: int = 0) -> Entry:
         entry = self.ledger.add(model_id, 1, idle_ms=idle_ms)
-        self.ledger.weigh(entry, size)
+        self.ledger.weigh(entry, size, device)
         return entry
 
-    def load(self, model_id: str, size: int = 10, *, idle_ms: int = 0) -> Entry:
-        entry = self.reserve(model_id, size, idle_ms=idle_ms)
+    def load(self, model_id: str, size: int = 10, *, idle_ms: int = 0, device: int = 0) -> Entry:
+        entry = self.reserve(model_id, size, idle_ms=idle_ms, device=device)
         assert self.ledger.begin(entry)
         assert self.ledger.take_slot(entry)
         self.ledger.enter(entry, State.LOADING)
@@ -82,13 +83,36 @@ def test_a_measured_size_replaces_the_predicted_one(pod: Pod) -> None:
     entry = pod.load("m", 10)
     pod.ledger.weigh(entry, 130)
     assert pod.ledger.free_bytes == -30
-    assert pod.ledger.room_for(0, keep=("m",)).verdict is RoomVerdict.NO_ROOM
+    assert pod.ledger.room_for(Footprint(0), keep=("m",)).verdict is RoomVerdict.NO_ROOM
 
 
-def test_a_copy_weighs_the_larger_of_its_two_sizes(pod: Pod) -> None:
-    entry = pod.reserve("m", 10)
-    pod.ledger.weigh(entry, 10, 30)
-    assert pod.ledger.committed_bytes == 30
+def test_without_a_device_everything_is_host_memory(pod: Pod) -> None:
+    pod.load("m", 10, device=30)
+    assert (pod.ledger.committed_bytes, pod.ledger.committed_device_bytes) == (40, 0)
+    assert pod.ledger.room_for(Footprint(10, 60)).verdict is RoomVerdict.EVICT
+
+
+def test_a_device_is_a_memory_of_its_own(pod: Pod) -> None:
+    """Neither overflows, and room in one is made by what takes of it."""
+    pod.ledger.equip(50)
+    on_device, on_host = pod.load("on device", 10, device=40), pod.load("on host", 80)
+    statistics = pod.ledger.statistics()
+    assert (statistics.committed, statistics.physical) == (Footprint(90, 40), Footprint(90, 40))
+    assert pod.ledger.fullness == 0.9
+    assert pod.ledger.fits(Footprint(10, 10))
+    assert not pod.ledger.fits(Footprint(10, 11))
+    assert pod.ledger.room_for(Footprint(5, 20)).victims == ("on device",)
+    assert pod.ledger.room_for(Footprint(30, 10)).victims == ("on host",)
+    assert pod.ledger.room_for(Footprint(1, 51)).verdict is RoomVerdict.TOO_LARGE
+    assert not pod.ledger.holds(Footprint(1, 51))
+    waiting = pod.reserve("waiting", 1, device=20)
+    assert not pod.ledger.begin(waiting)
+    pod.ledger.enter(on_device, State.UNLOADING)
+    assert (pod.ledger.free_device_bytes, pod.ledger.physical_device_bytes) == (30, 40)
+    assert not pod.ledger.begin(waiting)
+    pod.ledger.remove(on_device)
+    assert pod.ledger.begin(waiting)
+    assert pod.order() == [on_host.model_id]
 
 
 def test_least_recently_used_goes_first(pod: Pod) -> None:
@@ -117,28 +141,28 @@ def test_calls_in_flight_protect(pod: Pod) -> None:
     pod.board.use(busy, 1000, in_flight=1)
     pod.board.use(idle, 2000)
     pod.now_ms = 3000
-    room = pod.ledger.room_for(30)
+    room = pod.ledger.room_for(Footprint(30))
     assert (room.verdict, room.victims) == (RoomVerdict.EVICT, ("idle",))
-    assert pod.ledger.room_for(60).verdict is RoomVerdict.NO_ROOM
+    assert pod.ledger.room_for(Footprint(60)).verdict is RoomVerdict.NO_ROOM
 
 
 def test_a_copy_with_a_spare_elsewhere_goes_before_one_of_similar_age(pod: Pod) -> None:
     for name in ("sole", "spare"):
         pod.load(name, 50)
     pod.now_ms = 60_000
-    assert pod.ledger.room_for(10).victims == ("sole",)
-    assert pod.ledger.room_for(10, spares={"spare": 1}).victims == ("spare",)
+    assert pod.ledger.room_for(Footprint(10)).victims == ("sole",)
+    assert pod.ledger.room_for(Footprint(10), spares={"spare": 1}).victims == ("spare",)
 
 
 def test_two_loads_are_not_promised_the_same_victim(pod: Pod) -> None:
     """The first one's victim is on its way out when the second one asks."""
     pod.load("a", 50)
     pod.load("b", 50)
-    first = pod.ledger.room_for(50)
+    first = pod.ledger.room_for(Footprint(50))
     for victim in first.victims:
         pod.ledger.enter(pod.ledger.entries[victim], State.UNLOADING)
     pod.reserve("new1", 50)
-    second = pod.ledger.room_for(50)
+    second = pod.ledger.room_for(Footprint(50))
     assert first.victims == ("a",)
     assert second.victims == ("b",)
 
@@ -171,14 +195,14 @@ def test_finding_a_victim_does_not_read_the_whole_board() -> None:
     for number in range(1000):
         pod.load(str(number), 10, idle_ms=1)
     pod.board.reads = 0
-    assert pod.ledger.room_for(10).victims == ("0",)
+    assert pod.ledger.room_for(Footprint(10)).victims == ("0",)
     assert pod.board.reads <= 16
 
 
 def test_nothing_is_asked_about_where_it_fits_anyway(pod: Pod) -> None:
     pod.load("a", 60)
-    assert pod.ledger.candidates(40) == []
-    assert pod.ledger.candidates(41) == ["a"]
+    assert pod.ledger.candidates(Footprint(40)) == []
+    assert pod.ledger.candidates(Footprint(41)) == ["a"]
 
 
 actions = st.lists(
@@ -236,10 +260,10 @@ def test_a_pinned_copy_is_never_a_victim(pod: Pod) -> None:
     pinned.pinned = True
     pod.load("other", 50)
     assert pod.ledger.first() is pod.ledger.entries["other"]
-    assert pod.ledger.room_for(50).victims == ("other",)
-    assert pod.ledger.room_for(60).verdict is RoomVerdict.NO_ROOM
+    assert pod.ledger.room_for(Footprint(50)).victims == ("other",)
+    assert pod.ledger.room_for(Footprint(60)).verdict is RoomVerdict.NO_ROOM
     pinned.pinned = False
-    assert pod.ledger.room_for(60).victims == ("pinned", "other")
+    assert pod.ledger.room_for(Footprint(60)).victims == ("pinned", "other")
 
 
 def test_the_policy_decides_who_goes() -> None:
@@ -251,7 +275,7 @@ def test_the_policy_decides_who_goes() -> None:
         pod.ledger.take_slot(entry)
         pod.ledger.enter(entry, State.LOADED)
         pod.now_ms += 5000
-    assert pod.ledger.room_for(50).victims == ("quick",)
+    assert pod.ledger.room_for(Footprint(50)).victims == ("quick",)
     with pytest.raises(ValueError, match="lfu"):
         Pod(eviction="lfu")
 
@@ -357,3 +381,14 @@ def test_demand_counts_loads_under_way() -> None:
     going = pod.load("going", 20)
     pod.ledger.enter(going, State.UNLOADING)
     assert demand.pods() == 0.5
+
+
+def test_demand_is_of_the_memory_that_is_shorter() -> None:
+    """A pod with a device is full when either memory is."""
+    pod = Pod(capacity=100)
+    pod.ledger.equip(40)
+    demand = a_demand(pod)
+    pod.ledger.weigh(pod.ledger.add("a", 1), 30, 20)
+    assert demand.pods() == 0.5
+    pod.ledger.weigh(pod.ledger.add("b", 1), 60, 0)
+    assert demand.pods() == 0.9

@@ -25,6 +25,7 @@ from mesh.runtime.rundir import RunDir
 from mesh.runtime.serverprocess import Plan, ServerFailed, ServerProcess
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.suspects import suspects
+from placement.footprint import Footprint
 from placement.room import RoomVerdict
 from puller.puller import Puller
 from puller.source import Source
@@ -131,7 +132,7 @@ async def test_memory_above_the_limits(pod: FakePod) -> None:
         evicted.append(entry.model_id)
         pod.ledger.enter(entry, State.UNLOADING)
 
-    watch = MemoryWatch(pod.ledger, limit_bytes=1_000_000, resident=lambda: resident, evict=evict)
+    watch = MemoryWatch(pod.ledger, limit_bytes=1_000_000, used=lambda: resident, evict=evict)
     resident = 900_000
     watch.look()
     assert (evicted, watch.refusal) == ([], "")
@@ -165,7 +166,7 @@ async def test_a_copy_that_cannot_be_freed_stays_on_the_books(pod: FakePod, monk
     assert "stuck" not in pod.keys.keys
     await until(lambda: pod.unloaded().count("stuck") >= 2, why="it is tried again")
     assert pod.ledger.physical_bytes == 600_000
-    assert pod.ledger.room_for(500_000).verdict is RoomVerdict.FITS
+    assert pod.ledger.room_for(Footprint(500_000)).verdict is RoomVerdict.FITS
     waiting = asyncio.create_task(pod.load("next", 500_000))
     await until(lambda: pod.ledger.count(State.WAITING), why="waits for the space")
     del pod.board.uses[slot]

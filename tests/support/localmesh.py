@@ -135,11 +135,12 @@ class LocalMesh:
         runtime_options: Iterable[str] = (),
         router_options: Iterable[str] = (),
         labels: Mapping[str, str] | None = None,
+        options_of: Mapping[str, Iterable[str]] | None = None,
         trust: ssl.SSLContext | None = None,
         fake: bool = False,
     ) -> None:
-        """`labels` are of pods, by name, separated by commas. `trust`: the routers were told to speak TLS. `fake`: the
-        pods' model servers are `twin`s."""
+        """`labels` are of pods, by name, separated by commas; `options_of`, what single pods are told besides. `trust`:
+        the routers were told to speak TLS. `fake`: the pods' model servers are `twin`s."""
         self.folder = folder
         self.etcd = etcd
         self.edge = edge
@@ -151,6 +152,7 @@ class LocalMesh:
         self.runtime_options = list(runtime_options)
         self.router_options = list(router_options)
         self.labels = labels or {}
+        self.options_of = options_of or {}
         self.trust = trust
         self.server = twin.MODULE if fake else "mesh.runtime.server"
         self.pods = [self._pod(f"pod-{number}") for number in range(1, pods + 1)]
@@ -167,6 +169,7 @@ class LocalMesh:
         argv += ["--lease-ttl", str(LEASE_TTL), "--server-module", self.server, *self._common(), *self.runtime_options]
         if name in self.labels:
             argv += ["--labels", self.labels[name]]
+        argv += self.options_of.get(name, ())
         return Program(name, argv, self.folder)
 
     def _router(self, name: str) -> Program:

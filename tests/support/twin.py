@@ -11,6 +11,7 @@ which is all of a path that a pull keeps: `size=20MiB,load=0.5s,fail=no such lay
 | word | what the model does |
 | --- | --- |
 | `size=20MiB` | is measured as that large; 1 MiB otherwise |
+| `device=20MiB` | takes so much of the device's memory besides; without a device, of the host's |
 | `value=3` | answers that for each element of its input `x`; 0 otherwise |
 | `load=0.5s`, `call=0.5s` | takes so long to be loaded, or for each call, and ends early where it is told to |
 | `gate=NAME` | its load waits until there is a file of that name beside the folder of the pod's models |
@@ -25,7 +26,7 @@ import collections
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -34,6 +35,7 @@ import numpy as np
 
 from mesh.runtime.server import __main__ as server
 from mesh.runtime.server import making, session, tensors
+from mesh.runtime.server.device import CPU, Device
 from mesh.runtime.server.intake import Intake
 from mesh.runtime.server.loader import Loader
 from mesh.settings import parse_bytes
@@ -44,6 +46,9 @@ MODULE = "tests.support.twin"
 
 ENDLESS = 3600.0  # seconds
 
+DEVICE_MEMORY = 1 << 40
+"""Of the fake device that `--device cuda` gives: how much of it is for models is the agent's to say."""
+
 _LOOK = 0.005  # seconds between two looks at whether it is to end
 
 
@@ -52,6 +57,7 @@ class Behaviour:
     """What a file's name says."""
 
     size: int = 1 << 20
+    device: int = 0
     value: float = 0.0
     load: float = 0.0  # seconds
     call: float = 0.0
@@ -72,7 +78,8 @@ def name(**words: object) -> str:
 def content(text: str) -> bytes:
     """What stands in that file: nothing that counts, but a thousandth of the size, as the agent learns from files how
     large a model of that type will be."""
-    return b"\0" * max(1, read(text).size >> 10)
+    behaviour = read(text)
+    return b"\0" * max(1, (behaviour.size + behaviour.device) >> 10)
 
 
 def read(text: str) -> Behaviour:
@@ -92,6 +99,7 @@ def _seconds(text: str) -> float:
 
 _WORDS: Mapping[str, Callable[[str], Any]] = {
     "size": parse_bytes,
+    "device": parse_bytes,
     "value": float,
     "load": _seconds,
     "call": _seconds,
@@ -103,13 +111,27 @@ _WORDS: Mapping[str, Callable[[str], Any]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class TwinDevice(Device):
+    """A GPU that is none: its memory is taken by the models that say so."""
+
+    taken: collections.Counter[str] = field(default_factory=collections.Counter)
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes in use, and in all."""
+        return self.taken["bytes"], DEVICE_MEMORY
+
+
 class TwinSession(session.Session):
     """A model that computes nothing. Inputs and outputs are checked and written by the server's own code."""
 
-    __slots__ = ("_behaviour",)
+    __slots__ = ("_behaviour", "_device")
 
-    def __init__(self, behaviour: Behaviour) -> None:
+    def __init__(self, behaviour: Behaviour, device: Device) -> None:
         self._behaviour = behaviour
+        self._device = device if isinstance(device, TwinDevice) else None
+        if self._device is not None:
+            self._device.taken["bytes"] += behaviour.device
         self.inputs = {"x": tensors.Tensor("x", tensors.OF_ONNX["tensor(float)"], [-1, -1])}
         self.outputs = {"y": tensors.Tensor("y", tensors.OF_ONNX["tensor(float)"], [-1, -1])}
         self.unsupported = {}
@@ -127,13 +149,16 @@ class TwinSession(session.Session):
         return [np.full_like(feed["x"], behaviour.value)]
 
     def close(self) -> None:
-        """There is nothing to free."""
+        """Gives back what it took of the device."""
+        if self._device is not None:
+            self._device.taken["bytes"] -= self._behaviour.device
 
 
 class TwinLoader(Loader):
     """The server's loads, where what a thread does for one is to behave as the file's name says."""
 
     engine = "twin"
+    find_device = staticmethod(lambda wanted: TwinDevice("cuda", ()) if wanted == "cuda" else CPU)
 
     def __init__(self, *parts: Any, **more: Any) -> None:
         super().__init__(*parts, **more)
@@ -155,7 +180,10 @@ class TwinLoader(Loader):
                 _fail(behaviour.fail, lambda: load.stop.asked)
         # As if by a warm-up call of one element: what takes long is not run in the event loop the first time, either.
         pace = (4, max(1000, int(behaviour.call * 1e9)))
-        return making.Made(TwinSession(behaviour), behaviour.size, 0, False, pace)
+        host, device = behaviour.size, behaviour.device
+        if self._device.name == "cpu":
+            host, device = host + device, 0
+        return making.Made(TwinSession(behaviour, self._device), host, device, False, pace)
 
 
 def _fail(how: str, asked: Callable[[], bool]) -> None:

@@ -45,12 +45,17 @@ class Device:
 
     def used(self) -> int:
         """Bytes in use on the device, by anybody; 0 where it has no memory of its own or nobody can tell."""
+        used, _ = self.memory()
+        return used
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes in use on the device, by anybody, and in all; zeros where it has none of its own or nobody can tell."""
         if self.name == "cpu" or _memory_info is None:
-            return 0
+            return 0, 0
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         if _memory_info(ctypes.byref(free), ctypes.byref(total)):
-            return 0
-        return total.value - free.value
+            return 0, 0
+        return total.value - free.value, total.value
 
 
 CPU = Device("cpu", (_CPU,))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mesh.runtime.board import Board, Row, State
-from mesh.runtime.server import making, session
+from mesh.runtime.server import device, making, session
 from mesh.runtime.server.copies import Copies, Copy
 from mesh.runtime.server.device import Device
 from mesh.runtime.server.runs import Runs
@@ -79,6 +79,9 @@ class Loader:
 
     engine = f"onnxruntime {session.VERSION}"
     """What runs the models, as the server's version tells it."""
+
+    find_device = staticmethod(device.find)
+    """What they run on."""
 
     def __init__(
         self,
@@ -274,6 +277,7 @@ class Loader:
                 raise MeshError(Reason.DEADLINE, text)
             copy.session.close()
             self._meter.others -= copy.host_bytes
+            self._meter.others_device -= copy.device_bytes
             row.mark(State.FREE)
             self._unloads += 1
             log.debug("model unloaded", model=copy.model_id)

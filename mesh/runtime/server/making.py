@@ -54,6 +54,8 @@ class Meter:
         self._lock = asyncio.Lock()
         self.others = 0
         """Bytes by which loads that are not measured, and unloads, have changed this process's memory so far."""
+        self.others_device = 0
+        """The same of the device's memory."""
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[bool]:
@@ -91,17 +93,21 @@ def make(
     estimate = file.bytes + file.bytes // 4 + 65536  # a quarter more, as the predecessor's adapters reckon
     noisy = disturbed() or not memory.EXACT
     with _nothing_collected() if measured else contextlib.nullcontext():
-        before, before_device = memory.in_use() - meter.others, device.used()
+        before, before_device = memory.in_use() - meter.others, device.used() - meter.others_device
         made, optimised_too = _session(file, optimised, model_id, device, stop)
         pace = _warm_up(made, model_id, stop, clock)
-        device_bytes = max(0, device.used() - before_device)
+        device_bytes = max(0, device.used() - meter.others_device - before_device)
         after = memory.in_use() - meter.others
     if not measured:
-        meter.others += estimate
-        return Made(made, estimate, device_bytes, optimised_too, pace)
+        # On a device, weights are there; what others load or free there meanwhile would be measured as well.
+        host, on_device = (LEAST, estimate) if device.memory()[1] else (estimate, 0)
+        meter.others += host
+        meter.others_device += on_device
+        return Made(made, host, on_device, optimised_too, pace)
     host = after - before
     if noisy or disturbed():
         host = min(host, 8 * file.bytes + (8 << 20))
+        device_bytes = min(device_bytes, 8 * file.bytes + (64 << 20))
     # Whatever else is freed meanwhile, a buffer of a call's, say, would make it look smaller than it can be.
     return Made(made, max(host, LEAST + file.bytes // 2), device_bytes, optimised_too, pace)
 

@@ -56,7 +56,7 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> None
 
     board = _board(settings)
     try:
-        used = device.find(settings.device)
+        used = (loading or Loader).find_device(settings.device)
     except device.DeviceError as error:
         raise CannotStart(str(error)) from error
     # On a device, a call waits more than it computes, and the waiting would hold up the loop as well.
@@ -95,7 +95,7 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> None
     gc.collect()
     gc.freeze()  # what exists now stays: no collection need look at it again
     board.attach(os.getpid())
-    beating = loop.create_task(_beat(board, loader))
+    beating = loop.create_task(_beat(board, loader, used))
     log.info("model server ready", data=address, device=used.name, threads=settings.threads)
     await leave.wait()
 
@@ -124,8 +124,8 @@ def _board(settings: Settings) -> Board:
     return board
 
 
-async def _beat(board: Board, loader: Loader) -> None:
+async def _beat(board: Board, loader: Loader, used: device.Device) -> None:
     while True:
-        board.beat(time.monotonic_ns())
+        board.beat(time.monotonic_ns(), device_bytes=used.used())
         loader.trimmer.look()
         await asyncio.sleep(_BEAT)

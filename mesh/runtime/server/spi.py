@@ -6,8 +6,8 @@ Beyond the SPI's own messages, all of it optional:
   then leaves any other copy of that id alone. The deadline of `unloadModel` says how long calls in flight are waited
   for: it ends them in time to answer.
 - `loadModel` and `modelSize` answer `mesh-host-bytes` and `mesh-device-bytes` as trailing metadata; `sizeInBytes` is
-  their sum. `runtimeStatus` answers `mesh-data` (host:port of the data port), `mesh-device` (cpu or cuda) and
-  `mesh-pid`.
+  their sum. `runtimeStatus` answers `mesh-data` (host:port of the data port), `mesh-device` (cpu or cuda), `mesh-pid`,
+  and of a device's memory `mesh-device-total` and `mesh-device-used` (bytes, by anybody, without a model of ours).
 
 Failures of `loadModel`: INVALID_ARGUMENT (no model, or one that cannot be served), NOT_FOUND (no such file),
 RESOURCE_EXHAUSTED (it asks for too much memory), DEADLINE_EXCEEDED (it does not end), INTERNAL, with the reason as
@@ -55,6 +55,7 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
         self._copies = copies
         self._version = f"mesh-onnx {dataport.VERSION}; {loader.engine}; device={device.name}"
         self._about = (("mesh-data", data_address), ("mesh-device", device.name), ("mesh-pid", str(pid)))
+        self._device = device
 
     async def loadModel(
         self, request: modelruntime_pb2.LoadModelRequest, context: Context
@@ -106,7 +107,7 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
         """READY, with nothing loaded."""
         async with _answered(context):
             await self._loader.purge()
-        context.set_trailing_metadata(self._about)
+        context.set_trailing_metadata((*self._about, *self._device_memory()))
         kind = modelruntime_pb2.RuntimeStatusResponse
         status = kind(
             status=kind.READY,
@@ -119,6 +120,10 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
         for method in _METHODS:
             status.methodInfos[f"inference.GRPCInferenceService/{method}"].idInjectionPath.append(_ID_FIELD)
         return status
+
+    def _device_memory(self) -> tuple[tuple[str, str], ...]:
+        used, total = self._device.memory()
+        return (("mesh-device-total", str(total)), ("mesh-device-used", str(used))) if total else ()
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,99 @@
+"""GPU pods beside CPU pods, with a fake device: what is counted, who makes way, and where models go that may not fit.
+
+The same with a real one: tests/gpu."""
+
+import grpc
+import numpy as np
+import pytest
+
+from mesh.statuses import Reason
+from tests.support.localmesh import Client
+from tests.support.waiting import until
+
+ONE = np.ones((1, 1), np.float32)
+GPU = {"pod-1": ["--device", "cuda", "--device-capacity", "100MiB"]}
+CONSTRAINTS = {"net": {"preferred": ["gpu"]}, "strict": {"required": ["gpu"]}}
+MIB = 1 << 20
+
+
+async def test_a_device_fills_and_empties_and_falls_back_to_the_cpu(a_mesh):
+    """Its memory is apart from the host's: full, it evicts for those that need it and leaves the others to CPU pods."""
+    async with a_mesh(pods=2, fake=True, capacity="200MiB", edge="grpc", options_of=GPU) as mesh:
+        assert (await mesh.rest("PUT", "/mesh/v1/settings/type_constraints", CONSTRAINTS)).status == 200
+        client = Client(mesh.channel())
+
+        async def call(model_id: str) -> float:
+            (answer,) = await client.infer(model_id, x=ONE)
+            return float(answer[0, 0])
+
+        async def holders() -> dict[str, list[str]]:
+            found = {}
+            for pod in ("pod-1", "pod-2"):
+                copies = (await mesh.rest("GET", f"/mesh/v1/pods/{pod}")).json["copies"]
+                found[pod] = sorted(copy["model_id"] for copy in copies if copy["state"] == "loaded")
+            return found
+
+        async def register(model_id: str, type: str, value: int, device: str) -> None:
+            await mesh.register_fake(model_id, type=type, value=value, size="1MiB", device=device)
+
+        for number, name in enumerate(("a", "b", "c")):
+            await register(name, "net", number, "40MiB")
+            assert await call(name) == number
+            # The next choice is to know of it: a router learns from the pod's own figures.
+            await until(lambda number=number: _copies(mesh, number + 1), why=f"{number + 1} copies published")
+        assert await holders() == {"pod-1": ["a", "b"], "pod-2": ["c"]}
+        on_gpu, on_cpu = (await mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
+        assert (on_gpu["device_capacity"], on_gpu["device_used"], on_gpu["used"]) == (100 * MIB, 80 * MIB, 2 * MIB)
+        assert (on_cpu["device_capacity"], on_cpu["used"]) == (0, 41 * MIB)
+        assert (set(on_gpu["labels"]), set(on_cpu["labels"])) == ({"gpu"}, {"cpu"})
+
+        # One that may go nowhere else: the least recently used makes way on the device, though host memory is free.
+        await register("d", "strict", 7, "40MiB")
+        assert await call("d") == 7
+        assert await holders() == {"pod-1": ["b", "d"], "pod-2": ["c"]}
+
+        # One that no device holds, and one that a device holds only alone.
+        await register("large", "strict", 8, "101MiB")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call("large")
+        assert refused.value.code().value[0] == Reason.NOWHERE.code
+        assert "101 MiB of device memory" in refused.value.details()
+        assert await holders() == {"pod-1": ["b", "d"], "pod-2": ["c"]}
+        await register("all of it", "strict", 9, "100MiB")
+        assert await call("all of it") == 9
+        assert await holders() == {"pod-1": ["all of it"], "pod-2": ["c"]}
+
+        # Without its pod, what only prefers a GPU is served by a CPU, and what requires one says what it lacks.
+        await mesh.pods[0].stop()
+        await until(lambda: _pods(mesh, 1), why="the pod has gone")
+        assert await call("b") == 1
+        assert (await holders_of(mesh, "pod-2")) == ["b", "c"]
+        with pytest.raises(grpc.aio.AioRpcError) as nowhere:
+            await call("d")
+        assert "gpu" in nowhere.value.details()
+
+
+async def holders_of(mesh, pod: str) -> list[str]:
+    copies = (await mesh.rest("GET", f"/mesh/v1/pods/{pod}")).json["copies"]
+    return sorted(copy["model_id"] for copy in copies if copy["state"] == "loaded")
+
+
+async def _copies(mesh, count: int) -> bool:
+    pods = (await mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
+    return sum(pod["copies"] for pod in pods) == count
+
+
+async def _pods(mesh, count: int) -> bool:
+    return len((await mesh.rest("GET", "/mesh/v1/pods")).json["pods"]) == count
+
+
+async def test_more_is_asked_of_a_device_than_it_has(a_mesh):
+    """The pod does not start, and says so."""
+    mesh = a_mesh(pods=1, fake=True, options_of={"pod-1": ["--device", "cuda", "--device-capacity", "2TiB"]})
+    (pod,) = mesh.pods
+    pod.start()
+    try:
+        await until(lambda: pod.process.poll() is not None, why="it ends")
+        assert "2.0 TiB are asked for models, of the device's 1.0 TiB only 1.0 TiB are free" in pod.tail()
+    finally:
+        await pod.stop()
