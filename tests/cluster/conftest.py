@@ -60,8 +60,8 @@ def image(cluster: Kube, request: pytest.FixtureRequest) -> str:
         return lifecycle.image()
 
 
-@pytest.fixture
-def namespace(cluster: Kube, tmp_path: Path) -> Iterator[Kube]:
+@contextlib.contextmanager
+def _a_namespace(cluster: Kube, folder: Path) -> Iterator[Kube]:
     """A fresh namespace under Pod Security's `restricted`, as somebody who is its admin and nothing else."""
     name = f"test-{secrets.token_hex(4)}"
     here = cluster.within(name)
@@ -81,10 +81,51 @@ def namespace(cluster: Kube, tmp_path: Path) -> Iterator[Kube]:
         },
     )
     token = here.kubectl("create", "token", "owner", "--duration=4h").strip()
-    kubeconfig = tmp_path / "owner.kubeconfig"
+    kubeconfig = folder / f"{name}.kubeconfig"
     authority = (layout.PKI / "ca.crt").read_bytes()
     identity.write(kubeconfig, identity.kubeconfig(authority, user={"token": token}, namespace=name))
-    yield Kube(kubeconfig, name)
-    # Not waited for: it takes seconds, and the next test has a namespace of its own.
-    here.kubectl("delete", "pods", "--all", "--grace-period=1", "--wait=false")
-    cluster.kubectl("delete", "namespace", name, "--wait=false")
+    try:
+        yield Kube(kubeconfig, name)
+    finally:
+        # Not waited for: it takes seconds, and the next test has a namespace of its own.
+        here.kubectl("delete", "pods", "--all", "--grace-period=1", "--wait=false")
+        cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def namespace(cluster: Kube, tmp_path: Path) -> Iterator[Kube]:
+    """A fresh namespace under Pod Security's `restricted`, as somebody who is its admin and nothing else."""
+    with _a_namespace(cluster, tmp_path) as here:
+        yield here
+
+
+@pytest.fixture(scope="module")
+def shared_namespace(cluster: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
+    """The same for all tests of a module."""
+    with _a_namespace(cluster, tmp_path_factory.mktemp("namespace")) as here:
+        yield here
+
+
+@pytest.fixture(scope="module")
+def volume(cluster: Kube, shared_namespace: Kube) -> Iterator[str]:
+    """The storage class that one volume of `shared_namespace` is of: the cluster makes none by itself."""
+    name = shared_namespace.namespace
+    folder = layout.RUN / "volumes" / name
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)  # as a volume that Kubernetes gives to the pod's group
+    cluster.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": name},
+            "spec": {
+                "storageClassName": name,
+                "capacity": {"storage": "1Gi"},
+                "accessModes": ["ReadWriteOnce"],
+                "persistentVolumeReclaimPolicy": "Retain",
+                "hostPath": {"path": str(folder), "type": "Directory"},
+            },
+        }
+    )
+    yield name
+    cluster.kubectl("delete", "persistentvolume", name, "--wait=false")
