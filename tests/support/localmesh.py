@@ -280,10 +280,12 @@ class LocalMesh:
         temporary.replace(path)
         return path
 
-    async def register(self, model_id: str, content: bytes, *, load: bool = False, router: int = 0) -> Any:
+    async def register(
+        self, model_id: str, content: bytes, *, load: bool = False, router: int = 0, type: str = "onnx"
+    ) -> Any:
         """Writes the file and registers it."""
         path = self.write(f"{urllib.parse.quote(model_id, safe='')}.{os.urandom(3).hex()}.onnx", content)
-        return await self._register(model_id, "onnx", path, load=load, sync=load, router=router)
+        return await self._register(model_id, type, path, load=load, sync=load, router=router)
 
     async def register_fake(
         self,

@@ -85,6 +85,21 @@ def weights(value: float, *, mebibytes: int) -> bytes:
     )
 
 
+def dense(seed: int, width: int) -> bytes:
+    """`y` is `x` @ `dense_weights(seed, width)`, shapes [-1, width]: 4 * width * width bytes of weights."""
+    return _model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        inputs=[_value("x", shape=(None, width))],
+        outputs=[_value("y", shape=(None, width))],
+        initializers=[numpy_helper.from_array(dense_weights(seed, width), "w")],
+    )
+
+
+def dense_weights(seed: int, width: int) -> np.ndarray:
+    """FP32 [width, width], of variance 1 / width."""
+    return np.random.default_rng(seed).standard_normal((width, width), np.float32) / np.float32(np.sqrt(width))
+
+
 def intricate(value: float, *, nodes: int = 6000) -> bytes:
     """Answers `x * 0 + value`, by way of a graph that takes onnxruntime's optimisers long to go over: its constants are
     made by many nodes of their own."""

@@ -96,11 +96,11 @@ def make(
         before, before_device = memory.in_use() - meter.others, device.used() - meter.others_device
         made, optimised_too = _session(file, optimised, model_id, device, stop)
         pace = _warm_up(made, model_id, stop, clock)
-        device_bytes = max(0, device.used() - meter.others_device - before_device)
+        device_bytes = max(device.least, device.used() - meter.others_device - before_device)
         after = memory.in_use() - meter.others
     if not measured:
         # On a device, weights are there; what others load or free there meanwhile would be measured as well.
-        host, on_device = (LEAST, estimate) if device.memory()[1] else (estimate, 0)
+        host, on_device = (LEAST, estimate + device.least) if device.least else (estimate, 0)
         meter.others += host
         meter.others_device += on_device
         return Made(made, host, on_device, optimised_too, pace)

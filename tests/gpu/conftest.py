@@ -1,0 +1,50 @@
+"""What these tests need, looked for before any of them: an NVIDIA GPU that models can be run on. `make test-gpu`."""
+
+import functools
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+
+class Nvml:
+    """The device's memory as its driver counts it, all processes together."""
+
+    def __init__(self) -> None:
+        import pynvml  # only where there is a driver
+
+        self._nvml = pynvml
+        pynvml.nvmlInit()
+        self._device = pynvml.nvmlDeviceGetHandleByIndex(0)
+        self.name = str(pynvml.nvmlDeviceGetName(self._device))
+
+    def used(self) -> int:
+        """Bytes in use."""
+        return int(self._nvml.nvmlDeviceGetMemoryInfo(self._device).used)
+
+    def close(self) -> None:
+        """Lets the driver go."""
+        self._nvml.nvmlShutdown()
+
+
+@functools.cache
+def why_not() -> str:
+    """Why there is nothing to test on; empty where there is."""
+    try:
+        Nvml().close()
+    except Exception as error:  # the library, the driver or the device is missing, each with an error of its own
+        return f"NVML finds no NVIDIA GPU: {error}"
+    code = "from mesh.runtime.server import device; device.find('cuda')"
+    tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    return tried.stderr.strip().splitlines()[-1] if tried.returncode else ""
+
+
+@pytest.fixture(scope="session")
+def nvml() -> Iterator[Nvml]:
+    """Skips, loudly, where there is no GPU."""
+    if why := why_not():
+        pytest.skip(f"NO TEST HAS RUN ON A GPU: {why} (make test-gpu)")
+    made = Nvml()
+    yield made
+    made.close()
