@@ -177,6 +177,7 @@ def main(
         cert=etcd_cert,
         key=etcd_key,
     )
+    at_hand = memory.available_bytes()
     settings = RuntimeSettings(
         name=name or socket.gethostname(),
         base=base,
@@ -185,9 +186,8 @@ def main(
         control=_address(control, "--control"),
         probe=_address(probe, "--probe"),
         advertise=advertise,
-        capacity=(
-            memory.auto_capacity(memory.available_bytes()) if capacity == "auto" else _size(capacity, "--capacity")
-        ),
+        capacity=memory.auto_capacity(at_hand) if capacity == "auto" else _size(capacity, "--capacity"),
+        memory_limit=memory.auto_limit(at_hand) if capacity == "auto" else 0,
         etcd=reached,
         labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
         zone=zone,

@@ -123,7 +123,7 @@ class Agent:
         self._history = History(self._etcd, self._keys, pod=settings.name)
         self._memory = MemoryWatch(
             self.ledger,
-            limit_bytes=memory.limit(settings.capacity),
+            limit_bytes=settings.memory_limit or memory.limit(settings.capacity),
             used=self.resident_bytes,
             evict=self._evict,
         )

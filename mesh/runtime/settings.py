@@ -24,6 +24,7 @@ class RuntimeSettings:
     probe: str = "127.0.0.1:0"  # /ready, /live, /metrics
     advertise: str = ""  # host that others reach this pod by; empty: that of `data`, or this host's own address
     capacity: int = 1024 * MIB  # for models
+    memory_limit: int = 0  # of the model server in all; 0: what the capacity makes of it
     etcd: EtcdSettings = field(default_factory=EtcdSettings)
     labels: tuple[str, ...] = ()
     zone: str = ""
