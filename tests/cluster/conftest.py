@@ -69,7 +69,10 @@ def _a_namespace(cluster: Kube, folder: Path) -> Iterator[Kube]:
         {
             "apiVersion": "v1",
             "kind": "Namespace",
-            "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+            "metadata": {
+                "name": name,
+                "labels": {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")},
+            },
         },
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "owner", "namespace": name}},
         {

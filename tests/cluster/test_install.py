@@ -116,7 +116,7 @@ async def test_etcd_goes_and_comes_back(mesh: Installed, force: bool) -> None:
         await mesh.ready()
         await traffic.some(200)
     assert traffic.errors == []
-    await mesh.mesh("register", f"late-{force}", "http://store:8000/m1.onnx", "--load", "--wait")
+    await mesh.mesh("register", f"late-{force}", "http://store:8000/models/m1.onnx", "--load", "--wait")
 
 
 async def test_a_second_mesh_is_refused(mesh: Installed) -> None:

@@ -44,7 +44,18 @@ class Kube:
         """Runs helm and gives what it prints."""
         return self._run("helm", *argv, given=None, timeout=timeout)
 
+    def dry_run(self, *objects: dict[str, Any]) -> list[str]:
+        """Has the API server check objects as if they were applied: what it warns of. KubeError for what it refuses."""
+        given = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+        done = self._done("kubectl", "apply", "--dry-run=server", "--validate=strict", "-f", "-", given=given)
+        return [line for line in done.stderr.splitlines() if line.startswith("Warning:")]
+
     def _run(self, program: str, *argv: str, given: str | None, timeout: float) -> str:
+        return self._done(program, *argv, given=given, timeout=timeout).stdout
+
+    def _done(
+        self, program: str, *argv: str, given: str | None, timeout: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
         command = [str(layout.BIN / program), f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}", *argv]
         # Nothing of the machine's own configuration: neither its plugins nor its repositories.
         home = str(layout.CACHE / "home")
@@ -52,7 +63,7 @@ class Kube:
         done = subprocess.run(command, input=given, env=environment, capture_output=True, text=True, timeout=timeout)
         if done.returncode != 0:
             raise KubeError(f"{program} {' '.join(argv)}: {done.stderr.strip()}\n{done.stdout.strip()}".rstrip())
-        return done.stdout
+        return done
 
     def get(self, *argv: str) -> dict[str, Any]:
         """`kubectl get` as an object: one, or a List."""

@@ -8,6 +8,7 @@ import base64
 import json
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -133,30 +134,50 @@ class Installed:
         assert child.returncode == 0, f"mesh {' '.join(argv)}: {err.decode()}{out.decode()}\n{self.kube.story()}"
         return out.decode()
 
+    def metric(self, pod: str, name: str) -> float:
+        """A metric without labels, as a pod tells it."""
+        address = self.kube.get("pod", pod)["status"]["podIP"]
+        with urllib.request.urlopen(f"http://{address}:8089/metrics", timeout=10.0) as reply:
+            for line in reply.read().decode().splitlines():
+                if line.startswith(f"{name} "):
+                    return float(line.split()[1])
+        raise AssertionError(f"{pod} has no metric {name}")
+
     # --- models ---
 
     async def offer(self, count: int) -> None:
-        """A store in the namespace with so many models, which are registered from outside."""
+        """So many models in a store of the namespace, registered from outside."""
         numbers = {f"m{number}": float(number) for number in range(count)}
         self.kube.apply(*_store(self.image, {f"{name}.onnx": models.constant(v) for name, v in numbers.items()}))
         await self.kube.wait("pod/store", "condition=Ready")
-        lines = [json.dumps({"id": name, "path": f"http://store:8000/{name}.onnx", "type": "onnx"}) for name in numbers]
-        await self.mesh("import", "-", given="\n".join(lines))
+        await self.register({name: f"models/{name}.onnx" for name in numbers})
         self.models |= numbers
+
+    async def store(self, name: str, content: bytes) -> None:
+        """Adds a file to the store, of any size."""
+        program = "import base64, sys; open(sys.argv[1], 'wb').write(base64.b64decode(sys.stdin.read()))"
+        argv = ("exec", "--stdin", "store", "--", "python", "-c", program, f"/files/{name}")
+        await asyncio.to_thread(self.kube.kubectl, *argv, given=base64.b64encode(content).decode())
+
+    async def register(self, paths: Mapping[str, str]) -> None:
+        """Registers models with files of the store, from outside."""
+        lines = [{"id": name, "path": f"http://store:8000/{path}", "type": "onnx"} for name, path in paths.items()]
+        await self.mesh("import", "-", given="\n".join(map(json.dumps, lines)))
 
 
 def _store(image: str, files: Mapping[str, bytes]) -> list[dict[str, Any]]:
-    """A web server with these files."""
-    ready = {"httpGet": {"path": "/", "port": 8000}, "periodSeconds": 1}
+    """A web server with these files in the folder `models`."""
     server = {
         "name": "it",
         "image": image,
         "command": ["python", "-m", "http.server", "--directory", "/files"],
-        "readinessProbe": ready,
-        "volumeMounts": [{"name": "files", "mountPath": "/files"}],
+        "readinessProbe": {"httpGet": {"path": "/", "port": 8000}, "periodSeconds": 1},
+        "volumeMounts": [
+            {"name": "files", "mountPath": "/files"},
+            {"name": "models", "mountPath": "/files/models"},
+        ],
     }
-    one = pod("store", server)
-    one["spec"]["volumes"] = [{"name": "files", "configMap": {"name": "store"}}]
+    volumes = [{"name": "files", "emptyDir": {}}, {"name": "models", "configMap": {"name": "store"}}]
     return [
         {
             "apiVersion": "v1",
@@ -164,7 +185,7 @@ def _store(image: str, files: Mapping[str, bytes]) -> list[dict[str, Any]]:
             "metadata": {"name": "store"},
             "binaryData": {name: base64.b64encode(content).decode() for name, content in files.items()},
         },
-        one,
+        pod("store", server, volumes=volumes),
         {
             "apiVersion": "v1",
             "kind": "Service",
