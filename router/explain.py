@@ -65,6 +65,7 @@ def described(reply: agent_pb2.DescribeReply) -> dict[str, Any]:
             "load_ms": copy.load_ms,
             "age_ms": copy.age_ms,
             "pull": pull(copy),
+            "load": load(copy),
         }
         for copy in reply.copies
     ]
@@ -81,6 +82,13 @@ def described(reply: agent_pb2.DescribeReply) -> dict[str, Any]:
         "decisions": [_decision(text) for text in reply.decisions],
         "counters": dict(reply.counters),
     }
+
+
+def load(copy: agent_pb2.CopyState) -> dict[str, Any] | None:
+    """How far a load is: its state, how many have their turn before it, and ms until it should be done (0: unknown)."""
+    if copy.state in ("loaded", "unloading"):
+        return None
+    return {"state": copy.state, "ahead": copy.ahead, "expected_ms": copy.expected_ms}
 
 
 def pull(copy: agent_pb2.CopyState) -> dict[str, int] | None:

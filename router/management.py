@@ -556,9 +556,10 @@ class Management:
 
         return dict(await asyncio.gather(*(ask(name) for name in list(self._view.pods))))
 
-    async def pulls(self, model_id: str, status: ModelStatus) -> dict[str, dict[str, int]]:
-        """How far the pods that load the model have come with its files, by pod; who does not answer is left out."""
-        found: dict[str, dict[str, int]] = {}
+    async def progress(self, model_id: str, status: ModelStatus) -> dict[str, dict[str, Any]]:
+        """How far the pods have come that load the model, by pod: `load`, and `pull` while its files are fetched. Who
+        does not answer is left out."""
+        found: dict[str, dict[str, Any]] = {}
 
         async def ask(pod: Pod) -> None:
             try:
@@ -566,8 +567,9 @@ class Management:
             except Unreachable:
                 return
             for copy in reply.copies:
-                if (pull := explain.pull(copy)) is not None:
-                    found[pod.name] = pull
+                if (load := explain.load(copy)) is not None:
+                    pull = explain.pull(copy)
+                    found[pod.name] = {"load": load} | ({"pull": pull} if pull is not None else {})
 
         loading = {info.pod for info in status.copies if info.status == LOADING}
         await asyncio.gather(*(ask(pod) for name in loading if (pod := self._view.pods.get(name)) is not None))

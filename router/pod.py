@@ -87,6 +87,7 @@ class RouterPod:
             etcd=self._etcd,
             keys=keys,
             settings=lambda: self._dynamic.current,
+            failure_expiry=settings.failure_expiry,
         )
         self._election = Election(self._etcd, keys, settings.name, self._rounds.lead)
         self._workers: dict[int, process.Process] = {}

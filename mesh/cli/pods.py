@@ -7,6 +7,7 @@ import typer
 
 from mesh.cli import options, output
 from mesh.cli.client import Client
+from mesh.cli.serving import pulling, queued
 
 
 def add(app: typer.Typer) -> None:
@@ -90,7 +91,7 @@ def _show(pod: dict[str, Any]) -> None:
     for copy in sorted(pod.get("copies") or (), key=lambda copy: number(copy, "idle_ms")):
         made.add_row(
             output.plain(str(copy.get("model_id", ""))),
-            output.status(str(copy.get("state", ""))),
+            output.status(str(copy.get("state", ""))) + queued(copy.get("load")) + pulling(copy.get("pull")),
             output.size(number(copy, "host_bytes") + number(copy, "device_bytes")),
             str(number(copy, "calls")),
             str(number(copy, "in_flight")),

@@ -146,7 +146,7 @@ def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
         for copy in copies:
             listed.add_row(
                 output.plain(str(copy.get("pod", ""))),
-                output.status(str(copy.get("status", ""))) + pulling(copy.get("pull")),
+                output.status(str(copy.get("status", ""))) + queued(copy.get("load")) + pulling(copy.get("pull")),
                 output.size(copy.get("bytes")),
             )
         screen.print()
@@ -159,6 +159,19 @@ def _limits(answer: dict[str, Any]) -> str:
     words += [f"at most {answer['max_copies']}"] if answer.get("max_copies") else []
     words += [{True: "pinned", False: "not pinned"}[answer["pinned"]]] if answer.get("pinned") is not None else []
     return ", ".join(words)
+
+
+def queued(load: dict[str, Any] | None) -> str:
+    """Where a load stands in its pod's queue: ` waits for 3 others, about 2.5 s`; "" where nothing is to be said."""
+    if not load:
+        return ""
+    words = []
+    if load.get("state") in ("queued", "waiting"):
+        ahead = load.get("ahead") or 0
+        words.append(f"waits for {ahead} {'other' if ahead == 1 else 'others'}" if ahead else "waits")
+    if load.get("expected_ms"):
+        words.append(f"about {output.duration(load['expected_ms'])}")
+    return f" {', '.join(words)}" if words else ""
 
 
 def pulling(pull: dict[str, Any] | None) -> str:

@@ -110,7 +110,7 @@ class DescribeRequest(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., active: _Optional[bool] = ..., models: _Optional[_Iterable[str]] = ..., questions: _Optional[bool] = ...) -> None: ...
 
 class CopyState(_message.Message):
-    __slots__ = ("model_id", "create_revision", "state", "host_bytes", "device_bytes", "idle_ms", "calls", "in_flight", "busy_us", "load_ms", "age_ms", "pulled_bytes", "pull_bytes", "pull_rate", "rate", "peak_rate", "pinned", "model_type", "reason", "queue_ms")
+    __slots__ = ("model_id", "create_revision", "state", "host_bytes", "device_bytes", "idle_ms", "calls", "in_flight", "busy_us", "load_ms", "age_ms", "pulled_bytes", "pull_bytes", "pull_rate", "rate", "peak_rate", "pinned", "model_type", "reason", "queue_ms", "ahead", "expected_ms")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     CREATE_REVISION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +131,8 @@ class CopyState(_message.Message):
     MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_MS_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     create_revision: int
     state: str
@@ -151,7 +153,9 @@ class CopyState(_message.Message):
     model_type: str
     reason: str
     queue_ms: int
-    def __init__(self, model_id: _Optional[str] = ..., create_revision: _Optional[int] = ..., state: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., idle_ms: _Optional[int] = ..., calls: _Optional[int] = ..., in_flight: _Optional[int] = ..., busy_us: _Optional[int] = ..., load_ms: _Optional[int] = ..., age_ms: _Optional[int] = ..., pulled_bytes: _Optional[int] = ..., pull_bytes: _Optional[int] = ..., pull_rate: _Optional[int] = ..., rate: _Optional[int] = ..., peak_rate: _Optional[int] = ..., pinned: _Optional[bool] = ..., model_type: _Optional[str] = ..., reason: _Optional[str] = ..., queue_ms: _Optional[int] = ...) -> None: ...
+    ahead: int
+    expected_ms: int
+    def __init__(self, model_id: _Optional[str] = ..., create_revision: _Optional[int] = ..., state: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., idle_ms: _Optional[int] = ..., calls: _Optional[int] = ..., in_flight: _Optional[int] = ..., busy_us: _Optional[int] = ..., load_ms: _Optional[int] = ..., age_ms: _Optional[int] = ..., pulled_bytes: _Optional[int] = ..., pull_bytes: _Optional[int] = ..., pull_rate: _Optional[int] = ..., rate: _Optional[int] = ..., peak_rate: _Optional[int] = ..., pinned: _Optional[bool] = ..., model_type: _Optional[str] = ..., reason: _Optional[str] = ..., queue_ms: _Optional[int] = ..., ahead: _Optional[int] = ..., expected_ms: _Optional[int] = ...) -> None: ...
 
 class DescribeReply(_message.Message):
     __slots__ = ("pod", "incarnation", "state", "capacity_bytes", "used_bytes", "resident_bytes", "copies", "decisions", "counters", "device_capacity_bytes", "device_used_bytes")

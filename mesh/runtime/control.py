@@ -11,7 +11,7 @@ from mesh.pb import agent_pb2_grpc
 from mesh.records import PodRecord
 from mesh.runtime import loads, outcomes
 from mesh.runtime.activity import active
-from mesh.runtime.ledger import Entry, Ledger
+from mesh.runtime.ledger import Entry, Ledger, State
 from mesh.settings import format_address, parse_address
 from mesh.statuses import Reason
 from mesh.telemetry import logs
@@ -131,36 +131,40 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
             device_capacity_bytes=ledger.device_capacity_bytes,
             device_used_bytes=max(0, ledger.committed_device_bytes),
             resident_bytes=pod.resident_bytes(),
-            copies=[_copy(ledger, entry, now_ns, pod.progress(entry.model_id)) for entry in entries],
+            copies=[self._copy(entry, now_ns) for entry in entries],
             decisions=() if request.active else pod.decisions(request.model_id),
             counters=pod.counters(),
         )
 
-
-def _copy(ledger: Ledger, entry: Entry, now_ns: int, pull: Progress | None) -> pb.CopyState:
-    use = ledger.use(entry)
-    return pb.CopyState(
-        model_id=entry.model_id,
-        create_revision=entry.revision,
-        state=entry.state.value,
-        host_bytes=entry.host_bytes,
-        device_bytes=entry.device_bytes,
-        idle_ms=ledger.idle_ms(entry),
-        calls=use.calls if use else 0,
-        in_flight=use.in_flight if use else 0,
-        busy_us=use.busy_ns // 1000 if use else 0,
-        load_ms=entry.load_ms,
-        age_ms=max(0, now_ns - entry.since_ns) // 1_000_000,
-        pulled_bytes=pull.done_bytes if pull else 0,
-        pull_bytes=(pull.total_bytes or 0) if pull else 0,
-        pull_rate=int(pull.bytes_per_second) if pull else 0,
-        rate=entry.rate,
-        peak_rate=entry.peak_rate,
-        queue_ms=entry.queue_ms,
-        pinned=entry.pinned,
-        model_type=entry.model_type,
-        reason=entry.reason,
-    )
+    def _copy(self, entry: Entry, now_ns: int) -> pb.CopyState:
+        ledger, loading = self._pod.ledger, self._loads.loading
+        use, pull = ledger.use(entry), self._pod.progress(entry.model_id)
+        waits = entry.state is State.WAITING
+        under_way = entry.usual_ms and (waits or entry.state is State.LOADING)
+        return pb.CopyState(
+            model_id=entry.model_id,
+            create_revision=entry.revision,
+            state=entry.state.value,
+            host_bytes=entry.host_bytes,
+            device_bytes=entry.device_bytes,
+            idle_ms=ledger.idle_ms(entry),
+            calls=use.calls if use else 0,
+            in_flight=use.in_flight if use else 0,
+            busy_us=use.busy_ns // 1000 if use else 0,
+            load_ms=entry.load_ms,
+            age_ms=max(0, now_ns - entry.since_ns) // 1_000_000,
+            pulled_bytes=pull.done_bytes if pull else 0,
+            pull_bytes=(pull.total_bytes or 0) if pull else 0,
+            pull_rate=int(pull.bytes_per_second) if pull else 0,
+            rate=entry.rate,
+            peak_rate=entry.peak_rate,
+            queue_ms=entry.queue_ms,
+            ahead=loading.ahead_of(entry) if waits else 0,
+            expected_ms=loading.expected(entry).expected_ms if under_way else 0,
+            pinned=entry.pinned,
+            model_type=entry.model_type,
+            reason=entry.reason,
+        )
 
 
 def _reply(outcome: outcomes.Outcome, incarnation: str) -> pb.LoadReply:

@@ -54,8 +54,8 @@ class Uses(Protocol):
 
 
 class Entry:
-    """One model in this pod. Changed by its ledger only, except what others note in it: `load_ms`, `suspect`,
-    `model_type`, `reason`, `pinned`, the rates."""
+    """One model in this pod. Changed by its ledger only, except what others note in it: `load_ms`, `usual_ms`,
+    `suspect`, `model_type`, `reason`, `pinned`, the rates."""
 
     __slots__ = (
         "begun",
@@ -76,6 +76,7 @@ class Entry:
         "slot",
         "state",
         "suspect",
+        "usual_ms",
     )
 
     def __init__(self, model_id: str, revision: int, *, idle_ms: int, now_ns: int) -> None:
@@ -90,6 +91,7 @@ class Entry:
         self.device_bytes = 0
         self.slot: int | None = None
         self.load_ms = 0
+        self.usual_ms = 0  # what a load of it took before; 0: unknown
         self.suspect = False  # at work when its server died
         self.model_type = ""
         self.reason = ""  # why it was loaded here

@@ -33,7 +33,7 @@ from mesh.settings import format_bytes
 from mesh.statuses import Reason
 from mesh.telemetry import logs
 from placement.footprint import Footprint
-from placement.queue import QueueStatistics
+from placement.queue import Forecast, QueueStatistics, forecast
 from placement.room import Room, RoomVerdict
 from placement.sizes import Sizes, SizesStatistics
 from puller.errors import PullError, PullErrorKind
@@ -120,6 +120,7 @@ class Loading:
         self._pulls = asyncio.Semaphore(_PULLS)
         self._turns = Turns(parts.concurrency)
         self._sizes = Sizes()
+        self._mean_ms = 0.0  # of the last loads in the model server
         self._space = asyncio.Event()
 
     def lift(self, entry: Entry) -> None:
@@ -130,6 +131,21 @@ class Loading:
     def queued(self) -> QueueStatistics:
         """The loads that wait for the model server."""
         return self._turns.statistics()
+
+    def ahead_of(self, entry: Entry) -> int:
+        """How many loads have their turn before that one. O(n): for people."""
+        return self._turns.ahead_of(entry.model_id)
+
+    def expected(self, entry: Entry) -> Forecast:
+        """When a load under way should be done, its files being here. O(n): for people."""
+        return forecast(
+            entry.usual_ms,
+            ahead=self.ahead_of(entry),
+            in_progress=self._turns.taken,
+            threads=self._turns.count,
+            mean_load_ms=round(self._mean_ms),
+            begun_ms=round(self._ledger.age(entry) * 1000) if entry.state is State.LOADING else None,
+        )
 
     def sizes(self) -> SizesStatistics:
         """How predictions of sizes did."""
@@ -171,6 +187,7 @@ class Loading:
         if not isinstance(verdict, claims.Claimed):
             return verdict
         record, spares = verdict.record, verdict.spares
+        entry.usual_ms = record.load_ms
         if record.quarantined:
             return Refused(Reason.QUARANTINED, "; ".join(record.killed))
 
@@ -281,6 +298,7 @@ class Loading:
             return Refused(Reason.UNAVAILABLE, parts.why_down())
         server_ms = (time.monotonic() - began) * 1000
         parts.meters.load_ms.observe(server_ms)
+        self._mean_ms += (server_ms - self._mean_ms) / (8 if self._mean_ms else 1)
         parts.slow(want.model_id, pulled, server_ms)
         # A server that does not measure: what was predicted stands.
         return size if size.host_bytes or size.device_bytes else Size(entry.host_bytes, entry.device_bytes)

@@ -11,6 +11,7 @@ class Turns:
     """A few loads at a time; the others wait in the order that the queue gives them, by model."""
 
     def __init__(self, count: int) -> None:
+        self.count = count
         self._free = count
         self._queue: LoadQueue[str] = LoadQueue()
         self._waiting: dict[str, asyncio.Future[None]] = {}
@@ -30,6 +31,15 @@ class Turns:
         """A caller has come for a model that may be queued without one."""
         if model_id in self._queue:
             self._queue.push(model_id, waiting=True)
+
+    def ahead_of(self, model_id: str) -> int:
+        """How many have their turn before that load. For people: O(n)."""
+        return self._queue.ahead_of(model_id) if model_id in self._queue else 0
+
+    @property
+    def taken(self) -> int:
+        """Loads that have their turn now."""
+        return self.count - self._free
 
     def statistics(self) -> QueueStatistics:
         """How long the queue is."""

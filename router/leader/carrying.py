@@ -10,13 +10,14 @@ from mesh.statuses import MeshError
 from mesh.telemetry import logs
 from placement.actions import Action, Kind
 from placement.debits import Debits
+from placement.failures import Failures
 from placement.footprint import Footprint
 from placement.limits import TypeLimits
 from router import asking
 from router.agents import Agent, Timeout, Unreachable, load_request
 from router.registry import Registry
 from router.tasks import Tasks
-from router.view import View
+from router.view import News, View
 
 log = logs.get(__name__)
 
@@ -54,6 +55,8 @@ class Carrying:
         self._registry = registry
         self._limits = limits
         self._debits = debits
+        self._memory = Failures()  # of loads that failed
+        view.listen(self._on_pod)
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._under_way: dict[tuple[str, str], asyncio.Task[None]] = {}  # by model and pod
         self._resting: dict[str, tuple[float, float]] = {}  # until when, and for how long that was
@@ -83,6 +86,10 @@ class Carrying:
     def loading(self) -> set[tuple[str, str]]:
         """What is under way, by model and pod."""
         return set(self._under_way)
+
+    def avoided(self) -> dict[str, str]:
+        """The pods that get no loads, because there everything fails, and why."""
+        return self._memory.avoided(list(self._view.pods), _now_ms())
 
     def resting(self, model_id: str) -> bool:
         """Whether the model is left alone because its last load did not work."""
@@ -131,6 +138,7 @@ class Carrying:
         if pinned is None:
             pinned = bool(self._limits().of(record.type, record.limits).pinned)
         request = load_request(registration, idle_ms=idle_ms, reason=reason, pinned=pinned, expected_copies=expected)
+        self._memory.tried(name, _now_ms())
         try:
             reply = await asking.load(
                 pod,
@@ -143,6 +151,7 @@ class Carrying:
             )
             outcome = reply.WhichOneof("outcome")
             if outcome == "loaded":
+                self._memory.loaded(model_id, name)
                 self._view.loaded(
                     model_id,
                     pod,
@@ -156,6 +165,7 @@ class Carrying:
                 case "refused":
                     return f"{reply.refused.reason}: {reply.refused.text}"
                 case "failed":
+                    self._memory.failed(model_id, name, _now_ms(), reply.failed.text)
                     return f"{reply.failed.reason}: {reply.failed.text}"
                 case "elsewhere":
                     return f"{reply.elsewhere.pod} has it"
@@ -164,6 +174,10 @@ class Carrying:
             return None  # it is loading still, most likely; the next round sees
         except Unreachable as error:
             return str(error)
+
+    def _on_pod(self, name: str, news: News) -> None:
+        if news is News.GONE:
+            self._memory.forget_pod(name)
 
     async def _unload(self, action: Action) -> None:
         pod = self._view.pods.get(action.pod)

@@ -54,7 +54,8 @@ _OLD_MS = 600_000  # the age of a copy that its agent does not mention
 
 
 class Rounds:
-    """One router's, for when it leads. `settings` gives those that change while the mesh runs."""
+    """One router's, for when it leads. `settings` gives those that change while the mesh runs; `failure_expiry` is in
+    seconds."""
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class Rounds:
         etcd: Etcd,
         keys: Keys,
         settings: Callable[[], Current],
+        failure_expiry: float = 900.0,
     ) -> None:
         self._view = view
         self._settings = settings
@@ -79,7 +81,13 @@ class Rounds:
         )
         self._recency = Recency(etcd, keys)
         self._known = False  # what an earlier leader has noted
-        self._warming = Warming(view=view, observer=self._observer, recency=self._recency, carrying=self.carrying)
+        self._warming = Warming(
+            view=view,
+            observer=self._observer,
+            recency=self._recency,
+            carrying=self.carrying,
+            failure_expiry=failure_expiry,
+        )
         self._loop = asyncio.get_running_loop()
         self._holders: dict[str, set[str]] = {}  # of each model, the pods that had it when last looked
         self._idle: dict[str, int] = {}  # ms, of the models that were mentioned last
@@ -133,7 +141,8 @@ class Rounds:
         pods = self._candidates()
         models = list(self._models(seen, settings))
         # In a thread: 20,000 models take a quarter of a second, and this process also passes on what is where.
-        plan = await asyncio.to_thread(copies.plan, models, pods, constraints=settings.constraints)
+        avoided = self.carrying.avoided()
+        plan = await asyncio.to_thread(copies.plan, models, pods, constraints=settings.constraints, avoided=avoided)
         if not plan.put_off and not any(action.kind is Kind.LOAD for action in plan.actions):
             more = await self._warming.plan(pods, settings, wanted=lambda model: model in self._lost)
             plan = replace(plan, actions=(*plan.actions, *more.actions))
@@ -285,7 +294,13 @@ class Rounds:
             settings = self._settings()
             self._idle |= await self._observer.idle(pod)
             held = [self._held(copy) for copy in list(pod.copies.values()) if copy.callable]
-            plan = drain.plan(pod.name, held, self._candidates(), constraints=settings.constraints)
+            plan = drain.plan(
+                pod.name,
+                held,
+                self._candidates(),
+                constraints=settings.constraints,
+                avoided=self.carrying.avoided(),
+            )
             self.carrying.begin(plan.actions)
             unmet = {one.model_id: one.why for one in plan.unmet}
             here = {copy.model_id for copy in held}

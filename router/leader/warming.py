@@ -6,6 +6,7 @@ time, behind every load that somebody waits for (see `placement.preload`).
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 
 from placement import preload
@@ -28,8 +29,12 @@ REST = 60.0
 class Warming:
     """One leader's."""
 
-    def __init__(self, *, view: View, observer: Observer, recency: Recency, carrying: Carrying) -> None:
+    def __init__(
+        self, *, view: View, observer: Observer, recency: Recency, carrying: Carrying, failure_expiry: float
+    ) -> None:
+        """`failure_expiry`: seconds for which a model is not loaded that has failed to."""
         self._view = view
+        self._failure_expiry_ms = int(failure_expiry * 1000)
         self._observer = observer
         self._recency = recency
         self._carrying = carrying
@@ -63,12 +68,12 @@ class Warming:
             if registration is None:
                 continue
             record = registration.record
-            if record.quarantined or record.failures:
+            if record.quarantined or record.recent_failures(int(time.time() * 1000), self._failure_expiry_ms):
                 self._resting[model_id] = now + REST
                 continue
             footprint = Footprint(record.host_bytes, record.device_bytes)
             idle.append(preload.Idle(model_id, footprint, idle_ms, record.type))
-        plan = preload.plan(idle, pods, constraints=settings.constraints)
+        plan = preload.plan(idle, pods, constraints=settings.constraints, avoided=self._carrying.avoided())
         if not plan.actions:  # none of these finds a place: others have their turn
             self._resting |= {one.model_id: now + REST for one in idle}
         return plan

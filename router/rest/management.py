@@ -90,10 +90,9 @@ class ManagementApi:
         status = await self._management.status(model_id)
         document = _status(model_id, status)
         if status.status == "LOADING":
-            pulls = await self._management.pulls(model_id, status)
+            progress = await self._management.progress(model_id, status)
             for copy in document["copies"]:
-                if copy["pod"] in pulls:
-                    copy["pull"] = pulls[copy["pod"]]
+                copy.update(progress.get(copy["pod"], {}))
         return web.json_response(document)
 
     async def change(self, request: web.Request) -> web.Response:

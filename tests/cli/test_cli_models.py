@@ -162,6 +162,24 @@ def test_status_shows_how_far_a_pull_is(mesh, run):
         assert text in run("status", "a").stdout
 
 
+@pytest.mark.parametrize(
+    ("load", "text"),
+    [
+        ({"state": "waiting", "ahead": 3, "expected_ms": 2500}, "LOADING waits for 3 others, about 2.5 s"),
+        ({"state": "waiting", "ahead": 1, "expected_ms": 0}, "LOADING waits for 1 other"),
+        ({"state": "waiting", "ahead": 0, "expected_ms": 0}, "LOADING waits"),
+        ({"state": "loading", "ahead": 0, "expected_ms": 300}, "LOADING about 300 ms"),
+        ({"state": "loading", "ahead": 0, "expected_ms": 0}, "LOADING"),
+    ],
+)
+def test_status_shows_where_a_load_stands_in_the_queue(mesh, run, load, text):
+    """Of a copy that is loading: who is before it, and how long that should take."""
+    register(mesh, "a")
+    copy = {"pod": "pod-1", "status": "LOADING", "load": load}
+    mesh.answer("/mesh/v1/models/a", mesh._status("a", {}) | {"copies": [copy]})
+    assert text in run("status", "a").stdout
+
+
 def test_load_waits_unless_told_otherwise(mesh, run):
     """`sync` is what the mesh is asked; the answer decides the exit code."""
     register(mesh, "a")

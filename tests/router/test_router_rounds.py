@@ -1,6 +1,7 @@
 """A leader's rounds, with a real etcd, a real view and agents of the test's own: what is asked of whom, and once."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -8,6 +9,7 @@ from mesh.pb import agent_pb2
 from mesh.records import LEAVING, LOADED, CopyRecord, Failure, ModelRecord, PodRecord
 from placement.constraints import Constraint, Constraints
 from placement.copies import Limits
+from placement.failures import UNWELL
 from placement.limits import TypeLimits
 from router.agents import Unreachable
 from router.dynamic import Current
@@ -34,11 +36,14 @@ class Agents:
         self.unloads: list[tuple[str, str]] = []
         self.states: dict[tuple[str, str], dict[str, object]] = {}  # by pod and model
         self.refuse = ""
+        self.broken: set[str] = set()  # pods where every load fails
         self.silent: set[str] = set()
         self.world: World | None = None
 
     async def load(self, pod, request, *, timeout):
         self.requests.append(request)
+        if pod.name in self.broken:
+            return agent_pb2.LoadReply(failed=agent_pb2.LoadReply.Failed(reason="LOAD_FAILED", text="no disk"))
         if self.refuse:
             refused = agent_pb2.LoadReply.Refused(reason=self.refuse, text="not here")
             return agent_pb2.LoadReply(refused=refused)
@@ -253,19 +258,36 @@ async def test_free_space_is_filled_with_what_was_used_last(world):
 async def test_a_quarantined_or_failing_model_is_not_preloaded(world):
     """It has to be released, or to be called, first."""
     recency = Recency(world.etcd, world.keys)
-    recency.note({"bad": 1000, "failing": 1000, "good": 5000})
+    recency.note({"bad": 1000, "failing": 1000, "failed": 2000, "good": 5000})
     await recency.save()
     await world.register("bad", killed=("once", "twice"))
-    await world.register("failing", failures=(Failure("a", 1, "no such layer"),))
+    await world.register("failing", failures=(Failure("a", int(time.time() * 1000), "no such layer"),))
+    await world.register("failed", failures=(Failure("a", 1, "long ago"),))
     await world.register("good")
     leading = asyncio.ensure_future(world.rounds.lead())
     try:
-        await until(lambda: world.agents.loads)
+        await until(lambda: len(world.agents.loads) == 2)
         await world.rounds.round()
-        assert {model for model, _ in world.agents.loads} == {"good"}
+        assert {model for model, _ in world.agents.loads} == {"good", "failed"}
     finally:
         leading.cancel()
         await asyncio.gather(leading, return_exceptions=True)
+
+
+async def test_a_pod_where_everything_fails_gets_no_more_loads(world):
+    """It is empty, so it would be chosen for each; after a few it is left alone."""
+    world.agents.broken = {"a"}
+    for name in ("b", "c"):  # fuller than the broken one
+        world.pod(name, used_bytes=8 * MIB)
+    for number in range(12):
+        model = f"m{number}"
+        world.copy(model, "b", await world.register(model))
+        world.agents.states["b", model] = {"rate": 3000, "peak_rate": 3000}
+        await world.round()
+    asked = [request.reason for request in world.agents.requests]
+    failed = len(asked) - len(world.agents.loads)
+    assert UNWELL <= failed < 8
+    assert {pod for _, pod in world.agents.loads[-3:]} == {"c"}
 
 
 async def test_who_leads_again_keeps_what_others_have_noted_meanwhile(world):

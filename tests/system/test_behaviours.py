@@ -248,6 +248,8 @@ async def test_a_callers_model_overtakes_what_nobody_waits_for(mesh, queued):
         return copy is not None and copy["state"] == "waiting" and copy["idle_ms"] < 1_800_000
 
     await until(wanted, why="the pod knows of the caller")
+    assert (await mesh.status("called"))["copies"][0]["load"] == {"state": "waiting", "ahead": 0, "expected_ms": 0}
+    assert {(await mesh.status(name))["copies"][0]["load"]["ahead"] for name in waiting} == {1, 2}
     gate.touch()
     assert await call == 4
 
