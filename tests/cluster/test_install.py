@@ -15,6 +15,7 @@ from tests.support.installed import Installed, Traffic
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CALLERS = 4
+CONNECTION_AGE = 20  # s
 KINDS = {
     "router": ("router", ""),
     "runtime": ("runtime", "cpu"),
@@ -26,6 +27,7 @@ KINDS = {
 async def mesh(shared_namespace: Kube, image: str, volume: str) -> AsyncIterator[Installed]:
     """Two routers, a pool of three, a pool of one with a label, etcd; forty models, registered from outside, called."""
     mesh = Installed(shared_namespace, image, storage=volume)
+    mesh.values["router"]["connectionAge"] = CONNECTION_AGE
     mesh.helm("install", "mesh")
     await mesh.ready()
     await mesh.offer(40)
@@ -103,6 +105,21 @@ async def test_routers_become_more_and_fewer(mesh: Installed) -> None:
             mesh.kube.kubectl("scale", "deployment/mesh-router", f"--replicas={replicas}")
             await mesh.ready(120.0)
             await traffic.some()
+    assert traffic.errors == []
+
+
+async def test_connections_even_out(mesh: Installed) -> None:
+    """Callers that are connected to few routers find those that come, within one age of a connection."""
+    async with Traffic(mesh, callers=12, pause=0.1) as traffic:
+        mesh.kube.kubectl("scale", "deployment/mesh-router", "--replicas=3")
+        await mesh.ready(120.0)
+        await mesh.kube.until(
+            lambda: all(mesh.metric(name, "mesh_edge_connections") for name in mesh.names("router")),
+            "every router has connections",
+            timeout=3 * CONNECTION_AGE,
+        )
+        mesh.kube.kubectl("scale", "deployment/mesh-router", "--replicas=2")
+        await mesh.ready(120.0)
     assert traffic.errors == []
 
 

@@ -44,7 +44,7 @@ def lives(mesh: Installed) -> list[tuple[int, object]]:
 
 async def test_models_that_do_not_fit_make_way_for_each_other(mesh: Installed) -> None:
     """Every call is answered, and rightly."""
-    async with grpc.aio.insecure_channel(f"{mesh.address}:8033") as channel:
+    async with mesh.channel() as channel:
         client = Client(channel)
         for _ in range(3):
             for name in HEAVY:
@@ -59,7 +59,7 @@ async def test_models_that_do_not_fit_make_way_for_each_other(mesh: Installed) -
 
 async def test_a_call_that_asks_for_more_than_there_is_fails_alone(mesh: Installed) -> None:
     """It gets the reason; the model server lives, and serves the others."""
-    async with grpc.aio.insecure_channel(f"{mesh.address}:8033") as channel:
+    async with mesh.channel() as channel:
         client = Client(channel)
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await client.infer("greedy", count=np.array([300_000_000], np.int64))

@@ -25,6 +25,9 @@ from tests.support.waiting import until
 READY = 90.0
 """Seconds that an installation has to become ready, images being present."""
 
+NAME = "127.0.0.1"
+"""What the endpoint's certificate is for: the end of a forwarded port."""
+
 ONE = np.ones((1, 1), np.float32)
 
 
@@ -72,6 +75,7 @@ class Installed:
         self.image = image
         self.values = values(image, storage=storage)
         self.models: dict[str, float] = {}
+        self.trust: Path | None = None  # whom to trust, where the endpoint speaks TLS, as `NAME`
 
     # --- helm ---
 
@@ -115,11 +119,22 @@ class Installed:
         """Of the Service, which this machine reaches as the cluster's only node."""
         return str(self.kube.get("service", "modelmesh-serving")["spec"]["clusterIP"])
 
+    def channel(self) -> grpc.aio.Channel:
+        """A connection of its own to the Service."""
+        address = f"{self.address}:8033"
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        if self.trust is None:
+            return grpc.aio.insecure_channel(address, options)
+        credentials = grpc.ssl_channel_credentials(self.trust.read_bytes())
+        return grpc.aio.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", NAME)])
+
     async def mesh(self, *argv: str, given: str = "") -> str:
         """The `mesh` command, as somebody outside uses it: through a forwarded port."""
         async with self.kube.forward("service/modelmesh-serving", 8008) as port:
+            where = ["--endpoint", f"{'https' if self.trust else 'http'}://{NAME}:{port}"]
+            trust = ["--ca", str(self.trust)] if self.trust else []
             child = await asyncio.create_subprocess_exec(
-                *(str(Path(sys.executable).with_name("mesh")), *argv, "--endpoint", f"http://127.0.0.1:{port}"),
+                *(str(Path(sys.executable).with_name("mesh")), *trust, *argv, *where),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -202,7 +217,7 @@ class Traffic:
     """
 
     def __init__(self, mesh: Installed, *, callers: int = 4, pause: float = 0.03) -> None:
-        self._address = f"{mesh.address}:8033"
+        self._mesh = mesh
         self._models = mesh.models
         self._callers = callers
         self._pause = pause
@@ -221,7 +236,7 @@ class Traffic:
 
     async def _run(self, number: int) -> None:
         names = list(self._models)
-        async with grpc.aio.insecure_channel(self._address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        async with self._mesh.channel() as channel:
             client = Client(channel)
             while not self._ended:
                 number = (number + 7) % len(names)
