@@ -14,14 +14,16 @@ RUN = $(VENV)/bin/python -m
 LEVEL = $(shell { cat requirements/$(1).txt pyproject.toml; pwd; } | cksum | cut -d ' ' -f 1)
 UP := $(VENV)/.up-$(call LEVEL,up)
 DEV := $(VENV)/.dev-$(call LEVEL,dev)
+GPU := $(VENV)/.gpu-$(call LEVEL,gpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test test-stores check bench proto lock format clean environment
+.PHONY: help up demo test test-stores test-gpu test-cluster check bench image cluster cluster-image cluster-down proto manifests
+.PHONY: lock format clean environment environment-gpu
 
 help:  ## this list
 	@echo 'make TARGET [ARGS="..."] [PYTHON=python3.12]'
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  %-12s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  %-13s %s\n", $$1, $$2 }'
 
 up: $(UP)  ## a whole mesh on this machine, until Ctrl-C (ARGS="--pods 3": see mesh up --help)
 	@$(RUN) mesh up $(ARGS)
@@ -38,10 +40,30 @@ check: $(DEV)  ## format, lint, types, layers, freshness of generated code
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python proto/generate.py --check
+	$(VENV)/bin/python deploy/manifests.py --check
 
 test-stores: $(DEV)  ## the puller against versitygw, azurite and fake-gcs-server, made first (Go, Node; minutes)
 	@$(RUN) tests.support.programs
 	@$(RUN) pytest tests/stores $(ARGS)
+
+test-gpu:  ## models on this machine's NVIDIA GPU, in an environment of its own, .venv-gpu (gigabytes)
+	@if nvidia-smi -L 2>/dev/null; then $(MAKE) --no-print-directory VENV=.venv-gpu environment-gpu && .venv-gpu/bin/python -m pytest tests/gpu -rs $(ARGS); \
+	else echo 'make test-gpu: SKIPPED, NO TEST HAS RUN: nvidia-smi finds no GPU on this machine'; fi
+
+image:  ## the container image, by docker, podman or buildah (TAG=, ENGINE=, BASE=, LOCK=image-gpu, PIP_INDEX_URL=)
+	@$(PYTHON) -m deploy.image
+
+cluster:  ## a one-node Kubernetes on this machine, to test on (root, Go; the first time takes 15 minutes)
+	@$(PYTHON) -m deploy.cluster up
+
+cluster-image:  ## the image for that cluster, by the name that it prints
+	@$(PYTHON) -m deploy.cluster image
+
+cluster-down:  ## ends that cluster, and leaves the machine as it was
+	@$(PYTHON) -m deploy.cluster down
+
+test-cluster: $(DEV)  ## the image on that cluster, which is made and started where it does not run
+	@$(RUN) pytest tests/cluster -m cluster -o timeout_func_only=true $(ARGS)
 
 bench: $(DEV)  ## calls/s, CPU per call and latency, beside a plain grpc.aio server
 	@$(RUN) tests.bench $(ARGS)
@@ -53,6 +75,11 @@ format: $(DEV)  ## rewrites the sources in the project's format
 proto: $(DEV)  ## mesh/pb/ from proto/
 	$(VENV)/bin/python proto/generate.py
 
+manifests: $(DEV)  ## deploy/kustomize/ from deploy/chart/ (needs helm)
+	$(VENV)/bin/python deploy/manifests.py
+
+environment-gpu: $(GPU)
+
 environment: $(DEV)  ## only the environment, for an editor
 
 # The larger lock first: the smaller one takes its versions from it, so `make test` after `make up` replaces nothing.
@@ -63,9 +90,14 @@ lock: $(VENV)/.made  ## the lock files anew, at the versions they have where tho
 	@test -x $(VENV)/bin/uv || $(PIP) install --quiet uv
 	$(COMPILE) --extra cpu --extra local --extra demo --extra pictures --extra dev --output-file requirements/dev.txt $(ARGS)
 	$(COMPILE) --extra cpu --extra local --extra demo --constraints requirements/dev.txt --output-file requirements/up.txt $(ARGS)
+	$(COMPILE) --extra cpu --extra edge --constraints requirements/dev.txt --output-file requirements/image.txt $(ARGS)
+	$(COMPILE) --extra gpu --extra cuda --extra local --extra demo --extra dev --constraints requirements/dev.txt \
+		--output-file requirements/gpu.txt $(ARGS)
+	$(COMPILE) --extra gpu --extra cuda --extra edge --constraints requirements/dev.txt --output-file requirements/image-gpu.txt $(ARGS)
 
 clean:  ## everything that was made here, the environment and the local mesh's data included
-	rm -rf .venv .mesh .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	@test ! -e /run/mesh-cluster/owner || $(PYTHON) -m deploy.cluster down
+	rm -rf .venv .venv-gpu .mesh .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(UP): $(VENV)/.made
@@ -76,8 +108,12 @@ $(DEV): $(VENV)/.made
 	$(call install,dev)
 	@touch $@ $(UP)
 
+$(GPU): $(VENV)/.made
+	$(call install,gpu)
+	@touch $@
+
 define install
-	@rm -f $(VENV)/.up-* $(VENV)/.dev-*
+	@rm -f $(VENV)/.up-* $(VENV)/.dev-* $(VENV)/.gpu-*
 	@echo "installing requirements/$(1).txt into $(VENV) (the first time takes a few minutes)"
 	@$(PIP) install --quiet --require-hashes --requirement requirements/$(1).txt
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .

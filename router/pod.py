@@ -19,7 +19,7 @@ from pathlib import Path
 from mesh import cpus, owner, process
 from mesh import settings as addresses
 from mesh.envoy import config, minder
-from mesh.etcd import Etcd, EtcdError, Mirror, Snapshot
+from mesh.etcd import Etcd, EtcdError, Mirror, Patience, Snapshot
 from mesh.identity import Identity
 from mesh.keys import Keys
 from mesh.telemetry import logs, metrics
@@ -72,6 +72,7 @@ class RouterPod:
         self._metrics = metrics.Registry("router-pod")
         self._feed = FeedServer(self._snapshot)
         self._etcd = Etcd(settings.etcd)
+        self._patience = Patience()
         self._mirror: Mirror | None = None
         keys = Keys(settings.base)
         self._view = View(keys, self._connect)
@@ -119,7 +120,7 @@ class RouterPod:
         if self._stopping:
             return "this router is stopping"
         if not self._feed.revision:
-            return "the registry (etcd) has not been read yet"
+            return self._patience.why or "the registry (etcd) has not been read yet"
         if self._envoy is not None and (reason := self._envoy.why_not_ready) is not None:
             return reason
         ready = self._feed.ready()
@@ -141,7 +142,6 @@ class RouterPod:
             settings.write(self._dir / "settings.json")
             await self._feed.start(settings.feed)
             self._tasks.spawn(self._follow(), "follow etcd")
-            self._tasks.spawn(self._dynamic.run(), "follow settings")
             self._tasks.spawn(self._tick(), "tick")
             if self._identity is not None:
                 self._tasks.spawn(self._identity.run(), "follow certificates")
@@ -199,16 +199,13 @@ class RouterPod:
     async def _follow(self) -> None:
         """Reads etcd and hands it on, for ever."""
         keys = Keys(self.settings.base)
-        while True:
-            try:
-                await owner.claim(self._etcd, keys, self.settings.install_id)
-                break
-            except owner.OwnedByAnother as error:
-                self.failed.set_result(str(error))
-                return
-            except EtcdError as error:
-                log.info("etcd does not say yet whose prefix this is", why=error.text)
-                await asyncio.sleep(_TICK)
+        try:
+            await self._patience.until_done(lambda: self._etcd.get(keys.owner))  # also where nobody asks whose it is
+            await self._patience.until_done(lambda: owner.claim(self._etcd, keys, self.settings.install_id))
+        except (owner.OwnedByAnother, EtcdError) as error:
+            self.failed.set_result(str(error))
+            return
+        self._tasks.spawn(self._dynamic.run(), "follow settings")
         start, end = keys.presence_range
         self._mirror = Mirror(self._etcd, start, end)
         async for change in self._mirror:

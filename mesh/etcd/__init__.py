@@ -18,6 +18,7 @@ from mesh.etcd.errors import (
 )
 from mesh.etcd.lease import Lease, LeaseStatistics
 from mesh.etcd.mirror import Change, Mirror, MirrorStatistics
+from mesh.etcd.patience import Patience
 from mesh.etcd.records import Alarm, Delta, EtcdMember, Event, KeyValue, Kind, Page, Snapshot, Status, TxnResult
 from mesh.etcd.txn import (
     MAX_OPERATIONS,
@@ -63,6 +64,7 @@ __all__ = [
     "MirrorStatistics",
     "Op",
     "Page",
+    "Patience",
     "Snapshot",
     "Status",
     "TxnResult",

@@ -31,6 +31,8 @@ _OPTIONS = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Where a pod comes back its name has another address, which gRPC would look up again no sooner than after 30 s.
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     ("grpc.max_receive_message_length", 16 * 2**20),
     ("grpc.use_local_subchannel_pool", 1),  # closing a client closes its connections, nobody else's
     ("grpc.enable_http_proxy", 0),  # etcd is inside; a proxy from the environment would keep it out of reach

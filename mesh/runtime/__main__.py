@@ -14,7 +14,7 @@ import uvloop
 
 from mesh import cpus, etcdoptions, tlsoptions
 from mesh import settings as texts
-from mesh.runtime import memory
+from mesh.runtime import demand, memory
 from mesh.runtime.agent import Agent, StartError
 from mesh.runtime.settings import SERVER, RuntimeSettings
 from mesh.telemetry import logs
@@ -134,13 +134,18 @@ def main(
     eviction: Annotated[
         str, typer.Option(envvar="MESH_EVICTION", help=f"Which copies make way first: {', '.join(policies.NAMES)}.")
     ] = "lru",
+    demand_window: Annotated[
+        float,
+        typer.Option(
+            envvar="MESH_DEMAND_WINDOW",
+            min=1.0,
+            help="For the metric mesh_pods_wanted: after its last call a model counts as in use for so long, s.",
+        ),
+    ] = demand.WINDOW,
     drain_timeout: Annotated[
         float, typer.Option(envvar="MESH_DRAIN_TIMEOUT", min=0.0, help="For loads and calls in flight at SIGTERM, s.")
     ] = 20.0,
     max_message: Annotated[str, typer.Option(envvar="MESH_MAX_MESSAGE", help="Largest message.")] = "16MiB",
-    etcd_wait: Annotated[
-        float, typer.Option(envvar="MESH_ETCD_WAIT", min=0.0, help="For etcd to answer at the start, s.")
-    ] = 20.0,
     hang_timeout: Annotated[
         float,
         typer.Option(envvar="MESH_HANG_TIMEOUT", min=1.0, help="Silence of the model server before it is replaced, s."),
@@ -173,6 +178,7 @@ def main(
         cert=etcd_cert,
         key=etcd_key,
     )
+    at_hand = memory.available_bytes()
     settings = RuntimeSettings(
         name=name or socket.gethostname(),
         base=base,
@@ -182,9 +188,8 @@ def main(
         probe=_address(probe, "--probe"),
         internal_tls=tlsoptions.check(internal_tls),
         advertise=advertise,
-        capacity=(
-            memory.auto_capacity(memory.available_bytes()) if capacity == "auto" else _size(capacity, "--capacity")
-        ),
+        capacity=memory.auto_capacity(at_hand) if capacity == "auto" else _size(capacity, "--capacity"),
+        memory_limit=memory.auto_limit(at_hand) if capacity == "auto" else 0,
         etcd=reached,
         labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
         zone=zone,
@@ -203,10 +208,10 @@ def main(
         device=device,
         device_capacity=0 if device_capacity == "auto" else _size(device_capacity, "--device-capacity"),
         lease_ttl=lease_ttl,
+        demand_window=demand_window,
         drain_timeout=drain_timeout,
         eviction=_policy(eviction),
         max_message=_size(max_message, "--max-message"),
-        etcd_wait=etcd_wait,
         hang_timeout=hang_timeout,
         server_module=server_module,
         check_interval=check_interval,

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable
 
 from mesh import owner, process
-from mesh.etcd import Etcd, EtcdDenied, EtcdError
+from mesh.etcd import Etcd, EtcdError, Patience
 from mesh.identity import Identity
 from mesh.keys import Keys, after_prefix
 from mesh.records import LEAVING, READY, PodRecord
@@ -25,6 +25,7 @@ from mesh.runtime.activity import Activity
 from mesh.runtime.board import Board
 from mesh.runtime.claims import Claims
 from mesh.runtime.decisions import Decisions
+from mesh.runtime.demand import Demand
 from mesh.runtime.files import Files
 from mesh.runtime.history import History
 from mesh.runtime.housekeeping import Housekeeping
@@ -90,9 +91,11 @@ class Agent:
         self._run_dir = RunDir()
         self.board = Board.create(self._run_dir.path / "board", settings.slots, incarnation=self.incarnation)
         self.ledger = Ledger(settings.capacity, self.board, slots=settings.slots, eviction=settings.eviction)
+        self._demand = Demand(self.ledger, window=settings.demand_window)
         self.meters = Meters()
         self._decisions = Decisions()
         self._etcd = Etcd(settings.etcd)
+        self._patience = Patience()
         self._keys = Keys(settings.base)
         self._puller = Puller(
             directory=settings.model_dir or self._run_dir.path / "models",
@@ -123,7 +126,7 @@ class Agent:
         self._history = History(self._etcd, self._keys, pod=settings.name)
         self._memory = MemoryWatch(
             self.ledger,
-            limit_bytes=memory.limit(settings.capacity),
+            limit_bytes=settings.memory_limit or memory.limit(settings.capacity),
             used=self.resident_bytes,
             evict=self._evict,
         )
@@ -176,7 +179,9 @@ class Agent:
         self._probes = Probes(settings.probe, self.why_not_ready, lambda: None, self._metrics)
         if self._identity is not None:
             self._identity.follow(self.meters.registry)
-        self.meters.follow(self.ledger, self._puller.statistics, published=lambda: self.presence.published)
+        self.meters.follow(
+            self.ledger, self._puller.statistics, self._demand.pods, published=lambda: self.presence.published
+        )
 
     # --- start ---
 
@@ -191,10 +196,9 @@ class Agent:
             probe = await self._probes.start()
         except (OSError, ValueError) as error:
             raise StartError(str(error)) from error
-        await self._reach_etcd()
         try:
-            await owner.claim(self._etcd, self._keys, settings.install_id)
-            await self.presence.wait_for_name()  # before anything that takes seconds
+            await self._patience.until_done(lambda: owner.claim(self._etcd, self._keys, settings.install_id))
+            await self._patience.until_done(self.presence.wait_for_name)  # before anything that takes seconds
         except (owner.OwnedByAnother, NameTaken, EtcdError) as error:
             raise StartError(str(error)) from error
         data = await self._start_server()
@@ -209,7 +213,7 @@ class Agent:
         )
         self._state = READY
         try:
-            await self.presence.start()
+            await self.presence.start(self._patience)
         except (NameTaken, EtcdError) as error:
             raise StartError(str(error)) from error
         for work, name in (
@@ -231,22 +235,6 @@ class Agent:
             probe=self._addresses[2],
             s=round(time.monotonic() - began, 2),
         )
-
-    async def _reach_etcd(self) -> None:
-        end = time.monotonic() + self.settings.etcd_wait
-        while True:
-            try:
-                await self._etcd.status(timeout=min(2.0, self.settings.etcd_wait))
-                return
-            except EtcdDenied as error:
-                raise StartError(f"etcd does not let us in: {error.text}") from error
-            except EtcdError as error:
-                if time.monotonic() > end:
-                    where = ", ".join(self.settings.etcd.endpoints)
-                    raise StartError(
-                        f"etcd cannot be reached at {where} (--etcd) for {self.settings.etcd_wait:g} s: {error.text}"
-                    ) from error
-                await asyncio.sleep(0.2)
 
     async def _start_server(self) -> str:
         """The address that it answers on."""
@@ -321,7 +309,7 @@ class Agent:
             return None
         if state == SERVER_DOWN and self.server is not None:
             return f"{self.server.why_down}; another one is being started"
-        return f"the pod is {state}"
+        return self._patience.why or f"the pod is {state}"
 
     def resident_bytes(self) -> int:
         """Private memory of the model server."""
@@ -422,10 +410,12 @@ class Agent:
             entry = self.ledger.entries.get(victim)
             if entry is not None and entry.state is State.LOADED:
                 self._decisions.note("evict", victim, cause, why=room.why)
+                self._demand.made_way(entry)
                 self._unloads.start(entry, f"makes way for {cause}: {room.why}", evict=True)
 
     def _evict(self, entry: Entry, why: str) -> None:
         self._decisions.note("evict", entry.model_id, why=why)
+        self._demand.made_way(entry)
         self._unloads.start(entry, why, evict=True)
 
     def _on_stale(self, model_id: str) -> None:

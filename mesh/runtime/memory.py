@@ -42,6 +42,11 @@ def limit(capacity_bytes: int) -> int:
     return capacity_bytes + max(int(capacity_bytes * HEADROOM_SHARE), HEADROOM_LEAST)
 
 
+def auto_limit(available_bytes: int) -> int:
+    """The same with the automatic capacity: in a small container less, or the container would be killed first."""
+    return min(limit(auto_capacity(available_bytes)), int(available_bytes * AUTO_SHARE))
+
+
 def auto_capacity(available_bytes: int) -> int:
     """The capacity whose limit is a good part of the memory at hand; at least 64 MiB."""
     whole = int(available_bytes * AUTO_SHARE)

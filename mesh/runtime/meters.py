@@ -72,7 +72,14 @@ class Meters:
         """Counts a refused load."""
         self._refusals.labels(reason).inc()
 
-    def follow(self, ledger: Ledger, puller: Callable[[], PullerStatistics], *, published: Callable[[], bool]) -> None:
+    def follow(
+        self,
+        ledger: Ledger,
+        puller: Callable[[], PullerStatistics],
+        wanted: Callable[[], float],
+        *,
+        published: Callable[[], bool],
+    ) -> None:
         """The gauges, read when somebody asks."""
         gauge = self.registry.gauge
 
@@ -95,6 +102,7 @@ class Meters:
         gauge("mesh_device_used_bytes", "Device memory used by models, loads included.").follow(
             lambda: ledger.committed_device_bytes
         )
+        gauge("mesh_pods_wanted", "Pods such as this one that its models in use would fill.").follow(wanted)
         gauge("modelmesh_instance_models_total", "Copies in this pod.").follow(lambda: ledger.statistics().copies)
         gauge("modelmesh_instance_lru_age_seconds", "Idle time of the oldest copy; 0: none.", merge="max").follow(
             idle_s

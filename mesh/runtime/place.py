@@ -62,7 +62,7 @@ class Place:
         while True:
             present = await self._etcd.get(self._key)
             other = _decode(present)
-            if other is None:
+            if other is None or other.incarnation == self._incarnation:  # ours: a write that etcd did not confirm
                 return present
             alive = await self._is_alive(other)
             if alive or (alive is None and time.monotonic() > deadline):

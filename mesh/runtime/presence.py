@@ -28,6 +28,7 @@ from mesh.etcd import (
     EtcdLeaseLost,
     Lease,
     Op,
+    Patience,
     created,
     delete_op,
     get_op,
@@ -118,10 +119,11 @@ class Presence:
         """Waits for the lease of a dead pod of this name, if there is one. Raises NameTaken, EtcdError."""
         await self._place.wait()
 
-    async def start(self) -> None:
-        """Publishes the pod for the first time. Raises NameTaken, EtcdError."""
-        self._hold(await self._place.take())
-        await self._sweep()
+    async def start(self, patience: Patience | None = None) -> None:
+        """Publishes the pod for the first time, as soon as etcd is there. Raises NameTaken, EtcdError."""
+        patience = patience or Patience()
+        self._hold(await patience.until_done(self._place.take))
+        await patience.until_done(self._sweep)
         self._task = asyncio.get_running_loop().create_task(self._run(), name="presence")
 
     async def close(self, *, revoke: bool, timeout: float = 2.0) -> None:

@@ -4,6 +4,7 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mesh.runtime import demand
 from mesh.settings import EtcdSettings, parse_address
 
 MIB = 1 << 20
@@ -24,6 +25,7 @@ class RuntimeSettings:
     internal_tls: Path | None = None  # folder of the identity among the mesh's processes; None: no TLS from routers
     advertise: str = ""  # host that others reach this pod by; empty: that of `data`, or this host's own address
     capacity: int = 1024 * MIB  # for models
+    memory_limit: int = 0  # of the model server in all; 0: what the capacity makes of it
     etcd: EtcdSettings = field(default_factory=EtcdSettings)
     labels: tuple[str, ...] = ()
     zone: str = ""
@@ -43,12 +45,12 @@ class RuntimeSettings:
     device_capacity: int = 0  # for models, of the device's memory; 0: a good part of what is free there
     lease_ttl: int = 10
     drain_timeout: float = 20.0
+    demand_window: float = demand.WINDOW  # after its last call a model counts as in use for so long
     eviction: str = "lru"  # which copies make way first: a policy of `placement`
     max_message: int = 16 * MIB
     server_module: str = SERVER  # what is run as the model server
     hang_timeout: float = 10.0  # silence of the model server after which it is asked, and then killed
     check_interval: float = 30.0  # between two comparisons with the registry
-    etcd_wait: float = 20.0  # for etcd, at the start
     log_format: str = "text"
     log_level: str = "info"
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mesh.runtime.activity import Activity, active
 from mesh.runtime.board import State as SlotState
 from mesh.runtime.board import Use
+from mesh.runtime.demand import Demand
 from mesh.runtime.ledger import Entry, Ledger, State
 from placement.footprint import Footprint
 from placement.room import RoomVerdict
@@ -319,3 +320,75 @@ def test_how_long_calls_wait_follows_from_how_many_do(pod: Pod) -> None:
         now += 3
         activity.look()
     assert entry.queue_ms <= 1
+
+
+def a_demand(pod: Pod, window: float = 60.0) -> Demand:
+    return Demand(pod.ledger, window=window, clock=lambda: pod.now_ms / 1000)
+
+
+def evict(pod: Pod, demand: Demand, entry: Entry) -> None:
+    demand.made_way(entry)
+    pod.ledger.enter(entry, State.UNLOADING, evicted=True)
+    pod.ledger.remove(entry)
+
+
+def test_demand_is_what_was_called_lately() -> None:
+    """Copies that nobody calls keep a pod full, and ask for none."""
+    pod = Pod(capacity=100)
+    demand = a_demand(pod)
+    old = pod.load("old", 60)
+    pod.load("preloaded", 10, idle_ms=3_600_000)
+    pod.now_ms += 61_000
+    new = pod.load("new", 30)
+    assert demand.pods() == 0.3
+    pod.board.use(old, pod.now_ms)
+    assert demand.pods() == 0.9
+    pod.now_ms += 61_000
+    assert demand.pods() == 0.0
+    new.pinned = True
+    assert demand.pods() == 0.3, "what is pinned has to be somewhere"
+
+
+def test_demand_is_what_made_way_though_it_was_called_lately() -> None:
+    """Models in use that drive each other out ask for more than the pod that they are in."""
+    pod = Pod(capacity=100)
+    demand = a_demand(pod)
+    evict(pod, demand, pod.load("a", 80))
+    b = pod.load("b", 80)
+    assert demand.pods() == 1.6
+    evict(pod, demand, b)
+    pod.load("a", 80)
+    assert demand.pods() == 1.6, "each counts once, whether it is here or not"
+    pod.now_ms += 61_000
+    assert demand.pods() == 0.0
+
+
+def test_demand_knows_how_idle_was_what_made_way() -> None:
+    """An eviction of something that nobody needed asks for nothing."""
+    pod = Pod(capacity=100)
+    demand = a_demand(pod)
+    entry = pod.load("a", 80)
+    pod.now_ms += 61_000
+    evict(pod, demand, entry)
+    assert demand.pods() == 0.0
+
+
+def test_demand_counts_loads_under_way() -> None:
+    """A caller waits for them; what is being unloaded is not counted besides."""
+    pod = Pod(capacity=100)
+    demand = a_demand(pod)
+    pod.reserve("coming", 50)
+    going = pod.load("going", 20)
+    pod.ledger.enter(going, State.UNLOADING)
+    assert demand.pods() == 0.5
+
+
+def test_demand_is_of_the_memory_that_is_shorter() -> None:
+    """A pod with a device is full when either memory is."""
+    pod = Pod(capacity=100)
+    pod.ledger.equip(40)
+    demand = a_demand(pod)
+    pod.ledger.weigh(pod.ledger.add("a", 1), 30, 20)
+    assert demand.pods() == 0.5
+    pod.ledger.weigh(pod.ledger.add("b", 1), 60, 0)
+    assert demand.pods() == 0.9

@@ -101,8 +101,15 @@ def test_a_full_cache_is_below_the_limits() -> None:
 
 def test_the_automatic_capacity_fits() -> None:
     for available in (1 << 30, 4 << 30, 64 << 30):
-        assert memory.limit(memory.auto_capacity(available)) <= available
+        assert memory.limit(memory.auto_capacity(available)) == memory.auto_limit(available) <= available
     assert memory.auto_capacity(0) == 64 << 20
+
+
+def test_a_small_container_is_not_planned_beyond_what_it_has() -> None:
+    """There is the least capacity, and less room beside it; the agent takes 90 MB too."""
+    for available in (400 << 20, 512 << 20, 640 << 20, 768 << 20):
+        assert memory.auto_capacity(available) >= 64 << 20
+        assert memory.auto_limit(available) + (90 << 20) < available
 
 
 def test_memory_at_hand_is_the_containers(tmp_path: Path) -> None:

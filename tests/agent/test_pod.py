@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 
@@ -120,6 +121,10 @@ async def test_the_least_recently_used_is_evicted(pod: AgentProcess) -> None:
     reason = json.loads((await pod.describe("b")).decisions[0])
     assert reason["what"] in ("evict", "unload")
     assert "evicts 1 copy" in reason["why"] or "makes way" in reason["why"]
+    _, metrics = await pod.probe("/metrics")
+    wanted = re.search(r"^mesh_pods_wanted ([0-9.]+)$", metrics, re.MULTILINE)
+    assert wanted is not None, metrics
+    assert 1.0 < float(wanted[1]) < 1.6, "four models of 18 MiB and a little were in use, in a pod of 64 MiB"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from mesh.keys import Keys
+from mesh.process import free_port
 from mesh.records import LEAVING
 from tests.support import models
 from tests.support.agent import AgentProcess, AnAgent
@@ -119,11 +120,28 @@ async def test_etcd_is_away(own_etcd: EtcdServer, keys: Keys, tmp_path: object) 
         assert (await pod.describe()).counters["loads"] == 2
 
 
-async def test_no_etcd_no_pod(own_etcd: EtcdServer, keys: Keys, tmp_path: object) -> None:
-    """A clear message, and soon."""
+async def test_a_pod_that_comes_before_etcd_waits_for_it(own_etcd: EtcdServer, keys: Keys, tmp_path: Path) -> None:
+    """It is alive, says on its probe and once in the log what it waits for, and needs no restart."""
     own_etcd.kill9()
-    pod = AgentProcess(own_etcd.settings, keys, tmp_path, "--etcd-wait", "0.5")  # type: ignore[arg-type]
+    probe = free_port()
+    pod = AgentProcess(own_etcd.settings, keys, tmp_path, "--probe", f"127.0.0.1:{probe}")
     await pod.launch()
-    assert await pod.process.wait(20) == 1
-    assert any("etcd cannot be reached at http://127.0.0.1" in line for line in pod.lines)
-    await pod.etcd.close()
+    try:
+
+        async def says_so() -> bool:
+            status, text = await pod.probe("/ready", probe)
+            return status == 503 and f"etcd cannot be reached: read at {own_etcd.endpoint}" in text
+
+        await until(says_so, timeout=30, interval=0.05, why="/ready names etcd")
+        assert (await pod.probe("/live", probe))[0] == 200
+        await own_etcd.start()
+
+        async def is_ready() -> bool:
+            return (await pod.probe("/ready", probe))[0] == 200
+
+        await until(is_ready, timeout=30, interval=0.05, why="the pod is ready")
+        assert await pod.published() is not None
+        assert sum("waiting for etcd" in line for line in pod.lines) == 1, pod.lines
+    finally:
+        assert await pod.stop() == 0
+        await pod.etcd.close()

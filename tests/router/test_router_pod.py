@@ -181,15 +181,18 @@ def test_a_bad_option_is_a_clear_error(options, says):
     assert says in click.unstyle(result.output).replace("\n", " ")
 
 
-async def test_without_etcd_it_runs_and_says_that_it_is_not_ready(a_router):
+async def test_without_etcd_it_runs_and_says_that_it_is_not_ready(a_router, own_etcd):
     """And needs no restart when etcd comes."""
-    port = free_port()
-    router = a_router("--workers", "1", "--etcd", f"http://127.0.0.1:{port}")
+    own_etcd.kill9()
+    router = a_router("--workers", "1", "--etcd", own_etcd.endpoint, "--install-id", "here")
 
     async def says_so():
         status, text = await router.get("/ready")
-        return status == 503 and "etcd" in text
+        return status == 503 and f"etcd cannot be reached: read at {own_etcd.endpoint}" in text
 
     await until(says_so, timeout=30, interval=0.05)
     assert (await router.get("/live"))[0] == 200
+    await own_etcd.start()
+    await router.ready()
+    assert router.tail(100).count("waiting for etcd") == 1
     assert await router.stop() == 0

@@ -211,16 +211,20 @@ class AgentProcess:
         kv = await self.etcd.get(self.keys.copy(model_id, self.name))
         return None if kv is None else CopyRecord.decode(kv.value)
 
-    async def probe(self, path: str) -> tuple[int, str]:
-        """Status and text of /ready, /live or /metrics."""
-        assert self.record is not None
+    async def probe(self, path: str, port: int = 0) -> tuple[int, str]:
+        """Status and text of /ready, /live or /metrics; of a pod that is not published yet, by its port, or 0."""
+        address = f"127.0.0.1:{port}" if port else self.record.probe_address if self.record else ""
 
         def get() -> tuple[int, str]:
             try:
-                with urllib.request.urlopen(f"http://{self.record.probe_address}{path}", timeout=5) as answer:
+                with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as answer:
                     return answer.status, answer.read().decode()
             except urllib.error.HTTPError as error:
                 return error.code, error.read().decode()
+            except OSError as error:
+                if not port:
+                    raise
+                return 0, str(error)
 
         return await asyncio.to_thread(get)
 

@@ -348,9 +348,12 @@ class Client:
             response_deserializer=inference_pb2.ModelInferResponse.FromString,
         )
 
-    async def infer(self, model_id: str, *, timeout: float = 30, **inputs: np.ndarray) -> list[np.ndarray]:
+    async def infer(
+        self, model_id: str, *, timeout: float = 30, wait_for_ready: bool = False, **inputs: np.ndarray
+    ) -> list[np.ndarray]:
         """The outputs, as arrays of their types."""
-        response = await self._infer(infer_request(model_id, **inputs), timeout=timeout)
+        request = infer_request(model_id, **inputs)
+        response = await self._infer(request, timeout=timeout, wait_for_ready=wait_for_ready)
         kinds = {"FP32": np.float32, "INT64": np.int64, "FP64": np.float64, "INT32": np.int32, "BOOL": np.bool_}
         return [
             np.frombuffer(raw, kinds[output.datatype]).reshape(tuple(output.shape))

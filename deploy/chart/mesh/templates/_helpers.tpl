@@ -1,0 +1,110 @@
+{{- /* Names, labels and small calculations that several templates need. What pods have in common is in _pods.tpl. */ -}}
+
+{{- /* Labels that never change for an object: selectors. A dict with root and component. */ -}}
+{{- define "mesh.selector" -}}
+app.kubernetes.io/name: mesh
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{- define "mesh.labels" -}}
+{{ include "mesh.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
+{{- end }}
+
+{{- /* Lays the dict `from` over the dict `into`. Sprig's mergeOverwrite would take 0, false and "" for "not given". */ -}}
+{{- define "mesh.overlay" -}}
+{{- $into := .into -}}
+{{- range $key, $value := .from -}}
+{{- if and (kindIs "map" $value) (kindIs "map" (get $into $key)) -}}
+{{- include "mesh.overlay" (dict "into" (get $into $key) "from" $value) -}}
+{{- else -}}
+{{- $_ := set $into $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- /*
+The image: a dict with root, and optionally override (a dict as values.image) and gpu. GPU images have a repository of
+their own, not a tag: kustomize and mirrors set one tag, or one digest, for one repository.
+*/ -}}
+{{- define "mesh.image" -}}
+{{- $image := deepCopy .root.Values.image -}}
+{{- $own := .override | default dict -}}
+{{- if .gpu -}}{{- $_ := set $image "repository" (printf "%s%s" $image.repository $image.gpuSuffix) -}}{{- end -}}
+{{- if or .gpu $own.tag $own.repository -}}{{- $_ := set $image "digest" "" -}}{{- end -}}
+{{- include "mesh.overlay" (dict "into" $image "from" $own) -}}
+{{- $name := $image.repository -}}
+{{- if $image.registry -}}{{- $name = printf "%s/%s" (trimSuffix "/" $image.registry) $name -}}{{- end -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $name $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $name ($image.tag | default .root.Chart.AppVersion) -}}
+{{- end -}}
+{{- end }}
+
+{{- /* Bytes of a size such as 10Gi; the schema lets no other form through. */ -}}
+{{- define "mesh.bytes" -}}
+{{- $units := dict "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- $unit := regexFind "[MGT]i$" . -}}
+{{- mul (int64 (trimSuffix $unit .)) (int64 (get $units $unit)) -}}
+{{- end }}
+
+{{- define "mesh.internalSecret" -}}
+{{- .Values.internalTLS.existingSecret | default "mesh-internal" -}}
+{{- end }}
+
+{{- /* Where the connection to etcd stands. The chart's own has a name of its own: an admin's Secret is never written. */ -}}
+{{- define "mesh.etcdSecret" -}}
+{{- ternary "mesh-etcd-connection" .Values.etcd.secretName .Values.etcd.embedded -}}
+{{- end }}
+
+{{- define "mesh.etcdScheme" -}}
+{{- ternary "https" "http" .Values.internalTLS.enabled -}}
+{{- end }}
+
+{{- /* For each member of the embedded etcd one text, made from a format with the member's name twice or once. */ -}}
+{{- define "mesh.etcdEndpoints" -}}
+{{- $scheme := include "mesh.etcdScheme" . -}}
+{{- $urls := list -}}
+{{- range $member := until (int .Values.etcd.members) -}}
+{{- $urls = append $urls (printf "%s://mesh-etcd-%d.mesh-etcd:2379" $scheme $member) -}}
+{{- end -}}
+{{- join "," $urls -}}
+{{- end }}
+
+{{- define "mesh.etcdCluster" -}}
+{{- $scheme := include "mesh.etcdScheme" . -}}
+{{- $members := list -}}
+{{- range $member := until (int .Values.etcd.members) -}}
+{{- $members = append $members (printf "mesh-etcd-%d=%s://mesh-etcd-%d.mesh-etcd:2380" $member $scheme $member) -}}
+{{- end -}}
+{{- join "," $members -}}
+{{- end }}
+
+{{- /* A pool's settings: those of all pools, and over them its own. YAML, for fromYaml. */ -}}
+{{- define "mesh.pool" -}}
+{{- $pool := deepCopy .root.Values.runtime -}}
+{{- include "mesh.overlay" (dict "into" $pool "from" .pool) -}}
+{{- toYaml $pool -}}
+{{- end }}
+
+{{- /*
+The line with a Deployment's replicas: a dict with root, name, and of (replicas and autoscaling of the values). Where an
+autoscaler or kubectl has the say, it is the number that runs now: Kubernetes would take a field that an upgrade leaves out
+for 1.
+*/ -}}
+{{- define "mesh.replicas" -}}
+{{- $given := .of.replicas -}}
+{{- if or .of.autoscaling.enabled (kindIs "invalid" $given) -}}
+{{- $given = ternary .of.autoscaling.minReplicas nil .of.autoscaling.enabled -}}
+{{- with lookup "apps/v1" "Deployment" .root.Release.Namespace .name -}}
+{{- $given = .spec.replicas -}}
+{{- end -}}
+{{- end -}}
+{{- if not (kindIs "invalid" $given) -}}
+replicas: {{ int $given }}
+{{- end -}}
+{{- end }}

@@ -1,0 +1,152 @@
+"""Images without a registry: those that the cluster itself takes, those that the Containerfile starts from, and Mesh's.
+
+They are in a storage of buildah's in `.cache/cluster`, apart from the machine's own, because some bear names that are
+others': a Debian from `debootstrap` stands in for the Python image that the Containerfile names, and the etcd that was
+built here for its project's. So the Containerfile is tried with its own defaults, and no other build on this machine
+takes the one for the other. What comes out goes to containerd as an archive.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploy.cluster import layout, node, programs
+from deploy.image import building
+
+MESH = "localhost/mesh"
+_BUILDING = 1800.0
+_RELEASE = "bookworm"  # whose Python is 3.11
+_NEEDED = "python3,python3-venv,ca-certificates"
+# Of no use to any container, and more than half of what debootstrap leaves.
+_SUPERFLUOUS = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale")
+# What the image is made of, as .containerignore lists it.
+INGREDIENTS = ("LICENSE", "README.md", "pyproject.toml", ".containerignore", "mesh", "placement", "puller", "router")
+
+
+def environment() -> dict[str, str]:
+    """What buildah runs with. Chroot: a container engine that itself runs in a container often may do no more."""
+    return building.environment(
+        {
+            **os.environ,
+            "STORAGE_DRIVER": "overlay",
+            "BUILDAH_ISOLATION": "chroot",
+        }
+    )
+
+
+def engine() -> str:
+    """buildah on the cluster's storage, as a command line."""
+    return f"buildah --root {layout.STORAGE} --runroot {layout.BUILDING}"
+
+
+def prepare() -> None:
+    """Makes all images but Mesh's own that are not there or not of these programs."""
+    _from_programs(layout.PAUSE_IMAGE, {"pause": "/pause"}, entrypoint="/pause")
+    _from_programs(layout.DNS_IMAGE, {"coredns": "/coredns"}, entrypoint="/coredns")
+    _from_programs(layout.ETCD_IMAGE, {"etcd": "/usr/local/bin/etcd", "etcdctl": "/usr/local/bin/etcdctl"})
+    if not _exists(layout.BASE_IMAGE):
+        print(f"making {layout.BASE_IMAGE} of Debian packages (a minute or more)", flush=True)
+        folder = layout.CACHE / "base"
+        shutil.rmtree(folder, ignore_errors=True)
+        _run(["debootstrap", "--variant=minbase", f"--include={_NEEDED}", _RELEASE, str(folder)])
+        for name in _SUPERFLUOUS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        _from_scratch(layout.BASE_IMAGE, {folder: "/"}, ["--cmd", "python3"])
+        shutil.rmtree(folder)
+
+
+def tidy() -> None:
+    """Ends what builds leave beside images, killed ones above all: containers, and mounts. Not while another builds."""
+    if layout.STORAGE.exists():
+        _run([*engine().split(), "rm", "--all"])
+        node.unmount(layout.STORAGE, layout.BUILDING)
+        shutil.rmtree(layout.BUILDING, ignore_errors=True)
+
+
+def tag() -> str:
+    """The name of Mesh's image as the tree is now: another tree, another name."""
+    files = []
+    for name in INGREDIENTS:
+        path = layout.ROOT / name
+        files += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    files += [*sorted((layout.ROOT / "requirements").glob("image*.txt")), layout.ROOT / building.CONTAINERFILE]
+    return f"{MESH}:{programs.checksum([layout.ETCD_VERSION], files)}"
+
+
+def build() -> str:
+    """Builds Mesh's image from the tree, unless it is there. Gives its name."""
+    name = tag()
+    if _exists(name):
+        return name
+    print(f"building {name}", flush=True)
+    argv = building.command(
+        engine(),
+        tag=name,
+        arguments=building.arguments(os.environ),
+        secrets=building.secrets(os.environ),
+        options=["--pull-never"],
+    )
+    _run(argv, cwd=layout.ROOT)
+    for other in _names(MESH):  # of trees that are gone; their layers make up most of the next one's
+        if other != name:
+            _run([*engine().split(), "rmi", other])
+    return name
+
+
+def load(name: str) -> None:
+    """Gives an image to the running cluster, unless it has it; of Mesh's, that one alone is kept."""
+    there = node.images()
+    if name not in there:
+        archive = layout.CACHE / "image.tar"
+        archive.unlink(missing_ok=True)  # buildah adds to an archive that is there, and refuses
+        try:
+            _run([*engine().split(), "push", "--quiet", name, f"docker-archive:{archive}:{name}"])
+            node.ctr("images", "import", str(archive))
+        finally:
+            archive.unlink(missing_ok=True)
+    if name.startswith(f"{MESH}:"):
+        for other in there:
+            if other.startswith(f"{MESH}:") and other != name:
+                node.ctr("images", "remove", other)
+
+
+def _from_programs(name: str, files: dict[str, str], entrypoint: str = "") -> None:
+    """An image of programs, named anew with each of their sources."""
+    total = programs.checksum([program.sum() for program in programs.ALL if program.name in files], [])
+    stamp = layout.STORAGE.with_name(f".image-{name.replace('/', '-')}")
+    if _exists(name) and stamp.exists() and stamp.read_text() == total:
+        return
+    config = ["--entrypoint", f'["{entrypoint}"]'] if entrypoint else []
+    _from_scratch(name, {layout.BIN / program: target for program, target in files.items()}, config)
+    stamp.write_text(total)
+
+
+def _from_scratch(name: str, files: dict[Path, str], config: Sequence[str]) -> None:
+    container = _run([*engine().split(), "from", "scratch"]).strip()
+    try:
+        for source, target in files.items():
+            _run([*engine().split(), "copy", "--quiet", container, str(source), target])
+        if config:
+            _run([*engine().split(), "config", *config, container])
+        _run([*engine().split(), "commit", "--quiet", container, name])
+    finally:
+        _run([*engine().split(), "rm", container])
+
+
+def _exists(name: str) -> bool:
+    argv = [*engine().split(), "inspect", "--type", "image", "--format", "{{.FromImageID}}", name]
+    return subprocess.run(argv, env=environment(), capture_output=True, timeout=60.0).returncode == 0
+
+
+def _names(repository: str) -> list[str]:
+    listed = _run([*engine().split(), "images", "--format", "{{.Name}}:{{.Tag}}"])
+    return [line for line in listed.split() if line.startswith(f"{repository}:")]
+
+
+def _run(argv: Sequence[str], cwd: Path | None = None) -> str:
+    done = subprocess.run(argv, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=_BUILDING)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(argv)}:\n{(done.stderr or done.stdout)[-4000:]}")
+    return done.stdout

@@ -1,0 +1,200 @@
+"""Up and down: every part in its order, from whatever an earlier run left.
+
+Going up begins with going down, so that it makes no difference whether the last cluster was taken down, killed, or died
+with the machine. Going down kills the control plane rather than asking: its store is thrown away, and an API server
+that is asked holds its port for up to a minute. Parts that wait for each other by themselves are started together.
+"""
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from deploy.cluster import configs, identity, images, layout, needs, network, node, parts, programs
+
+_ANSWERING = 60.0  # seconds for the API; 3 to 6 on two cores
+_READY = 90.0  # for the node and the names; 5 to 8
+
+
+class OccupiedError(Exception):
+    """Another tree's cluster runs on this machine. Says whose."""
+
+
+def build() -> None:
+    """Makes all that starting takes and that need not be made again."""
+    needs.obtain()
+    programs.build()
+    images.tidy()  # after a build that was killed
+    try:
+        images.prepare()
+    finally:
+        images.tidy()
+
+
+def image() -> str:
+    """Makes the image of this tree, gives it to the cluster if that runs, and says what it is called."""
+    try:
+        name = images.build()
+        if is_up():
+            images.load(name)
+    finally:
+        images.tidy()
+    return name
+
+
+def is_up() -> bool:
+    """Whether this tree's cluster runs and answers."""
+    return _owner() == layout.CACHE and _answers("/readyz") and _answers(f"/api/v1/nodes/{layout.NODE}")
+
+
+def up() -> None:
+    """Starts the cluster, anew if it runs already. Everything must be built."""
+    down()
+    for folder in (layout.RUN, layout.CONTAINERD, layout.NET, layout.KUBELET):
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    layout.OWNER.write_text(str(layout.CACHE))
+    started: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(name: str, argv: list[str]) -> None:
+        started[name] = parts.start(name, argv)
+
+    def until(condition: object, what: str, timeout: float) -> None:
+        assert callable(condition)
+        parts.until(condition, what, timeout=timeout, started=started)
+
+    try:
+        plugins = needs.plugins()
+        assert plugins is not None, "needs were not looked at"
+        network.make()
+        identity.make()
+        (layout.CONTAINERD / "config.toml").write_text(configs.containerd_file(plugins))
+        (layout.NET / "10-mesh-pods.conflist").write_text(json.dumps(configs.pod_network()))
+        (layout.RUN / "kubelet.json").write_text(json.dumps(configs.kubelet_file()))
+        (layout.RUN / "proxy.json").write_text(json.dumps(configs.proxy_file()))
+
+        start("etcd", configs.etcd())
+        start("apiserver", configs.apiserver())  # waits for etcd by itself
+        start("containerd", configs.containerd())
+        until(_containerd_answers, "containerd answers", _ANSWERING)
+        for name in (layout.PAUSE_IMAGE, layout.DNS_IMAGE):
+            images.load(name)
+        until(lambda: _answers("/readyz"), "the API answers", _ANSWERING)
+        start("controller-manager", configs.manager())
+        start("scheduler", configs.scheduler())
+        start("kubelet", configs.kubelet())
+        start("proxy", configs.proxy())
+        objects = json.dumps({"apiVersion": "v1", "kind": "List", "items": configs.dns_objects()})
+        kubectl("apply", "--filename=-", given=objects)
+        until(_node_is_ready, "the node is ready", _READY)
+        until(_names_are_served, "names are served", _READY)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            down()
+        raise
+
+
+def down() -> None:
+    """Stops this tree's cluster, if it runs, and leaves the machine as it was before. Logs and what was built stay."""
+    owner = _owner()
+    if owner is not None and owner != layout.CACHE and owner.exists():
+        raise OccupiedError(
+            f"The cluster of another folder is on this machine, and its addresses are the same.\n"
+            f"Take it down first: make -C {owner.parent.parent} cluster-down"
+        )
+    processes = parts.running((owner or layout.CACHE) / "bin")
+    if owner is None and not processes:
+        return
+    runtime = [pid for pid, argv in processes.items() if Path(argv[0]).name.startswith("containerd")]
+    # The kubelet first of all: it would make the pods again.
+    parts.end([pid for pid in processes if pid not in runtime], signal.SIGKILL)
+    node.kill_pods()
+    try:
+        node.forget_pods()
+    except (RuntimeError, subprocess.TimeoutExpired):  # containerd is not there to forget them: its memory goes
+        shutil.rmtree(layout.CONTAINERS, ignore_errors=True)
+    parts.end([*parts.running((owner or layout.CACHE) / "bin")])
+    network.remove()
+    node.clean()
+
+
+def kubectl(*argv: str, given: str | None = None, timeout: float = 60.0) -> str:
+    """Runs kubectl as the cluster's admin."""
+    command = [str(layout.BIN / "kubectl"), f"--kubeconfig={layout.KUBECONFIG}", *argv]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=timeout)
+    if done.returncode != 0:
+        raise RuntimeError(f"kubectl {' '.join(argv)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _owner() -> Path | None:
+    try:
+        return Path(layout.OWNER.read_text())
+    except OSError:
+        return None
+
+
+def _answers(path: str) -> bool:
+    try:
+        kubectl("get", "--request-timeout=2s", f"--raw={path}", timeout=10.0)
+    except (RuntimeError, OSError, subprocess.TimeoutExpired):
+        return False
+    return True
+
+
+def _containerd_answers() -> bool:
+    try:
+        node.ctr("version", timeout=10.0)
+    except (RuntimeError, subprocess.TimeoutExpired):
+        return False
+    return True
+
+
+def _node_is_ready() -> bool:
+    nodes = json.loads(kubectl("get", "nodes", "--output=json"))["items"]
+    return any(
+        condition["type"] == "Ready" and condition["status"] == "True"
+        for one in nodes
+        for condition in one["status"].get("conditions", ())
+    )
+
+
+def _names_are_served() -> bool:
+    state = json.loads(kubectl("--namespace=kube-system", "get", "deployment/coredns", "--output=json"))["status"]
+    return bool(state.get("availableReplicas", 0) > 0)
+
+
+def describe() -> str:
+    """How to use the cluster that runs."""
+    return (
+        f"The cluster is up.\n"
+        f"  export KUBECONFIG={layout.KUBECONFIG}\n"
+        f"  export PATH={layout.BIN}:$PATH    # kubectl, helm, etcdctl\n"
+        f"make cluster-down ends it."
+    )
+
+
+def main(argv: list[str]) -> int:
+    """`python -m deploy.cluster build|up|down|image`."""
+    try:
+        match argv:
+            case ["build"]:
+                build()
+            case ["up"]:
+                build()
+                up()
+                print(describe())
+            case ["down"]:
+                down()
+            case ["image"]:
+                build()
+                print(image())
+            case _:
+                print("usage: python -m deploy.cluster build|up|down|image", file=sys.stderr)
+                return 2
+    except (needs.MissingError, OccupiedError, parts.StartError, RuntimeError, subprocess.SubprocessError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0

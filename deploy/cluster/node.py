@@ -1,0 +1,92 @@
+"""The node's containers: what containerd is asked, and what is left of pods once nobody looks after them.
+
+Pods are not asked to end: the cluster is for tests, and each that wants an orderly end waits for it before. So a
+cluster whose parts were killed is cleaned up in the same way as one that is taken down.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+from deploy.cluster import layout, parts
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_RESULTS = Path("/var/lib/cni/results")
+_DEVICES = Path("/var/lib/kubelet/device-plugins")
+_OURS = (layout.RUN, layout.CONTAINERS)
+
+
+def ctr(*argv: str, timeout: float = 300.0) -> str:
+    """Asks containerd, in the namespace that the kubelet uses."""
+    done = subprocess.run(
+        ["ctr", "--address", str(layout.CONTAINERD_SOCKET), "--namespace", "k8s.io", *argv],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"ctr {' '.join(argv)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def images() -> set[str]:
+    """Names of the images that pods can be made from."""
+    return set(ctr("images", "list", "--quiet").split())
+
+
+def kill_pods() -> None:
+    """Kills every process that runs in a pod."""
+    pids: set[int] = set()
+    for folder in _pod_cgroups():
+        for file in folder.rglob("cgroup.procs"):
+            with contextlib.suppress(OSError):
+                pids |= {int(line) for line in file.read_text().split()}
+    parts.end(sorted(pids), signal.SIGKILL)
+
+
+def forget_pods() -> None:
+    """Has containerd forget all pods, keeping images, so that it starts with none the next time."""
+    for name in ctr("tasks", "list", "--quiet").split():
+        with contextlib.suppress(RuntimeError):  # it ended and is gone by itself
+            ctr("tasks", "delete", "--force", name)
+    for name in ctr("containers", "list", "--quiet").split():
+        ctr("containers", "delete", name)
+
+
+def clean() -> None:
+    """Removes what pods leave on the machine: mounts, network namespaces, cgroups, log links."""
+    unmount(*_OURS)
+    for network in Path("/run/netns").glob("cni-*"):
+        subprocess.run(["ip", "netns", "delete", network.name], capture_output=True, timeout=30.0)
+    for folder in _pod_cgroups():
+        for inner, _, _ in os.walk(folder, topdown=False):
+            with contextlib.suppress(OSError):  # busy: its processes are ending
+                os.rmdir(inner)
+    for link in Path("/var/log/containers").glob("*.log"):
+        if link.is_symlink() and link.readlink().is_relative_to(layout.RUN):
+            link.unlink()
+    for note in _RESULTS.glob("mesh-pods-*"):  # plugins': of each pod's address, and of its loopback
+        pod = note.name.removeprefix("mesh-pods-").rpartition("-")[0]
+        for other in (note, _RESULTS / f"cni-loopback-{pod}-lo"):
+            other.unlink(missing_ok=True)
+    for folder in (_DEVICES, _DEVICES.parent):  # the one folder of the kubelet that cannot be set
+        with contextlib.suppress(OSError):  # somebody else's, and in use
+            (folder / "kubelet.sock").unlink(missing_ok=True)
+            folder.rmdir()
+    shutil.rmtree(layout.RUN, ignore_errors=True)
+
+
+def unmount(*folders: Path) -> None:
+    """Unmounts everything in these folders."""
+    mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for point in reversed(mounts):  # the innermost first
+        if any(Path(point).is_relative_to(folder) for folder in folders):
+            subprocess.run(["umount", "--lazy", point], capture_output=True, timeout=30.0)
+
+
+def _pod_cgroups() -> list[Path]:
+    """The kubelet's folders: one for each controller in the first version of cgroups, one in the second."""
+    return [folder for folder in (*_CGROUPS.glob("*/kubepods"), _CGROUPS / "kubepods") if folder.is_dir()]

@@ -1,0 +1,1 @@
+"""The container image: its Containerfile, and what builds it."""

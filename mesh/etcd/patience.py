@@ -1,0 +1,58 @@
+"""Waiting for an etcd that is not there yet, for as long as that takes.
+
+The processes of an installation start in any order. One that ended because etcd was still starting would be started
+again with ever longer pauses by whoever minds it; so routers and runtime pods wait, alive and not ready, and say why:
+to `/ready`, and in the log at once and then each minute. What no waiting heals, such as a wrong password, is raised:
+then the process ends with that text, and its next life reads its credentials anew.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from mesh.etcd.errors import EtcdClosed, EtcdDenied, EtcdUnavailable
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+T = TypeVar("T")
+
+_PAUSE = 0.5  # seconds between two attempts, each of which tries all members
+_REMIND = 60.0  # seconds between two lines in the log
+
+
+class Patience:
+    """One process's, at its start. `why` is what it waits for at the moment; empty: for nothing."""
+
+    def __init__(self, *, pause: float = _PAUSE, remind: float = _REMIND) -> None:
+        self._pause = pause
+        self._remind = remind
+        self.why = ""
+
+    async def until_done(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Does something with etcd as soon as that can be done: `work` is called until it does not raise
+        EtcdUnavailable. Raises EtcdDenied, EtcdClosed, and what else `work` raises."""
+        began = time.monotonic()
+        told: float | None = None
+        while True:
+            try:
+                done = await work()
+            except EtcdClosed:
+                raise
+            except EtcdDenied as error:
+                raise EtcdDenied(
+                    f"etcd does not let us in ({error.text}): check user, password and certificate, and their rights"
+                ) from error
+            except EtcdUnavailable as error:
+                self.why = f"etcd cannot be reached: {error.text}"
+                now = time.monotonic()
+                if told is None or now - told >= self._remind:
+                    told = now
+                    log.warning("waiting for etcd", why=error.text, waited_s=round(now - began))
+                await asyncio.sleep(self._pause)
+                continue
+            if told is not None:
+                log.info("etcd answers", waited_s=round(time.monotonic() - began, 1))
+            self.why = ""
+            return done

@@ -1,0 +1,134 @@
+"""A real Kubernetes for the tests of this folder, an image of this tree on it, and a namespace for each test.
+
+A cluster that runs already (`make cluster`) is used and left running. Else one is made, started and taken down again;
+MESH_CLUSTER_KEEP=1 leaves that one running too. Where it cannot be, the tests are skipped, and say why.
+"""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.cluster import identity, layout, lifecycle, needs
+from tests.support.cluster import Kube
+
+_HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(_HERE):
+            item.add_marker(pytest.mark.cluster)
+
+
+@contextlib.contextmanager
+def _aloud(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What takes minutes says what it does while it does it."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        yield
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Kube]:
+    """The cluster, as its admin."""
+    if obstacles := needs.obstacles():
+        pytest.skip(f"no cluster here: {'; '.join(obstacles)}")
+    kept = True
+    with _aloud(request):
+        lifecycle.build()
+        if not lifecycle.is_up():
+            kept = bool(os.environ.get("MESH_CLUSTER_KEEP"))
+            try:
+                lifecycle.up()
+            except lifecycle.OccupiedError as error:
+                pytest.skip(str(error))
+    try:
+        yield Kube(layout.KUBECONFIG)
+    finally:
+        if not kept:
+            lifecycle.down()
+
+
+@pytest.fixture(scope="session")
+def image(cluster: Kube, request: pytest.FixtureRequest) -> str:
+    """The name of the image of this tree, which the node has. Built where the tree has changed since the last time."""
+    with _aloud(request):
+        return lifecycle.image()
+
+
+@contextlib.contextmanager
+def _a_namespace(cluster: Kube, folder: Path) -> Iterator[Kube]:
+    """A fresh namespace under Pod Security's `restricted`, as somebody who is its admin and nothing else."""
+    name = f"test-{secrets.token_hex(4)}"
+    here = cluster.within(name)
+    here.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {
+                "name": name,
+                "labels": {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")},
+            },
+        },
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "owner", "namespace": name}},
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": "owner", "namespace": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "admin"},
+            "subjects": [{"kind": "ServiceAccount", "name": "owner", "namespace": name}],
+        },
+    )
+    token = here.kubectl("create", "token", "owner", "--duration=4h").strip()
+    kubeconfig = folder / f"{name}.kubeconfig"
+    authority = (layout.PKI / "ca.crt").read_bytes()
+    identity.write(kubeconfig, identity.kubeconfig(authority, user={"token": token}, namespace=name))
+    try:
+        yield Kube(kubeconfig, name)
+    finally:
+        # Not waited for: it takes seconds, and the next test has a namespace of its own.
+        here.kubectl("delete", "pods", "--all", "--grace-period=1", "--wait=false")
+        cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def namespace(cluster: Kube, tmp_path: Path) -> Iterator[Kube]:
+    """A fresh namespace under Pod Security's `restricted`, as somebody who is its admin and nothing else."""
+    with _a_namespace(cluster, tmp_path) as here:
+        yield here
+
+
+@pytest.fixture(scope="module")
+def shared_namespace(cluster: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
+    """The same for all tests of a module."""
+    with _a_namespace(cluster, tmp_path_factory.mktemp("namespace")) as here:
+        yield here
+
+
+@pytest.fixture(scope="module")
+def volume(cluster: Kube, shared_namespace: Kube) -> Iterator[str]:
+    """The storage class that one volume of `shared_namespace` is of: the cluster makes none by itself."""
+    name = shared_namespace.namespace
+    folder = layout.RUN / "volumes" / name
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)  # as a volume that Kubernetes gives to the pod's group
+    cluster.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": name},
+            "spec": {
+                "storageClassName": name,
+                "capacity": {"storage": "1Gi"},
+                "accessModes": ["ReadWriteOnce"],
+                "persistentVolumeReclaimPolicy": "Retain",
+                "hostPath": {"path": str(folder), "type": "Directory"},
+            },
+        }
+    )
+    yield name
+    cluster.kubectl("delete", "persistentvolume", name, "--wait=false")

@@ -1,0 +1,66 @@
+"""The test cluster is what the tests of the installation take it for."""
+
+import asyncio
+import json
+import urllib.request
+
+import pytest
+
+from tests.support.cluster import Kube, KubeError, pod
+
+_HELLO = """
+import http.server
+class Hello(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"hello")
+http.server.HTTPServer(("", 8080), Hello).serve_forever()
+"""
+_ASK = "import urllib.request; print(urllib.request.urlopen('http://hello:8080', timeout=20).read().decode())"
+
+
+def test_the_owner_of_a_namespace_owns_nothing_else(namespace: Kube) -> None:
+    """An admin of one namespace may all that an installation takes there, and nothing outside of it."""
+    assert namespace.can("create", "deployments.apps")
+    assert namespace.can("create", "roles.rbac.authorization.k8s.io")
+    with pytest.raises(KubeError, match=r"cannot list resource .nodes"):
+        namespace.kubectl("get", "nodes")
+    assert not namespace.can("create", "customresourcedefinitions.apiextensions.k8s.io")
+    assert not namespace.can("create", "clusterroles.rbac.authorization.k8s.io")
+    assert not namespace.within("kube-system").can("get", "pods")
+
+
+def test_pod_security_refuses_what_is_not_restricted(namespace: Kube) -> None:
+    """A pod that could run as root is not admitted."""
+    careless = pod("careless", {"name": "it", "image": "any"})
+    del careless["spec"]["securityContext"]["runAsNonRoot"]
+    with pytest.raises(KubeError, match="violates PodSecurity"):
+        namespace.apply(careless)
+
+
+async def test_services_have_names_and_lead_to_pods(namespace: Kube, image: str) -> None:
+    """A pod calls another by the name of its service; so does the test, through a forwarded port."""
+    ready = {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1}
+    namespace.apply(
+        pod("hello", {"name": "it", "image": image, "command": ["python", "-c", _HELLO], "readinessProbe": ready}),
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "hello"},
+            "spec": {"selector": {"app": "hello"}, "ports": [{"port": 8080}]},
+        },
+    )
+    await namespace.wait("pod/hello", "condition=Ready")
+    namespace.apply(pod("caller", {"name": "it", "image": image, "command": ["python", "-c", _ASK]}))
+    await namespace.wait("pod/caller", "jsonpath={.status.phase}=Succeeded")
+    assert namespace.logs("caller") == "hello\n"
+    async with namespace.forward("service/hello", 8080) as port:
+        with await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{port}", timeout=10) as reply:
+            assert reply.read() == b"hello"
+    assert "uid=" in namespace.exec("hello", "id")
+
+
+def test_helm_works_as_the_owner(namespace: Kube) -> None:
+    """helm reaches the cluster as somebody who owns one namespace."""
+    assert json.loads(namespace.helm("list", "--output=json")) == []

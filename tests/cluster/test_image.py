@@ -1,0 +1,56 @@
+"""The image, where it has the fewest rights: any uid, a read-only root, nothing but /tmp to write to."""
+
+import json
+
+import pytest
+
+from deploy.cluster import layout
+from tests.support.cluster import Kube, pod
+
+_ETCD = layout.ETCD_VERSION.removeprefix("v")
+_COMMANDS = {
+    "help": (None, ["--help"], "Thousands of models"),
+    "runtime": (None, ["runtime", "--help"], "--capacity"),
+    "router": (None, ["router", "--help"], "--listen"),
+    "module": (["python", "-m", "mesh.runtime"], ["--help"], "--capacity"),
+    "etcd": (["etcd"], ["--version"], _ETCD),
+    "etcdctl": (["etcdctl"], ["version"], _ETCD),
+    "whoami": (["id"], [], "gid=0(root)"),
+}
+
+
+@pytest.mark.parametrize("uid", [None, 1_000_730_000], ids=["its own uid", "a random uid"])
+async def test_every_program_starts(namespace: Kube, image: str, uid: int | None) -> None:
+    """Each program in it starts, under the image's own uid and under one that nothing in it knows."""
+    containers = [
+        {"name": name, "image": image, "args": args, **({"command": command} if command else {})}
+        for name, (command, args, _) in _COMMANDS.items()
+    ]
+    namespace.apply(pod("programs", *containers, uid=uid))
+    await namespace.wait("pod/programs", "jsonpath={.status.phase}=Succeeded", timeout=90.0)
+    for name, (_, _, expected) in _COMMANDS.items():
+        assert expected in namespace.logs("programs", name), name
+    assert f"uid={uid or 10001}" in namespace.logs("programs", "whoami")
+
+
+async def test_a_whole_mesh_runs_from_it(namespace: Kube, image: str) -> None:
+    """etcd, a runtime pod and a router behind Envoy become ready, with no more than /tmp to write to."""
+
+    def probed(port: int) -> dict[str, object]:
+        return {"readinessProbe": {"httpGet": {"path": "/ready", "port": port}, "periodSeconds": 1}}
+
+    etcd = ["--data-dir=/tmp/etcd", "--unsafe-no-fsync"]
+    runtime = ["runtime", "--capacity=64MiB", "--probe=0.0.0.0:8001"]
+    router = ["router", "--listen=0.0.0.0:8033", "--probe=0.0.0.0:8002"]
+    namespace.apply(
+        pod(
+            "mesh",
+            {"name": "etcd", "image": image, "command": ["etcd"], "args": etcd},
+            {"name": "runtime", "image": image, "args": runtime, **probed(8001)},
+            {"name": "router", "image": image, "args": router, **probed(8002)},
+            uid=1_000_730_000,
+        )
+    )
+    await namespace.wait("pod/mesh", "condition=Ready", timeout=90.0)
+    pods = json.loads(namespace.exec("mesh", "mesh", "pods", "--json", container="router"))
+    assert "mesh" in json.dumps(pods), "the runtime pod bears its host's name"

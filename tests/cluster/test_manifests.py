@@ -1,0 +1,52 @@
+"""What is installed is what a real API server takes from the admin of one namespace, without a warning."""
+
+from typing import Any
+
+import pytest
+
+from deploy import manifests
+from deploy.cluster import layout
+from tests.deploy import installs
+from tests.support.cluster import Kube, KubeError, pod
+
+OPERATOR = "monitoring.coreos.com/v1"
+"""Kinds of the Prometheus operator, which this cluster does not have."""
+
+
+@pytest.fixture(autouse=True)
+def helm(cluster: Kube, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster's own, wherever there is another."""
+    monkeypatch.setenv("HELM", str(layout.BIN / "helm"))
+
+
+def check(namespace: Kube, found: list[dict[str, Any]]) -> None:
+    known = [one for one in found if one["apiVersion"] != OPERATOR]
+    assert len(known) > 5
+    # Whether somebody may give a role away depends on what is in it, so it has to be there.
+    if roles := [one for one in known if one["kind"] == "Role"]:
+        namespace.apply(*roles)
+    assert namespace.dry_run(*known) == []
+
+
+@pytest.mark.parametrize("name", installs.RENDERED)
+def test_the_chart(namespace: Kube, name: str) -> None:
+    """With the values that the tests render it with."""
+    check(namespace, installs.rendered(*installs.RENDERED[name], namespace=namespace.namespace))
+
+
+@pytest.mark.parametrize("name", installs.PATCHED)
+def test_kustomize(namespace: Kube, name: str) -> None:
+    """The base, and with each component."""
+    check(namespace, installs.patched(name))
+
+
+def test_what_is_wrong_is_found(namespace: Kube) -> None:
+    """Of what these checks rest on: a field that does not exist is refused, a careless template is warned of."""
+    found = installs.patched("trial")
+    deployment = installs.one(found, "Deployment", "mesh-router")
+    del deployment["spec"]["template"]["spec"]["securityContext"]["seccompProfile"]
+    (warning,) = namespace.dry_run(deployment)
+    assert "seccompProfile" in warning
+    with pytest.raises(KubeError, match="unknown field"):
+        namespace.dry_run(pod("careless", {"name": "it", "image": "any", "imagePolicy": "Never"}))
+    assert manifests.key(deployment) not in {manifests.key(one) for one in namespace.get("deployments")["items"]}

@@ -1,0 +1,112 @@
+"""An etcd that is there already, for meshes of several namespaces: its Secret decides, and mistakes are named."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import pytest_asyncio
+
+from tests.support.cluster import Kube, KubeError, pod
+from tests.support.installed import Installed
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SMALL = {
+    "router": {"replicas": 1},
+    "pools": [{"name": "cpu", "replicas": 1}],
+    "etcd": {"embedded": False},
+}
+
+
+def secret(endpoint: str, *, prefix: str = "shared", **more: str) -> dict[str, object]:
+    connection = json.dumps({"endpoints": endpoint, "root_prefix": prefix, **more})
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "model-serving-etcd"},
+        "stringData": {"etcd_connection": connection},
+    }
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def endpoint(shared_namespace: Kube, image: str) -> str:
+    """An etcd of its own, with a user."""
+    ready = {"httpGet": {"path": "/readyz", "port": 2379}, "periodSeconds": 1}
+    argv = ["--data-dir=/tmp/etcd", "--unsafe-no-fsync", "--listen-client-urls=http://0.0.0.0:2379"]
+    argv += [f"--advertise-client-urls=http://outside.{shared_namespace.namespace}:2379"]
+    shared_namespace.apply(
+        pod("outside", {"name": "it", "image": image, "command": ["etcd"], "args": argv, "readinessProbe": ready}),
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "outside"},
+            "spec": {"selector": {"app": "outside"}, "ports": [{"port": 2379}]},
+        },
+    )
+    await shared_namespace.wait("pod/outside", "condition=Ready")
+    for words in ("user add root:right", "user grant-role root root", "auth enable"):
+        shared_namespace.exec("outside", "etcdctl", *words.split())
+    return f"http://outside.{shared_namespace.namespace}:2379"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def first(shared_namespace: Kube, image: str, endpoint: str) -> AsyncIterator[Installed]:
+    """A mesh on it."""
+    mesh = Installed(shared_namespace, image)
+    with pytest.raises(KubeError, match=r'The Secret "model-serving-etcd" .* is not in the namespace'):
+        mesh.helm("install", "mesh", over=SMALL)
+    shared_namespace.apply(secret(endpoint, userid="root", password="right"))
+    mesh.helm("install", "mesh", over=SMALL)
+    await mesh.ready()
+    yield mesh
+
+
+async def refused(mesh: Installed, says: Callable[[str], bool]) -> None:
+    """Waits until each process has ended with that text, and sees that none is ready."""
+
+    def ended() -> bool:
+        found = [mesh.kube.kubectl("logs", name, "--tail=-1") for name in mesh.names()]
+        return len(found) == 2 and all(map(says, found))
+
+    await mesh.kube.until(ended, "the processes say why they do not start", timeout=90.0)
+    for one in mesh.pods():
+        conditions = {condition["type"]: condition["status"] for condition in one["status"]["conditions"]}
+        assert conditions["Ready"] == "False"
+
+
+async def test_a_second_mesh_on_the_same_prefix_refuses_to_start(
+    first: Installed, namespace: Kube, endpoint: str
+) -> None:
+    """It names the owner; the first one goes on."""
+    mesh = Installed(namespace, first.image)
+    namespace.apply(secret(endpoint, userid="root", password="right"))
+    mesh.helm("install", "mesh", over=SMALL)
+    owner = f"{first.kube.namespace}/mesh"
+    await refused(mesh, lambda text: f"belongs to the mesh '{owner}'" in text)
+    await first.ready()
+
+
+async def test_a_mesh_of_another_prefix_sees_nothing_of_the_first(
+    first: Installed, namespace: Kube, endpoint: str
+) -> None:
+    """Neither its models nor its pods."""
+    await first.offer(3)
+    mesh = Installed(namespace, first.image)
+    namespace.apply(secret(endpoint, prefix="other", userid="root", password="right"))
+    mesh.helm("install", "mesh", over=SMALL)
+    await mesh.ready()
+    assert json.loads(await mesh.mesh("ls", "--json")) != json.loads(await first.mesh("ls", "--json"))
+    pods = await mesh.mesh("pods", "--json")
+    assert mesh.names("runtime")[0] in pods
+    assert first.names("runtime")[0] not in pods
+    await mesh.offer(1)
+
+
+async def test_a_wrong_password_is_named(first: Installed, namespace: Kube, endpoint: str) -> None:
+    """Once the Secret is right, the pods come up by themselves."""
+    mesh = Installed(namespace, first.image)
+    namespace.apply(secret(endpoint, prefix="third", userid="root", password="wrong"))
+    mesh.helm("install", "mesh", over=SMALL)
+    await refused(mesh, lambda text: "etcd does not let us in" in text and "check user, password" in text)
+    namespace.apply(secret(endpoint, prefix="third", userid="root", password="right"))
+    await mesh.ready(180.0)

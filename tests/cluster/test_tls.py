@@ -1,0 +1,72 @@
+"""The endpoint's certificate is a Secret's: it is asked for at the start, and another one is taken up under traffic."""
+
+import base64
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.support import certificates
+from tests.support.cluster import Kube, KubeError
+from tests.support.installed import NAME, Installed, Traffic
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+TLS = {"tls": {"secretName": "edge"}, "pools": [{"name": "cpu", "replicas": 1}]}
+
+
+def secret(pem: bytes) -> dict[str, Any]:
+    """A Secret such as cert-manager makes, from a certificate and its key in one."""
+    certificate, _, key = pem.partition(b"-----BEGIN PRIVATE KEY-----")
+    data = {"tls.crt": certificate, "tls.key": b"-----BEGIN PRIVATE KEY-----" + key}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "kubernetes.io/tls",
+        "metadata": {"name": "edge"},
+        "data": {name: base64.b64encode(value).decode() for name, value in data.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[tuple[bytes, bytes]]:
+    """Two authorities, each with a certificate that it signed."""
+    return [certificates.certificate(NAME) for _ in range(2)]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh(
+    shared_namespace: Kube, image: str, pairs: list[tuple[bytes, bytes]], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Installed]:
+    """Two routers that speak TLS with the first certificate; callers trust both authorities."""
+    mesh = Installed(shared_namespace, image)
+    with pytest.raises(KubeError, match=r'tls\.secretName: the Secret "edge" is not in the namespace'):
+        mesh.helm("install", "mesh", over=TLS)
+    mesh.trust = tmp_path_factory.mktemp("trust") / "ca.pem"
+    mesh.trust.write_bytes(b"".join(authority for authority, _ in pairs))
+    mesh.kube.apply(secret(pairs[0][1]))
+    mesh.helm("install", "mesh", over=TLS)
+    await mesh.ready()
+    await mesh.offer(10)
+    yield mesh
+
+
+def shown(mesh: Installed) -> set[str]:
+    """The certificates that the routers show to whoever connects now."""
+    addresses = [one["status"]["podIP"] for one in mesh.pods("router")]
+    return {ssl.get_server_certificate((address, 8033), timeout=10.0) for address in addresses}
+
+
+async def test_a_certificate_is_replaced_under_traffic(mesh: Installed, pairs: list[tuple[bytes, bytes]]) -> None:
+    """New connections get the new one; those that are there go on, and no call fails."""
+    (before,) = shown(mesh)
+    started = {one["metadata"]["name"]: one["status"]["containerStatuses"] for one in mesh.pods("router")}
+    async with Traffic(mesh) as traffic:
+        mesh.kube.apply(secret(pairs[1][1]))
+        await mesh.kube.until(lambda: before not in shown(mesh), "the routers show the new certificate", timeout=120.0)
+        await traffic.some(200)
+    assert traffic.errors == []
+    assert len(shown(mesh)) == 1
+    assert started == {one["metadata"]["name"]: one["status"]["containerStatuses"] for one in mesh.pods("router")}

@@ -1,0 +1,110 @@
+"""The pure pieces of the test cluster: what it takes for its own, and what it leaves alone."""
+
+import ipaddress
+import json
+from pathlib import Path
+
+import pytest
+
+from deploy.cluster import configs, identity, layout, needs, network, parts, programs
+
+
+def test_others_rules_stay() -> None:
+    """Of what iptables-save prints, the cluster's chains, rules and jumps go, and nothing else."""
+    others = [
+        "*nat",
+        ":PREROUTING ACCEPT [0:0]",
+        ":DOCKER - [0:0]",
+        "-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER",
+        "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE",
+        "COMMIT",
+    ]
+    ours = [
+        ":KUBE-SERVICES - [0:0]",
+        ":CNI-HOSTPORT-DNAT - [0:0]",
+        f":{network.CHAIN} - [0:0]",
+        '-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES',
+        "-A KUBE-SEP-ABC -s 10.244.0.2/32 -j KUBE-MARK-MASQ",
+        "-A OUTPUT -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT",
+        f"-A FORWARD -j {network.CHAIN}",
+        f"-A {network.CHAIN} -i {layout.POD_BRIDGE} ! -o {layout.POD_BRIDGE} -j REJECT",
+    ]
+    saved = "".join(f"{line}\n" for line in [*others[:3], *ours, *others[3:]])
+    assert network.without_ours(saved) == "".join(f"{line}\n" for line in others)
+
+
+@pytest.mark.parametrize(
+    ("argv", "is_ours"),
+    [
+        pytest.param(["/c/bin/kube", "kubelet", "--config=x"], True, id="a part"),
+        pytest.param(["/c/bin/etcd", "--data-dir=x"], True, id="its etcd"),
+        pytest.param(["/c/bin/kube", "kubectl", "get"], False, id="somebody's kubectl"),
+        pytest.param(["/c/bin/kubectl", "port-forward"], False, id="kubectl by its name"),
+        pytest.param(["/other/bin/kube", "kubelet"], False, id="another folder's part"),
+        pytest.param(["etcd", "--data-dir=x"], False, id="another etcd"),
+        pytest.param(["containerd", "--config", str(layout.CONTAINERD / "config.toml")], True, id="its containerd"),
+        pytest.param(
+            ["/usr/bin/containerd-shim-runc-v2", "-address", str(layout.CONTAINERD_SOCKET)], True, id="its shim"
+        ),
+        pytest.param(["/usr/bin/containerd"], False, id="the machine's containerd"),
+        pytest.param(["vi", str(layout.CONTAINERD / "config.toml")], False, id="an editor"),
+        pytest.param([], False, id="a kernel thread"),
+    ],
+)
+def test_which_processes_are_the_clusters(argv: list[str], is_ours: bool) -> None:
+    """Only what runs as a part of this cluster is ended when it goes down."""
+    assert parts.is_part(argv, Path("/c/bin")) is is_ours
+
+
+def test_addresses_fit_together() -> None:
+    """Ranges are private and apart from each other; fixed addresses lie where they must."""
+    pods, services = ipaddress.ip_network(layout.POD_RANGE), ipaddress.ip_network(layout.SERVICE_RANGE)
+    node = ipaddress.ip_address(layout.NODE_IP)
+    assert pods.is_private
+    assert services.is_private
+    assert node.is_private
+    assert not pods.overlaps(services)
+    assert node not in pods
+    assert node not in services
+    assert ipaddress.ip_address(layout.API_IP) == services[1]
+    assert ipaddress.ip_address(layout.DNS_IP) in services
+
+
+def test_documents_are_json() -> None:
+    """Every document that is written can be, and names no folder of the machine's own."""
+    for document in (configs.kubelet_file(), configs.proxy_file(), configs.pod_network(), configs.dns_objects()):
+        assert "/var/lib" not in json.dumps(document)
+
+
+def test_a_kubeconfig_carries_what_it_needs() -> None:
+    """No paths in it: it can be handed around."""
+    config = identity.kubeconfig(b"PEM", user={"token": "t"}, namespace="mine")
+    assert config["clusters"][0]["cluster"]["certificate-authority-data"] == "UEVN"
+    assert config["contexts"][0]["context"]["namespace"] == "mine"
+    assert "/" not in json.dumps(config).replace("https://", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [("go version go1.26.8 linux/amd64", (1, 26)), ("go version go1.27rc1 linux/amd64", (1, 27)), ("no", None)],
+)
+def test_go_versions_are_read(text: str, version: tuple[int, int] | None) -> None:
+    """Releases and candidates; anything else is no version."""
+    assert needs.parse_go_version(text) == version
+
+
+def test_a_program_is_built_anew_when_its_sources_change(tmp_path: Path) -> None:
+    """The sum follows the words, the names and the contents, and nothing else."""
+    file = tmp_path / "main.go"
+    file.write_text("one")
+    first = programs.checksum(["go", "build"], [file])
+    assert programs.checksum(["go", "build"], [file, tmp_path]) == first
+    assert programs.checksum(["go", "build", "-x"], [file]) != first
+    file.write_text("two")
+    assert programs.checksum(["go", "build"], [file]) != first
+
+
+def test_each_program_has_a_source() -> None:
+    """Modules exist; what is not a module of ours names its version."""
+    for program in programs.ALL:
+        assert program.module is None or (program.module / "go.mod").exists(), program.name

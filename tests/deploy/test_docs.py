@@ -1,0 +1,89 @@
+"""The page for admins: its keys, names and examples are those of the chart."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy import manifests
+from tests.deploy import installs
+
+PAGE = manifests.ROOT.parent / "docs" / "kubernetes.md"
+TEXT = PAGE.read_text()
+VALUES = yaml.safe_load((manifests.CHART / "values.yaml").read_text())
+
+
+def blocks(language: str) -> list[str]:
+    """The examples in that language."""
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_links():
+    """Every link leads somewhere."""
+    for target in re.findall(r"\]\(([^)]+)\)", TEXT):
+        assert (PAGE.parent / Path(target)).exists(), target
+
+
+def test_keys():
+    """Every key of the values that is named exists: whole paths, and where a path starts in a pool."""
+    named = set(re.findall(r"`([a-z]+(?:\.[a-zA-Z]+)+)(?:=[^`]*)?`", TEXT))
+    named |= set(re.findall(r"([a-z]+(?:\.[a-zA-Z]+)+)=", TEXT))
+    files = {name for name in named if name.endswith((".crt", ".key", ".yaml", ".internal"))}
+    checked = 0
+    for name in named - files:
+        for root in (VALUES, VALUES["runtime"]):
+            node: Any = root
+            for part in name.split("."):
+                node = node.get(part, ...) if isinstance(node, dict) else ...
+            if node is not ...:
+                break
+        else:
+            pytest.fail(f"{name} is in the docs and not in the values")
+        checked += 1
+    assert checked > 10
+
+
+def test_objects():
+    """The objects of the first table are there, under these names."""
+    found = {f"{one['kind']} {one['metadata']['name']}" for one in installs.patched("base")}
+    table = TEXT.split("| object |")[1].split("\n\n")[0]
+    for kinds, name in re.findall(r"((?:[A-Z][A-Za-z]+(?: and )?)+) `([a-z-]+)(?:`|-POOL`)", table):
+        for kind in kinds.split(" and "):
+            if name == "mesh-runtime":
+                name = "mesh-runtime-cpu"
+            assert any(
+                one == f"{kind} {name}" or (kind == "Job" and one.startswith(f"Job {name}-")) for one in found
+            ), f"{kind} {name}"
+
+
+def test_json_examples():
+    """What is shown of the Secret is JSON."""
+    (connection,) = blocks("json")
+    assert "endpoints" in json.loads(connection)
+
+
+@installs.needs_helm
+def test_pools_example():
+    """The example of pools is accepted, and makes these pools."""
+    (pools,) = [block for block in blocks("yaml") if block.startswith("pools:")]
+    found = installs.rendered(f"pools={json.dumps(yaml.safe_load(pools)['pools'])}")
+    big = installs.one(found, "Deployment", "mesh-runtime-big")["spec"]["template"]["spec"]
+    assert installs.env(big["containers"][0])["MESH_LABELS"] == "big-memory"
+    assert installs.one(found, "Deployment", "mesh-runtime-cpu")["spec"]["replicas"] == 3
+
+
+def test_kustomize_example():
+    """The example names folders that there are, in the order that holds."""
+    (text,) = [block for block in blocks("yaml") if block.startswith("namespace:")]
+    example = yaml.safe_load(text)
+    for folder in example["resources"] + example["components"]:
+        assert (manifests.ROOT.parent / folder / "kustomization.yaml").exists()
+    names = [folder.rpartition("/")[2] for folder in example["components"]]
+    assert names == [name for name in manifests.COMPONENTS if name in names]
+    listed = ", ".join(f"`{name}`" for name in manifests.COMPONENTS[:-1]) + f" and `{manifests.COMPONENTS[-1]}`"
+    assert listed in " ".join(TEXT.split())
+    images = {container["image"].rpartition(":")[0] for _, container in installs.containers(installs.patched("gpu"))}
+    assert {image["name"] for image in example["images"]} == images

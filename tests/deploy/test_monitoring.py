@@ -1,0 +1,252 @@
+"""Alerts and dashboard ask only for metrics that there are, and say what to do."""
+
+import ast
+import itertools
+import json
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy import manifests
+from tests.deploy import installs
+
+ROOT = manifests.ROOT.parent
+DASHBOARD = json.loads((manifests.CHART / "files" / "dashboard.json").read_text())
+ALERTS = yaml.safe_load((manifests.CHART / "files" / "alerts.yaml").read_text())
+
+FOREIGN = {
+    "etcd_mvcc_db_total_size_in_bytes": "gauge",
+    "etcd_server_has_leader": "gauge",
+    "etcd_server_quota_backend_bytes": "gauge",
+}
+"""Metrics of etcd itself."""
+
+FUNCTIONS = {
+    *(
+        "absent",
+        "and",
+        "avg",
+        "by",
+        "count",
+        "label_replace",
+        "histogram_quantile",
+        "increase",
+        "label_values",
+        "max",
+        "min",
+        "on",
+        "or",
+    ),
+    *("rate", "sum", "topk", "vector"),
+}
+KINDS = {"counter", "gauge", "histogram"}
+LABELS = {"namespace", "pod", "le"}  # which Prometheus adds when it scrapes, and a histogram's own
+
+
+def metrics() -> dict[str, tuple[str, set[str]]]:
+    """Kind and labels by name, of every metric that the sources define."""
+    found: dict[str, tuple[str, set[str]]] = {name: (kind, set()) for name, kind in FOREIGN.items()}
+    for package in ("mesh", "router"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                found.update(_defined(node))
+    return found
+
+
+def _defined(node: ast.AST) -> dict[str, tuple[str, set[str]]]:
+    if isinstance(node, ast.Call) and node.args:
+        # registry.gauge("mesh_...", "Help.", labels), or a name for that method.
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        name = node.args[0]
+        if called in KINDS and isinstance(name, ast.Constant) and isinstance(name.value, str):
+            return {name.value: (called, _labels(node, called))}
+    if isinstance(node, ast.Dict):
+        # {"name": "mesh_...", "type": "gauge", ...}: a snapshot.
+        plain = {
+            key.value: value for key, value in zip(node.keys, node.values, strict=True) if isinstance(key, ast.Constant)
+        }
+        name, kind = plain.get("name"), plain.get("type")
+        if isinstance(name, ast.Constant) and isinstance(kind, ast.Constant):
+            return {str(name.value): (str(kind.value), _texts(plain.get("labels")))}
+    if isinstance(node, ast.Tuple):
+        # ("mesh_...", "gauge", ...): a list of them, as the process's and Envoy's are.
+        texts = [one.value for one in node.elts if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+        for name_text, kind_text in itertools.pairwise(texts):
+            if kind_text in KINDS and re.fullmatch(r"[a-z_]+", name_text):
+                return {name_text: (kind_text, {"process"} if name_text.startswith("process_") else set())}
+    return {}
+
+
+def _labels(call: ast.Call, kind: str) -> set[str]:
+    place = 3 if kind == "histogram" else 2
+    given = call.args[place] if len(call.args) > place else None
+    if isinstance(given, ast.Name):
+        return {"method", "code"}  # the one tuple with a name
+    return _texts(given)
+
+
+def _texts(node: ast.AST | None) -> set[str]:
+    if not isinstance(node, (ast.Tuple, ast.List)):
+        return set()
+    return {str(one.value) for one in node.elts if isinstance(one, ast.Constant)}
+
+
+METRICS = metrics()
+
+
+def targets() -> list[Any]:
+    return [
+        pytest.param(target["expr"], id=f"{panel['title']}-{target['refId']}")
+        for panel in DASHBOARD["panels"]
+        for target in panel.get("targets", ())
+    ]
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for group in ALERTS["groups"] for rule in group["rules"]]
+
+
+def names(expression: str) -> set[str]:
+    """The metrics in an expression of PromQL."""
+    bare = re.sub(r"\{[^}]*\}|\[[^]]*\]|\"[^\"]*\"", "", expression)
+    bare = re.sub(r"\b(by|on|without)\s*\([^)]*\)", "", bare)
+    return set(re.findall(r"[a-z_][a-z0-9_]*", bare)) - FUNCTIONS
+
+
+def check(expression: str) -> None:
+    """Every metric exists, is asked for as its kind allows, and by labels that it has."""
+    assert expression.count("(") == expression.count(")")
+    found = names(expression)
+    assert found, expression
+    labels = set(re.findall(r'label_replace\([^"]*\{[^}]*\}, "([a-z_]+)"', expression))
+    for name in found:
+        known = name
+        for suffix in ("_bucket", "_sum", "_count"):
+            if name not in METRICS and name.endswith(suffix):
+                known = name.removesuffix(suffix)
+                assert METRICS.get(known, ("",))[0] == "histogram", f"{name}: no histogram"
+        assert known in METRICS, f"{name}: no such metric"
+        kind, own = METRICS[known]
+        labels |= own
+        if kind != "gauge":
+            assert re.search(rf"(rate|increase)\({name}", expression), f"{name} counts, so it wants rate()"
+        else:
+            assert not re.search(rf"(rate|increase)\({name}", expression), f"{name} is a gauge"
+    for inside in re.findall(r"\{([^}]*)\}", expression):
+        for label in re.findall(r"([a-z_]+)\s*=", inside):
+            assert label in labels | LABELS, f"{label} in {expression}"
+        assert "namespace=" in inside, f"{expression}: not limited to the namespace"
+    for inside in re.findall(r"\bby\s*\(([^)]*)\)", expression):
+        for label in re.findall(r"[a-z_]+", inside):
+            assert label in labels | LABELS, f"{label} in {expression}"
+
+
+def test_metrics_are_found():
+    """The sources are read rightly: a counter, a gauge, a histogram with labels, one of Envoy's, one of a process."""
+    assert METRICS["mesh_evictions"] == ("counter", set())
+    assert METRICS["mesh_load_refusals"] == ("counter", {"reason"})
+    assert METRICS["mesh_pods"] == ("gauge", set())
+    assert METRICS["modelmesh_api_request_milliseconds"] == ("histogram", {"method", "code"})
+    assert METRICS["modelmesh_invoke_model_milliseconds"] == ("histogram", {"method", "code"})
+    assert METRICS["mesh_edge_connections"] == ("gauge", set())
+    assert METRICS["process_resident_memory_bytes"] == ("gauge", {"process"})
+
+
+@pytest.mark.parametrize("expression", targets())
+def test_panels(expression: str):
+    """What a panel asks for exists."""
+    check(expression)
+
+
+@pytest.mark.parametrize("rule", [pytest.param(rule, id=rule["alert"]) for rule in rules()])
+def test_alerts(rule: dict[str, Any]):
+    """What an alert asks for exists; it says what is wrong and what to do, and how bad it is."""
+    check(rule["expr"])
+    assert set(rule["annotations"]) == {"summary", "action"}
+    assert rule["labels"]["severity"] in ("warning", "critical")
+    for label in re.findall(r"\$labels\.([a-z_]+)", str(rule["annotations"])):
+        assert label in LABELS | {"reason"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        'sum(mesh_nothing{namespace="a"})',
+        'sum(mesh_evictions{namespace="a"})',
+        'rate(mesh_pods{namespace="a"}[1m])',
+        'sum by (color) (mesh_pods{namespace="a"})',
+        "sum(mesh_pods{})",
+        'rate(mesh_pods_count{namespace="a"}[1m])',
+    ],
+)
+def test_check_can_fail(wrong: str):
+    """The check finds what is wrong."""
+    with pytest.raises(AssertionError):
+        check(wrong)
+
+
+def test_dashboard():
+    """The rows are the questions that admins have, panels have names and places of their own."""
+    panels = DASHBOARD["panels"]
+    assert [panel["title"] for panel in panels if panel["type"] == "row"] == [
+        "Is it healthy?",
+        "What is hot?",
+        "What is thrashing?",
+        "Who is slow?",
+        "Are more pods needed?",
+    ]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+
+
+def test_pool_metric():
+    """The metric that pools are scaled by exists, and is one of each pod."""
+    values = yaml.safe_load((manifests.CHART / "values.yaml").read_text())
+    assert METRICS[values["runtime"]["autoscaling"]["metric"]][0] == "gauge"
+
+
+@installs.needs_helm
+def test_rendered():
+    """In the cluster both are as in the files, for this namespace."""
+    found = installs.rendered('monitoring={"rules":true,"dashboard":true}', namespace="team-a")
+    dashboard = installs.one(found, "ConfigMap", "mesh-dashboard")
+    assert json.loads(dashboard["data"]["mesh.json"]) == DASHBOARD
+    rule = installs.one(found, "PrometheusRule", "mesh")
+    text = json.dumps(rule["spec"])
+    assert "%NAMESPACE%" not in text
+    assert json.loads(text.replace('namespace=\\"team-a\\"', 'namespace=\\"%NAMESPACE%\\"')) == ALERTS
+
+
+@installs.needs_helm
+def test_monitors_find_pods():
+    """Monitors select the pods, and name ports that there are."""
+    found = installs.rendered(*installs.RENDERED["all-on"])
+    templates = [pod for _, pod in installs.pods(found)]
+    for monitor in (one for one in found if one["kind"] == "PodMonitor"):
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        chosen = [pod for pod in templates if wanted <= pod["metadata"]["labels"].items()]
+        assert chosen
+        for pod in chosen:
+            names = {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
+            assert {one["port"] for one in monitor["spec"]["podMetricsEndpoints"]} <= names
+    (monitor,) = [one for one in found if one["kind"] == "ServiceMonitor"]
+    services = [
+        one
+        for one in found
+        if one["kind"] == "Service"
+        and monitor["spec"]["selector"]["matchLabels"].items() <= one["metadata"]["labels"].items()
+    ]
+    ports = {port["name"] for service in services for port in service["spec"]["ports"]}
+    assert {one["port"] for one in monitor["spec"]["endpoints"]} <= ports

@@ -1,0 +1,192 @@
+"""The NetworkPolicies, against the table in docs/kubernetes.md that tells who may talk to whom."""
+
+import itertools
+from typing import Any, NamedTuple
+
+import pytest
+
+from deploy import manifests
+from tests.deploy import installs
+
+DOCS = manifests.ROOT.parent / "docs" / "kubernetes.md"
+OURS = ("router", "runtime", "etcd", "snapshot", "certificates")
+PORTS = (22, 53, 80, 443, 2379, 2380, 2381, 5353, 6443, 8033, 8080, 8085, 8086, 8089)
+
+
+class Who(NamedTuple):
+    """An end of a connection."""
+
+    name: str
+    labels: dict[str, str]
+    namespace: str | None  # None: outside of the cluster
+
+
+def rows() -> list[tuple[str, str, int]]:
+    """The two tables of the docs, a port a row."""
+    found = []
+    section = DOCS.read_text().split("## Who talks to whom")[1].split("\n## ")[0]
+    for line in section.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and cells[0] != "from" and not set(cells[0]) <= {"-"}:
+            found += [(cells[0], cells[1], int(port)) for port in cells[2].split(",")]
+    return found
+
+
+def people(found: list[dict[str, Any]]) -> dict[str, list[Who]]:
+    """Ours by component, as their pods are labelled, and others."""
+    everybody: dict[str, list[Who]] = {name: [] for name in OURS}
+    for name, pod in installs.pods(found):
+        labels = pod["metadata"]["labels"]
+        everybody[labels["app.kubernetes.io/component"]].append(Who(name, labels, manifests.NAMESPACE))
+    everybody["neighbour"] = [Who("a pod of the same namespace", {"app": "other"}, manifests.NAMESPACE)]
+    everybody["cluster"] = [Who("a pod of another namespace", {"app": "other"}, "elsewhere")]
+    everybody["outside"] = [Who("somebody outside", {}, None)]
+    return everybody
+
+
+def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    """A label selector; only what we use is understood."""
+    assert set(selector) <= {"matchLabels"}, selector
+    return selector.get("matchLabels", {}).items() <= labels.items()
+
+
+def is_peer(peer: dict[str, Any], who: Who, home: str) -> bool:
+    """One entry of `from` or `to`."""
+    if "ipBlock" in peer:
+        assert peer["ipBlock"]["cidr"] == "10.0.0.0/8"
+        return who.namespace is None
+    if who.namespace is None:
+        return False
+    if "namespaceSelector" in peer:
+        if not matches(peer["namespaceSelector"], {"kubernetes.io/metadata.name": who.namespace}):
+            return False
+    elif who.namespace != home:
+        return False
+    return matches(peer.get("podSelector", {}), who.labels)
+
+
+def is_port(rule: dict[str, Any], port: int, protocol: str) -> bool:
+    given = rule.get("ports")
+    if not given:
+        return True
+    return any(one.get("protocol", "TCP") == protocol and one.get("port", port) == port for one in given)
+
+
+def allowed(
+    policies: list[dict[str, Any]], source: Who, target: Who, port: int, protocol: str = "TCP"
+) -> tuple[bool, bool]:
+    """Whether the source may leave, and whether the target lets it in."""
+    decisions = []
+    for kind, own, peers, other in (("Egress", source, "to", target), ("Ingress", target, "from", source)):
+        selecting = [
+            policy["spec"]
+            for policy in policies
+            if own.namespace == manifests.NAMESPACE
+            and kind in policy["spec"]["policyTypes"]
+            and matches(policy["spec"]["podSelector"], own.labels)
+        ]
+        rules = [rule for spec in selecting for rule in spec.get(kind.lower(), ())]
+        decisions.append(
+            not selecting
+            or any(
+                is_port(rule, port, protocol)
+                and (not rule.get(peers) or any(is_peer(peer, other, manifests.NAMESPACE) for peer in rule[peers]))
+                for rule in rules
+            )
+        )
+    return decisions[0], decisions[1]
+
+
+def policies_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [one for one in found if one["kind"] == "NetworkPolicy"]
+
+
+def test_table_is_read():
+    """The table has rows, and names only what there is."""
+    table = rows()
+    assert len(table) >= 13
+    for source, target, _ in table:
+        assert source in {*OURS, "clients", "monitoring", "all"}
+        assert target in {*OURS, "outside"}
+
+
+# Who clients and monitoring are when the values name nobody.
+MEANS = {"clients": (*OURS, "neighbour", "cluster", "outside"), "monitoring": (*OURS, "neighbour", "cluster")}
+
+WAYS = [pytest.param(("kustomize", name), id=f"kustomize-{name}") for name in installs.PATCHED] + [
+    pytest.param(("helm", name), id=f"helm-{name}", marks=installs.needs_helm) for name in ("all-on", "external-etcd")
+]
+
+
+@pytest.mark.parametrize("which", WAYS)
+def test_who_gets_in(which):
+    """A pod of the mesh is reached by those whom the table names, on these ports, and by nobody else."""
+    found = installs.load(which)
+    everybody, policies = people(found), policies_of(found)
+    table = {
+        (one, target, port) for source, target, port in rows() for one in MEANS.get(source, (source,)) if target in OURS
+    }
+    looked = 0
+    for source, target, port in itertools.product(everybody, OURS, PORTS):
+        for one, other in itertools.product(everybody[source], everybody[target]):
+            wanted = (source, target, port) in table
+            assert allowed(policies, one, other, port)[1] is wanted, f"{one.name} to {other.name}:{port}"
+            looked += 1
+    assert looked >= 100
+
+
+@installs.needs_helm
+@pytest.mark.parametrize("values", ["all-on", "external-etcd"])
+def test_who_gets_out(values: str):
+    """With egress limited, a pod of the mesh reaches what the two tables name, and nothing else."""
+    found = installs.load(("helm", values))
+    everybody, policies = people(found), policies_of(found)
+    table = {(one, target, port) for source, target, port in rows() for one in (OURS if source == "all" else (source,))}
+    if values == "external-etcd":
+        # Then etcd is outside.
+        table = {(source, "outside" if target == "etcd" else target, port) for source, target, port in table}
+    for source, target, port in itertools.product(OURS, everybody, PORTS):
+        for one, other in itertools.product(everybody[source], everybody[target]):
+            # What is outside may as well be in the cluster: DNS, stores, the API server.
+            wanted = (source, target, port) in table or ((source, "outside", port) in table and port != 2379)
+            assert allowed(policies, one, other, port)[0] is wanted, f"{one.name} to {other.name}:{port}"
+    for one in everybody["router"]:
+        assert allowed(policies, one, everybody["cluster"][0], 53, "UDP")[0]
+
+
+@pytest.mark.parametrize("which", WAYS)
+def test_every_port_is_in_the_table(which):
+    """Every port that a pod opens stands in the table, and what the table names is open."""
+    found = installs.load(which)
+    named = {(target, port) for _, target, port in rows() if target in OURS}
+    for _, pod in installs.pods(found):
+        component = pod["metadata"]["labels"]["app.kubernetes.io/component"]
+        for container in pod["spec"]["containers"]:
+            opened = {(component, port["containerPort"]) for port in container.get("ports", ())}
+            assert opened == {one for one in named if one[0] == component}
+
+
+@installs.needs_helm
+def test_named_clients():
+    """Where the values say who clients and monitoring are, nobody else is let in."""
+    found = installs.rendered(
+        'networkPolicy={"clients":[{"podSelector":{"matchLabels":{"app":"other"}}}],'
+        '"monitoring":[{"namespaceSelector":{"matchLabels":{"kubernetes.io/metadata.name":"elsewhere"}}}]}'
+    )
+    everybody, policies = people(found), policies_of(found)
+    router = everybody["router"][0]
+    for source, calls, reads in (
+        ("neighbour", True, False),
+        ("cluster", False, True),
+        ("outside", False, False),
+        ("runtime", False, False),
+    ):
+        assert allowed(policies, everybody[source][0], router, 8033)[1] is calls, source
+        assert allowed(policies, everybody[source][0], router, 8089)[1] is reads, source
+        assert allowed(policies, everybody[source][0], everybody["etcd"][0], 2381)[1] is reads, source
+
+
+def test_neighbours_are_left_alone():
+    """No policy selects pods that are not the mesh's."""
+    for policy in policies_of(installs.patched("base")):
+        assert not matches(policy["spec"]["podSelector"], {"app": "other"})

@@ -1,0 +1,194 @@
+"""kubectl and helm as somebody, and waiting for what they bring about.
+
+A `Kube` is one identity in one namespace. Waiting is kubectl's own (`kubectl wait`, a watch) or a condition that is
+polled; a wait that fails tells what the objects, the events and the pods said.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.cluster import layout
+from tests.support.waiting import until
+
+_PORT = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
+
+
+class KubeError(AssertionError):
+    """A command ended with an error; the text is what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kube:
+    """Somebody's view of the cluster: a kubeconfig and a namespace."""
+
+    kubeconfig: Path
+    namespace: str = "default"
+
+    def within(self, namespace: str) -> "Kube":
+        """The same one elsewhere."""
+        return Kube(self.kubeconfig, namespace)
+
+    def kubectl(self, *argv: str, given: str | None = None, timeout: float = 60.0) -> str:
+        """Runs kubectl and gives what it prints; `given` is what it reads."""
+        return self._run("kubectl", *argv, given=given, timeout=timeout)
+
+    def helm(self, *argv: str, timeout: float = 300.0) -> str:
+        """Runs helm and gives what it prints."""
+        return self._run("helm", *argv, given=None, timeout=timeout)
+
+    def dry_run(self, *objects: dict[str, Any]) -> list[str]:
+        """Has the API server check objects as if they were applied: what it warns of. KubeError for what it refuses."""
+        given = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+        done = self._done("kubectl", "apply", "--dry-run=server", "--validate=strict", "-f", "-", given=given)
+        return [line for line in done.stderr.splitlines() if line.startswith("Warning:")]
+
+    def _run(self, program: str, *argv: str, given: str | None, timeout: float) -> str:
+        return self._done(program, *argv, given=given, timeout=timeout).stdout
+
+    def _done(
+        self, program: str, *argv: str, given: str | None, timeout: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
+        command = [str(layout.BIN / program), f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}", *argv]
+        # Nothing of the machine's own configuration: neither its plugins nor its repositories.
+        home = str(layout.CACHE / "home")
+        environment = {"PATH": f"{layout.BIN}:{os.environ['PATH']}", "HOME": home}
+        done = subprocess.run(command, input=given, env=environment, capture_output=True, text=True, timeout=timeout)
+        if done.returncode != 0:
+            raise KubeError(f"{program} {' '.join(argv)}: {done.stderr.strip()}\n{done.stdout.strip()}".rstrip())
+        return done
+
+    def get(self, *argv: str) -> dict[str, Any]:
+        """`kubectl get` as an object: one, or a List."""
+        found: dict[str, Any] = json.loads(self.kubectl("get", *argv, "--output=json"))
+        return found
+
+    def apply(self, *objects: dict[str, Any]) -> str:
+        """Creates or changes objects."""
+        return self.kubectl(
+            "apply", "--filename=-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
+        )
+
+    def can(self, verb: str, resource: str) -> bool:
+        """Whether this one may do that in this namespace."""
+        try:
+            return self.kubectl("auth", "can-i", verb, resource).strip() == "yes"
+        except KubeError as error:  # a no is an error, with its word for what it printed
+            if str(error).endswith("\nno"):
+                return False
+            raise
+
+    def logs(self, pod: str, container: str = "") -> str:
+        """What a container has printed."""
+        return self.kubectl("logs", pod, *([f"--container={container}"] if container else []))
+
+    def exec(self, pod: str, *argv: str, container: str = "") -> str:
+        """Runs a program in a pod."""
+        return self.kubectl("exec", pod, *([f"--container={container}"] if container else []), "--", *argv)
+
+    async def wait(self, what: str, condition: str, timeout: float = 60.0) -> None:
+        """`kubectl wait`: an object (or `--selector=...`) until `condition=Ready`, `jsonpath=...`, `delete`."""
+        argv = ["wait", *what.split(), f"--for={condition}", f"--timeout={timeout:g}s"]
+        try:
+            await asyncio.to_thread(self.kubectl, *argv, timeout=timeout + 10.0)
+        except KubeError as error:
+            raise KubeError(f"{error}\n{self.story()}") from None
+
+    async def until(self, condition: Callable[[], object], why: str, timeout: float = 60.0) -> None:
+        """Polls a condition that asks the cluster."""
+
+        def holds() -> bool:
+            with contextlib.suppress(KubeError):  # what is asked for is not there yet
+                return bool(condition())
+            return False
+
+        await until(
+            lambda: asyncio.to_thread(holds), timeout=timeout, interval=0.3, why=lambda: f"{why}\n{self.story()}"
+        )
+
+    @contextlib.asynccontextmanager
+    async def forward(self, target: str, port: int) -> AsyncIterator[int]:
+        """A port on loopback that leads to a port of a pod or a service (`service/mesh`)."""
+        child = await asyncio.create_subprocess_exec(
+            str(layout.BIN / "kubectl"),
+            f"--kubeconfig={self.kubeconfig}",
+            f"--namespace={self.namespace}",
+            "port-forward",
+            target,
+            f":{port}",
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        assert child.stdout is not None
+        try:
+            async with asyncio.timeout(30.0):
+                said = ""
+                while (found := _PORT.search(said)) is None:
+                    line = await child.stdout.readline()
+                    if not line:
+                        raise KubeError(f"port-forward {target}: {said.strip()}")
+                    said += line.decode()
+            yield int(found[1])
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            await child.wait()
+
+    def story(self) -> str:
+        """What happened in this namespace, for a failure's message."""
+        parts = []
+        for argv in (
+            ["get", "all", "--output=wide"],
+            ["get", "events", "--sort-by=.lastTimestamp"],
+        ):
+            with contextlib.suppress(KubeError, subprocess.TimeoutExpired):
+                parts.append(self.kubectl(*argv))
+        with contextlib.suppress(KubeError, subprocess.TimeoutExpired):
+            for pod in self.get("pods")["items"]:
+                name = pod["metadata"]["name"]
+                with contextlib.suppress(KubeError, subprocess.TimeoutExpired):
+                    said = self.kubectl("logs", name, "--all-containers", "--prefix", "--tail=30")
+                    parts.append(f"--- {name}\n{said}")
+        return "\n".join(parts)
+
+
+def pod(name: str, *containers: dict[str, Any], uid: int | None = None, **spec: Any) -> dict[str, Any]:
+    """A pod as Pod Security's `restricted` wants it, with a read-only root, and nothing but /tmp to write to.
+
+    With a uid, it runs under that one and group 0, as OpenShift would have it; else under the image's own. Containers
+    are given by name, image and what else they differ in.
+    """
+    security: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    if uid is not None:
+        security |= {"runAsUser": uid, "runAsGroup": 0}
+    common = {
+        "imagePullPolicy": "Never",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "restartPolicy": "Never",
+            "securityContext": security,
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{**common, **container} for container in containers],
+            "volumes": [{"name": "tmp", "emptyDir": {}}],
+            **spec,
+        },
+    }

@@ -1,0 +1,263 @@
+"""A mesh that is installed on the test cluster, models for it, and traffic from outside whose every answer is verified.
+
+Resource requests are small, because the node has two cores and other work; limits and everything else are the chart's.
+"""
+
+import asyncio
+import base64
+import json
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+
+from deploy import manifests
+from tests.support import models
+from tests.support.cluster import Kube, pod
+from tests.support.localmesh import Client
+from tests.support.waiting import until
+
+READY = 90.0
+"""Seconds that an installation has to become ready, images being present."""
+
+NAME = "127.0.0.1"
+"""What the endpoint's certificate is for: the end of a forwarded port."""
+
+ONE = np.ones((1, 1), np.float32)
+
+
+def values(image: str, *, storage: str = "") -> dict[str, Any]:
+    """Two routers, a pool of three, a second one with a label, one member of etcd, on a volume of that storage class
+    or on none."""
+    registry, _, rest = image.partition("/")
+    repository, _, tag = rest.partition(":")
+
+    def resources(memory: str) -> dict[str, Any]:
+        return {"requests": {"cpu": "20m", "memory": memory}, "limits": {"cpu": "2", "memory": memory}}
+
+    return {
+        "image": {"registry": registry, "repository": repository, "tag": tag, "pullPolicy": "Never"},
+        "router": {"resources": resources("512Mi")},
+        "runtime": {"resources": resources("512Mi"), "disk": {"size": "1Gi"}},
+        "pools": [{"name": "cpu", "replicas": 3}, {"name": "big", "replicas": 1, "labels": ["big"]}],
+        "storage": {"allowPrivate": True},
+        "internalTLS": {"enabled": False},
+        "etcd": {
+            "members": 1,
+            "resources": resources("256Mi"),
+            "storage": {"kind": "volume", "size": "1Gi", "storageClassName": storage}
+            if storage
+            else {"kind": "emptyDir", "size": "1Gi"},
+            "snapshots": {"enabled": False},
+        },
+    }
+
+
+def laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with others over them, as Helm lays files over each other."""
+    found = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = laid_over(found[key], value) if both else value
+    return found
+
+
+class Installed:
+    """One mesh in a namespace, seen by its admin."""
+
+    def __init__(self, kube: Kube, image: str, *, storage: str = "") -> None:
+        self.kube = kube
+        self.image = image
+        self.values = values(image, storage=storage)
+        self.models: dict[str, float] = {}
+        self.trust: Path | None = None  # whom to trust, where the endpoint speaks TLS, as `NAME`
+
+    # --- helm ---
+
+    def helm(self, *argv: str, over: Mapping[str, Any] | None = None) -> str:
+        """`helm install`, `helm upgrade` and their likes, with these values over the usual ones."""
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(laid_over(self.values, over or {}), file)
+            file.flush()
+            return self.kube.helm(*argv, str(manifests.CHART), f"--values={file.name}", timeout=120.0)
+
+    async def ready(self, timeout: float = READY) -> None:
+        """Waits until everything is as wanted, and nothing is left of what was before."""
+        await self.kube.until(self._is_ready, "the mesh is ready", timeout=timeout)
+
+    def _is_ready(self) -> bool:
+        for one in self.kube.get("deployments,statefulsets", "--selector=app.kubernetes.io/name=mesh")["items"]:
+            state, wanted = one["status"], one["spec"]["replicas"]
+            if state.get("observedGeneration") != one["metadata"]["generation"]:
+                return False
+            if any(state.get(name, 0) != wanted for name in ("replicas", "readyReplicas", "updatedReplicas")):
+                return False
+        pods = self.pods()
+        return bool(pods) and not any("deletionTimestamp" in one["metadata"] for one in pods)
+
+    # --- what is there ---
+
+    def pods(self, component: str = "", pool: str = "") -> list[dict[str, Any]]:
+        """Its pods."""
+        selector = "app.kubernetes.io/name=mesh"
+        selector += f",app.kubernetes.io/component={component}" if component else ""
+        selector += f",mesh/pool={pool}" if pool else ""
+        found: list[dict[str, Any]] = self.kube.get("pods", f"--selector={selector}")["items"]
+        return found
+
+    def names(self, component: str = "", pool: str = "") -> list[str]:
+        """Their names."""
+        return [one["metadata"]["name"] for one in self.pods(component, pool)]
+
+    @property
+    def address(self) -> str:
+        """Of the Service, which this machine reaches as the cluster's only node."""
+        return str(self.kube.get("service", "modelmesh-serving")["spec"]["clusterIP"])
+
+    def channel(self) -> grpc.aio.Channel:
+        """A connection of its own to the Service."""
+        address = f"{self.address}:8033"
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        if self.trust is None:
+            return grpc.aio.insecure_channel(address, options)
+        credentials = grpc.ssl_channel_credentials(self.trust.read_bytes())
+        return grpc.aio.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", NAME)])
+
+    async def mesh(self, *argv: str, given: str = "") -> str:
+        """The `mesh` command, as somebody outside uses it: through a forwarded port."""
+        async with self.kube.forward("service/modelmesh-serving", 8008) as port:
+            where = ["--endpoint", f"{'https' if self.trust else 'http'}://{NAME}:{port}"]
+            trust = ["--ca", str(self.trust)] if self.trust else []
+            child = await asyncio.create_subprocess_exec(
+                *(str(Path(sys.executable).with_name("mesh")), *trust, *argv, *where),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            try:
+                async with asyncio.timeout(60.0):
+                    out, err = await child.communicate(given.encode())
+            finally:
+                if child.returncode is None:
+                    child.kill()
+                    await child.wait()
+        assert child.returncode == 0, f"mesh {' '.join(argv)}: {err.decode()}{out.decode()}\n{self.kube.story()}"
+        return out.decode()
+
+    def metric(self, pod: str, name: str) -> float:
+        """A metric without labels, as a pod tells it."""
+        address = self.kube.get("pod", pod)["status"]["podIP"]
+        with urllib.request.urlopen(f"http://{address}:8089/metrics", timeout=10.0) as reply:
+            for line in reply.read().decode().splitlines():
+                if line.startswith(f"{name} "):
+                    return float(line.split()[1])
+        raise AssertionError(f"{pod} has no metric {name}")
+
+    # --- models ---
+
+    async def offer(self, count: int) -> None:
+        """So many models in a store of the namespace, registered from outside."""
+        numbers = {f"m{number}": float(number) for number in range(count)}
+        self.kube.apply(*_store(self.image, {f"{name}.onnx": models.constant(v) for name, v in numbers.items()}))
+        await self.kube.wait("pod/store", "condition=Ready")
+        await self.register({name: f"models/{name}.onnx" for name in numbers})
+        self.models |= numbers
+
+    async def store(self, name: str, content: bytes) -> None:
+        """Adds a file to the store, of any size."""
+        program = "import base64, sys; open(sys.argv[1], 'wb').write(base64.b64decode(sys.stdin.read()))"
+        argv = ("exec", "--stdin", "store", "--", "python", "-c", program, f"/files/{name}")
+        await asyncio.to_thread(self.kube.kubectl, *argv, given=base64.b64encode(content).decode())
+
+    async def register(self, paths: Mapping[str, str]) -> None:
+        """Registers models with files of the store, from outside."""
+        lines = [{"id": name, "path": f"http://store:8000/{path}", "type": "onnx"} for name, path in paths.items()]
+        await self.mesh("import", "-", given="\n".join(map(json.dumps, lines)))
+
+
+def _store(image: str, files: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """A web server with these files in the folder `models`."""
+    server = {
+        "name": "it",
+        "image": image,
+        "command": ["python", "-m", "http.server", "--directory", "/files"],
+        "readinessProbe": {"httpGet": {"path": "/", "port": 8000}, "periodSeconds": 1},
+        "volumeMounts": [
+            {"name": "files", "mountPath": "/files"},
+            {"name": "models", "mountPath": "/files/models"},
+        ],
+    }
+    volumes = [{"name": "files", "emptyDir": {}}, {"name": "models", "configMap": {"name": "store"}}]
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "store"},
+            "binaryData": {name: base64.b64encode(content).decode() for name, content in files.items()},
+        },
+        pod("store", server, volumes=volumes),
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "store"},
+            "spec": {"selector": {"app": "store"}, "ports": [{"port": 8000}]},
+        },
+    ]
+
+
+class Traffic:
+    """Callers of all models of a mesh, each with a connection of its own; every answer is verified.
+
+    A call that fails with UNAVAILABLE is made once more, as clients of gRPC are told to do.
+    """
+
+    def __init__(self, mesh: Installed, *, callers: int = 4, pause: float = 0.03) -> None:
+        self._mesh = mesh
+        self._models = mesh.models
+        self._callers = callers
+        self._pause = pause
+        self._ended = False
+        self.calls = self.again = 0
+        self.errors: list[str] = []
+
+    async def __aenter__(self) -> "Traffic":
+        self._tasks = [asyncio.ensure_future(self._run(number)) for number in range(self._callers)]
+        await self.some()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._ended = True
+        await asyncio.gather(*self._tasks)
+
+    async def _run(self, number: int) -> None:
+        names = list(self._models)
+        async with self._mesh.channel() as channel:
+            client = Client(channel)
+            while not self._ended:
+                number = (number + 7) % len(names)
+                await self._call(client, names[number])
+                await asyncio.sleep(self._pause)
+
+    async def _call(self, client: Client, name: str) -> None:
+        for attempt in (1, 2):
+            try:
+                (answer,) = await client.infer(name, wait_for_ready=attempt == 2, x=ONE)
+                break
+            except grpc.aio.AioRpcError as error:
+                if attempt == 2 or error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    self.errors.append(f"{name}: {error.code().name}: {error.details()}")
+                    return
+                self.again += 1
+        if answer.item() != self._models[name]:
+            self.errors.append(f"{name}: {answer.item()} instead of {self._models[name]}")
+        self.calls += 1
+
+    async def some(self, calls: int = 0) -> None:
+        """Waits until so many calls more were answered; by default, as many as there are models."""
+        end = self.calls + (calls or len(self._models))
+        await until(lambda: self.calls >= end, timeout=60.0, why=lambda: f"calls are answered: {self.errors[-3:]}")
