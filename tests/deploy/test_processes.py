@@ -8,12 +8,10 @@ import pytest
 import typer.main
 
 from mesh import settings
+from mesh.cli import app as cli
 from mesh.runtime.__main__ import app as runtime
 from router.__main__ import app as router
 from tests.deploy import installs
-
-NOT_YET = {"MESH_INTERNAL_TLS", "MESH_TLS_CLIENT_AUTH"}
-"""Options that the chart sets and the processes do not have yet."""
 
 
 def options(app: typer.Typer) -> set[str]:
@@ -36,8 +34,18 @@ def test_options(found):
     for name, container in installs.containers(found):
         if container["name"] in known:
             given = {key for key in installs.env(container) if key.startswith("MESH_")}
-            assert given <= known[container["name"]] | NOT_YET, name
+            assert given <= known[container["name"]], name
             assert container["args"] == [container["name"]]
+
+
+def test_jobs(found):
+    """What jobs are told is read by the command that they run."""
+    commands = typer.main.get_command(cli.build()).commands
+    for name, container in installs.containers(found):
+        if container["name"] in commands and container["name"] not in ("router", "runtime"):
+            command, *arguments = container["args"]
+            assert command == container["name"], name
+            commands[command].make_context(command, list(arguments)).close()
 
 
 def test_values_are_read(found):
