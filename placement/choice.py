@@ -261,8 +261,13 @@ def _rate(
     zones: Collection[str],
 ) -> list[tuple[_Bucket, Pod, bool]]:
     """Each candidate with its bucket (`Ranked.bucket`), and whether its type prefers it."""
-    oldest = max((pod.oldest_idle_ms for pod, fit in candidates if not fit), default=0)
-    calmest = max(QUIET_RATE, min(pod.rate for pod, _ in candidates))
+    oldest, calmest = 0, candidates[0][0].rate
+    for pod, fit in candidates:
+        if not fit and pod.oldest_idle_ms > oldest:
+            oldest = pod.oldest_idle_ms
+        if pod.rate < calmest:
+            calmest = pod.rate
+    calmest = max(QUIET_RATE, calmest)
     # A preference counts among full pods only where it costs no fresher copies than elsewhere.
     stale_enough = oldest - max(PREFERRED_MS, oldest // 4)
     rated: list[tuple[_Bucket, Pod, bool]] = []
@@ -278,7 +283,7 @@ def _rate(
             not (preferred and (fit or pod.oldest_idle_ms >= stale_enough)),
             0 if fit or 2 * pod.oldest_idle_ms > oldest else _doublings(oldest, pod.oldest_idle_ms),
             (1 + pod.loads_in_progress // (pod.loading_threads or 1)).bit_length() - 1,
-            0 if pod.rate <= calmest else _doublings(pod.rate, calmest),
+            0 if pod.rate < 2 * calmest else _doublings(pod.rate, calmest),
             not pod.on_disk,
         )
         rated.append((bucket, pod, preferred))

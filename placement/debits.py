@@ -107,7 +107,8 @@ class Debits:
         self._expire(now_ms)
         if not self._debits:
             return list(pods)
-        return [self._apply(pod) if pod.name in self._of else pod for pod in pods]
+        of = self._of
+        return [self._apply(pod) if pod.name in of else pod for pod in pods]
 
     def statistics(self) -> DebitsStatistics:
         """What is debited now; expired debits count until the next `sent` or `apply`."""

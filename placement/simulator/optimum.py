@@ -73,7 +73,7 @@ def _largest(
     models: Sequence[str], next_use: Sequence[int], capacity: int, model: Callable[[str], Model], since: int
 ) -> Counts:
     counts = Counts()
-    draw = random.Random(0)
+    random_number = random.Random(0).random
     ids: list[str] = []  # of the residents, in no order; the same places in the other two
     uses: list[int] = []
     sizes: list[int] = []
@@ -94,8 +94,11 @@ def _largest(
             continue
         _count(counts, one)
         while free < one.bytes:
-            candidates = [int(draw.random() * len(ids)) for _ in range(_SAMPLE)]
-            victim = max(candidates, key=lambda c: (uses[c] - index) * sizes[c])
+            count, victim, most = len(ids), 0, -1
+            for _ in range(_SAMPLE):
+                drawn = int(random_number() * count)
+                if (worth := (uses[drawn] - index) * sizes[drawn]) > most:
+                    victim, most = drawn, worth
             free += sizes[victim]
             counts.evictions += 1
             del place[ids[victim]]
