@@ -27,6 +27,12 @@ class Footprint:
         """In both memories."""
         return self.host_bytes + self.device_bytes
 
+    def share_of(self, capacity: "Footprint") -> float:
+        """How much of that capacity it fills, by the memory that it fills more of; where there is no device, by the
+        host's."""
+        share = self.host_bytes / max(1, capacity.host_bytes)
+        return max(share, self.device_bytes / capacity.device_bytes) if capacity.device_bytes else share
+
     def __str__(self) -> str:
         host = words.size(self.host_bytes)
         return f"{host} and {words.size(self.device_bytes)} of device memory" if self.device_bytes else host

@@ -54,8 +54,4 @@ class Demand:
 
     def pods(self) -> float:
         """Pods such as this one that it would fill, by the memory that it fills more of."""
-        size, capacity = self.working_set(), self._ledger.capacity
-        shares = [size.host_bytes / max(1, capacity.host_bytes)]
-        if capacity.device_bytes:
-            shares.append(size.device_bytes / capacity.device_bytes)
-        return max(shares)
+        return self.working_set().share_of(self._ledger.capacity)

@@ -250,6 +250,11 @@ class Ledger:
         return Footprint(self.capacity_bytes, self.device_capacity_bytes)
 
     @property
+    def committed(self) -> Footprint:
+        """What is here or will be, in both memories."""
+        return Footprint(self.committed_bytes, self.committed_device_bytes)
+
+    @property
     def free_bytes(self) -> int:
         """What nobody has been promised of host memory; negative where sizes were predicted too small."""
         return self.capacity_bytes - self.committed_bytes
@@ -262,10 +267,7 @@ class Ledger:
     @property
     def fullness(self) -> float:
         """The share of the fuller memory that is taken."""
-        shares = [self.committed_bytes / max(1, self.capacity_bytes)]
-        if self.has_device:
-            shares.append(self.committed_device_bytes / self.device_capacity_bytes)
-        return max(shares)
+        return self.committed.share_of(self.capacity)
 
     def fits(self, size: Footprint) -> bool:
         """Whether so much is free, in both memories."""
@@ -381,7 +383,7 @@ class Ledger:
         loaded, unloading = self._counts[State.LOADED], self._counts[State.UNLOADING]
         return LedgerStatistics(
             capacity=self.capacity,
-            committed=Footprint(self.committed_bytes, self.committed_device_bytes),
+            committed=self.committed,
             physical=Footprint(self.physical_bytes, self.physical_device_bytes),
             copies=loaded,
             loading=len(self.entries) - loaded - unloading,

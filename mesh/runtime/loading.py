@@ -175,7 +175,7 @@ class Loading:
     async def _steps(self, want: Want, entry: Entry, pull: "asyncio.Task[Pulled]", began: float) -> Outcome:
         parts, ledger = self._parts, self._ledger
         # Who may have to go is asked about in the claim: of an unknown size, whether the pod is nearly full.
-        likely = want.footprint if want.weight else Footprint(ledger.capacity_bytes // 10)
+        likely = want.footprint if want.footprint.total_bytes else Footprint(ledger.capacity_bytes // 10)
         verdict = await parts.claiming.claim(
             want.model_id,
             CopyRecord(parts.incarnation, want.revision, records.LOADING, age_ms=want.idle_ms, type=want.type),

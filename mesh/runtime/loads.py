@@ -182,7 +182,7 @@ class Loads:
             return why
         if len(self._flights) >= MAX_LOADS:
             return Refused(Reason.OVERLOADED, f"{len(self._flights)} loads are in progress in this pod")
-        if not want.weight:
+        if not want.footprint.total_bytes:
             return None
         return no_room(self._ledger.room_for(want.footprint, idle_ms=want.idle_ms, for_whom=want.model_id))
 

@@ -24,13 +24,8 @@ class Want:
     pinned: bool = False  # no copy of it is evicted
 
     @property
-    def weight(self) -> int:
-        """Bytes that it is known to take, in both memories; 0: unknown."""
-        return self.host_bytes + self.device_bytes
-
-    @property
     def footprint(self) -> Footprint:
-        """The same by memory."""
+        """Bytes that it is known to take; none: unknown."""
         return Footprint(self.host_bytes, self.device_bytes)
 
 

@@ -27,11 +27,7 @@ async def test_a_device_fills_and_empties_and_falls_back_to_the_cpu(a_mesh):
             return float(answer[0, 0])
 
         async def holders() -> dict[str, list[str]]:
-            found = {}
-            for pod in ("pod-1", "pod-2"):
-                copies = (await mesh.rest("GET", f"/mesh/v1/pods/{pod}")).json["copies"]
-                found[pod] = sorted(copy["model_id"] for copy in copies if copy["state"] == "loaded")
-            return found
+            return {pod: await holders_of(mesh, pod) for pod in ("pod-1", "pod-2")}
 
         async def register(model_id: str, type: str, value: int, device: str) -> None:
             await mesh.register_fake(model_id, type=type, value=value, size="1MiB", device=device)
