@@ -199,8 +199,10 @@ class Agent:
         try:
             await self._patience.until_done(lambda: owner.claim(self._etcd, self._keys, settings.install_id))
             await self._patience.until_done(self.presence.wait_for_name)  # before anything that takes seconds
-        except (owner.OwnedByAnother, NameTaken, EtcdError) as error:
+        except (owner.OwnedByAnother, NameTaken) as error:
             raise StartError(str(error)) from error
+        except EtcdError as error:
+            raise StartError(error.text) from error
         data = await self._start_server()
         try:
             control_address = await self._control.start(settings.control)

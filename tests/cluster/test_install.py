@@ -147,17 +147,4 @@ async def test_nothing_is_left(mesh: Installed) -> None:
     """`helm uninstall` removes everything that it and the mesh have made; the admin's own things stay."""
     mesh.kube.helm("uninstall", "mesh", "--wait", "--timeout=2m", timeout=150.0)
 
-    def left() -> list[str]:
-        kinds = "deployments,statefulsets,replicasets,daemonsets,jobs,cronjobs,pods,services,endpointslices,configmaps"
-        kinds += (
-            ",secrets,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets,persistentvolumeclaims"
-        )
-        kinds += ",horizontalpodautoscalers,leases"
-        ours = {"store", "kube-root-ca.crt", "owner", "default"}
-        return [
-            f"{one['kind']}/{name}"
-            for one in mesh.kube.get(kinds)["items"]
-            if (name := one["metadata"]["name"]) not in ours and not name.startswith("store-")
-        ]
-
-    await mesh.kube.until(lambda: not left(), "nothing is left", timeout=90.0)
+    await mesh.kube.until(lambda: not mesh.left(), "nothing is left", timeout=90.0)

@@ -65,11 +65,11 @@ async def refused(mesh: Installed, says: Callable[[str], bool]) -> None:
     """Waits until each process has ended with that text, and sees that none is ready."""
 
     def ended() -> bool:
-        found = [mesh.kube.kubectl("logs", name, "--tail=-1") for name in mesh.names()]
-        return len(found) == 2 and all(map(says, found))
+        names = [*mesh.names("router"), *mesh.names("runtime")]
+        return len(names) == 2 and all(says(mesh.kube.kubectl("logs", name, "--tail=-1")) for name in names)
 
     await mesh.kube.until(ended, "the processes say why they do not start", timeout=90.0)
-    for one in mesh.pods():
+    for one in (*mesh.pods("router"), *mesh.pods("runtime")):
         conditions = {condition["type"]: condition["status"] for condition in one["status"]["conditions"]}
         assert conditions["Ready"] == "False"
 

@@ -46,7 +46,6 @@ def values(image: str, *, storage: str = "") -> dict[str, Any]:
         "runtime": {"resources": resources("512Mi"), "disk": {"size": "1Gi"}},
         "pools": [{"name": "cpu", "replicas": 3}, {"name": "big", "replicas": 1, "labels": ["big"]}],
         "storage": {"allowPrivate": True},
-        "internalTLS": {"enabled": False},
         "etcd": {
             "members": 1,
             "resources": resources("256Mi"),
@@ -113,6 +112,18 @@ class Installed:
     def names(self, component: str = "", pool: str = "") -> list[str]:
         """Their names."""
         return [one["metadata"]["name"] for one in self.pods(component, pool)]
+
+    def left(self) -> list[str]:
+        """Objects in the namespace that neither Kubernetes nor a test has put there."""
+        kinds = "deployments,statefulsets,replicasets,daemonsets,jobs,cronjobs,pods,services,endpointslices,configmaps"
+        kinds += ",secrets,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets"
+        kinds += ",persistentvolumeclaims,horizontalpodautoscalers,leases"
+        theirs = {"store", "kube-root-ca.crt", "owner", "default"}
+        return [
+            f"{one['kind']}/{name}"
+            for one in self.kube.get(kinds)["items"]
+            if (name := one["metadata"]["name"]) not in theirs and not name.startswith("store-")
+        ]
 
     @property
     def address(self) -> str:

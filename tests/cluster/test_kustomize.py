@@ -1,0 +1,48 @@
+"""Without Helm: what `kubectl apply -k` makes of the base and a component is a mesh that serves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy import manifests
+from tests.support.cluster import Kube, KubeError
+from tests.support.installed import Installed, Traffic
+
+
+def kustomization(image: str, namespace: str, folder: Path) -> dict[str, Any]:
+    """As in the docs; models come from a private address here, and pods ask for little."""
+    up = "../" * len(folder.parts[1:])  # kustomize takes relative paths only
+    name, _, tag = image.rpartition(":")
+    patch = [
+        {
+            "op": "add",
+            "path": "/spec/template/spec/containers/0/env/-",
+            "value": {"name": "MESH_HTTP_ALLOW_PRIVATE", "value": "true"},
+        },
+        {"op": "replace", "path": "/spec/template/spec/containers/0/resources/requests/cpu", "value": "20m"},
+    ]
+    return {
+        "namespace": namespace,
+        "resources": [f"{up}{str(manifests.KUSTOMIZE).lstrip('/')}/base"],
+        "components": [f"{up}{str(manifests.KUSTOMIZE).lstrip('/')}/components/trial"],
+        "images": [{"name": "mesh", "newName": name, "newTag": tag}],
+        "patches": [{"target": {"kind": "Deployment", "name": "mesh-runtime-cpu"}, "patch": json.dumps(patch)}],
+    }
+
+
+async def test_a_mesh_is_applied_and_deleted(namespace: Kube, image: str, tmp_path: Path) -> None:
+    """It serves what is registered; Helm does not install another one over it; nothing of it is left."""
+    (tmp_path / "kustomization.yaml").write_text(json.dumps(kustomization(image, namespace.namespace, tmp_path)))
+    mesh = Installed(namespace, image)
+    namespace.kubectl("apply", "-k", str(tmp_path))
+    await mesh.ready()
+    await mesh.offer(10)
+    async with Traffic(mesh) as traffic:
+        await traffic.some(100)
+    assert traffic.errors == []
+    with pytest.raises(KubeError, match=r"There is a mesh in the namespace .* already .*, installed without Helm"):
+        mesh.helm("install", "mesh")
+    namespace.kubectl("delete", "-k", str(tmp_path), timeout=120.0)
+    await namespace.until(lambda: not mesh.left(), "nothing is left", timeout=90.0)
