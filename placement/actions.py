@@ -97,8 +97,12 @@ class Room:
 
     @property
     def free_share(self) -> float:
-        """Of that, how much is free."""
-        free = sum(pod.free_bytes + pod.device_free_bytes for pod in self._pods.values())
+        """Of that, how much is free: in each pod, of the memory that is fuller."""
+        free = 0.0
+        for pod in self._pods.values():
+            capacity = Footprint(pod.capacity_bytes, pod.device_capacity_bytes)
+            used = Footprint(pod.used_bytes, pod.device_used_bytes).share_of(capacity)
+            free += max(0.0, 1 - used) * capacity.total_bytes
         return free / max(1, self.capacity_bytes)
 
     @property

@@ -84,7 +84,7 @@ class Ranked:
     queue_bucket: int  # doublings of the loads queued for each loading thread
     rate_bucket: int  # doublings of the lowest rate among the candidates
     score: float
-    free_bytes: int
+    free_bytes: int  # of the memory that weights are kept in
     oldest_idle_ms: int
     loads_in_progress: int
     loading_threads: int
@@ -196,12 +196,13 @@ def choose(
     """
     footprint = size if isinstance(size, Footprint) else Footprint(size)
     host, device = footprint.host_bytes, footprint.device_bytes
+    total = host + device
     candidates: list[tuple[Pod, bool]] = []
     refused: list[Refused] = []
     for pod in pods:
         fit = fits(pod, footprint)
         # Most pods are full and fine: they are not looked at twice.
-        plain = fit or (not idle_ms and not device and host <= pod.capacity_bytes)
+        plain = fit or (not idle_ms and not pod.device_capacity_bytes and total <= pod.capacity_bytes)
         if not plain or excluded or not pod.accepts or constraint is not ANYWHERE:
             refusal = _refuse(pod, footprint, fit, excluded, idle_ms, constraint)
             if refusal is not None:
@@ -226,9 +227,10 @@ def choose(
 
 def fits(pod: Pod, footprint: Footprint) -> bool:
     """Whether it fits into what is free there, in both memories."""
-    if not footprint.device_bytes:
-        return footprint.host_bytes <= pod.capacity_bytes - pod.used_bytes or not footprint.host_bytes
-    need = footprint.on(device=pod.has_device)
+    if not pod.device_capacity_bytes:  # most are so, and this is asked of every pod
+        total = footprint.host_bytes + footprint.device_bytes
+        return total <= pod.capacity_bytes - pod.used_bytes or not total
+    need = footprint.on(device=True)
     return need.host_bytes <= pod.free_bytes and need.device_bytes <= pod.device_free_bytes
 
 
@@ -291,7 +293,8 @@ def _rate(
 
 
 def _score(model_id: str, pod: Pod, evicts: bool) -> float:
-    return rendezvous.score(model_id, pod.name, max(1, pod.capacity_bytes if evicts else pod.free_bytes))
+    weight = pod.weights_capacity_bytes if evicts else pod.weights_free_bytes
+    return rendezvous.score(model_id, pod.name, max(1, weight))
 
 
 def _drawn(model_id: str, pods: list[Pod], *, evicts: bool) -> Pod:
@@ -313,7 +316,7 @@ def _ranked(model_id: str, bucket: _Bucket, pod: Pod, preferred: bool) -> Ranked
         queue_bucket=queue_bucket,
         rate_bucket=rate_bucket,
         score=_score(model_id, pod, evicts),
-        free_bytes=pod.free_bytes,
+        free_bytes=pod.weights_free_bytes,
         oldest_idle_ms=pod.oldest_idle_ms,
         loads_in_progress=pod.loads_in_progress,
         loading_threads=pod.loading_threads,

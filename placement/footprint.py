@@ -1,12 +1,16 @@
 """What a model takes in a pod: host memory and device memory. They are counted apart, and neither may overflow.
 
 A pod without a device has one memory, and whatever a model keeps on a device elsewhere, its weights above all, it keeps
-in host memory there. So the same model has a footprint on either kind of pod.
+in host memory there. The other way round, what was measured in host memory alone is weights, but for a little. So the
+same model has a footprint on either kind of pod.
 """
 
 from dataclasses import dataclass
 
 from placement import words
+
+OVERHEAD_BYTES = 64 << 10
+"""What a session takes of host memory beyond its weights: 33 to 87 KB of resident memory for the smallest models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +21,12 @@ class Footprint:
     device_bytes: int = 0
 
     def on(self, *, device: bool) -> "Footprint":
-        """On a pod with, or without, a device."""
-        if device or not self.device_bytes:
+        """On a pod with, or without, a device. Only a guess where it was measured on the other kind."""
+        if device == bool(self.device_bytes):
             return self
-        return Footprint(self.host_bytes + self.device_bytes)
+        if not device:
+            return Footprint(self.host_bytes + self.device_bytes)
+        return Footprint(min(OVERHEAD_BYTES, self.host_bytes), max(0, self.host_bytes - OVERHEAD_BYTES))
 
     @property
     def total_bytes(self) -> int:

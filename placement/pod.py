@@ -46,6 +46,16 @@ class Pod:
         """Whether models may be kept on a device there."""
         return self.device_capacity_bytes > 0
 
+    @property
+    def weights_capacity_bytes(self) -> int:
+        """Of the memory that models' weights are kept in: the device's, where there is one."""
+        return self.device_capacity_bytes or self.capacity_bytes
+
+    @property
+    def weights_free_bytes(self) -> int:
+        """How much of that is free."""
+        return self.device_free_bytes if self.device_capacity_bytes else self.free_bytes
+
     def with_more(self, *, used_bytes: int, device_used_bytes: int, copies: int, loads_in_progress: int) -> "Pod":
         """This pod with so much more in it. (`dataclasses.replace` takes six times as long, and this is done for every
         pod at every cold start.)"""

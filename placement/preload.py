@@ -74,7 +74,7 @@ def plan(
 
 def has_space(pod: Pod) -> bool:
     """Whether a pod can be given anything at all."""
-    return _why_not(pod, Footprint(1)) is None
+    return _why_not(pod, Footprint(1, 1)) is None
 
 
 def _has_turns(pod: Pod) -> bool:

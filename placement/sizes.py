@@ -18,10 +18,7 @@ from dataclasses import dataclass
 from cachetools import LRUCache
 
 from placement import words
-from placement.footprint import Footprint
-
-OVERHEAD_BYTES = 64 << 10
-"""What a session takes beyond its weights: 33 to 87 KB of resident memory for the smallest models."""
+from placement.footprint import OVERHEAD_BYTES, Footprint
 
 SAMPLES = 33
 """Ratios that are kept of a type; odd, so that there is a middle one."""
@@ -89,13 +86,9 @@ class Sizes:
         `limit_bytes` bounds a guess, not what was measured: the capacity of the largest pod, of its device's memory
         where it has one."""
         if measured is not None and measured.total_bytes:
-            if device and not measured.device_bytes:
-                # Measured where there was no device, most likely: what it takes in all is known, not where.
-                host = min(OVERHEAD_BYTES, measured.host_bytes)
-                why = f"{measured}, measured by an earlier load without a device"
-                return self._bounded(measured.host_bytes - host, host, device, limit_bytes, Source.MEASURED, why)
             footprint = measured.on(device=device)
-            return Prediction(footprint, Source.MEASURED, f"{footprint}, measured by an earlier load")
+            where = " without a device" if device and not measured.device_bytes else ""
+            return Prediction(footprint, Source.MEASURED, f"{footprint}, measured by an earlier load{where}")
         ratio = self.ratio(model_type, device=device)
         if not file_bytes:
             return self._bounded(self._default_bytes, 0, False, limit_bytes, Source.DEFAULT, "nothing is known of it")

@@ -85,13 +85,13 @@ class Entry:
         self.idle_ms = idle_ms  # since the model's last use, when its load was asked for; 0: a caller waits
         self.state = State.QUEUED
         self.since_ns = now_ns  # when the state was entered
-        self.loaded_ns = now_ns  # counts as its last use until it is called
+        self.loaded_ns = now_ns  # until then: when it was asked for; counts as its last use until it is called
         self.begun = False  # whether it counts as physical, though perhaps still waiting for its turn
         self.host_bytes = 0  # predicted, then measured; 0 until room is reserved
         self.device_bytes = 0
         self.slot: int | None = None
         self.load_ms = 0
-        self.usual_ms = 0  # what a load of it took before; 0: unknown
+        self.usual_ms = 0  # what a load of it took before, pull and waiting included; 0: unknown
         self.suspect = False  # at work when its server died
         self.model_type = ""
         self.reason = ""  # why it was loaded here
@@ -187,8 +187,10 @@ class Ledger:
             self._policy.add(entry.model_id, size=entry.weight, cost=float(entry.load_ms))
 
     def weigh(self, entry: Entry, host_bytes: int, device_bytes: int = 0) -> None:
-        """Sets its size: reserves room, or corrects what was reserved by what was measured."""
-        size = Footprint(host_bytes, device_bytes).on(device=self.has_device)
+        """Sets its size: reserves room, or corrects what was reserved by what was measured here."""
+        size = Footprint(host_bytes, device_bytes)
+        if not self.has_device:
+            size = size.on(device=False)
         self._count(entry, -1)
         entry.host_bytes, entry.device_bytes = size.host_bytes, size.device_bytes
         self._count(entry, +1)
@@ -275,9 +277,8 @@ class Ledger:
         return need.host_bytes <= self.free_bytes and need.device_bytes <= self.free_device_bytes
 
     def holds(self, size: Footprint) -> bool:
-        """Whether so much would fit if nothing else were here."""
-        need = size.on(device=self.has_device)
-        return need.host_bytes <= self.capacity_bytes and need.device_bytes <= self.device_capacity_bytes
+        """Whether a copy that takes so much here would fit if nothing else were here."""
+        return size.host_bytes <= self.capacity_bytes and size.device_bytes <= self.device_capacity_bytes
 
     def count(self, state: State) -> int:
         """How many are in that state."""
@@ -290,6 +291,10 @@ class Ledger:
     def idle_ms(self, entry: Entry) -> int:
         """Since its last use: a call that was begun or ended, or its load."""
         return max(0, (self._clock() - self._last_use_ns(entry)) // 1_000_000)
+
+    def asked_ms(self, entry: Entry) -> int:
+        """Since the load that is under way was asked for."""
+        return max(0, (self._clock() - entry.loaded_ns) // 1_000_000)
 
     def age(self, entry: Entry) -> float:
         """Seconds since its state was entered."""

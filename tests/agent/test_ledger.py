@@ -115,6 +115,17 @@ def test_a_device_is_a_memory_of_its_own(pod: Pod) -> None:
     assert pod.order() == [on_host.model_id]
 
 
+def test_what_a_server_measures_on_a_device_stands_as_it_is(pod: Pod) -> None:
+    """What was measured elsewhere, in host memory alone, is looked for on the device."""
+    pod.ledger.equip(1 << 20)
+    pod.ledger.capacity_bytes = 1 << 20
+    pod.load("all on the host", 100_000)
+    assert pod.ledger.committed == Footprint(100_000, 0)
+    assert not pod.ledger.fits(Footprint(2 << 20))
+    assert pod.ledger.room_for(Footprint(2 << 20)).verdict is RoomVerdict.TOO_LARGE
+    assert pod.ledger.room_for(Footprint(1 << 20)).verdict is RoomVerdict.FITS
+
+
 def test_least_recently_used_goes_first(pod: Pod) -> None:
     """By the board, not by the order of loads."""
     a, b, c = pod.load("a"), pod.load("b"), pod.load("c")

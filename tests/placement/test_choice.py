@@ -298,6 +298,24 @@ def test_device_memory_is_a_capacity_of_its_own():
     assert ranked.evicts
 
 
+def test_a_model_known_from_cpu_pods_has_its_weights_on_a_device():
+    """A full device evicts for it though host memory is free, and a small one does not get it at all."""
+    size = Footprint(500 * MIB)
+    assert choose("m", size, [gpu_pod("g", device_used_bytes=GIB)]).ranking[0].evicts
+    assert not choose("m", size, [gpu_pod("g", used_bytes=GIB - MIB)]).ranking[0].evicts
+    assert choose("m", Footprint(2 * GIB), [gpu_pod("g", capacity_bytes=4 * GIB)]).verdict is Verdict.NOWHERE
+
+
+def test_gpu_pods_are_drawn_by_their_devices():
+    """Of two with the same host memory, one with four times the device gets about four of five models."""
+    pods = [
+        gpu_pod("large"),
+        a_pod("small", labels=frozenset({"gpu"}), device_capacity_bytes=GIB // 4),
+    ]
+    drawn = Counter(choose(f"m{number}", Footprint(MIB, MIB), pods).pod for number in range(2000))
+    assert 0.75 < drawn["large"] / 2000 < 0.85
+
+
 @pytest.mark.parametrize(
     ("better", "worse"),
     [

@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from placement import copies, drain
+from placement.actions import Room
 from placement.constraints import Constraint, Constraints
 from placement.footprint import Footprint
 from placement.pod import Pod
-from placement.preload import AHEAD, RESERVE, Idle, plan
+from placement.preload import AHEAD, RESERVE, Idle, has_space, plan
 
 MIB = 1 << 20
 
@@ -43,6 +45,24 @@ def test_an_eighth_stays_free_and_nothing_is_evicted():
 def test_callers_do_not_stand_behind_preloads():
     """A pod that is busy with loads gets none."""
     assert plan(models(5), [Pod("a", 100 * MIB, loads_in_progress=AHEAD)]).actions == ()
+
+
+def test_a_full_device_is_a_full_pod():
+    """However much host memory is free."""
+    pod = Pod("g", 100 * MIB, device_capacity_bytes=80 * MIB, device_used_bytes=69 * MIB)
+    assert has_space(pod)
+    full = replace(pod, device_used_bytes=70 * MIB)
+    assert not has_space(full)
+    assert plan(models(3), [full]).actions == ()
+
+
+def test_free_is_what_the_fuller_memory_has():
+    """Of a mesh whose devices are full nothing is free but what CPU pods have."""
+    gpu = Pod("g", 100, used_bytes=10, device_capacity_bytes=300, device_used_bytes=300)
+    assert Room([gpu]).free_share == 0
+    assert Room([gpu, Pod("c", 400, used_bytes=100)]).free_share == pytest.approx(300 / 800)
+    assert Room([replace(gpu, used_bytes=150, device_used_bytes=0)]).free_share == 0
+    assert Room([]).free_share == 0
 
 
 def test_a_small_one_still_fits_behind_a_large_one():

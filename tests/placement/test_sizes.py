@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from placement.footprint import Footprint
-from placement.sizes import ENOUGH, OVERHEAD_BYTES, TYPES, Sizes, Source
+from placement.footprint import OVERHEAD_BYTES, Footprint
+from placement.sizes import ENOUGH, TYPES, Sizes, Source
 
 MIB = 1 << 20
 
@@ -61,6 +61,9 @@ def test_devices_are_another_memory():
     assert guess == Footprint(OVERHEAD_BYTES, MIB)
     assert sizes.predict("net", measured=Footprint(1, 10), device=False).footprint == Footprint(11)
     assert sizes.predict("net", measured=Footprint(1, 10), device=True).footprint == Footprint(1, 10)
+    elsewhere = sizes.predict("net", measured=Footprint(OVERHEAD_BYTES + 8 * MIB), device=True, limit_bytes=MIB)
+    assert elsewhere.footprint == Footprint(OVERHEAD_BYTES, 8 * MIB), "a measurement is never cut to what a pod holds"
+    assert "without a device" in elsewhere.why
 
 
 def test_over_and_under_are_counted():
