@@ -283,7 +283,7 @@ class ColdStart:
         device = min(
             [
                 sum(pod.device_used_bytes for pod in seen) // copies,
-                *(pod.device_capacity_bytes for pod in devices),
+                *(pod.device_capacity_bytes for pod in pods if pod.device_capacity_bytes),
                 *(pod.capacity_bytes - host for pod in pods),
             ]
         )

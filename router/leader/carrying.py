@@ -135,10 +135,14 @@ class Carrying:
         record = registration.record
         if record.quarantined:
             return "it is quarantined"
+        if (why := self.avoided().get(name)) is not None and pinned is None:
+            return f"{name} {why}"
+        loads = pinned is None  # else the copy is there, and is only told something
         if pinned is None:
             pinned = bool(self._limits().of(record.type, record.limits).pinned)
         request = load_request(registration, idle_ms=idle_ms, reason=reason, pinned=pinned, expected_copies=expected)
-        self._memory.tried(name, _now_ms())
+        if loads:
+            self._memory.tried(name, _now_ms())
         try:
             reply = await asking.load(
                 pod,
@@ -151,7 +155,8 @@ class Carrying:
             )
             outcome = reply.WhichOneof("outcome")
             if outcome == "loaded":
-                self._memory.loaded(model_id, name)
+                if loads:
+                    self._memory.loaded(model_id, name)
                 self._view.loaded(
                     model_id,
                     pod,

@@ -290,6 +290,19 @@ async def test_a_pod_where_everything_fails_gets_no_more_loads(world):
     assert {pod for _, pod in world.agents.loads[-3:]} == {"c"}
 
 
+async def test_what_was_planned_for_a_pod_that_proves_unwell_is_not_sent_there(world):
+    """A round plans many loads before the first of them fails."""
+    world.agents.broken = {"a"}
+    for name in ("b", "c"):  # there is room in the broken one only
+        world.pod(name, used_bytes=64 * MIB)
+    for number in range(40):
+        model = f"m{number}"
+        world.copy(model, "b", await world.register(model))
+        world.agents.states["b", model] = {"rate": 3000, "peak_rate": 3000}
+    await world.round()
+    assert UNWELL <= len(world.agents.requests) < 2 * UNWELL
+
+
 async def test_who_leads_again_keeps_what_others_have_noted_meanwhile(world):
     """The list in etcd is what counts: it is read anew with each leadership."""
 
