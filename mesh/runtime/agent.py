@@ -244,24 +244,8 @@ class Agent:
         host, port = parse_address(settings.data)
         for attempt in range(1, _PORT_TRIES + 1):
             data = format_address(host, port or process.free_port(host))
-            argv = serverprocess.argv(
-                module=settings.server_module,
-                data=data,
-                incarnation=self.incarnation,
-                board=self._run_dir.path / "board",
-                capacity=settings.capacity,
-                threads=settings.threads,
-                load_timeout=settings.load_timeout,
-                load_concurrency=settings.load_concurrency,
-                device=settings.device,
-                max_message=settings.max_message,
-                internal_tls=settings.internal_tls,
-                memory_limit=self._memory.limit_bytes,
-                log_format=settings.log_format,
-                log_level=settings.log_level,
-            )
             self.server = ServerProcess(
-                serverprocess.Plan(argv, self._run_dir.path, settings.hang_timeout),
+                self._server_plan(data, settings.device),
                 self.board,
                 on_death=self._on_death,
                 on_ready=self.presence.changed,
@@ -273,12 +257,35 @@ class Agent:
                     raise StartError(str(error)) from error
                 continue
             device = status.told.get("mesh-device", "cpu")
+            # What "auto" has found is what this pod has: a server that no longer finds its GPU has failed. It must not
+            # go on as a slow one whose memory is counted on a device.
+            self.server.plan = self._server_plan(data, device)
             self._optimising.server(status.version, device)
             self._equip(*status.device_memory)
             label = "gpu" if device == "cuda" else "cpu"
             self._labels = tuple(dict.fromkeys((*settings.labels, label)))
             return data
         raise AssertionError("not reached")
+
+    def _server_plan(self, data: str, device: str) -> serverprocess.Plan:
+        settings = self.settings
+        argv = serverprocess.argv(
+            module=settings.server_module,
+            data=data,
+            incarnation=self.incarnation,
+            board=self._run_dir.path / "board",
+            capacity=settings.capacity,
+            threads=settings.threads,
+            load_timeout=settings.load_timeout,
+            load_concurrency=settings.load_concurrency,
+            device=device,
+            max_message=settings.max_message,
+            internal_tls=settings.internal_tls,
+            memory_limit=self._memory.limit_bytes,
+            log_format=settings.log_format,
+            log_level=settings.log_level,
+        )
+        return serverprocess.Plan(argv, self._run_dir.path, settings.hang_timeout)
 
     def _equip(self, used: int, total: int) -> None:
         """The device's memory, as the model server tells it, is for models too. Raises StartError."""

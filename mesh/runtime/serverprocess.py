@@ -53,7 +53,8 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to start it. `argv` is without the socket, which differs in each life."""
+    """How to start it. `argv` is without the socket, which differs in each life: a server's plan may be replaced
+    between two."""
 
     argv: tuple[str, ...]
     run_dir: Path
@@ -84,7 +85,7 @@ class ServerProcess:
         on_line: Callable[[str], None] | None = None,
     ) -> None:
         """`on_death` gets how it ended, for people. `on_ready` is called at each start, the first included."""
-        self._plan = plan
+        self.plan = plan
         self._board = board
         self._on_death = on_death
         self._on_ready = on_ready
@@ -161,10 +162,8 @@ class ServerProcess:
         """One start, until it is ready."""
         self.lives += 1
         self._killed_for = ""
-        socket = self._plan.run_dir / f"spi-{self.lives}"
-        child = await process.spawn(
-            [*self._plan.argv, "--spi", str(socket)], name="model-server", on_line=self._on_line
-        )
+        socket = self.plan.run_dir / f"spi-{self.lives}"
+        child = await process.spawn([*self.plan.argv, "--spi", str(socket)], name="model-server", on_line=self._on_line)
         self._child = child
         spi = Spi(socket)
         try:
@@ -240,14 +239,14 @@ class ServerProcess:
             now = time.monotonic()
             if now - looked > 3 * _LOOK:  # we were held up ourselves: the heartbeat says nothing
                 suspicious = 0
-            elif self._silence() > self._plan.hang_timeout:
+            elif self._silence() > self.plan.hang_timeout:
                 suspicious += 1
             else:
                 suspicious = 0
             looked = now
             if suspicious >= 3:
                 assert self.spi is not None
-                if not await self.spi.alive(timeout=self._plan.hang_timeout / 2):
+                if not await self.spi.alive(timeout=self.plan.hang_timeout / 2):
                     log.error("model server hangs, killing it", pid=child.pid, silence=round(self._silence(), 1))
                     self.kill(f"did not answer for {self._silence():.0f} s and was killed")
                 suspicious, looked = 0, time.monotonic()

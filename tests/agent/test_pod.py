@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -311,6 +312,13 @@ async def test_a_server_that_hangs_is_replaced(pod: AgentProcess) -> None:
     await loaded_again(pod, "m", created)
     assert (await pod.infer("m", created)).value == 3.0
     assert pod.server_pid != old
+    # The pod has "auto". What its first server has found is what the pod has told everybody.
+    assert _option(pod.server_pid, "device") == "cpu"
+
+
+def _option(pid: int, name: str) -> str:
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return words[words.index(f"--{name}") + 1]
 
 
 async def test_a_lost_lease_changes_nothing_for_callers(pod: AgentProcess, etcd_server: EtcdServer) -> None:
