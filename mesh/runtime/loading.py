@@ -138,13 +138,16 @@ class Loading:
 
     def expected(self, entry: Entry) -> Forecast:
         """When a load under way should be done, its files being here. O(n): for people."""
+        usual, gone, mean = entry.usual_ms, self._ledger.asked_ms(entry), round(self._mean_ms)
+        if entry.state is State.LOADING:
+            return forecast(usual, begun_ms=gone)
+        # Its pull is behind it, and what that usually takes nobody knows: its turn is at least as long as a mean one.
         return forecast(
-            entry.usual_ms,
+            max(usual - gone, min(usual, mean)),
             ahead=self.ahead_of(entry),
             in_progress=self._turns.taken,
             threads=self._turns.count,
-            mean_load_ms=round(self._mean_ms),
-            begun_ms=round(self._ledger.age(entry) * 1000) if entry.state is State.LOADING else None,
+            mean_load_ms=mean,
         )
 
     def sizes(self) -> SizesStatistics:
@@ -175,7 +178,11 @@ class Loading:
     async def _steps(self, want: Want, entry: Entry, pull: "asyncio.Task[Pulled]", began: float) -> Outcome:
         parts, ledger = self._parts, self._ledger
         # Who may have to go is asked about in the claim: of an unknown size, whether the pod is nearly full.
-        likely = want.footprint if want.footprint.total_bytes else Footprint(ledger.capacity_bytes // 10)
+        likely = (
+            want.footprint
+            if want.footprint.total_bytes
+            else Footprint(ledger.capacity_bytes // 10, ledger.device_capacity_bytes // 10)
+        )
         verdict = await parts.claiming.claim(
             want.model_id,
             CopyRecord(parts.incarnation, want.revision, records.LOADING, age_ms=want.idle_ms, type=want.type),
@@ -240,7 +247,7 @@ class Loading:
     def _reserve(self, want: Want, entry: Entry, pulled: Pulled, spares: Mapping[str, int]) -> Refused | None:
         """Room for it on the books; victims begin to go."""
         ledger = self._ledger
-        largest = max(ledger.capacity_bytes, ledger.device_capacity_bytes, 1)
+        largest = max(1, ledger.device_capacity_bytes if ledger.has_device else ledger.capacity_bytes)
         if pulled.bytes > largest:
             text = f"its files have {format_bytes(pulled.bytes)}, this pod's capacity is {ledger.capacity}"
             return Refused(Reason.NOWHERE, text)
@@ -251,7 +258,7 @@ class Loading:
             file_bytes=pulled.bytes,
             measured=want.footprint,
             device=ledger.has_device,
-            limit_bytes=max(1, ledger.device_capacity_bytes if ledger.has_device else ledger.capacity_bytes),
+            limit_bytes=largest,
         ).footprint
         room = ledger.room_for(size, idle_ms=entry.idle_ms, spares=spares, for_whom=want.model_id)
         if (refused := no_room(room)) is not None:

@@ -428,6 +428,25 @@ async def test_the_queue_is_bounded(pod: FakePod, monkeypatch: pytest.MonkeyPatc
     assert all(isinstance(outcome, Loaded) for outcome in await asyncio.gather(*under_way))
 
 
+async def test_what_a_load_has_had_is_not_expected_again() -> None:
+    """What it took before includes its pull and its waiting, so the time since it was asked for counts against it."""
+    async with FakePod(concurrency=1) as pod:
+        pod.claims.records.update({name: ModelRecord(type="t", load_ms=10_000) for name in ("a", "b")})
+        go = pod.server.hold("load", "a")
+        loads = [asyncio.create_task(pod.load(name)) for name in ("a", "b")]
+        await pod.asked("load", "a")
+        await until(lambda: pod.entry("b").state is State.WAITING, why="b waits for its turn")
+        expected = pod.loads.loading.expected
+        assert 9_000 < expected(pod.entry("a")).expected_ms <= 10_000
+        pod.later_ns += 4_000_000_000
+        for name in ("a", "b"):
+            assert 5_000 < expected(pod.entry(name)).expected_ms <= 6_000
+        pod.later_ns += 7_000_000_000
+        assert "should have been done" in expected(pod.entry("a")).why
+        go.set()
+        assert all(isinstance(outcome, Loaded) for outcome in await asyncio.gather(*loads))
+
+
 async def test_no_more_loads_in_the_server_than_its_turns() -> None:
     async with FakePod(concurrency=1) as pod:
         go = pod.server.hold("load", "a")
