@@ -34,6 +34,9 @@ HEADROOM_LEAST = 512 << 20
 INTERVAL = 1.0
 """Seconds between two looks: freed memory is given back within 0.3 s of an unload, so the next look sees it."""
 
+_STALE_LOOKS = 3
+"""Looks until a figure of a device that has not changed is a new one; the model server tells it each second."""
+
 AUTO_SHARE = 0.75  # of the memory at hand, where the operator names no capacity
 
 
@@ -58,8 +61,8 @@ def auto_capacity(available_bytes: int) -> int:
 
 def device_capacity(wanted: int, used: int, total: int) -> int:
     """Bytes for models on a device of `total` bytes, of which `used` are in use before any model. `wanted` 0: a good
-    part of the rest. Raises ValueError where that much is not there."""
-    free = max(0, total - used)
+    part of the rest. Raises ValueError where that much is not there below the share at which copies go again."""
+    free = max(0, int(total * DEVICE_EVICT) - used)
     if wanted > free:
         text = f"{format_bytes(wanted)} are asked for models, of the device's {format_bytes(total)}"
         raise ValueError(f"{text} only {format_bytes(free)} are free")
@@ -88,6 +91,8 @@ class MemoryWatch:
         self._what = "the device's memory is taken to" if device else "the model server takes"
         self._shares = (DEVICE_EVICT, DEVICE_REFUSE) if device else (EVICT, REFUSE)
         self._high = False
+        self._acted_on = 0  # the figure at which copies went last
+        self._looks = 0  # since then
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -121,7 +126,12 @@ class MemoryWatch:
                 excess -= max(entry.device_bytes if self._device else entry.host_bytes, 1)
             return excess <= 0
 
-        if excess > 0:
+        # A device's figure may be a second old: one that copies have gone for says nothing of what they gave back. Told
+        # again and again, it is a new one that says the same.
+        self._looks += 1
+        old = self._device and used == self._acted_on and self._looks < _STALE_LOOKS
+        if excess > 0 and not old:
+            self._acted_on, self._looks = used, 0
             self._ledger.order(enough)
         for entry in victims:
             self._evict(entry, f"{text}, copies go above {evict:.0%}")

@@ -158,6 +158,54 @@ async def test_memory_above_the_limits(pod: FakePod) -> None:
     assert watch.refusal == ""
 
 
+async def test_one_figure_of_a_device_evicts_once(pod: FakePod) -> None:
+    """It is a second old: what has gone because of it shows in the next one only."""
+    pod.ledger.equip(1_000_000)
+    pod.server.on_device = True
+    await pod.fill("a", "b", "c", "d", size=100_000)
+    taken, evicted = 960_000, []
+
+    def evict(entry: Entry, why: str) -> None:
+        evicted.append(entry.model_id)
+        pod.ledger.enter(entry, State.UNLOADING)
+        pod.ledger.remove(entry)  # the server has given it back; the figure does not know
+
+    watch = MemoryWatch(pod.ledger, limit_bytes=1_000_000, used=lambda: taken, evict=evict, device=True)
+    watch.look()
+    watch.look()
+    assert evicted == ["a"]
+    taken = 955_000
+    watch.look()
+    assert evicted == ["a", "b"]
+    taken = 985_000
+    watch.look()
+    assert evicted == ["a", "b", "c"]
+    assert "98%" in watch.refusal
+    for _ in range(10):  # nothing of it was given back, so it is told anew
+        watch.look()
+    assert evicted == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "used", "capacity"),
+    [
+        pytest.param(950, 0, 950, id="all that the watch leaves alone"),
+        pytest.param(900, 50, 900, id="what others leave of that"),
+        pytest.param(951, 0, None, id="more than the watch leaves alone"),
+        pytest.param(901, 50, None, id="more than others leave"),
+        pytest.param(1, 990, None, id="nothing left"),
+    ],
+)
+def test_capacity_of_a_device(wanted: int, used: int, capacity: int | None) -> None:
+    """Copies go above 95 % of it: more than that is no capacity."""
+    if capacity is None:
+        with pytest.raises(ValueError, match="are asked for models, of the device's"):
+            memory.device_capacity(wanted, used, 1000)
+    else:
+        assert memory.device_capacity(wanted, used, 1000) == capacity
+        assert 0 < memory.device_capacity(0, used, 1000) < capacity
+
+
 # --- unloads
 
 

@@ -10,6 +10,7 @@ import pytest
 from mesh.runtime.board import State
 from mesh.runtime.server import loader as loader_module
 from mesh.runtime.server import making, memory
+from mesh.runtime.server.device import Device
 from mesh.runtime.server.loader import Order
 from mesh.statuses import Code, MeshError, Reason
 from tests.support import models
@@ -44,6 +45,24 @@ async def test_sizes_are_measured_to_the_byte(parts):
         assert 4 * MIB <= big.host_bytes <= 4.2 * MIB
     assert max(sizes[1:]) < 1.3 * min(sizes[1:])
     assert 20_000 < sizes[-1] < 200_000
+
+
+class Elsewhere(Device):
+    """A device on which sessions stand whole, and which tells of no change."""
+
+    def memory(self) -> tuple[int, int]:
+        return 1 << 30, 8 << 30
+
+
+@exact
+async def test_weights_on_a_device_are_not_counted_in_host_memory_too(make):
+    """However little the device tells, half of the file stands there, besides what a session takes at least."""
+    device = Elsewhere("cuda", ("CPUExecutionProvider",))
+    parts = make(on=device)
+    await parts.load("first", models.constant(1))
+    copy = await parts.load("m", models.unused_weights(mebibytes=4))
+    assert copy.host_bytes < MIB
+    assert copy.device_bytes >= device.least + 2 * MIB
 
 
 async def test_a_model_that_is_loaded_answers(parts):

@@ -85,6 +85,13 @@ def weights(value: float, *, mebibytes: int) -> bytes:
     )
 
 
+def unused_weights(*, mebibytes: int) -> bytes:
+    """Answers 1 for every row, from a large file of which nothing stays in memory."""
+    unused = _constant("unused", np.zeros(mebibytes << 18))
+    nodes = [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Expand", ["c", "s"], ["y"])]
+    return _model(nodes, initializers=[_constant("c", 1.0), unused])
+
+
 def dense(seed: int, width: int) -> bytes:
     """`y` is `x` @ `dense_weights(seed, width)`, shapes [-1, width]: 4 * width * width bytes of weights."""
     return _model(

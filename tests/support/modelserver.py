@@ -28,6 +28,7 @@ class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}  # by path; 1000 for others
         self.failures: dict[str, tuple[grpc.StatusCode, str]] = {}  # by path
+        self.on_device = False  # whether models take device memory, and none of the host's
         self.in_trailers = True  # whether sizes are told as ours tells them, or by `modelSize`
         self.models: dict[str, str] = {}  # id -> path, of what is loaded
         self.asked: list[tuple[str, str]] = []  # ("load" or "unload", id), in the order they arrived
@@ -88,7 +89,8 @@ class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
         self.models[request.modelId] = request.modelPath
         size = self.sizes.get(request.modelPath, 1000)
         if self.in_trailers:
-            context.set_trailing_metadata((("mesh-host-bytes", str(size)), ("mesh-device-bytes", "0")))
+            host, device = (0, size) if self.on_device else (size, 0)
+            context.set_trailing_metadata((("mesh-host-bytes", str(host)), ("mesh-device-bytes", str(device))))
             return pb.LoadModelResponse(sizeInBytes=size)
         return pb.LoadModelResponse()
 

@@ -109,7 +109,10 @@ def make(
         host = min(host, 8 * file.bytes + (8 << 20))
         device_bytes = min(device_bytes, 8 * file.bytes + (64 << 20))
     # Whatever else is freed meanwhile, a buffer of a call's, say, would make it look smaller than it can be.
-    return Made(made, max(host, LEAST + file.bytes // 2), device_bytes, optimised_too, pace)
+    weights = file.bytes // 2
+    if device.least:
+        return Made(made, max(host, LEAST), max(device_bytes, device.least + weights), optimised_too, pace)
+    return Made(made, max(host, LEAST + weights), device_bytes, optimised_too, pace)
 
 
 @contextlib.contextmanager
