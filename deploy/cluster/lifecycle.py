@@ -34,6 +34,16 @@ def build() -> None:
         images.tidy()
 
 
+def unbuilt() -> str:
+    """What there is to be built or to be got before the cluster can start, with the way to it; empty: nothing."""
+    if found := needs.obstacles():
+        return "; ".join(found)
+    missing = [program.name for program in programs.ALL if not program.is_built()]
+    if missing or needs.missing_packages():
+        return f"{', '.join(missing or needs.missing_packages())} are not here yet: make cluster"
+    return ""
+
+
 def image() -> str:
     """Makes the image of this tree, gives it to the cluster if that runs, and says what it is called."""
     try:
@@ -177,11 +187,15 @@ def describe() -> str:
 
 
 def main(argv: list[str]) -> int:
-    """`python -m deploy.cluster build|up|down|image`."""
+    """`python -m deploy.cluster build|built|up|down|image`."""
     try:
         match argv:
             case ["build"]:
                 build()
+            case ["built"]:
+                if why := unbuilt():
+                    print(why)
+                    return 3
             case ["up"]:
                 build()
                 up()
@@ -192,7 +206,7 @@ def main(argv: list[str]) -> int:
                 build()
                 print(image())
             case _:
-                print("usage: python -m deploy.cluster build|up|down|image", file=sys.stderr)
+                print("usage: python -m deploy.cluster build|built|up|down|image", file=sys.stderr)
                 return 2
     except (needs.MissingError, OccupiedError, parts.StartError, RuntimeError, subprocess.SubprocessError) as error:
         print(error, file=sys.stderr)

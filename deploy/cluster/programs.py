@@ -32,6 +32,11 @@ class Program:
         return layout.BIN / self.name
 
     @property
+    def stamp(self) -> Path:
+        """Says what it was built from."""
+        return layout.BIN / f".{self.name}"
+
+    @property
     def module(self) -> Path | None:
         """Its module's folder; None for a package that is built as it is published."""
         return None if "@" in self.source else layout.SOURCES / "programs" / self.source.split("/")[0]
@@ -46,6 +51,10 @@ class Program:
     def sum(self) -> str:
         """Of all it is made from, that this tree decides."""
         return checksum(self.command(), sorted(self.module.rglob("*")) if self.module else [])
+
+    def is_built(self) -> bool:
+        """Whether it is there, and of these sources."""
+        return self.path.exists() and self.stamp.exists() and self.stamp.read_text() == self.sum()
 
 
 def _kubernetes_flags() -> str:
@@ -80,15 +89,14 @@ def build() -> None:
     """Builds what is not there or not of these sources."""
     layout.BIN.mkdir(parents=True, exist_ok=True)
     for program in ALL:
-        stamp = layout.BIN / f".{program.name}"
-        if program.path.exists() and stamp.exists() and stamp.read_text() == program.sum():
+        if program.is_built():
             continue
         print(f"building {program.name} (minutes, the first time)", flush=True)
         environment = {**os.environ, "CGO_ENABLED": "0", "GOBIN": str(layout.BIN)}
         subprocess.run(
             program.command(), cwd=program.module or layout.BIN, env=environment, check=True, timeout=_BUILDING
         )
-        stamp.write_text(program.sum())
+        program.stamp.write_text(program.sum())
     kubectl = layout.BIN / "kubectl"  # the program looks at its own name
     kubectl.unlink(missing_ok=True)
     kubectl.symlink_to("kube")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.cluster import configs, identity, layout, needs, network, parts, programs
+from deploy.cluster import configs, identity, layout, lifecycle, needs, network, parts, programs
 
 
 def test_others_rules_stay() -> None:
@@ -54,6 +54,22 @@ def test_others_rules_stay() -> None:
 def test_which_processes_are_the_clusters(argv: list[str], is_ours: bool) -> None:
     """Only what runs as a part of this cluster is ended when it goes down."""
     assert parts.is_part(argv, Path("/c/bin")) is is_ours
+
+
+def test_what_is_to_be_built_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where nothing stands in the way but time: a program that is not there, or not of these sources."""
+    monkeypatch.setattr(layout, "BIN", tmp_path)
+    monkeypatch.setattr(needs, "obstacles", list)
+    monkeypatch.setattr(needs, "missing_packages", list)
+    assert lifecycle.unbuilt().startswith("pause, etcd, ")
+    for program in programs.ALL:
+        program.path.touch()
+        program.stamp.write_text(program.sum())
+    assert lifecycle.unbuilt() == ""
+    programs.ALL[0].stamp.write_text("of other sources")
+    assert "pause" in lifecycle.unbuilt()
+    monkeypatch.setattr(needs, "obstacles", lambda: ["root is needed"])
+    assert lifecycle.unbuilt() == "root is needed"
 
 
 def test_addresses_fit_together() -> None:
