@@ -196,15 +196,16 @@ def choose(
     """
     footprint = size if isinstance(size, Footprint) else Footprint(size)
     host, device = footprint.host_bytes, footprint.device_bytes
-    total = host + device
+    on_host, on_device = footprint.on(device=False), footprint.on(device=True)
     candidates: list[tuple[Pod, bool]] = []
     refused: list[Refused] = []
     for pod in pods:
-        fit = fits(pod, footprint)
+        need = on_device if pod.device_capacity_bytes else on_host
+        fit = _has_free(pod, need)
         # Most pods are full and fine: they are not looked at twice.
-        plain = fit or (not idle_ms and not pod.device_capacity_bytes and total <= pod.capacity_bytes)
+        plain = fit or (not idle_ms and _holds(pod, need))
         if not plain or excluded or not pod.accepts or constraint is not ANYWHERE:
-            refusal = _refuse(pod, footprint, fit, excluded, idle_ms, constraint)
+            refusal = _refuse(pod, need, fit, excluded, idle_ms, constraint)
             if refusal is not None:
                 refused.append(refusal)
                 continue
@@ -227,19 +228,24 @@ def choose(
 
 def fits(pod: Pod, footprint: Footprint) -> bool:
     """Whether it fits into what is free there, in both memories."""
+    return _has_free(pod, footprint.on(device=pod.has_device))
+
+
+def _has_free(pod: Pod, need: Footprint) -> bool:
     if not pod.device_capacity_bytes:  # most are so, and this is asked of every pod
-        total = footprint.host_bytes + footprint.device_bytes
-        return total <= pod.capacity_bytes - pod.used_bytes or not total
-    need = footprint.on(device=True)
+        return need.host_bytes <= pod.capacity_bytes - pod.used_bytes or not need.host_bytes
     return need.host_bytes <= pod.free_bytes and need.device_bytes <= pod.device_free_bytes
 
 
+def _holds(pod: Pod, need: Footprint) -> bool:
+    return need.host_bytes <= pod.capacity_bytes and need.device_bytes <= pod.device_capacity_bytes
+
+
 def _refuse(
-    pod: Pod, footprint: Footprint, fit: bool, excluded: Mapping[str, str], idle_ms: int, constraint: Constraint
+    pod: Pod, need: Footprint, fit: bool, excluded: Mapping[str, str], idle_ms: int, constraint: Constraint
 ) -> Refused | None:
     # What can never change comes first: a pod that is too small and also leaving is no hope for later.
-    need = footprint.on(device=pod.has_device)
-    if need.host_bytes > pod.capacity_bytes or need.device_bytes > pod.device_capacity_bytes:
+    if not _holds(pod, need):
         capacity = Footprint(pod.capacity_bytes, pod.device_capacity_bytes)
         return Refused(pod.name, Cause.TOO_SMALL, f"has a capacity of {capacity} where {need} are needed")
     if lacking := constraint.lacking(pod.labels):

@@ -2,7 +2,8 @@
 
 A pod without a device has one memory, and whatever a model keeps on a device elsewhere, its weights above all, it keeps
 in host memory there. The other way round, what was measured in host memory alone is weights, but for a little. So the
-same model has a footprint on either kind of pod.
+same model has a footprint on either kind of pod: measured on the one, and on the other an estimate, as good as what
+sessions take besides weights is alike.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,10 @@ from placement import words
 
 OVERHEAD_BYTES = 64 << 10
 """What a session takes of host memory beyond its weights: 33 to 87 KB of resident memory for the smallest models."""
+
+SESSION_BYTES = 8 << 20
+"""What a session takes of a device beyond its weights: 7 to 9 MiB, and each is counted with so much at least
+(`mesh.runtime.server.device`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +26,13 @@ class Footprint:
     device_bytes: int = 0
 
     def on(self, *, device: bool) -> "Footprint":
-        """On a pod with, or without, a device. Only a guess where it was measured on the other kind."""
-        if device == bool(self.device_bytes):
+        """On a pod with, or without, a device. One of 0 bytes is unknown, and is so on either."""
+        if device == bool(self.device_bytes) or not self.total_bytes:
             return self
-        if not device:
-            return Footprint(self.host_bytes + self.device_bytes)
-        return Footprint(min(OVERHEAD_BYTES, self.host_bytes), max(0, self.host_bytes - OVERHEAD_BYTES))
+        if device:
+            host = min(OVERHEAD_BYTES, self.host_bytes)
+            return Footprint(host, SESSION_BYTES + self.host_bytes - host)
+        return Footprint(self.host_bytes + max(0, self.device_bytes - SESSION_BYTES))
 
     @property
     def total_bytes(self) -> int:

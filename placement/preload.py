@@ -87,6 +87,6 @@ def _why_not(pod: Pod, footprint: Footprint) -> str | None:
     need = footprint.on(device=pod.has_device)
     if need.host_bytes > pod.capacity_bytes - pod.used_bytes - pod.capacity_bytes // RESERVE:
         return f"has {words.size(pod.free_bytes)} free, of which {words.size(pod.capacity_bytes // RESERVE)} are kept"
-    if need.device_bytes > max(0, pod.device_free_bytes - pod.device_capacity_bytes // RESERVE):
+    if need.device_bytes > pod.device_capacity_bytes - pod.device_used_bytes - pod.device_capacity_bytes // RESERVE:
         return f"has {words.size(pod.device_free_bytes)} of device memory free, an eighth of it all is kept"
     return None

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from cachetools import LRUCache
 
 from placement import words
-from placement.footprint import OVERHEAD_BYTES, Footprint
+from placement.footprint import OVERHEAD_BYTES, SESSION_BYTES, Footprint
 
 SAMPLES = 33
 """Ratios that are kept of a type; odd, so that there is a middle one."""
@@ -91,12 +91,12 @@ class Sizes:
             return Prediction(footprint, Source.MEASURED, f"{footprint}, measured by an earlier load{where}")
         ratio = self.ratio(model_type, device=device)
         if not file_bytes:
-            return self._bounded(self._default_bytes, 0, False, limit_bytes, Source.DEFAULT, "nothing is known of it")
+            return self._bounded(Footprint(self._default_bytes), limit_bytes, Source.DEFAULT, "nothing is known of it")
         if ratio is None:
             why = f"about its file of {words.size(file_bytes)}"
-            return self._bounded(file_bytes, OVERHEAD_BYTES, device, limit_bytes, Source.DEFAULT, why)
+            return self._bounded(_with_weights(file_bytes, device), limit_bytes, Source.DEFAULT, why)
         why = f"{ratio:.2g} times its file of {words.size(file_bytes)}, as models of type {model_type} take"
-        return self._bounded(round(file_bytes * ratio), OVERHEAD_BYTES, device, limit_bytes, Source.TYPE, why)
+        return self._bounded(_with_weights(round(file_bytes * ratio), device), limit_bytes, Source.TYPE, why)
 
     def learn(
         self,
@@ -123,7 +123,7 @@ class Sizes:
             ratios = self._ratios.get((model_type, device))
             if ratios is None:
                 ratios = self._ratios[model_type, device] = deque(maxlen=SAMPLES)
-            ratios.append(max(0, took - OVERHEAD_BYTES) / file_bytes)
+            ratios.append(max(0, took - _with_weights(0, device).total_bytes) / file_bytes)
 
     def ratio(self, model_type: str, *, device: bool = False) -> float | None:
         """Bytes in memory for each byte of a file, as the type has shown; None while too few are known."""
@@ -138,10 +138,13 @@ class Sizes:
         return SizesStatistics(self._predictions, self._over, self._under, self._over_bytes, self._under_bytes, types)
 
     @staticmethod
-    def _bounded(weights: int, overhead: int, device: bool, limit: int | None, source: Source, why: str) -> Prediction:
-        """Weights stand on the device where there is one, the session's own needs in host memory."""
-        footprint = Footprint(overhead, weights) if device else Footprint(weights + overhead)
+    def _bounded(footprint: Footprint, limit: int | None, source: Source, why: str) -> Prediction:
         if limit is not None and footprint.total_bytes > limit:
-            footprint = Footprint(0, limit) if device else Footprint(limit)
+            footprint = Footprint(0, limit) if footprint.device_bytes else Footprint(limit)
             why += f"; {words.size(limit)} are the most that a pod can hold"
         return Prediction(footprint, source, why)
+
+
+def _with_weights(weights: int, device: bool) -> Footprint:
+    """What a session with such weights takes."""
+    return Footprint(OVERHEAD_BYTES, SESSION_BYTES + weights) if device else Footprint(OVERHEAD_BYTES + weights)

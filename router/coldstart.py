@@ -25,7 +25,7 @@ from placement import choice
 from placement.constraints import NONE
 from placement.debits import Debits
 from placement.failures import Failures
-from placement.footprint import Footprint
+from placement.footprint import SESSION_BYTES, Footprint
 from placement.pod import Pod as Candidate
 from router import asking
 from router.agents import Agent, Timeout, Unreachable, load_request
@@ -277,16 +277,19 @@ class ColdStart:
         pods = [pod.record for pod in self._view.pods.values() if pod.record is not None]
         devices = [pod for pod in pods if pod.device_capacity_bytes and pod.copies]
         seen = devices or pods
+        on_devices = [pod.device_capacity_bytes for pod in pods if pod.device_capacity_bytes]
         copies = sum(pod.copies for pod in seen) or 1
-        # A guess must never be the reason why a model is refused.
+        # A guess must never be the reason why a model is refused, by a pod of either kind.
         host = min([sum(pod.used_bytes for pod in seen) // copies, *(pod.capacity_bytes for pod in pods)])
         device = min(
             [
                 sum(pod.device_used_bytes for pod in seen) // copies,
-                *(pod.device_capacity_bytes for pod in pods if pod.device_capacity_bytes),
+                *on_devices,
                 *(pod.capacity_bytes - host for pod in pods),
             ]
         )
+        if not device:
+            host = min([host, *(max(0, capacity - SESSION_BYTES) for capacity in on_devices)])
         return Footprint(host, device)
 
     def statistics(self) -> ColdStartStatistics:

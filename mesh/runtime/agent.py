@@ -249,6 +249,7 @@ class Agent:
                 self.board,
                 on_death=self._on_death,
                 on_ready=self.presence.changed,
+                on_given_up=self.failed.set,
             )
             try:
                 status = await self.server.start()
@@ -256,10 +257,10 @@ class Agent:
                 if port or attempt == _PORT_TRIES or "listen" not in str(error):
                     raise StartError(str(error)) from error
                 continue
-            device = status.told.get("mesh-device", "cpu")
+            device = status.told.get("mesh-device", "")
             # What "auto" has found is what this pod has: a server that no longer finds its GPU has failed. It must not
             # go on as a slow one whose memory is counted on a device.
-            self.server.plan = self._server_plan(data, device)
+            self.server.plan = self._server_plan(data, device or settings.device)
             self._optimising.server(status.version, device)
             self._equip(*status.device_memory)
             label = "gpu" if device == "cuda" else "cpu"

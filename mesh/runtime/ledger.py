@@ -188,11 +188,10 @@ class Ledger:
 
     def weigh(self, entry: Entry, host_bytes: int, device_bytes: int = 0) -> None:
         """Sets its size: reserves room, or corrects what was reserved by what was measured here."""
-        size = Footprint(host_bytes, device_bytes)
         if not self.has_device:
-            size = size.on(device=False)
+            host_bytes, device_bytes = host_bytes + device_bytes, 0
         self._count(entry, -1)
-        entry.host_bytes, entry.device_bytes = size.host_bytes, size.device_bytes
+        entry.host_bytes, entry.device_bytes = host_bytes, device_bytes
         self._count(entry, +1)
         if entry.state is State.LOADED:
             self._policy.resize(entry.model_id, size=entry.weight, cost=float(entry.load_ms))

@@ -18,9 +18,10 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from mesh.runtime.ledger import Entry, Ledger
+from mesh.runtime.ledger import Entry, Ledger, State
 from mesh.settings import format_bytes
 from mesh.telemetry import logs
+from placement.footprint import SESSION_BYTES
 
 log = logs.get(__name__)
 
@@ -33,9 +34,6 @@ HEADROOM_LEAST = 512 << 20
 
 INTERVAL = 1.0
 """Seconds between two looks: freed memory is given back within 0.3 s of an unload, so the next look sees it."""
-
-_STALE_LOOKS = 3
-"""Looks until a figure of a device that has not changed is a new one; the model server tells it each second."""
 
 AUTO_SHARE = 0.75  # of the memory at hand, where the operator names no capacity
 
@@ -61,11 +59,15 @@ def auto_capacity(available_bytes: int) -> int:
 
 def device_capacity(wanted: int, used: int, total: int) -> int:
     """Bytes for models on a device of `total` bytes, of which `used` are in use before any model. `wanted` 0: a good
-    part of the rest. Raises ValueError where that much is not there below the share at which copies go again."""
+    part of the rest. Raises ValueError where that much is not there, or not enough for one model, below the share at
+    which copies go again."""
     free = max(0, int(total * DEVICE_EVICT) - used)
     if wanted > free:
         text = f"{format_bytes(wanted)} are asked for models, of the device's {format_bytes(total)}"
         raise ValueError(f"{text} only {format_bytes(free)} are free")
+    if free < SESSION_BYTES:
+        text = f"{format_bytes(used)} of the device's {format_bytes(total)} are in use by others, and no model fits"
+        raise ValueError(f"{text} into the rest: free it, or use --device cpu")
     return wanted or int(free * DEVICE_SHARE)
 
 
@@ -91,8 +93,7 @@ class MemoryWatch:
         self._what = "the device's memory is taken to" if device else "the model server takes"
         self._shares = (DEVICE_EVICT, DEVICE_REFUSE) if device else (EVICT, REFUSE)
         self._high = False
-        self._acted_on = 0  # the figure at which copies went last
-        self._looks = 0  # since then
+        self._acted = False  # at the last look
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -126,21 +127,16 @@ class MemoryWatch:
                 excess -= max(entry.device_bytes if self._device else entry.host_bytes, 1)
             return excess <= 0
 
-        # A device's figure may be a second old: one that copies have gone for says nothing of what they gave back. Told
-        # again and again, it is a new one that says the same.
-        self._looks += 1
-        old = self._device and used == self._acted_on and self._looks < _STALE_LOOKS
-        if excess > 0 and not old:
-            self._acted_on, self._looks = used, 0
+        # A device's figure may be as old as the pause between two looks: the next may not tell yet of what has gone.
+        self._acted = excess > 0 and not (self._device and self._acted)
+        if self._acted:
             self._ledger.order(enough)
         for entry in victims:
             self._evict(entry, f"{text}, copies go above {evict:.0%}")
 
     def _leaving(self) -> int:
-        ledger = self._ledger
-        if self._device:
-            return ledger.physical_device_bytes - ledger.committed_device_bytes
-        return ledger.physical_bytes - ledger.committed_bytes
+        leaving = [entry for entry in self._ledger.entries.values() if entry.state is State.UNLOADING]
+        return sum(entry.device_bytes if self._device else entry.host_bytes for entry in leaving)
 
 
 def available_bytes(*, meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:

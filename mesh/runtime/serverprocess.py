@@ -2,7 +2,8 @@
 
 It is a process of its own so that a model that crashes it takes neither the agent nor its knowledge along. A death is
 told to `on_death` before anything else is done, while the use board still says what was loading and running. Then
-another one is started, at once the first time, and after a growing pause while it keeps dying young.
+another one is started, at once the first time, and after a growing pause while it keeps dying young. One that does not
+even start, again and again, is given up: what it lacks, a GPU that has gone, say, comes back with a new pod, or not.
 
 A server that hangs is treated as one that has died, and killed first. It is seen by its heartbeat on the board, which
 its event loop writes every second, so looking costs nothing; where that is old, one bounded question over the SPI must
@@ -29,6 +30,9 @@ log = logs.get(__name__)
 PAUSE_FIRST, PAUSE_MAX = 0.5, 30.0  # seconds; the first restart of a server that had lived has none
 STEADY = 60.0
 """Seconds that a server must have lived for its death to count as a first one."""
+
+GIVE_UP = 10
+"""Starts in vain, one after the other, until it is given up: after some two minutes."""
 
 START_TIMEOUT = 120.0
 """Seconds from its start until it is ready: onnxruntime from a cold disk, a GPU that wakes up."""
@@ -82,13 +86,16 @@ class ServerProcess:
         *,
         on_death: Callable[[str], None],
         on_ready: Callable[[], None],
+        on_given_up: Callable[[], None],
         on_line: Callable[[str], None] | None = None,
     ) -> None:
-        """`on_death` gets how it ended, for people. `on_ready` is called at each start, the first included."""
+        """`on_death` gets how it ended, for people. `on_ready` is called at each start, the first included,
+        `on_given_up` when no other one will be started."""
         self.plan = plan
         self._board = board
         self._on_death = on_death
         self._on_ready = on_ready
+        self._on_given_up = on_given_up
         self._on_line = on_line or _pass_on
         self._child: process.Process | None = None
         self._task: asyncio.Task[None] | None = None
@@ -210,7 +217,8 @@ class ServerProcess:
             why = await self._until_dead(self._child)
             self._died(why)
             failed = 0 if time.monotonic() - began > STEADY else failed + 1
-            while True:
+            in_vain = 0
+            while in_vain < GIVE_UP:
                 if failed > 1:
                     pause = min(PAUSE_FIRST * 2 ** min(failed - 2, 16), PAUSE_MAX)
                     log.warning("model server keeps dying", deaths=self.deaths, pause=pause)
@@ -221,8 +229,13 @@ class ServerProcess:
                     break
                 except (ServerFailed, OSError) as error:
                     failed = max(failed, 1) + 1
+                    in_vain += 1
                     self.why_down = str(error)
-                    log.error("model server does not start", why=str(error))
+                    log.error("model server does not start", why=str(error), tries=in_vain)
+            else:
+                log.error("model server is given up", why=self.why_down)
+                self._on_given_up()
+                return
 
     async def _until_dead(self, child: process.Process) -> str:
         """Watches a ready server to its end, which may be ours to make. How it ended."""

@@ -33,6 +33,10 @@ LOAD_TIMEOUT = 300.0
 UNLOAD_TIMEOUT = 60.0
 
 
+class _UnwellMeanwhile(Exception):
+    """The pod has proved unwell since the load was planned: that is not the model's fault."""
+
+
 @dataclass(frozen=True, slots=True)
 class CarryingStatistics:
     """What has been done so far, and what is under way."""
@@ -107,8 +111,11 @@ class Carrying:
         await self._tasks.close()
 
     async def _load(self, action: Action) -> None:
-        async with self._turns:
-            why = await self._ask(action.model_id, action.pod, action.idle_ms, action.expected_copies, action.why)
+        try:
+            async with self._turns:
+                why = await self._ask(action.model_id, action.pod, action.idle_ms, action.expected_copies, action.why)
+        except _UnwellMeanwhile:
+            return
         if why is None:
             self._loads += 1
             self._resting.pop(action.model_id, None)
@@ -124,7 +131,7 @@ class Carrying:
     async def _ask(
         self, model_id: str, name: str, idle_ms: int, expected: int, reason: str, *, pinned: bool | None = None
     ) -> str | None:
-        """Why it did not load; None: it has."""
+        """Why it did not load; None: it has. Raises _UnwellMeanwhile where nobody was asked."""
         try:
             registration = await self._registry.read(model_id)
         except MeshError as error:
@@ -135,9 +142,9 @@ class Carrying:
         record = registration.record
         if record.quarantined:
             return "it is quarantined"
-        if (why := self.avoided().get(name)) is not None and pinned is None:
-            return f"{name} {why}"
         loads = pinned is None  # else the copy is there, and is only told something
+        if loads and name in self.avoided():
+            raise _UnwellMeanwhile
         if pinned is None:
             pinned = bool(self._limits().of(record.type, record.limits).pinned)
         request = load_request(registration, idle_ms=idle_ms, reason=reason, pinned=pinned, expected_copies=expected)

@@ -11,7 +11,7 @@ from mesh.runtime.board import State as SlotState
 from mesh.runtime.board import Use
 from mesh.runtime.demand import Demand
 from mesh.runtime.ledger import Entry, Ledger, State
-from placement.footprint import Footprint
+from placement.footprint import SESSION_BYTES, Footprint
 from placement.room import RoomVerdict
 
 MS = 1_000_000
@@ -89,7 +89,8 @@ def test_a_measured_size_replaces_the_predicted_one(pod: Pod) -> None:
 def test_without_a_device_everything_is_host_memory(pod: Pod) -> None:
     pod.load("m", 10, device=30)
     assert (pod.ledger.committed_bytes, pod.ledger.committed_device_bytes) == (40, 0)
-    assert pod.ledger.room_for(Footprint(10, 60)).verdict is RoomVerdict.EVICT
+    assert pod.ledger.room_for(Footprint(10, SESSION_BYTES + 60)).verdict is RoomVerdict.EVICT
+    assert pod.ledger.room_for(Footprint(10, SESSION_BYTES + 50)).verdict is RoomVerdict.FITS
 
 
 def test_a_device_is_a_memory_of_its_own(pod: Pod) -> None:
@@ -117,7 +118,7 @@ def test_a_device_is_a_memory_of_its_own(pod: Pod) -> None:
 
 def test_what_a_server_measures_on_a_device_stands_as_it_is(pod: Pod) -> None:
     """What was measured elsewhere, in host memory alone, is looked for on the device."""
-    pod.ledger.equip(1 << 20)
+    pod.ledger.equip(SESSION_BYTES + (1 << 20))
     pod.ledger.capacity_bytes = 1 << 20
     pod.load("all on the host", 100_000)
     assert pod.ledger.committed == Footprint(100_000, 0)

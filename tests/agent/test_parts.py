@@ -6,13 +6,15 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from typer.testing import CliRunner
 
+from mesh import process
 from mesh.records import LEAVING, PodRecord
-from mesh.runtime import memory, unloads
+from mesh.runtime import memory, serverprocess, unloads
 from mesh.runtime.__main__ import app
 from mesh.runtime.board import Board, Use
 from mesh.runtime.board import State as SlotState
@@ -160,7 +162,7 @@ async def test_memory_above_the_limits(pod: FakePod) -> None:
 
 async def test_one_figure_of_a_device_evicts_once(pod: FakePod) -> None:
     """It is a second old: what has gone because of it shows in the next one only."""
-    pod.ledger.equip(1_000_000)
+    pod.ledger.equip(1 << 30)
     pod.server.on_device = True
     await pod.fill("a", "b", "c", "d", size=100_000)
     taken, evicted = 960_000, []
@@ -174,16 +176,29 @@ async def test_one_figure_of_a_device_evicts_once(pod: FakePod) -> None:
     watch.look()
     watch.look()
     assert evicted == ["a"]
-    taken = 955_000
-    watch.look()
+    watch.look()  # told again, it is a new one: nothing was given back
     assert evicted == ["a", "b"]
     taken = 985_000
     watch.look()
+    assert "98%" in watch.refusal, "what is refused does not wait"
+    watch.look()
     assert evicted == ["a", "b", "c"]
-    assert "98%" in watch.refusal
-    for _ in range(10):  # nothing of it was given back, so it is told anew
-        watch.look()
-    assert evicted == ["a", "b", "c", "d"]
+    taken = 940_000
+    watch.look()
+    watch.look()
+    assert (evicted, watch.refusal) == (["a", "b", "c"], "")
+
+
+async def test_what_is_yet_to_come_is_not_what_goes(pod: FakePod) -> None:
+    """Room that loads have on the books makes the excess no larger."""
+    await pod.fill("a", "b", "c", size=100_000)
+    pod.ledger.weigh(pod.ledger.add("waiting", 1), 600_000)
+    evicted: list[str] = []
+    watch = MemoryWatch(
+        pod.ledger, limit_bytes=1_000_000, used=lambda: 950_000, evict=lambda entry, why: evicted.append(entry.model_id)
+    )
+    watch.look()
+    assert evicted == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -194,16 +209,17 @@ async def test_one_figure_of_a_device_evicts_once(pod: FakePod) -> None:
         pytest.param(951, 0, None, id="more than the watch leaves alone"),
         pytest.param(901, 50, None, id="more than others leave"),
         pytest.param(1, 990, None, id="nothing left"),
+        pytest.param(0, 945, None, id="nothing left, and none asked for"),
     ],
 )
 def test_capacity_of_a_device(wanted: int, used: int, capacity: int | None) -> None:
     """Copies go above 95 % of it: more than that is no capacity."""
     if capacity is None:
-        with pytest.raises(ValueError, match="are asked for models, of the device's"):
-            memory.device_capacity(wanted, used, 1000)
+        with pytest.raises(ValueError, match=r"are asked for models, of the device's|use --device cpu"):
+            memory.device_capacity(wanted << 20, used << 20, 1000 << 20)
     else:
-        assert memory.device_capacity(wanted, used, 1000) == capacity
-        assert 0 < memory.device_capacity(0, used, 1000) < capacity
+        assert memory.device_capacity(wanted << 20, used << 20, 1000 << 20) == capacity << 20
+        assert 0 < memory.device_capacity(0, used << 20, 1000 << 20) < capacity << 20
 
 
 # --- unloads
@@ -325,12 +341,51 @@ async def test_a_server_that_does_not_start_is_told_with_its_last_words(tmp_path
     board = Board.create(tmp_path / "board", 4)
     plan = Plan((sys.executable, "-c", "print('no such device'); raise SystemExit(3)"), tmp_path, 1.0)
     deaths: list[str] = []
-    server = ServerProcess(plan, board, on_death=deaths.append, on_ready=lambda: None, on_line=lambda line: None)
+    server = a_server(plan, board, on_death=deaths.append)
     with pytest.raises(ServerFailed, match=r"ended with status 3.*no such device"):
         await server.start()
     assert await server.ready(0.0) is None
     await server.stop(0.0)
     assert not deaths
+
+
+async def test_a_server_that_starts_no_more_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has served, and finds something gone in its next lives."""
+    monkeypatch.setattr(serverprocess, "PAUSE_FIRST", 0.001)
+    monkeypatch.setattr(serverprocess, "GIVE_UP", 3)
+    board = Board.create(tmp_path / "board", 4, incarnation="life")
+    argv = serverprocess.argv(
+        module="mesh.runtime.server",
+        data=f"127.0.0.1:{process.free_port('127.0.0.1')}",
+        incarnation="life",
+        board=tmp_path / "board",
+        capacity=1 << 30,
+        threads=1,
+        load_timeout=10.0,
+        load_concurrency=1,
+        device="cpu",
+        max_message=1 << 20,
+        internal_tls=None,
+        memory_limit=0,
+        log_format="json",
+        log_level="info",
+    )
+    given_up = asyncio.Event()
+    server = a_server(Plan(argv, tmp_path, 5.0), board, on_given_up=given_up.set)
+    await server.start()
+    try:
+        server.plan = Plan((sys.executable, "-c", "raise SystemExit('no such device')"), tmp_path, 1.0)
+        server.kill("the test wants it")
+        await until(given_up.is_set, why="it is given up")
+        assert (server.lives, server.deaths) == (1 + 3, 1)
+        assert "no such device" in server.why_down
+    finally:
+        await server.stop(1.0)
+
+
+def a_server(plan: Plan, board: Board, **callbacks: Any) -> ServerProcess:
+    silent: dict[str, Any] = {"on_death": str, "on_ready": int, "on_given_up": int, "on_line": str}
+    return ServerProcess(plan, board, **{**silent, **callbacks})
 
 
 # --- options

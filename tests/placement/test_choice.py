@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from placement.choice import Cause, Verdict, choose
 from placement.constraints import Constraint
-from placement.footprint import Footprint
+from placement.footprint import SESSION_BYTES, Footprint
 from placement.pod import Pod
 
 GIB = 2**30
@@ -226,15 +226,15 @@ def gpu_pod(name: str, **changes) -> Pod:
             labels=st.frozensets(st.sampled_from(["gpu", "eu"])),
             zone=st.sampled_from(["", "x", "y", "z"]),
             accepts=st.booleans(),
-            device_capacity_bytes=st.sampled_from([0, 0, 50]),
-            device_used_bytes=st.integers(0, 60),
+            device_capacity_bytes=st.sampled_from([0, 0, SESSION_BYTES + 50]),
+            device_used_bytes=st.integers(0, SESSION_BYTES + 60) | st.integers(0, 60),
             outgoing=st.booleans(),
             on_disk=st.booleans(),
         ),
         unique_by=lambda pod: pod.name,
         max_size=8,
     ),
-    size=st.builds(Footprint, st.integers(0, 120), st.integers(0, 60)),
+    size=st.builds(Footprint, st.integers(0, 120), st.just(0) | st.integers(SESSION_BYTES, SESSION_BYTES + 60)),
     constraint=st.builds(
         Constraint, st.frozensets(st.sampled_from(["gpu", "eu"])), st.frozensets(st.sampled_from(["gpu", "eu"]))
     ),
@@ -304,6 +304,8 @@ def test_a_model_known_from_cpu_pods_has_its_weights_on_a_device():
     assert choose("m", size, [gpu_pod("g", device_used_bytes=GIB)]).ranking[0].evicts
     assert not choose("m", size, [gpu_pod("g", used_bytes=GIB - MIB)]).ranking[0].evicts
     assert choose("m", Footprint(2 * GIB), [gpu_pod("g", capacity_bytes=4 * GIB)]).verdict is Verdict.NOWHERE
+    tiny = [gpu_pod("g", device_used_bytes=GIB - MIB), full("c", 10**8)]
+    assert choose("m", Footprint(1000), tiny).pod == "c", "no session fits onto the device, however small the model"
 
 
 def test_gpu_pods_are_drawn_by_their_devices():

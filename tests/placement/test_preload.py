@@ -54,6 +54,10 @@ def test_a_full_device_is_a_full_pod():
     full = replace(pod, device_used_bytes=70 * MIB)
     assert not has_space(full)
     assert plan(models(3), [full]).actions == ()
+    busy = Pod("c", 100 * MIB, used_bytes=10 * MIB, loads_in_progress=1)
+    tiny = [Idle("unknown", Footprint(), 1), Idle("small", Footprint(40_000), 2)]
+    over = replace(full, device_used_bytes=80 * MIB)
+    assert {action.pod for action in plan(tiny, [over, busy]).actions} == {"c"}
 
 
 def test_free_is_what_the_fuller_memory_has():

@@ -327,6 +327,15 @@ async def test_a_guessed_size_is_never_the_reason_for_a_refusal(core):
     await core.coldstart.load("m")
 
 
+async def test_nor_is_it_on_a_device(core):
+    """Copies of CPU pods are larger than the only device there is."""
+    core.register()
+    core.world.pod("cpu", capacity=1 << 37, used=3 << 35, copies=3, state=LEAVING)
+    core.world.pod("gpu", capacity=1 << 36, device_capacity_bytes=1 << 34, labels=("gpu",))
+    core.agents.answers["gpu"] = GO_ON
+    await core.coldstart.load("m")
+
+
 async def test_after_failures_in_three_pods_the_callers_get_the_models_own_error(core):
     core.register()
     for name in "abcd":

@@ -11,7 +11,7 @@ What a session takes besides its weights is the CUDA libraries' own, and left to
 model, and as much again for calls (H200, onnxruntime 1.31): cuBLAS alone keeps 32 MiB of workspace for each of its
 handles there. With the least workspace, and one stream a session, it is 7 to 9 MiB and 6 more for each further call at
 the same time, and calls take as long. CUDA keeps it when the session goes, for the next ones, which then seem to take
-nothing: so each is counted with `SESSION` at least. Weights are really given back.
+nothing: so each is counted with `SESSION_BYTES` at least. Weights are really given back.
 """
 
 import ctypes
@@ -25,14 +25,12 @@ import numpy as np
 import onnxruntime
 
 from mesh.telemetry import logs
+from placement.footprint import SESSION_BYTES
 
 log = logs.get(__name__)
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
-SESSION = 8 << 20
-"""Bytes of a device that a session takes at least."""
-
 _WORKSPACE = ":16:8"  # eight pieces of 16 KiB, the least that cuBLAS offers
 
 # y = x @ x for x of shape [2, 2].
@@ -61,7 +59,7 @@ class Device:
     @property
     def least(self) -> int:
         """Bytes that any session takes on it."""
-        return SESSION if self.memory()[1] else 0
+        return SESSION_BYTES if self.memory()[1] else 0
 
     def memory(self) -> tuple[int, int]:
         """Bytes in use on the device, by anybody, and in all; zeros where it has none of its own or nobody can tell."""
