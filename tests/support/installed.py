@@ -9,7 +9,7 @@ import json
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +139,8 @@ class Installed:
         credentials = grpc.ssl_channel_credentials(self.trust.read_bytes())
         return grpc.aio.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", NAME)])
 
-    async def mesh(self, *argv: str, given: str = "") -> str:
-        """The `mesh` command, as somebody outside uses it: through a forwarded port."""
+    async def mesh(self, *argv: str, given: str = "", codes: Collection[int] = (0,)) -> str:
+        """The `mesh` command, as somebody outside uses it: through a forwarded port. What it prints."""
         async with self.kube.forward("service/modelmesh-serving", 8008) as port:
             where = ["--endpoint", f"{'https' if self.trust else 'http'}://{NAME}:{port}"]
             trust = ["--ca", str(self.trust)] if self.trust else []
@@ -157,7 +157,7 @@ class Installed:
                 if child.returncode is None:
                     child.kill()
                     await child.wait()
-        assert child.returncode == 0, f"mesh {' '.join(argv)}: {err.decode()}{out.decode()}\n{self.kube.story()}"
+        assert child.returncode in codes, f"mesh {' '.join(argv)}: {err.decode()}{out.decode()}\n{self.kube.story()}"
         return out.decode()
 
     def metric(self, pod: str, name: str) -> float:
