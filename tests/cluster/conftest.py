@@ -129,23 +129,37 @@ def shared_namespace(cluster: Kube, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def volume(cluster: Kube, shared_namespace: Kube) -> Iterator[str]:
     """The storage class that one volume of `shared_namespace` is of: the cluster makes none by itself."""
-    name = shared_namespace.namespace
-    folder = layout.RUN / "volumes" / name
-    folder.mkdir(parents=True)
-    folder.chmod(0o777)  # as a volume that Kubernetes gives to the pod's group
-    cluster.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolume",
-            "metadata": {"name": name},
-            "spec": {
-                "storageClassName": name,
-                "capacity": {"storage": "1Gi"},
-                "accessModes": ["ReadWriteOnce"],
-                "persistentVolumeReclaimPolicy": "Retain",
-                "hostPath": {"path": str(folder), "type": "Directory"},
-            },
-        }
-    )
+    with _volumes(cluster, shared_namespace.namespace, 1) as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def volumes(cluster: Kube, shared_namespace: Kube) -> Iterator[str]:
+    """The same for seven: three members of etcd, as many once more, and snapshots."""
+    with _volumes(cluster, shared_namespace.namespace, 7) as name:
+        yield name
+
+
+@contextlib.contextmanager
+def _volumes(cluster: Kube, name: str, count: int) -> Iterator[str]:
+    made = [f"{name}-{number}" for number in range(count)]
+    for one in made:
+        folder = layout.RUN / "volumes" / one
+        folder.mkdir(parents=True)
+        folder.chmod(0o777)  # as a volume that Kubernetes gives to the pod's group
+        cluster.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolume",
+                "metadata": {"name": one},
+                "spec": {
+                    "storageClassName": name,
+                    "capacity": {"storage": "1Gi"},
+                    "accessModes": ["ReadWriteOnce"],
+                    "persistentVolumeReclaimPolicy": "Retain",
+                    "hostPath": {"path": str(folder), "type": "Directory"},
+                },
+            }
+        )
     yield name
-    cluster.kubectl("delete", "persistentvolume", name, "--wait=false")
+    cluster.kubectl("delete", "persistentvolume", *made, "--wait=false")

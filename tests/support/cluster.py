@@ -36,9 +36,22 @@ class Kube:
         """The same one elsewhere."""
         return Kube(self.kubeconfig, namespace)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """With which kubectl and helm are found, and know this one without being told."""
+        return {"PATH": f"{layout.BIN}:{os.environ['PATH']}", "KUBECONFIG": str(self.kubeconfig)}
+
     def kubectl(self, *argv: str, given: str | None = None, timeout: float = 60.0) -> str:
         """Runs kubectl and gives what it prints; `given` is what it reads."""
         return self._run("kubectl", *argv, given=given, timeout=timeout)
+
+    def shell(self, line: str, timeout: float = 420.0) -> str:
+        """Runs a line with pipes in it, as somebody types it who has this kubeconfig, and gives what it prints."""
+        argv = ["bash", "-o", "pipefail", "-c", line]
+        done = subprocess.run(argv, env=self.environment, capture_output=True, text=True, timeout=timeout)
+        if done.returncode != 0:
+            raise KubeError(f"{line}: {done.stderr.strip()}\n{done.stdout.strip()}".rstrip())
+        return done.stdout
 
     def helm(self, *argv: str, timeout: float = 300.0) -> str:
         """Runs helm and gives what it prints."""

@@ -6,6 +6,7 @@ Resource requests are small, because the node has two cores and other work; limi
 import asyncio
 import base64
 import json
+import os
 import sys
 import tempfile
 import urllib.request
@@ -149,6 +150,7 @@ class Installed:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
+                env={**os.environ, **self.kube.environment},
             )
             try:
                 async with asyncio.timeout(60.0):
@@ -160,10 +162,10 @@ class Installed:
         assert child.returncode in codes, f"mesh {' '.join(argv)}: {err.decode()}{out.decode()}\n{self.kube.story()}"
         return out.decode()
 
-    def metric(self, pod: str, name: str) -> float:
+    def metric(self, pod: str, name: str, *, port: int = 8089) -> float:
         """A metric without labels, as a pod tells it."""
         address = self.kube.get("pod", pod)["status"]["podIP"]
-        with urllib.request.urlopen(f"http://{address}:8089/metrics", timeout=10.0) as reply:
+        with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=10.0) as reply:
             for line in reply.read().decode().splitlines():
                 if line.startswith(f"{name} "):
                     return float(line.split()[1])
