@@ -45,6 +45,7 @@ def test_a_typo_in_a_values_file(namespace: Kube, image: str) -> None:
     assert mesh.left() == []
 
 
+@pytest.mark.timeout(300)
 async def test_certificates_that_have_expired(namespace: Kube, image: str) -> None:
     """First the one between the mesh's pods, then the one for clients: processes say which and since when."""
     mesh = Installed(namespace, image)
