@@ -16,6 +16,9 @@ from placement.copies import UNLIMITED, Limits
 PROTOCOL = 1
 """Version of the router-agent protocol that this build speaks; it also understands the one before."""
 
+SPOKEN = (PROTOCOL - 1, PROTOCOL)
+"""The lowest and highest that a pod of this build publishes: routers of the version before may load models there."""
+
 MAX_ID_BYTES = 1024
 """Bound on an id: it stands in etcd keys, percent-encoded up to three times its size, and in headers."""
 
@@ -185,7 +188,7 @@ class PodRecord:
     data_address: str  # host:port, gRPC over HTTP/1.1
     control_address: str  # host:port, gRPC
     state: str = READY
-    protocol: tuple[int, int] = (PROTOCOL, PROTOCOL)  # lowest and highest spoken
+    protocol: tuple[int, int] = SPOKEN  # lowest and highest spoken
     labels: tuple[str, ...] = ()
     zone: str = ""
     capacity_bytes: int = 0

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 import uvloop
 
-from mesh import etcdoptions, tlsoptions
+from mesh import etcdoptions, startup, tlsoptions
 from mesh import settings as texts
 from mesh.telemetry import logs
 from router import pod
 from router.settings import RouterSettings
 
+log = logs.get("router")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -125,43 +126,44 @@ def main(
         logs.configure(level=log_level, fmt=log_format, process="router")  # type: ignore[arg-type]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    internal = tlsoptions.check(internal_tls)
-    reached, base = etcdoptions.reach(
-        base=base,
-        urls=etcd,
-        config=etcd_config,
-        user=etcd_user,
-        password_file=etcd_password_file,
-        ca=etcd_ca,
-        cert=etcd_cert,
-        key=etcd_key,
-    )
-    settings = RouterSettings(
-        name=name or socket.gethostname(),
-        base=base,
-        install_id=install_id,
-        listen=_address(listen),
-        edge=edge,
-        tls_certificate=str(tls_cert.absolute()) if tls_cert else "",
-        tls_key=str(tls_key.absolute()) if tls_key else "",
-        tls_client_ca=str(tls_client_ca.absolute()) if tls_client_ca else "",
-        tls_client_auth=tls_client_auth or "require",
-        internal_tls=str(internal) if internal else "",
-        connection_age=connection_age,
-        rest_listen=_address(rest_listen),
-        probe=_address(probe),
-        workers=_workers(workers),
-        run_dir=run_dir and os.path.abspath(run_dir),
-        etcd=reached,
-        max_message=_size(max_message),
-        load_wait=load_wait,
-        max_waiters=max_waiters,
-        max_waiters_per_model=max_waiters_per_model,
-        max_waiting_bytes=_size(max_waiting_bytes),
-        drain=drain_timeout,
-        log_format=log_format,
-        log_level=log_level,
-    )
+    with startup.refusals(log):
+        internal = tlsoptions.check(internal_tls)
+        reached, base = etcdoptions.reach(
+            base=base,
+            urls=etcd,
+            config=etcd_config,
+            user=etcd_user,
+            password_file=etcd_password_file,
+            ca=etcd_ca,
+            cert=etcd_cert,
+            key=etcd_key,
+        )
+        settings = RouterSettings(
+            name=name or socket.gethostname(),
+            base=base,
+            install_id=install_id,
+            listen=_address(listen),
+            edge=edge,
+            tls_certificate=str(tls_cert.absolute()) if tls_cert else "",
+            tls_key=str(tls_key.absolute()) if tls_key else "",
+            tls_client_ca=str(tls_client_ca.absolute()) if tls_client_ca else "",
+            tls_client_auth=tls_client_auth or "require",
+            internal_tls=str(internal) if internal else "",
+            connection_age=connection_age,
+            rest_listen=_address(rest_listen),
+            probe=_address(probe),
+            workers=_workers(workers),
+            run_dir=run_dir and os.path.abspath(run_dir),
+            etcd=reached,
+            max_message=_size(max_message),
+            load_wait=load_wait,
+            max_waiters=max_waiters,
+            max_waiters_per_model=max_waiters_per_model,
+            max_waiting_bytes=_size(max_waiting_bytes),
+            drain=drain_timeout,
+            log_format=log_format,
+            log_level=log_level,
+        )
     try:
         uvloop.run(pod.run(settings))
     except (pod.StartError, ValueError) as error:

@@ -175,6 +175,7 @@ def kubelet_file() -> dict[str, Any]:
         "failCgroupV1": False,
         "failSwapOn": False,
         "oomScoreAdj": 0,  # lower ones take CAP_SYS_RESOURCE
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "10s"},  # five minutes, by default
         "syncFrequency": "10s",  # changed Secrets and ConfigMaps come to pods as soon; a minute, by default
         # Neither a full disk nor the images that tests bring are this cluster's to judge.
         "evictionHard": {"memory.available": "100Mi"},

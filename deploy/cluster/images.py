@@ -9,7 +9,7 @@ takes the one for the other. What comes out goes to containerd as an archive.
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deploy.cluster import layout, node, programs
@@ -45,7 +45,7 @@ def prepare() -> None:
     """Makes all images but Mesh's own that are not there or not of these programs."""
     _from_programs(layout.PAUSE_IMAGE, {"pause": "/pause"}, entrypoint="/pause")
     _from_programs(layout.DNS_IMAGE, {"coredns": "/coredns"}, entrypoint="/coredns")
-    _from_programs(layout.ETCD_IMAGE, {"etcd": "/usr/local/bin/etcd", "etcdctl": "/usr/local/bin/etcdctl"})
+    _from_programs(layout.ETCD_IMAGE, {name: f"/usr/local/bin/{name}" for name in ("etcd", "etcdctl", "etcdutl")})
     if not _exists(layout.BASE_IMAGE):
         print(f"making {layout.BASE_IMAGE} of Debian packages (a minute or more)", flush=True)
         folder = layout.CACHE / "base"
@@ -95,8 +95,23 @@ def build() -> str:
     return name
 
 
+def changed(name: str, repository: str, change: Callable[[Path], None]) -> str:
+    """Another image, of that repository, made of one of Mesh's by a change to its files. Its name."""
+    made = f"{repository}:{name.rpartition(':')[2]}"
+    container = _run([*engine().split(), "from", "--pull-never", name]).strip()
+    try:
+        change(Path(_run([*engine().split(), "mount", container]).strip()))
+        _run([*engine().split(), "umount", container])
+        for other in _names(repository):
+            _run([*engine().split(), "rmi", other])
+        _run([*engine().split(), "commit", "--quiet", container, made])
+    finally:
+        _run([*engine().split(), "rm", container])
+    return made
+
+
 def load(name: str) -> None:
-    """Gives an image to the running cluster, unless it has it; of Mesh's, that one alone is kept."""
+    """Gives an image to the running cluster, unless it has it; of Mesh's, that one alone is kept of its repository."""
     there = node.images()
     if name not in there:
         archive = layout.CACHE / "image.tar"
@@ -106,9 +121,10 @@ def load(name: str) -> None:
             node.ctr("images", "import", str(archive))
         finally:
             archive.unlink(missing_ok=True)
-    if name.startswith(f"{MESH}:"):
+    repository = name.rpartition(":")[0]
+    if repository.startswith(MESH):
         for other in there:
-            if other.startswith(f"{MESH}:") and other != name:
+            if other.rpartition(":")[0] == repository and other != name:
                 node.ctr("images", "remove", other)
 
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from deploy.cluster import configs, identity, images, layout, needs, network, node, parts, programs
@@ -53,6 +54,16 @@ def image() -> str:
     finally:
         images.tidy()
     return name
+
+
+def image_changed(name: str, repository: str, change: Callable[[Path], None]) -> str:
+    """As `image`, one that is made of that one: see `images.changed`."""
+    try:
+        made = images.changed(name, repository, change)
+        images.load(made)
+    finally:
+        images.tidy()
+    return made
 
 
 def is_up() -> bool:

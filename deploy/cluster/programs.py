@@ -68,6 +68,7 @@ ALL = (
     Program("pause", "pause"),
     Program("etcd", "etcd/server"),
     Program("etcdctl", "etcd/ctl"),
+    Program("etcdutl", "etcd/utl"),
     Program("coredns", "dns"),
     Program("helm", f"helm.sh/helm/v3/cmd/helm@{layout.HELM}"),
     Program("kube", "kube", _kubernetes_flags()),

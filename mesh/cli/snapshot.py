@@ -1,9 +1,9 @@
 """`mesh snapshot`: etcd's whole database into a folder, of which the newest are kept.
 
 etcd streams its database and ends it with its SHA-256, which is compared while it comes and stays in the file: etcd's
-own `etcdutl snapshot restore` wants it there. A snapshot has its name only when it is whole and on the disk. One that a
-killed run has left half is removed by the next: each run holds a lock on its own, so one that is still being written is
-told from one that is not.
+own `etcdutl snapshot restore` wants it there, on which `mesh restore` builds. A snapshot has its name only when it is
+whole and on the disk. One that a killed run has left half is removed by the next: each run holds a lock on its own, so
+one that is still being written is told from one that is not.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ _DIGEST = 32  # bytes that etcd adds: the SHA-256 of the database
 _PAGE = 512  # a database is whole pages of at least so many bytes; etcdutl tells by this that a digest follows
 
 _NAME = re.compile(r"etcd-(?P<cluster>[0-9a-f]{1,16})-(?P<revision>\d+)-(?P<time>\d{8}T\d{6}Z)\.db")
+WORK = ".restore-"
+"""What folders begin with in which `mesh restore` has an etcd made of a snapshot."""
+
 _PART = re.compile(r"\.etcd-.*\.db\.part")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -71,8 +75,8 @@ def snapshot(
 ) -> None:
     """Keeps a snapshot of etcd's whole database, and removes the oldest.
 
-    For an etcd that only this mesh uses: it holds everything, and is for the same etcd made anew (`etcdutl snapshot
-    restore`). To keep what is registered, also for another mesh, use `mesh backup`.
+    For an etcd that only this mesh uses: it holds all of it. `mesh restore` registers what a snapshot holds, `etcdutl
+    snapshot restore` makes the same etcd anew. To keep what is registered, `mesh backup` is smaller.
 
     Of another etcd's snapshots in the same folder, as after a new installation, the last one is kept.
 
@@ -191,18 +195,32 @@ def clear(folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     removed = []
     for path in folder.iterdir():
-        if not _PART.fullmatch(path.name):
+        if not _PART.fullmatch(path.name) and not path.name.startswith(WORK):
             continue
-        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            except OSError:
-                pass
-            path.unlink()
-            removed.append(path)
+                if _held(descriptor):
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
+                removed.append(path)
+            finally:
+                os.close(descriptor)
     return removed
+
+
+def _held(descriptor: int) -> bool:
+    """Whether another run holds its lock."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        pass
+    return False
 
 
 def _sync(folder: Path) -> None:

@@ -73,14 +73,24 @@ class Etcd:
         *,
         limit: int,
         revision: int = 0,
+        created: int = 0,
         keys_only: bool = False,
         timeout: float | None = None,
     ) -> Page:
-        """The first `limit` keys of [start, end) at `revision` (0: now).
+        """The first `limit` keys of [start, end) at `revision` (0: now), of those that were `created` at that one (0:
+        at any).
 
         Raises EtcdCompacted where that revision is no longer kept, EtcdError(TOO_LARGE) where they fill more than 16
         MiB."""
-        request = pb.RangeRequest(key=start, range_end=end, limit=limit, revision=revision, keys_only=keys_only)
+        request = pb.RangeRequest(
+            key=start,
+            range_end=end,
+            limit=limit,
+            revision=revision,
+            keys_only=keys_only,
+            min_create_revision=created,
+            max_create_revision=created,
+        )
         reply = await self._read(request, timeout)
         return Page(key_values(reply.kvs), revision or reply.header.revision, reply.more, reply.count)
 

@@ -7,6 +7,8 @@ tells when the certificate expires, for which Python's `ssl` has no function of 
 Nobody is known by an address, because those of pods change, but by one name that stands in every certificate.
 """
 
+import contextlib
+import datetime
 import os
 import ssl
 from dataclasses import dataclass, field
@@ -103,6 +105,11 @@ def _prove(folder: Path, ca: bytes, certificate: bytes, private_key: bytes) -> C
     try:
         shown = _handshake(accepting, connecting)
     except ssl.SSLError as error:
+        if (ended := _expired(ca, certificate)) is not None:
+            raise IdentityError(
+                f"{folder}/{ended}. Put a new one there, in Kubernetes into its Secret (internalTLS.existingSecret); "
+                "`mesh certificates` makes and renews them"
+            ) from error
         raise IdentityError(
             f"{folder}/tls.crt is not one that the mesh can use: {_reason(error)}. It has to be signed by an authority "
             f"in ca.crt, for the name {NAME}, for servers and clients, and valid now; `mesh certificates` makes such"
@@ -110,6 +117,19 @@ def _prove(folder: Path, ca: bytes, certificate: bytes, private_key: bytes) -> C
     return Credentials(
         ca, certificate, private_key, accepting, connecting, expires=ssl.cert_time_to_seconds(str(shown["notAfter"]))
     )
+
+
+def _expired(ca: bytes, certificate: bytes) -> str | None:
+    """Which certificate has expired, and when, if that is what is wrong. Asked only where something is."""
+    from cryptography import x509  # megabytes that a process whose files are fine does without
+
+    now = datetime.datetime.now(datetime.UTC)
+    for name, pem, some in (("tls.crt", certificate, 1), ("ca.crt", ca, None)):
+        with contextlib.suppress(ValueError):
+            ends = max(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(pem)[:some])
+            if ends <= now:
+                return f"{name} has expired on {ends:%Y-%m-%d %H:%M} UTC"
+    return None
 
 
 def _load_chain(context: ssl.SSLContext, chain: bytes) -> None:

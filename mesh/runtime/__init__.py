@@ -7,6 +7,7 @@
     loading       the steps of one load
     outcomes      what is asked of loads, and what may come of it
     unloads       one copy out of memory, and nothing of it left
+    earlier       who was at work when an earlier life of this pod was killed whole
     ledger        what is in memory, and who makes way (decided by `placement.room`)
     claims        the right to load, one etcd transaction
     presence      the lease, and the keys under it

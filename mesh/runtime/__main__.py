@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
-from mesh import cpus, etcdoptions, tlsoptions
+from mesh import cpus, etcdoptions, startup, tlsoptions
 from mesh import settings as texts
 from mesh.runtime import demand, memory
 from mesh.runtime.agent import Agent, StartError
@@ -29,6 +29,18 @@ def _size(text: str, option: str) -> int:
         return texts.parse_bytes(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def _memory(capacity: str) -> tuple[int, int]:
+    """For models, and for the whole of the model server."""
+    if capacity == "auto":
+        at_hand = memory.available_bytes()
+        return memory.auto_capacity(at_hand), memory.auto_limit(at_hand)
+    models = _size(capacity, "--capacity")
+    try:
+        return models, memory.named_limit(models, memory.container_bytes())
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--capacity") from error
 
 
 def _address(text: str, option: str) -> str:
@@ -168,56 +180,57 @@ def main(
         logs.configure(level=log_level, fmt=log_format, process="agent")  # type: ignore[arg-type]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    reached, base = etcdoptions.reach(
-        base=base,
-        urls=etcd,
-        config=etcd_config,
-        user=etcd_user,
-        password_file=etcd_password_file,
-        ca=etcd_ca,
-        cert=etcd_cert,
-        key=etcd_key,
-    )
-    at_hand = memory.available_bytes()
-    settings = RuntimeSettings(
-        name=name or socket.gethostname(),
-        base=base,
-        install_id=install_id,
-        data=_address(data, "--data"),
-        control=_address(control, "--control"),
-        probe=_address(probe, "--probe"),
-        internal_tls=tlsoptions.check(internal_tls),
-        advertise=advertise,
-        capacity=memory.auto_capacity(at_hand) if capacity == "auto" else _size(capacity, "--capacity"),
-        memory_limit=memory.auto_limit(at_hand) if capacity == "auto" else 0,
-        etcd=reached,
-        labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
-        zone=zone,
-        model_dir=model_dir.absolute() if model_dir else None,
-        file_roots=tuple(root.absolute() for root in file_root or ()),
-        http_allow_private=http_allow_private,
-        storage_config=storage_config.absolute() if storage_config else None,
-        storage_ca=etcdoptions.read_file(storage_ca, "--storage-ca"),
-        pvc_root=pvc_root.absolute() if pvc_root else None,
-        disk_budget=None if disk_budget == "auto" else _size(disk_budget, "--disk-budget"),
-        pull_bandwidth=0 if pull_bandwidth == "0" else _size(pull_bandwidth, "--pull-bandwidth"),
-        pull_connections=pull_connections,
-        load_timeout=load_timeout,
-        load_concurrency=load_concurrency or max(2, cpus.available()),
-        threads=threads or cpus.available(),
-        device=device,
-        device_capacity=0 if device_capacity == "auto" else _size(device_capacity, "--device-capacity"),
-        lease_ttl=lease_ttl,
-        demand_window=demand_window,
-        drain_timeout=drain_timeout,
-        eviction=_policy(eviction),
-        max_message=_size(max_message, "--max-message"),
-        hang_timeout=hang_timeout,
-        server_module=server_module,
-        check_interval=check_interval,
-        log_format=log_format,
-        log_level=log_level,
-    )
+    with startup.refusals(log):
+        reached, base = etcdoptions.reach(
+            base=base,
+            urls=etcd,
+            config=etcd_config,
+            user=etcd_user,
+            password_file=etcd_password_file,
+            ca=etcd_ca,
+            cert=etcd_cert,
+            key=etcd_key,
+        )
+        models, limit = _memory(capacity)
+        settings = RuntimeSettings(
+            name=name or socket.gethostname(),
+            base=base,
+            install_id=install_id,
+            data=_address(data, "--data"),
+            control=_address(control, "--control"),
+            probe=_address(probe, "--probe"),
+            internal_tls=tlsoptions.check(internal_tls),
+            advertise=advertise,
+            capacity=models,
+            memory_limit=limit,
+            etcd=reached,
+            labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
+            zone=zone,
+            model_dir=model_dir.absolute() if model_dir else None,
+            file_roots=tuple(root.absolute() for root in file_root or ()),
+            http_allow_private=http_allow_private,
+            storage_config=storage_config.absolute() if storage_config else None,
+            storage_ca=etcdoptions.read_file(storage_ca, "--storage-ca"),
+            pvc_root=pvc_root.absolute() if pvc_root else None,
+            disk_budget=None if disk_budget == "auto" else _size(disk_budget, "--disk-budget"),
+            pull_bandwidth=0 if pull_bandwidth == "0" else _size(pull_bandwidth, "--pull-bandwidth"),
+            pull_connections=pull_connections,
+            load_timeout=load_timeout,
+            load_concurrency=load_concurrency or max(2, cpus.available()),
+            threads=threads or cpus.available(),
+            device=device,
+            device_capacity=0 if device_capacity == "auto" else _size(device_capacity, "--device-capacity"),
+            lease_ttl=lease_ttl,
+            demand_window=demand_window,
+            drain_timeout=drain_timeout,
+            eviction=_policy(eviction),
+            max_message=_size(max_message, "--max-message"),
+            hang_timeout=hang_timeout,
+            server_module=server_module,
+            check_interval=check_interval,
+            log_format=log_format,
+            log_level=log_level,
+        )
     raise typer.Exit(uvloop.run(serve(settings)))
 
 

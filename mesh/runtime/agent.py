@@ -6,7 +6,8 @@ waited for, the copies' keys go, calls in flight are waited for, presence ends, 
 router whose view is a moment behind still gets its answers.
 
 When the model server dies, everything that was in its memory is gone: the keys, the books, the files. What was loading
-or running is written into those models' records first of all, because it may be the cause.
+or running is written into those models' records first of all, because it may be the cause. Where the agent itself was
+killed with it, its next life does that (`earlier`).
 """
 
 import asyncio
@@ -20,12 +21,13 @@ from mesh.etcd import Etcd, EtcdError, Patience
 from mesh.identity import Identity
 from mesh.keys import Keys, after_prefix
 from mesh.records import LEAVING, READY, PodRecord
-from mesh.runtime import control, figures, memory, serverprocess
+from mesh.runtime import control, earlier, figures, memory, serverprocess
 from mesh.runtime.activity import Activity
 from mesh.runtime.board import Board
 from mesh.runtime.claims import Claims
 from mesh.runtime.decisions import Decisions
 from mesh.runtime.demand import Demand
+from mesh.runtime.earlier import BOARD, Earlier
 from mesh.runtime.files import Files
 from mesh.runtime.history import History
 from mesh.runtime.housekeeping import Housekeeping
@@ -88,8 +90,10 @@ class Agent:
         self._rate = Rate(self._calls_so_far)
         self._began = time.monotonic()
         self._identity = Identity(settings.internal_tls) if settings.internal_tls is not None else None
-        self._run_dir = RunDir()
-        self.board = Board.create(self._run_dir.path / "board", settings.slots, incarnation=self.incarnation)
+        self._earlier = Earlier(settings.name)
+        whose = earlier.owner(base=settings.base, pod=settings.name)
+        self._run_dir = RunDir(whose=whose, on_left=self._earlier.read)
+        self.board = Board.create(self._run_dir.path / BOARD, settings.slots, incarnation=self.incarnation)
         self.ledger = Ledger(settings.capacity, self.board, slots=settings.slots, eviction=settings.eviction)
         self._demand = Demand(self.ledger, window=settings.demand_window)
         self.meters = Meters()
@@ -203,6 +207,7 @@ class Agent:
             raise StartError(str(error)) from error
         except EtcdError as error:
             raise StartError(error.text) from error
+        await self._earlier.accuse(self._etcd, self._keys, self._history)  # before anything is loaded again
         data = await self._start_server()
         try:
             control_address = await self._control.start(settings.control)
@@ -274,7 +279,7 @@ class Agent:
             module=settings.server_module,
             data=data,
             incarnation=self.incarnation,
-            board=self._run_dir.path / "board",
+            board=self._run_dir.path / BOARD,
             capacity=settings.capacity,
             threads=settings.threads,
             load_timeout=settings.load_timeout,
@@ -462,6 +467,7 @@ class Agent:
         """Leaves the mesh in order, within the drain time-out."""
         end = time.monotonic() + self.settings.drain_timeout
         self._state = LEAVING
+        self._run_dir.disown()  # who is killed for taking too long to leave was not killed by a model
         log.info("leaving", copies=self.ledger.count(State.LOADED), calls=self.board.in_flight)
         self.loads.close("this pod is leaving")
         self.presence.changed()

@@ -15,6 +15,7 @@ calls may need.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,10 +33,13 @@ HEADROOM_SHARE = 0.25
 HEADROOM_LEAST = 512 << 20
 """The server itself takes about 100 MB; the data port alone may hold 256 MiB of inputs."""
 
+_NO_LIMIT = 1 << 60  # what the first version of cgroups says where there is none is more than any machine has
+
 INTERVAL = 1.0
 """Seconds between two looks: freed memory is given back within 0.3 s of an unload, so the next look sees it."""
 
 AUTO_SHARE = 0.75  # of the memory at hand, where the operator names no capacity
+CONTAINER_SHARE = 0.9  # of what a container still has when the pod starts, for the model server; the agent grows too
 
 
 def limit(capacity_bytes: int) -> int:
@@ -55,6 +59,18 @@ def auto_capacity(available_bytes: int) -> int:
     if capacity * HEADROOM_SHARE < HEADROOM_LEAST:
         capacity = whole - HEADROOM_LEAST
     return max(64 << 20, capacity)
+
+
+def named_limit(capacity_bytes: int, container_bytes: int | None) -> int:
+    """The limit where the operator named the capacity: never more than the container has. Raises ValueError where the
+    capacity alone is more than that."""
+    if container_bytes is None:
+        return limit(capacity_bytes)
+    most = int(container_bytes * CONTAINER_SHARE)
+    if capacity_bytes > most:
+        text = f"{format_bytes(capacity_bytes)} are asked for models, and the container leaves {format_bytes(most)}"
+        raise ValueError(f"{text}: raise its memory limit, or name less, or `auto`")
+    return min(limit(capacity_bytes), most)
 
 
 def device_capacity(wanted: int, used: int, total: int) -> int:
@@ -147,12 +163,29 @@ def available_bytes(*, meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Pat
         free = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         pass  # not Linux as we know it: a guess
-    for most, now in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    container = container_bytes(cgroup=cgroup)
+    return max(0, free if container is None else min(free, container))
+
+
+def container_bytes(*, cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Memory that the container may still take; None where it has no limit of its own."""
+    for folder, most, now, files in (
+        (cgroup, "memory.max", "memory.current", ("active_file", "inactive_file")),
+        (
+            cgroup / "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            ("total_active_file", "total_inactive_file"),
+        ),
     ):
         try:
-            free = min(free, int((cgroup / most).read_text()) - int((cgroup / now).read_text()))
+            maximum, used = int((folder / most).read_text()), int((folder / now).read_text())
         except (OSError, ValueError):
             continue  # "max", or the other version of cgroups
-    return max(0, free)
+        if maximum >= _NO_LIMIT:
+            continue
+        with contextlib.suppress(OSError, ValueError):  # files in memory count as used, and make way
+            told = dict(line.split(maxsplit=1) for line in (folder / "memory.stat").read_text().splitlines())
+            used -= sum(int(told.get(name, 0)) for name in files)
+        return max(0, maximum - used)
+    return None

@@ -6,22 +6,28 @@ but copies come and go all the time, so it is a suspicion only where nothing els
 """
 
 from collections.abc import Iterable
+from typing import TypeVar
 
-from mesh.runtime.board import State
+from mesh.runtime.board import State, Use
 from mesh.runtime.ledger import Entry, Ledger
+
+T = TypeVar("T")
 
 
 def suspects(ledger: Ledger, entries: Iterable[Entry]) -> list[tuple[Entry, str]]:
     """Those of `entries` that were at work, and what at: loading, running or freeing. Before the board is reset."""
-    working, freeing = [], []
-    for entry in entries:
-        use = ledger.use(entry)
-        if use is None:
-            continue
+    uses = ((entry, ledger.use(entry)) for entry in entries)
+    return list(working_first((entry, use) for entry, use in uses if use is not None).items())
+
+
+def working_first(uses: Iterable[tuple[T, Use]]) -> dict[T, str]:
+    """What each of them was at, those that were at nothing left out."""
+    working, freeing = {}, {}
+    for whose, use in uses:
         if use.state is State.LOADING:
-            working.append((entry, "loading"))
+            working[whose] = "loading"
         elif use.running:
-            working.append((entry, "running"))
+            working[whose] = "running"
         elif use.state is State.UNLOADING:
-            freeing.append((entry, "freeing"))
+            freeing[whose] = "freeing"
     return working or freeing

@@ -114,6 +114,33 @@ def test_a_small_container_is_not_planned_beyond_what_it_has() -> None:
         assert memory.auto_limit(available) + (90 << 20) < available
 
 
+def test_a_named_capacity_is_bounded_by_the_container() -> None:
+    """What the model server may take in all is less than the container has; a capacity beyond that is refused."""
+    assert memory.named_limit(1 << 30, None) == memory.limit(1 << 30)
+    assert memory.named_limit(64 << 20, 4 << 30) == memory.limit(64 << 20)
+    assert memory.named_limit(64 << 20, 500 << 20) == 450 << 20
+    with pytest.raises(ValueError, match=r"2.0 ?GiB are asked for models, and the container leaves .*raise its memory"):
+        memory.named_limit(2 << 30, 500 << 20)
+
+
+def test_memory_of_a_container_is_without_what_makes_way(tmp_path: Path) -> None:
+    """Files that the kernel keeps in memory; both versions of cgroups."""
+    assert memory.container_bytes(cgroup=tmp_path) is None
+    old = tmp_path / "memory"
+    old.mkdir()
+    (old / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    (old / "memory.usage_in_bytes").write_text("700\n")
+    assert memory.container_bytes(cgroup=tmp_path) is None
+    (old / "memory.limit_in_bytes").write_text("1000\n")
+    assert memory.container_bytes(cgroup=tmp_path) == 300
+    (old / "memory.stat").write_text("cache 500\ntotal_inactive_file 200\ntotal_active_file 100\n")
+    assert memory.container_bytes(cgroup=tmp_path) == 600
+    (tmp_path / "memory.max").write_text("2000\n")
+    (tmp_path / "memory.current").write_text("1500\n")
+    (tmp_path / "memory.stat").write_text("anon 1\nactive_file 400\ninactive_file 0\n")
+    assert memory.container_bytes(cgroup=tmp_path) == 900
+
+
 def test_memory_at_hand_is_the_containers(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 9 kB\nMemAvailable:    2048 kB\n")
@@ -332,6 +359,29 @@ def test_a_run_folder_goes_with_its_process_and_one_left_behind_with_the_next(tm
     other.close()
     alive.close()
     assert not alive.path.exists()
+
+
+def test_a_folder_left_by_a_former_life_is_shown_to_the_next(tmp_path: Path) -> None:
+    """To that of the same pod alone, and not where it was disowned."""
+    seen: list[str] = []
+
+    def killed(whose: str, *, disowned: bool = False) -> None:
+        run = RunDir(tmp_path, whose=whose)
+        (run.path / "board").write_text(whose)
+        if disowned:
+            run.disown()
+        os.close(run._lock)  # as the kernel does
+
+    def note(folder: Path) -> None:
+        seen.append((folder / "board").read_text())
+
+    for whose, disowned in (("a", False), ("b", False), ("a", True), ("", False)):
+        killed(whose, disowned=disowned)
+        RunDir(tmp_path, whose="a", on_left=note).close()
+    killed("")
+    RunDir(tmp_path, whose="", on_left=note).close()
+    assert seen == ["a"]
+    assert not list(tmp_path.iterdir())
 
 
 # --- the model server's start

@@ -304,6 +304,39 @@ async def test_the_model_server_killed(pod: AgentProcess) -> None:
     assert record.data_address == pod.record.data_address
 
 
+async def test_a_pod_killed_whole_blames_whom_it_would_have_blamed(pod: AgentProcess) -> None:
+    """As where a container takes too much memory: its next life writes into the records what was running."""
+    idle = await pod.loaded("idle", models.constant(1.0))
+    running = await pod.loaded("running", models.slow())
+
+    async def runs() -> bool:
+        copies = (await pod.describe("running")).copies
+        return bool(copies) and copies[0].in_flight == 1
+
+    for deaths in (1, 2):
+        call = asyncio.create_task(pod.infer("running", running, timeout=30, **models.slow_inputs(20.0)))
+        await until(runs, why="the call runs")
+        pod.kill9()
+        await pod.process.wait(10.0)
+        with pytest.raises(Exception, match=r"."):
+            await call
+        await pod.start()
+
+        async def written(deaths: int = deaths) -> bool:
+            return len((await pod.model("running")).killed) == deaths
+
+        await until(written, why="the suspect's record says so")
+        if deaths == 1:
+            await loaded_again(pod, "running", running)
+    assert "the whole pod was killed while it was running this model" in (await pod.model("running")).killed[0]
+    assert (await pod.model("running")).quarantined
+    assert not (await pod.model("idle")).killed
+    await loaded_again(pod, "idle", idle)
+    assert await pod.stop() == 0
+    await pod.start()
+    assert len((await pod.model("running")).killed) == 2, "nobody is blamed for an end in order"
+
+
 async def test_a_server_that_hangs_is_replaced(pod: AgentProcess) -> None:
     created = await pod.loaded("m", models.constant(3.0))
     old = pod.server_pid

@@ -258,3 +258,45 @@ def test_a_folder_that_is_not_there_is_said(admin: Admin) -> None:
     result = admin.run("backup", "/no/such/folder/file")
     assert result.exit_code == 1
     assert "cannot be written: No such file" in result.stderr
+
+
+# --- from a snapshot
+
+
+@pytest.mark.parametrize("named", ["file", "folder"])
+def test_a_snapshot_is_restored_from(admin: Admin, keys: Keys, other: Keys, tmp_path: Path, named: str) -> None:
+    """What is registered in it comes, the rest of it does not; of a folder the newest counts. Nothing is left over."""
+    folder = tmp_path / "snapshots"
+    admin.put(content(keys))
+    assert admin.run("snapshot", "--dir", str(folder)).exit_code == 0
+    (made,) = folder.iterdir()
+    if named == "folder":
+        (folder / "etcd-1-1-20200101T000000Z.db").write_bytes(b"older")
+    source = made if named == "file" else folder
+    result = restored(admin, source, other, "--from-base", keys.base)
+    assert result.exit_code == 0, result.stderr
+    assert "created: 2 models, 1 vmodel, 1 setting" in result.stdout
+    assert f"made {made.name.split('-')[3].removesuffix('.db')} (a snapshot)" in result.stdout
+    assert other.pod("pod-1") not in admin.all(other)
+    assert len(admin.all(other)) == 5
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_snapshot_that_is_damaged_or_of_another_mesh(admin: Admin, keys: Keys, other: Keys, tmp_path: Path) -> None:
+    """Either is said, and nothing is written."""
+    admin.put(content(keys))
+    assert admin.run("snapshot", "--dir", str(tmp_path / "snapshots")).exit_code == 0
+    (made,) = (tmp_path / "snapshots").iterdir()
+    strange = restored(admin, made, other)
+    assert strange.exit_code == 2
+    assert f"holds nothing below {other.base}" in strange.stderr
+    assert "--from-base" in strange.stderr
+    raw = bytearray(made.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    made.write_bytes(raw)
+    damaged = restored(admin, made, other, "--from-base", keys.base)
+    assert damaged.exit_code == 1
+    assert "cannot be restored" in damaged.stderr
+    (tmp_path / "empty").mkdir()
+    assert "holds no snapshots" in restored(admin, tmp_path / "empty", other).stderr
+    assert admin.all(other) == {}

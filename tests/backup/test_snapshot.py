@@ -59,11 +59,13 @@ def test_the_newest_are_kept(admin: Admin, tmp_path: Path) -> None:
 
 def test_what_a_killed_run_has_left_is_removed(admin: Admin, tmp_path: Path) -> None:
     """And what another run is writing just now is not."""
+    (tmp_path / ".restore-a" / "data").mkdir(parents=True)
     make(tmp_path, ".etcd-a-1-20200101T000000Z.db.part", ".etcd-b-1-20200101T000000Z.db.part")
     with (tmp_path / ".etcd-b-1-20200101T000000Z.db.part").open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert admin.run("snapshot", "--dir", str(tmp_path)).exit_code == 0
     found = names(tmp_path)
+    assert ".restore-a" not in found
     assert ".etcd-a-1-20200101T000000Z.db.part" not in found
     assert ".etcd-b-1-20200101T000000Z.db.part" in found
 

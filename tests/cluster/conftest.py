@@ -6,13 +6,15 @@ MESH_CLUSTER_KEEP=1 leaves that one running too. Where it cannot be, the tests a
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from deploy.cluster import identity, layout, lifecycle, needs
+from deploy.cluster import identity, images, layout, lifecycle, needs
+from mesh import records
 from tests.support.cluster import Kube
 
 _HERE = Path(__file__).parent
@@ -58,6 +60,21 @@ def image(cluster: Kube, request: pytest.FixtureRequest) -> str:
     """The name of the image of this tree, which the node has. Built where the tree has changed since the last time."""
     with _aloud(request):
         return lifecycle.image()
+
+
+@pytest.fixture(scope="session")
+def image_before(image: str) -> str:
+    """The same, of the version before: its routers and agents speak the protocol before, and know no later one."""
+
+    def lower(root: Path) -> None:
+        (source,) = root.glob("opt/mesh/lib/python*/site-packages/mesh/records.py")
+        text, count = re.subn(r"(?m)^PROTOCOL = .*$", f"PROTOCOL = {records.PROTOCOL - 1}", source.read_text())
+        assert count == 1
+        source.write_text(text)
+        for compiled in source.parent.glob("__pycache__/records.*.pyc"):  # believed without a look at the source
+            compiled.unlink()
+
+    return lifecycle.image_changed(image, f"{images.MESH}-before", lower)
 
 
 @contextlib.contextmanager
@@ -112,23 +129,37 @@ def shared_namespace(cluster: Kube, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def volume(cluster: Kube, shared_namespace: Kube) -> Iterator[str]:
     """The storage class that one volume of `shared_namespace` is of: the cluster makes none by itself."""
-    name = shared_namespace.namespace
-    folder = layout.RUN / "volumes" / name
-    folder.mkdir(parents=True)
-    folder.chmod(0o777)  # as a volume that Kubernetes gives to the pod's group
-    cluster.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolume",
-            "metadata": {"name": name},
-            "spec": {
-                "storageClassName": name,
-                "capacity": {"storage": "1Gi"},
-                "accessModes": ["ReadWriteOnce"],
-                "persistentVolumeReclaimPolicy": "Retain",
-                "hostPath": {"path": str(folder), "type": "Directory"},
-            },
-        }
-    )
+    with _volumes(cluster, shared_namespace.namespace, 1) as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def volumes(cluster: Kube, shared_namespace: Kube) -> Iterator[str]:
+    """The same for seven: three members of etcd, as many once more, and snapshots."""
+    with _volumes(cluster, shared_namespace.namespace, 7) as name:
+        yield name
+
+
+@contextlib.contextmanager
+def _volumes(cluster: Kube, name: str, count: int) -> Iterator[str]:
+    made = [f"{name}-{number}" for number in range(count)]
+    for one in made:
+        folder = layout.RUN / "volumes" / one
+        folder.mkdir(parents=True)
+        folder.chmod(0o777)  # as a volume that Kubernetes gives to the pod's group
+        cluster.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolume",
+                "metadata": {"name": one},
+                "spec": {
+                    "storageClassName": name,
+                    "capacity": {"storage": "1Gi"},
+                    "accessModes": ["ReadWriteOnce"],
+                    "persistentVolumeReclaimPolicy": "Retain",
+                    "hostPath": {"path": str(folder), "type": "Directory"},
+                },
+            }
+        )
     yield name
-    cluster.kubectl("delete", "persistentvolume", name, "--wait=false")
+    cluster.kubectl("delete", "persistentvolume", *made, "--wait=false")

@@ -15,6 +15,7 @@ _COMMANDS = {
     "module": (["python", "-m", "mesh.runtime"], ["--help"], "--capacity"),
     "etcd": (["etcd"], ["--version"], _ETCD),
     "etcdctl": (["etcdctl"], ["version"], _ETCD),
+    "etcdutl": (["etcdutl"], ["version"], _ETCD),
     "whoami": (["id"], [], "gid=0(root)"),
 }
 

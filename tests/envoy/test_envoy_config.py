@@ -6,6 +6,7 @@ import pytest
 
 from mesh import process
 from mesh.envoy import config
+from tests.support import certificates
 
 SETTINGS = config.Settings(
     host="127.0.0.1",
@@ -110,6 +111,16 @@ def certificate(tmp_path):
     argv = [*make.split(), "-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")]
     subprocess.run(argv, check=True, capture_output=True)
     return config.Tls(certificate=str(tmp_path / "cert"), private_key=str(tmp_path / "key"))
+
+
+def test_a_certificate_that_has_expired_is_refused_at_the_start(tmp_path, certificate):
+    """Envoy would show it, and each client would tell another story."""
+    certificate.check()
+    _, pem = certificates.certificate("127.0.0.1", ends=-certificates.HOUR)
+    (tmp_path / "both").write_bytes(pem)
+    both = str(tmp_path / "both")
+    with pytest.raises(ValueError, match=r"both has expired on 20.*put a new one there .*tls\.secretName"):
+        config.Tls(certificate=both, private_key=both).check()
 
 
 def test_connections_that_began_together_do_not_end_together():

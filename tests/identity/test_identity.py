@@ -69,7 +69,7 @@ def test_an_identity_knows_when_it_expires(mounted):
         ),
         pytest.param(
             lambda files, ours, other: files.update(zip(("tls_crt", "tls_key"), ours.issue(hours=-1), strict=True)),
-            ["expired"],
+            ["tls.crt has expired on", "internalTLS.existingSecret"],
             id="expired",
         ),
         pytest.param(

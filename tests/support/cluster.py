@@ -36,9 +36,24 @@ class Kube:
         """The same one elsewhere."""
         return Kube(self.kubeconfig, namespace)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """With which kubectl and helm are found, and know this one without being told."""
+        # Nothing of the machine's own configuration: neither its plugins nor its repositories.
+        path, home = f"{layout.BIN}:{os.environ['PATH']}", str(layout.CACHE / "home")
+        return {"PATH": path, "HOME": home, "KUBECONFIG": str(self.kubeconfig)}
+
     def kubectl(self, *argv: str, given: str | None = None, timeout: float = 60.0) -> str:
         """Runs kubectl and gives what it prints; `given` is what it reads."""
         return self._run("kubectl", *argv, given=given, timeout=timeout)
+
+    def shell(self, line: str, timeout: float = 420.0) -> str:
+        """Runs a line with pipes in it, as somebody types it who has this kubeconfig, and gives what it prints."""
+        argv = ["bash", "-o", "pipefail", "-c", line]
+        done = subprocess.run(argv, env=self.environment, capture_output=True, text=True, timeout=timeout)
+        if done.returncode != 0:
+            raise KubeError(f"{line}: {done.stderr.strip()}\n{done.stdout.strip()}".rstrip())
+        return done.stdout
 
     def helm(self, *argv: str, timeout: float = 300.0) -> str:
         """Runs helm and gives what it prints."""
@@ -57,10 +72,9 @@ class Kube:
         self, program: str, *argv: str, given: str | None, timeout: float = 60.0
     ) -> subprocess.CompletedProcess[str]:
         command = [str(layout.BIN / program), f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}", *argv]
-        # Nothing of the machine's own configuration: neither its plugins nor its repositories.
-        home = str(layout.CACHE / "home")
-        environment = {"PATH": f"{layout.BIN}:{os.environ['PATH']}", "HOME": home}
-        done = subprocess.run(command, input=given, env=environment, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            command, input=given, env=self.environment, capture_output=True, text=True, timeout=timeout
+        )
         if done.returncode != 0:
             raise KubeError(f"{program} {' '.join(argv)}: {done.stderr.strip()}\n{done.stdout.strip()}".rstrip())
         return done

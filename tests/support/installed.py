@@ -6,10 +6,11 @@ Resource requests are small, because the node has two cores and other work; limi
 import asyncio
 import base64
 import json
+import os
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,8 @@ class Installed:
         credentials = grpc.ssl_channel_credentials(self.trust.read_bytes())
         return grpc.aio.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", NAME)])
 
-    async def mesh(self, *argv: str, given: str = "") -> str:
-        """The `mesh` command, as somebody outside uses it: through a forwarded port."""
+    async def mesh(self, *argv: str, given: str = "", codes: Collection[int] = (0,)) -> str:
+        """The `mesh` command, as somebody outside uses it: through a forwarded port. What it prints."""
         async with self.kube.forward("service/modelmesh-serving", 8008) as port:
             where = ["--endpoint", f"{'https' if self.trust else 'http'}://{NAME}:{port}"]
             trust = ["--ca", str(self.trust)] if self.trust else []
@@ -149,6 +150,7 @@ class Installed:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
+                env={**os.environ, **self.kube.environment},
             )
             try:
                 async with asyncio.timeout(60.0):
@@ -157,13 +159,13 @@ class Installed:
                 if child.returncode is None:
                     child.kill()
                     await child.wait()
-        assert child.returncode == 0, f"mesh {' '.join(argv)}: {err.decode()}{out.decode()}\n{self.kube.story()}"
+        assert child.returncode in codes, f"mesh {' '.join(argv)}: {err.decode()}{out.decode()}\n{self.kube.story()}"
         return out.decode()
 
-    def metric(self, pod: str, name: str) -> float:
+    def metric(self, pod: str, name: str, *, port: int = 8089) -> float:
         """A metric without labels, as a pod tells it."""
         address = self.kube.get("pod", pod)["status"]["podIP"]
-        with urllib.request.urlopen(f"http://{address}:8089/metrics", timeout=10.0) as reply:
+        with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=10.0) as reply:
             for line in reply.read().decode().splitlines():
                 if line.startswith(f"{name} "):
                     return float(line.split()[1])

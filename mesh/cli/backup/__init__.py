@@ -1,7 +1,8 @@
 """`mesh backup` and `mesh restore`: what is registered, as a file.
 
 Both go to etcd and not through a router: an admin's work, at one revision, for which no router has to run. The file's
-form is in `file`, reading a mesh in `saving`, bringing it back in `restoring`; here are options, progress, summaries.
+form is in `file`, reading a mesh in `saving`, bringing it back in `restoring`, a snapshot of etcd as a source for that
+in `fromsnapshot`; here are options, progress, summaries.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
@@ -22,6 +23,7 @@ from mesh import etcdoptions
 from mesh.cli import direct, options, output
 from mesh.cli.exits import CommandError, Exit
 from mesh.keys import Keys
+from mesh.settings import EtcdSettings
 
 if TYPE_CHECKING:  # they bring gRPC, a quarter of a second that `mesh --help` should not take
     from mesh.cli.backup.file import Header
@@ -89,7 +91,13 @@ def backup(
 
 
 def restore(
-    source: Annotated[str, typer.Argument(metavar="FILE", help="What `mesh backup` wrote; - for standard input.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="What `mesh backup` wrote, - for standard input; or `mesh snapshot`, of a folder the newest.",
+        ),
+    ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     overwrite: Annotated[
         bool,
@@ -101,6 +109,9 @@ def restore(
     wait: Annotated[
         float, typer.Option("--wait", metavar="SECONDS", min=0.0, help="For pods to let go of what is replaced.")
     ] = 120.0,
+    from_base: Annotated[
+        str, typer.Option("--from-base", metavar="PREFIX", help="Of the keys in a snapshot, if it is not this mesh's.")
+    ] = "",
     base: etcdoptions.Base = etcdoptions.DEFAULT_BASE,
     install_id: etcdoptions.InstallId = "",
     etcd: etcdoptions.Urls = etcdoptions.DEFAULT_URLS,
@@ -112,13 +123,15 @@ def restore(
     etcd_key: etcdoptions.Key = None,
     as_json: options.Json = False,
 ) -> None:
-    """Registers what a backup holds, in this mesh or another, while it runs.
+    """Registers what a backup holds, or a snapshot of etcd, in this mesh or another, while it runs.
 
     The whole file is checked first. What is registered already is left as it is, so after a failure the same command
     goes on. What is registered with other attributes is left too, and named, unless --overwrite says otherwise; then
     this ends with 1. Nothing is removed that the backup does not hold.
 
-    Examples: `mesh restore registry.backup --dry-run`,
+    Of a snapshot an etcd is made for a moment, beside it; that takes etcd and etcdutl, which the image has.
+
+    Examples: `mesh restore registry.backup --dry-run`, `mesh restore /var/backups/etcd`,
     `kubectl exec -i deploy/mesh-router -- mesh restore - < registry.backup`
     """
     settings, base = etcdoptions.reach(
@@ -135,7 +148,7 @@ def restore(
     async def command(etcd: "Etcd") -> "Outcome":
         from mesh.cli.backup import file, restoring
 
-        with _reading(source) as stream:
+        async with _opened(source, settings, from_base.strip("/") or base) as stream:
             try:
                 header = file.verify(stream)
                 restorer = restoring.Restorer(etcd, Keys(base), overwrite=overwrite, dry_run=dry_run, wait=wait)
@@ -205,6 +218,26 @@ def _reading(source: str) -> Iterator[BinaryIO]:
             yield kept
     except OSError as error:
         raise CommandError(f"{source} cannot be read: {error.strerror or error}", code=Exit.USAGE) from error
+
+
+@contextlib.asynccontextmanager
+async def _opened(source: str, settings: EtcdSettings, base: str) -> AsyncIterator[BinaryIO]:
+    """A backup that can be read twice, whatever it comes from."""
+    from mesh.cli.app import installed_version
+    from mesh.cli.backup import fromsnapshot
+
+    try:
+        snapshot = fromsnapshot.find(source) if source != "-" else None
+    except OSError as error:
+        raise CommandError(f"{source} cannot be read: {error.strerror or error}", code=Exit.USAGE) from error
+    if snapshot is None:
+        with _reading(source) as stream:
+            yield stream
+        return
+    with tempfile.TemporaryFile() as kept:
+        await fromsnapshot.save(snapshot, settings, base, kept, by=installed_version())
+        kept.seek(0)
+        yield kept
 
 
 @contextlib.contextmanager

@@ -1,0 +1,78 @@
+"""What an admin gets wrong on a real cluster: each time somebody names the cause and the way out, and once it is mended
+the mesh comes up by itself. Other mistakes are in `test_install` (a second mesh), `test_one_etcd` and `test_tls`."""
+
+import base64
+from typing import Any
+
+import pytest
+
+from tests.support import authority, certificates
+from tests.support.cluster import Kube, KubeError
+from tests.support.installed import NAME, Installed
+
+ETCD = ("mesh.internal", "localhost", "mesh-etcd-0.mesh-etcd")
+
+
+def secret(name: str, **files: bytes) -> dict[str, Any]:
+    """A Secret with these files: ca_crt for ca.crt."""
+    data = {key.replace("_", "."): base64.b64encode(value).decode() for key, value in files.items()}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data}
+
+
+def internal(by: authority.Authority, *, hours: float) -> dict[str, Any]:
+    """The certificate between the mesh's pods."""
+    certificate, key = by.issue(*ETCD, hours=hours)
+    return secret("ours", ca_crt=by.pem, tls_crt=certificate, tls_key=key)
+
+
+def edge(*, ends: Any = certificates.HOUR) -> dict[str, Any]:
+    """The certificate that clients see."""
+    _, pem = certificates.certificate(NAME, ends=ends)
+    certificate, _, key = pem.partition(b"-----BEGIN PRIVATE KEY-----")
+    return secret("edge", tls_crt=certificate, tls_key=b"-----BEGIN PRIVATE KEY-----" + key)
+
+
+def test_a_typo_in_a_values_file(namespace: Kube, image: str) -> None:
+    """Helm names the key and where it stands, and nothing is installed."""
+    mesh = Installed(namespace, image)
+    for over, where in (
+        ({"router": {"replcas": 3}}, "router"),
+        ({"pools": [{"name": "cpu", "replcas": 3}]}, "pools"),
+        ({"etcd": {"replcas": 3}}, "etcd"),
+    ):
+        with pytest.raises(KubeError, match=rf"{where}\b.*replcas.* not allowed"):
+            mesh.helm("install", "mesh", over=over)
+    assert mesh.left() == []
+
+
+@pytest.mark.timeout(300)
+async def test_certificates_that_have_expired(namespace: Kube, image: str) -> None:
+    """First the one between the mesh's pods, then the one for clients: processes say which and since when."""
+    mesh = Installed(namespace, image)
+    ours = authority.Authority()
+    namespace.apply(internal(ours, hours=-1), edge(ends=-certificates.HOUR))
+    over = {
+        "tls": {"secretName": "edge"},
+        "internalTLS": {"existingSecret": "ours"},
+        "router": {"replicas": 1},
+        "pools": [{"name": "cpu", "replicas": 1}],
+    }
+    mesh.helm("install", "mesh", over=over)
+
+    def told(component: str, *words: str) -> bool:
+        logs = [namespace.kubectl("logs", name, "--tail=-1") for name in mesh.names(component)]
+        return bool(logs) and all(word in log for log in logs for word in words)
+
+    for component in ("router", "runtime"):
+        words = ("/etc/mesh/internal/tls.crt has expired on", "internalTLS.existingSecret")
+        await namespace.until(lambda who=component, words=words: told(who, *words), f"the {component} says why")
+
+    namespace.apply(internal(ours, hours=24))
+    words = ("/etc/mesh/tls/tls.crt has expired on", "Secret of tls.secretName")
+    await namespace.until(lambda: told("router", *words), "the router says why", timeout=120.0)
+    assert not any(
+        container["ready"] for one in mesh.pods("router") for container in one["status"]["containerStatuses"]
+    )
+
+    namespace.apply(edge())
+    await mesh.ready(180.0)

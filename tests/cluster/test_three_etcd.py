@@ -1,0 +1,102 @@
+"""Three members of etcd: one may go and nothing waits for it; snapshots are made, listed, and restored from."""
+
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from deploy.cluster import layout
+from tests.support.cluster import Kube
+from tests.support.installed import Installed, Traffic
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MODELS = 20
+_PAGE = (Path(__file__).parents[2] / "docs" / "kubernetes.md").read_text()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh(shared_namespace: Kube, image: str, volumes: str) -> AsyncIterator[Installed]:
+    """Two routers, a pool of two, three members, each on a volume, and a volume for snapshots."""
+    mesh = Installed(shared_namespace, image, storage=volumes)
+    mesh.values["pools"] = [{"name": "cpu", "replicas": 2}]
+    mesh.values["etcd"]["members"] = 3
+    mesh.values["etcd"]["snapshots"] = {"enabled": True, "size": "1Gi", "storageClassName": volumes}
+    mesh.helm("install", "mesh")
+    await mesh.ready(120.0)
+    await mesh.offer(MODELS)
+    yield mesh
+
+
+def _leader(mesh: Installed) -> str:
+    """The member that leads."""
+    return next(name for name in mesh.names("etcd") if mesh.metric(name, "etcd_server_is_leader", port=2381))
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("which", ["leader", "another"])
+async def test_a_member_goes(mesh: Installed, cluster: Kube, which: str) -> None:
+    """Models are registered and loaded while it is away, and nobody's call fails."""
+    leader = _leader(mesh)
+    member = leader if which == "leader" else next(name for name in mesh.names("etcd") if name != leader)
+    async with Traffic(mesh) as traffic:
+        cluster.kubectl("cordon", layout.NODE)  # so that it does not come back before the test says so
+        try:
+            mesh.kube.kubectl("delete", "pod", member, timeout=120.0)
+            for number in range(3):
+                name = f"{which}-{number}"
+                await mesh.mesh("register", name, f"http://store:8000/models/m{number}.onnx", "--load", "--wait")
+            await traffic.some(100)
+            (pod,) = (one for one in mesh.pods("etcd") if one["metadata"]["name"] == member)
+            assert pod["status"]["phase"] == "Pending"
+        finally:
+            cluster.kubectl("uncordon", layout.NODE)
+        await mesh.ready(120.0)
+    assert traffic.errors == []
+
+
+@pytest.mark.timeout(420)
+async def test_what_was_lost_comes_back_from_a_snapshot(mesh: Installed) -> None:
+    """As the page for admins tells it: a snapshot at once, an etcd begun anew, and all that was registered again."""
+    before = {one["id"] for one in await _listed(mesh)}
+    assert len(before) >= MODELS
+    made = _typed(mesh, "Back up", "snapshot-now")
+    assert re.search(r"snapshots/etcd-[0-9a-f]+-\d+-\d+T\d+Z\.db: .* 1 are kept", made), made
+
+    _typed(mesh, "Restore from a snapshot", "mesh-etcd ", "component=etcd")
+    await mesh.ready(180.0)
+
+    async def back() -> bool:
+        said = await mesh.mesh("pods", "--json", codes=range(10))
+        pods = json.loads(said)["pods"] if said.startswith("{") else []
+        return len(pods) == 2 and not any(pod.get("suspect") for pod in pods)
+
+    await until(back, timeout=60.0, why="pods are in the new etcd")
+    assert await _listed(mesh) == []
+
+    said = _typed(mesh, "Restore from a snapshot", "job restore", "job/restore")
+    assert f"created: {len(before)} models" in said, said
+    assert {one["id"] for one in await _listed(mesh)} == before
+    async with Traffic(mesh) as traffic:
+        await traffic.some(100)
+    assert traffic.errors == []
+
+
+async def _listed(mesh: Installed) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(await mesh.mesh("ls", "--json"))["models"]
+    return found
+
+
+def _typed(mesh: Installed, heading: str, *about: str) -> str:
+    """The commands below a heading of the page that name one of these, typed one after the other. What they print."""
+    section = _PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
+    lines = [line for block in blocks for line in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
+    chosen = [line for line in lines if any(word in line for word in about)]
+    assert chosen, f"nothing about {about} in {heading}"
+    return "".join(mesh.kube.shell(line.replace(" -n team-a", "")) for line in chosen)
