@@ -14,7 +14,7 @@ import uvloop
 
 from mesh import cpus, etcdoptions, tlsoptions
 from mesh import settings as texts
-from mesh.runtime import demand, memory
+from mesh.runtime import container, demand, memory
 from mesh.runtime.agent import Agent, StartError
 from mesh.runtime.settings import SERVER, RuntimeSettings
 from mesh.telemetry import logs
@@ -29,6 +29,25 @@ def _size(text: str, option: str) -> int:
         return texts.parse_bytes(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def _memory(capacity: str) -> tuple[int, int]:
+    """Bytes for models, and for the model server in all."""
+    if capacity == "auto":
+        at_hand = memory.available_bytes()
+        return memory.auto_capacity(at_hand), memory.auto_limit(at_hand)
+    wanted = _size(capacity, "--capacity")
+    try:
+        limit = container.server_limit(wanted, container.whole())
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--capacity") from error
+    if limit < memory.limit(wanted):
+        log.warning(
+            "little memory is left for calls beside the models",
+            models=texts.format_bytes(wanted),
+            server=texts.format_bytes(limit),
+        )
+    return wanted, limit
 
 
 def _address(text: str, option: str) -> str:
@@ -178,7 +197,7 @@ def main(
         cert=etcd_cert,
         key=etcd_key,
     )
-    at_hand = memory.available_bytes()
+    capacity_bytes, limit_bytes = _memory(capacity)
     settings = RuntimeSettings(
         name=name or socket.gethostname(),
         base=base,
@@ -188,8 +207,8 @@ def main(
         probe=_address(probe, "--probe"),
         internal_tls=tlsoptions.check(internal_tls),
         advertise=advertise,
-        capacity=memory.auto_capacity(at_hand) if capacity == "auto" else _size(capacity, "--capacity"),
-        memory_limit=memory.auto_limit(at_hand) if capacity == "auto" else 0,
+        capacity=capacity_bytes,
+        memory_limit=limit_bytes,
         etcd=reached,
         labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
         zone=zone,
