@@ -6,46 +6,26 @@ quota of a parent group counts too.
 """
 
 import os
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-_ROOT = Path("/sys/fs/cgroup")
-_SELF = Path("/proc/self/cgroup")
+from mesh import cgroups
 
 
-def available(*, root: Path = _ROOT, membership: Path = _SELF) -> int:
+def available(*, root: Path = cgroups.ROOT, membership: Path = cgroups.SELF) -> int:
     """CPUs to plan for, at least 1: the least of affinity and quota; part of a CPU is rounded up."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = quota(root=root, membership=membership)
     return allowed if share is None else max(1, min(allowed, -int(-share // 1)))
 
 
-def quota(*, root: Path = _ROOT, membership: Path = _SELF) -> float | None:
+def quota(*, root: Path = cgroups.ROOT, membership: Path = cgroups.SELF) -> float | None:
     """CPUs that the tightest cgroup above this process grants, None where there is no limit."""
-    shares = [share for folder in _folders(root, membership) if (share := _share(folder)) is not None]
+    shares = [
+        share
+        for folder in cgroups.folders("cpu", root=root, membership=membership)
+        if (share := _share(folder)) is not None
+    ]
     return min(shares, default=None)
-
-
-def _folders(root: Path, membership: Path) -> Iterator[Path]:
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if not controllers:
-            top = root
-        elif "cpu" in controllers.split(","):
-            top = root / "cpu"
-        else:
-            continue
-        relative = PurePosixPath(path.lstrip("/"))
-        yield top / relative
-        for parent in relative.parents:
-            yield top / parent
-    # Inside a container the path in /proc is often the host's, and the container's own group is mounted at the top.
-    yield root
-    yield root / "cpu"
 
 
 def _share(folder: Path) -> float | None:

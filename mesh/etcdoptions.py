@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mesh.settings import EtcdSettings, parse_urls
+from mesh.settings import EtcdFiles, EtcdSettings, parse_urls
 
 Base = Annotated[str, typer.Option(envvar="MESH_BASE", help="Prefix of the mesh's keys in etcd.")]
 InstallId = Annotated[
@@ -77,7 +77,7 @@ def reach(
         ca=read_file(ca, "--etcd-ca"),
         certificate=read_file(cert, "--etcd-cert"),
         private_key=read_file(key, "--etcd-key"),
-        files=(_path(ca), _path(cert), _path(key)),
+        files=EtcdFiles(password=_path(password_file), ca=_path(ca), certificate=_path(cert), private_key=_path(key)),
     )
     if config is None:
         return given, base

@@ -50,6 +50,18 @@ def format_address(host: str, port: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class EtcdFiles:
+    """What EtcdSettings were read from, absolute paths; empty: from no file. With `config` there are no others."""
+
+    config: str = ""  # ModelMesh's JSON, which may name files beside it
+    root_prefix: str = ""  # that stood there: where the keys are, for as long as the process lives
+    password: str = ""
+    ca: str = ""
+    certificate: str = ""
+    private_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class EtcdSettings:
     """How to reach etcd. All times in seconds."""
 
@@ -59,7 +71,7 @@ class EtcdSettings:
     ca: bytes | None = None  # PEM; None with https: the system's trust
     certificate: bytes | None = None  # PEM, for mutual TLS
     private_key: bytes | None = None
-    files: tuple[str, str, str] = ("", "", "")  # those three were read from, and are again where etcd does not answer
+    files: EtcdFiles = EtcdFiles()  # where it stands, to be read again as it changes
     server_name: str = ""  # that its certificates are checked against; empty: the endpoint's host
     timeout: float = 5.0  # of one request, all attempts together
     connect_timeout: float = 2.0

@@ -71,7 +71,7 @@ class RouterPod:
         self._dir = Path(run_dir)
         self._metrics = metrics.Registry("router-pod")
         self._feed = FeedServer(self._snapshot)
-        self._etcd = Etcd(settings.etcd)
+        self._etcd = Etcd(settings.etcd, follow=True)
         self._patience = Patience()
         self._mirror: Mirror | None = None
         keys = Keys(settings.base)

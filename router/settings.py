@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mesh.settings import EtcdSettings
+from mesh.settings import EtcdFiles, EtcdSettings
 
 MiB = 1 << 20
 
@@ -81,6 +81,6 @@ class RouterSettings:
         for name in _SECRETS:
             if etcd[name] is not None:
                 etcd[name] = base64.b64decode(etcd[name])
-        for name in ("endpoints", "files"):
-            etcd[name] = tuple(etcd[name])
+        etcd["endpoints"] = tuple(etcd["endpoints"])
+        etcd["files"] = EtcdFiles(**etcd["files"])
         return cls(etcd=EtcdSettings(**etcd), **data)

@@ -66,7 +66,7 @@ class Process:
         self.name = f"worker{index}"
         self.metrics = metrics.Registry(f"router-{self.name}")
         self._draining = False
-        self.etcd = Etcd(settings.etcd)
+        self.etcd = Etcd(settings.etcd, follow=True)
         keys = Keys(settings.base)
         self.identity = Identity(Path(settings.internal_tls)) if settings.internal_tls else None
         self.view = View(keys, self._connect)

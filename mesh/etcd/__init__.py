@@ -14,6 +14,7 @@ from mesh.etcd.errors import (
     EtcdDenied,
     EtcdError,
     EtcdLeaseLost,
+    EtcdReplaced,
     EtcdUnavailable,
 )
 from mesh.etcd.lease import Lease, LeaseStatistics
@@ -53,6 +54,7 @@ __all__ = [
     "EtcdError",
     "EtcdLeaseLost",
     "EtcdMember",
+    "EtcdReplaced",
     "EtcdStatistics",
     "EtcdUnavailable",
     "Event",

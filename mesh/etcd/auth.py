@@ -25,6 +25,7 @@ class Auth:
         self._token: str | None = None if settings.user else ""
         self._lock = asyncio.Lock()
         self.renewals = 0  # tokens fetched
+        self.retired = False  # none is fetched any more
 
     @property
     def enabled(self) -> bool:
@@ -32,10 +33,14 @@ class Auth:
         return bool(self._user)
 
     async def token(self, member: Member, timeout: float) -> str:
-        """The token to send, "" for none. Raises AioRpcError where etcd does not give one within `timeout` s."""
+        """The token to send, "" for none, and where this was retired meanwhile.
+
+        Raises AioRpcError where etcd does not give one within `timeout` s."""
         if self._token is not None:
             return self._token
         async with self._lock:
+            if self.retired:
+                return ""
             if self._token is None:
                 self._token = await self._fetch(member, timeout)
             return self._token

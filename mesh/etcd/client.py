@@ -40,10 +40,16 @@ class Etcd:
     cancelled; a write that is cancelled may still be done. One client serves any number of tasks of one event loop.
     """
 
-    def __init__(self, settings: EtcdSettings) -> None:
-        """Raises ValueError for endpoints that are none."""
-        self.settings = settings
-        self.connection = Connection(settings)  # for this package
+    def __init__(self, settings: EtcdSettings, *, follow: bool = False) -> None:
+        """`follow`: for as long as it lives, the files of the settings are read anew as they change.
+
+        Raises ValueError for settings that cannot be meant."""
+        self.connection = Connection(settings, follow=follow)  # for this package
+
+    @property
+    def settings(self) -> EtcdSettings:
+        """In use now."""
+        return self.connection.settings
 
     async def __aenter__(self) -> "Etcd":
         return self

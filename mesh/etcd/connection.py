@@ -5,10 +5,13 @@
   grpc.aio and deadlines leak nothing.
 - Reads are repeated at will. A write is sent again only if it certainly was not done: the connection was not made, or
   etcd refused it before looking at it. Any other failure of a write is reported as ambiguous.
+- Which credentials are used may change between two attempts (`succession`); a request that was refused for the old
+  ones is sent again by the new.
 - Each request carries `hasleader`: a member that has lost its quorum refuses at once, and the next one is asked.
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
@@ -17,16 +20,19 @@ from typing import Any
 import grpc
 
 from mesh.etcd import errors
-from mesh.etcd.auth import Auth
-from mesh.etcd.endpoints import Endpoints, Member
+from mesh.etcd.access import Access
+from mesh.etcd.endpoints import Member
 from mesh.etcd.stream import EOF, Stream
-from mesh.settings import EtcdSettings
+from mesh.etcd.succession import Succession
+from mesh.pb import etcd_pb2 as pb
+from mesh.settings import EtcdFiles, EtcdSettings
 from mesh.statuses import Code
 
 Method = Callable[[Member], Any]
 """Picks a stub's method from a member."""
 
 _PAUSE_FIRST, _PAUSE_MAX = 0.05, 0.5  # seconds between rounds over all members
+_GRACE = 30.0  # seconds that requests may go on by credentials that were replaced
 _SHARE_MIN = 1.0  # seconds a member gets for a read before the next is asked
 
 
@@ -39,34 +45,69 @@ class EtcdStatistics:
     repeats: int  # attempts beyond the first
     failures: int  # requests that raised
     rotations: int  # times a member was left for the next
-    tokens: int  # fetched with the password
+    tokens: int  # fetched with the password in use
+    successions: int  # times that changed credentials were taken
+    refusal: str  # why what its files hold now is not used; empty: it is
 
 
 class Connection:
     """What the parts of a client share. Belongs to the event loop of its first request."""
 
-    def __init__(self, settings: EtcdSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: EtcdSettings, *, follow: bool = False) -> None:
         self.closed = False
-        self._endpoints = Endpoints(settings)
-        self._auth = Auth(settings)
+        self._access = Access(settings)
+        self._succession = Succession(self) if follow and settings.files != EtcdFiles() else None
+        self._last_read: pb.RangeRequest | None = None  # that etcd has answered
+        self._retiring: dict[Access, asyncio.Task[None]] = {}
         self._requests = self._repeats = self._failures = 0
+
+    @property
+    def settings(self) -> EtcdSettings:
+        """In use now."""
+        return self._access.settings
 
     def statistics(self) -> EtcdStatistics:
         """Counters, for metrics and people."""
         return EtcdStatistics(
-            endpoint=self._endpoints.endpoint,
+            endpoint=self._access.endpoints.endpoint,
             requests=self._requests,
             repeats=self._repeats,
             failures=self._failures,
-            rotations=self._endpoints.rotations,
-            tokens=self._auth.renewals,
+            rotations=self._access.endpoints.rotations,
+            tokens=self._access.auth.renewals,
+            successions=self._succession.changes if self._succession else 0,
+            refusal=self._succession.refusal if self._succession else "",
         )
 
     async def close(self) -> None:
         """Closes the connections. Requests and streams in progress end with EtcdClosed."""
         self.closed = True
-        await self._endpoints.close()
+        if self._succession is not None:
+            await self._succession.end()
+        await asyncio.gather(self._access.close(), *(access.close() for access in self._retiring))
+
+    async def succeed(self, settings: EtcdSettings, timeout: float) -> None:
+        """Goes over to other settings, if etcd answers to them within `timeout` s; else raises EtcdError, and nothing
+        has changed. Asked is what was read last: whether the user may do so is a part of the answer."""
+        try:
+            heir = Connection(settings)
+        except ValueError as error:
+            raise errors.EtcdError(str(error)) from error
+        try:
+            if (last := self._last_read) is not None:
+                request: Any = pb.RangeRequest(key=last.key, range_end=last.range_end, limit=1, keys_only=True)
+                await heir.call("read", lambda m: m.kv.Range, request, repeatable=True, timeout=timeout)
+            else:
+                await heir.call(
+                    "status", lambda m: m.maintenance.Status, pb.StatusRequest(), repeatable=True, timeout=timeout
+                )
+        except BaseException:
+            await heir.close()
+            raise
+        former, self._access = self._access, heir._access
+        retiring = asyncio.get_running_loop().create_task(former.retire(_GRACE), name="retire credentials for etcd")
+        self._retiring[former] = retiring
+        retiring.add_done_callback(lambda _: self._retiring.pop(former, None))
 
     async def call(
         self, what: str, method: Method, request: Any, *, repeatable: bool, timeout: float | None = None
@@ -78,36 +119,45 @@ class Connection:
         loop = asyncio.get_running_loop()
         timeout = self.settings.timeout if timeout is None else timeout
         deadline = loop.time() + timeout
-        share = max(timeout / len(self._endpoints), _SHARE_MIN) if repeatable else timeout
         renewed, failed = False, 0
         self._requests += 1
         while True:
-            if self.closed:
-                raise errors.EtcdClosed(f"{what}: this client is closed")
-            member, token, sent = self._endpoints.current, "", False
+            self._check(what)
+            access = self._access
+            endpoints, auth = access.endpoints, access.auth
+            share = max(timeout / len(endpoints), _SHARE_MIN) if repeatable else timeout
+            member, token, sent = endpoints.current, "", False
             try:
                 budget = max(deadline - loop.time(), 0.001)
-                token = await self._auth.token(member, min(budget, share))
+                token = await auth.token(member, min(budget, share))
+                if access is not self._access:
+                    continue
                 budget, sent = max(deadline - loop.time(), 0.001), True
                 call = method(member)(request, timeout=min(budget, share), metadata=_metadata(token))
-                return await self._finish(call, what, repeatable), member
+                reply = await self._finish(call, what, repeatable)
+                if isinstance(request, pb.RangeRequest):
+                    self._last_read = request
+                return reply, member
             except grpc.aio.AioRpcError as error:
-                if sent and self._auth.enabled and not renewed and errors.is_stale_token(error):
-                    self._auth.forget(token)
+                if sent and auth.enabled and not renewed and errors.is_stale_token(error):
+                    auth.forget(token)
                     renewed = True
                     continue
                 failure = errors.translate(error, f"{what} at {member.endpoint}", write=sent and not repeatable)
+                if isinstance(failure, errors.EtcdDenied) and await self._succeeded(access, deadline):
+                    renewed = False
+                    continue
                 if not errors.is_transient(error):
                     self._failures += 1
                     raise failure from error
-                self._endpoints.leave(member)
+                self._leave(access, member)
                 if not isinstance(failure, errors.EtcdUnavailable) or failure.ambiguous:
                     self._failures += 1
                     raise failure from error
                 failed += 1
                 pause = 0.0
-                if failed % len(self._endpoints) == 0:
-                    rounds = failed // len(self._endpoints)
+                if failed % len(endpoints) == 0:
+                    rounds = failed // len(endpoints)
                     pause = min(_PAUSE_FIRST * 2 ** min(rounds - 1, 8), _PAUSE_MAX) * random.uniform(0.5, 1.5)
                 if loop.time() + pause >= deadline - 0.001:
                     self._failures += 1
@@ -115,25 +165,49 @@ class Connection:
                 self._repeats += 1
                 await asyncio.sleep(pause)
 
+    def _check(self, what: str) -> None:
+        """Before each attempt."""
+        if self.closed:
+            raise errors.EtcdClosed(f"{what}: this client is closed")
+        if self._succession is not None:
+            self._succession.begin()
+
+    def _leave(self, access: Access, member: Member) -> None:
+        """The next member is to be asked; the other end may as well have changed its certificates."""
+        access.endpoints.leave(member)
+        if self._succession is not None:
+            self._succession.suspect()
+
+    async def _succeeded(self, refused: Access, deadline: float) -> bool:
+        """etcd does not let these credentials in: whether there are others now."""
+        if self._succession is not None and refused is self._access:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._succession.settle()
+        return refused is not self._access
+
     async def _finish(self, call: Any, what: str, repeatable: bool) -> Any:
         """The reply, without cancelling the call when whoever waits for it is cancelled."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         call.add_done_callback(lambda _: None if done.done() else done.set_result(None))
         await done
-        if call.cancelled() and self.closed:  # awaiting it would raise CancelledError, as if the caller were cancelled
-            raise errors.EtcdClosed(f"{what}: this client was closed", ambiguous=not repeatable)
+        if call.cancelled():  # by us: awaiting it would raise CancelledError, as if the caller were cancelled
+            kind = errors.EtcdClosed if self.closed else errors.EtcdReplaced
+            raise kind(f"{what}: this connection was closed", ambiguous=not repeatable)
         return await call
 
     async def receive(self, what: str, method: Method, request: Any, *, idle: float) -> AsyncGenerator[Any, None]:
         """Sends one request to the member in use and gives the parts of its answer as they come. EtcdUnavailable where
         none comes for `idle` s. A member without a leader answers too: for what it has itself."""
-        if self.closed:
-            raise errors.EtcdClosed(f"{what}: this client is closed")
-        member = self._endpoints.current
+        self._check(what)
+        access = self._access
+        member = access.endpoints.current
         what = f"{what} at {member.endpoint}"
         call = None
         try:
-            token = await self._auth.token(member, idle)
+            token = await access.auth.token(member, idle)
+            if access is not self._access:
+                raise errors.EtcdReplaced(f"{what}: the credentials have changed")
             call = method(member)(request, metadata=(("token", token),) if token else ())
             while True:
                 part = await asyncio.wait_for(call.read(), idle)
@@ -150,29 +224,37 @@ class Connection:
 
     async def open(self, what: str, method: Method, first: Any, timeout: float) -> Stream:
         """Opens a stream at the current member and writes its first message, within `timeout` s. Raises EtcdError."""
-        if self.closed:
-            raise errors.EtcdClosed(f"{what}: this client is closed")
-        member, token = self._endpoints.current, ""
-        try:
-            token = await self._auth.token(member, timeout)
-        except grpc.aio.AioRpcError as error:
-            self._endpoints.leave(member)
-            raise errors.translate(error, f"{what} at {member.endpoint}", write=False) from error
-        stream = Stream(self, f"{what} at {member.endpoint}", method(member)(metadata=_metadata(token)), member, token)
+        deadline = asyncio.get_running_loop().time() + timeout
+        while True:
+            self._check(what)
+            access = self._access
+            member = access.endpoints.current
+            try:
+                token = await access.auth.token(member, timeout)
+            except grpc.aio.AioRpcError as error:
+                failure = errors.translate(error, f"{what} at {member.endpoint}", write=False)
+                if isinstance(failure, errors.EtcdDenied) and await self._succeeded(access, deadline):
+                    continue
+                self._leave(access, member)
+                raise failure from error
+            if access is self._access:
+                break
+        call = method(member)(metadata=_metadata(token))
+        stream = Stream(self, access, f"{what} at {member.endpoint}", call, member, token)
         await stream.write(first, timeout)
         return stream
 
-    def blame(self, member: Member, error: grpc.aio.AioRpcError | None, token: str) -> None:
+    def blame(self, access: Access, member: Member, error: grpc.aio.AioRpcError | None, token: str) -> None:
         """A stream at `member` has failed: takes the next member, and another token where that was refused."""
         if error is not None and errors.is_stale_token(error):
-            self._auth.forget(token)
+            access.auth.forget(token)
         elif error is None or errors.is_transient(error) or errors.code_of(error) is Code.INTERNAL:
-            self._endpoints.leave(member)
+            self._leave(access, member)
 
     def forget_token(self, token: str) -> bool:
         """A token may have been refused under another name. Whether asking for a new one can help."""
-        self._auth.forget(token)
-        return self._auth.enabled
+        self._access.auth.forget(token)
+        return self._access.auth.enabled
 
 
 def _metadata(token: str) -> tuple[tuple[str, str], ...]:

@@ -4,22 +4,19 @@ All requests go to one member until it fails, then to the next. gRPC could rotat
 addresses, but then checks TLS host names against that target and fails. A request that failed decides nothing alone:
 only the member it was sent to is left, so that a hundred requests failing together rotate once.
 
-A channel shows the certificate that it was made with for ever. So where a member is left and the files have changed by
-then, there are new channels; a certificate that expires while connections stand is noticed when they break.
+A channel shows the certificate that it was made with for ever: other certificates take other `Endpoints` (`access`).
 """
 
+import asyncio
 import ssl
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import grpc
 
+from mesh.identity.credentials import load_chain, reason
 from mesh.pb import etcd_pb2_grpc
 from mesh.settings import EtcdSettings
-from mesh.telemetry import logs
-
-log = logs.get(__name__)
 
 # Measured with a black-holed connection: keep-alive alone noticed after 60 s, with the ping time-out and without
 # bandwidth probes (whose pings count as life signs) after 13 s. Pings only while calls or streams are open: etcd
@@ -71,14 +68,9 @@ class Endpoints:
     """The members, connected when first used. Belongs to one event loop from then on."""
 
     def __init__(self, settings: EtcdSettings) -> None:
-        if not settings.endpoints:
-            raise ValueError("no etcd endpoint is given")
-        for endpoint in settings.endpoints:
-            parse_endpoint(endpoint)
-        _check_tls(settings)
+        check(settings)
         self._settings = settings
         self._members: list[Member | None] = [None] * len(settings.endpoints)
-        self._retired: list[Member] = []  # with older certificates; what runs on them goes on while it can
         self._index = 0
         self.rotations = 0  # times a member was left
 
@@ -100,22 +92,14 @@ class Endpoints:
         return member
 
     def leave(self, member: Member) -> None:
-        """Goes on to the next member, if `member` still is the one in use, and to certificates that have changed."""
+        """Goes on to the next member, if `member` still is the one in use."""
         if self._members[self._index] is member:
             self._index = (self._index + 1) % len(self._members)
             self.rotations += 1
-            settings = _read_anew(self._settings)
-            if settings != self._settings:
-                log.info("the certificates for etcd have changed")
-                self._settings = settings
-                self._retired += [member for member in self._members if member is not None]
-                self._members = [None] * len(self._members)
 
-    async def close(self) -> None:
-        """Closes every channel; what runs on them ends as cancelled."""
-        for member in (*self._members, *self._retired):
-            if member is not None:
-                await member.channel.close(None)
+    async def close(self, grace: float | None) -> None:
+        """Closes every channel; what still runs on them after `grace` seconds ends as cancelled."""
+        await asyncio.gather(*(member.channel.close(grace) for member in self._members if member is not None))
 
 
 def parse_endpoint(endpoint: str) -> tuple[bool, str]:
@@ -130,23 +114,12 @@ def parse_endpoint(endpoint: str) -> tuple[bool, str]:
     return parts.scheme == "https", f"{f'[{host}]' if ':' in host else host}:{port or 2379}"
 
 
-def _read_anew(settings: EtcdSettings) -> EtcdSettings:
-    """The same with what the files hold now; as they are where that cannot be used."""
-    before = (settings.ca, settings.certificate, settings.private_key)
-    try:
-        ca, certificate, private_key = (
-            Path(file).read_bytes() if file else known for file, known in zip(settings.files, before, strict=True)
-        )
-        found = replace(settings, ca=ca, certificate=certificate, private_key=private_key)
-        _check_tls(found)
-    except (OSError, ValueError) as error:
-        log.warning("the certificates for etcd are kept: the files cannot be used", why=str(error))
-        return settings
-    return found
-
-
-def _check_tls(settings: EtcdSettings) -> None:
+def check(settings: EtcdSettings) -> None:
     """Raises ValueError for what gRPC would only show as a connection that never comes about."""
+    if not settings.endpoints:
+        raise ValueError("no etcd endpoint is given")
+    for endpoint in settings.endpoints:
+        parse_endpoint(endpoint)
     if (settings.certificate is None) != (settings.private_key is None):
         raise ValueError("a client certificate for etcd needs its private key, and a private key its certificate")
     if settings.ca is not None:
@@ -154,6 +127,14 @@ def _check_tls(settings: EtcdSettings) -> None:
             ssl.create_default_context(cadata=settings.ca.decode("ascii"))
         except (ssl.SSLError, UnicodeDecodeError) as error:
             raise ValueError(f"the certificate authority for etcd is not in PEM: {error}") from error
+    if settings.certificate is not None and settings.private_key is not None:
+        try:
+            load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), settings.certificate + b"\n" + settings.private_key)
+        except (ssl.SSLError, ValueError) as error:
+            raise ValueError(
+                f"the client certificate for etcd does not work with its key: {reason(error)}. Both are PEM, the key "
+                "without a password"
+            ) from error
 
 
 def _system_trust() -> bytes | None:

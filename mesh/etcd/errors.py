@@ -32,8 +32,17 @@ class EtcdClosed(EtcdUnavailable):
     """This client was closed, by its owner."""
 
 
+class EtcdReplaced(EtcdUnavailable):
+    """This client has gone over to changed credentials; another attempt uses those."""
+
+
 class EtcdDenied(EtcdError):
-    """User, password or certificate are not accepted, or the user may not do this."""
+    """User, password or certificate are not accepted, or the user may not do this.
+
+    To callers the registry is away: it is no fault of theirs, and passes when the operator puts it right."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, reason=Reason.REGISTRY_AWAY)
 
 
 class EtcdCompacted(EtcdError):

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 from mesh.etcd.client import Etcd
-from mesh.etcd.errors import EtcdClosed, EtcdCompacted, EtcdError
+from mesh.etcd.errors import EtcdClosed, EtcdCompacted, EtcdError, EtcdReplaced
 from mesh.etcd.records import Delta, KeyValue, Snapshot
 from mesh.etcd.watch import Watch
 from mesh.telemetry import logs
@@ -123,6 +123,8 @@ class Mirror:
                         self._revision = max(self._revision, watch.revision)
                 except EtcdClosed:
                     raise
+                except EtcdReplaced:
+                    continue
                 except (EtcdCompacted, _StartedAnew) as error:
                     self._stale(error)
                     self._revision = self._cluster_id = 0

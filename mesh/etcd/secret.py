@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mesh.settings import EtcdSettings, parse_urls
+from mesh.settings import EtcdFiles, EtcdSettings, parse_urls
 
 _LARGEST = 1 << 20  # bytes, as Kubernetes bounds Secrets
 
@@ -43,6 +43,7 @@ def read(path: Path) -> EtcdSecret:
         endpoints = tuple(f"{scheme}://{url}" for url in endpoints)
     if bool(client_certificate) != bool(client_key):
         raise ValueError(f"{path}: a client certificate needs its key, and a key its certificate")
+    root_prefix = texts["root_prefix"].strip("/")
     settings = EtcdSettings(
         endpoints=endpoints,
         user=texts["userid"],
@@ -50,10 +51,10 @@ def read(path: Path) -> EtcdSecret:
         ca=certificate,
         certificate=client_certificate,
         private_key=client_key,
-        files=(_file(path, data, _FILES[0]), _file(path, data, _FILES[1]), _file(path, data, _FILES[2])),
+        files=EtcdFiles(config=str(path.absolute()), root_prefix=root_prefix),
         server_name=texts["override_authority"],
     )
-    return EtcdSecret(settings, texts["root_prefix"].strip("/"))
+    return EtcdSecret(settings, root_prefix)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -76,12 +77,6 @@ def _text(path: Path, data: dict[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{path}: `{name}` is not a text")
     return value
-
-
-def _file(path: Path, data: dict[str, Any], name: str) -> str:
-    """The path of the file that holds a PEM; empty where it stands in the document."""
-    file = _text(path, data, f"{name}_file")
-    return str((path.parent / file).absolute()) if file else ""
 
 
 def _pem(path: Path, data: dict[str, Any], name: str) -> bytes | None:

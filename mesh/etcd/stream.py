@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from mesh.etcd import errors
+from mesh.etcd.access import Access
 from mesh.etcd.endpoints import Member
 
 EOF: Any = vars(grpc.aio)["EOF"]  # not in the type stubs
@@ -21,12 +22,17 @@ if TYPE_CHECKING:
 class Stream:
     """Read by one task at a time. Not read, it takes nothing in: what waits, waits in etcd."""
 
-    def __init__(self, connection: "Connection", what: str, call: Any, member: Member, token: str) -> None:
+    def __init__(
+        self, connection: "Connection", access: Access, what: str, call: Any, member: Member, token: str
+    ) -> None:
         self._connection = connection
+        self._access = access
         self._what = what
         self._call = call
         self._member = member
         self.token = token
+        self._replaced = False
+        access.streams.add(self)
 
     async def write(self, message: Any, timeout: float) -> None:
         """Sends one message; EtcdUnavailable if that takes longer than `timeout` s. Cancelled, it ends the stream."""
@@ -38,9 +44,15 @@ class Stream:
         Cancelled, it ends the stream."""
         message = await self._run(self._call.read(), timeout)
         if message is EOF:
-            self._connection.blame(self._member, None, self.token)
+            self._check()
+            self._connection.blame(self._access, self._member, None, self.token)
             raise errors.EtcdUnavailable(f"{self._what}: etcd ended the stream")
         return message
+
+    def replace(self) -> None:
+        """Ends it with EtcdReplaced, for whoever waits for it now and whoever will."""
+        self._replaced = True
+        self._call.cancel()
 
     def cancel(self) -> None:
         """Ends the stream. Again, or after its end: nothing."""
@@ -63,17 +75,25 @@ class Stream:
                 await asyncio.wait({task}, timeout=1.0)
                 if task.done() and not task.cancelled():
                     task.exception()  # retrieved: it only says that the stream was ended
-                self._connection.blame(self._member, None, self.token)
+                self._connection.blame(self._access, self._member, None, self.token)
                 raise errors.EtcdUnavailable(f"{self._what}: no answer within {timeout:g} s")
             return await task
         except grpc.aio.AioRpcError as error:
-            self._connection.blame(self._member, error, self.token)
+            self._check()
+            self._connection.blame(self._access, self._member, error, self.token)
             raise errors.translate(error, self._what, write=False) from error
         except asyncio.InvalidStateError as error:
-            self._connection.blame(self._member, None, self.token)
+            self._check()
+            self._connection.blame(self._access, self._member, None, self.token)
             raise errors.EtcdUnavailable(f"{self._what}: the stream has ended") from error
         except asyncio.CancelledError:
             current = asyncio.current_task()
-            if self._connection.closed and not (current and current.cancelling()):
-                raise errors.EtcdClosed(f"{self._what}: this client was closed") from None
+            if not (current and current.cancelling()):
+                if self._connection.closed:
+                    raise errors.EtcdClosed(f"{self._what}: this client was closed") from None
+                self._check()
             raise
+
+    def _check(self) -> None:
+        if self._replaced:
+            raise errors.EtcdReplaced(f"{self._what}: the credentials have changed")

@@ -88,12 +88,12 @@ def context(folder: Path, side: int, ca: bytes, certificate: bytes, private_key:
     try:
         made.load_verify_locations(cadata=ca.decode("ascii"))
     except (ssl.SSLError, ValueError) as error:
-        raise IdentityError(f"{folder}/ca.crt holds no authority in PEM: {_reason(error)}") from error
+        raise IdentityError(f"{folder}/ca.crt holds no authority in PEM: {reason(error)}") from error
     try:
-        _load_chain(made, certificate + b"\n" + private_key)
+        load_chain(made, certificate + b"\n" + private_key)
     except (ssl.SSLError, ValueError) as error:
         raise IdentityError(
-            f"{folder}/tls.crt does not work with {folder}/tls.key: {_reason(error)}. Both are PEM, the key without a "
+            f"{folder}/tls.crt does not work with {folder}/tls.key: {reason(error)}. Both are PEM, the key without a "
             "password"
         ) from error
     return made
@@ -111,7 +111,7 @@ def _prove(folder: Path, ca: bytes, certificate: bytes, private_key: bytes) -> C
                 "`mesh certificates` makes and renews them"
             ) from error
         raise IdentityError(
-            f"{folder}/tls.crt is not one that the mesh can use: {_reason(error)}. It has to be signed by an authority "
+            f"{folder}/tls.crt is not one that the mesh can use: {reason(error)}. It has to be signed by an authority "
             f"in ca.crt, for the name {NAME}, for servers and clients, and valid now; `mesh certificates` makes such"
         ) from error
     return Credentials(
@@ -132,8 +132,10 @@ def _expired(ca: bytes, certificate: bytes) -> str | None:
     return None
 
 
-def _load_chain(context: ssl.SSLContext, chain: bytes) -> None:
-    """`load_cert_chain` takes only paths, and by theirs a file that was just replaced could come in."""
+def load_chain(context: ssl.SSLContext, chain: bytes) -> None:
+    """Gives it a certificate and its key, in PEM. Raises ssl.SSLError, ValueError.
+
+    `load_cert_chain` takes only paths, and by theirs a file that was just replaced could come in."""
     memory = os.memfd_create("chain", os.MFD_CLOEXEC)
     try:
         os.write(memory, chain)
@@ -161,7 +163,8 @@ def _handshake(accepting: ssl.SSLContext, connecting: ssl.SSLContext) -> dict[st
     return dict(client.getpeercert() or {})
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What OpenSSL says, in words."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
     return str(getattr(error, "reason", None) or error).lower().replace("_", " ")

@@ -14,7 +14,7 @@ import uvloop
 
 from mesh import cpus, etcdoptions, startup, tlsoptions
 from mesh import settings as texts
-from mesh.runtime import demand, memory
+from mesh.runtime import container, demand, memory
 from mesh.runtime.agent import Agent, StartError
 from mesh.runtime.settings import SERVER, RuntimeSettings
 from mesh.telemetry import logs
@@ -32,15 +32,22 @@ def _size(text: str, option: str) -> int:
 
 
 def _memory(capacity: str) -> tuple[int, int]:
-    """For models, and for the whole of the model server."""
+    """Bytes for models, and for the model server in all."""
     if capacity == "auto":
         at_hand = memory.available_bytes()
         return memory.auto_capacity(at_hand), memory.auto_limit(at_hand)
-    models = _size(capacity, "--capacity")
+    wanted = _size(capacity, "--capacity")
     try:
-        return models, memory.named_limit(models, memory.container_bytes())
+        limit = container.server_limit(wanted, container.whole())
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--capacity") from error
+    if limit < memory.limit(wanted):
+        log.warning(
+            "little memory is left for calls beside the models",
+            models=texts.format_bytes(wanted),
+            server=texts.format_bytes(limit),
+        )
+    return wanted, limit
 
 
 def _address(text: str, option: str) -> str:

@@ -98,7 +98,7 @@ class Agent:
         self._demand = Demand(self.ledger, window=settings.demand_window)
         self.meters = Meters()
         self._decisions = Decisions()
-        self._etcd = Etcd(settings.etcd)
+        self._etcd = Etcd(settings.etcd, follow=True)
         self._patience = Patience()
         self._keys = Keys(settings.base)
         self._puller = Puller(

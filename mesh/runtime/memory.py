@@ -39,7 +39,6 @@ INTERVAL = 1.0
 """Seconds between two looks: freed memory is given back within 0.3 s of an unload, so the next look sees it."""
 
 AUTO_SHARE = 0.75  # of the memory at hand, where the operator names no capacity
-CONTAINER_SHARE = 0.9  # of what a container still has when the pod starts, for the model server; the agent grows too
 
 
 def limit(capacity_bytes: int) -> int:
@@ -59,18 +58,6 @@ def auto_capacity(available_bytes: int) -> int:
     if capacity * HEADROOM_SHARE < HEADROOM_LEAST:
         capacity = whole - HEADROOM_LEAST
     return max(64 << 20, capacity)
-
-
-def named_limit(capacity_bytes: int, container_bytes: int | None) -> int:
-    """The limit where the operator named the capacity: never more than the container has. Raises ValueError where the
-    capacity alone is more than that."""
-    if container_bytes is None:
-        return limit(capacity_bytes)
-    most = int(container_bytes * CONTAINER_SHARE)
-    if capacity_bytes > most:
-        text = f"{format_bytes(capacity_bytes)} are asked for models, and the container leaves {format_bytes(most)}"
-        raise ValueError(f"{text}: raise its memory limit, or name less, or `auto`")
-    return min(limit(capacity_bytes), most)
 
 
 def device_capacity(wanted: int, used: int, total: int) -> int:

@@ -114,15 +114,6 @@ def test_a_small_container_is_not_planned_beyond_what_it_has() -> None:
         assert memory.auto_limit(available) + (90 << 20) < available
 
 
-def test_a_named_capacity_is_bounded_by_the_container() -> None:
-    """What the model server may take in all is less than the container has; a capacity beyond that is refused."""
-    assert memory.named_limit(1 << 30, None) == memory.limit(1 << 30)
-    assert memory.named_limit(64 << 20, 4 << 30) == memory.limit(64 << 20)
-    assert memory.named_limit(64 << 20, 500 << 20) == 450 << 20
-    with pytest.raises(ValueError, match=r"2.0 ?GiB are asked for models, and the container leaves .*raise its memory"):
-        memory.named_limit(2 << 30, 500 << 20)
-
-
 def test_memory_of_a_container_is_without_what_makes_way(tmp_path: Path) -> None:
     """Files that the kernel keeps in memory; both versions of cgroups."""
     assert memory.container_bytes(cgroup=tmp_path) is None

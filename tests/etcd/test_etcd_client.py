@@ -357,7 +357,7 @@ async def test_a_cancelled_caller_leaves_its_request_alone(
     key = keys.model("m")
     async with Proxy(etcd_server.port) as proxy, Etcd(EtcdSettings(endpoints=(proxy.endpoint,))) as etcd:
         await etcd.put(key, b"0")
-        stub = etcd.connection._endpoints.current.kv
+        stub = etcd.connection._access.endpoints.current.kv
         put, calls = stub.Put, []
 
         def spy(*args: Any, **options: Any) -> Any:

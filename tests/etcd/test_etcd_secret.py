@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.etcd import secret
+from mesh.settings import EtcdFiles
 
 
 def write(tmp_path, document) -> object:
@@ -36,7 +37,7 @@ def test_a_whole_one(tmp_path):
     assert settings.endpoints == ("https://a:2379", "https://b:2379")
     assert (settings.user, settings.password, settings.server_name) == ("root", "hush-4711", "etcd.internal")
     assert (settings.ca, settings.certificate, settings.private_key) == (b"CA", b"CERT", b"KEY")
-    assert settings.files == (str(tmp_path / "ca.crt"), "", "")
+    assert settings.files == EtcdFiles(config=str(tmp_path / "etcd_connection"), root_prefix="modelmesh/ns")
     assert "hush" not in repr(found)
 
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from mesh.etcd import Etcd, EtcdDenied, EtcdUnavailable, Lease
-from mesh.settings import EtcdSettings
+from mesh.settings import EtcdFiles, EtcdSettings
 from tests.support.counting import counting
 from tests.support.etcd import EtcdServer
 from tests.support.following import following
@@ -128,8 +128,9 @@ async def test_certificates_are_replaced_while_it_runs(tls_etcd: EtcdServer, pki
     server, client = (pem(*make_certificate(name, authority)) for name in ("127.0.0.1", "client"))
     ca = authority[0].public_bytes(serialization.Encoding.PEM)
     write(pki.ca, *pki.client)
-    paths = (str(files["ca"]), str(files["cert"]), str(files["key"]))
-    async with Etcd(replace(tls_etcd.settings, files=paths)) as etcd, following(etcd, b"r/") as follower:
+    paths = EtcdFiles(ca=str(files["ca"]), certificate=str(files["cert"]), private_key=str(files["key"]))
+    settings = replace(tls_etcd.settings, files=paths)
+    async with Etcd(settings, follow=True) as etcd, following(etcd, b"r/") as follower:
         await etcd.put(b"r/1", b"v")
         await follower.has(lambda f: f.content == {b"r/1": b"v"}, "the change has come")
         tls_etcd.stop()

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from mesh.records import LEAVING
+from mesh.settings import EtcdFiles
 from mesh.statuses import Code, MeshError, Reason
 from router.settings import RouterSettings
 from tests.support import fakecalls
@@ -674,7 +675,7 @@ async def test_a_mistake_in_the_router_is_told_and_ends_the_flight(core):
 def test_settings_travel_to_the_workers(tmp_path):
     """Secrets in a file for this user only."""
     settings = RouterSettings("r", workers=3)
-    etcd = replace(settings.etcd, password="secret", ca=b"\xff\0pem", files=("/ca", "", ""))
+    etcd = replace(settings.etcd, password="secret", ca=b"\xff\0pem", files=EtcdFiles(ca="/ca"))
     settings = replace(settings, internal_tls="/tls", etcd=etcd)
     path = tmp_path / "settings.json"
     settings.write(path)

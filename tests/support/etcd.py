@@ -116,11 +116,12 @@ class EtcdServer:
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
 
-    def etcdctl(self, *args: str) -> str:
+    def etcdctl(self, *args: str, stdin: str = "") -> str:
         """Runs etcdctl against it and gives what it prints."""
         done = subprocess.run(
             [process.find_binary("etcdctl"), f"--endpoints={self.endpoint}", *args],
             env={**os.environ, "ETCDCTL_API": "3"},
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=20,

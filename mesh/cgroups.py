@@ -1,0 +1,33 @@
+"""The cgroups above this process, of either version, for whoever asks what is granted.
+
+A limit of a parent group counts too.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+ROOT = Path("/sys/fs/cgroup")
+SELF = Path("/proc/self/cgroup")
+
+
+def folders(controller: str, *, root: Path = ROOT, membership: Path = SELF) -> Iterator[Path]:
+    """Where the files of a controller (cpu, memory) may be, from this process's group up; some may not exist."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if not controllers:
+            top = root
+        elif controller in controllers.split(","):
+            top = root / controller
+        else:
+            continue
+        relative = PurePosixPath(path.lstrip("/"))
+        yield top / relative
+        for parent in relative.parents:
+            yield top / parent
+    # Inside a container the path in /proc is often the host's, and the container's own group is mounted at the top.
+    yield root
+    yield root / controller

@@ -1,0 +1,73 @@
+"""What a process was told about etcd, read again from the files that it stands in.
+
+A mounted Secret changes under a process: another password, another certificate, another member. Read is all of it or
+nothing, so that a certificate never meets the key of the one before; whether etcd accepts it is for `succession` to
+find out.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from mesh.etcd import secret
+from mesh.etcd.endpoints import check
+from mesh.settings import EtcdSettings
+
+_READINGS = 5  # of files that change meanwhile
+
+
+def read(known: EtcdSettings) -> EtcdSettings:
+    """`known` as its files say it now. Raises ValueError, with a text for the operator that shows nothing secret."""
+    for _ in range(_READINGS):
+        found = _read(known)
+        if _read(known) == found:
+            check(found)
+            return found
+    raise ValueError("the files with etcd's credentials keep changing while they are read")
+
+
+def changes(before: EtcdSettings, after: EtcdSettings) -> str:
+    """What differs, in words."""
+    names = {
+        "endpoints": "endpoints",
+        "user": "user",
+        "password": "password",
+        "ca": "authority",
+        "certificate": "certificate",
+        "private_key": "key",
+        "server_name": "name",
+    }
+    return ", ".join(word for name, word in names.items() if getattr(before, name) != getattr(after, name))
+
+
+def _read(known: EtcdSettings) -> EtcdSettings:
+    files = known.files
+    if files.config:
+        document = secret.read(Path(files.config))
+        if document.root_prefix != files.root_prefix:
+            raise ValueError(
+                f"{files.config}: `root_prefix` is {document.root_prefix!r} now. The keys of this process are under "
+                f"{files.root_prefix!r} for as long as it runs: restart it, or take the change back"
+            )
+        found = document.settings
+        return replace(found, timeout=known.timeout, connect_timeout=known.connect_timeout)
+    password = _content(files.password)
+    try:
+        text = known.password if password is None else password.decode().strip()
+    except UnicodeDecodeError as error:  # whose own text would show a part of it
+        raise ValueError(f"{files.password} is not text") from error
+    return replace(
+        known,
+        password=text,
+        ca=_content(files.ca) or known.ca,
+        certificate=_content(files.certificate) or known.certificate,
+        private_key=_content(files.private_key) or known.private_key,
+    )
+
+
+def _content(path: str) -> bytes | None:
+    if not path:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error

@@ -1,0 +1,278 @@
+"""Credentials for etcd that change while a client runs: what works is taken, and nothing else is."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from mesh import etcdoptions
+from mesh.etcd import Etcd, EtcdDenied, EtcdError, Lease, secret, succession
+from mesh.settings import EtcdFiles, EtcdSettings
+from tests.support.authority import Authority, Mounted
+from tests.support.etcd import EtcdServer
+from tests.support.following import following
+from tests.support.proxy import Proxy
+from tests.support.waiting import until
+
+ROOT = "--user=root:secret"
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(succession, "LOOK", 0.1)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    """An etcd with the users alice and bob, who may use `mine/`, and eve, who may nothing."""
+    with EtcdServer(tmp_path_factory.mktemp("succession") / "etcd", extra=["--bcrypt-cost=4"]) as server:
+        server.etcdctl("role", "add", "root")
+        server.etcdctl("role", "add", "owner")
+        server.etcdctl("role", "grant-permission", "owner", "--prefix=true", "readwrite", "mine/")
+        for user in ("root:secret", "alice:wonder", "bob:builder", "eve:evil"):
+            server.etcdctl("user", "add", user)
+        for user, role in (("root", "root"), ("alice", "owner"), ("bob", "owner")):
+            server.etcdctl("user", "grant-role", user, role)
+        server.etcdctl("auth", "enable")
+        yield server
+
+
+class Mount:
+    """The Secret as a pod has it."""
+
+    def __init__(self, folder: Path, server: EtcdServer) -> None:
+        self.known = {"endpoints": server.endpoint, "userid": "alice", "password": "wonder", "root_prefix": "mine"}
+        self.mounted = Mounted(folder, etcd_connection=b"")
+        self.path = folder / "etcd.connection"  # as `Mounted` spells it
+        self.put()
+
+    def put(self, raw: bytes | None = None, **changes: str) -> None:
+        """Changes the Secret."""
+        self.known.update(changes)
+        self.mounted.put(etcd_connection=json.dumps(self.known).encode() if raw is None else raw)
+
+    def client(self) -> Etcd:
+        return Etcd(secret.read(self.path).settings, follow=True)
+
+
+@pytest.fixture
+def mount(tmp_path: Path, server: EtcdServer) -> Mount:
+    server.etcdctl(ROOT, "del", "--prefix", "mine/")
+    passwd(server, "alice", "wonder")
+    return Mount(tmp_path / "secret", server)
+
+
+def passwd(server: EtcdServer, user: str, password: str) -> None:
+    """Changes a password; etcd forgets the user's tokens then."""
+    server.etcdctl(ROOT, "user", "passwd", user, "--interactive=false", stdin=password)
+
+
+async def test_a_password_that_etcd_changes_first(server: EtcdServer, mount: Mount) -> None:
+    """Requests are refused until the Secret follows, and the first one after that is answered; a lease and a watch
+    outlive it."""
+    async with mount.client() as etcd, following(etcd, b"mine/") as follower:
+        lease = await Lease.grant(etcd, ttl=3)
+        await etcd.put(b"mine/a", b"1", lease=lease.id)
+        passwd(server, "alice", "changed")
+        with pytest.raises(EtcdDenied):
+            await etcd.put(b"mine/b", b"2")
+        mount.put(password="changed")
+        await etcd.put(b"mine/b", b"2")
+        await follower.has(lambda f: f.content == {b"mine/a": b"1", b"mine/b": b"2"}, "both changes have come")
+        assert len(follower.snapshots) == 1
+        assert etcd.statistics().successions == 1
+        await until(lambda: lease.statistics().streams == 2, timeout=30, why="the lease is renewed in the new way")
+        assert not lease.lost.is_set()
+        await lease.close()
+
+
+async def test_a_password_that_the_secret_changes_first(server: EtcdServer, mount: Mount) -> None:
+    """Nothing is refused at any time: the old one is used until etcd takes the new one."""
+    async with mount.client() as etcd:
+        await etcd.put(b"mine/a", b"1")
+        mount.put(password="changed")
+        await until(lambda: "authentication failed" in etcd.statistics().refusal, why="the new one was tried")
+        await etcd.put(b"mine/a", b"2")
+        passwd(server, "alice", "changed")
+        # What was refused a moment ago is not tried again within a second: the request may be early.
+        await until(lambda: _done(etcd.put(b"mine/a", b"3")), interval=0.1, why="the new one is taken")
+        assert etcd.statistics().successions == 1
+        assert etcd.statistics().refusal == ""
+
+
+async def _done(request) -> bool:
+    try:
+        await request
+    except EtcdDenied:
+        return False
+    return True
+
+
+async def test_another_user_without_a_failure(server: EtcdServer, mount: Mount) -> None:
+    """The way without a gap: both are good for a while, then the old one goes."""
+    async with mount.client() as etcd, following(etcd, b"mine/") as follower:
+        await etcd.put(b"mine/a", b"1")
+        mount.put(userid="bob", password="builder")
+        await until(lambda: etcd.statistics().successions == 1, why="the new user is taken, without any request")
+        await until(lambda: follower.mirror.statistics().watches == 2, why="so it is by the watch")
+        server.etcdctl(ROOT, "user", "revoke-role", "alice", "owner")
+        await etcd.put(b"mine/a", b"2")
+        await follower.has(lambda f: f.content == {b"mine/a": b"2"}, "the change has come")
+        assert etcd.settings.user == "bob"
+    server.etcdctl(ROOT, "user", "grant-role", "alice", "owner")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param({"raw": b'{"endpoints": '}, "not a JSON object", id="half a file"),
+        pytest.param({"certificate_file": "ca.crt"}, "certificate_file", id="a key that is missing"),
+        pytest.param({"password": "wrong"}, "authentication failed", id="password"),
+        pytest.param({"userid": "eve", "password": "evil"}, "permission denied", id="a user without rights"),
+        pytest.param({"endpoints": "http://127.0.0.1:1"}, "127.0.0.1:1", id="an endpoint where nobody is"),
+        pytest.param({"root_prefix": "theirs"}, "restart it", id="other keys"),
+        pytest.param({"certificate": "nonsense"}, "not in PEM", id="no certificate"),
+    ],
+)
+async def test_what_does_not_work_is_not_taken(change: dict[str, str], says: str, mount: Mount) -> None:
+    """The old connection stays, the log says why, once; what is right again is silence."""
+    with capture_logs() as lines:
+        await _keeps(change, says, mount)
+    (told,) = [line for line in lines if line["log_level"] == "warning"]
+    assert "are kept" in told["event"]
+    assert says in told["why"]
+    assert "wonder" not in repr(lines)
+
+
+async def _keeps(change: dict[str, str], says: str, mount: Mount) -> None:
+    before = dict(mount.known)
+    async with mount.client() as etcd, following(etcd, b"mine/") as follower:
+        await etcd.put(b"mine/a", b"1")
+        mount.put(**change)
+        await until(lambda: says in etcd.statistics().refusal, why=lambda: etcd.statistics().refusal)
+        await etcd.put(b"mine/a", b"2")
+        await follower.has(lambda f: f.content == {b"mine/a": b"2"}, "the watch goes on")
+        assert follower.mirror.statistics().watches == 1
+        mount.known = before
+        mount.put()
+        await until(lambda: not etcd.statistics().refusal, why="it is as before")
+        assert etcd.statistics().successions == 0
+
+
+async def test_other_endpoints(server: EtcdServer, mount: Mount) -> None:
+    """Requests and streams go there; the old address is not needed any more."""
+    async with Proxy(server.port) as proxy:
+        mount.put(endpoints=proxy.endpoint)
+        async with mount.client() as etcd, following(etcd, b"mine/") as follower:
+            await etcd.put(b"mine/a", b"1")
+            assert etcd.statistics().endpoint == proxy.endpoint
+            mount.put(endpoints=server.endpoint)
+            await until(lambda: etcd.statistics().endpoint == server.endpoint, why="they are taken")
+            await until(lambda: follower.mirror.statistics().watches == 2, why="so they are by the watch")
+            proxy.cut()
+            await etcd.put(b"mine/a", b"2")
+            await follower.has(lambda f: f.content == {b"mine/a": b"2"}, "the change has come")
+
+
+async def test_many_who_are_refused_together(server: EtcdServer, mount: Mount) -> None:
+    """One of them finds the way, once, for all."""
+    async with mount.client() as etcd:
+        await etcd.put(b"mine/a", b"1")
+        passwd(server, "alice", "changed")
+        mount.put(password="changed")
+        await asyncio.gather(*(etcd.get(b"mine/a") for _ in range(50)))
+        assert etcd.statistics().successions == 1
+        assert etcd.statistics().tokens == 1
+
+
+async def test_who_does_not_follow_stays(server: EtcdServer, mount: Mount) -> None:
+    """A command that looks at one member of etcd is not led to others."""
+    async with Etcd(replace(secret.read(mount.path).settings, endpoints=(server.endpoint,))) as etcd:
+        await etcd.put(b"mine/a", b"1")
+        passwd(server, "alice", "changed")
+        mount.put(password="changed")
+        with pytest.raises(EtcdDenied):
+            await etcd.put(b"mine/a", b"2")
+
+
+async def test_a_password_in_a_file_of_its_own(server: EtcdServer, tmp_path: Path) -> None:
+    """By `--etcd-user` and `--etcd-password-file`."""
+    passwd(server, "alice", "wonder")
+    path = tmp_path / "password"
+    path.write_text("wonder\n")
+    settings, base = etcdoptions.reach(
+        base="mine",
+        urls=server.endpoint,
+        config=None,
+        user="alice",
+        password_file=path,
+        ca=None,
+        cert=None,
+        key=None,
+    )
+    assert base == "mine"
+    async with Etcd(settings, follow=True) as etcd:
+        await etcd.put(b"mine/a", b"1")
+        passwd(server, "alice", "changed")
+        path.write_text("changed\n")
+        await etcd.put(b"mine/a", b"2")
+        assert etcd.statistics().successions == 1
+
+
+async def test_a_client_certificate_is_followed(tmp_path: Path) -> None:
+    """A renewed one is shown to etcd while the old one still works; one with another's key is not."""
+    authority = Authority()
+    names = Mounted(tmp_path / "server", **_files(authority, authority.issue("127.0.0.1", "etcd.test")))
+    client = Mounted(tmp_path / "client", **_files(authority, authority.issue("client")))
+    extra = [f"--cert-file={names.path}/tls.crt", f"--key-file={names.path}/tls.key", "--client-cert-auth"]
+    files = EtcdFiles(
+        ca=str(client.path / "ca.crt"),
+        certificate=str(client.path / "tls.crt"),
+        private_key=str(client.path / "tls.key"),
+    )
+    extra.append(f"--trusted-ca-file={names.path}/ca.crt")
+    with ExitStack() as stack:
+        server = stack.enter_context(EtcdServer(tmp_path / "etcd", scheme="https", extra=extra))
+        settings = EtcdSettings(
+            endpoints=(server.endpoint,),
+            ca=(client.path / "ca.crt").read_bytes(),
+            certificate=(client.path / "tls.crt").read_bytes(),
+            private_key=(client.path / "tls.key").read_bytes(),
+            files=files,
+            server_name="etcd.test",
+        )
+        async with Etcd(settings, follow=True) as etcd, following(etcd, b"k") as follower:
+            await etcd.put(b"k", b"1")
+            one, other = authority.issue("client"), authority.issue("client")
+            client.put(**_files(authority, (one[0], other[1])))
+            await until(lambda: "does not work with its key" in etcd.statistics().refusal, why="a pair of two")
+            client.put(**_files(authority, Authority().issue("client")))
+            await until(lambda: "etcd does not answer" in etcd.statistics().refusal, why="an authority unknown to etcd")
+            await etcd.put(b"k", b"2")
+            client.put(**_files(authority, one))
+            await until(lambda: etcd.settings.certificate == one[0], timeout=30, why="the renewed one is taken")
+            await etcd.put(b"k", b"3")
+            await follower.has(lambda f: f.content == {b"k": b"3"}, "the change has come")
+
+
+def _files(authority: Authority, pair: tuple[bytes, bytes]) -> dict[str, bytes]:
+    return {"ca_crt": authority.pem, "tls_crt": pair[0], "tls_key": pair[1]}
+
+
+async def test_closing_while_one_is_proven(mount: Mount) -> None:
+    """Ends both, and at once."""
+    etcd = mount.client()
+    await etcd.put(b"mine/a", b"1")
+    async with Proxy(1) as proxy:
+        proxy.swallow()
+        mount.put(endpoints=proxy.endpoint)
+        proving = asyncio.ensure_future(etcd.get(b"mine/a"))
+        await asyncio.wait({proving})
+        await etcd.close()
+    with pytest.raises(EtcdError):
+        await etcd.get(b"mine/a")
