@@ -196,14 +196,20 @@ def choose(
     """
     footprint = size if isinstance(size, Footprint) else Footprint(size)
     host, device = footprint.host_bytes, footprint.device_bytes
-    on_host, on_device = footprint.on(device=False), footprint.on(device=True)
+    on_host, on_device = footprint.on(device=False), None
+    bytes_on_host = on_host.host_bytes
     candidates: list[tuple[Pod, bool]] = []
     refused: list[Refused] = []
     for pod in pods:
-        need = on_device if pod.device_capacity_bytes else on_host
-        fit = _has_free(pod, need)
-        # Most pods are full and fine: they are not looked at twice.
-        plain = fit or (not idle_ms and _holds(pod, need))
+        # Most pods are full, fine and without a device: they are not looked at twice, and no function is called.
+        if pod.device_capacity_bytes:
+            need = on_device = on_device or footprint.on(device=True)
+            fit = _has_free(pod, need)
+            plain = fit or (not idle_ms and _holds(pod, need))
+        else:
+            need = on_host
+            fit = bytes_on_host <= pod.capacity_bytes - pod.used_bytes or not bytes_on_host
+            plain = fit or (not idle_ms and bytes_on_host <= pod.capacity_bytes)
         if not plain or excluded or not pod.accepts or constraint is not ANYWHERE:
             refusal = _refuse(pod, need, fit, excluded, idle_ms, constraint)
             if refusal is not None:
@@ -232,8 +238,6 @@ def fits(pod: Pod, footprint: Footprint) -> bool:
 
 
 def _has_free(pod: Pod, need: Footprint) -> bool:
-    if not pod.device_capacity_bytes:  # most are so, and this is asked of every pod
-        return need.host_bytes <= pod.capacity_bytes - pod.used_bytes or not need.host_bytes
     return need.host_bytes <= pod.free_bytes and need.device_bytes <= pod.device_free_bytes
 
 
