@@ -92,6 +92,11 @@ class ModelRecord:
         """Whether servers died of it twice: it is not loaded until released or registered anew."""
         return len(self.killed) >= 2
 
+    def quarantine(self, model_id: str) -> str:
+        """What callers of a quarantined model are told, whoever tells them."""
+        history = "; ".join(self.killed)
+        return f"model {model_id} is quarantined, servers died of it: {history}. Release it or register it anew"
+
     def same_registration(self, asked: "ModelRecord") -> bool:
         """Whether what is asked to be registered is this. A digest left open is no difference: not every way of
         registering can name one. Limits are none either: they are changed in place."""

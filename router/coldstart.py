@@ -640,9 +640,7 @@ async def _until(event: asyncio.Event) -> None:
 
 def quarantined(model_id: str, record: records.ModelRecord) -> MeshError:
     """What callers of a quarantined model are told."""
-    history = "; ".join(record.killed)
-    text = f"model {model_id} is quarantined, servers died of it: {history}. Release it or register it anew"
-    return MeshError(Reason.QUARANTINED, text)
+    return MeshError(Reason.QUARANTINED, record.quarantine(model_id))
 
 
 def _load_failed(failed: dict[str, str]) -> MeshError:

@@ -16,6 +16,7 @@ CONTAINERS = CACHE / "containerd"  # containerd's: images survive from one start
 PKI = CACHE / "pki"
 LOGS = CACHE / "log"
 KUBECONFIG = CACHE / "admin.kubeconfig"
+HOME = CACHE / "home"  # of kubectl and helm, which without any home keep what they remember in the current folder
 
 RUN = Path("/run/mesh-cluster")
 OWNER = RUN / "owner"  # names the CACHE of the tree that the cluster was started from

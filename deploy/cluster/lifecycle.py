@@ -7,6 +7,7 @@ that is asked holds its port for up to a minute. Parts that wait for each other 
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -144,7 +145,8 @@ def down() -> None:
 def kubectl(*argv: str, given: str | None = None, timeout: float = 60.0) -> str:
     """Runs kubectl as the cluster's admin."""
     command = [str(layout.BIN / "kubectl"), f"--kubeconfig={layout.KUBECONFIG}", *argv]
-    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=timeout)
+    environment = {**os.environ, "HOME": str(layout.HOME)}
+    done = subprocess.run(command, input=given, env=environment, capture_output=True, text=True, timeout=timeout)
     if done.returncode != 0:
         raise RuntimeError(f"kubectl {' '.join(argv)}: {done.stderr.strip()}")
     return done.stdout

@@ -196,7 +196,7 @@ class Loading:
         record, spares = verdict.record, verdict.spares
         entry.usual_ms = record.load_ms
         if record.quarantined:
-            return Refused(Reason.QUARANTINED, "; ".join(record.killed))
+            return Refused(Reason.QUARANTINED, record.quarantine(want.model_id))
 
         pulled = await pull
         waiting = time.monotonic()

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import urllib.request
+from pathlib import Path
 
 import pytest
 
+from deploy.cluster import lifecycle
 from tests.support.cluster import Kube, KubeError, pod
 
 _HELLO = """
@@ -64,3 +66,19 @@ async def test_services_have_names_and_lead_to_pods(namespace: Kube, image: str)
 def test_helm_works_as_the_owner(namespace: Kube) -> None:
     """helm reaches the cluster as somebody who owns one namespace."""
     assert json.loads(namespace.helm("list", "--output=json")) == []
+
+
+async def test_the_current_folder_stays_as_it_is(
+    namespace: Kube, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """kubectl and helm keep what they learn elsewhere, even for somebody without a home."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    here = set(tmp_path.iterdir())
+    lifecycle.kubectl("get", "nodes")
+    namespace.kubectl("get", "pods")
+    namespace.helm("list")
+    with pytest.raises(KubeError, match="not found"):
+        async with namespace.forward("service/nobody", 80):
+            pass
+    assert set(tmp_path.iterdir()) == here

@@ -17,6 +17,12 @@ EXTERNAL = 'etcd={"embedded":false}'
 CONNECTION = '{"endpoints": "https://etcd:2379", "certificate_file": "ca.crt"}'
 
 
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Helm keeps what it learns of a cluster in its user's home, or in the current folder where there is none."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
 def router(release: str, *, helm: bool = True, replicas: int = 2) -> dict[str, Any]:
     """A router that is there already."""
     labels = {

@@ -40,7 +40,7 @@ class Kube:
     def environment(self) -> dict[str, str]:
         """With which kubectl and helm are found, and know this one without being told."""
         # Nothing of the machine's own configuration: neither its plugins nor its repositories.
-        path, home = f"{layout.BIN}:{os.environ['PATH']}", str(layout.CACHE / "home")
+        path, home = f"{layout.BIN}:{os.environ['PATH']}", str(layout.HOME)
         return {"PATH": path, "HOME": home, "KUBECONFIG": str(self.kubeconfig)}
 
     def kubectl(self, *argv: str, given: str | None = None, timeout: float = 60.0) -> str:
@@ -137,6 +137,7 @@ class Kube:
             "port-forward",
             target,
             f":{port}",
+            env=self.environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
