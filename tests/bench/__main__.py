@@ -1,6 +1,6 @@
 """`make bench`: measures a mesh of real processes on this machine and prints ratios; asserts nothing.
 
-    python -m tests.bench [chain] [coldstart] [registry] [pull] [tls]
+    python -m tests.bench [chain] [coldstart] [registry] [pull] [tls] [memory]
 
 Absolute times are this machine's; the ratios, taken in one run, are what to compare.
 """
@@ -14,11 +14,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import chain, coldstart, internaltls, pull, registry
+from tests.bench import chain, coldstart, footprint, pull, registry, tls
 from tests.support.etcd import EtcdServer
 from tests.support.localmesh import LocalMesh
 
-PARTS = ("chain", "coldstart", "registry", "pull", "tls")
+PARTS = ("chain", "coldstart", "registry", "pull", "tls", "memory")
 
 
 async def main() -> None:
@@ -35,8 +35,8 @@ async def main() -> None:
                 await pull.run(folder, console)
                 continue
             async with EtcdServer(folder / "etcd") as etcd:
-                if part == "tls":
-                    await internaltls.run(etcd, folder, console)
+                if part in ("tls", "memory"):
+                    await (tls if part == "tls" else footprint).run(etcd, folder, console)
                     continue
                 async with LocalMesh(folder, etcd, pods=1, capacity="256MiB", log_level="info") as mesh:
                     match part:

@@ -25,13 +25,23 @@ def generator() -> str:
     return "h2load" if shutil.which("h2load") else "grpc.aio"
 
 
-async def throughput(address: str, message: bytes, *, calls: int, folder: Path, connections: int = 8) -> float:
-    """Calls a second, all answered OK; `connections` x 8 in flight."""
+async def throughput(
+    address: str,
+    message: bytes,
+    *,
+    calls: int,
+    folder: Path,
+    connections: int = 8,
+    each: int = 8,
+    trust: Path | None = None,
+) -> float:
+    """Calls a second, all answered OK; `connections` x `each` in flight, by TLS where there is a `trust` (PEM)."""
     body = folder / "body.bin"
     body.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
     if generator() == "h2load":
-        argv = ["h2load", "-n", str(calls), "-c", str(connections), "-m", "8", "-d", str(body)]
-        argv += ["-H", "content-type: application/grpc", "-H", "te: trailers", f"http://{address}{METHOD}"]
+        scheme = "http" if trust is None else "https"
+        argv = ["h2load", "-n", str(calls), "-c", str(connections), "-m", str(each), "-d", str(body)]
+        argv += ["-H", "content-type: application/grpc", "-H", "te: trailers", f"{scheme}://{address}{METHOD}"]
         done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=300)
         found = re.search(r"finished in [\d.]+\w+, ([\d.]+) req/s", done.stdout)
         good = re.search(r"(\d+) succeeded", done.stdout)
@@ -40,15 +50,23 @@ async def throughput(address: str, message: bytes, *, calls: int, folder: Path, 
         return float(found[1])
     started = time.perf_counter()
     argv = [sys.executable, "-m", "tests.bench.load", address, str(body), str(calls)]
+    argv += [str(connections), str(each), *([str(trust)] if trust else [])]
     done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=600)
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
     return calls / (time.perf_counter() - started)
 
 
-async def latency(address: str, message: bytes, *, calls: int) -> list[float]:
+def _channel(address: str, trust: Path | None) -> grpc.aio.Channel:
+    apart = [("grpc.use_local_subchannel_pool", 1)]
+    if trust is None:
+        return grpc.aio.insecure_channel(address, options=apart)
+    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(trust.read_bytes()), options=apart)
+
+
+async def latency(address: str, message: bytes, *, calls: int, trust: Path | None = None) -> list[float]:
     """Seconds of each call of one caller who waits for each answer."""
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with _channel(address, trust) as channel:
         call = channel.unary_unary(METHOD)
         times = []
         for _ in range(calls):
@@ -63,19 +81,25 @@ def percentile(values: list[float], share: float) -> float:
     return statistics.quantiles(values, n=1000, method="inclusive")[min(int(share * 1000), 999) - 1]
 
 
-async def _client(address: str, body: Path, calls: int) -> None:
+async def _client(address: str, body: Path, calls: int, connections: int, each: int, trust: Path | None) -> None:
     message = body.read_bytes()[5:]
-    async with grpc.aio.insecure_channel(address) as channel:
-        call = channel.unary_unary(METHOD)
 
-        async def caller() -> None:
-            for _ in range(calls // 64):
-                await call(message, timeout=30)
+    async def connection() -> None:
+        async with _channel(address, trust) as channel:
+            call = channel.unary_unary(METHOD)
 
-        await asyncio.gather(*(caller() for _ in range(64)))
+            async def caller() -> None:
+                for _ in range(calls // connections // each):
+                    await call(message, timeout=30)
+
+            await asyncio.gather(*(caller() for _ in range(each)))
+
+    await asyncio.gather(*(connection() for _ in range(connections)))
 
 
 if __name__ == "__main__":
     import uvloop
 
-    uvloop.run(_client(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])))
+    address, body, calls, connections, each, *trust = sys.argv[1:]
+    path = Path(trust[0]) if trust else None
+    uvloop.run(_client(address, Path(body), int(calls), int(connections), int(each), path))

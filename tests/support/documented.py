@@ -1,0 +1,194 @@
+"""The commands of the docs, as they stand there, and a shell that runs them.
+
+Each fenced block of `console` (its lines with a prompt) or `sh` (all of it) belongs to a page and its heading. Whoever
+runs a page says which words of the examples stand for what (an endpoint, a file), and nothing else is changed. Which
+test runs which block, and which commands nobody runs as they stand, and why, is one table, `RUN_BY`. A test holds it
+against the pages, so no command can be added that nobody runs without a word about it. (The README has `.ci/readme.py`
+for that.)
+"""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh.process import tethered
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@dataclass(frozen=True, slots=True)
+class By:
+    """Who runs a block."""
+
+    test: str  # the file; empty: nobody
+    typed: bool = True  # as it stands there; otherwise the test does the same in words of its own
+    but: str = ""  # what is left out or is otherwise, and why
+
+
+LOCAL = "tests/system/test_documented.py"
+SIZING = "tests/cli/test_docs_sizing.py"
+INSTALL = "tests/cluster/test_install.py"
+THREE = "tests/cluster/test_three_etcd.py"
+
+RUN_BY = {
+    ("admin.md", "For admins"): By(LOCAL, but="what stands behind `kubectl exec ... --`, with a router's environment"),
+    ("admin.md", "Doctor"): By(LOCAL, but="--namespace needs a cluster: tests/doctor has a kubectl that is made up"),
+    ("admin.md", "Back up and restore"): By(LOCAL),
+    ("admin.md", "Snapshots of etcd"): By(LOCAL),
+    ("admin.md", "Contexts"): By(LOCAL),
+    ("gpu.md", "Two memories"): By(LOCAL, but="the pods that it shows have no GPU; tests/gpu has one"),
+    ("gpu.md", "Which models go there"): By(LOCAL),
+    ("kubernetes.md", "Install with Helm"): By(INSTALL, typed=False, but="with values for a node of a few CPUs"),
+    ("kubernetes.md", "Install with kustomize"): By(
+        "tests/cluster/test_kustomize.py", typed=False, but="another folder"
+    ),
+    ("kubernetes.md", "Scale"): By(INSTALL, typed=False, but="other numbers: the node has room for no more"),
+    ("kubernetes.md", "Monitor"): By(
+        "",
+        typed=False,
+        but="the cluster of tests has no Prometheus operator; tests/deploy renders the chart with these values",
+    ),
+    ("kubernetes.md", "Upgrade"): By(INSTALL, typed=False, but="the backup before it: see admin.md, For admins"),
+    ("kubernetes.md", "Back up"): By(THREE),
+    ("kubernetes.md", "Restore from a snapshot"): By(THREE),
+    ("kubernetes.md", "Uninstall"): By(INSTALL, typed=False, but="and waits until all of it has gone"),
+    ("placement.md", "How many copies"): By(LOCAL),
+    ("placement.md", "Where a type may run"): By(LOCAL),
+    ("placement.md", "Trying it without a mesh"): By(LOCAL, but="a tenth of the requests"),
+    ("sizing.md", "How much memory"): By(SIZING, but="a tenth of requests and models"),
+    ("storage.md", "Paths"): By(LOCAL, but="what is on the hub is registered only, no test goes to the internet"),
+    ("storage.md", "Keys"): By(LOCAL),
+    ("storage.md", "Checksums"): By(LOCAL),
+    ("tls.md", "For clients"): By(LOCAL),
+    ("tls.md", "Inside the mesh"): By(LOCAL, but="with a router's and a pod's options in place of `...`"),
+}
+"""By page and heading."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command of a page."""
+
+    page: str
+    heading: str
+    text: str  # as it stands there, several lines joined
+
+    def put(self, words: Mapping[str, str]) -> str:
+        """The text with other words in place of the examples'. Each of `words` that is there is replaced, the longest
+        first."""
+        pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+        return re.sub(pattern, lambda found: words[found[0]], self.text) if words else self.text
+
+
+def commands(page: str) -> list[Command]:
+    """All commands of a page, in order."""
+    found, heading, fence, block = [], "", "", list[str]()
+    for line in (DOCS / page).read_text().splitlines():
+        if fence:
+            if line == "```":
+                if fence != "other":
+                    found += [Command(page, heading, text) for text in _split(fence, block)]
+                fence, block = "", []
+            else:
+                block.append(line)
+        elif line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif line in ("```console", "```sh"):
+            fence = line.removeprefix("```")
+        elif line.startswith("```"):
+            fence = "other"
+    return found
+
+
+def block(page: str, heading: str) -> list[Command]:
+    """Those below one heading, which are there."""
+    found = [command for command in commands(page) if command.heading == heading]
+    assert found, f"{page} has no commands below {heading!r}"
+    return found
+
+
+def _split(fence: str, block: list[str]) -> list[str]:
+    """Commands of one block; of `console` those with a prompt, the rest is what they print."""
+    if fence == "sh" and any("<<" in line for line in block):
+        return ["\n".join(block)]
+    found, quoted, going_on = list[str](), False, False
+    for line in block:
+        if quoted or going_on:
+            found[-1] += f"\n{line}" if quoted else line.lstrip()
+        elif line.startswith("$ ") or (fence == "sh" and line):
+            found.append(line.removeprefix("$ "))
+        else:
+            continue
+        quoted, going_on = found[-1].count("'") % 2 == 1, line.endswith("\\")
+        found[-1] = found[-1].removesuffix("\\")
+    return found
+
+
+class Shell:
+    """Bash in a folder of its own, with the programs of this environment and nothing of the caller's settings: no other
+    mesh's, and no cluster's."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MESH_", "KUBE"))}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.environment = {**kept, "PATH": path, "HOME": str(folder), "XDG_CONFIG_HOME": str(folder / "config")}
+        self.environment |= environment
+
+    def run(self, text: str, *, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Runs it. What it exports stays set for the next one, as in the terminal of whoever follows a page."""
+        mark = "--environment--"
+        script = f"set -e\n{text}\nprintf '%s\\0' '{mark}'\nenv -0"
+        done = subprocess.run(
+            ["bash", "-c", script],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        said, _, environment = done.stdout.partition(f"{mark}\0")
+        if environment:
+            pairs = (entry.partition("=") for entry in environment.split("\0") if entry)
+            self.environment = {name: value for name, _, value in pairs}
+        return subprocess.CompletedProcess(done.args, done.returncode, said, done.stderr)
+
+    @contextlib.contextmanager
+    def running(self, text: str, **environment: str) -> Iterator[Callable[[], str]]:
+        """One command that does not end by itself, while the block is open. Gives what it has printed, and raises
+        where it has ended after all."""
+        log = self.folder / f"{len(list(self.folder.glob('*.log')))}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                tethered(["bash", "-c", f"exec {text}"]),
+                cwd=self.folder,
+                env=self.environment | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+        def said() -> str:
+            printed = log.read_text(errors="replace")
+            assert process.poll() is None, f"{text} has ended with {process.returncode}:\n{printed}"
+            return printed
+
+        try:
+            yield said
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise
