@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from tests.support.cluster import Kube, KubeError, pod
 from tests.support.installed import Installed
+from tests.support.visits import Visits
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -102,11 +104,17 @@ async def test_a_mesh_of_another_prefix_sees_nothing_of_the_first(
     await mesh.offer(1)
 
 
-async def test_a_wrong_password_is_named(first: Installed, namespace: Kube, endpoint: str) -> None:
-    """Once the Secret is right, the pods come up by themselves."""
+async def test_a_wrong_password_is_named(first: Installed, namespace: Kube, endpoint: str, tmp_path: Path) -> None:
+    """By the processes, and by the doctor; once the Secret is right, the pods come up by themselves."""
     mesh = Installed(namespace, first.image)
     namespace.apply(secret(endpoint, prefix="third", userid="root", password="wrong"))
     mesh.helm("install", "mesh", over=SMALL)
     await refused(mesh, lambda text: "etcd does not let us in" in text and "check user, password" in text)
+    (tmp_path / "password").write_text("wrong")
+    address = first.kube.get("pod", "outside")["status"]["podIP"]  # names of the cluster are not known here
+    where = ("--etcd", f"http://{address}:2379", "--etcd-user", "root", "--etcd-password-file")
+    visits = Visits(mesh, "--only", "etcd", *where, str(tmp_path / "password"), kube=namespace)
+    await visits.visit()
+    assert visits.found("fail", "etcd", "password", "check user and password"), visits.findings
     namespace.apply(secret(endpoint, prefix="third", userid="root", password="right"))
     await mesh.ready(180.0)

@@ -1,0 +1,275 @@
+"""`mesh doctor` finds what is wrong with a mesh on a real cluster, and says what to do; mended, it is well again.
+
+Each fault is planted in the one mesh of these tests and taken away again. A wrong password is in `test_one_etcd`, a
+quarantined model in `test_exhaustion`.
+"""
+
+import asyncio
+import base64
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from deploy.cluster import identity, layout
+from tests.support import certificates
+from tests.support.cluster import Kube
+from tests.support.installed import NAME, Installed
+from tests.support.visits import Expected, Visits
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+POOL, ROUTER = "deployment/mesh-runtime-cpu", "deployment/mesh-router"
+_ETCDCTL = """
+import subprocess, sys
+tls = "/etc/mesh/internal"
+common = ["etcdctl", "--endpoints=https://localhost:2379", f"--cacert={tls}/ca.crt", f"--cert={tls}/tls.crt"]
+def etcdctl(*words, given=""):
+    argv = [*common, f"--key={tls}/tls.key", *words]
+    return subprocess.run(argv, input=given, capture_output=True, text=True)
+"""
+_FILL = """
+for number in range(40):
+    if etcdctl("put", f"filling/{number:02}", given="x" * 1000000).returncode:
+        break
+assert "NOSPACE" in etcdctl("alarm", "list").stdout
+"""
+_EMPTY = """
+import json
+status = json.loads(etcdctl("endpoint", "status", "--write-out=json").stdout)
+etcdctl("del", "filling/", "--prefix")
+etcdctl("compact", str(status[0]["Status"]["header"]["revision"] + 1))
+for words in (["defrag"], ["alarm", "disarm"]):
+    done = etcdctl(*words)
+    assert done.returncode == 0, done.stderr
+"""
+
+
+def edge(pem: bytes) -> dict[str, Any]:
+    """The endpoint's certificate and key in their Secret."""
+    certificate, _, key = pem.partition(b"-----BEGIN PRIVATE KEY-----")
+    data = {"tls.crt": certificate, "tls.key": b"-----BEGIN PRIVATE KEY-----" + key}
+    return secret("edge", data)
+
+
+def secret(name: str, data: dict[str, bytes]) -> dict[str, Any]:
+    """A Secret."""
+    encoded = {key: base64.b64encode(value).decode() for key, value in data.items()}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": encoded}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh(
+    shared_namespace: Kube, image: str, volume: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Installed]:
+    """A router with TLS, a runtime pod, one member of etcd with a small quota."""
+    mesh = Installed(shared_namespace, image, storage=volume)
+    authority, pem = certificates.certificate(NAME, ends=timedelta(days=100))
+    mesh.trust = tmp_path_factory.mktemp("trust") / "ca.pem"
+    mesh.trust.write_bytes(authority)
+    mesh.kube.apply(edge(pem))
+    over = {
+        "tls": {"secretName": "edge"},
+        "router": {"replicas": 1},
+        "pools": [{"name": "cpu", "replicas": 1}],
+        "etcd": {"quota": "16Mi"},
+    }
+    mesh.helm("install", "mesh", over=over)
+    await mesh.ready()
+    await mesh.offer(2)
+    yield mesh
+
+
+# --- faults, each a context in which it is there
+
+
+@contextlib.asynccontextmanager
+async def changed(mesh: Installed, cluster: Kube, *argv: str) -> AsyncIterator[None]:
+    """A pool whose template was changed by kubectl."""
+    mesh.kube.kubectl(*argv)
+    yield
+    mesh.kube.kubectl("rollout", "undo", POOL)
+
+
+@contextlib.asynccontextmanager
+async def scaled(mesh: Installed, cluster: Kube, what: str) -> AsyncIterator[None]:
+    """Something scaled to nothing."""
+    mesh.kube.kubectl("scale", what, "--replicas=0")
+    yield
+    mesh.kube.kubectl("scale", what, "--replicas=1")
+
+
+@contextlib.asynccontextmanager
+async def quota(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
+    """No more pods than there are, and one more wanted."""
+    running = [one for one in mesh.kube.get("pods")["items"] if one["status"]["phase"] == "Running"]
+    hard = {"pods": str(len(running))}  # those that have ended do not count
+    limit = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": hard}}
+    there = cluster.within(mesh.kube.namespace)
+    there.apply(limit)
+    await mesh.kube.until(lambda: "used" in there.get("resourcequota", "few")["status"], "the quota counts")
+    mesh.kube.kubectl("scale", ROUTER, "--replicas=2")
+    yield
+    there.kubectl("delete", "resourcequota", "few")
+    mesh.kube.kubectl("scale", ROUTER, "--replicas=1")
+
+
+@contextlib.asynccontextmanager
+async def applied(mesh: Installed, cluster: Kube, *objects: dict[str, Any]) -> AsyncIterator[None]:
+    """Objects that should not be there, or not so."""
+    mesh.kube.apply(*objects)
+    yield
+    for one in objects:
+        mesh.kube.kubectl("delete", one["kind"], one["metadata"]["name"])
+
+
+@contextlib.asynccontextmanager
+async def expired(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
+    """The endpoint's certificate, of an hour ago."""
+    assert mesh.trust is not None
+    before, trusted = mesh.kube.get("secret", "edge"), mesh.trust.read_bytes()
+    authority, pem = certificates.certificate(NAME, ends=-certificates.HOUR)
+    mesh.trust.write_bytes(authority)
+    mesh.kube.apply(edge(pem))
+    yield
+    mesh.kube.apply(secret("edge", {key: base64.b64decode(value) for key, value in before["data"].items()}))
+    mesh.trust.write_bytes(trusted)
+
+
+@contextlib.asynccontextmanager
+async def without_connection(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
+    """The Secret that says where etcd is, deleted by somebody."""
+    before = mesh.kube.get("secret", "mesh-etcd-connection")
+    mesh.kube.kubectl("delete", "secret", "mesh-etcd-connection")
+    yield
+    kept = {key: before["metadata"][key] for key in ("name", "labels", "annotations")}
+    mesh.kube.apply({**before, "metadata": kept})
+
+
+@contextlib.asynccontextmanager
+async def unknown_key(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
+    """A model that names a store of which the storage Secret knows nothing."""
+    key = json.dumps({"storage_key": "nowhere", "storage_params": {"bucket": "models"}})
+    await mesh.mesh("register", "keyed", "keyed.onnx", "--key", key)
+    yield
+    await mesh.mesh("unregister", "keyed")
+
+
+@contextlib.asynccontextmanager
+async def no_place(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
+    """A type that only pods may hold which nobody has."""
+    await mesh.mesh("settings", "type_constraints", '{"onnx": {"required": ["nobody-has-it"]}}')
+    yield
+    await mesh.mesh("settings", "type_constraints", "--clear")
+
+
+@contextlib.asynccontextmanager
+async def full(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
+    """etcd's quota used up, for real."""
+    program = ("exec", "mesh-etcd-0", "--", "python", "-c")
+    await asyncio.to_thread(mesh.kube.kubectl, *program, _ETCDCTL + _FILL)
+    yield
+    await asyncio.to_thread(mesh.kube.kubectl, *program, _ETCDCTL + _EMPTY)
+
+
+Fault = Callable[[Installed, Kube], AbstractAsyncContextManager[None]]
+
+
+def _changed(*argv: str) -> Fault:
+    return lambda mesh, cluster: changed(mesh, cluster, *argv)
+
+
+def _scaled(what: str) -> Fault:
+    return lambda mesh, cluster: scaled(mesh, cluster, what)
+
+
+STORAGE = secret("storage-config", {"minio": b"{not json"})
+
+FAULTS: dict[str, tuple[Fault, list[Expected]]] = {
+    "image": (
+        _changed("set", "image", POOL, "runtime=localhost/mesh:typo"),
+        [("fail", "kubernetes", "pods", "ErrImageNeverPull", "check image.registry, repository and tag")],
+    ),
+    "too-large": (
+        _changed("set", "resources", POOL, "--requests=memory=900Gi", "--limits=memory=900Gi"),
+        [("fail", "kubernetes", "pods", "is Pending", "Insufficient memory", "make room, or lower what it asks for")],
+    ),
+    "crashing": (
+        _changed("set", "env", POOL, "MESH_CAPACITY=lots"),
+        [("fail", "kubernetes", "pods", "CrashLoopBackOff", "kubectl logs", "--previous")],
+    ),
+    "quota": (quota, [("fail", "kubernetes", "workload", "exceeded quota", "ask for a larger quota")]),
+    "no-runtime-pods": (
+        _scaled(POOL),
+        [
+            ("warn", "kubernetes", "workload", "mesh-runtime-cpu", "it is scaled to 0", f"kubectl scale {POOL}"),
+            ("fail", "mesh", "pods", "there are no runtime pods"),
+        ],
+    ),
+    "no-etcd": (
+        _scaled("statefulset/mesh-etcd"),
+        [
+            ("warn", "kubernetes", "workload", "mesh-etcd", "it is scaled to 0"),
+            ("fail", "etcd", "reach", "mesh-etcd-0.mesh-etcd:2379"),
+            ("fail", "mesh", "registry", "see etcd"),
+        ],
+    ),
+    "etcd-full": (full, [("fail", "etcd", "alarm", "NOSPACE", "etcd.quota", "etcdctl alarm disarm")]),
+    "storage-secret": (
+        lambda mesh, cluster: applied(mesh, cluster, STORAGE),
+        [("fail", "secrets", "storage", "minio is not JSON", "docs/storage.md")],
+    ),
+    "storage-key": (unknown_key, [("fail", "mesh", "storage", "no key nowhere", "keyed", "add nowhere to the Secret")]),
+    "no-place": (no_place, [("fail", "mesh", "types", "type onnx", "nobody-has-it", "pools[].labels")]),
+    "connection": (
+        without_connection,
+        [("fail", "secrets", "there", "no Secret mesh-etcd-connection", "mesh-router", "make it")],
+    ),
+    "expired": (
+        expired,
+        [
+            ("fail", "secrets", "expiry", "tls.crt of the Secret edge", "has expired", "renew it in the Secret"),
+            ("fail", "mesh", "certificate", "has expired", "tls.secretName"),
+        ],
+    ),
+}
+
+
+async def test_a_mesh_without_faults_is_well(mesh: Installed) -> None:
+    """Nothing but ok, from every area: etcd's is looked at from a router's pod."""
+    visits = Visits(mesh)
+    await visits.visit()
+    assert visits.bad == []
+    assert {one["area"] for one in visits.findings} >= {"kubernetes", "secrets", "etcd", "mesh"}
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("name", FAULTS)
+async def test_a_fault_is_found(mesh: Installed, cluster: Kube, name: str) -> None:
+    """With its cause and what to do; and it is no more once it is mended."""
+    fault, expected = FAULTS[name]
+    async with fault(mesh, cluster):
+        await Visits(mesh).until_said(expected)
+    await mesh.ready(120.0)
+    await Visits(mesh).until_said(())
+
+
+async def test_rights_that_are_missing(mesh: Installed, cluster: Kube, tmp_path: Path) -> None:
+    """Somebody who may only look is told what that is not enough for, and is shown the rest."""
+    there, name = cluster.within(mesh.kube.namespace), mesh.kube.namespace
+    there.kubectl("create", "serviceaccount", "guest")
+    there.kubectl("create", "rolebinding", "guest", "--clusterrole=view", f"--serviceaccount={name}:guest")
+    token = there.kubectl("create", "token", "guest").strip()
+    kubeconfig = tmp_path / "guest.kubeconfig"
+    authority = (layout.PKI / "ca.crt").read_bytes()
+    identity.write(kubeconfig, identity.kubeconfig(authority, user={"token": token}, namespace=name))
+    visits = Visits(mesh, "--only", "kubernetes", kube=Kube(kubeconfig, name))
+    await visits.visit()
+    assert visits.found("warn", "kubernetes", "rights", "you may not", "ask for the role `admin`"), visits.findings
+    assert visits.found("ok", "kubernetes", "pods", "1 runtime")

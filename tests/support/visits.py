@@ -1,0 +1,60 @@
+"""Visits of `mesh doctor` to an installed mesh: what it has found, and waiting until it finds something or nothing."""
+
+import asyncio
+import json
+import shlex
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+from tests.support.cluster import Kube
+from tests.support.installed import Installed
+from tests.support.waiting import until
+
+Expected = tuple[str, ...]
+"""Level, area and check of a finding, and words that it has in what it says and what to do."""
+
+
+class Visits:
+    """What the doctor says, as the namespace's admin has it called."""
+
+    def __init__(self, mesh: Installed, *options: str, kube: Kube | None = None) -> None:
+        """`kube`: somebody else calls it, who does not reach the endpoint."""
+        self._mesh = mesh
+        self._kube = kube
+        self._argv = ("doctor", "--json", "--namespace", mesh.kube.namespace, "--timeout", "8", *options)
+        self.findings: list[dict[str, str]] = []
+
+    async def visit(self) -> None:
+        """One more."""
+        if self._kube is None:
+            said = await self._mesh.mesh(*self._argv, codes=(0, 1))
+        else:
+            command = shlex.join([str(Path(sys.executable).with_name("mesh")), *self._argv])
+            said = await asyncio.to_thread(self._kube.shell, f"{command} || test $? = 1")
+        self.findings = json.loads(said)["findings"]
+
+    def found(self, level: str, area: str, check: str, *words: str) -> bool:
+        """Whether there is such a finding."""
+        return any(
+            (one["level"], one["area"], one["check"]) == (level, area, check)
+            and all(word in f"{one['what']} > {one['todo']}" for word in words)
+            for one in self.findings
+        )
+
+    @property
+    def bad(self) -> list[dict[str, str]]:
+        """Whatever is not ok."""
+        return [one for one in self.findings if one["level"] != "ok"]
+
+    async def until_said(self, expected: Collection[Expected]) -> None:
+        """Visits until all of it is said; nothing: until all is well."""
+
+        async def said() -> bool:
+            await self.visit()
+            return all(self.found(*one) for one in expected) if expected else not self.bad
+
+        def why() -> str:
+            return "\n".join(map(str, [f"the doctor says {expected or 'that all is well'}, not", *self.bad]))
+
+        await until(said, timeout=120.0, interval=0.5, why=why)
