@@ -9,6 +9,8 @@ import json
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -62,17 +64,32 @@ def texts(page: str, heading: str, words: Mapping[str, str] | None = None) -> li
     return [command.put(words or {}) for command in documented.block(page, heading)]
 
 
+def rest(shell: Shell, method: str, path: str, body: object = None) -> Any:
+    """What is no command of the docs goes without starting `mesh`, which takes a second."""
+    endpoint = shell.environment["MESH_ENDPOINT"]
+    url = f"{endpoint if '://' in endpoint else f'http://{endpoint}'}/{path}"
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, data, method=method), timeout=60) as answer:
+        return json.loads(answer.read() or b"null")
+
+
 def register(shell: Shell, mesh: LocalMesh, model: str) -> None:
     path = mesh.write(f"{model}.onnx", models.constant(7.0))
-    typed(shell, f"mesh register {model} {path}")
+    rest(shell, "PUT", f"mesh/v1/models/{model}", {"type": "onnx", "path": path.as_uri()})
+
+
+def unregister(shell: Shell, *names: str) -> None:
+    for name in names:
+        rest(shell, "DELETE", f"mesh/v1/models/{quote(name, safe='')}")
 
 
 def infer(shell: Shell, model: str) -> str:
-    return typed(shell, f"mesh infer {model}")
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [0.0]}
+    return json.dumps(rest(shell, "POST", f"v2/models/{quote(model, safe='')}/infer", {"inputs": [tensor]})["outputs"])
 
 
 def ids(shell: Shell) -> set[str]:
-    return {model["id"] for model in json.loads(typed(shell, "mesh ls --all --json"))["models"]}
+    return {model["id"] for model in rest(shell, "GET", "mesh/v1/models?limit=1000")["models"]}
 
 
 # --- admin.md
@@ -92,7 +109,7 @@ def test_a_backup(shell, mesh):
     register(shell, mesh, "lost")
     save, plan, restore = texts("admin.md", "Back up and restore")
     assert "registry.backup" in typed(shell, save)
-    typed(shell, "mesh unregister lost")
+    unregister(shell, "lost")
     assert "would be created: 1 model" in typed(shell, plan)
     assert "lost" not in ids(shell)
     assert "created: 1 model" in typed(shell, restore)
@@ -106,7 +123,7 @@ def test_a_backup_from_within_a_routers_pod(shell, mesh):
     there = {f"kubectl -n team-a exec {option}deploy/mesh-router -- ": "" for option in ("", "-i ")}
     save, restore = texts("admin.md", "For admins", there)
     typed(shell, save)
-    typed(shell, "mesh unregister lost")
+    unregister(shell, "lost")
     assert "created: 1 model" in typed(shell, restore)
     assert "lost" in ids(shell)
 
@@ -120,7 +137,7 @@ def test_snapshots(shell, mesh, tmp_path):
     (made,) = folder.glob("*.db")
     words |= {"etcd-8f006f9771d13547-535-20260101T062300Z.db": str(made)}
     _, plan, restore, etcdutl = texts("admin.md", "Snapshots of etcd", words)
-    typed(shell, "mesh unregister lost")
+    unregister(shell, "lost")
     assert "would be created: 1 model" in typed(shell, plan)
     assert "created: 1 model" in typed(shell, restore)
     assert "lost" in ids(shell)
@@ -170,8 +187,8 @@ def test_settings(shell, page, heading, name, types):
     """Are accepted, and shown as they were given."""
     (command,) = texts(page, heading)
     assert f"{name} is set" in typed(shell, command)
-    assert json.loads(typed(shell, f"mesh settings {name} --json"))[name].keys() == types
-    typed(shell, f"mesh settings {name} --clear")
+    assert json.loads(rest(shell, "GET", "mesh/v1/settings")["settings"][name]).keys() == types
+    rest(shell, "PUT", f"mesh/v1/settings/{name}", {})
 
 
 def test_a_simulation(shell):
@@ -207,7 +224,7 @@ def test_paths(shell, store):
     assert "LOADED" in typed(shell, bucket)
     assert "hf://owner/repository@v2/onnx/model.onnx" in typed(shell, hub)
     assert "7" in infer(shell, "fraud/de")
-    typed(shell, "mesh unregister fraud/de digits")
+    unregister(shell, "fraud/de", "digits")
 
 
 @pytest.mark.parametrize("heading", ["Keys", "Checksums"])
@@ -217,7 +234,7 @@ def test_a_registration_that_says_more(shell, store, heading):
     (command,) = texts("storage.md", heading)
     typed(shell, command)
     assert "7" in infer(shell, "fraud/de")
-    typed(shell, "mesh unregister fraud/de")
+    unregister(shell, "fraud/de")
 
 
 # --- tls.md
