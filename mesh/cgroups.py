@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path("/sys/fs/cgroup")
 SELF = Path("/proc/self/cgroup")
+NO_LIMIT = 1 << 60  # bytes; what version 1 says where there is no limit is more than any machine has
 
 
 def folders(controller: str, *, root: Path = ROOT, membership: Path = SELF) -> Iterator[Path]:

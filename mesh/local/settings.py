@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from mesh import cgroups, machine
 from mesh.settings import format_address, parse_address
 
 LOOPBACK = "127.0.0.1"
 
 MEMORY_SHARE = 0.5
 """Of the memory that is free, for all pods together: the rest is for what calls work with, and for everybody else."""
-
-_NO_LIMIT = 2**60  # what a cgroup without a limit may name
 
 
 class UpError(Exception):
@@ -90,21 +89,17 @@ def reachable(address: str) -> str:
     return format_address(host, port)
 
 
-def default_capacity(pods: int, *, meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+def default_capacity(pods: int, *, meminfo: Path = machine.MEMINFO, cgroup: Path = cgroups.ROOT) -> int:
     """Bytes for each pod: an equal share of half of the memory that is free here, whoever limits it."""
-    free = 4 * 2**30
-    try:
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        pass  # not Linux as we know it: the guess above
+    known = machine.memory_bytes("MemAvailable", meminfo)
+    free = 4 * 2**30 if known is None else known  # a guess, where nobody knows
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         try:
             bound = int((cgroup / limit).read_text())
-            if bound < _NO_LIMIT:
+            if bound < cgroups.NO_LIMIT:
                 free = min(free, bound - int((cgroup / used).read_text()))
         except (OSError, ValueError):
             continue  # "max", or the other cgroup version

@@ -10,15 +10,13 @@ What fits and leaves little room besides is taken, and the model server bounded 
 from dataclasses import dataclass
 from pathlib import Path
 
-from mesh import cgroups
+from mesh import cgroups, machine
 from mesh.runtime import memory
 from mesh.settings import format_bytes
 
 AGENT = 100 << 20
 SERVER = 100 << 20
 """Bytes that the processes take without any model: 84 to 90 MB and 95 MB were measured."""
-
-_NO_LIMIT = 1 << 60  # what a cgroup of version 1 names where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +28,12 @@ class Memory:
 
 
 def whole(
-    *, meminfo: Path = Path("/proc/meminfo"), root: Path = cgroups.ROOT, membership: Path = cgroups.SELF
+    *, meminfo: Path = machine.MEMINFO, root: Path = cgroups.ROOT, membership: Path = cgroups.SELF
 ) -> Memory | None:
     """What there is when nothing is in use yet. None: it cannot be told."""
     found = [Memory(limit, "the container") for limit in _limits(root, membership)]
-    try:
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        found.append(Memory(int(fields["MemTotal"].split()[0]) * 1024, "the machine"))
-    except (OSError, KeyError, ValueError, IndexError):
-        pass  # not Linux as we know it
+    if (total := machine.memory_bytes("MemTotal", meminfo)) is not None:
+        found.append(Memory(total, "the machine"))
     return min(found, key=lambda one: one.bytes, default=None)
 
 
@@ -70,6 +65,6 @@ def _limits(root: Path, membership: Path) -> list[int]:
                 limit = int((folder / name).read_text())
             except (OSError, ValueError):  # "max"
                 continue
-            if 0 < limit < _NO_LIMIT:
+            if 0 < limit < cgroups.NO_LIMIT:
                 found.append(limit)
     return found

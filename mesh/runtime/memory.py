@@ -19,6 +19,7 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
+from mesh import cgroups, machine
 from mesh.runtime.ledger import Entry, Ledger, State
 from mesh.settings import format_bytes
 from mesh.telemetry import logs
@@ -32,8 +33,6 @@ DEVICE_SHARE = 0.85  # of the device's free memory, for models, where the operat
 HEADROOM_SHARE = 0.25
 HEADROOM_LEAST = 512 << 20
 """The server itself takes about 100 MB; the data port alone may hold 256 MiB of inputs."""
-
-_NO_LIMIT = 1 << 60  # what the first version of cgroups says where there is none is more than any machine has
 
 INTERVAL = 1.0
 """Seconds between two looks: freed memory is given back within 0.3 s of an unload, so the next look sees it."""
@@ -142,19 +141,15 @@ class MemoryWatch:
         return sum(entry.device_bytes if self._device else entry.host_bytes for entry in leaving)
 
 
-def available_bytes(*, meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+def available_bytes(*, meminfo: Path = machine.MEMINFO, cgroup: Path = cgroups.ROOT) -> int:
     """Memory that this process and its children may still take: the machine's or the container's, the smaller."""
-    free = 4 << 30
-    try:
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        pass  # not Linux as we know it: a guess
+    known = machine.memory_bytes("MemAvailable", meminfo)
+    free = 4 << 30 if known is None else known  # a guess, where nobody knows
     container = container_bytes(cgroup=cgroup)
     return max(0, free if container is None else min(free, container))
 
 
-def container_bytes(*, cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+def container_bytes(*, cgroup: Path = cgroups.ROOT) -> int | None:
     """Memory that the container may still take; None where it has no limit of its own."""
     for folder, most, now, files in (
         (cgroup, "memory.max", "memory.current", ("active_file", "inactive_file")),
@@ -169,7 +164,7 @@ def container_bytes(*, cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
             maximum, used = int((folder / most).read_text()), int((folder / now).read_text())
         except (OSError, ValueError):
             continue  # "max", or the other version of cgroups
-        if maximum >= _NO_LIMIT:
+        if maximum >= cgroups.NO_LIMIT:
             continue
         with contextlib.suppress(OSError, ValueError):  # files in memory count as used, and make way
             told = dict(line.split(maxsplit=1) for line in (folder / "memory.stat").read_text().splitlines())
