@@ -137,8 +137,7 @@ def _whole(path: Path) -> Iterator[BinaryIO]:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb") as file:
-            with contextlib.suppress(OSError):  # a file system without locks: then nothing is told apart
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -200,7 +199,7 @@ def clear(folder: Path) -> list[Path]:
         with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                if _held(descriptor):
+                if not lock(descriptor):
                     continue
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
@@ -212,15 +211,16 @@ def clear(folder: Path) -> list[Path]:
     return removed
 
 
-def _held(descriptor: int) -> bool:
-    """Whether another run holds its lock."""
+def lock(descriptor: int) -> bool:
+    """Marks a file or folder as in use by this run. False: another run holds it. On a file system without locks nothing
+    is told apart."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
+        return False
+    except OSError:
         pass
-    return False
+    return True
 
 
 def _sync(folder: Path) -> None:

@@ -7,7 +7,6 @@ and the like, which a snapshot holds too and which are void in any other etcd, s
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import struct
 import tempfile
@@ -19,7 +18,7 @@ from typing import BinaryIO
 from mesh import process
 from mesh.cli.backup import file, saving
 from mesh.cli.exits import CommandError, Exit
-from mesh.cli.snapshot import WORK, snapshots
+from mesh.cli.snapshot import WORK, lock, snapshots
 from mesh.etcd import Etcd, EtcdError
 from mesh.keys import Keys
 from mesh.local.etcd import etcd_argv
@@ -77,8 +76,7 @@ def _folder(parent: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=WORK, dir=parent, ignore_cleanup_errors=True) as name:
         descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            with contextlib.suppress(OSError):  # a file system without locks: then nothing is told apart
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor)
             yield Path(name)
         finally:
             os.close(descriptor)
