@@ -11,7 +11,6 @@ no retries but for a connection that could not be made, when nothing has been se
 Which process runs it, and when it is restarted, is in `mesh.envoy.minder`.
 """
 
-import datetime
 import json
 import os
 import ssl
@@ -19,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mesh.identity.credentials import expired
 from mesh.statuses import Reason
 
 MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 107, and Envoy refuses without saying which path
@@ -45,8 +45,6 @@ class Tls:
     def check(self) -> None:
         """Raises ValueError where these files cannot work; Envoy itself would wait for better ones, and show one that
         has expired."""
-        from cryptography import x509  # which only a router that ends TLS takes
-
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             context.load_cert_chain(self.certificate, self.private_key)
@@ -54,9 +52,8 @@ class Tls:
             raise ValueError(
                 f"the certificate {self.certificate} does not work with the key {self.private_key}: {_reason(error)}"
             ) from error
-        ends = x509.load_pem_x509_certificates(Path(self.certificate).read_bytes())[0].not_valid_after_utc
-        if ends <= datetime.datetime.now(datetime.UTC):
-            text = f"the certificate {self.certificate} has expired on {ends:%Y-%m-%d %H:%M} UTC, and clients refuse it"
+        if ended := expired(Path(self.certificate).read_bytes()):
+            text = f"the certificate {self.certificate} {ended}, and clients refuse it"
             raise ValueError(f"{text}: put a new one there (in Kubernetes: into the Secret of tls.secretName)")
         if self.client_ca:
             try:

@@ -121,15 +121,20 @@ def _prove(folder: Path, ca: bytes, certificate: bytes, private_key: bytes) -> C
 
 def _expired(ca: bytes, certificate: bytes) -> str | None:
     """Which certificate has expired, and when, if that is what is wrong. Asked only where something is."""
-    from cryptography import x509  # megabytes that a process whose files are fine does without
-
-    now = datetime.datetime.now(datetime.UTC)
     for name, pem, some in (("tls.crt", certificate, 1), ("ca.crt", ca, None)):
         with contextlib.suppress(ValueError):
-            ends = max(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(pem)[:some])
-            if ends <= now:
-                return f"{name} has expired on {ends:%Y-%m-%d %H:%M} UTC"
+            if ended := expired(pem, some):
+                return f"{name} {ended}"
     return None
+
+
+def expired(pem: bytes, some: int | None = 1) -> str:
+    """Nothing, or "has expired on ..." where the first certificate has, or each of the first `some` (None: of all).
+    Raises ValueError."""
+    from cryptography import x509  # megabytes that a process whose files are fine does without
+
+    ends = max(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(pem)[:some])
+    return f"has expired on {ends:%Y-%m-%d %H:%M} UTC" if ends <= datetime.datetime.now(datetime.UTC) else ""
 
 
 def load_chain(context: ssl.SSLContext, chain: bytes) -> None:
