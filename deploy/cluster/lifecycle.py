@@ -40,10 +40,8 @@ def unbuilt() -> str:
     """What there is to be built or to be got before the cluster can start, with the way to it; empty: nothing."""
     if found := needs.obstacles():
         return "; ".join(found)
-    missing = [program.name for program in programs.ALL if not program.is_built()]
-    if missing or needs.missing_packages():
-        return f"{', '.join(missing or needs.missing_packages())} are not here yet: make cluster"
-    return ""
+    missing = [program.name for program in programs.ALL if not program.is_built()] or needs.missing_packages()
+    return f"{', '.join(missing)} are not here yet: make cluster" if missing else ""
 
 
 def image() -> str:
@@ -83,8 +81,7 @@ def up() -> None:
     def start(name: str, argv: list[str]) -> None:
         started[name] = parts.start(name, argv)
 
-    def until(condition: object, what: str, timeout: float) -> None:
-        assert callable(condition)
+    def until(condition: Callable[[], object], what: str, timeout: float) -> None:
         parts.until(condition, what, timeout=timeout, started=started)
 
     try:

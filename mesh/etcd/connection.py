@@ -88,11 +88,9 @@ class Connection:
 
     async def succeed(self, settings: EtcdSettings, timeout: float) -> None:
         """Goes over to other settings, if etcd answers to them within `timeout` s; else raises EtcdError, and nothing
-        has changed. Asked is what was read last: whether the user may do so is a part of the answer."""
-        try:
-            heir = Connection(settings)
-        except ValueError as error:
-            raise errors.EtcdError(str(error)) from error
+        has changed. Asked is what was read last: whether the user may do so is a part of the answer. Raises ValueError
+        for settings that cannot be meant (`endpoints.check`)."""
+        heir = Connection(settings)
         try:
             if (last := self._last_read) is not None:
                 request: Any = pb.RangeRequest(key=last.key, range_end=last.range_end, limit=1, keys_only=True)

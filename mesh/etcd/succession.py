@@ -32,7 +32,7 @@ _PROOF = 3.0  # seconds
 
 
 class Succession:
-    """Of one connection. `begin` at its first request, `end` at its last; `heir` makes one for a proof."""
+    """Of one connection. `begin` at its first request, `end` at its last."""
 
     def __init__(self, connection: "Connection") -> None:
         self.refusal = ""  # why what the files hold now is not used; empty: it is
@@ -98,7 +98,7 @@ class Succession:
             self._candidate, self._pause = found, _AGAIN_FIRST
         try:
             await self._connection.succeed(found, _PROOF)
-        except (EtcdError, ValueError) as error:
+        except EtcdError as error:
             self._tried = loop.time()
             self._refuse(f"etcd does not answer to them: {error}", of=type(error).__name__)
             return
