@@ -2,8 +2,9 @@
 
 Short, because the path of a unix socket has at most 107 bytes; of this user only, because whoever can write there
 drives the model server. It goes with the process. One that was left by an agent killed with SIGKILL is known by its
-lock, which ended with that process, and is removed by the next agent that starts. If that is the next life of the same
-pod (`whose` says the same), it gets to read the folder before.
+lock, which ended with that process. The next life of the same pod (`whose` says the same) reads and removes it. Other
+agents leave it the files for an hour, for pods that share a machine and start together; its folders, where the models
+are, they remove at once. What was nobody's is removed by whoever comes.
 """
 
 import contextlib
@@ -11,12 +12,18 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 _PREFIX = "mesh-pod-"
 _LOCK = "lock"
 _WHOSE = "whose"
+_FOUND = "found"  # made by the first that finds the folder left
+
+KEPT = 3600.0
+"""Seconds for which others keep what a pod has left, from when it was found."""
+_PATIENCE = 1.0  # seconds that an owner waits for an agent that is just looking at its folder
 
 
 class RunDir:
@@ -54,12 +61,38 @@ def _sweep(parent: Path, whose: str, on_left: Callable[[Path], None]) -> None:
                 continue
             lock = os.open(left / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if whose and _read(left / _WHOSE) == whose:
+                owner = _read(left / _WHOSE)
+                _take(lock, _PATIENCE if owner and owner == whose else 0.0)
+                if owner and owner != whose and _is_fresh(left):
+                    continue
+                if owner and owner == whose:
                     on_left(left)
                 shutil.rmtree(left, ignore_errors=True)
             finally:
                 os.close(lock)
+
+
+def _take(lock: int, patience: float) -> None:
+    """Raises BlockingIOError where somebody else still has it after so many seconds."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.02)
+
+
+def _is_fresh(left: Path) -> bool:
+    """Whether the folder is to be kept for its owner. What is large goes anyway."""
+    found = left / _FOUND
+    if not found.exists():
+        for entry in left.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+        found.touch(mode=0o600)
+    return time.time() - found.stat().st_mtime < KEPT
 
 
 def _read(path: Path) -> str:

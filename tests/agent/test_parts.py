@@ -1,8 +1,10 @@
 """The small parts of the agent: what is worth telling, memory, unloads that get stuck, files, folders, options."""
 
 import asyncio
+import fcntl
 import os
 import sys
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 
 from mesh import process
 from mesh.records import LEAVING, PodRecord
-from mesh.runtime import memory, serverprocess, unloads
+from mesh.runtime import memory, rundir, serverprocess, unloads
 from mesh.runtime.__main__ import app
 from mesh.runtime.board import Board, Use
 from mesh.runtime.board import State as SlotState
@@ -366,12 +368,47 @@ def test_a_folder_left_by_a_former_life_is_shown_to_the_next(tmp_path: Path) -> 
     def note(folder: Path) -> None:
         seen.append((folder / "board").read_text())
 
-    for whose, disowned in (("a", False), ("b", False), ("a", True), ("", False)):
+    for whose, disowned in (("a", False), ("a", True), ("", False)):
         killed(whose, disowned=disowned)
         RunDir(tmp_path, whose="a", on_left=note).close()
     killed("")
     RunDir(tmp_path, whose="", on_left=note).close()
     assert seen == ["a"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_others_leave_the_folder_to_the_next_life_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its models, which are large; and not for ever, as no next life may come."""
+    seen: list[str] = []
+
+    def killed() -> Path:
+        run = RunDir(tmp_path, whose="a")
+        (run.path / "board").touch()
+        (run.path / "models").mkdir()
+        (run.path / "models" / "model.onnx").touch()
+        os.close(run._lock)
+        return run.path
+
+    left = killed()
+    for whose in ("b", "", "b"):
+        RunDir(tmp_path, whose=whose, on_left=lambda folder: seen.append(f"theirs: {folder}")).close()
+    assert not (left / "models").exists()
+    RunDir(tmp_path, whose="a", on_left=lambda folder: seen.append(str(folder / "board"))).close()
+    assert seen == [str(left / "board")]
+    assert not list(tmp_path.iterdir())
+
+    left = killed()
+    looks = os.open(left / "lock", os.O_RDWR)
+    fcntl.flock(looks, fcntl.LOCK_EX)
+    other = threading.Timer(0.05, os.close, [looks])
+    other.start()
+    RunDir(tmp_path, whose="a", on_left=lambda folder: seen.append("waited for")).close()
+    other.join()
+    assert seen[1:] == ["waited for"]
+
+    killed()
+    monkeypatch.setattr(rundir, "KEPT", 0.0)
+    RunDir(tmp_path, whose="b").close()
     assert not list(tmp_path.iterdir())
 
 
