@@ -84,6 +84,7 @@ class Agent:
         self.incarnation = secrets.token_hex(8)
         self.failed = asyncio.Event()  # set when the pod cannot go on
         self._state = STARTING
+        self._known = False  # to the mesh: it was published once
         self._labels = settings.labels
         self._addresses = ("", "", "")  # data, control, probe, as published
         self._tasks = Tasks()
@@ -223,6 +224,7 @@ class Agent:
             await self.presence.start(self._patience)
         except (NameTaken, EtcdError) as error:
             raise StartError(str(error)) from error
+        self._known = True
         for work, name in (
             (self._memory.run(), "memory watch"),
             (self._device_memory.run(), "device memory watch"),
@@ -321,7 +323,7 @@ class Agent:
         """For the probe. A pod that has lost etcd serves what it has, and stays ready."""
         state = self.state
         if state == READY:
-            return None
+            return None if self._known else self._patience.why or "the pod is being published"
         if state == SERVER_DOWN and self.server is not None:
             return f"{self.server.why_down}; another one is being started"
         return self._patience.why or f"the pod is {state}"
