@@ -2,14 +2,15 @@
 
 A pod publishes every few seconds; a router may send it twenty loads in between. Each load is debited when it is sent
 (its bytes, a copy, a load in progress), and the debit ends when the pod's own figures must contain it: at a
-publication that comes some time after the sending, or after `expiry_ms` whatever happens, so that nothing sticks. A
-load that failed is taken back at once; one that succeeded keeps its bytes debited until they are published.
+publication that follows the copy's own or comes some time after the sending, or after `expiry_ms` whatever happens, so
+that nothing sticks. A load that failed is taken back at once; one that succeeded keeps its bytes debited until they are
+published.
 
 Kept by each router for itself. Other routers' loads show only in what the pods publish; that remaining error is what
 the coarse ranking of `choice` is for.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
 from placement.footprint import Footprint
@@ -17,7 +18,8 @@ from placement.pod import Pod
 
 EXPIRY_MS = 15_000
 SETTLE_MS = 500
-"""A publication that arrives sooner than this after the sending may have been written before the load arrived."""
+"""A publication that arrives sooner than this after the sending may have been written before the load arrived, where
+nothing else tells."""
 
 
 @dataclass(slots=True)
@@ -91,10 +93,11 @@ class Debits:
         else:
             self._drop(key)
 
-    def published(self, pod: str, now_ms: int) -> None:
-        """New figures of the pod have arrived: they contain what was sent to it before."""
+    def published(self, pod: str, now_ms: int, *, shown: Callable[[Hashable], bool] = lambda key: False) -> None:
+        """New figures of the pod have arrived: they contain what was sent to it before, and whatever has been `shown`,
+        the loads whose copies the pod had published by then."""
         before = now_ms - self._settle_ms
-        for key in [key for key, debit in self._of.get(pod, {}).items() if debit.sent_ms <= before]:
+        for key in [key for key, debit in self._of.get(pod, {}).items() if debit.sent_ms <= before or shown(key)]:
             self._drop(key)
 
     def forget(self, pod: str) -> None:

@@ -1,12 +1,34 @@
-"""One load asked of one agent, with what it will take there debited from the moment it is sent."""
+"""One load asked of one agent, with what it will take there debited from the moment it is sent until the pod's own
+figures show it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import cast
 
 from mesh.pb import agent_pb2
 from placement.debits import Debits
 from placement.footprint import Footprint
 from router.agents import Agent
-from router.view import Pod
+from router.view import News, Pod, View
+
+
+def settle(view: View, debits: Debits, now_ms: Callable[[], int]) -> None:
+    """From now on ends the debits of `load` when the pods that `view` sees publish what they contain, or go."""
+
+    def on_pod(name: str, news: News) -> None:
+        if news is News.PUBLISHED:
+            # A pod's figures are written with its copies or after them, so they contain those that are in the mirror.
+            copies = view.pods[name].copies
+
+            def shown(debit: Hashable) -> bool:
+                model_id, _ = cast(tuple[str, str], debit)
+                copy = copies.get(model_id)
+                return copy is not None and copy.loaded and not copy.answered
+
+            debits.published(name, now_ms(), shown=shown)
+        elif news is News.GONE:
+            debits.forget(name)
+
+    view.listen(on_pod)
 
 
 async def load(

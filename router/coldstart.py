@@ -161,6 +161,7 @@ class ColdStart:
         self._tasks = Tasks()
         self._loop = asyncio.get_running_loop()
         self._closed = False
+        asking.settle(view, self._debits, self._now_ms)
         view.listen(self._on_pod)
 
     # --- waiting ---
@@ -603,10 +604,7 @@ class ColdStart:
                 log.exception("waiter failed", model=flight.model_id)
 
     def _on_pod(self, name: str, news: News) -> None:
-        if news is News.PUBLISHED:
-            self._debits.published(name, self._now_ms())
-        elif news is News.GONE:
-            self._debits.forget(name)
+        if news is News.GONE:
             self._failures.forget_pod(name)
         for flight in self._flights.values():
             flight.changed.set()

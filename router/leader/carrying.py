@@ -60,6 +60,7 @@ class Carrying:
         self._limits = limits
         self._debits = debits
         self._memory = Failures()  # of loads that failed
+        asking.settle(view, debits, _now_ms)
         view.listen(self._on_pod)
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._under_way: dict[tuple[str, str], asyncio.Task[None]] = {}  # by model and pod

@@ -587,6 +587,21 @@ async def test_what_was_sent_refuses_nobody_by_itself(core):
     assert [request.model_id for _, request in core.agents.loads] == ["one", "two"]
 
 
+async def test_what_a_pod_has_published_together_with_the_copy_is_counted_once(core):
+    """However soon after the sending: else a pod that loads quickly looks fuller than it is until its next figures."""
+    core.register(host_bytes=50)
+    core.world.pod("a", capacity=100)
+    core.agents.answers["a"] = fakecalls.loaded(host_bytes=50)
+    await core.coldstart.load("m")
+    core.world.pod("a", capacity=100, used=50)
+    (seen,) = core.coldstart.candidates("other")
+    assert seen.used_bytes == 100, "the copy is not in view yet: who knows what these figures contain"
+    core.world.copy("m", "a")
+    core.world.pod("a", capacity=100, used=50)
+    (seen,) = core.coldstart.candidates("other")
+    assert seen.used_bytes == 50
+
+
 async def test_a_call_that_joins_makes_the_load_urgent(core):
     core.register(host_bytes=100)
     core.world.pod("a", capacity=100, used=100, oldest_idle_ms=1000)

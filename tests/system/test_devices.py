@@ -36,7 +36,7 @@ async def test_a_device_fills_and_empties_and_falls_back_to_the_cpu(a_mesh):
             await register(name, "net", number, "40MiB")
             assert await call(name) == number
             # The next choice is to know of it: a router learns from the pod's own figures.
-            await until(lambda number=number: _copies(mesh, number + 1), why=f"{number + 1} copies published")
+            await until(lambda number=number: _used(mesh, number), why=f"{number + 1} copies published")
         assert await holders() == {"pod-1": ["a", "b"], "pod-2": ["c"]}
         on_gpu, on_cpu = (await mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
         assert (on_gpu["device_capacity"], on_gpu["device_used"], on_gpu["used"]) == (100 * MIB, 80 * MIB, 2 * MIB)
@@ -74,9 +74,11 @@ async def holders_of(mesh, pod: str) -> list[str]:
     return sorted(copy["model_id"] for copy in copies if copy["state"] == "loaded")
 
 
-async def _copies(mesh, count: int) -> bool:
-    pods = (await mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
-    return sum(pod["copies"] for pod in pods) == count
+async def _used(mesh, number: int) -> bool:
+    """Whether the pods have published the copies up to that one, as large as they are."""
+    on_gpu, on_cpu = (await mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
+    held = on_gpu["device_used"] == min(number + 1, 2) * 40 * MIB and on_cpu["copies"] == (number == 2)
+    return held and not on_gpu["loading"] and not on_cpu["loading"]
 
 
 async def _pods(mesh, count: int) -> bool:
