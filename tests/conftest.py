@@ -5,7 +5,9 @@ examples every time, so that a change is not judged by what a search happens to 
 """
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 from tests.support.fixtures import etcd, etcd_server, keys, own_etcd
@@ -19,3 +21,10 @@ settings.register_profile(
     max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "100")),
 )
 settings.load_profile("mesh")
+
+SYSTEM = Path(__file__).parent / "system"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that two test processes end together."""
+    items.sort(key=lambda item: not item.path.is_relative_to(SYSTEM))

@@ -338,6 +338,11 @@ def infer_request(model_id: str, **inputs: np.ndarray) -> inference_pb2.ModelInf
     return request
 
 
+PAUSE = 0.02
+"""Seconds between two calls of a caller that only keeps a mesh busy: the processes that start, load and drain are what
+is tested, and they want the processors too."""
+
+
 class Client:
     """A V2 client on a channel of its own."""
 

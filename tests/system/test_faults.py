@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 
 from tests.support import models
-from tests.support.localmesh import LEASE_TTL, Client, LocalMesh, children, command, freeze, thaw
+from tests.support.localmesh import LEASE_TTL, PAUSE, Client, LocalMesh, children, command, freeze, thaw
 from tests.support.waiting import until
 
 ONE = np.ones((1, 1), np.float32)
@@ -50,6 +50,7 @@ class Traffic:
             self.answers += 1
             if answer.item() != number:
                 self.wrong.append(f"model {number} answered {answer.item()}")
+            await asyncio.sleep(PAUSE)
 
     async def some(self, answers: int = 200, why: str = "traffic goes on") -> None:
         """Waits for that many more answers."""
