@@ -8,6 +8,7 @@ copies stay unmentioned.
 import asyncio
 import contextlib
 from collections import defaultdict
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from cachetools import LRUCache
@@ -70,9 +71,9 @@ class Observer:
         _, wanted = await asyncio.gather(asyncio.gather(*map(ask, pods)), self._wanted())
         return Observation(copies, wanted)
 
-    async def idle(self, pod: Pod) -> dict[str, int]:
-        """For how long each copy of a pod has not been called, ms; nothing where its agent does not answer."""
-        found: dict[str, int] = {}
+    async def idle(self, pod: Pod) -> AsyncIterator[dict[str, int]]:
+        """For how long copies of a pod have not been called, ms, some at a time: true when they are given, not later.
+        Ends where its agent does not answer."""
         held = list(pod.copies)
         for start in range(0, max(1, len(held)), _STATES):
             try:
@@ -80,17 +81,14 @@ class Observer:
             except Unreachable as error:
                 log.info("an agent tells nothing of its copies", pod=pod.name, why=str(error))
                 break
-            found |= {state.model_id: state.idle_ms for state in reply.copies}
-        return found
+            yield {state.model_id: state.idle_ms for state in reply.copies}
 
-    async def all_idle(self) -> dict[str, int]:
-        """The same for the whole mesh: the shortest time, where there are several copies."""
-        found: dict[str, int] = {}
+    async def all_idle(self) -> AsyncIterator[dict[str, int]]:
+        """The same for the whole mesh, pod by pod: a model with several copies comes as often."""
         for pod in list(self._view.pods.values()):
             if pod.record is not None and not pod.suspect and pod.copies:
-                for model_id, idle in (await self.idle(pod)).items():
-                    found[model_id] = min(idle, found.get(model_id, idle))
-        return found
+                async for idle in self.idle(pod):
+                    yield idle
 
     async def registrations(self, ids: list[str]) -> dict[str, Registration | None]:
         """The records of these models; None for those that are not registered, nothing for those that cannot be read.

@@ -169,7 +169,8 @@ class Rounds:
 
     async def _note_uses(self) -> None:
         if self._known:  # else what was noted before would be lost
-            self._recency.note(await self._observer.all_idle())
+            async for idle in self._observer.all_idle():
+                self._recency.note(idle)  # at once: pods asked later must not make these seem used later
             await self._recency.save()
 
     async def close(self) -> None:
@@ -292,7 +293,8 @@ class Rounds:
         unmet: dict[str, str] = {}
         while self._view.pods.get(pod.name) is pod and pod.leaving and pod.copies:
             settings = self._settings()
-            self._idle |= await self._observer.idle(pod)
+            async for idle in self._observer.idle(pod):
+                self._idle |= idle
             held = [self._held(copy) for copy in list(pod.copies.values()) if copy.callable]
             plan = drain.plan(
                 pod.name,

@@ -255,6 +255,31 @@ async def test_free_space_is_filled_with_what_was_used_last(world):
     assert "gone" not in again
 
 
+async def test_uses_are_noted_as_of_when_their_pod_told_of_them(world, monkeypatch):
+    """Asking the next pod takes its time, which must not make what the first one told seem later."""
+    now = 1000.0
+    recency = Recency(world.etcd, world.keys, clock=lambda: now)
+    monkeypatch.setattr(world.rounds, "_recency", recency)
+    for pod, model, idle_ms in (("a", "first", 1000), ("b", "second", 2000)):
+        world.pod(pod)
+        world.copy(model, pod, await world.register(model))
+        world.agents.states[pod, model] = {"idle_ms": idle_ms}
+    active = world.agents.active
+
+    async def slow(pod, models, *, timeout):
+        nonlocal now
+        if pod.name == "b":
+            now += 60.0
+        return await active(pod, models, timeout=timeout)
+
+    monkeypatch.setattr(world.agents, "active", slow)
+    leading = asyncio.ensure_future(world.rounds.lead())
+    await until(lambda: "second" in recency)
+    leading.cancel()
+    await asyncio.gather(leading, return_exceptions=True)
+    assert [model for model, _ in recency.newest(2, without=lambda model: False)] == ["second", "first"]
+
+
 async def test_a_quarantined_or_failing_model_is_not_preloaded(world):
     """It has to be released, or to be called, first."""
     recency = Recency(world.etcd, world.keys)

@@ -7,7 +7,7 @@ import grpc
 import numpy as np
 
 from tests.support import models
-from tests.support.localmesh import Client, LocalMesh
+from tests.support.localmesh import PAUSE, Client, LocalMesh
 from tests.support.waiting import until
 
 ONE = np.ones((1, 1), np.float32)
@@ -34,13 +34,14 @@ async def has(mesh: LocalMesh, model_id: str, *counts: int, timeout: float = 40)
 class Traffic:
     """Calls of several models, one after the other, each answer checked, until told to end."""
 
-    def __init__(self, mesh: LocalMesh, values: dict[str, float], *, width: int = 4) -> None:
+    def __init__(self, mesh: LocalMesh, values: dict[str, float], *, width: int = 4, pause: float = PAUSE) -> None:
         self.calls = 0
         self.errors: list[str] = []
         self._mesh = mesh
         self._values = list(values.items())
         self._ended = False
         self._width = width
+        self._pause = pause
 
     async def __aenter__(self) -> "Traffic":
         client = Client(self._mesh.channel())
@@ -62,6 +63,7 @@ class Traffic:
             except Exception as error:
                 self.errors.append(f"{model_id}: {error!r}")
             self.calls += 1
+            await asyncio.sleep(self._pause)
 
 
 async def test_a_hot_model_gets_another_copy_and_limits_say_how_many(a_mesh):
@@ -69,7 +71,7 @@ async def test_a_hot_model_gets_another_copy_and_limits_say_how_many(a_mesh):
     async with a_mesh(pods=3) as mesh:
         await mesh.register("hot", models.constant(1.0))
         await mesh.register("calm", models.constant(2.0))
-        async with Traffic(mesh, {"hot": 1.0}) as traffic:
+        async with Traffic(mesh, {"hot": 1.0}, pause=0) as traffic:
             await has(mesh, "hot", 2, 3)
         assert traffic.errors == []
         told = (await mesh.rest("GET", "/mesh/v1/models/hot/explain")).json
@@ -150,7 +152,16 @@ async def test_a_mesh_that_was_stopped_comes_back_warm(a_mesh):
         names = [f"m{number}" for number in range(8)]
         for number, name in enumerate(names):
             await mesh.register(name, models.weights(number, mebibytes=12), load=True)
-        for name in names:
+        for name in names[:4]:
+            await client.infer(name, x=ONE)
+
+        async def old() -> bool:
+            """Whether they were used longer ago than asking the pods takes, one after the other."""
+            told = [(await mesh.rest("GET", f"/mesh/v1/pods/{pod.name}")).json["copies"] for pod in mesh.pods]
+            return all(copy["idle_ms"] > 500 for copies in told for copy in copies if copy["model_id"] in names[:4])
+
+        await until(old, interval=0.1, why="the first four have not been used for a while")
+        for name in names[4:]:
             await client.infer(name, x=ONE)
         for program in (*mesh.routers, *mesh.pods):
             await program.stop()
