@@ -5,10 +5,14 @@ the Service; a caller whose call fails with UNAVAILABLE makes it once more, and 
 """
 
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from mesh.process import free_port
+from tests.support import documented
 from tests.support.cluster import Kube
 from tests.support.installed import Installed, Traffic
 
@@ -16,6 +20,16 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CALLERS = 4
 CONNECTION_AGE = 20  # s
+GROUP = "monitoring.coreos.com"  # of the Prometheus operator
+RIGHTS: dict[str, Any] = {
+    "apiVersion": "rbac.authorization.k8s.io/v1",
+    "kind": "ClusterRole",
+    "metadata": {
+        "name": "monitoring-for-tests",
+        "labels": {"rbac.authorization.k8s.io/aggregate-to-admin": "true"},
+    },
+    "rules": [{"apiGroups": [GROUP], "resources": ["*"], "verbs": ["*"]}],
+}
 KINDS = {
     "router": ("router", ""),
     "runtime": ("runtime", "cpu"),
@@ -28,7 +42,9 @@ async def mesh(shared_namespace: Kube, image: str, volume: str) -> AsyncIterator
     """Two routers, a pool of three, a pool of one with a label, etcd; forty models, registered from outside, called."""
     mesh = Installed(shared_namespace, image, storage=volume)
     mesh.values["router"]["connectionAge"] = CONNECTION_AGE
-    mesh.helm("install", "mesh")
+    with mesh.values_file() as values:
+        words = {"--set image.registry=registry.example.com": f"-f {values}"}
+        mesh.typed("Install with Helm", "helm install", "rollout status", words=words)
     await mesh.ready()
     await mesh.offer(40)
     yield mesh
@@ -39,7 +55,19 @@ async def test_every_answer_is_right(mesh: Installed) -> None:
     async with Traffic(mesh) as traffic:
         await traffic.some(200)
     assert traffic.errors == []
-    listed = await mesh.mesh("pods", "--json")
+
+
+async def test_the_page_shows_what_was_installed(mesh: Installed) -> None:
+    """Through a port of the Service on this machine, and `mesh`."""
+    port = free_port("127.0.0.1")
+    there = f"timeout 30 bash -c 'until (: </dev/tcp/localhost/{port}) 2>/dev/null; do sleep 0.1; done'"
+    # Typed by hand there is a moment between the two; and whoever closes the terminal ends the first.
+    words = {
+        "8033:8033 &": f"{port}:8033 >/dev/null & trap 'kill $!' EXIT; {there}",
+        "localhost:8033": f"localhost:{port}",
+    }
+    forward, pods = (one.put(words) for one in documented.block("kubernetes.md", "Install with Helm")[2:])
+    listed = mesh.kube.shell(f"{forward.replace('team-a', mesh.kube.namespace)}\n{pods}")
     assert all(name in listed for name in mesh.names("runtime"))
 
 
@@ -76,23 +104,26 @@ async def test_a_rollout_is_not_noticed(mesh: Installed, name: str) -> None:
     assert not {pod for pod in before & after if pod.startswith(f"{name}-")}
 
 
-async def test_an_upgrade_with_other_values_is_not_noticed(mesh: Installed) -> None:
+async def test_an_upgrade_with_other_values_is_not_noticed(mesh: Installed, tmp_path: Path) -> None:
     """Options of routers and of all pools change at once."""
     over = {"router": {"loadWait": 90, "podLabels": {"changed": "yes"}}, "runtime": {"loadTimeout": 60}}
     before = set(mesh.names("router") + mesh.names("runtime"))
+    backup = tmp_path / "registry.backup"
     async with Traffic(mesh) as traffic:
-        mesh.helm("upgrade", "mesh", over=over)
+        with mesh.values_file(over) as values:
+            mesh.typed("Upgrade", words={"registry.backup": str(backup), "my-values.yaml": str(values)})
         await mesh.ready(240.0)
         await traffic.some()
     assert traffic.errors == []
     assert not before & set(mesh.names("router") + mesh.names("runtime"))
+    assert all(f'"{name}"' in backup.read_text() for name in mesh.models)
 
 
 async def test_a_pool_shrinks_and_grows(mesh: Installed) -> None:
     """To one pod and back to three: those that go hand over what they hold."""
     async with Traffic(mesh) as traffic:
         for replicas in (1, 3):
-            mesh.kube.kubectl("scale", "deployment/mesh-runtime-cpu", f"--replicas={replicas}")
+            mesh.typed("Scale", "mesh-runtime-cpu", words={"--replicas=5": f"--replicas={replicas}"})
             await mesh.ready(180.0)
             await traffic.some()
     assert traffic.errors == []
@@ -102,7 +133,7 @@ async def test_routers_become_more_and_fewer(mesh: Installed) -> None:
     """From one to three, and back to the two that the values ask for."""
     async with Traffic(mesh) as traffic:
         for replicas in (1, 3, 2):
-            mesh.kube.kubectl("scale", "deployment/mesh-router", f"--replicas={replicas}")
+            mesh.typed("Scale", "mesh-router", words={"--replicas=3": f"--replicas={replicas}"})
             await mesh.ready(120.0)
             await traffic.some()
     assert traffic.errors == []
@@ -136,6 +167,25 @@ async def test_etcd_goes_and_comes_back(mesh: Installed, force: bool) -> None:
     await mesh.mesh("register", f"late-{force}", "http://store:8000/models/m1.onnx", "--load", "--wait")
 
 
+async def test_it_is_monitored(mesh: Installed, cluster: Kube) -> None:
+    """Where the kinds of the Prometheus operator are: objects of each are made, and the rights of a namespace's admin
+    are enough."""
+    kinds = {"ServiceMonitor": "servicemonitors", "PodMonitor": "podmonitors", "PrometheusRule": "prometheusrules"}
+    names = [f"{plural}.{GROUP}" for plural in kinds.values()]
+    cluster.apply(*(kind_of_objects(kind, plural) for kind, plural in kinds.items()), RIGHTS)
+    try:
+        await cluster.wait(f"crd {' '.join(names)}", "condition=Established")
+        mesh.typed("Monitor")
+        made = mesh.kube.get(f"{','.join(names)},configmaps")["items"]
+        assert {*kinds, "ConfigMap"} == {one["kind"] for one in made if one["metadata"]["name"].startswith("mesh")}
+        mesh.helm("upgrade", "mesh")
+        await mesh.ready(30.0)
+        assert mesh.kube.get(",".join(names))["items"] == []
+    finally:
+        cluster.kubectl("delete", "crd", *names)
+        cluster.kubectl("delete", "clusterrole", RIGHTS["metadata"]["name"])
+
+
 async def test_a_second_mesh_is_refused(mesh: Installed) -> None:
     """By Helm, with the reason and the way out; the first one goes on."""
     with pytest.raises(AssertionError, match=r'There is a mesh in the namespace .* already: the release "mesh"'):
@@ -145,6 +195,18 @@ async def test_a_second_mesh_is_refused(mesh: Installed) -> None:
 
 async def test_nothing_is_left(mesh: Installed) -> None:
     """`helm uninstall` removes everything that it and the mesh have made; the admin's own things stay."""
-    mesh.kube.helm("uninstall", "mesh", "--wait", "--timeout=2m", timeout=150.0)
+    mesh.typed("Uninstall")
+    await mesh.kube.until(lambda: not mesh.left(), "nothing is left", timeout=150.0)
 
-    await mesh.kube.until(lambda: not mesh.left(), "nothing is left", timeout=90.0)
+
+def kind_of_objects(kind: str, plural: str) -> dict[str, Any]:
+    """A kind of the operator's by its name, of which every object is good."""
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": anything}}
+    names = {"kind": kind, "plural": plural, "singular": kind.lower()}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{GROUP}"},
+        "spec": {"group": GROUP, "scope": "Namespaced", "names": names, "versions": [version]},
+    }

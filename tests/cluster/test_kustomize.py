@@ -36,7 +36,7 @@ async def test_a_mesh_is_applied_and_deleted(namespace: Kube, image: str, tmp_pa
     """It serves what is registered; Helm does not install another one over it; nothing of it is left."""
     (tmp_path / "kustomization.yaml").write_text(json.dumps(kustomization(image, namespace.namespace, tmp_path)))
     mesh = Installed(namespace, image)
-    namespace.kubectl("apply", "-k", str(tmp_path))
+    mesh.typed("Install with kustomize", folder=tmp_path)
     await mesh.ready()
     await mesh.offer(10)
     async with Traffic(mesh) as traffic:

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MODELS = 20
-_PAGE = (Path(__file__).parents[2] / "docs" / "kubernetes.md").read_text()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -65,10 +63,10 @@ async def test_what_was_lost_comes_back_from_a_snapshot(mesh: Installed) -> None
     """As the page for admins tells it: a snapshot at once, an etcd begun anew, and all that was registered again."""
     before = {one["id"] for one in await _listed(mesh)}
     assert len(before) >= MODELS
-    made = _typed(mesh, "Back up", "snapshot-now")
+    made = mesh.typed("Back up")
     assert re.search(r"snapshots/etcd-[0-9a-f]+-\d+-\d+T\d+Z\.db: .* 1 are kept", made), made
 
-    _typed(mesh, "Restore from a snapshot", "mesh-etcd ", "component=etcd")
+    mesh.typed("Restore from a snapshot", "mesh-etcd ", "component=etcd")
     await mesh.ready(180.0)
 
     async def back() -> bool:
@@ -79,7 +77,7 @@ async def test_what_was_lost_comes_back_from_a_snapshot(mesh: Installed) -> None
     await until(back, timeout=60.0, why="pods are in the new etcd")
     assert await _listed(mesh) == []
 
-    said = _typed(mesh, "Restore from a snapshot", "job restore", "job/restore")
+    said = mesh.typed("Restore from a snapshot", "job restore", "job/restore")
     assert f"created: {len(before)} models" in said, said
     assert {one["id"] for one in await _listed(mesh)} == before
     async with Traffic(mesh) as traffic:
@@ -90,13 +88,3 @@ async def test_what_was_lost_comes_back_from_a_snapshot(mesh: Installed) -> None
 async def _listed(mesh: Installed) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(await mesh.mesh("ls", "--json"))["models"]
     return found
-
-
-def _typed(mesh: Installed, heading: str, *about: str) -> str:
-    """The commands below a heading of the page that name one of these, typed one after the other. What they print."""
-    section = _PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    blocks = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
-    lines = [line for block in blocks for line in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
-    chosen = [line for line in lines if any(word in line for word in about)]
-    assert chosen, f"nothing about {about} in {heading}"
-    return "".join(mesh.kube.shell(line.replace(" -n team-a", "")) for line in chosen)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from typing import Any
 
 from deploy.cluster import layout
 from tests.support.waiting import until
+
+ROOT = Path(__file__).parents[2]
+"""Of the project: where somebody stands who types the docs' commands."""
 
 _PORT = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
 
@@ -47,10 +51,13 @@ class Kube:
         """Runs kubectl and gives what it prints; `given` is what it reads."""
         return self._run("kubectl", *argv, given=given, timeout=timeout)
 
-    def shell(self, line: str, timeout: float = 420.0) -> str:
-        """Runs a line with pipes in it, as somebody types it who has this kubeconfig, and gives what it prints."""
+    def shell(self, line: str, *, folder: Path = ROOT, timeout: float = 420.0) -> str:
+        """Runs a line in a folder, as somebody types it who has this kubeconfig and `mesh`; what it prints."""
         argv = ["bash", "-o", "pipefail", "-c", line]
-        done = subprocess.run(argv, env=self.environment, capture_output=True, text=True, timeout=timeout)
+        path = f"{Path(sys.executable).parent}:{self.environment['PATH']}"
+        done = subprocess.run(
+            argv, cwd=folder, env={**self.environment, "PATH": path}, capture_output=True, text=True, timeout=timeout
+        )
         if done.returncode != 0:
             raise KubeError(f"{line}: {done.stderr.strip()}\n{done.stdout.strip()}".rstrip())
         return done.stdout

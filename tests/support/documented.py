@@ -2,9 +2,8 @@
 
 Each fenced block of `console` (its lines with a prompt) or `sh` (all of it) belongs to a page and its heading. Whoever
 runs a page says which words of the examples stand for what (an endpoint, a file), and nothing else is changed. Which
-test runs which block, and which commands nobody runs as they stand, and why, is one table, `RUN_BY`. A test holds it
-against the pages, so no command can be added that nobody runs without a word about it. (The README has `.ci/readme.py`
-for that.)
+test runs which block, and what is left out or otherwise there, is one table, `RUN_BY`. A test holds it against the
+pages, so no command can be added that nobody runs. (The README has `.ci/readme.py` for that.)
 """
 
 import contextlib
@@ -25,8 +24,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 class By:
     """Who runs a block."""
 
-    test: str  # the file; empty: nobody
-    typed: bool = True  # as it stands there; otherwise the test does the same in words of its own
+    test: str  # the file
     but: str = ""  # what is left out or is otherwise, and why
 
 
@@ -43,20 +41,16 @@ RUN_BY = {
     ("admin.md", "Contexts"): By(LOCAL),
     ("gpu.md", "Two memories"): By(LOCAL, but="the pods that it shows have no GPU; tests/gpu has one"),
     ("gpu.md", "Which models go there"): By(LOCAL),
-    ("kubernetes.md", "Install with Helm"): By(INSTALL, typed=False, but="with values for a node of a few CPUs"),
-    ("kubernetes.md", "Install with kustomize"): By(
-        "tests/cluster/test_kustomize.py", typed=False, but="another folder"
-    ),
-    ("kubernetes.md", "Scale"): By(INSTALL, typed=False, but="other numbers: the node has room for no more"),
+    ("kubernetes.md", "Install with Helm"): By(INSTALL, but="with values for a node of a few CPUs"),
+    ("kubernetes.md", "Install with kustomize"): By("tests/cluster/test_kustomize.py"),
+    ("kubernetes.md", "Scale"): By(INSTALL, but="other numbers: the node has room for no more"),
     ("kubernetes.md", "Monitor"): By(
-        "",
-        typed=False,
-        but="the cluster of tests has no Prometheus operator; tests/deploy renders the chart with these values",
+        INSTALL, but="of the Prometheus operator there are the kinds, and nobody minds them"
     ),
-    ("kubernetes.md", "Upgrade"): By(INSTALL, typed=False, but="the backup before it: see admin.md, For admins"),
+    ("kubernetes.md", "Upgrade"): By(INSTALL),
     ("kubernetes.md", "Back up"): By(THREE),
     ("kubernetes.md", "Restore from a snapshot"): By(THREE),
-    ("kubernetes.md", "Uninstall"): By(INSTALL, typed=False, but="and waits until all of it has gone"),
+    ("kubernetes.md", "Uninstall"): By(INSTALL),
     ("placement.md", "How many copies"): By(LOCAL),
     ("placement.md", "Where a type may run"): By(LOCAL),
     ("placement.md", "Trying it without a mesh"): By(LOCAL, but="a tenth of the requests"),

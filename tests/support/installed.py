@@ -5,12 +5,13 @@ Resource requests are small, because the node has two cores and other work; limi
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ import grpc
 import numpy as np
 
 from deploy import manifests
-from tests.support import models
-from tests.support.cluster import Kube, pod
+from tests.support import documented, models
+from tests.support.cluster import ROOT, Kube, pod
 from tests.support.localmesh import Client
 from tests.support.waiting import until
 
@@ -81,10 +82,27 @@ class Installed:
 
     def helm(self, *argv: str, over: Mapping[str, Any] | None = None) -> str:
         """`helm install`, `helm upgrade` and their likes, with these values over the usual ones."""
+        with self.values_file(over) as file:
+            return self.kube.helm(*argv, str(manifests.CHART), f"--values={file}", timeout=120.0)
+
+    @contextlib.contextmanager
+    def values_file(self, over: Mapping[str, Any] | None = None) -> Iterator[Path]:
+        """A file for Helm with these values over the usual ones, while the block is open."""
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(laid_over(self.values, over or {}), file)
             file.flush()
-            return self.kube.helm(*argv, str(manifests.CHART), f"--values={file.name}", timeout=120.0)
+            yield Path(file.name)
+
+    # --- the docs ---
+
+    def typed(self, heading: str, *about: str, words: Mapping[str, str] | None = None, folder: Path = ROOT) -> str:
+        """The commands below a heading of the page for admins, typed one after the other: those that name
+        one of `about`, or all of them, with other words for the examples'. What they print."""
+        block = documented.block("kubernetes.md", heading)
+        chosen = [command for command in block if not about or any(word in command.text for word in about)]
+        assert chosen, f"nothing about {about} below {heading!r}"
+        put = {"team-a": self.kube.namespace, **(words or {})}
+        return "".join(self.kube.shell(command.put(put), folder=folder) for command in chosen)
 
     async def ready(self, timeout: float = READY) -> None:
         """Waits until everything is as wanted, and nothing is left of what was before."""
