@@ -7,13 +7,16 @@ A wrong option on a terminal is shown by typer, in a box as wide as the terminal
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import structlog
 import typer
+
+if TYPE_CHECKING:
+    import structlog
 
 
 @contextlib.contextmanager
-def refusals(log: structlog.stdlib.BoundLogger) -> Iterator[None]:
+def refusals(log: "structlog.stdlib.BoundLogger") -> Iterator[None]:
     """Logs a BadParameter from within where nobody watches, and ends the process with the status that it has."""
     try:
         yield
