@@ -1,5 +1,8 @@
 """Makes the shared fixtures known to all tests; what they are stands in tests/support/fixtures.py.
 
+Tests start hundreds of processes. Where no bytecode is kept, each of them compiles 150 modules, a quarter of its start:
+so it is kept here.
+
 Hypothesis: a developer's run searches anew each time, and `HYPOTHESIS_EXAMPLES=5000` for longer. CI takes the same
 examples every time, so that a change is not judged by what a search happens to find in somebody else's code.
 """
@@ -13,6 +16,8 @@ from hypothesis import settings
 from tests.support.fixtures import etcd, etcd_server, keys, own_etcd
 
 __all__ = ["etcd", "etcd_server", "keys", "own_etcd"]
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 settings.register_profile(
     "mesh",

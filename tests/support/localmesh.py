@@ -234,11 +234,15 @@ class LocalMesh:
     async def __aexit__(self, *_: object) -> None:
         for channel in self.channels:
             await channel.close()
-        for program in [*self.routers, *self.pods]:
-            try:
-                await program.stop()
-            finally:
-                if self.log_level == "debug":
+        try:
+            for programs in (self.routers, self.pods):  # pods that leave then find nobody to hand over to
+                ended = await asyncio.gather(*(program.stop() for program in programs), return_exceptions=True)
+                for error in ended:
+                    if isinstance(error, BaseException):
+                        raise error
+        finally:
+            if self.log_level == "debug":
+                for program in [*self.routers, *self.pods]:
                     print(f"--- {program.name}\n{program.tail(60)}")
 
     # -- clients ---------------------------------------------------------------------------------------------------
