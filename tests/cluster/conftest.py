@@ -135,8 +135,8 @@ def volume(cluster: Kube, shared_namespace: Kube) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def volumes(cluster: Kube, shared_namespace: Kube) -> Iterator[str]:
-    """The same for seven: three members of etcd, as many once more, and snapshots."""
-    with _volumes(cluster, shared_namespace.namespace, 7) as name:
+    """The same for eight: three members of etcd, one that loses its own, all three once more, and snapshots."""
+    with _volumes(cluster, shared_namespace.namespace, 8) as name:
         yield name
 
 

@@ -27,12 +27,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 POOL, ROUTER = "deployment/mesh-runtime-cpu", "deployment/mesh-router"
 _ETCDCTL = """
-import subprocess, sys
-tls = "/etc/mesh/internal"
-common = ["etcdctl", "--endpoints=https://localhost:2379", f"--cacert={tls}/ca.crt", f"--cert={tls}/tls.crt"]
+import subprocess
 def etcdctl(*words, given=""):
-    argv = [*common, f"--key={tls}/tls.key", *words]
-    return subprocess.run(argv, input=given, capture_output=True, text=True)
+    return subprocess.run(["etcdctl", *words], input=given, capture_output=True, text=True)
 """
 _FILL = """
 for number in range(40):
@@ -93,16 +90,20 @@ async def mesh(
 async def changed(mesh: Installed, cluster: Kube, *argv: str) -> AsyncIterator[None]:
     """A pool whose template was changed by kubectl."""
     mesh.kube.kubectl(*argv)
-    yield
-    mesh.kube.kubectl("rollout", "undo", POOL)
+    try:
+        yield
+    finally:
+        mesh.kube.kubectl("rollout", "undo", POOL)
 
 
 @contextlib.asynccontextmanager
 async def scaled(mesh: Installed, cluster: Kube, what: str) -> AsyncIterator[None]:
     """Something scaled to nothing."""
     mesh.kube.kubectl("scale", what, "--replicas=0")
-    yield
-    mesh.kube.kubectl("scale", what, "--replicas=1")
+    try:
+        yield
+    finally:
+        mesh.kube.kubectl("scale", what, "--replicas=1")
 
 
 @contextlib.asynccontextmanager
@@ -115,18 +116,22 @@ async def quota(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
     there.apply(limit)
     await mesh.kube.until(lambda: "used" in there.get("resourcequota", "few")["status"], "the quota counts")
     mesh.kube.kubectl("scale", ROUTER, "--replicas=2")
-    yield
-    there.kubectl("delete", "resourcequota", "few")
-    mesh.kube.kubectl("scale", ROUTER, "--replicas=1")
+    try:
+        yield
+    finally:
+        there.kubectl("delete", "resourcequota", "few")
+        mesh.kube.kubectl("scale", ROUTER, "--replicas=1")
 
 
 @contextlib.asynccontextmanager
 async def applied(mesh: Installed, cluster: Kube, *objects: dict[str, Any]) -> AsyncIterator[None]:
     """Objects that should not be there, or not so."""
     mesh.kube.apply(*objects)
-    yield
-    for one in objects:
-        mesh.kube.kubectl("delete", one["kind"], one["metadata"]["name"])
+    try:
+        yield
+    finally:
+        for one in objects:
+            mesh.kube.kubectl("delete", one["kind"], one["metadata"]["name"])
 
 
 @contextlib.asynccontextmanager
@@ -137,9 +142,11 @@ async def expired(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
     authority, pem = certificates.certificate(NAME, ends=-certificates.HOUR)
     mesh.trust.write_bytes(authority)
     mesh.kube.apply(edge(pem))
-    yield
-    mesh.kube.apply(secret("edge", {key: base64.b64decode(value) for key, value in before["data"].items()}))
-    mesh.trust.write_bytes(trusted)
+    try:
+        yield
+    finally:
+        mesh.kube.apply(secret("edge", {key: base64.b64decode(value) for key, value in before["data"].items()}))
+        mesh.trust.write_bytes(trusted)
 
 
 @contextlib.asynccontextmanager
@@ -147,9 +154,11 @@ async def without_connection(mesh: Installed, cluster: Kube) -> AsyncIterator[No
     """The Secret that says where etcd is, deleted by somebody."""
     before = mesh.kube.get("secret", "mesh-etcd-connection")
     mesh.kube.kubectl("delete", "secret", "mesh-etcd-connection")
-    yield
-    kept = {key: before["metadata"][key] for key in ("name", "labels", "annotations")}
-    mesh.kube.apply({**before, "metadata": kept})
+    try:
+        yield
+    finally:
+        kept = {key: before["metadata"][key] for key in ("name", "labels", "annotations")}
+        mesh.kube.apply({**before, "metadata": kept})
 
 
 @contextlib.asynccontextmanager
@@ -157,16 +166,20 @@ async def unknown_key(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
     """A model that names a store of which the storage Secret knows nothing."""
     key = json.dumps({"storage_key": "nowhere", "storage_params": {"bucket": "models"}})
     await mesh.mesh("register", "keyed", "keyed.onnx", "--key", key)
-    yield
-    await mesh.mesh("unregister", "keyed")
+    try:
+        yield
+    finally:
+        await mesh.mesh("unregister", "keyed")
 
 
 @contextlib.asynccontextmanager
 async def no_place(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
     """A type that only pods may hold which nobody has."""
     await mesh.mesh("settings", "type_constraints", '{"onnx": {"required": ["nobody-has-it"]}}')
-    yield
-    await mesh.mesh("settings", "type_constraints", "--clear")
+    try:
+        yield
+    finally:
+        await mesh.mesh("settings", "type_constraints", "--clear")
 
 
 @contextlib.asynccontextmanager
@@ -174,8 +187,10 @@ async def full(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
     """etcd's quota used up, for real."""
     program = ("exec", "mesh-etcd-0", "--", "python", "-c")
     await asyncio.to_thread(mesh.kube.kubectl, *program, _ETCDCTL + _FILL)
-    yield
-    await asyncio.to_thread(mesh.kube.kubectl, *program, _ETCDCTL + _EMPTY)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(mesh.kube.kubectl, *program, _ETCDCTL + _EMPTY)
 
 
 Fault = Callable[[Installed, Kube], AbstractAsyncContextManager[None]]

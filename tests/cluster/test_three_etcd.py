@@ -58,6 +58,27 @@ async def test_a_member_goes(mesh: Installed, cluster: Kube, which: str) -> None
     assert traffic.errors == []
 
 
+@pytest.mark.timeout(240)
+async def test_a_member_loses_its_volume(mesh: Installed) -> None:
+    """It joins the others as a new one, and nobody's call fails."""
+
+    def members() -> dict[str, str]:
+        listed = json.loads(mesh.kube.exec("mesh-etcd-0", "etcdctl", "member", "list", "--write-out=json"))
+        return {one["name"]: one["ID"] for one in listed["members"] if one.get("clientURLs")}
+
+    before = members()
+    async with Traffic(mesh) as traffic:
+        mesh.kube.kubectl("delete", "pvc", "data-mesh-etcd-1", "--wait=false")
+        mesh.kube.kubectl("delete", "pod", "mesh-etcd-1", timeout=120.0)
+        await mesh.ready(120.0)
+        await mesh.mesh("register", "after", "http://store:8000/models/m1.onnx", "--load", "--wait")
+        await traffic.some()
+    assert traffic.errors == []
+    after = members()
+    assert after.keys() == before.keys()
+    assert {name for name in after if after[name] != before[name]} == {"mesh-etcd-1"}
+
+
 @pytest.mark.timeout(420)
 async def test_what_was_lost_comes_back_from_a_snapshot(mesh: Installed) -> None:
     """As the page for admins tells it: a snapshot at once, an etcd begun anew, and all that was registered again."""
