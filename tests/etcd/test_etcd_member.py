@@ -56,6 +56,10 @@ class Members:
         command = [find_binary("etcdctl"), f"--endpoints={self.clients[of]}", "--command-timeout=2s", *argv]
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
 
+    async def agree_to(self, key: str) -> None:
+        """Waits until they have a leader, and writes."""
+        await until(lambda: self.ctl("put", key, "v", of="m0"), timeout=40, interval=0.2, why="there is a quorum")
+
     async def serves(self, name: str, key: str) -> None:
         """Waits until it has a key."""
         await until(
@@ -78,7 +82,7 @@ async def test_a_member_that_lost_its_data_comes_back(members: Members) -> None:
     """It is put on the list anew and gets everything from the others; one that has its data just starts."""
     for name in members.names:
         members.start(name)
-    await until(lambda: members.ctl("put", "k", "v", of="m0"), timeout=40, interval=0.2, why="there is a quorum")
+    await members.agree_to("k")
     for name in members.names:
         await members.serves(name, "k")
     first = members.ctl("member", "list", of="m0")
@@ -90,10 +94,10 @@ async def test_a_member_that_lost_its_data_comes_back(members: Members) -> None:
 
     members.end("m1")
     shutil.rmtree(members.folder / "m1")
-    assert members.ctl("put", "meanwhile", "v", of="m0")
+    await members.agree_to("meanwhile")
     members.start("m1")
     await members.serves("m1", "meanwhile")
-    now = members.ctl("member", "list", of="m0")
+    now = members.ctl("member", "list", of="m1")
     assert now.count("started") == 3
     assert len(set(first.split("\n")) & set(now.split("\n")) - {""}) == 2
     assert "joins the others as a new one" in (members.folder / "m1.log").read_text()
