@@ -93,11 +93,12 @@ class Debits:
         else:
             self._drop(key)
 
-    def published(self, pod: str, now_ms: int, *, shown: Callable[[Hashable], bool] = lambda key: False) -> None:
+    def published(self, pod: str, now_ms: int, *, shown: Callable[[Hashable], bool] | None = None) -> None:
         """New figures of the pod have arrived: they contain what was sent to it before, and whatever has been `shown`,
         the loads whose copies the pod had published by then."""
-        before = now_ms - self._settle_ms
-        for key in [key for key, debit in self._of.get(pod, {}).items() if debit.sent_ms <= before or shown(key)]:
+        before, of = now_ms - self._settle_ms, self._of.get(pod, {})
+        settled = [key for key, debit in of.items() if debit.sent_ms <= before or (shown is not None and shown(key))]
+        for key in settled:
             self._drop(key)
 
     def forget(self, pod: str) -> None:
@@ -110,17 +111,21 @@ class Debits:
         self._expire(now_ms)
         if not self._debits:
             return list(pods)
-        of = self._of
-        return [self._apply(pod) if pod.name in of else pod for pod in pods]
+        of, debited = self._of, self._debited
+        found = []
+        for pod in pods:
+            name = pod.name
+            if name in of:
+                known = debited.get(name)
+                pod = known[1] if known is not None and known[0] is pod else self._apply(pod)
+            found.append(pod)
+        return found
 
     def statistics(self) -> DebitsStatistics:
         """What is debited now; expired debits count until the next `sent` or `apply`."""
         return DebitsStatistics(len(self._debits), sum(debit.bytes for debit in self._debits.values()))
 
     def _apply(self, pod: Pod) -> Pod:
-        known = self._debited.get(pod.name)
-        if known is not None and known[0] is pod:
-            return known[1]
         total = self._totals[pod.name]
         debited = pod.with_more(
             used_bytes=total.bytes,

@@ -4,6 +4,7 @@ One installation for all of these tests, which leave it as they found it. Calls 
 the Service; a caller whose call fails with UNAVAILABLE makes it once more, and no call may fail beyond that.
 """
 
+import gzip
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ async def test_an_upgrade_with_other_values_is_not_noticed(mesh: Installed, tmp_
         await traffic.some()
     assert traffic.errors == []
     assert not before & set(mesh.names("router") + mesh.names("runtime"))
-    assert all(f'"{name}"' in backup.read_text() for name in mesh.models)
+    saved = gzip.decompress(backup.read_bytes()).decode()
+    assert all(f'"{name}"' in saved for name in mesh.models)
 
 
 async def test_a_pool_shrinks_and_grows(mesh: Installed) -> None:
@@ -175,6 +177,7 @@ async def test_it_is_monitored(mesh: Installed, cluster: Kube) -> None:
     cluster.apply(*(kind_of_objects(kind, plural) for kind, plural in kinds.items()), RIGHTS)
     try:
         await cluster.wait(f"crd {' '.join(names)}", "condition=Established")
+        await mesh.kube.until(lambda: all(mesh.kube.can("create", name) for name in names), "the admin has the rights")
         mesh.typed("Monitor")
         made = mesh.kube.get(f"{','.join(names)},configmaps")["items"]
         assert {*kinds, "ConfigMap"} == {one["kind"] for one in made if one["metadata"]["name"].startswith("mesh")}
