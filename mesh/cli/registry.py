@@ -26,7 +26,7 @@ def register(
     model: options.ModelId,
     path: Annotated[str, typer.Argument(metavar="PATH", help="File or URL of the model, as the pods see it.")],
     kind: Annotated[str, typer.Option("--type", "-t", metavar="TYPE", help="The model's type.")] = "onnx",
-    key: Annotated[str, typer.Option("--key", help="Storage key: JSON, a name, or @FILE.")] = "",
+    key: Annotated[str, typer.Option("--key", help="Its store: a key of the storage secret, JSON, or @FILE.")] = "",
     sha256: Annotated[str, typer.Option("--sha256", metavar="HEX", help="Of its file: anything else is refused.")] = "",
     load: Annotated[bool, typer.Option("--load", help="Load it now instead of on its first call.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="With --load: wait until it is loaded.")] = False,
@@ -164,11 +164,11 @@ def absolute(path: str) -> str:
 
 
 def _key(text: str) -> Any:
-    """A storage key: the JSON object where it is one, else the text."""
+    """A storage key: the JSON object where it is one; a name alone is that of the store."""
     text = options.text_or_file(text)
     if text.startswith("{"):
         try:
             return json.loads(text)
         except ValueError as error:
             raise CommandError(f"--key looks like JSON and is not: {error}", code=Exit.USAGE) from error
-    return text
+    return {"storage_key": text} if text else text

@@ -39,8 +39,10 @@ def test_register_makes_a_local_file_absolute(mesh, run, tmp_path, monkeypatch):
     assert mesh.requests[-1][2]["path"] == str(tmp_path / "m.onnx")
     run("register", "b", "https://store.example/m.onnx")
     assert mesh.requests[-1][2]["path"] == "https://store.example/m.onnx"
-    run("register", "c", "m.onnx", "--key", '{"storage_key": "minio"}')
-    assert mesh.requests[-1][2]["path"] == "m.onnx"
+    for key in ('{"storage_key": "minio"}', "minio"):
+        run("register", "c", "m.onnx", "--key", key)
+        assert mesh.requests[-1][2]["path"] == "m.onnx"
+        assert mesh.requests[-1][2]["key"] == {"storage_key": "minio"}
 
 
 @pytest.mark.parametrize("key", ['{"not": json', "@/no/such/file"], ids=["json", "file"])
