@@ -34,6 +34,8 @@ async def test_a_device_fills_and_empties_and_falls_back_to_the_cpu(a_mesh):
 
         for number, name in enumerate(("a", "b", "c")):
             await register(name, "net", number, "40MiB")
+            if number < 2:  # the router learns of the constraints by its watch, too
+                await until(lambda name=name: _would_go(mesh, name, "pod-1"), why=f"{name} would go to pod-1")
             assert await call(name) == number
             # The next choice is to know of it: a router learns from the pod's own figures.
             await until(lambda number=number: _used(mesh, number), why=f"{number + 1} copies published")
@@ -72,6 +74,11 @@ async def test_a_device_fills_and_empties_and_falls_back_to_the_cpu(a_mesh):
 async def holders_of(mesh, pod: str) -> list[str]:
     copies = (await mesh.rest("GET", f"/mesh/v1/pods/{pod}")).json["copies"]
     return sorted(copy["model_id"] for copy in copies if copy["state"] == "loaded")
+
+
+async def _would_go(mesh, model_id: str, pod: str) -> bool:
+    told = (await mesh.rest("GET", f"/mesh/v1/models/{model_id}/explain")).json
+    return told["ranking"][0]["pod"] == pod and "prefer" in str(told["ranking"][0])
 
 
 async def _used(mesh, number: int) -> bool:
