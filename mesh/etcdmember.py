@@ -6,16 +6,22 @@ bootstrapped"), for ever. So where there are no data, the others are asked first
 they know this member as one that has served, it is taken off their list and put on it again, which is what etcd's
 manual asks of an operator, and starts as a new one that fetches everything from them.
 
-Nothing of that happens while the others have no quorum, as they cannot agree to it then; a cluster that has lost most
-of its data is restored from a snapshot, by a person. See docs/kubernetes.md.
+While the others have no quorum they cannot agree to it. Then this waits, and never starts a member of a new cluster
+beside one that exists: what tells the two apart without a quorum is whether any member has ever served, which each
+member's peer port says (etcd's own check at a start asks there too). Where nobody answers at all, this may be the first
+start, and etcd decides as it always has. A cluster that has lost most of its data is restored from a snapshot, by a
+person. See docs/kubernetes.md.
 """
 
 import json
 import os
+import signal
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+import urllib.request
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,31 +77,64 @@ def entries() -> list[Entry] | None:
 
 
 def joins(name: str, peer_url: str, listed: list[Entry]) -> bool:
-    """Has a member without data put on the list anew where it must be. Whether it then joins a cluster that exists,
-    rather than being one of those that make a new one. Raises MemberError."""
-    ours = next((entry for entry in listed if peer_url in entry.peer_urls), None)
-    if ours is not None and not ours.served:
-        return not ours.name  # named: from the first list of a cluster that is being made
-    if ours is not None:
+    """Has a member without data put on the list anew. Whether it then joins a cluster that exists, rather than being
+    one of those that make a new one. Raises MemberError."""
+    ours = next((entry for entry in listed if peer_url in entry.peer_urls or entry.name == name), None)
+    if ours is not None and ours.name and not ours.served:
+        return False  # from the first list of a cluster that is being made
+    if ours is not None:  # also one without a name: it may have begun to serve before it could tell its name
         log.warning("this member's data are gone: it joins the others as a new one", member=name, was=f"{ours.id:x}")
         _etcdctl("member", "remove", f"{ours.id:x}")
     _etcdctl("member", "add", name, f"--peer-urls={peer_url}")
     return True
 
 
-def _joins_in_time(name: str, peer_url: str) -> bool:
-    """The same as `joins`, asked again: others who have not been connected to each other for five seconds, such as
-    after an election, agree to no change. Raises MemberError after `PATIENCE`."""
-    end = time.monotonic() + PATIENCE
-    while (listed := entries()) is not None:
+def has_data(folder: Path) -> bool:
+    """Whether there is what a member goes on from: its log. Other files are there after a start that failed, too."""
+    return any((folder / "member" / "wal").glob("*.wal"))
+
+
+def exists(others: Iterable[str], tls: ssl.SSLContext | None) -> bool:
+    """Whether any of the others, by their peer URLs, knows of a member that has served; no quorum is asked for."""
+    for url in others:
         try:
-            return joins(name, peer_url, listed)
+            with urllib.request.urlopen(f"{url}/members", timeout=2.0, context=tls) as answer:
+                if any(fields.get("clientURLs") for fields in json.load(answer)):
+                    return True
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            log.info("a member does not tell who they are", url=url, why=str(error))
+    return False
+
+
+def _joins_in_time(name: str, peers: Mapping[str, str], tls: ssl.SSLContext | None) -> bool:
+    """The same as `joins`, asked again while the others have no quorum, or let nobody in: they agree to no change
+    before they have been connected to each other for five seconds. Raises MemberError after `PATIENCE`."""
+    end = time.monotonic() + PATIENCE
+    others = [url for other, url in peers.items() if other != name]
+    known = False
+    while True:
+        listed = entries()
+        if listed is None and not known and not exists(others, tls):
+            return False
+        known = True
+        try:
+            if listed is None:
+                raise MemberError("they have no quorum")
+            return joins(name, peers[name], listed)
         except MemberError as error:
             if time.monotonic() > end:
                 raise
             log.info("the other members do not let this one join yet", why=str(error))
             time.sleep(_PAUSE)
-    return False
+
+
+def _peer_tls(environment: Mapping[str, str]) -> ssl.SSLContext | None:
+    """As members show themselves to each other. Raises OSError for files that cannot be read."""
+    if not (ca := environment.get("ETCD_PEER_TRUSTED_CA_FILE")):
+        return None
+    context = ssl.create_default_context(cafile=ca)
+    context.load_cert_chain(environment["ETCD_PEER_CERT_FILE"], environment["ETCD_PEER_KEY_FILE"])
+    return context
 
 
 def _etcdctl(*argv: str) -> str:
@@ -113,17 +152,18 @@ def _etcdctl(*argv: str) -> str:
 def main() -> None:
     """Never returns: this process becomes etcd, or ends with 1 and the reason in its log."""
     logs.configure(level="info", fmt="json", process="etcd-member")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a container's first process has no other way to end
     environment = dict(os.environ)
     try:
         name, data = environment["ETCD_NAME"], Path(environment["ETCD_DATA_DIR"])
-        peer_url = environment["ETCD_INITIAL_ADVERTISE_PEER_URLS"]
-        alone = "," not in environment["ETCD_INITIAL_CLUSTER"]
-    except KeyError as error:
-        sys.exit(f"mesh.etcdmember: {error.args[0]} is not set; it starts a member of the chart's etcd")
+        peers = dict(pair.split("=", 1) for pair in environment["ETCD_INITIAL_CLUSTER"].split(","))
+        peers[name] = environment["ETCD_INITIAL_ADVERTISE_PEER_URLS"]
+    except (KeyError, ValueError) as error:
+        sys.exit(f"mesh.etcdmember: {error} is not set as it must be; it starts a member of the chart's etcd")
     try:
-        if not alone and not (data / "member").exists() and _joins_in_time(name, peer_url):
+        if len(peers) > 1 and not has_data(data) and _joins_in_time(name, peers, _peer_tls(environment)):
             environment["ETCD_INITIAL_CLUSTER_STATE"] = "existing"
-    except MemberError as error:
+    except (MemberError, OSError) as error:
         log.error("the other members do not let this one join", why=str(error))
         sys.exit(1)
     os.execve(find_binary("etcd"), ["etcd"], environment)

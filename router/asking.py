@@ -20,9 +20,11 @@ def settle(view: View, debits: Debits, now_ms: Callable[[], int]) -> None:
             copies = view.pods[name].copies
 
             def shown(debit: Hashable) -> bool:
-                model_id, _ = cast(tuple[str, str], debit)
+                model_id, _, created = cast(tuple[str, str, int], debit)
                 copy = copies.get(model_id)
-                return copy is not None and copy.loaded and not copy.answered
+                if copy is None or copy.record.create_revision != created:
+                    return False
+                return copy.loaded and not copy.answered
 
             debits.published(name, now_ms(), shown=shown)
         elif news is News.GONE:
@@ -43,7 +45,7 @@ async def load(
 ) -> agent_pb2.LoadReply:
     """The agent's answer. `footprint` is what the load is reckoned with until it has been measured, `timeout` seconds.
     Raises what `agents` raise; whatever happens, the debit is settled."""
-    debit = (request.model_id, pod.name)
+    debit = (request.model_id, pod.name, request.create_revision)
     reckoned = footprint.on(device=pod.record is not None and pod.record.device_capacity_bytes > 0)
     debits.sent(pod.name, reckoned.host_bytes, now_ms(), debit, device_bytes=reckoned.device_bytes)
     measured = None

@@ -23,7 +23,7 @@ _FOUND = "found"  # made by the first that finds the folder left
 
 KEPT = 3600.0
 """Seconds for which others keep what a pod has left, from when it was found."""
-_PATIENCE = 1.0  # seconds that an owner waits for an agent that is just looking at its folder
+_PATIENCE = 5.0  # seconds that an owner waits for an agent that is just looking at its folder
 
 
 class RunDir:
@@ -61,8 +61,8 @@ def _sweep(parent: Path, whose: str, on_left: Callable[[Path], None]) -> None:
                 continue
             lock = os.open(left / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
-                owner = _read(left / _WHOSE)
-                _take(lock, _PATIENCE if owner and owner == whose else 0.0)
+                _take(lock, _PATIENCE if whose and _read(left / _WHOSE) == whose else 0.0)
+                owner = _read(left / _WHOSE)  # as it is now: it may have been disowned while that was waited for
                 if owner and owner != whose and _is_fresh(left):
                     continue
                 if owner and owner == whose:

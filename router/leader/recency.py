@@ -73,7 +73,7 @@ class Recency:
         now = int(self._clock() * 1000)
         for model_id, idle in idle_ms.items():
             self._note(model_id, now - idle)
-        self._trim(MOST)
+        self._trim(2 * MOST)  # pods tell some hundreds at a time; `save` keeps no more than there may be
 
     def forget(self, model_ids: Iterable[str]) -> None:
         """They are not registered any more."""
@@ -88,6 +88,7 @@ class Recency:
 
     async def save(self) -> None:
         """Writes the pieces that have changed. Raises EtcdError."""
+        self._trim(MOST)
         pieces = dict(self._pieces())
         for key, value in pieces.items():
             if self._saved.get(key) != value:

@@ -103,6 +103,32 @@ async def test_a_member_that_lost_its_data_comes_back(members: Members) -> None:
     assert "joins the others as a new one" in (members.folder / "m1.log").read_text()
 
 
+async def test_it_waits_while_the_others_have_no_quorum(members: Members) -> None:
+    """It never begins a cluster of its own beside theirs: not either where it was replaced before, which etcd does not
+    notice, and where an earlier start has left files that are no data."""
+    for name in members.names:
+        members.start(name)
+    await members.agree_to("k")
+    for name in members.names:
+        await members.serves(name, "k")
+    for turn in ("once", "again"):
+        members.end("m1")
+        shutil.rmtree(members.folder / "m1")
+        (members.folder / "m1" / "member" / "snap").mkdir(parents=True)
+        (members.folder / "m1").chmod(0o700)
+        if turn == "again":
+            members.end("m2")
+        members.start("m1")
+        if turn == "again":
+            log = members.folder / "m1.log"
+            await until(lambda log=log: "they have no quorum" in log.read_text(), timeout=40, why=log.read_text)
+            assert not (members.folder / "m1" / "member" / "wal").exists()
+            members.start("m2")
+            await members.agree_to("late")
+        await members.serves("m1", "k")
+    assert members.ctl("member", "list", of="m1").count("started") == 3
+
+
 def entry(**fields: object) -> Entry:
     return Entry.of({"ID": 0xAB, "name": "m0", "peerURLs": [URL], **fields})
 
@@ -111,16 +137,17 @@ def entry(**fields: object) -> Entry:
     ("listed", "joined", "asked"),
     [
         pytest.param([entry()], False, [], id="a-cluster-that-is-being-made"),
-        pytest.param([entry(name="")], True, [], id="added-and-not-started"),
+        pytest.param([entry(name="")], True, ["remove", "add"], id="added-and-started-or-not"),
         pytest.param([], True, ["add"], id="removed-and-not-added"),
         pytest.param([entry(clientURLs=["http://m0:2379"])], True, ["remove", "add"], id="its-data-are-gone"),
-        pytest.param([entry(peerURLs=["http://m1:2380"], clientURLs=["c"])], True, ["add"], id="only-others"),
+        pytest.param([entry(name="m1", peerURLs=["http://m1:2380"], clientURLs=["c"])], True, ["add"], id="others"),
+        pytest.param([entry(peerURLs=["https://m0"], clientURLs=["c"])], True, ["remove", "add"], id="another-address"),
     ],
 )
 def test_what_the_others_are_asked_for(
     listed: list[Entry], joined: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing where it can be left out, so that a start which broke off in the middle goes on where it was."""
+    """Also by a start that follows one which broke off in the middle."""
     said: list[tuple[str, ...]] = []
     monkeypatch.setattr(etcdmember, "_etcdctl", lambda *argv: said.append(argv) or "")
     assert joins("m0", URL, listed) is joined
@@ -131,4 +158,4 @@ def test_what_the_others_are_asked_for(
 def test_a_start_without_its_settings_says_so(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "mesh.etcdmember"], capture_output=True, text=True, timeout=60, env={})
     assert done.returncode == 1
-    assert "ETCD_NAME is not set" in done.stderr
+    assert "'ETCD_NAME' is not set" in done.stderr
