@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import pytest
 from mesh import etcdmember
 from mesh.etcdmember import Entry, joins
 from mesh.process import find_binary, free_port, tethered
+from tests.support.authority import Authority
+from tests.support.etcd import EtcdServer
 from tests.support.waiting import until
 
 URL = "http://m0:2380"
@@ -127,6 +130,26 @@ async def test_it_waits_while_the_others_have_no_quorum(members: Members) -> Non
             await members.agree_to("late")
         await members.serves("m1", "k")
     assert members.ctl("member", "list", of="m1").count("started") == 3
+
+
+def test_members_tell_by_tls_too(tmp_path: Path) -> None:
+    """As the chart's do: with the certificate that they show each other, and to nobody without."""
+    certificate, key = (authority := Authority()).issue("localhost")
+    files = {"ETCD_PEER_TRUSTED_CA_FILE": authority.pem, "ETCD_PEER_CERT_FILE": certificate, "ETCD_PEER_KEY_FILE": key}
+    environment = {}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        environment[name] = str(tmp_path / name)
+    peer = f"https://localhost:{free_port()}"
+    listen = peer.replace("localhost", "127.0.0.1")
+    extra = [f"--listen-peer-urls={listen}", f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=test={peer}"]
+    extra += ["--peer-client-cert-auth", f"--peer-trusted-ca-file={environment['ETCD_PEER_TRUSTED_CA_FILE']}"]
+    extra += [f"--peer-cert-file={environment['ETCD_PEER_CERT_FILE']}"]
+    extra += [f"--peer-key-file={environment['ETCD_PEER_KEY_FILE']}"]
+    with EtcdServer(tmp_path / "etcd", extra=extra):
+        assert etcdmember.exists([peer], etcdmember._peer_tls(environment))
+        assert not etcdmember.exists([peer], ssl.create_default_context(cadata=authority.pem.decode()))
+    assert not etcdmember.exists([peer], etcdmember._peer_tls(environment)), "nobody answers"
 
 
 def entry(**fields: object) -> Entry:
