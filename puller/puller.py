@@ -52,7 +52,7 @@ class Pulled:
     source: str  # where it came from, for people: without credentials
     key: str  # the modelKey for the model server: local schema path and size, no store
     schema: Path | None = None
-    content: str = ""  # equal for equal files; "": not known
+    digest: str = ""  # of model and schema, computed from the bytes, in hex (`pulling`)
     derived: Path | None = None  # what `keep` was given of these files under the tag that was asked for
     number: int = 0  # of the pull, in this process
     fetched_bytes: int = 0  # that came from the store for it, its schema included; the rest was on disk
@@ -227,7 +227,7 @@ class Puller:
                 request.key, disk_bytes=pull.sizes[request.model], schema=str(schema) if schema is not None else None
             ),
             schema=schema,
-            content=pull.content,
+            digest=pull.digest,
             derived=folder / DERIVED if pull.derived else None,
             number=number,
             fetched_bytes=pull.fetched,
@@ -244,9 +244,9 @@ class Puller:
         has no room; the file is then the caller's still.
 
         The file must lie on the same file system as the cache."""
-        if not pulled.content or not self.current(into, pulled):
+        if not self.current(into, pulled):
             return False
-        identity = derived_identity(tag, pulled.content)
+        identity = derived_identity(tag, pulled.digest)
         try:
             size = os.stat(path).st_size
             room = await self._threads.run(self._cache.room, size, undo=Room.close)

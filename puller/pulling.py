@@ -7,8 +7,9 @@ the folder together under a temporary name. Failed or cancelled, it leaves nothi
 import asyncio
 import hashlib
 import itertools
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -54,7 +55,7 @@ class Pulling:
         self.began = time.monotonic()
         self.sizes: dict[Location, int] = {}  # bytes
         self.fetched = 0  # bytes
-        self.content = ""  # equal for equal files; "": not known
+        self.digest = ""  # of the files, computed here: the SHA-256 of a file, or `tree_digest`
         self.derived = False  # whether what was made of them under the tag is in the folder
         self._tools = tools
         self._names = names
@@ -101,15 +102,19 @@ class Pulling:
         self.sizes = {}
         placed: list[tuple[PurePosixPath, Blob]] = []
         folders: list[PurePosixPath] = []
+        digests: list[str] = []
         for location, name in self._names.items():
             wanted = self._sha256 if not self.sizes else ""  # it is of the model, the first
             files, below = await self._fetch(location, name, wanted)
             self.sizes[location] = sum(blob.size for _, blob in files)
+            digests.append(await self._digest(files, PurePosixPath(name)))
             placed += files
             folders += below
-        self.content = _content(placed)
-        if self._tag and self.content:
-            derived = self._tools.cache.pick(derived_identity(self._tag, self.content), size=None)
+        sizes = list(self.sizes.values())
+        schema = [("schema", sizes[-1], digests[-1])] if len(digests) > 1 else []
+        self.digest = tree_digest([("model", sizes[0], digests[0]), *schema]) if schema else digests[0]
+        if self._tag:
+            derived = self._tools.cache.pick(derived_identity(self._tag, self.digest), size=None)
             if derived is not None:
                 self._blobs.append(derived)
                 placed.append((PurePosixPath(DERIVED), derived))
@@ -239,7 +244,7 @@ class Pulling:
                     self._blobs.append(blob)
                     return blob
                 part = room.split(file.size or 0)
-                flight = self._tools.flights.start(provider, location, file, name=name, room=part, sha256=bool(sha256))
+                flight = self._tools.flights.start(provider, location, file, name=name, room=part)
             elif len(listing.files) == 1:
                 listing.release()  # a connection need not be kept waiting for what somebody else fetches
             self._flights.add(flight)
@@ -256,6 +261,15 @@ class Pulling:
                 self.fetched += blob.size
             return blob
 
+    async def _digest(self, files: list[tuple[PurePosixPath, Blob]], name: PurePosixPath) -> str:
+        """Returns the digest of a location's files, which lie at or below `name`."""
+        for _, blob in files:
+            if not blob.sha256:  # it was kept by a version that did not digest everything
+                await self._tools.threads.run(self._tools.cache.digest, blob)
+        if [path for path, _ in files] == [name]:
+            return files[0][1].sha256
+        return tree_digest((str(path.relative_to(name)), blob.size, blob.sha256) for path, blob in files)
+
     async def _verify(self, blob: Blob, sha256: str, location: Location) -> None:
         found = blob.sha256 or await self._tools.threads.run(self._tools.cache.digest, blob)
         if found != sha256:
@@ -266,18 +280,18 @@ class Pulling:
             raise PullError(PullErrorKind.CHECKSUM, text)
 
 
-def _content(placed: Sequence[tuple[PurePosixPath, Blob]]) -> str:
-    """Equal for equal files under equal names, "" where one of them is of a version that nobody can name."""
-    names = [(str(path), sorted(blob.names)[-1:]) for path, blob in placed]
-    if not all(known for _, known in names):
-        return ""
-    text = "\n".join(f"{path} {known[0]}" for path, known in sorted(names))
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
+def tree_digest(files: Iterable[tuple[str, int, str]]) -> str:
+    """Returns the digest of a folder, in hex: the SHA-256 of a line for each file, sorted, of its path below the
+    folder, its size and its SHA-256, separated by NUL.
+
+    `files` are (path, bytes, SHA-256 in hex)."""
+    lines = sorted(os.fsencode(f"{path}\0{size}\0{sha256}\n") for path, size, sha256 in files)
+    return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
-def derived_identity(tag: str, content: str) -> str:
-    """Under which the cache keeps what was made of files with that content."""
-    return f"derived {tag} {content}"
+def derived_identity(tag: str, digest: str) -> str:
+    """Under which the cache keeps what was made of files with that digest."""
+    return f"derived {tag} {digest}"
 
 
 def _laid_out(

@@ -67,7 +67,7 @@ class Optimising:
         self.tag = ""  # of what is made now; empty: nothing is
         self._keeping = keeping
         self._free_bytes = free_bytes
-        self._waiting: OrderedDict[str, tuple[str, Pulled]] = OrderedDict()  # content -> model, files
+        self._waiting: OrderedDict[str, tuple[str, Pulled]] = OrderedDict()  # digest -> model, files
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._wake = asyncio.Event()
         self._made = self._in_vain = 0
@@ -79,12 +79,12 @@ class Optimising:
 
     def loaded(self, model_id: str, pulled: Pulled, server_ms: float) -> None:
         """A model was loaded, and the model server took so long for it."""
-        content = pulled.content
-        if not self.tag or not content or pulled.derived is not None:
+        digest = pulled.digest
+        if not self.tag or not digest or pulled.derived is not None:
             return
-        if server_ms < LEAST_MS or pulled.bytes > MAX_BYTES or content in self._seen or len(self._waiting) >= _WAITING:
+        if server_ms < LEAST_MS or pulled.bytes > MAX_BYTES or digest in self._seen or len(self._waiting) >= _WAITING:
             return
-        self._waiting[content] = (model_id, pulled)
+        self._waiting[digest] = (model_id, pulled)
         self._wake.set()
 
     def statistics(self) -> OptimisingStatistics:
@@ -108,7 +108,7 @@ class Optimising:
         path = pulled.path
         if self._free_bytes() < _MEMORY + 16 * _size(path) or not self._keeping.current(model_id, pulled):
             return  # another load of it, another try
-        self._seen[pulled.content] = None
+        self._seen[pulled.digest] = None
         while len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
         tag = self.tag

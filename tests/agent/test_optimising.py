@@ -29,7 +29,7 @@ class Shelf:
 
     async def keep(self, into: str, pulled: Pulled, tag: str, path: Path) -> bool:
         assert path.is_file()
-        self.kept.append((into, pulled.content, tag))
+        self.kept.append((into, pulled.digest, tag))
         return self._wants
 
 
@@ -40,7 +40,7 @@ def pulled(
     folder.mkdir(exist_ok=True)
     path = folder / "m.onnx"
     path.write_bytes(b"not a model")
-    return Pulled(path=path, bytes=size or 11, source="s", key="{}", content=content, derived=derived)
+    return Pulled(path=path, bytes=size or 11, source="s", key="{}", digest=content, derived=derived)
 
 
 @pytest.fixture

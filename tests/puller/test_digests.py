@@ -1,0 +1,65 @@
+"""The digest of a pull: computed from the bytes, equal for equal files wherever and however they come."""
+
+import hashlib
+import json
+import os
+
+import pytest
+
+from puller.pulling import tree_digest
+from puller.source import Source
+
+MIB = 2**20
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 128 * 2**10 + 1, 3 * MIB + 7], ids=str)
+async def test_the_digest_of_a_file_is_its_sha256(puller, root, size):
+    """Whether it is read while it is listed or copied; and the same when it comes from the pod's disk."""
+    content = os.urandom(size)
+    (root / "a.onnx").write_bytes(content)
+    first = await puller.pull(Source(f"{root}/a.onnx"), into="m")
+    again = await puller.pull(Source(f"{root}/a.onnx"), into="n")
+    assert first.digest == again.digest == sha256(content)
+
+
+async def test_the_digest_of_a_folder_is_of_names_sizes_and_contents(puller, root):
+    """Not of where the folder lies, nor of the order in which it is listed; any name or byte changes it."""
+    files = {"b/1": b"one", "a": b"two", "b/0": b""}
+
+    async def digest(place: str, files: dict[str, bytes]) -> str:
+        for name, content in files.items():
+            (root / place / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / place / name).write_bytes(content)
+        return (await puller.pull(Source(f"{root / place}"), into=place)).digest
+
+    found = await digest("here", files)
+    assert found == tree_digest((name, len(content), sha256(content)) for name, content in files.items())
+    assert await digest("there/below", dict(sorted(files.items()))) == found
+    assert await digest("renamed", {"b/1": b"one", "A": b"two", "b/0": b""}) != found
+    assert await digest("swapped", {"b/1": b"two", "a": b"one", "b/0": b""}) != found
+    assert await digest("single", {"a": b"two"}) not in (found, sha256(b"two"))
+
+
+async def test_a_schema_is_part_of_the_digest(puller, root):
+    """A copy with another schema answers otherwise, so it has another digest."""
+    (root / "m").write_bytes(b"model")
+    digests = []
+    for text in (b"{}", b"{} "):
+        (root / "s.json").write_bytes(text)
+        key = json.dumps({"schema_path": f"file://{root}/s.json"})
+        digests.append((await puller.pull(Source(f"{root}/m", key), into="m")).digest)
+    assert len({*digests, sha256(b"model")}) == 3
+
+
+async def test_a_file_that_was_replaced_has_another_digest(puller, root):
+    """At equal size, under its name: the digest is of the bytes that the pull brought."""
+    (root / "m").write_bytes(b"old")
+    old = await puller.pull(Source(f"{root}/m"), into="m")
+    (root / "m").write_bytes(b"new")
+    new = await puller.pull(Source(f"{root}/m"), into="m")
+    assert (old.digest, new.digest) == (sha256(b"old"), sha256(b"new"))
+    assert new.path.read_bytes() == b"new"
