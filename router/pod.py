@@ -233,7 +233,7 @@ class RouterPod:
     async def _mind(self, index: int) -> None:
         """Keeps one worker running."""
         loop = asyncio.get_running_loop()
-        argv = [sys.executable, "-m", "router.worker", str(self._dir / "settings.json"), str(index)]
+        argv = process.python("router.worker", str(self._dir / "settings.json"), str(index))
         handed = self._sockets[index].descriptors if self._sockets else ()
         argv += map(str, handed)
         pause = _BACKOFF[0]

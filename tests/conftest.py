@@ -19,6 +19,12 @@ __all__ = ["etcd", "etcd_server", "keys", "own_etcd"]
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# Our processes find no module in the current folder, and the model server that tests let pods run, `twin`, is not
+# installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")))
+)
+
 settings.register_profile(
     "mesh",
     deadline=None,  # how long an example takes says how busy the machine is, not whether the code is right

@@ -186,6 +186,9 @@ def runtime(context: typer.Context) -> None:
 
 def _become(module: str, arguments: list[str]) -> None:
     """This process becomes `python -m module`, with those arguments as they are."""
+    from mesh.process import python
+
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
+    argv = python(module, *arguments)
+    os.execv(argv[0], argv)

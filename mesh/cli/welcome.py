@@ -112,7 +112,7 @@ def _mesh() -> list[str]:
     found = shutil.which("mesh")
     if found and Path(found).exists() and script.exists() and Path(found).samefile(script):
         return ["mesh"]
-    return [_shortest(script)] if script.exists() else [_shortest(Path(sys.executable)), "-m", "mesh"]
+    return [_shortest(script)] if script.exists() else [_shortest(Path(sys.executable)), "-P", "-m", "mesh"]
 
 
 def _shortest(path: Path) -> str:
@@ -156,7 +156,7 @@ def _python(address: str, call: str) -> str:
         "import grpc; from mesh.pb import inference_pb2 as v2, inference_pb2_grpc as service; "
         f"print(service.GRPCInferenceServiceStub(grpc.insecure_channel({json.dumps(address)})).{call})"
     )
-    return shlex.join([_shortest(Path(sys.executable)), "-c", code])
+    return shlex.join([_shortest(Path(sys.executable)), "-P", "-c", code])
 
 
 def _typed(tensor: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ stay down; etcd's stays, because everybody was told it.
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import aiohttp
@@ -15,7 +14,7 @@ import aiohttp
 from mesh.local.child import Part
 from mesh.local.etcd import etcd_argv
 from mesh.local.settings import LOOPBACK, UpError, UpSettings, default_capacity, reachable
-from mesh.process import find_binary, free_port
+from mesh.process import find_binary, free_port, python
 
 PROBE_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 KILL_AFTER = 10.0
@@ -71,7 +70,7 @@ class Pod:
         """Its command line, with fresh ports."""
         settings = self._settings
         self._probe = f"{LOOPBACK}:{free_port()}"
-        argv = [sys.executable, "-m", "mesh.runtime", "--name", self.name, *_common(settings, self._etcd_url)]
+        argv = python("mesh.runtime", "--name", self.name, *_common(settings, self._etcd_url))
         argv += ["--data", f"{LOOPBACK}:{free_port()}", "--control", f"{LOOPBACK}:{free_port()}"]
         argv += ["--probe", self._probe, "--capacity", str(self.capacity), "--device", settings.device]
         argv += ["--model-dir", str(settings.data_dir / self.name), "--lease-ttl", str(settings.lease_ttl)]
@@ -101,7 +100,7 @@ def router(settings: UpSettings, *, etcd_url: str, run_dir: Path, session: aioht
     """The router pod. It is ready once it also answers clients and sees every runtime pod."""
 
     def argv() -> list[str]:
-        argv = [sys.executable, "-m", "router", "--name", "router-1", *_common(settings, etcd_url)]
+        argv = python("router", "--name", "router-1", *_common(settings, etcd_url))
         argv += ["--listen", settings.listen, "--edge", settings.edge, "--rest-listen", settings.rest_listen]
         return [*argv, "--probe", settings.probe, "--workers", settings.workers, "--run-dir", str(run_dir)]
 

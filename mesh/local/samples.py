@@ -21,7 +21,7 @@ class NoSamples(Exception):
 
 async def prepare(folder: Path) -> tuple[Sample, ...]:
     """Makes sure that the models are in `folder`. Raises NoSamples."""
-    argv = [sys.executable, "-m", "mesh.local.samples", str(folder)]
+    argv = process.python("mesh.local.samples", str(folder))
     child = await process.spawn(argv, name="samples")
     try:
         returncode = await child.wait(SECONDS)

@@ -15,7 +15,6 @@ import hashlib
 import json
 import platform
 import re
-import sys
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -131,7 +130,7 @@ class Optimising:
 
 async def _run(source: Path, target: Path) -> dict[str, Any]:
     """What the optimiser says."""
-    argv = [sys.executable, "-m", "mesh.runtime.server.optimiser", str(source), str(target)]
+    argv = process.python("mesh.runtime.server.optimiser", str(source), str(target))
     child = await process.spawn(argv, name="optimiser")
     try:
         code = await child.wait(_TIMEOUT)

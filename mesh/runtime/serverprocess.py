@@ -323,7 +323,7 @@ def argv(
     if internal_tls is not None:
         options["internal-tls"] = str(internal_tls)
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    return (sys.executable, "-m", module, *words)
+    return tuple(process.python(module, *words))
 
 
 def private_bytes(pid: int) -> int:

@@ -43,7 +43,7 @@ def test_other_programs_get_their_arguments_as_they_are(monkeypatch, command, mo
     monkeypatch.setattr(processes.os, "execv", lambda path, argv: became.append((path, argv)))
     arguments = ["--help", "--listen", "127.0.0.1:1", "--unknown=x", "-h"]
     assert CliRunner().invoke(build(), [command, *arguments]).exit_code == 0
-    assert became == [(sys.executable, [sys.executable, "-m", module, *arguments])]
+    assert became == [(sys.executable, [sys.executable, "-P", "-m", module, *arguments])]
 
 
 @pytest.fixture

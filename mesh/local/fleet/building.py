@@ -11,7 +11,6 @@ import json
 import os
 import queue
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from mesh import cpus
 from mesh.local.fleet import datasets, wheels
 from mesh.local.fleet.catalogue import Fleet, Sample, Tensor
 from mesh.local.fleet.recipes import Recipe, recipe
+from mesh.process import python
 
 REVISION = 1
 """Of `training`: another number means other bytes for the same recipe."""
@@ -152,7 +152,7 @@ def _trained(directory: Path, todo: Sequence[Recipe], rows: Sequence[str], jobs:
     jobs = max(1, min(jobs, -(-len(todo) // 8)))  # below some models a worker's start costs more than it brings
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", "mesh.local.fleet.worker", str(directory)],
+            python("mesh.local.fleet.worker", str(directory)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

