@@ -77,8 +77,10 @@ class Settings:
         text = json.dumps([self.type, self._values, sorted(self._overridden)], sort_keys=True)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
-    def error(self, why: str, kind: PullErrorKind = PullErrorKind.BAD_REQUEST) -> PullError:
-        """An error about these settings, which says where they come from."""
+    def error(self, why: str, kind: PullErrorKind | None = None) -> PullError:
+        """Returns an error about these settings, which says where they come from."""
+        if kind is None:  # without a key of the secret, all of them are the registration's
+            kind = PullErrorKind.SETTINGS if self.origin else PullErrorKind.BAD_REQUEST
         return PullError(kind, f"the settings of the {self.type} store ({self.where}) cannot be used: {why}")
 
     @property
@@ -127,7 +129,7 @@ class Secrets:
             text = (
                 f"key {origin} of the storage secret is a store of type {values['type']}, and the path needs {wanted}"
             )
-            raise PullError(PullErrorKind.BAD_REQUEST, f"{text}; name another storage_key")
+            raise PullError(PullErrorKind.SETTINGS, f"{text}; name another storage_key")
         if values.get("default_bucket") and "bucket" not in values:
             values["bucket"] = values["default_bucket"]
         if bucket and "bucket" in values:
@@ -136,7 +138,7 @@ class Secrets:
         type = values.get("type")
         if not isinstance(type, str) or not type:
             if origin:
-                raise PullError(PullErrorKind.BAD_REQUEST, f'key {origin} of the storage secret has no "type"')
+                raise PullError(PullErrorKind.SETTINGS, f'key {origin} of the storage secret has no "type"')
             return None
         return Settings(type, values, origin=origin, overridden=overridden)
 
@@ -146,7 +148,7 @@ class Secrets:
         if self._directory is None:
             if needed:
                 text = f"storage_key {key} names a store, and this pod has no storage secret (--storage-config)"
-                raise PullError(PullErrorKind.BAD_REQUEST, text)
+                raise PullError(PullErrorKind.SETTINGS, text)
             return None
         try:
             with open(self._directory / key, "rb") as file:
@@ -154,11 +156,11 @@ class Secrets:
         except FileNotFoundError:
             if needed:
                 text = f"the storage secret has no key {key}; add it there (a change takes Kubernetes up to 2 minutes)"
-                raise PullError(PullErrorKind.BAD_REQUEST, text) from None
+                raise PullError(PullErrorKind.SETTINGS, text) from None
             return None
         except OSError as error:
             raise PullError(
-                PullErrorKind.BAD_REQUEST, f"key {key} of the storage secret cannot be read: {error.strerror}"
+                PullErrorKind.SETTINGS, f"key {key} of the storage secret cannot be read: {error.strerror}"
             ) from None
         # `from None` throughout: what a JSON parser says may quote the secret.
         try:
@@ -166,9 +168,7 @@ class Secrets:
         except (ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
-            raise PullError(
-                PullErrorKind.BAD_REQUEST, f"key {key} of the storage secret is not a JSON object"
-            ) from None
+            raise PullError(PullErrorKind.SETTINGS, f"key {key} of the storage secret is not a JSON object") from None
         return values
 
 

@@ -168,7 +168,7 @@ class HttpProvider:
 def _described(response: aiohttp.ClientResponse, location: Location, key: str) -> RemoteFile:
     """What an answer says of its body. Raises PullError unless it is a whole file."""
     if response.status != HTTPStatus.OK:
-        raise status_error(response.status, location.shown)
+        raise status_error(response, location.shown)
     headers = response.headers
     encoding = headers.get("Content-Encoding", "identity").lower()
     if encoding != "identity":
@@ -250,7 +250,7 @@ def _check_part(response: aiohttp.ClientResponse, location: Location, start: int
     if response.status in (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
         raise _changed(location)
     if response.status != HTTPStatus.PARTIAL_CONTENT:
-        raise status_error(response.status, location.shown)
+        raise status_error(response, location.shown)
     if response.headers.get("Content-Range", "") != f"bytes {start}-{end - 1}/{file.size}":
         raise PullError(PullErrorKind.INTEGRITY, f"{location.shown} sent another range than it was asked for")
 

@@ -16,6 +16,8 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -24,7 +26,7 @@ from yarl import URL
 
 from puller import addresses
 from puller.disk import write_error
-from puller.errors import PullError, PullErrorKind
+from puller.errors import Nature, PullError, PullErrorKind
 from puller.limits import Limits
 from puller.sink import Sink
 from puller.source import redact
@@ -235,8 +237,23 @@ def _follow(url: URL, response: aiohttp.ClientResponse, shown: str) -> URL:
     return following
 
 
-def status_error(status: int, shown: str) -> PullError:
-    """What it means that an answer is not the one that was asked for, and what to do."""
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Returns the seconds that an answer's Retry-After asks for, a number or a date; None where it says neither."""
+    text = headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return float(text)
+    try:
+        at = parsedate_to_datetime(text)
+        # By the server's own clock where it tells that, since ours may be another.
+        now = parsedate_to_datetime(headers["Date"]) if "Date" in headers else datetime.now(UTC)
+        return max(0.0, (at - now).total_seconds())
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def status_error(response: aiohttp.ClientResponse, shown: str) -> PullError:
+    """Returns what it means that an answer is not the one that was asked for, and what to do."""
+    status = response.status
     match status:
         case HTTPStatus.NOT_FOUND | HTTPStatus.GONE:
             kind, hint = PullErrorKind.NOT_FOUND, "nothing is there; check the path of the registration"
@@ -247,12 +264,13 @@ def status_error(status: int, shown: str) -> PullError:
         case HTTPStatus.REQUEST_TIMEOUT | HTTPStatus.GATEWAY_TIMEOUT:
             kind, hint = PullErrorKind.TIMEOUT, "it took too long"
         case HTTPStatus.TOO_MANY_REQUESTS:
-            kind, hint = PullErrorKind.UNREACHABLE, "it has too many requests now"
+            kind, hint = PullErrorKind.BUSY, "it has too many requests now"
         case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             kind, hint = PullErrorKind.UNREACHABLE, "it has a failure of its own"
         case _:
             kind, hint = PullErrorKind.BAD_REQUEST, "only 200 brings a model"
-    return PullError(kind, f"{shown} answered with HTTP status {status}: {hint}")
+    after = retry_after(response.headers) if kind.nature is Nature.PASSING else None
+    return PullError(kind, f"{shown} answered with HTTP status {status}: {hint}", retry_after=after)
 
 
 def _client_error(error: aiohttp.ClientError, shown: str) -> PullError:

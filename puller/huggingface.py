@@ -19,6 +19,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+import aiohttp
 from yarl import URL
 
 from puller.errors import PullError, PullErrorKind
@@ -150,7 +151,7 @@ def _token(location: Location) -> str:
 async def _json(held: Held, location: Location) -> Any:
     response = held.response
     if response.status != HTTPStatus.OK:
-        raise _refusal(response.status, location)
+        raise _refusal(response, location)
     body = await response.content.read(_MAX_ANSWER)
     while len(body) < _MAX_ANSWER and (more := await response.content.read(_MAX_ANSWER - len(body))):
         body += more
@@ -161,8 +162,8 @@ async def _json(held: Held, location: Location) -> Any:
         raise PullError(PullErrorKind.UNREACHABLE, text) from None
 
 
-def _refusal(status: int, location: Location) -> PullError:
-    match status:
+def _refusal(response: aiohttp.ClientResponse, location: Location) -> PullError:
+    match response.status:
         case HTTPStatus.NOT_FOUND:
             text = f"{location.shown} is not there: check repository, revision and path"
             return PullError(PullErrorKind.NO_BUCKET, text)
@@ -173,7 +174,7 @@ def _refusal(status: int, location: Location) -> PullError:
         case HTTPStatus.FORBIDDEN:
             text = f"{location.shown} may not be read with this token: for a gated model, accept its terms on the hub"
             return PullError(PullErrorKind.FORBIDDEN, text)
-    return status_error(status, location.shown)
+    return status_error(response, location.shown)
 
 
 def _items(found: Any, location: Location) -> list[dict[str, Any]]:
@@ -205,7 +206,7 @@ def _check(held: Held, location: Location, start: int, end: int, file: RemoteFil
         text = f"{location.shown}: the hub sends whole files where parts of them were asked for"
         raise PullError(PullErrorKind.UNREACHABLE, text)
     elif response.status != HTTPStatus.OK:
-        raise _refusal(response.status, location)
+        raise _refusal(response, location)
 
 
 def _following(held: Held, url: URL) -> URL | None:

@@ -26,9 +26,8 @@ _CREDENTIALS = frozenset(
 _NO_BUCKET = frozenset(
     {"NoSuchBucket", "ContainerNotFound", "ContainerDisabled", "InvalidBucketName", "AllAccessDisabled"}
 )
-_BUSY = frozenset(
-    {"SlowDown", "ServerBusy", "ServiceUnavailable", "OperationTimedOut", "InternalError", "RequestTimeout"}
-)
+_BUSY = frozenset({"SlowDown", "ServerBusy", "RequestLimitExceeded", "TooManyRequests", "Throttling"})
+_FAILING = frozenset({"ServiceUnavailable", "OperationTimedOut", "InternalError", "RequestTimeout"})
 _REGION = frozenset(
     {"AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect", "IllegalLocationConstraintException"}
 )
@@ -85,8 +84,10 @@ def _meaning(error: BaseException, target: Target) -> tuple[PullErrorKind, str]:
         return PullErrorKind.CREDENTIALS, f"the store does not know who is asking (401); {_whose(target)}"
     if isinstance(error, obstore.exceptions.PermissionDeniedError) or status == 403:
         return PullErrorKind.FORBIDDEN, f"reading is not allowed ({code or 403}), or nothing is there; {_whose(target)}"
-    if code in _BUSY or status in (408, 429) or status >= 500:
-        return PullErrorKind.UNREACHABLE, f"the store has a failure of its own or too many requests ({code or status})"
+    if code in _BUSY or status == 429:
+        return PullErrorKind.BUSY, f"the store has too many requests now ({code or status})"
+    if code in _FAILING or status == 408 or status >= 500:
+        return PullErrorKind.UNREACHABLE, f"the store has a failure of its own ({code or status})"
     if status:
         return PullErrorKind.BAD_REQUEST, f"the store does not take the request ({code or status})"
     return _connection(text)

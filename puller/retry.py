@@ -3,6 +3,9 @@
 Pauses double and are drawn at random below that, so that a fleet whose store had a hiccup does not come back all at
 once. Both the number of attempts and their time are bounded; a transfer that gets on is not counted against either,
 since each time it has less to go.
+
+A store that says how long to wait (`Retry-After`) is obeyed: a short wait is waited here, a longer one ends the
+attempts at once, and the error carries it to whoever decides when to ask again.
 """
 
 import asyncio
@@ -25,6 +28,7 @@ class Policy:
     first_pause: float = 0.2
     longest_pause: float = 5.0
     total: float = 60.0  # since the last progress; after it no attempt begins
+    longest_told: float = 10.0  # that a store may ask for and is waited here
 
 
 NEVER = Policy(attempts=1)
@@ -57,11 +61,13 @@ async def retried(
             failures += 1
             if not error.kind.retried:
                 raise
-            if failures >= policy.attempts or now - since >= policy.total:
+            told = error.retry_after or 0.0
+            if failures >= policy.attempts or now + told - since >= policy.total or told > policy.longest_told:
                 if attempts == 1:
                     raise
                 text = f"{error.text} (tried {attempts} times in {now - began:.1f} s)"
-                raise PullError(error.kind, text) from None
+                raise PullError(error.kind, text, retry_after=error.retry_after) from None
             on_retry(error)
-        pause = min(policy.first_pause * 2 ** (failures - 1), policy.longest_pause)
-        await sleep(pause * (0.5 + random.random() / 2))
+        # The exponent is bounded: a float of 2 ** 1024 overflows.
+        pause = min(policy.first_pause * 2.0 ** min(failures - 1, 64), policy.longest_pause)
+        await sleep(max(told, pause * (0.5 + random.random() / 2)))

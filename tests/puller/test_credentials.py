@@ -107,7 +107,7 @@ def test_names_that_are_no_key(secrets, name):
         return
     with pytest.raises(PullError) as caught:
         settings(store, storage_key=name)
-    assert caught.value.kind is PullErrorKind.BAD_REQUEST
+    assert caught.value.kind is (PullErrorKind.SETTINGS if name == "absent" else PullErrorKind.BAD_REQUEST)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_settings_that_make_no_client(secrets, change):
         objects_client.connect(
             settings(secrets(mine={**S3, **change}), storage_key="mine"), HttpPolicy(), on_google=False
         )
-    assert caught.value.kind is PullErrorKind.BAD_REQUEST
+    assert caught.value.kind is PullErrorKind.SETTINGS
     shown = "".join(traceback.format_exception(caught.value))
     assert "topsecret" not in shown.replace("region 'topsecret '", "")
 

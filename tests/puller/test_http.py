@@ -12,8 +12,8 @@ from aiohttp import web
 from yarl import URL
 
 from puller import retry
-from puller.errors import PullError, PullErrorKind
-from puller.http_client import HttpPolicy
+from puller.errors import Nature, PullError, PullErrorKind
+from puller.http_client import HttpPolicy, retry_after
 from puller.provider import Listing, RemoteFile
 from puller.puller import Puller
 from puller.source import Source
@@ -53,7 +53,8 @@ class Store:
                 await response.write(LARGE)
                 return response
             case ["status", status, *_]:
-                return web.Response(status=int(status), text="<html>not a model</html>")
+                headers = {"Retry-After": request.query["after"]} if "after" in request.query else {}
+                return web.Response(status=int(status), text="<html>not a model</html>", headers=headers)
             case ["to", *_]:
                 return web.Response(status=302, headers={"Location": request.query["url"]})
             case ["circle", *_]:
@@ -185,7 +186,7 @@ async def test_names_are_harmless(puller, store, path, name, tmp_path):
         (401, PullErrorKind.CREDENTIALS),
         (403, PullErrorKind.FORBIDDEN),
         (408, PullErrorKind.TIMEOUT),
-        (429, PullErrorKind.UNREACHABLE),
+        (429, PullErrorKind.BUSY),
         (500, PullErrorKind.UNREACHABLE),
         (503, PullErrorKind.UNREACHABLE),
         (504, PullErrorKind.TIMEOUT),
@@ -198,6 +199,37 @@ async def test_names_are_harmless(puller, store, path, name, tmp_path):
 async def test_only_200_is_a_model(puller, store, status, kind):
     """An error page is never saved; the status is named."""
     assert str(status) in await refused(puller, store.url(f"/status/{status}/a.onnx"), kind)
+
+
+@pytest.mark.parametrize(
+    ("status", "after", "seconds"),
+    [(429, "5", 5.0), (503, "120", 120.0), (429, "soon", None), (429, "", None), (404, "5", None)],
+)
+async def test_a_store_says_when_to_ask_again(puller, store, status, after, seconds):
+    """With what passes; a wait that is none is none, and what is not there does not come by waiting."""
+    with pytest.raises(PullError) as caught:
+        await puller.pull(Source(store.url(f"/status/{status}/a.onnx?after={after}")), into="id")
+    assert caught.value.retry_after == seconds
+    assert caught.value.nature is (Nature.NOT_FOUND if status == 404 else Nature.PASSING)
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "Fri, 01 Jan 2100 00:00:05 GMT", "Date": "Fri, 01 Jan 2100 00:00:00 GMT"}, 5.0),
+        ({"Retry-After": "Fri, 01 Jan 1990 00:00:05 GMT"}, 0.0),
+        ({"Retry-After": "Fri, 99 Jan 1990"}, None),
+        ({"Retry-After": "-1"}, None),
+        ({"Retry-After": "1e999"}, None),
+        ({"Retry-After": "9" * 400}, None),
+        ({"Retry-After": "5", "Date": "never"}, 5.0),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_times_to_ask_again(headers, seconds):
+    """A number, or a date, which counts by the server's clock where it tells that."""
+    assert retry_after(headers) == seconds
 
 
 @pytest.mark.parametrize("how", ["100001", str(2**21), "chunked"])

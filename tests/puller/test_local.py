@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from puller import local, retry
-from puller.errors import PullError, PullErrorKind
+from puller.errors import Nature, PullError, PullErrorKind
 from puller.limits import Limits
 from puller.local import LocalProvider
 from puller.puller import Puller
@@ -220,7 +220,7 @@ async def test_a_file_that_changes_while_it_is_copied(puller, root, left, monkey
 
     monkeypatch.setattr(os, "copy_file_range", while_copying)
     await refused(puller, path, PullErrorKind.CHANGED)
-    assert PullErrorKind.CHANGED.transient
+    assert PullErrorKind.CHANGED.nature is Nature.PASSING
     assert left() == set()
 
 

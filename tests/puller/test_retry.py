@@ -3,7 +3,7 @@
 import pytest
 
 from puller import retry
-from puller.errors import PullError, PullErrorKind
+from puller.errors import Nature, PullError, PullErrorKind
 
 
 class Store:
@@ -15,12 +15,13 @@ class Store:
         self.pauses: list[float] = []
         self.written = 0
         self.step = 0
+        self.told: float | None = None
 
     async def operation(self) -> str:
         self.calls += 1
         self.written += self.step
         if self.kinds:
-            raise PullError(self.kinds.pop(0), "no")
+            raise PullError(self.kinds.pop(0), "no", retry_after=self.told)
         return "done"
 
     async def sleep(self, seconds: float) -> None:
@@ -76,3 +77,31 @@ async def test_a_transfer_that_gets_on_is_not_given_up():
     store.step = 1
     assert await store.run(POLICY) == "done"
     assert store.calls == 21
+
+
+async def test_a_store_that_says_when_to_come_again_is_obeyed():
+    """No attempt begins before, and one that would come too late is left to whoever asked, who is told."""
+    store = Store(*[PullErrorKind.BUSY] * 2)
+    store.told = 5.0
+    assert await store.run(POLICY) == "done"
+    assert store.pauses == [5.0, 5.0]
+    for told in (POLICY.longest_told + 1, POLICY.total):
+        store = Store(*[PullErrorKind.BUSY] * 2)
+        store.told = told
+        with pytest.raises(PullError) as caught:
+            await store.run(POLICY)
+        assert (store.calls, store.pauses, caught.value.retry_after) == (1, [], told)
+
+
+async def test_progress_for_ever_overflows_nothing():
+    """The pause stays bounded after any number of failures."""
+    store = Store(*[PullErrorKind.TIMEOUT] * 1500)
+    policy = retry.Policy(attempts=10**6, first_pause=1.0, longest_pause=2.0, total=10**9)
+    assert await store.run(policy) == "done"
+    assert max(store.pauses) <= 2.0
+
+
+@pytest.mark.parametrize("kind", PullErrorKind)
+def test_what_is_retried_passes(kind):
+    """Whatever is worth a second try at once is worth a later one."""
+    assert not kind.retried or kind.nature is Nature.PASSING
