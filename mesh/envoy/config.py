@@ -210,7 +210,7 @@ def _manager(settings: Settings) -> dict[str, Any]:
         "@type": _TYPE + "filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": STAT_PREFIX,
         "codec_type": "AUTO",
-        "http_protocol_options": {"enable_trailers": True},
+        "http_protocol_options": _http1(),
         "http2_protocol_options": http2,
         "common_http_protocol_options": common,
         "max_request_headers_kb": settings.max_headers_kb,
@@ -252,6 +252,19 @@ def _manager(settings: Settings) -> dict[str, Any]:
                 },
             }
         ],
+    }
+
+
+def _http1() -> dict[str, Any]:
+    """Options for clients that speak HTTP/1: old ones, and those that offer a protocol which is not spoken here."""
+    return {
+        "enable_trailers": True,
+        # HTTP/1.0 is the default of nginx's proxy_pass and of ab; it may come without a Host.
+        "accept_http_10": True,
+        "default_host_for_http_10": "mesh",
+        # An offer to upgrade may be ignored (RFC 9110, 7.8); Envoy answers it with 403 otherwise. Apache's HttpClient
+        # offers TLS/1.2 with every request, others h2c or websocket.
+        "ignore_http_11_upgrade": [{"safe_regex": {"regex": ".*"}}],
     }
 
 

@@ -242,3 +242,47 @@ async def test_its_numbers_can_be_merged_into_metrics(edge):
     assert 'process_resident_memory_bytes{process="envoy0"}' in text
     await edge.stop(0)
     assert await edge.snapshot() == {"metrics": []}
+
+
+async def raw(port, sent):
+    """All bytes that come back for these, until the other side closes or a whole reply is there."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(sent)
+    try:
+        async with asyncio.timeout(10):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            return head + await reader.readexactly(int(length.split(b":")[1]))
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"GET /v2 HTTP/1.0\r\n\r\n", id="as old as can be"),
+        pytest.param(b"GET /v2 HTTP/1.0\r\nHost: mesh\r\nConnection: close\r\n\r\n", id="nginx"),
+        pytest.param(b"GET /v2 HTTP/1.0\r\nConnection: Keep-Alive\r\nHost: a:1\r\nAccept: */*\r\n\r\n", id="ab -k"),
+        pytest.param(b"POST /v2 HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc", id="with a body"),
+    ],
+)
+async def test_http_1_0_is_served(edge, workers, head):
+    edge = await edge()
+    answer = await raw(edge.port, head)
+    assert answer.split(b"\r\n")[0].endswith(b" 200 OK")
+    ((_, seen, body),) = workers.calls
+    assert seen.startswith(head.split()[0] + b" /v2 HTTP/1.1\r\n")  # the edge speaks HTTP/1.1 to workers
+    assert b"\r\nhost: " in seen
+    assert body == (b"abc" if b"abc" in head else b"")
+
+
+@pytest.mark.parametrize("offered", [b"TLS/1.2", b"TLS/1.3, h2c", b"h2c", b"websocket", b"foo/2"])
+async def test_an_offer_to_upgrade_is_ignored(edge, workers, offered):
+    """TLS/1.2 is what Apache's HttpClient offers with each request."""
+    edge = await edge()
+    head = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: %b\r\nContent-Length: 3\r\n\r\n"
+    answer = await raw(edge.port, head % offered + b"abc")
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    ((_, seen, body),) = workers.calls
+    assert body == b"abc"
+    assert b"upgrade" not in seen.lower()
