@@ -110,6 +110,21 @@ class MeshError(Exception):
         return f"{self.reason.name}: {self.text}"
 
 
+MAX_MESSAGE = "--max-message"
+"""The option of routers, runtime pods and `mesh up` that bounds one message."""
+
+
+def above_limit(what: str, limit: int, option: str = MAX_MESSAGE) -> str:
+    """Returns the text for something larger than a limit in bytes, with the option that raises it ("": none does)."""
+    return f"{what} is above the limit of {limit} bytes" + (f" (set by {option})" if option else "")
+
+
+def too_large(what: str, limit: int, option: str = MAX_MESSAGE) -> MeshError:
+    """Returns the failure for something larger than a limit in bytes; programs find both in its details."""
+    details = {"limit_bytes": str(limit)} | ({"option": option} if option else {})
+    return MeshError(Reason.TOO_LARGE, above_limit(what, limit, option), details=details)
+
+
 _HTTP_OF_CODE = {
     Code.OK: 200,
     Code.CANCELLED: 499,

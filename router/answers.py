@@ -10,7 +10,7 @@ from mesh.wire.call import Call
 
 _MAX_TEXT = 1500  # characters
 
-DETAILS = b"grpc-status-details-bin"
+DETAILS = metadata.DETAILS
 
 
 def cut(error: MeshError) -> MeshError:

@@ -76,8 +76,6 @@ class Routes:
                     found = fieldpath.extract(framing.unpack(frame, call.encoding, limit=self._limit), method.path)
                 else:
                     found = fieldpath.extract(frame, method.path, framing.PREFIX)
-            except framing.FrameError as error:
-                raise MeshError(error.reason, error.text) from error
             except UnicodeDecodeError as error:
                 raise MeshError(Reason.BAD_REQUEST, "the model id in the request is not UTF-8") from error
             except (ValueError, IndexError) as error:

@@ -9,6 +9,7 @@ import asyncio
 import http
 import socket
 import struct
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import httptools
@@ -384,8 +385,10 @@ def _broken(error: framing.FrameError) -> replies.Reply:
     """The reply that one with broken framing counts as."""
     if error.reason is statuses.Reason.BAD_REQUEST:  # as a request it would be; in a reply the fault is the server's
         return _failure(statuses.Reason.INTERNAL, f"the reply is broken: {error.text}")
-    return _failure(error.reason, f"of the reply, {error.text}")
+    return _failure(error.reason, f"of the reply, {error.text}", error.details)
 
 
-def _failure(reason: statuses.Reason, text: str) -> replies.Reply:
-    return replies.Reply(int(reason.code), text)
+def _failure(reason: statuses.Reason, text: str, details: Mapping[str, str] | None = None) -> replies.Reply:
+    error = statuses.MeshError(reason, text, details=details)
+    trailers = [(metadata.DETAILS, metadata.encode_bin(error.grpc_details()))]
+    return replies.Reply(int(reason.code), text, None, [], trailers)

@@ -19,13 +19,14 @@ _MAX_LENGTH = 0xFFFFFFFF
 _WINDOW = {b"gzip": 31, b"deflate": 15}
 
 
-class FrameError(ValueError):
+class FrameError(statuses.MeshError):
     """What came is not a frame, or one above the limit; `reason` says which."""
 
-    def __init__(self, reason: statuses.Reason, text: str) -> None:
-        super().__init__(text)
-        self.reason = reason
-        self.text = text
+    @classmethod
+    def above(cls, what: str, limit: int) -> "FrameError":
+        """Returns the error for a message larger than the limit."""
+        error = statuses.too_large(what, limit)
+        return cls(error.reason, error.text, details=error.details)
 
 
 def pack(message: bytes) -> bytes:
@@ -68,7 +69,7 @@ def frame_end(buffer: bytes | bytearray, start: int, limit: int) -> int:
     if flag > 1:
         raise FrameError(statuses.Reason.BAD_REQUEST, f"a message begins with flag {flag}: not gRPC framing")
     if length > limit:
-        raise FrameError(statuses.Reason.TOO_LARGE, f"a message of {length} bytes is above the limit of {limit}")
+        raise FrameError.above(f"a message of {length} bytes", limit)
     return start + PREFIX + length
 
 
@@ -91,7 +92,7 @@ def _decompress(message: bytes, encoding: bytes, limit: int) -> bytes:
     except zlib.error as error:
         raise FrameError(statuses.Reason.BAD_REQUEST, f"a message is not valid {encoding.decode()}: {error}") from error
     if len(plain) > limit:
-        raise FrameError(statuses.Reason.TOO_LARGE, f"a message is above the limit of {limit} bytes once decompressed")
+        raise FrameError.above("a message, once decompressed,", limit)
     if not unfolding.eof or unfolding.unused_data:
         raise FrameError(
             statuses.Reason.BAD_REQUEST, f"a compressed message does not end where its {encoding.decode()} does"

@@ -41,6 +41,9 @@ NOT_METADATA = (
 RESERVED = _FRAMING | _STATUS
 """Names that nobody but the transport may set."""
 
+DETAILS = b"grpc-status-details-bin"
+"""The trailer with an encoded google.rpc.Status: a failure's reason, for programs."""
+
 # --- time-outs ---
 
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}

@@ -6,10 +6,12 @@ their connection, in `serverconnection`.
 """
 
 import http
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from mesh import statuses
-from mesh.wire import call, framing
+from mesh.wire import call, framing, metadata
 
 MAX_HEADERS = 256  # header lines of one request
 
@@ -27,6 +29,12 @@ class Refusal(NamedTuple):
     reason: statuses.Reason
     text: str
     http: int = 0
+    details: Mapping[str, str] = MappingProxyType({})
+
+    def trailers(self) -> bytes:
+        """The lines that tell programs the reason, of an answer to what is gRPC."""
+        error = statuses.MeshError(self.reason, self.text, details=self.details)
+        return metadata.encode_headers(((metadata.DETAILS, metadata.encode_bin(error.grpc_details())),))
 
     def over_http(self) -> bytes:
         """The whole answer to what is not gRPC."""
@@ -52,7 +60,7 @@ def is_grpc(content_type: bytes) -> bool:
 
 def of_frame(error: framing.FrameError) -> Refusal:
     """For a message that is broken or too large."""
-    return Refusal(error.reason, error.text)
+    return Refusal(error.reason, error.text, details=error.details)
 
 
 def of_headers(target: bytes, headers: list[call.Header], limit: int, read: int) -> Refusal | None:
@@ -61,7 +69,9 @@ def of_headers(target: bytes, headers: list[call.Header], limit: int, read: int)
         return Refusal(statuses.Reason.TOO_LARGE, f"more than {MAX_HEADERS} headers")
     # Counted exactly only where it may be too much, which is rare.
     if read > limit and len(target) + sum(len(name) + len(value) + 4 for name, value in headers) > limit:
-        return Refusal(statuses.Reason.TOO_LARGE, f"headers of more than {limit} bytes")
+        return Refusal(
+            statuses.Reason.TOO_LARGE, f"headers of more than {limit} bytes", details={"limit_bytes": str(limit)}
+        )
     return None
 
 

@@ -110,7 +110,9 @@ class ServerCall(call.Call):
             self.refusal = refusals.of_frame(error)
 
     def feed(self, data: bytes) -> None:
-        """The next bytes of the body."""
+        """The next bytes of the body. After a refusal nothing is parsed: those bytes begin anywhere."""
+        if self.refusal is not None:
+            return
         box = self._inbox
         if box is not None:
             try:
@@ -139,10 +141,10 @@ class ServerCall(call.Call):
         """What answers this call in the handler's place, as far as it is not answered yet."""
         code = refusal.reason.code
         if self.phase == STARTED:
-            return b"0\r\n%b\r\n" % _status(code, refusal.text)
+            return b"0\r\n%b%b\r\n" % (_status(code, refusal.text), refusal.trailers())
         if refusal.http:
             return refusal.over_http()
-        return b"".join((_OK, _EMPTY, _CLOSE, _status(code, refusal.text), b"\r\n"))
+        return b"".join((_OK, _EMPTY, _CLOSE, _status(code, refusal.text), refusal.trailers(), b"\r\n"))
 
     def cut(self, why: str) -> None:
         """There is nobody to answer any more: tells the handler."""

@@ -21,7 +21,7 @@ import grpc
 import grpc.aio
 
 from mesh import settings as addresses
-from mesh.statuses import Code
+from mesh.statuses import Code, MeshError
 from mesh.telemetry import logs
 from mesh.wire import call as wire
 from mesh.wire import framing, metadata
@@ -284,7 +284,9 @@ class GrpcEdge:
         try:
             return call.unpacked(end.frame)
         except framing.FrameError as error:
-            end.code, end.text = error.reason.code, f"the model server's answer: {error.text}"
+            failed = MeshError(error.reason, f"the model server's answer: {error.text}", details=error.details)
+            end.code, end.text = failed.reason.code, failed.text
+            end.trailers = [(metadata.DETAILS, metadata.encode_bin(failed.grpc_details()))]
             return b""
 
     async def _conclude(self, call: GrpcCall, context: Context, end: _End) -> None:

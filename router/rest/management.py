@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from mesh import records
-from mesh.statuses import MeshError, Reason
+from mesh.statuses import MeshError, Reason, too_large
 from mesh.telemetry import logs, metrics
 from router import dynamic
 from router.rest import bulk, documents, v2
@@ -289,7 +289,7 @@ async def _object(request: web.Request, *, optional: bool = False) -> dict[str, 
     while len(body) <= _MAX_BODY and (more := await request.content.read(_MAX_BODY + 1 - len(body))):
         body += more
     if len(body) > _MAX_BODY:
-        raise MeshError(Reason.TOO_LARGE, f"the body is above the limit of {_MAX_BODY} bytes")
+        raise too_large("the body", _MAX_BODY, "")
     if optional and not body:
         return {}
     return documents.load_object(body)

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from mesh import headers as names
 from mesh.pb import inference_pb2 as pb
-from mesh.statuses import Code, MeshError, Reason
+from mesh.statuses import Code, MeshError, Reason, too_large
 from mesh.wire import framing, metadata
 from mesh.wire.call import Header
 from router.rest import documents, errors, localcall
@@ -161,7 +161,8 @@ class V2:
         try:
             return reply.FromString(framing.unpack(answer.frame, encoding, limit=self._max_message))
         except framing.FrameError as error:
-            raise MeshError(error.reason, f"the model server's answer: {error.text}") from error
+            text = f"the model server's answer: {error.text}"
+            raise MeshError(error.reason, text, details=error.details) from error
         except DecodeError as error:
             raise MeshError(Reason.INTERNAL, f"the model server's answer cannot be read: {error}") from error
 
@@ -267,7 +268,7 @@ def _header_length(request: web.Request) -> int | None:
 
 
 def _too_large(limit: int) -> MeshError:
-    return MeshError(Reason.TOO_LARGE, f"the body is above the limit of {limit} bytes")
+    return too_large("the body", limit)
 
 
 def _json(document: dict[str, Any]) -> web.Response:

@@ -33,8 +33,6 @@ def decode(message: type[M], call: wire.Call, frame: bytes) -> M:
     """The request in a frame. Raises MeshError."""
     try:
         return message.FromString(framing.unpack(frame, call.encoding, limit=MAX_REQUEST))
-    except framing.FrameError as error:
-        raise MeshError(error.reason, error.text) from error
     except DecodeError as error:
         raise MeshError(Reason.BAD_REQUEST, f"not a {message.DESCRIPTOR.full_name}: {error}") from error
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mesh.pb import details_pb2
 from mesh.statuses import Code
-from mesh.wire import call, framing, server, serverconnection
+from mesh.wire import call, framing, metadata, server, serverconnection
 from tests.support.waiting import until
 from tests.support.wire import ECHO, Transport, chunked, cut, frames, parse_replies, request, run
 
@@ -530,6 +531,35 @@ async def test_a_broken_message_in_the_middle_of_a_stream_ends_the_call_for_both
     [reply] = served.replies
     assert reply.code == Code.INVALID_ARGUMENT
     assert served.ended
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 3000), min_size=1, max_size=8),
+    st.lists(st.integers(0, 5000), max_size=8),
+    st.sampled_from([0, 1, 7, 255]),
+)
+def test_the_first_refusal_stands_whatever_comes_behind_it(chunks, places, filling):
+    """A message above the limit stays one, however its bytes are cut: none of them is taken for the next prefix."""
+
+    async def scenario():
+        served = Served(lambda one: one.on_cancel(lambda: None))
+        message = bytes([filling]) * (LIMIT + 1)
+        head, _, body = request(frames(message), chunks=chunks).partition(b"\r\n\r\n")
+        await served.feed(head + b"\r\n\r\n")
+        await served.feed(*cut(body, places))
+        [reply] = served.replies
+        assert reply.code == Code.RESOURCE_EXHAUSTED
+        text = reply.metadata(b"grpc-message").decode()
+        assert f"{LIMIT + 1} bytes" in text
+        assert f"{LIMIT} bytes" in text
+        assert "--max-message" in text
+        status = details_pb2.Status.FromString(metadata.decode_bin(reply.metadata(b"grpc-status-details-bin")))
+        info = details_pb2.ErrorInfo.FromString(status.details[0].value)
+        assert (info.reason, info.metadata["limit_bytes"]) == ("TOO_LARGE", str(LIMIT))
+        served.lose()
+
+    run(scenario())
 
 
 async def test_endless_chunk_extensions_and_trailers_are_cut_off():

@@ -119,10 +119,7 @@ class DataPort:
 
     def _message(self, call: Call, frame: bytes) -> bytes:
         """The message of a frame, whatever its encoding."""
-        try:
-            return framing.unpack(frame, call.encoding, limit=self._max_message)
-        except framing.FrameError as error:
-            raise MeshError(error.reason, error.text) from error
+        return framing.unpack(frame, call.encoding, limit=self._max_message)
 
     def _named(self, call: Call) -> tuple[bytes | None, bytes | None]:
         """Model id and copy token as the metadata say them."""
