@@ -41,6 +41,8 @@ class Reason(enum.Enum):
 
     UNKNOWN_MODEL = (Code.NOT_FOUND, 404, False)
     UNKNOWN_METHOD = (Code.UNIMPLEMENTED, 404, False)
+    UNSUPPORTED = (Code.UNIMPLEMENTED, 501, False)
+    """A part or an extension of a protocol that the mesh does not have."""
     BAD_REQUEST = (Code.INVALID_ARGUMENT, 400, False)
     CONFLICT = (Code.ALREADY_EXISTS, 409, False)
     PRECONDITION = (Code.FAILED_PRECONDITION, 412, False)

@@ -3,16 +3,19 @@
 A million models are a body of 100 MB. It is read line by line and registered batch by batch, a few batches at a time,
 so that memory stays where it is and etcd always has something to do; while a batch waits for etcd, the next one is
 parsed. A bad line is reported and costs nothing else.
+
+A caller can make a line of a byte, and of a few kilobytes of gzip millions of lines: the lines, the bad ones among them
+and the unpacked bytes are bounded, imports at once are few, and after `SLICE` of work other calls get the event loop.
 """
 
 import asyncio
 import json
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mesh.statuses import MeshError, Reason
+from mesh.wire import inflate
 from placement.copies import UNLIMITED, Limits
 from router.management import Item
 
@@ -20,10 +23,26 @@ if TYPE_CHECKING:
     from router.management import Management
 
 MAX_LINE = 64 * 1024  # bytes
+MAX_LINES = 5_000_000
+MAX_BYTES = 4 << 30
+"""Of one import, decompressed."""
+
+MAX_BAD = 10_000
+"""Lines that are no model, after which an import ends: the file is not what its sender thinks."""
+
+AT_ONCE = 2
+"""Imports of one worker: each takes up to `SLICE` of every turn of the event loop."""
+
+SLICE = 0.005
+"""Seconds of work, after which other calls have their turn."""
+
 MAX_REPORTED = 1000  # bad lines that are told one by one: a caller may send all before it reads anything
 
 BATCH = 500
 """Models of one call to management, which makes transactions of them."""
+
+BATCH_BYTES = 1 << 20
+"""Bytes of their lines."""
 
 IN_FLIGHT = 4
 """Batches at a time."""
@@ -36,6 +55,9 @@ _LIMITS = frozenset(LIMITS)
 MAX_COPIES = 1000
 
 _PROGRESS = 0.5  # seconds between lines of progress
+_LOOK = 64  # lines between looks at the clock: 0.3 ms where all are bad
+_SHOWN = 256  # characters of an id in a report
+_PIECE = 64 * 1024  # bytes cut into lines at once: 2 ms where all are empty
 
 Write = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -54,6 +76,20 @@ class Totals:
         return {"done": done, "created": self.created, "existing": self.existing, "failed": self.failed}
 
 
+class Pace:
+    """A worker's courtesy towards other calls, in work that would go on without a pause."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._until = self._loop.time() + SLICE
+
+    async def rest(self) -> None:
+        """Lets others have their turn, where this one has lasted long enough."""
+        if self._loop.time() >= self._until:
+            await asyncio.sleep(0)
+            self._until = self._loop.time() + SLICE
+
+
 class Import:
     """One import. `write` sends one line of the answer."""
 
@@ -63,6 +99,7 @@ class Import:
         self._totals = Totals()
         self._reported = 0
         self._running: set[asyncio.Task[None]] = set()
+        self._bad = 0
         self._progress_at = 0.0
 
     async def run(self, lines: AsyncIterator[bytes]) -> None:
@@ -72,22 +109,32 @@ class Import:
         `"finished": false`."""
         loop = asyncio.get_running_loop()
         self._progress_at = loop.time() + _PROGRESS
+        pace = Pace()
         batch: list[tuple[int, Item]] = []
-        number = 0
+        number = size = 0
         try:
             async for line in lines:
                 number += 1
+                if not number % _LOOK:
+                    await pace.rest()
+                if number > MAX_LINES:
+                    raise _too_much(f"more than {MAX_LINES} lines")
                 if not line or line.isspace():
                     continue
                 try:
                     item = parse(line)
                 except MeshError as error:
                     await self._fail(number, None, error)
+                    self._bad += 1
+                    if self._bad >= MAX_BAD:
+                        text = f"{MAX_BAD} lines are no models: the import ends at line {number}"
+                        raise MeshError(Reason.BAD_REQUEST, text) from error
                     continue
                 batch.append((number, item))
-                if len(batch) >= BATCH:
+                size += len(line)
+                if len(batch) >= BATCH or size >= BATCH_BYTES:
                     await self._submit(batch)
-                    batch = []
+                    batch, size = [], 0
                     if loop.time() >= self._progress_at:
                         self._progress_at = loop.time() + _PROGRESS
                         await self._write(self._totals.document())
@@ -144,7 +191,7 @@ class Import:
         self._reported += 1
         if self._reported > MAX_REPORTED:
             return
-        told = {"line": number, "id": model_id, "reason": error.reason.name, "text": error.text}
+        told = {"line": number, "id": model_id and model_id[:_SHOWN], "reason": error.reason.name, "text": error.text}
         await self._write({"error": told})
 
 
@@ -215,6 +262,23 @@ def limits_of(item: dict[str, Any], base: Limits = UNLIMITED) -> Limits:
         raise MeshError(Reason.BAD_REQUEST, str(error)) from error
 
 
+def _too_much(what: str) -> MeshError:
+    return MeshError(Reason.TOO_LARGE, f"{what} in one import: send the rest in further ones")
+
+
+async def bounded(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Passes a stream on in small pieces, with pauses, up to the limit. Raises MeshError."""
+    pace = Pace()
+    total = 0
+    async for chunk in chunks:
+        total += len(chunk)
+        if total > MAX_BYTES:
+            raise _too_much(f"more than {MAX_BYTES} bytes")
+        for start in range(0, len(chunk), _PIECE):
+            await pace.rest()
+            yield chunk[start : start + _PIECE]
+
+
 async def lines_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Cuts a stream into lines. Of a line that is too long no more is kept than `parse` needs to refuse it."""
     rest = b""
@@ -237,14 +301,12 @@ async def lines_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def gunzip(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Decompresses a gzip stream piece by piece. Raises MeshError."""
-    unfolding = zlib.decompressobj(31)
+    """Decompresses a gzip stream, all of its members, piece by piece. Raises MeshError."""
+    inflater = inflate.Inflater(inflate.GZIP)
     try:
         async for chunk in chunks:
-            while chunk:
-                yield unfolding.decompress(chunk, 1 << 20)
-                chunk = unfolding.unconsumed_tail
-    except zlib.error as error:
+            for piece in inflater.feed(chunk):
+                yield piece
+        inflater.end()
+    except inflate.InflateError as error:
         raise MeshError(Reason.BAD_REQUEST, f"the body is not valid gzip: {error}") from error
-    if not unfolding.eof:
-        raise MeshError(Reason.BAD_REQUEST, "the body ends in the middle of its gzip")

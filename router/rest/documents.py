@@ -4,9 +4,10 @@ A body is a JSON object, and behind it the binary blobs of those tensors that ar
 tensor extension). How single tensors look is in `router.rest.tensors`; HTTP is in `router.rest.v2`.
 """
 
+import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -14,6 +15,8 @@ from mesh.pb import inference_pb2 as pb
 from mesh.statuses import MeshError, Reason
 from router.rest import tensors
 from router.rest.tensors import bad
+
+_BASE64 = ("base64", "b64")  # as content_type of a BYTES input; the predecessor's REST proxy knows both
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +35,12 @@ def _no_constant(name: str) -> NoReturn:
     raise bad(f"{name} is not JSON: send tensors that hold it as binary data")
 
 
-def load_object(text: bytes | memoryview, what: str = "the body") -> dict[str, Any]:
+def load_object(
+    text: bytes | memoryview, what: str = "the body", *, parse_float: Callable[[str], Any] | None = None
+) -> dict[str, Any]:
     """A JSON object. Raises MeshError for anything else."""
     try:
-        loaded = json.loads(str(text, "utf-8"), parse_constant=_no_constant)
+        loaded = json.loads(str(text, "utf-8"), parse_constant=_no_constant, parse_float=parse_float)
     except UnicodeDecodeError as error:
         raise bad(f"{what} is not UTF-8 at byte {error.start}") from error
     except RecursionError as error:
@@ -54,8 +59,16 @@ def decode_request(
     if header_length is not None and header_length > len(body):
         raise bad(f"Inference-Header-Content-Length is {header_length}, the body has only {len(body)} bytes")
     view = memoryview(body)
-    document = load_object(view if header_length is None else view[:header_length])
+    head = view if header_length is None else view[:header_length]
+    document = load_object(head)
     blobs = None if header_length is None else view[header_length:]
+    exactly: list[dict[str, Any]] = []  # the inputs, parsed once more: at most once, and only for some
+
+    def exact(index: int) -> object:
+        if not exactly:
+            exactly.extend(load_object(head, parse_float=tensors.whole)["inputs"])
+        return exactly[index]["data"]
+
     request = pb.ModelInferRequest(model_name=model, model_version=version, id=_text(document, "id", "the request"))
     parameters = _parameters(document, "the request")
     everything = parameters.pop("binary_data_output", False)
@@ -64,15 +77,20 @@ def decode_request(
     _set_parameters(request.parameters, parameters, "the request")
     taken = 0
     names: set[str] = set()
-    for item in _objects(document, "inputs", required=True):
-        taken = _add_input(request, item, blobs, taken, names)
+    for index, item in enumerate(_objects(document, "inputs", required=True)):
+        taken = _add_input(request, item, blobs, taken, names, functools.partial(exact, index))
     if blobs is not None and taken != len(blobs):
         raise bad(f"{len(blobs) - taken} bytes of binary data are left over: no input's binary_data_size names them")
     return request, Form(binary=everything, outputs=_add_outputs(request, document))
 
 
 def _add_input(
-    request: pb.ModelInferRequest, item: dict[str, Any], blobs: memoryview | None, taken: int, names: set[str]
+    request: pb.ModelInferRequest,
+    item: dict[str, Any],
+    blobs: memoryview | None,
+    taken: int,
+    names: set[str],
+    exact: Callable[[], object],
 ) -> int:
     """Adds one input and its contents; gives how many bytes of the blobs are used up then."""
     name = _name(item, "an input")
@@ -84,10 +102,14 @@ def _add_input(
     shape = tensors.check_shape(what, item.get("shape"))
     parameters = _parameters(item, what)
     size = parameters.pop("binary_data_size", None)
+    _no_shared_memory(parameters, what)
     if size is None:
         if "data" not in item:
             raise bad(f"{what} has neither data nor the parameter binary_data_size")
-        raw = tensors.raw_from_json(what, datatype, shape, item["data"])
+        encoded = datatype == "BYTES" and parameters.get("content_type") in _BASE64
+        if encoded:  # the contents are the bytes themselves from here on
+            del parameters["content_type"]
+        raw = tensors.raw_from_json(what, datatype, shape, item["data"], exact=exact, base64=encoded)
     else:
         if "data" in item:
             raise bad(f"{what} has both data and the parameter binary_data_size")
@@ -118,6 +140,7 @@ def _add_outputs(request: pb.ModelInferRequest, document: dict[str, Any]) -> dic
             if not isinstance(binary, bool):
                 raise bad(f"{what}: binary_data must be true or false")
             chosen[name] = binary
+        _no_shared_memory(parameters, what)
         _set_parameters(request.outputs.add(name=name).parameters, parameters, what)
     return chosen
 
@@ -250,6 +273,13 @@ def _parameters(item: dict[str, Any], what: str) -> dict[str, Any]:
     if not isinstance(parameters, dict):
         raise bad(f"{what}: parameters must be an object")
     return dict(parameters)
+
+
+def _no_shared_memory(parameters: dict[str, Any], what: str) -> None:
+    for name in parameters:
+        if name.startswith("shared_memory_"):
+            text = f"{what}: {name:.60}: the shared memory extensions are not supported, send the tensor's data"
+            raise MeshError(Reason.UNSUPPORTED, text)
 
 
 def _set_parameters(target: Any, parameters: dict[str, Any], what: str) -> None:

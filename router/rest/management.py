@@ -25,7 +25,7 @@ log = logs.get(__name__)
 _PREFIX = "/mesh/v1/"
 _MAX_LIMIT = 1000
 _MAX_BODY = 1 << 20  # of one model
-_READ_TIMEOUT = 60.0  # seconds that an import waits for more of its body
+_READ_TIMEOUT = 60.0  # seconds that an import waits for more of its body, or for its answer to be read
 
 
 class ManagementApi:
@@ -34,6 +34,7 @@ class ManagementApi:
     def __init__(self, worker: "Worker") -> None:
         self._worker = worker
         self._management = worker.management
+        self._imports = 0  # under way
 
     def add_to(self, app: web.Application) -> None:
         """Registers the paths. Ids are one segment: a `/` inside them is written `%2F`."""
@@ -136,14 +137,30 @@ class ManagementApi:
         encoding = request.headers.get("Content-Encoding", "").strip().lower()
         if encoding not in ("", "identity", "gzip"):
             raise MeshError(Reason.BAD_REQUEST, f"Content-Encoding {encoding:.60} is not known: use gzip")
+        if self._imports >= bulk.AT_ONCE:
+            text = f"{bulk.AT_ONCE} imports are under way in this worker: wait for one to end"
+            raise MeshError(Reason.OVERLOADED, text, retry_after=5.0)
+        self._imports += 1
+        try:
+            return await self._import(request, gzipped=encoding == "gzip")
+        finally:
+            self._imports -= 1
+
+    async def _import(self, request: web.Request, *, gzipped: bool) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
         await response.prepare(request)
 
         async def write(document: dict[str, Any]) -> None:
-            await response.write(json.dumps(document).encode() + b"\n")
+            try:
+                async with asyncio.timeout(_READ_TIMEOUT):
+                    await response.write(json.dumps(document).encode() + b"\n")
+            except TimeoutError as error:
+                if request.transport is not None:
+                    request.transport.abort()  # a close would wait for what is not read
+                raise ConnectionResetError(f"the client read no answer for {_READ_TIMEOUT:g} s") from error
 
         chunks = _chunks(request)
-        lines = bulk.lines_of(bulk.gunzip(chunks) if encoding == "gzip" else chunks)
+        lines = bulk.lines_of(bulk.bounded(bulk.gunzip(chunks) if gzipped else chunks))
         try:
             await bulk.Import(self._management, write).run(lines)
         except ConnectionError:  # the client has gone

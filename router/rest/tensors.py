@@ -6,11 +6,15 @@ compared with what came before anything is made of it, so no memory is taken for
 
 JSON is taken strictly, for a silently changed number is worse than an error: no booleans for numbers, no fractions for
 integers, nothing out of range, no NaN or infinity, and no FP16 or BF16, which JSON numbers cannot carry faithfully.
+Some languages write every number with a point or an exponent. JSON's parser makes a float of such a literal, which may
+be another number by then (9007199254740993.0), so for integers the literals are read a second time, exactly.
 """
 
+import binascii
+import decimal
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +41,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
 _BINARY_ONLY = {"FP16": 2, "BF16": 2}  # bytes of an element
 _DATATYPES = (*DTYPES, *_BINARY_ONLY, "BYTES")
 _MAX_DIMENSION = (1 << 63) - 1  # of the protocol's int64
+_EXACT = 1 << 53  # up to here every integer is a float
+_MAX_DIGITS = 30  # more than any integer datatype has
+_BEYOND: int = 10**_MAX_DIGITS
 _MAX_RANK = 64  # NumPy's; also keeps the product of all dimensions, a number without bounds in Python, cheap
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -78,15 +85,58 @@ def check_shape(what: str, shape: object) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def raw_from_json(what: str, datatype: str, shape: tuple[int, ...], data: object) -> bytes:
-    """Raw contents of nested or flat JSON data. Raises MeshError."""
+class NotWhole(str):
+    """A literal that is no integer, as it was written."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def whole(literal: str) -> int | NotWhole:
+    """Returns the integer that a literal with a point or an exponent writes, or the literal: for JSON's `parse_float`.
+
+    Nothing is rounded. What is beyond all integer datatypes stays beyond them.
+    """
+    try:
+        number = decimal.Decimal(literal)
+    except decimal.InvalidOperation:  # an exponent of twenty digits
+        return NotWhole(literal)
+    if not number:
+        return 0
+    if number.adjusted() < 0:
+        return NotWhole(literal)
+    if number.adjusted() > _MAX_DIGITS:
+        return -_BEYOND if number.is_signed() else _BEYOND
+    value = int(number)
+    return value if decimal.Decimal(value) == number else NotWhole(literal)
+
+
+def raw_from_json(
+    what: str,
+    datatype: str,
+    shape: tuple[int, ...],
+    data: object,
+    *,
+    exact: Callable[[], object] | None = None,
+    base64: bool = False,
+) -> bytes:
+    """Raw contents of nested or flat JSON data. Raises MeshError.
+
+    `exact` gives the same data with `whole` for what is written with a point or an exponent; it is asked only where
+    such a literal stands for an integer. `base64`: the strings of a BYTES tensor are encoded so.
+    """
     if datatype in _BINARY_ONLY:
         raise bad(f"{what}: {datatype} cannot be sent as JSON, send it as binary data")
     items = _flatten(what, shape, data if isinstance(data, list) or shape else [data])
     if datatype == "BYTES":
-        return _pack_strings(what, items)
+        return _pack_encoded(what, items) if base64 else _pack_strings(what, items)
     kinds = set(map(type, items))
-    array = _BUILDERS[DTYPES[datatype].kind](what, datatype, items, kinds)
+    kind = DTYPES[datatype].kind
+    if float in kinds and kind in "iu" and exact is not None:
+        data = exact()
+        items = _flatten(what, shape, data if isinstance(data, list) or shape else [data])
+        kinds = set(map(type, items))
+    array = _BUILDERS[kind](what, datatype, items, kinds)
     return array.tobytes()
 
 
@@ -197,9 +247,10 @@ def _booleans(what: str, datatype: str, items: list[Any], kinds: set[type]) -> n
 def _integers(what: str, datatype: str, items: list[Any], kinds: set[type]) -> npt.NDArray[Any]:
     if not kinds <= {int, float}:
         raise _refuse(what, datatype, items, (int, float))
-    if float in kinds:  # 1.0 is a whole number: some languages write all numbers so
+    if float in kinds:
         for item in items:
-            if type(item) is float and not item.is_integer():
+            # In between, a float may stand for another integer than the one that was written; above, for none.
+            if type(item) is float and not (item.is_integer() and not _EXACT <= abs(item) < 1 << 64):
                 raise bad(f"{what}: {item!r} is no {datatype} value")
         items = [int(item) for item in items]
     bounds = np.iinfo(DTYPES[datatype])
@@ -239,6 +290,20 @@ def _pack_strings(what: str, items: list[Any]) -> bytes:
             parts.append(encoded)
     except UnicodeEncodeError as error:
         raise bad(f"{what}: a string is no valid text; send it as binary data") from error
+    return b"".join(parts)
+
+
+def _pack_encoded(what: str, items: list[Any]) -> bytes:
+    parts: list[bytes] = []
+    for item in items:
+        if type(item) is not str:
+            raise _refuse(what, "BYTES", items, (str,))
+        try:
+            decoded = binascii.a2b_base64(item.encode("ascii"), strict_mode=True)
+        except ValueError as error:  # binascii.Error, UnicodeEncodeError
+            raise bad(f"{what}: {item!r:.60} is not base64, which its content_type says it is") from error
+        parts.append(len(decoded).to_bytes(4, "little"))
+        parts.append(decoded)
     return b"".join(parts)
 
 

@@ -9,7 +9,6 @@ leave as it is.
 
 import asyncio
 import urllib.parse
-import zlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiohttp import web
@@ -18,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from mesh import headers as names
 from mesh.pb import inference_pb2 as pb
 from mesh.statuses import Code, MeshError, Reason, too_large
-from mesh.wire import framing, metadata
+from mesh.wire import framing, inflate, metadata
 from mesh.wire.call import Header
 from router.rest import documents, errors, localcall
 from router.services import v2server
@@ -37,7 +36,7 @@ _METHOD = b"/inference.GRPCInferenceService/"
 _PREFIX = "/v2/models/"
 _SMALL = 64 * 1024  # bytes of a body up to which it is taken apart in the event loop: about 3 ms
 _AT_ONCE = 2  # larger ones, in threads: they hold the interpreter for most of their time
-_WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's own names for the containers
+_WINDOWS = {"gzip": inflate.GZIP, "x-gzip": inflate.GZIP, "deflate": inflate.ZLIB}
 _PASSED = ("traceparent", "tracestate", "baggage")  # beyond x- and mm-
 _NOT_PASSED = ("x-forwarded-", "x-envoy-", "x-request-timeout", "x-real-ip")
 _LISTED = 1000  # models of one answer
@@ -122,6 +121,8 @@ class V2:
             async with self._threads:
                 message, form = await asyncio.to_thread(documents.decode_request, model, version, body, header_length)
         del body
+        if (size := message.ByteSize()) > self._max_message:
+            raise too_large(f"the body as a gRPC message of {size} bytes", self._max_message)
         response = await self._call(request, "ModelInfer", message, pb.ModelInferResponse)
         if response.ByteSize() <= _SMALL:
             encoded, json_length = documents.encode_response(response, form)
@@ -143,7 +144,7 @@ class V2:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge as error:
             raise _too_large(self._max_message) from error
-        return decompress(body, request.headers.get("Content-Encoding", ""), self._max_message)
+        return decompress(body, one_value(request, "Content-Encoding") or "", self._max_message)
 
     async def _call(self, request: web.Request, method: str, message: Message, reply: type[M]) -> M:
         """Makes the call; raises `Failed` with what it failed with, or MeshError."""
@@ -215,25 +216,21 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytes:
     window = _WINDOWS.get(encoding)
     if window is None:
         raise MeshError(Reason.BAD_REQUEST, f"Content-Encoding {encoding:.60} is not known: use gzip or deflate")
-    unfolding = zlib.decompressobj(window)
     try:
-        plain = unfolding.decompress(body, limit + 1)
-    except zlib.error as error:
+        return inflate.whole(body, window, limit)
+    except inflate.TooLong as error:
+        raise too_large("the body, once decompressed,", limit) from error
+    except inflate.InflateError as error:
         raise MeshError(Reason.BAD_REQUEST, f"the body is not valid {encoding}: {error}") from error
-    if len(plain) > limit:
-        raise _too_large(limit)
-    if not unfolding.eof or unfolding.unused_data:
-        raise MeshError(Reason.BAD_REQUEST, f"the body does not end where its {encoding} does")
-    return plain
 
 
 def deadline_of(request: web.Request) -> float:
     """When the caller gives up, on the event loop's clock: `grpc-timeout` as in gRPC, or `x-request-timeout` in
     seconds. Raises MeshError."""
     seconds: float | None = TIMEOUT
-    if (grpc := request.headers.get("grpc-timeout")) is not None:
+    if (grpc := one_value(request, "grpc-timeout")) is not None:
         seconds = metadata.parse_timeout(grpc.encode("ascii", "replace"))
-    elif (plain := request.headers.get("x-request-timeout")) is not None:
+    elif (plain := one_value(request, "x-request-timeout")) is not None:
         try:
             seconds = float(plain)
         except ValueError:
@@ -258,8 +255,16 @@ def metadata_of(request: web.Request) -> list[Header]:
     return passed
 
 
+def one_value(request: web.Request, name: str) -> str | None:
+    """Returns a header's value, None where it is missing. Raises MeshError where it has two that differ."""
+    values = set(request.headers.getall(name, ()))
+    if len(values) > 1:
+        raise MeshError(Reason.BAD_REQUEST, f"the header {name} is there {len(values)} times with different values")
+    return values.pop() if values else None
+
+
 def _header_length(request: web.Request) -> int | None:
-    text = request.headers.get(HEADER_LENGTH)
+    text = one_value(request, HEADER_LENGTH)
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 16):

@@ -280,7 +280,7 @@ async def test_http_1_0_is_served(edge, workers, head):
 async def test_an_offer_to_upgrade_is_ignored(edge, workers, offered):
     """TLS/1.2 is what Apache's HttpClient offers with each request."""
     edge = await edge()
-    head = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: %b\r\nContent-Length: 3\r\n\r\n"
+    head = b"POST /v2 HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: %b\r\nContent-Length: 3\r\n\r\n"
     answer = await raw(edge.port, head % offered + b"abc")
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     ((_, seen, body),) = workers.calls

@@ -52,6 +52,48 @@ def test_a_request_becomes_a_message_with_raw_contents_throughout():
     assert (form.is_binary("p"), form.is_binary("q"), form.is_binary("unnamed")) == (False, True, True)
 
 
+def test_integers_written_as_floats_are_read_exactly_and_floats_as_floats():
+    body = (
+        b'{"inputs": [{"name": "f", "datatype": "FP64", "shape": [2], "data": [0.1, 9007199254740993.0]},'
+        b' {"name": "i", "datatype": "INT64", "shape": [2], "data": [1, 9007199254740993.0]},'
+        b' {"name": "j", "datatype": "UINT64", "shape": [1], "data": [18446744073709551615.0]}]}'
+    )
+    message, _ = documents.decode_request("m", "", body, None)
+    assert [
+        np.frombuffer(raw, kind).tolist()
+        for raw, kind in zip(message.raw_input_contents, ("f8", "i8", "u8"), strict=True)
+    ] == [
+        [0.1, 9007199254740992.0],
+        [1, 9007199254740993],
+        [18446744073709551615],
+    ]
+
+
+@pytest.mark.parametrize("content_type", ["base64", "b64"])
+def test_bytes_said_to_be_base64_are_decoded(content_type):
+    """As the predecessor's REST proxy does. The contents are bytes then, so nothing says base64 any more."""
+    message, _ = decode(
+        tensor("a", "BYTES", (2,), data=["AP8=", "YQ=="], parameters={"content_type": content_type, "x": 1}),
+        tensor("b", "BYTES", (1,), data=["YQ=="], parameters={"content_type": "str"}),
+        header=False,
+    )
+    assert list(message.raw_input_contents) == [b"\2\0\0\0\0\xff\1\0\0\0a", b"\4\0\0\0YQ=="]
+    assert [sorted(item.parameters) for item in message.inputs] == [["x"], ["content_type"]]
+
+
+@pytest.mark.parametrize("where", ["inputs", "outputs"])
+@pytest.mark.parametrize("name", ["shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"])
+def test_shared_memory_is_refused_by_its_name(where, name):
+    region = {"parameters": {name: "r"}}
+    body = {"inputs": [tensor(data=[1, 2, 3])]} | {
+        where: [tensor(**region) if where == "inputs" else {"name": "y", **region}]
+    }
+    with pytest.raises(MeshError) as caught:
+        documents.decode_request("m", "", json.dumps(body).encode(), None)
+    assert caught.value.reason is Reason.UNSUPPORTED
+    assert name in caught.value.text
+
+
 def test_blobs_are_taken_in_the_order_of_the_inputs():
     message, _ = decode(
         tensor("a", "INT8", (1,), parameters={"binary_data_size": 1}),

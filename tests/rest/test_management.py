@@ -295,6 +295,96 @@ async def test_many_bad_lines_are_counted_but_not_all_told(http):
     assert len(lines) == bulk.MAX_REPORTED
 
 
+async def test_import_takes_every_member_of_a_gzip(http, worker):
+    """`cat a.gz b.gz` is valid gzip: all of it is registered, wherever the members are cut."""
+    body = ndjson(*({"id": f"m{n}", **MODEL} for n in range(30)))
+    cuts = [0, 7, 7, 400, len(body)]
+    packed = b"".join(gzip.compress(body[a:b]) for a, b in itertools.pairwise(cuts))
+    async with http.post(IMPORT, data=packed, headers={"Content-Encoding": "gzip"}) as answer:
+        assert (await told(answer))[-1] == {"finished": True, "done": 30, "created": 30, "existing": 0, "failed": 0}
+    assert len(worker.management.models) == 30
+
+
+async def test_an_import_of_which_nothing_is_a_model_ends_soon(http):
+    """2 KB of gzip, a million lines."""
+    packed = gzip.compress(b"x\n" * 1_000_000)
+    async with http.post(IMPORT, data=packed, headers={"Content-Encoding": "gzip"}) as answer:
+        *lines, error, last = await told(answer)
+    assert (last["finished"], last["failed"]) == (False, bulk.MAX_BAD)
+    assert "no models" in error["error"]["text"]
+    assert len(lines) == bulk.MAX_REPORTED
+
+
+FLOODS = {
+    "bad lines": b"x\n" * 3000,
+    "blank lines": b"\n" * 200_000,
+    "one endless line": b"x" * 3_000_000,
+    "bytes that are no text": b"\xff\n" * 3000,
+    "models": ndjson(*({"id": f"m{n}", "type": "t"} for n in range(3000))),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+async def test_an_import_lets_others_have_their_turn(worker, monkeypatch, flood):
+    """However much one read of the body unpacks to: never more than a few lines, or a piece, without a pause."""
+    monkeypatch.setattr(bulk, "SLICE", 0.0)
+    turns = 0
+
+    async def others():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    written = []
+
+    async def write(document):
+        written.append(document)
+
+    beside = asyncio.create_task(others())
+    packed = _pieces([gzip.compress(FLOODS[flood])])
+    await bulk.Import(worker.management, write).run(bulk.lines_of(bulk.bounded(bulk.gunzip(packed))))
+    beside.cancel()
+    assert written[-1]["finished"]
+    lines, size = FLOODS[flood].count(b"\n"), len(FLOODS[flood])
+    assert turns >= max(lines // 64, size // (64 * 1024))
+
+
+@pytest.mark.parametrize("limit", ["MAX_LINES", "MAX_BYTES"])
+@pytest.mark.parametrize("body", [b"\n" * 5000, b"x" * 5000 + b"\n" * 5000], ids=["blank", "long"])
+async def test_an_import_beyond_its_bounds_ends_and_says_so(http, monkeypatch, limit, body):
+    monkeypatch.setattr(bulk, limit, 4000)
+    async with http.post(IMPORT, data=gzip.compress(body), headers={"Content-Encoding": "gzip"}) as answer:
+        error, last = (await told(answer))[-2:]
+    assert last["finished"] is False
+    assert error["error"]["reason"] == "TOO_LARGE"
+    assert "4000" in error["error"]["text"]
+
+
+async def test_only_so_many_imports_go_on_at_once(http):
+    gate = asyncio.Event()
+
+    async def body():
+        yield b"\n"
+        await gate.wait()
+
+    imports = [await http.post(IMPORT, data=body()) for _ in range(bulk.AT_ONCE)]
+    async with http.post(IMPORT, data=b"") as answer:
+        assert (answer.status, answer.headers["Retry-After"]) == (429, "5")
+    gate.set()
+    for one in imports:
+        assert (await told(one))[-1]["finished"]
+    async with http.post(IMPORT, data=b"") as answer:
+        assert answer.status == 200
+
+
+async def test_a_long_id_is_not_repeated_in_full(http):
+    body = ndjson({"id": "i" * 60_000, "type": "refused"})
+    async with http.post(IMPORT, data=body) as answer:
+        error, _ = await told(answer)
+    assert error["error"]["id"] == "i" * 256
+
+
 async def test_an_import_whose_client_goes_away_ends(http, worker):
     """In the middle of its body, with batches under way: they are cancelled, nothing keeps running."""
     fates = []

@@ -1,3 +1,4 @@
+import base64
 import json
 import math
 
@@ -60,6 +61,86 @@ def test_a_whole_number_written_with_a_point_is_one():
         tensors.raw_from_json("x", "INT64", (2,), [1.0, 9007199254740993])
         == np.array([1, 9007199254740993], "<i8").tobytes()
     )
+
+
+@pytest.mark.parametrize(
+    ("literal", "value"),
+    [
+        ("1.0", 1),
+        ("-1.5e1", -15),
+        ("1e18", 10**18),
+        ("9007199254740992.0", 1 << 53),
+        ("9007199254740993.0", (1 << 53) + 1),
+        ("1.000000000000000001e18", 10**18 + 1),
+        ("9.223372036854775807e18", (1 << 63) - 1),
+        ("-0.0", 0),
+        ("0e400", 0),
+        ("100e-2", 1),
+    ],
+)
+def test_an_integer_written_as_a_float_is_that_integer_or_none(literal, value):
+    """What JSON's parser would round is read exactly."""
+    raw = exactly("INT64", f"[{literal}]")
+    assert raw == np.array([value], "<i8").tobytes()
+    assert exactly("INT64", f"[[5, {literal}]]", (1, 2))[8:] == raw
+
+
+@pytest.mark.parametrize(
+    ("literal", "says"),
+    [
+        ("1.00000000000000000001", "1.00000000000000000001 is no INT64"),
+        ("0.99999999999999999999", "is no INT64"),
+        ("1e-400", "1e-400 is no INT64"),
+        ("9007199254740993.5", "is no INT64"),
+        ("9.223372036854775808e18", "out of the range"),
+        ("1e300", "out of the range"),
+        ("-1e999999", "out of the range"),
+        ("1e99999999999999999999", "is no INT64"),
+    ],
+)
+def test_what_is_no_integer_is_refused_however_near_it_is(literal, says):
+    with pytest.raises(MeshError) as caught:
+        exactly("INT64", f"[{literal}]")
+    assert caught.value.reason is Reason.BAD_REQUEST
+    assert says in caught.value.text
+
+
+@given(
+    st.sampled_from([name for name in NUMBERS if tensors.DTYPES[name].kind in "iu"]),
+    st.integers(-(1 << 66), 1 << 66),
+    st.sampled_from(["{}.0", "{}e0", "{}.000e-0", "{}0e-1", "{}.5", "{}.00000000000000000000001"]),
+)
+def test_any_integer_written_as_a_float_is_kept_or_refused(datatype, value, form):
+    bounds = np.iinfo(tensors.DTYPES[datatype])
+    whole = not form.endswith(("5", "1")) or form.endswith("e-1")
+    try:
+        raw = exactly(datatype, f"[{form.format(value)}]")
+    except MeshError as error:
+        assert not whole or not bounds.min <= value <= bounds.max, error
+    else:
+        assert whole
+        assert raw == np.array([value], tensors.DTYPES[datatype]).tobytes()
+
+
+def exactly(datatype, text, shape=(1,)):
+    """Raw contents of JSON text, as a request's data are read."""
+    return tensors.raw_from_json(
+        "x", datatype, shape, json.loads(text), exact=lambda: json.loads(text, parse_float=tensors.whole)
+    )
+
+
+@given(st.lists(st.binary(max_size=40)))
+def test_strings_in_base64_become_their_bytes(items):
+    encoded = [base64.b64encode(item).decode() for item in items]
+    raw = tensors.raw_from_json("x", "BYTES", (len(items),), encoded, base64=True)
+    assert raw == b"".join(len(item).to_bytes(4, "little") + item for item in items)
+
+
+@pytest.mark.parametrize("item", ["a", "YQ=", "YQ==YQ==", "Y Q=", "ä", "YQ==\n", 1, None])
+def test_what_is_not_base64_is_refused(item):
+    with pytest.raises(MeshError) as caught:
+        tensors.raw_from_json("x", "BYTES", (1,), [item], base64=True)
+    assert caught.value.reason is Reason.BAD_REQUEST
 
 
 def test_an_unnested_value_is_a_tensor_without_dimensions():

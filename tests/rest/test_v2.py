@@ -81,9 +81,45 @@ async def test_compressed_bodies_that_are_refused(http, name, body, status):
         assert (await answer.json())["reason"] == ("TOO_LARGE" if status == 413 else "BAD_REQUEST")
 
 
-async def test_a_body_above_the_limit_is_413(http, worker):
-    async with http.post(INFER, data=b" " * (worker.settings.max_message + 1)) as answer:
-        assert (answer.status, (await answer.json())["reason"]) == (413, "TOO_LARGE")
+@pytest.mark.parametrize("cut", [1, 10, -1])
+async def test_a_body_of_several_gzip_members(http, cut):
+    body = json.dumps(BODY).encode()
+    packed = gzip.compress(body[:cut]) + gzip.compress(b"") + gzip.compress(body[cut:])
+    async with http.post(INFER, data=packed, headers={"Content-Encoding": "gzip"}) as answer:
+        assert (answer.status, (await answer.json())["outputs"][0]["data"]) == (200, [1, 2])
+
+
+NUMBERS = json.dumps({"inputs": [{"name": "x", "shape": [200_000], "datatype": "INT64", "data": [1] * 200_000}]})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b" " * ((1 << 20) + 1), id="the body itself"),
+        pytest.param(NUMBERS.encode(), id="its message"),  # 600 kB of JSON, 1.6 MB of tensor
+    ],
+)
+async def test_a_body_above_the_limit_is_413(http, worker, body):
+    assert worker.settings.max_message == 1 << 20
+    async with http.post(INFER, data=body) as answer:
+        told = await answer.json()
+    assert (answer.status, told["reason"]) == (413, "TOO_LARGE")
+    assert told["details"] == {"limit_bytes": "1048576", "option": "--max-message"}
+    assert "--max-message" in told["error"]
+    assert worker.dispatcher.calls == []
+
+
+@pytest.mark.parametrize("name", ["Inference-Header-Content-Length", "X-Request-Timeout", "grpc-timeout"])
+async def test_a_header_with_two_different_values_is_refused(http, name):
+    """Whichever counted, the other would be ignored in silence."""
+    body = json.dumps(BODY).encode()
+    values = {"Inference-Header-Content-Length": len(body), "X-Request-Timeout": 9, "grpc-timeout": "9S"}
+    same, other = str(values[name]), "10S" if name == "grpc-timeout" else "10"
+    async with http.post(INFER, data=body, headers=[(name, same), (name, other)]) as answer:
+        assert answer.status == 400
+        assert name.lower() in (await answer.json())["error"].lower()
+    async with http.post(INFER, data=body, headers=[(name, same), (name, same)]) as answer:
+        assert answer.status == 200
 
 
 async def test_large_bodies_are_taken_apart_beside_the_event_loop(http):

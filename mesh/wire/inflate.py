@@ -1,0 +1,104 @@
+"""Decompression of what peers send: gzip with all of its members, and zlib, within bounds.
+
+A gzip stream is a series of members (RFC 1952, 2.2): log shippers, `cat a.gz b.gz` and parallel compressors write
+several, and dropping all but the first would lose data in silence. Python's zlib stops at the end of each member, so
+the series is kept here, for whole messages and for streams alike.
+
+Nothing is trusted: output comes in pieces, so that no more is ever made than a caller wants, and the members of a whole
+message are bounded, because each costs 0.8 us of CPU for 20 bytes. Input goes to zlib in small slices: it copies what
+lies behind a member's end, which would be quadratic otherwise.
+"""
+
+import zlib
+from collections.abc import Iterator
+
+GZIP, ZLIB = 31, 15
+"""zlib's own names for the containers. What HTTP and gRPC call deflate is zlib."""
+
+MAX_MEMBERS = 4096
+"""Members of one whole message: block compressors (64 KiB a member) need 256 for 16 MiB."""
+
+_SLICE = 16 * 1024  # bytes of input
+_PIECE = 256 * 1024  # bytes of output: 0.5 ms
+
+
+class InflateError(ValueError):
+    """Data that is not what its container says; the text says why."""
+
+
+class TooLong(ValueError):
+    """Data that unpacks to more than the limit."""
+
+
+class Inflater:
+    """One compressed stream, unpacked as it comes."""
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._unpacking = zlib.decompressobj(window)
+        self._begun = False  # a byte of the current member has come
+        self.members = 0  # that have ended
+
+    def feed(self, data: bytes | memoryview) -> Iterator[bytes]:
+        """Yields what the next bytes unpack to, in pieces of bounded size, none of them empty. Raises InflateError.
+
+        The same stream may be fed again once the iterator is exhausted."""
+        view = memoryview(data)
+        for start in range(0, len(view), _SLICE):
+            rest = bytes(view[start : start + _SLICE])
+            while True:
+                if self._unpacking.eof:
+                    self._next()
+                self._begun = True
+                try:
+                    piece = self._unpacking.decompress(rest, _PIECE)
+                except zlib.error as error:
+                    raise InflateError(str(error)) from error
+                rest = self._unpacking.unconsumed_tail
+                if piece:
+                    yield piece
+                if self._unpacking.eof:
+                    self.members += 1
+                    rest = self._unpacking.unused_data
+                # Behind a full piece zlib may hold more, although it has taken all input.
+                if not rest and (self._unpacking.eof or len(piece) < _PIECE):
+                    break
+
+    def end(self) -> None:
+        """Raises InflateError where the stream is not complete."""
+        if not self._unpacking.eof:
+            raise InflateError("it ends in the middle" if self._begun else "it is empty")
+
+    def _next(self) -> None:
+        if self._window != GZIP:
+            raise InflateError("bytes are left over behind its end")
+        self._unpacking = zlib.decompressobj(self._window)
+
+
+def whole(data: bytes | memoryview, window: int, limit: int) -> bytes:
+    """Returns all that the data unpacks to. Raises TooLong above `limit` bytes, InflateError."""
+    inflater = Inflater(window)
+    parts: list[bytes] = []
+    size = 0
+    for start in range(0, len(data), _SLICE):
+        for piece in inflater.feed(memoryview(data)[start : start + _SLICE]):
+            size += len(piece)
+            if size > limit:
+                raise TooLong(f"more than {limit} bytes")
+            parts.append(piece)
+        if inflater.members > MAX_MEMBERS:
+            raise InflateError(f"it has more than {MAX_MEMBERS} members")
+    inflater.end()
+    return b"".join(parts)
+
+
+def beginning(data: bytes | memoryview, window: int, size: int) -> bytes:
+    """Returns at least `size` of the first bytes that the data unpacks to, or all. Raises InflateError."""
+    parts: list[bytes] = []
+    found = 0
+    for piece in Inflater(window).feed(memoryview(data)[:_SLICE]):
+        parts.append(piece)
+        found += len(piece)
+        if found >= size:
+            break
+    return b"".join(parts)
