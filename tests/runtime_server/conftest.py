@@ -111,11 +111,18 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
     """Puts parts together: `make(threads=1, timeout=0.5)`."""
     made = []
 
-    def put(*, threads: int = 2, timeout: float = 20.0, concurrency: int = 2, on: device.Device = device.CPU) -> Parts:
+    def put(
+        *,
+        threads: int = 2,
+        timeout: float = 20.0,
+        concurrency: int = 2,
+        on: device.Device = device.CPU,
+        max_message: int = 1 << 20,
+    ) -> Parts:
         board, copies, watch = Board.private(8), Copies(), Watch()
         runs = Runs(board, threads=threads)
         loader = Loader(copies, board, runs, on, timeout=timeout, concurrency=concurrency)
-        port = DataPort(copies, board, runs, watch, max_message=1 << 20)
+        port = DataPort(copies, board, runs, watch, max_message=max_message)
         made.append(Parts(tmp_path, board, copies, watch, runs, loader, port))
         return made[-1]
 

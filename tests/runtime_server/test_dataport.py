@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ import pytest
 from mesh import headers
 from mesh.pb import details_pb2
 from mesh.pb import inference_pb2 as pb
+from mesh.runtime.server import encoding, requests
 from mesh.runtime.server.tensors import DATATYPES
-from mesh.statuses import Code
+from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import framing
-from mesh.wire.metadata import decode_bin, encode_bin
+from mesh.wire.metadata import decode_bin, encode_bin, encode_text
 from tests.support import models
 from tests.support.fakecalls import FakeCall
 from tests.support.onnxserver import SERVICE, request
@@ -260,7 +262,103 @@ async def test_compressed_messages_are_read(parts):
 
     assert (await outputs(send(gzip.compress(request("m", x=ONE)))))[0].item() == 4
     assert send(b"no gzip").code is Code.INVALID_ARGUMENT
-    assert send(gzip.compress(bytes(2 << 20))).code is Code.RESOURCE_EXHAUSTED
+    bomb = await answered(send(gzip.compress(bytes(2 << 20))))  # its size shows in a thread
+    assert bomb.code is Code.RESOURCE_EXHAUSTED
+
+
+def many_texts() -> bytes:
+    """4,000,000 empty texts, typed."""
+    fields = encoding.varint(4_000_000 * 2)
+    inside = pb.ModelInferRequest.InferInputTensor(name="x", datatype="BYTES", shape=[4_000_000]).SerializeToString()
+    inside += b"\x2a" + fields + b"\x42\x00" * 4_000_000
+    return b"\x2a" + encoding.varint(len(inside)) + inside
+
+
+def many_raw_texts() -> bytes:
+    """As many, raw."""
+    one = pb.ModelInferRequest(inputs=[{"name": "x", "datatype": "BYTES", "shape": [4_000_000]}])
+    return pb.ModelInferRequest(inputs=one.inputs, raw_input_contents=[bytes(16_000_000)]).SerializeToString()
+
+
+def many_dimensions() -> bytes:
+    """A shape of 3,000,000 dimensions."""
+    return pb.ModelInferRequest(
+        inputs=[{"name": "x", "datatype": "BYTES", "shape": [1] * 3_000_000}]
+    ).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        pytest.param(many_texts, "4000000 texts", id="texts"),
+        pytest.param(many_raw_texts, "4000000 texts", id="raw-texts"),
+        pytest.param(many_dimensions, "dimensions", id="dimensions"),
+        pytest.param(lambda: b"\x2a\x03\x0a\x01x" * 200_000, "more than 10000 fields", id="inputs"),
+        pytest.param(lambda: b"\x2a\x00" * 4_000, "no input ''", id="inputs-of-a-small-message"),
+        pytest.param(lambda: b"\x32\x03\x0a\x01y" * 3_000, "needs input", id="outputs"),
+    ],
+)
+async def test_large_calls_are_counted_first_and_read_beside_the_loop(make, monkeypatch, message, says):
+    """The board shows a large call before anything of it is read, which happens in another thread, while the loop
+    answers others. What can be told from counts is refused without being read."""
+    parts = make(max_message=32 << 20)
+    await parts.load("m", models.shout(), slot=0)
+    await parts.load("fast", models.constant(3), slot=1)
+    await parts.value("fast")
+    threads, real = [], requests.read
+
+    def noted(heavy: requests.Heavy) -> requests.Request:
+        threads.append((threading.current_thread(), parts.board.read(0).in_flight))
+        return real(heavy)
+
+    monkeypatch.setattr(requests, "read", noted)
+    call = parts.send(message(), (headers.MODEL_ID, b"m"))
+    assert await parts.value("fast") == 3
+    await answered(call)
+    assert call.code is Code.INVALID_ARGUMENT
+    assert says in call.text
+    assert all(thread is not threading.main_thread() and in_flight == 1 for thread, in_flight in threads)
+    use = parts.board.read(0)
+    assert (use.calls, use.failed, use.in_flight, use.running) == (1, 1, 0, 0)
+
+
+async def test_large_calls_are_answered_as_small_ones_are(make):
+    """Typed, of every size around the bounds; with their id and the outputs that they ask for."""
+    parts = make(max_message=32 << 20)
+    await parts.load("m", models.identity(shape=(None,)))
+    for count in (10, 4_090, 4_100, 300_000):
+        x = np.arange(count, dtype=np.float32)
+        message = pb.ModelInferRequest(model_name="m", id=str(count), outputs=[{"name": "y"}])
+        message.inputs.add(name="x", datatype="FP32", shape=[count], contents={"fp32_contents": x})
+        answer = await reply(parts.send(message.SerializeToString()))
+        assert answer.id == str(count)
+        np.testing.assert_array_equal(answer.outputs[0].contents.fp32_contents, x)
+
+
+async def test_a_large_call_is_refused_where_too_many_bytes_wait(make, monkeypatch):
+    """By the bytes that it came as, before it is read."""
+    parts = make(max_message=32 << 20)
+    await parts.load("m", models.shout(), slot=0)
+    monkeypatch.setattr(requests, "read", None)
+    message = many_texts()
+    asked = []
+    monkeypatch.setattr(parts.runs, "refuse", lambda size: asked.append(size) or MeshError(Reason.OVERLOADED, "full"))
+    assert parts.send(message, (headers.MODEL_ID, b"m")).code is Code.RESOURCE_EXHAUSTED
+    assert asked == [len(message) + 5]
+
+
+async def test_errors_are_short_whatever_they_repeat(parts):
+    """Clients take 8 KiB of trailers, in which a text stands twice."""
+    await parts.load("m", models.constant(1))
+    for name, datatype in (("n" * 1_000_000, "FP32"), ("é" * 400_000, "FP32"), ("x", "d" * 10_000)):
+        message = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(4)])
+        message.inputs.add(name=name, datatype=datatype, shape=[1, 1])
+        call = await answered(parts.send(message.SerializeToString()))
+        assert call.code is Code.INVALID_ARGUMENT
+        ((_, text, _, _, trailers),) = call.answers
+        assert len(encode_text(text)) + sum(len(value) for _, value in trailers) < 8000
+    call = parts.send(b"", method="n" * 100_000)
+    assert len(call.text) < 300
 
 
 async def test_unknown_methods_are_unimplemented(parts):

@@ -19,8 +19,16 @@ def load(in_flight: int) -> Headers:
     return _LOADS[in_flight] if in_flight < 256 else ((headers.LOAD, b"%d" % in_flight),)
 
 
+_MAX_TEXT = 1500
+"""Bytes of an error's text. It travels twice, once percent-encoded and once in base64, in trailers that clients bound
+by 8 KiB in all."""
+
+
 def fail(call: Call, error: MeshError) -> None:
-    """Answers with that error."""
+    """Answers with that error, its text shortened where clients would not take it."""
+    if len(error.text) * 4 > _MAX_TEXT and len(encoded := error.text.encode(errors="replace")) > _MAX_TEXT:
+        text = encoded[:_MAX_TEXT].decode(errors="ignore") + "..."
+        error = MeshError(error.reason, text, retry_after=error.retry_after, details=error.details)
     if error.reason is Reason.NOT_HERE:
         call.fail(error.reason.code, error.text, _NOT_HERE)
     else:

@@ -19,11 +19,11 @@ from google.protobuf.message import DecodeError
 from mesh import headers
 from mesh.pb import inference_pb2
 from mesh.runtime.board import Board
-from mesh.runtime.server import answers, intake, session
+from mesh.runtime.server import alignment, answers, intake, requests, session
 from mesh.runtime.server.copies import Copies, Copy
 from mesh.runtime.server.runs import Run, Runs
 from mesh.runtime.server.shortcuts import Asked
-from mesh.runtime.server.tensors import bad
+from mesh.runtime.server.tensors import bad, brief
 from mesh.runtime.server.watch import Watch
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
@@ -36,14 +36,8 @@ log = logs.get(__name__)
 VERSION = importlib.metadata.version("mesh-serving")
 
 _SERVICE = b"/inference.GRPCInferenceService/"
-_SPLIT = 16384
-"""Bytes of a frame from which on raw contents are cut out before protobuf sees the rest: protobuf copies them twice.
-Below, the cutting (3 us) costs more than the copying."""
-
 # Indexes into board.METHODS.
 _INFER, _METADATA, _READY, _OTHER = range(4)
-
-_parse = inference_pb2.ModelInferRequest.FromString
 
 
 class DataPort:
@@ -76,7 +70,7 @@ class DataPort:
         """Takes one call. Does not raise."""
         method = self._methods.get(call.method)
         if method is None:
-            name = call.method.decode(errors="replace")
+            name = brief(call.method.decode(errors="replace"))
             answers.fail(call, MeshError(Reason.UNKNOWN_METHOD, f"the model server does not know {name}"))
             return
         frame = call.frame
@@ -118,8 +112,13 @@ class DataPort:
     # -- what a call is meant for
 
     def _message(self, call: Call, frame: bytes) -> bytes:
-        """The message of a frame, whatever its encoding."""
-        return framing.unpack(frame, call.encoding, limit=self._max_message)
+        """The message of a frame that is a question about a model, whatever its encoding."""
+        try:
+            return framing.unpack(frame, call.encoding, limit=min(requests.SMALL, self._max_message))
+        except framing.FrameError as error:
+            if error.reason is Reason.TOO_LARGE:
+                raise bad(f"a question about a model takes {requests.SMALL} bytes at most") from error
+            raise
 
     def _named(self, call: Call) -> tuple[bytes | None, bytes | None]:
         """Model id and copy token as the metadata say them."""
@@ -148,10 +147,10 @@ class DataPort:
     def _infer(self, call: Call, frame: bytes) -> None:
         started_ns = time.monotonic_ns()
         model_id, token = self._named(call)
-        copy = asked = request = None
+        copy = asked = request = later = None
         if model_id is None:  # the message has it
-            request, raws = self._parsed(call, frame)
-            model_id = request.model_name.encode()
+            request = requests.light(frame, call.encoding, limit=self._max_message)
+            model_id = requests.name(request)
         copy = self._copy(model_id, token)
         if copy is None:
             answers.not_here(call, self._board, _INFER, started_ns)
@@ -161,14 +160,17 @@ class DataPort:
                 asked = copy.shortcuts.find(frame)
             if asked is None:
                 if request is None:
-                    request, raws = self._parsed(call, frame)
-                asked = _asked(copy, request, raws, frame)
-            feed, size, answer, raw, request_id = asked
+                    request = requests.light(frame, call.encoding, limit=self._max_message)
+                asked, later = _asked(copy, request, frame)
             deadline = call.deadline
             if deadline is not None and deadline <= self._loop.time():
                 raise MeshError(Reason.DEADLINE, "the deadline had passed when the call came")
-            inline = copy.pace.inline[size.bit_length()]
-            if not inline and (refusal := self._runs.refuse(size)) is not None:
+            if asked is None:
+                inline, held = False, len(frame)
+            else:
+                feed, size, answer, raw, request_id = asked
+                inline, held = copy.pace.inline[size.bit_length()], size
+            if not inline and (refusal := self._runs.refuse(held)) is not None:
                 raise refusal
         except MeshError as error:
             self._refused(call, copy, error, started_ns)
@@ -201,20 +203,9 @@ class DataPort:
                 return
         else:
             row.begin(started_ns)
-        self._runs.submit(
-            Run(call, copy, feed=feed, size=size, answer=answer, raw=raw, request_id=request_id, started_ns=started_ns)
-        )
-
-    def _parsed(self, call: Call, frame: bytes) -> tuple[Any, Any]:
-        """The request in a frame, and its raw contents."""
-        try:
-            if len(frame) > _SPLIT and not frame[0]:
-                message, raws = intake.split(memoryview(frame)[5:])
-                return _parse(message), raws
-            request = _parse(self._message(call, frame) if frame[0] else frame[5:])
-            return request, request.raw_input_contents
-        except (DecodeError, ValueError) as error:
-            raise bad(f"the message is not a ModelInferRequest: {error}") from error
+        if asked is not None:
+            asked = (alignment.own(feed), size, answer, raw, request_id)
+        self._runs.submit(Run(call, copy, held=held, asked=asked, read=later, started_ns=started_ns))
 
     def _refused(self, call: Call, copy: Copy, error: MeshError, started_ns: int) -> None:
         """A call of this copy that its model never saw. It is a use all the same: who asks wrongly asks again."""
@@ -258,18 +249,35 @@ class DataPort:
         return copy
 
 
-def _asked(copy: Copy, request: Any, raws: Any, frame: bytes) -> Asked:
-    """What a parsed request asks of a model. Raises `MeshError`."""
+def _asked(
+    copy: Copy, request: requests.Request | requests.Heavy, frame: bytes
+) -> tuple[Asked | None, Callable[[], Asked] | None]:
+    """What a request asks of a model, fed from `alignment.LOOP`; or what finds that out in a thread, where it would
+    hold up the event loop. Raises `MeshError`."""
+    if isinstance(request, requests.Heavy):
+        heavy = request
+        return None, lambda: _read(copy, requests.read(heavy), put=alignment.put)
+    if len(frame) > requests.LARGE or (len(frame) > requests.SMALL and copy.session.intake.texts):
+        light = request
+        return None, lambda: _read(copy, light, put=alignment.put)
+    alignment.LOOP.begin()
+    asked = _read(copy, request, put=alignment.LOOP.put)
+    if len(request[1]) == 1:
+        ((name, array),) = asked[0].items()
+        copy.shortcuts.learn(frame, copy.session.inputs[name], array.shape, asked[2])
+    return asked, None
+
+
+def _read(copy: Copy, request: requests.Request, *, put: intake.Place) -> Asked:
+    """What a request asks of a model. Raises `MeshError`."""
     model = copy.session
-    inputs = request.inputs
-    feed, size = model.intake.decode(inputs, raws)
+    message, raws, contents = request
+    inputs = message.inputs
+    feed, size = model.intake.decode(inputs, raws, contents, put=put)
     answer = copy.answer
-    if request.outputs:
-        answer = copy.answer_of(intake.requested(request.outputs, model.outputs, model.unsupported))
-    if len(raws) == 1:
-        ((name, array),) = feed.items()
-        copy.shortcuts.learn(frame, model.inputs[name], array.shape, answer)
-    return feed, size, answer, bool(raws) or not inputs, request.id.encode()
+    if message.outputs:
+        answer = copy.answer_of(intake.requested(message.outputs, model.outputs, model.unsupported))
+    return feed, size, answer, bool(raws) or not inputs, message.id.encode()
 
 
 _IS_READY = framing.pack(inference_pb2.ModelReadyResponse(ready=True).SerializeToString())

@@ -10,7 +10,8 @@ instead of four times.
 """
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from mesh.pb import inference_pb2
 from mesh.runtime.server.encoding import text_field, varint
@@ -103,6 +104,9 @@ class Answer:
 _LARGE = 65536
 """Bytes of contents from which on they are joined from where they lie, without a copy in between."""
 
+_PIECE = 16384
+"""Values that are taken out of an array, or given to protobuf, at once: 2 ms."""
+
 _PREFIX = struct.Struct(">BI").pack
 
 
@@ -124,9 +128,25 @@ def to_raw(tensor: Tensor, array: Array) -> Raw:
     """An array as raw contents; its own memory where it is large."""
     _check(tensor, array)
     if array.dtype.hasobject:
-        texts = [text.encode() for text in array.ravel().tolist()]
-        return b"".join([part for text in texts for part in (struct.pack("<I", len(text)), text)])
+        if array.size <= _PIECE:
+            return _raw_texts(array.ravel().tolist())
+        return b"".join(map(_raw_texts, _pieces(array)))
     return _memory(array)
+
+
+def _raw_texts(values: Sequence[str]) -> bytes:
+    texts = [text.encode() for text in values]
+    return b"".join([part for text in texts for part in (struct.pack("<I", len(text)), text)])
+
+
+def _pieces(array: Array) -> Iterator[list[Any]]:
+    """All values, some at a time: the interpreter's lock is kept for as long as one call of C takes."""
+    flat = array.reshape(-1)
+    if array.size <= _PIECE:
+        yield flat.tolist()
+        return
+    for begin in range(0, array.size, _PIECE):
+        yield flat[begin : begin + _PIECE].tolist()
 
 
 def to_typed(tensor: Tensor, array: Array) -> Raw:
@@ -138,10 +158,13 @@ def to_typed(tensor: Tensor, array: Array) -> Raw:
     if kind.packed:
         contents = array.tobytes()
         return b"".join((bytes((kind.packed,)), varint(len(contents)), contents))
-    values = array.ravel().tolist()
-    if array.dtype.hasobject:
-        values = [text.encode() for text in values]
-    return _CONTENTS(**{kind.field: values}).SerializeToString()
+    encoded = []
+    for values in _pieces(array):
+        if array.dtype.hasobject:
+            values = [text.encode() for text in values]
+        # Contents in several pieces are to protobuf what they would be in one.
+        encoded.append(_CONTENTS(**{kind.field: values}).SerializeToString())
+    return encoded[0] if len(encoded) == 1 else b"".join(encoded)
 
 
 _CONTENTS: Callable[..., inference_pb2.InferTensorContents] = inference_pb2.InferTensorContents

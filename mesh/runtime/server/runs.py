@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mesh.runtime.board import Board
-from mesh.runtime.server import answers, session, tensors
+from mesh.runtime.server import answers, session
 from mesh.runtime.server.copies import Copy
-from mesh.runtime.server.reply import Answer
+from mesh.runtime.server.shortcuts import Asked
 from mesh.runtime.server.workers import Workers
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
@@ -56,8 +56,8 @@ class Run:
     """One call on its way through a thread."""
 
     __slots__ = (
-        "answer", "busy_ns", "call", "copy", "deadline", "ended_by", "error", "feed", "frame", "options", "raw",
-        "request_id", "running", "runs", "size", "started_ns", "stopped_at", "stuck",
+        "asked", "busy_ns", "call", "copy", "deadline", "ended_by", "error", "frame", "held", "options",
+        "read", "running", "runs", "size", "started_ns", "stopped_at", "stuck",
     )  # fmt: skip
 
     def __init__(
@@ -65,20 +65,19 @@ class Run:
         call: Call,
         copy: Copy,
         *,
-        feed: dict[str, tensors.Array],
-        size: int,
-        answer: Answer,
-        raw: bool,
-        request_id: bytes,
+        held: int,
+        asked: Asked | None = None,
+        read: Callable[[], Asked] | None = None,
         started_ns: int,
     ) -> None:
+        """`held`: bytes that it keeps in memory. `asked`: what it asks for, or, where that takes time to find out,
+        `read` gives it, in the thread."""
         self.call = call
         self.copy = copy
-        self.feed: dict[str, tensors.Array] | None = feed
-        self.size = size
-        self.answer = answer
-        self.raw = raw
-        self.request_id = request_id
+        self.held = held
+        self.asked = asked
+        self.read = read
+        self.size = 0 if asked is None else asked[1]  # bytes of the model's input
         self.started_ns = started_ns
         self.deadline = 0.0
         self.options: Any = None
@@ -93,18 +92,23 @@ class Run:
         self.busy_ns = 0
 
     def work(self, clock: Callable[[], int]) -> int:
-        """In the thread: runs the model and writes the reply. Gives what it took on `clock`, in ns."""
-        started, busy = time.monotonic_ns(), clock()
-        feed = self.feed
-        assert feed is not None
+        """In the thread: runs the model and writes the reply. Gives what the run took on `clock`, in ns."""
+        started, busy = time.monotonic_ns(), 0
+        before = clock()
         try:
-            arrays = self.copy.session.run(self.answer.names, feed, self.options)
+            asked = self.asked
+            if asked is None:
+                assert self.read is not None
+                asked = self.read()
+                before = clock()
+            feed, self.size, answer, raw, request_id = asked
+            arrays = self.copy.session.run(answer.names, feed, self.options)
+            busy = clock() - before
             self.busy_ns = time.monotonic_ns() - started
-            busy = clock() - busy
-            self.frame = self.answer.encode(arrays, self.request_id, raw=self.raw)
+            self.frame = answer.encode(arrays, request_id, raw=raw)
         except Exception as error:
             self.busy_ns = time.monotonic_ns() - started
-            busy = clock() - busy
+            busy = busy or clock() - before
             self.error = session.run_error(error)
         return busy
 
@@ -247,8 +251,8 @@ class Runs:
     def _finish(self, run: Run, *, ran: int) -> None:
         """Forgets a call, answered where it is not yet."""
         self._live.discard(run)
-        self._bytes -= run.size
-        run.feed = None
+        self._bytes -= run.held
+        run.asked = run.read = None
         error = run.ended_by or run.error
         if not (ran and run.ended_by):
             run.call.on_cancel(None)

@@ -21,6 +21,9 @@ MAX_RANK = 32
 MAX_COUNT = 1 << 40
 """Elements of one tensor: far above any message, and far below what overflows inside numpy or ONNX Runtime."""
 
+MAX_TEXTS = 1 << 18
+"""Texts of one request. ONNX Runtime takes them one by one with the interpreter's lock held: 20 ms for so many."""
+
 MAX_SHAPES = 64
 """Shapes remembered per tensor. A model with more variety than that computes its heads anew, which costs 2 us."""
 
@@ -83,18 +86,18 @@ class Tensor:
         self._prefix = text_field(0x0A, name.encode()) + text_field(0x12, datatype.name.encode())
 
     def count(self, shape: tuple[int, ...]) -> int:
-        """Elements of that shape. Raises `MeshError` where this tensor cannot have it."""
+        """Elements of a shape of `MAX_RANK` dimensions at most. Raises `MeshError` where this tensor cannot have it."""
         count = self._counts.get(shape)
         if count is None:
-            dims = self.dims
+            dims, name = self.dims, brief(self.name)
             if dims is not None and (
                 len(dims) != len(shape) or any(n not in (-1, m) for n, m in zip(dims, shape, strict=True))
             ):
-                raise bad(f"input {self.name!r} has shape {list(shape)}, the model takes {list(dims)}")
+                raise bad(f"input {name!r} has shape {list(shape)}, the model takes {list(dims)}")
             if any(n < 0 for n in shape):
-                raise bad(f"input {self.name!r} has shape {list(shape)}: no dimension of a request is negative")
-            if len(shape) > MAX_RANK or math.prod(max(n, 1) for n in shape) > MAX_COUNT:
-                raise bad(f"input {self.name!r} has shape {list(shape)[:MAX_RANK]}: more than this server handles")
+                raise bad(f"input {name!r} has shape {list(shape)}: no dimension of a request is negative")
+            if math.prod(max(n, 1) for n in shape) > MAX_COUNT:
+                raise bad(f"input {name!r} has shape {list(shape)}: more than this server handles")
             count = math.prod(shape)
             if len(self._counts) < MAX_SHAPES:
                 self._counts[shape] = count
@@ -118,5 +121,13 @@ def bad(text: str) -> MeshError:
 
 
 def names(tensors: Mapping[str, Tensor]) -> str:
-    """For texts of errors."""
-    return ", ".join(f"{name!r}" for name in list(tensors)[:50]) or "none"
+    """Names for texts of errors, of the first few."""
+    return ", ".join(repr(brief(name)) for name in list(tensors)[:20]) or "none"
+
+
+def brief(text: str) -> str:
+    """Shortens a text that somebody else has chosen, for an error that repeats it: clients take no long ones."""
+    return text if len(text) <= _MAX_ECHO else f"{text[:_MAX_ECHO]}..."
+
+
+_MAX_ECHO = 100  # characters
