@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from placement.copies import UNLIMITED, Limits
+from placement.failures import Kind
 
 PROTOCOL = 1
 """Version of the router-agent protocol that this build speaks; it also understands the one before."""
@@ -61,6 +62,34 @@ class Failure:
     pod: str
     at_ms: int  # epoch; the predecessor's records demand times
     text: str
+    kind: Kind = Kind.LASTING
+    since_ms: int = 0  # epoch: when the unbroken series of failures that this belongs to began; 0: with this one
+    asked_ms: int = 0  # how long the store asks to be left alone
+    digest: str = ""  # of the files that cannot be loaded
+    secrets: str = ""  # the version of the storage secret that the pod pulled with (`PodRecord.secrets`)
+
+    @classmethod
+    def decode(cls, pod: str, at: Any, more: Any) -> "Failure":
+        """From what the record has of it under `failedIn` and `fails`."""
+        more = more or {}
+        return cls(
+            pod,
+            int(at),
+            str(more.get("msg", "")),
+            Kind.named(str(more.get("kind", ""))),
+            int(more.get("since", 0)),
+            int(more.get("asked", 0)),
+            str(more.get("digest", "")),
+            str(more.get("secrets", "")),
+        )
+
+    def encode(self) -> dict[str, Any]:
+        """What the record has of it under `fails`; attributes at their default are left out."""
+        kind = "" if self.kind is Kind.LASTING else self.kind.value
+        since = 0 if self.since_ms == self.at_ms else self.since_ms
+        more = {"msg": self.text, "kind": kind, "since": since, "asked": self.asked_ms}
+        more |= {"digest": self.digest, "secrets": self.secrets}
+        return {name: value for name, value in more.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +138,14 @@ class ModelRecord:
         return tuple(failure for failure in self.failures if now_ms - failure.at_ms < expiry_ms)
 
     def with_failure(self, failure: Failure, now_ms: int, expiry_ms: int) -> "ModelRecord":
-        """With one more failure: one a pod is kept, expired ones go."""
-        kept = (f for f in self.recent_failures(now_ms, expiry_ms) if f.pod != failure.pod)
-        return replace(self, failures=tuple(sorted((failure, *kept), key=lambda f: -f.at_ms)))
+        """With one more failure, of the series that is on record: one a pod is kept, expired ones go."""
+        recent = self.recent_failures(now_ms, expiry_ms)
+        since = min([f.since_ms or f.at_ms for f in recent] + [failure.at_ms])
+        kept = (f for f in recent if f.pod != failure.pod)
+        return replace(
+            self,
+            failures=tuple(sorted((replace(failure, since_ms=since), *kept), key=lambda f: -f.at_ms)),
+        )
 
     @classmethod
     def decode(cls, value: bytes) -> "ModelRecord":
@@ -120,10 +154,7 @@ class ModelRecord:
         mesh = data.get("mesh") or {}
         try:
             texts = data.get("fails") or {}
-            failures = [
-                Failure(pod, int(at), str((texts.get(pod) or {}).get("msg", "")))
-                for pod, at in (data.get("failedIn") or {}).items()
-            ]
+            failures = [Failure.decode(pod, at, texts.get(pod)) for pod, at in (data.get("failedIn") or {}).items()]
             return cls(
                 type=str(data.get("type", _LEGACY_TYPE)),
                 path=str(data.get("mPath", "")),
@@ -174,7 +205,7 @@ class ModelRecord:
                 data[name] = value
         if self.failures:
             data["failedIn"] = {failure.pod: failure.at_ms for failure in self.failures}
-            data["fails"] = {failure.pod: {"msg": failure.text} for failure in self.failures if failure.text}
+            data["fails"] = {failure.pod: more for failure in self.failures if (more := failure.encode())}
         if mesh:
             data["mesh"] = mesh
         data.update(self.other)
@@ -208,6 +239,7 @@ class PodRecord:
     probe_address: str = ""
     age_ms: int = 0  # since the pod started, coarse
     disk: str = ""  # the models whose files are on its disk, an `idset`
+    secrets: str = ""  # the version of the storage secret that it sees; "": it has none
 
     @classmethod
     def decode(cls, value: bytes) -> "PodRecord":
@@ -235,6 +267,7 @@ class PodRecord:
                 probe_address=str(data.get("probe", "")),
                 age_ms=int(data.get("up", 0)),
                 disk=str(data.get("disk", "")),
+                secrets=str(data.get("secrets", "")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a pod record: {error!r}") from error
@@ -262,6 +295,7 @@ class PodRecord:
                 "probe": self.probe_address,
                 "up": self.age_ms,
                 "disk": self.disk,
+                **({"secrets": self.secrets} if self.secrets else {}),
             }
         )
 

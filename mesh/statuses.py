@@ -48,6 +48,8 @@ class Reason(enum.Enum):
     PRECONDITION = (Code.FAILED_PRECONDITION, 412, False)
     LOAD_FAILED = (Code.INTERNAL, 500, False)
     INTERNAL = (Code.INTERNAL, 500, False)
+    NOT_FETCHED = (Code.UNAVAILABLE, 503, True)
+    """Its files cannot be fetched for a reason that passes by itself: the store is away, busy or being written to."""
     NOWHERE = (Code.FAILED_PRECONDITION, 503, False)
     """No pod may ever hold it: constraints, or larger than any pod."""
     NO_ROOM = (Code.RESOURCE_EXHAUSTED, 429, True)

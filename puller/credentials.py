@@ -17,6 +17,7 @@ credentials would end in a refusal by the store that explains nothing.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -104,6 +105,23 @@ class Secrets:
     def __init__(self, directory: Path | None = None) -> None:
         """`directory` is where it is mounted; None, or not there: no store has a name."""
         self._directory = directory
+
+    @property
+    def version(self) -> str:
+        """Changes whenever a key is added, removed or written again, and says nothing of what it holds; "" without a
+        secret. Reads the folder and its entries' times."""
+        if self._directory is None:
+            return ""
+        try:
+            with os.scandir(self._directory) as entries:
+                seen = sorted(
+                    (entry.name, info.st_mtime_ns, info.st_ino, info.st_size)
+                    for entry in entries
+                    if not entry.name.startswith(".") and (info := entry.stat())
+                )
+        except OSError:
+            return ""
+        return hashlib.blake2b(repr(seen).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
     def settings(
         self,

@@ -154,6 +154,11 @@ class Puller:
         """Where pulled models are; the model server needs to read it."""
         return self._disk.directory
 
+    @property
+    def secrets(self) -> str:
+        """The version of the storage secret as it is now; see `Secrets.version`."""
+        return self._secrets.version
+
     def sweep(self) -> None:
         """Removes what an earlier process left, but for its whole files, which are used again.
 

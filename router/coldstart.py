@@ -24,7 +24,7 @@ from mesh.telemetry import logs
 from placement import choice
 from placement.constraints import NONE
 from placement.debits import Debits
-from placement.failures import Failures
+from placement.failures import Failure, Failures, Kind, Standing, hint
 from placement.footprint import SESSION_BYTES, Footprint
 from placement.pod import Pod as Candidate
 from router import asking
@@ -37,9 +37,6 @@ from router.tasks import Tasks
 from router.view import Copy, News, Pod, View
 
 log = logs.get(__name__)
-
-MAX_FAILURES = 3
-"""Pods in which a model has lately failed to load, after which its own error is the answer."""
 
 MAX_REFUSALS = 5
 """Pods that are asked in one go before the last refusal is the answer."""
@@ -115,7 +112,7 @@ class _Flight:
         self.asked = asyncio.Event()  # an agent has been asked
         self.quiet: tuple[Pod, agent_pb2.LoadRequest] | None = None  # what one is asked now, while no call waits
         self.excluded: dict[str, str] = {}  # pods not to choose, and why
-        self.failed: dict[str, str] = {}  # pods in which it failed, newest last, and the loader's text
+        self.failed: set[str] = set()  # pods in which it failed
         self.refusals: list[tuple[Reason, str]] = []
 
 
@@ -153,7 +150,7 @@ class ColdStart:
         self._settings = settings
         self._wall = wall
         self._debits = Debits()
-        self._failures = Failures()
+        self._failures = Failures(expiry_ms=int(settings.failure_expiry * 1000))
         self._flights: dict[str, _Flight] = {}
         self._waiters = 0
         self._arrivals = 0
@@ -350,7 +347,7 @@ class ColdStart:
                     case "elsewhere":
                         joined = self._elsewhere(flight, pod, reply.elsewhere.pod)
                     case "failed":
-                        self._failed(flight, pod, reply.failed)
+                        self._failed(flight, pod, registration, reply.failed)
                     case "refused":
                         self._refused(flight, pod, reply.refused)
                     case "stale":
@@ -383,17 +380,34 @@ class ColdStart:
                 return copy
         return None
 
-    def _failures_of(self, flight: _Flight, registration: Registration) -> dict[str, str]:
-        """The pods in which it has failed lately, newest last, and the loader's texts."""
-        failures = registration.record.recent_failures(self._wall(), int(self._settings.failure_expiry * 1000))
-        return {failure.pod: failure.text for failure in reversed(failures)} | flight.failed
+    def _standing(self, flight: _Flight, registration: Registration) -> Standing:
+        """Where it may be loaded now, as far as its failures say."""
+        return self._failures.standing(
+            flight.model_id, self._view.pods, self._now_ms(), created=registration.created, tried=flight.failed
+        )
+
+    def _recall(self, registration: Registration) -> None:
+        """Takes over what the record says of failures, but for those of another storage secret than a pod has now."""
+        now, wall = self._now_ms(), self._wall()
+        recorded = []
+        for failure in registration.record.failures:
+            pod = self._view.pods.get(failure.pod)
+            if pod is not None and pod.record is not None and pod.record.secrets != failure.secrets:
+                continue
+            # Clocks of hosts differ: an age is never negative, and from the first look on it is this clock's.
+            at = now - max(0, wall - failure.at_ms)
+            since = at - max(0, failure.at_ms - (failure.since_ms or failure.at_ms))
+            recorded.append(
+                Failure(failure.pod, at, failure.text, failure.kind, since, failure.asked_ms, failure.at_ms)
+            )
+        self._failures.recall(registration.model_id, registration.created, recorded)
 
     def _claimed(self, flight: _Flight, registration: Registration) -> Pod | None:
         """A pod that is known to have a copy, or to be loading one: it is asked first, and joins us to it.
 
         Not where that load has failed: its claim has gone, or will have in a moment, for all that the view shows."""
         now = self._loop.time()
-        failed = self._failures_of(flight, registration)
+        failed = self._standing(flight, registration).excluded
         for copy in self._view.known(flight.model_id):
             pod = copy.pod
             if (
@@ -410,23 +424,20 @@ class ColdStart:
 
     def _choose(self, flight: _Flight, registration: Registration) -> Pod:
         record = registration.record
-        failed = self._failures_of(flight, registration)
         if record.quarantined:
             raise quarantined(flight.model_id, record)
-        # Where everything fails it is the pod's fault: it counts against no model, and the pod gets no loads.
-        names = list(self._view.pods)
-        unwell = self._failures.unwell(names, self._now_ms())
-        if sum(1 for name in failed if name not in unwell) >= MAX_FAILURES:
-            raise _load_failed(failed)
-        excluded = self._failures.avoided(names, self._now_ms())
-        excluded |= {name: f"has failed to load it: {text}" for name, text in failed.items()} | flight.excluded
+        standing = self._standing(flight, registration)
+        if standing.answer is not None:
+            raise _load_failed(flight.model_id, standing, standing.answer)
+        excluded = self._failures.avoided(self._view.pods, self._now_ms())
+        excluded |= {**standing.excluded, **flight.excluded}
         chosen = self.choose(flight.model_id, record, excluded=excluded, idle_ms=flight.idle_ms)
         if chosen.pod is not None and len(flight.refusals) < MAX_REFUSALS:
             cause = "a call needs it" if not flight.idle_ms else "its load was asked for"
             flight.why = f"{cause}: {chosen.why}"
             return self._view.pods[chosen.pod]
-        if failed:
-            raise _load_failed(failed)
+        if standing.newest is not None:
+            raise _load_failed(flight.model_id, standing, standing.newest)
         if chosen.verdict is choice.Verdict.NOWHERE:
             raise MeshError(Reason.NOWHERE, chosen.why)
         if chosen.verdict is choice.Verdict.NO_ROOM:
@@ -503,7 +514,7 @@ class ColdStart:
         )
         if copy is not None:
             pod.failed_at = 0.0
-        self._failures.loaded(registration.model_id, pod.name)
+        self._failures.loaded(registration.model_id, pod.name, self._now_ms())
         return copy
 
     def _elsewhere(self, flight: _Flight, asked: Pod, name: str) -> Pod:
@@ -515,14 +526,23 @@ class ColdStart:
             raise _Again(f"{flight.model_id} is claimed by {name}, which does not answer")
         return pod
 
-    def _failed(self, flight: _Flight, pod: Pod, answer: agent_pb2.LoadReply.Failed) -> None:
+    def _failed(
+        self, flight: _Flight, pod: Pod, registration: Registration, answer: agent_pb2.LoadReply.Failed
+    ) -> None:
         self._meter.load_failures.inc()
         self._registry.forget(flight.model_id)  # the agent has written it into the record: the next flight reads it
         if answer.reason in (Reason.QUARANTINED.name, Reason.NOWHERE.name):
             raise MeshError(Reason[answer.reason], answer.text)
-        flight.failed.pop(pod.name, None)
-        flight.failed[pod.name] = answer.text
-        self._failures.failed(flight.model_id, pod.name, self._now_ms(), answer.text)
+        flight.failed.add(pod.name)
+        self._failures.failed(
+            flight.model_id,
+            pod.name,
+            self._now_ms(),
+            answer.text,
+            created=registration.created,
+            kind=Kind.named(answer.kind),
+            asked_ms=answer.asked_ms,
+        )
 
     def _refused(self, flight: _Flight, pod: Pod, answer: agent_pb2.LoadReply.Refused) -> None:
         """Another pod is next. Raises where each would refuse it."""
@@ -539,6 +559,7 @@ class ColdStart:
             arrivals = self._arrivals
             registration = await self._registry.read(flight.model_id, fresh=fresh)
             if registration is not None:
+                self._recall(registration)
                 return registration
             error = MeshError(Reason.UNKNOWN_MODEL, "model not found", details={"model": flight.model_id[:200]})
             late = [waiter for waiter, place in flight.waiters.items() if place.number > arrivals]
@@ -641,11 +662,15 @@ def quarantined(model_id: str, record: records.ModelRecord) -> MeshError:
     return MeshError(Reason.QUARANTINED, record.quarantine(model_id))
 
 
-def _load_failed(failed: dict[str, str]) -> MeshError:
-    """The model's own error: the newest text, and where else it failed."""
-    text = list(failed.values())[-1]
+def _load_failed(model_id: str, standing: Standing, failure: Failure) -> MeshError:
+    """The model's own error, the way out, and where else it failed."""
+    passing = failure.kind is Kind.PASSING
+    text = failure.why or "the model could not be loaded"
     return MeshError(
-        Reason.LOAD_FAILED, text or "the model could not be loaded", details={"pods": ", ".join(failed)[:500]}
+        Reason.NOT_FETCHED if passing else Reason.LOAD_FAILED,
+        f"{text} ({hint(model_id, failure.kind, standing.retry_ms)})",
+        retry_after=max(standing.retry_ms / 1000, 0.1) if passing else None,
+        details={"pods": ", ".join(standing.pods)[:500]},
     )
 
 

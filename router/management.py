@@ -62,6 +62,7 @@ _PROGRESS = 1.0  # seconds
 # What can be wrong with a model or its place, as against what is wrong with this router or the request.
 _LOAD_ERRORS = (
     Reason.LOAD_FAILED,
+    Reason.NOT_FETCHED,
     Reason.NOWHERE,
     Reason.NO_ROOM,
     Reason.QUARANTINED,
@@ -497,7 +498,8 @@ class Management:
             return status
         if failure.reason is Reason.NOT_IN_TIME:
             return replace(status, status=LOADING)
-        errors = status.errors if failure.text in status.errors else (failure.text, *status.errors)
+        known = any(failure.text.startswith(text) for text in status.errors)  # without its hint
+        errors = status.errors if known else (failure.text, *status.errors)
         return replace(status, status=LOADING_FAILED, errors=errors)
 
     async def release(self, model_id: str) -> ModelStatus:

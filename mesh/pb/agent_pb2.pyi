@@ -60,12 +60,16 @@ class LoadReply(_message.Message):
         text: str
         def __init__(self, reason: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
     class Failed(_message.Message):
-        __slots__ = ("reason", "text")
+        __slots__ = ("reason", "text", "kind", "asked_ms")
         REASON_FIELD_NUMBER: _ClassVar[int]
         TEXT_FIELD_NUMBER: _ClassVar[int]
+        KIND_FIELD_NUMBER: _ClassVar[int]
+        ASKED_MS_FIELD_NUMBER: _ClassVar[int]
         reason: str
         text: str
-        def __init__(self, reason: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+        kind: str
+        asked_ms: int
+        def __init__(self, reason: _Optional[str] = ..., text: _Optional[str] = ..., kind: _Optional[str] = ..., asked_ms: _Optional[int] = ...) -> None: ...
     class Stale(_message.Message):
         __slots__ = ()
         def __init__(self) -> None: ...

@@ -128,7 +128,7 @@ class Agent:
             on_usurped=self._on_usurped,
             is_alive=functools.partial(control.is_alive, identity=self._identity),
         )
-        self._history = History(self._etcd, self._keys, pod=settings.name)
+        self._history = History(self._etcd, self._keys, pod=settings.name, secrets=lambda: self._puller.secrets)
         self._memory = MemoryWatch(
             self.ledger,
             limit_bytes=settings.memory_limit or memory.limit(settings.capacity),
@@ -381,6 +381,7 @@ class Agent:
             probe_address=probe,
             age_ms=figures.coarse_age_ms(time.monotonic() - self._began),
             disk=self._on_disk.text,
+            secrets=self._puller.secrets,
         )
 
     def _metrics(self) -> bytes:

@@ -187,7 +187,9 @@ def _reply(outcome: outcomes.Outcome, incarnation: str) -> pb.LoadReply:
         case outcomes.Refused():
             return pb.LoadReply(refused=pb.LoadReply.Refused(reason=outcome.reason.name, text=outcome.text))
         case outcomes.Failed():
-            return pb.LoadReply(failed=pb.LoadReply.Failed(reason=outcome.reason.name, text=outcome.text))
+            failed = pb.LoadReply.Failed(reason=outcome.reason.name, text=outcome.text)
+            failed.kind, failed.asked_ms = outcome.kind.value, outcome.asked_ms
+            return pb.LoadReply(failed=failed)
         case outcomes.Stale():
             return pb.LoadReply(stale=pb.LoadReply.Stale())
 

@@ -50,6 +50,7 @@ def urgent(before: PodRecord, now: PodRecord) -> bool:
         before.zone,
         before.capacity_bytes,
         before.device_capacity_bytes,
+        before.secrets,
     ) != (
         now.state,
         now.data_address,
@@ -59,6 +60,7 @@ def urgent(before: PodRecord, now: PodRecord) -> bool:
         now.zone,
         now.capacity_bytes,
         now.device_capacity_bytes,
+        now.secrets,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from mesh.etcd import Etcd, EtcdError, KeyValue
 from mesh.keys import Keys
 from mesh.records import Failure, ModelRecord
+from mesh.runtime.outcomes import Failed
 from mesh.runtime.tasks import Tasks
 from mesh.telemetry import logs
 
@@ -47,11 +48,19 @@ class History:
     """Writes for one pod, in the background."""
 
     def __init__(
-        self, etcd: Etcd, keys: Keys, *, pod: str, clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+        self,
+        etcd: Etcd,
+        keys: Keys,
+        *,
+        pod: str,
+        secrets: Callable[[], str] = lambda: "",
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
+        """`secrets` gives the version of the storage secret that this pod pulls with."""
         self._etcd = etcd
         self._keys = keys
         self._pod = pod
+        self._secrets = secrets
         self._clock_ms = clock_ms
         self._tasks = Tasks()
         self._turns = asyncio.Semaphore(_AT_ONCE)
@@ -78,9 +87,22 @@ class History:
         if change(known) is not known:
             self._tasks.start(self._later(model_id, revision, change), f"remember {model_id}")
 
-    async def failed(self, model_id: str, revision: int, text: str) -> None:
+    def known(self, record: ModelRecord) -> Failure | None:
+        """Returns this pod's own failure that is on record and has not expired."""
+        recent = record.recent_failures(self._clock_ms(), FAILURE_EXPIRY_MS)
+        return next((failure for failure in recent if failure.pod == self._pod), None)
+
+    async def failed(self, model_id: str, revision: int, outcome: Failed) -> None:
         """Records a failed load. Returns once it stands there, or after `PATIENCE`."""
-        failure = Failure(self._pod, self._clock_ms(), text[:_TEXT])
+        failure = Failure(
+            self._pod,
+            self._clock_ms(),
+            outcome.text[:_TEXT],
+            outcome.kind,
+            asked_ms=outcome.asked_ms,
+            digest=outcome.digest,
+            secrets=self._secrets(),
+        )
 
         def change(record: ModelRecord) -> ModelRecord:
             return record.with_failure(failure, self._clock_ms(), FAILURE_EXPIRY_MS)

@@ -17,7 +17,7 @@ not go, predicting low is put right by the measurement a moment later, and the s
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from mesh import records
@@ -32,11 +32,12 @@ from mesh.runtime.unloads import Keys, Server, Unloads
 from mesh.settings import format_bytes
 from mesh.statuses import Reason
 from mesh.telemetry import logs
+from placement.failures import Kind
 from placement.footprint import Footprint
 from placement.queue import Forecast, QueueStatistics, forecast
 from placement.room import Room, RoomVerdict
 from placement.sizes import Sizes, SizesStatistics
-from puller.errors import PullError, PullErrorKind
+from puller.errors import Nature, PullError, PullErrorKind
 from puller.puller import Pulled
 from puller.source import Source
 
@@ -85,7 +86,10 @@ class Remembering(Protocol):
     ) -> None:
         """What a load took."""
 
-    async def failed(self, model_id: str, revision: int, text: str) -> None:
+    def known(self, record: ModelRecord) -> records.Failure | None:
+        """Returns this pod's own failure that is on record and has not expired."""
+
+    async def failed(self, model_id: str, revision: int, outcome: Failed) -> None:
         """Why it failed."""
 
 
@@ -171,8 +175,8 @@ class Loading:
         finally:
             if not isinstance(outcome, Loaded):
                 await _to_its_end(self._undo(want, entry, pull))
-        if isinstance(outcome, Failed):
-            await self._parts.history.failed(want.model_id, want.revision, outcome.text)
+        if isinstance(outcome, Failed) and not outcome.again:
+            await self._parts.history.failed(want.model_id, want.revision, outcome)
         return outcome
 
     async def _steps(self, want: Want, entry: Entry, pull: "asyncio.Task[Pulled]", began: float) -> Outcome:
@@ -199,6 +203,8 @@ class Loading:
             return Refused(Reason.QUARANTINED, record.quarantine(want.model_id))
 
         pulled = await pull
+        if (failed := self._unchanged(record, pulled)) is not None:
+            return failed
         waiting = time.monotonic()
         if (refused := self._reserve(want, entry, pulled, spares)) is not None:
             return refused
@@ -208,6 +214,8 @@ class Loading:
         async with self._turns.turn(want.model_id, idle_ms=entry.idle_ms):
             parts.meters.queue_ms.observe((time.monotonic() - waiting) * 1000)
             size = await self._serve(want, entry, pulled)
+        if isinstance(size, Failed) and pulled.digest:
+            return replace(size, kind=Kind.CONTENT, digest=pulled.digest)
         if not isinstance(size, Size):
             return size
         self._sizes.learn(
@@ -243,6 +251,13 @@ class Loading:
                 raise PullError(PullErrorKind.TIMEOUT, text) from error
             self._parts.meters.pull_ms.observe((time.monotonic() - began) * 1000)
             return pulled
+
+    def _unchanged(self, record: ModelRecord, pulled: Pulled) -> Failed | None:
+        """The failure on record, where these very files have failed here lately: they would fail again."""
+        known = self._parts.history.known(record)
+        if known is None or not known.digest or known.digest != pulled.digest:
+            return None
+        return Failed(Reason.LOAD_FAILED, known.text, known.kind, digest=known.digest, again=True)
 
     def _reserve(self, want: Want, entry: Entry, pulled: Pulled, spares: Mapping[str, int]) -> Refused | None:
         """Room for it on the books; victims begin to go."""
@@ -401,4 +416,15 @@ def no_room(room: Room) -> Refused | None:
 def _pull_outcome(error: PullError) -> Refused | Failed:
     if error.kind is PullErrorKind.DISK_FULL:
         return Refused(Reason.NO_ROOM, error.text)
-    return Failed(Reason.LOAD_FAILED, error.text)
+    asked_ms = round(1000 * error.retry_after) if error.retry_after else 0
+    return Failed(Reason.LOAD_FAILED, error.text, _KINDS[error.nature], asked_ms)
+
+
+# Bad content that was not even pulled, too: looking again is cheap, and whoever corrects the file need not wait.
+_KINDS = {
+    Nature.PASSING: Kind.PASSING,
+    Nature.NOT_FOUND: Kind.NOT_FOUND,
+    Nature.FORBIDDEN: Kind.FORBIDDEN,
+    Nature.CONTENT: Kind.CONTENT,
+    Nature.POD: Kind.PASSING,
+}

@@ -210,7 +210,7 @@ class Loads:
             self._meters.refused(outcome.reason.name)
             self._decisions.note("refuse", want.model_id, why=f"{outcome.reason.name}: {outcome.text}")
             log.info("load refused", model=want.model_id, reason=outcome.reason.name, why=outcome.text)
-        elif isinstance(outcome, Failed):
+        elif isinstance(outcome, Failed) and not outcome.again:
             self._failures += 1
             self._meters.load_failures.inc()
             self._decisions.note("fail", want.model_id, why=outcome.text)

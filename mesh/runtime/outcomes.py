@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mesh.statuses import Reason
+from placement.failures import Kind
 from placement.footprint import Footprint
 
 
@@ -64,6 +65,10 @@ class Failed:
 
     reason: Reason
     text: str
+    kind: Kind = Kind.LASTING
+    asked_ms: int = 0  # how long the store asks to be left alone
+    digest: str = ""  # of the files that cannot be loaded
+    again: bool = False  # nothing was tried: these very files have failed here before, as the record says
 
 
 Outcome = Loaded | Elsewhere | Refused | Failed | Stale

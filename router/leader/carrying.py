@@ -164,7 +164,7 @@ class Carrying:
             outcome = reply.WhichOneof("outcome")
             if outcome == "loaded":
                 if loads:
-                    self._memory.loaded(model_id, name)
+                    self._memory.loaded(model_id, name, _now_ms())
                 self._view.loaded(
                     model_id,
                     pod,
@@ -178,7 +178,8 @@ class Carrying:
                 case "refused":
                     return f"{reply.refused.reason}: {reply.refused.text}"
                 case "failed":
-                    self._memory.failed(model_id, name, _now_ms(), reply.failed.text)
+                    elsewhere = any(copy.pod is not pod for copy in self._view.copies.get(model_id, ()))
+                    self._memory.failed(model_id, name, _now_ms(), reply.failed.text, elsewhere=elsewhere)
                     return f"{reply.failed.reason}: {reply.failed.text}"
                 case "elsewhere":
                     return f"{reply.elsewhere.pod} has it"

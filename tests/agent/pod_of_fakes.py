@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mesh.records import CopyRecord, ModelRecord
+from mesh.records import CopyRecord, Failure, ModelRecord
 from mesh.runtime import claims
 from mesh.runtime.board import State as SlotState
 from mesh.runtime.board import Use
@@ -14,7 +14,7 @@ from mesh.runtime.ledger import Entry, Ledger, State
 from mesh.runtime.loading import Parts
 from mesh.runtime.loads import Loads
 from mesh.runtime.meters import Meters
-from mesh.runtime.outcomes import Loaded, Outcome, Refused, Want
+from mesh.runtime.outcomes import Failed, Loaded, Outcome, Refused, Want
 from mesh.runtime.unloads import Unloads
 from placement.room import Room
 from puller.errors import PullError
@@ -79,6 +79,7 @@ class FakeFiles:
 
     def __init__(self) -> None:
         self.errors: dict[str, PullError] = {}
+        self.digests: dict[str, str] = {}  # by path
         self.held: dict[str, asyncio.Event] = {}
         self.stopping: dict[str, asyncio.Event] = {}  # until when a cancelled pull takes to stop
         self.present: set[str] = set()
@@ -96,7 +97,8 @@ class FakeFiles:
         if source.path in self.errors:
             raise self.errors[source.path]
         self.present.add(into)
-        return Pulled(Path(source.path), int(source.path.rpartition("/")[2]), source.path, source.key)
+        size = int(source.path.rpartition("/")[2])
+        return Pulled(Path(source.path), size, source.path, source.key, digest=self.digests.get(source.path, ""))
 
     async def remove(self, into: str) -> None:
         self.present.discard(into)
@@ -114,8 +116,11 @@ class FakeHistory:
     ) -> None:
         self.sizes[model_id] = host_bytes
 
-    async def failed(self, model_id: str, revision: int, text: str) -> None:
-        self.failures[model_id] = text
+    def known(self, record: ModelRecord) -> Failure | None:
+        return next((failure for failure in record.failures if failure.pod == "pod-1"), None)
+
+    async def failed(self, model_id: str, revision: int, outcome: Failed) -> None:
+        self.failures[model_id] = outcome.text
 
 
 class FakePod:

@@ -8,6 +8,9 @@ from mesh.etcd import Etcd
 from mesh.keys import Keys
 from mesh.records import Failure, ModelRecord
 from mesh.runtime.history import FAILURE_EXPIRY_MS, History
+from mesh.runtime.outcomes import Failed
+from mesh.statuses import Reason
+from placement.failures import Kind
 from tests.support.waiting import until
 
 NOW = 1_800_000_000_000
@@ -17,7 +20,7 @@ class Records:
     """One model's record, and what the pod writes into it."""
 
     def __init__(self, etcd: Etcd, keys: Keys) -> None:
-        self.etcd, self.key = etcd, keys.model("m")
+        self.etcd, self.keys, self.key = etcd, keys, keys.model("m")
         self.history = History(etcd, keys, pod="pod-1", clock_ms=lambda: NOW)
         self.revision = 0
 
@@ -66,12 +69,25 @@ async def test_a_failure_is_recorded_and_a_success_takes_it_away(records: Record
     """Of this pod; another's stays, an expired one goes."""
     theirs, old = Failure("pod-2", NOW - 5, "no"), Failure("pod-3", NOW - FAILURE_EXPIRY_MS - 1, "old")
     await records.put(failures=(theirs, old))
-    await records.history.failed("m", records.revision, "it is no model")
+    await records.history.failed("m", records.revision, Failed(Reason.LOAD_FAILED, "it is no model"))
     failed = await records.get()
-    assert failed.failures == (Failure("pod-1", NOW, "it is no model"), theirs)
+    assert failed.failures == (Failure("pod-1", NOW, "it is no model", since_ms=NOW - 5), theirs)
     records.history.loaded("m", records.revision, failed, host_bytes=1, device_bytes=0, load_ms=1)
     await records.settled()
     assert (await records.get()).failures == (theirs,)
+
+
+async def test_a_failure_says_of_what_kind_it_is_and_since_when(records: Records) -> None:
+    """The series goes on while no load succeeds, in whatever pod; the version of the secret is part of it."""
+    first = Failure("pod-2", NOW - 20_000, "no", Kind.PASSING)
+    await records.put(failures=(first,))
+    records.history = History(records.etcd, records.keys, pod="pod-1", secrets=lambda: "v1", clock_ms=lambda: NOW)
+    outcome = Failed(Reason.LOAD_FAILED, "line 3", Kind.CONTENT, asked_ms=5000, digest="abc")
+    await records.history.failed("m", records.revision, outcome)
+    record = await records.get()
+    expected = Failure("pod-1", NOW, "line 3", Kind.CONTENT, NOW - 20_000, 5000, "abc", "v1")
+    assert record.failures == (expected, first)
+    assert records.history.known(record) == expected
 
 
 async def test_two_deaths_are_a_quarantine(records: Records) -> None:
@@ -79,7 +95,7 @@ async def test_two_deaths_are_a_quarantine(records: Records) -> None:
     await records.put()
     for number in range(2):
         records.history.killed("m", records.revision, f"server {number} died")
-        await records.history.failed("m", records.revision, "died")
+        await records.history.failed("m", records.revision, Failed(Reason.LOAD_FAILED, "died"))
         assert len((await records.get()).killed) == number + 1
     assert (await records.get()).quarantined
 
@@ -90,19 +106,19 @@ async def test_another_registration_is_none_of_our_business(records: Records) ->
     former = records.revision
     await records.etcd.delete(records.key)
     await records.put(path="/new")
-    await records.history.failed("m", former, "the old one is no model")
+    await records.history.failed("m", former, Failed(Reason.LOAD_FAILED, "the old one is no model"))
     records.history.killed("m", former, "died")
     await records.settled()
     now = await records.get()
     assert (now.path, now.failures, now.killed) == ("/new", (), ())
     await records.etcd.delete(records.key)
-    await records.history.failed("m", former, "gone")
+    await records.history.failed("m", former, Failed(Reason.LOAD_FAILED, "gone"))
     assert await records.etcd.get(records.key) is None
 
 
 async def test_a_record_that_cannot_be_read_is_left_alone(records: Records) -> None:
     revision = await records.etcd.put(records.key, b"not JSON")
-    await records.history.failed("m", revision, "no")
+    await records.history.failed("m", revision, Failed(Reason.LOAD_FAILED, "no"))
     kv = await records.etcd.get(records.key)
     assert kv is not None
     assert kv.value == b"not JSON"

@@ -8,11 +8,12 @@ import grpc
 import pytest
 
 from mesh import records
-from mesh.records import ModelRecord
+from mesh.records import Failure, ModelRecord
 from mesh.runtime import claims, loads
 from mesh.runtime.ledger import State
 from mesh.runtime.outcomes import Elsewhere, Failed, Loaded, Refused, Stale
 from mesh.statuses import Reason
+from placement.failures import Kind
 from puller.errors import PullError, PullErrorKind
 from tests.agent.pod_of_fakes import FakePod
 from tests.support.waiting import until
@@ -249,10 +250,37 @@ async def test_what_goes_wrong_with_the_files(pod: FakePod, kind: PullErrorKind)
         assert outcome == Refused(Reason.NO_ROOM, "no luck")
         assert not pod.history.failures
     else:
-        assert outcome == Failed(Reason.LOAD_FAILED, "no luck")
+        assert isinstance(outcome, Failed)
+        assert (outcome.reason, outcome.text) == (Reason.LOAD_FAILED, "no luck")
+        assert outcome.kind.name == kind.nature.name
         assert pod.history.failures == {"m": "no luck"}
     assert not pod.server.asked
     await pod.nothing_left("m")
+
+
+async def test_how_long_a_store_asks_to_be_left_alone_is_told(pod: FakePod) -> None:
+    pod.files.errors["/m/10"] = PullError(PullErrorKind.BUSY, "too many requests", retry_after=5.0)
+    outcome = await pod.load("m")
+    assert isinstance(outcome, Failed)
+    assert (outcome.kind, outcome.asked_ms) == (Kind.PASSING, 5000)
+
+
+async def test_files_that_have_failed_here_are_loaded_again_once_they_have_changed(pod: FakePod) -> None:
+    """Looked at again they are pulled, which asks the store; the server is left alone while they are the same."""
+    pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "it ends in the middle")
+    pod.files.digests["/m/10"] = "half"
+    outcome = await pod.load("m")
+    assert outcome == Failed(Reason.LOAD_FAILED, "it ends in the middle", Kind.CONTENT, digest="half")
+    failure = Failure("pod-1", 1, "it ends in the middle", Kind.CONTENT, digest="half")
+    pod.claims.records["m"] = ModelRecord(type="t", failures=(failure,))
+    await pod.nothing_left("m")
+    pod.server.asked.clear()
+    assert await pod.load("m") == replace(outcome, again=True)
+    assert not pod.server.asked
+    await pod.nothing_left("m")
+    pod.files.digests["/m/10"] = "whole"
+    del pod.server.failures["/m/10"]
+    assert isinstance(await pod.load("m"), Loaded)
 
 
 async def test_a_younger_registration_replaces_the_copy(pod: FakePod) -> None:

@@ -167,6 +167,23 @@ async def test_files_that_cannot_be_had(pod: AgentProcess) -> None:
         assert says in reply.failed.text
 
 
+async def test_a_file_that_was_not_complete_is_loaded_once_it_is(pod: AgentProcess) -> None:
+    """Whoever asks before is told the same, at no load's cost; nobody has to release anything."""
+    whole = models.constant(3.0)
+    created = await pod.register("half", whole[: len(whole) // 2])
+    path = Path((await pod.model("half")).path)
+    first = (await pod.load("half", created)).failed
+    assert first.kind == "content"
+    before = (await pod.describe()).counters["load_failures"]
+    assert (await pod.load("half", created)).failed == first
+    assert (await pod.describe()).counters["load_failures"] == before
+    (failure,) = (await pod.model("half")).failures
+    assert (failure.kind.value, failure.text) == ("content", first.text)
+    path.write_bytes(whole)
+    assert (await pod.load("half", created)).WhichOneof("outcome") == "loaded"
+    assert (await pod.infer("half", created)).value == 3.0
+
+
 async def test_a_model_larger_than_the_pod(pod: AgentProcess) -> None:
     """By its files or by its measured size: never here, and nothing is evicted for it."""
     await pod.loaded("good", models.constant(1.0))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mesh.keys import Keys, after_prefix
 from mesh.records import CopyRecord, Failure, ModelRecord, PodRecord, check_id
+from placement.failures import Kind
 
 KEYS = Keys("mm/test")
 ids = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), min_size=1, max_size=40)
@@ -64,8 +65,19 @@ def test_failures_expire_and_one_a_pod_is_kept():
     """The newest failure of each pod counts until it expires."""
     record = ModelRecord("t", failures=(Failure("a", 100, "old"), Failure("b", 5, "expired")))
     record = record.with_failure(Failure("a", 150, "new"), 160, 100)
-    assert record.failures == (Failure("a", 150, "new"),)
+    assert record.failures == (Failure("a", 150, "new", since_ms=100),)
     assert record.recent_failures(251, 100) == ()
+
+
+def test_failures_survive_a_round_trip_and_are_readable_by_the_predecessor():
+    """Times and texts stand where it looks for them; what it wrote itself is of a kind that lasts."""
+    failure = Failure("a", 150, "no", Kind.PASSING, 100, 5000, "digest", "secret")
+    record = ModelRecord("t", failures=(failure, Failure("b", 120, "old", since_ms=120)))
+    assert ModelRecord.decode(record.encode()).failures == (failure, Failure("b", 120, "old"))
+    data = json.loads(record.encode())
+    assert data["failedIn"] == {"a": 150, "b": 120}
+    assert {pod: more["msg"] for pod, more in data["fails"].items()} == {"a": "no", "b": "old"}
+    assert data["fails"]["b"] == {"msg": "old"}
 
 
 def test_two_deaths_are_a_quarantine():

@@ -1,23 +1,129 @@
-"""Failed loads: remembered, bounded, expired, and not blamed on the wrong side."""
+"""Failed loads: paused by their kind, bounded, expired, and not blamed on the wrong side."""
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from placement.choice import Verdict, choose
-from placement.failures import EXPIRY_MS, MAX_FAILURES, MODELS, RETRY_MS, UNWELL, Failures
+from placement.failures import (
+    EXPIRY_MS,
+    FIRST_PAUSE_MS,
+    LONGEST_PAUSE_MS,
+    MAX_FAILURES,
+    MODELS,
+    MOST_ASKED_MS,
+    RETRY_MS,
+    UNWELL,
+    WITNESS_MS,
+    Failure,
+    Failures,
+    Kind,
+    hint,
+    pause_ms,
+)
 from placement.pod import Pod
 
 PODS = ["a", "b", "c", "d", "e"]
+SOON = [kind for kind in Kind if kind is not Kind.LASTING]
 
 
-def test_a_failure_keeps_the_model_away_until_it_expires():
+def excluded(failures: Failures, model_id: str, now_ms: int) -> dict[str, str]:
+    return dict(failures.standing(model_id, PODS, now_ms).excluded)
+
+
+# --- kinds ---
+
+
+def test_a_failure_that_nobody_can_tell_anything_of_holds_until_it_expires():
     """The pod is excluded with the loader's text, others are not; afterwards it may be tried again."""
     failures = Failures()
     failures.failed("m", "a", 1000, "no such file")
-    assert failures.excluded("m", 3000) == {"a": "failed to load it 2 s ago: no such file"}
-    assert failures.excluded("other", 3000) == {}
-    assert failures.excluded("m", 1000 + EXPIRY_MS) == {}
-    assert failures.statistics().models == 0
+    assert excluded(failures, "m", 3000) == {"a": "failed to load it 2 s ago: no such file"}
+    assert excluded(failures, "other", 3000) == {}
+    assert excluded(failures, "m", 1000 + EXPIRY_MS) == {}
+
+
+@pytest.mark.parametrize("kind", SOON)
+def test_other_kinds_are_tried_again_from_a_second_on(kind):
+    """And never later than half a minute after the last try, however long it has been failing."""
+    failures = Failures()
+    now, tries = 0, 0
+    while now < 10 * 60_000:
+        assert failures.standing("m", PODS, now).excluded == {}
+        failures.failed("m", "a", now, "no", kind=kind)
+        tries += 1
+        assert excluded(failures, "m", now + FIRST_PAUSE_MS - 1) != {}
+        now += failures.standing("m", PODS, now).retry_ms
+    assert 20 <= tries <= 30
+
+
+def test_a_store_that_was_away_for_twelve_seconds():
+    """Asked at 0, 1, 2, 4, 8 and 16 s: 12 s of trouble are over for its callers 4 s later."""
+    failures = Failures()
+    tried = [0]
+    while tried[-1] < 12_000:
+        failures.failed("m", "a", tried[-1], "503", kind=Kind.PASSING)
+        tried.append(tried[-1] + failures.standing("m", PODS, tried[-1]).retry_ms)
+    assert tried == [0, 1000, 2000, 4000, 8000, 16_000]
+
+
+def test_a_store_that_asks_to_be_left_alone_is_asked_by_no_pod():
+    """For as long as it says, within reason; the wait is told."""
+    failures = Failures()
+    failures.failed("m", "a", 0, "too many requests", kind=Kind.PASSING, asked_ms=5000)
+    standing = failures.standing("m", PODS, 1000)
+    assert standing.answer is not None
+    assert standing.answer.why == "too many requests"
+    assert standing.retry_ms == 4000
+    assert failures.standing("m", PODS, 5000).answer is None
+    assert pause_ms(Kind.PASSING, 0, 10**9) == MOST_ASKED_MS
+
+
+@given(
+    kind=st.sampled_from(SOON),
+    outage=st.integers(0, 3_600_000),
+    took=st.integers(0, 3000),
+    pods=st.lists(st.sampled_from(PODS), min_size=1, max_size=5, unique=True),
+)
+@settings(deadline=None)
+def test_what_has_passed_is_served_again_after_at_most_as_long_again(kind, outage, took, pods):
+    """Whatever kind, outage, and number of pods that try it in each round, each try taking some time: a caller who
+    comes when it is over is served after a pause of what the outage took, half a minute at most, and meanwhile the
+    store was asked some times, not some thousand times."""
+    failures = Failures()
+    now = tries = 0
+    while now <= outage:
+        tried: list[str] = []
+        while True:
+            standing = failures.standing("m", pods, now, tried=tried)
+            left = [pod for pod in pods if pod not in standing.excluded]
+            if standing.answer is not None or not left:
+                break
+            now += took
+            failures.failed("m", left[0], now, "no", kind=kind)
+            tried.append(left[0])
+            tries += 1
+        assert tried, "a pause ends with a try"
+        now += max(1, standing.retry_ms)
+    last = now - max(1, standing.retry_ms)
+    assert now - last <= max(FIRST_PAUSE_MS, min(LONGEST_PAUSE_MS, last))
+    assert tries <= 3 * (14 + outage // LONGEST_PAUSE_MS)
+
+
+@given(st.text(max_size=40))
+def test_a_kind_of_another_version_is_a_lasting_one(name):
+    """What nobody knows is not tried again by each call."""
+    kind = Kind.named(name)
+    assert kind is Kind.LASTING or kind.value == name
+
+
+def test_the_way_out_is_named():
+    assert "12 s" in hint("m", Kind.PASSING, 12_000)
+    assert "`mesh release m`" in hint("m", Kind.CONTENT, 1)
+    assert len(hint("m" * 5000, Kind.CONTENT, 1)) < 500, "an echo is bounded"
+
+
+# --- pods ---
 
 
 def test_retried_elsewhere_up_to_a_bound():
@@ -25,13 +131,14 @@ def test_retried_elsewhere_up_to_a_bound():
     failures = Failures()
     pods = [Pod(name, 100) for name in PODS]
     tried = []
-    while failures.exhausted("m", len(tried), PODS) is None:
-        choice = choose("m", 1, pods, excluded=failures.excluded("m", len(tried)))
+    while (standing := failures.standing("m", PODS, len(tried))).answer is None:
+        choice = choose("m", 1, pods, excluded=standing.excluded)
         assert choice.pod is not None
         tried.append(choice.pod)
         failures.failed("m", choice.pod, len(tried), f"error {len(tried)}")
     assert len(tried) == len(set(tried)) == MAX_FAILURES
-    assert failures.exhausted("m", 10, PODS).why == f"error {MAX_FAILURES}"
+    assert standing.answer.why == f"error {MAX_FAILURES}"
+    assert standing.pods == tuple(reversed(tried))
 
 
 def test_fewer_pods_than_the_bound():
@@ -39,64 +146,163 @@ def test_fewer_pods_than_the_bound():
     failures = Failures()
     for pod in "ab":
         failures.failed("m", pod, 0, "no")
-    choice = choose("m", 1, [Pod("a", 9), Pod("b", 9)], excluded=failures.excluded("m", 1))
+    standing = failures.standing("m", "ab", 1)
+    assert standing.answer is None
+    assert standing.newest is not None
+    choice = choose("m", 1, [Pod("a", 9), Pod("b", 9)], excluded=standing.excluded)
     assert choice.verdict is Verdict.NO_PODS
+
+
+def test_slow_failures_end_all_the_same():
+    """A load that takes longer to fail than the pause is: the same callers have no pod tried twice."""
+    failures = Failures()
+    failures.failed("m", "a", 0, "no", kind=Kind.PASSING)
+    failures.failed("m", "b", 10_000, "no", kind=Kind.PASSING)
+    assert excluded(failures, "m", 20_000) == {}
+    assert failures.standing("m", PODS, 20_000, tried=("a", "b")).excluded.keys() == {"a", "b"}
+    failures.failed("m", "c", 20_000, "no", kind=Kind.PASSING)
+    standing = failures.standing("m", PODS, 20_000, tried=("a", "b", "c"))
+    assert standing.answer is not None
+
+
+def unwell(failures: Failures, pod: str = "a", now_ms: int = 0) -> None:
+    """That many different models fail there and load in `e`."""
+    for number in range(UNWELL):
+        failures.failed(f"m{number}", pod, now_ms + number, "disk is broken")
+        failures.loaded(f"m{number}", "e", now_ms + number)
 
 
 def test_a_pod_where_everything_fails_is_not_the_models_fault():
     """It gets no more loads, and what failed there does not count towards a model's bound."""
     failures = Failures()
-    for number in range(UNWELL):
-        failures.failed(f"m{number}", "a", number, "disk is broken")
-    assert "last 4 models" in failures.avoided(PODS, 10)["a"]
+    unwell(failures)
+    assert "4 models that loaded elsewhere" in failures.avoided(PODS, 10)["a"]
     failures.failed("m0", "b", 5, "own fault")
     failures.failed("m0", "c", 6, "own fault")
-    assert failures.exhausted("m0", 10, PODS) is None
+    assert failures.standing("m0", PODS, 10).answer is None
     failures.failed("m0", "d", 7, "own fault")
-    assert failures.exhausted("m0", 10, PODS) is not None
+    assert failures.standing("m0", PODS, 10).answer is not None
 
 
-def test_one_bad_model_does_not_make_a_pod_unwell():
-    """However often it fails there."""
+@pytest.mark.parametrize("models", [1, 50])
+def test_broken_models_do_not_make_a_pod_unwell(models):
+    """However many there are, and however often each fails."""
     failures = Failures()
-    for now in range(50):
-        failures.failed("bad", "a", now, "no")
-    assert failures.unwell(PODS, 50) == {}
+    for now in range(100):
+        for pod in PODS[:MAX_FAILURES]:
+            failures.failed(f"bad{now % models}", pod, now, "no")
+    assert failures.unwell(PODS, 100) == {}
+
+
+def test_a_copy_elsewhere_is_evidence_at_once():
+    """A further copy of a model that serves in another pod: the model is not to blame."""
+    failures = Failures()
+    for number in range(UNWELL):
+        failures.failed(f"m{number}", "a", number, "no", elsewhere=True)
+    assert failures.unwell(PODS, 10).keys() == {"a"}
+
+
+def test_what_loads_elsewhere_later_says_nothing():
+    """Its file was put there in between, or its store came back."""
+    failures = Failures()
+    for number in range(2 * UNWELL):
+        failures.failed(f"m{number}", "a", 0, "not found", kind=Kind.NOT_FOUND)
+        failures.loaded(f"m{number}", "b", WITNESS_MS)
+    assert failures.unwell(PODS, WITNESS_MS) == {}
+
+
+@given(
+    events=st.lists(
+        st.tuples(st.booleans(), st.integers(0, 11), st.permutations(PODS), st.integers(0, 20_000)), max_size=60
+    )
+)
+def test_no_pod_is_unwell_because_models_are_broken(events):
+    """Broken models fail wherever they are tried, good ones load in the first pod: in whatever order they come."""
+    failures = Failures()
+    now = 0
+    for good, number, pods, pause in events:
+        now += pause
+        if good:
+            failures.loaded(f"good{number}", pods[0], now)
+        else:
+            for pod in pods[:MAX_FAILURES]:
+                failures.failed(f"bad{number}", pod, now, "no")
+        assert failures.avoided(PODS, now) == {}
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(PODS[1:])), min_size=200, max_size=200))
+def test_a_broken_pod_is_found_out_and_left_alone(draws):
+    """Everything fails in one pod and loads in the others: each model is tried there first, four times in all."""
+    failures = Failures()
+    fails = 0
+    for now, (number, pod) in enumerate(draws):
+        if "a" not in failures.avoided(PODS, now) and "a" not in excluded(failures, f"m{number}", now):
+            failures.failed(f"m{number}", "a", now, "no device")
+            fails += 1
+        failures.loaded(f"m{number}", pod, now)
+    assert fails <= UNWELL
 
 
 def test_an_unwell_pod_is_tried_now_and_then_and_forgiven_at_once():
     """One load after a pause; a success makes it a pod like others."""
     failures = Failures()
-    for number in range(UNWELL):
-        failures.failed(f"m{number}", "a", 0, "no")
+    unwell(failures)
     assert "a" in failures.avoided(PODS, RETRY_MS - 1)
-    assert "a" not in failures.avoided(PODS, RETRY_MS)
-    failures.tried("a", RETRY_MS)
-    assert "a" in failures.avoided(PODS, RETRY_MS + 1)
-    failures.loaded("m9", "a")
-    assert failures.avoided(PODS, RETRY_MS + 2) == {}
+    assert "a" not in failures.avoided(PODS, RETRY_MS + UNWELL)
+    failures.tried("a", RETRY_MS + UNWELL)
+    assert "a" in failures.avoided(PODS, RETRY_MS + UNWELL + 1)
+    failures.loaded("m9", "a", RETRY_MS + UNWELL + 1)
+    assert failures.avoided(PODS, RETRY_MS + UNWELL + 2) == {}
 
 
 def test_where_all_pods_fail_none_is_unwell():
-    """Then it is the store or the models; some pod must go on being asked."""
+    """Some pod must go on being asked."""
     failures = Failures()
     for pod in PODS:
         for number in range(UNWELL):
-            failures.failed(f"m{number}", pod, 0, "the store is away")
+            failures.failed(f"m{number}", pod, 0, "no", elsewhere=True)
     assert failures.unwell(PODS, 1) == {}
     assert set(failures.unwell([*PODS, "new"], 1)) == set(PODS)
 
 
-def test_what_is_gone_is_forgotten():
-    """A pod that starts anew, a model that is registered anew."""
+# --- what is forgotten ---
+
+
+def test_what_a_pod_that_is_gone_has_failed_is_forgotten():
+    """One that starts anew may be well, and what failed there is worth another try."""
     failures = Failures()
-    failures.failed("m", "a", 0, "no")
-    failures.failed("n", "a", 0, "no")
-    failures.forget_model("m")
-    assert failures.of("m", 1) == ()
+    unwell(failures)
+    for pod in "ab":
+        failures.failed("n", pod, 0, "no")
     failures.forget_pod("a")
-    assert failures.of("n", 1) == ()
-    assert failures.statistics().pods == 0
+    assert excluded(failures, "n", 1).keys() == {"b"}
+    assert failures.avoided(PODS, 1) == {}
+    failures.forget_pod("b")
+    assert failures.statistics().models == failures.statistics().pods == 0
+
+
+def test_the_record_decides_what_is_remembered():
+    """What was released there is forgotten; what others have seen counts; of what both know, the own look is newer."""
+    failures = Failures()
+    theirs = Failure("b", 0, "theirs", Kind.PASSING, 0, 0, 77)
+
+    def held(now_ms: int, created: int = 7) -> dict[str, str]:
+        return dict(failures.standing("m", PODS, now_ms, created=created).excluded)
+
+    failures.failed("m", "a", 5, "own", created=7)
+    failures.recall("m", 7, [theirs])
+    assert held(6).keys() == {"b"}
+    failures.failed("m", "b", 900, "again", created=7, kind=Kind.PASSING)
+    failures.recall("m", 7, [theirs])
+    assert held(1000) == {"b": "failed to load it 100 ms ago: theirs"}
+    failures.recall("m", 7, [Failure("b", 980, "new", Kind.PASSING, 0, 0, 78)])
+    assert held(1000) == {"b": "failed to load it 20 ms ago: new"}
+    assert held(1000, created=8) == {}, "another registration"
+    failures.recall("m", 8, [theirs])
+    assert held(1, created=8).keys() == {"b"}
+    assert held(1000, created=8) == {}, "its own record counts"
+    failures.recall("m", 8, [])
+    assert failures.statistics().models == 0
 
 
 def test_memory_is_bounded():
@@ -108,16 +314,18 @@ def test_memory_is_bounded():
 
 
 @given(st.lists(st.tuples(st.sampled_from("mno"), st.sampled_from("abc"), st.integers(0, EXPIRY_MS)), max_size=20))
-def test_newest_first_one_a_pod_none_expired(events):
+def test_one_a_pod_none_expired(events):
     """Whatever happens in whatever order of pods."""
     failures = Failures()
     now = 0
+    last: dict[tuple[str, str], int] = {}
     for model, pod, pause in events:
         now += pause
         failures.failed(model, pod, now, "no")
+        last[model, pod] = now
     for model in "mno":
-        found = failures.of(model, now)
-        assert len({failure.pod for failure in found}) == len(found)
-        assert [f.at_ms for f in found] == sorted((f.at_ms for f in found), reverse=True)
-        assert all(now - failure.at_ms < EXPIRY_MS for failure in found)
-        assert set(failures.excluded(model, now)) == {failure.pod for failure in found}
+        alive = {pod: at for (of, pod), at in last.items() if of == model and now - at < EXPIRY_MS}
+        assert excluded(failures, model, now).keys() == alive.keys()
+        assert list(failures.standing(model, PODS, now).pods) == sorted(alive, key=lambda pod: -alive[pod]) or len(
+            set(alive.values())
+        ) < len(alive)

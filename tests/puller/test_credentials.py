@@ -320,3 +320,22 @@ def test_errors_quote_nothing_of_what_a_server_says(text):
     error = objects_errors.translated(ValueError(text), "s3://b/a", target)
     assert "topsecret" not in error.text
     assert "s3://b/a at https://host" in error.text
+
+
+def test_the_version_of_a_secret_changes_with_each_of_its_keys(tmp_path):
+    """A key that is added, written again with other contents, or removed; not by looking at it."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    secrets = Secrets(secret)
+    seen = [secrets.version]
+    for change in (
+        lambda: (secret / "minio").write_text('{"type": "s3"}'),
+        lambda: (secret / "minio").write_text('{"type": "s3", "bucket": "b"}'),
+        lambda: (secret / "other").write_text("{}"),
+        lambda: (secret / "minio").unlink(),
+    ):
+        change()
+        assert secrets.version == secrets.version
+        seen.append(secrets.version)
+    assert len(set(seen)) == len(seen)
+    assert Secrets(None).version == Secrets(tmp_path / "none").version == ""

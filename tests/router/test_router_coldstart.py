@@ -8,6 +8,7 @@ import pytest
 from mesh.records import LEAVING
 from mesh.settings import EtcdFiles
 from mesh.statuses import Code, MeshError, Reason
+from placement.failures import Kind
 from router.settings import RouterSettings
 from tests.support import fakecalls
 from tests.support.waiting import until
@@ -344,7 +345,8 @@ async def test_after_failures_in_three_pods_the_callers_get_the_models_own_error
         core.agents.answers[name] = fakecalls.failed(f"line 3 is wrong, says {name}")
     call = await core.answered(core.call())
     assert call.code is Code.INTERNAL
-    assert call.text == f"line 3 is wrong, says {core.agents.loads[-1][0]}"
+    assert call.text.startswith(f"line 3 is wrong, says {core.agents.loads[-1][0]} (")
+    assert "`mesh release m`" in call.text
     assert len({pod for pod, _ in core.agents.loads}) == 3
 
 
@@ -360,7 +362,7 @@ async def test_what_has_just_failed_is_not_tried_again(core):
     await core.registry.read("m")
     before = core.registry.remembered("m")
     for text in ("line 3 is wrong", "a says no"):
-        assert (await core.answered(core.call())).text == text
+        assert (await core.answered(core.call())).text.startswith(text)
     assert len(core.agents.loads) == 1
 
 
@@ -374,7 +376,7 @@ async def test_a_claim_of_a_load_that_has_failed_is_not_joined(core):
     one_pod(core, fail)
     core.world.claim("m", "a")
     for _ in range(2):
-        assert (await core.answered(core.call())).text == "a says no"
+        assert (await core.answered(core.call())).text.startswith("a says no")
     assert len(core.agents.loads) == 1
 
 
@@ -398,6 +400,96 @@ async def test_a_pod_in_which_everything_fails_gets_no_more_loads(core):
     asked = [pod for pod, _ in core.agents.loads]
     assert asked.count("broken") == 4
     assert asked[-4:] == ["well"] * 4
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Pauses take until this is called."""
+    for name in ("FIRST_PAUSE_MS", "LONGEST_PAUSE_MS"):
+        monkeypatch.setattr(f"placement.failures.{name}", 60_000)
+    return lambda: monkeypatch.setattr("placement.failures.FIRST_PAUSE_MS", 0)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.LASTING])
+async def test_what_may_pass_is_told_with_a_time_and_tried_again(core, passes, kind):
+    """Trouble of the store is nobody's fault: UNAVAILABLE with how long to wait. A moment later the call succeeds."""
+
+    def fail(request):
+        core.register(failures=(replace(core.failed_in("a", ago_ms=0)[0], text="the store answers 503", kind=kind),))
+        return fakecalls.failed("the store answers 503", kind=kind.value)
+
+    one_pod(core, fail)
+    call = await core.answered(core.call())
+    assert call.code is (Code.UNAVAILABLE if kind is Kind.PASSING else Code.INTERNAL)
+    assert call.text.startswith("the store answers 503 (")
+    assert "`mesh release m`" in call.text
+    assert (await core.answered(core.call())).text.startswith("the store answers 503 (")
+    assert len(core.agents.loads) == 1, "not asked by each call"
+    core.agents.answers["a"] = GO_ON
+    passes()
+    await core.coldstart.load("m")
+    assert len(core.agents.loads) == 2
+
+
+async def test_a_store_that_asks_to_be_left_alone_is_asked_by_no_other_pod(core):
+    core.register()
+
+    def fail(request):
+        failure = replace(core.failed_in("a", ago_ms=0)[0], text="too many requests", kind=Kind.PASSING, asked_ms=5000)
+        core.register(failures=(failure,))
+        return fakecalls.failed("too many requests", kind="passing", asked_ms=5000)
+
+    for name in "ab":
+        core.world.pod(name)
+        core.agents.answers[name] = fail
+    for _ in range(2):
+        with pytest.raises(MeshError, match="too many requests") as error:
+            await core.coldstart.load("m")
+        assert error.value.reason is Reason.NOT_FETCHED
+        assert 4.5 < error.value.retry_after <= 5
+    assert len(core.agents.loads) == 1
+
+
+async def test_a_failure_is_void_once_its_pods_secret_has_changed(core):
+    """The operator has corrected the endpoint: the next call has it loaded, whatever the record says."""
+    one_pod(core)
+    core.world.pod("a", secrets="old")
+    failure = replace(core.failed_in("a")[0], secrets="old")
+    core.register(failures=(failure,))
+    with pytest.raises(MeshError, match="a says no"):
+        await core.coldstart.load("m")
+    core.world.pod("a", secrets="new")
+    await core.coldstart.load("m")
+    assert len(core.agents.loads) == 1
+
+
+async def test_a_clock_that_is_ahead_does_not_prolong_a_failure(core, passes):
+    """The failure is of the future by this router's clock; its pause begins when the router first reads of it."""
+    one_pod(core)
+    (failure,) = core.failed_in("a", ago_ms=-3_600_000)
+    core.register(failures=(replace(failure, kind=Kind.PASSING),))
+    with pytest.raises(MeshError, match=r"in 60 s"):
+        await core.coldstart.load("m")
+    passes()
+    await core.coldstart.load("m")
+
+
+async def test_broken_models_do_not_send_the_good_ones_to_one_pod(core):
+    """A new broken model before each good one: the good ones go to all pods alike."""
+    for name in "abcd":
+        core.world.pod(name)
+        core.agents.answers[name] = lambda request: (
+            fakecalls.failed("no model") if request.model_id.startswith("bad") else GO_ON
+        )
+    for number in range(30):
+        for model_id in (f"bad{number}", f"good{number}"):
+            core.register(model_id)
+        with pytest.raises(MeshError, match="no model"):
+            await core.coldstart.load(f"bad{number}")
+        await core.coldstart.load(f"good{number}")
+    good = [pod for pod, request in core.agents.loads if request.model_id.startswith("good")]
+    assert len(good) == 30
+    assert min(good.count(name) for name in "abcd") >= 3, {name: good.count(name) for name in "abcd"}
 
 
 async def test_failures_on_record_count_until_they_expire(core):

@@ -198,9 +198,11 @@ async def test_a_load_that_fails_is_the_callers_answer(etcd, etcd_server, keys):
 
         a.on_load = fail
         status = await mesh.processes[0].worker.management.register("m", "onnx", load_now=True, sync=True)
-        assert (status.status, status.errors) == ("LOADING_FAILED", ("no such file",))
+        assert status.status == "LOADING_FAILED"
+        assert status.errors[0].startswith("no such file (")
         reply = await mesh.infer("m")
-        assert (reply.code, reply.text) == (Code.INTERNAL, "no such file")
+        assert reply.code == Code.INTERNAL
+        assert reply.text.startswith("no such file (")
 
 
 async def test_a_cancel_closes_the_call_in_the_pod(etcd, etcd_server, keys):

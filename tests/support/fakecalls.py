@@ -219,9 +219,12 @@ def refused(reason: str, text: str = "no") -> agent_pb2.LoadReply:
     return agent_pb2.LoadReply(refused=agent_pb2.LoadReply.Refused(reason=reason, text=text))
 
 
-def failed(text: str = "bad file", reason: str = "LOAD_FAILED") -> agent_pb2.LoadReply:
+def failed(
+    text: str = "bad file", reason: str = "LOAD_FAILED", *, kind: str = "", asked_ms: int = 0
+) -> agent_pb2.LoadReply:
     """The load was tried."""
-    return agent_pb2.LoadReply(failed=agent_pb2.LoadReply.Failed(reason=reason, text=text))
+    failed = agent_pb2.LoadReply.Failed(reason=reason, text=text, kind=kind, asked_ms=asked_ms)
+    return agent_pb2.LoadReply(failed=failed)
 
 
 def stale() -> agent_pb2.LoadReply:

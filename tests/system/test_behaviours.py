@@ -284,7 +284,8 @@ async def test_a_load_that_fails(mesh, fail, says):
     assert await status(mesh, "bad") == reply
     before = await counters(mesh)
     error = await refused(mesh, "bad")
-    assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, text)
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert (error.details() or "").startswith(f"{text} (")
     assert (await counters(mesh))["load_failures"] == before["load_failures"]
     assert await answer(mesh, "good") == 1
     assert mesh.server_pid(mesh.pods[0]) == server
@@ -299,7 +300,8 @@ async def test_a_model_that_fails_everywhere_is_tried_everywhere_once(mesh):
     assert {info.location for info in reply.modelCopyInfos} == {"pod-1", "pod-2", "pod-3"}
     assert {info.copyStatus for info in reply.modelCopyInfos} == {LOADING_FAILED}
     error = await refused(mesh, "bad")
-    assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, "no such layer")
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert (error.details() or "").startswith("no such layer (")
     assert await status(mesh, "bad") == reply
 
 
@@ -323,10 +325,10 @@ async def test_a_failure_holds_until_it_expires(mesh):
     await mesh.register_fake("m", type="solo", value=2, fail="no such layer", fails=1)
     before = await counters(mesh)
     for _ in range(3):
-        assert (await refused(mesh, "m")).details() == "no such layer"
+        assert ((await refused(mesh, "m")).details() or "").startswith("no such layer (")
     assert (await counters(mesh))["load_failures"] == before["load_failures"] + 1
     await age_failures(mesh, "m", 840_000)
-    assert (await refused(mesh, "m")).details() == "no such layer"
+    assert ((await refused(mesh, "m")).details() or "").startswith("no such layer (")
     await age_failures(mesh, "m", 61_000)
     assert await answer(mesh, "m") == 2
     assert not (await status(mesh, "m")).errors
