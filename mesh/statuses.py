@@ -83,6 +83,19 @@ class Reason(enum.Enum):
         return member
 
 
+MAX_TEXT = 1500
+"""Bytes of a failure's text on the wire. gRPC clients refuse a reply with more than 8 KiB of metadata, and the details
+repeat the text in base64."""
+
+
+def shortened(text: str, limit: int = MAX_TEXT) -> str:
+    """Returns the text, or its beginning where it has more than `limit` bytes: texts repeat what callers send.
+
+    What UTF-8 cannot hold is replaced: protobuf would not take it."""
+    raw = text[: limit + 1].encode("utf-8", "replace")  # cut first: it may have megabytes
+    return raw.decode() if len(raw) <= limit else raw[: limit - 3].decode("utf-8", "ignore") + "..."
+
+
 class MeshError(Exception):
     """A failure with its reason and a text that says what to do.
 
@@ -100,7 +113,7 @@ class MeshError(Exception):
 
     def grpc_details(self) -> bytes:
         """The value of the trailer `grpc-status-details-bin`: an encoded google.rpc.Status."""
-        status = details_pb2.Status(code=self.reason.code, message=self.text)
+        status = details_pb2.Status(code=self.reason.code, message=shortened(self.text))
         info = details_pb2.ErrorInfo(reason=self.reason.name, domain=DOMAIN, metadata=self.details)
         status.details.add(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=info.SerializeToString())
         if self.retry_after is not None:

@@ -1,23 +1,20 @@
 """Answering a call with a failure of ours: code, text and details, all of them bounded.
 
-gRPC clients refuse a reply with more than 8 KiB of metadata, and the details repeat the text in base64: a loader's text
-of a few thousand characters must be cut here, or the caller would see neither.
+A loader's text of a few thousand characters must be cut here, or the caller would see nothing (`statuses.MAX_TEXT`).
 """
 
-from mesh.statuses import MeshError
+from mesh.statuses import MeshError, shortened
 from mesh.wire import metadata
 from mesh.wire.call import Call
-
-_MAX_TEXT = 1500  # characters
 
 DETAILS = metadata.DETAILS
 
 
 def cut(error: MeshError) -> MeshError:
     """The same error with a text that fits into metadata."""
-    if len(error.text) <= _MAX_TEXT:
+    text = shortened(error.text)
+    if text == error.text:
         return error
-    text = error.text[: _MAX_TEXT - 3] + "..."
     return MeshError(error.reason, text, retry_after=error.retry_after, details=error.details)
 
 

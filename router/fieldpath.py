@@ -11,6 +11,9 @@ the model server behind will take its own view of it. Groups are refused.
 
 from collections.abc import Sequence
 
+MAX_FIELDS = 10_000
+"""Fields that are passed over: a message of 16 MiB may hold 8 million, at 0.15 us each."""
+
 _LENGTH_DELIMITED = 2
 _FIXED = {1: 8, 5: 4}
 
@@ -35,7 +38,9 @@ def extract(message: bytes, path: Sequence[int], start: int = 0) -> str | None:
 
 def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, int] | None:
     """Start and end of the content of the first field with that number."""
-    while position < end:
+    for _ in range(MAX_FIELDS):
+        if position >= end:
+            return None
         tag = message[position]
         if tag < 0x80:
             position += 1
@@ -66,6 +71,8 @@ def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, in
                 raise ValueError("not a protobuf message: a field ends beyond its message")
         else:
             raise ValueError(f"not a protobuf message: wire type {kind}")
+    if position < end:
+        raise ValueError(f"field {wanted} is not among the first {MAX_FIELDS} fields of the request")
     return None
 
 

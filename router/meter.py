@@ -1,12 +1,20 @@
 """Counting calls, cheaply: the predecessor's metrics by method and code, and ours that tell hits from cold starts.
 
 The children of a method and a code are looked up once and kept, so that a hit costs three observations and no strings.
+
+Names of methods come from clients. A name gets series of its own once a model server has answered a call of it with OK:
+invented ones are counted together as `other`, and can neither grow the metrics nor crowd out real ones.
 """
 
 from mesh.statuses import Code
 from mesh.telemetry import metrics
 
-_MAX_KNOWN = 2000  # labels come from clients; past that they are looked up each time, and counted as `other`
+OTHER = "other"
+MAX_METHODS = 64
+"""Methods besides V2's that have series of their own."""
+
+_MAX_LABEL = 100  # characters
+_V2 = ("ModelInfer", "ModelMetadata", "ModelReady")
 
 _Series = tuple[metrics.Distribution, metrics.Distribution, metrics.Distribution]
 
@@ -44,6 +52,7 @@ class Meter:
             "mesh_management_milliseconds", "Management calls over gRPC.", metrics.BUCKETS_MS, labels
         )
         self._known: dict[tuple[str, int], _Series] = {}
+        self._methods = set(_V2)
 
     def call(self, label: str, code: int, ms: float, request: int, response: int = -1) -> None:
         """One inference call has ended. Sizes without framing; -1: there was no reply."""
@@ -60,14 +69,18 @@ class Meter:
         self._management.labels(label, code_name(code)).observe(ms)
 
     def _series(self, label: str, code: int) -> _Series:
+        methods = self._methods
+        if code == Code.OK and len(methods) < MAX_METHODS + len(_V2) and len(label) <= _MAX_LABEL:
+            methods.add(label)
+        if label not in methods:
+            label = OTHER
         name = code_name(code)
         found = (
             self._times.labels(label, name),
             self._requests.labels(label, name),
             self._responses.labels(label, name),
         )
-        if len(self._known) < _MAX_KNOWN:
-            self._known[label, code] = found
+        self._known[label, code] = found
         return found
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mesh import headers
+from mesh.records import MAX_ID_BYTES
 from mesh.statuses import MeshError, Reason
 from mesh.wire import framing, metadata
 from mesh.wire.call import Call, Header
@@ -27,6 +28,9 @@ _REFUSED = (
 )
 _MAX_METHODS = 1000  # names that are remembered; they come from clients
 _MAX_NAMES = 4000
+_MAX_NAME = 256  # bytes of a name that is remembered: a head may have 64 KiB
+_MAX_IDS = 100  # of one call
+_UNPACKED = 1 << 20  # bytes: 3 ms at most
 _MAX_TEXT = 200  # characters of a client's own that a text repeats
 
 
@@ -48,12 +52,11 @@ V2_METHODS: Mapping[bytes, Method] = {
 
 
 class Routes:
-    """The methods and how their model is found. `limit` bounds a message once decompressed, in bytes."""
+    """The methods and how their model is found."""
 
-    __slots__ = ("_limit", "_methods")
+    __slots__ = ("_methods",)
 
-    def __init__(self, *, limit: int, methods: Mapping[bytes, Method] = V2_METHODS) -> None:
-        self._limit = limit
+    def __init__(self, *, methods: Mapping[bytes, Method] = V2_METHODS) -> None:
         self._methods = dict(methods)
 
     def method(self, name: bytes) -> Method:
@@ -63,7 +66,7 @@ class Routes:
             text = name.decode("utf-8", "replace")
             refused = f"Method not found or not permitted: {text[1:_MAX_TEXT]}" if name.startswith(_REFUSED) else ""
             found = Method(name, text.rpartition("/")[2][:_MAX_TEXT] or "-", refused=refused)
-            if len(self._methods) < _MAX_METHODS:
+            if len(self._methods) < _MAX_METHODS and len(name) <= _MAX_NAME:
                 self._methods[name] = found
         return found
 
@@ -71,9 +74,9 @@ class Routes:
         """The id of the model that the call is for. Raises MeshError: BAD_REQUEST, TOO_LARGE, UNKNOWN_METHOD."""
         if method.path and frame is not None:
             try:
-                # Flag 0 is nearly always so; anything else goes through the checks of `unpack`.
+                # Flag 0 is nearly always so.
                 if frame[0]:
-                    found = fieldpath.extract(framing.unpack(frame, call.encoding, limit=self._limit), method.path)
+                    found = _in_compressed(call, method, frame)
                 else:
                     found = fieldpath.extract(frame, method.path, framing.PREFIX)
             except UnicodeDecodeError as error:
@@ -81,10 +84,31 @@ class Routes:
             except (ValueError, IndexError) as error:
                 raise MeshError(Reason.BAD_REQUEST, f"no model id can be read from the request: {error}") from error
             if found:
-                return found
+                return _checked(found)
             if found is not None:
                 raise MeshError(Reason.BAD_REQUEST, "provided model-id must be non-empty")
         return id_of_metadata(call.headers)
+
+
+def _in_compressed(call: Call, method: Method, frame: bytes) -> str | None:
+    """The id in a compressed message, or None. Encoders write it first, so a message is not unpacked for it beyond
+    `_UNPACKED`: 16 MiB would keep the event loop for 50 ms."""
+    beginning = framing.beginning(frame, call.encoding, _UNPACKED)
+    try:
+        return fieldpath.extract(beginning, method.path)
+    except UnicodeDecodeError:
+        raise
+    except ValueError:
+        if len(beginning) < _UNPACKED:
+            raise
+        return None
+
+
+def _checked(model_id: str) -> str:
+    """The id, unless it is longer than any that can be registered. Raises MeshError."""
+    if len(model_id) > MAX_ID_BYTES:
+        raise MeshError(Reason.BAD_REQUEST, f"model id is longer than {MAX_ID_BYTES} bytes")
+    return model_id
 
 
 def id_of_metadata(received: list[Header]) -> str:
@@ -106,7 +130,7 @@ def id_of_metadata(received: list[Header]) -> str:
     if len(values) > 1:
         raise MeshError(Reason.UNKNOWN_METHOD, "several model ids in one call are not supported yet")
     try:
-        return values[0].decode()
+        return _checked(values[0].decode())
     except UnicodeDecodeError as error:
         raise MeshError(Reason.BAD_REQUEST, f"provided {kind}-id header is not UTF-8") from error
 
@@ -118,7 +142,7 @@ def _values(received: list[Header], plain: bytes, binary: bytes) -> list[bytes]:
         return found
     for name, value in received:
         if name == binary:
-            for part in value.split(b","):  # gRPC libraries may join repeated binary values with commas
+            for part in value.split(b",", _MAX_IDS):  # gRPC libraries may join repeated binary values with commas
                 try:
                     found.append(metadata.decode_bin(part.strip()))
                 except ValueError as error:
@@ -135,7 +159,7 @@ class _Passes(dict[bytes, bool]):
             b"content-type",
             b"user-agent",
         )
-        if len(self) < _MAX_NAMES:
+        if len(self) < _MAX_NAMES and len(name) <= _MAX_NAME:
             self[name] = passes
         return passes
 
@@ -149,7 +173,7 @@ class _Returns(dict[bytes, bool]):
 
     def __missing__(self, name: bytes) -> bool:
         returns = not name.startswith(headers.INTERNAL)
-        if len(self) < _MAX_NAMES:
+        if len(self) < _MAX_NAMES and len(name) <= _MAX_NAME:
             self[name] = returns
         return returns
 

@@ -95,7 +95,7 @@ class Process:
             agents=self.agents,
             settings=settings,
         )
-        self.dispatcher = Dispatcher(self.forwarder, Routes(limit=settings.max_message))
+        self.dispatcher = Dispatcher(self.forwarder, Routes())
         self.prober = Prober(self.view, self.agents)
         self.feed = FeedClient(
             settings.feed,

@@ -96,7 +96,7 @@ def beginning(data: bytes | memoryview, window: int, size: int) -> bytes:
     """Returns at least `size` of the first bytes that the data unpacks to, or all. Raises InflateError."""
     parts: list[bytes] = []
     found = 0
-    for piece in Inflater(window).feed(memoryview(data)[:_SLICE]):
+    for piece in Inflater(window).feed(data):  # lazily
         parts.append(piece)
         found += len(piece)
         if found >= size:

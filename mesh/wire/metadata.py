@@ -83,10 +83,10 @@ _MAX_TEXT = (
 
 def encode_text(text: str) -> bytes:
     """A status text as `grpc-message` carries it: UTF-8, percent-encoded; cut off after 4 KiB."""
-    raw = text.encode("utf-8", "replace")
+    raw = text[:_MAX_TEXT].encode("utf-8", "replace")
     if raw.translate(None, _TEXT_PLAIN) or raw[:1] == b" " or raw[-1:] == b" ":
         raw = _TEXT_SPECIAL.sub(lambda match: b"%%%02X" % match[0][0], raw)
-    if len(raw) <= _MAX_TEXT:
+    if len(raw) <= _MAX_TEXT and len(text) <= _MAX_TEXT:
         return raw
     cut = raw[: _MAX_TEXT - 3]
     return re.sub(rb"%.?$", b"", cut).rstrip(b" ") + b"..."

@@ -19,6 +19,8 @@ from mesh.wire import metadata
 from router import answers
 from router.rest.localcall import Answer
 
+_MAX_TEXT = 4000  # bytes
+
 
 def of_answer(answer: Answer) -> tuple[int, dict[str, Any]]:
     """HTTP status and body for a call that failed."""
@@ -29,12 +31,14 @@ def of_answer(answer: Answer) -> tuple[int, dict[str, Any]]:
         name = Code(answer.code).name
     except ValueError:
         name = Code.UNKNOWN.name
-    return statuses.http_of_code(answer.code), {"error": answer.text or name, "reason": name, "code": answer.code}
+    text = statuses.shortened(answer.text, _MAX_TEXT) or name
+    return statuses.http_of_code(answer.code), {"error": text, "reason": name, "code": answer.code}
 
 
 def of_error(error: MeshError) -> tuple[int, dict[str, Any]]:
     """HTTP status and body for a failure of ours."""
-    body: dict[str, Any] = {"error": error.text, "reason": error.reason.name, "code": int(error.reason.code)}
+    text = statuses.shortened(error.text, _MAX_TEXT)
+    body: dict[str, Any] = {"error": text, "reason": error.reason.name, "code": int(error.reason.code)}
     if error.retry_after is not None:
         body["retry_after"] = round(error.retry_after, 3)
     if error.details:

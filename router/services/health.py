@@ -33,7 +33,7 @@ async def _check(worker: "Worker", call: wire.Call) -> None:
     request = methods.decode(pb.HealthCheckRequest, call, frame or framing.pack(b""))
     status = _status(worker, request.service)
     if status == pb.HealthCheckResponse.SERVICE_UNKNOWN:  # as the protocol demands, of Check only
-        call.fail(Code.NOT_FOUND, f"unknown service {request.service}")
+        call.fail(Code.NOT_FOUND, f"unknown service {request.service:.200}")
     else:
         call.reply(framing.pack(pb.HealthCheckResponse(status=status).SerializeToString()))
 

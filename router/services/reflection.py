@@ -25,7 +25,7 @@ _SERVICES = sorted(service.full_name for file in _FILES.values() for service in 
 def _file(name: str) -> bytes:
     """The encoded descriptor of a file. Raises MeshError."""
     if name not in _FILES:
-        raise MeshError(Reason.UNKNOWN_MODEL, f"no file {name}")
+        raise MeshError(Reason.UNKNOWN_MODEL, f"no file {name:.200}")
     encoded: bytes = _FILES[name].serialized_pb
     return encoded
 
@@ -38,7 +38,7 @@ def _file_of(symbol: str) -> bytes:
             return _file(POOL.FindFileContainingSymbol(candidate).name)
         except KeyError:
             continue
-    raise MeshError(Reason.UNKNOWN_MODEL, f"no symbol {symbol}")
+    raise MeshError(Reason.UNKNOWN_MODEL, f"no symbol {symbol:.200}")
 
 
 def _answer(pb: Any, request: Any) -> Any:

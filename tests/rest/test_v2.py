@@ -122,6 +122,30 @@ async def test_a_header_with_two_different_values_is_refused(http, name):
         assert answer.status == 200
 
 
+LONG = "n" * 60_000
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        pytest.param(INFER, {"inputs": [{"name": "x", "shape": [1], "datatype": LONG, "data": [1]}]}, id="datatype"),
+        pytest.param(INFER, {"inputs": [{"name": LONG, "shape": [1], "datatype": "INT8"}]}, id="name"),
+        pytest.param(INFER, {"inputs": [{"name": "x", "shape": [LONG], "datatype": "INT8", "data": [1]}]}, id="shape"),
+        pytest.param(INFER, {"inputs": [{"name": "x", "shape": [1], "datatype": "INT8", "data": [LONG]}]}, id="value"),
+        pytest.param(INFER, {"inputs": [], "parameters": {LONG: []}}, id="parameter"),
+        pytest.param(INFER, {LONG: 1}, id="field"),
+        pytest.param(f"/v2/models/m/{LONG}/x", {}, id="path"),
+        pytest.param(f"/v2/{LONG}", {}, id="unknown path"),
+        pytest.param(f"/v2/models/{LONG}/infer", BODY, id="model"),
+    ],
+)
+async def test_errors_repeat_little_of_what_was_sent(http, worker, path, body):
+    worker.dispatcher.error = MeshError(Reason.UNKNOWN_MODEL, f"model {LONG} is not registered")
+    async with http.post(path, json=body) as answer:
+        assert 400 <= answer.status < 500
+        assert len(await answer.read()) < 6000
+
+
 async def test_large_bodies_are_taken_apart_beside_the_event_loop(http):
     values = list(range(50_000))
     body = {"inputs": [{"name": "x", "shape": [50_000], "datatype": "INT32", "data": values}]}

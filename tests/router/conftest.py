@@ -109,7 +109,7 @@ async def core(settings: RouterSettings) -> AsyncIterator[Core]:
         view=world.view, registry=registry, agents=agents, meter=meter, settings=settings, wall=lambda: NOW_MS
     )
     forwarder = Forwarder(view=world.view, coldstart=coldstart, registry=registry, meter=meter, settings=settings)
-    dispatcher = Dispatcher(forwarder, Routes(limit=settings.max_message))
+    dispatcher = Dispatcher(forwarder, Routes())
     yield Core(world, etcd, agents, registry, coldstart, forwarder, dispatcher, settings)
     etcd.gate.set()
     await coldstart.close()

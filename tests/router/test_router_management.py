@@ -91,7 +91,7 @@ async def desk(etcd: Etcd, keys: Keys) -> AsyncIterator[Desk]:
     meter = Meter(metrics.Registry())
     coldstart = ColdStart(view=view, registry=registry, agents=agents, meter=meter, settings=settings, wall=lambda: NOW)
     forwarder = Forwarder(view=view, coldstart=coldstart, registry=registry, meter=meter, settings=settings)
-    dispatcher = Dispatcher(forwarder, Routes(limit=1 << 20))
+    dispatcher = Dispatcher(forwarder, Routes())
     management = Management(
         etcd=etcd,
         keys=keys,

@@ -20,7 +20,7 @@ def bin_(text: str) -> bytes:
 
 
 def model_of(method: bytes, headers=(), message: bytes = b"", frame: bytes | None = None, encoding: bytes = b"") -> str:
-    known = routes.Routes(limit=1000)
+    known = routes.Routes()
     call = FakeCall(method, list(headers), framing.pack(message) if frame is None else frame, encoding=encoding)
     return known.model_id(call, known.method(method), call.frame)
 
@@ -108,32 +108,77 @@ def test_requests_that_cannot_be_read(frame, encoding, reason):
     assert error.value.reason is reason
 
 
-def test_a_decompression_bomb_is_refused():
-    packed = gzip.compress(bytes(1_000_000))
-    frame = b"\x01" + len(packed).to_bytes(4, "big") + packed
+def compressed(message: bytes) -> bytes:
+    packed = gzip.compress(message)
+    return b"\x01" + len(packed).to_bytes(4, "big") + packed
+
+
+def test_a_compressed_message_is_unpacked_no_further_than_its_id():
+    """What is in the rest, and whether there is too much of it, is found by who reads it."""
+    frame = compressed(infer("m") + b"\x3a\x80\x80\x80\x20" + bytes(64 << 20))
+    assert model_of(INFER, frame=frame[:1000], encoding=b"gzip") == "m"
+
+
+def test_an_id_is_not_looked_for_beyond_the_first_mebibyte():
+    """Then only the metadata may name it."""
+    frame = compressed(b"\x3a\x80\x80\x80\x01" + bytes(2 << 20) + infer("m"))
+    assert model_of(INFER, [(b"mm-model-id", b"header")], frame=frame, encoding=b"gzip") == "header"
     with pytest.raises(MeshError) as error:
         model_of(INFER, frame=frame, encoding=b"gzip")
-    assert error.value.reason is Reason.TOO_LARGE
+    assert error.value.reason is Reason.BAD_REQUEST
+
+
+@pytest.mark.parametrize("field", [b"\x10\0", b"\x12\0"], ids=["numbers", "empty texts"])
+def test_a_flood_of_small_fields_before_the_id_is_refused(field):
+    assert model_of(INFER, message=field * 9_999 + infer("m")) == "m"
+    with pytest.raises(MeshError) as error:
+        model_of(INFER, message=field * 10_001 + infer("m"))
+    assert error.value.reason is Reason.BAD_REQUEST
+
+
+@pytest.mark.parametrize("where", ["message", "metadata", "binary"])
+def test_an_id_longer_than_any_is_refused_without_being_repeated(where):
+    long = "m" * 1025
+    headers = {
+        "message": [],
+        "metadata": [(b"mm-model-id", long.encode())],
+        "binary": [(b"mm-model-id-bin", bin_(long))],
+    }
+    with pytest.raises(MeshError) as error:
+        model_of(OTHER if where != "message" else INFER, headers[where], infer(long))
+    assert error.value.reason is Reason.BAD_REQUEST
+    assert len(error.value.text) < 200
+
+
+def test_what_clients_invent_is_not_remembered_without_bounds():
+    known = routes.Routes()
+    for number in range(3000):
+        known.method(b"/some.Service/m%d" % number)
+        routes.passes[b"x-%d-" % number + b"n" * (number % 2 * 300)]
+    known.method(b"/" + b"n" * 60_000)
+    assert len(known._methods) <= 1000
+    assert max(map(len, known._methods)) <= 256
+    assert max(map(len, routes.passes)) <= 256
 
 
 @pytest.mark.parametrize(
     "name", [b"/mmesh.ModelRuntime/unloadModel", b"/mmesh.ModelMesh/noSuch", b"/mesh.agent.v1.Agent/Unload"]
 )
 def test_methods_that_are_never_forwarded(name):
-    method = routes.Routes(limit=1).method(name)
+    method = routes.Routes().method(name)
     assert "not permitted" in method.refused
     assert name.decode()[1:] in method.refused
 
 
 def test_only_the_methods_known_to_be_safe_are_safe():
-    known = routes.Routes(limit=1)
+    known = routes.Routes()
     assert known.method(INFER).safe
     assert not known.method(OTHER).safe
     assert known.method(OTHER).label == "predict"
 
 
 def test_unknown_methods_do_not_fill_the_memory():
-    known = routes.Routes(limit=1)
+    known = routes.Routes()
     for number in range(3000):
         known.method(b"/s/m%d" % number)
     assert len(known._methods) <= 1100

@@ -4,7 +4,7 @@ import time
 
 from mesh import headers
 from mesh.runtime.board import Board
-from mesh.statuses import MeshError, Reason
+from mesh.statuses import MeshError, Reason, shortened
 from mesh.wire.call import Call, Headers
 from mesh.wire.metadata import DETAILS, encode_bin
 
@@ -32,7 +32,7 @@ def fail(call: Call, error: MeshError) -> None:
     if error.reason is Reason.NOT_HERE:
         call.fail(error.reason.code, error.text, _NOT_HERE)
     else:
-        call.fail(error.reason.code, error.text, (), ((DETAILS, encode_bin(error.grpc_details())),))
+        call.fail(error.reason.code, shortened(error.text), (), ((DETAILS, encode_bin(error.grpc_details())),))
 
 
 def not_here(call: Call, board: Board, method: int, started_ns: int) -> None:
