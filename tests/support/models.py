@@ -246,6 +246,30 @@ def _classifier(seed: int, features: int, classes: int) -> NodeProto:
 # -- those that take long
 
 
+def nested_functions(depth: int, *, calls: int = 2, recursive: bool = False) -> bytes:
+    """So many functions, each of which calls the one before so many times; the first negates. With `recursive`, the
+    first calls the last instead: no model at all."""
+    domain = "functions"
+    sets = [helper.make_opsetid("", 17), helper.make_opsetid(domain, 1)]
+
+    def function(number: int) -> Any:
+        links = ["a", *(f"t{call}" for call in range(calls - 1)), "b"]
+        callee, where = (f"F{number - 1}", domain) if number else ("Neg", "")
+        if recursive and not number:
+            callee, where = f"F{depth - 1}", domain
+        count = calls if number else 1
+        links = links if number else ["a", "b"]
+        nodes = [helper.make_node(callee, [links[at]], [links[at + 1]], domain=where) for at in range(count)]
+        return helper.make_function(domain, f"F{number}", ["a"], ["b"], nodes, sets)
+
+    graph = helper.make_graph(
+        [helper.make_node(f"F{depth - 1}", ["x"], ["y"], domain=domain)], "g", [_value("x")], [_value("y")]
+    )
+    functions = [function(number) for number in range(depth)]
+    model: ModelProto = helper.make_model(graph, functions=functions, opset_imports=sets, ir_version=8)
+    return model.SerializeToString(deterministic=True)
+
+
 def slow() -> bytes:
     """Runs as long as its input says: `iterations` INT64 [1], see `slow_inputs`; `y` FP32 [1] counts them.
 

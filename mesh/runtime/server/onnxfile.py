@@ -1,5 +1,7 @@
 """Which file of a folder is the model, and whether its tensors stay inside that folder.
 
+(Whether its functions unfold to more than can be loaded is said by `functions`, and asked here.)
+
 A model may keep tensors in other files (ONNX calls it external data) and names them by path. A name that leads out of
 the model's own folder would let whoever registers a model read the pod's files into its answers, so such a model is
 refused before ONNX Runtime sees it, whatever the version of ONNX Runtime checks itself.
@@ -14,12 +16,10 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from google.protobuf import descriptor_pb2, message_factory
-from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
+from mesh.runtime.server import functions, outline
 from mesh.statuses import MeshError, Reason
 
 MAX_BYTES = (1 << 31) - 1
@@ -48,6 +48,8 @@ def find(path: str) -> ModelFile:
             raise _unusable(f"{model} is empty")
         if size > MAX_BYTES:
             raise _unusable(f"{model} has {size} bytes: an ONNX file has less than 2 GiB, the rest is external data")
+        if (why := functions.too_many(model)) is not None:
+            raise _unusable(f"the model is too much: {why}")
         external = tuple(_external(model))
         return ModelFile(model, size + sum(file.stat().st_size for file in external), external)
     except OSError as error:
@@ -82,13 +84,13 @@ def _external(model: Path) -> Iterator[Path]:
     if not _mentions(model, b"location"):
         return
     try:
-        outline = _Model.FromString(model.read_bytes())
+        parsed = outline.Model.FromString(model.read_bytes())
     except DecodeError as error:
         raise _unusable(f"{model} is not an ONNX model: {error}") from error
     folder = model.parent
     inside = folder.resolve(strict=True)
     seen = set()
-    for tensor in _tensors(outline):
+    for tensor in outline.tensors(parsed):
         entries = {entry.key: entry.value for entry in tensor.external_data}
         if not entries and not tensor.data_location:
             continue
@@ -141,63 +143,3 @@ def _unreadable(path: Path, error: OSError) -> MeshError:
     return MeshError(
         Reason.UNKNOWN_MODEL if gone else Reason.LOAD_FAILED, f"{path} cannot be read: {error.strerror or error}"
     )
-
-
-# -- the parts of onnx.proto that can hold a tensor, by their numbers there; protobuf skips all others
-
-_OUTLINE: dict[str, dict[str, tuple[int, str]]] = {
-    "Model": {"graph": (7, "Graph"), "training_info": (20, "*Training"), "functions": (25, "*Function")},
-    "Training": {"initialization": (1, "Graph"), "algorithm": (2, "Graph")},
-    "Function": {"node": (7, "*Node"), "attribute_proto": (11, "*Attribute")},
-    "Graph": {"node": (1, "*Node"), "initializer": (5, "*Tensor"), "sparse_initializer": (15, "*Sparse")},
-    "Node": {"attribute": (5, "*Attribute")},
-    "Attribute": {
-        "t": (5, "Tensor"),
-        "g": (6, "Graph"),
-        "tensors": (10, "*Tensor"),
-        "graphs": (11, "*Graph"),
-        "sparse_tensor": (22, "Sparse"),
-        "sparse_tensors": (23, "*Sparse"),
-    },
-    "Sparse": {"values": (1, "Tensor"), "indices": (2, "Tensor")},
-    "Tensor": {"external_data": (13, "*Entry"), "data_location": (14, "int32")},
-    "Entry": {"key": (1, "string"), "value": (2, "string")},
-}
-
-
-def _outline() -> Any:
-    kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="outline.proto", package="outline", syntax="proto2")
-    for name, fields in _OUTLINE.items():
-        message = file.message_type.add(name=name)
-        for field, (number, kind) in fields.items():
-            added = message.field.add(name=field, number=number, label=kinds.LABEL_OPTIONAL)
-            if kind.startswith("*"):
-                added.label = kinds.LABEL_REPEATED
-                kind = kind[1:]
-            if kind == "string":
-                added.type = kinds.TYPE_STRING
-            elif kind == "int32":
-                added.type = kinds.TYPE_INT32
-            else:
-                added.type = kinds.TYPE_MESSAGE
-                added.type_name = f".outline.{kind}"
-    pool = DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("outline.Model"))
-
-
-_Model = _outline()
-
-
-def _tensors(message: Message) -> Iterator[Any]:
-    """Every tensor inside a message of the outline, however deep."""
-    waiting = [message]
-    while waiting:
-        current = waiting.pop()
-        if current.DESCRIPTOR.name == "Tensor":
-            yield current
-            continue
-        for field, value in current.ListFields():
-            if field.message_type is not None:
-                waiting.extend(value if field.is_repeated else (value,))
