@@ -305,7 +305,8 @@ class View:
     def failed(self, pod: Pod, now: float) -> None:
         """The pod's data port, or a suspect's agent, could not be reached at `now` (seconds, any clock)."""
         pod.failed_at = now or 1e-9
-        if pod.suspect:
+        # Whoever could not reach it may have found out long after it was forgotten, and its name be another life's.
+        if pod.suspect and self.pods.get(pod.name) is pod:
             log.warning("a suspect pod does not answer and is dropped", pod=pod.name, copies=len(pod.copies))
             self._forget(pod)
 

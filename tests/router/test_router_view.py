@@ -98,6 +98,21 @@ def test_a_suspect_is_dropped_by_its_first_failed_call():
     assert "a" not in world.view.pods
 
 
+def test_a_failure_of_a_pod_that_was_forgotten_harms_nobody():
+    """Whoever asked it hears late; another life may have the name by then."""
+    world = two_pods()
+    world.lose("a")
+    former = world.view.pods["a"]
+    world.view.failed(former, 5.0)
+    world.view.failed(former, 6.0)
+    assert "a" not in world.view.pods
+    world.pod("a", "j")
+    world.copy("n", "a", "j")
+    world.view.failed(former, 7.0)
+    assert world.callable("n") == ["a"]
+    assert world.view.pods["a"].failed_at == 0.0
+
+
 def test_a_pod_that_failed_before_its_lease_ended_is_not_suspect_but_gone():
     world = two_pods()
     world.view.failed(world.view.pods["a"], 5.0)
@@ -299,7 +314,9 @@ def test_a_suspect_whose_last_copy_is_withdrawn_is_forgotten():
 
 ACTIONS = st.lists(
     st.tuples(
-        st.sampled_from(["pod", "anew", "leave", "copy", "claim", "withdraw", "lose", "drop", "failed", "snapshot"]),
+        st.sampled_from(
+            ["pod", "anew", "leave", "copy", "claim", "withdraw", "lose", "drop", "failed", "late", "snapshot"]
+        ),
         st.sampled_from("ab"),
         st.sampled_from("mn"),
     ),
@@ -312,6 +329,7 @@ def test_whatever_happens_the_indexes_agree(actions):
     """And after a snapshot with all pods published, exactly what etcd holds is callable and not suspect."""
     world = World()
     lives = {"a": 0, "b": 0}
+    seen = []  # pods, those that are forgotten too: whoever called them holds them
     for action, pod, model in actions:
         life = f"i{lives[pod]}"
         match action:
@@ -335,8 +353,12 @@ def test_whatever_happens_the_indexes_agree(actions):
                     world.view.drop(copy)
             case "failed" if pod in world.view.pods:
                 world.view.failed(world.view.pods[pod], 1.0)
+            case "late":
+                for one in seen:
+                    world.view.failed(one, 1.0)
             case "snapshot":
                 world.snapshot()
+        seen += [one for one in world.view.pods.values() if one not in seen]
         check(world)
     for pod in "ab":
         world.pod(pod, f"i{lives[pod]}")
