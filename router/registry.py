@@ -63,7 +63,7 @@ class Registry:
         self._timeout = timeout
         self._reads: dict[str, _Read] = {}
         self._cache: LRUCache[str, Registration] = LRUCache(remember)
-        self._tasks = Tasks()
+        self._tasks = Tasks(awaited=(MeshError,))
         self._clock = 0  # counts arrivals and beginnings, to tell which was first
         self._count = 0
         self._joined = 0

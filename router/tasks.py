@@ -12,9 +12,11 @@ log = logs.get(__name__)
 class Tasks:
     """A set of running tasks. asyncio itself holds them only weakly."""
 
-    __slots__ = ("_tasks",)
+    __slots__ = ("_awaited", "_tasks")
 
-    def __init__(self) -> None:
+    def __init__(self, *, awaited: tuple[type[Exception], ...] = ()) -> None:
+        """`awaited`: errors that somebody awaits these tasks for, and hears of; they are not logged."""
+        self._awaited = awaited
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
@@ -26,7 +28,9 @@ class Tasks:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if not isinstance(error, self._awaited):
             log.error("background task failed", task=task.get_name(), exc_info=error)
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from mesh.statuses import MeshError, Reason
 from tests.support.waiting import until
@@ -61,6 +62,15 @@ async def test_an_earlier_read_that_fails_is_not_the_answer_of_a_later_question(
     assert error.value.reason is Reason.REGISTRY_AWAY
     core.etcd.away = False
     assert (await late).created == 7
+
+
+async def test_a_read_that_fails_is_told_to_its_readers_and_not_to_the_log(core):
+    """With etcd away each cold call reads; a traceback for each would bury what the log is for."""
+    core.etcd.away = True
+    with capture_logs() as lines, pytest.raises(MeshError):
+        await core.registry.read("m")
+    await asyncio.sleep(0)
+    assert lines == []
 
 
 async def test_a_reader_that_leaves_does_not_take_the_others_along(core):
