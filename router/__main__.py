@@ -96,6 +96,15 @@ def main(
     load_wait: Annotated[
         float, typer.Option(envvar="MESH_LOAD_WAIT", min=0.1, help="Longest wait of a caller for a load, s.")
     ] = 120.0,
+    unload_wait: Annotated[
+        float,
+        typer.Option(
+            envvar="MESH_UNLOAD_WAIT",
+            min=0.1,
+            help="Longest wait for pods to unload a model that is unregistered, and for its former copies when its id "
+            "is registered again, in seconds.",
+        ),
+    ] = 10.0,
     max_waiters: Annotated[
         int, typer.Option(envvar="MESH_MAX_WAITERS", min=1, help="Calls that wait for loads, in one worker.")
     ] = 20_000,
@@ -157,6 +166,7 @@ def main(
             etcd=reached,
             max_message=_size(max_message),
             load_wait=load_wait,
+            unload_wait=unload_wait,
             max_waiters=max_waiters,
             max_waiters_per_model=max_waiters_per_model,
             max_waiting_bytes=_size(max_waiting_bytes),
