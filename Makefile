@@ -17,7 +17,7 @@ DEV := $(VENV)/.dev-$(call LEVEL,dev)
 GPU := $(VENV)/.gpu-$(call LEVEL,gpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test test-stores test-gpu test-cluster check bench image cluster cluster-image cluster-down proto manifests
+.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos check bench image cluster cluster-image cluster-down proto manifests
 .PHONY: lock format clean environment environment-gpu
 
 help:  ## this list
@@ -64,6 +64,9 @@ cluster-down:  ## ends that cluster, and leaves the machine as it was
 
 test-cluster: $(DEV)  ## the image on that cluster, which is made and started where it does not run
 	@$(RUN) pytest tests/cluster -m cluster -o timeout_func_only=true $(ARGS)
+
+test-chaos: $(DEV)  ## ten minutes of random faults, every answer judged (ARGS="--chaos-seed 7 --chaos-seconds 1800")
+	@$(RUN) pytest tests/chaos -m chaos $(ARGS)
 
 bench: $(DEV)  ## calls/s, CPU per call and latency, beside a plain grpc.aio server
 	@$(RUN) tests.bench $(ARGS)

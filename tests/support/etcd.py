@@ -51,6 +51,11 @@ class EtcdServer:
         assert self._child is not None, "not started"
         return self._child.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started, and not ended by us."""
+        return self._child is not None
+
     def launch(self) -> None:
         """Starts it, on the data it left. Does not wait."""
         assert self._child is None, "started already"

@@ -139,8 +139,8 @@ class LocalMesh:
         trust: ssl.SSLContext | None = None,
         fake: bool = False,
     ) -> None:
-        """`labels` are of pods, by name, separated by commas; `options_of`, what single pods are told besides. `trust`:
-        the routers were told to speak TLS. `fake`: the pods' model servers are `twin`s."""
+        """`labels` are of pods, by name, separated by commas; `options_of`, what single pods and routers are told
+        besides. `trust`: the routers were told to speak TLS. `fake`: the pods' model servers are `twin`s."""
         self.folder = folder
         self.etcd = etcd
         self.edge = edge
@@ -178,7 +178,8 @@ class LocalMesh:
         port, rest, probe = self.ports[name]
         argv = [sys.executable, "-m", "router", "--name", name, "--listen", f"127.0.0.1:{port}", "--edge", self.edge]
         argv += ["--rest-listen", f"127.0.0.1:{rest}", "--probe", f"127.0.0.1:{probe}"]
-        return Program(name, [*argv, *self._common(), *self.router_options], self.folder)
+        argv += [*self._common(), *self.router_options, *self.options_of.get(name, ())]
+        return Program(name, argv, self.folder)
 
     def add_pod(self) -> Program:
         """One more pod, not started."""

@@ -1,4 +1,6 @@
-"""A TCP proxy that can become a black hole: connections stay open, new ones are accepted, nothing gets through."""
+"""A TCP proxy that can become a black hole: connections stay open, new ones are accepted, nothing gets through.
+
+Or a slow road: what it forwards arrives late."""
 
 import asyncio
 import contextlib
@@ -17,6 +19,7 @@ class Proxy:
         self._closing = False
         self.port = 0
         self.accepted = 0  # connections
+        self.delay = 0.0  # seconds, of all that it forwards
 
     async def __aenter__(self) -> "Proxy":
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -95,6 +98,8 @@ class Proxy:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
+                if self.delay:
+                    await asyncio.sleep(self.delay)
                 await flowing.wait()
                 writer.write(data)
                 await writer.drain()

@@ -1,0 +1,47 @@
+"""The options of `make test-chaos`, and its last words."""
+
+import os
+
+import pytest
+
+SECONDS = 600.0
+
+_SAID = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make test-chaos ARGS="--chaos-seed 7 --chaos-seconds 1800"`."""
+    group = parser.getgroup("chaos")
+    group.addoption("--chaos-seed", type=int, help="Seed of the troubles; by default another one each time.")
+    group.addoption("--chaos-seconds", type=float, default=SECONDS, help="Length of the random run, in seconds.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps what runs say until the end."""
+    config.stash[_SAID] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What came of the runs, also where all is well."""
+    for text in config.stash.get(_SAID, []):
+        terminalreporter.write_line(f"chaos: {text}")
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Of the random run."""
+    given = request.config.getoption("--chaos-seed", None)
+    return int.from_bytes(os.urandom(3)) if given is None else given
+
+
+@pytest.fixture
+def seconds(request: pytest.FixtureRequest) -> float:
+    """Of the random run."""
+    return request.config.getoption("--chaos-seconds", SECONDS)
+
+
+@pytest.fixture
+def say(request: pytest.FixtureRequest):
+    """Has a text printed at the end of the session, whatever comes."""
+    said = request.config.stash.setdefault(_SAID, [])
+    return said.append

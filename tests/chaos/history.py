@@ -1,0 +1,119 @@
+"""What clients saw of a mesh: changes of registrations and calls, each from its start to its answer, on one clock.
+
+Only what a client can know stands here. Times are seconds of the recorder's monotonic clock: a start is taken before
+the request is sent, an end after its answer was read, so each true moment of effect lies between them.
+
+Each registration has a file of its own, and the file's answer is a number that no other file has. So an answer tells
+which registration it came from.
+"""
+
+import enum
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+FILE = re.compile(rb"\.(\d+)\.onnx")
+"""The number in a model's path, as the harness names its files."""
+
+
+class Outcome(enum.Enum):
+    """What a client knows of a change after its answer."""
+
+    DONE = "done"  # acknowledged
+    REFUSED = "refused"  # answered with a status that says that nothing was changed
+    UNKNOWN = "unknown"  # failed or timed out: it may have been done, or be done later
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One attempt to register a model (`value` is its file's number) or to unregister it (`value` is None)."""
+
+    model: str
+    value: int | None
+    began: float
+    ended: float
+    outcome: Outcome
+    router: str = ""
+    text: str = ""
+
+    def may_act_after(self, moment: float) -> bool:
+        """Whether it can have taken effect after that moment."""
+        if self.outcome is Outcome.REFUSED:
+            return False
+        return self.outcome is Outcome.UNKNOWN or self.ended > moment
+
+    def __str__(self) -> str:
+        what = "unregister" if self.value is None else f"register {self.value}"
+        why = f": {self.text}" if self.text else ""
+        return f"{what} by {self.router}, from {self.began:.3f}: {self.outcome.value}{why}"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One inference: the number that it was answered with, or its status."""
+
+    model: str
+    router: str
+    began: float
+    ended: float
+    value: float | None
+    code: str = "OK"
+    text: str = ""
+
+    def __str__(self) -> str:
+        answer = f"answer {self.value:g}" if self.value is not None else f"{self.code} {self.text}"
+        return f"call by {self.router}, from {self.began:.3f}: {answer}"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that the harness did to the mesh."""
+
+    at: float
+    text: str
+
+
+@dataclass
+class History:
+    """Everything of one run."""
+
+    changes: list[Change] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+
+    def note(self, at: float, text: str) -> None:
+        """Adds what the harness did."""
+        self.events.append(Event(at, text))
+
+    def story(self, model: str, end: float, *, before: float = 30.0) -> Iterator[str]:
+        """What happened to a model until `end`: all that was done to the mesh, its changes, and its answers.
+
+        Equal answers of one router that follow each other are one line.
+        """
+        start = end - before
+        lines = [(event.at, event.text) for event in self.events if start <= event.at <= end]
+        lines += [
+            (change.ended, str(change))
+            for change in self.changes
+            if change.model == model and start <= change.ended and change.began <= end
+        ]
+        lines += _runs(call for call in self.calls if call.model == model and start <= call.ended <= end)
+        for at, text in sorted(lines):
+            yield f"{at:10.3f}  {text}"
+
+
+def _runs(calls: Iterable[Call]) -> Iterator[tuple[float, str]]:
+    by_router: dict[str, list[Call]] = defaultdict(list)
+    for call in calls:
+        by_router[call.router].append(call)
+    for made in by_router.values():
+        made.sort(key=lambda call: call.ended)
+        run: list[Call] = []
+        for call in [*made, None]:
+            if run and (call is None or (call.value, call.code) != (run[-1].value, run[-1].code)):
+                more = f" ({len(run)} such answers, the last at {run[-1].ended:.3f})" if len(run) > 1 else ""
+                yield run[0].ended, f"{run[0]}{more}"
+                run = []
+            if call is not None:
+                run.append(call)

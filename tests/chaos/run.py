@@ -1,0 +1,219 @@
+"""One run: rounds of troubles under traffic, each followed by a calm in which everything must work again; a verdict.
+
+In the calm all troubles are healed, changes under way must be acknowledged, and each registered model must be called
+with success through each router. What was answered meanwhile, in trouble and in calm, the `checker` judges at the end.
+"""
+
+import asyncio
+import contextlib
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.chaos import troubles
+from tests.chaos.checker import Fault, Summary, judge
+from tests.chaos.history import FILE, Call, History
+from tests.chaos.traffic import Caller, Numbers, Writer, call
+from tests.support.arena import Arena
+from tests.support.waiting import until
+
+AT_ONCE = 3
+"""Troubles that overlap at most: with more, hardly anything is answered, and nothing is learned."""
+
+ROUND = 30.0  # seconds of troubles between two calms
+HEALING = 60.0
+"""Seconds after the end of all troubles within which everything must work: lease, return of presence, loads, on a
+machine that has better things to do."""
+
+LEGITIMATE = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"})
+"""Statuses that a caller may see while processes die: design 8 lets callers try again after each."""
+
+STORIES = 3  # faults that are told in full
+LINES = 80  # of a story
+
+
+@dataclass
+class Run:
+    """See the module's text. `await Run(arena, seed, seconds).run()`, then `verdict`."""
+
+    arena: Arena
+    seed: int
+    seconds: float
+    models: int = 12
+    writers: int = 3
+    callers: int = 2  # of each router
+    history: History = field(default_factory=History)
+    done: Counter[str] = field(default_factory=Counter)  # troubles, by kind
+    callable: int = 0  # models that were found callable through all routers, over all calms
+    rounds: int = 0
+
+    async def run(self) -> None:
+        """Raises AssertionError where something does not heal."""
+        draw = random.Random(self.seed)
+        names = [f"m{number}" for number in range(self.models)]
+        numbers = Numbers()
+        self._writers = [
+            Writer(self.arena, self.history, names[number :: self.writers], numbers, draw.randrange(1 << 30))
+            for number in range(self.writers)
+        ]
+        self._clients = {router: self.arena.client(router) for router in self.arena.routers}
+        await asyncio.gather(*(writer.fill() for writer in self._writers))
+        callers = [
+            Caller(self.arena, self.history, router, names, draw.randrange(1 << 30))
+            for router in self.arena.routers
+            for _ in range(self.callers)
+        ]
+        end = time.monotonic() + self.seconds
+        async with contextlib.AsyncExitStack() as stack:
+            for worker in (*callers, *self._writers):
+                stack.push_async_callback(_cancel, asyncio.create_task(worker.run()))
+            while (left := end - time.monotonic()) > 0:
+                await self._round(draw, min(left, ROUND))
+                await self._calm()
+                self.rounds += 1
+
+    # --- troubles ---
+
+    async def _round(self, draw: random.Random, seconds: float) -> None:
+        over = asyncio.Event()
+        taken: set[str] = set()
+        running: set[asyncio.Task[None]] = set()
+
+        async def one(trouble: troubles.Trouble) -> None:
+            taken.update(trouble.claims)
+            self._note(trouble.text)
+            self.done[trouble.text.rpartition(": ")[2]] += 1
+            try:
+                async with trouble.harm():
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(over.wait(), trouble.seconds)
+                self._note(f"{trouble.text}: over")
+            finally:
+                taken.difference_update(trouble.claims)
+
+        end = time.monotonic() + seconds
+        try:
+            while time.monotonic() < end:
+                for ended in [task for task in running if task.done()]:
+                    running.discard(ended)
+                    ended.result()
+                trouble = troubles.draw(draw, self.arena, taken) if len(running) < AT_ONCE else None
+                if trouble is not None:
+                    running.add(asyncio.create_task(one(trouble)))
+                await asyncio.sleep(draw.uniform(0.2, 1.5))
+        finally:
+            over.set()
+            await asyncio.gather(*running)
+
+    # --- calm ---
+
+    async def _calm(self) -> None:
+        self._note("calm")
+        await self.arena.heal()
+        for name in (*self.arena.pods, *self.arena.routers):
+            assert self.arena.alive(name), f"{name} has ended by itself:\n{self.arena.program(name).tail()}"
+        await self.arena.mesh.ready()
+        for writer in self._writers:
+            writer.pause()
+        await until(
+            lambda: not any(writer.doing for writer in self._writers),
+            timeout=HEALING,
+            interval=0.1,
+            why=lambda: self._tell("not acknowledged: " + ", ".join(filter(None, (w.doing for w in self._writers)))),
+        )
+        standing = {model: value for writer in self._writers for model, value in writer.standing.items()}
+        await asyncio.gather(
+            *(self._called(router, model, value) for router in self.arena.routers for model, value in standing.items())
+        )
+        self.callable += sum(value is not None for value in standing.values())
+        self._note("calm: all is well")
+        for writer in self._writers:
+            writer.resume()
+
+    async def _called(self, router: str, model: str, value: int | None) -> None:
+        """Waits until a router answers for a model as it was acknowledged."""
+        last: list[Call] = []
+
+        async def right() -> bool:
+            last[:] = [await call(self.history, self._clients[router], router, model)]
+            return last[0].value == value if value is not None else last[0].code == "NOT_FOUND"
+
+        def why() -> str:
+            wanted = "not registered" if value is None else f"registered with the answer {value}"
+            story = "\n".join([*self.history.story(model, time.monotonic(), before=HEALING + ROUND)][-LINES:])
+            return self._tell(f"{model} is {wanted}, and the last of {router} is: {last[0]}\n{story}")
+
+        await until(right, timeout=HEALING, interval=0.3, why=why)
+
+    def _note(self, text: str) -> None:
+        self.history.note(time.monotonic(), text)
+
+    def _tell(self, text: str) -> str:
+        return f"seed {self.seed}, round {self.rounds + 1}: {text}"
+
+    # --- the end ---
+
+    async def verdict(self) -> "Verdict":
+        """Judges everything so far."""
+        registry = await self.arena.registrations(_number)
+        faults = judge(self.history, registry, legitimate=lambda made: made.code in LEGITIMATE)
+        return Verdict(self, Summary.of(self.history, faults), faults)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a run."""
+
+    run: Run
+    summary: Summary
+    faults: list[Fault]
+
+    def __str__(self) -> str:
+        run = self.run
+        troubles = ", ".join(f"{text} {count}" for text, count in run.done.most_common())
+        return (
+            f"seed {run.seed}, {run.rounds} rounds: {self.summary}, {run.callable} found callable in calms\n"
+            f"  troubles: {troubles}"
+        )
+
+    def story(self) -> str:
+        """The first faults in full."""
+        return "\n".join(self._stories())
+
+    def _stories(self) -> Iterator[str]:
+        yield str(self)
+        for fault in self.faults[:STORIES]:
+            yield f"\n{fault}"
+            yield from [*self.run.history.story(fault.model, fault.at)][-LINES:]
+        if len(self.faults) > STORIES:
+            yield f"\n... and {len(self.faults) - STORIES} more"
+
+    def write(self, path: Path) -> None:
+        """All that was seen, a line of JSON each, in the order of time."""
+        history = self.run.history
+        seen: list[tuple[float, dict[str, Any]]] = [(event.at, {"event": event.text}) for event in history.events]
+        seen += [(change.ended, asdict(change) | {"outcome": change.outcome.value}) for change in history.changes]
+        seen += [(made.ended, asdict(made)) for made in history.calls]
+        seen += [(fault.at, {"fault": str(fault)}) for fault in self.faults]
+        seen.sort(key=lambda line: line[0])
+        path.write_text("".join(json.dumps({"at": round(at, 4), **line}) + "\n" for at, line in seen))
+
+
+Report = Callable[[str], None]
+
+
+def _number(record: bytes) -> int:
+    found = FILE.search(record)
+    assert found is not None, record
+    return int(found[1])
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,167 @@
+"""Clients of a mesh under trouble: callers that call, writers that register, remove and register again.
+
+Each writer owns some of the ids and does one thing at a time, through any router, again and again until it is
+acknowledged: so what must be callable in the end is known. Everything that is sent and answered is recorded.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+
+from mesh.pb import modelmesh_pb2, modelmesh_pb2_grpc
+from tests.chaos.history import Call, Change, History, Outcome
+from tests.support import models
+from tests.support.arena import Arena
+from tests.support.localmesh import Client
+
+ONE = np.ones((1, 1), np.float32)
+
+CALL_TIMEOUT = 3.0  # seconds
+CHANGE_TIMEOUT = 25.0  # longer than a router's own bounds, so that its own answer is heard
+PAUSE = 0.02  # between two calls of a caller
+CHANGE_PAUSE = 0.3  # between two changes of a writer, on average
+
+Send = Callable[[modelmesh_pb2_grpc.ModelMeshStub], Awaitable[object]]
+
+_NOTHING_DONE = (
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.INVALID_ARGUMENT,
+)
+
+
+@dataclass(slots=True)
+class Numbers:
+    """Hands out the numbers of files: each is answered by one file of one registration only."""
+
+    last: int = 0
+
+    def next(self) -> int:
+        """One that nobody has had."""
+        self.last += 1
+        return self.last
+
+
+async def call(history: History, client: Client, router: str, model: str, timeout: float = CALL_TIMEOUT) -> Call:
+    """One call, recorded."""
+    began = time.monotonic()
+    value, code, text = None, "OK", ""
+    try:
+        (answer,) = await client.infer(model, timeout=timeout, x=ONE)
+        value = float(answer.item())
+    except grpc.aio.AioRpcError as error:
+        code, text = error.code().name, error.details() or ""
+    made = Call(model, router, began, time.monotonic(), value, code, text)
+    history.calls.append(made)
+    return made
+
+
+async def change(history: History, router: str, model: str, value: int | None, sent: Awaitable[object]) -> Change:
+    """One attempt at a change, recorded: `sent` is the call that asks for it."""
+    began = time.monotonic()
+    outcome, text = Outcome.DONE, ""
+    try:
+        await sent
+    except grpc.aio.AioRpcError as error:
+        outcome = Outcome.REFUSED if error.code() in _NOTHING_DONE else Outcome.UNKNOWN
+        text = f"{error.code().name} {error.details() or ''}"
+    made = Change(model, value, began, time.monotonic(), outcome, router, text)
+    history.changes.append(made)
+    return made
+
+
+class Caller:
+    """Calls all models through one router, some far more often than others, until it is told to end."""
+
+    def __init__(self, arena: Arena, history: History, router: str, models: Sequence[str], seed: int) -> None:
+        self._history = history
+        self._client = arena.client(router)
+        self._router = router
+        self._models = models
+        self._weights = [1 / (rank + 1) for rank in range(len(models))]
+        self._draw = random.Random(seed)
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            (model,) = self._draw.choices(self._models, self._weights)
+            await call(self._history, self._client, self._router, model)
+            await asyncio.sleep(PAUSE)
+
+
+class Writer:
+    """Changes the registrations of its models, one after the other."""
+
+    def __init__(self, arena: Arena, history: History, models: Sequence[str], numbers: Numbers, seed: int) -> None:
+        self._arena = arena
+        self._history = history
+        self._models = models
+        self._numbers = numbers
+        self._draw = random.Random(seed)
+        self._stubs = {router: modelmesh_pb2_grpc.ModelMeshStub(arena.channel(router)) for router in arena.routers}
+        self.standing: dict[str, int | None] = {}  # what each model is, as acknowledged last
+        self.doing = ""  # what it has begun and is not acknowledged
+        self._refused = False  # its last attempt
+        self._go_on = asyncio.Event()
+        self._go_on.set()
+
+    async def fill(self) -> None:
+        """Registers all of its models."""
+        for model in self._models:
+            await self.register(model)
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            await self._go_on.wait()
+            model = self._draw.choice(self._models)
+            if self.standing[model] is not None:
+                await self.unregister(model)
+            # Mostly at once, as somebody does who brings a new version.
+            if self.standing[model] is None and self._draw.random() < 0.8:
+                await self.register(model)
+            await asyncio.sleep(self._draw.uniform(0, 2 * CHANGE_PAUSE))
+
+    def pause(self) -> None:
+        """What is begun is brought to its end; nothing more is begun."""
+        self._go_on.clear()
+
+    def resume(self) -> None:
+        """Changes again."""
+        self._go_on.set()
+
+    async def register(self, model: str) -> None:
+        """With a file of its own, until it is acknowledged."""
+        value = self._numbers.next()
+        path = self._arena.mesh.write(f"{model}.{value}.onnx", models.constant(float(value)))
+        info = modelmesh_pb2.ModelInfo(type="onnx", path=path.as_uri())
+        load = self._draw.random() < 0.5
+        request = modelmesh_pb2.RegisterModelRequest(modelId=model, modelInfo=info, loadNow=load)
+        self.doing = f"register {model} as {value}"
+        while not await self._try(model, value, lambda stub: stub.registerModel(request, timeout=CHANGE_TIMEOUT)):
+            if self._refused:  # a former attempt to register it came late: that must go first
+                await self.unregister(model)
+                self.doing = f"register {model} as {value}"
+            await asyncio.sleep(self._draw.uniform(0.05, 0.5))
+        self.standing[model] = value
+        self.doing = ""
+
+    async def unregister(self, model: str) -> None:
+        """Until it is acknowledged."""
+        request = modelmesh_pb2.UnregisterModelRequest(modelId=model)
+        self.doing = f"unregister {model}"
+        while not await self._try(model, None, lambda stub: stub.unregisterModel(request, timeout=CHANGE_TIMEOUT)):
+            await asyncio.sleep(self._draw.uniform(0.05, 0.5))
+        self.standing[model] = None
+        self.doing = ""
+
+    async def _try(self, model: str, value: int | None, send: Send) -> bool:
+        router = self._draw.choice(self._arena.routers)
+        made = await change(self._history, router, model, value, send(self._stubs[router]))
+        self._refused = made.outcome is Outcome.REFUSED
+        return made.outcome is Outcome.DONE

@@ -1,0 +1,262 @@
+"""What may happen to a mesh: processes that stop, die or leave, roads to etcd that close, and etcd itself.
+
+Each trouble is a context: harm on entering, healing on leaving. It claims what it harms, so that no two meet on one
+target; all others may overlap. Which one comes next, on what and for how long is drawn from a seeded generator, so a
+seed gives the same sequence of draws (not the same interleaving: the mesh's own timing is not ours).
+"""
+
+import contextlib
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+
+from tests.support.arena import Arena
+from tests.support.waiting import until
+
+LEAVING = 60.0
+"""Seconds within which a pod that was told to leave must have ended: its drain, its server's grace, etcd's silence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """One harm to one target."""
+
+    text: str
+    claims: frozenset[str]  # names of pods and routers, `etcd`, and `NAME/road`
+    seconds: float  # that it lasts
+    harm: Callable[[], contextlib.AbstractAsyncContextManager[None]]
+
+
+def draw(random: random.Random, arena: Arena, taken: Iterable[str] = ()) -> Trouble | None:
+    """The next trouble; None where its target is taken by another."""
+    make = random.choices([make for make, _ in _KINDS], [weight for _, weight in _KINDS])[0]
+    # From instants up to five lease times: shorter than a lease, and longer than anything that waits for one.
+    trouble = make(random, arena, random.choice((0.3, 1.0, 5.0)) * arena.ttl * random.uniform(0.4, 1.0))
+    return None if trouble.claims & frozenset(taken) else trouble
+
+
+# --- pods ---
+
+
+def _agent_stopped(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    pod = random.choice(arena.pods)
+    return _stop(arena, f"{pod}: agent stopped", pod, seconds, lambda: [arena.program(pod).pid])
+
+
+def _server_stopped(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    pod = random.choice(arena.pods)
+    return _stop(arena, f"{pod}: server stopped", pod, seconds, lambda: arena.servers(pod))
+
+
+def _pod_stopped(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    pod = random.choice(arena.pods)
+    pids = lambda: [arena.program(pod).pid, *arena.servers(pod)]  # noqa: E731
+    return _stop(arena, f"{pod}: agent and server stopped", pod, seconds, pids)
+
+
+def _server_killed(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    pod = random.choice(arena.pods)
+    return _kill(f"{pod}: server killed", pod, lambda: arena.servers(pod))
+
+
+def _agent_killed(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    return _restart(arena, "agent killed", random.choice(arena.pods), seconds)
+
+
+def _pod_drained(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    pod = random.choice(arena.pods)
+
+    @contextlib.asynccontextmanager
+    async def harm() -> AsyncIterator[None]:
+        arena.program(pod).signal(signal.SIGTERM)
+        try:
+            yield
+        finally:
+            await until(lambda: not arena.alive(pod), timeout=LEAVING, why=f"{pod} leaves")
+            arena.program(pod).start()
+
+    return Trouble(f"{pod}: told to leave", frozenset({pod}), seconds, harm)
+
+
+# --- routers ---
+
+
+def _worker_stopped(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    router = random.choice(arena.routers)
+    return _stop(arena, f"{router}: worker stopped", router, seconds, lambda: arena.workers(router))
+
+
+def _parent_stopped(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    router = random.choice(arena.routers)
+    return _stop(arena, f"{router}: parent stopped", router, seconds, lambda: [arena.program(router).pid])
+
+
+def _router_stopped(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    router = random.choice(arena.routers)
+    pids = lambda: [arena.program(router).pid, *arena.workers(router)]  # noqa: E731
+    return _stop(arena, f"{router}: parent and worker stopped", router, seconds, pids)
+
+
+def _worker_killed(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    router = random.choice(arena.routers)
+    return _kill(f"{router}: worker killed", router, lambda: arena.workers(router))
+
+
+def _router_killed(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    return _restart(arena, "killed", random.choice(arena.routers), seconds)
+
+
+# --- etcd and the roads to it ---
+
+
+def _etcd_frozen(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    @contextlib.asynccontextmanager
+    async def harm() -> AsyncIterator[None]:
+        with arena.etcd_frozen():
+            yield
+
+    return Trouble("etcd: frozen", frozenset({"etcd"}), seconds, harm)
+
+
+def _etcd_killed(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    @contextlib.asynccontextmanager
+    async def harm() -> AsyncIterator[None]:
+        arena.etcd.kill9()
+        try:
+            yield
+        finally:
+            await arena.etcd.start()
+
+    return Trouble("etcd: killed", frozenset({"etcd"}), seconds, harm)
+
+
+def _cut_off(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    """One of them, or a router and a pod together, which then agree with each other and with nobody else."""
+    drop = random.random() < 0.5
+    names = [random.choice([*arena.pods, *arena.routers])]
+    if random.random() < 0.5:
+        names = [random.choice(arena.pods), random.choice(arena.routers)]
+
+    @contextlib.asynccontextmanager
+    async def harm() -> AsyncIterator[None]:
+        with arena.cut_off(*names, drop=drop):
+            yield
+
+    text = f"{', '.join(names)}: cut off from etcd" + (", what is held up is lost" if drop else "")
+    return Trouble(text, _roads(*names), seconds, harm)
+
+
+def _unheard(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    name = random.choice([*arena.pods, *arena.routers])
+
+    @contextlib.asynccontextmanager
+    async def harm() -> AsyncIterator[None]:
+        arena.roads[name].swallow_answers()
+        try:
+            yield
+        finally:
+            arena.roads[name].flow()
+
+    return Trouble(f"{name}: etcd's answers do not arrive", _roads(name), seconds, harm)
+
+
+def _slow_road(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    name, delay = random.choice([*arena.pods, *arena.routers]), random.choice((0.05, 0.2, 0.6))
+
+    @contextlib.asynccontextmanager
+    async def harm() -> AsyncIterator[None]:
+        arena.roads[name].delay = delay
+        try:
+            yield
+        finally:
+            arena.roads[name].delay = 0.0
+
+    return Trouble(f"{name}: {delay:g} s to etcd, each way", _roads(name), seconds, harm)
+
+
+def _broken_road(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    name = random.choice([*arena.pods, *arena.routers])
+
+    @contextlib.asynccontextmanager
+    async def harm() -> AsyncIterator[None]:
+        arena.roads[name].cut()
+        yield
+
+    return Trouble(f"{name}: connections to etcd broken", _roads(name), 0.1, harm)
+
+
+def _partition(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    """A router that hears nothing from etcd, and a pod whose server serves on while its agent is stopped."""
+    router, pod = random.choice(arena.routers), random.choice(arena.pods)
+
+    @contextlib.asynccontextmanager
+    async def harm() -> AsyncIterator[None]:
+        with arena.cut_off(router), arena.stopped(arena.program(pod).pid):
+            yield
+
+    claims = _roads(router) | {pod}
+    return Trouble(f"{router}: cut off from etcd, and {pod}: agent stopped", claims, seconds, harm)
+
+
+_KINDS = (
+    (_agent_stopped, 3),
+    (_server_stopped, 1),
+    (_pod_stopped, 2),
+    (_server_killed, 1),
+    (_agent_killed, 2),
+    (_pod_drained, 2),
+    (_worker_stopped, 2),
+    (_parent_stopped, 2),
+    (_router_stopped, 1),
+    (_worker_killed, 1),
+    (_router_killed, 1),
+    (_etcd_frozen, 2),
+    (_etcd_killed, 1),
+    (_cut_off, 5),
+    (_unheard, 1),
+    (_slow_road, 2),
+    (_broken_road, 1),
+    (_partition, 3),
+)
+"""With how often each is drawn, in proportion."""
+
+
+# --- how ---
+
+
+def _roads(*names: str) -> frozenset[str]:
+    return frozenset(f"{name}/road" for name in names)
+
+
+def _stop(arena: Arena, text: str, target: str, seconds: float, pids: Callable[[], list[int]]) -> Trouble:
+    @contextlib.asynccontextmanager
+    async def harm() -> AsyncIterator[None]:
+        with arena.stopped(*pids()):
+            yield
+
+    return Trouble(text, frozenset({target}), seconds, harm)
+
+
+def _kill(text: str, target: str, pids: Callable[[], list[int]]) -> Trouble:
+    @contextlib.asynccontextmanager
+    async def harm() -> AsyncIterator[None]:
+        for pid in pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        yield
+
+    return Trouble(text, frozenset({target}), 0.1, harm)
+
+
+def _restart(arena: Arena, text: str, target: str, seconds: float) -> Trouble:
+    @contextlib.asynccontextmanager
+    async def harm() -> AsyncIterator[None]:
+        arena.program(target).kill9()
+        try:
+            yield
+        finally:
+            arena.program(target).start()
+
+    return Trouble(f"{target}: {text}", frozenset({target}), seconds, harm)

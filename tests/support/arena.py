@@ -1,0 +1,241 @@
+"""A mesh to do harm to: each router and pod reaches etcd over a road of its own, and any process can be stopped.
+
+`LocalMesh` with a `Proxy` between each process and an etcd that keeps all of its history. The harness itself talks to
+etcd directly: what stands there, and in what order it came there, is known whatever is done to the mesh.
+"""
+
+import contextlib
+import os
+import signal
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from pathlib import Path
+
+import grpc
+
+from mesh.etcd import Etcd, Event, Kind
+from mesh.etcd.watch import Watch
+from mesh.keys import Keys, after_prefix
+from mesh.records import CopyRecord
+from tests.support.etcd import EtcdServer
+from tests.support.localmesh import LEASE_TTL, Client, LocalMesh, Program, children, command
+from tests.support.proxy import Proxy
+from tests.support.waiting import until
+
+RECONNECT = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+"""Of clients' channels: gRPC waits up to two minutes before it connects again, and routers come back within seconds."""
+
+
+class Arena:
+    """`async with Arena(folder, pods=2, routers=3) as arena: ...`. `ttl`: of leases, in seconds."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        pods: int = 2,
+        routers: int = 3,
+        ttl: int = LEASE_TTL,
+        edge: str = "envoy",
+        capacity: str = "64MiB",
+        runtime_options: Collection[str] = (),
+        router_options: Collection[str] = (),
+    ) -> None:
+        self.ttl = ttl
+        self.etcd = EtcdServer(folder / "etcd", extra=["--auto-compaction-retention=0"])
+        self._folder = folder
+        self._pods = [f"pod-{number}" for number in range(1, pods + 1)]
+        self._routers = [f"router-{number}" for number in range(1, routers + 1)]
+        self._options = {
+            "edge": edge,
+            "capacity": capacity,
+            "runtime_options": ["--lease-ttl", str(ttl), "--drain-timeout", "5", *runtime_options],
+            "router_options": ["--workers", "1", "--drain-timeout", "2", *router_options],
+        }
+        self.roads: dict[str, Proxy] = {}  # to etcd, by the name of who uses it
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> "Arena":
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self.etcd)
+            for name in (*self._pods, *self._routers):
+                self.roads[name] = await stack.enter_async_context(Proxy(self.etcd.port))
+            self.truth = await stack.enter_async_context(Etcd(self.etcd.settings))
+            self.mesh = LocalMesh(
+                self._folder,
+                self.etcd,
+                pods=len(self._pods),
+                routers=len(self._routers),
+                log_level="info",
+                options_of={name: ("--etcd", road.endpoint) for name, road in self.roads.items()},
+                **self._options,
+            )
+            self.keys = Keys(self.mesh.base)
+            stack.callback(self._say)
+            await stack.enter_async_context(self.mesh)
+            stack.push_async_callback(self.heal)  # before the mesh is told to end: who is stopped hears nothing
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    async def heal(self) -> None:
+        """Everything that was stopped goes on, and all roads are open. What was killed stays dead."""
+        for road in self.roads.values():
+            road.delay = 0.0
+            road.flow()
+        for program in (*self.mesh.pods, *self.mesh.routers):
+            if program.process is not None and program.process.poll() is None:
+                for pid in (program.pid, *children(program.pid)):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGCONT)
+        if self.etcd.running:
+            self.etcd.thaw()
+
+    def _say(self) -> None:
+        for program in (*self.mesh.routers, *self.mesh.pods):
+            print(f"--- {program.name}\n{program.tail(60)}")
+
+    # --- who is there ---
+
+    @property
+    def pods(self) -> list[str]:
+        """Names."""
+        return self._pods
+
+    @property
+    def routers(self) -> list[str]:
+        """Names."""
+        return self._routers
+
+    def program(self, name: str) -> Program:
+        """The process that a pod or router is to its starter: its agent, or the parent of its workers."""
+        (found,) = [program for program in (*self.mesh.pods, *self.mesh.routers) if program.name == name]
+        return found
+
+    def alive(self, name: str) -> bool:
+        """Whether that process runs, or is stopped."""
+        process = self.program(name).process
+        return process is not None and process.poll() is None
+
+    def below(self, name: str, word: str) -> list[int]:
+        """Children of that process whose command line has that word, such as `router.worker`."""
+        return [pid for pid in children(self.program(name).pid) if word in command(pid)]
+
+    def servers(self, pod: str) -> list[int]:
+        """The model server of a pod; none while it is being replaced."""
+        return self.below(pod, "mesh.runtime.server")
+
+    def workers(self, router: str) -> list[int]:
+        """The workers of a router."""
+        return self.below(router, "router.worker")
+
+    def client(self, router: str) -> Client:
+        """A client of one router, on a connection of its own."""
+        return Client(self.channel(router))
+
+    def channel(self, router: str) -> grpc.aio.Channel:
+        """A connection that finds a router again that was away. Closed with the mesh."""
+        address = self.mesh.grpc_address(self._routers.index(router))
+        self.mesh.channels.append(grpc.aio.insecure_channel(address, options=RECONNECT))
+        return self.mesh.channels[-1]
+
+    # --- what is done to them ---
+
+    @contextlib.contextmanager
+    def stopped(self, *pids: int) -> Iterator[None]:
+        """SIGSTOP for as long as the block lasts."""
+        for pid in pids:
+            _signal(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                _signal(pid, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def cut_off(self, *names: str, drop: bool = False) -> Iterator[None]:
+        """Nothing passes between these and etcd, and nobody is told. `drop`: what was held up never arrives."""
+        for name in names:
+            self.roads[name].swallow()
+        try:
+            yield
+        finally:
+            for name in names:
+                self.roads[name].flow_after_cut() if drop else self.roads[name].flow()
+
+    @contextlib.contextmanager
+    def etcd_frozen(self) -> Iterator[None]:
+        """SIGSTOP of etcd."""
+        self.etcd.freeze()
+        try:
+            yield
+        finally:
+            self.etcd.thaw()
+
+    # --- what stands in etcd ---
+
+    async def present(self, pod: str) -> bool:
+        """Whether the pod's presence stands in etcd."""
+        return await self.truth.get(self.keys.pod(pod)) is not None
+
+    async def gone(self, pod: str) -> None:
+        """Waits until the pod's lease has ended."""
+
+        async def vanished() -> bool:
+            return not await self.present(pod)
+
+        await until(vanished, timeout=self.ttl * 4 + 10, interval=0.05, why=f"the lease of {pod} ends")
+
+    async def holders(self, model: str) -> list[str]:
+        """The pods whose copies of a model stand in etcd as loaded."""
+        start = self.keys.copies(model)
+        found = []
+        async for kv in self.truth.scan(start):
+            with contextlib.suppress(ValueError):
+                if CopyRecord.decode(kv.value).state == "loaded":
+                    found.append(self.keys.copy_of(kv.key)[1])
+        return found
+
+    async def registrations(self, value: Callable[[bytes], int]) -> dict[str, list[int | None]]:
+        """By model, what each change of its record made of it in order: `value` of the record, or None: removed.
+
+        A record that is rewritten stays the same registration.
+        """
+        found: dict[str, list[int | None]] = defaultdict(list)
+        async for event in self._events():
+            model = self.keys.model_of(event.kv.key)
+            if event.kind is Kind.DELETE:
+                found[model].append(None)
+            elif event.kv.create_revision == event.kv.mod_revision:
+                found[model].append(value(event.kv.value))
+        return dict(found)
+
+    async def _events(self) -> AsyncIterator[Event]:
+        """All changes of the registry so far. A watch does not say when it has told all: so we change something that
+        it tells of too, right behind the registry, and wait for that."""
+        start = self.keys.registry
+        mark = after_prefix(start)
+        last = await self.truth.put(mark, b"")
+        watch = await Watch.open(self.truth.connection, start, mark + b"\0", 0)
+        try:
+            while True:
+                for delta in await watch.read():
+                    for event in delta.events:
+                        if event.kv.mod_revision >= last:
+                            return
+                        if event.kv.key != mark:
+                            yield event
+        finally:
+            watch.cancel()
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has been replaced meanwhile
+        os.kill(pid, number)
