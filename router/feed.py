@@ -9,10 +9,12 @@ byte comes through.
 """
 
 import asyncio
+import collections
+import contextlib
 import itertools
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from mesh.etcd import Change, Kind, Snapshot
@@ -25,7 +27,7 @@ log = logs.get(__name__)
 MAX_MESSAGE = 64 << 20  # bytes
 
 _PORTION = 500  # items in one message of a snapshot
-_MAX_BEHIND = 64 << 20  # bytes that a worker may leave unread before its connection is ended
+_MAX_BEHIND = 64 << 20  # bytes of changes that a worker may leave unread before its connection is ended
 _ASK = 2.0  # seconds for a worker to tell its metrics
 _PAUSE = 0.1  # seconds before a worker connects again
 
@@ -65,24 +67,54 @@ def items_of(change: Change) -> list[tuple[bytes, bytes | None]]:
 
 
 class _Peer:
-    """One connected worker."""
+    """One connected worker, and what it is still to be sent, in order.
 
-    __slots__ = ("asked", "name", "not_ready", "writer")
+    A snapshot may be larger than anybody should buffer. It waits as the list of its items, which everybody shares, and
+    is encoded portion by portion as the worker reads. Only single messages count as being behind.
+    """
+
+    __slots__ = ("_behind", "_queue", "_some", "asked", "name", "not_ready", "writer")
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self.writer = writer
         self.name = "?"
         self.not_ready: str | None = "has just connected"
         self.asked: dict[int, asyncio.Future[metrics.Snapshot]] = {}
+        self._queue: collections.deque[bytes | Iterator[bytes]] = collections.deque()
+        self._behind = 0  # bytes of the messages in it
+        self._some = asyncio.Event()
 
     def send(self, data: bytes) -> None:
-        transport = self.writer.transport
-        if transport.is_closing():
+        """Sends a message after all others."""
+        if self.writer.transport.is_closing():
             return
-        transport.write(data)
-        if transport.get_write_buffer_size() > _MAX_BEHIND:
-            log.warning("a worker does not read its feed", worker=self.name)
-            transport.abort()
+        self._behind += len(data)
+        if self._behind > _MAX_BEHIND:
+            log.warning("worker does not read its feed", worker=self.name, behind=self._behind)
+            self.writer.transport.abort()
+        self._put(data)
+
+    def send_all(self, messages: Iterator[bytes]) -> None:
+        """Sends many messages after all others, each made when it is its turn."""
+        self._put(messages)
+
+    def _put(self, one: bytes | Iterator[bytes]) -> None:
+        self._queue.append(one)
+        self._some.set()
+
+    async def write(self) -> None:
+        """Writes what is queued, as fast as the worker reads it. Raises OSError at the connection's end."""
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            while self._queue:
+                item = self._queue.popleft()
+                if isinstance(item, bytes):
+                    self._behind -= len(item)
+                    item = iter((item,))
+                for data in item:
+                    self.writer.write(data)
+                    await self.writer.drain()
 
 
 class FeedServer:
@@ -159,13 +191,11 @@ class FeedServer:
     def _send_all(self, peer: _Peer) -> None:
         if not self._revision:
             return
-        items = list(self._items.items())
-        for start in range(0, len(items), _PORTION):
-            peer.send(encode(["items", _pack(items[start : start + _PORTION])]))
-        peer.send(encode(["snapshot", self._revision]))
+        peer.send_all(_everything(list(self._items.items()), self._revision))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = _Peer(writer)
+        writing = self._tasks.spawn(_written(peer), "write the feed")
         self._peers.add(peer)
         self._send_all(peer)
         if self._draining:
@@ -191,6 +221,7 @@ class FeedServer:
             log.warning("a worker said nonsense", worker=peer.name, error=str(error))
         finally:
             self._peers.discard(peer)
+            writing.cancel()
             for future in peer.asked.values():
                 future.cancel()
             writer.close()
@@ -205,6 +236,17 @@ class FeedServer:
         for peer in tuple(self._peers):
             peer.writer.close()
         await self._tasks.close()
+
+
+def _everything(items: list[tuple[bytes, bytes]], revision: int) -> Iterator[bytes]:
+    for start in range(0, len(items), _PORTION):
+        yield encode(["items", _pack(items[start : start + _PORTION])])
+    yield encode(["snapshot", revision])
+
+
+async def _written(peer: _Peer) -> None:
+    with contextlib.suppress(OSError):  # the reading end sees the connection's end too, and acts on it
+        await peer.write()
 
 
 class FeedClient:
@@ -230,7 +272,6 @@ class FeedClient:
         self._said: str | None = "?"
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[metrics.Snapshot]] = {}
-        self._task: asyncio.Task[None] | None = None
         self._seen = asyncio.Event()
 
     @property
@@ -246,16 +287,6 @@ class FeedClient:
         except TimeoutError:
             return False
         return True
-
-    def start(self) -> None:
-        """Connects, and stays connected."""
-        self._task = asyncio.create_task(self._run(), name="feed")
-
-    async def close(self) -> None:
-        """Lets go of the pod."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
 
     def tell(self) -> None:
         """Tells the pod whether this worker is ready, if that has changed."""
@@ -280,7 +311,8 @@ class FeedClient:
         finally:
             self._asked.pop(number, None)
 
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Connects, and stays connected until it is cancelled."""
         while True:
             try:
                 reader, self._writer = await asyncio.open_unix_connection(self._path, limit=MAX_MESSAGE)

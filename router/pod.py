@@ -2,8 +2,9 @@
 answers the probes.
 
 It is not on the path of any call. What must not outlive it, its workers and Envoy, is tethered to its life by the
-kernel; what dies below it is started again, with back-off. When it stops, it first says so on `/ready`, then takes no
-more calls, lets those in flight end, and ends its children.
+kernel; what dies or hangs below it is started again, with back-off. What it cannot do itself any more, because a task
+of its own has failed, ends it with the reason: whoever started it starts it again. When it stops, it first says so on
+`/ready`, then takes no more calls, lets those in flight end, and ends its children.
 """
 
 import asyncio
@@ -43,6 +44,7 @@ _BACKOFF = (0.1, 5.0)  # seconds, first and longest pause before a worker is sta
 _SETTLED = 30.0  # seconds of life after which a death counts as the first again
 _SAY = 0.5  # seconds between saying "not ready" and taking no more calls: for load balancers that look
 _TICK = 1.0  # seconds
+_DEAD = 60.0  # seconds without any worker or Envoy, starting new ones all the while, after which the pod is not live
 _KILL = 5.0  # seconds a worker has, beyond its drain, before it is killed
 
 
@@ -93,12 +95,15 @@ class RouterPod:
         )
         self._election = Election(self._etcd, keys, settings.name, self._rounds.lead)
         self._workers: dict[int, process.Process] = {}
+        self._watches: dict[str, process.Watch] = {}  # by the worker's name
         self._sockets: list[sockets.Sockets] = []
         self._restarts = self._metrics.counter("mesh_worker_restarts", "Workers that died and were started again.")
+        self._hung = self._metrics.counter("mesh_hung_processes", process.HUNG_HELP, ("process",))
         self._envoy: minder.Minder | None = None
         self._probes = Probes(settings.probe, self.why_not_ready, self._why_not_live, self._render)
-        self._tasks = Tasks()
+        self._tasks = Tasks(self._lost)
         self._stopping = False
+        self._served = asyncio.get_running_loop().time()  # when its processes were last able to serve
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Why this router must not run, once that is known."""
         self._leading: asyncio.Task[None] | None = None
@@ -121,17 +126,33 @@ class RouterPod:
             return "this router is stopping"
         if not self._feed.revision:
             return self._patience.why or "the registry (etcd) has not been read yet"
-        if self._envoy is not None and (reason := self._envoy.why_not_ready) is not None:
+        if (reason := self._why_nobody_serves()) is not None:
             return reason
         ready = self._feed.ready()
-        if not ready:
-            return "no worker is running"
         if all(reason is not None for reason in ready.values()):
             return "; ".join(f"{name}: {reason}" for name, reason in sorted(ready.items()))
         return None
 
+    def _why_nobody_serves(self) -> str | None:
+        """Whether Envoy and a worker run and give signs of life, whatever they know: None, or the reason why not."""
+        if self._envoy is not None and (reason := self._envoy.why_not_ready) is not None:
+            return reason
+        connected = self._feed.ready()
+        if not connected:
+            return "no worker is running"
+        troubles = [watch.trouble for name, watch in self._watches.items() if name in connected]
+        return "; ".join(filter(None, troubles)) if troubles and all(troubles) else None
+
     def _why_not_live(self) -> str | None:
-        return None  # that it answers is all there is to it: what dies below is started again here
+        """What dies or hangs below is started again here; where that does not help for long, a fresh container may."""
+        down = asyncio.get_running_loop().time() - self._served
+        if self._stopping or down < _DEAD:
+            return None
+        return f"nothing has served for {down:.0f} s: {self._why_nobody_serves() or 'it serves again'}"
+
+    def _lost(self, why: str) -> None:
+        if not self._stopping and not self.failed.done():
+            self.failed.set_result(why)
 
     async def start(self) -> None:
         """Starts everything. Raises StartError, leaving nothing behind."""
@@ -141,17 +162,17 @@ class RouterPod:
             settings = self.settings = self._with_ports(settings)
             settings.write(self._dir / "settings.json")
             await self._feed.start(settings.feed)
-            self._tasks.spawn(self._follow(), "follow etcd")
-            self._tasks.spawn(self._tick(), "tick")
+            self._tasks.essential(self._follow(), "follow etcd")
+            self._tasks.essential(self._tick(), "tick")
             if self._identity is not None:
-                self._tasks.spawn(self._identity.run(), "follow certificates")
+                self._tasks.essential(self._identity.run(), "follow certificates")
             self.probe_port = await self._probes.start()
             if settings.edge == "envoy":
                 for index in range(settings.workers):
                     paths = {kind: settings.socket(kind, index) for kind in sockets.KINDS}
                     self._sockets.append(sockets.Sockets(paths))
             for index in range(settings.workers):
-                self._tasks.spawn(self._mind(index), f"mind worker {index}")
+                self._tasks.essential(self._mind(index), f"mind worker {index}")
             if settings.edge == "envoy":
                 self._envoy = self._make_envoy(settings)
                 await self._envoy.start()
@@ -194,6 +215,8 @@ class RouterPod:
                 max_connection_age=settings.connection_age,
             ),
             run_dir=self._dir,
+            on_hung=self._hung.labels("envoy").inc,
+            on_lost=self._lost,
         )
 
     async def _follow(self) -> None:
@@ -205,7 +228,7 @@ class RouterPod:
         except (owner.OwnedByAnother, EtcdError) as error:
             self.failed.set_result(error.text if isinstance(error, EtcdError) else str(error))
             return
-        self._tasks.spawn(self._dynamic.run(), "follow settings")
+        self._tasks.essential(self._dynamic.run(), "follow settings")
         start, end = keys.presence_range
         self._mirror = Mirror(self._etcd, start, end)
         async for change in self._mirror:
@@ -213,7 +236,7 @@ class RouterPod:
             take = self._view.snapshot if isinstance(change, Snapshot) else self._view.delta
             take(change.revision, items_of(change))
             if self._leading is None:  # whoever leads has to know first what is where
-                self._leading = self._tasks.spawn(self._election.run(), "election")
+                self._leading = self._tasks.essential(self._election.run(), "election")
 
     async def _tick(self) -> None:
         """What a view needs now and then."""
@@ -222,6 +245,8 @@ class RouterPod:
             await asyncio.sleep(_TICK)
             self._view.settle(loop.time())
             self._prober.look()
+            if self._why_nobody_serves() is None:
+                self._served = loop.time()
 
     def _connect(self, address: str) -> Pool:
         return Pool(address)  # never used: this process makes no calls
@@ -237,19 +262,33 @@ class RouterPod:
         handed = self._sockets[index].descriptors if self._sockets else ()
         argv += map(str, handed)
         pause = _BACKOFF[0]
-        while True:
+        while not self._stopping:
             began = loop.time()
-            worker = await process.spawn(argv, name=f"worker{index}", pass_fds=handed, on_line=_say)
-            self._workers[index] = worker
-            code = await worker.wait()
-            if self._stopping:
-                return
-            self._restarts.inc()
-            log.error("worker died", worker=index, why=process.describe_exit(code))
+            try:
+                worker = await process.spawn(argv, name=f"worker{index}", pass_fds=handed, on_line=_say, beats=True)
+            except OSError as error:  # out of processes, memory or descriptors: that passes
+                log.error("worker cannot be started", worker=index, error=str(error), again_s=pause)
+            else:
+                why = await self._until_dead(index, worker)
+                if self._stopping:
+                    return
+                self._restarts.inc()
+                log.error("worker died", worker=index, why=why)
             if loop.time() - began > _SETTLED:
                 pause = _BACKOFF[0]
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
             pause = min(pause * 2, _BACKOFF[1])
+
+    async def _until_dead(self, index: int, worker: process.Process) -> str:
+        """Watches one life of a worker; how it ended."""
+        self._workers[index] = worker
+        watch = process.Watch(worker, worker.heard, on_hung=lambda _: self._hung.labels("worker").inc())
+        self._watches[worker.name] = watch
+        try:
+            code = await worker.wait()
+        finally:
+            watch.close()
+        return watch.hung.why if watch.hung is not None else process.describe_exit(code)
 
     async def _snapshot(self) -> metrics.Snapshot:
         parts = await self._feed.snapshots()
@@ -264,6 +303,8 @@ class RouterPod:
         """Stops in good order; calls in flight get `grace` seconds (None: the settings')."""
         grace = self.settings.drain if grace is None else grace
         self._stopping = True
+        for watch in self._watches.values():
+            watch.close()  # from now on the grace bounds them
         self._feed.drain()
         if grace:
             log.info("router stops", grace=grace)
@@ -309,6 +350,7 @@ async def run(settings: RouterSettings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    process.begin_beating()
     pod = RouterPod(settings)
     await pod.start()
     stopped = loop.create_task(stop.wait())

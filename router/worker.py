@@ -21,6 +21,7 @@ from mesh import settings as addresses
 from mesh.etcd import Etcd
 from mesh.identity import Identity
 from mesh.keys import Keys
+from mesh.process import begin_beating
 from mesh.telemetry import logs, metrics
 from mesh.wire.client import Pool
 from mesh.wire.server import Server
@@ -119,7 +120,9 @@ class Process:
         self.server = Server(self.dispatcher.dispatch, max_message=settings.max_message)
         self._edge: edges.GrpcEdge | None = None
         self._rest: web.AppRunner | None = None
-        self._tasks = Tasks()
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Why this worker must not go on, once that is known."""
+        self._tasks = Tasks(self._lost)
         self._listening = False
         self._gauges()
 
@@ -134,11 +137,11 @@ class Process:
     async def start(self) -> None:
         """Listens and takes calls."""
         settings = self.settings
-        self.feed.start()
-        self._tasks.spawn(self._tick(), "tick")
-        self._tasks.spawn(self.dynamic.run(), "follow settings")
+        self._tasks.essential(self.feed.run(), "follow the feed")
+        self._tasks.essential(self._tick(), "tick")
+        self._tasks.essential(self.dynamic.run(), "follow settings")
         if self.identity is not None:
-            self._tasks.spawn(self.identity.run(), "follow certificates")
+            self._tasks.essential(self.identity.run(), "follow certificates")
         # A worker that knows nothing takes every call for a cold start, and needs etcd for what is resident.
         if not await self.feed.first(_FEED_WAIT):
             log.warning("calls are taken before the registry (etcd) was read", waited=_FEED_WAIT)
@@ -175,10 +178,13 @@ class Process:
         await self.coldstart.close()
         await self.forwarder.close()
         await self.registry.close()
-        await self.feed.close()
         self.view.close()
         await self.agents.close()
         await self.etcd.close()
+
+    def _lost(self, why: str) -> None:
+        if not self.lost.done():
+            self.lost.set_result(why)
 
     def _drain(self) -> None:
         self._draining = True
@@ -228,18 +234,26 @@ class Process:
         )
 
 
-async def _serve(settings: RouterSettings, index: int, handed: Sequence[int]) -> None:
+async def _serve(settings: RouterSettings, index: int, handed: Sequence[int]) -> int:
+    """Runs the worker until it is told to stop, or cannot go on. The exit status."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    begin_beating()
     process = Process(settings, index, handed)
+    stopped = loop.create_task(stop.wait())
     try:
         await process.start()
         log.debug("worker takes calls", worker=index)
-        await stop.wait()
+        await asyncio.wait((stopped, process.lost), return_when=asyncio.FIRST_COMPLETED)
+        if process.lost.done():
+            log.error("worker ends: it cannot go on", worker=index, why=process.lost.result())
+            return 1
     finally:
+        stopped.cancel()
         await process.stop()
+    return 0
 
 
 def main() -> None:
@@ -248,7 +262,7 @@ def main() -> None:
     index, *handed = map(int, sys.argv[2:])
     logs.configure(level=settings.log_level, fmt=settings.log_format, process=f"worker{index}")  # type: ignore[arg-type]
     with contextlib.suppress(KeyboardInterrupt):
-        uvloop.run(_serve(settings, index, handed))
+        sys.exit(uvloop.run(_serve(settings, index, handed)))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import re
 import resource
 import socket
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,19 @@ class Minder:
         binary: str | None = None,
         name: str = "envoy",
         log_level: str = "warning",
+        on_hung: Callable[[], None] = lambda: None,
+        on_lost: Callable[[str], None] = lambda why: None,
     ) -> None:
+        """`on_hung` is called before an Envoy that hangs is killed, `on_lost` where nobody minds it any more."""
         self._settings = settings
         self._config_path = run_dir / f"{name}.json"
         self._binary = binary
         self._name = name
         self._log_level = log_level
+        self._on_hung = on_hung
+        self._on_lost = on_lost
         self._child: process.Process | None = None
+        self._watch: process.Watch | None = None
         self._session: aiohttp.ClientSession | None = None
         self._task: asyncio.Task[None] | None = None
         self._complaints: deque[str] = deque(maxlen=5)  # its latest lines of weight, for the reason of a death
@@ -117,7 +124,7 @@ class Minder:
     def why_not_ready(self) -> str | None:
         """None where clients are served, else the reason."""
         if self._ready:
-            return None
+            return self._watch.trouble if self._watch is not None else None
         return f"Envoy is not running: {self._last_death}" if self._last_death else "Envoy has not started yet"
 
     def statistics(self) -> MinderStatistics:
@@ -153,6 +160,7 @@ class Minder:
             await self._let_go()
             raise
         self._task = asyncio.create_task(self._mind(), name=f"mind {self._name}")
+        self._task.add_done_callback(self._mind_ended)
         log.info("edge listens", address=addresses.format_address(self._settings.host, self.port), pid=self._pid())
         return self.port
 
@@ -281,9 +289,8 @@ class Minder:
         while True:
             started = loop.time()
             assert self._child is not None
-            code = await self._child.wait()
+            self._last_death = await self._until_dead(self._child)
             self._ready = False
-            self._last_death = self._why(code)
             log.error("envoy died", why=self._last_death)
             if loop.time() - started > _SETTLED:
                 pause = _BACKOFF[0]
@@ -297,6 +304,29 @@ class Minder:
                     log.error("envoy does not start again", error=str(error))
             self._restarts += 1
             log.info("envoy runs again", restarts=self._restarts, pid=self._pid())
+
+    async def _until_dead(self, child: process.Process) -> str:
+        """Watches one life of Envoy; how it ended. It has no heartbeat: its admin interface is asked."""
+        answers = process.Answers(self._answers, name=self._name)
+        self._watch = watch = process.Watch(child, answers.last, on_hung=lambda _: self._on_hung())
+        try:
+            code = await child.wait()
+        finally:
+            answers.close()
+            watch.close()
+        return f"it {watch.hung.why}" if watch.hung is not None else self._why(code)
+
+    async def _answers(self) -> bool:
+        try:
+            await self._admin("GET", "/ready")
+        except EnvoyError:
+            return False
+        return True
+
+    def _mind_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("envoy is minded no more", exc_info=error)
+            self._on_lost(f"minding Envoy failed: {type(error).__name__}: {error}")
 
     async def _let_go(self) -> None:
         child, self._child = self._child, None

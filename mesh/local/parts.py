@@ -48,7 +48,11 @@ def etcd(settings: UpSettings, *, binary: str, port: int, session: aiohttp.Clien
     async def ready() -> str:
         return await _healthy(session, f"http://{LOOPBACK}:{port}/health")
 
-    return Part("etcd", argv, ready, KILL_AFTER)
+    async def answers() -> bool:
+        # Not its health, which waits for its disk: whether it answers at all is the question.
+        return await _answers(session, f"http://{LOOPBACK}:{port}/version")
+
+    return Part("etcd", argv, ready, KILL_AFTER, answers)
 
 
 class Pod:
@@ -132,6 +136,15 @@ async def _probed(session: aiohttp.ClientSession, url: str) -> str:
             return "" if response.ok else (await response.text(errors="replace")).strip() or f"HTTP {response.status}"
     except (aiohttp.ClientError, OSError) as error:
         return f"{url} does not answer: {error!r}"
+
+
+async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with session.get(url, timeout=PROBE_TIMEOUT) as response:
+            await response.read()
+    except (aiohttp.ClientError, OSError):
+        return False
+    return True
 
 
 async def _healthy(session: aiohttp.ClientSession, url: str) -> str:

@@ -17,7 +17,7 @@ from mesh.local.child import Child, ChildStatistics
 from mesh.local.etcd import version_warning
 from mesh.local.folder import DataFolder
 from mesh.local.lines import Printer
-from mesh.local.settings import LOOPBACK, UpSettings
+from mesh.local.settings import LOOPBACK, UpError, UpSettings
 from mesh.process import free_port
 from mesh.telemetry import logs
 
@@ -84,6 +84,18 @@ class LocalMesh:
         await asyncio.gather(*(pod.stop() for pod in self._pods))
         await self._etcd.stop()
 
+    async def minded(self) -> None:
+        """Raises UpError once a child is minded no more: a fault of ours, after which its death would stay."""
+        tasks = [asyncio.ensure_future(child.minded()) for child in self._children]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        errors = [task.exception() for task in done if not task.cancelled()]
+        raise UpError(f"a part of the mesh is minded no more: {errors[0] if errors else 'its task was cancelled'}")
+
     def kill(self) -> None:
         """Ends everything at once."""
         for child in reversed(self._children):
@@ -116,7 +128,7 @@ async def run(settings: UpSettings, printer: Printer, on_ready: Callable[[LocalM
 async def _serve(mesh: LocalMesh, on_ready: Callable[[LocalMesh], Awaitable[None]]) -> None:
     await mesh.start()
     await on_ready(mesh)
-    await asyncio.Event().wait()  # until a signal
+    await mesh.minded()  # until a signal
 
 
 async def _until(stopping: asyncio.Event, serving: Awaitable[None]) -> None:

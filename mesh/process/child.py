@@ -28,6 +28,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
+from mesh.process import heartbeat
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
@@ -75,6 +76,7 @@ class Process:
         child: "subprocess.Popen[bytes]",
         on_line: Callable[[str], None] | None,
         on_exit: Callable[[int], None] | None,
+        beats: heartbeat.Heartbeat | None = None,
     ) -> None:
         self.name = name
         self.argv = tuple(argv)
@@ -83,6 +85,7 @@ class Process:
         self._loop = asyncio.get_running_loop()
         self._output = _Output(name, on_line, self._output_ended)
         self._on_exit = on_exit
+        self._beats = beats
         self._exited = False  # the child has ended, its output perhaps not
         self._ended: asyncio.Future[int] = self._loop.create_future()  # both have
         self._transport: asyncio.BaseTransport | None = None
@@ -101,6 +104,12 @@ class Process:
     def tail(self) -> tuple[str, ...]:
         """Its last lines of output, to say why it ended."""
         return tuple(self._output.tail)
+
+    def heard(self) -> float:
+        """Returns when its event loop turned last, in seconds of the monotonic clock; 0 where it has not told yet.
+
+        Of a child that was spawned with `beats`."""
+        return self._beats.last() if self._beats is not None else 0.0
 
     async def wait(self, timeout: float | None = None) -> int:
         """Its exit status, once it has ended and its output is read; TimeoutError after `timeout` seconds.
@@ -191,6 +200,7 @@ async def spawn(
     cwd: str | os.PathLike[str] | None = None,
     tether: bool = True,
     pass_fds: Sequence[int] = (),
+    beats: bool = False,
     on_line: Callable[[str], None] | None = None,
     on_exit: Callable[[int], None] | None = None,
 ) -> Process:
@@ -199,9 +209,36 @@ async def spawn(
     `argv[0]` is a path or a name on PATH; `env` is the whole environment (None: this process's own). `on_exit` is
     called once, with the exit status, after the last line. Callbacks come from the event loop and must be quick; one
     that raises is logged. A program that cannot be executed ends with status 127 and a line that says why (OSError
-    without the tether). Cancelled, it leaves no child.
+    without the tether). Cancelled, it leaves no child. `beats`: it is given a page for signs of life (`heartbeat`).
     """
-    child = subprocess.Popen(  # noqa: ASYNC220 - blocks for the 1 ms of a vfork and exec
+    page = heartbeat.Heartbeat() if beats else None
+    if page is not None:
+        env = {**(os.environ if env is None else env), heartbeat.VARIABLE: str(page.descriptor)}
+        pass_fds = (*pass_fds, page.descriptor)
+    try:
+        child = _popen(argv, tether=tether, env=env, cwd=cwd, pass_fds=pass_fds)  # 1 ms of a vfork and exec
+    finally:
+        if page is not None:
+            page.release()
+    process = Process(name, argv, child, on_line, on_exit, page)
+    try:
+        await process._start()
+    except BaseException:
+        child.kill()
+        child.wait()
+        raise
+    return process
+
+
+def _popen(
+    argv: Sequence[str],
+    *,
+    tether: bool,
+    env: Mapping[str, str] | None,
+    cwd: str | os.PathLike[str] | None,
+    pass_fds: Sequence[int],
+) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
         tethered(argv) if tether else list(argv),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -212,14 +249,6 @@ async def spawn(
         pass_fds=tuple(pass_fds),
         start_new_session=True,
     )
-    process = Process(name, argv, child, on_line, on_exit)
-    try:
-        await process._start()
-    except BaseException:
-        child.kill()
-        child.wait()
-        raise
-    return process
 
 
 def describe_exit(returncode: int) -> str:

@@ -14,6 +14,7 @@ import uvloop
 
 from mesh import cpus, etcdoptions, startup, tlsoptions
 from mesh import settings as texts
+from mesh.process import begin_beating
 from mesh.runtime import container, demand, memory
 from mesh.runtime.agent import Agent, StartError
 from mesh.runtime.settings import SERVER, RuntimeSettings
@@ -167,7 +168,12 @@ def main(
     max_message: Annotated[str, typer.Option(envvar="MESH_MAX_MESSAGE", help="Largest message.")] = "16MiB",
     hang_timeout: Annotated[
         float,
-        typer.Option(envvar="MESH_HANG_TIMEOUT", min=1.0, help="Silence of the model server before it is replaced, s."),
+        typer.Option(
+            envvar="MESH_HANG_TIMEOUT",
+            min=1.0,
+            help="Silence of the model server after which it is replaced, in seconds; at least 3. A stopped one is "
+            "replaced after 3 seconds.",
+        ),
     ] = 10.0,
     server_module: Annotated[
         str,
@@ -251,6 +257,7 @@ async def serve(settings: RuntimeSettings) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    begin_beating()
     try:
         agent = Agent(settings)
     except (OSError, ValueError) as error:

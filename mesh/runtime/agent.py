@@ -43,7 +43,7 @@ from mesh.runtime.place import NameTaken
 from mesh.runtime.presence import Presence
 from mesh.runtime.rate import Rate
 from mesh.runtime.rundir import RunDir
-from mesh.runtime.serverprocess import ServerFailed, ServerProcess
+from mesh.runtime.serverprocess import Death, ServerFailed, ServerProcess
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.spi import Spi
 from mesh.runtime.suspects import suspects
@@ -65,6 +65,7 @@ STARTING, SERVER_DOWN = "starting", "server-down"
 
 _SERVER_GRACE = 8.0  # seconds that the model server has to end: its own grace is 5
 _PORT_TRIES = 3  # of a port that we chose and somebody else took meanwhile
+_DEAD = 180.0  # seconds without a model server, starting new ones all the while, after which the pod is not live
 _QUIET = 0.1  # seconds between two looks at the calls in flight while draining
 _ASK = 2.0  # seconds for etcd to answer a pod that leaves
 _HAND_OVER_SHARE = 0.8  # of the time to leave, for copies to be loaded elsewhere
@@ -181,7 +182,7 @@ class Agent:
             outdated=self.loads.outdated,
         )
         self._control = control.Control(self, self.loads, self._identity)
-        self._probes = Probes(settings.probe, self.why_not_ready, lambda: None, self._metrics)
+        self._probes = Probes(settings.probe, self.why_not_ready, self._why_not_live, self._metrics)
         if self._identity is not None:
             self._identity.follow(self.meters.registry)
         self.meters.follow(
@@ -257,6 +258,7 @@ class Agent:
                 on_death=self._on_death,
                 on_ready=self.presence.changed,
                 on_given_up=self.failed.set,
+                on_hung=self.meters.server_hangs.inc,
             )
             try:
                 status = await self.server.start()
@@ -323,10 +325,19 @@ class Agent:
         """For the probe. A pod that has lost etcd serves what it has, and stays ready."""
         state = self.state
         if state == READY:
+            if self.server is not None and (trouble := self.server.trouble) is not None:
+                return trouble
             return None if self._known else self._patience.why or "the pod is being published"
         if state == SERVER_DOWN and self.server is not None:
             return f"{self.server.why_down}; another one is being started"
         return self._patience.why or f"the pod is {state}"
+
+    def _why_not_live(self) -> str | None:
+        """For the probe: a new container is wanted where no server could be had for minutes. That etcd is away, or that
+        a server takes its time at its first start, is no reason."""
+        if self.server is not None and self.server.down_for > _DEAD:
+            return f"for {self.server.down_for:.0f} s no model server could be had: {self.server.why_down}"
+        return None
 
     def resident_bytes(self) -> int:
         """Private memory of the model server."""
@@ -442,7 +453,7 @@ class Agent:
     def _on_usurped(self, why: str) -> None:
         self.failed.set()
 
-    def _on_death(self, why: str) -> None:
+    def _on_death(self, death: Death) -> None:
         """The model server has died: see the module's text."""
         self.meters.server_deaths.inc()
         gone = [
@@ -450,8 +461,8 @@ class Agent:
             for entry in self.ledger.entries.values()
             if entry.state in (State.LOADING, State.LOADED, State.UNLOADING)
         ]
-        for entry, doing in suspects(self.ledger, gone):
-            text = f"{self.name}: the model server {why} while it was {doing} this model"
+        for entry, doing in () if death.stopped else suspects(self.ledger, gone):
+            text = f"{self.name}: the model server {death.how} while it was {doing} this model"
             log.warning("suspect", model=entry.model_id, doing=doing)
             entry.suspect = True
             self._history.killed(entry.model_id, entry.revision, text)

@@ -6,11 +6,14 @@ containers. So whoever is started next reads it, and writes into the models' rec
 
 The board knows a model by its record's create revision alone, which finds the record again. It is read only where it is
 of the same pod and registry, and of this run of the machine: power that fails is no model's fault. An agent that leaves
-in order has no suspects: it disowns the folder first.
+in order has no suspects: it disowns the folder first. Nor has one that was stopped from outside and replaced for that
+(`mesh up` says so), whatever its models were doing.
 """
 
+import os
 from pathlib import Path
 
+from mesh import process
 from mesh.etcd import Etcd, EtcdError
 from mesh.keys import Keys, after_prefix
 from mesh.runtime.board import Board
@@ -41,6 +44,8 @@ class Earlier:
 
     def read(self, folder: Path) -> None:
         """Notes who was at work. A board that cannot be read says nothing."""
+        if os.environ.get(process.STOPPED_BEFORE):
+            return
         try:
             board = Board.open(folder / BOARD)
         except (OSError, ValueError):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from mesh import process
 from mesh.runtime.board import Series
 from mesh.runtime.ledger import Ledger
 from mesh.statuses import Code
@@ -53,6 +54,8 @@ class Meters:
         self.evictions = registry.counter("mesh_evictions", "Copies that made way for others.").labels()
         self._refusals = registry.counter("mesh_load_refusals", "Loads refused, by reason.", ("reason",))
         self.server_deaths = registry.counter("mesh_server_deaths", "Times that the model server died.").labels()
+        hung = registry.counter("mesh_hung_processes", process.HUNG_HELP, ("process",))
+        self.server_hangs = hung.labels("model-server")
 
     def follow_loads(self, loading: "Loading") -> None:
         """What waits, and how sizes were predicted."""

@@ -5,10 +5,9 @@ told to `on_death` before anything else is done, while the use board still says 
 another one is started, at once the first time, and after a growing pause while it keeps dying young. One that does not
 even start, again and again, is given up: what it lacks, a GPU that has gone, say, comes back with a new pod, or not.
 
-A server that hangs is treated as one that has died, and killed first. It is seen by its heartbeat on the board, which
-its event loop writes every second, so looking costs nothing; where that is old, one bounded question over the SPI must
-confirm it. Both need time that only passes while this process runs too: a machine that was stopped and goes on does not
-look like a hung server.
+A server that hangs is treated as one that has died, and killed first (`mesh.process.watcher`). It is seen by its
+heartbeat on the board, which its event loop writes every second, so looking costs nothing. One that was stopped from
+outside (SIGSTOP) is replaced like any other, and said to be so: no model is the cause of that.
 """
 
 import asyncio
@@ -37,7 +36,7 @@ GIVE_UP = 10
 START_TIMEOUT = 120.0
 """Seconds from its start until it is ready: onnxruntime from a cold disk, a GPU that wakes up."""
 
-_LOOK = 1.0  # seconds between two looks at the heartbeat
+_LEAST_SILENCE = 3.0  # seconds; its loop beats once a second
 _STATUS_TIMEOUT = 10.0
 _POLL_FIRST, _POLL_MAX = 0.005, 0.05  # seconds between two looks for its socket
 
@@ -62,7 +61,15 @@ class Plan:
 
     argv: tuple[str, ...]
     run_dir: Path
-    hang_timeout: float  # seconds of silence after which it is asked, and then killed
+    hang_timeout: float  # seconds of silence after which it is killed
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a server ended."""
+
+    how: str  # for people: "ended with status 1"
+    stopped: bool = False  # it was stopped from outside, and replaced for that: nothing that it did is the cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +91,23 @@ class ServerProcess:
         plan: Plan,
         board: Board,
         *,
-        on_death: Callable[[str], None],
+        on_death: Callable[[Death], None],
         on_ready: Callable[[], None],
         on_given_up: Callable[[], None],
+        on_hung: Callable[[], None] = lambda: None,
         on_line: Callable[[str], None] | None = None,
     ) -> None:
-        """`on_death` gets how it ended, for people. `on_ready` is called at each start, the first included,
-        `on_given_up` when no other one will be started."""
+        """`on_death` gets how it ended. `on_ready` is called at each start, the first included,
+        `on_given_up` when no other one will be started, `on_hung` before one that hangs is killed."""
         self.plan = plan
         self._board = board
         self._on_death = on_death
         self._on_ready = on_ready
         self._on_given_up = on_given_up
+        self._hung = on_hung
         self._on_line = on_line or _pass_on
         self._child: process.Process | None = None
+        self._watch: process.Watch | None = None
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._dead = asyncio.Event()  # replaced at each death
@@ -108,6 +118,7 @@ class ServerProcess:
         self.lives = 0
         self.deaths = 0
         self.why_down = ""
+        self._down_since = 0.0  # monotonic; 0: it is not down
 
     @property
     def pid(self) -> int:
@@ -118,11 +129,22 @@ class ServerProcess:
         """How it has fared."""
         return ServerStatistics(self.state.value, self.pid, self.lives, self.deaths, private_bytes(self.pid))
 
+    @property
+    def trouble(self) -> str | None:
+        """Why the running server is not to be counted on at the moment; None: nothing is known."""
+        return self._watch.trouble if self._watch is not None and self.state is State.READY else None
+
+    @property
+    def down_for(self) -> float:
+        """For how many seconds a server that has served has been down; 0: it is not."""
+        return time.monotonic() - self._down_since if self._down_since else 0.0
+
     async def start(self) -> Status:
         """Starts it for the first time. Raises ServerFailed with its last lines."""
         began = time.monotonic()
         status = await self._launch()
         self._task = asyncio.get_running_loop().create_task(self._mind(), name="model server")
+        self._task.add_done_callback(self._mind_ended)
         log.info("model server is ready", pid=self.pid, version=status.version, s=round(time.monotonic() - began, 2))
         return status
 
@@ -133,6 +155,8 @@ class ServerProcess:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
+        if self._watch is not None:
+            self._watch.close()
         if self._child is not None:
             await self._child.terminate(grace)
         if self.spi is not None:
@@ -172,6 +196,11 @@ class ServerProcess:
         socket = self.plan.run_dir / f"spi-{self.lives}"
         child = await process.spawn([*self.plan.argv, "--spi", str(socket)], name="model-server", on_line=self._on_line)
         self._child = child
+        if self._watch is not None:
+            self._watch.close()
+        # Until it is ready, START_TIMEOUT bounds its silence.
+        limits = process.Limits(silent=max(self.plan.hang_timeout, _LEAST_SILENCE), start=START_TIMEOUT)
+        self._watch = process.Watch(child, self._heard, limits=limits, on_hung=self._on_hung)
         spi = Spi(socket)
         try:
             async with asyncio.timeout(START_TIMEOUT):
@@ -183,7 +212,7 @@ class ServerProcess:
                 raise ServerFailed(f"the model server was not ready after {START_TIMEOUT:g} s") from error
             raise
         self.spi, self.status = spi, status
-        self.state, self.why_down = State.READY, ""
+        self.state, self.why_down, self._down_since = State.READY, "", 0.0
         self._ready.set()
         self._on_ready()
         return status
@@ -194,7 +223,9 @@ class ServerProcess:
             if child.returncode is not None:
                 await child.wait(5.0)
                 last = "; ".join(line.strip() for line in child.tail[-5:])
-                raise ServerFailed(f"the model server {process.describe_exit(child.returncode)}: {last}")
+                hung = self._watch.hung if self._watch is not None else None
+                how = hung.why if hung is not None else process.describe_exit(child.returncode)
+                raise ServerFailed(f"the model server {how}: {last}")
             if spi.listening:
                 try:
                     status = await spi.status(timeout=_STATUS_TIMEOUT)
@@ -214,8 +245,7 @@ class ServerProcess:
         while True:
             assert self._child is not None
             began = time.monotonic()
-            why = await self._until_dead(self._child)
-            self._died(why)
+            self._died(await self._until_dead(self._child))
             failed = 0 if time.monotonic() - began > STEADY else failed + 1
             in_vain = 0
             while in_vain < GIVE_UP:
@@ -237,49 +267,39 @@ class ServerProcess:
                 self._on_given_up()
                 return
 
-    async def _until_dead(self, child: process.Process) -> str:
-        """Watches a ready server to its end, which may be ours to make. How it ended."""
-        suspicious = 0
-        looked = time.monotonic()
-        while True:
-            try:
-                returncode = await child.wait(_LOOK)
-            except TimeoutError:
-                pass
-            else:
-                how = process.describe_exit(returncode)
-                return self._killed_for or (f"was {how}" if how.startswith("killed") else how)
-            now = time.monotonic()
-            if now - looked > 3 * _LOOK:  # we were held up ourselves: the heartbeat says nothing
-                suspicious = 0
-            elif self._silence() > self.plan.hang_timeout:
-                suspicious += 1
-            else:
-                suspicious = 0
-            looked = now
-            if suspicious >= 3:
-                assert self.spi is not None
-                if not await self.spi.alive(timeout=self.plan.hang_timeout / 2):
-                    log.error("model server hangs, killing it", pid=child.pid, silence=round(self._silence(), 1))
-                    self.kill(f"did not answer for {self._silence():.0f} s and was killed")
-                suspicious, looked = 0, time.monotonic()
+    def _mind_ended(self, task: asyncio.Task[None]) -> None:
+        """Nobody would start the server again: that must not go unnoticed."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the model server is minded no more", exc_info=error)
+            self._on_given_up()
 
-    def _silence(self) -> float:
-        """Seconds since the server's event loop last turned, as far as it says; 0 where it has not said yet."""
-        beat = self._board.beat_ns
-        return max(0.0, (time.monotonic_ns() - beat) / 1e9) if beat else 0.0
+    async def _until_dead(self, child: process.Process) -> Death:
+        """Waits for the end of a ready server."""
+        how = process.describe_exit(await child.wait())
+        hung = self._watch.hung if self._watch is not None else None
+        if hung is not None:
+            return Death(f"{hung.why} and was killed", stopped=hung.stopped)
+        return Death(self._killed_for or (f"was {how}" if how.startswith("killed") else how))
 
-    def _died(self, why: str) -> None:
+    def _heard(self) -> float:
+        """When the server's event loop last turned, in seconds of the monotonic clock; 0 where it has not said yet."""
+        return self._board.beat_ns / 1e9
+
+    def _on_hung(self, _: process.Verdict) -> None:
+        self._hung()
+
+    def _died(self, death: Death) -> None:
         self.state = State.DOWN
-        self.why_down = f"the model server {why}"
+        self.why_down = f"the model server {death.how}"
+        self._down_since = time.monotonic()
         self.deaths += 1
         self._ready.clear()
         spi, self.spi = self.spi, None
-        log.error("model server died", how=why, life=self.lives)
+        log.error("model server died", how=death.how, life=self.lives)
         if spi is not None:
             self._closing = asyncio.get_running_loop().create_task(spi.close(), name="close spi")
         try:
-            self._on_death(why)
+            self._on_death(death)
         finally:
             self._board.reset()
             dead, self._dead = self._dead, asyncio.Event()

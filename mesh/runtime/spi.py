@@ -33,7 +33,6 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 500),
 )
 _SIZE_TIMEOUT = 30.0  # seconds, as the predecessor's
-_NOBODY = "\x01mesh: is anybody there?"  # no registered id: asking for its size is how a server is seen to answer
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
@@ -157,14 +156,6 @@ class Spi:
         except SpiError as error:
             if error.code is not Code.NOT_FOUND:
                 raise
-
-    async def alive(self, *, timeout: float) -> bool:
-        """Whether it answers at all, be it with an error of its own."""
-        try:
-            await self._call(self._stub.modelSize, pb.ModelSizeRequest(modelId=_NOBODY), timeout=timeout)
-        except SpiError as error:
-            return error.code not in (Code.UNAVAILABLE, Code.CANCELLED, Code.DEADLINE_EXCEEDED)
-        return True
 
     async def close(self) -> None:
         """Closes the connection; what is under way ends with SpiError."""

@@ -72,8 +72,8 @@ class V2:
         return _json({"live": True})
 
     async def ready(self, _: web.Request) -> web.Response:
-        """Whether it can serve, or 503 with the reason."""
-        reason = self._worker.ready()
+        """Says whether an inference can be served, or 503 with the reason."""
+        reason = v2server.why_not_ready(self._worker)
         if reason is not None:
             status, body = errors.of_error(MeshError(Reason.UNAVAILABLE, reason))
             return errors.response(status, {"ready": False, **body})

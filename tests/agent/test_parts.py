@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from mesh import process
 from mesh.records import LEAVING, PodRecord
-from mesh.runtime import memory, rundir, serverprocess, unloads
+from mesh.runtime import earlier, memory, rundir, serverprocess, unloads
 from mesh.runtime.__main__ import app
 from mesh.runtime.board import Board, Use
 from mesh.runtime.board import State as SlotState
@@ -280,7 +280,6 @@ async def test_unload_errors_are_tried_again(pod: FakePod, monkeypatch: pytest.M
         return await answer(pod.server, request, context)
 
     monkeypatch.setattr(type(pod.server), "unloadModel", unload)
-    assert await pod.server.spi.alive(timeout=1.0)
     assert pod.server.server is not None
     await pod.server.server.stop(None)
     await pod.server.__aenter__()
@@ -412,13 +411,29 @@ def test_others_leave_the_folder_to_the_next_life_for_a_while(tmp_path: Path, mo
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_life_that_was_stopped_from_outside_blames_nobody(
+    stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever killed it for that says so to the next life."""
+    board = Board.create(tmp_path / earlier.BOARD, 4)
+    row = board.row(0)
+    row.loading(77, 1)
+    if stopped:
+        monkeypatch.setenv(process.STOPPED_BEFORE, "1")
+    lives = earlier.Earlier("pod")
+    lives.read(tmp_path)
+    assert lives.suspects == ({} if stopped else {77: "loading"})
+    board.close()
+
+
 # --- the model server's start
 
 
 async def test_a_server_that_does_not_start_is_told_with_its_last_words(tmp_path: Path) -> None:
     board = Board.create(tmp_path / "board", 4)
     plan = Plan((sys.executable, "-c", "print('no such device'); raise SystemExit(3)"), tmp_path, 1.0)
-    deaths: list[str] = []
+    deaths: list[serverprocess.Death] = []
     server = a_server(plan, board, on_death=deaths.append)
     with pytest.raises(ServerFailed, match=r"ended with status 3.*no such device"):
         await server.start()

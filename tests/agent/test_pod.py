@@ -354,14 +354,29 @@ async def test_a_pod_killed_whole_blames_whom_it_would_have_blamed(pod: AgentPro
     assert len((await pod.model("running")).killed) == 2, "nobody is blamed for an end in order"
 
 
-async def test_a_server_that_hangs_is_replaced(pod: AgentProcess) -> None:
+async def test_a_server_that_is_stopped_is_replaced_and_no_model_blamed(pod: AgentProcess) -> None:
+    """Twice, in the middle of calls: who sends SIGSTOP is no model."""
     created = await pod.loaded("m", models.constant(3.0))
-    old = pod.server_pid
-    os.kill(old, signal.SIGSTOP)
-    await until(lambda: not os.path.exists(f"/proc/{old}"), timeout=30, why="it was killed")
+    running = await pod.loaded("running", models.slow())
+
+    async def runs() -> bool:
+        copies = (await pod.describe("running")).copies
+        return bool(copies) and copies[0].in_flight == 1
+
+    for _ in range(2):
+        call = asyncio.create_task(pod.infer("running", running, timeout=30, **models.slow_inputs(20.0)))
+        await until(runs, why="the call runs")
+        old = pod.server_pid
+        os.kill(old, signal.SIGSTOP)
+        await until(lambda old=old: not os.path.exists(f"/proc/{old}"), timeout=30, why="it was killed")
+        with pytest.raises(Exception, match=r"."):
+            await call
+        await loaded_again(pod, "running", running)
     await loaded_again(pod, "m", created)
     assert (await pod.infer("m", created)).value == 3.0
     assert pod.server_pid != old
+    assert not (await pod.model("running")).killed
+    assert 'mesh_hung_processes{process="model-server"} 2' in (await pod.probe("/metrics"))[1]
     # The pod has "auto". What its first server has found is what the pod has told everybody.
     assert _option(pod.server_pid, "device") == "cpu"
 

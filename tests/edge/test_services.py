@@ -14,7 +14,12 @@ class Host:
 
     def __init__(self):
         self.reason = None
-        self.worker = types.SimpleNamespace(ready=lambda: self.reason)
+        self.pods = {}
+        self.worker = types.SimpleNamespace(ready=lambda: self.reason, view=types.SimpleNamespace(pods=self.pods))
+
+    def pod(self, name, state):
+        """Puts a pod into view; None: one of which only copies are known."""
+        self.pods[name] = types.SimpleNamespace(record=state and types.SimpleNamespace(state=state))
 
     def handler(self, call):
         services.SERVICES[call.method](self.worker, call)
@@ -87,9 +92,18 @@ async def test_the_server_part_of_v2(channel, host):
     prefix = "/inference.GRPCInferenceService/"
     pb = inference_pb2
     assert (await unary(channel, prefix + "ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse)).live
-    assert (await unary(channel, prefix + "ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse)).ready
-    host.reason = "no pods"
-    assert not (await unary(channel, prefix + "ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse)).ready
+
+    async def ready():
+        return (await unary(channel, prefix + "ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse)).ready
+
+    for state in (None, "server-down", "leaving", "starting"):
+        assert not await ready(), "no runtime pod could serve"
+        assert await check(channel) == "SERVING", "this router can, whom a load balancer asks"
+        host.pod("a", state)
+    host.pod("b", "ready")
+    assert await ready()
+    host.reason = "it is stopping"
+    assert not await ready()
     found = await unary(channel, prefix + "ServerMetadata", pb.ServerMetadataRequest(), pb.ServerMetadataResponse)
     assert found.name == "mesh"
     assert "binary_tensor_data" in found.extensions

@@ -25,6 +25,9 @@ class FakeProcess:
         self.tail = ()
         self._ended = asyncio.Event()
 
+    def heard(self):
+        return 0.0
+
     async def wait(self, timeout=None):
         await asyncio.wait_for(self._ended.wait(), timeout)
         return self.returncode
@@ -54,8 +57,11 @@ class World:
         self.started = []
         self.events = []
         self.missing = {}
+        self.environments = []
 
-    async def spawn(self, argv, *, name, on_line):
+    async def spawn(self, argv, *, name, on_line, env, beats):
+        assert beats, "nobody here is asked"
+        self.environments.append(env)
         self.events.append(f"{name} started")
         self.started.append(FakeProcess(self, name, argv, on_line))
         return self.started[-1]

@@ -164,7 +164,11 @@ class FakeWorker:
     management: FakeManagement = field(default_factory=FakeManagement)
     dynamic: FakeDynamic = field(default_factory=FakeDynamic)
     settings: RouterSettings = field(default_factory=lambda: RouterSettings(name="t", max_message=1 << 20, workers=2))
-    view: object = field(default_factory=lambda: types.SimpleNamespace(copies={}, pods={}))
+    view: object = field(
+        default_factory=lambda: types.SimpleNamespace(
+            copies={}, pods={"pod-0": types.SimpleNamespace(record=types.SimpleNamespace(state="ready"))}
+        )
+    )
     registry: metrics.Registry = field(default_factory=metrics.Registry)
     reason: str | None = None
 

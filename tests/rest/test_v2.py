@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+import types
 import zlib
 
 import numpy as np
@@ -373,6 +374,13 @@ async def test_the_server_is_live_and_ready_or_says_why_not(http, worker):
     async with http.get("/v2/health/ready") as answer:
         body = await answer.json()
         assert (answer.status, body["ready"], body["error"]) == (503, False, "no pods yet")
+    worker.reason = None
+    for pods, reason in (([], "there is no runtime pod"), (["server-down"], "no runtime pod is ready (server-down)")):
+        worker.view.pods = {
+            f"pod-{state}": types.SimpleNamespace(record=types.SimpleNamespace(state=state)) for state in pods
+        }
+        async with http.get("/v2/health/ready") as answer:
+            assert (answer.status, (await answer.json())["error"]) == (503, reason)
     for path in ("/v2", "/v2/"):
         async with http.get(path) as answer:
             body = await answer.json()

@@ -59,7 +59,7 @@ async def test_a_worker_is_told_everything_and_then_each_change(tmp_path):
     server.apply(Snapshot(5, many))
     recorder = Recorder()
     worker = client(tmp_path / "feed", recorder)
-    worker.start()
+    following = asyncio.create_task(worker.run())
     try:
         await until(lambda: recorder.told)
         assert recorder.told == [("snapshot", 5, [(item.key, item.value) for item in many])]
@@ -73,22 +73,22 @@ async def test_a_worker_is_told_everything_and_then_each_change(tmp_path):
         ]
         late = Recorder()
         other = client(tmp_path / "feed", late)
-        other.start()
+        other_following = asyncio.create_task(other.run())
         await until(lambda: late.told)
         (first,) = late.told
         assert first[1] == 7
         assert dict(first[2])[b"a"] == b"2"
         assert b"k0000" not in dict(first[2])
-        await other.close()
+        other_following.cancel()
     finally:
-        await worker.close()
+        following.cancel()
         await server.close()
 
 
 async def test_a_worker_waits_for_the_pod_and_for_its_first_view(tmp_path):
     recorder = Recorder()
     worker = client(tmp_path / "feed", recorder, ready=lambda: None if worker.seen else "nothing seen yet")
-    worker.start()
+    following = asyncio.create_task(worker.run())
     server = feed.FeedServer(nothing)
     try:
         await server.start(str(tmp_path / "feed"))
@@ -96,7 +96,7 @@ async def test_a_worker_waits_for_the_pod_and_for_its_first_view(tmp_path):
         server.apply(Snapshot(1, ()))
         await until(lambda: server.ready() == {"worker0": None})
     finally:
-        await worker.close()
+        following.cancel()
         await server.close()
 
 
@@ -107,16 +107,15 @@ async def test_metrics_are_asked_of_all_and_a_silent_worker_does_not_hold_them_u
     workers = [client(tmp_path / "feed", Recorder(), snapshot=lambda n=n: {"metrics": [n]}) for n in range(3)]
     reader, writer = await asyncio.open_unix_connection(str(tmp_path / "feed"))
     try:
-        for worker in workers:
-            worker.start()
+        following = [asyncio.create_task(worker.run()) for worker in workers]
         await until(lambda: len(server.ready()) == 2)  # the silent one has not said its name
         await until(lambda: len(server._peers) == 4)
         found = await server.snapshots()
         assert sorted(snapshot["metrics"] for snapshot in found) == [[0], [1], [2]]
     finally:
         writer.close()
-        for worker in workers:
-            await worker.close()
+        for one in following:
+            one.cancel()
         await server.close()
     assert reader is not None
 
@@ -126,7 +125,7 @@ async def test_nonsense_ends_that_connection_alone(tmp_path, nonsense):
     server = feed.FeedServer(nothing)
     await server.start(str(tmp_path / "feed"))
     worker = client(tmp_path / "feed", Recorder())
-    worker.start()
+    following = asyncio.create_task(worker.run())
     try:
         await until(lambda: server.ready())
         reader, writer = await asyncio.open_unix_connection(str(tmp_path / "feed"))
@@ -135,5 +134,5 @@ async def test_nonsense_ends_that_connection_alone(tmp_path, nonsense):
         writer.close()
         assert server.ready() == {"worker0": None}
     finally:
-        await worker.close()
+        following.cancel()
         await server.close()

@@ -99,6 +99,28 @@ async def served(channel):
     return True
 
 
+async def who_hangs_is_replaced(router, channel):
+    """Workers and Envoy are stopped. Until others are there the router says that it cannot serve."""
+    stopped = [*router.workers, *(pid for pid in children(router.pid) if "envoy" in command(pid).split()[0])]
+    assert len(stopped) == 3
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+
+    async def says_so():
+        status, text = await router.get("/ready")
+        return status == 503 and "was stopped by a signal" in text
+
+    await until(says_so, interval=0.02, why="it is not ready")
+    await until(lambda: not [pid for pid in stopped if command(pid)], timeout=20, why="they were killed")
+    await router.ready()
+    await until(lambda: served(channel), interval=0.05, why="calls are answered again")
+    _, text = await router.get("/metrics")
+    assert 'mesh_hung_processes{process="worker"} 2' in text
+    assert 'mesh_hung_processes{process="envoy"} 1' in text
+    assert (await router.get("/live"))[0] == 200
+    assert "process hangs, replacing it" in router.tail(200)
+
+
 @pytest.mark.parametrize("edge", ["envoy", "grpc"])
 async def test_a_router_serves_heals_drains_and_goes(a_router, etcd, keys, edge):
     """From its start to its end, behind either edge: one life, because starting it takes seconds."""
@@ -121,6 +143,8 @@ async def test_a_router_serves_heals_drains_and_goes(a_router, etcd, keys, edge)
             status, text = await router.get("/metrics")
             assert status == 200
             assert "mesh_worker_restarts 1" in text
+            if edge == "envoy":
+                await who_hangs_is_replaced(router, channel)
             assert "modelmesh_api_request_milliseconds" in text
             assert 'process_resident_memory_bytes{process="router-worker1"}' in text
             assert (await router.get("/live"))[0] == 200

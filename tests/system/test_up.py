@@ -83,7 +83,7 @@ class Up:
 
 @pytest.mark.timeout(240)
 async def test_up_serves_keeps_its_state_and_leaves_nothing_behind(tmp_path):
-    """Start, try the printed line, kill -9, start again on the same data, Ctrl-C."""
+    """Start, try the printed line, kill -9, start again on the same data, stop most of it, Ctrl-C."""
     up = await Up(tmp_path).ready()
     try:
         registered = [model["id"] for model in up.rest("GET", "/mesh/v1/models")["models"]]
@@ -109,6 +109,21 @@ async def test_up_serves_keeps_its_state_and_leaves_nothing_behind(tmp_path):
             env={**os.environ, "MESH_ENDPOINT": f"http://127.0.0.1:{up.port}"},
         )
         assert cli.returncode == 0, cli
+
+        # Whatever hangs is replaced: etcd, a pod's agent, the router.
+        hung = [pid for pid in children(up.process.pid) if " pod-2 " not in command(pid)]
+        assert len(hung) == 3
+        for pid in hung:
+            os.kill(pid, signal.SIGSTOP)
+        await until(lambda: not [pid for pid in hung if command(pid)], timeout=30, why="they were killed")
+
+        def served() -> bool:
+            try:
+                return bool(up.rest("GET", f"/v2/models/{registered[0]}/ready")["ready"])
+            except OSError:
+                return False
+
+        await until(lambda: asyncio.to_thread(served), timeout=60, interval=0.1, why="calls are answered again")
     finally:
         code = await up.end(signal.SIGINT)
     assert code == 0, up.text()

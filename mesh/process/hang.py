@@ -1,0 +1,128 @@
+"""The decision when a process hangs: a state machine without clock or I/O, fed with looks at the process.
+
+A stopped process (SIGSTOP) shows it in its state, so it is given up after seconds. A silent one, whose event loop tells
+nothing any more, may as well be an innocent on a machine that has no time for it. So silence is counted only as far as
+the process could have ended it:
+
+- time in which the watcher itself was late does not count: the machine had no time for us, so none for others;
+- while one of its threads waits for a processor, what counts is the CPU time that the process was given: a busy loop
+  on a free machine has all of it, a starved process little;
+- while it waits for a disk, a quarter counts: it may page for its life. (SIGKILL would wait for the disk as well.)
+
+A gap of seconds between two looks means that the watcher was stopped, as all of a mesh is by Ctrl-Z, a debugger or a
+suspended machine: everything is forgotten, and whoever goes on with the watcher has all the time of a fresh start.
+
+A process under a debugger (state `t`) is silent rather than stopped: tracers stop it for moments at a time.
+"""
+
+import enum
+from dataclasses import dataclass
+
+STOPPED, TRACED, DISK = "T", "t", "D"
+"""States of a process in /proc/PID/stat that matter here; the others are R (runs, or waits for a processor), S, Z."""
+
+_DISK_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a process may be what it is, in seconds. The watched processes beat every half second."""
+
+    stopped: float = 3.0
+    silent: float = 12.0
+    start: float = 90.0  # silent from its start on: interpreters that start all at once on a busy machine take long
+    interval: float = 0.5  # between two looks
+    suspect: float = 4.0  # silence after which it is not counted on
+
+    @property
+    def gap(self) -> float:
+        """Time between two looks after which everything is forgotten."""
+        return 6 * self.interval
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was seen of a process at one moment."""
+
+    now: float  # seconds of the monotonic clock, as all times here
+    state: str  # of its main thread, as in /proc/PID/stat; "": not known
+    cpu: float  # seconds of CPU that its threads have had so far
+    runnable: bool  # one of its threads runs, or waits for a processor
+    heard: float  # when it gave its last sign of life; 0: none yet
+
+
+class Doing(enum.Enum):
+    """How a process is."""
+
+    WELL = "well"
+    SUSPECT = "suspect"  # not to be counted on, not to be replaced yet
+    HUNG = "hung"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a process is, and why."""
+
+    doing: Doing
+    why: str = ""
+    stopped: bool = False  # from outside, by a signal or a debugger: nothing that it did is the cause
+
+
+WELL = Verdict(Doing.WELL)
+
+
+class Hang:
+    """One process, from its start to its end."""
+
+    __slots__ = ("_heard", "_last", "_silent", "_stopped", "limits")
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._last: Look | None = None
+        self._stopped = 0.0  # seconds
+        self._silent = 0.0  # seconds that count
+        self._heard = 0.0
+
+    @property
+    def silent(self) -> float:
+        """Seconds of silence that count."""
+        return self._silent
+
+    def look(self, seen: Look) -> Verdict:
+        """Takes a look into account. Looks come about every `limits.interval` seconds."""
+        last, self._last = self._last, seen
+        elapsed = 0.0 if last is None else max(0.0, seen.now - last.now)
+        if last is None or elapsed > self.limits.gap:
+            self._heard = seen.heard
+            self._stopped = self._silent = 0.0
+            return WELL
+        counted = elapsed if elapsed <= 2 * self.limits.interval else self.limits.interval
+        self._stopped = self._stopped + counted if seen.state == STOPPED else 0.0
+        if seen.heard > self._heard:
+            self._heard = seen.heard
+            self._silent = 0.0
+        else:
+            self._silent += _usable(counted, last, seen)
+        return self._verdict(seen)
+
+    def _verdict(self, seen: Look) -> Verdict:
+        limits = self.limits
+        if self._stopped > 0:
+            why = f"was stopped by a signal for {self._stopped:.0f} s"
+            return Verdict(Doing.HUNG if self._stopped >= limits.stopped else Doing.SUSPECT, why, stopped=True)
+        if not seen.heard:  # it starts
+            if self._silent >= limits.start:
+                return Verdict(Doing.HUNG, f"gave no sign of life in {self._silent:.0f} s since its start")
+            return WELL
+        traced = seen.state == TRACED
+        how = f"gave no sign of life for {self._silent:.0f} s{' under a debugger' if traced else ''}"
+        if self._silent >= limits.silent:
+            return Verdict(Doing.HUNG, how, stopped=traced)
+        return Verdict(Doing.SUSPECT, how, stopped=traced) if self._silent >= limits.suspect else WELL
+
+
+def _usable(counted: float, last: Look, seen: Look) -> float:
+    """How much of the time since the last look the process could have used to give a sign."""
+    if seen.runnable:
+        return min(counted, max(0.0, seen.cpu - last.cpu))
+    return counted * (_DISK_SHARE if seen.state == DISK else 1.0)

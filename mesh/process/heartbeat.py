@@ -1,0 +1,76 @@
+"""Signs of life of a child's event loop, in a page of memory that it shares with its parent.
+
+The child stores the time twice a second; the parent reads it when it likes. So a sign costs neither a message nor a
+wake-up, a parent that is busy loses none, and a child that hangs cannot block on it. The page is a memfd: the child
+finds its descriptor in an environment variable, and takes that away, so that its own children do not beat in its place.
+
+When silence is too long is decided in `hang`.
+"""
+
+import asyncio
+import contextlib
+import mmap
+import os
+import struct
+import time
+
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+PERIOD = 0.5
+"""Seconds between two beats."""
+
+VARIABLE = "MESH_HEARTBEAT_FD"
+
+_NAME = "mesh-heartbeat"
+_WORD = struct.Struct("Q")
+
+
+class Heartbeat:
+    """The parent's end. `descriptor` goes to the child; then `release` it."""
+
+    __slots__ = ("_map", "descriptor")
+
+    def __init__(self) -> None:
+        """Raises OSError where there are no descriptors or no memory."""
+        self.descriptor = os.memfd_create(_NAME)
+        try:
+            os.ftruncate(self.descriptor, _WORD.size)
+            self._map = mmap.mmap(self.descriptor, _WORD.size)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+
+    def last(self) -> float:
+        """Returns when the child's loop turned last, in seconds of the monotonic clock; 0: it has not begun."""
+        return float(_WORD.unpack_from(self._map, 0)[0] / 1e9)
+
+    def release(self) -> None:
+        """Closes the descriptor; the page stays."""
+        os.close(self.descriptor)
+
+
+def begin() -> None:
+    """Makes the running event loop beat, where a parent wants to know. To be called first of all."""
+    descriptor = os.environ.pop(VARIABLE, "")
+    if not descriptor:
+        return
+    try:
+        number = int(descriptor)
+        # Never write into a file of somebody else's, whatever the variable says.
+        if not os.readlink(f"/proc/self/fd/{number}").startswith(f"/memfd:{_NAME}"):
+            raise ValueError("it is something else")
+        page = mmap.mmap(number, _WORD.size)
+    except (OSError, ValueError) as error:
+        log.warning("no signs of life: the page for them cannot be mapped", descriptor=descriptor, error=str(error))
+        return
+    with contextlib.suppress(OSError):
+        os.close(number)
+    loop = asyncio.get_running_loop()
+
+    def beat() -> None:
+        _WORD.pack_into(page, 0, time.monotonic_ns())
+        loop.call_later(PERIOD, beat)
+
+    beat()

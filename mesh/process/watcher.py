@@ -1,0 +1,132 @@
+"""Watching a child, and killing it when it hangs. Whoever started it then starts another, as after any death.
+
+A child gives signs of life by its heartbeat; a program of others, which has none, by answering a question (`Answers`).
+The watcher looks at them, and at the child's state in /proc, twice a second; `hang` decides.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from mesh.process import hang, proc
+from mesh.process.heartbeat import PERIOD
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+HUNG_HELP = "Processes that hung and were replaced."
+"""Help of the metric `mesh_hung_processes`, which more than one process has."""
+
+STOPPED_BEFORE = "MESH_STOPPED_BEFORE"
+"""Environment variable of a process whose former life was stopped from outside and killed for that: blame nobody."""
+
+_FRESH = 3 * PERIOD  # seconds; who was heard of so lately needs no closer look
+
+
+class Watched(Protocol):
+    """What of a child is used: `mesh.process.Process`."""
+
+    name: str
+    pid: int
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs."""
+
+    def kill(self) -> None:
+        """Kills it."""
+
+
+class Watch:
+    """Watches one life of a child, from its making until the child has ended or `close`.
+
+    `heard` tells when the child last gave a sign of life, in seconds of the monotonic clock, 0 for never. `on_hung` is
+    called once, before the child is killed.
+    """
+
+    def __init__(
+        self,
+        child: Watched,
+        heard: Callable[[], float],
+        *,
+        limits: hang.Limits = hang.Limits(),  # noqa: B008 - frozen
+        on_hung: Callable[[hang.Verdict], None] | None = None,
+    ) -> None:
+        self.verdict = hang.WELL
+        self._child = child
+        self._heard = heard
+        self._hang = hang.Hang(limits)
+        self._on_hung = on_hung
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"watch {child.name}")
+
+    @property
+    def hung(self) -> hang.Verdict | None:
+        """Why it was killed from here; None: it was not."""
+        return self.verdict if self.verdict.doing is hang.Doing.HUNG else None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why this child is not to be counted on now; None: it is well."""
+        return None if self.verdict.doing is hang.Doing.WELL else f"{self._child.name} {self.verdict.why}"
+
+    def close(self) -> None:
+        """Ends the watching; the verdict stays."""
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        child, limits = self._child, self._hang.limits
+        while child.returncode is None:
+            before = self.verdict
+            self.verdict = verdict = self._hang.look(self._look())
+            if verdict.doing is hang.Doing.HUNG:
+                log.error("process hangs, replacing it", process_name=child.name, pid=child.pid, why=verdict.why)
+                try:
+                    if self._on_hung is not None:
+                        self._on_hung(verdict)
+                finally:
+                    child.kill()
+                return
+            if verdict.doing is hang.Doing.SUSPECT and before.doing is hang.Doing.WELL:
+                log.warning("process may hang", process_name=child.name, pid=child.pid, why=verdict.why)
+            await asyncio.sleep(limits.interval)
+
+    def _look(self) -> hang.Look:
+        heard = self._heard()
+        now = time.monotonic()
+        seen = proc.stat(self._child.pid)
+        # The threads are looked at only where it matters: a server may have a hundred.
+        runnable = now - heard > _FRESH and proc.runnable(self._child.pid)
+        if seen is None:
+            return hang.Look(now, "", 0.0, True, heard)  # counts for nothing: it has just ended, or nobody tells
+        return hang.Look(now, seen.state, seen.cpu, runnable, heard)
+
+
+class Answers:
+    """Signs of life of a program that has no heartbeat: it is asked, and each answer is one."""
+
+    def __init__(self, ask: Callable[[], Awaitable[bool]], *, name: str, interval: float = 1.0) -> None:
+        """`ask` is bounded by itself, and true where the program answered, whatever it said."""
+        self._ask = ask
+        self._interval = interval
+        self._last = 0.0
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"ask {name}")
+
+    def last(self) -> float:
+        """Returns when the last answer came; 0: none has."""
+        return self._last
+
+    def close(self) -> None:
+        """Asks no more."""
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                answered = await self._ask()
+            except Exception:
+                log.exception("asking a process for a sign of life failed")
+                answered = False
+            if answered:
+                self._last = time.monotonic()
+            await asyncio.sleep(self._interval)
