@@ -88,7 +88,7 @@ class Agent:
         self._known = False  # to the mesh: it was published once
         self._labels = settings.labels
         self._addresses = ("", "", "")  # data, control, probe, as published
-        self._tasks = Tasks()
+        self._tasks = Tasks(self._lost)
         self._rate = Rate(self._calls_so_far)
         self._began = time.monotonic()
         self._identity = Identity(settings.internal_tls) if settings.internal_tls is not None else None
@@ -196,7 +196,7 @@ class Agent:
         began = time.monotonic()
         settings = self.settings
         if self._identity is not None:
-            self._tasks.start(self._identity.run(), "follow certificates")
+            self._tasks.essential(self._identity.run(), "follow certificates")
         try:
             self._puller.sweep()
             probe = await self._probes.start()
@@ -230,6 +230,9 @@ class Agent:
             (self._memory.run(), "memory watch"),
             (self._device_memory.run(), "device memory watch"),
             (self._housekeeping.run(), "housekeeping"),
+        ):
+            self._tasks.essential(work, name)
+        for work, name in (
             (self._rate.run(), "rate"),
             (self._activity.run(), "activity"),
             (self._optimising.run(), "optimising"),
@@ -449,6 +452,10 @@ class Agent:
 
     def _on_stale(self, model_id: str) -> None:
         self._tasks.start(self.loads.outdated(model_id, 0), f"withdraw {model_id}")
+
+    def _lost(self, why: str) -> None:
+        log.error("the pod cannot go on", why=why)
+        self.failed.set()
 
     def _on_usurped(self, why: str) -> None:
         self.failed.set()

@@ -1,9 +1,9 @@
 """The server part of V2: `ServerLive`, `ServerReady`, `ServerMetadata`. REST asks the same functions.
 
 The server that clients see is the whole mesh, so live means that this worker answers, and ready that an inference can
-be served: this router is ready, and a runtime pod as well. That is stricter than the router's own readiness (`/ready` of
-its probe port, `grpc.health.v1`), by which load balancers choose among routers: models are registered and pods looked at
-through a router also while no runtime pod is up, and taking all routers away would only hide the reason.
+be served: this router is ready, and a runtime pod as well. That is stricter than the router's own readiness (`/ready`
+of its probe port, `grpc.health.v1`), by which load balancers choose among routers: models are registered and pods
+looked at through a router also while no runtime pod is up, and taking all routers away would only hide the reason.
 """
 
 import importlib.metadata
