@@ -58,6 +58,11 @@ class Keys:
         return f"{self.base}/recent/".encode()
 
     @property
+    def reloads(self) -> bytes:
+        """Prefix of the models whose copies move to new content; outside of `presence_range` too."""
+        return f"{self.base}/reloads/".encode()
+
+    @property
     def leader(self) -> bytes:
         """Who runs the slow loops."""
         return f"{self.base}/leader".encode()
@@ -115,6 +120,14 @@ class Keys:
     def want_of(self, key: bytes) -> str:
         """The model that a key of `wanted/` names."""
         return unquote(key[len(self.wanted) :].decode())
+
+    def reload(self, model_id: str) -> bytes:
+        """That this model's copies move to new content (`records.Reload`)."""
+        return self.reloads + quote(model_id, safe="").encode()
+
+    def reload_of(self, key: bytes) -> str:
+        """The model that a key of `reloads/` names."""
+        return unquote(key[len(self.reloads) :].decode())
 
     def recent_piece(self, number: int) -> bytes:
         """One piece of that list, the latest first."""

@@ -6,11 +6,13 @@ I/O. A record that cannot be read raises `ValueError`; whoever reads a range of 
 """
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from mesh import copytoken
 from placement.copies import UNLIMITED, Limits
 from placement.failures import Kind
 
@@ -106,6 +108,11 @@ class ModelRecord:
     device_bytes: int = 0
     load_ms: int = 0  # how long the last load took
     sha256: str = ""  # hex, of the model's file, where the registration names it: what is pulled is checked against it
+    digest: str = ""  # hex, of the content of all copies of this generation, computed by the first load of it
+    digest_ms: int = 0  # epoch; when that load was
+    generation: int = 0  # how often the content was reloaded
+    changed: str = ""  # hex, the digest of other content that a later load has found, and refused
+    changed_ms: int = 0  # epoch; when that was
     limits: Limits = UNLIMITED  # of its copies, where they were set for it
     killed: tuple[str, ...] = ()  # one text for each server that died with this model loading or running
     other: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # attributes we do not know
@@ -113,7 +120,11 @@ class ModelRecord:
 
     _KNOWN = frozenset({"type", "mPath", "encKey", "lu", "failedIn", "fails", "refs", "mesh"})
     _KNOWN_MESH = frozenset(
-        {"hostBytes", "deviceBytes", "loadMs", "sha256", "minCopies", "maxCopies", "pinned", "killed"}
+        {
+            *("hostBytes", "deviceBytes", "loadMs", "sha256", "digest", "digestAt", "generation"),
+            *("changed", "changedAt"),
+            *("minCopies", "maxCopies", "pinned", "killed"),
+        }
     )
 
     @property
@@ -127,11 +138,25 @@ class ModelRecord:
         return f"model {model_id} is quarantined, servers died of it: {history}. Release it or register it anew"
 
     def same_registration(self, asked: "ModelRecord") -> bool:
-        """Whether what is asked to be registered is this. A digest left open is no difference: not every way of
-        registering can name one. Limits are none either: they are changed in place."""
+        """Whether what is asked to be registered is this. A `sha256` left open is no difference: not every way of
+        registering can name one. Limits are none either: they are changed in place. Nor is what was loaded since."""
         if asked.sha256 not in ("", self.sha256):
             return False
         return (self.type, self.path, self.key) == (asked.type, asked.path, asked.key)
+
+    def contradiction(self, digest: str) -> str:
+        """Returns why content with that digest is not loaded for this registration."""
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.digest_ms / 1000))
+        return (
+            f"its content has changed: this registration was first loaded at {when} with the digest {self.digest}, and "
+            f"what is there now has {digest}. `mesh reload` moves all copies to the new content; "
+            "or register it under another id"
+        )
+
+    def reloaded(self) -> "ModelRecord":
+        """The next generation, whose first load says what its content is. What the old content did is forgotten."""
+        fresh = replace(self, digest="", digest_ms=0, changed="", changed_ms=0, failures=(), killed=())
+        return replace(fresh, generation=self.generation + 1)
 
     def recent_failures(self, now_ms: int, expiry_ms: int) -> tuple[Failure, ...]:
         """The failures that have not expired."""
@@ -166,6 +191,11 @@ class ModelRecord:
                 device_bytes=int(mesh.get("deviceBytes", 0)),
                 load_ms=int(mesh.get("loadMs", 0)),
                 sha256=str(mesh.get("sha256", "")),
+                digest=str(mesh.get("digest", "")),
+                digest_ms=int(mesh.get("digestAt", 0)),
+                generation=int(mesh.get("generation", 0)),
+                changed=str(mesh.get("changed", "")),
+                changed_ms=int(mesh.get("changedAt", 0)),
                 limits=Limits(
                     None if mesh.get("minCopies") is None else int(mesh["minCopies"]),
                     None if mesh.get("maxCopies") is None else int(mesh["maxCopies"]),
@@ -185,11 +215,15 @@ class ModelRecord:
             ("hostBytes", self.host_bytes),
             ("deviceBytes", self.device_bytes),
             ("loadMs", self.load_ms),
+            ("digestAt", self.digest_ms),
+            ("generation", self.generation),
+            ("changedAt", self.changed_ms),
         ):
             if number:
                 mesh[name] = number
-        if self.sha256:
-            mesh["sha256"] = self.sha256
+        for name, text in (("sha256", self.sha256), ("digest", self.digest), ("changed", self.changed)):
+            if text:
+                mesh[name] = text
         for name, limit in (
             ("minCopies", self.limits.minimum),
             ("maxCopies", self.limits.maximum),
@@ -315,11 +349,13 @@ class CopyRecord:
     device_bytes: int = 0
     age_ms: int = 0  # since its last use, when this was written
     type: str = ""  # the model's
+    generation: int = 0  # of the registration's content
+    digest: str = ""  # hex, of what it was loaded from
 
     @property
     def token(self) -> bytes:
         """What a call carries in the header `mesh-copy`, so that it reaches this copy or none."""
-        return b"%s.%d" % (self.incarnation.encode(), self.create_revision)
+        return copytoken.make(self.incarnation, self.create_revision, self.generation)
 
     @classmethod
     def decode(cls, value: bytes) -> "CopyRecord":
@@ -334,6 +370,8 @@ class CopyRecord:
                 device_bytes=int(data.get("device", 0)),
                 age_ms=int(data.get("age", 0)),
                 type=str(data.get("type", "")),
+                generation=int(data.get("generation", 0)),
+                digest=str(data.get("digest", "")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a copy record: {error!r}") from error
@@ -349,5 +387,28 @@ class CopyRecord:
                 "device": self.device_bytes,
                 "age": self.age_ms,
                 "type": self.type,
+                **({"generation": self.generation} if self.generation else {}),
+                **({"digest": self.digest} if self.digest else {}),
             }
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """A model's copies are to move to new content."""
+
+    generation: int  # the one that they move to
+    why: str = ""  # they have not: the last attempt's reason
+
+    @classmethod
+    def decode(cls, value: bytes) -> "Reload":
+        """From its JSON. Raises ValueError where it is not one."""
+        data = _loads(value)
+        try:
+            return cls(int(data["generation"]), str(data.get("why", "")))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"not a reload: {error!r}") from error
+
+    def encode(self) -> bytes:
+        """To its JSON."""
+        return _dumps({"generation": self.generation, **({"why": self.why} if self.why else {})})

@@ -47,6 +47,8 @@ class Reason(enum.Enum):
     CONFLICT = (Code.ALREADY_EXISTS, 409, False)
     PRECONDITION = (Code.FAILED_PRECONDITION, 412, False)
     LOAD_FAILED = (Code.INTERNAL, 500, False)
+    CONTENT_CHANGED = (Code.INTERNAL, 500, False)
+    """What is found at the model's path is not what its registration was loaded from before: no pod may load it."""
     INTERNAL = (Code.INTERNAL, 500, False)
     NOT_FETCHED = (Code.UNAVAILABLE, 503, True)
     """Its files cannot be fetched for a reason that passes by itself: the store is away, busy or being written to."""

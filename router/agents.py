@@ -34,7 +34,13 @@ _Reply = TypeVar("_Reply")
 
 
 def load_request(
-    registration: Registration, *, idle_ms: int, reason: str, pinned: bool, expected_copies: int = 0
+    registration: Registration,
+    *,
+    idle_ms: int,
+    reason: str,
+    pinned: bool,
+    expected_copies: int = 0,
+    generation: int = 0,
 ) -> agent_pb2.LoadRequest:
     """Asks for that registration; see the message's fields."""
     record = registration.record
@@ -51,6 +57,7 @@ def load_request(
         expected_copies=expected_copies,
         reason=reason,
         pinned=pinned,
+        generation=generation,
     )
 
 

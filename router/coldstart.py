@@ -511,6 +511,8 @@ class ColdStart:
             registration.created,
             answer.host_bytes,
             answer.device_bytes,
+            answer.generation,
+            answer.digest,
         )
         if copy is not None:
             pod.failed_at = 0.0
@@ -531,7 +533,7 @@ class ColdStart:
     ) -> None:
         self._meter.load_failures.inc()
         self._registry.forget(flight.model_id)  # the agent has written it into the record: the next flight reads it
-        if answer.reason in (Reason.QUARANTINED.name, Reason.NOWHERE.name):
+        if answer.reason in (Reason.QUARANTINED.name, Reason.NOWHERE.name, Reason.CONTENT_CHANGED.name):
             raise MeshError(Reason[answer.reason], answer.text)
         flight.failed.add(pod.name)
         self._failures.failed(

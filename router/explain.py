@@ -64,6 +64,8 @@ def described(reply: agent_pb2.DescribeReply) -> dict[str, Any]:
             "busy_us": copy.busy_us,
             "load_ms": copy.load_ms,
             "age_ms": copy.age_ms,
+            "generation": copy.generation,
+            "digest": copy.digest,
             "pull": pull(copy),
             "load": load(copy),
         }
@@ -113,11 +115,17 @@ def model(
     holders = {info.pod for info in status.copies if info.status in ("LOADED", "LOADING")}
     for info in status.copies:
         if info.status == "LOADED":
-            lines.append(f"It is loaded in {info.pod} and takes {format_bytes(info.bytes)} there.")
+            older = f", of the content before the reload ({info.digest})" if info.generation < record.generation else ""
+            lines.append(f"It is loaded in {info.pod} and takes {format_bytes(info.bytes)} there{older}.")
         elif info.status == "LOADING":
             lines.append(f"It is being loaded in {info.pod}.")
         else:
             lines.append(f"A load in {info.pod} has failed lately; that pod is passed over until this expires.")
+    if record.digest:
+        lines.append(f"Its content has the digest {record.digest}, by its first load.")
+    if status.reload is not None:
+        why = f"; they have not, because {status.reload.why}" if status.reload.why else ""
+        lines.append(f"Its content was reloaded, its copies move to generation {status.reload.generation}{why}.")
     if not holders:
         lines.append("It has no copy: the first call loads it.")
     lines += _history(registration.model_id, decisions, holders)
@@ -139,7 +147,14 @@ def model(
         "lines": lines,
         "ranking": ranking,
         "copies": [
-            {"pod": info.pod, "status": info.status, "time_ms": info.time_ms, "bytes": info.bytes}
+            {
+                "pod": info.pod,
+                "status": info.status,
+                "time_ms": info.time_ms,
+                "bytes": info.bytes,
+                "generation": info.generation,
+                "digest": info.digest,
+            }
             for info in status.copies
         ],
         "decisions": [

@@ -21,7 +21,7 @@ from mesh import records
 from mesh.etcd import Etcd, KeyValue
 from mesh.keys import Keys, after_prefix
 from mesh.pb import agent_pb2
-from mesh.records import CopyRecord, ModelRecord
+from mesh.records import CopyRecord, ModelRecord, Reload
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from placement.copies import UNLIMITED, Limits
@@ -63,6 +63,7 @@ _PROGRESS = 1.0  # seconds
 _LOAD_ERRORS = (
     Reason.LOAD_FAILED,
     Reason.NOT_FETCHED,
+    Reason.CONTENT_CHANGED,
     Reason.NOWHERE,
     Reason.NO_ROOM,
     Reason.QUARANTINED,
@@ -78,6 +79,8 @@ class CopyInfo:
     status: str  # LOADED, LOADING, LOADING_FAILED
     time_ms: int  # epoch: of its last use as published; of a failure, when it happened
     bytes: int = 0
+    generation: int = 0  # of the registration's content
+    digest: str = ""  # hex, of what it was loaded from
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class ModelStatus:
     copies: tuple[CopyInfo, ...] = ()  # newest first
     record: ModelRecord | None = None
     created: bool = False  # by this very call
+    reload: Reload | None = None  # its copies move to new content
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,7 @@ class _Seen:
     registration: Registration | None
     copies: dict[str, CopyRecord]  # by pod
     revision: int
+    reload: Reload | None = None
 
 
 class Item(NamedTuple):
@@ -364,12 +369,13 @@ class Management:
                 [
                     etcds.delete_op(key),
                     etcds.delete_op(self._keys.want(model_id)),
+                    etcds.delete_op(self._keys.reload(model_id)),
                     etcds.get_range_op(copies, after_prefix(copies)),
                 ],
             )
             if result.succeeded:
                 self._registry.forget(model_id)
-                await self._withdraw(model_id, _keys_of(result.responses[2]), "it was unregistered")
+                await self._withdraw(model_id, _keys_of(result.responses[3]), "it was unregistered")
                 return True
         raise MeshError(
             Reason.UNAVAILABLE, f"model {model_id} is being changed by others all the time", retry_after=1.0
@@ -418,15 +424,28 @@ class Management:
     async def _look(self, model_id: str) -> _Seen:
         """Record and copies as they stand in etcd, at one revision."""
         key, copies = self._keys.model(model_id), self._keys.copies(model_id)
-        result = await self._etcd.txn([], [etcds.get_op(key), etcds.get_range_op(copies, after_prefix(copies))])
-        found = _keys_of(result.responses[0])
+        result = await self._etcd.txn(
+            [],
+            [
+                etcds.get_op(key),
+                etcds.get_range_op(copies, after_prefix(copies)),
+                etcds.get_op(self._keys.reload(model_id)),
+            ],
+        )
+        found, moves = _keys_of(result.responses[0]), _keys_of(result.responses[2])
+        reload = None
         published = {}
         for kv in _keys_of(result.responses[1]):
             try:
                 published[self._keys.copy_of(kv.key)[1]] = CopyRecord.decode(kv.value)
             except ValueError as error:
                 log.warning("a record in etcd cannot be read", key=kv.key, error=str(error))
-        return _Seen(decode(model_id, found[0]) if found else None, published, result.revision)
+        for kv in moves:
+            try:
+                reload = Reload.decode(kv.value)
+            except ValueError as error:
+                log.warning("a record in etcd cannot be read", key=kv.key, error=str(error))
+        return _Seen(decode(model_id, found[0]) if found else None, published, result.revision, reload)
 
     def _status(self, registration: Registration, seen: _Seen) -> ModelStatus:
         record, now = registration.record, self._wall()
@@ -443,6 +462,8 @@ class Management:
                 LOADED if copy.state == records.LOADED else LOADING,
                 now - copy.age_ms,
                 copy.host_bytes + copy.device_bytes,
+                copy.generation,
+                copy.digest,
             )
             for pod, copy in current.items()
         ]
@@ -450,21 +471,27 @@ class Management:
             status = LOADED
         elif infos or self._coldstart.loading(registration.model_id):
             status = LOADING
-        elif failures or record.quarantined:
+        elif failures or record.quarantined or self._changed(record):
             status = LOADING_FAILED
         else:
-            return ModelStatus(NOT_LOADED, record=record)
+            return ModelStatus(NOT_LOADED, record=record, reload=seen.reload)
         infos += [CopyInfo(failure.pod, LOADING_FAILED, failure.at_ms) for failure in failures]
         infos.sort(key=lambda info: -info.time_ms)
-        return ModelStatus(status, self.errors(record), tuple(infos), record)
+        return ModelStatus(status, self.errors(record), tuple(infos), record, reload=seen.reload)
 
     def errors(self, record: ModelRecord) -> tuple[str, ...]:
         """Why a model is not loaded, or has not been in some pod: what its record remembers and has not expired."""
         failures = record.recent_failures(self._wall(), int(self._settings.failure_expiry * 1000))
         errors = tuple(failure.text for failure in failures if failure.text)
+        if self._changed(record):
+            errors = (record.contradiction(record.changed), *errors)
         if record.quarantined:
             errors = (*(f"quarantined, a server died of it: {text}" for text in record.killed), *errors)
         return errors
+
+    def _changed(self, record: ModelRecord) -> bool:
+        """Whether a load has lately found other content than the registration's."""
+        return bool(record.changed) and self._wall() - record.changed_ms < self._settings.failure_expiry * 1000
 
     async def ensure_loaded(self, model_id: str, *, last_used_ms: int = 0, sync: bool = False) -> ModelStatus:
         """Loads a model that has no copy. A load that fails is a status, not an error.
@@ -512,6 +539,40 @@ class Management:
         if found is None:
             raise MeshError(Reason.UNKNOWN_MODEL, "model not found")
         return await self.status(model_id)
+
+    async def reload(self, model_id: str) -> ModelStatus:
+        """Has all copies of a model move to what lies at its path now; the leader sees to it (`leader.reloading`).
+
+        Returns at once: until they have moved, old and new copies answer. Raises UNKNOWN_MODEL; PRECONDITION where the
+        registration itself names a digest; REGISTRY_AWAY.
+        """
+        _check(model_id)
+        key = self._keys.model(model_id)
+        for _ in range(_ROUNDS):
+            registration = await self._registry.read(model_id, fresh=True)
+            if registration is None:
+                raise MeshError(Reason.UNKNOWN_MODEL, "model not found")
+            if registration.record.sha256:
+                text = (
+                    f"model {model_id} is registered with the sha256 of its file, so other content is never loaded "
+                    "for it: register the new file, under another id or after unregistering this one"
+                )
+                raise MeshError(Reason.PRECONDITION, text)
+            record = registration.record.reloaded()
+            result = await self._etcd.txn(
+                [etcds.modified(key, registration.modified)],
+                [
+                    etcds.put_op(key, record.encode()),
+                    etcds.put_op(self._keys.reload(model_id), Reload(record.generation).encode()),
+                ],
+            )
+            if result.succeeded:
+                self._registry.forget(model_id)
+                log.info("a model is to be reloaded", model=model_id, generation=record.generation)
+                return await self.status(model_id)
+        raise MeshError(
+            Reason.UNAVAILABLE, f"model {model_id} is being changed by others all the time", retry_after=1.0
+        )
 
     async def set_limits(self, model_id: str, change: Callable[[Limits], Limits]) -> ModelStatus:
         """Changes how many copies a model has. Raises UNKNOWN_MODEL, and what `change` raises."""

@@ -255,9 +255,9 @@ class View:
     def _publish_copy(self, model: str, name: str, record: records.CopyRecord) -> None:
         pod = self._pod(name)
         known = pod.copies.get(model)
+        if known is not None and known.answered and _behind(record, known.record):
+            return
         if known is not None and known.token == record.token:
-            if known.answered and record.state != records.LOADED:
-                return  # the mirror is behind what the agent has answered
             known.record = record
             known.suspect = known.answered = False
         else:
@@ -283,12 +283,28 @@ class View:
     # --- what calls and loads teach ---
 
     def loaded(
-        self, model: str, pod: Pod, incarnation: str, create_revision: int, host_bytes: int = 0, device_bytes: int = 0
+        self,
+        model: str,
+        pod: Pod,
+        incarnation: str,
+        create_revision: int,
+        host_bytes: int = 0,
+        device_bytes: int = 0,
+        generation: int = 0,
+        digest: str = "",
     ) -> Copy | None:
         """The agent has answered that the copy is there. None where the answer came from another life of the pod."""
         if pod.record is None or pod.record.incarnation != incarnation or self.pods.get(pod.name) is not pod:
             return None
-        record = records.CopyRecord(incarnation, create_revision, records.LOADED, host_bytes, device_bytes)
+        record = records.CopyRecord(
+            incarnation,
+            create_revision,
+            records.LOADED,
+            host_bytes,
+            device_bytes,
+            generation=generation,
+            digest=digest,
+        )
         known = pod.copies.get(model)
         if known is not None and known.token == record.token and known.loaded and not (known.answered or known.suspect):
             return known  # the mirror was quicker
@@ -468,6 +484,14 @@ class View:
     def _tell(self, name: str, news: News) -> None:
         for listener in self._listeners:
             listener(name, news)
+
+
+def _behind(news: records.CopyRecord, answered: records.CopyRecord) -> bool:
+    """Whether the mirror's news of a copy are older than what the agent has answered: its claim, or its former
+    content."""
+    if (news.incarnation, news.create_revision) != (answered.incarnation, answered.create_revision):
+        return False
+    return news.state != records.LOADED or news.generation < answered.generation
 
 
 def _disk(pod: str, text: str) -> idset.IdSet:

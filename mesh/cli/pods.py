@@ -7,7 +7,7 @@ import typer
 
 from mesh.cli import options, output
 from mesh.cli.client import Client
-from mesh.cli.serving import pulling, queued
+from mesh.cli.serving import pulling, queued, short
 
 
 def add(app: typer.Typer) -> None:
@@ -87,7 +87,7 @@ def _show(pod: dict[str, Any]) -> None:
         screen.print(
             ", ".join(f"{output.plain(str(name))} {count}" for name, count in sorted(counters.items())), soft_wrap=True
         )
-    made = output.table("MODEL", "STATE", ">SIZE", ">CALLS", ">IN FLIGHT", ">BUSY", "LAST USE")
+    made = output.table("MODEL", "STATE", ">SIZE", ">CALLS", ">IN FLIGHT", ">BUSY", "LAST USE", "CONTENT")
     for copy in sorted(pod.get("copies") or (), key=lambda copy: number(copy, "idle_ms")):
         made.add_row(
             output.plain(str(copy.get("model_id", ""))),
@@ -97,6 +97,7 @@ def _show(pod: dict[str, Any]) -> None:
             str(number(copy, "in_flight")),
             output.duration(number(copy, "busy_us") / 1000),
             f"{output.duration(number(copy, 'idle_ms'))} ago",
+            short(copy.get("digest")),
         )
     screen.print()
     screen.print(made)

@@ -1,5 +1,7 @@
-"""One model and its copies: `status`, `load`, `release`, `explain`."""
+"""One model and its copies: `status`, `load`, `reload`, `release`, `explain`."""
 
+import asyncio
+import time
 from typing import Annotated, Any
 
 import typer
@@ -7,6 +9,8 @@ import typer
 from mesh.cli import options, output
 from mesh.cli.client import Client, model_path
 from mesh.cli.exits import CommandError, Exit
+
+_LOOK = 0.3  # seconds between two looks at a model that is reloaded
 
 LOAD_SECONDS = 300.0
 """Default patience with a load: large models are pulled and warmed up within it."""
@@ -16,6 +20,7 @@ def add(app: typer.Typer) -> None:
     """Adds this module's commands."""
     app.command("status", rich_help_panel=options.MODELS)(status)
     app.command("load", rich_help_panel=options.MODELS)(load)
+    app.command("reload", rich_help_panel=options.MODELS)(reload)
     app.command("release", rich_help_panel=options.MODELS)(release)
     app.command("explain", rich_help_panel=options.MODELS)(explain)
 
@@ -53,6 +58,44 @@ def load(
         answer = await client.request("POST", model_path(model, "/load"), body={"sync": wait}, timeout=timeout)
         show_status(answer, as_json=as_json)
         _end_with(answer)
+
+    options.run(context, command, endpoint=endpoint, as_json=as_json)
+
+
+def reload(
+    context: typer.Context,
+    model: options.ModelId,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until all copies have moved.")] = True,
+    timeout: options.Timeout = LOAD_SECONDS,
+    endpoint: options.Endpoint = "",
+    as_json: options.Json = False,
+) -> None:
+    """Moves a model's copies to the content that lies at its path now. No call fails meanwhile.
+
+    All copies of a registration hold the content that its first load found. Where that was replaced, this loads the
+    new content beside each old copy, and lets the old one go once the new one can answer. Until all have moved, both
+    answer. If the new content cannot be loaded, the old copies go on, and this ends with 5.
+
+    Example: `mesh reload fraud/de`
+    """
+
+    async def command(client: Client) -> None:
+        end = time.monotonic() + timeout
+        answer = await client.request("POST", model_path(model, "/reload"))
+        generation = answer.get("generation") or 0
+        while wait and (move := answer.get("reload")) and not move.get("why") and time.monotonic() < end:
+            await asyncio.sleep(_LOOK)
+            answer = await client.get(model_path(model))
+        show_status(answer, as_json=as_json)
+        move = answer.get("reload")
+        if wait and move and (answer.get("generation") or 0) <= generation:
+            why = move.get("why") or f"its copies have not moved within {timeout:g} s"
+            raise CommandError(
+                f"{model} answers from its old content: {why}",
+                code=Exit.LOAD_FAILED,
+                reason="LOAD_FAILED",
+                answered=True,
+            )
 
     options.run(context, command, endpoint=endpoint, as_json=as_json)
 
@@ -126,6 +169,8 @@ def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
         "path": output.plain(str(answer.get("path") or "")),
         "key": output.plain(str(answer.get("key") or "")),
         "sha256": output.plain(str(answer.get("sha256") or "")),
+        "digest": output.plain(str(answer.get("digest") or "")),
+        "generation": str(answer.get("generation") or ""),
         "size": ", ".join(sizes),
         "copies": _limits(answer),
         "load took": output.duration(answer.get("load_ms") or None),
@@ -139,18 +184,29 @@ def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
         made.add_row("[dim]a server died[/]", f"[red]{output.plain(str(text))}[/]")
     if answer.get("quarantined"):
         made.add_row("[dim]quarantined[/]", "[red]not loaded again until `mesh release`, or registered anew[/]")
+    if (move := answer.get("reload")) is not None:
+        text = f"its copies move to the content of generation {move.get('generation')}"
+        why = f"; [red]they have not: {output.plain(str(move['why']))}[/]" if move.get("why") else ""
+        made.add_row("[dim]reload[/]", text + why)
     screen.print(made)
     copies = answer.get("copies") or []
     if copies:
-        listed = output.table("POD", "COPY", ">SIZE")
+        listed = output.table("POD", "COPY", ">SIZE", "CONTENT")
         for copy in copies:
+            older = copy.get("digest") and (copy.get("generation") or 0) < (answer.get("generation") or 0)
             listed.add_row(
                 output.plain(str(copy.get("pod", ""))),
                 output.status(str(copy.get("status", ""))) + queued(copy.get("load")) + pulling(copy.get("pull")),
                 output.size(copy.get("bytes")),
+                short(copy.get("digest")) + (" before the reload" if older else ""),
             )
         screen.print()
         screen.print(listed)
+
+
+def short(digest: Any) -> str:
+    """The beginning of a digest, enough to tell two apart."""
+    return output.plain(str(digest or "")[:12])
 
 
 def _limits(answer: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x0b\x61gent.proto\x12\rmesh.agent.v1\"\xf7\x01\n\x0bLoadRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\x12\n\nmodel_type\x18\x03 \x01(\t\x12\x12\n\nmodel_path\x18\x04 \x01(\t\x12\x11\n\tmodel_key\x18\x05 \x01(\t\x12\x12\n\nhost_bytes\x18\x06 \x01(\x04\x12\x14\n\x0c\x64\x65vice_bytes\x18\x07 \x01(\x04\x12\x0f\n\x07idle_ms\x18\x08 \x01(\x04\x12\x0e\n\x06sha256\x18\n \x01(\t\x12\x17\n\x0f\x65xpected_copies\x18\t \x01(\r\x12\x0e\n\x06reason\x18\x0b \x01(\t\x12\x0e\n\x06pinned\x18\x0c \x01(\x08\"\x89\x04\n\tLoadReply\x12\x31\n\x06loaded\x18\x01 \x01(\x0b\x32\x1f.mesh.agent.v1.LoadReply.LoadedH\x00\x12\x37\n\telsewhere\x18\x02 \x01(\x0b\x32\".mesh.agent.v1.LoadReply.ElsewhereH\x00\x12\x33\n\x07refused\x18\x03 \x01(\x0b\x32 .mesh.agent.v1.LoadReply.RefusedH\x00\x12\x31\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x1f.mesh.agent.v1.LoadReply.FailedH\x00\x12/\n\x05stale\x18\x05 \x01(\x0b\x32\x1e.mesh.agent.v1.LoadReply.StaleH\x00\x1aX\n\x06Loaded\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x12\n\nhost_bytes\x18\x02 \x01(\x04\x12\x14\n\x0c\x64\x65vice_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07load_ms\x18\x04 \x01(\r\x1a\x18\n\tElsewhere\x12\x0b\n\x03pod\x18\x01 \x01(\t\x1a\'\n\x07Refused\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x1a\x46\n\x06\x46\x61iled\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x10\n\x08\x61sked_ms\x18\x04 \x01(\r\x1a\x07\n\x05StaleB\t\n\x07outcome\"J\n\rUnloadRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x1f\n\x0bUnloadReply\x12\x10\n\x08had_copy\x18\x01 \x01(\x08\"V\n\x0f\x44\x65scribeRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\x08\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\x11\n\tquestions\x18\x04 \x01(\x08\"\x9c\x03\n\tCopyState\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\r\n\x05state\x18\x03 \x01(\t\x12\x12\n\nhost_bytes\x18\x04 \x01(\x04\x12\x14\n\x0c\x64\x65vice_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07idle_ms\x18\x06 \x01(\x04\x12\r\n\x05\x63\x61lls\x18\x07 \x01(\x04\x12\x11\n\tin_flight\x18\x08 \x01(\r\x12\x0f\n\x07\x62usy_us\x18\t \x01(\x04\x12\x0f\n\x07load_ms\x18\n \x01(\r\x12\x0e\n\x06\x61ge_ms\x18\x0b \x01(\x04\x12\x14\n\x0cpulled_bytes\x18\x0c \x01(\x04\x12\x12\n\npull_bytes\x18\r \x01(\x04\x12\x11\n\tpull_rate\x18\x0e \x01(\x04\x12\x0c\n\x04rate\x18\x0f \x01(\r\x12\x11\n\tpeak_rate\x18\x10 \x01(\r\x12\x0e\n\x06pinned\x18\x11 \x01(\x08\x12\x12\n\nmodel_type\x18\x12 \x01(\t\x12\x0e\n\x06reason\x18\x13 \x01(\t\x12\x10\n\x08queue_ms\x18\x14 \x01(\r\x12\r\n\x05\x61head\x18\x15 \x01(\r\x12\x13\n\x0b\x65xpected_ms\x18\x16 \x01(\x04\"\xea\x02\n\rDescribeReply\x12\x0b\n\x03pod\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x04\x12\x12\n\nused_bytes\x18\x05 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x06 \x01(\x04\x12(\n\x06\x63opies\x18\x07 \x03(\x0b\x32\x18.mesh.agent.v1.CopyState\x12\x11\n\tdecisions\x18\x08 \x03(\t\x12<\n\x08\x63ounters\x18\t \x03(\x0b\x32*.mesh.agent.v1.DescribeReply.CountersEntry\x12\x1d\n\x15\x64\x65vice_capacity_bytes\x18\n \x01(\x04\x12\x19\n\x11\x64\x65vice_used_bytes\x18\x0b \x01(\x04\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xd3\x01\n\x05\x41gent\x12<\n\x04Load\x12\x1a.mesh.agent.v1.LoadRequest\x1a\x18.mesh.agent.v1.LoadReply\x12\x42\n\x06Unload\x12\x1c.mesh.agent.v1.UnloadRequest\x1a\x1a.mesh.agent.v1.UnloadReply\x12H\n\x08\x44\x65scribe\x12\x1e.mesh.agent.v1.DescribeRequest\x1a\x1c.mesh.agent.v1.DescribeReplyb\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x0b\x61gent.proto\x12\rmesh.agent.v1\"\x8b\x02\n\x0bLoadRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\x12\n\nmodel_type\x18\x03 \x01(\t\x12\x12\n\nmodel_path\x18\x04 \x01(\t\x12\x11\n\tmodel_key\x18\x05 \x01(\t\x12\x12\n\nhost_bytes\x18\x06 \x01(\x04\x12\x14\n\x0c\x64\x65vice_bytes\x18\x07 \x01(\x04\x12\x0f\n\x07idle_ms\x18\x08 \x01(\x04\x12\x0e\n\x06sha256\x18\n \x01(\t\x12\x17\n\x0f\x65xpected_copies\x18\t \x01(\r\x12\x0e\n\x06reason\x18\x0b \x01(\t\x12\x0e\n\x06pinned\x18\x0c \x01(\x08\x12\x12\n\ngeneration\x18\r \x01(\x04\"\xad\x04\n\tLoadReply\x12\x31\n\x06loaded\x18\x01 \x01(\x0b\x32\x1f.mesh.agent.v1.LoadReply.LoadedH\x00\x12\x37\n\telsewhere\x18\x02 \x01(\x0b\x32\".mesh.agent.v1.LoadReply.ElsewhereH\x00\x12\x33\n\x07refused\x18\x03 \x01(\x0b\x32 .mesh.agent.v1.LoadReply.RefusedH\x00\x12\x31\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x1f.mesh.agent.v1.LoadReply.FailedH\x00\x12/\n\x05stale\x18\x05 \x01(\x0b\x32\x1e.mesh.agent.v1.LoadReply.StaleH\x00\x1a|\n\x06Loaded\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x12\n\nhost_bytes\x18\x02 \x01(\x04\x12\x14\n\x0c\x64\x65vice_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07load_ms\x18\x04 \x01(\r\x12\x12\n\ngeneration\x18\x05 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x1a\x18\n\tElsewhere\x12\x0b\n\x03pod\x18\x01 \x01(\t\x1a\'\n\x07Refused\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x1a\x46\n\x06\x46\x61iled\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x10\n\x08\x61sked_ms\x18\x04 \x01(\r\x1a\x07\n\x05StaleB\t\n\x07outcome\"J\n\rUnloadRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x1f\n\x0bUnloadReply\x12\x10\n\x08had_copy\x18\x01 \x01(\x08\"V\n\x0f\x44\x65scribeRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\x08\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\x11\n\tquestions\x18\x04 \x01(\x08\"\xc0\x03\n\tCopyState\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\r\n\x05state\x18\x03 \x01(\t\x12\x12\n\nhost_bytes\x18\x04 \x01(\x04\x12\x14\n\x0c\x64\x65vice_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07idle_ms\x18\x06 \x01(\x04\x12\r\n\x05\x63\x61lls\x18\x07 \x01(\x04\x12\x11\n\tin_flight\x18\x08 \x01(\r\x12\x0f\n\x07\x62usy_us\x18\t \x01(\x04\x12\x0f\n\x07load_ms\x18\n \x01(\r\x12\x0e\n\x06\x61ge_ms\x18\x0b \x01(\x04\x12\x14\n\x0cpulled_bytes\x18\x0c \x01(\x04\x12\x12\n\npull_bytes\x18\r \x01(\x04\x12\x11\n\tpull_rate\x18\x0e \x01(\x04\x12\x0c\n\x04rate\x18\x0f \x01(\r\x12\x11\n\tpeak_rate\x18\x10 \x01(\r\x12\x0e\n\x06pinned\x18\x11 \x01(\x08\x12\x12\n\nmodel_type\x18\x12 \x01(\t\x12\x0e\n\x06reason\x18\x13 \x01(\t\x12\x10\n\x08queue_ms\x18\x14 \x01(\r\x12\r\n\x05\x61head\x18\x15 \x01(\r\x12\x13\n\x0b\x65xpected_ms\x18\x16 \x01(\x04\x12\x12\n\ngeneration\x18\x17 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x18 \x01(\t\"\xea\x02\n\rDescribeReply\x12\x0b\n\x03pod\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x04\x12\x12\n\nused_bytes\x18\x05 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x06 \x01(\x04\x12(\n\x06\x63opies\x18\x07 \x03(\x0b\x32\x18.mesh.agent.v1.CopyState\x12\x11\n\tdecisions\x18\x08 \x03(\t\x12<\n\x08\x63ounters\x18\t \x03(\x0b\x32*.mesh.agent.v1.DescribeReply.CountersEntry\x12\x1d\n\x15\x64\x65vice_capacity_bytes\x18\n \x01(\x04\x12\x19\n\x11\x64\x65vice_used_bytes\x18\x0b \x01(\x04\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xd3\x01\n\x05\x41gent\x12<\n\x04Load\x12\x1a.mesh.agent.v1.LoadRequest\x1a\x18.mesh.agent.v1.LoadReply\x12\x42\n\x06Unload\x12\x1c.mesh.agent.v1.UnloadRequest\x1a\x1a.mesh.agent.v1.UnloadReply\x12H\n\x08\x44\x65scribe\x12\x1e.mesh.agent.v1.DescribeRequest\x1a\x1c.mesh.agent.v1.DescribeReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,31 +34,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEREPLY_COUNTERSENTRY']._loaded_options = None
   _globals['_DESCRIBEREPLY_COUNTERSENTRY']._serialized_options = b'8\001'
   _globals['_LOADREQUEST']._serialized_start=31
-  _globals['_LOADREQUEST']._serialized_end=278
-  _globals['_LOADREPLY']._serialized_start=281
-  _globals['_LOADREPLY']._serialized_end=802
-  _globals['_LOADREPLY_LOADED']._serialized_start=555
-  _globals['_LOADREPLY_LOADED']._serialized_end=643
-  _globals['_LOADREPLY_ELSEWHERE']._serialized_start=645
-  _globals['_LOADREPLY_ELSEWHERE']._serialized_end=669
-  _globals['_LOADREPLY_REFUSED']._serialized_start=671
-  _globals['_LOADREPLY_REFUSED']._serialized_end=710
-  _globals['_LOADREPLY_FAILED']._serialized_start=712
-  _globals['_LOADREPLY_FAILED']._serialized_end=782
-  _globals['_LOADREPLY_STALE']._serialized_start=784
-  _globals['_LOADREPLY_STALE']._serialized_end=791
-  _globals['_UNLOADREQUEST']._serialized_start=804
-  _globals['_UNLOADREQUEST']._serialized_end=878
-  _globals['_UNLOADREPLY']._serialized_start=880
-  _globals['_UNLOADREPLY']._serialized_end=911
-  _globals['_DESCRIBEREQUEST']._serialized_start=913
-  _globals['_DESCRIBEREQUEST']._serialized_end=999
-  _globals['_COPYSTATE']._serialized_start=1002
-  _globals['_COPYSTATE']._serialized_end=1414
-  _globals['_DESCRIBEREPLY']._serialized_start=1417
-  _globals['_DESCRIBEREPLY']._serialized_end=1779
-  _globals['_DESCRIBEREPLY_COUNTERSENTRY']._serialized_start=1732
-  _globals['_DESCRIBEREPLY_COUNTERSENTRY']._serialized_end=1779
-  _globals['_AGENT']._serialized_start=1782
-  _globals['_AGENT']._serialized_end=1993
+  _globals['_LOADREQUEST']._serialized_end=298
+  _globals['_LOADREPLY']._serialized_start=301
+  _globals['_LOADREPLY']._serialized_end=858
+  _globals['_LOADREPLY_LOADED']._serialized_start=575
+  _globals['_LOADREPLY_LOADED']._serialized_end=699
+  _globals['_LOADREPLY_ELSEWHERE']._serialized_start=701
+  _globals['_LOADREPLY_ELSEWHERE']._serialized_end=725
+  _globals['_LOADREPLY_REFUSED']._serialized_start=727
+  _globals['_LOADREPLY_REFUSED']._serialized_end=766
+  _globals['_LOADREPLY_FAILED']._serialized_start=768
+  _globals['_LOADREPLY_FAILED']._serialized_end=838
+  _globals['_LOADREPLY_STALE']._serialized_start=840
+  _globals['_LOADREPLY_STALE']._serialized_end=847
+  _globals['_UNLOADREQUEST']._serialized_start=860
+  _globals['_UNLOADREQUEST']._serialized_end=934
+  _globals['_UNLOADREPLY']._serialized_start=936
+  _globals['_UNLOADREPLY']._serialized_end=967
+  _globals['_DESCRIBEREQUEST']._serialized_start=969
+  _globals['_DESCRIBEREQUEST']._serialized_end=1055
+  _globals['_COPYSTATE']._serialized_start=1058
+  _globals['_COPYSTATE']._serialized_end=1506
+  _globals['_DESCRIBEREPLY']._serialized_start=1509
+  _globals['_DESCRIBEREPLY']._serialized_end=1871
+  _globals['_DESCRIBEREPLY_COUNTERSENTRY']._serialized_start=1824
+  _globals['_DESCRIBEREPLY_COUNTERSENTRY']._serialized_end=1871
+  _globals['_AGENT']._serialized_start=1874
+  _globals['_AGENT']._serialized_end=2085
 # @@protoc_insertion_point(module_scope)

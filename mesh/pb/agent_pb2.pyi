@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class LoadRequest(_message.Message):
-    __slots__ = ("model_id", "create_revision", "model_type", "model_path", "model_key", "host_bytes", "device_bytes", "idle_ms", "sha256", "expected_copies", "reason", "pinned")
+    __slots__ = ("model_id", "create_revision", "model_type", "model_path", "model_key", "host_bytes", "device_bytes", "idle_ms", "sha256", "expected_copies", "reason", "pinned", "generation")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     CREATE_REVISION_FIELD_NUMBER: _ClassVar[int]
     MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class LoadRequest(_message.Message):
     EXPECTED_COPIES_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     create_revision: int
     model_type: str
@@ -32,21 +33,26 @@ class LoadRequest(_message.Message):
     expected_copies: int
     reason: str
     pinned: bool
-    def __init__(self, model_id: _Optional[str] = ..., create_revision: _Optional[int] = ..., model_type: _Optional[str] = ..., model_path: _Optional[str] = ..., model_key: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., idle_ms: _Optional[int] = ..., sha256: _Optional[str] = ..., expected_copies: _Optional[int] = ..., reason: _Optional[str] = ..., pinned: _Optional[bool] = ...) -> None: ...
+    generation: int
+    def __init__(self, model_id: _Optional[str] = ..., create_revision: _Optional[int] = ..., model_type: _Optional[str] = ..., model_path: _Optional[str] = ..., model_key: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., idle_ms: _Optional[int] = ..., sha256: _Optional[str] = ..., expected_copies: _Optional[int] = ..., reason: _Optional[str] = ..., pinned: _Optional[bool] = ..., generation: _Optional[int] = ...) -> None: ...
 
 class LoadReply(_message.Message):
     __slots__ = ("loaded", "elsewhere", "refused", "failed", "stale")
     class Loaded(_message.Message):
-        __slots__ = ("incarnation", "host_bytes", "device_bytes", "load_ms")
+        __slots__ = ("incarnation", "host_bytes", "device_bytes", "load_ms", "generation", "digest")
         INCARNATION_FIELD_NUMBER: _ClassVar[int]
         HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
         DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
         LOAD_MS_FIELD_NUMBER: _ClassVar[int]
+        GENERATION_FIELD_NUMBER: _ClassVar[int]
+        DIGEST_FIELD_NUMBER: _ClassVar[int]
         incarnation: str
         host_bytes: int
         device_bytes: int
         load_ms: int
-        def __init__(self, incarnation: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., load_ms: _Optional[int] = ...) -> None: ...
+        generation: int
+        digest: str
+        def __init__(self, incarnation: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., load_ms: _Optional[int] = ..., generation: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
     class Elsewhere(_message.Message):
         __slots__ = ("pod",)
         POD_FIELD_NUMBER: _ClassVar[int]
@@ -114,7 +120,7 @@ class DescribeRequest(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., active: _Optional[bool] = ..., models: _Optional[_Iterable[str]] = ..., questions: _Optional[bool] = ...) -> None: ...
 
 class CopyState(_message.Message):
-    __slots__ = ("model_id", "create_revision", "state", "host_bytes", "device_bytes", "idle_ms", "calls", "in_flight", "busy_us", "load_ms", "age_ms", "pulled_bytes", "pull_bytes", "pull_rate", "rate", "peak_rate", "pinned", "model_type", "reason", "queue_ms", "ahead", "expected_ms")
+    __slots__ = ("model_id", "create_revision", "state", "host_bytes", "device_bytes", "idle_ms", "calls", "in_flight", "busy_us", "load_ms", "age_ms", "pulled_bytes", "pull_bytes", "pull_rate", "rate", "peak_rate", "pinned", "model_type", "reason", "queue_ms", "ahead", "expected_ms", "generation", "digest")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     CREATE_REVISION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +143,8 @@ class CopyState(_message.Message):
     QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
     AHEAD_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_MS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     create_revision: int
     state: str
@@ -159,7 +167,9 @@ class CopyState(_message.Message):
     queue_ms: int
     ahead: int
     expected_ms: int
-    def __init__(self, model_id: _Optional[str] = ..., create_revision: _Optional[int] = ..., state: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., idle_ms: _Optional[int] = ..., calls: _Optional[int] = ..., in_flight: _Optional[int] = ..., busy_us: _Optional[int] = ..., load_ms: _Optional[int] = ..., age_ms: _Optional[int] = ..., pulled_bytes: _Optional[int] = ..., pull_bytes: _Optional[int] = ..., pull_rate: _Optional[int] = ..., rate: _Optional[int] = ..., peak_rate: _Optional[int] = ..., pinned: _Optional[bool] = ..., model_type: _Optional[str] = ..., reason: _Optional[str] = ..., queue_ms: _Optional[int] = ..., ahead: _Optional[int] = ..., expected_ms: _Optional[int] = ...) -> None: ...
+    generation: int
+    digest: str
+    def __init__(self, model_id: _Optional[str] = ..., create_revision: _Optional[int] = ..., state: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., idle_ms: _Optional[int] = ..., calls: _Optional[int] = ..., in_flight: _Optional[int] = ..., busy_us: _Optional[int] = ..., load_ms: _Optional[int] = ..., age_ms: _Optional[int] = ..., pulled_bytes: _Optional[int] = ..., pull_bytes: _Optional[int] = ..., pull_rate: _Optional[int] = ..., rate: _Optional[int] = ..., peak_rate: _Optional[int] = ..., pinned: _Optional[bool] = ..., model_type: _Optional[str] = ..., reason: _Optional[str] = ..., queue_ms: _Optional[int] = ..., ahead: _Optional[int] = ..., expected_ms: _Optional[int] = ..., generation: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class DescribeReply(_message.Message):
     __slots__ = ("pod", "incarnation", "state", "capacity_bytes", "used_bytes", "resident_bytes", "copies", "decisions", "counters", "device_capacity_bytes", "device_used_bytes")

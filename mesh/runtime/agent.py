@@ -16,7 +16,7 @@ import secrets
 import time
 from collections.abc import Iterable
 
-from mesh import owner, process
+from mesh import copytoken, owner, process
 from mesh.etcd import Etcd, EtcdError, Patience
 from mesh.identity import Identity
 from mesh.keys import Keys, after_prefix
@@ -434,7 +434,7 @@ class Agent:
         return self.server is None or await self.server.died(life, timeout)
 
     def _token(self, entry: Entry) -> bytes:
-        return b"%s.%d" % (self.incarnation.encode(), entry.revision)
+        return copytoken.make(self.incarnation, entry.revision, entry.generation)
 
     def _make_room(self, room: Room, cause: str) -> None:
         """Carries a decision out: its victims make way for `cause`."""

@@ -6,9 +6,13 @@ record, and says of a few other models whether they have copies elsewhere (who m
 costs a round trip of its own.
 
 The claim stands under the pod's lease and only while the pod is published: what a dead pod claimed ends with it.
+
+The first load of a registration's content says what that content is. So its copy is *published* by a transaction of its
+own, which writes the digest into the model's record, before the load is answered: of two first loads one is told that
+the other was first, and whether it holds the same (`publish`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mesh import records
@@ -24,6 +28,7 @@ from mesh.etcd import (
     get_op,
     get_range_op,
     leased,
+    modified,
     put_op,
 )
 from mesh.keys import Keys, after_prefix
@@ -47,6 +52,7 @@ class Claimed:
 
     record: records.ModelRecord
     spares: dict[str, int] = field(default_factory=dict)  # copies elsewhere, of the models that were asked about
+    modified: int = 0  # mod revision of the record; 0: it cannot be read, and must not be written
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,23 @@ class Away:
 
 
 Verdict = Claimed | Elsewhere | Stale | Away
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The copy stands in etcd as loaded, and the record with the digest of its content."""
+
+    record: records.ModelRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Contradicted:
+    """The copy holds other content than this registration's copies, as its record says."""
+
+    record: records.ModelRecord
+
+
+Publication = Published | Contradicted | Stale | Away
 
 
 class Claims:
@@ -102,6 +125,67 @@ class Claims:
                 return Away(error.text)
         return Away("the copies of this model change too often")
 
+    async def look(self, model_id: str, revision: int) -> Claimed | Stale | Away:
+        """Reads the record of a model of which this pod has a copy already, so that there is nothing to be claimed."""
+        try:
+            kv = await self._etcd.get(self._keys.model(model_id), timeout=TIMEOUT)
+        except EtcdError as error:
+            return Away(error.text)
+        if kv is None or kv.create_revision != revision:
+            return Stale()
+        return _read(kv, {})
+
+    async def publish(
+        self,
+        model_id: str,
+        copy: records.CopyRecord,
+        claimed: Claimed,
+        remember: Callable[[records.ModelRecord], records.ModelRecord],
+    ) -> Publication:
+        """Publishes a loaded copy together with what its load has shown (`remember`: into the record), where its digest
+        is the one that the record has, or the first. Stale where the content was reloaded since it was claimed."""
+        key = self._keys.model(model_id)
+        async with self._presence.claiming(model_id) as claiming:
+            if claiming.lease is None:
+                return Away("this pod is not published in etcd at the moment")
+            try:
+                for _ in range(_TRIES):
+                    record = claimed.record
+                    if record.generation != copy.generation:
+                        return Stale()
+                    if record.digest and record.digest != copy.digest:
+                        return Contradicted(record)
+                    after = remember(record)
+                    claiming.unsure = True
+                    result = await self._etcd.txn(
+                        [leased(self._presence.key, claiming.lease), modified(key, claimed.modified)],
+                        [
+                            put_op(self._keys.copy(model_id, self._presence.pod), copy.encode(), claiming.lease),
+                            *([put_op(key, after.encode())] if after != record else ()),
+                        ],
+                        [get_op(self._presence.key), get_op(key)],
+                        timeout=TIMEOUT,
+                    )
+                    claiming.unsure = False
+                    if result.succeeded:
+                        claiming.record = copy
+                        return Published(after)
+                    pods, found = result.responses
+                    if not isinstance(pods, tuple) or not pods or pods[0].lease != claiming.lease:
+                        self._presence.lease_gone("its presence is not in etcd")
+                        return Away("this pod has lost its lease")
+                    if not isinstance(found, tuple) or not found or found[0].create_revision != copy.create_revision:
+                        return Stale()
+                    claimed = _read(found[0], {})
+                    if not claimed.modified:
+                        return Away("the model's record cannot be read")
+            except EtcdLeaseLost:
+                self._presence.lease_gone("a copy's publication found it gone")
+                return Away("this pod has lost its lease")
+            except EtcdError as error:
+                return Away(error.text)
+        return Away("the record of this model changes too often")
+
     async def _others(self, model_id: str) -> tuple[KeyValue, ...]:
         prefix = self._keys.copies(model_id)
         page = await self._etcd.page(prefix, after_prefix(prefix), limit=_HOLDERS, timeout=TIMEOUT)
@@ -144,11 +228,7 @@ class Claims:
         for victim, found in zip(ask, copies, strict=True):
             assert isinstance(found, tuple)
             spares[victim] = sum(self._pod(kv) != self._presence.pod and _loaded(kv) for kv in found)
-        try:
-            return Claimed(records.ModelRecord.decode(record[0].value), spares)
-        except ValueError as error:
-            log.warning("a model's record cannot be read", key=record[0].key, error=str(error))
-            return Claimed(records.ModelRecord(type=""), spares)
+        return _read(record[0], spares)
 
     def _lost(
         self, model_id: str, copy: records.CopyRecord, expected: int, result: TxnResult, lease: int
@@ -168,6 +248,14 @@ class Claims:
 
     def _pod(self, kv: KeyValue) -> str:
         return self._keys.copy_of(kv.key)[1]
+
+
+def _read(kv: KeyValue, spares: dict[str, int]) -> Claimed:
+    try:
+        return Claimed(records.ModelRecord.decode(kv.value), spares, kv.mod_revision)
+    except ValueError as error:
+        log.warning("a model's record cannot be read", key=kv.key, error=str(error))
+        return Claimed(records.ModelRecord(type=""), spares)
 
 
 def _loaded(kv: KeyValue) -> bool:

@@ -99,6 +99,7 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
             expected_copies=request.expected_copies,
             reason=request.reason,
             pinned=request.pinned,
+            generation=request.generation,
         )
         if not want.model_id or want.revision <= 0:
             refused = pb.LoadReply.Refused(reason=Reason.BAD_REQUEST.name, text="no model id, or no create revision")
@@ -124,7 +125,7 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
             entries = [entry for entry in entries if entry.model_id == request.model_id]
         elif request.active:
             asked = set(request.models)
-            entries = [entry for entry in entries if entry.model_id in asked or active(ledger, entry)]
+            entries = [e for e in entries if not e.aside and (e.model_id in asked or active(ledger, e))]
         now_ns = time.monotonic_ns()
         return pb.DescribeReply(
             pod=pod.name,
@@ -168,6 +169,8 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
             pinned=entry.pinned,
             model_type=entry.model_type,
             reason=entry.reason,
+            generation=entry.generation,
+            digest=entry.digest,
         )
 
 
@@ -180,6 +183,8 @@ def _reply(outcome: outcomes.Outcome, incarnation: str) -> pb.LoadReply:
                     host_bytes=outcome.host_bytes,
                     device_bytes=outcome.device_bytes,
                     load_ms=outcome.load_ms,
+                    generation=outcome.generation,
+                    digest=outcome.digest,
                 )
             )
         case outcomes.Elsewhere():

@@ -14,6 +14,7 @@ from typing import Any
 from mesh.etcd import Etcd, EtcdError, KeyValue
 from mesh.keys import Keys
 from mesh.records import Failure, ModelRecord
+from mesh.runtime.ledger import Entry
 from mesh.runtime.outcomes import Failed
 from mesh.runtime.tasks import Tasks
 from mesh.telemetry import logs
@@ -67,6 +68,22 @@ class History:
         self._deaths: dict[str, asyncio.Task[None]] = {}  # being written, by model
         self._written = self._given_up = 0
 
+    def first(self, record: ModelRecord, copy: Entry) -> ModelRecord:
+        """Returns the record with what the first load of its content has shown: the digest that all copies must have,
+        and what a load took. Whoever publishes that copy writes it."""
+        failures = tuple(failure for failure in record.failures if failure.pod != self._pod)
+        return replace(
+            record,
+            digest=copy.digest,
+            digest_ms=self._clock_ms(),
+            host_bytes=copy.host_bytes,
+            device_bytes=copy.device_bytes,
+            load_ms=copy.load_ms,
+            failures=failures,
+            changed="",
+            changed_ms=0,
+        )
+
     def loaded(
         self, model_id: str, revision: int, known: ModelRecord, *, host_bytes: int, device_bytes: int, load_ms: int
     ) -> None:
@@ -80,9 +97,18 @@ class History:
                 or abs(record.load_ms - load_ms) > max(_LOAD_MS, _LOAD_SHARE * record.load_ms)
                 or not record.load_ms
                 or len(failures) != len(record.failures)
+                or record.changed
             ):
                 return record
-            return replace(record, host_bytes=host_bytes, device_bytes=device_bytes, load_ms=load_ms, failures=failures)
+            return replace(
+                record,
+                host_bytes=host_bytes,
+                device_bytes=device_bytes,
+                load_ms=load_ms,
+                failures=failures,
+                changed="",
+                changed_ms=0,
+            )
 
         if change(known) is not known:
             self._tasks.start(self._later(model_id, revision, change), f"remember {model_id}")
@@ -110,6 +136,17 @@ class History:
         await self._patiently(self._write(model_id, revision, change), f"failure of {model_id}")
         if (death := self._deaths.get(model_id)) is not None:
             await asyncio.wait({death}, timeout=PATIENCE)
+
+    async def changed(self, model_id: str, revision: int, digest: str) -> None:
+        """Records that a load has found other content than the registration's. It counts against no pod: each would
+        find the same. Returns as `failed` does."""
+
+        def change(record: ModelRecord) -> ModelRecord:
+            if record.digest in ("", digest):
+                return record
+            return replace(record, changed=digest, changed_ms=self._clock_ms())
+
+        await self._patiently(self._write(model_id, revision, change), f"changed content of {model_id}")
 
     def killed(self, model_id: str, revision: int, text: str) -> None:
         """Records that a server died with the model loading or running. A failure recorded next waits for that, so

@@ -55,11 +55,14 @@ class Uses(Protocol):
 
 class Entry:
     """One model in this pod. Changed by its ledger only, except what others note in it: `load_ms`, `usual_ms`,
-    `suspect`, `model_type`, `reason`, `pinned`, the rates."""
+    `suspect`, `model_type`, `reason`, `pinned`, `generation`, `digest`, the rates."""
 
     __slots__ = (
+        "aside",
         "begun",
         "device_bytes",
+        "digest",
+        "generation",
         "host_bytes",
         "idle_ms",
         "load_ms",
@@ -79,9 +82,12 @@ class Entry:
         "usual_ms",
     )
 
-    def __init__(self, model_id: str, revision: int, *, idle_ms: int, now_ns: int) -> None:
+    def __init__(self, model_id: str, revision: int, *, idle_ms: int, now_ns: int, aside: bool = False) -> None:
         self.model_id = model_id
         self.revision = revision  # create revision of the registration that it is a copy of
+        self.generation = 0  # of that registration's content
+        self.digest = ""  # hex, of what it was loaded from
+        self.aside = aside  # another generation of the same registration is the copy of that id here
         self.idle_ms = idle_ms  # since the model's last use, when its load was asked for; 0: a caller waits
         self.state = State.QUEUED
         self.since_ns = now_ns  # when the state was entered
@@ -98,6 +104,11 @@ class Entry:
         self.pinned = False  # is never a victim
         self.rate = self.peak_rate = 0  # calls a minute (`activity`)
         self.queue_ms = 0  # that its calls wait before they run, lately
+
+    @property
+    def key(self) -> str:
+        """Under which it stands in the ledger. No id holds a NUL."""
+        return self.model_id + "\0" if self.aside else self.model_id
 
     @property
     def footprint(self) -> Footprint:
@@ -131,7 +142,8 @@ class LedgerStatistics:
 
 
 class Ledger:
-    """See the module's text. At most one entry a model."""
+    """See the module's text. At most one entry a model; while its content is reloaded, one more that stands aside:
+    first the new one, while it is loaded, then the old one, until it is gone."""
 
     def __init__(
         self,
@@ -161,21 +173,40 @@ class Ledger:
 
     # --- an entry's life ---
 
-    def add(self, model_id: str, revision: int, *, idle_ms: int = 0) -> Entry:
-        """A load begins. There must be no entry of that id."""
-        if model_id in self.entries:
-            raise ValueError(f"{model_id!r} is in the ledger already: {self.entries[model_id]!r}")
-        entry = Entry(model_id, revision, idle_ms=idle_ms, now_ns=self._clock())
-        self.entries[model_id] = entry
+    def add(self, model_id: str, revision: int, *, idle_ms: int = 0, aside: bool = False) -> Entry:
+        """A load begins, `aside` of the copy that is here. There must be no such entry of that id."""
+        entry = Entry(model_id, revision, idle_ms=idle_ms, now_ns=self._clock(), aside=aside)
+        if entry.key in self.entries:
+            raise ValueError(f"{model_id!r} is in the ledger already: {self.entries[entry.key]!r}")
+        self.entries[entry.key] = entry
         self._counts[entry.state] += 1
         return entry
+
+    def aside_of(self, model_id: str) -> Entry | None:
+        """Returns the entry that stands aside of that model's."""
+        return self.entries.get(model_id + "\0")
+
+    def swap(self, entry: Entry) -> Entry | None:
+        """Makes an entry that stands aside the one of its id. Returns the former, which stands aside now."""
+        del self.entries[entry.key]
+        former = self.entries.pop(entry.model_id, None)
+        if former is not None:
+            if former.state is State.LOADED:
+                self._policy.remove(former.key)
+            former.aside = True
+            self.entries[former.key] = former
+            if former.state is State.LOADED:
+                self._policy.add(former.key, size=former.weight, cost=float(former.load_ms))
+        entry.aside = False
+        self.entries[entry.key] = entry
+        return former
 
     def enter(self, entry: Entry, state: State, *, evicted: bool = False) -> None:
         """Moves it on. UNLOADING gives its space to whoever comes next, LOADED puts it into the order of use.
 
         `evicted`: it makes way for another, which some policies learn from."""
         if entry.state is State.LOADED:
-            self._policy.remove(entry.model_id, evicted_at=self._clock() if evicted else None)
+            self._policy.remove(entry.key, evicted_at=self._clock() if evicted else None)
         self._count(entry, -1)
         self._counts[entry.state] -= 1
         entry.state = state
@@ -184,7 +215,7 @@ class Ledger:
         self._count(entry, +1)
         if state is State.LOADED:
             entry.loaded_ns = entry.since_ns
-            self._policy.add(entry.model_id, size=entry.weight, cost=float(entry.load_ms))
+            self._policy.add(entry.key, size=entry.weight, cost=float(entry.load_ms))
 
     def weigh(self, entry: Entry, host_bytes: int, device_bytes: int = 0) -> None:
         """Sets its size: reserves room, or corrects what was reserved by what was measured here."""
@@ -194,7 +225,7 @@ class Ledger:
         entry.host_bytes, entry.device_bytes = host_bytes, device_bytes
         self._count(entry, +1)
         if entry.state is State.LOADED:
-            self._policy.resize(entry.model_id, size=entry.weight, cost=float(entry.load_ms))
+            self._policy.resize(entry.key, size=entry.weight, cost=float(entry.load_ms))
 
     def begin(self, entry: Entry) -> bool:
         """Whether there is space in memory for it now; from then on it takes that space."""
@@ -216,11 +247,11 @@ class Ledger:
 
     def remove(self, entry: Entry) -> None:
         """Nothing of it is left; its slot goes to somebody else."""
-        if self.entries.get(entry.model_id) is not entry:
+        if self.entries.get(entry.key) is not entry:
             return
         if entry.state is State.LOADED:
-            self._policy.remove(entry.model_id)
-        del self.entries[entry.model_id]
+            self._policy.remove(entry.key)
+        del self.entries[entry.key]
         self._count(entry, -1)
         self._counts[entry.state] -= 1
         if entry.slot is not None:
@@ -238,7 +269,7 @@ class Ledger:
     # --- questions ---
 
     def __contains__(self, entry: Entry) -> bool:
-        return self.entries.get(entry.model_id) is entry
+        return self.entries.get(entry.key) is entry
 
     @property
     def has_device(self) -> bool:

@@ -5,6 +5,12 @@ which may evict; then the model server; then its measured size, which may evict 
 so whoever loses it has evicted nothing. The answer goes out as soon as the model can serve: the key that says so
 follows, and is there already as a claim.
 
+What is loaded holds what the registration's copies hold: content with another digest than the record's is refused
+before the model server sees it, and the first load of all writes its digest before it answers (`claims.publish`).
+
+A *reload* brings new content into a pod that has a copy of the old: it is loaded aside, as another generation, and
+takes the old one's place once it is published; until then, and where that fails, the old one answers.
+
 Each end but success leaves things as they were: key, room, slot, files, and the server's memory, in which nothing of a
 failed load may be left. It does so before it answers, because whoever asked will ask another pod next, and that one
 must not find our claim.
@@ -25,7 +31,7 @@ from mesh.records import CopyRecord, ModelRecord
 from mesh.runtime import claims
 from mesh.runtime.ledger import Entry, Ledger, State
 from mesh.runtime.meters import Meters
-from mesh.runtime.outcomes import Failed, Loaded, Outcome, Refused, Want
+from mesh.runtime.outcomes import Failed, Loaded, Outcome, Refused, Stale, Want
 from mesh.runtime.spi import Size, SpiError
 from mesh.runtime.turns import Turns
 from mesh.runtime.unloads import Keys, Server, Unloads
@@ -60,6 +66,18 @@ class Claiming(Protocol):
     ) -> claims.Verdict:
         """Claims it."""
 
+    async def look(self, model_id: str, revision: int) -> claims.Claimed | Stale | claims.Away:
+        """Reads its record, where there is nothing to be claimed."""
+
+    async def publish(
+        self,
+        model_id: str,
+        copy: CopyRecord,
+        claimed: claims.Claimed,
+        remember: Callable[[ModelRecord], ModelRecord],
+    ) -> claims.Publication:
+        """Publishes the first copy of a content."""
+
 
 class Publishing(Keys, Protocol):
     """This pod's keys in etcd."""
@@ -81,6 +99,9 @@ class Pulling(Protocol):
 class Remembering(Protocol):
     """Who writes into models' records."""
 
+    def first(self, record: ModelRecord, copy: Entry) -> ModelRecord:
+        """The record with what the first load of its content has shown."""
+
     def loaded(
         self, model_id: str, revision: int, known: ModelRecord, *, host_bytes: int, device_bytes: int, load_ms: int
     ) -> None:
@@ -91,6 +112,9 @@ class Remembering(Protocol):
 
     async def failed(self, model_id: str, revision: int, outcome: Failed) -> None:
         """Why it failed."""
+
+    async def changed(self, model_id: str, revision: int, digest: str) -> None:
+        """Other content was found than the registration's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +199,9 @@ class Loading:
         finally:
             if not isinstance(outcome, Loaded):
                 await _to_its_end(self._undo(want, entry, pull))
-        if isinstance(outcome, Failed) and not outcome.again:
+        if isinstance(outcome, Failed) and outcome.reason is Reason.CONTENT_CHANGED:
+            await self._parts.history.changed(want.model_id, want.revision, entry.digest)
+        elif isinstance(outcome, Failed) and not outcome.again:
             await self._parts.history.failed(want.model_id, want.revision, outcome)
         return outcome
 
@@ -187,22 +213,31 @@ class Loading:
             if want.footprint.total_bytes
             else Footprint(ledger.capacity_bytes // 10, ledger.device_capacity_bytes // 10)
         )
-        verdict = await parts.claiming.claim(
-            want.model_id,
-            CopyRecord(parts.incarnation, want.revision, records.LOADING, age_ms=want.idle_ms, type=want.type),
-            expected=want.expected_copies,
-            ask=ledger.candidates(likely),
-        )
+        verdict: claims.Verdict
+        if entry.aside:
+            verdict = await parts.claiming.look(want.model_id, want.revision)
+        else:
+            claim = CopyRecord(parts.incarnation, want.revision, records.LOADING, age_ms=want.idle_ms, type=want.type)
+            verdict = await parts.claiming.claim(
+                want.model_id, claim, expected=want.expected_copies, ask=ledger.candidates(likely)
+            )
         if isinstance(verdict, claims.Away):
             return Refused(Reason.REGISTRY_AWAY, f"cannot be claimed: {verdict.why}")
         if not isinstance(verdict, claims.Claimed):
             return verdict
         record, spares = verdict.record, verdict.spares
         entry.usual_ms = record.load_ms
+        entry.generation = record.generation
         if record.quarantined:
             return Refused(Reason.QUARANTINED, record.quarantine(want.model_id))
+        former = ledger.entries.get(want.model_id)
+        if entry.aside and former is not None and former.generation >= record.generation:
+            return Stale()  # whoever asked knows of a generation that the registry does not have
 
         pulled = await pull
+        entry.digest = pulled.digest
+        if record.digest and entry.digest and record.digest != entry.digest:
+            return Failed(Reason.CONTENT_CHANGED, record.contradiction(entry.digest))
         if (failed := self._unchanged(record, pulled)) is not None:
             return failed
         waiting = time.monotonic()
@@ -225,16 +260,41 @@ class Loading:
             file_bytes=pulled.bytes,
             device=ledger.has_device,
         )
-        load_ms = max(1, round((time.monotonic() - began) * 1000))
+        entry.load_ms = max(1, round((time.monotonic() - began) * 1000))
+        outcome: Outcome | None = self._fit(want, entry, size, spares)
+        published = False
+        if outcome is None and not record.digest and entry.digest and verdict.modified:
+            publication = await self._publish(want, entry, verdict)
+            if isinstance(publication, ModelRecord):
+                record, published = publication, True
+            else:
+                outcome = publication
         parts.history.loaded(
             want.model_id,
             want.revision,
             record,
-            host_bytes=size.host_bytes,
-            device_bytes=size.device_bytes,
-            load_ms=load_ms,
+            host_bytes=entry.host_bytes,
+            device_bytes=entry.device_bytes,
+            load_ms=entry.load_ms,
         )
-        return self._take(want, entry, size, spares, load_ms)
+        return self._keep(want, entry, published=published) if outcome is None else outcome
+
+    async def _publish(self, want: Want, entry: Entry, claimed: claims.Claimed) -> ModelRecord | Outcome:
+        """Publishes the first copy of a content, with its digest in the record, which is returned."""
+        published = await self._parts.claiming.publish(
+            want.model_id, self._record(want, entry), claimed, lambda record: self._parts.history.first(record, entry)
+        )
+        if entry not in self._ledger:  # the server has died meanwhile
+            return Refused(Reason.UNAVAILABLE, self._parts.why_down())
+        match published:
+            case claims.Published():
+                return published.record
+            case claims.Contradicted():
+                return Failed(Reason.CONTENT_CHANGED, published.record.contradiction(entry.digest))
+            case claims.Away():
+                return Refused(Reason.REGISTRY_AWAY, f"what it holds cannot be written down: {published.why}")
+            case Stale():
+                return published
 
     async def _pull(self, want: Want, entry: Entry) -> Pulled:
         async with self._pulls:
@@ -275,7 +335,9 @@ class Loading:
             device=ledger.has_device,
             limit_bytes=largest,
         ).footprint
-        room = ledger.room_for(size, idle_ms=entry.idle_ms, spares=spares, for_whom=want.model_id)
+        room = ledger.room_for(
+            size, idle_ms=entry.idle_ms, spares=spares, keep=(want.model_id,), for_whom=want.model_id
+        )
         if (refused := no_room(room)) is not None:
             return refused
         ledger.weigh(entry, size.host_bytes, size.device_bytes)
@@ -309,7 +371,7 @@ class Loading:
                 want.type,
                 str(pulled.path),
                 pulled.key,
-                copy=CopyRecord(parts.incarnation, want.revision, records.LOADED).token,
+                copy=self._record(want, entry).token,
                 slot=entry.slot,
                 timeout=parts.load_timeout + _LOAD_SLACK,
                 optimised=str(pulled.derived or ""),
@@ -338,7 +400,7 @@ class Loading:
             return Refused(Reason.UNAVAILABLE, f"the model server did not load it: {error.text}")
         return Failed(Reason.LOAD_FAILED, error.text)
 
-    def _take(self, want: Want, entry: Entry, size: Size, spares: Mapping[str, int], load_ms: int) -> Outcome:
+    def _fit(self, want: Want, entry: Entry, size: Size, spares: Mapping[str, int]) -> Refused | None:
         """Its size is known: it stays, and others may have to go, or it has to. Without a pause in between."""
         parts, ledger = self._parts, self._ledger
         ledger.weigh(entry, size.host_bytes, size.device_bytes)
@@ -352,22 +414,35 @@ class Loading:
             if (refused := no_room(room)) is not None:
                 return Refused(refused.reason, f"it takes {entry.footprint}: {refused.text}")
             parts.evict(room, want.model_id)
-        entry.load_ms = load_ms
+        return None
+
+    def _keep(self, want: Want, entry: Entry, *, published: bool) -> Loaded:
+        """It is a copy from now on, in place of one of an earlier generation where there is one."""
+        parts, ledger = self._parts, self._ledger
+        if not published or entry.aside:  # the former's key may have gone since, where that one was evicted
+            parts.keys.put(want.model_id, self._record(want, entry))
+        former = ledger.swap(entry) if entry.aside else None
         ledger.enter(entry, State.LOADED)
-        record = CopyRecord(
-            parts.incarnation,
+        if former is not None:
+            parts.unloads.start(former, f"its content was reloaded, generation {entry.generation}")
+        parts.meters.cold_ms.observe(entry.load_ms)
+        parts.meters.model_bytes.observe(entry.weight)
+        log.info("model loaded", model=want.model_id, ms=entry.load_ms, bytes=entry.weight, digest=entry.digest)
+        return Loaded(entry.host_bytes, entry.device_bytes, entry.load_ms, entry.generation, entry.digest)
+
+    def _record(self, want: Want, entry: Entry) -> CopyRecord:
+        """What stands in etcd of it, once it is loaded."""
+        return CopyRecord(
+            self._parts.incarnation,
             want.revision,
             records.LOADED,
-            host_bytes=size.host_bytes,
-            device_bytes=size.device_bytes,
+            host_bytes=entry.host_bytes,
+            device_bytes=entry.device_bytes,
             age_ms=entry.idle_ms,
             type=want.type,
+            generation=entry.generation,
+            digest=entry.digest,
         )
-        parts.keys.put(want.model_id, record)
-        parts.meters.cold_ms.observe(load_ms)
-        parts.meters.model_bytes.observe(entry.weight)
-        log.info("model loaded", model=want.model_id, ms=load_ms, bytes=entry.weight)
-        return Loaded(size.host_bytes, size.device_bytes, load_ms)
 
     async def _undo(self, want: Want, entry: Entry, pull: "asyncio.Task[Pulled]") -> None:
         """Leaves nothing of a load that did not become a copy."""
@@ -382,6 +457,10 @@ class Loading:
             return
         self._ledger.remove(entry)
         self.freed()
+        if entry.aside:
+            if want.model_id not in self._ledger.entries:  # else the files are the other generation's to remove
+                await parts.pulling.remove(want.model_id)
+            return
         parts.keys.drop(want.model_id)
         await parts.keys.settled(want.model_id, _KEY_WAIT)
         await parts.pulling.remove(want.model_id)

@@ -2,7 +2,8 @@
 
 Whoever asks for a model that is being loaded joins that load. The load is a task of its own: a caller that goes away
 does not end it, a withdrawal does. There is at most one a model; a copy, or a load, of an older registration of the id
-is taken out first, and an older one than what is here is refused as stale.
+is taken out first, and an older one than what is here is refused as stale. A copy of an older generation of the same
+registration is not taken out: the newer one is loaded beside it and then takes its place.
 """
 
 import asyncio
@@ -78,8 +79,11 @@ class Loads:
     async def load(self, want: Want) -> Outcome:
         """Loads it, or joins its load, or says why not. Cancelling ends the waiting, not the load."""
         model_id = want.model_id
+        aside = False
         while True:
             flight, entry = self._flights.get(model_id), self._ledger.entries.get(model_id)
+            if flight is not None and flight.entry.aside and entry is not None and _will_do(entry, want):
+                flight = None  # its content is being reloaded, and whoever asks need not wait for that
             if flight is not None:
                 if flight.want.revision == want.revision and not flight.withdrawn:
                     if not want.idle_ms:
@@ -94,11 +98,14 @@ class Loads:
                 break
             elif entry.state is State.LOADED and entry.revision == want.revision:
                 held = await self._held(model_id)
-                if entry not in self._ledger or entry.state is not State.LOADED:
+                if entry not in self._ledger or entry.state is not State.LOADED or entry.aside:
                     continue
-                if held:
+                if held and _will_do(entry, want):
                     entry.pinned = want.pinned
-                    return Loaded(entry.host_bytes, entry.device_bytes, 0)
+                    return Loaded(entry.host_bytes, entry.device_bytes, 0, entry.generation, entry.digest)
+                if held:
+                    aside = True
+                    break
                 self._unloads.start(entry, "the model server does not have it any more")
             elif entry.revision > want.revision:
                 return Stale()
@@ -108,9 +115,12 @@ class Loads:
                 await self._unloads.gone(model_id)
                 await asyncio.sleep(0)
         refused = self._quick(want)
+        if refused is None and aside and self._ledger.aside_of(model_id) is not None:
+            text = "the copy before the one that is here is being unloaded still, and a pod holds no three of a model"
+            refused = Refused(Reason.UNAVAILABLE, text)
         if refused is not None:
             return self._note(want, refused)
-        entry = self._ledger.add(model_id, want.revision, idle_ms=want.idle_ms)
+        entry = self._ledger.add(model_id, want.revision, idle_ms=want.idle_ms, aside=aside)
         entry.model_type, entry.pinned, entry.reason = want.type, want.pinned, want.reason
         flight = _Flight(want, entry, asyncio.get_running_loop().create_future())
         self._flights[model_id] = flight
@@ -184,7 +194,8 @@ class Loads:
             return Refused(Reason.OVERLOADED, f"{len(self._flights)} loads are in progress in this pod")
         if not want.footprint.total_bytes:
             return None
-        return no_room(self._ledger.room_for(want.footprint, idle_ms=want.idle_ms, for_whom=want.model_id))
+        keep = (want.model_id,)
+        return no_room(self._ledger.room_for(want.footprint, idle_ms=want.idle_ms, keep=keep, for_whom=want.model_id))
 
     async def _fly(self, flight: _Flight) -> None:
         want = flight.want
@@ -216,3 +227,8 @@ class Loads:
             self._decisions.note("fail", want.model_id, why=outcome.text)
             log.warning("load failed", model=want.model_id, why=outcome.text)
         return outcome
+
+
+def _will_do(entry: Entry, want: Want) -> bool:
+    """Whether that copy is what was asked for."""
+    return entry.state is State.LOADED and entry.revision == want.revision and entry.generation >= want.generation

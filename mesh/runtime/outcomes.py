@@ -23,6 +23,7 @@ class Want:
     expected_copies: int = 0
     reason: str = ""  # why it is loaded, and why here, for people
     pinned: bool = False  # no copy of it is evicted
+    generation: int = 0  # a copy of an older one is replaced, once the new one can answer; 0: any will do
 
     @property
     def footprint(self) -> Footprint:
@@ -37,6 +38,8 @@ class Loaded:
     host_bytes: int
     device_bytes: int
     load_ms: int  # 0: it was there already, or somebody else's load was joined
+    generation: int = 0  # of the registration's content
+    digest: str = ""  # hex, of what it was loaded from
 
 
 @dataclass(frozen=True, slots=True)

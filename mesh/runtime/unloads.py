@@ -77,7 +77,7 @@ class _Going:
 
 
 class Unloads:
-    """Carries them out, one a model. `on_freed` is called whenever memory has become free."""
+    """Carries them out, one a copy. `on_freed` is called whenever memory has become free."""
 
     def __init__(
         self,
@@ -99,13 +99,12 @@ class Unloads:
         self._meters = meters
         self._decisions = decisions
         self._on_freed = on_freed
-        self._going: dict[str, _Going] = {}
+        self._going: dict[Entry, _Going] = {}
         self._tasks = Tasks()
 
     def start(self, entry: Entry, why: str, *, evict: bool = False) -> None:
         """Begins to unload a copy, or what a load has left. Nothing happens where that is under way."""
-        going = self._going.get(entry.model_id)
-        if going is not None or entry not in self._ledger:
+        if entry in self._going or entry not in self._ledger:
             return
         if evict:
             idle = self._ledger.idle_ms(entry)
@@ -116,20 +115,22 @@ class Unloads:
             log.info("unloading", model=entry.model_id, why=why)
             self._decisions.note("unload", entry.model_id, why=why)
         self._ledger.enter(entry, State.UNLOADING, evicted=evict)
-        going = self._going[entry.model_id] = _Going(entry)
+        going = self._going[entry] = _Going(entry)
         going.task = self._tasks.start(self._unload(going), f"unload {entry.model_id}")
 
     async def silent(self, model_id: str) -> None:
-        """Returns once the unload under way, if any, has come so far that no call is answered."""
-        going = self._going.get(model_id)
-        if going is not None:
+        """Returns once the unloads of that model under way have come so far that no call is answered."""
+        for going in self._of(model_id):
             await going.silent.wait()
 
     async def gone(self, model_id: str) -> None:
-        """Returns once nothing of the copy that is being unloaded, if any, is left."""
-        going = self._going.get(model_id)
-        if going is not None and going.task is not None:
-            await asyncio.wait({going.task})
+        """Returns once nothing of the copies of that model that are being unloaded is left."""
+        for going in self._of(model_id):
+            if going.task is not None:
+                await asyncio.wait({going.task})
+
+    def _of(self, model_id: str) -> list[_Going]:
+        return [going for going in self._going.values() if going.entry.model_id == model_id]
 
     def clear(self) -> None:
         """The server has died, and all memory with it: whoever waits goes on."""
@@ -159,13 +160,14 @@ class Unloads:
             self._meters.unload_ms.observe((time.monotonic() - began) * 1000)
             await asyncio.wait({announcing})
             try:
-                await self._files.remove(model_id)
+                if not entry.aside and self._ledger.aside_of(model_id) is None:  # else they are the other one's
+                    await self._files.remove(model_id)
             except OSError as error:
                 log.warning("files of a model were not removed", model=model_id, error=str(error))
         finally:
             going.silent.set()
-            if self._going.get(model_id) is going:
-                del self._going[model_id]
+            if self._going.get(entry) is going:
+                del self._going[entry]
             if entry in self._ledger:
                 self._ledger.remove(entry)
                 self._on_freed()
@@ -195,6 +197,7 @@ class Unloads:
                 break
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _LOOK_MAX)
-        self._keys.drop(entry.model_id)
-        await self._keys.settled(entry.model_id, _KEY_WAIT)
+        if not entry.aside:  # else the key is the other one's
+            self._keys.drop(entry.model_id)
+            await self._keys.settled(entry.model_id, _KEY_WAIT)
         going.silent.set()

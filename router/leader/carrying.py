@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mesh.pb import agent_pb2
-from mesh.statuses import MeshError
+from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from placement.actions import Action, Kind
 from placement.debits import Debits
@@ -101,6 +101,10 @@ class Carrying:
         until, _ = self._resting.get(model_id, (0.0, 0.0))
         return time.monotonic() < until
 
+    def wake(self, model_id: str) -> None:
+        """What kept the model from being loaded has been put right."""
+        self._resting.pop(model_id, None)
+
     def statistics(self) -> CarryingStatistics:
         """So far."""
         return CarryingStatistics(
@@ -172,14 +176,17 @@ class Carrying:
                     registration.created,
                     reply.loaded.host_bytes,
                     reply.loaded.device_bytes,
+                    reply.loaded.generation,
+                    reply.loaded.digest,
                 )
                 return None
             match outcome:
                 case "refused":
                     return f"{reply.refused.reason}: {reply.refused.text}"
                 case "failed":
-                    elsewhere = any(copy.pod is not pod for copy in self._view.copies.get(model_id, ()))
-                    self._memory.failed(model_id, name, _now_ms(), reply.failed.text, elsewhere=elsewhere)
+                    if reply.failed.reason != Reason.CONTENT_CHANGED.name:  # which is no fault of the pod's
+                        elsewhere = any(copy.pod is not pod for copy in self._view.copies.get(model_id, ()))
+                        self._memory.failed(model_id, name, _now_ms(), reply.failed.text, elsewhere=elsewhere)
                     return f"{reply.failed.reason}: {reply.failed.text}"
                 case "elsewhere":
                     return f"{reply.elsewhere.pod} has it"

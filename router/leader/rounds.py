@@ -8,7 +8,7 @@ let go as they come up there. Everything here can be begun anew by another leade
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from mesh.etcd import Etcd, EtcdError
@@ -16,7 +16,7 @@ from mesh.keys import Keys
 from mesh.pb import agent_pb2
 from mesh.records import ModelRecord
 from mesh.telemetry import logs
-from placement import copies, drain
+from placement import choice, copies, drain
 from placement.actions import Action, Kind, Plan
 from placement.constraints import NONE
 from placement.copies import UNLIMITED, Limits, Model
@@ -28,8 +28,9 @@ from router.dynamic import Current
 from router.leader.carrying import Carrying
 from router.leader.observing import Observation, Observer
 from router.leader.recency import Recency
+from router.leader.reloading import Reloading
 from router.leader.warming import Warming
-from router.registry import Registry
+from router.registry import Registration, Registry
 from router.tasks import Tasks
 from router.view import Copy, Pod, View
 
@@ -79,6 +80,17 @@ class Rounds:
             limits=lambda: settings().limits,
             debits=self._debits,
         )
+        self.reloading = Reloading(
+            view=view,
+            agents=agents,
+            registry=registry,
+            etcd=etcd,
+            keys=keys,
+            limits=lambda: settings().limits,
+            debits=self._debits,
+            choose=self._choose,
+            on_done=self.carrying.wake,
+        )
         self._recency = Recency(etcd, keys)
         self._known = False  # what an earlier leader has noted
         self._warming = Warming(
@@ -101,6 +113,7 @@ class Rounds:
         """Until cancelled."""
         self._known = False  # whoever has led meanwhile has noted more than was known here
         self._tasks.spawn(self._remember_uses(), "remember uses")
+        self._tasks.spawn(self.reloading.run(), "reloads")
         try:
             while True:
                 for pod in list(self._about_to_leave()):
@@ -112,6 +125,7 @@ class Rounds:
                 await self._pause()
         finally:
             await self._tasks.close()
+            await self.reloading.close()  # the next leader goes on with it
             with contextlib.suppress(EtcdError, TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS):
                     await self._note_uses()  # the next leader's, or that of the mesh that comes after this one
@@ -176,6 +190,7 @@ class Rounds:
     async def close(self) -> None:
         """Ends what is under way here."""
         await self._tasks.close()
+        await self.reloading.close()
         await self.carrying.close()
 
     # --- what plans are made of ---
@@ -183,6 +198,23 @@ class Rounds:
     def _candidates(self) -> list[Candidate]:
         now = self._loop.time()
         return self._debits.apply(self._view.candidates(now, ""), int(now * 1000))
+
+    def _choose(
+        self, registration: Registration, size: Footprint, excluded: Mapping[str, str], idle_ms: int
+    ) -> choice.Choice:
+        """A pod for a model that is reloaded and whose own pods have no room."""
+        constraints, pods = self._settings().constraints, self._candidates()
+        model_type = registration.record.type
+        labels = {pod.labels for pod in pods}
+        return choice.choose(
+            registration.model_id,
+            size,
+            pods,
+            excluded={**self.carrying.avoided(), **excluded},
+            idle_ms=idle_ms,
+            constraint=constraints.of(model_type),
+            preferences=constraints.preferences(model_type, labels) if constraints is not NONE else None,
+        )
 
     def _remember(self, seen: Observation) -> None:
         """Notes which models went with a pod."""

@@ -47,6 +47,7 @@ class ManagementApi:
         routes.add_delete(_PREFIX + "models/{id:[^/]+}", self.unregister)
         routes.add_post(_PREFIX + "models/{id:[^/]+}/load", self.load)
         routes.add_post(_PREFIX + "models/{id:[^/]+}/release", self.release)
+        routes.add_post(_PREFIX + "models/{id:[^/]+}/reload", self.reload)
         routes.add_get(_PREFIX + "models/{id:[^/]+}/explain", self.explain)
         routes.add_get(_PREFIX + "pods", self.pods)
         routes.add_get(_PREFIX + "pods/{id:[^/]+}", self.describe_pod)
@@ -127,6 +128,11 @@ class ManagementApi:
         model_id = _id(request)
         await self._management.release(model_id)
         return web.json_response(_status(model_id, await self._management.status(model_id)))
+
+    async def reload(self, request: web.Request) -> web.Response:
+        """Has a model's copies move to the content that lies at its path now. Answers once that has begun."""
+        model_id = _id(request)
+        return web.json_response(_status(model_id, await self._management.reload(model_id)))
 
     async def explain(self, request: web.Request) -> web.Response:
         """Why a model is where it is."""
@@ -278,9 +284,20 @@ def _status(model_id: str, status: "ModelStatus") -> dict[str, Any]:
         "status": status.status,
         "errors": list(status.errors),
         "copies": [
-            {"pod": copy.pod, "status": copy.status, "time_ms": copy.time_ms, "bytes": copy.bytes}
+            {
+                "pod": copy.pod,
+                "status": copy.status,
+                "time_ms": copy.time_ms,
+                "bytes": copy.bytes,
+                "generation": copy.generation,
+                "digest": copy.digest,
+            }
             for copy in status.copies
         ],
+        "digest": record.digest if record else "",
+        "digest_ms": record.digest_ms if record else 0,
+        "generation": record.generation if record else 0,
+        "reload": {"generation": status.reload.generation, "why": status.reload.why} if status.reload else None,
         "host_bytes": record.host_bytes if record else 0,
         "device_bytes": record.device_bytes if record else 0,
         "load_ms": record.load_ms if record else 0,

@@ -2,9 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from mesh import copytoken
 from mesh.records import CopyRecord, Failure, ModelRecord
 from mesh.runtime import claims
 from mesh.runtime.board import State as SlotState
@@ -14,7 +16,7 @@ from mesh.runtime.ledger import Entry, Ledger, State
 from mesh.runtime.loading import Parts
 from mesh.runtime.loads import Loads
 from mesh.runtime.meters import Meters
-from mesh.runtime.outcomes import Failed, Loaded, Outcome, Refused, Want
+from mesh.runtime.outcomes import Failed, Loaded, Outcome, Refused, Stale, Want
 from mesh.runtime.unloads import Unloads
 from placement.room import Room
 from puller.errors import PullError
@@ -58,6 +60,7 @@ class FakeClaims:
         self.verdicts: dict[str, claims.Verdict] = {}
         self.spares: dict[str, int] = {}
         self.records: dict[str, ModelRecord] = {}
+        self.publications: dict[str, claims.Publication] = {}
         self.asked: list[str] = []
         self.held: dict[str, asyncio.Event] = {}
 
@@ -71,7 +74,32 @@ class FakeClaims:
             return self.verdicts[model_id]
         self.keys.keys[model_id] = copy
         spares = {victim: self.spares.get(victim, 0) for victim in ask}
-        return claims.Claimed(self.records.get(model_id, ModelRecord(type="t")), spares)
+        return self._claimed(model_id, spares)
+
+    def _claimed(self, model_id: str, spares: dict[str, int]) -> claims.Claimed:
+        return claims.Claimed(self.records.setdefault(model_id, ModelRecord(type="t")), spares, 1)
+
+    async def look(self, model_id: str, revision: int) -> claims.Claimed | Stale | claims.Away:
+        self.asked.append(model_id)
+        verdict = self.verdicts.get(model_id)
+        return verdict if isinstance(verdict, Stale | claims.Away) else self._claimed(model_id, {})
+
+    async def publish(
+        self,
+        model_id: str,
+        copy: CopyRecord,
+        claimed: claims.Claimed,
+        remember: Callable[[ModelRecord], ModelRecord],
+    ) -> claims.Publication:
+        """As the real one: what another pod has written meanwhile stands in `records`."""
+        if model_id in self.publications:
+            return self.publications[model_id]
+        record = self.records[model_id]
+        if record.digest and record.digest != copy.digest:
+            return claims.Contradicted(record)
+        record = self.records[model_id] = remember(record)
+        self.keys.keys[model_id] = copy
+        return claims.Published(record)
 
 
 class FakeFiles:
@@ -83,6 +111,7 @@ class FakeFiles:
         self.held: dict[str, asyncio.Event] = {}
         self.stopping: dict[str, asyncio.Event] = {}  # until when a cancelled pull takes to stop
         self.present: set[str] = set()
+        self.digests: dict[str, str] = {}  # by path; "one" for others
         self.cancelled: list[str] = []
 
     async def pull(self, source: Source, *, into: str, tag: str = "") -> Pulled:
@@ -110,6 +139,11 @@ class FakeHistory:
     def __init__(self) -> None:
         self.failures: dict[str, str] = {}
         self.sizes: dict[str, int] = {}
+        self.contents: dict[str, str] = {}  # digests that were not the registration's
+
+    def first(self, record: ModelRecord, copy: Entry) -> ModelRecord:
+        self.sizes[copy.model_id] = copy.host_bytes
+        return replace(record, digest=copy.digest, digest_ms=1000)
 
     def loaded(
         self, model_id: str, revision: int, known: ModelRecord, *, host_bytes: int, device_bytes: int, load_ms: int
@@ -121,6 +155,9 @@ class FakeHistory:
 
     async def failed(self, model_id: str, revision: int, outcome: Failed) -> None:
         self.failures[model_id] = outcome.text
+
+    async def changed(self, model_id: str, revision: int, digest: str) -> None:
+        self.contents[model_id] = digest
 
 
 class FakePod:
@@ -144,7 +181,7 @@ class FakePod:
             self.server,
             self.keys,
             self.files,
-            token=lambda entry: b"life.%d" % entry.revision,
+            token=lambda entry: copytoken.make("life", entry.revision, entry.generation),
             meters=self.meters,
             decisions=self.decisions,
             on_freed=lambda: self.loads.freed(),

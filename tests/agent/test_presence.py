@@ -9,7 +9,7 @@ import pytest
 from mesh.etcd import Etcd, EtcdError
 from mesh.keys import Keys
 from mesh.records import LOADED, LOADING, CopyRecord, ModelRecord, PodRecord
-from mesh.runtime.claims import Away, Claimed, Claims
+from mesh.runtime.claims import Away, Claimed, Claims, Contradicted, Published
 from mesh.runtime.outcomes import Elsewhere, Stale
 from mesh.runtime.place import NameTaken
 from mesh.runtime.presence import Presence
@@ -355,6 +355,87 @@ async def test_a_claim_that_timed_out_is_cleaned_up(pod: Pod, monkeypatch: pytes
     monkeypatch.setattr(pod.etcd, "txn", txn)
     assert await pod.presence.settled("m", 10.0)
     assert await pod.stands("m") is None
+
+
+def first(digest: str) -> Callable[[ModelRecord], ModelRecord]:
+    """What a first load remembers."""
+    return lambda record: replace(record, digest=digest, digest_ms=1)
+
+
+async def model(pod: Pod, model_id: str) -> ModelRecord:
+    kv = await pod.etcd.get(pod.keys.model(model_id))
+    assert kv is not None
+    return ModelRecord.decode(kv.value)
+
+
+async def test_of_two_first_loads_one_says_what_the_content_is(pod: Pod, other: Pod) -> None:
+    """Both have claimed and loaded; whoever publishes second is told what stands there, and stands there only where it
+    holds the same."""
+    created = await register(pod, "m")
+    claimed = await pod.claims.claim("m", pod.copy(created))
+    also = await other.claims.claim("m", other.copy(created), expected=1)
+    assert isinstance(claimed, Claimed)
+    assert isinstance(also, Claimed)
+    mine = replace(pod.copy(created, LOADED), digest="one")
+    assert isinstance(await pod.claims.publish("m", mine, claimed, first("one")), Published)
+    assert await pod.stands("m") == mine
+    theirs = replace(other.copy(created, LOADED), digest="two")
+    contradicted = await other.claims.publish("m", theirs, also, first("two"))
+    assert isinstance(contradicted, Contradicted)
+    assert contradicted.record.digest == "one"
+    assert (await other.stands("m")).state == LOADING  # type: ignore[union-attr]
+    same = replace(theirs, digest="one")
+    assert isinstance(await other.claims.publish("m", same, also, first("one")), Published)
+    assert await other.stands("m") == same
+    assert (await model(pod, "m")).digest == "one"
+
+
+async def test_a_record_that_others_change_meanwhile_keeps_what_they_wrote(pod: Pod) -> None:
+    """A failure elsewhere, a use: not lost, and no reason not to publish."""
+    created = await register(pod, "m")
+    claimed = await pod.claims.claim("m", pod.copy(created))
+    assert isinstance(claimed, Claimed)
+    await pod.etcd.put(pod.keys.model("m"), ModelRecord("t", last_used_ms=5).encode())
+    copy = replace(pod.copy(created, LOADED), digest="one")
+    assert isinstance(await pod.claims.publish("m", copy, claimed, first("one")), Published)
+    assert await model(pod, "m") == ModelRecord("t", last_used_ms=5, digest="one", digest_ms=1)
+
+
+@pytest.mark.parametrize("what", ["registered anew", "unregistered", "reloaded"])
+async def test_what_was_loaded_for_another_registration_or_generation_is_stale(pod: Pod, what: str) -> None:
+    created = await register(pod, "m")
+    claimed = await pod.claims.claim("m", pod.copy(created))
+    assert isinstance(claimed, Claimed)
+    if what == "reloaded":
+        await pod.etcd.put(pod.keys.model("m"), claimed.record.reloaded().encode())
+    else:
+        await pod.etcd.delete(pod.keys.model("m"))
+    if what == "registered anew":
+        await register(pod, "m")
+    copy = replace(pod.copy(created, LOADED), digest="one")
+    assert await pod.claims.publish("m", copy, claimed, first("one")) == Stale()
+    found = await pod.etcd.get(pod.keys.model("m"))
+    assert found is None or not ModelRecord.decode(found.value).digest
+
+
+async def test_nothing_is_published_without_presence(pod: Pod) -> None:
+    """The record must not say what the content is where nobody holds it."""
+    created = await register(pod, "m")
+    claimed = await pod.claims.claim("m", pod.copy(created))
+    assert isinstance(claimed, Claimed)
+    await pod.etcd.delete(pod.presence.key)
+    copy = replace(pod.copy(created, LOADED), digest="one")
+    assert isinstance(await pod.claims.publish("m", copy, claimed, first("one")), Away)
+    assert not (await model(pod, "m")).digest
+
+
+async def test_a_look_brings_the_record_of_that_registration_alone(pod: Pod) -> None:
+    created = await register(pod, "m", generation=2)
+    found = await pod.claims.look("m", created)
+    assert isinstance(found, Claimed)
+    assert (found.record.generation, found.modified) == (2, created)
+    assert await pod.claims.look("m", created + 1) == Stale()
+    assert await pod.claims.look("nobody", created) == Stale()
 
 
 async def test_no_presence_no_claim(pod: Pod) -> None:

@@ -300,3 +300,19 @@ def test_a_snapshot_that_is_damaged_or_of_another_mesh(admin: Admin, keys: Keys,
     (tmp_path / "empty").mkdir()
     assert "holds no snapshots" in restored(admin, tmp_path / "empty", other).stderr
     assert admin.all(other) == {}
+
+
+def test_the_content_of_a_registration_is_restored_with_it(admin: Admin, keys: Keys, tmp_path: Path) -> None:
+    """Digest and generation come back, so that other content is refused as before; a later generation in the mesh is
+    no difference, and stays."""
+    loaded = ModelRecord(type="onnx", path="/m", digest="ab" * 32, digest_ms=5, generation=2)
+    admin.put({keys.model("m"): loaded.encode()})
+    target = tmp_path / "registry.backup"
+    assert admin.run("backup", str(target), "--base", keys.base).exit_code == 0
+    admin.delete(keys.model("m"))
+    assert restored(admin, target, keys).exit_code == 0
+    assert ModelRecord.decode(admin.all(keys)[b"registry/m"]) == loaded
+    later = loaded.reloaded()
+    admin.put({keys.model("m"): later.encode()})
+    assert restored(admin, target, keys).exit_code == 0
+    assert ModelRecord.decode(admin.all(keys)[b"registry/m"]) == later

@@ -207,6 +207,49 @@ def test_release_and_explain(mesh, run):
     assert json.loads(run("explain", "a", "--json").stdout)["lines"] == lines
 
 
+def moving(why: str = "", *, generation: int = 3) -> dict[str, object]:
+    """A model whose copies move."""
+    copies = [
+        {"pod": "pod-1", "status": "LOADED", "bytes": 5, "generation": generation - 1, "digest": "a" * 64},
+        {"pod": "pod-2", "status": "LOADED", "bytes": 5, "generation": generation, "digest": "b" * 64},
+    ]
+    return {
+        "id": "a",
+        "status": "LOADED",
+        "generation": generation,
+        "digest": "b" * 64,
+        "copies": copies,
+        "reload": {"generation": generation, "why": why},
+    }
+
+
+def test_reload_waits_until_all_copies_have_moved(mesh, run):
+    """It looks again and again; the old copies are told from the new ones."""
+    looks = iter([moving(), moving(), {**moving(), "reload": None}])
+    mesh.answer("/mesh/v1/models/a/reload", moving())
+    mesh.answers["/mesh/v1/models/a"] = lambda: web.json_response(next(looks))
+    result = run("reload", "a")
+    assert result.exit_code == 0
+    assert [request[0] for request in mesh.requests] == ["POST", "GET", "GET", "GET"]
+    for text in ("a" * 12, "b" * 12, "before the reload"):
+        assert text in result.stdout
+
+
+def test_reload_that_is_not_waited_for_and_one_that_does_not_come(mesh, run):
+    """The reason and the exit code of a failed load."""
+    mesh.answer("/mesh/v1/models/a/reload", moving())
+    assert run("reload", "a", "--no-wait").exit_code == 0
+    mesh.answer("/mesh/v1/models/a", moving("pod-1: this is no model"))
+    result = run("reload", "a")
+    assert result.exit_code == 5
+    assert "pod-1: this is no model" in result.stderr
+    assert "this is no model" in result.stdout
+    mesh.answer("/mesh/v1/models/a", moving())
+    result = run("reload", "a", "--timeout", "0.4")
+    assert result.exit_code == 5
+    assert "within 0.4 s" in result.stderr
+
+
 def test_where_nothing_answers_it_says_what_to_do(run):
     """Exit code 4, and the way out."""
     result = run("ls", "--endpoint", "127.0.0.1:9")

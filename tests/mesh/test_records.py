@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesh import copytoken
 from mesh.keys import Keys, after_prefix
-from mesh.records import CopyRecord, Failure, ModelRecord, PodRecord, check_id
+from mesh.records import CopyRecord, Failure, ModelRecord, PodRecord, Reload, check_id
+from placement.copies import Limits
 from placement.failures import Kind
 
 KEYS = Keys("mm/test")
@@ -95,11 +97,96 @@ def test_pods_and_copies_survive_a_round_trip():
     assert copy.token == b"i.77"
 
 
+HEX = st.text("0123456789abcdef", max_size=64)
+COUNTS = st.integers(0, 2**62)
+TEXTS = st.text(st.characters(blacklist_categories=("Cs",)), max_size=20)
+LIMITS = st.sampled_from([Limits(), Limits(0), Limits(2, 5), Limits(None, 1, True), Limits(pinned=False)])
+FAILURES = st.lists(st.builds(Failure, ids, COUNTS, TEXTS), max_size=3, unique_by=lambda failure: failure.pod).map(
+    lambda failures: tuple(sorted(failures, key=lambda failure: -failure.at_ms))
+)
+MODELS = st.builds(
+    ModelRecord,
+    type=TEXTS,
+    path=TEXTS,
+    key=TEXTS,
+    last_used_ms=COUNTS,
+    failures=FAILURES,
+    refs=COUNTS,
+    host_bytes=COUNTS,
+    device_bytes=COUNTS,
+    load_ms=COUNTS,
+    sha256=HEX,
+    digest=HEX,
+    digest_ms=COUNTS,
+    generation=COUNTS,
+    changed=HEX,
+    changed_ms=COUNTS,
+    limits=LIMITS,
+    killed=st.lists(TEXTS, max_size=3).map(tuple),
+    other=st.just({"instanceIds": {"abc": 5}}),
+    other_mesh=st.just({"future": [1]}),
+)
+COPIES = st.builds(
+    CopyRecord,
+    st.text("0123456789abcdef", min_size=1, max_size=16),
+    COUNTS,
+    st.sampled_from(["loading", "loaded"]),
+    COUNTS,
+    COUNTS,
+    COUNTS,
+    TEXTS,
+    COUNTS,
+    HEX,
+)
+
+
+@given(MODELS)
+def test_every_model_record_survives_a_round_trip(record):
+    """Whatever its attributes hold."""
+    assert ModelRecord.decode(record.encode()) == record
+
+
+@given(COPIES)
+def test_every_copy_survives_a_round_trip_and_so_does_its_token(copy):
+    """Pods and routers make the same token of it."""
+    again = CopyRecord.decode(copy.encode())
+    assert again == copy
+    assert copytoken.read(again.token) == (copy.incarnation.encode(), copy.create_revision, copy.generation)
+
+
+@given(MODELS)
+def test_what_was_loaded_is_no_part_of_a_registration(record):
+    """Registering the same again, in whatever generation, is no conflict; and a reload changes nothing else."""
+    asked = ModelRecord(record.type, record.path, record.key, sha256=record.sha256)
+    after = record.reloaded()
+    assert record.same_registration(asked)
+    assert after.same_registration(asked)
+    assert (after.generation, after.digest, after.changed) == (record.generation + 1, "", "")
+    assert (after.limits, after.refs, after.other, after.host_bytes) == (
+        record.limits,
+        record.refs,
+        record.other,
+        record.host_bytes,
+    )
+
+
+@given(st.builds(Reload, COUNTS, TEXTS))
+def test_a_reload_survives_a_round_trip(reload):
+    assert Reload.decode(reload.encode()) == reload
+
+
+@pytest.mark.parametrize("value", [b"", b"{}", b'{"generation":"x"}', b'{"generation":1e999}', b"[1]"])
+def test_a_broken_reload_is_a_value_error(value):
+    with pytest.raises(ValueError):
+        Reload.decode(value)
+
+
 @given(ids, ids)
 def test_ids_survive_the_keys(model, pod):
     """Any id comes back out of its key, slashes and percent signs included."""
     assert KEYS.copy_of(KEYS.copy(model, pod)) == (model, pod)
     assert KEYS.pod_of(KEYS.pod(pod)) == pod
+    assert KEYS.reload_of(KEYS.reload(model)) == model
     assert KEYS.model_of(KEYS.model(model)) == model
 
 

@@ -12,6 +12,7 @@ from mesh.telemetry import metrics
 from mesh.wire import framing
 from placement.copies import UNLIMITED
 from router import answers
+from router.management import CopyInfo, ModelStatus
 from router.rest import app
 from router.settings import RouterSettings
 
@@ -115,6 +116,12 @@ class FakeManagement:
     async def release(self, model_id):
         pass
 
+    async def reload(self, model_id):
+        if model_id not in self.models:
+            raise MeshError(Reason.UNKNOWN_MODEL, f"model {model_id} is not registered")
+        self.models[model_id] = self.models[model_id].reloaded()
+        return self._status(model_id)
+
     async def set_limits(self, model_id, change):
         if model_id not in self.models:
             raise MeshError(Reason.UNKNOWN_MODEL, f"model {model_id} is not registered")
@@ -148,11 +155,10 @@ class FakeManagement:
 
     def _status(self, model_id, *, created=False):
         record = self.models.get(model_id)
-        copy = types.SimpleNamespace(pod="pod-0", status="LOADED", time_ms=1, bytes=2)
-        return types.SimpleNamespace(
+        return ModelStatus(
             status="NOT_FOUND" if record is None else "LOADED",
             errors=("an old failure",),
-            copies=(copy,),
+            copies=(CopyInfo("pod-0", "LOADED", 1, 2),),
             record=record,
             created=created,
         )

@@ -33,7 +33,11 @@ async def test_registering_is_201_then_200_then_409(http, path, worker):
             **MODEL,
             "status": "LOADED",
             "errors": ["an old failure"],
-            "copies": [{"pod": "pod-0", "status": "LOADED", "time_ms": 1, "bytes": 2}],
+            "copies": [{"pod": "pod-0", "status": "LOADED", "time_ms": 1, "bytes": 2, "generation": 0, "digest": ""}],
+            "digest": "",
+            "digest_ms": 0,
+            "generation": 0,
+            "reload": None,
             "host_bytes": 0,
             "device_bytes": 0,
             "load_ms": 0,
@@ -155,6 +159,15 @@ async def test_explain_release_and_pods(http, path, worker):
         assert await answer.json() == {"pods": [{"pod": "pod-0"}]}
     async with http.get(path("pods/pod%2F0")) as answer:
         assert await answer.json() == {"pod": "pod/0"}
+
+
+async def test_a_reload_is_asked_for(http, path, worker):
+    """The generation is the next; an id that is not registered is 404."""
+    await worker.management.register("a/b", "t", "", "")
+    async with http.post(path("models/a%2Fb/reload")) as answer:
+        assert (answer.status, (await answer.json())["generation"]) == (200, 1)
+    async with http.post(path("models/b/reload")) as answer:
+        assert answer.status == 404
 
 
 async def test_models_are_listed_with_where_they_are(http, path, worker):

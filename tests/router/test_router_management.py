@@ -11,7 +11,7 @@ import pytest
 from mesh.etcd import Etcd
 from mesh.keys import Keys
 from mesh.pb import modelmesh_pb2 as pb
-from mesh.records import LOADED, LOADING, CopyRecord, Failure, ModelRecord, PodRecord
+from mesh.records import LOADED, LOADING, CopyRecord, Failure, ModelRecord, PodRecord, Reload
 from mesh.statuses import Code, MeshError, Reason
 from mesh.telemetry import metrics
 from mesh.wire import framing
@@ -363,6 +363,56 @@ async def test_quarantine_is_told_and_released(desk):
     with pytest.raises(MeshError) as error:
         await desk.management.release("nobody")
     assert error.value.reason is Reason.UNKNOWN_MODEL
+
+
+async def test_a_reload_begins_a_generation_and_is_left_to_the_leader(desk):
+    """What the old content did is forgotten; the rest of the record stays."""
+    await desk.management.register("m", "onnx", "/m")
+    failure = (Failure("a", NOW, "x"),)
+    await desk.change(digest="one", digest_ms=5, killed=("died", "again"), failures=failure, host_bytes=7, refs=1)
+    await desk.copy("m", "a")
+    status = await desk.management.reload("m")
+    assert status.reload == Reload(1)
+    assert status.errors == ()
+    record = await desk.record()
+    assert (record.generation, record.digest, record.killed, record.host_bytes) == (1, "", (), 7)
+    assert [(info.generation, info.digest) for info in status.copies] == [(0, "")]
+    assert (await desk.management.reload("m")).reload == Reload(2)
+    assert (await desk.management.register("m", "onnx", "/m")).created is False
+    told = await desk.management.explain("m")
+    assert any("generation 2" in line for line in told["lines"])
+    await desk.change(refs=0)
+    await desk.etcd.delete(desk.keys.copy("m", "a"))
+    await desk.management.unregister("m")
+    assert await desk.etcd.get(desk.keys.reload("m")) is None
+
+
+async def test_what_cannot_be_reloaded_says_why(desk):
+    """A registration that names the file's digest admits no other; and one that is not there has no content."""
+    await desk.management.register("m", "onnx", sha256="a" * 64)
+    with pytest.raises(MeshError) as error:
+        await desk.management.reload("m")
+    assert error.value.reason is Reason.PRECONDITION
+    assert "sha256" in error.value.text
+    assert (await desk.record()).generation == 0
+    with pytest.raises(MeshError) as error:
+        await desk.management.reload("nobody")
+    assert error.value.reason is Reason.UNKNOWN_MODEL
+
+
+async def test_other_content_than_the_registrations_is_told(desk):
+    """For as long as a failure is; with the way out. It is no failure of a pod."""
+    await desk.management.register("m", "onnx")
+    await desk.change(digest="one", digest_ms=NOW - HOUR, changed="two", changed_ms=NOW)
+    status = await desk.management.status("m")
+    assert status.status == "LOADING_FAILED"
+    assert status.copies == ()
+    for part in ("one", "two", "mesh reload"):
+        assert part in status.errors[0]
+    await desk.copy("m", "d")
+    assert (await desk.management.status("m")).status == "LOADED"
+    await desk.change(changed_ms=NOW - HOUR)
+    assert (await desk.management.status("m")).errors == ()
 
 
 # --- loading ---

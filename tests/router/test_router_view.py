@@ -201,6 +201,24 @@ def test_a_load_is_known_at_once_and_late_news_of_its_claim_do_not_undo_it():
     assert world.callable("x") == []
 
 
+def test_late_news_of_a_former_content_do_not_undo_a_reload():
+    """Nor does the claim of a load, which knows no generation yet; what comes after the answer counts."""
+    world = two_pods()
+    pod = world.view.pods["a"]
+    copy = world.view.loaded("n", pod, "i", 7, generation=2, digest="d")
+    assert copy is not None
+    assert (copy.token, copy.record.digest) == (b"i.7.2", "d")
+    world.copy("n", "a", generation=1)
+    world.claim("n", "a")
+    assert world.get("n", "a") is copy
+    world.copy("n", "a", generation=2)
+    assert world.get("n", "a") is copy
+    world.copy("n", "a", generation=3)
+    assert world.get("n", "a").token == b"i.7.3"
+    world.copy("n", "a", generation=1)
+    assert world.get("n", "a").token == b"i.7.1", "the mirror is what counts once it has caught up"
+
+
 def test_a_load_answered_by_another_life_of_the_pod_is_not_believed():
     world = two_pods()
     pod = world.view.pods["b"]

@@ -96,7 +96,9 @@ class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
 
     async def unloadModel(self, request: Any, context: Any) -> Any:
         await self._wait("unload", request.modelId)
-        self.models.pop(request.modelId, None)
+        token = dict(context.invocation_metadata()).get("mesh-copy")
+        if token in (None, self.told.get(request.modelId, {}).get("mesh-copy")):  # else another copy is here by now
+            self.models.pop(request.modelId, None)
         return pb.UnloadModelResponse()
 
     async def modelSize(self, request: Any, context: Any) -> Any:

@@ -57,10 +57,18 @@ class World:
         self.change((self.keys.pod(name), record.encode()))
 
     def copy(
-        self, model: str, pod: str, incarnation: str = "i", *, created: int = 7, state: str = LOADED, bytes: int = 1000
+        self,
+        model: str,
+        pod: str,
+        incarnation: str = "i",
+        *,
+        created: int = 7,
+        state: str = LOADED,
+        bytes: int = 1000,
+        generation: int = 0,
     ) -> None:
         """A pod publishes a copy."""
-        record = CopyRecord(incarnation, created, state, host_bytes=bytes)
+        record = CopyRecord(incarnation, created, state, host_bytes=bytes, generation=generation)
         self.change((self.keys.copy(model, pod), record.encode()))
 
     def claim(self, model: str, pod: str, incarnation: str = "i", *, created: int = 7) -> None:

@@ -4,13 +4,18 @@ An address is reused by another pod, and an id is registered again for another m
 is meant for (`mesh-copy`: the agent's incarnation and the create revision of the model's record), and whatever is here
 under the same id but is not that copy does not answer it. A copy that was loaded without a token, by an agent that does
 not know of them, answers to its id alone.
+
+While a registration's content is reloaded there are two copies of it, told apart by their tokens (`mesh.copytoken`).
+The newer one answers only the calls that name it until the older one has gone.
 """
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mesh import copytoken
 from mesh.pb import inference_pb2
 from mesh.runtime.board import Row
 from mesh.runtime.server import tensors
@@ -107,34 +112,54 @@ class CopiesStatistics:
 class Copies:
     """All copies, by id as it stands on the wire."""
 
-    __slots__ = ("by_id",)
+    __slots__ = ("_by_id", "_newer")
 
     def __init__(self) -> None:
-        self.by_id: dict[bytes, Copy] = {}
+        self._by_id: dict[bytes, Copy] = {}
+        self._newer: dict[bytes, Copy] = {}  # beside one of `_by_id`: the next generation of the same registration
+
+    def __iter__(self) -> Iterator[Copy]:
+        yield from self._by_id.values()
+        yield from self._newer.values()
 
     def add(self, copy: Copy) -> None:
-        """From now on calls find it."""
-        self.by_id[copy.model_id.encode()] = copy
+        """From now on calls find it: beside the copy of its id that is there, if any."""
+        (self._newer if copy.model_id.encode() in self._by_id else self._by_id)[copy.model_id.encode()] = copy
 
     def get(self, model_id: str) -> Copy | None:
-        """The copy of that id, whatever its token."""
-        return self.by_id.get(model_id.encode())
+        """The copy of that id, whatever its token; the older of two."""
+        return self._by_id.get(model_id.encode())
+
+    def all_of(self, model_id: str) -> list[Copy]:
+        """Returns the copies of that id, at most two."""
+        name = model_id.encode()
+        return [copies[name] for copies in (self._by_id, self._newer) if name in copies]
 
     def find(self, model_id: bytes, token: bytes | None) -> Copy | None:
         """The copy that a call is meant for; None: not here."""
-        copy = self.by_id.get(model_id)
-        if copy is None or (copy.token and copy.token != token):
-            return None
-        return copy
+        copy = self._by_id.get(model_id)
+        if copy is None or not copy.token or copy.token == token:
+            return copy
+        newer = self._newer.get(model_id)
+        if newer is not None and newer.token == token:
+            return newer
+        return copy if token is not None and copytoken.supersedes(copy.token, token) else None
 
     def remove(self, copy: Copy) -> None:
-        """From now on calls do not find it."""
-        if self.by_id.get(copy.model_id.encode()) is copy:
-            del self.by_id[copy.model_id.encode()]
+        """From now on calls do not find it; a newer one takes its place."""
+        name = copy.model_id.encode()
+        if self._newer.get(name) is copy:
+            del self._newer[name]
+        elif self._by_id.get(name) is copy:
+            newer = self._newer.pop(name, None)
+            if newer is not None:
+                self._by_id[name] = newer
+            else:
+                del self._by_id[name]
 
     def statistics(self) -> CopiesStatistics:
         """The loaded models in numbers."""
-        copies = self.by_id.values()
+        copies = list(self)
         return CopiesStatistics(
             copies=len(copies),
             host_bytes=sum(copy.host_bytes for copy in copies),

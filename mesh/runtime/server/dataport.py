@@ -44,7 +44,6 @@ class DataPort:
     """Handles the calls of the data port. For the event loop's thread alone."""
 
     def __init__(self, copies: Copies, board: Board, runs: Runs, watch: Watch, *, max_message: int) -> None:
-        self._by_id = copies.by_id
         self._copies = copies
         self._observe = board.observe
         self._board = board

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mesh import copytoken
 from mesh.runtime.board import Board, Row, State
 from mesh.runtime.server import device, making, session
 from mesh.runtime.server.copies import Copies, Copy
@@ -106,7 +107,7 @@ class Loader:
         self._meter = making.Meter()
         self._workers = Workers("load", concurrency)
         self._loading: dict[str, _Load] = {}
-        self._unloading: dict[str, asyncio.Task[None]] = {}
+        self._unloading: dict[tuple[str, bytes], asyncio.Task[None]] = {}  # by id and token
         self.trimmer = Trimmer(self._workers)
         self._loads = self._failures = self._unloads = 0
 
@@ -117,7 +118,8 @@ class Loader:
     # -- in
 
     async def load(self, order: Order) -> Copy:
-        """The copy, once it can serve. Another copy of the id is unloaded first. Raises `MeshError`.
+        """The copy, once it can serve. Another copy of the id is unloaded first, but for an older generation of the
+        same registration: that one goes on answering beside it until it is unloaded. Raises `MeshError`.
 
         Cancelled, it ends the load; what is left of it is gone when `unload` of the same id has returned.
         """
@@ -125,13 +127,19 @@ class Loader:
         if order.slot is not None and not 0 <= order.slot < self._board.slots:
             raise MeshError(Reason.BAD_REQUEST, f"slot {order.slot} of a board of {self._board.slots}")
         while True:
-            present = self._copies.get(name)
-            if present is not None and (present.token, present.path) == (order.token, order.path):
-                return present
+            held = self._copies.all_of(name)
+            for copy in held:
+                if (copy.token, copy.path) == (order.token, order.path):
+                    return copy
             load = self._loading.get(name)
             if load is not None and load.order == order and not load.stop.asked and load.task is not None:
                 return await self._join(load.task)
-            if present is None and load is None and name not in self._unloading:
+            if load is not None:
+                await self.unload(name, token=load.order.token)
+                continue
+            going = [token for model_id, token in self._unloading if model_id == name]
+            older = [*going, *(copy.token for copy in held)]
+            if len(held) <= 1 and all(copytoken.supersedes(order.token, token) for token in older):
                 break
             await self.unload(name)
         load = self._loading[name] = _Load(order, self._loop.create_future())
@@ -253,11 +261,15 @@ class Loader:
             done, _ = await asyncio.wait({load.ended}, timeout=grace + _STOPPING)
             if not done:
                 raise MeshError(Reason.DEADLINE, f"the load of {model_id!r} cannot be ended: its memory stays in use")
-        copy = self._copies.get(model_id)
-        if copy is not None and (token in (b"", copy.token) or not copy.token):
-            self._unloading[model_id] = asyncio.create_task(self._unload(copy, grace))
-        task = self._unloading.get(model_id)
-        if task is not None:
+        for copy in self._copies.all_of(model_id):
+            if token in (b"", copy.token) or not copy.token:
+                self._unloading[model_id, copy.token] = asyncio.create_task(self._unload(copy, grace))
+        tasks = [
+            task
+            for (name, own), task in self._unloading.items()
+            if name == model_id and (token in (b"", own) or not own)
+        ]
+        for task in tasks:
             await asyncio.shield(task)  # it goes on, even if whoever asked for it goes away
 
     async def _unload(self, copy: Copy, grace: float) -> None:
@@ -282,12 +294,12 @@ class Loader:
             self._unloads += 1
             log.debug("model unloaded", model=copy.model_id)
         finally:
-            del self._unloading[copy.model_id]
+            del self._unloading[copy.model_id, copy.token]
             self.trimmer.soon()
 
     async def purge(self) -> None:
         """Ends everything, calls in flight included. What cannot be ended is logged."""
-        names = [*self._loading, *(copy.model_id for copy in self._copies.by_id.values())]
+        names = list(dict.fromkeys([*self._loading, *(copy.model_id for copy in self._copies)]))
         results = await asyncio.gather(*(self.unload(name, grace=0.0) for name in names), return_exceptions=True)
         for name, result in zip(names, results, strict=True):
             if result is not None:
@@ -308,6 +320,6 @@ def _look_at(future: "asyncio.Future[Any]") -> None:
 
 
 def _revision(token: bytes) -> int:
-    """The create revision in a copy token, `<incarnation>.<create revision>`; 0 where there is none."""
-    _, _, revision = token.rpartition(b".")
-    return int(revision) if revision.isdigit() and len(revision) < 20 else 0
+    """The create revision in a copy's token; 0 where there is none."""
+    found = copytoken.read(token)
+    return 0 if found is None else found[1]

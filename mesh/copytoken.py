@@ -1,0 +1,29 @@
+"""The token of a copy: which copy a call is meant for, as routers send it and model servers compare it.
+
+`<incarnation>.<create revision>`, the pod's and the model record's. A registration whose content was reloaded adds
+`.<generation>`; before the first reload that is 0 and left out, which is also the form that earlier versions know.
+
+A pod holds two generations of one registration for a moment. A call meant for the older one may be answered by either:
+the same registration stands behind both. A call meant for the newer one is never answered by the older.
+"""
+
+
+def make(incarnation: str, revision: int, generation: int = 0) -> bytes:
+    """Returns the token of a copy."""
+    if not generation:
+        return b"%s.%d" % (incarnation.encode(), revision)
+    return b"%s.%d.%d" % (incarnation.encode(), revision, generation)
+
+
+def read(token: bytes) -> tuple[bytes, int, int] | None:
+    """Returns incarnation, create revision and generation; None for what is no token."""
+    incarnation, *numbers = token.split(b".")
+    if len(numbers) not in (1, 2) or not all(number.isdigit() and len(number) < 20 for number in numbers):
+        return None
+    return incarnation, int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else 0
+
+
+def supersedes(held: bytes, meant: bytes) -> bool:
+    """Tells whether the copy `held` is a newer generation of the copy that is `meant`."""
+    one, other = read(held), read(meant)
+    return one is not None and other is not None and one[:2] == other[:2] and one[2] > other[2]

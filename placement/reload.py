@@ -1,0 +1,58 @@
+"""In which order a model's copies move to the new content of its registration.
+
+A pod that holds a copy of the old content loads the new beside it, as long as there is room for both, so nobody waits.
+One pod goes first: new content that cannot be loaded costs one failed load, and no old copy. The others follow at once.
+
+A pod without room for both lets the old copy go once another pod has the new content. Where no pod has room for both,
+the new content goes to a pod that holds no copy. Where there is none either, the old copies stay.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A copy, or the load of one."""
+
+    pod: str
+    generation: int
+    loaded: bool = True
+    reachable: bool = True  # its pod takes requests: it is not leaving, and has not vanished
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What to do next, and why. None of it, and not `done`: wait."""
+
+    why: str
+    beside: tuple[str, ...] = ()  # pods that load the new content beside the old
+    elsewhere: bool = False  # a pod that holds no copy loads it
+    unload: tuple[str, ...] = ()  # pods that let the old copy go
+    done: bool = False
+
+
+def step(copies: Sequence[Held], generation: int, no_room: Mapping[str, str]) -> Step:
+    """Returns the next step of the move to `generation`. `no_room` are pods that cannot hold both, and why."""
+    old = [copy for copy in copies if copy.generation < generation]
+    if not old:
+        return Step("no copy of older content is left", done=True)
+    new = [copy.pod for copy in copies if copy.generation >= generation and copy.loaded and copy.reachable]
+    movable = sorted(copy.pod for copy in old if copy.loaded and copy.reachable)
+    able = [pod for pod in movable if pod not in no_room]
+    unable = tuple(pod for pod in movable if pod in no_room)
+    if new:
+        if not movable:
+            return Step(_waits(old))
+        return Step(f"{new[0]} has the new content", beside=tuple(able), unload=unable)
+    if able:
+        return Step("the first copy of the new content", beside=(able[0],))
+    if any(copy.generation >= generation for copy in copies):
+        return Step("waits for a load of the new content that is under way")
+    if unable:
+        return Step(f"no pod has room for both: {no_room[unable[0]]}", elsewhere=True)
+    return Step(_waits(old))
+
+
+def _waits(old: Sequence[Held]) -> str:
+    return f"waits for {', '.join(sorted(copy.pod for copy in old))}: loading, leaving, or not to be reached"
