@@ -20,3 +20,4 @@ LEGACY_MODEL_ID = b"tas-model-id"
 SPI_COPY = "mesh-copy"
 SPI_SLOT = "mesh-slot"
 SPI_OPTIMISED = "mesh-optimised"  # path of the model as onnxruntime's graph optimisers leave it
+SPI_STUCK = "mesh-stuck"  # reply: the load that has failed goes on, and cannot be ended

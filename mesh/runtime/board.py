@@ -36,6 +36,7 @@ _HEADER = 64
 # Words of the header.
 _H_MAGIC, _H_SLOTS, _H_PID, _H_LIVES, _H_BEAT, _H_DEVICE = range(6)
 _H_INCARNATION, _INCARNATION_WORDS = 8, 8
+_H_STUCK = 16
 
 # Words of a slot.
 _STATE, _REVISION, _IN_FLIGHT, _RUNNING, _LAST_USE, _CALLS, _FAILED, _BUSY = range(8)
@@ -204,6 +205,11 @@ class Board:
         return self._words[_H_DEVICE]
 
     @property
+    def stuck(self) -> int:
+        """Loads and calls that the writer cannot end, as of the last beat: each has a thread that is lost."""
+        return self._words[_H_STUCK]
+
+    @property
     def in_flight(self) -> int:
         """Calls in flight in the whole pod."""
         return sum(self._words[_SLOTS_AT + _IN_FLIGHT :: _SLOT].tolist())
@@ -252,7 +258,7 @@ class Board:
         """Frees every slot after the server's death. Call counts stay, calls in flight do not."""
         for slot in range(self.slots + 1):
             self.clear(slot)
-        self._words[_H_PID] = self._words[_H_BEAT] = self._words[_H_DEVICE] = 0
+        self._words[_H_PID] = self._words[_H_BEAT] = self._words[_H_DEVICE] = self._words[_H_STUCK] = 0
 
     # -- writing: whoever answers on the data port
 
@@ -276,12 +282,13 @@ class Board:
         series[bisect_left(BUCKETS_NS, elapsed_ns)] += 1
         series[_SUM] += elapsed_ns
 
-    def beat(self, now_ns: int, *, device_bytes: int = 0) -> None:
+    def beat(self, now_ns: int, *, device_bytes: int = 0, stuck: int = 0) -> None:
         """Says that the event loop turns, and writes the histogram out. To be called every second, and at the end."""
         for key, series in self._series.items():
             at = _CALLS_AT + key * _SERIES
             struct.pack_into(f"{_SERIES}Q", self._map, at * 8, *series)
         self._words[_H_DEVICE] = device_bytes
+        self._words[_H_STUCK] = stuck
         self._words[_H_BEAT] = now_ns
 
     def _at(self, slot: int) -> int:

@@ -1,31 +1,63 @@
-"""Whose load the model server carries out next: `placement.queue`, with somebody waiting in it."""
+"""Whose load the model server carries out next: `placement.queue`, with somebody waiting in it.
+
+A load that lasts gives its place to the next one and goes on beside it: a few models whose warm-up call does not end
+would otherwise hold up every cold start of the pod until they are given up, which takes a minute and a half. Only so
+many places are given away at once, since each such load keeps a processor busy. The agent and the model server both
+count so, in step.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from placement.queue import LoadQueue, QueueStatistics
+
+LONG = 5.0
+"""Seconds after which a load gives its place away."""
+
+LENT = 8
+"""Places that may be given away at once."""
+
+
+class _Turn:
+    """One turn that was taken."""
+
+    __slots__ = ("lent", "on_long")
+
+    def __init__(self, on_long: Callable[[], None] | None) -> None:
+        self.on_long = on_long
+        self.lent = False  # its place was given away
 
 
 class Turns:
     """A few loads at a time; the others wait in the order that the queue gives them, by model."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, long: float | None = None) -> None:
+        """`long`: see `LONG`, in seconds."""
         self.count = count
+        self._long = LONG if long is None else long
+        self._lent = 0
+        self._overdue: list[_Turn] = []  # turns that are long, and whose place is theirs until another one's comes back
         self._free = count
         self._queue: LoadQueue[str] = LoadQueue()
         self._waiting: dict[str, asyncio.Future[None]] = {}
 
     @asynccontextmanager
-    async def turn(self, model_id: str, *, idle_ms: int) -> AsyncIterator[None]:
-        """One turn. `idle_ms` is the time since the model's last use, 0 where a caller waits.
+    async def turn(
+        self, model_id: str, *, idle_ms: int = 0, on_long: Callable[[], None] | None = None
+    ) -> AsyncIterator[None]:
+        """One turn. `idle_ms` is the time since the model's last use, 0 where a caller waits; `on_long` is called when
+        it has become long.
 
         Cancelled, its place in the queue is given up."""
         await self._take(model_id, idle_ms)
+        turn = _Turn(on_long)
+        timer = asyncio.get_running_loop().call_later(self._long, self._became_long, turn)
         try:
             yield
         finally:
-            self._give()
+            timer.cancel()
+            self._end(turn)
 
     def lift(self, model_id: str) -> None:
         """A caller has come for a model that may be queued without one."""
@@ -39,7 +71,7 @@ class Turns:
     @property
     def taken(self) -> int:
         """Loads that have their turn now."""
-        return self.count - self._free
+        return self.count - self._free + self._lent
 
     def statistics(self) -> QueueStatistics:
         """How long the queue is."""
@@ -62,6 +94,29 @@ class Turns:
         finally:
             if self._waiting.get(model_id) is future:
                 del self._waiting[model_id]
+
+    def _became_long(self, turn: _Turn) -> None:
+        if self._lent < LENT:
+            self._lend(turn)
+        else:
+            self._overdue.append(turn)
+        if turn.on_long is not None:
+            turn.on_long()
+
+    def _lend(self, turn: _Turn) -> None:
+        turn.lent = True
+        self._lent += 1
+        self._give()
+
+    def _end(self, turn: _Turn) -> None:
+        if turn.lent:
+            self._lent -= 1
+            if self._overdue:
+                self._lend(self._overdue.pop(0))
+        else:
+            if turn in self._overdue:
+                self._overdue.remove(turn)
+            self._give()
 
     def _give(self) -> None:
         while (model_id := self._queue.pop()) is not None:

@@ -2,6 +2,9 @@
 
 import asyncio
 
+import pytest
+
+from mesh.runtime import turns
 from mesh.runtime.turns import Turns
 
 
@@ -14,8 +17,9 @@ async def settle() -> None:
 class Loads:
     """Loads that end when they are told to."""
 
-    def __init__(self, count: int) -> None:
-        self.turns = Turns(count)
+    def __init__(self, count: int, *, long: float | None = None) -> None:
+        self.turns = Turns(count, long=long)
+        self.long: list[str] = []
         self.begun: list[str] = []
         self.ends: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -26,7 +30,7 @@ class Loads:
         await settle()
 
     async def _run(self, name: str, idle_ms: int) -> None:
-        async with self.turns.turn(name, idle_ms=idle_ms):
+        async with self.turns.turn(name, idle_ms=idle_ms, on_long=lambda: self.long.append(name)):
             self.begun.append(name)
             await self.ends[name].wait()
 
@@ -68,3 +72,46 @@ async def test_who_is_cancelled_leaves_no_gap():
     await loads.begin("g")
     assert loads.begun[-2:] == ["f", "g"]
     assert loads.turns.statistics().queued == 0
+
+
+async def test_a_turn_that_lasts_gives_its_place_away_and_goes_on(monkeypatch: pytest.MonkeyPatch):
+    """Whatever waits gets one, up to a bound; then the next, as soon as one of those that last has ended."""
+    monkeypatch.setattr(turns, "LENT", 2)
+    loads = Loads(1, long=0.0)
+    endless = [f"endless {number}" for number in range(3)]
+    for name in endless:
+        await loads.begin(name)
+    assert loads.begun == loads.long == endless
+    await loads.begin("good")
+    assert "good" not in loads.begun  # three last, and two of them have given their place away
+    assert loads.turns.taken == 3
+    await loads.end("endless 0")
+    assert loads.begun[-1] == "good"
+    for name in ("good", "endless 1", "endless 2"):
+        await loads.end(name)
+    assert loads.turns.taken == 0
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
+async def test_places_that_were_given_away_come_back(monkeypatch: pytest.MonkeyPatch, order: tuple[int, ...]):
+    """In whatever order the turns end, there are as many places as before."""
+    monkeypatch.setattr(turns, "LENT", 2)
+    loads = Loads(2, long=0.0)
+    for name in "abcd":
+        await loads.begin(name)
+    assert loads.begun == ["a", "b", "c", "d"]
+    for index in order:
+        await loads.end("abcd"[index])
+    assert (loads.turns.taken, loads.turns._lent, loads.turns._overdue, loads.turns._free) == (0, 0, [], 2)
+
+
+async def test_a_turn_that_ends_soon_is_not_long():
+    """Its timer goes with it."""
+    loads = Loads(1, long=30.0)
+    await loads.begin("a")
+    await loads.begin("b")
+    assert loads.begun == ["a"]
+    await loads.end("a")
+    await loads.end("b")
+    assert loads.begun == ["a", "b"]
+    assert not loads.long

@@ -2,11 +2,13 @@
 
 import asyncio
 import gc
+import threading
 import weakref
 
 import numpy as np
 import pytest
 
+from mesh.runtime import turns
 from mesh.runtime.board import State
 from mesh.runtime.server import loader as loader_module
 from mesh.runtime.server import making, memory
@@ -332,3 +334,54 @@ async def test_memory_is_given_back_once_for_many_unloads(parts):
         await parts.loader.unload(f"m{number}")
     await until(lambda: parts.loader.statistics().trims == 1, why="memory is trimmed")
     assert parts.loader.statistics().unloads == 5
+
+
+async def test_warm_ups_that_do_not_end_give_their_places_to_others(make, monkeypatch):
+    """More of them than there are turns; what comes after them is loaded while they go on, and measured."""
+    monkeypatch.setattr(turns, "LONG", 0.02)
+    monkeypatch.setattr(making, "MEASURING_WAIT", 0.05)
+    parts = make(concurrency=2)
+    endless = [asyncio.create_task(parts.load(f"endless {n}", models.endless_loop(), slot=n)) for n in range(4)]
+    meter = parts.loader._meter
+    await until(lambda: meter.unmeasured == 4, why="they are under way, and have had their time")
+    parts.loader._turns._long = 60.0
+    monkeypatch.setattr(making, "MEASURING_WAIT", 60.0)
+    content = models.weights(2.0, mebibytes=2)
+    copy = await parts.load("good", content)
+    assert parts.loader.statistics().loading == 4
+    assert copy.host_bytes != len(content) + len(content) // 4 + 65536
+    assert await parts.value("good") == 2
+    for n in range(4):
+        await parts.loader.unload(f"endless {n}")
+    ended = await asyncio.gather(*endless, return_exceptions=True)
+    assert {str(error) for error in ended} == {"CANCELLED: the load was ended"}
+
+
+async def test_loads_that_cannot_be_ended_are_said_and_bounded(make, monkeypatch):
+    """Each keeps its row, a suspect, and its thread; past a few no others are begun until some have ended after all."""
+    monkeypatch.setattr(loader_module, "_STOPPING", 0.05)
+    parts = make(timeout=0.05, concurrency=8)
+    ends, real = threading.Event(), making.make
+
+    def deaf(path, **more):
+        if "deaf" in more["model_id"]:
+            ends.wait(20)
+        return real(path, **more)
+
+    monkeypatch.setattr(making, "make", deaf)
+    for n in range(loader_module.MAX_STUCK):
+        with pytest.raises(MeshError, match="cannot be ended") as error:
+            await parts.load(f"deaf {n}", models.constant(n), slot=n)
+        assert error.value.reason is Reason.DEADLINE
+        assert error.value.details == {loader_module.STUCK: "1"}
+        assert parts.board.read(n).state is State.LOADING
+        assert parts.loader.stuck == n + 1
+    with pytest.raises(MeshError, match=f"{loader_module.MAX_STUCK} loads cannot be ended: restart") as error:
+        await parts.load("good", models.constant(7))
+    assert error.value.reason is Reason.UNAVAILABLE
+    ends.set()
+    await until(lambda: not parts.loader.stuck, why="they have ended after all")
+    assert parts.board.read(0).state is State.FREE
+    parts.loader._timeout = 20.0
+    await parts.load("good", models.constant(7))
+    assert await parts.value("good") == 7

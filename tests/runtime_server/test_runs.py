@@ -196,13 +196,14 @@ async def test_a_run_that_cannot_be_ended_costs_its_thread_alone(make, monkeypat
     assert call.code is Code.DEADLINE_EXCEEDED
     await until(lambda: parts.runs.statistics().stuck == 1, why="it is found not to end")
     assert parts.runs.statistics().threads == 3
+    assert parts.runs.stuck == 1
     assert parts.board.read(1).running == 1  # still a suspect
     others = [parts.infer("other", **SHORT) for _ in range(3)]
     for other in others:
         assert (await outputs(other))[0].item() == 20
     deaf.go.set()
     await running(parts, 0)
-    assert parts.runs.statistics().stuck == 0
+    assert parts.runs.statistics().stuck == parts.runs.stuck == 0
     assert parts.board.read(1).in_flight == 0
 
 

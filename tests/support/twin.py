@@ -164,7 +164,7 @@ class TwinLoader(Loader):
         super().__init__(*parts, **more)
         self._failed: collections.Counter[str] = collections.Counter()  # loads, by path
 
-    def _make(self, load: Any, *, measured: bool) -> making.Made:
+    def _make(self, load: Any, turn: making.Turn) -> making.Made:
         path = Path(load.order.path)
         behaviour = read(unquote(path.name))
         folder = path.parents[1]  # the pod's, of all its models

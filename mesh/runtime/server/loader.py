@@ -1,9 +1,9 @@
 """Loads and unloads: from a path to a copy that answers calls, and back to free memory.
 
 A load stands on the use board before it touches the file, so that a file that kills the server is known afterwards.
-What takes time is done in threads (`making`), bounded in number and each in time. An unload first makes the copy answer
-*not here*, then waits for its calls, then frees: nothing of an id is left once its unload has returned, whatever was
-going on with it.
+What takes time is done in a thread each (`making`), bounded in number and time; one that lasts lets others go first,
+and one that cannot even be ended is told to whoever asked for it. An unload first makes the copy answer *not here*,
+then waits for its calls, then frees: nothing of an id is left once its unload has returned, whatever was going on.
 
 Which model goes in or out, and when, is the agent's business.
 """
@@ -21,7 +21,8 @@ from mesh.runtime.server.copies import Copies, Copy
 from mesh.runtime.server.device import Device
 from mesh.runtime.server.runs import Runs
 from mesh.runtime.server.trimmer import Trimmer
-from mesh.runtime.server.workers import Workers
+from mesh.runtime.server.workers import Lone, Workers
+from mesh.runtime.turns import Turns
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 
@@ -29,6 +30,12 @@ log = logs.get(__name__)
 
 UNLOAD_GRACE = 30.0
 """Seconds that calls in flight are given before they are ended."""
+
+STUCK = "stuck"
+"""A detail of the error for a load that cannot be ended: its thread goes on until the process ends."""
+
+MAX_STUCK = 4
+"""Loads that cannot be ended, from which on no others are begun: each keeps a processor busy and its memory."""
 
 _STOPPING = 5.0  # seconds that onnxruntime is given to let go of what was ended
 
@@ -53,26 +60,38 @@ class LoaderStatistics:
     failures: int
     unloads: int
     trims: int
+    stuck: int  # loads that cannot be ended
 
 
 class _Load:
     """A load under way, until nothing of it is left running."""
 
-    __slots__ = ("ended", "order", "stop", "task", "thread", "waiting")
+    __slots__ = ("ended", "lasts", "lone", "order", "stop", "task", "thread", "turn", "waiting")
 
     def __init__(self, order: Order, ended: "asyncio.Future[None]") -> None:
         self.order = order
         self.stop = session.Stop()
         self.ended = ended
         self.task: asyncio.Task[Copy] | None = None
-        self.thread: asyncio.Future[making.Made] | None = None
+        self.lone: Lone[making.Made] | None = None
+        self.thread: asyncio.Future[making.Made] | None = None  # what it gives
+        self.turn: making.Turn | None = None
         self.waiting = False  # for its turn
+        self.lasts = False
 
     def end(self) -> None:
         """Ends it as soon as that is possible."""
         self.stop.stop()
         if self.waiting and self.task is not None:
             self.task.cancel()
+
+    def make_way(self) -> None:
+        """It lasts: others go first, in whatever there is only one of."""
+        self.lasts = True
+        if self.turn is not None:
+            self.turn.give_up()
+        if self.lone is not None:
+            self.lone.make_way()
 
 
 class Loader:
@@ -103,17 +122,25 @@ class Loader:
         self._device = device
         self._timeout = timeout
         self._clock = clock
-        self._turns = asyncio.Semaphore(concurrency)
+        self._turns = Turns(concurrency)
         self._meter = making.Meter()
-        self._workers = Workers("load", concurrency)
+        self._workers = Workers("trim", 1)
+        self._stuck: set[_Load] = set()  # that were ended, and go on
         self._loading: dict[str, _Load] = {}
         self._unloading: dict[tuple[str, bytes], asyncio.Task[None]] = {}  # by id and token
         self.trimmer = Trimmer(self._workers)
         self._loads = self._failures = self._unloads = 0
 
+    @property
+    def stuck(self) -> int:
+        """Loads that cannot be ended."""
+        return len(self._stuck)
+
     def statistics(self) -> LoaderStatistics:
         """Loads in numbers."""
-        return LoaderStatistics(len(self._loading), self._loads, self._failures, self._unloads, self.trimmer.count)
+        return LoaderStatistics(
+            len(self._loading), self._loads, self._failures, self._unloads, self.trimmer.count, self.stuck
+        )
 
     # -- in
 
@@ -131,6 +158,10 @@ class Loader:
             for copy in held:
                 if (copy.token, copy.path) == (order.token, order.path):
                     return copy
+            if len(self._stuck) >= MAX_STUCK:
+                raise MeshError(
+                    Reason.UNAVAILABLE, f"{len(self._stuck)} loads cannot be ended: restart the model server"
+                )
             load = self._loading.get(name)
             if load is not None and load.order == order and not load.stop.asked and load.task is not None:
                 return await self._join(load.task)
@@ -165,9 +196,13 @@ class Loader:
         row.loading(_revision(order.token), time.monotonic_ns())
         try:
             load.waiting = True
-            async with self._turns, self._meter.turn() as measured:
+            async with self._turns.turn(order.model_id, on_long=load.make_way), self._meter.turn() as turn:
                 load.waiting = False
-                load.thread = self._workers.call(lambda: self._make(load, measured=measured))
+                load.turn = turn
+                if load.lasts:  # it has waited that long
+                    turn.give_up()
+                load.lone = Lone(f"load {order.model_id}", lambda: self._make(load, turn))
+                load.thread = load.lone.future
                 made = await self._in_time(load, load.thread)
         except BaseException as error:
             self._failures += 1
@@ -203,7 +238,7 @@ class Loader:
         )
         return copy
 
-    def _make(self, load: _Load, *, measured: bool) -> making.Made:
+    def _make(self, load: _Load, turn: making.Turn) -> making.Made:
         return making.make(
             load.order.path,
             model_id=load.order.model_id,
@@ -211,8 +246,8 @@ class Loader:
             device=self._device,
             stop=load.stop,
             meter=self._meter,
-            measured=measured,
-            disturbed=lambda: self._runs.count > 0,
+            turn=turn,
+            disturbed=lambda: bool(self._runs.count or self._meter.unmeasured or self._stuck),
             clock=self._clock,
         )
 
@@ -228,7 +263,11 @@ class Loader:
         await asyncio.wait({thread}, timeout=_STOPPING)
         if not thread.done():
             log.error("a load does not end", model=load.order.model_id, seconds=self._timeout + _STOPPING)
-            self._workers.grow()
+            self._stuck.add(load)
+            thread.add_done_callback(lambda _: self._stuck.discard(load))
+            load.make_way()
+            text = f"the model was not loaded within {self._timeout:g} s, and its load cannot be ended"
+            raise MeshError(Reason.DEADLINE, text, details={STUCK: "1"})
         if in_time:
             raise MeshError(Reason.CANCELLED, "the load was ended")
         raise MeshError(Reason.DEADLINE, f"the model was not loaded and warmed up within {self._timeout:g} s")

@@ -1,10 +1,10 @@
 """The part of a load that runs in a thread: from a path to a session that has run once, with its size.
 
 The size is the difference in this process's memory in use, so one load is measured at a time (`Meter.turn`). A load
-that has waited for its turn for too long goes ahead unmeasured, with a size estimated from its file: one huge or
-endless model must not hold up every cold start of the pod. What is known of others' loads and unloads meanwhile is
-taken out of what is measured; what calls in threads allocate cannot be, so then the size is kept within bounds that the
-file sets.
+that has waited for its turn for too long goes ahead unmeasured, with a size estimated from its file, and so does one
+that has had its turn for too long: one huge or endless model must not hold up every cold start of the pod. What is
+known of others' loads and unloads meanwhile is taken out of what is measured; what calls in threads and unmeasured
+loads allocate cannot be, so then the size is kept within bounds that the file sets.
 
 The first call, on made-up input, takes what first calls take (it allocates, it may not end), and the second tells how
 long a call lasts. An error that the model raises on made-up input is its right, and only logged; not enough memory, or
@@ -48,7 +48,7 @@ class Made:
 
 
 class Meter:
-    """Whose turn it is to be measured, and what happened beside."""
+    """Whose turn it is to be measured, and what happened beside. For the event loop's thread, but for `others`."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
@@ -56,20 +56,47 @@ class Meter:
         """Bytes by which loads that are not measured, and unloads, have changed this process's memory so far."""
         self.others_device = 0
         """The same of the device's memory."""
+        self.unmeasured = 0
+        """Loads under way that are not measured: what they allocate counts as the measured one's."""
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[bool]:
-        """Whether the load inside is the only one that is measured; False after `MEASURING_WAIT` in vain."""
+    async def turn(self) -> AsyncIterator["Turn"]:
+        """A turn; without being measured after `MEASURING_WAIT` in vain."""
         measured = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(MEASURING_WAIT):
                 await self._lock.acquire()
                 measured = True
+        turn = Turn(self, measured)
+        self.unmeasured += not measured
         try:
-            yield measured
+            yield turn
         finally:
-            if measured:
-                self._lock.release()
+            turn.give_up()
+            self.unmeasured -= 1
+
+    def next(self) -> None:
+        """The measured load is measured no more."""
+        self.unmeasured += 1
+        gc.enable()
+        self._lock.release()
+
+
+class Turn:
+    """A load's turn to be measured, if it has got one."""
+
+    __slots__ = ("_meter", "measured")
+
+    def __init__(self, meter: Meter, measured: bool) -> None:
+        self._meter = meter
+        self.measured = measured
+        """Whether this load is the only one that is measured; that may end before the load does."""
+
+    def give_up(self) -> None:
+        """Lets the next load be measured."""
+        if self.measured:
+            self.measured = False
+            self._meter.next()
 
 
 def make(
@@ -80,7 +107,7 @@ def make(
     device: Device,
     stop: session.Stop,
     meter: Meter,
-    measured: bool,
+    turn: Turn,
     disturbed: Callable[[], bool],
     clock: Callable[[], int],
 ) -> Made:
@@ -92,13 +119,13 @@ def make(
     file = onnxfile.find(path)
     estimate = file.bytes + file.bytes // 4 + 65536  # a quarter more, as the predecessor's adapters reckon
     noisy = disturbed() or not memory.EXACT
-    with _nothing_collected() if measured else contextlib.nullcontext():
+    with _nothing_collected(turn) if turn.measured else contextlib.nullcontext():
         before, before_device = memory.in_use() - meter.others, device.used() - meter.others_device
         made, optimised_too = _session(file, optimised, model_id, device, stop)
         pace = _warm_up(made, model_id, stop, clock)
         device_bytes = max(device.least, device.used() - meter.others_device - before_device)
         after = memory.in_use() - meter.others
-    if not measured:
+    if not turn.measured:
         # On a device, weights are there; what others load or free there meanwhile would be measured as well.
         host, on_device = (LEAST, estimate + device.least) if device.least else (estimate, 0)
         meter.others += host
@@ -116,14 +143,15 @@ def make(
 
 
 @contextlib.contextmanager
-def _nothing_collected() -> Iterator[None]:
+def _nothing_collected(turn: Turn) -> Iterator[None]:
     """Keeps Python's collector from freeing, in the middle of it, what has long been garbage: an input of a failed call
     that its traceback still holds may be megabytes."""
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if turn.measured:  # else the next one, which is measured, has disabled it for itself
+            gc.enable()
 
 
 def _session(

@@ -101,7 +101,7 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> None
     gc.collect()
     gc.freeze()  # what exists now stays: no collection need look at it again
     board.attach(os.getpid())
-    tasks = [loop.create_task(_beat(board, loader, used))]
+    tasks = [loop.create_task(_beat(board, loader, runs, used))]
     if identity is not None:
         tasks.append(loop.create_task(identity.run()))
         if limit:
@@ -135,9 +135,9 @@ def _board(settings: Settings) -> Board:
     return board
 
 
-async def _beat(board: Board, loader: Loader, used: device.Device) -> None:
+async def _beat(board: Board, loader: Loader, runs: Runs, used: device.Device) -> None:
     while True:
-        board.beat(time.monotonic_ns(), device_bytes=used.used())
+        board.beat(time.monotonic_ns(), device_bytes=used.used(), stuck=loader.stuck + runs.stuck)
         loader.trimmer.look()
         await asyncio.sleep(_BEAT)
 

@@ -134,7 +134,8 @@ class Runs:
         self._live: set[Run] = set()
         self._waiting = 0
         self._bytes = 0
-        self._stuck = 0
+        self._stuck = 0  # threads in whose place there is another
+        self._endless = 0  # calls that were told to end and do not
         self._spare = 0  # threads that came back after another had taken their place
         self._timer: asyncio.TimerHandle | None = None
 
@@ -142,6 +143,11 @@ class Runs:
     def count(self) -> int:
         """Calls here, running and waiting."""
         return len(self._live)
+
+    @property
+    def stuck(self) -> int:
+        """Calls that cannot be ended."""
+        return self._endless
 
     def statistics(self) -> RunsStatistics:
         """Threaded calls in numbers."""
@@ -239,6 +245,8 @@ class Runs:
         self._idle += 1
         copy = run.copy
         copy.threads -= 1
+        if run.stopped_at == math.inf:
+            self._endless -= 1
         if run.stuck:
             self._stuck -= 1
             self._idle -= 1
@@ -282,6 +290,7 @@ class Runs:
 
     def _give_up(self, run: Run) -> None:
         run.stopped_at = math.inf
+        self._endless += 1
         log.error("a call does not end", model=run.copy.model_id, seconds=_STUCK, threads=self._workers.count)
         if self._spare:
             self._spare -= 1

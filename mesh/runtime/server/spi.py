@@ -11,7 +11,8 @@ Beyond the SPI's own messages, all of it optional:
 
 Failures of `loadModel`: INVALID_ARGUMENT (no model, or one that cannot be served), NOT_FOUND (no such file),
 RESOURCE_EXHAUSTED (it asks for too much memory), DEADLINE_EXCEEDED (it does not end), INTERNAL, with the reason as
-text. DEADLINE_EXCEEDED of `unloadModel` means that something of the model cannot be stopped: only a restart frees it.
+text. Trailing metadata `mesh-stuck` says that its load goes on and cannot be ended. DEADLINE_EXCEEDED of `unloadModel`
+means that something of the model cannot be stopped: only a restart frees it.
 
 `runtimeStatus` purges all models before it answers, as the SPI wants it: it is for the start of an agent, not for
 looking whether the server lives. The use board's `beat_ns` tells that.
@@ -132,7 +133,8 @@ async def _answered(context: Context) -> AsyncIterator[None]:
     try:
         yield
     except MeshError as error:
-        await context.abort(_CODES[int(error.reason.code)], error.text)
+        stuck = ((headers.SPI_STUCK, "1"),) if loader.STUCK in error.details else ()
+        await context.abort(_CODES[int(error.reason.code)], error.text, stuck)
     except Exception:
         log.exception("a call of the SPI broke the model server's own code")
         await context.abort(_CODES[int(Reason.INTERNAL.code)], "the model server failed at this call")

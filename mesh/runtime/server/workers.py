@@ -6,10 +6,11 @@ orderly stop impossible. These threads are daemons, and one more can be added fo
 
 import asyncio
 import contextlib
+import os
 import queue
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from mesh.telemetry import logs
 
@@ -34,27 +35,7 @@ class Workers:
 
     def call(self, work: Callable[[], T]) -> "asyncio.Future[T]":
         """What `work` will give or raise. Cancelling the future does not stop the work."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def settle(result: T | None, error: BaseException | None) -> None:
-            if future.cancelled():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)  # type: ignore[arg-type]
-
-        def run() -> None:
-            result: T | None = None
-            error: BaseException | None = None
-            try:
-                result = work()
-            except BaseException as raised:
-                error = raised
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(settle, result, error)
-
+        future, run = _promise(work)
         self.put(run)
         return future
 
@@ -75,3 +56,51 @@ class Workers:
             except BaseException:
                 log.exception("work in a thread failed", thread=threading.current_thread().name)
             del work  # what it holds must not live until the next one comes
+
+
+class Lone(Generic[T]):
+    """A thread for one piece of work, which may take long: told so, it makes way for all others. Starting one takes
+    0.1 ms."""
+
+    def __init__(self, name: str, work: Callable[[], T]) -> None:
+        self.future, run = _promise(work)
+        """What the work will give or raise. Cancelling it does not stop the work."""
+        self._thread = threading.Thread(target=run, name=name, daemon=True)
+        self._thread.start()
+
+    def make_way(self) -> None:
+        """Gives it a smaller share of the processors, as far as the system can tell threads apart."""
+        if self._thread.native_id is not None and self._thread.is_alive():
+            with contextlib.suppress(OSError):  # it has ended just now
+                os.setpriority(os.PRIO_PROCESS, self._thread.native_id, _LOWER)
+
+
+_LOWER = 10
+"""Niceness: a tenth of what others get. With the least share, it could hold the interpreter's lock for long when it
+comes back from onnxruntime."""
+
+
+def _promise(work: Callable[[], T]) -> "tuple[asyncio.Future[T], Callable[[], None]]":
+    """A future, and what settles it when it is called in another thread."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result: T | None = None
+        error: BaseException | None = None
+        try:
+            result = work()
+        except BaseException as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, error)
+
+    return future, run
