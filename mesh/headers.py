@@ -7,6 +7,9 @@ copy or claim that a model is not here.
 INTERNAL = b"mesh-"
 
 COPY = b"mesh-copy"  # request: `<incarnation>.<create revision>` of the copy that is meant
+VERIFIED = b"mesh-verified"  # request: the router has read the model's record within the last second; it is unchanged
+ETCD_AWAY = b"mesh-etcd-away"  # request: the router could not, because etcd does not answer it
+VERIFY_FIRST = b"mesh-verify-first"  # reply: the pod answers this call only with one of the two; it has run nothing
 NOT_HERE = b"mesh-not-here"  # reply: this pod holds no such copy; the call was not given to any model
 LOAD = b"mesh-load"  # reply: calls in flight in the pod, this one left out
 

@@ -15,6 +15,14 @@ def after_prefix(prefix: bytes) -> bytes:
     return head[:-1] + bytes([head[-1] + 1]) if head else b"\0"
 
 
+TOMBSTONE = "~"
+"""What stands in place of a pod in a tombstone's key. No pod's name is written so: theirs have it escaped."""
+
+
+def _quote_pod(pod: str) -> bytes:
+    return quote(pod, safe="").replace("~", "%7E").encode()
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
     """The keys of one mesh. `base` has no trailing slash, e.g. `mm/modelmesh-serving`."""
@@ -35,6 +43,16 @@ class Keys:
     def pods(self) -> bytes:
         """Prefix of the pods' presence."""
         return f"{self.base}/pods/".encode()
+
+    @property
+    def lives(self) -> bytes:
+        """Prefix of the incarnations of pods whose model server may still answer. Inside `presence_range`."""
+        return f"{self.base}/lives/".encode()
+
+    @property
+    def routers(self) -> bytes:
+        """Prefix of the routers' presence; outside of `presence_range`."""
+        return f"{self.base}/routers/".encode()
 
     @property
     def all_copies(self) -> bytes:
@@ -77,7 +95,8 @@ class Keys:
         """One range that holds `copies/` and `pods/` and neither `config/` nor `registry/`.
 
         Read and watched as one, a lease's end shows as one batch of deletions at one revision: that is how a pod that
-        vanished is told from a pod that withdrew a copy. `leader` and `owner` lie inside; they are few and ignored.
+        vanished is told from a pod that withdrew a copy. `lives/` lies inside too, for the same reason; so do `leader`
+        and `owner`, which are few and ignored.
         """
         return self.all_copies, after_prefix(self.pods)
 
@@ -101,13 +120,39 @@ class Keys:
         """The pod's presence."""
         return self.pods + quote(pod, safe="").encode()
 
+    def life(self, pod: str, incarnation: str) -> bytes:
+        """One incarnation of a pod."""
+        return self.lives_of(pod) + quote(incarnation, safe="").encode()
+
+    def lives_of(self, pod: str) -> bytes:
+        """Prefix of the incarnations of one pod."""
+        return self.lives + _quote_pod(pod) + b"/"
+
+    def life_of(self, key: bytes) -> tuple[str, str]:
+        """The pod and the incarnation that a key of `lives/` names."""
+        pod, _, incarnation = key[len(self.lives) :].decode().partition("/")
+        return unquote(pod), unquote(incarnation)
+
+    def router(self, name: str) -> bytes:
+        """The router's presence."""
+        return self.routers + quote(name, safe="").encode()
+
+    def router_of(self, key: bytes) -> str:
+        """The router that a key of `routers/` names."""
+        return unquote(key[len(self.routers) :].decode())
+
+    def tombstone(self, model_id: str) -> bytes:
+        """The mark of a model that was unregistered while somebody may still have answered for it. It lies among the
+        model's copies, after all of them, so that whoever demands that there be no copy demands that it be gone."""
+        return self.copies(model_id) + TOMBSTONE.encode()
+
     def copies(self, model_id: str) -> bytes:
         """Prefix of one model's copies."""
         return self.all_copies + quote(model_id, safe="").encode() + b"/"
 
     def copy(self, model_id: str, pod: str) -> bytes:
         """One copy."""
-        return self.copies(model_id) + quote(pod, safe="").encode()
+        return self.copies(model_id) + _quote_pod(pod)
 
     def model_of(self, key: bytes) -> str:
         """The id that a key of `registry/` names."""
@@ -138,6 +183,6 @@ class Keys:
         return unquote(key[len(self.pods) :].decode())
 
     def copy_of(self, key: bytes) -> tuple[str, str]:
-        """The model id and the pod that a key of `copies/` names."""
+        """The model id and the pod that a key of `copies/` names; TOMBSTONE in place of the pod for a tombstone."""
         model, _, pod = key[len(self.all_copies) :].decode().partition("/")
         return unquote(model), unquote(pod)

@@ -27,6 +27,20 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def parse_span(text: str, unlimited: str) -> float | None:
+    """Seconds from `600` or `0.5`; None for the word that stands for no limit. Raises ValueError with a text for the
+    user."""
+    if text.strip().lower() == unlimited:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds < 1e9:
+        raise ValueError(f"{text!r} is neither a number of seconds nor '{unlimited}'")
+    return seconds
+
+
 def parse_address(text: str) -> tuple[str, int]:
     """Host and port from `127.0.0.1:8033`, `[::1]:8033`, `:8033` (all interfaces) or `8033` (loopback)."""
     host, colon, port = text.rpartition(":")

@@ -69,6 +69,8 @@ class Reason(enum.Enum):
     REGISTRY_AWAY = (Code.UNAVAILABLE, 503, True)
     NOT_HERE = (Code.UNAVAILABLE, 503, True)
     """Inside the mesh only: this pod does not hold the copy that the call is meant for."""
+    FORMER_LIFE = (Code.UNAVAILABLE, 503, True)
+    """An id is registered with other attributes while somebody may still answer for its former registration."""
     UNAVAILABLE = (Code.UNAVAILABLE, 503, True)
     """Starting, leaving, no pods yet."""
 

@@ -32,6 +32,13 @@ def _address(text: str) -> str:
         raise typer.BadParameter(str(error)) from error
 
 
+def _span(text: str) -> float | None:
+    try:
+        return texts.parse_span(text, "never")
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--reregister-after") from error
+
+
 def _workers(text: str) -> int:
     if text == "auto":
         return 0
@@ -112,6 +119,15 @@ def main(
     max_waiting_bytes: Annotated[
         str, typer.Option(envvar="MESH_MAX_WAITING_BYTES", help="What their messages may take, in one worker.")
     ] = "256MiB",
+    reregister_after: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_REREGISTER_AFTER",
+            metavar="SECONDS|never",
+            help="Time after which an id may be registered with other attributes although a pod that is cut off from "
+            "etcd may still answer for its former registration, in seconds, or 'never'.",
+        ),
+    ] = "600",
     drain_timeout: Annotated[
         float, typer.Option(envvar="MESH_DRAIN_TIMEOUT", min=0.0, help="For calls in flight when it stops, s.")
     ] = 20.0,
@@ -170,6 +186,7 @@ def main(
             max_waiters=max_waiters,
             max_waiters_per_model=max_waiters_per_model,
             max_waiting_bytes=_size(max_waiting_bytes),
+            reregister_after=_span(reregister_after),
             drain=drain_timeout,
             log_format=log_format,
             log_level=log_level,

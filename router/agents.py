@@ -91,6 +91,9 @@ class Agent(Protocol):
     async def questions(self, pod: Pod, *, timeout: float) -> agent_pb2.DescribeReply:
         """The latest questions for room, and their answers."""
 
+    def forget(self, name: str) -> None:
+        """Closes the channel to a pod that has gone; requests under way fail."""
+
 
 @dataclass(frozen=True, slots=True)
 class AgentsStatistics:

@@ -10,8 +10,11 @@ trailers, or a stream. What may happen on the way, and what follows:
 - no copy: `coldstart`, which calls back.
 - the caller goes away, or its deadline passes: the server is told by closing the connection.
 
-A *suspect* copy must not answer for a registration that is gone, and nobody else checks: before it is called, the
-record is read, by a read that begins after the call has arrived. If etcd does not answer, the copy does.
+- *verify first*: the pod cannot prove that it may answer. The record is read, and the call sent again with what that
+  showed, whatever its method: nothing was run.
+
+The record of a *suspect* copy is read before the first try, as is that of a model whose calls lost servers; see
+`verify`.
 
 How calls reach a `Carry` is `dispatch`'s, streaming requests are `streams`'.
 """
@@ -28,13 +31,14 @@ from mesh.wire.call import Call, CallCancelled, Header
 from mesh.wire.client import Exchange, Lost, LostKind, Pool, Reply, ReplyStream
 from placement.balance import least_loaded
 from router import answers, routes
-from router.coldstart import ColdStart, quarantined
+from router.coldstart import ColdStart
 from router.deaths import Deaths
 from router.meter import Meter
 from router.registry import Registry
 from router.routes import Method
 from router.settings import RouterSettings
 from router.tasks import Tasks
+from router.verify import AWAY, NOTHING, VERIFIED, Said, Verifier
 from router.view import AVOID, Copy, Pod, View
 
 if TYPE_CHECKING:
@@ -46,7 +50,6 @@ MAX_SENDS = 8
 """How often a call is sent before its last trouble is the answer. The predecessor's number."""
 
 _SWEEP = 0.05  # seconds between looks for deadlines that have passed; the model server watches them more closely
-_AWAY = 1.0  # seconds for which etcd is not asked again about suspect copies after it has not answered
 
 _OK = int(Code.OK)
 _ENCODING = b"grpc-encoding"
@@ -69,13 +72,18 @@ class Forwarder:
         self.registry = registry
         self.meter = meter
         self.settings = settings
+        self.verifier = Verifier(
+            registry,
+            view,
+            timeout=settings.verify_timeout,
+            reach=lambda timeout: registry.etcd.get(registry.keys.owner, timeout=timeout),
+        )
         self.deaths = Deaths()
         self.tasks = Tasks()
         self.loop = asyncio.get_running_loop()
         self.timed: set[Carry] = set()  # in flight, with a deadline
         self.in_flight = 0
         self._turn = 0
-        self._away_until = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
 
     def pick(self, copies: "list[Copy]", tried: "Iterable[Copy]" = ()) -> Copy | None:
@@ -93,41 +101,33 @@ class Forwarder:
         self._turn += 1
         return fit[least_loaded(fit, self._turn)]
 
-    def must_ask(self, copy: Copy) -> bool:
-        """Whether the record has to be read before this copy may be called."""
-        return copy.suspect or copy.model in self.deaths.watched
+    def must_verify(self, copy: Copy) -> bool:
+        """Whether a call must say what its model's record is, before this copy may be called."""
+        return copy.suspect or copy.pod.wary or copy.model in self.deaths.watched
 
-    async def ask(self, copy: Copy) -> bool:
-        """Reads the record: False where the copy is of a registration that is gone; the view forgets it then.
-
-        True also where etcd does not answer. Raises MeshError QUARANTINED.
-        """
-        if self.loop.time() < self._away_until:
-            return True
-        try:
-            async with asyncio.timeout(self.settings.verify_timeout):
-                registration = await self.registry.read(copy.model, fresh=True)
-        except (TimeoutError, MeshError):
-            self._away_until = self.loop.time() + _AWAY
-            return True
-        if registration is not None and registration.record.quarantined:
-            raise quarantined(copy.model, registration.record)
-        if registration is None or registration.created != copy.record.create_revision:
-            self.view.drop(copy)
-            return False
-        return True
-
-    async def copy(self, model_id: str, tried: "list[Copy]", deadline: float | None) -> Copy:
-        """The same for coroutines: a copy that may be called now, once there is one. Raises MeshError."""
+    async def copy(
+        self, model_id: str, tried: "list[Copy]", deadline: float | None, *, insist: bool = False
+    ) -> tuple[Copy, Said]:
+        """The same for coroutines: a copy that may be called now, once there is one, and what the call says of its
+        record. `insist`: as `Verifier.verify` has it. Raises MeshError."""
         for _ in range(MAX_SENDS):
             copies = self.view.copies.get(model_id)
             copy = self.pick(copies, tried) if copies is not None else None
             if copy is None:
                 tried.clear()
                 await self.coldstart.load(model_id, deadline=deadline)
-            elif not self.must_ask(copy) or await self.ask(copy):
-                return copy
+            elif not self.must_verify(copy):
+                return copy, NOTHING
+            elif said := (NOTHING if insist else self.verifier.known(copy)) or await self.verifier.verify(
+                copy, insist=insist
+            ):
+                return copy, said
         raise MeshError(Reason.UNAVAILABLE, f"no copy of {model_id} stays where it is", retry_after=1.0)
+
+    def not_verified(self, copy: Copy) -> None:
+        """The pod demands that calls of its copies say what their records are."""
+        self.meter.verify_first.inc()
+        copy.pod.wary = True
 
     def unsent(self, copy: Copy, pool: Pool | None) -> bool:
         """A call could not be sent. False where that was for want of connections, which is not the pod's fault."""
@@ -170,6 +170,7 @@ class Forwarder:
         if self._sweeper is not None:
             self._sweeper.cancel()
         await self.tasks.close()
+        await self.verifier.close()
 
 
 class Carry:
@@ -190,6 +191,7 @@ class Carry:
         "_model_id",
         "_pool",
         "_retried",
+        "_said",
         "_sends",
         "_tried",
         "deadline",
@@ -208,6 +210,7 @@ class Carry:
         self._exchange: Exchange | None = None
         self._sends = 0
         self._retried = False
+        self._said = NOTHING
         self._tried: list[Copy] = []
         self._last = ""
         self._cold = False
@@ -228,7 +231,7 @@ class Carry:
             copies is not None
             and len(copies) == 1
             and not copies[0].pod.failed_at
-            and not forwarder.must_ask(copies[0])
+            and not forwarder.must_verify(copies[0])
         ):
             self._send(copies[0])
         else:
@@ -246,21 +249,26 @@ class Carry:
         copy = forwarder.pick(copies, self._tried) if copies is not None else None
         if copy is None:
             self._wait()
-        elif forwarder.must_ask(copy):
-            forwarder.tasks.spawn(self._ask(copy), f"ask about {self._model_id}")
-        else:
+        elif not forwarder.must_verify(copy):
             self._send(copy)
+        elif said := forwarder.verifier.known(copy):
+            self._send(copy, said)
+        else:
+            self._verify(copy)
 
-    async def _ask(self, copy: Copy) -> None:
+    def _verify(self, copy: Copy, *, insist: bool = False) -> None:
+        self._forwarder.tasks.spawn(self._verified(copy, insist), f"verify {self._model_id}")
+
+    async def _verified(self, copy: Copy, insist: bool) -> None:
         try:
-            current = await self._forwarder.ask(copy)
+            said = await self._forwarder.verifier.verify(copy, insist=insist)
         except MeshError as error:
             self._fail(error)
             return
         if self._done:
             return
-        if current:
-            self._send(copy)
+        if said:
+            self._send(copy, said)
         else:
             self._next()
 
@@ -272,7 +280,7 @@ class Carry:
         except MeshError as error:
             self._fail(error)
 
-    def _send(self, copy: Copy) -> None:
+    def _send(self, copy: Copy, said: Said = NOTHING) -> None:
         call = self._call
         pod = copy.pod
         pool = pod.pool
@@ -284,11 +292,12 @@ class Carry:
         deadline = call.deadline
         self._copy = copy
         self._pool = pool
+        self._said = said
         self._sends += 1
         try:
             self._exchange = pool.send(
                 call.method,
-                self._headers + copy.headers,
+                self._headers + copy.headers + said,
                 self._frame,
                 self,
                 timeout=None if deadline is None else metadata.format_timeout(deadline - self._forwarder.loop.time()),
@@ -323,9 +332,9 @@ class Carry:
             self._forwarder.reached(pod)
         headers = reply.headers
         if headers:
-            headers, here = returned(headers, pod)
-            if not here and reply.code:
-                self._not_here(copy)
+            headers, refusal = returned(headers, pod)
+            if refusal is not None and reply.code:
+                self._refused(copy, refusal)
                 return
         frame = reply.frame
         trailers = reply.trailers
@@ -393,7 +402,12 @@ class Carry:
     def _only(self, copy: Copy) -> bool:
         return all(known in self._tried for known in self._forwarder.view.copies.get(copy.model, ()))
 
-    def _not_here(self, copy: Copy) -> None:
+    def _refused(self, copy: Copy, refusal: bytes) -> None:
+        """The pod has run nothing: the copy is not there, or must be verified first."""
+        if refusal == names.VERIFY_FIRST and self._said is not VERIFIED and self._sends < MAX_SENDS:
+            self._forwarder.not_verified(copy)
+            self._verify(copy, insist=self._said is AWAY)
+            return
         self._forwarder.meter.not_here.inc()
         self._forwarder.view.drop(copy)
         self._last = f"{copy.pod.name} does not hold it"
@@ -443,11 +457,12 @@ class Carry:
         (meter.cold if self._cold else meter.hits).observe(ms)
 
 
-def returned(received: list[Header], pod: Pod) -> tuple[list[Header], bool]:
-    """The headers that go back to the client, and whether the copy was there; notes the pod's load on the way."""
+def returned(received: list[Header], pod: Pod) -> tuple[list[Header], bytes | None]:
+    """The headers that go back to the client, and the one that says why the pod has run nothing, NOT_HERE or
+    VERIFY_FIRST, if there is one; notes the pod's load on the way."""
     returns = routes.returns
     kept = []
-    here = True
+    refusal = None
     for header in received:
         name = header[0]
         if returns[name]:
@@ -457,9 +472,9 @@ def returned(received: list[Header], pod: Pod) -> tuple[list[Header], bool]:
                 pod.load = int(header[1])
             except ValueError:
                 log.warning("a pod's load cannot be read", pod=pod.name, value=header[1][:50])
-        elif name == names.NOT_HERE:
-            here = False
-    return kept, here
+        elif name in (names.NOT_HERE, names.VERIFY_FIRST):
+            refusal = name
+    return kept, refusal
 
 
 async def pump(call: Call, stream: ReplyStream, headers: list[Header]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ Everything is bounded by etcd's and the agents' time-outs and raises MeshError. 
 """
 
 import asyncio
+import contextlib
 import json
 import re
 import time
@@ -19,7 +20,8 @@ from typing import Any, NamedTuple
 from mesh import etcd as etcds
 from mesh import records
 from mesh.etcd import Etcd, KeyValue
-from mesh.keys import Keys, after_prefix
+from mesh.keys import TOMBSTONE, Keys, after_prefix
+from mesh.lives import Life, RouterRecord, Tombstone
 from mesh.pb import agent_pb2
 from mesh.records import CopyRecord, ModelRecord, Reload
 from mesh.statuses import MeshError, Reason
@@ -30,6 +32,7 @@ from router.agents import Agent, Unreachable
 from router.coldstart import ColdStart
 from router.registry import Registration, Registry, decode
 from router.settings import RouterSettings
+from router.tombstones import Holder, Tombstones, waits
 from router.view import Pod, View
 
 log = logs.get(__name__)
@@ -136,6 +139,7 @@ class Management:
         view: View,
         coldstart: ColdStart,
         agents: Agent,
+        tombstones: Tombstones,
         settings: RouterSettings,
         wall: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:
@@ -145,6 +149,7 @@ class Management:
         self._view = view
         self._coldstart = coldstart
         self._agents = agents
+        self._tombstones = tombstones
         self._settings = settings
         self._wall = wall
         self._batches = asyncio.Semaphore(BATCHES)
@@ -209,6 +214,7 @@ class Management:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.unload_wait
         told = 0.0
+        holders: list[Holder] = []
         while True:
             try:
                 result = await self._etcd.txn(
@@ -225,21 +231,48 @@ class Management:
                     raise
                 return found, True
             if result.succeeded:
-                registration = Registration(model_id, record, result.revision, result.revision)
-                self._registry.remember(registration)
-                return registration, True
+                return self._created(model_id, record, result.revision), True
             existing, lingering = _keys_of(result.responses[0]), _keys_of(result.responses[1])
             if existing:
                 return self._existing(decode(model_id, existing[0]), record), False
-            if loop.time() > deadline:
-                pods = ", ".join(self._keys.copy_of(kv.key)[1] for kv in lingering[:5])
-                text = f"copies of a former model {model_id} have not been withdrawn yet by {pods}"
-                raise MeshError(Reason.UNAVAILABLE, text, retry_after=2.0)
+            if (former := self._former(lingering)) is not None and former.allows(record):
+                tombstone, buried = self._keys.tombstone(model_id), lingering[0].mod_revision
+                result = await self._etcd.txn(
+                    [etcds.absent(key), etcds.modified(tombstone, buried), etcds.absent_range(copies, tombstone)],
+                    [*self._puts(model_id, record, value), etcds.delete_op(tombstone)],
+                )
+                if result.succeeded:
+                    return self._created(model_id, record, result.revision), True
+                continue
             if loop.time() - told > _TELL:
                 told = loop.time()
-                await self._withdraw(model_id, lingering, "its id is registered anew")
+                await self._withdraw(model_id, lingering, "its id is registered again")
+                holders = await self._tombstones.resolve(model_id)
+            elif loop.time() > deadline:
+                holders = holders or [Holder(pod, None) for pod in self._pods_of(lingering)]
+                raise waits(model_id, holders, self._settings.reregister_after)
             else:
                 await asyncio.sleep(_PAUSE)
+
+    def _created(self, model_id: str, record: ModelRecord, revision: int) -> Registration:
+        registration = Registration(model_id, record, revision, revision)
+        self._registry.remember(registration)
+        return registration
+
+    def _former(self, lingering: Sequence[KeyValue]) -> Tombstone | None:
+        """What the id stood for before, where a tombstone is all that is left of it."""
+        if len(lingering) != 1 or self._keys.copy_of(lingering[0].key)[1] != TOMBSTONE:
+            return None
+        try:
+            return Tombstone.decode(lingering[0].value)
+        except ValueError as error:
+            log.warning("a tombstone cannot be read", key=lingering[0].key, error=str(error))
+            return None
+
+    def _pods_of(self, lingering: Sequence[KeyValue]) -> list[str]:
+        """The pods whose copies those are."""
+        pods = (self._keys.copy_of(kv.key)[1] for kv in lingering)
+        return [pod for pod in pods if pod != TOMBSTONE]
 
     def _puts(self, model_id: str, record: ModelRecord, value: bytes) -> list[etcds.Op]:
         puts = [etcds.put_op(self._keys.model(model_id), value)]
@@ -287,9 +320,10 @@ class Management:
         results: list[str | MeshError | None],
     ) -> None:
         keys = self._keys
+        late: list[int] = []  # what was there before is still being withdrawn: they wait for it side by side
         for _ in range(_ROUNDS):
             if not indexes:
-                return
+                break
             compares, puts = [], []
             for index in indexes:
                 key, copies = keys.model(items[index].model_id), keys.copies(items[index].model_id)
@@ -297,7 +331,8 @@ class Management:
                 puts += self._puts(items[index].model_id, values[index], values[index].encode())
             try:
                 if (await self._etcd.txn(compares, puts)).succeeded:
-                    return
+                    indexes = []
+                    break
                 # Somebody has registered some of them, or copies linger. Asked apart: mostly nobody has, and reads in
                 # the transaction's other branch would double what every batch costs.
                 gets = []
@@ -327,10 +362,12 @@ class Management:
                     except MeshError as error:
                         results[index] = error
                 elif lingering:
-                    await self._create_one(index, items, values, results)
+                    late.append(index)
                 else:
                     rest.append(index)
             indexes = rest
+        if late:
+            await asyncio.gather(*(self._create_one(index, items, values, results) for index in late))
         away: MeshError | None = None
         for index in indexes:
             if away is None:
@@ -358,32 +395,52 @@ class Management:
         """Forgets a model and has its copies withdrawn; whether there was one. Raises PRECONDITION, REGISTRY_AWAY."""
         _check(model_id)
         key, copies = self._keys.model(model_id), self._keys.copies(model_id)
+        tombstone = self._keys.tombstone(model_id)
         for _ in range(_ROUNDS):
-            registration = await self._registry.read(model_id, fresh=True)
-            if registration is None:
+            seen = await self._etcd.txn(
+                [],
+                [etcds.get_op(key), etcds.get_range_op(copies, tombstone, keys_only=True), *self._tombstones.counts()],
+            )
+            found = _keys_of(seen.responses[0])
+            if not found:
+                self._registry.forget(model_id)
                 return False
+            registration = decode(model_id, found[0])
             if registration.record.refs > 0:
                 raise MeshError(Reason.PRECONDITION, f"Model {model_id} has referents")
+            # Who may answer for it after this: pods with a copy, and pods that are cut off. Mostly there is nobody.
+            nobody = not _keys_of(seen.responses[1]) and self._tombstones.equal(seen.responses[2:])
+            unchanged = [etcds.modified(key, registration.modified)]
+            burial = etcds.put_op(tombstone, Tombstone.of(registration.record).encode())
             result = await self._etcd.txn(
-                [etcds.modified(key, registration.modified)],
+                [*unchanged, etcds.absent_prefix(copies)] if nobody else unchanged,
                 [
                     etcds.delete_op(key),
                     etcds.delete_op(self._keys.want(model_id)),
                     etcds.delete_op(self._keys.reload(model_id)),
-                    etcds.get_range_op(copies, after_prefix(copies)),
+                    etcds.get_range_op(copies, tombstone),
+                    *self._tombstones.counts(),
+                    *([] if nobody else [burial]),
                 ],
             )
-            if result.succeeded:
-                self._registry.forget(model_id)
-                await self._withdraw(model_id, _keys_of(result.responses[3]), "it was unregistered")
-                return True
+            if not result.succeeded:
+                continue
+            self._registry.forget(model_id)
+            if nobody and not self._tombstones.equal(result.responses[4:6]):
+                # A pod was cut off in this very moment. It had no copy a moment before.
+                nobody = not (await self._etcd.txn([etcds.absent(key)], [burial])).succeeded
+            await self._withdraw(model_id, _keys_of(result.responses[3]), "it was unregistered")
+            if not nobody:
+                with contextlib.suppress(etcds.EtcdError):  # it is unregistered; the leader sees to the rest
+                    await self._tombstones.resolve(model_id)
+            return True
         raise MeshError(
             Reason.UNAVAILABLE, f"model {model_id} is being changed by others all the time", retry_after=1.0
         )
 
     async def _withdraw(self, model_id: str, lingering: Sequence[KeyValue], reason: str) -> None:
         """Tells the agents that have copies to unload them, all at once, and waits for them, bounded."""
-        pods = {self._keys.copy_of(kv.key)[1] for kv in lingering}
+        pods = set(self._pods_of(lingering))
         pods |= {copy.pod.name for copy in self._view.known(model_id)}  # suspects have no keys any more
 
         async def unload(name: str) -> None:
@@ -428,7 +485,7 @@ class Management:
             [],
             [
                 etcds.get_op(key),
-                etcds.get_range_op(copies, after_prefix(copies)),
+                etcds.get_range_op(copies, self._keys.tombstone(model_id)),
                 etcds.get_op(self._keys.reload(model_id)),
             ],
         )
@@ -646,6 +703,59 @@ class Management:
     async def pods(self) -> list[dict[str, Any]]:
         """The pods as this router sees them."""
         return explain.pods(self._view)
+
+    def open_lives(self) -> list[dict[str, Any]]:
+        """Returns the lives of pods that are cut off from etcd, as this router sees them."""
+        found = []
+        for pod, incarnation in sorted(self._view.open_lives()):
+            try:
+                life = Life.decode(self._view.lives[pod, incarnation])
+            except ValueError as error:
+                log.warning("a pod's life cannot be read", pod=pod, incarnation=incarnation, error=str(error))
+                continue
+            after = self._settings.reregister_after
+            found.append(
+                {
+                    "pod": pod,
+                    "incarnation": incarnation,
+                    "data": life.data_address,
+                    "control": life.control_address,
+                    "open_s": life.open_seconds,
+                    "left_s": None if after is None else max(0, int(after - life.open_seconds)),
+                }
+            )
+        return found
+
+    async def forget_pod(self, name: str) -> list[str]:
+        """Closes the open lives of a pod, which nobody waits for from now on; returns their incarnations. Raises
+        PRECONDITION where the pod is published, UNKNOWN_MODEL where nothing is known of it, REGISTRY_AWAY."""
+        forgotten = await self._tombstones.forget(name)
+        if not forgotten:
+            if self._view.published(name) is not None:
+                text = f"{name} is published, so there is nothing to forget: stop the pod, and its models go with it"
+                raise MeshError(Reason.PRECONDITION, text)
+            raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name} that is cut off; `mesh pods` lists them")
+        return forgotten
+
+    async def routers(self) -> list[dict[str, Any]]:
+        """Returns the routers of the mesh, as they stand in etcd. Raises REGISTRY_AWAY."""
+        found = []
+        async for kv in self._etcd.scan(self._keys.routers):
+            try:
+                name, record = self._keys.router_of(kv.key), RouterRecord.decode(kv.value)
+            except ValueError as error:
+                log.warning("a router's record cannot be read", key=kv.key, error=str(error))
+                continue
+            found.append(
+                {
+                    "router": name,
+                    "address": record.address,
+                    "probe": record.probe_address,
+                    "workers": record.workers,
+                    "protocol": list(record.protocol),
+                }
+            )
+        return found
 
     async def describe_pod(self, name: str) -> dict[str, Any]:
         """A pod as its agent describes it now. Raises UNKNOWN_MODEL where there is no such pod, UNAVAILABLE."""

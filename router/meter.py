@@ -45,6 +45,9 @@ class Meter:
         self.loads = registry.counter("mesh_loads", "Loads that agents were asked for and carried out.").labels()
         self.load_failures = registry.counter("mesh_load_failures", "Loads that agents tried in vain.").labels()
         self.not_here = registry.counter("mesh_not_here", "Calls that reached a pod without the copy meant.").labels()
+        self.verify_first = registry.counter(
+            "mesh_verify_first", "Calls that a pod answered only after its record was verified."
+        ).labels()
         self.unsent = registry.counter("mesh_unsent", "Calls that could not be sent to a pod.").labels()
         self.lost = registry.counter("mesh_lost", "Calls whose connection broke after they were sent.").labels()
         self.retried = registry.counter("mesh_retried", "Calls sent a second time after a loss.").labels()

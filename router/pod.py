@@ -17,12 +17,13 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from mesh import cpus, owner, process
+from mesh import cpus, owner, process, records
 from mesh import settings as addresses
 from mesh.envoy import config, minder
 from mesh.etcd import Etcd, EtcdError, Mirror, Patience, Snapshot
 from mesh.identity import Identity
 from mesh.keys import Keys
+from mesh.lives import RouterRecord
 from mesh.telemetry import logs, metrics
 from mesh.telemetry.probes import Probes
 from mesh.wire.client import Pool
@@ -31,11 +32,14 @@ from router.agents import Agents
 from router.dynamic import Dynamic
 from router.feed import FeedServer, items_of
 from router.leader.election import Election
+from router.leader.lives import Lives
 from router.leader.rounds import Rounds
 from router.prober import Prober
 from router.registry import Registry
+from router.roster import Roster
 from router.settings import RouterSettings
 from router.tasks import Tasks
+from router.tombstones import Tombstones
 from router.view import News, View
 
 log = logs.get(__name__)
@@ -93,7 +97,10 @@ class RouterPod:
             settings=lambda: self._dynamic.current,
             failure_expiry=settings.failure_expiry,
         )
-        self._election = Election(self._etcd, keys, settings.name, self._rounds.lead)
+        self._tombstones = Tombstones(self._etcd, keys, self._agents)
+        self._lives = Lives(self._view, self._etcd, keys, self._tombstones, reregister_after=settings.reregister_after)
+        self._election = Election(self._etcd, keys, settings.name, self._lead)
+        self._roster = Roster(self._etcd, keys, settings.name, self._record)
         self._workers: dict[int, process.Process] = {}
         self._watches: dict[str, process.Watch] = {}  # by the worker's name
         self._sockets: list[sockets.Sockets] = []
@@ -116,6 +123,15 @@ class RouterPod:
         gauge("mesh_planned_loads", "Loads that the leader had made.", merge="max").follow(
             lambda: self._rounds.carrying.statistics().loads
         )
+        gauge("mesh_open_lives", "Pods that are cut off from etcd and may still answer.", merge="max").follow(
+            lambda: self._lives.statistics().open
+        )
+        gauge("mesh_tombstones", "Unregistered models that a pod may still answer for.", merge="max").follow(
+            lambda: self._lives.statistics().tombstones
+        )
+        gauge(
+            "mesh_lives_expired", "Pods that were cut off for so long that they are not waited for.", merge="max"
+        ).follow(lambda: self._lives.statistics().expired)
         gauge("mesh_registry_stale_seconds", "For how long nothing has been heard from etcd.").follow(
             lambda: self._mirror.stale_for if self._mirror is not None else 0.0
         )
@@ -229,6 +245,7 @@ class RouterPod:
             self.failed.set_result(error.text if isinstance(error, EtcdError) else str(error))
             return
         self._tasks.essential(self._dynamic.run(), "follow settings")
+        self._tasks.essential(self._roster.run(), "roster")
         start, end = keys.presence_range
         self._mirror = Mirror(self._etcd, start, end)
         async for change in self._mirror:
@@ -237,6 +254,15 @@ class RouterPod:
             take(change.revision, items_of(change))
             if self._leading is None:  # whoever leads has to know first what is where
                 self._leading = self._tasks.essential(self._election.run(), "election")
+
+    async def _lead(self) -> None:
+        """Does what a leader does, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._rounds.lead(), name="rounds")
+            tasks.create_task(self._lives.lead(), name="lives")
+
+    def _record(self) -> RouterRecord:
+        return RouterRecord(self.address, self.settings.probe, self.settings.workers, records.SPOKEN)
 
     async def _tick(self) -> None:
         """What a view needs now and then."""

@@ -50,6 +50,7 @@ class RouterSettings:
     verify_timeout: float = 0.5  # of the read that lets a suspect copy answer
     registry_cache: int = 10_000  # records
     unload_wait: float = 10.0  # longest that unregistering waits for the agents
+    reregister_after: float | None = 600.0  # after which a pod that is cut off is not waited for; None: it always is
 
     drain: float = 20.0  # calls in flight get so long when the router stops
     log_format: str = "text"

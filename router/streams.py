@@ -19,6 +19,7 @@ from mesh.wire.client import Lost, LostKind, Reply, ReplyStream, RequestStream
 from router import answers, routes
 from router.forward import MAX_SENDS, Forwarder, call_lost, pump, reply_lost, returned
 from router.routes import Method, Routes
+from router.verify import AWAY, VERIFIED
 from router.view import Copy
 
 log = logs.get(__name__)
@@ -88,9 +89,10 @@ class _Stream:
         passes = routes.passes
         headers = tuple(header for header in call.headers if passes[header[0]])
         tried: list[Copy] = []
-        retried = False
+        retried = insist = False
         for _ in range(MAX_SENDS):
-            copy = await forwarder.copy(model_id, tried, call.deadline)
+            copy, said = await forwarder.copy(model_id, tried, call.deadline, insist=insist)
+            insist = False
             pool = copy.pod.pool
             if pool is None:
                 tried.append(copy)
@@ -98,18 +100,26 @@ class _Stream:
             deadline = call.deadline
             timeout = None if deadline is None else metadata.format_timeout(deadline - forwarder.loop.time())
             try:
-                request = pool.open(call.method, headers + copy.headers, timeout=timeout, encoding=call.encoding)
+                request = pool.open(call.method, headers + copy.headers + said, timeout=timeout, encoding=call.encoding)
             except ValueError as error:
                 raise MeshError(Reason.BAD_REQUEST, str(error)) from error
             copy.pod.in_flight += 1
             sender = asyncio.create_task(self._send(request))
             try:
                 answer = await request.first()
-                if isinstance(answer, Reply) and answer.code and _not_here(answer):
-                    forwarder.meter.not_here.inc()
-                    forwarder.view.drop(copy)
+                refusal = returned(answer.headers, copy.pod)[1] if isinstance(answer, Reply) and answer.code else None
+                if refusal is not None:
+                    if refusal == names.VERIFY_FIRST and said is not VERIFIED:
+                        forwarder.not_verified(copy)
+                        insist = said is AWAY
+                        why = "must verify it first"
+                    else:
+                        forwarder.meter.not_here.inc()
+                        forwarder.view.drop(copy)
+                        why = "does not hold it"
                     if not self._whole:
-                        raise MeshError(Reason.UNAVAILABLE, f"{copy.pod.name} does not hold {model_id}", retry_after=0)
+                        text = f"{model_id}: {copy.pod.name} {why}, and too much was sent to send it again"
+                        raise MeshError(Reason.UNAVAILABLE, text, retry_after=0)
                     continue
                 self._keeping = False
                 self._kept.clear()
@@ -183,7 +193,3 @@ class _Stream:
             headers.append((_ENCODING, answer.encoding))
         code, self.received = await pump(call, answer, headers)
         return code
-
-
-def _not_here(reply: Reply) -> bool:
-    return any(name == names.NOT_HERE for name, _ in reply.headers)

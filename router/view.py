@@ -25,7 +25,7 @@ from typing import TypeVar
 
 import placement.pod
 from mesh import idset, records
-from mesh.keys import Keys
+from mesh.keys import TOMBSTONE, Keys
 from mesh.telemetry import logs
 from mesh.wire.client import Pool
 from placement import rollout
@@ -37,6 +37,8 @@ Item = tuple[bytes, bytes | None]
 """A key and its value; None: deleted."""
 
 R = TypeVar("R")
+
+_TOMBSTONE = f"/{TOMBSTONE}".encode()
 
 AVOID = 1.0
 """Seconds for which what could not be reached is tried last."""
@@ -72,6 +74,7 @@ class Pod:
         "suspect",
         "unsettled",
         "unsettled_since",
+        "wary",
     )
 
     def __init__(self, name: str) -> None:
@@ -84,6 +87,7 @@ class Pod:
         self.in_flight = 0  # our calls there
         self.load = 0  # calls in flight there, as its last reply said
         self.suspect = False  # vanished without a word
+        self.wary = False  # it has just demanded that its copies be verified
         self.unsettled = False  # was suspect, and some of its copies may still be
         self.unsettled_since = 0.0
         self.failed_at = 0.0  # when its data port could not be reached last; 0: it could, or was not tried
@@ -100,7 +104,7 @@ class Pod:
 class Copy:
     """A model in a pod."""
 
-    __slots__ = ("answered", "headers", "model", "pod", "record", "suspect", "token")
+    __slots__ = ("answered", "headers", "model", "pod", "record", "suspect", "token", "verified_at")
 
     def __init__(self, model: str, pod: Pod, record: records.CopyRecord) -> None:
         self.model = model
@@ -109,6 +113,7 @@ class Copy:
         self.token = record.token
         self.headers = routes.addressed(model, record.token)  # made once, sent with every call
         self.suspect = False
+        self.verified_at = -math.inf  # when the last read of its record began that found it unchanged
         self.answered = False  # known from the agent's answer; etcd's news of it are still to come
 
     @property
@@ -160,6 +165,12 @@ class View:
         self.pods: dict[str, Pod] = {}
         self.copies: dict[str, list[Copy]] = {}
         """Those that may be called, by model. A list is replaced, never changed; there are no empty ones."""
+        self.lives: dict[tuple[str, str], bytes] = {}
+        """The lives of pods as they stand in etcd (`mesh.lives`), by pod and incarnation."""
+        self.ended: dict[tuple[str, str], int] = {}
+        """The revisions at which the presence of those lives ended, where that was seen."""
+        self.tombstones: set[str] = set()
+        """The models that were unregistered while somebody may still have answered for them."""
 
     # --- the mirror ---
 
@@ -167,8 +178,12 @@ class View:
         """Everything as it is at one revision: what is missing has vanished or was withdrawn, unseen."""
         pods: dict[str, records.PodRecord] = {}
         copies: dict[tuple[str, str], records.CopyRecord] = {}
+        self.lives.clear()
+        self.tombstones.clear()
         for key, value in items:
             if value is None:
+                continue
+            if self._aside(key, value):
                 continue
             if (names := self._copy_of(key)) is not None:
                 if (copy_record := _decode(records.CopyRecord.decode, key, value)) is not None:
@@ -195,7 +210,12 @@ class View:
         """The events of one revision, all of them."""
         items = list(items)
         gone = {name for key, value in items if value is None and (name := self._pod_of(key)) is not None}
+        for name in gone:
+            if (pod := self.pods.get(name)) is not None and pod.record is not None and not pod.suspect:
+                self.ended[name, pod.record.incarnation] = revision
         for key, value in items:
+            if self._aside(key, value):
+                continue
             if (names := self._copy_of(key)) is not None:
                 model, name = names
                 if value is not None:
@@ -212,6 +232,25 @@ class View:
             if (pod := self.pods.get(name)) is not None:
                 self._vanished(pod)
         self.revision = revision
+
+    def _aside(self, key: bytes, value: bytes | None) -> bool:
+        """Notes lives and tombstones, which no call depends on. Whether the key was one."""
+        if key.startswith(self._keys.lives):
+            try:
+                life = self._keys.life_of(key)
+            except ValueError:
+                log.warning("a key in etcd cannot be read", key=key)
+                return True
+            if value is None:
+                self.lives.pop(life, None)
+                self.ended.pop(life, None)
+            else:
+                self.lives[life] = value
+            return True
+        if key.endswith(_TOMBSTONE) and (names := self._copy_of(key)) is not None and names[1] == TOMBSTONE:
+            (self.tombstones.discard if value is None else self.tombstones.add)(names[0])
+            return True
+        return False
 
     def _copy_of(self, key: bytes) -> tuple[str, str] | None:
         if not key.startswith(self._keys.all_copies):
@@ -241,8 +280,9 @@ class View:
         pod.record = record
         if old is None or old.disk != record.disk:
             pod.disk = _disk(name, record.disk)
-        pod.suspect = False
+        pod.suspect = pod.wary = False
         pod.failed_at = pod.agent_failed_at = 0.0
+        self.ended.pop((name, record.incarnation), None)
         if old is None or old.incarnation != record.incarnation:
             pod.born = math.inf
             for copy in list(pod.copies.values()):
@@ -331,6 +371,7 @@ class View:
         pods are being replaced."""
         self._see_rollouts(now)
         for pod in list(self.pods.values()):
+            pod.wary = False  # it says so again if it is still so
             if not pod.unsettled or pod.suspect:
                 continue
             left = [copy for copy in pod.copies.values() if copy.suspect]
@@ -353,6 +394,19 @@ class View:
             log.info("a pod is being replaced: it gets loads only where no other has room", pod=name)
 
     # --- questions ---
+
+    def published(self, pod: str) -> records.PodRecord | None:
+        """Returns the record of a pod whose presence stands, as far as is known."""
+        found = self.pods.get(pod)
+        return None if found is None or found.suspect else found.record
+
+    def open_lives(self) -> list[tuple[str, str]]:
+        """Returns pod and incarnation of the lives without presence."""
+        return [
+            (pod, incarnation)
+            for pod, incarnation in self.lives
+            if (record := self.published(pod)) is None or record.incarnation != incarnation
+        ]
 
     def known(self, model: str) -> Iterable[Copy]:
         """Every copy of the model that is known of, those being loaded too."""

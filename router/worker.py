@@ -42,6 +42,7 @@ from router.routes import Routes
 from router.services import modelmesh
 from router.settings import RouterSettings
 from router.tasks import Tasks
+from router.tombstones import Tombstones
 from router.view import News, View
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Process:
             view=self.view,
             coldstart=self.coldstart,
             agents=self.agents,
+            tombstones=Tombstones(self.etcd, keys, self.agents),
             settings=settings,
         )
         self.dispatcher = Dispatcher(self.forwarder, Routes())

@@ -17,14 +17,37 @@ def add(app: typer.Typer) -> None:
 
 def pods(
     context: typer.Context,
-    pod: Annotated[str, typer.Argument(metavar="[POD]", help="One pod, with what it holds, asked of it now.")] = "",
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[POD] | forget POD", help="One pod, with what it holds, asked of it now."),
+    ] = None,
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Lists the runtime pods, or shows what one of them holds.
+    """Lists the runtime pods, shows what one of them holds, or forgets one that is gone for good.
 
-    Examples: `mesh pods`, `mesh pods pod-1`
+    A pod that is cut off from etcd may go on answering. While that cannot be ruled out, it is listed as cut off, and
+    the models it held cannot be registered again with other attributes. `forget` ends the waiting: use it once the pod
+    is certainly down.
+
+    Examples: `mesh pods`, `mesh pods pod-1`, `mesh pods forget pod-1`
     """
+    named = words or []
+    if len(named) > 1 and (len(named) > 2 or named[0] != "forget"):
+        raise typer.BadParameter("name one pod, or forget and one pod")
+    pod = named[-1] if named else ""
+
+    async def forget(client: Client) -> None:
+        answer = await client.request("DELETE", f"/mesh/v1/pods/{quote(pod, safe='')}/lives")
+        if as_json:
+            output.print_json(answer)
+        else:
+            gone = ", ".join(map(str, answer["incarnations"]))
+            output.remarks().print(f"{output.plain(pod)} is forgotten (incarnation {output.plain(gone)})")
+
+    if len(named) == 2:
+        options.run(context, forget, endpoint=endpoint, as_json=as_json)
+        return
 
     async def command(client: Client) -> None:
         answer = await client.get(f"/mesh/v1/pods/{quote(pod, safe='')}" if pod else "/mesh/v1/pods")
@@ -32,8 +55,10 @@ def pods(
             output.print_json(answer)
         elif pod:
             _show(answer)
-        elif answer["pods"]:
+        elif answer["pods"] or answer.get("open"):
             output.console().print(overview(answer["pods"]))
+            if cut_off := answer.get("open"):
+                output.console().print(_cut_off(cut_off))
         else:
             output.remarks().print("no runtime pods: models cannot be loaded before one has started")
 
@@ -63,6 +88,21 @@ def overview(found: list[dict[str, Any]]) -> Any:
             str(pod.get("rate", "")),
             f"{output.duration(pod['oldest_idle_ms'])} ago" if pod.get("oldest_idle_ms") else "",
             output.plain(" ".join([*(pod.get("labels") or ()), *([f"zone={pod['zone']}"] if pod.get("zone") else ())])),
+        )
+    return made
+
+
+def _cut_off(lives: list[dict[str, Any]]) -> Any:
+    """The table of the pods that are cut off from etcd."""
+    made = output.table("CUT OFF", "INCARNATION", "DATA PORT", ">FOR", ">WAITED FOR")
+    for life in lives:
+        left = life.get("left_s")
+        made.add_row(
+            output.plain(str(life.get("pod", ""))),
+            output.plain(str(life.get("incarnation", ""))),
+            output.plain(str(life.get("data", ""))),
+            output.duration(number(life, "open_s") * 1000),
+            "until forgotten" if left is None else output.duration(left * 1000),
         )
     return made
 

@@ -285,7 +285,8 @@ def _revision(kv: KeyValue | None) -> int:
 def _response(part: pb.ResponseOp) -> tuple[KeyValue, ...] | int | None:
     match part.WhichOneof("response"):
         case "response_range":
-            return key_values(part.response_range.kvs)
+            found = part.response_range
+            return key_values(found.kvs) if found.kvs or not found.count else int(found.count)
         case "response_delete_range":
             return int(part.response_delete_range.deleted)
         case _:

@@ -9,6 +9,7 @@ the keys anew under it, is the holder's business, because only the holder knows 
 import asyncio
 import random
 from dataclasses import dataclass
+from time import CLOCK_BOOTTIME, clock_gettime_ns
 
 from mesh.etcd.client import Etcd
 from mesh.etcd.errors import EtcdClosed, EtcdError, EtcdLeaseLost, EtcdUnavailable
@@ -36,9 +37,12 @@ class LeaseStatistics:
 class Lease:
     """Made by `Lease.grant()`; kept alive in the background until it is lost, revoked or closed."""
 
-    def __init__(self, etcd: Etcd, lease_id: int, ttl: int, deadline: float) -> None:
+    def __init__(self, etcd: Etcd, lease_id: int, ttl: int, deadline: float, proof_ns: int) -> None:
         self.id = lease_id
         self.ttl = ttl  # seconds, as etcd granted it
+        self.proof_ns = proof_ns
+        """When the request was sent that etcd has answered last, in ns of CLOCK_BOOTTIME: its keys stand for a TTL from
+        then on, at the least."""
         self.lost = asyncio.Event()
         self.why_lost = ""
         self._etcd = etcd
@@ -53,14 +57,14 @@ class Lease:
         """A new lease of `ttl` seconds (etcd grants at least 2 by default). Raises EtcdError.
 
         A grant whose answer got lost leaves a lease that nobody renews: asking again does no harm."""
-        sent = asyncio.get_running_loop().time()
+        sent, proof_ns = asyncio.get_running_loop().time(), clock_gettime_ns(CLOCK_BOOTTIME)
         request = pb.LeaseGrantRequest(TTL=ttl)
         reply, _ = await etcd.connection.call(
             "lease grant", lambda m: m.lease.LeaseGrant, request, repeatable=True, timeout=timeout
         )
         if reply.error:
             raise EtcdError(f"lease grant: {reply.error}")
-        return cls(etcd, reply.ID, reply.TTL, sent + reply.TTL)
+        return cls(etcd, reply.ID, reply.TTL, sent + reply.TTL, proof_ns)
 
     def __repr__(self) -> str:
         return f"<Lease {self.id:x}: {self.why_lost or f'{self.remaining:.1f} s left'}>"
@@ -101,8 +105,9 @@ class Lease:
             self._task.cancel()
             log.warning("lease lost", lease=f"{self.id:x}", why=why, ttl=self.ttl)
 
-    def _renewed(self, sent: float, ttl: int) -> None:
+    def _renewed(self, sent: float, proof_ns: int, ttl: int) -> None:
         self._renewals += 1
+        self.proof_ns = max(self.proof_ns, proof_ns)
         self._deadline = max(self._deadline, sent + ttl)
         self._expiry.cancel()
         # In the past already, if this process was stopped meanwhile: then it fires at once.
@@ -115,7 +120,7 @@ class Lease:
             try:
                 request = pb.LeaseKeepAliveRequest(ID=self.id)
                 while True:
-                    sent = self._loop.time()
+                    sent, proof_ns = self._loop.time(), clock_gettime_ns(CLOCK_BOOTTIME)
                     if stream is None:
                         stream = await self._open(request)
                     else:
@@ -124,7 +129,7 @@ class Lease:
                     if reply.TTL <= 0:
                         self._lose("etcd says that it has expired")
                         return
-                    self._renewed(sent, reply.TTL)
+                    self._renewed(sent, proof_ns, reply.TTL)
                     failed = 0
                     await asyncio.sleep(max(0.0, sent + self.ttl / 3 - self._loop.time()))
             except EtcdClosed:

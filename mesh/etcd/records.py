@@ -63,7 +63,8 @@ class Delta:
 @dataclass(frozen=True, slots=True)
 class TxnResult:
     """What a transaction did. `responses` has one entry for each operation of the branch that was taken:
-    for a get the keys found (a tuple), for a put None, for a deletion how many keys it deleted."""
+    for a get the keys found (a tuple), for a put None, for a deletion how many keys it deleted, for a count the number
+    of keys (see `counted`)."""
 
     succeeded: bool  # whether all compares held, so that the success branch was taken
     responses: tuple["tuple[KeyValue, ...] | int | None", ...]

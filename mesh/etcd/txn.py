@@ -96,3 +96,13 @@ def get_op(key: bytes) -> Op:
 def get_range_op(start: bytes, end: bytes, *, limit: int = 0, keys_only: bool = False) -> Op:
     """Reads the keys in [start, end), at most `limit` of them (0: all)."""
     return pb.RequestOp(request_range=pb.RangeRequest(key=start, range_end=end, limit=limit, keys_only=keys_only))
+
+
+def count_op(start: bytes, end: bytes) -> Op:
+    """Counts the keys in [start, end): its response is a number, as `counted` reads it."""
+    return pb.RequestOp(request_range=pb.RangeRequest(key=start, range_end=end, count_only=True))
+
+
+def counted(response: object) -> int:
+    """Returns the number that a `count_op` was answered with."""
+    return response if isinstance(response, int) else 0

@@ -58,6 +58,13 @@ def _address(text: str, option: str) -> str:
         raise typer.BadParameter(str(error), param_hint=option) from error
 
 
+def _span(text: str) -> float | None:
+    try:
+        return texts.parse_span(text, "forever")
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--serve-without-etcd") from error
+
+
 def _policy(name: str) -> str:
     try:
         return policies.check(name)
@@ -151,6 +158,14 @@ def main(
     lease_ttl: Annotated[
         int, typer.Option(envvar="MESH_LEASE_TTL", min=2, help="After so long a dead pod is gone from etcd, s.")
     ] = 10,
+    serve_without_etcd: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_SERVE_WITHOUT_ETCD",
+            metavar="SECONDS|forever",
+            help="Time for which resident models are served after etcd was last reached, in seconds, or 'forever'.",
+        ),
+    ] = "forever",
     eviction: Annotated[
         str, typer.Option(envvar="MESH_EVICTION", help=f"Which copies make way first: {', '.join(policies.NAMES)}.")
     ] = "lru",
@@ -234,6 +249,7 @@ def main(
             device=device,
             device_capacity=0 if device_capacity == "auto" else _size(device_capacity, "--device-capacity"),
             lease_ttl=lease_ttl,
+            serve_without_etcd=_span(serve_without_etcd),
             demand_window=demand_window,
             drain_timeout=drain_timeout,
             eviction=_policy(eviction),

@@ -1,9 +1,10 @@
 """The agent of a runtime pod: starts the parts in order, says how the pod is, and takes it down.
 
 Order of the start: the model server before the mesh is told of the pod, the control port before that too, so that what
-is published can be used at once. Order of the end (drain): the mesh is told that the pod leaves, loads are ended or
-waited for, the copies' keys go, calls in flight are waited for, presence ends, and the model server last, so that a
-router whose view is a moment behind still gets its answers.
+is published can be used at once. Order of the end (drain): the mesh is told that the pod leaves, its copies are loaded
+elsewhere, the fence is shut, the copies' keys go, calls in flight are waited for, the model server ends, and presence
+last. Answers always end before keys go: whoever finds no key may rely on it. A router whose view is a moment behind is
+answered *not here*, and goes elsewhere.
 
 When the model server dies, everything that was in its memory is gone: the keys, the books, the files. What was loading
 or running is written into those models' records first of all, because it may be the cause. Where the agent itself was
@@ -28,6 +29,7 @@ from mesh.runtime.claims import Claims
 from mesh.runtime.decisions import Decisions
 from mesh.runtime.demand import Demand
 from mesh.runtime.earlier import BOARD, Earlier
+from mesh.runtime.fence import Fence
 from mesh.runtime.files import Files
 from mesh.runtime.history import History
 from mesh.runtime.housekeeping import Housekeeping
@@ -129,6 +131,14 @@ class Agent:
             on_usurped=self._on_usurped,
             is_alive=functools.partial(control.is_alive, identity=self._identity),
         )
+        self.fence = Fence(
+            self.board,
+            self.presence,
+            ttl=settings.lease_ttl,
+            serve_without_etcd=settings.serve_without_etcd,
+            reach=lambda timeout: self._etcd.get(self.presence.key, timeout=timeout),
+        )
+        self.presence.listen(self.fence.wake)
         self._history = History(self._etcd, self._keys, pod=settings.name, secrets=lambda: self._puller.secrets)
         self._memory = MemoryWatch(
             self.ledger,
@@ -226,6 +236,8 @@ class Agent:
         except (NameTaken, EtcdError) as error:
             raise StartError(str(error)) from error
         self._known = True
+        self.fence.look()  # at once: what is published may be called
+        self._tasks.start(self._guard(), "fence")
         for work, name in (
             (self._memory.run(), "memory watch"),
             (self._device_memory.run(), "device memory watch"),
@@ -450,14 +462,23 @@ class Agent:
         self._demand.made_way(entry)
         self._unloads.start(entry, why, evict=True)
 
-    def _on_stale(self, model_id: str) -> None:
-        self._tasks.start(self.loads.outdated(model_id, 0), f"withdraw {model_id}")
+    async def _guard(self) -> None:
+        """Keeps the fence. Without that, the pod would fall silent, so its end is the pod's."""
+        try:
+            await self.fence.run()
+        except Exception:
+            log.exception("the fence failed: the pod ends")
+            self.failed.set()
+
+    async def _on_stale(self, model_id: str) -> None:
+        await self.loads.outdated(model_id, 0)
 
     def _lost(self, why: str) -> None:
         log.error("the pod cannot go on", why=why)
         self.failed.set()
 
     def _on_usurped(self, why: str) -> None:
+        self.fence.close()  # with another incarnation in its place, the mesh counts this one as ended
         self.failed.set()
 
     def _on_death(self, death: Death) -> None:
@@ -493,8 +514,8 @@ class Agent:
         self.loads.close("this pod is leaving")
         self.presence.changed()
         await self._hand_over(end)
-        self._withdraw_keys()
         await self.loads.settle(max(0.0, end - time.monotonic()))
+        self.fence.close()
         for model_id in self._withdraw_keys():
             if not await self.presence.settled(model_id, min(2.0, max(0.0, end - time.monotonic()))):
                 break
@@ -535,7 +556,7 @@ class Agent:
         return False
 
     def _withdraw_keys(self) -> list[str]:
-        """Tells the mesh that no copy is here any more. Whoever calls one all the same is answered, until the end."""
+        """Tells the mesh that no copy answers here any more; the fence is shut."""
         held = [entry.model_id for entry in self.ledger.entries.values() if entry.state is State.LOADED]
         for model_id in held:
             self.presence.drop(model_id)
@@ -545,12 +566,13 @@ class Agent:
         """Ends all parts; nothing of the pod is left, in etcd as far as it answers. `grace` is the model server's."""
         self._state = LEAVING
         self.loads.close("this pod is leaving")
+        self.fence.close()
         await self._tasks.close()
-        await self.presence.close(revoke=True)
-        await self._control.close(0.2)
         await self.loads.settle(0.0)
         if self.server is not None:
             await self.server.stop(grace)
+        await self.presence.close(revoke=True)
+        await self._control.close(0.2)
         await self._unloads.close()
         await self._history.close()
         await self._files.close()

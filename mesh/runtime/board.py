@@ -17,6 +17,10 @@ back; the writer fills them, through a `Row` that keeps the numbers itself, so t
 histogram is written by `beat`, once a second.
 
 Times are nanoseconds of CLOCK_MONOTONIC (`time.monotonic_ns()`), the same for all processes of one host.
+The header also holds the fence: until when the server may answer, and which calls (`placement.fence`), as one word, so
+that no reader sees half of it. It is nanoseconds of CLOCK_BOOTTIME, which goes on while the machine sleeps, with the
+mode in the two lowest bits. The agent writes it; a board that was just made is closed.
+
 Only one thread writes. This module decides nothing: which slot a copy gets, and what follows from what is read, is the
 agent's.
 """
@@ -31,10 +35,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from placement.fence import Mode
+
 _MAGIC = int.from_bytes(b"MESHUSE1", "little")
 _HEADER = 64
 # Words of the header.
-_H_MAGIC, _H_SLOTS, _H_PID, _H_LIVES, _H_BEAT, _H_DEVICE = range(6)
+_H_MAGIC, _H_SLOTS, _H_PID, _H_LIVES, _H_BEAT, _H_DEVICE, _H_FENCE = range(7)
 _H_INCARNATION, _INCARNATION_WORDS = 8, 8
 _H_STUCK = 16
 
@@ -43,6 +49,12 @@ _STATE, _REVISION, _IN_FLIGHT, _RUNNING, _LAST_USE, _CALLS, _FAILED, _BUSY = ran
 _SLOT = 8
 _WHEN_BEGUN = struct.Struct("3Q")  # from _IN_FLIGHT on
 _WHEN_ENDED = struct.Struct("6Q")
+
+MODE_BITS = 3
+"""Of the fence's word: the bits that are the mode."""
+
+OPEN_ENDED = (1 << 63) - 1
+"""A fence that never shuts, for a server without an agent."""
 
 METHODS = ("ModelInfer", "ModelMetadata", "ModelReady", "other")
 """The methods whose calls are counted, by the index that `observe` takes."""
@@ -141,8 +153,10 @@ class Board:
 
     @classmethod
     def private(cls, slots: int) -> "Board":
-        """A board in this process's memory alone, for a server that nobody watches."""
-        return cls._fill(mmap.mmap(-1, _length(slots)), None, slots, "")
+        """A board in this process's memory alone, for a server that nobody watches: its fence stands open."""
+        board = cls._fill(mmap.mmap(-1, _length(slots)), None, slots, "")
+        board.permit(OPEN_ENDED, Mode.PROVEN)
+        return board
 
     @classmethod
     def open(cls, path: Path | str) -> "Board":
@@ -210,6 +224,12 @@ class Board:
         return self._words[_H_STUCK]
 
     @property
+    def fence(self) -> int:
+        """The fence as one word: `fence & ~MODE_BITS` is until when, in ns of CLOCK_BOOTTIME, `fence & MODE_BITS` the
+        mode."""
+        return self._words[_H_FENCE]
+
+    @property
     def in_flight(self) -> int:
         """Calls in flight in the whole pod."""
         return sum(self._words[_SLOTS_AT + _IN_FLIGHT :: _SLOT].tolist())
@@ -245,6 +265,12 @@ class Board:
         """The board in numbers."""
         used = sum(1 for _ in self.uses())
         return BoardStatistics(self.slots, used, self.in_flight, self._words[_H_LIVES])
+
+    # -- writing: the agent
+
+    def permit(self, until_ns: int, mode: Mode) -> None:
+        """Lets the server answer until then (ns of CLOCK_BOOTTIME), the calls that `mode` names."""
+        self._words[_H_FENCE] = until_ns & ~MODE_BITS | mode
 
     # -- writing, between two servers' lives: the agent
 

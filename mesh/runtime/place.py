@@ -1,5 +1,7 @@
 """A pod's place in the mesh: its name, held by one incarnation at a time under one lease.
 
+With it the pod puts down its *life* (`mesh.lives`), which has no lease, in the same transaction.
+
 A name is taken by compare-and-set, so of two pods with one name only one gets it. At the start, a record that stands
 there already is that of a dead pod (a crash, a container started again under the same name: the common case), or of a
 live one (a mistake of whoever named them). It is asked: a pod that answers with that incarnation lives, one whose
@@ -12,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from mesh.etcd import Etcd, KeyValue, Lease, modified, put_op
+from mesh.lives import Life
 from mesh.records import PodRecord
 from mesh.telemetry import logs
 
@@ -42,15 +45,17 @@ class Place:
         self,
         etcd: Etcd,
         key: bytes,
+        life: bytes,
         *,
         incarnation: str,
         ttl: int,
         record: Callable[[], PodRecord],
         is_alive: Callable[[PodRecord], Awaitable[bool | None]],
     ) -> None:
-        """`ttl` in seconds."""
+        """`key` and `life` are the pod's keys under `pods/` and `lives/`; `ttl` in seconds."""
         self._etcd = etcd
         self._key = key
+        self._life = life
         self._incarnation = incarnation
         self._ttl = ttl
         self._record = record
@@ -79,36 +84,40 @@ class Place:
         """At the start. Raises NameTaken, EtcdError."""
         for _ in range(_TRIES):
             present = await self.wait()
-            if (taken := await self._publish(present)) is not None:
+            taken = await self.publish(await Lease.grant(self._etcd, ttl=self._ttl), _revision(present))
+            if taken is not None:
                 if present is not None:
                     log.info("took the place of a dead pod of this name")
                 return taken
             # A dead one's lease has ended at this moment, or another pod was quicker: then that one lives.
         raise NameTaken("other pods of this name start at the same moment: give each pod its own --name")
 
-    async def take_again(self) -> Taken:
-        """After the lease was lost. Raises NameTaken where somebody else has it now, EtcdError."""
-        while True:
-            present = await self._etcd.get(self._key)
-            other = _decode(present)
-            if other is not None and other.incarnation != self._incarnation:
-                raise NameTaken(f"this pod's name belongs to {other.incarnation} at {other.control_address} now")
-            if (taken := await self._publish(present)) is not None:
-                return taken
+    async def prepare(self) -> tuple[Lease, int]:
+        """Returns another lease, after one was lost, and the revision of what stands under the pod's name now (0:
+        nothing), for `publish`. Raises NameTaken where somebody else has the name, EtcdError."""
+        present = await self._etcd.get(self._key)
+        other = _decode(present)
+        if other is not None and other.incarnation != self._incarnation:
+            raise NameTaken(f"this pod's name belongs to {other.incarnation} at {other.control_address} now")
+        return await Lease.grant(self._etcd, ttl=self._ttl), _revision(present)
 
-    async def _publish(self, present: KeyValue | None) -> Taken | None:
-        """Puts our record in place of what is there; None if that has changed meanwhile."""
-        lease = await Lease.grant(self._etcd, ttl=self._ttl)
+    async def publish(self, lease: Lease, revision: int) -> Taken | None:
+        """Puts the pod's record in place of what stood there at `revision` (0: nothing), and its life beside it. None
+        where that has changed meanwhile. Closes the lease where it did not publish."""
         record = self._record()
+        life = Life(record.data_address, record.control_address)
         done = False
         try:
-            revision = 0 if present is None else present.mod_revision
-            put = put_op(self._key, record.encode(), lease.id)
-            done = (await self._etcd.txn([modified(self._key, revision)], [put])).succeeded
+            puts = [put_op(self._key, record.encode(), lease.id), put_op(self._life, life.encode())]
+            done = (await self._etcd.txn([modified(self._key, revision)], puts)).succeeded
         finally:
             if not done:
                 await lease.close()
         return Taken(lease, record) if done else None
+
+
+def _revision(kv: KeyValue | None) -> int:
+    return 0 if kv is None else kv.mod_revision
 
 
 def _decode(kv: KeyValue | None) -> PodRecord | None:

@@ -10,8 +10,10 @@ without our presence, and a process that was stopped and goes on after its place
 successor.
 
 A lost lease is an ordinary event: etcd stalls, and every lease of the mesh ends at once. Then everything is published
-anew, after a random pause so that not all pods do it at the same moment, and each copy only if its model is still the
-registration that it was loaded from; for the others `on_stale` is called.
+again, after a random pause so that not all pods do it at the same moment, and each copy only if its model is still the
+registration that it was loaded from; for the others `on_stale` is called. The copies come first and the pod's record
+last: whoever sees the pod published may rely on it that each copy that answers has its key. That is what the fence
+rests on (`placement.fence`), and what unregistering asks.
 """
 
 import asyncio
@@ -23,6 +25,7 @@ from dataclasses import dataclass
 
 from mesh import records
 from mesh.etcd import (
+    Compare,
     Etcd,
     EtcdError,
     EtcdLeaseLost,
@@ -34,6 +37,7 @@ from mesh.etcd import (
     get_op,
     get_range_op,
     leased,
+    modified,
     put_op,
 )
 from mesh.keys import Keys
@@ -86,25 +90,29 @@ class Presence:
         incarnation: str,
         ttl: int,
         record: Callable[[], records.PodRecord],
-        on_stale: Callable[[str], None],
+        on_stale: Callable[[str], Awaitable[object]],
         on_usurped: Callable[[str], None],
         is_alive: Callable[[records.PodRecord], Awaitable[bool | None]],
     ) -> None:
-        """`ttl` in seconds. `on_stale` gets the id of a model that is registered anew or not at all; `on_usurped` is
-        called when another pod has taken the name; `is_alive` tells of a record under our name whether its pod lives
-        (None: cannot be told)."""
+        """`ttl` in seconds. `on_stale` gets the id of a model that is registered anew or not at all, and returns once
+        no call is answered from its copy; `on_usurped` is called when another pod has taken the name; `is_alive` tells
+        of a record under our name whether its pod lives (None: cannot be told)."""
         self.pod = pod
         self.key = keys.pod(pod)
         self._etcd = etcd
         self._keys = keys
         self._record = record
-        self._place = place.Place(etcd, self.key, incarnation=incarnation, ttl=ttl, record=record, is_alive=is_alive)
+        self._life = keys.life(pod, incarnation)
+        self._place = place.Place(
+            etcd, self.key, self._life, incarnation=incarnation, ttl=ttl, record=record, is_alive=is_alive
+        )
         self._on_stale = on_stale
         self._on_usurped = on_usurped
         self._lease: Lease | None = None
         self._published: figures.Published | None = None
         self._wanted: dict[str, records.CopyRecord] = {}
         self._dirty: dict[str, bool] = {}  # ids whose key is not as wanted -> whether to check the registration first
+        self._unkeyed: set[str] = set()  # wanted ids that may have no key under the lease that is held
         self._writing: frozenset[str] = frozenset()
         self._claiming: set[str] = set()
         self._wake = asyncio.Event()
@@ -112,6 +120,9 @@ class Presence:
         self._task: asyncio.Task[None] | None = None
         self._leases = self._writes = 0
         self._away = ""
+        self._next: Lease | None = None  # the lease under which the pod is about to be published again
+        self._stale: dict[str, asyncio.Future[object]] = {}  # copies on their way out, by id
+        self._listeners: list[Callable[[], None]] = []
 
     # --- life ---
 
@@ -125,13 +136,22 @@ class Presence:
         self._hold(await patience.until_done(self._place.take))
         await patience.until_done(self._sweep)
         self._task = asyncio.get_running_loop().create_task(self._run(), name="presence")
+        self._task.add_done_callback(self._ended)
 
     async def close(self, *, revoke: bool, timeout: float = 2.0) -> None:
-        """Ends it; with `revoke` all of this pod's keys vanish at once, else when the lease expires."""
+        """Ends it. With `revoke` all of this pod's keys vanish at once, its life included: only after its model server
+        has ended. Else the life stays, and the others vanish when the lease expires."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
+        for stale in self._stale.values():
+            stale.cancel()
         lease, self._lease = self._lease, None
+        if revoke:
+            try:
+                await self._etcd.delete(self._life, timeout=timeout)
+            except EtcdError as error:
+                log.warning("life not deleted: it stays until the leader has found it ended", error=error.text)
         if lease is not None:
             try:
                 if revoke and not lease.lost.is_set():
@@ -140,6 +160,20 @@ class Presence:
                     await lease.close()
             except EtcdError as error:
                 log.warning("lease not revoked: this pod's keys stay until it expires", error=error.text)
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Calls `listener` from now on whenever `keyed` may have changed."""
+        self._listeners.append(listener)
+
+    @property
+    def proof_ns(self) -> int | None:
+        """When the keep-alive was sent that etcd has answered last, in ns of CLOCK_BOOTTIME; None: no lease is held."""
+        return self._lease.proof_ns if self._lease is not None and not self._lease.lost.is_set() else None
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the pod is published and each copy that may answer has its key, as far as this pod can tell."""
+        return self.published and not self._unkeyed
 
     @property
     def published(self) -> bool:
@@ -165,12 +199,15 @@ class Presence:
 
     def put(self, model_id: str, record: records.CopyRecord) -> None:
         """This pod has that copy. Written a moment later: the answer to whoever waits for the copy goes first."""
+        if model_id not in self._wanted:
+            self._unkeyed.add(model_id)
         self._wanted[model_id] = record
         self._dirty.setdefault(model_id, False)
         asyncio.get_running_loop().call_later(_LINGER, self._wake.set)
 
     def drop(self, model_id: str) -> None:
-        """This pod has no copy of that model."""
+        """This pod has no copy of that model, or none that answers any more."""
+        self._unkeyed.discard(model_id)
         if self._wanted.pop(model_id, None) is not None:
             self._touch(model_id)
 
@@ -215,6 +252,7 @@ class Presence:
                 self._wanted[model_id] = claim.record
                 if self._lease is None or self._lease.id != claim.lease:
                     self._dirty[model_id] = True  # the lease was lost meanwhile, and the key with it
+                    self._unkeyed.add(model_id)
                     self._wake.set()
             elif left or claim.unsure:
                 self._touch(model_id)
@@ -246,6 +284,12 @@ class Presence:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, _PAUSE_MAX)
 
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """Without that task the pod would vanish from the mesh and not know it."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("publishing this pod failed", exc_info=error)
+            self._on_usurped(f"publishing it failed: {error!r}")
+
     async def _idle(self) -> None:
         """Until there is something to do."""
         try:
@@ -257,22 +301,34 @@ class Presence:
 
     async def _write_all(self) -> None:
         while self.published:
-            batch = [model_id for model_id in self._dirty if model_id not in self._claiming][:BATCH]
+            assert self._lease is not None
+            batch = self._next_batch()
             record = self._figures()
             if not batch and record is None:
                 return
-            checked = {model_id: self._dirty.pop(model_id) for model_id in batch}
-            self._writing = frozenset(batch)
-            done = False
-            try:
-                done = await self._write(checked, record)
-            finally:
-                self._writing = frozenset()
-                if not done:
-                    for model_id, check in checked.items():
-                        self._dirty[model_id] = check or self._dirty.get(model_id, False)
-                written, self._written = self._written, asyncio.Event()
-                written.set()
+            await self._write_batch(batch, self._lease.id, leased(self.key, self._lease.id), record)
+
+    def _next_batch(self) -> list[str]:
+        return [model_id for model_id in self._dirty if model_id not in self._claiming][:BATCH]
+
+    async def _write_batch(
+        self, batch: list[str], lease: int, guard: Compare, record: records.PodRecord | None = None
+    ) -> bool:
+        """Writes the keys of those models as they should be. Whether that is done; if not, they are to be written
+        again."""
+        checked = {model_id: self._dirty.pop(model_id) for model_id in batch}
+        self._writing = frozenset(batch)
+        done = False
+        try:
+            done = await self._write(checked, lease, guard, record)
+        finally:
+            self._writing = frozenset()
+            if not done:
+                for model_id, check in checked.items():
+                    self._dirty[model_id] = check or self._dirty.get(model_id, False)
+            written, self._written = self._written, asyncio.Event()
+            written.set()
+        return done
 
     def _figures(self) -> records.PodRecord | None:
         """The pod's record, where it is worth writing."""
@@ -281,20 +337,22 @@ class Presence:
             return None
         return record
 
-    async def _write(self, batch: dict[str, bool], record: records.PodRecord | None) -> bool:
-        """One transaction. Whether it is settled; if not, the same keys are to be written again."""
-        assert self._lease is not None
-        lease = self._lease.id
-        compares = [leased(self.key, lease)]
+    async def _write(
+        self, batch: dict[str, bool], lease: int, guard: Compare, record: records.PodRecord | None
+    ) -> bool:
+        """One transaction, which holds only where `guard` does. Whether it is settled."""
+        compares = [guard]
         success: list[Op] = []
         failure: list[Op] = [get_op(self.key)]
         checked: list[tuple[str, int]] = []
+        keyed = []
         for model_id, check in batch.items():
             key, wanted = self._keys.copy(model_id, self.pod), self._wanted.get(model_id)
             if wanted is None:
                 success.append(delete_op(key))
                 continue
             success.append(put_op(key, wanted.encode(), lease))
+            keyed.append(model_id)
             if check:
                 model = self._keys.model(model_id)
                 compares.append(created(model, "==", wanted.create_revision))
@@ -311,43 +369,83 @@ class Presence:
         if result.succeeded:
             if record is not None:
                 self._published = figures.Published(record, time.monotonic())
+            current = self._lease or self._next
+            if self._unkeyed and current is not None and current.id == lease:
+                self._unkeyed.difference_update(keyed)
+                self._tell()
             return True
         pods, *models = result.responses
-        if not _under(pods, lease):
+        if self.published and not _under(pods, lease):
             self.lease_gone("its presence is not in etcd")
             return False
         for (model_id, revision), found in zip(checked, models, strict=True):
             if not isinstance(found, tuple) or not found or found[0].create_revision != revision:
                 self._wanted.pop(model_id, None)
-                self._on_stale(model_id)
+                self._unkeyed.discard(model_id)
+                self._outdate(model_id)
         return False
+
+    def _outdate(self, model_id: str) -> None:
+        """Has a copy withdrawn whose model is registered anew, or not at all. It may answer until that is done."""
+        if model_id not in self._stale:
+            self._stale[model_id] = stale = asyncio.ensure_future(self._on_stale(model_id))
+            stale.add_done_callback(lambda _: self._stale.pop(model_id, None))
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
 
     # --- the lease ---
 
     async def _return(self) -> None:
-        """After the lease was lost: publishes the pod again, and marks all copies to be written and checked."""
+        """After the lease was lost: publishes all copies that are still current, and then the pod."""
         self._forget_lease()
         await asyncio.sleep(random.uniform(0, _JITTER))
-        taken = await self._place.take_again()
-        self._hold(taken)
-        log.info("published again", copies=len(self._wanted), lease=f"{taken.lease.id:x}")
+        self._next, revision = await self._place.prepare()
+        try:
+            if await self._write_copies(self._next, revision):
+                lease, self._next = self._next, None
+                if (taken := await self._place.publish(lease, revision)) is not None:
+                    self._hold(taken)
+                    log.info("published again", copies=len(self._wanted), lease=f"{lease.id:x}")
+        finally:
+            if self._next is not None:
+                await self._next.close()
+                self._next = None
+
+    async def _write_copies(self, lease: Lease, revision: int) -> bool:
+        """Writes all keys but the pod's own, whose revision is known, and waits until no stale copy answers any more.
+        Whether that is done: not where the pod's own key has changed meanwhile."""
+        guard = modified(self.key, revision)
         for model_id in self._wanted:
             self._dirty[model_id] = True
+        while batch := self._next_batch():
+            if await self._write_batch(batch, lease.id, guard):
+                continue
+            if not self._stale:
+                return False
+            for model_id in self._stale:
+                self._dirty.pop(model_id, None)  # its key ended with the lease
+            await asyncio.wait(tuple(self._stale.values()))
+        return True
 
     def _hold(self, taken: place.Taken) -> None:
         self._leases += 1
         self._lease = taken.lease
         self._published = figures.Published(taken.record, time.monotonic())
         self._watcher = asyncio.get_running_loop().create_task(self._on_lost(taken.lease), name="lease watch")
+        self._tell()
 
     _watcher: asyncio.Task[None] | None = None
 
     async def _on_lost(self, lease: Lease) -> None:
         await lease.lost.wait()
         self._wake.set()
+        self._tell()
 
     def _forget_lease(self) -> None:
         lease, self._lease = self._lease, None
+        self._unkeyed |= self._wanted.keys()
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None

@@ -44,6 +44,7 @@ class RuntimeSettings:
     device: str = "auto"
     device_capacity: int = 0  # for models, of the device's memory; 0: a good part of what is free there
     lease_ttl: int = 10
+    serve_without_etcd: float | None = None  # for so long after etcd was last reached; None: without end
     drain_timeout: float = 20.0
     demand_window: float = demand.WINDOW  # after its last call a model counts as in use for so long
     eviction: str = "lru"  # which copies make way first: a policy of `placement`

@@ -52,6 +52,8 @@ class ManagementApi:
         routes.add_get(_PREFIX + "pods", self.pods)
         routes.add_get(_PREFIX + "pods/{id:[^/]+}", self.describe_pod)
         routes.add_get(_PREFIX + "pods/{id:[^/]+}/decisions", self.questions)
+        routes.add_delete(_PREFIX + "pods/{id:[^/]+}/lives", self.forget_pod)
+        routes.add_get(_PREFIX + "routers", self.routers)
         routes.add_get(_PREFIX + "stats", self.stats)
         routes.add_get(_PREFIX + "settings", self.dynamic_settings)
         routes.add_put(_PREFIX + "settings/{id:[^/]+}", self.set_dynamic)
@@ -183,7 +185,16 @@ class ManagementApi:
 
     async def pods(self, _: web.Request) -> web.Response:
         """All pods, as they say they are."""
-        return web.json_response({"pods": await self._management.pods()})
+        return web.json_response({"pods": await self._management.pods(), "open": self._management.open_lives()})
+
+    async def forget_pod(self, request: web.Request) -> web.Response:
+        """Forgets a pod that is cut off: nobody waits for it any longer before an id is registered again."""
+        name = _id(request)
+        return web.json_response({"pod": name, "incarnations": await self._management.forget_pod(name)})
+
+    async def routers(self, _: web.Request) -> web.Response:
+        """All routers of the mesh, as they stand in etcd."""
+        return web.json_response({"routers": await self._management.routers()})
 
     async def describe_pod(self, request: web.Request) -> web.Response:
         """One pod, asked just now."""

@@ -8,6 +8,7 @@ import pytest
 
 from mesh.etcd import Etcd, EtcdError
 from mesh.keys import Keys
+from mesh.lives import Life
 from mesh.records import LOADED, LOADING, CopyRecord, ModelRecord, PodRecord
 from mesh.runtime.claims import Away, Claimed, Claims, Contradicted, Published
 from mesh.runtime.outcomes import Elsewhere, Stale
@@ -25,6 +26,8 @@ class Pod:
         self.incarnation = incarnation or f"life-of-{name}"
         self.record = PodRecord(self.incarnation, "host:1", "host:2", capacity_bytes=100)
         self.stale: list[str] = []
+        self.on_stale: Callable[[str], Awaitable[None]] | None = None
+        self.silencing = False
         self.usurped: list[str] = []
         self.alive: Callable[[PodRecord], Awaitable[bool | None]] = self._dead
         self.presence = Presence(
@@ -34,11 +37,17 @@ class Pod:
             incarnation=self.incarnation,
             ttl=ttl,
             record=lambda: self.record,
-            on_stale=self.stale.append,
+            on_stale=self.outdated,
             on_usurped=self.usurped.append,
             is_alive=lambda record: self.alive(record),
         )
         self.claims = Claims(etcd, keys, self.presence)
+
+    async def outdated(self, model_id: str) -> None:
+        self.stale.append(model_id)
+        if self.on_stale is not None:
+            self.silencing = True
+            await self.on_stale(model_id)
 
     async def _dead(self, record: PodRecord) -> bool | None:
         return False
@@ -236,8 +245,67 @@ async def test_etcd_frozen_for_longer_than_the_lease(own_etcd: EtcdServer, keys:
             own_etcd.thaw()
         assert await pod.presence.settled("dropped", 15.0)
         assert await pod.presence.settled("kept", 15.0)
-        assert pod.presence.published
+        await until(lambda: pod.presence.published, timeout=5, why="the pod is published after its copies")
         assert await pod.presence.own_keys() == ["kept"]
+
+
+async def test_a_pod_that_returns_publishes_its_copies_first(own_etcd: EtcdServer, keys: Keys) -> None:
+    """Whoever sees its presence may rely on it that each copy that answers has its key, and that none is stale."""
+    async with Etcd(own_etcd.settings) as etcd, Pod(etcd, keys, ttl=2) as pod:
+        created = {f"m{number}": await register(pod, f"m{number}") for number in range(150)}
+        for model_id, revision in created.items():
+            pod.presence.put(model_id, pod.copy(revision, LOADED))
+            assert await pod.presence.settled(model_id, 5.0)
+        assert pod.presence.keyed
+        silent = asyncio.Event()
+
+        async def outdated(model_id: str) -> None:
+            await silent.wait()
+
+        pod.on_stale = outdated
+        await etcd.delete(keys.model("m7"))
+        before = pod.presence.statistics()
+        own_etcd.etcdctl("lease", "revoke", f"{before.lease:x}")
+        await until(lambda: not pod.presence.keyed, timeout=15, why="the lease is gone")
+        await until(lambda: pod.silencing, timeout=15, why="the stale copy is on its way out")
+        assert await etcd.get(keys.pod("pod-1")) is None, "published while a stale copy may answer"
+        silent.set()
+        await until(lambda: pod.presence.keyed, timeout=15, why="the pod is back")
+        assert set(await pod.presence.own_keys()) == set(created) - {"m7"}
+        presence = await etcd.get(keys.pod("pod-1"))
+        assert presence is not None
+        for model_id in ("m0", "m99", "m149"):
+            kv = await etcd.get(keys.copy(model_id, "pod-1"))
+            assert kv is not None
+            assert kv.mod_revision < presence.mod_revision
+
+
+async def test_a_copy_without_its_key_is_known(pod: Pod) -> None:
+    """As long as it has none, the pod cannot prove that it may answer."""
+    created = await register(pod, "m")
+    assert pod.presence.keyed
+    pod.presence.put("m", pod.copy(created, LOADED))
+    assert not pod.presence.keyed
+    assert await pod.presence.settled("m", 5.0)
+    assert pod.presence.keyed
+    assert pod.presence.proof_ns
+
+
+async def test_a_life_stands_until_its_agent_has_ended_it(etcd: Etcd, keys: Keys) -> None:
+    """It has no lease; presence does."""
+    pod = Pod(etcd, keys)
+    await pod.presence.start()
+    life = await etcd.get(keys.life("pod-1", pod.incarnation))
+    assert life is not None
+    assert life.lease == 0
+    assert Life.decode(life.value) == Life("host:1", "host:2")
+    await pod.presence.close(revoke=False)
+    assert await etcd.get(keys.life("pod-1", pod.incarnation)) is not None
+    again = Pod(etcd, keys, incarnation="next")
+    await again.presence.start()
+    await again.presence.close(revoke=True)
+    assert await etcd.get(keys.life("pod-1", "next")) is None
+    assert await etcd.get(keys.pod("pod-1")) is None
 
 
 # --- claims

@@ -347,6 +347,116 @@ async def test_a_suspect_answers_where_etcd_does_not(core):
     assert core.etcd.reads == reads
 
 
+# --- pods that cannot prove that they may answer ---
+
+
+async def test_a_call_that_must_be_verified_is_sent_again_whatever_its_method(core):
+    """Nothing was run. The second one says what the record is; no more is read for a second, whoever calls."""
+    resident(core)
+    call = unsafe_call(core)
+    (sent,) = core.sent("a")
+    assert b"mesh-verified" not in sent.headers
+    sent.verify_first()
+    again = await core.reaches("a", 2)
+    assert again.headers[b"mesh-verified"] == b"1"
+    again.reply()
+    assert call.code is Code.OK
+    assert core.etcd.reads == 1
+    for number in range(3, 10):
+        other = core.call()
+        sent = core.sent("a")[number - 1]
+        assert sent.headers[b"mesh-verified"] == b"1"
+        sent.reply()
+        assert other.code is Code.OK
+    assert core.etcd.reads == 1
+
+
+async def test_what_must_be_verified_and_is_gone_is_not_called_again(core):
+    """The id was unregistered, or registered anew, and this router's view knows nothing of it."""
+    resident(core)
+    call = core.call()
+    core.unregister()
+    core.sent("a")[0].verify_first()
+    await core.answered(call)
+    assert call.code is Code.NOT_FOUND
+    assert len(core.sent("a")) == 1
+
+
+async def test_what_must_be_verified_and_is_registered_anew_is_loaded(core):
+    resident(core)
+    call = core.call()
+    core.register(created=9)
+    core.sent("a")[0].verify_first()
+    again = await core.reaches("a", 2)
+    assert again.headers[b"mesh-copy"] == b"i.9"
+    again.reply()
+    assert call.code is Code.OK
+
+
+async def test_where_etcd_is_away_the_call_says_so(core):
+    """One probe finds out; the calls after it do not wait for etcd."""
+    resident(core)
+    core.etcd.away = True
+    call = core.call()
+    core.sent("a")[0].verify_first()
+    again = await core.reaches("a", 2)
+    assert again.headers[b"mesh-etcd-away"] == b"1"
+    again.reply()
+    assert call.code is Code.OK
+    other = core.call()
+    assert core.sent("a")[2].headers[b"mesh-etcd-away"] == b"1"
+    core.sent("a")[2].reply()
+    assert other.code is Code.OK
+    core.etcd.away = False
+    await until(lambda: not core.forwarder.verifier.statistics().away, why="the probe finds etcd")
+
+
+async def test_a_pod_that_knows_better_has_the_record_read_until_etcd_answers(core):
+    """It does not take "etcd is away" for an answer: when etcd comes back, not everybody notices at once."""
+    resident(core)
+    core.etcd.away = True
+    call = core.call()
+    core.sent("a")[0].verify_first()
+    (await core.reaches("a", 2)).verify_first()
+    reads = core.etcd.reads
+    await until(lambda: core.etcd.reads > reads + 2, why="the record is read again and again")
+    assert call.code is None
+    core.etcd.away = False
+    again = await core.reaches("a", 3)
+    assert again.headers[b"mesh-verified"] == b"1"
+    again.reply()
+    assert call.code is Code.OK
+
+
+async def test_reads_are_shared_by_the_calls_of_a_model(core):
+    """However many of them a pod sends back."""
+    resident(core)
+    calls = [core.call() for _ in range(50)]
+    core.etcd.gate.clear()
+    for sent in list(core.sent("a")):
+        sent.verify_first()
+    await until(lambda: core.etcd.reads >= 1, interval=0.001)
+    core.etcd.gate.set()
+    await core.reaches("a", 100)
+    for sent in core.sent("a")[50:]:
+        sent.reply()
+    assert all(call.code is Code.OK for call in calls)
+    assert core.etcd.reads <= 2
+
+
+async def test_a_pod_that_sends_everything_back_ends_the_call(core):
+    """No call goes round for ever."""
+    resident(core)
+    core.agents.answers["a"] = fakecalls.refused("NO_ROOM")
+    call = core.call()
+    for count in range(1, 20):
+        if call.answers:
+            break
+        (await core.reaches("a", count)).verify_first()
+        await until(lambda count=count: call.answers or len(core.sent("a")) > count, why="it goes on")
+    assert call.code in (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
+
+
 async def test_a_suspect_that_is_not_reached_is_dropped_with_all_its_copies(core):
     resident(core, "a", "b")
     core.world.copy("n", "a")

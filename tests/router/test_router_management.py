@@ -26,6 +26,7 @@ from router.registry import Registry
 from router.routes import Routes
 from router.services import modelmesh
 from router.settings import RouterSettings
+from router.tombstones import Tombstones
 from router.view import View
 from tests.support import fakecalls
 from tests.support.fakecalls import FakeAgents, FakeCall, FakePool
@@ -99,6 +100,7 @@ async def desk(etcd: Etcd, keys: Keys) -> AsyncIterator[Desk]:
         view=view,
         coldstart=coldstart,
         agents=agents,
+        tombstones=Tombstones(etcd, keys, agents),
         settings=settings,
         wall=lambda: NOW,
     )
@@ -245,7 +247,7 @@ async def test_copies_of_a_former_life_that_stay_refuse_the_registration(desk):
     await desk.etcd.delete(desk.keys.model("m"))
     with pytest.raises(MeshError, match="stuck") as error:
         await desk.management.register("m", "onnx")
-    assert error.value.reason is Reason.UNAVAILABLE
+    assert error.value.reason is Reason.FORMER_LIFE
     assert error.value.retry_after
     assert await desk.etcd.get(desk.keys.model("m")) is None
 
@@ -530,7 +532,7 @@ async def test_each_of_many_gets_its_own_answer(desk):
         Reason.BAD_REQUEST,
         "existing",
         Reason.BAD_REQUEST,
-        Reason.UNAVAILABLE,
+        Reason.FORMER_LIFE,
         "existing",
         Reason.CONFLICT,
         None,
@@ -555,6 +557,7 @@ async def test_registering_while_etcd_is_away_fails_at_once_for_all(own_etcd, ke
             view=View(keys, FakePool),
             coldstart=None,
             agents=FakeAgents(),
+            tombstones=Tombstones(etcd, keys, FakeAgents()),
             settings=RouterSettings("r"),
         )
         await management.register("first", "onnx")

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import math
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from mesh.runtime.server.tensors import DATATYPES
 from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import framing
 from mesh.wire.metadata import decode_bin, encode_bin, encode_text
+from placement.fence import Mode
 from tests.support import models
 from tests.support.fakecalls import FakeCall
 from tests.support.onnxserver import SERVICE, request
@@ -407,3 +409,52 @@ async def test_values_that_are_no_numbers_pass(parts):
     (found,) = await outputs(parts.infer("m", x=x))
     assert math.isnan(found[0].item())
     assert found[1:].tolist() == [[np.inf], [-np.inf]]
+
+
+# -- the fence
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelMetadata", "ModelReady"])
+@pytest.mark.parametrize(
+    ("mode", "left", "said", "answer"),
+    [
+        pytest.param(Mode.PROVEN, 10, None, None, id="proven"),
+        pytest.param(Mode.PROVEN, 10, headers.ETCD_AWAY, None, id="proven, etcd away"),
+        pytest.param(Mode.PROVEN, 0, headers.VERIFIED, headers.NOT_HERE, id="proof ended"),
+        pytest.param(Mode.GRACE, 10, None, headers.VERIFY_FIRST, id="grace, nothing said"),
+        pytest.param(Mode.GRACE, 10, headers.VERIFIED, None, id="grace, verified"),
+        pytest.param(Mode.GRACE, 10, headers.ETCD_AWAY, None, id="grace, etcd away"),
+        pytest.param(Mode.GRACE, 0, headers.VERIFIED, headers.NOT_HERE, id="grace ended"),
+        pytest.param(Mode.VERIFIED, 10, headers.VERIFIED, None, id="verified"),
+        pytest.param(Mode.VERIFIED, 10, headers.ETCD_AWAY, headers.VERIFY_FIRST, id="verified only, etcd away"),
+        pytest.param(Mode.CLOSED, 0, headers.VERIFIED, headers.NOT_HERE, id="closed"),
+    ],
+)
+async def test_the_fence_is_obeyed_by_every_method(parts, method, mode, left, said, answer):
+    """A call that may not be answered has run nothing and counts as no use."""
+    await parts.load("a", models.constant(1), slot=0)
+    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    parts.board.permit(now + left * 10**9 if mode else 0, mode)
+    if method == "ModelInfer":
+        message = request("a", x=ONE)
+    else:
+        message = getattr(pb, f"{method}Request")(name="a").SerializeToString()
+    more = () if said is None else ((said, b"1"),)
+    call = parts.send(message, *more, method=method)
+    await answered(call)
+    if answer is None:
+        assert call.code is Code.OK, call.text
+    else:
+        assert call.code is Code.UNAVAILABLE
+        assert named(call) == {answer}
+        assert parts.copies.get("a").row.in_flight == 0
+    assert parts.board.read(0).calls == (1 if answer is None and method == "ModelInfer" else 0)
+
+
+async def test_a_copy_that_is_not_here_is_so_whatever_the_fence_says(parts):
+    await parts.load("a", models.constant(1))
+    for mode in Mode:
+        parts.board.permit(time.clock_gettime_ns(time.CLOCK_BOOTTIME) + 10**10 if mode else 0, mode)
+        call = parts.send(request("b", x=ONE), (headers.VERIFIED, b"1"))
+        await answered(call)
+        assert named(call) == {headers.NOT_HERE}

@@ -180,9 +180,15 @@ class AgentProcess:
         return await self.stub.Describe(agent_pb2.DescribeRequest(model_id=model_id), timeout=10)
 
     async def infer(
-        self, model_id: str, created: int, *, timeout: float = 10, incarnation: str = "", **inputs: np.ndarray
+        self,
+        model_id: str,
+        created: int,
+        *said: bytes,
+        timeout: float = 10,
+        incarnation: str = "",
+        **inputs: np.ndarray,
     ) -> "Answer":
-        """One V2 call on the data port, addressed to a copy."""
+        """One V2 call on the data port, addressed to a copy; `said` are headers about the model's record."""
         assert self._pool is not None
         assert self.record is not None
         request = inference_pb2.ModelInferRequest(model_name=model_id)
@@ -193,7 +199,7 @@ class AgentProcess:
         token = f"{incarnation or self.record.incarnation}.{created}".encode()
         reply = await self._pool.call(
             b"/inference.GRPCInferenceService/ModelInfer",
-            [(b"mm-model-id", model_id.encode()), (b"mesh-copy", token)],
+            [(b"mm-model-id", model_id.encode()), (b"mesh-copy", token), *((name, b"1") for name in said)],
             pack(request.SerializeToString()),
             timeout=timeout,
         )
@@ -234,12 +240,15 @@ AnAgent = Callable[..., AgentProcess]
 
 
 class Answer:
-    """A reply of the data port: `value` of the first output, or `code` and `text`; `not_here` as routers see it."""
+    """A reply of the data port: `value` of the first output, or `code` and `text`; `not_here` and `verify_first` as
+    routers see them."""
 
     def __init__(self, reply: Any) -> None:
         self.code: int = reply.code
         self.text: str = reply.text
-        self.not_here = any(name == b"mesh-not-here" for name, _ in (*reply.headers, *reply.trailers))
+        names = {name for name, _ in (*reply.headers, *reply.trailers)}
+        self.not_here = b"mesh-not-here" in names
+        self.verify_first = b"mesh-verify-first" in names
         self.value: float | None = None
         if reply.code == 0 and reply.frame is not None:
             response = inference_pb2.ModelInferResponse.FromString(unpack(reply.frame, reply.encoding, limit=16 << 20))

@@ -119,6 +119,9 @@ class Sent:
     def fail(self, code: int, text: str = "", headers: list[Header] | None = None) -> None:
         self.sink.on_reply(Reply(code, text, headers=headers or []))
 
+    def verify_first(self) -> None:
+        self.fail(Code.UNAVAILABLE, "verify first", [(b"mesh-verify-first", b"1")])
+
     def not_here(self) -> None:
         self.fail(Code.UNAVAILABLE, "not here", [(b"mesh-not-here", b"1")])
 
@@ -171,6 +174,7 @@ class FakeAgents:
     )
     loads: list[tuple[str, agent_pb2.LoadRequest]] = field(default_factory=list)
     unloads: list[tuple[str, str]] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
     described: list[str] = field(default_factory=list)
     decisions: dict[str, list[str]] = field(default_factory=dict)  # by pod, lines of JSON
 
@@ -188,6 +192,9 @@ class FakeAgents:
     async def unload(self, pod: Pod, request: agent_pb2.UnloadRequest, *, timeout: float) -> agent_pb2.UnloadReply:
         self.unloads.append((pod.name, request.model_id))
         return agent_pb2.UnloadReply(had_copy=True)
+
+    def forget(self, name: str) -> None:
+        self.forgotten.append(name)
 
     async def questions(self, pod: Pod, *, timeout: float) -> agent_pb2.DescribeReply:
         return agent_pb2.DescribeReply(decisions=self.decisions.get(pod.name, ()))

@@ -15,9 +15,10 @@ import numpy as np
 
 from mesh import headers
 from mesh.pb import inference_pb2, modelruntime_pb2, modelruntime_pb2_grpc
-from mesh.runtime.board import Board
+from mesh.runtime.board import OPEN_ENDED, Board
 from mesh.wire import framing
 from mesh.wire.client import Pool, Reply
+from placement.fence import Mode
 from tests.support.waiting import until
 
 SERVICE = b"/inference.GRPCInferenceService/"
@@ -44,6 +45,7 @@ class OnnxServer:
 
     async def __aenter__(self) -> Self:
         self.board = Board.create(self.board_path, self.slots, incarnation=INCARNATION)
+        self.board.permit(OPEN_ENDED, Mode.PROVEN)
         await self.start()
         return self
 

@@ -9,6 +9,7 @@ from mesh.wire.call import Call, Headers
 from mesh.wire.metadata import DETAILS, encode_bin
 
 _NOT_HERE = ((headers.NOT_HERE, b"1"),)
+_VERIFY_FIRST = ((headers.VERIFY_FIRST, b"1"),)
 
 
 _LOADS = tuple(((headers.LOAD, b"%d" % count),) for count in range(256))
@@ -38,4 +39,11 @@ def fail(call: Call, error: MeshError) -> None:
 def not_here(call: Call, board: Board, method: int, started_ns: int) -> None:
     """Answers that this pod holds no such copy: the router's view is old, and it goes elsewhere."""
     call.fail(Reason.NOT_HERE.code, "this pod does not hold the copy that is meant", _NOT_HERE)
+    board.observe(method, Reason.NOT_HERE.code, time.monotonic_ns() - started_ns)
+
+
+def verify_first(call: Call, board: Board, method: int, started_ns: int) -> None:
+    """Answers that the router must read the model's record before this pod may answer; nothing was run."""
+    text = "this pod cannot reach etcd and answers only calls whose router has verified the model's record"
+    call.fail(Reason.NOT_HERE.code, text, _VERIFY_FIRST)
     board.observe(method, Reason.NOT_HERE.code, time.monotonic_ns() - started_ns)

@@ -4,7 +4,9 @@ A call is looked up by the copy it is meant for, parsed, fed and answered in one
 (`pace`), without a task, a thread or an await: that is what makes a small model's call cost little more than the model.
 Longer ones go to `runs`, and `watch` takes those out of the loop that were wrongly thought to be quick.
 
-Whatever comes is answered: bad input with INVALID_ARGUMENT and a text, a copy that is not here with *not here*.
+Whatever comes is answered: bad input with INVALID_ARGUMENT and a text, a copy that is not here with *not here*. So is
+every call once the agent's permission has run out, and while the agent cannot prove its standing in etcd a call needs
+its router's word (`placement.fence`).
 """
 
 import asyncio
@@ -12,13 +14,14 @@ import binascii
 import importlib.metadata
 import time
 from collections.abc import Callable
+from time import CLOCK_BOOTTIME, clock_gettime_ns
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from mesh import headers
 from mesh.pb import inference_pb2
-from mesh.runtime.board import Board
+from mesh.runtime.board import MODE_BITS, Board
 from mesh.runtime.server import alignment, answers, intake, requests, session
 from mesh.runtime.server.copies import Copies, Copy
 from mesh.runtime.server.runs import Run, Runs
@@ -30,6 +33,7 @@ from mesh.telemetry import logs
 from mesh.wire import framing
 from mesh.wire.call import Call, CallCancelled
 from mesh.wire.metadata import decode_bin
+from placement.fence import Mode, Said, Verdict, judge
 
 log = logs.get(__name__)
 
@@ -136,10 +140,35 @@ class DataPort:
                 raise bad("mm-model-id-bin is not base64") from None
         return model_id, token
 
-    def _copy(self, model_id: bytes, token: bytes | None) -> Copy | None:
+    def _copy(self, call: Call, model_id: bytes, token: bytes | None, method: int, started_ns: int) -> Copy | None:
+        """The copy that the call is meant for; None where the call was answered without one."""
         if not model_id:
             raise bad("the call names no model")
-        return self._copies.find(model_id, token)
+        copy = self._copies.find(model_id, token)
+        if copy is None:
+            answers.not_here(call, self._board, method, started_ns)
+            return None
+        fence = self._board.fence
+        # The mode is in the lowest bits: a few nanoseconds more or less decide nothing.
+        if fence & MODE_BITS == Mode.PROVEN and fence > clock_gettime_ns(CLOCK_BOOTTIME):
+            return copy
+        return copy if self._permitted(call, fence, method, started_ns) else None
+
+    def _permitted(self, call: Call, fence: int, method: int, started_ns: int) -> bool:
+        """Whether this pod may answer a call that it cannot answer unasked. If not, the call was answered so."""
+        said = Said.NOTHING
+        for key, _ in call.headers:
+            if key == headers.VERIFIED:
+                said = Said.VERIFIED
+                break
+            if key == headers.ETCD_AWAY:
+                said = Said.AWAY
+        verdict = judge(Mode(fence & MODE_BITS), fence & ~MODE_BITS, clock_gettime_ns(CLOCK_BOOTTIME), said)
+        if verdict is Verdict.NOT_HERE:
+            answers.not_here(call, self._board, method, started_ns)
+        elif verdict is Verdict.VERIFY_FIRST:
+            answers.verify_first(call, self._board, method, started_ns)
+        return verdict is Verdict.ANSWER
 
     # -- the methods
 
@@ -150,9 +179,8 @@ class DataPort:
         if model_id is None:  # the message has it
             request = requests.light(frame, call.encoding, limit=self._max_message)
             model_id = requests.name(request)
-        copy = self._copy(model_id, token)
+        copy = self._copy(call, model_id, token, _INFER, started_ns)
         if copy is None:
-            answers.not_here(call, self._board, _INFER, started_ns)
             return
         try:
             if request is None:
@@ -240,10 +268,8 @@ class DataPort:
                 model_id = kind.FromString(self._message(call, frame)).name.encode()
             except DecodeError as error:
                 raise bad(f"the message is not a {kind.DESCRIPTOR.name}: {error}") from error
-        copy = self._copy(model_id, token)
-        if copy is None:
-            answers.not_here(call, self._board, method, started_ns)
-        else:
+        copy = self._copy(call, model_id, token, method, started_ns)
+        if copy is not None:
             self._observe(method, 0, time.monotonic_ns() - started_ns)
         return copy
 

@@ -1,0 +1,155 @@
+"""The leader's care for pods that are cut off: it closes lives that are over, and removes tombstones that hold no more.
+
+A life without presence is open: nobody can tell whether its model server still answers. The leader notes at which
+revision its presence ended, so that etcd's history tells what it held, and for how long it has been open; an age rather
+than a time, so that the next leader goes on counting whatever its clock says. A life is closed
+
+- by its agent, once its model server has ended;
+- when another incarnation is published in its place;
+- when nothing listens on its data port any more (connections are refused), or a published pod does;
+- by hand (`mesh pods forget`);
+- after `--reregister-after`, with a warning: from then on, nothing keeps a pod that is still cut off from answering
+  callers who are cut off with it for models that have been registered anew.
+"""
+
+import asyncio
+from dataclasses import dataclass, replace
+
+from mesh.etcd import Etcd, EtcdError, modified, put_op
+from mesh.keys import Keys
+from mesh.lives import Life
+from mesh.settings import parse_address
+from mesh.telemetry import logs
+from router.tombstones import Open, Tombstones
+from router.view import View
+
+log = logs.get(__name__)
+
+LOOK = 0.5
+"""Seconds between two looks."""
+
+NOTE = 10
+"""Seconds between two notes of how long a life has been open."""
+
+AT_ONCE = 16
+"""Tombstones that are resolved at the same time."""
+
+_CONNECT = 1.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class LivesStatistics:
+    """What the leader sees of lives and tombstones."""
+
+    open: int
+    tombstones: int
+    expired: int  # lives that were closed because they had been open for too long, so far
+
+
+class Lives:
+    """One router's, for when it leads."""
+
+    def __init__(
+        self,
+        view: View,
+        etcd: Etcd,
+        keys: Keys,
+        tombstones: Tombstones,
+        *,
+        reregister_after: float | None,
+    ) -> None:
+        """`reregister_after` in seconds; None: a life stays open until it is known to be over."""
+        self._view = view
+        self._etcd = etcd
+        self._keys = keys
+        self._tombstones = tombstones
+        self._after = reregister_after
+        self._since: dict[tuple[str, str], tuple[float, int]] = {}  # when first seen open, and its age then
+        self._expired = 0
+
+    async def lead(self) -> None:
+        """Looks again and again, until cancelled."""
+        self._since.clear()
+        while True:
+            try:
+                await self.look()
+            except EtcdError as error:
+                log.debug("lives are looked at later: etcd is away", why=error.text)
+            await asyncio.sleep(LOOK)
+
+    async def look(self) -> None:
+        """Looks once at each open life and at each tombstone. Raises EtcdError."""
+        if self._view.open_lives():
+            lives = await self._tombstones.open_lives()
+            seen = {(life.pod, life.incarnation) for life in lives}
+            self._since = {life: since for life, since in self._since.items() if life in seen}
+            await asyncio.gather(*(self._judge(life) for life in lives))
+        else:
+            self._since.clear()
+        waiting = list(self._view.tombstones)
+        for start in range(0, len(waiting), AT_ONCE):
+            await asyncio.gather(*map(self._tombstones.resolve, waiting[start : start + AT_ONCE]))
+
+    def statistics(self) -> LivesStatistics:
+        """Returns what this router sees of lives and tombstones."""
+        return LivesStatistics(len(self._view.open_lives()), len(self._view.tombstones), self._expired)
+
+    async def _judge(self, life: Open) -> None:
+        now, who = asyncio.get_running_loop().time(), (life.pod, life.incarnation)
+        first, age = self._since.setdefault(who, (now, life.life.open_seconds))
+        age = int(age + now - first)
+        record = self._view.published(life.pod)
+        if record is not None and record.incarnation != life.incarnation:
+            await self._close(life, "another incarnation is in its place")
+            return
+        heir = self._heir(life.life.data_address)
+        if heir:
+            await self._close(life, f"{heir} listens on its data port now")
+            return
+        if await _refuses(life.life.data_address):
+            await self._close(life, "nothing listens on its data port")
+            return
+        if self._after is not None and age >= self._after:
+            if await self._close(life, f"it has been open for {age} s"):
+                self._expired += 1
+                log.warning(
+                    "a pod that is cut off is not waited for any longer: if it still runs, it may answer for models "
+                    "that are registered anew from now on",
+                    pod=life.pod,
+                    incarnation=life.incarnation,
+                    open_s=age,
+                )
+            return
+        ended = life.life.ended_revision or self._view.ended.get(who, 0)
+        if age - life.life.open_seconds >= NOTE or ended != life.life.ended_revision:
+            await self._note(life, replace(life.life, ended_revision=ended, open_seconds=age))
+
+    def _heir(self, data_address: str) -> str:
+        """The published pod that has that address, if any: two processes cannot."""
+        for pod in self._view.pods.values():
+            if pod.record is not None and not pod.suspect and pod.record.data_address == data_address:
+                return pod.name
+        return ""
+
+    async def _close(self, life: Open, why: str) -> bool:
+        done = await self._tombstones.close(life)
+        if done:
+            log.info("a pod's life is over", pod=life.pod, incarnation=life.incarnation, why=why)
+        return done
+
+    async def _note(self, life: Open, noted: Life) -> None:
+        key = self._keys.life(life.pod, life.incarnation)
+        await self._etcd.txn([modified(key, life.revision)], [put_op(key, noted.encode())])
+
+
+async def _refuses(address: str) -> bool:
+    """Whether connections to that address are refused: then no process listens there. A time-out tells nothing."""
+    try:
+        async with asyncio.timeout(_CONNECT):
+            _, writer = await asyncio.open_connection(*parse_address(address))
+    except ConnectionRefusedError:
+        return True
+    except (OSError, ValueError):
+        return False
+    writer.close()
+    return False
