@@ -62,6 +62,8 @@ class Reason(enum.Enum):
     NOT_IN_TIME = (Code.UNAVAILABLE, 503, True)
     """The load cannot be done by the caller's deadline; it goes on."""
     DEADLINE = (Code.DEADLINE_EXCEEDED, 504, True)
+    TOO_SLOW = (Code.DEADLINE_EXCEEDED, 408, True)
+    """A body that comes more slowly than the least rate."""
     CANCELLED = (Code.CANCELLED, 499, True)
     QUARANTINED = (Code.FAILED_PRECONDITION, 503, False)
     LOST = (Code.UNAVAILABLE, 503, True)

@@ -15,6 +15,7 @@ from router import pod
 from router.settings import RouterSettings
 
 log = logs.get("router")
+_BODY_BYTES = 256 << 20
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -23,6 +24,18 @@ def _size(text: str) -> int:
         return texts.parse_bytes(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def _body_bytes(text: str, max_message: str) -> int:
+    message = _size(max_message)
+    if text == "auto":
+        return max(_BODY_BYTES, 4 * message)
+    size = _size(text)
+    if size < 2 * message + 1024:  # half of it is for large requests
+        least = texts.format_bytes(2 * message + 1024)
+        text = f"{texts.format_bytes(size)} cannot hold a message of --max-message: give {least} or more"
+        raise typer.BadParameter(text, param_hint="--max-body-bytes")
+    return size
 
 
 def _address(text: str) -> str:
@@ -100,6 +113,21 @@ def main(
         str, typer.Option(envvar="MESH_RUN_DIR", help="For sockets; short, for this user only; default: a fresh one.")
     ] = "",
     max_message: Annotated[str, typer.Option(envvar="MESH_MAX_MESSAGE", help="Largest message.")] = "16MiB",
+    max_body_bytes: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_MAX_BODY_BYTES",
+            help="Bytes of requests and replies that one worker holds; at half of them large requests are refused, with "
+            "429. auto: 256 MiB, or four times --max-message where that is more.",
+        ),
+    ] = "auto",
+    min_body_rate: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_MIN_BODY_RATE",
+            help="Bytes a second that a body has to come or be read with, after 10 s; 0: any.",
+        ),
+    ] = "32KiB",
     load_wait: Annotated[
         float, typer.Option(envvar="MESH_LOAD_WAIT", min=0.1, help="Longest wait of a caller for a load, s.")
     ] = 120.0,
@@ -181,6 +209,8 @@ def main(
             run_dir=run_dir and os.path.abspath(run_dir),
             etcd=reached,
             max_message=_size(max_message),
+            max_body_bytes=_body_bytes(max_body_bytes, max_message),
+            min_body_rate=_size(min_body_rate),
             load_wait=load_wait,
             unload_wait=unload_wait,
             max_waiters=max_waiters,

@@ -38,6 +38,8 @@ class RouterSettings:
     run_dir: str = ""
     etcd: EtcdSettings = field(default_factory=EtcdSettings)
     max_message: int = 16 * MiB
+    max_body_bytes: int = 256 * MiB  # of all requests and replies that one worker holds
+    min_body_rate: int = 32 * 1024  # bytes a second that a body has to come or be taken with; 0: any
     max_connections_per_pod: int = 1024  # of one worker: HTTP/1.1 takes one for each call in flight
     connect_timeout: float = 1.0
 

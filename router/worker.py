@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 import uvloop
 from aiohttp import web
 
+from mesh import heap
 from mesh import settings as addresses
 from mesh.etcd import Etcd
 from mesh.identity import Identity
 from mesh.keys import Keys
 from mesh.process import begin_beating
 from mesh.telemetry import logs, metrics
+from mesh.wire.budget import Budget
 from mesh.wire.client import Pool
 from mesh.wire.server import Server
 from router import services, sockets
@@ -71,6 +73,7 @@ class Process:
         self.etcd = Etcd(settings.etcd, follow=True)
         keys = Keys(settings.base)
         self.identity = Identity(Path(settings.internal_tls)) if settings.internal_tls else None
+        self.budget = Budget(settings.max_body_bytes)
         self.view = View(keys, self._connect)
         self.agents = Agents(self.identity)
         self.view.listen(self._on_pod)
@@ -119,7 +122,12 @@ class Process:
             snapshots=self.feed.merged,
         )
         self.dispatcher.serve(self.worker, {**services.SERVICES, **modelmesh.METHODS})
-        self.server = Server(self.dispatcher.dispatch, max_message=settings.max_message)
+        self.server = Server(
+            self.dispatcher.dispatch,
+            max_message=settings.max_message,
+            budget=self.budget,
+            min_rate=settings.min_body_rate,
+        )
         self._edge: edges.GrpcEdge | None = None
         self._rest: web.AppRunner | None = None
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -154,7 +162,9 @@ class Process:
         else:
             from router.edge import grpc as edge  # grpcio's server, which is not needed behind Envoy
 
-            self._edge = edge.GrpcEdge(self.dispatcher.dispatch, max_message=settings.max_message, shared=True)
+            self._edge = edge.GrpcEdge(
+                self.dispatcher.dispatch, max_message=settings.max_message, shared=True, budget=self.budget
+            )
             await self._edge.listen(*addresses.parse_address(settings.listen))
             host, port = addresses.parse_address(settings.rest_listen)
             self._rest = await app.serve_tcp(self.worker, host, port, shared=True, grace=settings.drain)
@@ -200,6 +210,7 @@ class Process:
             max_message=settings.max_message,
             idle_timeout=_IDLE,
             identity=self.identity,
+            budget=self.budget,
         )
 
     def _on_pod(self, name: str, news: News) -> None:
@@ -214,6 +225,8 @@ class Process:
             self.forwarder.deaths.settle()
             self.prober.look()
             self.feed.tell()
+            if self.budget.settle():
+                await asyncio.to_thread(heap.trim)
 
     def _gauges(self) -> None:
         view, coldstart, forwarder = self.view, self.coldstart, self.forwarder
@@ -229,6 +242,15 @@ class Process:
         gauge("mesh_calls_in_flight", "Inference calls in the workers.").follow(lambda: forwarder.in_flight)
         gauge("mesh_waiters", "Calls that wait for loads.").follow(lambda: coldstart.statistics().waiters)
         gauge("mesh_waiting_bytes", "What they hold.").follow(lambda: coldstart.statistics().bytes)
+        budget, server = self.budget, self.server
+        gauge("mesh_body_bytes", "Bytes of requests and replies in the workers.").follow(lambda: budget.held)
+        counter = self.metrics.counter
+        counter("mesh_bodies_refused", "Bodies refused because those in flight filled --max-body-bytes.").follow(
+            lambda: budget.refused
+        )
+        counter("mesh_bodies_slow", "Bodies ended because they came or were read too slowly.").follow(
+            lambda: server.slow
+        )
         if self.identity is not None:
             self.identity.follow(self.metrics)
         gauge("mesh_flights", "Models that are being loaded for callers.").follow(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from mesh import settings, statuses
 from mesh.identity import NAME, Identity
+from mesh.wire import budget as budgets
 from mesh.wire import call, clientconnection, exchange, heads, metadata
 from mesh.wire.exchange import Exchange
 from mesh.wire.reply import Lost, LostKind, Reply, Sink
@@ -55,15 +56,18 @@ class Pool:
         max_message: int = 16 * 1024 * 1024,
         idle_timeout: float = 60.0,
         identity: Identity | None = None,
+        budget: budgets.Budget = budgets.UNBOUNDED,
     ) -> None:
         """`address`: "host:port" or "unix:/path". Times in seconds, `max_message` (of replies) in bytes. With an
         `identity`, TCP connections are by mutual TLS, which `connect_timeout` covers too.
 
-        Connects when there is something to send. ValueError for an address that is none.
+        Replies count in `budget` while they come. Connects when there is something to send. ValueError for an address
+        that is none.
         """
         if re.fullmatch(r"[\x21-\x7e]+", address) is None:  # it goes into heads as it is
             raise ValueError(f"{address!r} is not an address")
         self.address = address
+        self.budget = budget
         self.heads: heads.Memo[tuple[list[call.Header], bytes]] = heads.Memo()  # metadata and encoding
         self.tails: heads.Memo[list[call.Header]] = heads.Memo()  # trailing metadata
         self.calls = 0

@@ -9,12 +9,12 @@ import asyncio
 import http
 import socket
 import struct
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import httptools
 
 from mesh import statuses
+from mesh.wire import budget as budgets
 from mesh.wire import call, exchange, framing, heads, inbox, metadata, refusals
 from mesh.wire import reply as replies
 
@@ -41,6 +41,7 @@ class ClientConnection(asyncio.Protocol):
         "_head_done",
         "_headers",
         "_heard",
+        "_held",
         "_interim",
         "_keep",
         "_limit",
@@ -69,10 +70,14 @@ class ClientConnection(asyncio.Protocol):
         self.stalled = False  # the peer does not take what is written
         self._paused = False
         self._extra = False  # more came than the reply
+        self._held = 0  # bytes of the budget for bodies
         self._reset()
 
     def _reset(self) -> None:
         """Ready for the next reply."""
+        if self._held:
+            self._pool.budget.give(self._held)
+            self._held = 0
         self._special: dict[bytes, bytes] = {}
         self._headers: list[call.Header] = []
         self._trailers: list[call.Header] = []
@@ -113,6 +118,10 @@ class ClientConnection(asyncio.Protocol):
     def drop(self) -> None:
         """Closes at once, without telling the call."""
         self._exchange = None
+        self._body = b""
+        if self._held:
+            self._pool.budget.give(self._held)
+            self._held = 0
         self._pool.left(self)
         if self.stalled:  # the end must not queue up behind what the peer does not take: reset
             connected = self.transport.get_extra_info("socket")
@@ -170,6 +179,9 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tells the call in flight."""
         self._pool.left(self)
+        if self._held:
+            self._pool.budget.give(self._held)
+            self._held = 0
         owner, self._exchange = self._exchange, None
         if owner is not None:
             why = (
@@ -232,12 +244,27 @@ class ClientConnection(asyncio.Protocol):
                 box.feed(data)
             except framing.FrameError as error:
                 self._refusal = _broken(error)
-        elif not self._body:
-            self._body = data
-        elif type(self._body) is bytearray:
-            self._body += data
         else:
-            self._body = bytearray(self._body) + data
+            if not self._body:
+                self._body = data
+            elif type(self._body) is bytearray:
+                self._body += data
+            else:
+                self._body = bytearray(self._body) + data
+            if self._held < len(self._body):
+                self._count(max(len(self._body), framing.announced(self._body, self._limit)))
+
+    def _count(self, size: int) -> None:
+        """Has the budget hold so many bytes of a large reply, or refuses it."""
+        budget = self._pool.budget
+        if size <= budgets.SMALL:
+            return
+        if budget.take(size - self._held, budget.replies):
+            self._held = size
+        else:
+            error = budget.refusal(f"a reply of {size} bytes")
+            self._refusal = _failed(error)
+            self._body = b""
 
     def on_message_complete(self) -> None:
         """The end of the reply."""
@@ -255,7 +282,7 @@ class ClientConnection(asyncio.Protocol):
         try:
             if body and framing.frame_end(body, 0, self._limit) > len(body):
                 return
-            box = inbox.Inbox(self._limit, self._hold)
+            box = self._inbox()
             if body:
                 box.feed(bytes(body))
         except framing.FrameError as error:
@@ -279,7 +306,7 @@ class ClientConnection(asyncio.Protocol):
             elif body and reply.code == _OK and framing.frame_end(body, 0, self._limit) == len(body):
                 reply.frame = body if type(body) is bytes else bytes(body)
             elif body or reply.code == _OK:
-                box = inbox.Inbox(self._limit, self._hold)
+                box = self._inbox()
                 if body:
                     box.feed(bytes(body))
                 box.end()
@@ -291,6 +318,14 @@ class ClientConnection(asyncio.Protocol):
         self._reset()
         self._leave(keep)
         owner.answered(reply, box)
+
+    def _inbox(self) -> inbox.Inbox:
+        """An inbox for the messages of a stream, which count in the budget by themselves."""
+        budget = self._pool.budget
+        if self._held:
+            budget.give(self._held)
+            self._held = 0
+        return inbox.Inbox(self._limit, self._hold, budget, budget.replies)
 
     def _leave(self, keep: bool) -> None:
         """Nothing of the call is left here."""
@@ -385,10 +420,14 @@ def _broken(error: framing.FrameError) -> replies.Reply:
     """The reply that one with broken framing counts as."""
     if error.reason is statuses.Reason.BAD_REQUEST:  # as a request it would be; in a reply the fault is the server's
         return _failure(statuses.Reason.INTERNAL, f"the reply is broken: {error.text}")
-    return _failure(error.reason, f"of the reply, {error.text}", error.details)
+    text = f"of the reply, {error.text}"
+    return _failed(statuses.MeshError(error.reason, text, details=error.details, retry_after=error.retry_after))
 
 
-def _failure(reason: statuses.Reason, text: str, details: Mapping[str, str] | None = None) -> replies.Reply:
-    error = statuses.MeshError(reason, text, details=details)
+def _failure(reason: statuses.Reason, text: str) -> replies.Reply:
+    return _failed(statuses.MeshError(reason, text))
+
+
+def _failed(error: statuses.MeshError) -> replies.Reply:
     trailers = [(metadata.DETAILS, metadata.encode_bin(error.grpc_details()))]
-    return replies.Reply(int(reason.code), text, None, [], trailers)
+    return replies.Reply(int(error.reason.code), error.text, None, [], trailers)

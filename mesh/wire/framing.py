@@ -72,6 +72,13 @@ def frame_end(buffer: bytes | bytearray, start: int, limit: int) -> int:
     return start + PREFIX + length
 
 
+def announced(buffer: bytes | bytearray, limit: int) -> int:
+    """Returns the bytes of the frame that begins the buffer, as far as is known, and no more than a frame can have."""
+    if len(buffer) < PREFIX:
+        return PREFIX
+    return PREFIX + min(int.from_bytes(buffer[1:PREFIX], "big"), limit)
+
+
 def is_frame(data: bytes, limit: int) -> bool:
     """Whether this is one whole frame of a message within the limit."""
     if len(data) < PREFIX:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from mesh import statuses
+from mesh.wire import budget as budgets
 from mesh.wire import framing
 
 HIGH = 256 * 1024  # bytes of whole frames held, above which reading pauses: about what one read of a socket brings
@@ -20,16 +21,38 @@ _COST = 128  # bytes that a frame costs us beside its own, so that a flood of em
 class Inbox:
     """Frames of a byte stream. One feeder, one taker at a time."""
 
-    __slots__ = ("_buffer", "_ended", "_error", "_frames", "_held", "_hold", "_holding", "_limit", "_need", "_waiter")
+    __slots__ = (
+        "_budget",
+        "_buffer",
+        "_counted",
+        "_ended",
+        "_error",
+        "_frames",
+        "_held",
+        "_hold",
+        "_holding",
+        "_limit",
+        "_most",
+        "_need",
+        "_taken",
+        "_waiter",
+    )
 
-    def __init__(self, limit: int, hold: Callable[[bool], None]) -> None:
-        """`limit`: bytes of the largest message. `hold`: told True when its connection shall not read, then False."""
+    def __init__(
+        self, limit: int, hold: Callable[[bool], None], budget: budgets.Budget = budgets.UNBOUNDED, most: int = 0
+    ) -> None:
+        """`limit`: bytes of the largest message. `hold`: told True when its connection shall not read, then False.
+        `budget`: the one that messages count in, up to `most` (0: its bound for a request of that size)."""
         self._limit = limit
         self._hold = hold
         self._holding = False
         self._frames: deque[bytes] = deque()
         self._held = 0  # bytes, as the frames' cost
         self._buffer = bytearray()  # the beginning of a frame that has not all come
+        self._budget = budget
+        self._most = most
+        self._counted = 0  # bytes of the budget
+        self._taken = 0  # bytes of the frame that was taken last: its taker holds it until it takes the next
         self._need = framing.PREFIX  # bytes: nothing can be done before the buffer has so many
         self._ended = False
         self._error: Exception | None = None
@@ -39,6 +62,11 @@ class Inbox:
     def drained(self) -> bool:
         """Whether the stream has ended and every frame was taken."""
         return self._ended and not self._frames
+
+    @property
+    def partial(self) -> bool:
+        """Whether a message has begun and not ended."""
+        return bool(self._buffer)
 
     def feed(self, data: bytes) -> None:
         """Takes the next bytes of the stream. Raises `framing.FrameError`; the stream is unusable after that."""
@@ -52,6 +80,7 @@ class Inbox:
             if len(buffer) < self._need:
                 return
             self._cut()
+        self._count()
         if self._held > HIGH and not self._holding:
             self._holding = True
             self._hold(True)
@@ -73,8 +102,10 @@ class Inbox:
         if drop:
             self._error = error
             self._frames.clear()
-            self._held = 0
+            self._held = self._taken = 0
         self._buffer.clear()
+        self._need = framing.PREFIX
+        self._count()
         self._release()
         self._wake()
 
@@ -83,7 +114,9 @@ class Inbox:
         if not self._frames:
             return None
         frame = self._frames.popleft()
-        self._held -= len(frame) + _COST
+        self._taken = len(frame) + _COST
+        self._held -= self._taken
+        self._count()
         if self._holding and self._held <= LOW:
             self._release()
         return frame
@@ -94,6 +127,8 @@ class Inbox:
             if self._error is not None:
                 raise self._error
             if self._ended:
+                self._taken = 0
+                self._count()
                 return None
             if self._waiter is not None:
                 raise RuntimeError("two tasks read the messages of one call")
@@ -113,6 +148,30 @@ class Inbox:
                 start = end
         self._need = end - start
         del buffer[:start]
+
+    def close(self) -> None:
+        """Forgets what was not taken: nobody will."""
+        self._frames.clear()
+        self._buffer.clear()
+        self._need = framing.PREFIX
+        self._held = self._taken = 0
+        self._count()
+
+    def __del__(self) -> None:
+        """Gives the budget its bytes back, whoever has dropped the stream, and wherever."""
+        if self._counted:
+            self._budget.give(self._counted)
+
+    def _count(self) -> None:
+        """Makes the budget hold what is held here, the rest of a message that has begun included."""
+        size = self._held + self._taken + (max(self._need, len(self._buffer)) if self._buffer else 0)
+        more = size - self._counted
+        if more > 0 and not self._budget.take(more, self._most or self._budget.most(size)):
+            error = self._budget.refusal(f"a message of {size} bytes")
+            raise framing.FrameError(error.reason, error.text, retry_after=error.retry_after, details=error.details)
+        if more < 0:
+            self._budget.give(-more)
+        self._counted = size
 
     def _add(self, frame: bytes) -> None:
         self._frames.append(frame)

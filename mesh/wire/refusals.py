@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from mesh import statuses
-from mesh.wire import call, framing, metadata
+from mesh.wire import call, metadata
 
 MAX_HEADERS = 256  # header lines of one request
 
@@ -30,10 +30,11 @@ class Refusal(NamedTuple):
     text: str
     http: int = 0
     details: Mapping[str, str] = MappingProxyType({})
+    retry_after: float | None = None
 
     def trailers(self) -> bytes:
         """The lines that tell programs the reason, of an answer to what is gRPC."""
-        error = statuses.MeshError(self.reason, self.text, details=self.details)
+        error = statuses.MeshError(self.reason, self.text, details=self.details, retry_after=self.retry_after)
         return metadata.encode_headers(((metadata.DETAILS, metadata.encode_bin(error.grpc_details())),))
 
     def over_http(self) -> bytes:
@@ -58,9 +59,15 @@ def is_grpc(content_type: bytes) -> bool:
     return content_type == _GRPC or content_type.startswith((_GRPC + b"+", _GRPC + b";"))
 
 
-def of_frame(error: framing.FrameError) -> Refusal:
-    """For a message that is broken or too large."""
-    return Refusal(error.reason, error.text, details=error.details)
+def of_error(error: statuses.MeshError) -> Refusal:
+    """For a message that is broken or too large, or that there is no room for now."""
+    return Refusal(error.reason, error.text, details=error.details, retry_after=error.retry_after)
+
+
+def too_slow(rate: int) -> Refusal:
+    """For a body that comes too slowly; `rate` is the least one, in bytes a second."""
+    text = f"the rest of the message came at less than {rate} bytes a second: send it faster, or in smaller parts"
+    return Refusal(statuses.Reason.TOO_SLOW, text)
 
 
 def of_headers(target: bytes, headers: list[call.Header], limit: int, read: int) -> Refusal | None:

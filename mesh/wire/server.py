@@ -5,6 +5,9 @@ bounds what waits for peers: a connection that is in the middle of a request whi
 take its last answer, is cut at the second look. Connections that merely idle are left alone: their owner, Envoy or a
 pool of ours, closes them.
 
+Bodies hold memory while they come and go, so their peers have to keep up a least rate, looked at once a second; a
+sixteenth of the patience is left where the budget for bodies is short.
+
 A connection that is not being read, because its handler does not take what comes, would not show that its peer is gone.
 """
 
@@ -18,12 +21,22 @@ from dataclasses import dataclass
 
 from mesh.identity import Identity
 from mesh.telemetry import logs
+from mesh.wire import budget as budgets
 from mesh.wire import call, heads, serverconnection
 
 log = logs.get(__name__)
 
 MAX_MESSAGE = 16 * 1024 * 1024
 MAX_HEADERS = 64 * 1024
+MIN_RATE = 32 * 1024
+"""Bytes a second. 16 MiB may so take eight minutes, and half of one where others wait for room."""
+
+PATIENCE = 10
+"""Seconds by which a body may fall behind."""
+
+HASTE = 16
+"""Times the least rate, where others are refused for want of room."""
+
 
 _HANDSHAKE = 5.0  # seconds that a client has for TLS
 _GOODBYE = 2.0  # seconds that TLS has to end in good order
@@ -42,16 +55,27 @@ class ServerStatistics:
     calls: int  # handed to the handler so far
     errors: int  # of those, the ones whose handler raised
     refused: int  # requests that no handler saw, or that were refused in their middle: malformed, above a limit
+    slow: int  # bodies that were ended because their peers were too slow
 
 
 class Server:
     """Hands every gRPC call that arrives to one handler."""
 
     def __init__(
-        self, handler: call.Handler, *, max_message: int = MAX_MESSAGE, max_headers: int = MAX_HEADERS
+        self,
+        handler: call.Handler,
+        *,
+        max_message: int = MAX_MESSAGE,
+        max_headers: int = MAX_HEADERS,
+        budget: budgets.Budget = budgets.UNBOUNDED,
+        min_rate: int = MIN_RATE,
     ) -> None:
-        """`max_message`: bytes of one message; `max_headers`: bytes of one request's head."""
+        """`max_message`: bytes of one message; `max_headers`: bytes of one request's head; `budget`: what all bodies
+        count in; `min_rate`: bytes a second that a body has to come or be taken with, 0: any."""
         self.handler = handler
+        self.budget = budget
+        self.min_rate = min_rate
+        self.slow = 0
         self.max_message = max_message
         self.max_headers = max_headers
         self.memo: heads.Memo[serverconnection.Known] = heads.Memo()  # all connections', as their clients are alike
@@ -63,6 +87,8 @@ class Server:
         self._paths: list[tuple[str, int]] = []  # of unix sockets, with their inodes
         self._connections: set[serverconnection.ServerConnection] = set()
         self._unread: set[serverconnection.ServerConnection] = set()  # those that are not read for now
+        self._owing: set[serverconnection.ServerConnection] = set()  # those whose peers owe bytes, or reading
+        self._guard: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
         self._sweeper: asyncio.TimerHandle | None = None
         self._looker: asyncio.TimerHandle | None = None
@@ -130,7 +156,7 @@ class Server:
         if self._connections and grace > 0:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), grace)
-        for timer in (self._sweeper, self._looker):
+        for timer in (self._sweeper, self._looker, self._guard):
             if timer is not None:
                 timer.cancel()
         if self._connections:
@@ -148,6 +174,7 @@ class Server:
             calls=self.calls,
             errors=self.errors,
             refused=self.refused,
+            slow=self.slow,
         )
 
     # --- for its connections ---
@@ -163,6 +190,7 @@ class Server:
         """A connection is gone."""
         self._connections.discard(connection)
         self._unread.discard(connection)
+        self._owing.discard(connection)
         if not self._connections:
             self._empty.set()
 
@@ -174,6 +202,31 @@ class Server:
                 self._looker = asyncio.get_running_loop().call_later(_LOOK, self._look)
         else:
             self._unread.discard(connection)
+
+    def guard(self, connection: "serverconnection.ServerConnection") -> float:
+        """The peer of a connection owes bytes, or the reading of some. Gives the bytes by which it may fall behind."""
+        if self.min_rate:
+            self._owing.add(connection)
+            if self._guard is None:
+                self._guard = asyncio.get_running_loop().call_later(_LOOK, self._judge)
+        return float(self.min_rate * PATIENCE)
+
+    def _judge(self) -> None:
+        """Ends the bodies whose peers are too slow."""
+        least = self.min_rate
+        grace = least * PATIENCE
+        if self.budget.short:
+            least *= HASTE
+        for connection in tuple(self._owing):
+            fast = connection.fast_enough(least, grace)
+            if fast is None:
+                self._owing.discard(connection)
+            elif not fast:
+                self._owing.discard(connection)
+                self.slow += 1
+                log.info("body ended: its peer is too slow", peer=connection.peer, least=least)
+                connection.end_slow(least)
+        self._guard = asyncio.get_running_loop().call_later(_LOOK, self._judge) if self._owing else None
 
     def _look(self) -> None:
         """Ends the connections that are not read and whose peer has gone."""

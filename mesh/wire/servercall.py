@@ -44,6 +44,7 @@ class ServerCall(call.Call):
         "_on_cancel",
         "body",
         "ended",
+        "held",
         "keep_alive",
         "phase",
         "refusal",
@@ -65,6 +66,7 @@ class ServerCall(call.Call):
         self.deadline = None
         self.size: int | None = None  # bytes of the body as its head says; None: chunked
         self.body: bytes | bytearray = b""  # what has come of it, until the handler is called
+        self.held = 0  # bytes of the budget for bodies, until it is answered; a stream's are its inbox's
         self.ended = False  # the whole request has come
         self.keep_alive = True  # the peer may send its next request on this connection
         self.phase = OPEN
@@ -90,7 +92,7 @@ class ServerCall(call.Call):
         try:
             return framing.frame_end(self.body, 0, limit) <= len(self.body)
         except framing.FrameError as error:
-            self.refusal = refusals.of_frame(error)
+            self.refusal = refusals.of_error(error)
             return True
 
     def prepare(self, limit: int) -> None:
@@ -100,14 +102,15 @@ class ServerCall(call.Call):
             if self.ended and body and framing.frame_end(body, 0, limit) == len(body):
                 self.frame = self.body = body if type(body) is bytes else bytes(body)
                 return
-            self._inbox = box = inbox.Inbox(limit, self._connection.hold)
+            self.release()
+            self._inbox = box = inbox.Inbox(limit, self._connection.hold, self._connection.budget)
             if body:
                 box.feed(bytes(body))
                 self.body = b""
             if self.ended:
                 box.end()
         except framing.FrameError as error:
-            self.refusal = refusals.of_frame(error)
+            self.refusal = refusals.of_error(error)
 
     def feed(self, data: bytes) -> None:
         """The next bytes of the body. After a refusal nothing is parsed: those bytes begin anywhere."""
@@ -118,15 +121,44 @@ class ServerCall(call.Call):
             try:
                 box.feed(data)
             except framing.FrameError as error:
-                self.refusal = refusals.of_frame(error)
+                self.refusal = refusals.of_error(error)
         elif self.phase:  # answered: nobody wants the rest
             return
-        elif not self.body:
-            self.body = data
-        elif type(self.body) is bytearray:
-            self.body += data
         else:
-            self.body = bytearray(self.body) + data
+            if not self.body:
+                self.body = data
+            elif type(self.body) is bytearray:
+                self.body += data
+            else:
+                self.body = bytearray(self.body) + data
+            if self.held < len(self.body) or self.held < framing.PREFIX:
+                limit = self._connection.limit
+                if not self.reserve(max(len(self.body), framing.announced(self.body, limit))):
+                    self.body = b""
+
+    def reserve(self, size: int) -> bool:
+        """Holds so many bytes of the budget, at least; where they are not to be had, the call is refused."""
+        more = size - self.held
+        if more > 0:
+            budget = self._connection.budget
+            if not budget.take(more, budget.most(size)):
+                self.refusal = refusals.of_error(budget.refusal(f"a request of {size} bytes"))
+                return False
+            self.held = size
+        return True
+
+    def release(self) -> None:
+        """Gives the budget back what this call holds of it."""
+        if self.held:
+            self._connection.budget.give(self.held)
+            self.held = 0
+
+    @property
+    def partial(self) -> bool:
+        """Whether the peer owes the rest of a message."""
+        if self.ended or self.phase >= ANSWERED:
+            return False
+        return self._inbox is None or self._inbox.partial
 
     def end(self) -> None:
         """The request has come to its end."""
@@ -135,7 +167,7 @@ class ServerCall(call.Call):
             try:
                 self._inbox.end()
             except framing.FrameError as error:
-                self.refusal = refusals.of_frame(error)
+                self.refusal = refusals.of_error(error)
 
     def refused(self, refusal: refusals.Refusal) -> bytes:
         """What answers this call in the handler's place, as far as it is not answered yet."""
@@ -151,6 +183,7 @@ class ServerCall(call.Call):
         if self.phase >= ANSWERED:
             return
         self.phase = GONE
+        self.release()
         if self._inbox is not None:
             self._inbox.fail(call.CallCancelled(why), drop=True)
         callback, self._on_cancel = self._on_cancel, None
@@ -204,6 +237,7 @@ class ServerCall(call.Call):
                 transport.write(b"".join((head, frame, tail)))
             else:
                 transport.writelines((head, frame, tail))
+        self._let_go()
         connection.answered(self)
 
     def fail(self, code: int, text: str, headers: call.Headers = (), trailers: call.Headers = ()) -> None:
@@ -228,6 +262,7 @@ class ServerCall(call.Call):
                 )
             )
         )
+        self._let_go()
         connection.answered(self)
 
     def start(self, headers: call.Headers = ()) -> None:
@@ -267,7 +302,16 @@ class ServerCall(call.Call):
             return
         self.phase = ANSWERED
         self._connection.transport.write(b"0\r\n%b%b\r\n" % (_status(code, text), metadata.encode_headers(trailers)))
+        self._let_go()
         self._connection.answered(self)
+
+    def _let_go(self) -> None:
+        """Nobody reads more of the request: gives back what it holds."""
+        if self.held:
+            self._connection.budget.held -= self.held
+            self.held = 0
+        if self._inbox is not None:
+            self._inbox.close()
 
     def _too_late(self, what: str) -> None:
         if self.phase != GONE:

@@ -47,16 +47,18 @@ class ServerConnection(asyncio.Protocol):
         "_active",
         "_between",
         "_closing",
+        "_credit",
         "_deaf",
+        "_guarded",
         "_handler",
         "_headers",
         "_holding",
         "_incoming",
-        "_limit",
         "_lingering",
         "_loop",
         "_max_headers",
         "_memo",
+        "_moved",
         "_overhead",
         "_parser",
         "_paused",
@@ -65,7 +67,10 @@ class ServerConnection(asyncio.Protocol):
         "_secure",
         "_server",
         "_special",
+        "_unsent",
         "_url",
+        "budget",
+        "limit",
         "mark",
         "peer",
         "stalled",
@@ -79,7 +84,8 @@ class ServerConnection(asyncio.Protocol):
         self._server = owner
         self._secure = secure
         self._handler = owner.handler
-        self._limit = owner.max_message
+        self.limit = owner.max_message
+        self.budget = owner.budget
         self._max_headers = owner.max_headers
         self._loop = loop
         self._parser = httptools.HttpRequestParser(self)
@@ -99,6 +105,10 @@ class ServerConnection(asyncio.Protocol):
         self._lingering: asyncio.TimerHandle | None = None
         self._rooms: list[asyncio.Future[None]] = []  # writers that wait for room
         self.stalled = False  # the peer does not take what we write
+        self._unsent = 0  # bytes of that, which count in the budget
+        self._guarded = False  # the server watches how fast the peer is
+        self._credit = 0.0  # bytes by which the peer may still fall behind
+        self._moved = 0  # bytes that have come, or were taken, since the server last looked
         self.peer = ""
         self.mark: object = None  # how far it was when the server last looked for the stuck
 
@@ -129,6 +139,7 @@ class ServerConnection(asyncio.Protocol):
                 if known is not None and self._recognised(seen, known):
                     return
         self._overhead += len(data)
+        self._moved += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
@@ -150,6 +161,8 @@ class ServerConnection(asyncio.Protocol):
             self._refuse(active)
         elif self._queue:
             self._throttle()
+        if self._incoming is not None and not self._guarded:
+            self._watch()
 
     def eof_received(self) -> bool:
         """The peer will send no more: as gone as if it had closed, for a cancel arrives so."""
@@ -158,8 +171,9 @@ class ServerConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Leaves the server and tells the call in flight."""
         self._closing = self._deaf = True
-        self._queue.clear()
+        self._forget_queue()
         self._incoming = None
+        self._count_unsent(0)
         if self._lingering is not None:
             self._lingering.cancel()
         active, self._active = self._active, None
@@ -171,10 +185,14 @@ class ServerConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The peer is slow: writers wait, and no further request is handed out."""
         self.stalled = True
+        self._count_unsent(self.transport.get_write_buffer_size())
+        if not self._guarded:
+            self._watch()
 
     def resume_writing(self) -> None:
         """It has caught up."""
         self.stalled = False
+        self._count_unsent(0)
         self._let_write()
         if self._active is None and self._queue:
             self._advance()
@@ -226,6 +244,8 @@ class ServerConnection(asyncio.Protocol):
             made.refusal = refusals.OLD_HTTP
         else:
             made.refusal = refusals.of_headers(made.method, made.headers, self._max_headers, self._overhead)
+            if made.size and made.refusal is None:
+                made.reserve(min(made.size, self.limit + framing.PREFIX))
             if b"expect" in special and made.refusal is None and self._active is None and not self._queue:
                 self.transport.write(_CONTINUE)  # at its end, where it does not need it any more, that is no harm
         self._overhead = 0
@@ -306,6 +326,51 @@ class ServerConnection(asyncio.Protocol):
             return "writing", self.transport.get_write_buffer_size()
         return None if self._between else ("head", self._overhead)
 
+    def fast_enough(self, least: int, grace: int) -> bool | None:
+        """Judges a peer that owes bytes, or the reading of some, once a second; None: it owes nothing any more.
+
+        Peers may fall behind `least` bytes a second by `grace` bytes in all."""
+        owes = self._incoming is not None and self._incoming.partial
+        if self._closing or not (owes or self.stalled):
+            self._guarded = False
+            return None
+        if self.stalled:
+            unsent = self.transport.get_write_buffer_size()
+            self._moved += self._unsent - unsent
+            self._count_unsent(unsent)
+        elif self._paused:  # by us
+            self._moved += least
+        self._credit = min(self._credit + self._moved - least, grace)
+        self._moved = 0
+        return self._credit >= 0
+
+    def end_slow(self, least: int) -> None:
+        """Ends what the peer is too slow for: a request with an answer, a reply without."""
+        made = self._incoming
+        if self.stalled or made is None:
+            self.transport.abort()
+        elif made.refusal is None:
+            made.refusal = refusals.too_slow(least)
+            if made is self._active:
+                self._refuse(made)
+            elif self._active is None:
+                self._advance()
+
+    def _watch(self) -> None:
+        self._guarded = True
+        self._moved = 0
+        self._credit = self._server.guard(self)
+
+    def _count_unsent(self, size: int) -> None:
+        if size != self._unsent:
+            self.budget.add(size - self._unsent)
+            self._unsent = size
+
+    def _forget_queue(self) -> None:
+        for made in self._queue:
+            made.release()
+        self._queue.clear()
+
     # --- order ---
 
     def _advance(self) -> None:
@@ -313,11 +378,11 @@ class ServerConnection(asyncio.Protocol):
         queue = self._queue
         while queue and self._active is None and not self._closing and not self.stalled:
             made = queue[0]
-            if not made.ended and not made.ready(self._limit):
+            if not made.ended and not made.ready(self.limit):
                 break
             queue.popleft()
             if made.refusal is None:
-                made.prepare(self._limit)
+                made.prepare(self.limit)
             if made.refusal is not None:
                 self._refuse(made)
                 break
@@ -341,12 +406,18 @@ class ServerConnection(asyncio.Protocol):
     def _recognised(self, seen: heads.Request, known: Known) -> bool:
         """Hands out a request whose head is known; False if the parser must judge it."""
         _, sized, timeout, body = seen
-        if known.sized is not sized or not framing.is_frame(body, self._limit):
+        if known.sized is not sized or not framing.is_frame(body, self.limit):
+            return False
+        budget = self.budget
+        held = budget.held + len(body)
+        if held > budget.large:  # whether it may pass is for the long way to tell
             return False
         self._memo.missed = 0
         made = servercall.ServerCall(self, known.method, known.headers.copy(), known.encoding)
         made.frame = made.body = body
         made.ended = True
+        made.held = len(body)
+        budget.held = held
         if timeout:
             seconds = metadata.parse_timeout(timeout)
             if seconds is not None:
@@ -410,7 +481,7 @@ class ServerConnection(asyncio.Protocol):
         log.debug("request refused", peer=self.peer, method=made.method, why=refusal.text)
         self._server.refused += 1
         self._active = None
-        self._queue.clear()
+        self._forget_queue()
         self.transport.write(made.refused(refusal))
         made.cut(refusal.text)
         self._close(made.ended and not self._deaf)

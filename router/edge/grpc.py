@@ -23,6 +23,7 @@ import grpc.aio
 from mesh import settings as addresses
 from mesh.statuses import Code, MeshError
 from mesh.telemetry import logs
+from mesh.wire import budget as budgets
 from mesh.wire import call as wire
 from mesh.wire import framing, metadata
 
@@ -191,9 +192,12 @@ class GrpcEdge:
         max_headers: int = 64 << 10,
         credentials: grpc.ServerCredentials | None = None,
         shared: bool = False,
+        budget: budgets.Budget = budgets.UNBOUNDED,
     ) -> None:
-        """Sizes in bytes; `credentials`: TLS; `shared`: the port is shared with other processes."""
+        """Sizes in bytes; `credentials`: TLS; `shared`: the port is shared with other processes; `budget`: what the
+        messages count in, once grpcio has read them."""
         self._handler = handler
+        self._budget = budget
         self._max_message = max_message
         self._credentials = credentials
         self._calls = 0
@@ -240,7 +244,13 @@ class GrpcEdge:
     async def unary(self, method: str, request: bytes, context: Context) -> bytes:
         """One call whose request has come whole."""
         call = GrpcCall(method, context, framing.pack(request), self._max_message)
-        end = await self._answered(call)
+        with self._budget.hold() as hold:
+            try:
+                hold.request(len(request))
+            except MeshError as error:
+                trailing = _metadata(((metadata.DETAILS, metadata.encode_bin(error.grpc_details())),))
+                await context.abort(_STATUS[int(error.reason.code)], error.text, tuple(trailing))
+            end = await self._answered(call)
         if end.headers:
             call.take_encoding(end.headers)
             await context.send_initial_metadata(_metadata(end.headers))

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.statuses import Code
+from mesh.wire import budget as budgets
 from mesh.wire import client, clientconnection, framing
 from tests.support.waiting import until
 from tests.support.wire import ECHO, Outcome, Transport, chunked, cut, frames, run
@@ -20,6 +21,7 @@ class Connected:
     """A pool with one connection without a socket."""
 
     def __init__(self, **options):
+        self.budget = options.setdefault("budget", budgets.Budget(1 << 20))
         self.pool = client.Pool("unix:/nowhere", max_connections=1, max_message=LIMIT, **options)
         self.connection = clientconnection.ClientConnection(self.pool, LIMIT, 60)
         self.transport = Transport()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mesh.pb import details_pb2
 from mesh.statuses import Code
+from mesh.wire import budget as budgets
 from mesh.wire import call, framing, metadata, server, serverconnection
 from tests.support.waiting import until
 from tests.support.wire import ECHO, Transport, chunked, cut, frames, parse_replies, request, run
@@ -23,7 +24,8 @@ class Served:
         self.given = []  # the calls as the handler got them
         self.errors = []
         self.handler = handler or self.echo
-        limits = {"max_message": LIMIT, **limits}
+        self.budget = limits.pop("budget", None) or budgets.Budget(1 << 20)
+        limits = {"max_message": LIMIT, "budget": self.budget, **limits}
         self.server = server.Server(self._handle, **limits)
         self.connection = serverconnection.ServerConnection(self.server, asyncio.get_running_loop())
         self.transport = Transport()
@@ -127,6 +129,7 @@ def test_however_the_bytes_are_cut_the_calls_are_the_same(requests, places):
         ]
         assert not served.transport.paused
         assert not served.ended
+        assert served.budget.held == 0
         served.lose()
 
     run(scenario())
@@ -164,6 +167,8 @@ def test_no_bytes_make_it_raise_and_whatever_it_answers_is_well_formed(data, pla
         served.lose()
         await served.settle()
         assert served.server.statistics().connections == 0
+        served.given.clear()
+        assert served.budget.held == 0
 
     run(scenario())
 
