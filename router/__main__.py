@@ -117,7 +117,7 @@ def main(
         str,
         typer.Option(
             envvar="MESH_MAX_BODY_BYTES",
-            help="Bytes of requests and replies that one worker holds; at half of them large requests are refused, with "
+            help="Bytes of requests and replies that a worker holds; at half of them large requests are refused, with "
             "429. auto: 256 MiB, or four times --max-message where that is more.",
         ),
     ] = "auto",
