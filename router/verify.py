@@ -16,11 +16,12 @@ from dataclasses import dataclass
 
 from mesh import headers
 from mesh.etcd import EtcdError
+from mesh.records import CopyRecord
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from mesh.wire.call import Header
 from router.coldstart import quarantined
-from router.registry import Registry
+from router.registry import Registration, Registry
 from router.tasks import Tasks
 from router.view import Copy, View
 
@@ -101,7 +102,7 @@ class Verifier:
             self._away = False
             if registration is not None and registration.record.quarantined:
                 raise quarantined(copy.model, registration.record)
-            if registration is None or registration.created != copy.record.create_revision:
+            if registration is None or not _current(copy.record, registration):
                 self._view.drop(copy)
                 return NOTHING
             copy.verified_at = began
@@ -131,3 +132,12 @@ class Verifier:
                 continue
             self._away = False
         log.info("etcd is there again: copies are verified where their pods demand it")
+
+
+def _current(copy: CopyRecord, registration: Registration) -> bool:
+    """Whether the copy is of that registration, and of content that is not known to have been replaced: the record of a
+    reloaded model has a digest once the new content was loaded somewhere."""
+    record = registration.record
+    if registration.created != copy.create_revision:
+        return False
+    return copy.generation >= record.generation or not record.digest

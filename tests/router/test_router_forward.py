@@ -393,6 +393,21 @@ async def test_what_must_be_verified_and_is_registered_anew_is_loaded(core):
     assert call.code is Code.OK
 
 
+@pytest.mark.parametrize(("digest", "answers"), [("", True), ("d" * 64, False)])
+async def test_content_that_was_replaced_does_not_answer_unproven(core, digest, answers):
+    """Once the content of the next generation was loaded somewhere; until then there is nothing else to answer from."""
+    resident(core)
+    core.agents.answers["a"].loaded.generation = 1
+    call = core.call()
+    core.register(generation=1, digest=digest)
+    core.sent("a")[0].verify_first()
+    again = await core.reaches("a", 2)
+    assert again.headers[b"mesh-copy"] == (b"i.7" if answers else b"i.7.1")
+    again.reply()
+    assert call.code is Code.OK
+    assert bool(core.agents.loads) is not answers
+
+
 async def test_where_etcd_is_away_the_call_says_so(core):
     """One probe finds out; the calls after it do not wait for etcd."""
     resident(core)
