@@ -1,6 +1,7 @@
 """What needs pods of its own: their ends, their names, two of them at once, an etcd that is away."""
 
 import asyncio
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from mesh import headers
 from mesh.keys import Keys
 from mesh.process import free_port
 from mesh.records import LEAVING
-from tests.support import models
+from tests.support import models, twin
 from tests.support.agent import AgentProcess, AnAgent
 from tests.support.authority import Authority, Mounted
 from tests.support.etcd import EtcdServer
@@ -44,24 +45,54 @@ async def test_two_pods_never_load_the_same_model_twice(an_agent: AnAgent) -> No
         await until(swept, why="keys of the earlier life are gone")
 
         # Somebody else with that name.
-        twin = an_agent("--model-dir", str(one.models.parent / "twin"))
-        await twin.launch()
-        assert await twin.process.wait(30) == 1
-        assert any("give each pod its own --name" in line for line in twin.lines)
+        second = an_agent("--model-dir", str(one.models.parent / "twin"))
+        await second.launch()
+        assert await second.process.wait(30) == 1
+        assert any("give each pod its own --name" in line for line in second.lines)
         assert (await one.published()).incarnation == one.record.incarnation
-        await twin.etcd.close()
+        await second.etcd.close()
+
+
+async def test_two_first_loads_of_a_file_that_is_replaced_in_between(an_agent: AnAgent) -> None:
+    """Both have pulled before either has loaded: one is a copy, the other is refused with both digests."""
+    options = ("--server-module", twin.MODULE)
+    async with an_agent(*options) as one, an_agent(*options, name="pod-2") as other:
+        path = one.models / twin.name(gate="go")
+        path.write_bytes(b"the first")
+        created = await one.register_path("m", str(path))
+        loads = []
+        for pod, expected in ((one, 0), (other, 1)):
+            loads.append(asyncio.create_task(pod.load("m", created, expected_copies=expected)))
+
+            async def loading(pod: AgentProcess = pod) -> bool:
+                return [copy.state for copy in (await pod.describe("m")).copies] == ["loading"]
+
+            await until(loading, why=f"{pod.name} has pulled it and loads it")
+            path.with_name("other").write_bytes(b"the second")
+            path.with_name("other").replace(path)
+        (one.model_dir.parent / "go").touch()
+        replies = await asyncio.gather(*loads)
+        assert sorted(str(reply.WhichOneof("outcome")) for reply in replies) == ["failed", "loaded"], replies
+        failed = next(reply.failed for reply in replies if reply.HasField("failed"))
+        loaded = next(reply.loaded for reply in replies if reply.HasField("loaded"))
+        digests = {hashlib.sha256(content).hexdigest() for content in (b"the first", b"the second")}
+        assert failed.reason == "CONTENT_CHANGED"
+        assert all(digest in failed.text for digest in digests)
+        assert (await one.model("m")).digest == loaded.digest
+        copies = [copy for copy in (await one.copy("m"), await other.copy("m")) if copy is not None]
+        assert [(copy.state, copy.digest) for copy in copies] == [("loaded", loaded.digest)]
 
 
 async def test_a_name_is_taken_only_once_by_pods_that_speak_tls(an_agent: AnAgent, tmp_path: Path) -> None:
     """The second one asks the first whether it lives, on a port that answers only by mutual TLS."""
     options = ("--internal-tls", str(Mounted.of(tmp_path / "tls", Authority()).path))
     async with an_agent(*options):
-        twin = an_agent(*options, "--model-dir", str(tmp_path / "twin"))
-        await twin.launch()
-        assert await twin.process.wait(30) == 1
-        assert any("give each pod its own --name" in line for line in twin.lines)
-        assert not any("waiting for the lease" in line for line in twin.lines), "it had its answer"
-        await twin.etcd.close()
+        second = an_agent(*options, "--model-dir", str(tmp_path / "twin"))
+        await second.launch()
+        assert await second.process.wait(30) == 1
+        assert any("give each pod its own --name" in line for line in second.lines)
+        assert not any("waiting for the lease" in line for line in second.lines), "it had its answer"
+        await second.etcd.close()
 
 
 async def test_it_leaves_in_order(an_agent: AnAgent) -> None:
