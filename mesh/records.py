@@ -274,6 +274,7 @@ class PodRecord:
     age_ms: int = 0  # since the pod started, coarse
     disk: str = ""  # the models whose files are on its disk, an `idset`
     secrets: str = ""  # the version of the storage secret that it sees; "": it has none
+    oldest_unused: bool = False  # the copy that would go first was never called: what it is told idle is no use
 
     @classmethod
     def decode(cls, value: bytes) -> "PodRecord":
@@ -294,6 +295,7 @@ class PodRecord:
                 device_capacity_bytes=int(data.get("deviceCapacity", 0)),
                 device_used_bytes=int(data.get("deviceUsed", 0)),
                 oldest_idle_ms=int(data.get("oldest", 0)),
+                oldest_unused=bool(data.get("unused", False)),
                 copies=int(data.get("copies", 0)),
                 loads_in_progress=int(data.get("loading", 0)),
                 loading_threads=int(data.get("threads", 1)),
@@ -322,6 +324,7 @@ class PodRecord:
                 "used": self.used_bytes,
                 **(device if self.device_capacity_bytes else {}),
                 "oldest": self.oldest_idle_ms,
+                **({"unused": True} if self.oldest_unused else {}),
                 "copies": self.copies,
                 "loading": self.loads_in_progress,
                 "threads": self.loading_threads,
@@ -351,6 +354,7 @@ class CopyRecord:
     type: str = ""  # the model's
     generation: int = 0  # of the registration's content
     digest: str = ""  # hex, of what it was loaded from
+    since_ms: int = 0  # epoch, when it came into this state; 0: not known
 
     @property
     def token(self) -> bytes:
@@ -372,6 +376,7 @@ class CopyRecord:
                 type=str(data.get("type", "")),
                 generation=int(data.get("generation", 0)),
                 digest=str(data.get("digest", "")),
+                since_ms=int(data.get("since", 0)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a copy record: {error!r}") from error
@@ -389,6 +394,7 @@ class CopyRecord:
                 "type": self.type,
                 **({"generation": self.generation} if self.generation else {}),
                 **({"digest": self.digest} if self.digest else {}),
+                **({"since": self.since_ms} if self.since_ms else {}),
             }
         )
 

@@ -38,6 +38,7 @@ def pods(view: View) -> list[dict[str, Any]]:
                 "device_capacity": record.device_capacity_bytes,
                 "device_used": record.device_used_bytes,
                 "oldest_idle_ms": record.oldest_idle_ms,
+                "oldest_unused": record.oldest_unused,
                 "copies": record.copies,
                 "loading": record.loads_in_progress,
                 "threads": record.loading_threads,

@@ -80,7 +80,7 @@ class CopyInfo:
 
     pod: str
     status: str  # LOADED, LOADING, LOADING_FAILED
-    time_ms: int  # epoch: of its last use as published; of a failure, when it happened
+    time_ms: int  # epoch: when it came into this status, by its pod's clock
     bytes: int = 0
     generation: int = 0  # of the registration's content
     digest: str = ""  # hex, of what it was loaded from
@@ -517,7 +517,7 @@ class Management:
             CopyInfo(
                 pod,
                 LOADED if copy.state == records.LOADED else LOADING,
-                now - copy.age_ms,
+                copy.since_ms or now - copy.age_ms,  # the time is in the key, which an answer may be ahead of
                 copy.host_bytes + copy.device_bytes,
                 copy.generation,
                 copy.digest,

@@ -86,7 +86,7 @@ def overview(found: list[dict[str, Any]]) -> Any:
             str(pod.get("copies", "")),
             str(pod.get("loading", "")),
             str(pod.get("rate", "")),
-            f"{output.duration(pod['oldest_idle_ms'])} ago" if pod.get("oldest_idle_ms") else "",
+            _oldest(pod),
             output.plain(" ".join([*(pod.get("labels") or ()), *([f"zone={pod['zone']}"] if pod.get("zone") else ())])),
         )
     return made
@@ -105,6 +105,13 @@ def _cut_off(lives: list[dict[str, Any]]) -> Any:
             "until forgotten" if left is None else output.duration(left * 1000),
         )
     return made
+
+
+def _oldest(pod: dict[str, Any]) -> str:
+    """When the copy that would go first was used last. One that was only loaded has an age, but no use."""
+    if not pod.get("oldest_idle_ms"):
+        return ""
+    return "not used yet" if pod.get("oldest_unused") else f"{output.duration(pod['oldest_idle_ms'])} ago"
 
 
 def _share(used: Any, capacity: int) -> str:
@@ -136,11 +143,16 @@ def _show(pod: dict[str, Any]) -> None:
             str(number(copy, "calls")),
             str(number(copy, "in_flight")),
             output.duration(number(copy, "busy_us") / 1000),
-            f"{output.duration(number(copy, 'idle_ms'))} ago",
+            f"{output.duration(number(copy, 'idle_ms'))} ago" if was_used(copy) else "not used yet",
             short(copy.get("digest")),
         )
     screen.print()
     screen.print(made)
+
+
+def was_used(copy: dict[str, Any]) -> bool:
+    """Whether a copy was called since it was loaded."""
+    return bool(number(copy, "calls") or number(copy, "in_flight"))
 
 
 def number(record: dict[str, Any], name: str) -> int:

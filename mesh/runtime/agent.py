@@ -400,6 +400,7 @@ class Agent:
             device_capacity_bytes=statistics.capacity.device_bytes,
             device_used_bytes=max(0, statistics.committed.device_bytes),
             oldest_idle_ms=0 if first is None else self.ledger.idle_ms(first),
+            oldest_unused=first is not None and not self.ledger.used(first),
             copies=statistics.copies,
             loads_in_progress=statistics.loading,
             loading_threads=self.settings.load_concurrency,

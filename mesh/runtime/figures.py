@@ -86,6 +86,8 @@ def worth_telling(published: Published, now: PodRecord, at: float) -> bool:
         return True
     if abs(now.oldest_idle_ms - before.oldest_idle_ms) >= max(_IDLE_MS, _IDLE * before.oldest_idle_ms):
         return True
+    if now.oldest_unused != before.oldest_unused:
+        return True
     if abs(now.rate - before.rate) >= max(_RATE, _RATE_SHARE * before.rate):
         return True
     return _loads_matter(before, now)

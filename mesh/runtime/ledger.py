@@ -322,6 +322,11 @@ class Ledger:
         """Since its last use: a call that was begun or ended, or its load."""
         return max(0, (self._clock() - self._last_use_ns(entry)) // 1_000_000)
 
+    def used(self, entry: Entry) -> bool:
+        """Whether a call of it was begun since its load."""
+        use = self.use(entry)
+        return use is not None and bool(use.calls or use.in_flight)
+
     def asked_ms(self, entry: Entry) -> int:
         """Since the load that is under way was asked for."""
         return max(0, (self._clock() - entry.loaded_ns) // 1_000_000)

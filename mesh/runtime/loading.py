@@ -217,7 +217,14 @@ class Loading:
         if entry.aside:
             verdict = await parts.claiming.look(want.model_id, want.revision)
         else:
-            claim = CopyRecord(parts.incarnation, want.revision, records.LOADING, age_ms=want.idle_ms, type=want.type)
+            claim = CopyRecord(
+                parts.incarnation,
+                want.revision,
+                records.LOADING,
+                age_ms=want.idle_ms,
+                type=want.type,
+                since_ms=_wall_ms(),
+            )
             verdict = await parts.claiming.claim(
                 want.model_id, claim, expected=want.expected_copies, ask=ledger.candidates(likely)
             )
@@ -442,6 +449,7 @@ class Loading:
             type=want.type,
             generation=entry.generation,
             digest=entry.digest,
+            since_ms=_wall_ms(),
         )
 
     async def _undo(self, want: Want, entry: Entry, pull: "asyncio.Task[Pulled]") -> None:
@@ -481,6 +489,11 @@ async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
     task.result()
     if cancelled is not None:
         raise cancelled
+
+
+def _wall_ms() -> int:
+    """Since the epoch: the predecessor's API demands times."""
+    return time.time_ns() // 1_000_000
 
 
 def no_room(room: Room) -> Refused | None:

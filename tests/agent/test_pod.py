@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -91,6 +92,22 @@ async def test_a_copy_from_its_load_to_its_unload(pod: AgentProcess) -> None:
     assert await pod.copy("a/b c") is None
     assert not await pod.unload("a/b c", created)
     await until(lambda: not list(pod.model_dir.glob("a*")), why="its files are gone")
+
+
+async def test_a_copy_that_nobody_called_is_told_apart_from_one_that_was(pod: AgentProcess) -> None:
+    """Its pod says so, whatever age its load was asked for with; its key says since when it is loaded."""
+    began = time.time_ns() // 1_000_000
+    created = await pod.loaded("m", models.constant(1.0), idle_ms=3_600_000)
+
+    async def unused(expected: bool) -> bool:
+        record = await pod.published()
+        return record.copies == 1 and record.oldest_unused is expected
+
+    await until(lambda: unused(True), timeout=20, why="it was not called")
+    copy = await pod.copy("m")
+    assert began - 1000 <= copy.since_ms <= time.time_ns() // 1_000_000
+    await pod.infer("m", created)
+    await until(lambda: unused(False), timeout=20, why="it was called")
 
 
 async def test_its_size_and_load_time_are_remembered(pod: AgentProcess) -> None:

@@ -56,6 +56,23 @@ def test_one_pod_is_shown_with_what_it_holds(mesh, run):
         assert text in result.stdout
 
 
+def test_what_was_never_called_has_no_use(mesh, run):
+    """It counts as idle for as long as its load was asked for with, which is no time of a use."""
+    mesh.answer("/mesh/v1/pods", {"pods": [{**POD, "oldest_unused": True, "oldest_idle_ms": 3_600_000}]})
+    (line,) = run("pods").stdout.splitlines()[1:]
+    assert "not used yet" in line
+    assert "1.0 h" not in line
+    copies = [
+        {"model_id": "fresh", "state": "loaded", "idle_ms": 3_600_000},
+        {"model_id": "called", "state": "loaded", "idle_ms": 1500, "calls": 1},
+        {"model_id": "first", "state": "loaded", "idle_ms": 0, "in_flight": 1},
+    ]
+    mesh.answer("/mesh/v1/pods/pod-1", {**DESCRIBED, "copies": copies})
+    lines = run("pods", "pod-1").stdout.splitlines()
+    assert sum("not used yet" in line for line in lines) == 1
+    assert any("fresh" in line and "not used yet" in line for line in lines)
+
+
 def test_no_pods_is_said(mesh, run):
     """It is no error, and no empty table."""
     mesh.answer("/mesh/v1/pods", {"pods": []})

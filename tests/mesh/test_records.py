@@ -1,6 +1,7 @@
 """What stands in etcd survives being read and written, by us and by what we do not know."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -91,6 +92,7 @@ def test_two_deaths_are_a_quarantine():
 def test_pods_and_copies_survive_a_round_trip():
     """Every attribute is written and read."""
     pod = PodRecord("i", "h:1", "h:2", "leaving", (1, 2), ("gpu",), "z", 1, 2, 3, 4, 5, 6, 7, 8, 9, "h:3", 10, "disk")
+    assert PodRecord.decode(replace(pod, oldest_unused=True).encode()).oldest_unused
     copy = CopyRecord("i", 77, "loaded", 1, 2, 3)
     assert PodRecord.decode(pod.encode()) == pod
     assert CopyRecord.decode(copy.encode()) == copy
@@ -137,6 +139,7 @@ COPIES = st.builds(
     TEXTS,
     COUNTS,
     HEX,
+    COUNTS,
 )
 
 

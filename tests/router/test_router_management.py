@@ -71,7 +71,8 @@ class Desk:
 
     async def copy(self, model_id: str, pod: str, state: str = LOADED, *, created: int = 0) -> None:
         """A copy in etcd."""
-        record = CopyRecord("i", created or await self.created(model_id), state, 1000, 24, 5000)
+        since = NOW - 5000  # its last use is another matter
+        record = CopyRecord("i", created or await self.created(model_id), state, 1000, 24, 777_000, since_ms=since)
         await self.etcd.put(self.keys.copy(model_id, pod), record.encode())
 
     async def call(self, method: str, request: object, **more: object) -> FakeCall:
