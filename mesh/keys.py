@@ -105,8 +105,8 @@ class Keys:
         return self.config + quote(name, safe="").encode()
 
     def setting_of(self, key: bytes) -> str:
-        """The setting that a key of `config/` names."""
-        return unquote(key[len(self.config) :].decode())
+        """The setting that a key of `config/` names; of one that no setting can have, some other name."""
+        return unquote(key[len(self.config) :].decode(errors="replace"))
 
     def model(self, model_id: str) -> bytes:
         """The model's record."""
@@ -163,8 +163,8 @@ class Keys:
         return self.wanted + quote(model_id, safe="").encode()
 
     def want_of(self, key: bytes) -> str:
-        """The model that a key of `wanted/` names."""
-        return unquote(key[len(self.wanted) :].decode())
+        """The model that a key of `wanted/` names; of one that no model can have, some id that is not registered."""
+        return unquote(key[len(self.wanted) :].decode(errors="replace"))
 
     def reload(self, model_id: str) -> bytes:
         """That this model's copies move to new content (`records.Reload`)."""

@@ -35,7 +35,7 @@ async def claim(etcd: Etcd, keys: Keys, install_id: str) -> None:
     try:
         found = json.loads(value)
         install, schema = str(found["install"]), int(found["schema"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, ArithmeticError, KeyError, TypeError) as error:
         raise OwnedByAnother(
             f"the key {keys.owner.decode()} in etcd cannot be read, so nobody can tell whose this prefix is: "
             "look at it with etcdctl, and delete it if it is not another mesh's"

@@ -6,6 +6,7 @@ I/O. A record that cannot be read raises `ValueError`; whoever reads a range of 
 """
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mesh import copytoken
+from mesh.settings import parse_address
 from placement.copies import UNLIMITED, Limits
 from placement.failures import Kind
 
@@ -43,6 +45,42 @@ def check_id(model_id: str, what: str = "model") -> str:
     return model_id
 
 
+_BAD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What reading a value of JSON raises that is not what was expected: any of these means a record that is none."""
+
+_PLAIN = re.compile(r"[\x21-\x7e]{1,512}")
+"""What may go into the heads of calls as it is."""
+
+
+def _integer(value: Any) -> int:
+    """A number that fits into 64 bits, as all of ours do and everything that they are sent in. 1e999 is none."""
+    number = int(value)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError("a number is out of range")
+    return number
+
+
+def _text(value: Any) -> str:
+    """A text that can be written again: without lone surrogates, which JSON can hold and UTF-8 cannot."""
+    text = str(value)
+    text.encode()
+    return text
+
+
+def _plain(value: Any) -> str:
+    text = str(value)
+    if _PLAIN.fullmatch(text) is None:
+        raise ValueError(f"{text[:100]!r} cannot stand in a header")
+    return text
+
+
+def _address(value: Any) -> str:
+    text = _plain(value)
+    if not text.startswith("unix:"):
+        parse_address(text)
+    return text
+
+
 def _loads(value: bytes) -> dict[str, Any]:
     try:
         data = json.loads(value)
@@ -54,7 +92,11 @@ def _loads(value: bytes) -> dict[str, Any]:
 
 
 def _dumps(data: Mapping[str, Any]) -> bytes:
-    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # attributes that we do not know may hold what only JSON's escapes can write
+        return json.dumps(data, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +118,13 @@ class Failure:
         more = more or {}
         return cls(
             pod,
-            int(at),
-            str(more.get("msg", "")),
-            Kind.named(str(more.get("kind", ""))),
-            int(more.get("since", 0)),
-            int(more.get("asked", 0)),
-            str(more.get("digest", "")),
-            str(more.get("secrets", "")),
+            _integer(at),
+            _text(more.get("msg", "")),
+            Kind.named(_text(more.get("kind", ""))),
+            _integer(more.get("since", 0)),
+            _integer(more.get("asked", 0)),
+            _text(more.get("digest", "")),
+            _text(more.get("secrets", "")),
         )
 
     def encode(self) -> dict[str, Any]:
@@ -181,31 +223,31 @@ class ModelRecord:
             texts = data.get("fails") or {}
             failures = [Failure.decode(pod, at, texts.get(pod)) for pod, at in (data.get("failedIn") or {}).items()]
             return cls(
-                type=str(data.get("type", _LEGACY_TYPE)),
-                path=str(data.get("mPath", "")),
-                key=str(data.get("encKey", "")),
-                last_used_ms=int(data.get("lu", 0)),
+                type=_text(data.get("type", _LEGACY_TYPE)),
+                path=_text(data.get("mPath", "")),
+                key=_text(data.get("encKey", "")),
+                last_used_ms=_integer(data.get("lu", 0)),
                 failures=tuple(sorted(failures, key=lambda f: -f.at_ms)),
-                refs=int(data.get("refs", 0)),
-                host_bytes=int(mesh.get("hostBytes", 0)),
-                device_bytes=int(mesh.get("deviceBytes", 0)),
-                load_ms=int(mesh.get("loadMs", 0)),
-                sha256=str(mesh.get("sha256", "")),
-                digest=str(mesh.get("digest", "")),
-                digest_ms=int(mesh.get("digestAt", 0)),
-                generation=int(mesh.get("generation", 0)),
-                changed=str(mesh.get("changed", "")),
-                changed_ms=int(mesh.get("changedAt", 0)),
+                refs=_integer(data.get("refs", 0)),
+                host_bytes=_integer(mesh.get("hostBytes", 0)),
+                device_bytes=_integer(mesh.get("deviceBytes", 0)),
+                load_ms=_integer(mesh.get("loadMs", 0)),
+                sha256=_text(mesh.get("sha256", "")),
+                digest=_text(mesh.get("digest", "")),
+                digest_ms=_integer(mesh.get("digestAt", 0)),
+                generation=_integer(mesh.get("generation", 0)),
+                changed=_text(mesh.get("changed", "")),
+                changed_ms=_integer(mesh.get("changedAt", 0)),
                 limits=Limits(
-                    None if mesh.get("minCopies") is None else int(mesh["minCopies"]),
-                    None if mesh.get("maxCopies") is None else int(mesh["maxCopies"]),
+                    None if mesh.get("minCopies") is None else _integer(mesh["minCopies"]),
+                    None if mesh.get("maxCopies") is None else _integer(mesh["maxCopies"]),
                     None if mesh.get("pinned") is None else bool(mesh["pinned"]),
                 ),
-                killed=tuple(str(text) for text in mesh.get("killed", ())),
+                killed=tuple(_text(text) for text in mesh.get("killed", ())),
                 other=MappingProxyType({k: v for k, v in data.items() if k not in cls._KNOWN}),
                 other_mesh=MappingProxyType({k: v for k, v in mesh.items() if k not in cls._KNOWN_MESH}),
             )
-        except (AttributeError, TypeError, ValueError) as error:
+        except _BAD as error:
             raise ValueError(f"not a model record: {error}") from error
 
     def encode(self) -> bytes:
@@ -283,29 +325,29 @@ class PodRecord:
         try:
             low, high = data.get("protocol", (PROTOCOL, PROTOCOL))
             return cls(
-                incarnation=str(data["incarnation"]),
-                data_address=str(data["data"]),
-                control_address=str(data["control"]),
-                state=str(data.get("state", READY)),
-                protocol=(int(low), int(high)),
-                labels=tuple(str(label) for label in data.get("labels", ())),
-                zone=str(data.get("zone", "")),
-                capacity_bytes=int(data.get("capacity", 0)),
-                used_bytes=int(data.get("used", 0)),
-                device_capacity_bytes=int(data.get("deviceCapacity", 0)),
-                device_used_bytes=int(data.get("deviceUsed", 0)),
-                oldest_idle_ms=int(data.get("oldest", 0)),
+                incarnation=_plain(data["incarnation"]),
+                data_address=_address(data["data"]),
+                control_address=_text(data["control"]),
+                state=_text(data.get("state", READY)),
+                protocol=(_integer(low), _integer(high)),
+                labels=tuple(_text(label) for label in data.get("labels", ())),
+                zone=_text(data.get("zone", "")),
+                capacity_bytes=_integer(data.get("capacity", 0)),
+                used_bytes=_integer(data.get("used", 0)),
+                device_capacity_bytes=_integer(data.get("deviceCapacity", 0)),
+                device_used_bytes=_integer(data.get("deviceUsed", 0)),
+                oldest_idle_ms=_integer(data.get("oldest", 0)),
                 oldest_unused=bool(data.get("unused", False)),
-                copies=int(data.get("copies", 0)),
-                loads_in_progress=int(data.get("loading", 0)),
-                loading_threads=int(data.get("threads", 1)),
-                rate=int(data.get("rate", 0)),
-                probe_address=str(data.get("probe", "")),
-                age_ms=int(data.get("up", 0)),
-                disk=str(data.get("disk", "")),
-                secrets=str(data.get("secrets", "")),
+                copies=_integer(data.get("copies", 0)),
+                loads_in_progress=_integer(data.get("loading", 0)),
+                loading_threads=_integer(data.get("threads", 1)),
+                rate=_integer(data.get("rate", 0)),
+                probe_address=_text(data.get("probe", "")),
+                age_ms=_integer(data.get("up", 0)),
+                disk=_text(data.get("disk", "")),
+                secrets=_text(data.get("secrets", "")),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except _BAD as error:
             raise ValueError(f"not a pod record: {error!r}") from error
 
     def encode(self) -> bytes:
@@ -367,18 +409,18 @@ class CopyRecord:
         data = _loads(value)
         try:
             return cls(
-                incarnation=str(data["incarnation"]),
-                create_revision=int(data["created"]),
-                state=str(data["state"]),
-                host_bytes=int(data.get("host", 0)),
-                device_bytes=int(data.get("device", 0)),
-                age_ms=int(data.get("age", 0)),
-                type=str(data.get("type", "")),
-                generation=int(data.get("generation", 0)),
-                digest=str(data.get("digest", "")),
-                since_ms=int(data.get("since", 0)),
+                incarnation=_plain(data["incarnation"]),
+                create_revision=_integer(data["created"]),
+                state=_text(data["state"]),
+                host_bytes=_integer(data.get("host", 0)),
+                device_bytes=_integer(data.get("device", 0)),
+                age_ms=_integer(data.get("age", 0)),
+                type=_text(data.get("type", "")),
+                generation=_integer(data.get("generation", 0)),
+                digest=_text(data.get("digest", "")),
+                since_ms=_integer(data.get("since", 0)),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except _BAD as error:
             raise ValueError(f"not a copy record: {error!r}") from error
 
     def encode(self) -> bytes:
@@ -411,8 +453,8 @@ class Reload:
         """From its JSON. Raises ValueError where it is not one."""
         data = _loads(value)
         try:
-            return cls(int(data["generation"]), str(data.get("why", "")))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            return cls(_integer(data["generation"]), _text(data.get("why", "")))
+        except _BAD as error:
             raise ValueError(f"not a reload: {error!r}") from error
 
     def encode(self) -> bytes:

@@ -130,4 +130,6 @@ def _unpack(value: bytes) -> dict[str, int]:
         raise ValueError(str(error)) from error
     if not isinstance(found, dict) or not all(type(used) is int for used in found.values()):
         raise ValueError("it holds something else than times of use")
+    for model_id in found:
+        model_id.encode()  # what cannot be written again would end the next writing
     return found

@@ -1,11 +1,16 @@
 """The mirror of pods and copies: what may be called, what is suspect, what is gone, in every order of events."""
 
+import json
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.idset import IdSet
-from mesh.records import LEAVING
-from router.view import SETTLE, News
+from mesh.keys import Keys
+from mesh.records import LEAVING, CopyRecord, PodRecord
+from mesh.wire.client import Pool
+from router.view import SETTLE, News, View
+from tests.support.anyjson import NAMES, as_json, json_values
 from tests.support.worlds import World
 
 
@@ -87,6 +92,34 @@ def test_a_pod_that_said_it_leaves_is_gone_at_once():
     assert world.callable("m") == ["b"]
     assert "a" not in world.view.pods
     assert pool.closed
+
+
+_KEYS = Keys("test/mesh")
+_PLACES = st.sampled_from(
+    [_KEYS.pod("a"), _KEYS.pod("b"), _KEYS.copy("m", "a"), _KEYS.copy("m", "b"), _KEYS.pods + b"\xff", _KEYS.leader]
+    + [_KEYS.all_copies + b"\xff/a", _KEYS.all_copies + b"m/\xff", _KEYS.owner]
+)
+
+
+@given(st.data())
+def test_nothing_that_stands_in_etcd_blinds_a_view(data):
+    """Whoever wrote it: what cannot be read is left out, and everything else is seen as before."""
+    view = View(_KEYS, Pool)
+    for revision in range(data.draw(st.integers(1, 4))):
+        items = []
+        for key in data.draw(st.lists(_PLACES, max_size=4)):
+            whole = PodRecord("i", "h:1", "h:2") if key.startswith(_KEYS.pods) else CopyRecord("i", 7, "loaded")
+            fields = json.loads(whole.encode())
+            for name in data.draw(st.lists(st.sampled_from([*fields, *NAMES]), max_size=2)):
+                fields[name] = data.draw(json_values)
+            items.append((key, as_json(fields).encode()))
+        (view.delta if data.draw(st.booleans()) else view.snapshot)(revision + 1, items)
+        view.settle(float(revision))
+        view.candidates(float(revision), "m")
+    sound = [(_KEYS.pod("z"), PodRecord("z", "h:1", "h:2").encode())]
+    view.delta(9, [*sound, (_KEYS.copy("m", "z"), CopyRecord("z", 7, "loaded").encode())])
+    assert "z" in [copy.pod.name for copy in view.copies["m"]]
+    view.close()
 
 
 def test_a_suspect_is_dropped_by_its_first_failed_call():
