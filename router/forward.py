@@ -139,6 +139,10 @@ class Forwarder:
             self.view.failed(pod, self.loop.time())
         return True
 
+    def exhausted(self, model_id: str, tried: "list[Copy]") -> bool:
+        """Whether every copy that there is was tried."""
+        return all(known in tried for known in self.view.copies.get(model_id, ()))
+
     def lost(self, copy: Copy, why: str) -> int:
         """A connection broke in the middle of a call: how many servers were lost so by this model."""
         self.meter.lost.inc()
@@ -236,7 +240,8 @@ class Carry:
             self._send(copies[0])
         else:
             self._next()
-        call.on_cancel(self.cancelled)
+        if not self._done:  # else it was refused at once, and the two would keep each other
+            call.on_cancel(self.cancelled)
 
     # --- where to ---
 
@@ -385,7 +390,7 @@ class Carry:
         self._last = lost.why
         if lost.kind is LostKind.UNSENT:
             self._tried.append(copy)
-            if not forwarder.unsent(copy, pool) and self._only(copy):
+            if not forwarder.unsent(copy, pool) and forwarder.exhausted(copy.model, self._tried):
                 self._fail(MeshError(Reason.OVERLOADED, lost.why, retry_after=0.1))
             else:
                 self._next()
@@ -398,9 +403,6 @@ class Carry:
             self._next()
             return
         self._fail(call_lost(copy, lost))
-
-    def _only(self, copy: Copy) -> bool:
-        return all(known in self._tried for known in self._forwarder.view.copies.get(copy.model, ()))
 
     def _refused(self, copy: Copy, refusal: bytes) -> None:
         """The pod has run nothing: the copy is not there, or must be verified first."""

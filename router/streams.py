@@ -130,7 +130,9 @@ class _Stream:
                 if not self._keeping:
                     raise reply_lost(lost) from lost
                 if lost.kind is LostKind.UNSENT:
-                    forwarder.unsent(copy, pool)
+                    if not forwarder.unsent(copy, pool) and forwarder.exhausted(model_id, [*tried, copy]):
+                        # All connections are in use: trying again would find the same, at once, as often as it may.
+                        raise MeshError(Reason.OVERLOADED, lost.why, retry_after=0.1) from lost
                 elif forwarder.lost(copy, lost.why) >= 2 or retried or not method.safe:
                     raise call_lost(copy, lost) from lost
                 elif lost.kind is LostKind.STARTED:

@@ -143,6 +143,31 @@ async def test_what_cannot_stand_in_a_request_is_refused(core, monkeypatch):
     assert core.call().code is Code.INVALID_ARGUMENT
 
 
+async def test_a_call_that_is_refused_at_once_is_freed_at_once(core, monkeypatch):
+    """It and what carried it do not keep each other for the garbage collector."""
+    import gc
+    import weakref
+
+    class Watched(FakeCall):
+        pass
+
+    resident(core)
+    cannot = ValueError("it cannot stand in a request")
+    monkeypatch.setattr(type(core.world.pool("a")), "send", lambda *_, **__: (_ for _ in ()).throw(cannot))
+    call = Watched()
+    core.dispatcher.dispatch(call)
+    assert call.code is Code.INVALID_ARGUMENT
+    assert call._callback is None
+    gone = weakref.ref(call)
+    gc.disable()
+    try:
+        del call, cannot
+        monkeypatch.undo()
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 async def test_the_agents_of_a_mesh_are_not_for_clients(core):
     call = FakeCall(b"/mmesh.ModelRuntime/unloadModel", [(b"mm-model-id", b"m")])
     core.dispatcher.dispatch(call)

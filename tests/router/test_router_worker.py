@@ -297,6 +297,30 @@ async def test_a_stream_whose_copy_has_gone_is_sent_again(etcd, etcd_server, key
         await asyncio.gather(*tasks)
 
 
+async def test_a_stream_without_a_free_connection_is_refused_once(etcd, etcd_server, keys):
+    """As a unary call is, and not after eight tries that find the same. The pod is not to blame."""
+    async with (
+        FakePod("a", etcd, keys) as a,
+        workers(etcd_server.settings, keys, max_connections_per_pod=1) as mesh,
+    ):
+        await mesh.sees("a")
+        await mesh.processes[0].worker.management.register("m", "onnx", load_now=True, sync=True)
+        calls = []
+        a.on_call = calls.append
+        metadata = [(b"mm-model-id", b"m")]
+        first = mesh.pools[0].open(b"/some.Service/stream", metadata)
+        await first.write(framing.pack(b"first"))
+        await until(lambda: calls, why="it has the connection")
+        second = mesh.pools[0].open(b"/some.Service/stream", metadata)
+        await second.write(framing.pack(b"second"))
+        reply = await second.first()
+        assert (reply.code, "in use" in reply.text) == (Code.RESOURCE_EXHAUSTED, True), reply
+        assert mesh.processes[0].forwarder.meter.unsent.value == 1
+        assert mesh.processes[0].view.pods["a"].failed_at == 0
+        first.cancel()
+        await until(lambda: calls[0].cancelled)
+
+
 async def test_a_client_that_leaves_its_stream_ends_it_in_the_pod(etcd, etcd_server, keys):
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
