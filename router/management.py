@@ -13,7 +13,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -308,8 +308,9 @@ class Management:
 
         parts = [good[start : start + BATCH] for start in range(0, len(good), BATCH)]
         await asyncio.gather(*(batch(part) for part in parts))
-        for index in again:
-            await self._create_one(index, items, values, results)
+        # Where etcd was away for the others, these would each wait for the same time-out in its turn.
+        away = next((r for r in results if isinstance(r, MeshError) and r.reason is Reason.REGISTRY_AWAY), None)
+        await self._create_each(again, items, values, results, away)
         return results
 
     async def _create_batch(
@@ -368,11 +369,22 @@ class Management:
             indexes = rest
         if late:
             await asyncio.gather(*(self._create_one(index, items, values, results) for index in late))
-        away: MeshError | None = None
+        await self._create_each(indexes, items, values, results, None)
+
+    async def _create_each(
+        self,
+        indexes: Iterable[int],
+        items: Sequence[Item],
+        values: dict[int, ModelRecord],
+        results: list[str | MeshError | None],
+        away: MeshError | None,
+    ) -> None:
+        """Creates them in turn, until etcd is away: the rest would only wait for the same time-out, each in its turn.
+        `away`: it is already, and this is why."""
         for index in indexes:
             if away is None:
                 away = await self._create_one(index, items, values, results)
-            else:  # the rest would only wait for the same time-out, each in its turn
+            else:
                 results[index] = away
 
     async def _create_one(

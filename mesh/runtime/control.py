@@ -23,7 +23,9 @@ log = logs.get(__name__)
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # else a second agent on the same port would share it in silence
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),  # routers look whether we live while they wait
+    # Routers look whether we live while they wait for loads, every 10 s (`router.agents`). By default a server takes
+    # three pings without data in 5 minutes, then ends the connection, and all loads on it: "Too many pings".
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.max_send_message_length", 64 << 20),  # a description of thousands of copies
 )

@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from mesh.pb import agent_pb2
 from mesh.statuses import MeshError, Reason
@@ -63,7 +64,7 @@ class Carrying:
         asking.settle(view, debits, _now_ms)
         view.listen(self._on_pod)
         self._turns = asyncio.Semaphore(AT_ONCE)
-        self._under_way: dict[tuple[str, str], asyncio.Task[None]] = {}  # by model and pod
+        self._under_way: dict[tuple[str, str], tuple[asyncio.Task[None], bool]] = {}  # by model and pod; whether a load
         self._resting: dict[str, tuple[float, float]] = {}  # until when, and for how long that was
         self._tasks = Tasks()
         self._loads = self._unloads = self._failures = 0
@@ -75,22 +76,34 @@ class Carrying:
             names = (action.model_id, action.pod)
             if names in self._under_way or (action.kind is Kind.LOAD and self.resting(action.model_id)):
                 continue
-            work = self._load(action) if action.kind is Kind.LOAD else self._unload(action)
-            task = self._under_way[names] = self._tasks.spawn(work, f"{action.kind.value} {action.model_id}")
-            task.add_done_callback(lambda _, names=names: self._under_way.pop(names, None))  # type: ignore[misc]
-            begun.append(task)
+            loads = action.kind is Kind.LOAD
+            work = self._load(action) if loads else self._unload(action)
+            begun.append(self._begin(names, work, f"{action.kind.value} {action.model_id}", loads=loads))
         return begun
+
+    def _begin(
+        self, names: tuple[str, str], work: Coroutine[Any, Any, None], name: str, *, loads: bool
+    ) -> "asyncio.Task[None]":
+        task = self._tasks.spawn(work, name)
+        self._under_way[names] = task, loads
+        task.add_done_callback(lambda _: self._under_way.pop(names, None))
+        return task
 
     def pin(self, model_id: str, pod: str, pinned: bool) -> None:
         """Tells the agent of a copy whether it may be evicted."""
         if (model_id, pod) not in self._under_way:
-            task = self._tasks.spawn(self._ask(model_id, pod, 0, 0, "", pinned=pinned), f"pin {model_id}")
-            self._under_way[model_id, pod] = task
-            task.add_done_callback(lambda _: self._under_way.pop((model_id, pod), None))
+            self._begin((model_id, pod), self._pin(model_id, pod, pinned), f"pin {model_id}", loads=False)
+
+    async def _pin(self, model_id: str, pod: str, pinned: bool) -> None:
+        await self._ask(model_id, pod, 0, 0, "", pinned=pinned)
+
+    def under_way(self) -> set[tuple[str, str]]:
+        """Returns what agents are being asked, whatever it is, by model and pod."""
+        return set(self._under_way)
 
     def loading(self) -> set[tuple[str, str]]:
-        """What is under way, by model and pod."""
-        return set(self._under_way)
+        """Returns the copies that are being made, by model and pod. One that is being let go is none."""
+        return {names for names, (_, loads) in self._under_way.items() if loads}
 
     def avoided(self) -> dict[str, str]:
         """The pods that get no loads, because there everything fails, and why."""

@@ -235,7 +235,7 @@ class Rounds:
     def _models(self, seen: Observation, settings: Current) -> Iterator[Model]:
         """Those that a plan may be about: hot ones, several copies, limits, misplaced or lost ones."""
         mentioned = {model for model, _ in seen.copies}
-        under_way = self.carrying.loading()
+        loading = self.carrying.loading()
         for model_id in dict.fromkeys((*self._view.models(), *seen.wanted, *self._lost)):
             known = tuple(self._view.known(model_id))
             registration = seen.wanted.get(model_id)
@@ -255,7 +255,7 @@ class Rounds:
             limits = settings.limits.of(model_type, record.limits if record is not None else UNLIMITED)
             standing = [self._copy(copy, seen.copies.get((model_id, copy.pod.name))) for copy in known]
             names = {copy.pod for copy in standing}
-            standing += [copies.Copy(pod, False) for m, pod in under_way if m == model_id and pod not in names]
+            standing += [copies.Copy(pod, False) for m, pod in loading if m == model_id and pod not in names]
             lost = self._lost.get(model_id)
             idle = self._idle.get(model_id, min((c.record.age_ms for c in known), default=_OLD_MS))
             yield Model(
@@ -287,7 +287,7 @@ class Rounds:
 
     def _tell(self, plan: Plan) -> None:
         for action in plan.actions:
-            if (action.model_id, action.pod) not in self.carrying.loading():
+            if (action.model_id, action.pod) not in self.carrying.under_way():
                 log.info("planned", what=action.kind.value, model=action.model_id, pod=action.pod, why=action.why)
         unmet = {one.model_id: one.why for one in plan.unmet}
         for model_id, why in unmet.items():
@@ -338,7 +338,7 @@ class Rounds:
             self.carrying.begin(plan.actions)
             unmet = {one.model_id: one.why for one in plan.unmet}
             here = {copy.model_id for copy in held}
-            moving = any(copy.loading_in for copy in held) or any(m in here for m, _ in self.carrying.loading())
+            moving = any(copy.loading_in for copy in held) or any(m in here for m, _ in self.carrying.under_way())
             if not plan.actions and not moving:
                 break
             await asyncio.sleep(HAND_OVER)

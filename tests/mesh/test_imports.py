@@ -1,9 +1,14 @@
-"""What processes pay for at their start, which pods do while callers wait for them."""
+"""What processes pay for at their start, which pods do while callers wait for them; and names of gRPC that are real."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from grpc._cython import cygrpc
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -14,3 +19,16 @@ def test_what_only_logs_does_not_import_rich(module: str) -> None:
     program = f"import sys, {module}; sys.exit('imported' if 'rich' in sys.modules else 0)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_option_of_grpc_that_we_set_is_one_that_it_has() -> None:
+    """It takes any name in silence: loads were cut with "Too many pings", in spite of an option that said otherwise."""
+    library = Path(cygrpc.__file__).read_bytes()
+    named = {
+        name
+        for package in ("mesh", "router")
+        for path in (ROOT / package).rglob("*.py")
+        for name in re.findall(r'\("(grpc\.[a-z0-9_.]+)"', path.read_text())
+    }
+    assert "grpc.http2.min_ping_interval_without_data_ms" in named, "the names are found"
+    assert not [name for name in sorted(named) if name.encode() not in library]

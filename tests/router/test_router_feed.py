@@ -120,6 +120,45 @@ async def test_metrics_are_asked_of_all_and_a_silent_worker_does_not_hold_them_u
     assert reader is not None
 
 
+async def test_a_snapshot_larger_than_anybody_may_be_behind_is_sent_as_it_is_read(tmp_path, monkeypatch):
+    """It was cut, asked for again, and cut again. Changes that come meanwhile follow it in their order."""
+    monkeypatch.setattr("router.feed._MAX_BEHIND", 20_000)
+    server = feed.FeedServer(nothing)
+    await server.start(str(tmp_path / "feed"))
+    many = tuple(kv(b"k%06d" % number, b"v" * 200) for number in range(10_000))
+    server.apply(Snapshot(5, many))
+    recorder = Recorder()
+    worker = client(tmp_path / "feed", recorder)
+    following = asyncio.create_task(worker.run())
+    try:
+        await until(lambda: server.ready(), why="it has connected")
+        server.apply(Delta(6, (Event(Kind.PUT, kv(b"a", b"1")),)))
+        await until(lambda: len(recorder.told) >= 2)
+        assert [(kind, revision) for kind, revision, _ in recorder.told] == [("snapshot", 5), ("delta", 6)]
+        assert len(recorder.told[0][2]) == len(many)
+    finally:
+        following.cancel()
+        await server.close()
+
+
+async def test_who_does_not_read_changes_is_let_go(tmp_path, monkeypatch):
+    monkeypatch.setattr("router.feed._MAX_BEHIND", 20_000)
+    server = feed.FeedServer(nothing)
+    await server.start(str(tmp_path / "feed"))
+    reader, writer = await asyncio.open_unix_connection(str(tmp_path / "feed"), limit=1024)
+    try:
+        await until(lambda: server._peers)
+        for revision in range(1, 1000):
+            server.apply(Delta(revision, (Event(Kind.PUT, kv(b"a", b"v" * 1000)),)))
+            if revision % 100 == 0:
+                await asyncio.sleep(0)
+        await until(lambda: not server._peers, why="it is let go")
+    finally:
+        writer.close()
+        await server.close()
+    assert reader is not None
+
+
 @pytest.mark.parametrize("nonsense", [b"\xff\xff\xff\xff", b"\0\0\0\x02{}", b"\0\0\0\x03abc", b"\0\0\0\x02[]"])
 async def test_nonsense_ends_that_connection_alone(tmp_path, nonsense):
     server = feed.FeedServer(nothing)

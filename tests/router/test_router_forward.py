@@ -152,8 +152,11 @@ async def test_a_call_that_is_refused_at_once_is_freed_at_once(core, monkeypatch
         pass
 
     resident(core)
-    cannot = ValueError("it cannot stand in a request")
-    monkeypatch.setattr(type(core.world.pool("a")), "send", lambda *_, **__: (_ for _ in ()).throw(cannot))
+
+    def send(*_, **__):
+        raise ValueError("it cannot stand in a request")
+
+    monkeypatch.setattr(core.world.pool("a"), "send", send)
     call = Watched()
     core.dispatcher.dispatch(call)
     assert call.code is Code.INVALID_ARGUMENT
@@ -161,8 +164,7 @@ async def test_a_call_that_is_refused_at_once_is_freed_at_once(core, monkeypatch
     gone = weakref.ref(call)
     gc.disable()
     try:
-        del call, cannot
-        monkeypatch.undo()
+        del call
         assert gone() is None
     finally:
         gc.enable()

@@ -566,6 +566,17 @@ async def test_registering_while_etcd_is_away_fails_at_once_for_all(own_etcd, ke
         began = time.monotonic()
         results = await management.register_many([Item(f"m{number}", "onnx") for number in range(500)])
         assert {result.reason for result in results} == {Reason.REGISTRY_AWAY}
+        asked = []
+        create = management._create_one
+
+        async def count(index, *more):
+            asked.append(index)
+            return await create(index, *more)
+
+        management._create_one = count
+        results = await management.register_many([Item(f"m{number % 3}", "onnx") for number in range(300)])
+        assert {result.reason for result in results} == {Reason.REGISTRY_AWAY}
+        assert asked == [], "ids that come twice do not wait once more each"
         assert time.monotonic() - began < 20
         with pytest.raises(MeshError) as error:
             await management.status("first")

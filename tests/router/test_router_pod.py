@@ -1,6 +1,7 @@
 """`python -m router` as a process: it serves, heals, drains, says clearly why it does not start, and leaves nothing."""
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ from mesh.pb import inference_pb2, modelmesh_pb2, modelmesh_pb2_grpc
 from mesh.process import free_port
 from mesh.wire import framing
 from router import __main__ as router_main
+from router import pod as pod_module
+from router.settings import RouterSettings
 from tests.support.fakepod import FakePod
 from tests.support.localmesh import Program, children, command
 from tests.support.waiting import until
@@ -167,6 +170,30 @@ async def test_a_router_serves_heals_drains_and_goes(a_router, etcd, keys, edge)
             assert (await call).id == "late"
         assert await asyncio.to_thread(router.process.wait, 15) == 0
         assert not [pid for pid in below if os.path.exists(f"/proc/{pid}")]
+
+
+async def test_a_worker_that_cannot_be_spawned_is_tried_again(tmp_path, monkeypatch):
+    """Out of processes, say: that passes. It was never tried again."""
+    monkeypatch.setattr(pod_module, "_BACKOFF", (0.001, 0.01))
+    spawned = []
+
+    async def spawn(argv, **options):
+        spawned.append(argv)
+        if len(spawned) < 4:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return await really(["/bin/sleep", "600"], name=options["name"])
+
+    really = pod_module.process.spawn
+    monkeypatch.setattr(pod_module.process, "spawn", spawn)
+    router = pod_module.RouterPod(RouterSettings("r", run_dir=str(tmp_path)))
+    minding = asyncio.create_task(router._mind(0))
+    try:
+        await until(lambda: router._workers, why="it runs at last")
+        assert len(spawned) == 4
+    finally:
+        minding.cancel()
+        await asyncio.gather(minding, return_exceptions=True)
+        await router.stop(grace=0.0)
 
 
 async def test_nothing_outlives_a_router_that_is_killed(a_router):

@@ -109,7 +109,7 @@ class World:
 
     async def round(self) -> None:
         await self.rounds.round()
-        await until(lambda: not self.rounds.carrying.loading())
+        await until(lambda: not self.rounds.carrying.under_way())
 
 
 @pytest.fixture
@@ -152,6 +152,30 @@ async def test_limits_are_kept_both_ways(world):
     assert len(tuple(world.view.known("m"))) == 1
     assert [request.pinned for request in world.agents.requests[2:]][:1] == [False]
     assert created
+
+
+async def test_a_copy_that_is_let_go_is_not_counted_as_one_that_is_made(world):
+    """While an agent takes its time to unload, nobody may count on a copy there: neither limits nor a drain."""
+    created = await world.register("m", limits=Limits(None, 1, None))
+    world.copy("m", "a", created)
+    world.copy("m", "b", created)
+    going = asyncio.Event()
+
+    async def unload(pod, request, *, timeout):
+        world.agents.unloads.append((request.model_id, pod.name))
+        world.remove(request.model_id, pod.name)  # not called from now on; its memory is freed later
+        await going.wait()
+        return agent_pb2.UnloadReply(had_copy=True)
+
+    world.agents.unload = unload
+    await world.rounds.round()
+    await until(lambda: world.agents.unloads, why="one too many is let go")
+    assert world.rounds.carrying.under_way() == {world.agents.unloads[0]}
+    assert world.rounds.carrying.loading() == set()
+    (left,) = world.view.known("m")
+    assert world.rounds._held(left).loading_in == ()
+    going.set()
+    await until(lambda: not world.rounds.carrying.under_way())
 
 
 async def test_limits_of_types(world):

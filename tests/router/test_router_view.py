@@ -96,8 +96,10 @@ def test_a_pod_that_said_it_leaves_is_gone_at_once():
 
 _KEYS = Keys("test/mesh")
 _PLACES = st.sampled_from(
-    [_KEYS.pod("a"), _KEYS.pod("b"), _KEYS.copy("m", "a"), _KEYS.copy("m", "b"), _KEYS.pods + b"\xff", _KEYS.leader]
-    + [_KEYS.all_copies + b"\xff/a", _KEYS.all_copies + b"m/\xff", _KEYS.owner]
+    [
+        *(_KEYS.pod("a"), _KEYS.pod("b"), _KEYS.copy("m", "a"), _KEYS.copy("m", "b"), _KEYS.leader, _KEYS.owner),
+        *(_KEYS.pods + b"\xff", _KEYS.all_copies + b"\xff/a", _KEYS.all_copies + b"m/\xff"),
+    ]
 )
 
 
