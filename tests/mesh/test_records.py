@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mesh import copytoken
 from mesh.keys import Keys, after_prefix
+from mesh.lives import Life, RouterRecord, Tombstone
 from mesh.records import CopyRecord, Failure, ModelRecord, PodRecord, Reload, check_id
 from placement.copies import Limits
 from placement.failures import Kind
@@ -71,6 +72,10 @@ WHOLE = [
     (ModelRecord, ModelRecord("t", failures=(Failure("p", 1, "no"),), host_bytes=1, killed=("x",))),
     (PodRecord, PodRecord("i", "h:1", "h:2", labels=("gpu",), age_ms=10)),
     (CopyRecord, CopyRecord("i", 77, "loaded", 1, 2, 3)),
+    (Life, Life("h:1", "h:2", 3, 4)),
+    (Tombstone, Tombstone("t", "p", "k", "s")),
+    (RouterRecord, RouterRecord("h:1", "h:3", 2, (1, 2))),
+    (Reload, Reload(3, "why")),
 ]
 
 
