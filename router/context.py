@@ -11,6 +11,8 @@ from mesh.telemetry import metrics
 from router.dispatch import Dispatcher
 from router.dynamic import Dynamic
 from router.management import Management
+from router.rest.bodies import Bodies
+from router.rest.conversions import Conversions
 from router.settings import RouterSettings
 from router.view import View
 
@@ -26,4 +28,6 @@ class Worker:
     dynamic: Dynamic
     registry: metrics.Registry  # this worker's metrics
     ready: Callable[[], str | None]  # None: ready; a text: why not
+    bodies: Bodies  # of REST
+    conversions: Conversions
     snapshots: Callable[[], Awaitable[metrics.Snapshot]]  # metrics of all workers of this router pod, merged; bounded

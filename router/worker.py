@@ -40,6 +40,8 @@ from router.meter import Meter
 from router.prober import Prober
 from router.registry import Registry
 from router.rest import app
+from router.rest.bodies import Bodies
+from router.rest.conversions import Conversions
 from router.routes import Routes
 from router.services import modelmesh
 from router.settings import RouterSettings
@@ -111,6 +113,8 @@ class Process:
             snapshot=self.metrics.snapshot,
             on_drain=self._drain,
         )
+        self.conversions = Conversions(max_message=settings.max_message)
+        bodies = Bodies(self.budget, limit=settings.max_message, least=settings.min_body_rate)
         self.worker = Worker(
             settings=settings,
             view=self.view,
@@ -119,6 +123,8 @@ class Process:
             dynamic=self.dynamic,
             registry=self.metrics,
             ready=self.why_not_ready,
+            bodies=bodies,
+            conversions=self.conversions,
             snapshots=self.feed.merged,
         )
         self.dispatcher.serve(self.worker, {**services.SERVICES, **modelmesh.METHODS})
@@ -134,7 +140,7 @@ class Process:
         """Why this worker must not go on, once that is known."""
         self._tasks = Tasks(self._lost)
         self._listening = False
-        self._gauges()
+        self._gauges(bodies)
 
     def why_not_ready(self) -> str | None:
         """None: calls are served."""
@@ -185,6 +191,7 @@ class Process:
         if self._rest is not None:
             closing.append(self._rest.cleanup())
         await asyncio.gather(*closing)
+        await self.conversions.close()
         await self._tasks.close()
         await self.prober.close()
         await self.coldstart.close()
@@ -228,7 +235,7 @@ class Process:
             if self.budget.settle():
                 await asyncio.to_thread(heap.trim)
 
-    def _gauges(self) -> None:
+    def _gauges(self, bodies: Bodies) -> None:
         view, coldstart, forwarder = self.view, self.coldstart, self.forwarder
         gauge = self.metrics.gauge
         # The view is the same in each worker, so the highest of them is what the router pod sees.
@@ -249,7 +256,7 @@ class Process:
             lambda: budget.refused
         )
         counter("mesh_bodies_slow", "Bodies ended because they came or were read too slowly.").follow(
-            lambda: server.slow
+            lambda: server.slow + bodies.slow
         )
         if self.identity is not None:
             self.identity.follow(self.metrics)

@@ -28,12 +28,16 @@ class FrameError(statuses.MeshError):
         return cls(error.reason, error.text, details=error.details)
 
 
-def pack(message: bytes) -> bytes:
-    """The frame of an uncompressed message. ValueError where its length does not fit into a prefix (4 GiB)."""
-    length = len(message)
+def prefix(length: int) -> bytes:
+    """The prefix of an uncompressed message. ValueError where its length does not fit (4 GiB)."""
     if length > _MAX_LENGTH:
         raise ValueError(f"a message of {length} bytes does not fit into a frame")
-    return b"\0" + length.to_bytes(4, "big") + message
+    return b"\0" + length.to_bytes(4, "big")
+
+
+def pack(message: bytes) -> bytes:
+    """The frame of an uncompressed message. ValueError where its length does not fit into a prefix (4 GiB)."""
+    return prefix(len(message)) + message
 
 
 def unpack(frame: bytes, encoding: bytes = b"", *, limit: int) -> bytes:

@@ -24,6 +24,7 @@ log = logs.get(__name__)
 
 _BACKLOG = 4096  # connections not yet accepted: a unix socket refuses what is beyond, and Envoy opens one for each call
 _KEEPALIVE = 3630.0  # seconds; longer than Envoy keeps a connection, so that the end is Envoy's to choose
+_LINGER = 5.0  # seconds for which the rest of a body that was refused is read, so that its answer arrives
 _MAX_HEADER = 64 * 1024  # bytes; as the edge's bound
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -31,7 +32,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def make_app(worker: "Worker") -> web.Application:
     """The application. Run it with `make_runner`."""
-    app = web.Application(middlewares=[_failures], client_max_size=worker.settings.max_message)
+    app = web.Application(middlewares=[_failures])
     app.on_response_prepare.append(_anonymous)
     v2.V2(worker).add_to(app)
     ManagementApi(worker).add_to(app)
@@ -49,6 +50,7 @@ def make_runner(worker: "Worker", *, grace: float = 20.0) -> web.AppRunner:
         handler_cancellation=True,
         auto_decompress=False,
         keepalive_timeout=_KEEPALIVE,
+        lingering_time=_LINGER,
         max_line_size=_MAX_HEADER,
         max_field_size=_MAX_HEADER,
     )

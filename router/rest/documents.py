@@ -30,6 +30,19 @@ class Form:
         """Whether that output goes behind the JSON."""
         return self.outputs.get(output, self.binary)
 
+    def dump(self) -> list[Any]:
+        """Returns it as JSON can carry it."""
+        return [self.binary, dict(self.outputs)]
+
+    @classmethod
+    def load(cls, dumped: list[Any]) -> "Form":
+        """Returns what was dumped."""
+        return cls(*dumped)
+
+
+class Costly(Exception):
+    """A body that takes too long for an event loop."""
+
 
 def _no_constant(name: str) -> NoReturn:
     raise bad(f"{name} is not JSON: send tensors that hold it as binary data")
@@ -53,9 +66,10 @@ def load_object(
 
 
 def decode_request(
-    model: str, version: str, body: bytes, header_length: int | None
+    model: str, version: str, body: bytes | memoryview, header_length: int | None, *, bound: int | None = None
 ) -> tuple[pb.ModelInferRequest, Form]:
-    """The message for a body whose first `header_length` bytes are JSON (None: all). Raises MeshError."""
+    """The message for a body whose first `header_length` bytes are JSON (None: all). Raises MeshError, and Costly where
+    texts of more than `bound` bytes would have to be looked at one by one."""
     if header_length is not None and header_length > len(body):
         raise bad(f"Inference-Header-Content-Length is {header_length}, the body has only {len(body)} bytes")
     view = memoryview(body)
@@ -78,7 +92,7 @@ def decode_request(
     taken = 0
     names: set[str] = set()
     for index, item in enumerate(_objects(document, "inputs", required=True)):
-        taken = _add_input(request, item, blobs, taken, names, functools.partial(exact, index))
+        taken = _add_input(request, item, blobs, taken, names, functools.partial(exact, index), bound)
     if blobs is not None and taken != len(blobs):
         raise bad(f"{len(blobs) - taken} bytes of binary data are left over: no input's binary_data_size names them")
     return request, Form(binary=everything, outputs=_add_outputs(request, document))
@@ -91,6 +105,7 @@ def _add_input(
     taken: int,
     names: set[str],
     exact: Callable[[], object],
+    bound: int | None,
 ) -> int:
     """Adds one input and its contents; gives how many bytes of the blobs are used up then."""
     name = _name(item, "an input")
@@ -121,6 +136,8 @@ def _add_input(
             raise bad(f"{what}: its binary data has {len(blobs) - taken} bytes, not the {size} announced")
         blob = blobs[taken : taken + size]
         taken += size
+        if bound is not None and size > bound and datatype == "BYTES":
+            raise Costly
         tensors.check_raw(what, datatype, shape, blob)
         raw = bytes(blob)
     added = request.inputs.add(name=name, datatype=datatype, shape=shape)
@@ -179,6 +196,19 @@ def raw_request(
 
 def encode_response(response: pb.ModelInferResponse, form: Form) -> tuple[bytes, int | None]:
     """The body, and the length of its JSON part where binary data follows. Raises MeshError."""
+    parts, json_length = encode_parts(response, form)
+    return b"".join(parts), json_length
+
+
+def all_binary(response: pb.ModelInferResponse, form: Form) -> bool:
+    """Whether the body takes no conversion: every output goes behind the JSON as it came."""
+    return len(response.raw_output_contents) == len(response.outputs) and all(
+        form.is_binary(output.name) for output in response.outputs
+    )
+
+
+def encode_parts(response: pb.ModelInferResponse, form: Form) -> tuple[list[bytes], int | None]:
+    """The same in parts: the JSON, then each output's binary data. Raises MeshError."""
     raw = response.raw_output_contents
     if raw and len(raw) != len(response.outputs):
         raise MeshError(Reason.INTERNAL, f"the model server answered {len(response.outputs)} outputs, {len(raw)} raw")
@@ -211,7 +241,7 @@ def encode_response(response: pb.ModelInferResponse, form: Form) -> tuple[bytes,
     document["outputs"] = outputs
     # ASCII: clients count the JSON part in characters and in bytes, and so both are right.
     head = json.dumps(document, separators=(",", ":")).encode()
-    return (b"".join((head, *blobs)), len(head)) if any_binary else (head, None)
+    return ([head, *blobs], len(head)) if any_binary else ([head], None)
 
 
 def metadata_document(metadata: pb.ModelMetadataResponse) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from mesh.statuses import Code
 from mesh.telemetry import logs
 from mesh.wire import call as wire
-from mesh.wire import framing
 
 log = logs.get(__name__)
 
@@ -39,7 +38,7 @@ class LocalCall(wire.Call):
     def __init__(
         self,
         method: bytes,
-        message: bytes,
+        frame: bytes,
         *,
         headers: list[wire.Header],
         deadline: float | None,
@@ -47,7 +46,7 @@ class LocalCall(wire.Call):
     ) -> None:
         self.method = method
         self.headers = headers
-        self.frame = framing.pack(message)
+        self.frame = frame
         self.encoding = b""
         self.deadline = deadline
         self.peer = peer

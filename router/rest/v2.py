@@ -1,14 +1,17 @@
 """V2 REST: the Open Inference Protocol over HTTP, with the binary tensor extension.
 
 Each call of a model becomes the gRPC call that says the same and goes through the dispatcher (`router.rest.localcall`).
-What bodies look like is in `router.rest.documents`. Here: paths, headers, sizes, time-outs.
+What bodies look like is in `router.rest.documents`. Here: paths, headers, sizes, time-outs, and where a body is
+converted: what the event loop cannot do within milliseconds is for the converter (`router.rest.conversions`).
 
 Paths are taken apart as they came, not decoded: ids may hold `/`, which clients write as `%2F` or, some stock ones,
 leave as it is.
 """
 
 import asyncio
+import contextlib
 import urllib.parse
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiohttp import web
@@ -18,8 +21,10 @@ from mesh import headers as names
 from mesh.pb import inference_pb2 as pb
 from mesh.statuses import Code, MeshError, Reason, too_large
 from mesh.wire import framing, inflate, metadata
+from mesh.wire.budget import Hold
 from mesh.wire.call import Header
 from router.rest import documents, errors, localcall
+from router.rest.bodies import Body
 from router.services import v2server
 
 if TYPE_CHECKING:
@@ -34,8 +39,10 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 
 _METHOD = b"/inference.GRPCInferenceService/"
 _PREFIX = "/v2/models/"
-_SMALL = 64 * 1024  # bytes of a body up to which it is taken apart in the event loop: about 3 ms
-_AT_ONCE = 2  # larger ones, in threads: they hold the interpreter for most of their time
+_SMALL = 64 * 1024  # bytes of JSON that are converted in the event loop: about 3 ms
+_UNPACKED = 4 * 1024  # bytes that are decompressed there, into no more than 4 MiB: 10 ms
+_EXPANSION = 1032  # zlib's at most
+_LARGE = 1 << 20  # bytes that take a millisecond to copy: between two copies, others have their turn
 _WINDOWS = {"gzip": inflate.GZIP, "x-gzip": inflate.GZIP, "deflate": inflate.ZLIB}
 _PASSED = ("traceparent", "tracestate", "baggage")  # beyond x- and mm-
 _NOT_PASSED = ("x-forwarded-", "x-envoy-", "x-request-timeout", "x-real-ip")
@@ -48,7 +55,8 @@ class V2:
     def __init__(self, worker: "Worker") -> None:
         self._worker = worker
         self._max_message = worker.settings.max_message
-        self._threads = asyncio.Semaphore(_AT_ONCE)
+        self._bodies = worker.bodies
+        self._conversions = worker.conversions
 
     def add_to(self, app: web.Application) -> None:
         """Registers the paths."""
@@ -105,52 +113,109 @@ class V2:
         found = await self._metadata(request, model, version)
         return _json(documents.metadata_document(found))
 
-    async def post_model(self, request: web.Request) -> web.Response:
+    async def post_model(self, request: web.Request) -> web.StreamResponse:
         """Inference."""
         model, version, operation = split_path(request.rel_url.raw_path)
         if operation != "infer":
             raise MeshError(Reason.UNKNOWN_METHOD, f"nothing to post to at {request.rel_url.raw_path:.200}")
-        body = await self._body(request)
+        with self._bodies.hold() as hold:
+            frame, form = await self._request(request, model, version, hold)
+            if (size := len(frame) - framing.PREFIX) > self._max_message:
+                raise too_large(f"the body as a gRPC message of {size} bytes", self._max_message)
+            hold.counts(len(frame))
+            answer = await self._make(request, "ModelInfer", frame)
+            del frame
+            assert answer.frame is not None
+            hold.counts(len(answer.frame))
+            return await self._response(request, answer, form, hold)
+
+    async def _request(
+        self, request: web.Request, model: str, version: str, hold: Hold
+    ) -> tuple[bytes, documents.Form]:
+        """The framed gRPC message for a body, and which outputs are wanted as binary."""
         header_length = _header_length(request)
+        body = await self._bodies.read(request, hold)
+        encoding = one_value(request, "Content-Encoding") or ""
+        if encoding.strip().lower() not in ("", "identity"):
+            body = await self._decompressed(body, encoding, hold)
         if header_length == 0:
             expected = await self._metadata(request, model, version)
-            message, form = documents.raw_request(model, version, body, expected)
-        elif (len(body) if header_length is None else header_length) <= _SMALL:
-            message, form = documents.decode_request(model, version, body, header_length)
-        else:
-            async with self._threads:
-                message, form = await asyncio.to_thread(documents.decode_request, model, version, body, header_length)
-        del body
-        if (size := message.ByteSize()) > self._max_message:
-            raise too_large(f"the body as a gRPC message of {size} bytes", self._max_message)
-        response = await self._call(request, "ModelInfer", message, pb.ModelInferResponse)
-        if response.ByteSize() <= _SMALL:
-            encoded, json_length = documents.encode_response(response, form)
-        else:
-            async with self._threads:
-                encoded, json_length = await asyncio.to_thread(documents.encode_response, response, form)
+            return await self._framed(*documents.raw_request(model, version, body.joined(), expected))
+        if (body.size if header_length is None else header_length) <= _SMALL:
+            whole = body.joined()
+            try:
+                return await self._framed(*documents.decode_request(model, version, whole, header_length, bound=_SMALL))
+            except documents.Costly:
+                body.pieces = [whole]
+        async with self._in_time(request):
+            return await self._conversions.to_message(model, version, body.pieces, header_length)
+
+    async def _framed(self, message: pb.ModelInferRequest, form: documents.Form) -> tuple[bytes, documents.Form]:
+        if message.ByteSize() > _LARGE:
+            await asyncio.sleep(0)
+        return framing.pack(message.SerializeToString()), form
+
+    async def _decompressed(self, body: Body, encoding: str, hold: Hold) -> Body:
+        """The body without its Content-Encoding. What it unpacks to finds room before it is unpacked."""
+        hold.request(body.size + min(self._max_message, body.size * _EXPANSION))
+        if body.size <= _UNPACKED:
+            plain = decompress(body.joined(), encoding, self._max_message)
+        else:  # zlib lets go of the interpreter
+            plain = await asyncio.to_thread(decompress, body.joined(), encoding, self._max_message)
+        hold.counts(len(plain))
+        body.pieces, body.size = [plain], len(plain)
+        return body
+
+    async def _response(
+        self, request: web.Request, answer: localcall.Answer, form: documents.Form, hold: Hold
+    ) -> web.StreamResponse:
+        """The REST form of a reply, sent where it is large."""
+        frame, encoding = answer.frame or b"", answer.metadata(b"grpc-encoding") or b""
+        if len(frame) <= _SMALL and not framing.is_compressed(frame):
+            parts, json_length = documents.encode_parts(self._message(answer, pb.ModelInferResponse), form)
+            return await self._send(request, parts, json_length)
+        if form.binary and not framing.is_compressed(frame):
+            response = self._message(answer, pb.ModelInferResponse)
+            if documents.all_binary(response, form):
+                parts, json_length = documents.encode_parts(response, form)
+                return await self._send(request, parts, json_length)
+        async with self._in_time(request):
+            paper, json_length = await self._conversions.to_body(frame, encoding, form)
+        with paper:
+            hold.counts(len(paper.body))
+            answer.frame = None
+            with paper.body[:] as view:
+                return await self._send(request, [view], json_length)
+
+    async def _send(
+        self, request: web.Request, parts: Sequence[bytes | memoryview], json_length: int | None
+    ) -> web.StreamResponse:
         if json_length is None:
-            return web.Response(body=encoded, content_type="application/json")
-        return web.Response(
-            body=encoded, content_type="application/octet-stream", headers={HEADER_LENGTH: str(json_length)}
-        )
+            return await self._bodies.answer(request, parts, content_type="application/json", headers={})
+        headers = {HEADER_LENGTH: str(json_length)}
+        return await self._bodies.answer(request, parts, content_type="application/octet-stream", headers=headers)
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self, request: web.Request) -> AsyncIterator[None]:
+        """Bounds the wait for a conversion by the caller's deadline. Raises MeshError."""
+        try:
+            async with asyncio.timeout_at(deadline_of(request)):
+                yield
+        except TimeoutError as error:
+            raise MeshError(Reason.DEADLINE, "the deadline passed before the body was converted") from error
 
     async def _metadata(self, request: web.Request, model: str, version: str) -> pb.ModelMetadataResponse:
         message = pb.ModelMetadataRequest(name=model, version=version)
         return await self._call(request, "ModelMetadata", message, pb.ModelMetadataResponse)
 
-    async def _body(self, request: web.Request) -> bytes:
-        try:
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge as error:
-            raise _too_large(self._max_message) from error
-        return decompress(body, one_value(request, "Content-Encoding") or "", self._max_message)
-
     async def _call(self, request: web.Request, method: str, message: Message, reply: type[M]) -> M:
         """Makes the call; raises `Failed` with what it failed with, or MeshError."""
+        return self._message(await self._make(request, method, framing.pack(message.SerializeToString())), reply)
+
+    async def _make(self, request: web.Request, method: str, frame: bytes) -> localcall.Answer:
         call = localcall.LocalCall(
             _METHOD + method.encode(),
-            message.SerializeToString(),
+            frame,
             headers=metadata_of(request),
             deadline=deadline_of(request),
             peer=request.remote or "rest",
@@ -158,6 +223,10 @@ class V2:
         answer = await localcall.make(call, self._worker.dispatcher.dispatch)
         if answer.code != Code.OK or answer.frame is None:
             raise Failed(answer)
+        return answer
+
+    def _message(self, answer: localcall.Answer, reply: type[M]) -> M:
+        assert answer.frame is not None
         encoding = answer.metadata(b"grpc-encoding") or b""
         try:
             return reply.FromString(framing.unpack(answer.frame, encoding, limit=self._max_message))
@@ -270,10 +339,6 @@ def _header_length(request: web.Request) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) < 16):
         raise MeshError(Reason.BAD_REQUEST, f"{HEADER_LENGTH} is {text!r:.60}, not a whole number")
     return int(text)
-
-
-def _too_large(limit: int) -> MeshError:
-    return too_large("the body", limit)
 
 
 def _json(document: dict[str, Any]) -> web.Response:

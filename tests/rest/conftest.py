@@ -10,10 +10,13 @@ from mesh.pb import inference_pb2 as pb
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import metrics
 from mesh.wire import framing
+from mesh.wire.budget import Budget
 from placement.copies import UNLIMITED
 from router import answers
 from router.management import CopyInfo, ModelStatus
 from router.rest import app
+from router.rest.bodies import Bodies
+from router.rest.conversions import Conversions
 from router.settings import RouterSettings
 
 METHOD = b"/inference.GRPCInferenceService/"
@@ -135,6 +138,9 @@ class FakeManagement:
     async def pods(self):
         return [{"pod": "pod-0"}]
 
+    def open_lives(self):
+        return []
+
     async def describe_pod(self, pod):
         return {"pod": pod}
 
@@ -177,6 +183,11 @@ class FakeWorker:
     )
     registry: metrics.Registry = field(default_factory=metrics.Registry)
     reason: str | None = None
+    budget: Budget = field(default_factory=lambda: Budget(64 << 20))
+
+    def __post_init__(self):
+        self.bodies = Bodies(self.budget, limit=self.settings.max_message, least=self.settings.min_body_rate)
+        self.conversions = Conversions(max_message=self.settings.max_message)
 
     def ready(self):
         return self.reason
@@ -186,8 +197,10 @@ class FakeWorker:
 
 
 @pytest.fixture
-def worker():
-    return FakeWorker()
+async def worker():
+    worker = FakeWorker()
+    yield worker
+    await worker.conversions.close()
 
 
 @pytest.fixture
@@ -196,6 +209,7 @@ async def served(worker):
     runner = await app.serve_tcp(worker, "127.0.0.1", 0, grace=1)
     yield runner.addresses[0][1]
     await runner.cleanup()
+    assert worker.budget.held == 0, "every body gave back what it held"
 
 
 @pytest.fixture

@@ -156,7 +156,7 @@ async def test_explain_release_and_pods(http, path, worker):
     async with http.post(path("models/a%2Fb/release")) as answer:
         assert (await answer.json())["id"] == "a/b"
     async with http.get(path("pods")) as answer:
-        assert await answer.json() == {"pods": [{"pod": "pod-0"}]}
+        assert await answer.json() == {"pods": [{"pod": "pod-0"}], "open": []}
     async with http.get(path("pods/pod%2F0")) as answer:
         assert await answer.json() == {"pod": "pod/0"}
 

@@ -15,6 +15,7 @@ from mesh.records import LOADED, LOADING, CopyRecord, Failure, ModelRecord, PodR
 from mesh.statuses import Code, MeshError, Reason
 from mesh.telemetry import metrics
 from mesh.wire import framing
+from mesh.wire.budget import Budget
 from router.coldstart import ColdStart
 from router.context import Worker
 from router.dispatch import Dispatcher
@@ -23,6 +24,8 @@ from router.forward import Forwarder
 from router.management import Item, Management
 from router.meter import Meter
 from router.registry import Registry
+from router.rest.bodies import Bodies
+from router.rest.conversions import Conversions
 from router.routes import Routes
 from router.services import modelmesh
 from router.settings import RouterSettings
@@ -118,6 +121,8 @@ async def desk(etcd: Etcd, keys: Keys) -> AsyncIterator[Desk]:
         registry=metrics.Registry(),
         ready=lambda: None,
         snapshots=snapshots,
+        bodies=Bodies(Budget(), limit=settings.max_message, least=0),
+        conversions=Conversions(max_message=settings.max_message),
     )
     dispatcher.serve(worker, modelmesh.METHODS)
     yield Desk(management, etcd, keys, agents, view, worker)

@@ -1,0 +1,140 @@
+"""Bodies of REST requests and replies: read and written within the worker's budget, and not at any pace.
+
+aiohttp would read a whole body for whoever asks, and hand a whole reply to a connection that nobody reads. Here a body
+is refused before it is read where its size is above the limit or finds no room, is read in the pieces in which it came,
+and must keep up the least rate; a large reply is written piece by piece, and is given up where its client takes it too
+slowly. What is in a body is for others to know.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from aiohttp import web
+
+from mesh.statuses import MeshError, Reason, too_large
+from mesh.telemetry import logs
+from mesh.wire import server
+from mesh.wire.budget import SMALL, Budget, Hold
+
+log = logs.get(__name__)
+
+_PIECE = 256 * 1024  # bytes written at once: the event loop copies them in 0.1 ms
+
+
+class Body:
+    """A body in the pieces in which it came."""
+
+    __slots__ = ("pieces", "size")
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.size = 0
+
+    def joined(self) -> bytes:
+        """Returns all of it; the pieces are gone then."""
+        pieces, self.pieces = self.pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+class Bodies:
+    """How one worker reads and writes them. `limit` is in bytes, `least` in bytes a second (0: any)."""
+
+    def __init__(self, budget: Budget, *, limit: int, least: int) -> None:
+        self._budget = budget
+        self._limit = limit
+        self._least = least
+        self.slow = 0  # ended for being slow
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[Hold]:
+        """What one call holds of the budget, given back at its end."""
+        with self._budget.hold() as hold:
+            yield hold
+
+    async def read(self, request: web.Request, hold: Hold) -> Body:
+        """Reads a request's body. Raises MeshError: TOO_LARGE, OVERLOADED, TOO_SLOW."""
+        announced = request.content_length
+        if announced is not None:
+            if announced > self._limit:
+                raise too_large(f"the body of {announced} bytes", self._limit)
+            hold.request(announced)
+        body = Body()
+        pace = _Pace(self)
+        content = request.content
+        while True:
+            try:
+                async with asyncio.timeout(pace.patience()):
+                    piece = await content.readany()
+            except TimeoutError as error:
+                self.slow += 1
+                text = f"the body came at less than {self._least} bytes a second: send it faster, or in smaller parts"
+                raise MeshError(Reason.TOO_SLOW, text) from error
+            if not piece:
+                return body
+            body.size += len(piece)
+            if body.size > self._limit:
+                raise too_large("the body", self._limit)
+            hold.request(body.size)  # of a chunked one, which has announced nothing
+            body.pieces.append(piece)
+            pace.moved(len(piece))
+
+    async def answer(
+        self, request: web.Request, pieces: Sequence[bytes | memoryview], *, content_type: str, headers: dict[str, str]
+    ) -> web.StreamResponse:
+        """Answers with a body. Raises ConnectionResetError where the client takes a large one too slowly."""
+        size = sum(map(len, pieces))
+        if size <= SMALL:
+            return web.Response(body=b"".join(pieces), content_type=content_type, headers=headers)
+        response = web.StreamResponse(headers=headers)
+        response.content_type = content_type
+        response.content_length = size
+        await response.prepare(request)
+        pace = _Pace(self)
+        for whole in pieces:
+            view = memoryview(whole)
+            for start in range(0, len(view), _PIECE):
+                piece = view[start : start + _PIECE]
+                try:
+                    async with asyncio.timeout(pace.patience()):
+                        await response.write(piece)
+                except TimeoutError as error:
+                    self.slow += 1
+                    if request.transport is not None:
+                        request.transport.abort()  # a close would wait for what is not read
+                    raise ConnectionResetError(
+                        f"the reply was read at less than {self._least} bytes a second"
+                    ) from error
+                pace.moved(len(piece))
+        await response.write_eof()
+        return response
+
+
+class _Pace:
+    """How far a peer may still fall behind the least rate."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+        self._credit = float(bodies._least * server.PATIENCE)
+
+    def patience(self) -> float | None:
+        """Seconds that may pass before the next piece; None: any."""
+        least = self._bodies._least
+        if not least:
+            return None
+        if self._bodies._budget.short:
+            least *= server.HASTE
+        return max(self._credit / least, 0.0)
+
+    def moved(self, size: int) -> None:
+        """A piece has passed."""
+        least = self._bodies._least
+        if self._bodies._budget.short:
+            least *= server.HASTE
+        now = self._loop.time()
+        self._credit = min(
+            self._credit + size - least * (now - self._since), float(self._bodies._least * server.PATIENCE)
+        )
+        self._since = now

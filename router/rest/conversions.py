@@ -1,0 +1,164 @@
+"""Large JSON, converted in a process beside the worker (`router.rest.converter`), one body after another.
+
+It is started when the first body needs it. If it dies or hangs, the call whose body it had fails alone, and the next
+one has a new process.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterable
+from typing import Any
+
+from mesh import process
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from router.rest import documents, papers
+
+log = logs.get(__name__)
+
+_MODULE = "router.rest.converter"
+_MEMORY = 1 << 30  # bytes: 16 MB of JSON take up to 600 MB ("{}," 5 million times)
+_PER_BYTE = 64
+_TIMEOUT = 60.0  # seconds for one body: 16 MB take up to 5
+_STOP = 2.0  # seconds that it has to end
+
+
+class Conversions:
+    """The converter of one worker."""
+
+    def __init__(self, *, max_message: int, timeout: float = _TIMEOUT) -> None:
+        """`max_message` is in bytes, `timeout` in seconds for one body."""
+        self._memory = max(_MEMORY, _PER_BYTE * max_message)
+        self._limit = max_message
+        self._timeout = timeout
+        self._turn = asyncio.Lock()
+        self._process: process.Process | None = None
+        self._socket: socket.socket | None = None
+        self._tasks: set[asyncio.Task[papers.Paper]] = set()
+        self.starts = 0
+        self.count = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The process that there is now."""
+        return None if self._process is None else self._process.pid
+
+    async def to_message(
+        self, model: str, version: str, body: Iterable[bytes], header_length: int | None
+    ) -> tuple[bytes, documents.Form]:
+        """Returns the framed gRPC message for a REST body, as `documents.decode_request`. Raises MeshError."""
+        head = {"to": "message", "model": model, "version": version, "header_length": header_length}
+        with await self._convert(head, body) as paper:
+            return bytes(paper.body), documents.Form.load(paper.head["form"])
+
+    async def to_body(self, frame: bytes, encoding: bytes, form: documents.Form) -> "tuple[papers.Paper, int | None]":
+        """Returns the REST body for a framed reply, as `documents.encode_response`; its receiver closes it. Raises
+        MeshError."""
+        head = {"to": "body", "form": form.dump(), "limit": self._limit, "encoding": encoding[:60].decode("latin-1")}
+        paper = await self._convert(head, (frame,))
+        return paper, paper.head["json_length"]
+
+    async def close(self) -> None:
+        """Ends the process; bodies that it has fail."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end()
+
+    async def _convert(self, head: dict[str, Any], body: Iterable[bytes]) -> papers.Paper:
+        await self._turn.acquire()
+        # A caller may go away; the process still has its body, and the next one's turn is after that.
+        task = asyncio.get_running_loop().create_task(self._exchange(head, body))
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        try:
+            paper = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_discard)
+            raise
+        failed = paper.head.get("failed")
+        if failed is None:
+            return paper
+        paper.close()
+        reason = Reason[failed["reason"]]
+        raise MeshError(reason, failed["text"], retry_after=failed["retry_after"], details=failed["details"])
+
+    def _done(self, task: "asyncio.Task[papers.Paper]") -> None:
+        self._tasks.discard(task)
+        self._turn.release()
+
+    async def _exchange(self, head: dict[str, Any], body: Iterable[bytes]) -> papers.Paper:
+        try:
+            connection = await self._connected()
+            papers.send(connection, head, body)
+            async with asyncio.timeout(self._timeout):
+                paper = await _received(connection)
+        except BaseException as error:
+            child = self._process
+            await self._end()
+            if isinstance(error, TimeoutError):
+                why = f"took more than {self._timeout:g} s"
+            elif isinstance(error, papers.Gone | OSError) and child is not None:
+                why = f"ended within it ({process.describe_exit(await child.wait())})"
+            else:
+                raise
+            log.error("converter lost", why=why)
+            text = f"the process that converts large JSON {why}: send large tensors as binary data"
+            raise MeshError(Reason.INTERNAL, text) from error
+        self.count += 1
+        return paper
+
+    async def _connected(self) -> socket.socket:
+        if self._socket is not None and self._process is not None and self._process.returncode is None:
+            return self._socket
+        await self._end()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            ours.setblocking(False)
+            argv = process.python(_MODULE, str(theirs.fileno()), str(self._memory))
+            try:
+                self._process = await process.spawn(
+                    argv, name="converter", pass_fds=(theirs.fileno(),), on_line=lambda line: log.info(line)
+                )
+            except BaseException:
+                ours.close()
+                raise
+        self._socket = ours
+        self.starts += 1
+        return ours
+
+    async def _end(self) -> None:
+        connection, self._socket = self._socket, None
+        child, self._process = self._process, None
+        if connection is not None:
+            connection.close()
+        if child is not None:
+            child.kill()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(child.wait(), _STOP)
+
+
+async def _received(connection: socket.socket) -> papers.Paper:
+    loop = asyncio.get_running_loop()
+    while True:
+        readable = loop.create_future()
+        loop.add_reader(connection.fileno(), _wake, readable)
+        try:
+            await readable
+        finally:
+            loop.remove_reader(connection.fileno())
+        try:
+            return papers.receive(connection)
+        except BlockingIOError:
+            continue
+
+
+def _wake(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _discard(task: "asyncio.Task[papers.Paper]") -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()

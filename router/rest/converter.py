@@ -1,0 +1,94 @@
+"""`python -m router.rest.converter FD MEMORY`: converts large JSON bodies into gRPC messages, and replies back.
+
+No JSON parser of Python lets go of the interpreter while it parses, so 16 MB would stop all calls of a worker for a
+second, in whatever thread. A worker starts this process when the first large body comes, and hands it one after
+another (`router.rest.papers`); `router.rest.conversions` is its side.
+
+Its memory is limited, because a few megabytes of JSON can describe gigabytes of Python objects; and of all processes
+of the pod the kernel kills it first.
+"""
+
+import contextlib
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from mesh import heap
+from mesh.pb import inference_pb2 as pb
+from mesh.statuses import MeshError, Reason
+from mesh.wire import framing
+from router.rest import documents, papers
+
+_LARGE = 1 << 20  # bytes of a body, behind which the heap is trimmed
+
+
+def convert(head: dict[str, Any], body: memoryview) -> tuple[dict[str, Any], list[bytes]]:
+    """Does one conversion: head and body of what it becomes. Raises MeshError."""
+    if head["to"] == "message":
+        request, form = documents.decode_request(head["model"], head["version"], body, head["header_length"])
+        message = request.SerializeToString()
+        return {"form": form.dump()}, [framing.prefix(len(message)), message]
+    try:
+        response = pb.ModelInferResponse.FromString(
+            framing.unpack(bytes(body), head["encoding"].encode("latin-1"), limit=head["limit"])
+        )
+    except framing.FrameError as error:
+        text = f"the model server's answer: {error.text}"
+        raise MeshError(error.reason, text, details=error.details) from error
+    except DecodeError as error:
+        raise MeshError(Reason.INTERNAL, f"the model server's answer cannot be read: {error}") from error
+    parts, json_length = documents.encode_parts(response, documents.Form.load(head["form"]))
+    return {"json_length": json_length}, parts
+
+
+def serve(connection: socket.socket, memory: int) -> None:
+    """Converts what comes, until the other side closes its end."""
+    while True:
+        try:
+            with papers.receive(connection) as paper:
+                size = len(paper.body)
+                head, body = _converted(paper, memory)
+            papers.send(connection, head, body)
+        except papers.Gone:
+            return
+        del body
+        if size > _LARGE:
+            heap.trim()
+
+
+def _converted(paper: papers.Paper, memory: int) -> tuple[dict[str, Any], list[bytes]]:
+    try:
+        return convert(paper.head, paper.body)
+    except MeshError as error:
+        failed = {
+            "reason": error.reason.name,
+            "text": error.text[:4000].encode("utf-8", "replace").decode(),
+            "retry_after": error.retry_after,
+            "details": error.details,
+        }
+        return {"failed": failed}, []
+    except MemoryError:
+        text = f"the JSON takes more than {memory} bytes to convert: send large tensors as binary data"
+        return {"failed": {"reason": Reason.TOO_LARGE.name, "text": text, "retry_after": None, "details": {}}}, []
+
+
+def main() -> None:
+    """The process."""
+    descriptor, memory = int(sys.argv[1]), int(sys.argv[2])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the router, which ends its workers
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    connection = socket.socket(fileno=descriptor)
+    connection.setblocking(True)
+    serve(connection, memory)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What a worker and its converter hand each other: a memory file with a head of JSON and a body of bytes.
+
+Bodies of megabytes do not pass through a socket. They lie in a memfd, whose descriptor is passed; the packet that goes
+with it says only how long the two parts are.
+"""
+
+import array
+import json
+import mmap
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+_packet = struct.Struct("<QQ")
+_FDS = socket.CMSG_SPACE(array.array("i").itemsize)
+
+
+class Gone(Exception):
+    """The other side has closed its end."""
+
+
+class Paper:
+    """One that was received: `head`, and `body`, a view into its memory. A context manager."""
+
+    __slots__ = ("_map", "body", "head")
+
+    def __init__(self, descriptor: int, head: int, body: int) -> None:
+        self._map = mmap.mmap(descriptor, max(head + body, 1), prot=mmap.PROT_READ)
+        view = memoryview(self._map)
+        self.head: dict[str, Any] = json.loads(bytes(view[:head]))
+        self.body = view[head : head + body]
+        view.release()
+
+    def __enter__(self) -> "Paper":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees its memory, once no view of it is left."""
+        self.body.release()
+        self._map.close()
+
+
+def send(connection: socket.socket, head: dict[str, Any], body: Iterable[bytes | memoryview]) -> None:
+    """Writes and hands over. Raises Gone, and OSError where there is no memory."""
+    encoded = json.dumps(head).encode()
+    descriptor = os.memfd_create("mesh-body", os.MFD_CLOEXEC)
+    try:
+        _write(descriptor, encoded)
+        size = 0
+        for piece in body:
+            _write(descriptor, piece)
+            size += len(piece)
+        passed = array.array("i", [descriptor])
+        try:
+            connection.sendmsg(
+                [_packet.pack(len(encoded), size)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed.tobytes())]
+            )
+        except OSError as error:
+            raise Gone(str(error)) from error
+    finally:
+        os.close(descriptor)
+
+
+def receive(connection: socket.socket) -> Paper:
+    """Takes what was handed over. Raises Gone; BlockingIOError where nothing was, and the socket does not wait."""
+    try:
+        packet, ancillary, _, _ = connection.recvmsg(_packet.size, _FDS, socket.MSG_CMSG_CLOEXEC)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise Gone(str(error)) from error
+    descriptors = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    if len(packet) != _packet.size or not descriptors:
+        raise Gone("it closed its end")
+    try:
+        return Paper(descriptors[0], *_packet.unpack(packet))
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _write(descriptor: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
