@@ -24,7 +24,8 @@ log = logs.get(__name__)
 
 _PREFIX = "/mesh/v1/"
 _MAX_LIMIT = 1000
-_MAX_BODY = 1 << 20  # of one model
+_MAX_BODY = 256 * 1024  # bytes of one model, or one setting: 10 ms of JSON at most
+_BODY_TIMEOUT = 30.0  # seconds
 _READ_TIMEOUT = 60.0  # seconds that an import waits for more of its body, or for its answer to be read
 
 
@@ -330,9 +331,13 @@ async def _object(request: web.Request, *, optional: bool = False) -> dict[str, 
     """The body, a JSON object. Raises MeshError."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise MeshError(Reason.BAD_REQUEST, "send this body without Content-Encoding")
-    body = await request.content.read(_MAX_BODY + 1)
-    while len(body) <= _MAX_BODY and (more := await request.content.read(_MAX_BODY + 1 - len(body))):
-        body += more
+    body = b""
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT):
+            while len(body) <= _MAX_BODY and (more := await request.content.read(_MAX_BODY + 1 - len(body))):
+                body += more
+    except TimeoutError as error:
+        raise MeshError(Reason.TOO_SLOW, f"the body did not come within {_BODY_TIMEOUT:g} s") from error
     if len(body) > _MAX_BODY:
         raise too_large("the body", _MAX_BODY, "")
     if optional and not body:
