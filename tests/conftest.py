@@ -33,9 +33,9 @@ settings.register_profile(
 )
 settings.load_profile("mesh")
 
-SYSTEM = Path(__file__).parent / "system"
+LONG = tuple(Path(__file__).parent / name for name in ("system", "chaos"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest comes first, so that two test processes end together."""
-    items.sort(key=lambda item: not item.path.is_relative_to(SYSTEM))
+    items.sort(key=lambda item: not any(item.path.is_relative_to(folder) for folder in LONG))

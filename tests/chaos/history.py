@@ -13,8 +13,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-FILE = re.compile(rb"\.(\d+)\.onnx")
-"""The number in a model's path, as the harness names its files."""
+_FILE = re.compile(rb"\.(\d+)\.onnx")
+
+
+def file_name(model: str, number: int) -> str:
+    """Names the file of one registration."""
+    return f"{model}.{number}.onnx"
+
+
+def number_of(record: bytes) -> int:
+    """Returns the number of the file that a registry's record names; 0 where it is none of ours."""
+    found = _FILE.search(record)
+    return int(found[1]) if found else 0
 
 
 class Outcome(enum.Enum):

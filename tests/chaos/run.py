@@ -8,16 +8,17 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.chaos import troubles
 from tests.chaos.checker import Fault, Summary, judge
-from tests.chaos.history import FILE, Call, History
+from tests.chaos.history import Call, History, number_of
 from tests.chaos.traffic import Caller, Numbers, Writer, call
 from tests.support.arena import Arena
 from tests.support.waiting import until
@@ -32,6 +33,9 @@ machine that has better things to do."""
 
 LEGITIMATE = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"})
 """Statuses that a caller may see while processes die: design 8 lets callers try again after each."""
+
+NUMBER = re.compile(r"-\d+")
+"""In the names of pods and routers."""
 
 STORIES = 3  # faults that are told in full
 LINES = 80  # of a story
@@ -87,7 +91,7 @@ class Run:
         async def one(trouble: troubles.Trouble) -> None:
             taken.update(trouble.claims)
             self._note(trouble.text)
-            self.done[trouble.text.rpartition(": ")[2]] += 1
+            self.done[NUMBER.sub("", trouble.text)] += 1
             try:
                 async with trouble.harm():
                     with contextlib.suppress(TimeoutError):
@@ -160,7 +164,7 @@ class Run:
 
     async def verdict(self) -> "Verdict":
         """Judges everything so far."""
-        registry = await self.arena.registrations(_number)
+        registry = await self.arena.registrations(number_of)
         faults = judge(self.history, registry, legitimate=lambda made: made.code in LEGITIMATE)
         return Verdict(self, Summary.of(self.history, faults), faults)
 
@@ -202,15 +206,6 @@ class Verdict:
         seen += [(fault.at, {"fault": str(fault)}) for fault in self.faults]
         seen.sort(key=lambda line: line[0])
         path.write_text("".join(json.dumps({"at": round(at, 4), **line}) + "\n" for at, line in seen))
-
-
-Report = Callable[[str], None]
-
-
-def _number(record: bytes) -> int:
-    found = FILE.search(record)
-    assert found is not None, record
-    return int(found[1])
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:

@@ -1,9 +1,17 @@
 """Random troubles under traffic: no answer is wrong or stale, and everything works again once they end."""
 
+import asyncio
+import contextlib
+import re
+import time
+
 import pytest
 
+from tests.chaos.history import History
 from tests.chaos.run import Run
+from tests.chaos.traffic import Caller, Numbers, Writer
 from tests.support.arena import Arena
+from tests.support.waiting import until
 
 
 async def run(folder, say, *, seed: int, seconds: float, **size: int) -> None:
@@ -25,8 +33,85 @@ async def run(folder, say, *, seed: int, seconds: float, **size: int) -> None:
         assert not verdict.faults, verdict.story()
 
 
+@pytest.mark.timeout(0)  # it has bounds of its own
+async def test_a_short_run(tmp_path, say):
+    """One round of what the long run does, with a seed that has most kinds of trouble: what is broken at all."""
+    await run(tmp_path, say, seed=15, seconds=12, pods=2, routers=2)
+
+
 @pytest.mark.chaos
 @pytest.mark.timeout(0)  # it has bounds of its own
 async def test_chaos(tmp_path, say, seed, seconds):
     """Three routers, three pods, ten minutes."""
     await run(tmp_path, say, seed=seed, seconds=seconds, pods=3, routers=3)
+
+
+LEASES = 10  # lease times for which etcd is away
+MODELS = [f"m{number}" for number in range(8)]
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", ["frozen", "killed", "all cut off"])
+async def test_etcd_away_for_ten_lease_times(tmp_path, say, how):
+    """For everybody, under traffic: no call of a resident model fails, nothing is loaded again, all is well after."""
+    async with Arena(tmp_path, pods=3, routers=2, ttl=3) as arena:
+        reply = await arena.mesh.rest("PUT", "/mesh/v1/settings/type_limits", {"_default": {"max": 1}})
+        assert reply.status == 200
+        history = History()
+        writer = Writer(arena, history, MODELS, Numbers(), 0)
+        await writer.fill()
+        async with contextlib.AsyncExitStack() as stack:
+            for number, router in enumerate(arena.routers * 2):
+                caller = asyncio.create_task(Caller(arena, history, router, MODELS, number).run())
+                stack.callback(caller.cancel)
+
+            async def settled() -> bool:
+                held = [await arena.holders(model) for model in MODELS]
+                return all(len(pods) == 1 for pods in held)
+
+            async def called(count: int, why: str) -> None:
+                goal = len(history.calls) + count
+                await until(lambda: len(history.calls) >= goal, timeout=60, why=why)
+
+            await until(settled, timeout=60, interval=0.2, why="one copy each")
+            await called(200, "calls before")
+            before, since = await loads(arena), len(history.calls)
+            async with away(arena, how):
+                end = time.monotonic() + LEASES * arena.ttl
+                await until(lambda: time.monotonic() > end, timeout=LEASES * arena.ttl + 10)
+                assert len(history.calls) > since
+            await called(200, "calls as etcd is back")
+            await arena.mesh.ready()
+            await until(settled, timeout=60, interval=0.2, why="the copies are published again")
+            await called(200, "calls after")
+        say(f"etcd {how} for {LEASES} lease times: {len(history.calls) - since} calls")
+        right = {model: float(value) for model, value in writer.standing.items()}
+        assert [str(made) for made in history.calls[since:] if made.value != right[made.model]] == []
+        assert await loads(arena) == before
+
+
+@contextlib.asynccontextmanager
+async def away(arena: Arena, how: str):
+    """etcd, for all routers and pods."""
+    match how:
+        case "frozen":
+            with arena.etcd_frozen():
+                yield
+        case "killed":
+            arena.etcd.kill9()
+            yield
+            await arena.etcd.start()
+        case "all cut off":
+            with arena.cut_off(*arena.pods, *arena.routers):
+                yield
+
+
+async def loads(arena: Arena) -> dict[str, int]:
+    """Loads done, by pod and life, as the pods count them."""
+    found = {}
+    for pod in (await arena.mesh.rest("GET", "/mesh/v1/pods")).json["pods"]:
+        text = (await arena.mesh.get(f"http://{pod['probe']}/metrics")).body.decode()
+        done = re.search(r"^modelmesh_loadmodel_milliseconds_count.* (\S+)$", text, re.MULTILINE)
+        found[pod["incarnation"]] = int(float(done[1])) if done else 0
+    return found

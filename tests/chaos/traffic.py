@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 
 from mesh.pb import modelmesh_pb2, modelmesh_pb2_grpc
-from tests.chaos.history import Call, Change, History, Outcome
+from tests.chaos.history import Call, Change, History, Outcome, file_name
 from tests.support import models
 from tests.support.arena import Arena
 from tests.support.localmesh import Client
@@ -23,7 +23,7 @@ ONE = np.ones((1, 1), np.float32)
 
 CALL_TIMEOUT = 3.0  # seconds
 CHANGE_TIMEOUT = 25.0  # longer than a router's own bounds, so that its own answer is heard
-PAUSE = 0.02  # between two calls of a caller
+PAUSE, FAILED_PAUSE = 0.02, 0.1  # between two calls of a caller, after an answer and after a failure
 CHANGE_PAUSE = 0.3  # between two changes of a writer, on average
 
 Send = Callable[[modelmesh_pb2_grpc.ModelMeshStub], Awaitable[object]]
@@ -90,8 +90,8 @@ class Caller:
         """Until it is cancelled."""
         while True:
             (model,) = self._draw.choices(self._models, self._weights)
-            await call(self._history, self._client, self._router, model)
-            await asyncio.sleep(PAUSE)
+            made = await call(self._history, self._client, self._router, model)
+            await asyncio.sleep(PAUSE if made.value is not None else FAILED_PAUSE)
 
 
 class Writer:
@@ -138,7 +138,7 @@ class Writer:
     async def register(self, model: str) -> None:
         """With a file of its own, until it is acknowledged."""
         value = self._numbers.next()
-        path = self._arena.mesh.write(f"{model}.{value}.onnx", models.constant(float(value)))
+        path = self._arena.mesh.write(file_name(model, value), models.constant(float(value)))
         info = modelmesh_pb2.ModelInfo(type="onnx", path=path.as_uri())
         load = self._draw.random() < 0.5
         request = modelmesh_pb2.RegisterModelRequest(modelId=model, modelInfo=info, loadNow=load)

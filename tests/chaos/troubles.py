@@ -30,11 +30,15 @@ class Trouble:
 
 
 def draw(random: random.Random, arena: Arena, taken: Iterable[str] = ()) -> Trouble | None:
-    """The next trouble; None where its target is taken by another."""
+    """The next trouble; None where its target is taken by another, or no pod or no router would be left unharmed: then
+    nothing is answered, and nothing is learned."""
     make = random.choices([make for make, _ in _KINDS], [weight for _, weight in _KINDS])[0]
     # From instants up to five lease times: shorter than a lease, and longer than anything that waits for one.
     trouble = make(random, arena, random.choice((0.3, 1.0, 5.0)) * arena.ttl * random.uniform(0.4, 1.0))
-    return None if trouble.claims & frozenset(taken) else trouble
+    after = frozenset(taken) | trouble.claims
+    if trouble.claims & frozenset(taken) or after.issuperset(arena.pods) or after.issuperset(arena.routers):
+        return None
+    return trouble
 
 
 # --- pods ---
@@ -105,7 +109,9 @@ def _worker_killed(random: random.Random, arena: Arena, seconds: float) -> Troub
 
 
 def _router_killed(random: random.Random, arena: Arena, seconds: float) -> Trouble:
-    return _restart(arena, "killed", random.choice(arena.routers), seconds)
+    return _restart(
+        arena, "killed", random.choice(arena.routers), min(seconds, 1.0)
+    )  # refused connections teach little
 
 
 # --- etcd and the roads to it ---
@@ -207,7 +213,7 @@ _KINDS = (
     (_server_killed, 1),
     (_agent_killed, 2),
     (_pod_drained, 2),
-    (_worker_stopped, 2),
+    (_worker_stopped, 1),
     (_parent_stopped, 2),
     (_router_stopped, 1),
     (_worker_killed, 1),
@@ -218,7 +224,7 @@ _KINDS = (
     (_unheard, 1),
     (_slow_road, 2),
     (_broken_road, 1),
-    (_partition, 3),
+    (_partition, 5),
 )
 """With how often each is drawn, in proportion."""
 

@@ -1,0 +1,281 @@
+"""Routers and pods that etcd has lost sight of: once an id is acknowledged to be another file, none answers from the
+former one.
+
+Each test makes a pod miss that its model was removed, and a router miss that the pod is gone. Registering the id again
+may be refused as long as the pod may answer, and says so; once it is acknowledged, every answer is judged.
+"""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from mesh.pb import modelmesh_pb2, modelmesh_pb2_grpc
+from tests.chaos.checker import judge
+from tests.chaos.history import Call, Change, History, Outcome, file_name, number_of
+from tests.chaos.traffic import Numbers, call, change
+from tests.support import models
+from tests.support.arena import Arena
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+
+NUMBERS = Numbers()
+ENOUGH = 20
+"""Calls through one router. Before there was a fence, every second one at least was answered from the former file."""
+
+CALLERS = 6  # of each router: where a router cannot ask etcd, a call takes as long as its deadline
+TIMEOUT = 1.0  # seconds
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def arena(tmp_path_factory) -> AsyncIterator[Arena]:
+    """{router-1, one pod}, which stay with etcd, and {router-3, the other pod}, which do not."""
+    folder = tmp_path_factory.mktemp("fence")
+    async with Arena(folder, pods=2, routers=3, router_options=["--unload-wait", "2"]) as arena:
+        reply = await arena.mesh.rest("PUT", "/mesh/v1/settings/type_limits", {"_default": {"max": 1}})
+        assert reply.status == 200
+        yield arena
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def scene(arena: Arena) -> AsyncIterator["Scene"]:
+    """One model in one pod, under calls through all routers; afterwards the verdict on all that was answered."""
+    await arena.mesh.ready()
+    scene = Scene(arena)
+    await scene.begin()
+    yield scene
+    await arena.heal()
+    for name in (*arena.pods, *arena.routers):
+        if not arena.alive(name):
+            arena.program(name).start()
+    await scene.end()
+
+
+class Scene:
+    """One model, its registrations, and calls of it through all routers, all of them recorded."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        self.history = History()
+        self.model = ""
+        self.pod = self.other = ""  # the one that has it, and the one that has not
+        self.value = 0  # that is registered; 0: none
+        self._clients = {router: arena.client(router) for router in arena.routers}
+        self._stubs = {router: modelmesh_pb2_grpc.ModelMeshStub(arena.channel(router)) for router in arena.routers}
+        self._callers: list[asyncio.Task[None]] = []
+
+    async def begin(self) -> None:
+        """A model that was loaded into one pod, whose copy all routers have called."""
+        self.model = f"m{NUMBERS.next()}"
+        assert (await self.register("router-1")).outcome is Outcome.DONE
+        for router in self.arena.routers:
+            await self.answered(router)
+            self._callers += [asyncio.create_task(self._call(router)) for _ in range(CALLERS)]
+        (self.pod,) = await until(lambda: self.arena.holders(self.model), why="a copy stands in etcd")
+        (self.other,) = (pod for pod in self.arena.pods if pod != self.pod)
+
+    async def end(self) -> None:
+        """The registration that was acknowledged last is callable, and no answer before was wrong."""
+        for task in self._callers:
+            task.cancel()
+        await asyncio.gather(*self._callers, return_exceptions=True)
+        await self.arena.mesh.ready()
+        for router in self.arena.routers:
+            await self.answered(router)
+        registry = await self.arena.registrations(number_of)
+        own = {self.model: registry[self.model]}
+        history = History(
+            changes=[made for made in self.history.changes if made.model == self.model],
+            calls=[made for made in self.history.calls if made.model == self.model],
+            events=self.history.events,
+        )
+        faults = judge(history, own)
+        if faults:
+            story = "\n".join([*history.story(self.model, faults[0].at)])
+            raise AssertionError(f"{len(faults)} of {len(history.calls)} answers, first: {faults[0]}\n{story}")
+
+    async def call(self, router: str, *, timeout: float = TIMEOUT) -> Call:
+        """One call, recorded."""
+        return await call(self.history, self._clients[router], router, self.model, timeout)
+
+    async def _call(self, router: str) -> None:
+        while True:
+            await self.call(router)
+            await asyncio.sleep(0.05)
+
+    async def register(self, router: str) -> Change:
+        """One attempt to register the model, with a file that it never had."""
+        value = NUMBERS.next()
+        path = self.arena.mesh.write(file_name(self.model, value), models.constant(float(value)))
+        info = modelmesh_pb2.ModelInfo(type="onnx", path=path.as_uri())
+        request = modelmesh_pb2.RegisterModelRequest(modelId=self.model, modelInfo=info)
+        made = await change(
+            self.history, router, self.model, value, self._stubs[router].registerModel(request, timeout=25)
+        )
+        if made.outcome is Outcome.DONE:
+            self.value = value
+        return made
+
+    async def registered(self, router: str) -> None:
+        """The same until it is acknowledged; nothing where it was."""
+        if self.value:
+            return
+
+        async def done() -> bool:
+            return (await self.register(router)).outcome is Outcome.DONE
+
+        await until(done, timeout=60, interval=0.2, why=lambda: f"acknowledged: {self.history.changes[-1]}")
+
+    async def unregister(self, router: str) -> None:
+        """Which must be acknowledged."""
+        request = modelmesh_pb2.UnregisterModelRequest(modelId=self.model)
+        made = await change(
+            self.history, router, self.model, None, self._stubs[router].unregisterModel(request, timeout=25)
+        )
+        assert made.outcome is Outcome.DONE, made
+        self.value = 0
+
+    async def some(self, router: str, count: int = ENOUGH) -> None:
+        """Waits for so many more calls through a router to end, whatever comes of them."""
+        goal = self._made(router) + count
+        await until(lambda: self._made(router) >= goal, timeout=90, why=f"calls through {router} end")
+
+    def _made(self, router: str) -> int:
+        return sum(made.router == router for made in self.history.calls)
+
+    async def answered(self, router: str) -> None:
+        """Waits for the answer of the registration that was acknowledged last."""
+
+        async def right() -> bool:
+            return (await self.call(router, timeout=3.0)).value == self.value
+
+        await until(right, timeout=60, interval=0.1, why=lambda: f"{self.value}: {self.history.calls[-1]}")
+
+    def note(self, text: str) -> None:
+        """For the story."""
+        self.history.note(time.monotonic(), text)
+
+
+def refused_with_a_way_out(made: Change, pod: str) -> None:
+    """A registration that waits for a pod names it and says what can be done."""
+    if made.outcome is not Outcome.DONE:
+        assert "UNAVAILABLE" in made.text
+        assert pod in made.text
+        assert "forget" in made.text
+
+
+async def test_a_pod_without_its_agent_and_a_router_without_etcd(arena, scene):
+    """{router-3, one pod} apart from {etcd, router-1, the other pod}: its server lives on, its agent stands still."""
+    agent = arena.program(scene.pod).pid
+    with arena.cut_off("router-3"):
+        with arena.stopped(agent):
+            scene.note(f"router-3 is cut off, {scene.pod}'s agent stopped")
+            await arena.gone(scene.pod)
+            scene.note(f"{scene.pod}'s lease has ended")
+            await scene.unregister("router-1")
+            refused_with_a_way_out(await scene.register("router-1"), scene.pod)
+            await scene.some("router-3")
+        scene.note(f"{scene.pod}'s agent goes on")
+        await scene.registered("router-1")
+        await scene.some("router-3")
+
+
+@pytest.mark.chaos
+async def test_a_worker_that_resumes_when_etcd_is_silent(arena, scene):
+    """router-3's worker misses everything, and cannot ask when it goes on."""
+    with arena.stopped(arena.program(scene.pod).pid), contextlib.ExitStack() as stack:
+        with arena.stopped(*arena.workers("router-3")):
+            await arena.gone(scene.pod)
+            await scene.unregister("router-1")
+            refused_with_a_way_out(await scene.register("router-1"), scene.pod)
+            stack.enter_context(arena.etcd_frozen())
+            scene.note("etcd is frozen, router-3's worker goes on")
+        await scene.some("router-3")
+    scene.note(f"etcd and {scene.pod}'s agent go on")
+    await scene.registered("router-1")
+    await scene.some("router-3")
+
+
+@pytest.mark.chaos
+async def test_an_agent_that_goes_on_after_a_long_stop(arena, scene):
+    """It returns with a copy of a registration that is gone, to routers that see everything."""
+    with arena.stopped(arena.program(scene.pod).pid):
+        await arena.gone(scene.pod)
+        await scene.unregister("router-1")
+        refused_with_a_way_out(await scene.register("router-1"), scene.pod)
+    scene.note(f"{scene.pod}'s agent goes on")
+    await scene.registered("router-1")
+    for router in arena.routers:
+        await scene.some(router)
+
+
+@pytest.mark.chaos
+async def test_a_pod_that_goes_on_after_a_long_stop(arena, scene):
+    """Calls that were sent to it while it stood still are not answered from what it had then."""
+    agent, servers = arena.program(scene.pod).pid, arena.servers(scene.pod)
+    with arena.cut_off("router-3"):
+        with arena.stopped(agent):
+            with arena.stopped(*servers):
+                await arena.gone(scene.pod)
+                await scene.unregister("router-1")
+                refused_with_a_way_out(await scene.register("router-1"), scene.pod)
+                waiting = [asyncio.create_task(scene.call("router-3", timeout=20)) for _ in range(5)]
+                await scene.some("router-3", 2 * CALLERS)  # sent after those
+            scene.note(f"{scene.pod}: the server goes on, the agent does not")
+            await scene.some("router-3")
+        await asyncio.gather(*waiting)
+    await scene.registered("router-1")
+
+
+@pytest.mark.chaos
+async def test_a_pod_and_a_router_that_are_alive_and_cut_off(arena, scene):
+    """They serve each other without etcd, no call fails, and what is registered anew elsewhere they do not answer."""
+    with arena.cut_off("router-3", scene.pod):
+        await arena.gone(scene.pod)
+        await scene.some("router-3", 100)
+        failed = [str(made) for made in scene.history.calls if made.value is None]
+        assert failed == []
+        await scene.unregister("router-1")
+        refused_with_a_way_out(await scene.register("router-1"), scene.pod)
+        await scene.some("router-3")
+    await scene.registered("router-1")
+    await scene.some("router-3")
+
+
+@pytest.mark.chaos
+async def test_a_pod_that_drains_for_a_router_that_does_not_know(arena, scene):
+    """A call in flight keeps the pod from ending; nobody takes its copies over; router-3 does not hear that they go."""
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(arena.stopped(arena.program(scene.other).pid))  # else it would be handed over to
+        await arena.gone(scene.other)
+        client = arena.client("router-1")
+        await arena.mesh.register(f"{scene.model}-slow", models.slow(), load=True)
+        slow = asyncio.create_task(client.infer(f"{scene.model}-slow", timeout=60, **models.slow_inputs(8.0)))
+        stack.callback(slow.cancel)
+
+        async def running() -> bool:
+            pod = (await arena.mesh.rest("GET", f"/mesh/v1/pods/{scene.pod}")).json
+            return any(copy["in_flight"] for copy in pod["copies"] if copy["model_id"].endswith("-slow"))
+
+        await until(running, timeout=20, interval=0.05, why="the long call runs")
+        stack.enter_context(arena.cut_off("router-3"))
+        arena.program(scene.pod).signal(signal.SIGTERM)
+        scene.note(f"{scene.pod} is told to leave")
+
+        async def withdrawn() -> bool:
+            return not await arena.holders(scene.model)
+
+        await until(withdrawn, timeout=20, why="the keys of the copies go")
+        await scene.unregister("router-1")
+        refused_with_a_way_out(await scene.register("router-1"), scene.pod)
+        await scene.some("router-3")
+        await until(lambda: not arena.alive(scene.pod), timeout=40, why=f"{scene.pod} ends")
+        with contextlib.suppress(Exception):
+            await slow
+    arena.program(scene.pod).start()
+    await scene.registered("router-1")
