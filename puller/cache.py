@@ -1,8 +1,13 @@
 """The whole files on a pod's disk: each kept once, however many models are made of it, while there is room.
 
-A file is a *blob*, known by what the store calls its version, by its SHA-256 where somebody named that, or by both.
-Models' folders are hard links to blobs, so two models, or two revisions, with an equal file share it, and a model that
-comes back finds its files here. The model server sees plain files.
+A file is a *blob*. It *is* its SHA-256, computed here from its bytes: two files with equal ones are kept as one. It is
+*found* by names that providers make up (`provider`): which version of a file, at which place, for whom. A name leads
+to one blob, a blob may have many. Models' folders are hard links to blobs, so two models, or two revisions, with an
+equal file share it, and a model that comes back finds its files here. The model server sees plain files.
+
+Somebody else may damage files on a disk. So a blob is looked at whenever it is found, and is found no longer where its
+size or time of change is not what this module left. Blobs of an earlier process have to be read and digested before
+they are used (`sound`), and whoever wants more certainty may ask for that at any time.
 
 What may go: a blob that no model's folder uses and no pull has picked, the longest unused first. Blobs count against
 the budget whether used or not; used ones are never removed to meet it, so a pull that does not fit beside them is
@@ -13,12 +18,16 @@ here, a pull of a small model less than one). Until then it bears a temporary na
 name in `.blobs` appears once its bytes are on disk. So after any crash what is in `.blobs` is whole. The order of use
 survives in the files' times, roughly.
 
+    .blobs/s-<SHA-256>   a whole file
+    .blobs/i-<hash>      a name of one: a hard link to it, or a file that holds its `s-` name where links cannot be had
+
 All methods may be called from any thread. Those that say so block for as long as the disk takes.
 """
 
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import re
 import stat
@@ -30,9 +39,12 @@ from pathlib import Path
 
 from puller.disk import Disk
 from puller.errors import PullError, PullErrorKind
-from puller.provider import by_sha256
 
-_NAME = re.compile(r"[is]-[0-9a-f]{64}")
+log = logging.getLogger(__name__)
+
+_CONTENT = re.compile(r"s-[0-9a-f]{64}")
+_NAME = re.compile(r"i-[0-9a-f]{64}")
+_MAX_NAMES = 64  # of one blob; a file that is written again and again with equal bytes gets a new one each time
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP})
 _IDLE_MOST = 10 * 2**30  # bytes kept free of unused blobs, at most, where no budget is set
 
@@ -40,14 +52,16 @@ _IDLE_MOST = 10 * 2**30  # bytes kept free of unused blobs, at most, where no bu
 class Blob:
     """A whole file. Everything about it is the cache's."""
 
-    __slots__ = ("memories", "names", "path", "pins", "safe", "sha256", "size", "users")
+    __slots__ = ("memories", "names", "path", "pins", "read", "safe", "sha256", "size", "stamp", "users")
 
-    def __init__(self, path: Path, size: int, names: set[str], *, safe: bool) -> None:
+    def __init__(self, path: Path, size: int, sha256: str, *, stamp: int, safe: bool, read: bool) -> None:
         self.path: Path | None = path  # None: removed
         self.size = size  # bytes
-        self.names = names  # in `.blobs`, those it will have included; none: fetched anew each time
+        self.sha256 = sha256  # hex
+        self.stamp = stamp  # its time of change as this module left it, in nanoseconds
+        self.names: dict[str, None] = {}  # in `.blobs`, or to be there; the oldest first
         self.safe = safe  # has its names on disk
-        self.sha256 = ""  # hex, where known
+        self.read = read  # this process has digested its bytes
         self.users: set[str] = set()  # models whose folders hold it
         self.pins = 0  # pulls that are about to use it
         self.memories: set[str] = set()  # models that were last made of it, among others
@@ -99,6 +113,7 @@ class CacheStatistics:
     hits: int
     misses: int
     evictions: int
+    damaged: int  # blobs that somebody else had changed, which are fetched again
     unsafe: int  # blobs that are not yet sure to survive a crash
     leftovers: int  # files that could not be removed
 
@@ -119,6 +134,7 @@ class Cache:
         self._on_change = on_change
         self._lock = threading.RLock()
         self._named: dict[str, Blob] = {}
+        self._contents: dict[str, Blob] = {}  # by SHA-256
         self._idle: OrderedDict[Blob, None] = OrderedDict()  # may go; the longest unused first
         self._made_of: dict[str, tuple[Blob, ...]] = {}  # model -> what it is, or was last, made of
         self._bytes = self._used_bytes = 0
@@ -126,67 +142,83 @@ class Cache:
         self._reserved = 0  # bytes set aside that are no blobs yet, on disk or not
         self.links = True  # whether the file system has hard links: without, each use of a file is a copy of it
         self._doomed: deque[Path] = deque()  # names of removed blobs, to be unlinked outside the lock: that may take
-        self._blobs = self._unsafe = self._hits = self._misses = self._evictions = self._leftovers = 0
+        self._blobs = self._unsafe = self._hits = self._misses = 0
+        self._evictions = self._damaged = self._leftovers = 0
 
     def load(self) -> None:
         """Finds the blobs that an earlier process left. Blocks, for a second where they are a hundred thousand."""
         self.links = self._disk.links()
-        found: dict[tuple[int, int], tuple[float, Blob]] = {}
+        found: dict[tuple[int, int], Blob] = {}
+        names: list[tuple[os.DirEntry[str], os.stat_result]] = []
         with self._lock:
             for entry in os.scandir(self._disk.blobs):
                 info = entry.stat(follow_symlinks=False)
-                if not stat.S_ISREG(info.st_mode) or not _NAME.fullmatch(entry.name):
-                    self._doom(Path(entry.path))
-                    continue
                 inode = (info.st_dev, info.st_ino)
-                if inode in found:
-                    found[inode][1].names.add(entry.name)
+                regular = stat.S_ISREG(info.st_mode)
+                if regular and _CONTENT.fullmatch(entry.name) and inode not in found:
+                    path, stamp = Path(entry.path), info.st_mtime_ns
+                    found[inode] = Blob(path, info.st_size, entry.name[2:], stamp=stamp, safe=True, read=False)
+                elif regular and _NAME.fullmatch(entry.name):
+                    names.append((entry, info))
                 else:
-                    found[inode] = (info.st_mtime, Blob(Path(entry.path), info.st_size, {entry.name}, safe=True))
-            for _, blob in sorted(found.values(), key=lambda pair: pair[0]):
-                blob.sha256 = next((name[2:] for name in blob.names if name.startswith("s-")), "")
+                    self._doom(Path(entry.path))
+            for blob in sorted(found.values(), key=lambda blob: blob.stamp):
                 self._enter(blob)
                 self._idle[blob] = None
+            for entry, info in names:
+                named = found.get((info.st_dev, info.st_ino)) or self._pointed(Path(entry.path), info.st_size)
+                if named is None or len(named.names) >= _MAX_NAMES:
+                    self._doom(Path(entry.path))
+                    continue
+                named.names[entry.name] = None
+                self._named[entry.name] = named
         self._unlink()
 
-    def pick(self, identity: str | None, *, size: int | None, sha256: str = "") -> Blob | None:
-        """The blob of that identity, or of that SHA-256; it stays until `drop`. None: it has to be fetched."""
-        blob = self.peek(identity, size=size, sha256=sha256)
+    def pick(self, identities: Iterable[str], *, size: int | None = None) -> Blob | None:
+        """Returns a blob that has one of these names; it stays until `drop`. None: it has to be fetched."""
+        blob = self.peek(identities, size=size)
         if blob is None:
             self._misses += 1
         else:
             self._hits += 1
         return blob
 
-    def peek(self, identity: str | None, *, size: int | None, sha256: str = "") -> Blob | None:
-        """As `pick`, and not counted."""
+    def peek(self, identities: Iterable[str], *, size: int | None = None) -> Blob | None:
+        """Does the same as `pick`, uncounted."""
+        picked = None
         with self._lock:
-            for name in _names(identity, sha256):
-                blob = self._named.get(name)
-                if blob is None:
-                    continue
-                if size is not None and blob.size != size:
-                    # Somebody has meddled with it; a digest that does not belong to the size is nobody's fault.
-                    if name.startswith("i-"):
-                        self._disown(blob)
+            for identity in identities:
+                blob = self._named.get(_file_name(identity))
+                if blob is None or not self._untouched(blob) or size not in (None, blob.size):
                     continue
                 self._pin(blob)
-                return blob
+                picked = blob
+                break
         self._unlink()
-        return None
+        return picked
 
-    def add(self, path: Path, *, size: int, identity: str | None, sha256: str = "") -> Blob:
-        """Takes over a whole file. It is picked already; `secure` is to follow."""
+    def add(self, path: Path, *, sha256: str, identities: Iterable[str] = ()) -> Blob:
+        """Takes over a whole file, whose bytes have that SHA-256, in hex, under these names. Returns its blob, picked
+        already; one that was here before with equal bytes takes the place of the file. `secure` is to follow."""
+        info = os.stat(path)
         with self._lock:
-            names = {name for name in _names(identity, sha256) if name not in self._named}
-            blob = Blob(path, size, names, safe=not names)
-            blob.sha256 = sha256
-            self._enter(blob)
-            if names:
+            blob = self._contents.get(sha256)
+            # One that nobody has read since the start may be damaged, and this one is not.
+            if blob is not None and (not blob.read or not self._untouched(blob)):
+                self._disown(blob)
+                blob = None
+            if blob is not None:
+                self._pin(blob)
+                self._doom(path)
+            else:
+                blob = Blob(path, info.st_size, sha256, stamp=info.st_mtime_ns, safe=False, read=True)
+                self._enter(blob)
                 self._unsafe += 1
-            blob.pins = 1
-            self._used_bytes += size
-            return blob
+                blob.pins = 1
+                self._used_bytes += blob.size
+            self._name(blob, identities)
+        self._unlink()
+        return blob
 
     def pin(self, blob: Blob) -> None:
         """Picks it once more, for another pull."""
@@ -206,7 +238,10 @@ class Cache:
         with self._lock:
             if blob.path is None or blob.safe:  # it has gone meanwhile, or nobody will look for it
                 return
-            for name in sorted(blob.names):
+            target = self._disk.blobs / f"s-{blob.sha256}"
+            os.rename(blob.path, target)
+            blob.path = target
+            for name in blob.names:
                 self._link_name(blob, name)
             blob.safe = True
             self._unsafe -= 1
@@ -216,22 +251,25 @@ class Cache:
         finally:
             os.close(directory)
 
-    def digest(self, blob: Blob) -> str:
-        """Its SHA-256, which is remembered. Blocks while all of it is read, the first time."""
-        if not blob.sha256:
-            with self._lock:
+    def sound(self, blob: Blob) -> bool:
+        """Returns whether its bytes are still those that it was kept as. Blocks while all of it is read.
+
+        If not, nobody will find it any more."""
+        with self._lock:
+            try:
                 file = open(self._there(blob), "rb")  # noqa: SIM115 - opened under the lock, read outside it
+            except OSError:
+                file = None
+        found = ""
+        if file is not None:
             with file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
-            with self._lock:
-                blob.sha256 = found
-                name = _file_name(by_sha256(found))
-                if blob.names and blob.path is not None and name not in self._named:
-                    blob.names.add(name)
-                    self._named[name] = blob
-                    if blob.safe:
-                        self._link_name(blob, name)
-        return blob.sha256
+        with self._lock:
+            blob.read = found == blob.sha256
+            if not blob.read:
+                self._damage(blob)
+        self._unlink()
+        return blob.read
 
     def link(self, blob: Blob, target: Path) -> None:
         """Makes the file appear at the target too. Blocks where the file system has no links, and it is copied."""
@@ -273,9 +311,9 @@ class Cache:
         self._unlink()
 
     def lost(self, blob: Blob) -> None:
-        """Its file is not there any more, somebody has removed it: nobody is to pick it again."""
+        """Has nobody find it again: its file is not there any more."""
         with self._lock:
-            self._disown(blob)
+            self._damage(blob)
         self._unlink()
 
     def use(self, into: str, blobs: Iterable[Blob]) -> None:
@@ -343,6 +381,7 @@ class Cache:
                 self._hits,
                 self._misses,
                 self._evictions,
+                self._damaged,
                 self._unsafe,
                 self._leftovers,
             )
@@ -399,10 +438,51 @@ class Cache:
         return freed > 0
 
     def _enter(self, blob: Blob) -> None:
-        for name in blob.names:
-            self._named[name] = blob
+        self._contents[blob.sha256] = blob
         self._blobs += 1
         self._bytes += blob.size
+
+    def _name(self, blob: Blob, identities: Iterable[str]) -> None:
+        """Lets it be found by these names, which led elsewhere or nowhere before."""
+        for name in map(_file_name, identities):
+            former = self._named.get(name)
+            if former is blob:
+                continue
+            if former is not None:
+                self._unname(former, name)
+            while len(blob.names) >= _MAX_NAMES:
+                self._unname(blob, next(iter(blob.names)))
+            blob.names[name] = None
+            self._named[name] = blob
+            if blob.safe and blob.path is not None:
+                try:
+                    self._link_name(blob, name)
+                except OSError:  # found by it until the next start
+                    self._leftovers += 1
+
+    def _unname(self, blob: Blob, name: str) -> None:
+        del blob.names[name]
+        if self._named.get(name) is blob:
+            del self._named[name]
+        if blob.safe:
+            self._doom(self._disk.blobs / name)
+
+    def _untouched(self, blob: Blob) -> bool:
+        """Whether it looks as this module left it. If not, nobody will find it any more."""
+        try:
+            info = os.stat(self._there(blob), follow_symlinks=False)
+        except OSError:
+            info = None
+        if info is not None and (info.st_size, info.st_mtime_ns) == (blob.size, blob.stamp):
+            return True
+        self._damage(blob)
+        return False
+
+    def _damage(self, blob: Blob) -> None:
+        if self._contents.get(blob.sha256) is blob:
+            self._damaged += 1
+            log.warning("a file of the pod's disk was damaged or removed there, and is fetched again: %s", blob.path)
+        self._disown(blob)
 
     def _pin(self, blob: Blob) -> None:
         if not blob.pins and not blob.users:
@@ -414,36 +494,48 @@ class Cache:
         if blob.pins or blob.users or blob.path is None:
             return
         self._used_bytes -= blob.size
-        if not blob.names:
+        if self._contents.get(blob.sha256) is not blob:
             self._remove(blob)
             return
         self._idle[blob] = None
         with contextlib.suppress(OSError):
-            os.utime(blob.path)
+            if os.stat(blob.path).st_mtime_ns == blob.stamp:  # else somebody has changed it, which must be seen later
+                os.utime(blob.path)
+                blob.stamp = os.stat(blob.path).st_mtime_ns
 
     def _disown(self, blob: Blob) -> None:
-        """Nobody will find it again; it goes when nobody uses it."""
-        for name in blob.names:
-            if self._named.get(name) is blob:
-                del self._named[name]
-            if blob.safe:
-                self._doom(self._disk.blobs / name)
+        """Has nobody find it again; it goes when nobody uses it."""
+        if self._contents.get(blob.sha256) is not blob:
+            return
+        del self._contents[blob.sha256]
+        for name in list(blob.names):
+            self._unname(blob, name)
         if not blob.safe:
             self._unsafe -= 1
             blob.safe = True
-        blob.names = set()
+        elif blob.path is not None:
+            self._withdraw(blob)
         if blob in self._idle:
             self._remove(blob)
+
+    def _withdraw(self, blob: Blob) -> None:
+        """Frees its name in `.blobs`: an equal file may be on its way."""
+        former, blob.path = self._there(blob), self._disk.new()
+        try:
+            os.rename(former, blob.path)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            self._leftovers += 1
 
     def _remove(self, blob: Blob) -> None:
         """Of the idle, or of those that have just become so."""
         self._idle.pop(blob, None)
-        if blob.names:
-            self._disown(blob)
+        self._disown(blob)
         self._blobs -= 1
         self._bytes -= blob.size
-        if blob.path is not None and blob.path.parent != self._disk.blobs:
-            self._doom(blob.path)
+        if blob.path is not None:
+            self._doomed.append(blob.path)
         blob.path = None
         for into in blob.memories:
             for other in self._made_of.pop(into, ()):
@@ -453,21 +545,26 @@ class Cache:
         blob.memories.clear()
 
     def _link_name(self, blob: Blob, name: str) -> None:
-        """Gives it that name in `.blobs`; the first takes the place of the temporary one."""
+        """Gives it that name in `.blobs`."""
         path = self._there(blob)
         target = self._disk.blobs / name
-        if path.parent != self._disk.blobs:
-            os.rename(path, target)
-            blob.path = target
-            return
         try:
             os.link(path, target, follow_symlinks=False)
         except FileExistsError:
-            pass
+            target.unlink(missing_ok=True)
+            os.link(path, target, follow_symlinks=False)
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            # The second name is lost on such a file system: after a restart it is known by the first alone.
+            target.write_text(path.name)
+
+    def _pointed(self, path: Path, size: int) -> Blob | None:
+        """The blob that a name without a link is of."""
+        if size != len("s-") + 64:
+            return None
+        with open(path, encoding="ascii", errors="replace") as file:
+            content = file.read()
+        return self._contents.get(content[2:]) if _CONTENT.fullmatch(content) else None
 
     def _there(self, blob: Blob) -> Path:
         if blob.path is None:
@@ -500,15 +597,5 @@ class Cache:
                 self._leftovers += 1
 
 
-def _names(identity: str | None, sha256: str) -> list[str]:
-    names = [_file_name(identity)] if identity else []
-    if sha256 and (name := _file_name(by_sha256(sha256))) not in names:
-        names.append(name)
-    return names
-
-
 def _file_name(identity: str) -> str:
-    kind, _, digest = identity.partition(" ")
-    if kind == "sha256" and re.fullmatch(r"[0-9a-f]{64}", digest):
-        return f"s-{digest}"
     return f"i-{hashlib.blake2b(identity.encode('utf-8', 'surrogatepass'), digest_size=32).hexdigest()}"

@@ -28,6 +28,13 @@ from puller.errors import PullError, PullErrorKind
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,252}")  # no leading dot: Kubernetes keeps its own links there
 _MAX_BYTES = 2**20  # a whole Kubernetes secret has no more
 
+_NO_CREDENTIALS = frozenset(
+    {
+        *("type", "bucket", "default_bucket", "container", "repository", "revision", "url", "name"),
+        *("endpoint_url", "region", "certificate"),
+    }
+)
+
 
 class Settings:
     """One store's settings. They hold secrets, so they are compared and shown by where they come from only."""
@@ -76,6 +83,13 @@ class Settings:
     def fingerprint(self) -> str:
         """Equal for equal settings, and says nothing of them."""
         text = json.dumps([self.type, self._values, sorted(self._overridden)], sort_keys=True)
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+    def credentials(self) -> str:
+        """Returns what is equal for equal credentials and says nothing of them: of all that is not known to be
+        something else."""
+        values = {name: value for name, value in self._values.items() if name not in _NO_CREDENTIALS and value}
+        text = json.dumps(values, sort_keys=True)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     def error(self, why: str, kind: PullErrorKind | None = None) -> PullError:

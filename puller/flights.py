@@ -16,7 +16,7 @@ from puller.disk import Disk, write_error
 from puller.errors import PullError, PullErrorKind
 from puller.limits import Limits
 from puller.progress import Meter
-from puller.provider import Provider, RemoteFile
+from puller.provider import Provider, RemoteFile, delivered
 from puller.sink import Sink, Stopped
 from puller.source import Location
 from puller.threads import Threads
@@ -77,13 +77,13 @@ class Flights:
         return self._flights.get(name) if name is not None else None
 
     def start(
-        self, provider: Provider, location: Location, file: RemoteFile, *, name: str | None, room: Room
+        self, provider: Provider, location: Location, file: RemoteFile, *, name: str | None, store: str, room: Room
     ) -> Flight:
-        """Begins one. It takes over `room`."""
+        """Begins one. It takes over `room`. `store` is that of the listing."""
         flight = Flight(name, location, file.size)
         if name is not None:
             self._flights[name] = flight
-        work = self._fly(flight, provider, file, room)
+        work = self._fly(flight, provider, file, store, room)
         flight.task = asyncio.get_running_loop().create_task(work, name=f"fetch {location.shown}")
         flight.task.add_done_callback(lambda task: self._landed(flight, room))
         return flight
@@ -132,7 +132,7 @@ class Flights:
         await provider.read(location, file, sink)
         return await self._threads.begin(sink.finish) if sink.behind > _SMALL else sink.finish()
 
-    async def _fly(self, flight: Flight, provider: Provider, file: RemoteFile, room: Room) -> Blob:
+    async def _fly(self, flight: Flight, provider: Provider, file: RemoteFile, store: str, room: Room) -> Blob:
         path = self._disk.new()
         seen = 0
 
@@ -163,6 +163,9 @@ class Flights:
             )
             # Of every file: what a store calls it proves nothing, and a second reading would cost more.
             sink.compute("sha256")
+            proof, _, expected = file.proof.partition(" ")
+            if proof and not file.settled:
+                sink.compute(proof)
             if file.content is not None:
                 sink.write(file.content, 0)
                 await asyncio.sleep(self._limits.take(len(file.content)))
@@ -174,7 +177,11 @@ class Flights:
                     progress=lambda: sink.written,
                     on_retry=retrying,
                 )
-            blob = self._cache.add(path, size=size, identity=file.identity, sha256=sink.digest("sha256"))
+            sha256 = sink.digest("sha256")
+            identities = [delivered(store, sha256)] if store else []
+            if file.identity is not None and (file.settled or (proof and sink.digest(proof) == expected)):
+                identities.append(file.identity)
+            blob = self._cache.add(path, sha256=sha256, identities=identities)
             kept = True
             room.close()  # it counts as a blob from now on
             self.finished += 1

@@ -31,7 +31,7 @@ from puller.credentials import Settings
 from puller.errors import PullError, PullErrorKind
 from puller.http_client import Held, HttpClient, HttpPolicy, parse, status_error
 from puller.limits import Limits
-from puller.provider import Listing, RemoteFile, by_md5, by_sha256, in_scope
+from puller.provider import Listing, RemoteFile, version
 from puller.sink import Sink
 from puller.source import Location
 
@@ -50,30 +50,33 @@ class HttpProvider:
         self._trusted: LRUCache[str, ssl.SSLContext] = LRUCache(_TRUSTED)
         self._held: dict[str, Held] = {}
         self._counter = itertools.count()
-        self._known: LRUCache[str, RemoteFile] = LRUCache(_KNOWN)
+        self._known: LRUCache[str, tuple[RemoteFile, str]] = LRUCache(_KNOWN)  # with the date of change
 
     async def listing(self, location: Location) -> Listing:
         """Asks for the file and reads the headers. The body is kept waiting for `read`.
 
         That makes one request of a pull. A HEAD first would be a second, and signed URLs allow only one method."""
         async with self._client.translated(location.shown):
-            known = self._known.get(location.uri)
-            headers = _condition(known) if known is not None else {}
-            held = await self._get(location, headers)
+            store, place = _store(location), _place(location)
+            known, changed = self._known.pop(place, (None, ""))
+            held = await self._get(location, _condition(known) if known is not None else {})
             try:
-                response = held.response
-                if known is not None and response.status == HTTPStatus.NOT_MODIFIED:
-                    held.release()
-                    return Listing((known,), is_file=True)
-                file = _described(response, location, f"{next(self._counter)}")
+                if known is not None and held.response.status == HTTPStatus.NOT_MODIFIED:
+                    if _unchanged(held.response.headers, known, changed):
+                        held.release()
+                        self._known[place] = known, changed
+                        return Listing((known,), is_file=True, store=store)
+                    held.release()  # it calls two versions by one name
+                    held = await self._get(location, {})
+                file = _described(held.response, location, f"{next(self._counter)}")
             except BaseException:
                 held.release()
                 raise
-            self._known.pop(location.uri, None)
-            if file.validator:
-                self._known[location.uri] = replace(file, key=_RANGES if file.key.endswith(_RANGES) else "")
+            if all(_validator(held.response.headers)):
+                listed = replace(file, key=_RANGES if file.key.endswith(_RANGES) else "")
+                self._known[place] = listed, held.response.headers.get("Last-Modified", "")
             self._held[file.key] = held
-            return Listing((file,), is_file=True, release=lambda: self._release(file.key))
+            return Listing((file,), is_file=True, release=lambda: self._release(file.key), store=store)
 
     async def read(self, location: Location, file: RemoteFile, sink: Sink) -> None:
         """Writes the body, large ones by several ranges at once where the server has them."""
@@ -133,6 +136,8 @@ class HttpProvider:
         try:
             now = _described(held.response, location, "")
             if (now.size, now.validator) != (file.size, file.validator):
+                # It was not told apart by what was known of it: the next listing asks without that.
+                self._known.pop(_place(location), None)
                 raise _changed(location)
         except BaseException:
             held.release()
@@ -175,41 +180,61 @@ def _described(response: aiohttp.ClientResponse, location: Location, key: str) -
         text = f"{location.shown} is sent compressed ({encoding}) although that was declined"
         raise PullError(PullErrorKind.BAD_REQUEST, text)
     size = response.content_length
-    validator = _validator(headers)
+    validator, settled = _validator(headers)
     sha256, md5 = digests(headers)
-    identity = None
-    if sha256:
-        identity = by_sha256(sha256)
-    elif md5 and size is not None:
-        identity = by_md5(md5, size)
-    elif validator:
-        # Hashed: the URL may hold credentials, and a name says nothing of what is behind others.
-        scope = hashlib.blake2b(location.uri.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-        identity = in_scope(f"http {scope}", validator, size)
-    ranges = validator and headers.get("Accept-Ranges", "").lower() == "bytes"
+    # All that it says, since one of them may stay as it is while another changes. What arrives is checked against the
+    # digests, so with one of them two versions differ for certain.
+    said = [validator, headers.get("Last-Modified", ""), sha256, md5]
+    identity = version(_store(location), location.uri, " ".join(said), size) if validator or sha256 or md5 else None
+    # Parts of two versions that bear one name would be put together.
+    ranges = validator and settled and headers.get("Accept-Ranges", "").lower() == "bytes"
     return RemoteFile(
         "",
         key=key + _RANGES if ranges else key,
         size=size,
         identity=identity,
+        settled=settled or bool(sha256 or md5),
         validator=validator,
         sha256=sha256,
         md5=md5,
     )
 
 
-def _validator(headers: Mapping[str, str]) -> str:
-    """What tells one version from another, byte by byte: a strong ETag, or a date of change that is no longer now."""
+def _store(location: Location) -> str:
+    """Names the origin, and who asks: by user and password, query, headers or certificate."""
+    url = parse(location.uri)
+    secret = f"{url.raw_user}\0{url.raw_password}\0{url.raw_query_string}"
+    hashed = hashlib.blake2b(secret.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return f"http {url.origin()} {hashed} {location.settings.credentials()}"
+
+
+def _place(location: Location) -> str:
+    return f"{_store(location)} {location.uri}"
+
+
+def _validator(headers: Mapping[str, str]) -> tuple[str, bool]:
+    """Returns what tells one version from another, a strong ETag or else a date of change, and whether a later change
+    would change it."""
     tag = headers.get("ETag", "").strip()
-    if tag.startswith('"'):
-        return tag
-    changed, now = headers.get("Last-Modified", ""), headers.get("Date", "")
+    strong = tag if tag.startswith('"') else ""
+    changed = headers.get("Last-Modified", "")
+    if strong and not changed:
+        return strong, True
     try:
-        # RFC 9110, 8.8.2.2: a file might change twice within the second, so only a date well past counts.
-        settled = parsedate_to_datetime(now) - parsedate_to_datetime(changed) >= _SETTLED
+        # RFC 9110, 8.8.2.2: a file might change twice within the second, so only a date well past counts. Servers make
+        # ETags of that date, too.
+        settled = parsedate_to_datetime(headers.get("Date", "")) - parsedate_to_datetime(changed) >= _SETTLED
     except (TypeError, ValueError):
-        return ""
-    return changed if settled and not tag else ""
+        return strong, False
+    return strong or ("" if tag or not settled else changed), settled
+
+
+def _unchanged(headers: Mapping[str, str], known: RemoteFile, changed: str) -> bool:
+    """Returns whether an answer without a body tells of no other version than the known one, of that date of change."""
+    tag = known.validator if known.validator.startswith('"') else ""
+    same = headers.get("ETag", tag).strip() == tag and headers.get("Last-Modified", changed) == changed
+    sha256, md5 = digests(headers)
+    return same and sha256 in ("", known.sha256) and md5 in ("", known.md5)
 
 
 def _condition(file: RemoteFile) -> dict[str, str]:
@@ -244,7 +269,7 @@ class _NoRanges(Exception):
 
 def _check_part(response: aiohttp.ClientResponse, location: Location, start: int, end: int, file: RemoteFile) -> None:
     if response.status == HTTPStatus.OK:
-        if _validator(response.headers) == file.validator:
+        if _validator(response.headers)[0] == file.validator:
             raise _NoRanges
         raise _changed(location)
     if response.status in (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):

@@ -1,9 +1,9 @@
 """`hf:` repositories of the Hugging Face hub, or of whatever speaks its API at another endpoint.
 
 A revision is a branch, a tag or a commit. It is resolved to a commit first and everything is read at that, so a
-push in the middle of a pull cannot mix two versions. Files in large-file storage are known by their SHA-256, which is
-checked as they come, wherever else they are; the others by git's own digest of their contents, in any repository of the
-same hub. So equal files are fetched once.
+push in the middle of a pull cannot mix two versions. Files in large-file storage have a SHA-256, which is checked as
+they come; one that this hub has delivered for this token is not fetched again, in whichever repository it is. The
+others have git's own digest of their contents, which counts where the bytes have it.
 
 The hub sends large files from other hosts, by redirects with signed URLs: the token stays at the hub (`http_client`). A
 token comes from the storage secret (type `hf`, `token`), else from the environment, which is the operator's.
@@ -12,6 +12,7 @@ The API: https://huggingface.co/docs/hub/api, as of 2026: `revision`, `paths-inf
 `resolve`.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from yarl import URL
 from puller.errors import PullError, PullErrorKind
 from puller.http_client import Held, HttpClient, HttpPolicy, parse, status_error
 from puller.limits import Limits
-from puller.provider import Listing, RemoteFile, by_sha256, in_scope
+from puller.provider import Listing, RemoteFile, version
 from puller.sink import Sink
 from puller.source import Location
 from puller.tree import MAX_FILES
@@ -54,12 +55,13 @@ class HuggingFaceProvider:
                 found = await self._ask(location, f"models/{repository}/paths-info/{commit}", {"paths": [path]})
                 kinds = {item.get("path"): item for item in _items(found, location)}
                 if (item := kinds.get(path)) is not None and item.get("type") == "file":
-                    return Listing((_remote("", item, commit, location),), is_file=True)
+                    file = _remote("", item, commit, location)
+                    return Listing((file,), is_file=True, store=_store(location))
             files = await self._tree(location, repository, commit, path)
         if not files:
             text = f"{location.shown} holds no files; check repository, revision and path"
             raise PullError(PullErrorKind.EMPTY, text)
-        return Listing(tuple(files), is_file=False)
+        return Listing(tuple(files), is_file=False, store=_store(location))
 
     async def read(self, location: Location, file: RemoteFile, sink: Sink) -> None:
         """Writes what the sink is missing of the file, at the commit that was listed."""
@@ -190,11 +192,27 @@ def _remote(path: str, item: dict[str, Any], commit: str, location: Location) ->
         raise PullError(PullErrorKind.UNREACHABLE, f"{location.shown}: the hub gives no size of {path or 'it'}")
     if not re.fullmatch(r"[0-9a-f]{64}", sha256):
         sha256 = ""
-    identity = by_sha256(sha256) if sha256 else None
-    if identity is None and _COMMIT.fullmatch(oid):
-        # Nobody checks git's digest against the bytes, so it holds for what this hub says only.
-        identity = in_scope(f"git {_endpoint(location)}", oid, size)
-    return RemoteFile(path, key=commit, size=size, identity=identity, validator=commit, sha256=sha256)
+    identity = None
+    if tag := sha256 or (oid if _COMMIT.fullmatch(oid) else ""):
+        repository, _ = _repository(location)
+        place = "/".join(part for part in (repository, location.path.strip("/"), path) if part)
+        identity = version(_store(location), place, tag, size)
+    return RemoteFile(
+        path,
+        key=commit,
+        size=size,
+        identity=identity,
+        settled=bool(sha256),
+        proof=f"git {oid}" if identity and not sha256 else "",
+        validator=commit,
+        sha256=sha256,
+    )
+
+
+def _store(location: Location) -> str:
+    """Names the hub, and who asks."""
+    token = hashlib.blake2b(_token(location).encode(), digest_size=16).hexdigest()
+    return f"hf {_endpoint(location)} {location.settings.credentials()} {token}"
 
 
 def _check(held: Held, location: Location, start: int, end: int, file: RemoteFile, *, whole: bool) -> None:

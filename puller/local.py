@@ -29,7 +29,7 @@ from urllib.parse import unquote, urlsplit
 
 from puller.disk import write_error
 from puller.errors import PullError, PullErrorKind
-from puller.provider import Listing, RemoteFile, in_scope
+from puller.provider import Listing, RemoteFile, version
 from puller.sink import Sink, Stopped
 from puller.source import Location
 from puller.tree import MAX_FILES
@@ -196,16 +196,17 @@ def _version(found: os.stat_result) -> str:
 
 
 def _remote(path: str, real: str, found: os.stat_result) -> RemoteFile:
-    version = _version(found)
-    # Two writes within one tick of a file system's clock look alike, so what has just been written has no identity.
+    tag = _version(found)
+    # Two writes within one tick of a file system's clock look alike, so what has just been written is not settled.
     tick = _TICK if found.st_ctime_ns % 10**9 else _COARSE_TICK
-    settled = time.time_ns() - found.st_ctime_ns > tick
     return RemoteFile(
         path,
         key=real,
         size=found.st_size,
-        identity=in_scope("file", version, found.st_size) if settled else None,
-        validator=version,
+        # With its path: another volume may be mounted under the numbers of this one.
+        identity=version("file", real, tag, found.st_size),
+        settled=time.time_ns() - found.st_ctime_ns > tick,
+        validator=tag,
     )
 
 

@@ -12,8 +12,8 @@ too, for servers that ignore the condition. Streams are awaited on the event loo
 (obstore then closes the socket), and written in threads. A thread a range, as obstore's own synchronous streams would
 have it, was no faster (1 GiB in 8 ranges, 2 shared cores) and could only be left when the store sends again.
 
-Identity: an ETag, within its endpoint where it has the form of S3's digests, which nobody can choose; else within its
-key. Equal files in two buckets are then one file on disk, as far as the stores say so.
+Versions: an ETag and the time of change, of an object at its key. There are servers that give every object one ETag, so
+one that was changed within the last minute counts only where its ETag is the MD5 of what then arrives.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import obstore
@@ -32,7 +33,7 @@ from puller.errors import PullError, PullErrorKind
 from puller.http_client import HttpPolicy
 from puller.limits import Limits
 from puller.objects_client import Target
-from puller.provider import Listing, RemoteFile, in_scope
+from puller.provider import Listing, RemoteFile, version
 from puller.sink import Sink
 from puller.source import Location
 from puller.tree import MAX_FILES
@@ -43,7 +44,8 @@ _WRITERS = 4
 _CLIENT_LIFE = 3600.0  # seconds since its last use, as the predecessor had it
 _MAX_CLIENTS = 256
 _PROBES = 16  # empty objects asked for at a time
-_DIGEST = re.compile(r"[0-9a-f]{32}(-\d+)?")
+_MD5 = re.compile(r"[0-9a-f]{32}")
+_SETTLED = timedelta(seconds=60)  # since its last change, by two clocks; times in listings are whole seconds
 
 _Errors = (obstore.exceptions.BaseError, OSError, ValueError)
 
@@ -81,7 +83,8 @@ class ObjectProvider:
             try:
                 async with self._limits.connection():
                     meta = await obstore.head_async(target.client, key)
-                return Listing((_remote("", key, meta, target, location),), is_file=True)
+                file = _remote("", key, meta, target, location)
+                return Listing((file,), is_file=True, store=_store(target, location))
             except _Errors as error:
                 status, _ = objects_errors.code_of(error)
                 if not isinstance(error, FileNotFoundError) and not 400 <= status < 500:
@@ -211,7 +214,7 @@ class ObjectProvider:
                 folders.append(path[start:])
         if not files:
             raise PullError(PullErrorKind.EMPTY, f"{location.shown} holds folders and no files")
-        return Listing(tuple(files), is_file=False, folders=tuple(folders))
+        return Listing(tuple(files), is_file=False, folders=tuple(folders), store=_store(target, location))
 
     async def _receive(
         self, location: Location, target: Target, file: RemoteFile, sink: Sink, start: int, end: int
@@ -250,23 +253,34 @@ class ObjectProvider:
 
 def _remote(path: str, key: str, meta: Any, target: Target, location: Location) -> RemoteFile:
     tag = _validator(meta)
-    return RemoteFile(path, key, meta["size"], _identity(tag, meta, key, target, location), tag)
+    bare = tag.strip('"')
+    changed: datetime = meta["last_modified"]
+    identity = None
+    if bare and not tag.startswith("W/"):
+        # In whole seconds: some stores have more of them in listings than for a single object.
+        identity = version(_store(target, location), key, f"{bare} {int(changed.timestamp())}", meta["size"])
+    return RemoteFile(
+        path,
+        key,
+        meta["size"],
+        identity=identity,
+        settled=datetime.now(UTC) - changed > _SETTLED,
+        proof=f"md5 {bare}" if location.scheme == "s3" and _MD5.fullmatch(bare) else "",
+        validator=tag,
+    )
+
+
+def _store(target: Target, location: Location) -> str:
+    """Names the bucket at its endpoint, and who asks."""
+    settings = location.settings
+    place = settings.text("bucket") or settings.text("container")
+    return f"{location.scheme} {target.endpoint} {place} {settings.credentials()} {target.ambient}"
 
 
 def _validator(meta: Any) -> str:
     """The ETag as conditions want it, in quotes: listings of Azure have it without."""
     tag = meta["e_tag"] or ""
     return tag if not tag or tag.endswith('"') else f'"{tag}"'
-
-
-def _identity(tag: str, meta: Any, key: str, target: Target, location: Location) -> str | None:
-    bare = tag.strip('"')
-    if not bare or tag.startswith("W/"):
-        return None
-    if location.scheme != "azure" and _DIGEST.fullmatch(bare):
-        return in_scope(f"{location.scheme} {target.endpoint}", bare, meta["size"])
-    place = location.settings.text("bucket") or location.settings.text("container")
-    return in_scope(f"{location.scheme} {target.endpoint} {place}/{key}", bare, meta["size"])
 
 
 async def _gathered(coroutines: Sequence[Any]) -> list[Any]:

@@ -20,6 +20,7 @@ trace of one, and else nobody's, because with ModelMesh such settings meant a pu
 or `"ambient"` in the settings decides otherwise.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -76,6 +77,7 @@ class Target:
     client: Client
     endpoint: str  # for identities and errors; holds no credentials
     anonymous: bool
+    ambient: str = ""  # which identity of the pod's own is used, as far as its environment tells
 
 
 def endpoint_of(settings: Settings) -> str:
@@ -167,7 +169,7 @@ def _s3(settings: Settings, endpoint: str, options: "ClientConfig") -> Target:
         retry_config=_retries(0 if key or anonymous else 2),
         credential_provider=credentials if key else None,
     )
-    return Target(client, endpoint, anonymous)
+    return Target(client, endpoint, anonymous, "" if key or anonymous else _ambient("AWS_"))
 
 
 def _gcs(settings: Settings, endpoint: str, options: "ClientConfig", on_google: bool) -> Target:
@@ -187,7 +189,7 @@ def _gcs(settings: Settings, endpoint: str, options: "ClientConfig", on_google: 
         client_options=options,
         retry_config=_retries(2 if ambient else 0),
     )
-    return Target(client, endpoint, bool(config["skip_signature"]))
+    return Target(client, endpoint, not key and not ambient, _ambient("GOOGLE_", "CLOUDSDK_") if ambient else "")
 
 
 def _azure(settings: Settings, endpoint: str, options: "ClientConfig") -> Target:
@@ -236,7 +238,14 @@ def _azure(settings: Settings, endpoint: str, options: "ClientConfig") -> Target
         retry_config=_retries(2 if ambient or principal else 0),
         credential_provider=provider,
     )
-    return Target(client, endpoint, bool(config["skip_signature"]))
+    traces = _ambient("AZURE_", "IDENTITY_") if ambient else ""
+    return Target(client, endpoint, not explicit and not ambient, traces)
+
+
+def _ambient(*prefixes: str) -> str:
+    """Returns what is equal for equal environments, as far as they decide who the pod is, and says nothing of them."""
+    found = sorted((name, value) for name, value in os.environ.items() if name.startswith(prefixes))
+    return hashlib.blake2b(json.dumps(found).encode(), digest_size=16).hexdigest()
 
 
 def _retries(count: int) -> "RetryConfig":

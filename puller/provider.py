@@ -5,14 +5,18 @@ is fetched at all and what is there already (`cache`), names on disk (`tree`), t
 failure and cancellation. So a provider may simply stop, by an error or when cancelled. A new store is one module with
 one class, registered under its schemes.
 
-An identity is what saves the download. It may be given only where equal identities mean equal bytes:
+What a store calls a version of a file (an ETag, a generation, a time, a digest) proves nothing: there are stores that
+give every object one ETag, and servers that name somebody else's file in a header. It is a hint, and saves a download
+in two ways only:
 
-- within a scope that one store answers for, as `in_scope("s3 https://endpoint", etag, size)`: a store of somebody's own
-  could otherwise name its file like one in another;
-- or by a digest, `by_sha256`, `by_md5`, which is then also in the file's `sha256` or `md5`, so that the bytes are
-  checked against it. An ETag that merely looks like an MD5 is none (encrypted objects of S3): scope it.
+- The same version of the same file, asked for with the same credentials: its `identity`, made by `version`. It counts
+  if the file is `settled`, so that a later change changes the hint, or if what arrives has the digest in `proof`.
+- The same content from the same store, for the same credentials: where a digest is named (by the store in `sha256`, or
+  by the registration), bytes that this `Listing.store` was seen to deliver and whose digest was computed here are used
+  (`delivered`). A store is what one owner answers for: an endpoint and a bucket, an origin, a hub.
 
-None where neither is known: the file is then fetched each time.
+Nobody is so given bytes that the store, with these credentials, has not delivered. Where neither applies the file is
+fetched each time; equal files are kept once all the same (`cache`).
 """
 
 from collections.abc import Callable
@@ -30,7 +34,9 @@ class RemoteFile:
     path: str  # below the location, elements separated by "/"; "" where the location is the file itself
     key: str = ""  # what the provider needs to fetch it
     size: int | None = None  # bytes, as announced
-    identity: str | None = None  # equal ones mean equal bytes
+    identity: str | None = None  # of this version of this file; see `version`
+    settled: bool = True  # a later change of the file would change the identity
+    proof: str = ""  # "md5 <hex>" or "git <hex>": bytes of that digest are of this version for certain
     validator: str = ""  # for the provider: which version was listed, as for If-Match
     sha256: str = ""  # hex; what arrives is checked against it
     md5: str = ""  # hex; likewise
@@ -48,6 +54,7 @@ class Listing:
     files: tuple[RemoteFile, ...]
     is_file: bool  # the location is one file, `files` holds it alone; else a tree
     folders: tuple[str, ...] = ()  # of a tree, those to be made even if they stay empty
+    store: str = ""  # who delivers the files, and to whom; "": nothing is shared between them
     release: Callable[[], None] = _nothing  # gives back what the listing holds for reads that will not come
 
 
@@ -68,16 +75,11 @@ class Provider(Protocol):
         """Gives back connections and threads."""
 
 
-def by_sha256(digest: str) -> str:
-    """The identity of a file with that digest, wherever it is."""
-    return f"sha256 {digest.lower()}"
+def version(store: str, place: str, tag: str, size: int | None) -> str:
+    """Returns the identity of a file: of the version that `store` (as `Listing.store`) calls `tag`, at that place."""
+    return "\0".join(("version", store, place, str(size), tag))
 
 
-def by_md5(digest: str, size: int) -> str:
-    """The identity of a file with that digest and size, wherever it is."""
-    return f"md5 {digest.lower()} {size}"
-
-
-def in_scope(scope: str, tag: str, size: int | None) -> str:
-    """The identity of a file that a store calls `tag`: an ETag, a generation. The scope says where that holds."""
-    return f"{scope} {size} {tag}"
+def delivered(store: str, sha256: str) -> str:
+    """Returns the identity of bytes with that digest, computed here, that `Listing.store` delivered."""
+    return "\0".join(("delivered", store, sha256.lower()))

@@ -8,6 +8,7 @@ needed. `remembers` then still tells whether all of its files are here, so that 
 """
 
 import asyncio
+import hashlib
 import os
 import re
 import time
@@ -258,11 +259,12 @@ class Puller:
         except (PullError, OSError):
             return False
         try:
-            blob = self._cache.peek(identity, size=None)
-            if blob is None:
+            if (blob := self._cache.peek([identity])) is None:
                 target = self._disk.new()
                 os.rename(path, target)
-                blob = self._cache.add(target, size=size, identity=identity)
+                blob = await self._threads.run(
+                    self._adopt, target, identity, undo=lambda blob: self._cache.drop([blob])
+                )
                 room.close()  # what it was for is counted as a blob now
                 self._secure(blob)
             self._cache.drop([blob])
@@ -271,6 +273,11 @@ class Puller:
         finally:
             room.close()
         return True
+
+    def _adopt(self, path: Path, identity: str) -> Blob:
+        with open(path, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._cache.add(path, sha256=sha256, identities=[identity])
 
     async def remove(self, into: str) -> None:
         """Removes the folder of that name; nothing there is fine. Its files must no longer be needed there.

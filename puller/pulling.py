@@ -19,7 +19,7 @@ from puller.disk import Disk
 from puller.errors import PullError, PullErrorKind
 from puller.flights import Flight, Flights
 from puller.progress import Progress
-from puller.provider import Listing, Provider, RemoteFile
+from puller.provider import Listing, Provider, RemoteFile, delivered
 from puller.source import Location
 from puller.threads import Threads
 
@@ -107,16 +107,15 @@ class Pulling:
             wanted = self._sha256 if not self.sizes else ""  # it is of the model, the first
             files, below = await self._fetch(location, name, wanted)
             self.sizes[location] = sum(blob.size for _, blob in files)
-            digests.append(await self._digest(files, PurePosixPath(name)))
+            digests.append(_digest(files, PurePosixPath(name)))
             placed += files
             folders += below
         sizes = list(self.sizes.values())
         schema = [("schema", sizes[-1], digests[-1])] if len(digests) > 1 else []
         self.digest = tree_digest([("model", sizes[0], digests[0]), *schema]) if schema else digests[0]
         if self._tag:
-            derived = self._tools.cache.pick(derived_identity(self._tag, self.digest), size=None)
+            derived = await self._pick([derived_identity(self._tag, self.digest)], None)
             if derived is not None:
-                self._blobs.append(derived)
                 placed.append((PurePosixPath(DERIVED), derived))
                 self.derived = True
         partial: Path | None = self._tools.disk.begin()
@@ -167,7 +166,7 @@ class Pulling:
                 raise PullError(PullErrorKind.BAD_REQUEST, text)
             blobs = await self._get(provider, location, listing, sha256)
             if sha256:
-                await self._verify(blobs[0], sha256, location)
+                _verify(blobs[0], sha256, location)
         finally:
             listing.release()
         return list(zip(paths, blobs, strict=True)), folders
@@ -177,10 +176,10 @@ class Pulling:
         files = listing.files
         blobs: list[Blob | None] = []
         for file in files:
-            blob = self._tools.cache.pick(file.identity, size=file.size, sha256=file.sha256 or sha256)
-            if blob is not None:
-                self._blobs.append(blob)
-            blobs.append(blob)
+            identities = [file.identity] if file.identity is not None else []
+            if listing.store and (named := sha256 or file.sha256):
+                identities.append(delivered(listing.store, named))
+            blobs.append(await self._pick(identities, file.size, sha256=sha256))
         sizes = [blob.size if blob is not None else file.size for blob, file in zip(blobs, files, strict=True)]
         known = sum(size for size in sizes if size is not None)
         self._tools.check(known)
@@ -224,6 +223,18 @@ class Pulling:
             room.close()
         return [blob for blob in blobs if blob is not None]
 
+    async def _pick(self, identities: list[str], size: int | None, *, sha256: str = "") -> Blob | None:
+        """Returns what the cache has under one of these names, if it is sound; `sha256` is what was registered."""
+        cache = self._tools.cache
+        blob = cache.pick(identities, size=size)
+        if blob is None:
+            return None
+        self._blobs.append(blob)
+        # What a registration has a digest of is read each time; anything else once after the start.
+        if (sha256 or not blob.read) and not await self._tools.threads.run(cache.sound, blob):
+            return None
+        return blob if sha256 in ("", blob.sha256) else None
+
     async def _bring(
         self,
         provider: Provider,
@@ -239,12 +250,14 @@ class Pulling:
             flight = self._tools.flights.find(name)
             own = flight is None
             if flight is None:
-                blob = self._tools.cache.peek(file.identity, size=file.size, sha256=file.sha256)
+                known = [file.identity] if file.identity is not None else []
+                blob = self._tools.cache.peek(known, size=file.size)
                 if blob is not None:  # it has come since it was looked for
                     self._blobs.append(blob)
-                    return blob
+                    if blob.read:
+                        return blob
                 part = room.split(file.size or 0)
-                flight = self._tools.flights.start(provider, location, file, name=name, room=part)
+                flight = self._tools.flights.start(provider, location, file, name=name, store=listing.store, room=part)
             elif len(listing.files) == 1:
                 listing.release()  # a connection need not be kept waiting for what somebody else fetches
             self._flights.add(flight)
@@ -261,23 +274,22 @@ class Pulling:
                 self.fetched += blob.size
             return blob
 
-    async def _digest(self, files: list[tuple[PurePosixPath, Blob]], name: PurePosixPath) -> str:
-        """Returns the digest of a location's files, which lie at or below `name`."""
-        for _, blob in files:
-            if not blob.sha256:  # it was kept by a version that did not digest everything
-                await self._tools.threads.run(self._tools.cache.digest, blob)
-        if [path for path, _ in files] == [name]:
-            return files[0][1].sha256
-        return tree_digest((str(path.relative_to(name)), blob.size, blob.sha256) for path, blob in files)
 
-    async def _verify(self, blob: Blob, sha256: str, location: Location) -> None:
-        found = blob.sha256 or await self._tools.threads.run(self._tools.cache.digest, blob)
-        if found != sha256:
-            text = (
-                f"{location.shown} is not the file that was registered: its sha256 is {found}, registered is {sha256}; "
-                "put the right file there, or register the digest that it has"
-            )
-            raise PullError(PullErrorKind.CHECKSUM, text)
+def _verify(blob: Blob, sha256: str, location: Location) -> None:
+    """Raises PullError where the file is not the registered one."""
+    if blob.sha256 != sha256:
+        text = (
+            f"{location.shown} is not the file that was registered: its sha256 is {blob.sha256}, "
+            f"registered is {sha256}; put the right file there, or register the digest that it has"
+        )
+        raise PullError(PullErrorKind.CHECKSUM, text)
+
+
+def _digest(files: list[tuple[PurePosixPath, Blob]], name: PurePosixPath) -> str:
+    """Returns the digest of a location's files, which lie at or below `name`."""
+    if [path for path, _ in files] == [name]:
+        return files[0][1].sha256
+    return tree_digest((str(path.relative_to(name)), blob.size, blob.sha256) for path, blob in files)
 
 
 def tree_digest(files: Iterable[tuple[str, int, str]]) -> str:
@@ -309,5 +321,5 @@ def _alike(one: Location, other: Location) -> bool:
 
 
 def _flight_name(file: RemoteFile) -> str | None:
-    # With the size: who lists another one must not wait for a file that is not theirs.
-    return f"{file.identity} {file.size}" if file.identity is not None else None
+    # Of what may have changed since somebody else listed it nobody takes over the download.
+    return file.identity if file.settled or file.proof else None

@@ -90,11 +90,11 @@ class Sink:
             self.compute(name)
 
     def compute(self, name: str) -> None:
-        """Has that digest (`sha256`, `md5`) computed, for `digest` to tell."""
+        """Has that digest (`sha256`, `md5`, or `git`: git's of a file, which needs its size) computed, for `digest`."""
         if name not in self._digests:
             with self._digesting:
                 # Those that have begun begin again with it: usually nothing is there yet.
-                self._digests = {known: _digest(known) for known in (*self._digests, name)}
+                self._digests = {known: self._new(known) for known in (*self._digests, name)}
                 self._frontier = 0
 
     def digest(self, name: str) -> str:
@@ -134,7 +134,7 @@ class Sink:
         with self.hold() as descriptor, self._digesting, self._lock:
             os.ftruncate(descriptor, 0)
             self._there = []
-            self._digests = {name: _digest(name) for name in self._digests}
+            self._digests = {name: self._new(name) for name in self._digests}
             self._frontier = 0
 
     @contextmanager
@@ -233,6 +233,11 @@ class Sink:
             self._admitted = size
         self._admit(size)
 
+    def _new(self, name: str) -> "hashlib._Hash":
+        if name == "git":
+            return hashlib.sha1(b"blob %d\0" % (self.size or 0), usedforsecurity=False)
+        return hashlib.new(name, usedforsecurity=False)
+
     def _digest(self, data: memoryview) -> None:
         for digest in self._digests.values():
             digest.update(data)
@@ -257,10 +262,6 @@ class Sink:
             f"{self._shown} is not the file that was meant: its {name} should be {self._expected[name]}, "
             f"{who} {found}; put the right file there, or register it with the digest that it has"
         )
-
-
-def _digest(name: str) -> "hashlib._Hash":
-    return hashlib.new(name, usedforsecurity=False)
 
 
 def _joined(ranges: list[tuple[int, int]], new: tuple[int, int]) -> list[tuple[int, int]]:

@@ -128,6 +128,9 @@ class Meters:
         counter("mesh_pull_retries", "Attempts at fetching after a first one.").follow(lambda: puller().retries)
         counter("mesh_disk_hits", "Files that were on disk already.").follow(lambda: puller().cache.hits)
         counter("mesh_disk_misses", "Files that had to be fetched.").follow(lambda: puller().cache.misses)
+        counter("mesh_disk_damaged", "Files that somebody else changed or removed on disk; fetched again.").follow(
+            lambda: puller().cache.damaged
+        )
         counter("mesh_disk_evictions", "Files that made way on disk.").follow(lambda: puller().cache.evictions)
         gauge("mesh_published", "1 while this pod stands in etcd.", merge="min").follow(lambda: int(published()))
 

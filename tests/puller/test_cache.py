@@ -1,5 +1,7 @@
 """The whole files of a pod: each kept once, never one in use removed, nothing half after a crash."""
 
+import errno
+import hashlib
 import itertools
 import os
 from pathlib import Path
@@ -23,15 +25,19 @@ def opened(folder: Path, budget: int | None = None, **more) -> Cache:
     return cache
 
 
-def put(cache: Cache, identity: str | None, content: bytes, sha256: str = "") -> Blob:
+def put(cache: Cache, identity: str | None, content: bytes) -> Blob:
     """A file has arrived; it is picked."""
     with_room = cache.room(len(content))
     path = cache.disk.new()
     path.write_bytes(content)
-    blob = cache.add(path, size=len(content), identity=identity, sha256=sha256)
+    blob = cache.add(path, sha256=sha256(content), identities=[identity] if identity else [])
     with_room.arrived(len(content))
     with_room.close()
     return blob
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def on_disk(cache: Cache) -> set[str]:
@@ -45,15 +51,137 @@ def cache(tmp_path):
     cache.disk.close()
 
 
-def test_a_file_is_found_by_its_identity_and_its_digest(cache):
-    """By either; another size under the same identity is somebody's meddling, and it is fetched anew."""
+def test_a_file_is_found_by_its_names(cache):
+    """By each of them, if it has the size that is wanted; by nothing else."""
     blob = put(cache, "s3 x", b"abc")
-    digest = cache.digest(blob)
-    assert cache.pick("s3 x", size=3) is blob
-    assert cache.pick(None, size=None, sha256=digest) is blob
-    assert cache.pick("s3 y", size=3) is None
-    assert cache.pick("s3 x", size=4) is None
-    assert cache.pick("s3 x", size=3) is None
+    assert put(cache, "http y", b"abc") is blob
+    for names in (["s3 x"], ["http y"], ["other", "http y"]):
+        assert cache.pick(names, size=3) is blob
+        assert cache.pick(names) is blob
+    assert cache.pick(["s3 y"], size=3) is None
+    assert cache.pick([], size=3) is None
+    assert cache.pick(["s3 x"], size=4) is None
+    assert cache.pick(["s3 x"], size=3) is blob
+
+
+def test_a_name_leads_to_what_came_last(cache):
+    """A store that calls two files alike is believed the later one."""
+    old, new = put(cache, "x", b"old"), put(cache, "x", b"new")
+    assert cache.pick(["x"]) is new
+    assert old is not new
+
+
+def test_equal_bytes_are_one_file(cache):
+    """However they are called, and whether or not they are safe on disk; the budget counts them once."""
+    one = put(cache, "one", b"x" * 400)
+    cache.secure(one)
+    two = put(cache, "two", b"x" * 400)
+    cache.secure(two)
+    assert one is two
+    assert cache.statistics().bytes == 400
+    cache.drop([one, two])
+    assert len([name for name in on_disk(cache) if name.startswith("s-")]) == 1
+    assert not [entry for entry in cache.disk.directory.iterdir() if entry.name.startswith(".new")]
+
+
+def test_names_of_one_file_are_bounded(cache):
+    """The oldest makes way."""
+    for number in range(200):
+        blob = put(cache, f"n{number}", b"abc")
+        cache.secure(blob)
+        cache.drop([blob])
+    assert len(on_disk(cache)) < 100
+    assert cache.peek(["n0"]) is None
+    assert cache.peek(["n199"]) is blob
+
+
+DAMAGE = {
+    "overwritten": lambda path: path.write_bytes(b"X" * path.stat().st_size),
+    "one byte": lambda path: _poke(path, 5),
+    "truncated": lambda path: os.truncate(path, 3),
+    "emptied": lambda path: os.truncate(path, 0),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "removed": lambda path: path.unlink(),
+    "exchanged": lambda path: (path.unlink(), path.write_bytes(b"X" * 400)),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a dangling link": lambda path: (path.unlink(), path.symlink_to("nowhere")),
+}
+
+
+def _poke(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"!")
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("state", ["idle", "in use", "after a restart"])
+def test_a_damaged_file_is_not_found(cache, tmp_path, state, how, caplog):
+    """Whatever was done to it, and also where nobody looked at the time: it is fetched again, and the new one stays."""
+    content = b"abc" * 100 + b"x" * 100
+    blob = put(cache, "x", content)
+    cache.secure(blob)
+    if state == "in use":
+        cache.use("model", [blob])
+    cache.drop([blob])
+    if state == "after a restart":
+        cache.disk.close()
+        DAMAGE[how](blob.path)
+        cache = opened(tmp_path / "models", 1000)
+    else:
+        DAMAGE[how](blob.path)
+    found = cache.pick(["x"], size=len(content))
+    assert found is None or (not found.read and not cache.sound(found))
+    if found is not None:
+        cache.drop([found])
+    if found is not None or state != "after a restart":  # else it was of another size, and none of ours any more
+        assert "damaged" in caplog.text
+        assert cache.pick(["x"]) is None
+    again = put(cache, "x", content)
+    cache.secure(again)
+    cache.leave("model")
+    cache.drop([again])
+    again = cache.pick(["x"])
+    assert again is not None
+    assert again.path is not None
+    assert again.path.read_bytes() == content
+    assert cache.sound(again)
+    cache.disk.close()
+
+
+def test_damage_that_hides_its_time_is_seen_by_reading(cache):
+    """Equal size and times: whoever needs to be certain has it read."""
+    blob = put(cache, "x", b"abc")
+    before = os.stat(blob.path)
+    blob.path.write_bytes(b"xyz")
+    os.utime(blob.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert cache.pick(["x"]) is blob
+    assert not cache.sound(blob)
+    assert cache.pick(["x"]) is None
+    assert cache.statistics().damaged == 1
+
+
+def test_files_without_links_are_found_again(tmp_path, monkeypatch):
+    """On file systems that have no hard links names are files that tell the blob."""
+    link = os.link
+
+    def refused(source, target, **more):
+        if ".blobs" in str(target):
+            raise OSError(errno.EPERM, "no links here")
+        link(source, target, **more)
+
+    monkeypatch.setattr(os, "link", refused)
+    cache = opened(tmp_path / "models", 1000)
+    blob = put(cache, "x", b"abc")
+    cache.secure(blob)
+    assert put(cache, "y", b"abc") is blob
+    cache.disk.close()
+    cache = opened(tmp_path / "models", 1000)
+    for name in "xy":
+        found = cache.pick([name], size=3)
+        assert found is not None
+        assert cache.sound(found)
+    cache.disk.close()
 
 
 def test_what_is_on_its_way_counts_against_the_budget_until_it_is_a_blob(cache):
@@ -75,11 +203,11 @@ def test_what_is_safe_on_disk_is_there_after_a_restart(cache, tmp_path):
     cache.disk.close()
     again = opened(tmp_path / "models", 1000)
     try:
-        found = again.pick("safe", size=3)
+        found = again.pick(["safe"], size=3)
         assert found is not None
         assert found.path is not None
         assert found.path.read_bytes() == b"abc"
-        assert again.pick("unsafe", size=3) is None
+        assert again.pick(["unsafe"], size=3) is None
         assert again.statistics().blobs == 1
     finally:
         again.disk.close()
@@ -89,11 +217,11 @@ def test_the_order_of_use_survives_a_restart(tmp_path):
     """The longest unused goes first, also after it."""
     cache = opened(tmp_path / "models", 1000)
     for number in range(3):
-        blob = put(cache, f"f{number}", b"x" * 300)
+        blob = put(cache, f"f{number}", b"%d" % number * 300)
         cache.secure(blob)
         cache.drop([blob])
     for place, number in enumerate((1, 2, 0)):
-        found = cache.pick(f"f{number}", size=300)
+        found = cache.pick([f"f{number}"], size=300)
         assert found is not None
         cache.drop([found])
         assert found.path is not None
@@ -101,7 +229,7 @@ def test_the_order_of_use_survives_a_restart(tmp_path):
     cache.disk.close()
     again = opened(tmp_path / "models", 1000)
     again.room(500).close()
-    assert [number for number in range(3) if again.peek(f"f{number}", size=300) is None] == [1, 2]
+    assert [number for number in range(3) if again.peek([f"f{number}"], size=300) is None] == [1, 2]
     again.disk.close()
 
 
@@ -113,14 +241,14 @@ def test_what_is_in_use_never_makes_way(cache):
     with pytest.raises(PullError, match="600 are in use") as caught:
         cache.room(500)
     assert caught.value.kind is PullErrorKind.DISK_FULL
-    assert cache.peek("idle", size=300) is not None
+    assert cache.peek(["idle"], size=300) is not None
 
 
 def test_a_model_is_remembered_until_one_of_its_files_goes(tmp_path):
     """Its folder may be gone meanwhile; whoever listens is told both times."""
     told: list[tuple[str, bool]] = []
     cache = opened(tmp_path / "models", 1000, on_change=lambda into, here: told.append((into, here)))
-    one, two = put(cache, "one", b"x" * 400), put(cache, "two", b"x" * 400)
+    one, two = put(cache, "one", b"x" * 400), put(cache, "two", b"y" * 400)
     cache.use("m", [one, two])
     cache.drop([one, two])
     assert cache.remembers("m")
@@ -158,7 +286,7 @@ class CacheMachine(RuleBasedStateMachine):
         try:
             for name in sorted(names):
                 content = self.content(name)
-                blob = self.cache.pick(name, size=len(content))
+                blob = self.cache.pick([name], size=len(content))
                 picked.append(blob if blob is not None else put(self.cache, name, content))
         except PullError as error:
             assert error.kind is PullErrorKind.DISK_FULL
@@ -194,7 +322,7 @@ class CacheMachine(RuleBasedStateMachine):
         in_use = {name: content for model in self.made_of.values() for name, content in model.items()}
         assert statistics.used_bytes == sum(map(len, in_use.values()))
         for name, content in in_use.items():
-            blob = self.cache.peek(name, size=len(content))
+            blob = self.cache.peek([name], size=len(content))
             assert blob is not None, "a file in use is gone"
             assert blob.path is not None
             assert blob.path.read_bytes() == content

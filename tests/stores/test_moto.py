@@ -6,7 +6,7 @@ import pytest
 
 from puller.errors import PullError, PullErrorKind
 from puller.tree import lay_out
-from tests.stores.suite import CONTENT, StoreSuite
+from tests.stores.suite import StoreSuite
 from tests.support.stores import Moto
 
 
@@ -45,17 +45,6 @@ class TestMoto(StoreSuite):
             lay_out([file.path for file in listing.files], listing.folders, "t")
         assert caught.value.kind is PullErrorKind.BAD_REQUEST
         assert "rename it" in caught.value.text
-
-    async def test_equal_files_of_two_buckets(self, reach):
-        """Have one identity: an ETag of S3's form says what is in them."""
-        await reach.put({"a": CONTENT})
-        other = f"{reach.bucket}-other"
-        await reach.store.make(other)
-        await reach.store.put(other, {"dir/b": CONTENT})
-        one = (await reach.listed(reach.location("a")))[1][""]
-        two = (await reach.listed(reach.location("dir/b", bucket=other)))[1][""]
-        assert one.identity == two.identity
-        assert one.identity is not None
 
     async def test_the_whole_bucket(self, reach):
         """A path of nothing but its bucket."""
