@@ -191,6 +191,7 @@ class RouterPod:
                 self._tasks.essential(self._mind(index), f"mind worker {index}")
             if settings.edge == "envoy":
                 self._envoy = self._make_envoy(settings)
+                self._envoy.follow(self._metrics)
                 await self._envoy.start()
         except (minder.EnvoyError, OSError, ValueError) as error:
             await self.stop(grace=0.0)

@@ -12,13 +12,9 @@ Which process runs it, and when it is restarted, is in `mesh.envoy.minder`.
 """
 
 import json
-import os
-import ssl
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from mesh.identity.credentials import expired
 from mesh.statuses import Reason
 
 MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 107, and Envoy refuses without saying which path
@@ -34,36 +30,12 @@ _CERTIFICATE, _CLIENT_CA = "edge-certificate", "client-authority"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """TLS at the listener. All are paths of PEM files, which are read anew when one in their folder is replaced: by a
-    rename, as Kubernetes does it too. Connections that are there stay."""
+    """TLS at the listener. All are paths of PEM files. What of them Envoy is given is `certificates`' business."""
 
     certificate: str
     private_key: str
     client_ca: str = ""  # set: a certificate that clients show must be one that it signed
     client_optional: bool = False  # clients may show none
-
-    def check(self) -> None:
-        """Raises ValueError where these files cannot work; Envoy itself would wait for better ones, and show one that
-        has expired."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:
-            context.load_cert_chain(self.certificate, self.private_key)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"the certificate {self.certificate} does not work with the key {self.private_key}: {_reason(error)}"
-            ) from error
-        if ended := expired(Path(self.certificate).read_bytes()):
-            text = f"the certificate {self.certificate} {ended}, and clients refuse it"
-            raise ValueError(f"{text}: put a new one there (in Kubernetes: into the Secret of tls.secretName)")
-        if self.client_ca:
-            try:
-                context.load_verify_locations(self.client_ca)
-            except (OSError, ValueError) as error:
-                raise ValueError(f"{self.client_ca} holds no authority for clients: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or getattr(error, "reason", None) or error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,27 +116,19 @@ def encode(settings: Settings) -> bytes:
     return json.dumps(bootstrap(settings), indent=1).encode()
 
 
-def secrets(settings: Settings) -> dict[str, bytes]:
-    """The files that belong into `secrets_dir`, by name: through them Envoy watches the certificates."""
-    tls = settings.tls
-    if tls is None:
-        return {}
-    found = {
+def secrets(certificate: bytes, private_key: bytes, client_ca: bytes) -> dict[str, bytes]:
+    """Returns the files that belong into `secrets_dir`, by name, each with a secret that it holds itself: one that is
+    replaced by a rename is read again, whole. Connections that are there stay. Raises ValueError for what is no PEM."""
+    found: dict[str, dict[str, Any]] = {
         _CERTIFICATE: {
             "tls_certificate": {
-                "certificate_chain": {"filename": tls.certificate},
-                "private_key": {"filename": tls.private_key},
-                "watched_directory": {"path": os.path.dirname(tls.certificate)},
+                "certificate_chain": {"inline_string": certificate.decode("ascii")},
+                "private_key": {"inline_string": private_key.decode("ascii")},
             }
         }
     }
-    if tls.client_ca:
-        found[_CLIENT_CA] = {
-            "validation_context": {
-                "trusted_ca": {"filename": tls.client_ca},
-                "watched_directory": {"path": os.path.dirname(tls.client_ca)},
-            }
-        }
+    if client_ca:
+        found[_CLIENT_CA] = {"validation_context": {"trusted_ca": {"inline_string": client_ca.decode("ascii")}}}
     kind = _TYPE + "transport_sockets.tls.v3.Secret"
     return {
         f"{name}.json": json.dumps({"resources": [{"@type": kind, "name": name, **secret}]}).encode()

@@ -26,7 +26,7 @@ import aiohttp
 
 from mesh import process
 from mesh import settings as addresses
-from mesh.envoy import config
+from mesh.envoy import certificates, config
 from mesh.telemetry import logs, metrics
 
 log = logs.get(__name__)
@@ -109,6 +109,9 @@ class Minder:
         self._watch: process.Watch | None = None
         self._session: aiohttp.ClientSession | None = None
         self._task: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None  # the certificates
+        tls = settings.tls
+        self._certificates = None if tls is None else certificates.Certificates(tls, run_dir)
         self._complaints: deque[str] = deque(maxlen=5)  # its latest lines of weight, for the reason of a death
         self._ready = False
         self._stopping = False
@@ -161,6 +164,9 @@ class Minder:
             raise
         self._task = asyncio.create_task(self._mind(), name=f"mind {self._name}")
         self._task.add_done_callback(self._mind_ended)
+        if self._certificates is not None:
+            self._following = asyncio.create_task(self._certificates.run(), name="follow the edge's certificate")
+            self._following.add_done_callback(self._mind_ended)
         log.info("edge listens", address=addresses.format_address(self._settings.host, self.port), pid=self._pid())
         return self.port
 
@@ -168,6 +174,8 @@ class Minder:
         """Closes the listener, lets the calls in flight end for up to `grace` seconds, ends Envoy. Never raises."""
         self._stopping = True
         self._ready = False
+        if self._following is not None:
+            self._following.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -185,6 +193,11 @@ class Minder:
             except EnvoyError as error:
                 log.warning("draining failed", error=str(error))
         await self._let_go()
+
+    def follow(self, registry: metrics.Registry) -> None:
+        """Adds the metrics of its certificate, where it has one."""
+        if self._certificates is not None:
+            self._certificates.follow(registry)
 
     async def snapshot(self) -> metrics.Snapshot:
         """A few of Envoy's own statistics, and its memory and CPU time, to merge with the workers' metrics."""
@@ -215,13 +228,11 @@ class Minder:
 
     def _write_config(self) -> None:
         try:
-            if self._settings.tls is not None:
-                self._settings.tls.check()
+            if self._certificates is not None:
+                self._certificates.start()
             text = config.encode(self._settings)
         except ValueError as error:
             raise EnvoyError(str(error)) from error
-        for name, secret in config.secrets(self._settings).items():
-            self._config_path.with_name(name).write_bytes(secret)
         self._config_path.write_bytes(text)
 
     async def _launch(self) -> None:
@@ -325,8 +336,8 @@ class Minder:
 
     def _mind_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("envoy is minded no more", exc_info=error)
-            self._on_lost(f"minding Envoy failed: {type(error).__name__}: {error}")
+            log.error("envoy is minded no more", task=task.get_name(), exc_info=error)
+            self._on_lost(f"{task.get_name()} failed: {type(error).__name__}: {error}")
 
     async def _let_go(self) -> None:
         child, self._child = self._child, None

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mesh import process
-from mesh.envoy import config
-from tests.support import certificates
+from mesh.envoy import certificates, config
 
 SETTINGS = config.Settings(
     host="127.0.0.1",
@@ -113,16 +112,6 @@ def certificate(tmp_path):
     return config.Tls(certificate=str(tmp_path / "cert"), private_key=str(tmp_path / "key"))
 
 
-def test_a_certificate_that_has_expired_is_refused_at_the_start(tmp_path, certificate):
-    """Envoy would show it, and each client would tell another story."""
-    certificate.check()
-    _, pem = certificates.certificate("127.0.0.1", ends=-certificates.HOUR)
-    (tmp_path / "both").write_bytes(pem)
-    both = str(tmp_path / "both")
-    with pytest.raises(ValueError, match=r"both has expired on 20.*put a new one there .*tls\.secretName"):
-        config.Tls(certificate=both, private_key=both).check()
-
-
 def test_connections_that_began_together_do_not_end_together():
     """The age is at least what was asked for, and is different for each connection; without one there is none."""
     tree = config.bootstrap(replace(SETTINGS, max_connection_age=300))
@@ -141,8 +130,8 @@ def test_envoy_itself_accepts_it(tmp_path, certificate, variant):
     if variant in ("mutual", "optional"):
         shown = replace(certificate, client_ca=certificate.certificate, client_optional=variant == "optional")
         settings = replace(settings, tls=shown)
-    for name, secret in config.secrets(settings).items():
-        (tmp_path / name).write_bytes(secret)
+    if settings.tls is not None:
+        certificates.Certificates(settings.tls, tmp_path).start()
     path = tmp_path / "envoy.json"
     path.write_bytes(config.encode(settings))
     argv = [

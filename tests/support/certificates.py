@@ -11,15 +11,22 @@ from cryptography.x509.oid import NameOID
 HOUR = datetime.timedelta(hours=1)
 
 
-def certificate(name: str, *, ends: datetime.timedelta = HOUR) -> tuple[bytes, bytes]:
+def certificate(
+    name: str, *, ends: datetime.timedelta = HOUR, begins: datetime.timedelta = -24 * HOUR
+) -> tuple[bytes, bytes]:
     """The authority's certificate, and a server's certificate with its key for that address or host; both PEM.
 
-    `ends` is counted from now: one that is past makes a certificate that has expired. The authority's is good."""
+    `begins` and `ends` are counted from now: one that is past makes a certificate that has expired. The authority's is
+    good."""
     now = datetime.datetime.now(datetime.UTC)
     authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
 
     def build(
-        name: str, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType, ends: datetime.timedelta
+        name: str,
+        key: ec.EllipticCurvePrivateKey,
+        extension: x509.ExtensionType,
+        begins: datetime.timedelta,
+        ends: datetime.timedelta,
     ) -> x509.Certificate:
         return (
             x509.CertificateBuilder()
@@ -27,19 +34,19 @@ def certificate(name: str, *, ends: datetime.timedelta = HOUR) -> tuple[bytes, b
             .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority of a test")]))
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - 24 * HOUR)
+            .not_valid_before(now + begins)
             .not_valid_after(now + ends)
             .add_extension(extension, critical=True)
             .sign(authority_key, hashes.SHA256())
         )
 
     constraints = x509.BasicConstraints(ca=True, path_length=None)
-    authority = build("authority of a test", authority_key, constraints, 365 * 24 * HOUR)
+    authority = build("authority of a test", authority_key, constraints, -24 * HOUR, 365 * 24 * HOUR)
     try:
         names: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
         names = x509.DNSName(name)
-    server = build("server", server_key, x509.SubjectAlternativeName([names]), ends)
+    server = build("server", server_key, x509.SubjectAlternativeName([names]), begins, ends)
     key = server_key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

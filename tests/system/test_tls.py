@@ -12,7 +12,7 @@ import numpy as np
 
 from mesh.pb import modelmesh_pb2, modelmesh_pb2_grpc
 from tests.support import models
-from tests.support.certificates import certificate
+from tests.support.certificates import HOUR, certificate
 from tests.support.localmesh import Client
 from tests.support.waiting import until
 
@@ -75,6 +75,15 @@ async def test_clients_call_over_tls_and_the_certificate_changes_under_them(a_me
         assert await asyncio.to_thread(get) == 200
         sock = kept.sock
         before = await asyncio.to_thread(shown)
+
+        async def says(metric: str) -> bool:
+            return metric in (await mesh.get(f"{mesh.probe_url()}/metrics")).body.decode()
+
+        _, ended = certificate("127.0.0.1", ends=-HOUR)
+        put(folder / "tls.pem", ended)
+        await until(lambda: says("mesh_edge_certificate_refused 1"), timeout=20, interval=0.1)
+        assert await asyncio.to_thread(shown) == before, "one that has expired is not shown"
+        assert not await says("mesh_edge_certificate_expires_seconds -")
         authority, server = certificate("127.0.0.1")
         put(folder / "tls.pem", server)
 

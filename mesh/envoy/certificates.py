@@ -1,0 +1,178 @@
+"""The certificate that clients see: which of the files that an operator puts there Envoy is given.
+
+Envoy takes whatever appears in a folder that it watches: a certificate that has expired replaces a valid one without a
+word, and every client is refused. So it watches no folder of the operator's. It reads copies, one file for each secret,
+in the router's own folder; a copy is replaced, by a rename, only where the new files work: a key of that certificate,
+valid now, and authorities for clients that can vouch for somebody. Otherwise what there is goes on being used, and that
+is said, once for each attempt, and in a metric: the next start would be refused.
+
+How Envoy is told to read the copies is in `config`, what counts as expired in `mesh.identity.credentials`.
+"""
+
+import asyncio
+import contextlib
+import datetime
+import os
+import re
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mesh.envoy import config
+from mesh.identity import credentials
+from mesh.telemetry import logs, metrics
+
+log = logs.get(__name__)
+
+_LOOK = 2.0  # seconds between two looks at the files
+
+_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
+
+Stamp = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Files that work, as they were read."""
+
+    certificate: bytes
+    private_key: bytes = field(repr=False)
+    client_ca: bytes
+    expires: float  # seconds since the epoch
+
+
+def read(tls: config.Tls) -> Files:
+    """Reads the files. Raises ValueError where clients could not use them; the text says why and what to do."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # Of a file that holds both, Envoy takes what it is named for.
+        certificate = _blocks(Path(tls.certificate).read_bytes(), b"CERTIFICATE")
+        private_key = _blocks(Path(tls.private_key).read_bytes(), b"PRIVATE KEY")
+        credentials.load_chain(context, certificate + private_key)
+    except (OSError, ValueError) as error:  # of OpenSSL's, too
+        pair = f"the certificate {tls.certificate} does not work with the key {tls.private_key}"
+        raise ValueError(f"{pair}: {_reason(error)}") from error
+    begins, expires = _validity(certificate)
+    what = ""
+    if ended := credentials.expired(certificate):
+        what = ended
+    elif begins > time.time():
+        what = f"is not valid before {datetime.datetime.fromtimestamp(begins, datetime.UTC):%Y-%m-%d %H:%M} UTC"
+    if what:
+        raise ValueError(
+            f"the certificate {tls.certificate} {what}, and clients refuse it: put a new one there "
+            "(in Kubernetes: into the Secret of tls.secretName)"
+        )
+    client_ca = b""
+    if tls.client_ca:
+        try:
+            client_ca = Path(tls.client_ca).read_bytes()
+            context.load_verify_locations(cadata=client_ca.decode("ascii"))
+            ended = credentials.expired(client_ca, None)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{tls.client_ca} holds no authority for clients: {_reason(error)}") from error
+        if ended:
+            raise ValueError(f"{tls.client_ca} {ended}, and no client could show who it is: put a new authority there")
+    return Files(certificate, private_key, client_ca, expires)
+
+
+def _blocks(pem: bytes, kind: bytes) -> bytes:
+    """The blocks of one kind, whatever stands between them."""
+    return b"".join(block[0] + b"\n" for block in _BLOCK.finditer(pem) if block[1].endswith(kind))
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or credentials.reason(error))
+
+
+def _validity(certificate: bytes) -> tuple[float, float]:
+    from cryptography import x509  # megabytes, only where clients call over TLS
+
+    first = x509.load_pem_x509_certificates(certificate)[0]
+    return first.not_valid_before_utc.timestamp(), first.not_valid_after_utc.timestamp()
+
+
+class Certificates:
+    """The copies in `folder`, which must be private to this user, of the files that `tls` names."""
+
+    def __init__(self, tls: config.Tls, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self._tls = tls
+        self._folder = folder
+        self._clock = clock
+        self._stamp: Stamp | None = None
+        self._files: Files | None = None
+        self.refusal = ""
+        """Why the newest files are not used; empty: they are."""
+
+    @property
+    def expires_in(self) -> float:
+        """Seconds until what clients are shown expires; below 0 it has."""
+        return (self._files.expires if self._files is not None else 0.0) - self._clock()
+
+    def start(self) -> None:
+        """Makes the copies. Raises ValueError where the files do not work: a start with them would serve nobody."""
+        stamp = self._look()
+        self._take(read(self._tls), stamp)
+
+    def look(self) -> bool:
+        """Takes what has changed and works. Returns whether something did; what does not work is logged once."""
+        stamp = self._look()
+        if stamp == self._stamp:
+            return False
+        try:
+            files = read(self._tls)
+        except ValueError as error:
+            # Files of one pair may come one after the other, so it is looked at again as long as it does not work.
+            if str(error) != self.refusal:
+                log.warning("new edge certificate is not used, the former one is kept", why=str(error))
+            self.refusal = str(error)
+            return False
+        if self._look() != stamp:  # it changed while it was read: the next look sees
+            return False
+        self.refusal = ""
+        if files == self._files:
+            self._stamp = stamp
+            return False
+        self._take(files, stamp)
+        log.info("edge certificate was replaced", expires_in_days=round(self.expires_in / 86400, 1))
+        return True
+
+    async def run(self) -> None:
+        """Looks now and then, until it is cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            self.look()
+
+    def follow(self, registry: metrics.Registry) -> None:
+        """Adds the metrics."""
+        registry.gauge(
+            "mesh_edge_certificate_expires_seconds",
+            "Seconds until the certificate that clients are shown expires.",
+            merge="min",
+        ).follow(lambda: round(self.expires_in))
+        registry.gauge(
+            "mesh_edge_certificate_refused",
+            "1 where newer files for the edge's certificate do not work and the former ones are kept.",
+            merge="max",
+        ).follow(lambda: int(bool(self.refusal)))
+
+    def _look(self) -> Stamp | None:
+        """How the files are now, without reading them; None where one is missing."""
+        found = []
+        with contextlib.suppress(OSError):
+            for path in filter(None, (self._tls.certificate, self._tls.private_key, self._tls.client_ca)):
+                status = os.stat(path)
+                found.append((status.st_dev, status.st_ino, status.st_mtime_ns))
+            return tuple(found)
+        return None
+
+    def _take(self, files: Files, stamp: Stamp | None) -> None:
+        for name, content in config.secrets(files.certificate, files.private_key, files.client_ca).items():
+            fresh = self._folder / f"{name}.new"
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with open(descriptor, "wb") as file:
+                file.write(content)
+            os.replace(fresh, self._folder / name)  # Envoy sees renames
+        self._files, self._stamp = files, stamp

@@ -1,0 +1,144 @@
+"""Which certificates the edge shows: those that work, whatever an operator puts there while it runs."""
+
+import json
+import os
+import ssl
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mesh.envoy import config
+from mesh.envoy.certificates import Certificates, read
+from mesh.telemetry import metrics
+from tests.support.certificates import HOUR, certificate
+
+GOOD = certificate("127.0.0.1")
+OTHER = certificate("127.0.0.1", ends=2 * HOUR)
+EXPIRED = certificate("127.0.0.1", ends=-HOUR)
+NOT_YET = certificate("127.0.0.1", begins=HOUR, ends=2 * HOUR)
+
+
+def chain(made: tuple[bytes, bytes]) -> str:
+    """The certificate of a file that holds its key too."""
+    return made[1][: made[1].index(b"-----BEGIN PRIVATE")].decode()
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> config.Tls:
+    put(tmp_path / "tls.pem", GOOD[1])
+    return config.Tls(certificate=str(tmp_path / "tls.pem"), private_key=str(tmp_path / "tls.pem"))
+
+
+@pytest.fixture
+def edge(tls: config.Tls, tmp_path: Path) -> Certificates:
+    (tmp_path / "run").mkdir(mode=0o700)
+    edge = Certificates(tls, tmp_path / "run")
+    edge.start()
+    return edge
+
+
+def put(path: Path, content: bytes) -> None:
+    """As Kubernetes does: by a rename."""
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(content)
+    fresh.replace(path)
+
+
+def shown(tmp_path: Path) -> str:
+    """What Envoy is given."""
+    path = tmp_path / "run" / "edge-certificate.json"
+    (secret,) = json.loads(path.read_text())["resources"]
+    assert os.stat(path).st_mode & 0o077 == 0, "it holds a key"
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"edge-certificate.json", "client-authority.json"}
+    return secret["tls_certificate"]["certificate_chain"]["inline_string"]
+
+
+def test_a_certificate_that_has_expired_is_refused_at_the_start(tls: config.Tls, tmp_path: Path) -> None:
+    """Envoy would show it, and each client would tell another story."""
+    put(tmp_path / "tls.pem", EXPIRED[1])
+    with pytest.raises(ValueError, match=r"tls\.pem has expired on 20.*put a new one there .*tls\.secretName"):
+        Certificates(tls, tmp_path).start()
+
+
+def test_a_new_certificate_is_taken(edge: Certificates, tmp_path: Path) -> None:
+    assert shown(tmp_path) == chain(GOOD)
+    assert not edge.look()
+    put(tmp_path / "tls.pem", OTHER[1])
+    assert edge.look()
+    assert shown(tmp_path) == chain(OTHER)
+    assert 3600 < edge.expires_in <= 7200
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (EXPIRED[1], "has expired on"),
+        (NOT_YET[1], "is not valid before"),
+        (b"no certificate", "does not work with the key"),
+        (chain(OTHER).encode(), "does not work with the key"),
+        (None, "No such file"),
+    ],
+    ids=["expired", "not yet", "nonsense", "no key", "missing"],
+)
+def test_what_does_not_work_is_not_taken_and_said_once(
+    content: bytes | None, why: str, edge: Certificates, tmp_path: Path
+) -> None:
+    """The valid one stays, and a metric says when it ends; whatever works later is taken."""
+    registry = metrics.Registry("test")
+    edge.follow(registry)
+    if content is None:
+        (tmp_path / "tls.pem").unlink()
+    else:
+        put(tmp_path / "tls.pem", content)
+    assert [edge.look() for _ in range(3)] == [False] * 3
+    assert shown(tmp_path) == chain(GOOD)
+    assert why in edge.refusal
+    found = {metric["name"]: metric["series"][0][1] for metric in registry.snapshot()["metrics"]}
+    assert found["mesh_edge_certificate_refused"] == 1
+    assert 0 < found["mesh_edge_certificate_expires_seconds"] <= 3600
+    put(tmp_path / "tls.pem", OTHER[1])
+    assert edge.look()
+    assert (shown(tmp_path), edge.refusal) == (chain(OTHER), "")
+
+
+def test_a_pair_that_comes_in_two_steps_is_taken_when_it_is_whole(tls: config.Tls, tmp_path: Path) -> None:
+    """The certificate first, its key a moment later."""
+    key = tmp_path / "key.pem"
+    key.write_bytes(GOOD[1])
+    tls = replace(tls, private_key=str(key))
+    (tmp_path / "run").mkdir()
+    edge = Certificates(tls, tmp_path / "run")
+    edge.start()
+    put(tmp_path / "tls.pem", OTHER[1])
+    assert not edge.look()
+    assert "does not work with the key" in edge.refusal
+    assert shown(tmp_path) == chain(GOOD)
+    put(key, OTHER[1])
+    assert edge.look()
+    assert shown(tmp_path) == chain(OTHER)
+
+
+def test_authorities_for_clients_follow_the_same_rule(tls: config.Tls, tmp_path: Path) -> None:
+    """One that can vouch for nobody any more, or is none, is not taken."""
+    ca = tmp_path / "ca.crt"
+    put(ca, GOOD[0])
+    (tmp_path / "run").mkdir()
+    edge = Certificates(
+        config.Tls(certificate=tls.certificate, private_key=tls.private_key, client_ca=str(ca)), tmp_path / "run"
+    )
+    edge.start()
+    for content, why in ((b"nothing", "no authority"), (chain(EXPIRED).encode(), "has expired")):
+        put(ca, content)
+        assert not edge.look()
+        assert why in edge.refusal
+    given = json.loads((tmp_path / "run" / "client-authority.json").read_text())["resources"][0]
+    assert given["validation_context"]["trusted_ca"]["inline_string"] == GOOD[0].decode()
+    put(ca, OTHER[0])
+    assert edge.look()
+
+
+def test_what_is_read_is_what_openssl_would_load(tls: config.Tls) -> None:
+    """The expiry is the certificate's own."""
+    ends = ssl._ssl._test_decode_cert(tls.certificate)["notAfter"]  # type: ignore[attr-defined]
+    assert read(tls).expires == ssl.cert_time_to_seconds(ends)
