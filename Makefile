@@ -17,7 +17,7 @@ DEV := $(VENV)/.dev-$(call LEVEL,dev)
 GPU := $(VENV)/.gpu-$(call LEVEL,gpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos check bench image cluster cluster-image cluster-down proto manifests
+.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos test-attack check bench image cluster cluster-image cluster-down proto manifests
 .PHONY: lock format clean environment environment-gpu
 
 help:  ## this list
@@ -67,6 +67,9 @@ test-cluster: $(DEV)  ## the image on that cluster, which is made and started wh
 
 test-chaos: $(DEV)  ## ten minutes of random faults, every answer judged (ARGS="--chaos-seed 7 --chaos-seconds 1800")
 	@$(RUN) pytest tests/chaos -m chaos $(ARGS)
+
+test-attack: $(DEV)  ## callers, stores and models that misbehave, each beside a hot caller who must not notice
+	@$(RUN) pytest tests/attack -m attack $(ARGS)
 
 bench: $(DEV)  ## calls/s, CPU per call and latency, beside a plain grpc.aio server
 	@$(RUN) tests.bench $(ARGS)
