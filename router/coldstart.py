@@ -457,7 +457,11 @@ class ColdStart:
         """One agent's answer. Raises _Next where there is none."""
         record = registration.record
         pinned = bool(self._current().limits.of(record.type, record.limits).pinned)
-        request = load_request(registration, idle_ms=flight.idle_ms, reason=flight.why, pinned=pinned)
+        # A pod that has been away may hold what a reload has replaced since: that is no answer any more.
+        generation = record.generation if record.digest else 0
+        request = load_request(
+            registration, idle_ms=flight.idle_ms, reason=flight.why, pinned=pinned, generation=generation
+        )
         now = self._loop.time()
         if record.load_ms and flight.expected is None:
             flight.expected = now + record.load_ms / 1000

@@ -11,7 +11,8 @@ successor.
 
 A lost lease is an ordinary event: etcd stalls, and every lease of the mesh ends at once. Then everything is published
 again, after a random pause so that not all pods do it at the same moment, and each copy only if its model is still the
-registration that it was loaded from; for the others `on_stale` is called. The copies come first and the pod's record
+registration that it was loaded from, and its content was not replaced meanwhile by a reload; for the others `on_stale`
+is called. The copies come first and the pod's record
 last: whoever sees the pod published may rely on it that each copy that answers has its key. That is what the fence
 rests on (`placement.fence`), and what unregistering asks.
 """
@@ -29,6 +30,7 @@ from mesh.etcd import (
     Etcd,
     EtcdError,
     EtcdLeaseLost,
+    KeyValue,
     Lease,
     Op,
     Patience,
@@ -417,6 +419,7 @@ class Presence:
         """Writes all keys but the pod's own, whose revision is known, and waits until no stale copy answers any more.
         Whether that is done: not where the pod's own key has changed meanwhile."""
         guard = modified(self.key, revision)
+        await self._outdate_replaced()
         for model_id in self._wanted:
             self._dirty[model_id] = True
         while batch := self._next_batch():
@@ -428,6 +431,22 @@ class Presence:
                 self._dirty.pop(model_id, None)  # its key ended with the lease
             await asyncio.wait(tuple(self._stale.values()))
         return True
+
+    async def _outdate_replaced(self) -> None:
+        """Has the copies withdrawn whose content a reload has replaced while this pod was away, and waits for that. As
+        long as nobody has loaded the new content, the old may answer."""
+        ids = list(self._wanted)
+        for start in range(0, len(ids), BATCH):
+            batch = ids[start : start + BATCH]
+            result = await self._etcd.txn([], [get_op(self._keys.model(model_id)) for model_id in batch])
+            for model_id, found in zip(batch, result.responses, strict=True):
+                wanted = self._wanted.get(model_id)
+                if wanted is not None and isinstance(found, tuple) and found and _replaced(wanted, found[0]):
+                    del self._wanted[model_id]
+                    self._unkeyed.discard(model_id)
+                    self._outdate(model_id)
+        if self._stale:
+            await asyncio.wait(tuple(self._stale.values()))
 
     def _hold(self, taken: place.Taken) -> None:
         self._leases += 1
@@ -479,6 +498,15 @@ class Presence:
         for model_id in found:
             if model_id not in self._wanted and model_id not in self._claiming:
                 self._touch(model_id)
+
+
+def _replaced(copy: records.CopyRecord, model: KeyValue) -> bool:
+    """Whether a copy's content is known to have been replaced, by the record of its model."""
+    try:
+        record = records.ModelRecord.decode(model.value)
+    except ValueError:
+        return False  # whoever reads it for a load says so
+    return model.create_revision == copy.create_revision and record.generation > copy.generation and bool(record.digest)
 
 
 def _under(response: object, lease: int) -> bool:

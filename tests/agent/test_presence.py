@@ -207,7 +207,8 @@ async def test_a_pod_whose_place_was_taken_says_so_and_writes_no_more(etcd: Etcd
 
 
 async def test_a_lost_lease_is_replaced_and_everything_published_again(pod: Pod, etcd_server: EtcdServer) -> None:
-    """Hundreds of copies; those of models registered anew or not at all are withdrawn instead."""
+    """Hundreds of copies; those of models registered anew or not at all are withdrawn instead, and those of content
+    that a reload has replaced. As long as nobody has loaded the new content, the old stands."""
     created = {f"m{number}": await register(pod, f"m{number}") for number in range(230)}
     for model_id, revision in created.items():
         pod.presence.put(model_id, pod.copy(revision, LOADED))
@@ -216,13 +217,16 @@ async def test_a_lost_lease_is_replaced_and_everything_published_again(pod: Pod,
     await pod.etcd.delete(pod.keys.model("m7"))
     await register(pod, "m7")
     await pod.etcd.delete(pod.keys.model("m150"))
+    for model_id, digest in (("m8", "new"), ("m9", "")):
+        after = replace(ModelRecord("t").reloaded(), digest=digest)
+        await pod.etcd.put(pod.keys.model(model_id), after.encode())
     before = pod.presence.statistics()
     etcd_server.etcdctl("lease", "revoke", f"{before.lease:x}")
     await until(lambda: pod.presence.statistics().leases == 2, why="another lease", timeout=15)
     for model_id in created:
         assert await pod.presence.settled(model_id, 10.0)
-    assert sorted(pod.stale) == ["m150", "m7"]
-    assert set(await pod.presence.own_keys()) == set(created) - {"m7", "m150"}
+    assert sorted(pod.stale) == ["m150", "m7", "m8"]
+    assert set(await pod.presence.own_keys()) == set(created) - {"m7", "m8", "m150"}
     assert await pod.lease_of("m3") == pod.presence.statistics().lease != before.lease
 
 

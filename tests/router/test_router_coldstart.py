@@ -50,6 +50,18 @@ async def test_a_call_of_a_model_without_a_copy_has_it_loaded_and_goes_through(c
     assert core.world.callable("m") == ["a"]
 
 
+@pytest.mark.parametrize(("digest", "generation"), [("", 0), ("ab", 3)], ids=["not-loaded-yet", "loaded-somewhere"])
+async def test_what_a_reload_has_replaced_is_no_copy_to_be_had(core, digest, generation):
+    """Where the new content was loaded once, the agent is asked for it; before that any copy will do."""
+    core.register(generation=3, digest=digest)
+    core.world.pod("a")
+    core.agents.answers["a"] = GO_ON
+    core.call()
+    (await core.reaches("a")).reply()
+    ((_, request),) = core.agents.loads
+    assert request.generation == generation
+
+
 async def test_a_hundred_calls_share_one_load(core):
     one_pod(core)
     event = held(core)
