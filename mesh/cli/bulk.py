@@ -10,7 +10,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
-from mesh.cli import options, output
+from mesh.cli import layout, options, output
 from mesh.cli.client import Client
 from mesh.cli.exits import CommandError, Exit, Refused
 
@@ -75,8 +75,9 @@ def import_models(
 
     A line is a model: `{"id": "fraud/de", "type": "onnx", "path": "/models/fraud-de.onnx"}`, with a `key` where its
     storage needs one, and a `sha256` where its file must have that digest. Of a folder, every .onnx file below it is
-    registered; its id is its path without the ending. A folder with a `manifest.json`, or such a file, lists them
-    itself: `{"models": [{"id": "a", "file": "a.onnx"}]}`.
+    registered, its id is its path without the ending; with its folder, where it has external data. A folder of versions
+    (`dense/1/model.onnx`, `dense/2/model.onnx`) is one model, `dense`. A folder with a `manifest.json`, or such a file,
+    lists them itself: `{"models": [{"id": "a", "file": "a.onnx"}]}`.
 
     What is registered already with the same attributes is left as it is. Ends with 1 if any line failed.
 
@@ -101,6 +102,10 @@ async def _import(client: Client, source: str, prefix: str, kind: str, *, as_jso
     with shown if screen.is_terminal else nullcontext():
         task = shown.add_task("import", total=count_lines(source))
 
+        def bad(number: int, model_id: str, why: str) -> None:
+            totals.failed += 1
+            report({"line": number, "id": model_id, "reason": "BAD_REQUEST", "text": why})
+
         def report(error: dict[str, Any]) -> None:
             if as_json:
                 totals.errors.append(error)
@@ -111,7 +116,7 @@ async def _import(client: Client, source: str, prefix: str, kind: str, *, as_jso
         try:
             await _send_all(
                 client,
-                chunks(lines_of(source, prefix, kind)),
+                chunks(lines_of(source, prefix, kind, bad)),
                 totals,
                 report,
                 lambda: shown.update(task, completed=totals.done),
@@ -184,8 +189,9 @@ def chunks(lines: Iterable[tuple[int, bytes]]) -> Iterator[Chunk]:
         yield Chunk(b"\n".join(data) + b"\n", tuple(numbers))
 
 
-def lines_of(source: str, prefix: str, kind: str) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file, of standard input, or one made for each model file in a folder; with their numbers."""
+def lines_of(source: str, prefix: str, kind: str, bad: Callable[[int, str, str], None]) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, of standard input, or one made for each model in a folder; with their numbers. `bad` is
+    called with number, id and reason for a model that cannot be registered so that it loads."""
     if source == "-":
         yield from enumerate(sys.stdin.buffer, 1)
         return
@@ -193,14 +199,17 @@ def lines_of(source: str, prefix: str, kind: str) -> Iterator[tuple[int, bytes]]
     try:
         manifest = path / "manifest.json" if path.is_dir() else path
         if manifest.suffix == ".json" and manifest.is_file():
-            yield from enumerate(_listed(manifest, prefix, kind), 1)
+            yield from _listed(manifest, prefix, kind, bad)
         elif path.is_dir():
-            files = sorted(file for file in path.rglob("*.onnx") if file.is_file())
-            if not files:
+            number = 0
+            for number, found in enumerate(layout.models(path, _skipped), 1):
+                if found.problem:
+                    bad(number, prefix + found.id, found.problem)
+                    continue
+                model = {"id": prefix + found.id, "type": kind, "path": str(found.path.resolve())}
+                yield number, json.dumps(model).encode()
+            if not number:
                 raise CommandError(f"there is no .onnx file in {path}", code=Exit.USAGE)
-            for number, file in enumerate(files, 1):
-                model_id = prefix + file.relative_to(path).with_suffix("").as_posix()
-                yield number, json.dumps({"id": model_id, "type": kind, "path": str(file.resolve())}).encode()
         else:
             with path.open("rb") as stream:
                 yield from enumerate(stream, 1)
@@ -208,13 +217,26 @@ def lines_of(source: str, prefix: str, kind: str) -> Iterator[tuple[int, bytes]]
         raise CommandError(f"{path} cannot be read: {error.strerror or error}", code=Exit.USAGE) from error
 
 
-def _listed(manifest: Path, prefix: str, kind: str) -> Iterator[bytes]:
-    """A line for each model of a manifest, whose files are named relative to it."""
+def _skipped(folder: Path, why: str) -> None:
+    output.remarks().print(f"{output.plain(str(folder))} is skipped: {output.plain(why)}", soft_wrap=True)
+
+
+def _listed(
+    manifest: Path, prefix: str, kind: str, bad: Callable[[int, str, str], None]
+) -> Iterator[tuple[int, bytes]]:
+    """A line for each model of a manifest, whose files are named relative to it, with its number."""
     try:
-        for model in json.loads(manifest.read_bytes())["models"]:
-            path = str(model["path"]) if "path" in model else str((manifest.parent / model["file"]).resolve())
-            line = {"id": prefix + str(model["id"]), "type": model.get("type", kind), "path": path}
-            yield json.dumps(line | ({"key": model["key"]} if model.get("key") else {})).encode()
+        for number, model in enumerate(json.loads(manifest.read_bytes())["models"], 1):
+            model_id, path, problem = prefix + str(model["id"]), str(model.get("path", "")), ""
+            if "path" not in model:
+                file = manifest.parent / model["file"]
+                placed, problem = layout.placed(file) if file.is_file() else (file, "")
+                path = str(placed.resolve())
+            if problem:
+                bad(number, model_id, problem)
+                continue
+            line = {"id": model_id, "type": model.get("type", kind), "path": path}
+            yield number, json.dumps(line | ({"key": model["key"]} if model.get("key") else {})).encode()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CommandError(f"{manifest} is no manifest of models: {error!r}", code=Exit.USAGE) from error
 

@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import os
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.cli import bulk
+from mesh.cli import bulk, layout
+from tests.support import models
 
 
 def lines(*ids):
@@ -62,6 +65,121 @@ def test_a_folder_is_registered_by_its_files(mesh, run, tmp_path):
         "path": str(tmp_path / "de/b.onnx"),
     }
     assert set(mesh.models) == {"fraud/a", "fraud/de/b"}
+
+
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def imported(mesh, run, folder: Path, *, code: int = 0) -> dict[str, str]:
+    """The ids that came of it, and the paths below the folder."""
+    result = run("import", str(folder))
+    assert result.exit_code == code, result.stderr
+    return {name: str(Path(model["path"]).relative_to(folder)) for name, model in mesh.models.items()}
+
+
+def test_a_model_of_more_than_one_file_is_registered_by_its_folder(mesh, run, tmp_path):
+    """The one that keeps tensors beside it, also below its folder; one that only mentions such files is a file."""
+    write(
+        tmp_path,
+        {
+            "bert/model.onnx": models.external_data("model.onnx_data"),
+            "bert/model.onnx_data": b"1234",
+            "deep/net.onnx": models.external_data_in_a_branch("weights/w.bin"),
+            "deep/weights/w.bin": b"1234",
+            "gone/net.onnx": models.external_data("not-there"),
+            "out/net.onnx": models.external_data("../bert/model.onnx_data"),
+            "plain/model.onnx": models.constant(1.0),
+            "long/net.onnx": models.external_data("d" * 200),
+            f"long/{'d' * 200}": b"1234",
+        },
+    )
+    assert imported(mesh, run, tmp_path) == {
+        "bert/model": "bert",
+        "deep/net": "deep",
+        "gone/net": "gone/net.onnx",
+        "out/net": "out/net.onnx",
+        "plain/model": "plain/model.onnx",
+        "long/net": "long",
+    }
+
+
+def test_the_name_of_external_data_is_found_wherever_it_stands(tmp_path, monkeypatch):
+    """Also where it lies across what is read at a time."""
+    content = models.external_data("w.bin")
+    write(tmp_path, {"m.onnx": content, "w.bin": b"1234"})
+    for block in range(1, len(content) + 2):
+        monkeypatch.setattr(layout, "_BLOCK", block)
+        assert layout.placed(tmp_path / "m.onnx") == (tmp_path, ""), block
+
+
+def test_a_repository_of_versions_is_a_model_each(mesh, run, tmp_path):
+    """As Triton lays them out. The folder that is imported is no model itself, whatever its folders are called, and a
+    folder of numbers without models is none."""
+    write(
+        tmp_path,
+        {
+            "dense/config.pbtxt": b"",
+            "dense/1/model.onnx": models.constant(1.0),
+            "dense/2/model.onnx": models.constant(2.0),
+            "team/sparse/10/net.onnx": models.constant(1.0),
+            "team/sparse/9/README": b"",
+            "101/model.onnx": models.constant(1.0),
+            "years/2024/notes.txt": b"",
+            "years/2024/a/b.onnx": models.constant(1.0),
+            "mixed/1/model.onnx": models.constant(1.0),
+            "mixed/own.onnx": models.constant(1.0),
+        },
+    )
+    assert imported(mesh, run, tmp_path) == {
+        "dense": "dense",
+        "team/sparse": "team/sparse",
+        "101/model": "101/model.onnx",
+        "years/2024/a/b": "years/2024/a/b.onnx",
+        "mixed/1/model": "mixed/1/model.onnx",
+        "mixed/own": "mixed/own.onnx",
+    }
+
+
+def test_what_no_pod_could_tell_apart_fails_at_once(mesh, run, tmp_path):
+    """Two models in one folder, one of them with external data: it is named, the rest is registered."""
+    write(tmp_path, {"a.onnx": models.external_data("w"), "w": b"1234", "b.onnx": models.constant(1.0)})
+    assert imported(mesh, run, tmp_path, code=1) == {"b": "b.onnx"}
+    document = json.loads(run("import", str(tmp_path), "--json").stdout)
+    assert (document["failed"], document["errors"][0]["id"]) == (1, "a")
+    assert "a folder of its own" in document["errors"][0]["text"]
+
+
+def test_what_is_no_model_is_left_alone(mesh, run, tmp_path):
+    """Hidden files and folders, links that dangle; the ending counts in either case."""
+    write(tmp_path, {"a.ONNX": b"", "._a.onnx": b"", ".nfs000.onnx": b"", ".git/b.onnx": b"", "c.onnx/readme": b""})
+    (tmp_path / "gone.onnx").symlink_to(tmp_path / "nowhere")
+    assert imported(mesh, run, tmp_path) == {"a": "a.ONNX"}
+
+
+def test_a_folder_that_may_not_be_read_is_skipped_and_told(tmp_path, monkeypatch):
+    write(tmp_path, {"a.onnx": b"", "lost+found/b.onnx": b""})
+    scandir = os.scandir
+
+    def refused(path):
+        if Path(path).name == "lost+found":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    told = []
+    found = list(layout.models(tmp_path, lambda path, why: told.append((path.name, why))))
+    assert [model.id for model in found] == ["a"]
+    assert told == [("lost+found", "Permission denied")]
+
+
+def test_a_manifest_names_files_and_their_folders_follow(mesh, run, tmp_path):
+    write(tmp_path, {"m/a.onnx": models.external_data("w"), "m/w": b"1234", "b.onnx": models.constant(1.0)})
+    listed = [{"id": "a", "file": "m/a.onnx"}, {"id": "b", "file": "b.onnx"}]
+    (tmp_path / "manifest.json").write_text(json.dumps({"models": listed}))
+    assert imported(mesh, run, tmp_path) == {"a": "m", "b": "b.onnx"}
 
 
 def test_a_manifest_lists_its_models(mesh, run, tmp_path):

@@ -1,0 +1,137 @@
+"""The models of a folder, for `mesh import`: which files and folders are one model, as the pods will take them.
+
+A registration names a file, or a folder in which the pods find the file (`mesh.runtime.server.onnxfile`). A folder is
+named where a model is more than a file: where it keeps tensors in other files (ONNX calls that external data), and
+where it has versions, each a folder with a number for its name, as in Triton's repositories. A single file is named
+itself.
+
+Reads the file system only. Hidden files, and those that macOS and NFS leave behind (`._a.onnx`, `.nfs0001.onnx`), are
+no models; a folder that may not be read is skipped.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_LOCATION = b"\n\x08location\x12"
+"""How the name of a file of external data begins in a model: the entry's key, and the tag of its value."""
+
+_BLOCK = 1 << 20  # bytes of a file that are searched at a time
+_LONGEST = 4096  # bytes of such a name
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model: its id below the folder, and the file or folder to be registered. `problem`: why it cannot be."""
+
+    id: str
+    path: Path
+    problem: str = ""
+
+
+def models(root: Path, skipped: Callable[[Path, str], None] = lambda path, why: None) -> Iterator[Found]:
+    """Yields the models below `root`, in the order of their ids. `skipped` is told of each folder that was not read,
+    and why."""
+    yield from sorted(_below(root, root, skipped), key=lambda found: found.id)
+
+
+def placed(file: Path) -> tuple[Path, str]:
+    """Returns what to register for a model's file: the file, or its folder where it has external data; and why that
+    cannot be loaded, "" as a rule."""
+    if not _has_external_data(file):
+        return file, ""
+    others = [other.name for other in _onnx(file.parent) if other.name != file.name]
+    if file.name == "model.onnx" or not others:
+        return file.parent, ""
+    return file.parent, (
+        f"it has external data, so its folder would be registered, but {', '.join(others[:3])} lies there too: "
+        "put the model and its data into a folder of its own"
+    )
+
+
+def _below(folder: Path, root: Path, skipped: Callable[[Path, str], None]) -> Iterator[Found]:
+    try:
+        folders = sorted(
+            entry.name
+            for entry in os.scandir(folder)
+            if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+        )
+        files = _onnx(folder)
+    except OSError as error:
+        if folder == root:
+            raise
+        skipped(folder, error.strerror or str(error))
+        return
+    if folder != root and not files and _has_versions(folder, folders):
+        yield Found(folder.relative_to(root).as_posix(), folder)
+        return
+    for file in files:
+        model_id = file.relative_to(root).with_suffix("").as_posix()
+        try:
+            path, problem = placed(file)
+        except OSError as error:
+            path, problem = file, f"{file} cannot be read: {error.strerror or error}"
+        yield Found(model_id, path, problem)
+    for name in folders:
+        yield from _below(folder / name, root, skipped)
+
+
+def _onnx(folder: Path) -> list[Path]:
+    """The model files that lie directly in a folder."""
+    return sorted(
+        Path(entry.path)
+        for entry in os.scandir(folder)
+        if not entry.name.startswith(".") and entry.name.lower().endswith(".onnx") and entry.is_file()
+    )
+
+
+def _has_versions(folder: Path, names: list[str]) -> bool:
+    """Whether one of the folders is a version of a model: a number, with a model that can be told."""
+    for name in names:
+        if not (name.isascii() and name.isdigit()):
+            continue
+        try:
+            files = _onnx(folder / name)
+        except OSError:
+            continue
+        if len(files) == 1 or any(file.name == "model.onnx" for file in files):
+            return True
+    return False
+
+
+def _has_external_data(file: Path) -> bool:
+    """Whether the model names a file beside it that its tensors stand in. Searched for as bytes, since a model may have
+    gigabytes; what merely looks like such a name has no file."""
+    with file.open("rb", buffering=0) as stream:
+        kept = b""
+        while block := stream.read(_BLOCK):
+            searched = kept + block
+            at = searched.find(_LOCATION)
+            while at >= 0:
+                if len(searched) - at < len(_LOCATION) + _LONGEST + 2:
+                    searched += stream.read(_LONGEST + 2) or b""
+                if _is_file_beside(file, searched[at + len(_LOCATION) :]):
+                    return True
+                at = searched.find(_LOCATION, at + 1)
+            kept = searched[-len(_LOCATION) + 1 :]
+    return False
+
+
+def _is_file_beside(file: Path, text: bytes) -> bool:
+    """Whether what stands there, as protobuf writes a string, names a file at or below the model's folder."""
+    if not text:
+        return False
+    length, start = text[0], 1
+    if length >= 0x80:
+        if len(text) < 2 or text[1] >= 0x80:
+            return False
+        length, start = (length & 0x7F) | text[1] << 7, 2
+    name = text[start : start + length]
+    if len(name) < length or not name or b"\0" in name or name.startswith(b"/"):
+        return False
+    try:
+        target = (file.parent / os.fsdecode(name)).resolve()
+        return target.is_relative_to(file.parent.resolve()) and target.is_file()
+    except OSError:
+        return False
