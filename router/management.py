@@ -202,6 +202,12 @@ class Management:
         if sha256 and _SHA256.fullmatch(sha256) is None:
             text = f"sha256 must be 64 hexadecimal digits, as `sha256sum` prints them, not {sha256[:80]!r}"
             raise MeshError(Reason.BAD_REQUEST, text)
+        if path in (".", "..") or path.startswith(("./", "../")):
+            text = (
+                f"the path {path[:500]!r} is relative to a folder that pods do not know: give an absolute path, a URI "
+                "such as s3://bucket/model.onnx, or a path inside the store that the key names"
+            )
+            raise MeshError(Reason.BAD_REQUEST, text)
         last_used_ms = min(last_used_ms, now)
         return ModelRecord(
             type=type, path=path, key=key, sha256=sha256.lower(), limits=limits, last_used_ms=last_used_ms

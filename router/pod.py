@@ -243,7 +243,7 @@ class RouterPod:
             await self._patience.until_done(lambda: self._etcd.get(keys.owner))  # also where nobody asks whose it is
             await self._patience.until_done(lambda: owner.claim(self._etcd, keys, self.settings.install_id))
         except (owner.OwnedByAnother, EtcdError) as error:
-            self.failed.set_result(error.text if isinstance(error, EtcdError) else str(error))
+            self.failed.set_result(error.detail if isinstance(error, EtcdError) else str(error))
             return
         self._tasks.essential(self._dynamic.run(), "follow settings")
         self._tasks.essential(self._roster.run(), "roster")

@@ -33,7 +33,7 @@ class Roster:
             try:
                 await self._stand()
             except EtcdError as error:
-                log.debug("this router is not on the roster while etcd is away", why=error.text)
+                log.debug("this router is not on the roster while etcd is away", why=error.detail)
             await asyncio.sleep(_PAUSE)
 
     async def _stand(self) -> None:

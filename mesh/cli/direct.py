@@ -44,11 +44,9 @@ def translated(error: "EtcdError") -> CommandError:
         )
         return CommandError(text, code=Exit.TRY_AGAIN, reason="COMPACTED")
     if isinstance(error, EtcdDenied):
-        text = (
-            f"etcd refuses it ({error.text}): check user, password (--etcd-user, --etcd-config), and what the user may"
-        )
-        return CommandError(text, reason="DENIED")
+        advice = "check user, password (--etcd-user, --etcd-config), and what the user may"
+        return CommandError(f"etcd refuses it ({error.detail}): {advice}", reason="DENIED")
     if isinstance(error, EtcdUnavailable):
-        text = f"etcd does not answer ({error.text}): check --etcd or --etcd-config; `mesh doctor` tells more"
+        text = f"etcd does not answer ({error.detail}): check --etcd or --etcd-config; `mesh doctor` tells more"
         return CommandError(text, code=Exit.UNREACHABLE, reason="UNREACHABLE")
-    return CommandError(error.text, reason=error.reason.name)
+    return CommandError(error.detail, reason=error.reason.name)

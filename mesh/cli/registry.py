@@ -1,6 +1,7 @@
 """Registering models, one by one: `register`, `unregister`, `ls`."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,8 @@ from mesh.cli.client import PAGE, Client, model_path
 from mesh.cli.exits import CommandError, Exit
 from mesh.cli.serving import LOAD_SECONDS, show_status
 from mesh.local.lines import one_line
+
+_WHY = 160  # characters of a reason that are shown; `mesh status` shows all
 
 
 def add(app: typer.Typer) -> None:
@@ -46,7 +49,7 @@ def register(
         inside = isinstance(named, dict) and not {"storage_key", "storage_params", "bucket"}.isdisjoint(named)
         body = {
             "type": kind,
-            "path": path if inside else absolute(path),
+            "path": path if inside else located(path),
             "key": named,
             "load": load or wait,
             "sync": wait,
@@ -100,7 +103,7 @@ def ls(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Lists registered models in the order of their ids, and the pods that hold them; or that loading one has failed.
+    """Lists registered models in the order of their ids, and the pods that hold them; or why one cannot be loaded.
 
     Examples: `mesh ls fraud/`, `mesh ls --all --json | jq -r '.models[].id'`
     """
@@ -144,23 +147,43 @@ async def _list_all(client: Client, prefix: str, after: str, *, as_json: bool) -
 
 def _print(models: list[dict[str, Any]]) -> None:
     """Plain aligned lines: a hundred thousand rows through rich's tables take over a minute."""
-    rows = [("MODEL", "TYPE", "PODS", "PATH")]
+    rows = [("MODEL", "TYPE", "PODS", "PATH", "WHY" if any(map(_trouble, models)) else "")]
     for model in models:
-        trouble = "quarantined" if model.get("quarantined") else "failed" if model.get("errors") else "-"
-        pods = ",".join(str(pod) for pod in model.get("pods", ())) or trouble
-        rows.append((str(model["id"]), str(model.get("type", "")), pods, str(model.get("path", ""))))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
-        shown = [one_line(cell) for cell in row]
-        aligned = [cell.ljust(width) for cell, width in zip(shown, widths, strict=False)]
-        sys.stdout.write("  ".join([*aligned, shown[3]]).rstrip() + "\n")
+        trouble = _trouble(model)
+        pods = ",".join(str(pod) for pod in model.get("pods", ())) or trouble.partition(":")[0] or "-"
+        why = one_line(trouble)
+        why = why if len(why) <= _WHY else why[: _WHY - 1] + "…"
+        rows.append((str(model["id"]), str(model.get("type", "")), pods, str(model.get("path", "")), why))
+    shown = [[one_line(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in shown) for column in range(4)]
+    for row in shown:
+        aligned = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        sys.stdout.write("  ".join([*aligned, row[4]]).rstrip() + "\n")
 
 
-def absolute(path: str) -> str:
-    """A file of this machine by its absolute path; anything else as it is."""
-    if "://" in path or path.startswith(("/", "file:")) or not Path(path).exists():
+def _trouble(model: dict[str, Any]) -> str:
+    """What keeps a model from being loaded, and why: `failed: no such file`; "" where nothing does."""
+    errors = model.get("errors") or []
+    if not errors and not model.get("quarantined"):
+        return ""
+    return f"{'quarantined' if model.get('quarantined') else 'failed'}: {errors[0] if errors else 'servers died of it'}"
+
+
+def located(path: str) -> str:
+    """Returns a path as the pods will understand it: a file of this machine by its absolute path, URIs as they are.
+    Raises CommandError for a relative path that is neither: each pod has another current folder."""
+    scheme, colon, rest = path.partition(":")
+    is_uri = bool(colon) and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) is not None
+    if path.startswith("/") or (is_uri and (scheme.lower() != "file" or rest.startswith("/"))):
         return path
-    return str(Path(path).resolve())
+    local = Path(rest if is_uri else path)
+    if path and local.exists():
+        return str(local.resolve())
+    raise CommandError(
+        f"{path!r} is not a file here, and no absolute path or URI. Is it in a store? Then name that with --key "
+        "(--key default for the pods' default store)",
+        code=Exit.USAGE,
+    )
 
 
 def _key(text: str) -> Any:

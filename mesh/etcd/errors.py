@@ -3,6 +3,10 @@
 The difference that matters to callers is whether a failed write may have been done all the same: a put that timed out
 has been seen to land later. Only what certainly never reached etcd, or what etcd refused, is reported as not ambiguous.
 Which etcd message means what is known here alone; the texts are those of etcd's api/v3rpc/rpctypes/error.go.
+
+Each error has two texts. `text` is for whoever called the mesh: what is the matter and what still works, without
+addresses and without gRPC's words. `detail` is for the operator: which request, which member, and its very words. Logs
+and the commands that speak to etcd themselves show that.
 """
 
 import grpc
@@ -13,8 +17,12 @@ from mesh.statuses import Code, MeshError, Reason
 class EtcdError(MeshError):
     """etcd refused the request, and would refuse it again."""
 
-    def __init__(self, text: str, *, reason: Reason = Reason.INTERNAL) -> None:
-        super().__init__(reason, text)
+    def __init__(self, detail: str, *, reason: Reason = Reason.INTERNAL, text: str = "") -> None:
+        super().__init__(reason, text or detail)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason.name}: {self.detail}"
 
 
 class EtcdUnavailable(EtcdError):
@@ -23,8 +31,9 @@ class EtcdUnavailable(EtcdError):
     `ambiguous`: what was asked may have been done, or may still be done later. Always False for reads.
     """
 
-    def __init__(self, text: str, *, ambiguous: bool = False) -> None:
-        super().__init__(text, reason=Reason.REGISTRY_AWAY)
+    def __init__(self, detail: str, *, ambiguous: bool = False, why: str = "does not answer") -> None:
+        """`why` goes on from "etcd", for callers."""
+        super().__init__(detail, reason=Reason.REGISTRY_AWAY, text=_away(why))
         self.ambiguous = ambiguous
 
 
@@ -41,8 +50,8 @@ class EtcdDenied(EtcdError):
 
     To callers the registry is away: it is no fault of theirs, and passes when the operator puts it right."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text, reason=Reason.REGISTRY_AWAY)
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, reason=Reason.REGISTRY_AWAY, text=_away("does not let this mesh in"))
 
 
 class EtcdCompacted(EtcdError):
@@ -55,6 +64,12 @@ class EtcdCompacted(EtcdError):
 
 class EtcdLeaseLost(EtcdError):
     """The lease named in a write does not exist (any more)."""
+
+
+def _away(why: str) -> str:
+    return (
+        f"the registry is away: etcd {why}. Models in memory are served meanwhile; try again (`mesh doctor` tells more)"
+    )
 
 
 _UNSENT = (
@@ -114,9 +129,20 @@ def translate(error: grpc.aio.AioRpcError, what: str, *, write: bool) -> EtcdErr
     if "requested lease not found" in details:
         return EtcdLeaseLost(text)
     if is_transient(error):
-        return EtcdUnavailable(text, ambiguous=write and not is_refused(error))
+        return EtcdUnavailable(text, ambiguous=write and not is_refused(error), why=_why(code, details))
     if "database space exceeded" in details:
-        return EtcdUnavailable(text)
+        return EtcdUnavailable(text, why="has no space left")
     if "request is too large" in details or "message larger than max" in details:
         return EtcdError(text, reason=Reason.TOO_LARGE)
     return EtcdError(text)
+
+
+def _why(code: Code, details: str) -> str:
+    """What is the matter with etcd, in words that go on from "etcd"."""
+    if "no leader" in details:
+        return "has no leader"
+    if "too many requests" in details:
+        return "has too much to do"
+    if code is Code.DEADLINE_EXCEEDED:
+        return "does not answer in time"
+    return "cannot be reached" if any(text in details for text in _UNSENT) else "does not answer"

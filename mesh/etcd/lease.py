@@ -135,9 +135,9 @@ class Lease:
             except EtcdClosed:
                 return  # the client's owner has closed it; what remains is the deadline
             except EtcdUnavailable as error:
-                log.debug("lease renewal failed", lease=f"{self.id:x}", error=error.text)
+                log.debug("lease renewal failed", lease=f"{self.id:x}", error=error.detail)
             except EtcdError as error:
-                log.warning("lease renewal refused", lease=f"{self.id:x}", error=error.text)
+                log.warning("lease renewal refused", lease=f"{self.id:x}", error=error.detail)
             finally:
                 if stream is not None:
                     stream.cancel()

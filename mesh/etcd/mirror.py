@@ -175,7 +175,7 @@ class Mirror:
         if self._stale_since is None:
             self._stale_since = self._loop.time()
         if self._told:
-            log.debug("watch of etcd still fails", revision=self._revision, why=error.text)
+            log.debug("watch of etcd still fails", revision=self._revision, why=error.detail)
         else:
             self._told = True
-            log.warning("watch of etcd failed, trying again", revision=self._revision, why=error.text)
+            log.warning("watch of etcd failed, trying again", revision=self._revision, why=error.detail)

@@ -42,14 +42,14 @@ class Patience:
                 raise
             except EtcdDenied as error:
                 raise EtcdDenied(
-                    f"etcd does not let us in ({error.text}): check user, password and certificate, and their rights"
+                    f"etcd does not let us in ({error.detail}): check user, password and certificate, and their rights"
                 ) from error
             except EtcdUnavailable as error:
-                self.why = f"etcd cannot be reached: {error.text}"
+                self.why = f"etcd cannot be reached: {error.detail}"
                 now = time.monotonic()
                 if told is None or now - told >= self._remind:
                     told = now
-                    log.warning("waiting for etcd", why=error.text, waited_s=round(now - began))
+                    log.warning("waiting for etcd", why=error.detail, waited_s=round(now - began))
                 await asyncio.sleep(self._pause)
                 continue
             if told is not None:

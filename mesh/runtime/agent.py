@@ -218,7 +218,7 @@ class Agent:
         except (owner.OwnedByAnother, NameTaken) as error:
             raise StartError(str(error)) from error
         except EtcdError as error:
-            raise StartError(error.text) from error
+            raise StartError(error.detail) from error
         await self._earlier.accuse(self._etcd, self._keys, self._history)  # before anything is loaded again
         data = await self._start_server()
         try:
@@ -545,7 +545,7 @@ class Agent:
                 return False
             page = await self._etcd.page(self._keys.pods, after_prefix(self._keys.pods), limit=1000, timeout=_ASK)
         except EtcdError as error:
-            log.info("nobody is handed over to while etcd is away", error=error.text)
+            log.info("nobody is handed over to while etcd is away", error=error.detail)
             return False
         for kv in page.kvs:
             try:

@@ -121,7 +121,7 @@ class Claims:
             except EtcdUnavailable as error:
                 return Away(error.text)
             except EtcdError as error:
-                log.warning("claim refused by etcd", model=model_id, error=error.text)
+                log.warning("claim refused by etcd", model=model_id, error=error.detail)
                 return Away(error.text)
         return Away("the copies of this model change too often")
 

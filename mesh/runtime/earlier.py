@@ -60,7 +60,7 @@ class Earlier:
                 prefix = keys.registry
                 page = await etcd.page(prefix, after_prefix(prefix), limit=1, created=revision, keys_only=True)
             except EtcdError as error:
-                log.warning("who was at work when this pod was killed is not written down", error=error.text)
+                log.warning("who was at work when this pod was killed is not written down", error=error.detail)
                 return
             for kv in page.kvs:
                 model = keys.model_of(kv.key)

@@ -188,7 +188,7 @@ class History:
             except EtcdError as error:
                 if attempt == _ATTEMPTS:
                     self._given_up += 1
-                    log.warning("a model's record was not written", model=model_id, error=error.text)
+                    log.warning("a model's record was not written", model=model_id, error=error.detail)
                     return
                 await asyncio.sleep(_PAUSE * attempt)
 

@@ -53,7 +53,7 @@ class Housekeeping:
                 if round_ % OWN_KEYS_EVERY == 0:
                     self._presence.tidy(await self._presence.own_keys())
             except EtcdError as error:
-                log.info("housekeeping put off", error=error.text)
+                log.info("housekeeping put off", error=error.detail)
 
     async def check(self) -> int:
         """One round. How many copies were withdrawn. Raises EtcdError."""

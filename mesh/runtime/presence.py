@@ -153,7 +153,7 @@ class Presence:
             try:
                 await self._etcd.delete(self._life, timeout=timeout)
             except EtcdError as error:
-                log.warning("life not deleted: it stays until the leader has found it ended", error=error.text)
+                log.warning("life not deleted: it stays until the leader has found it ended", error=error.detail)
         if lease is not None:
             try:
                 if revoke and not lease.lost.is_set():
@@ -161,7 +161,7 @@ class Presence:
                 else:
                     await lease.close()
             except EtcdError as error:
-                log.warning("lease not revoked: this pod's keys stay until it expires", error=error.text)
+                log.warning("lease not revoked: this pod's keys stay until it expires", error=error.detail)
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Calls `listener` from now on whenever `keyed` may have changed."""
@@ -281,7 +281,7 @@ class Presence:
                 return
             except EtcdError as error:
                 if not self._away:
-                    log.warning("etcd is away", error=error.text, behind=len(self._dirty))
+                    log.warning("etcd is away", error=error.detail, behind=len(self._dirty))
                 self._away = error.text
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, _PAUSE_MAX)

@@ -39,7 +39,7 @@ class Election:
             try:
                 await self._stand()
             except EtcdError as error:
-                log.debug("no election while etcd is away", why=error.text)
+                log.debug("no election while etcd is away", why=error.detail)
             await asyncio.sleep(LOOK)
 
     async def _stand(self) -> None:

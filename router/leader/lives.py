@@ -74,7 +74,7 @@ class Lives:
             try:
                 await self.look()
             except EtcdError as error:
-                log.debug("lives are looked at later: etcd is away", why=error.text)
+                log.debug("lives are looked at later: etcd is away", why=error.detail)
             await asyncio.sleep(LOOK)
 
     async def look(self) -> None:

@@ -95,7 +95,7 @@ class Reloading:
             try:
                 await self.round()
             except EtcdError as error:
-                log.info("reloads are put off while etcd is away", why=error.text)
+                log.info("reloads are put off while etcd is away", why=error.detail)
             await asyncio.sleep(INTERVAL)
 
     async def round(self) -> None:

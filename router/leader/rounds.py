@@ -121,7 +121,7 @@ class Rounds:
                 try:
                     await self.round()
                 except EtcdError as error:
-                    log.info("planning is put off while etcd is away", why=error.text)
+                    log.info("planning is put off while etcd is away", why=error.detail)
                 await self._pause()
         finally:
             await self._tasks.close()
@@ -176,7 +176,7 @@ class Rounds:
                     self._known = True
                 await self._note_uses()
             except EtcdError as error:
-                log.info("what was used last is not noted while etcd is away", why=error.text)
+                log.info("what was used last is not noted while etcd is away", why=error.detail)
                 await asyncio.sleep(_AGAIN)
                 continue
             await asyncio.sleep(REMEMBER)

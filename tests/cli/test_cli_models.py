@@ -100,6 +100,54 @@ def test_unregister_says_which_were_not_there(mesh, run):
     assert json.loads(again.stdout) == {"unregistered": [], "missing": ["a"]}
 
 
+def test_a_relative_path_becomes_absolute_or_is_refused(mesh, run, tmp_path, monkeypatch):
+    """A pod has another current folder: what is not here is nowhere, unless it is in a store."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/m.onnx").touch()
+    here = str(tmp_path / "sub/m.onnx")
+    for given, sent in (
+        ("sub/m.onnx", here),
+        ("./sub/../sub/m.onnx", here),
+        ("file:sub/m.onnx", here),
+        ("sub", str(tmp_path / "sub")),
+        ("/no/such/m.onnx", "/no/such/m.onnx"),
+        ("file:///no/such", "file:///no/such"),
+        ("s3://bucket/m", "s3://bucket/m"),
+        ("hf:owner/repo", "hf:owner/repo"),
+    ):
+        assert run("register", "m", given).exit_code == 0, given
+        assert mesh.requests[-1][2]["path"] == sent
+    count = len(mesh.requests)
+    for given in ("other/m.onnx", "./m.onnx", "../m.onnx", "m.onnx", "file:m.onnx", ""):
+        result = run("register", "m", given)
+        assert result.exit_code == 2, given
+        assert "--key" in result.stderr
+    assert len(mesh.requests) == count
+    assert run("register", "m", "other/m.onnx", "--key", "minio").exit_code == 0
+    assert mesh.requests[-1][2]["path"] == "other/m.onnx"
+
+
+def test_ls_says_why_a_model_cannot_be_loaded(mesh, run):
+    """On its own line, after all columns, cut where it is long; nothing is added where nothing fails."""
+    register(mesh, "a", "b", "c", "d")
+    assert "WHY" not in run("ls").stdout
+    mesh.models["b"] |= {"errors": ["s3://bucket/b: not found\nreally", "older"], "quarantined": False}
+    mesh.models["c"] |= {"errors": ["quarantined, a server died of it: SIGSEGV"], "quarantined": True}
+    mesh.models["d"] |= {"errors": ["x" * 1000], "pods": ["pod-1"]}
+    lines = run("ls").stdout.splitlines()
+    assert len(lines) == 5
+    assert lines[0].endswith("WHY")
+    assert lines[1].split()[:3] == ["a", "onnx", "-"]
+    assert "failed: s3://bucket/b: not found" in lines[2]
+    assert lines[2].split()[2] == "failed"
+    assert "older" not in lines[2]
+    assert "quarantined" in lines[3].split()[2]
+    assert "SIGSEGV" in lines[3]
+    assert lines[4].split()[2] == "pod-1"
+    assert len(lines[4]) < 300
+
+
 def test_ls_shows_a_page_and_how_to_go_on(mesh, run):
     """A prefix filters; the rest is named, not listed."""
     register(mesh, "a/1", "a/2", "a/3", "b")

@@ -31,10 +31,49 @@ def test_a_write_is_ambiguous_unless_it_certainly_was_not_done(code: str, detail
     assert isinstance(write, EtcdUnavailable)
     assert write.ambiguous is ambiguous
     assert write.reason is Reason.REGISTRY_AWAY
-    assert details in write.text
+    assert details in write.detail
+    assert "put" in write.detail
     read = errors.translate(error, "read", write=False)
     assert isinstance(read, EtcdUnavailable)
     assert not read.ambiguous
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "says"),
+    [
+        (
+            "UNAVAILABLE",
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.7:2379: Connection refused",
+            "etcd cannot be reached",
+        ),
+        (
+            "UNAVAILABLE",
+            "DNS resolution failed for etcd.ns.svc:2379: C-ares status is not ARES_SUCCESS",
+            "cannot be reached",
+        ),
+        ("UNAVAILABLE", "Socket closed", "does not answer"),
+        ("UNAVAILABLE", "etcdserver: no leader", "etcd has no leader"),
+        ("UNAVAILABLE", "recvmsg:Connection reset by peer", "does not answer"),
+        ("UNKNOWN", "Stream removed ({grpc_message:'', grpc_status:2})", "does not answer"),
+        ("DEADLINE_EXCEEDED", "Deadline Exceeded", "does not answer in time"),
+        ("RESOURCE_EXHAUSTED", "etcdserver: mvcc: database space exceeded", "no space left"),
+        ("UNAUTHENTICATED", "etcdserver: invalid auth token", "does not let this mesh in"),
+        ("PERMISSION_DENIED", "etcdserver: permission denied", "does not let this mesh in"),
+    ],
+)
+@pytest.mark.parametrize("write", [True, False])
+def test_callers_are_told_what_is_the_matter_and_not_in_grpcs_words(
+    code: str, details: str, says: str, write: bool
+) -> None:
+    """No address and no text of a library: what still works, and the way on. The operator gets every word."""
+    error = errors.translate(failed(grpc.StatusCode[code], details), "txn at 10.0.0.7:2379", write=write)
+    assert says in error.text
+    for part in ("Models in memory are served", "try again", "mesh doctor"):
+        assert part in error.text
+    for part in ("10.0.0.7", "2379", "etcdserver", "grpc", "ipv4", details):
+        assert part not in error.text
+    assert error.detail == f"txn at 10.0.0.7:2379: {details}"
+    assert details in str(error)
 
 
 @pytest.mark.parametrize(

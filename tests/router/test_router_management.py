@@ -373,6 +373,18 @@ async def test_quarantine_is_told_and_released(desk):
     assert error.value.reason is Reason.UNKNOWN_MODEL
 
 
+@pytest.mark.parametrize("path", [".", "..", "./m.onnx", "../models/m.onnx"])
+async def test_a_path_relative_to_no_folder_is_refused(desk, path):
+    """Whatever the way in; nothing is registered."""
+    with pytest.raises(MeshError) as error:
+        await desk.management.register("m", "onnx", path)
+    assert error.value.reason is Reason.BAD_REQUEST
+    assert "relative" in error.value.text
+    (fate,) = await desk.management.register_many([Item("m", "onnx", path)])
+    assert isinstance(fate, MeshError)
+    assert (await desk.management.status("m")).status == "NOT_FOUND"
+
+
 async def test_a_reload_begins_a_generation_and_is_left_to_the_leader(desk):
     """What the old content did is forgotten; the rest of the record stays."""
     await desk.management.register("m", "onnx", "/m")

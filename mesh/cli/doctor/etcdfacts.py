@@ -86,9 +86,9 @@ async def _member(settings: EtcdSettings, endpoint: str, timeout: float) -> Memb
         async with Etcd(replace(settings, endpoints=(endpoint,))) as etcd:
             return MemberFacts(endpoint, answer, await etcd.status())
     except EtcdDenied as error:
-        return MemberFacts(endpoint, answer, error=error.text, denied=True)
+        return MemberFacts(endpoint, answer, error=error.detail, denied=True)
     except EtcdError as error:
-        return MemberFacts(endpoint, answer, error=error.text)
+        return MemberFacts(endpoint, answer, error=error.detail)
 
 
 async def _reads(etcd: Etcd, keys: Keys) -> tuple[tuple[float, ...], str, str]:
@@ -100,9 +100,9 @@ async def _reads(etcd: Etcd, keys: Keys) -> tuple[tuple[float, ...], str, str]:
             await etcd.get(keys.owner)
             times.append(1000 * (time.perf_counter() - began))
     except EtcdDenied as error:
-        return tuple(times), error.text, error.text
+        return tuple(times), error.detail, error.detail
     except EtcdError as error:
-        return tuple(times), error.text, ""
+        return tuple(times), error.detail, ""
     return tuple(times), "", ""
 
 
