@@ -22,7 +22,7 @@ from mesh.etcd import Etcd, EtcdError, Patience
 from mesh.identity import Identity
 from mesh.keys import Keys, after_prefix
 from mesh.records import LEAVING, READY, PodRecord
-from mesh.runtime import control, earlier, figures, memory, serverprocess
+from mesh.runtime import control, earlier, figures, memory, serverprocess, suspects
 from mesh.runtime.activity import Activity
 from mesh.runtime.board import Board
 from mesh.runtime.claims import Claims
@@ -44,11 +44,11 @@ from mesh.runtime.outcomes import Refused
 from mesh.runtime.place import NameTaken
 from mesh.runtime.presence import Presence
 from mesh.runtime.rate import Rate
+from mesh.runtime.relief import Relief
 from mesh.runtime.rundir import RunDir
 from mesh.runtime.serverprocess import Death, ServerFailed, ServerProcess
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.spi import Spi
-from mesh.runtime.suspects import suspects
 from mesh.runtime.tasks import Tasks
 from mesh.runtime.unloads import Unloads
 from mesh.settings import format_address, format_bytes, parse_address
@@ -56,6 +56,7 @@ from mesh.statuses import Reason
 from mesh.telemetry import logs, metrics
 from mesh.telemetry.probes import Probes
 from placement.room import Room
+from placement.suspects import suspects as judge
 from puller.http_client import HttpPolicy
 from puller.limits import Limits
 from puller.progress import Progress
@@ -153,6 +154,7 @@ class Agent:
             evict=self._evict,
             device=True,
         )
+        self._relief = Relief(lambda: self.board.stuck, lambda: self.server)
         self._unloads = Unloads(
             self.ledger,
             self,
@@ -173,6 +175,7 @@ class Agent:
             history=self._history,
             meters=self.meters,
             incarnation=self.incarnation,
+            pod=settings.name,
             concurrency=settings.load_concurrency,
             load_timeout=settings.load_timeout,
             evict=self._make_room,
@@ -241,6 +244,7 @@ class Agent:
         for work, name in (
             (self._memory.run(), "memory watch"),
             (self._device_memory.run(), "device memory watch"),
+            (self._relief.run(), "relief"),
             (self._housekeeping.run(), "housekeeping"),
         ):
             self._tasks.essential(work, name)
@@ -427,6 +431,8 @@ class Agent:
         if self.state == SERVER_DOWN:
             why = self.server.why_down if self.server is not None else ""
             return Refused(Reason.UNAVAILABLE, f"{why or 'the model server is down'}; another one is being started")
+        if self._relief.refusal:
+            return Refused(Reason.UNAVAILABLE, self._relief.refusal)
         if refusal := self._memory.refusal or self._device_memory.refusal:
             return Refused(Reason.NO_ROOM, refusal)
         return None
@@ -490,10 +496,23 @@ class Agent:
             for entry in self.ledger.entries.values()
             if entry.state in (State.LOADING, State.LOADED, State.UNLOADING)
         ]
-        for entry, doing in () if death.stopped else suspects(self.ledger, gone):
+        work = suspects.work(self.ledger, gone, self.board.at_work)
+        accused = judge(death.cause, work, thread=death.thread)
+        for suspect in accused:
+            entry, doing = suspect.model, suspect.doing.value
             text = f"{self.name}: the model server {death.how} while it was {doing} this model"
-            log.warning("suspect", model=entry.model_id, doing=doing)
-            entry.suspect = True
+            if suspect.digests:
+                text += f" (request {', '.join(suspect.digests[:3])})"
+            log.warning(
+                "suspect",
+                model=entry.model_id,
+                doing=doing,
+                sure=suspect.sure,
+                why=suspect.why,
+                requests=",".join(suspect.digests[:10]),
+            )
+            # Where it may be another one, whoever waits for its load is told that this pod could not take it.
+            entry.suspect = suspect.sure or len(accused) == 1
             self._history.killed(entry.model_id, entry.revision, text)
         self._unloads.clear()
         for entry in gone:

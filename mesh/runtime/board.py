@@ -12,9 +12,9 @@ Python's own call overhead, where `words[i] += 1` through a memoryview took 3.0 
 The file holds unsigned 64-bit words in the machine's own byte order and alignment. A word is stored at once (CPython's
 `struct` copies 8 bytes in native mode, but byte by byte in the standard ones), so a reader never sees half of one, but
 two words may be a moment apart. Layout, in words: a header of 64; a histogram of calls for each method and status code;
-then 8 for each slot (one cache line), and one slot more that is nobody's. The agent hands the slots out and takes them
-back; the writer fills them, through a `Row` that keeps the numbers itself, so that it never reads the map. The
-histogram is written by `beat`, once a second.
+then 8 for each slot (one cache line), and one slot more that is nobody's; then what `atwork` is about. The agent hands
+the slots out and takes them back; the writer fills them, through a `Row` that keeps the numbers itself, so that it
+never reads the map. The histogram is written by `beat`, once a second.
 
 Times are nanoseconds of CLOCK_MONOTONIC (`time.monotonic_ns()`), the same for all processes of one host.
 The header also holds the fence: until when the server may answer, and which calls (`placement.fence`), as one word, so
@@ -35,9 +35,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mesh.runtime import atwork
+from mesh.runtime.atwork import AtWork
 from placement.fence import Mode
 
-_MAGIC = int.from_bytes(b"MESHUSE1", "little")
+_MAGIC = int.from_bytes(b"MESHUSE2", "little")
 _HEADER = 64
 # Words of the header.
 _H_MAGIC, _H_SLOTS, _H_PID, _H_LIVES, _H_BEAT, _H_DEVICE, _H_FENCE = range(7)
@@ -123,16 +125,19 @@ class BoardStatistics:
 class Board:
     """A mapped use board. Make one with `create`, `open` or `private`; `close` unmaps it and leaves the file."""
 
-    __slots__ = ("_map", "_series", "_words", "nobody", "path", "slots")
+    __slots__ = ("_bytes", "_map", "_series", "_words", "at_work", "nobody", "path", "slots")
 
     def __init__(self, mapped: mmap.mmap, path: Path | None) -> None:
         self._map = mapped
-        self._words = memoryview(mapped).cast("Q")
+        self._bytes = memoryview(mapped)
+        self._words = self._bytes.cast("Q")
         self._series: dict[int, list[int]] = {}
         self.path = path
         self.slots: int = self._words[_H_SLOTS]
         self.nobody: int = self.slots
         """A slot that belongs to no copy: where a writer counts what it was given no slot for."""
+        self.at_work = AtWork(mapped, self._bytes, _slots_end(self.slots) * 8)
+        """What each thread of the server is at."""
 
     @classmethod
     def create(cls, path: Path | str, slots: int, *, incarnation: str = "") -> "Board":
@@ -192,7 +197,9 @@ class Board:
 
     def close(self) -> None:
         """Unmaps the board. The file stays; reading or writing afterwards raises ValueError."""
+        self.at_work.close()
         self._words.release()
+        self._bytes.release()
         self._map.close()
 
     # -- reading: the agent
@@ -232,7 +239,7 @@ class Board:
     @property
     def in_flight(self) -> int:
         """Calls in flight in the whole pod."""
-        return sum(self._words[_SLOTS_AT + _IN_FLIGHT :: _SLOT].tolist())
+        return sum(self._words[_SLOTS_AT + _IN_FLIGHT : _slots_end(self.slots) : _SLOT].tolist())
 
     def read(self, slot: int) -> Use:
         """The slot as it is now."""
@@ -291,12 +298,13 @@ class Board:
     def attach(self, pid: int) -> None:
         """Says which process writes from now on, and frees what a former one left."""
         self.reset()
+        self.at_work.attach()
         self._words[_H_PID] = pid
         self._words[_H_LIVES] += 1
 
     def row(self, slot: int) -> "Row":
         """The writer's hand on a free slot, for one copy. Raises IndexError where there is no such slot."""
-        return Row(self._map, self._at(slot) * 8)
+        return Row(self._map, self._at(slot) * 8, slot)
 
     def observe(self, method: int, code: int, elapsed_ns: int) -> None:
         """Counts a call in the histogram: `method` is an index into METHODS, `code` the gRPC code of its answer."""
@@ -329,10 +337,11 @@ class Row:
     Only the methods here write the slot's words, so the numbers are kept in this object and stored, never read back.
     """
 
-    __slots__ = ("_at", "_busy_ns", "_calls", "_failed", "_last_use_ns", "_map", "_running", "in_flight")
+    __slots__ = ("_at", "_busy_ns", "_calls", "_failed", "_last_use_ns", "_map", "_running", "in_flight", "slot")
 
-    def __init__(self, mapped: mmap.mmap, at: int) -> None:
+    def __init__(self, mapped: mmap.mmap, at: int, slot: int) -> None:
         self._map = mapped
+        self.slot = slot
         self._at = at  # offset of the slot in bytes
         self.in_flight = 0
         self._running = 0
@@ -390,4 +399,9 @@ class Row:
 
 def _length(slots: int) -> int:
     """Bytes of a board with that many slots and the one that is nobody's."""
-    return (_SLOTS_AT + (slots + 1) * _SLOT) * 8
+    return _slots_end(slots) * 8 + atwork.LENGTH
+
+
+def _slots_end(slots: int) -> int:
+    """The word after the last slot."""
+    return _SLOTS_AT + (slots + 1) * _SLOT

@@ -18,8 +18,9 @@ from mesh.etcd import Etcd, EtcdError
 from mesh.keys import Keys, after_prefix
 from mesh.runtime.board import Board
 from mesh.runtime.history import History
-from mesh.runtime.suspects import working_first
+from mesh.runtime.suspects import working
 from mesh.telemetry import logs
+from placement.suspects import Cause, suspects
 
 log = logs.get(__name__)
 
@@ -50,7 +51,9 @@ class Earlier:
             board = Board.open(folder / BOARD)
         except (OSError, ValueError):
             return
-        self.suspects |= working_first((use.revision, use) for _, use in board.suspects())
+        work = working((use.revision, use) for _, use in board.suspects())
+        # The whole container goes where its memory does; whoever kills an agent alone leaves the same behind.
+        self.suspects |= {one.model: one.doing.value for one in suspects(Cause.MEMORY, work)}
         board.close()
 
     async def accuse(self, etcd: Etcd, keys: Keys, history: History) -> None:

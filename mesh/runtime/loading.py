@@ -113,6 +113,9 @@ class Remembering(Protocol):
     async def failed(self, model_id: str, revision: int, outcome: Failed) -> None:
         """Why it failed."""
 
+    def killed(self, model_id: str, revision: int, text: str) -> None:
+        """It has cost a server, or a part of one."""
+
     async def changed(self, model_id: str, revision: int, digest: str) -> None:
         """Other content was found than the registration's."""
 
@@ -130,6 +133,7 @@ class Parts:
     history: Remembering
     meters: Meters
     incarnation: str
+    pod: str  # its name
     concurrency: int  # loads in the model server at once
     load_timeout: float  # seconds, the model server's own
     evict: Callable[[Room, str], None]  # a decision, and for whom
@@ -402,7 +406,10 @@ class Loading:
             why = self._parts.why_down()
             if entry.suspect:
                 return Failed(Reason.LOAD_FAILED, f"{why} while it loaded this model")
-            return Refused(Reason.UNAVAILABLE, f"{why} before it could load this model")
+            return Refused(Reason.UNAVAILABLE, f"{why} before it had loaded this model")
+        if error.stuck:
+            text = f"{self._parts.pod}: {error.text}"
+            self._parts.history.killed(entry.model_id, entry.revision, text)
         if error.lost:
             return Refused(Reason.UNAVAILABLE, f"the model server did not load it: {error.text}")
         return Failed(Reason.LOAD_FAILED, error.text)

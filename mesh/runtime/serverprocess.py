@@ -8,11 +8,16 @@ even start, again and again, is given up: what it lacks, a GPU that has gone, sa
 A server that hangs is treated as one that has died, and killed first (`mesh.process.watcher`). It is seen by its
 heartbeat on the board, which its event loop writes every second, so looking costs nothing. One that was stopped from
 outside (SIGSTOP) is replaced like any other, and said to be so: no model is the cause of that.
+
+How it ended is told as far as it can be (`placement.suspects.Cause`): a crash with its thread, which Python's fault
+handler writes; a SIGKILL is for memory where the kernel has counted one more such kill, and from outside where not.
 """
 
 import asyncio
+import contextlib
 import enum
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +27,9 @@ from pathlib import Path
 from mesh import process
 from mesh.runtime.board import Board
 from mesh.runtime.spi import Spi, SpiError, Status
+from mesh.runtime.tally import oom_kills
 from mesh.telemetry import logs
+from placement.suspects import Cause
 
 log = logs.get(__name__)
 
@@ -38,6 +45,9 @@ START_TIMEOUT = 120.0
 
 _LEAST_SILENCE = 3.0  # seconds; its loop beats once a second
 _STATUS_TIMEOUT = 10.0
+_OOM_LOOK = 5.0  # seconds between two looks at how often the kernel has killed for memory
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGBUS, signal.SIGILL}
+_CRASHED_IN = "Current thread 0x"  # a line of Python's fault handler, at each of those signals
 _POLL_FIRST, _POLL_MAX = 0.005, 0.05  # seconds between two looks for its socket
 
 
@@ -69,7 +79,8 @@ class Death:
     """How a server ended."""
 
     how: str  # for people: "ended with status 1"
-    stopped: bool = False  # it was stopped from outside, and replaced for that: nothing that it did is the cause
+    cause: Cause
+    thread: int = 0  # that crashed, as `threading.get_ident` gives it there; 0: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +116,15 @@ class ServerProcess:
         self._on_ready = on_ready
         self._on_given_up = on_given_up
         self._hung = on_hung
-        self._on_line = on_line or _pass_on
+        self._pass_on = on_line or _pass_on
+        self._crashed_in = 0  # thread, as the fault handler of this life has told
+        self._oom_kills = 0  # of this machine, as of the last look; -1: not told
         self._child: process.Process | None = None
         self._watch: process.Watch | None = None
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._dead = asyncio.Event()  # replaced at each death
-        self._killed_for = ""  # why we have killed it ourselves
+        self._ended_for: tuple[str, Cause] | None = None  # why we have ended it ourselves
         self.state = State.STARTING
         self.spi: Spi | None = None
         self.status: Status | None = None  # as it said when it became ready
@@ -165,8 +178,15 @@ class ServerProcess:
     def kill(self, why: str) -> None:
         """Ends it at once; what follows is as after any death."""
         if self._child is not None and self._child.returncode is None:
-            self._killed_for = why
+            self._ended_for = why, Cause.REPLACED
             self._child.kill()
+
+    async def replace(self, why: str, grace: float) -> None:
+        """Ends it in order: it takes no more calls and has `grace` seconds to answer those in flight. What follows is
+        as after any death."""
+        if self._child is not None and self._child.returncode is None:
+            self._ended_for = why, Cause.REPLACED
+            await self._child.terminate(grace)
 
     async def ready(self, timeout: float) -> Spi | None:
         """The connection to a server that is ready; None after `timeout` seconds without one."""
@@ -192,7 +212,7 @@ class ServerProcess:
     async def _launch(self) -> Status:
         """One start, until it is ready."""
         self.lives += 1
-        self._killed_for = ""
+        self._ended_for, self._crashed_in, self._oom_kills = None, 0, oom_kills()
         socket = self.plan.run_dir / f"spi-{self.lives}"
         child = await process.spawn([*self.plan.argv, "--spi", str(socket)], name="model-server", on_line=self._on_line)
         self._child = child
@@ -275,11 +295,34 @@ class ServerProcess:
 
     async def _until_dead(self, child: process.Process) -> Death:
         """Waits for the end of a ready server."""
-        how = process.describe_exit(await child.wait())
+        while True:
+            try:
+                code = await child.wait(_OOM_LOOK)
+                break
+            except TimeoutError:
+                self._oom_kills = oom_kills()
+        how = process.describe_exit(code)
         hung = self._watch.hung if self._watch is not None else None
         if hung is not None:
-            return Death(f"{hung.why} and was killed", stopped=hung.stopped)
-        return Death(self._killed_for or (f"was {how}" if how.startswith("killed") else how))
+            return Death(f"{hung.why} and was killed", Cause.STOPPED if hung.stopped else Cause.HANG)
+        if self._ended_for is not None:
+            return Death(*self._ended_for)
+        if code >= 0:
+            return Death(how, Cause.EXIT)
+        if -code in _CRASHES:
+            return Death(f"was {how}", Cause.CRASH, self._crashed_in)
+        if -code != signal.SIGKILL:
+            return Death(f"was {how}", Cause.KILLED)
+        kills = oom_kills()
+        if kills == self._oom_kills >= 0:
+            return Death(f"was {how} from outside", Cause.KILLED)
+        return Death(f"was {how}{', as the machine had no memory left' if kills >= 0 else ''}", Cause.MEMORY)
+
+    def _on_line(self, line: str) -> None:
+        if line.startswith(_CRASHED_IN):
+            with contextlib.suppress(ValueError):
+                self._crashed_in = int(line[len(_CRASHED_IN) :].split()[0], 16)
+        self._pass_on(line)
 
     def _heard(self) -> float:
         """When the server's event loop last turned, in seconds of the monotonic clock; 0 where it has not said yet."""

@@ -40,10 +40,11 @@ Metadata = Sequence[tuple[str, str | bytes]]
 class SpiError(Exception):
     """The server refused, failed, or did not answer."""
 
-    def __init__(self, code: Code, text: str) -> None:
+    def __init__(self, code: Code, text: str, *, stuck: bool = False) -> None:
         super().__init__(f"{code.name}: {text}")
         self.code = code
         self.text = text
+        self.stuck = stuck  # a load that goes on, and cannot be ended
 
     @property
     def lost(self) -> bool:
@@ -170,7 +171,8 @@ class Spi:
             return reply, _texts(await call.initial_metadata()) | _texts(await call.trailing_metadata())
         except grpc.aio.AioRpcError as error:
             code = Code(error.code().value[0])
-            raise SpiError(code, error.details() or code.name.lower().replace("_", " ")) from error
+            text = error.details() or code.name.lower().replace("_", " ")
+            raise SpiError(code, text, stuck=headers.SPI_STUCK in _texts(error.trailing_metadata())) from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():

@@ -140,6 +140,7 @@ class FakeHistory:
         self.failures: dict[str, str] = {}
         self.sizes: dict[str, int] = {}
         self.contents: dict[str, str] = {}  # digests that were not the registration's
+        self.deaths: list[tuple[str, str]] = []
 
     def first(self, record: ModelRecord, copy: Entry) -> ModelRecord:
         self.sizes[copy.model_id] = copy.host_bytes
@@ -155,6 +156,9 @@ class FakeHistory:
 
     async def failed(self, model_id: str, revision: int, outcome: Failed) -> None:
         self.failures[model_id] = outcome.text
+
+    def killed(self, model_id: str, revision: int, text: str) -> None:
+        self.deaths.append((model_id, text))
 
     async def changed(self, model_id: str, revision: int, digest: str) -> None:
         self.contents[model_id] = digest
@@ -197,6 +201,7 @@ class FakePod:
                 history=self.history,
                 meters=self.meters,
                 incarnation="life",
+                pod="pod-1",
                 concurrency=concurrency,
                 load_timeout=30.0,
                 evict=self._evict,

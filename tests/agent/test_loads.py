@@ -534,3 +534,15 @@ async def test_decisions_are_kept_with_their_reasons(pod: FakePod) -> None:
     assert '"evict"' in next(iter(pod.decisions.lines("old")))
     assert any("evicts 1 copy" in line for line in pod.decisions.lines("new"))
     assert "NOWHERE" in next(iter(pod.decisions.lines()))
+
+
+async def test_a_load_that_cannot_be_ended_is_held_against_its_model(pod: FakePod) -> None:
+    """By name, in its record, as a server's death would be: its thread is lost until the server's next life."""
+    for path, stuck in (("/ended/10", False), ("/endless/10", True)):
+        pod.server.failures[path] = (grpc.StatusCode.DEADLINE_EXCEEDED, "its load cannot be ended")
+        if stuck:
+            pod.server.stuck.add(path)
+    assert await pod.load("ended", 10) == Failed(Reason.LOAD_FAILED, "its load cannot be ended")
+    assert not pod.history.deaths
+    assert await pod.load("endless", 10) == Failed(Reason.LOAD_FAILED, "its load cannot be ended")
+    assert pod.history.deaths == [("endless", "pod-1: its load cannot be ended")]

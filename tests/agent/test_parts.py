@@ -14,9 +14,9 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
-from mesh import process
+from mesh import process, requestdigest
 from mesh.records import LEAVING, PodRecord
-from mesh.runtime import earlier, memory, rundir, serverprocess, unloads
+from mesh.runtime import earlier, memory, rundir, serverprocess, tally, unloads
 from mesh.runtime.__main__ import app
 from mesh.runtime.board import Board, Use
 from mesh.runtime.board import State as SlotState
@@ -28,9 +28,10 @@ from mesh.runtime.rate import Rate
 from mesh.runtime.rundir import RunDir
 from mesh.runtime.serverprocess import Plan, ServerFailed, ServerProcess
 from mesh.runtime.settings import RuntimeSettings
-from mesh.runtime.suspects import suspects
+from mesh.runtime.suspects import work
 from placement.footprint import Footprint
 from placement.room import RoomVerdict
+from placement.suspects import Cause, Doing, Work
 from puller.puller import Puller
 from puller.source import Source
 from tests.agent.pod_of_fakes import FakePod
@@ -292,24 +293,96 @@ async def test_unload_errors_are_tried_again(pod: FakePod, monkeypatch: pytest.M
 
 
 async def test_who_was_at_work_when_the_server_died(pod: FakePod) -> None:
-    """Loading and running; freeing only where nothing else went on; never what merely waited or was idle."""
-    await pod.fill("idle", "queued", "running", "loading", "freeing", size=10)
+    """Each thread with its request, the event loop's included, and what is known without threads; never what merely
+    waited or was idle."""
+    board = Board.private(64)
+    await pod.fill("idle", "queued", "running", "loading", "freeing", "looping", "unseen", size=10)
     states = {
         "idle": Use(SlotState.LOADED, 1, 0, 0, 0, 9, 0, 0),
         "queued": Use(SlotState.LOADED, 1, 5, 0, 0, 9, 0, 0),
         "running": Use(SlotState.LOADED, 1, 2, 1, 0, 9, 0, 0),
         "loading": Use(SlotState.LOADING, 1, 0, 0, 0, 0, 0, 0),
         "freeing": Use(SlotState.UNLOADING, 1, 0, 0, 0, 9, 0, 0),
+        "looping": Use(SlotState.LOADED, 1, 2, 2, 0, 9, 0, 0),
+        "unseen": Use(SlotState.LOADED, 1, 2, 1, 0, 9, 0, 0),
     }
     for name, use in states.items():
         slot = pod.entry(name).slot
         assert slot is not None
         pod.board.uses[slot] = use
-    entries = pod.ledger.entries
-    found = [(entry.model_id, doing) for entry, doing in suspects(pod.ledger, entries.values())]
-    assert found == [("running", "running"), ("loading", "loading")]
-    quiet = [entries[name] for name in ("idle", "queued", "freeing")]
-    assert [(entry.model_id, doing) for entry, doing in suspects(pod.ledger, quiet)] == [("freeing", "freeing")]
+    frame = b"\0\0\0\0\0"
+    digest = requestdigest.digest(frame).hex()
+    me = threading.get_ident()
+    board.attach(1)
+    for name in ("running", "looping"):
+        board.at_work.begin(pod.entry(name).slot or 0, frame)
+    board.at_work.begin(pod.entry("loading").slot or 0)
+    board.at_work.inline(pod.entry("looping").slot or 0, frame)
+    found = [
+        replace(one, model=one.model.model_id) for one in work(pod.ledger, pod.ledger.entries.values(), board.at_work)
+    ]
+    assert found == [
+        Work("running", Doing.RUNNING, me, digest=digest),
+        Work("loading", Doing.LOADING, me),
+        Work("freeing", Doing.FREEING),
+        Work("looping", Doing.RUNNING, me, digest=digest),
+        Work("looping", Doing.RUNNING, me, in_loop=True, digest=digest),
+        Work("unseen", Doing.RUNNING),
+    ]
+    board.close()
+
+
+@pytest.mark.parametrize(
+    ("end", "cause", "how"),
+    [
+        pytest.param(
+            "os.kill(os.getpid(), signal.SIGKILL)", Cause.KILLED, "was killed by SIGKILL from outside", id="kill"
+        ),
+        pytest.param("os.kill(os.getpid(), signal.SIGTERM)", Cause.KILLED, "was killed by SIGTERM", id="term"),
+        pytest.param("os.abort()", Cause.CRASH, "was killed by SIGABRT", id="abort"),
+        pytest.param("os._exit(3)", Cause.EXIT, "ended with status 3", id="exit"),
+    ],
+)
+async def test_how_a_server_ended_is_told(tmp_path: Path, end: str, cause: Cause, how: str) -> None:
+    """With the thread where it crashed in one."""
+    code = f"import faulthandler, os, signal; faulthandler.enable(); {end}"
+    deaths: list[serverprocess.Death] = []
+    server = a_server(
+        Plan((sys.executable, "-c", "pass"), tmp_path, 1.0), Board.create(tmp_path / "b", 4), on_death=deaths.append
+    )
+    server._child = await process.spawn([sys.executable, "-c", code], name="x", on_line=server._on_line)
+    server._oom_kills = tally.oom_kills()
+    death = await server._until_dead(server._child)
+    assert (death.cause, death.how) == (cause, how)
+    assert bool(death.thread) is (cause is Cause.CRASH)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "cause"), [(1, 2, Cause.MEMORY), (-1, -1, Cause.MEMORY), (7, 7, Cause.KILLED)]
+)
+async def test_a_kill_is_for_memory_where_the_kernel_counts_one_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int, cause: Cause
+) -> None:
+    """Or does not count at all: then nobody can tell."""
+    server = a_server(
+        Plan((sys.executable, "-c", "pass"), tmp_path, 1.0), Board.create(tmp_path / "b", 4), on_death=print
+    )
+    server._child = await process.spawn(
+        [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"], name="x"
+    )
+    monkeypatch.setattr(serverprocess, "oom_kills", lambda: after)
+    server._oom_kills = before
+    assert (await server._until_dead(server._child)).cause is cause
+
+
+def test_the_kernels_count_is_read(tmp_path: Path) -> None:
+    """From among others; -1 where there is none."""
+    vmstat = tmp_path / "vmstat"
+    assert tally.oom_kills(vmstat) == -1
+    vmstat.write_text("nr_free_pages 5\noom_kill 12\nzswpin 0\n")
+    assert tally.oom_kills(vmstat) == 12
+    vmstat.write_text("nr_free_pages 5\n")
+    assert tally.oom_kills(vmstat) == -1
 
 
 # --- files

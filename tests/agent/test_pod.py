@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytest_asyncio
 
@@ -293,7 +294,8 @@ async def test_it_says_how_it_is(pod: AgentProcess) -> None:
 
 
 async def test_the_model_server_killed(pod: AgentProcess) -> None:
-    """Its copies are withdrawn, what was running is written down, another one is started, and loads go on."""
+    """Its copies are withdrawn, another one is started, and loads go on. Nobody is blamed for a SIGKILL from outside,
+    and the load that was cut may be made elsewhere."""
     idle = await pod.loaded("idle", models.constant(1.0))
     running = await pod.loaded("running", models.slow())
     call = asyncio.create_task(pod.infer("running", running, timeout=30, **models.slow_inputs(20.0)))
@@ -312,9 +314,10 @@ async def test_the_model_server_killed(pod: AgentProcess) -> None:
     old = pod.server_pid
     os.kill(old, signal.SIGKILL)
     reply = await load
-    assert "SIGKILL while it loaded this model" in reply.failed.text
-    assert "SIGKILL while it was loading" in (await pod.model("loading")).killed[0]
-    assert (await pod.model("loading")).failures
+    assert (reply.refused.reason, reply.refused.text) == (
+        "UNAVAILABLE",
+        "the model server was killed by SIGKILL from outside before it had loaded this model",
+    )
 
     async def withdrawn() -> bool:
         return await pod.copy("idle") is None and await pod.copy("running") is None
@@ -326,16 +329,48 @@ async def test_the_model_server_killed(pod: AgentProcess) -> None:
     assert pod.server_pid != old
     assert (await pod.infer("idle", idle)).value == 1.0
 
-    async def written() -> bool:
-        return len((await pod.model("running")).killed) == 1
-
-    await until(written, why="the suspect's record says so")
-    assert "SIGKILL while it was running" in (await pod.model("running")).killed[0]
-    assert not (await pod.model("idle")).killed
+    for name in ("idle", "running", "loading"):
+        record = await pod.model(name)
+        assert not record.killed
+        assert not record.failures
     assert pod.record.incarnation == (await pod.describe()).incarnation
     record = await pod.published()
     assert record is not None
     assert record.data_address == pod.record.data_address
+
+
+async def test_a_call_that_crashes_the_server_is_blamed_alone(pod: AgentProcess) -> None:
+    """Integer division overflow, while another model runs and a third one loads: their records stay clean, and the load
+    that was cut may be made elsewhere."""
+    divide = await pod.loaded("divide", models.divide())
+    running = await pod.loaded("beside", models.slow())
+    others = [asyncio.create_task(pod.infer("beside", running, timeout=30, **models.slow_inputs(20.0)))]
+    endless = await pod.register("cut", models.endless_loop())
+    load = asyncio.create_task(pod.load("cut", endless))
+
+    async def at_work() -> bool:
+        loads = any(copy.state == "loading" and copy.age_ms > 300 for copy in (await pod.describe("cut")).copies)
+        return loads and (await pod.describe("beside")).copies[0].in_flight == 1
+
+    await until(at_work, why="they are under way")
+    overflow = {"a": np.array([-(2**31)], np.int32), "b": np.array([-1], np.int32)}
+    others.append(asyncio.create_task(pod.infer("divide", divide, **overflow)))
+    reply = await load
+    assert reply.refused.reason == "UNAVAILABLE"
+
+    async def written() -> bool:
+        return len((await pod.model("divide")).killed) == 1
+
+    await until(written, why="the suspect's record says so")
+    text = (await pod.model("divide")).killed[0]
+    assert "was killed by SIGFPE while it was running this model (request " in text
+    for name in ("beside", "cut"):
+        record = await pod.model(name)
+        assert not record.killed
+        assert not record.failures
+    for other in await asyncio.gather(*others, return_exceptions=True):
+        assert isinstance(other, Exception)
+    await loaded_again(pod, "beside", running)
 
 
 async def test_a_pod_killed_whole_blames_whom_it_would_have_blamed(pod: AgentProcess) -> None:

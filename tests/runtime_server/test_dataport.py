@@ -12,10 +12,10 @@ import pytest
 from mesh import headers
 from mesh.pb import details_pb2
 from mesh.pb import inference_pb2 as pb
-from mesh.runtime.server import encoding, requests
+from mesh.runtime.server import requests
 from mesh.runtime.server.tensors import DATATYPES
 from mesh.statuses import Code, MeshError, Reason
-from mesh.wire import framing
+from mesh.wire import encoding, framing
 from mesh.wire.metadata import decode_bin, encode_bin, encode_text
 from placement.fence import Mode
 from tests.support import models

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.pb import inference_pb2 as pb
-from mesh.runtime.server import alignment, contents, encoding, requests
+from mesh.runtime.server import alignment, contents, requests
 from mesh.runtime.server.intake import Intake
 from mesh.runtime.server.tensors import DATATYPES, MAX_TEXTS, Tensor
 from mesh.statuses import MeshError, Reason
-from mesh.wire import framing
+from mesh.wire import encoding, framing
 
 from .test_tensors import TYPED, arrays, contents_of, raw_of, same, sent, tensor
 

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mesh.pb import inference_pb2 as pb
-from mesh.runtime.server import encoding, intake, requests
+from mesh.runtime.server import intake, requests
 from mesh.runtime.server.intake import Intake
 from mesh.runtime.server.reply import Answer
 from mesh.runtime.server.tensors import DATATYPES, Datatype, Tensor
 from mesh.statuses import MeshError, Reason
+from mesh.wire import encoding
 
 KINDS = {kind.name: kind for kind in DATATYPES}
 TYPED = [kind for kind in DATATYPES if kind.field]

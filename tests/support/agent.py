@@ -192,7 +192,7 @@ class AgentProcess:
         assert self._pool is not None
         assert self.record is not None
         request = inference_pb2.ModelInferRequest(model_name=model_id)
-        names = {"float32": "FP32", "int64": "INT64"}
+        names = {"float32": "FP32", "int64": "INT64", "int32": "INT32"}
         for name, array in (inputs or {"x": ONE}).items():
             request.inputs.add(name=name, datatype=names[array.dtype.name], shape=array.shape)
             request.raw_input_contents.append(array.tobytes())

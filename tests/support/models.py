@@ -335,6 +335,15 @@ def _loop(before: list[NodeProto], trips: str, *, inputs: list[Any], outputs: li
 # -- those that ask for too much
 
 
+def divide(datatype: str = "INT32") -> bytes:
+    """Answers a / b. The smallest integer over -1 kills the process that computes it, by SIGFPE."""
+    return _model(
+        [helper.make_node("Div", ["a", "b"], ["y"])],
+        inputs=[_value(name, datatype, (None,)) for name in "ab"],
+        outputs=[_value("y", datatype, (None,))],
+    )
+
+
 def huge_allocation(bytes: int) -> bytes:
     """About 150 bytes that ask for that much memory on every call, the first one included."""
     return _model(

@@ -28,6 +28,7 @@ class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}  # by path; 1000 for others
         self.failures: dict[str, tuple[grpc.StatusCode, str]] = {}  # by path
+        self.stuck: set[str] = set()  # paths of which loads that fail cannot be ended
         self.on_device = False  # whether models take device memory, and none of the host's
         self.in_trailers = True  # whether sizes are told as ours tells them, or by `modelSize`
         self.models: dict[str, str] = {}  # id -> path, of what is loaded
@@ -85,7 +86,8 @@ class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
         self.told[request.modelId] = dict(context.invocation_metadata())
         await self._wait("load", request.modelId)
         if request.modelPath in self.failures:
-            await context.abort(*self.failures[request.modelPath])
+            stuck = (("mesh-stuck", "1"),) if request.modelPath in self.stuck else ()
+            await context.abort(*self.failures[request.modelPath], stuck)
         self.models[request.modelId] = request.modelPath
         size = self.sizes.get(request.modelPath, 1000)
         if self.in_trailers:

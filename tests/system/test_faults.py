@@ -259,7 +259,7 @@ async def test_a_model_that_kills_servers_is_quarantined(a_mesh):
 
             name = await until(running, timeout=20, interval=0.05, why="the call runs in some pod")
             (pod,) = [pod for pod in mesh.pods if pod.name == name]
-            os.kill(mesh.server_pid(pod), signal.SIGKILL)
+            os.kill(mesh.server_pid(pod), signal.SIGSEGV)
             killed = len((await mesh.status("killer"))["killed"])
 
             async def noticed(before: int = killed) -> bool:

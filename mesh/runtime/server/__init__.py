@@ -9,7 +9,7 @@ From the outside in:
 - `loader` brings copies in and out, by `making` (a session and its size), `onnxfile` (which file, and what it may
   read), `session` (onnxruntime), `device` (CPU or CUDA), `memory` and `trimmer` (bytes, limits, giving back);
 - `dataport` answers calls for what `copies` holds, by `requests` (bytes, and what of them is read where), `intake` and
-  `reply` (V2 and numpy; `tensors`, `contents`, `alignment`, `encoding`, `shortcuts`) and `answers`; short ones in the
+  `reply` (V2 and numpy; `tensors`, `contents`, `alignment`, `shortcuts`) and `answers`; short ones in the
   event loop, as `pace` knows and `watch` sees to, long ones in `runs` on the threads of `workers`.
 
 How the agent uses it: make a `mesh.runtime.board.Board`, start the process with its path, ask `runtimeStatus`, then

@@ -11,9 +11,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from mesh.pb import inference_pb2
-from mesh.runtime.server import alignment, encoding
+from mesh.runtime.server import alignment
 from mesh.runtime.server.tensors import MAX_TEXTS, Array, Raw, Tensor, bad, brief
 from mesh.statuses import MeshError
+from mesh.wire import encoding
 
 _PIECE = 65536  # bytes
 _SLACK = 1000  # fields that V2 does not have, or that are empty, beside those of the elements

@@ -50,6 +50,7 @@ class DataPort:
     def __init__(self, copies: Copies, board: Board, runs: Runs, watch: Watch, *, max_message: int) -> None:
         self._copies = copies
         self._observe = board.observe
+        self._inline = board.at_work.inline
         self._board = board
         self._runs = runs
         self._watch = watch
@@ -206,6 +207,7 @@ class DataPort:
         if inline:
             watch = self._watch
             row.begin(started_ns, runs=1)
+            self._inline(row.slot, frame)
             watch.since_ns = started_ns
             if watch.asleep:
                 watch.wake()
@@ -232,7 +234,7 @@ class DataPort:
             row.begin(started_ns)
         if asked is not None:
             asked = (alignment.own(feed), size, answer, raw, request_id)
-        self._runs.submit(Run(call, copy, held=held, asked=asked, read=later, started_ns=started_ns))
+        self._runs.submit(Run(call, copy, sent=frame, held=held, asked=asked, read=later, started_ns=started_ns))
 
     def _refused(self, call: Call, copy: Copy, error: MeshError, started_ns: int) -> None:
         """A call of this copy that its model never saw. It is a use all the same: who asks wrongly asks again."""

@@ -14,7 +14,8 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from mesh.runtime.server import encoding, outline
+from mesh.runtime.server import outline
+from mesh.wire import encoding
 
 MAX_OPERATORS = 20_000
 """Operators of a model with functions, written out."""

@@ -201,7 +201,7 @@ class Loader:
                 load.turn = turn
                 if load.lasts:  # it has waited that long
                     turn.give_up()
-                load.lone = Lone(f"load {order.model_id}", lambda: self._make(load, turn))
+                load.lone = Lone(f"load {order.model_id}", lambda: self._made(load, turn, row.slot))
                 load.thread = load.lone.future
                 made = await self._in_time(load, load.thread)
         except BaseException as error:
@@ -237,6 +237,14 @@ class Loader:
             optimised=made.optimised,
         )
         return copy
+
+    def _made(self, load: _Load, turn: making.Turn, slot: int) -> making.Made:
+        """In the load's thread: makes it, and leaves word of that for whoever looks for the cause of a crash."""
+        noted = self._board.at_work.begin(slot)
+        try:
+            return self._make(load, turn)
+        finally:
+            self._board.at_work.end(noted)
 
     def _make(self, load: _Load, turn: making.Turn) -> making.Made:
         return making.make(

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mesh.pb import inference_pb2
-from mesh.runtime.server.encoding import text_field, varint
 from mesh.runtime.server.tensors import MAX_SHAPES, Array, Raw, Tensor
 from mesh.statuses import MeshError, Reason
+from mesh.wire.encoding import text_field, varint
 
 
 class Answer:

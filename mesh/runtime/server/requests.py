@@ -15,10 +15,9 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from mesh.pb import inference_pb2
-from mesh.runtime.server import encoding
 from mesh.runtime.server.tensors import MAX_RANK, Raw, bad
 from mesh.statuses import MeshError, Reason
-from mesh.wire import framing
+from mesh.wire import encoding, framing
 
 SMALL = 16384
 """Bytes that are read in the event loop, whatever they hold: at worst 3 ms. Cutting contents out costs 3 us, which is

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mesh.runtime.atwork import AtWork
 from mesh.runtime.board import Board
 from mesh.runtime.server import answers, session
 from mesh.runtime.server.copies import Copy
@@ -57,7 +58,7 @@ class Run:
 
     __slots__ = (
         "asked", "busy_ns", "call", "copy", "deadline", "ended_by", "error", "frame", "held", "options",
-        "read", "running", "runs", "size", "started_ns", "stopped_at", "stuck",
+        "read", "running", "runs", "sent", "size", "started_ns", "stopped_at", "stuck",
     )  # fmt: skip
 
     def __init__(
@@ -65,15 +66,17 @@ class Run:
         call: Call,
         copy: Copy,
         *,
+        sent: bytes,
         held: int,
         asked: Asked | None = None,
         read: Callable[[], Asked] | None = None,
         started_ns: int,
     ) -> None:
-        """`held`: bytes that it keeps in memory. `asked`: what it asks for, or, where that takes time to find out,
-        `read` gives it, in the thread."""
+        """`sent`: the request's frame. `held`: bytes that it keeps in memory. `asked`: what it asks for, or, where that
+        takes time to find out, `read` gives it, in the thread."""
         self.call = call
         self.copy = copy
+        self.sent = sent
         self.held = held
         self.asked = asked
         self.read = read
@@ -91,9 +94,10 @@ class Run:
         self.error: MeshError | None = None
         self.busy_ns = 0
 
-    def work(self, clock: Callable[[], int]) -> int:
+    def work(self, clock: Callable[[], int], at_work: AtWork) -> int:
         """In the thread: runs the model and writes the reply. Gives what the run took on `clock`, in ns."""
         started, busy = time.monotonic_ns(), 0
+        noted = at_work.begin(self.copy.row.slot, self.sent)
         before = clock()
         try:
             asked = self.asked
@@ -110,6 +114,8 @@ class Run:
             self.busy_ns = time.monotonic_ns() - started
             busy = busy or clock() - before
             self.error = session.run_error(error)
+        finally:
+            at_work.end(noted)
         return busy
 
     def cancel(self) -> None:
@@ -235,7 +241,7 @@ class Runs:
         run.copy.row.run()
 
         def work() -> None:
-            busy = run.work(self._clock)
+            busy = run.work(self._clock, self._board.at_work)
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._done, run, busy)
 
@@ -261,6 +267,7 @@ class Runs:
         self._live.discard(run)
         self._bytes -= run.held
         run.asked = run.read = None
+        run.sent = b""
         error = run.ended_by or run.error
         if not (ran and run.ended_by):
             run.call.on_cancel(None)

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mesh.runtime.server import alignment, encoding
+from mesh.runtime.server import alignment
 from mesh.runtime.server.reply import Answer
 from mesh.runtime.server.tensors import Array, Tensor
+from mesh.wire import encoding
 
 MAX_BYTES = 16384
 """Of a frame. Above, the comparison saves nothing that shows, and the contents are better not copied."""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mesh.runtime.server.encoding import text_field, varint
 from mesh.statuses import MeshError, Reason
+from mesh.wire.encoding import text_field, varint
 
 Array = npt.NDArray[Any]
 Raw = bytes | memoryview

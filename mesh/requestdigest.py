@@ -1,0 +1,46 @@
+"""A short name for what a request asks, by which one that brought a model server down is known again.
+
+The name of the model and the request's own `id` are left out: a caller that tries again may have another id, and the
+same model may be called by an alias. Only the beginning of long requests and their length count, so that the name costs
+little, and can be given to what is left of a request in a dead server's shared memory.
+"""
+
+import hashlib
+
+from mesh.wire import encoding, framing
+
+KEPT = 65536
+"""Bytes of a frame that are enough to give it its name."""
+
+SIZE = 16
+"""Bytes of a name."""
+
+_HASHED = KEPT // 2  # what is left out is shorter than the other half, or is a part of what counts
+_FIELDS = 1000  # looked at one by one; what comes after them counts as it is
+_NAME, _ID = 0x0A, 0x1A  # tags of a ModelInferRequest's fields
+
+
+def digest(frame: bytes | memoryview, size: int = 0) -> bytes:
+    """The name of the request in a frame of `size` bytes, of which the first `KEPT` suffice. Never raises."""
+    view = memoryview(frame)
+    size = (size or len(view)) - framing.PREFIX
+    hashed = hashlib.blake2b(digest_size=SIZE)
+    view = view[: KEPT + framing.PREFIX]
+    left = _HASHED
+    body = view[framing.PREFIX :]
+    before = 0
+    if view and not view[0]:
+        try:
+            for tag, _, end in encoding.fields(body, limit=_FIELDS):
+                if tag in (_NAME, _ID):
+                    size -= end - before
+                elif left:
+                    piece = body[before : min(end, before + left)]
+                    hashed.update(piece)
+                    left -= len(piece)
+                before = end
+        except ValueError:
+            pass  # the end of what is kept, or no message
+    hashed.update(body[before : before + left])
+    hashed.update(b"%d" % size)
+    return hashed.digest()

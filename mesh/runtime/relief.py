@@ -1,0 +1,57 @@
+"""Replacing a model server that has lost threads: loads and calls that were ended and go on.
+
+Each keeps a processor busy and its memory in use, for as long as the process lives. A few can be borne; a server with
+more takes no loads from here on, is given time to answer its calls, and is replaced. The models were named when they
+were found out (`loading`, and `killed` in their records), so nobody else is blamed for the end of the server.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+MOST = 3
+"""Lost threads that are borne."""
+
+GRACE = 10.0
+"""Seconds that the server has for the calls in flight. Its own grace is 5; what is left then cannot be ended."""
+
+_LOOK = 1.0  # seconds: as often as the board is written
+
+
+class Server(Protocol):
+    """The model server as it is needed here."""
+
+    async def replace(self, why: str, grace: float) -> None:
+        """Ends it in order, so that another one is started."""
+
+
+class Relief:
+    """`run` it beside the server. `refusal` tells why no loads are taken meanwhile."""
+
+    def __init__(self, stuck: Callable[[], int], server: Callable[[], Server | None], *, look: float = _LOOK) -> None:
+        """`stuck` tells how many threads are lost."""
+        self._stuck = stuck
+        self._server = server
+        self._look = look
+        self.refusal = ""
+        self.count = 0  # of replacements
+
+    async def run(self) -> None:
+        """Looks, and replaces, until it is cancelled."""
+        while True:
+            await asyncio.sleep(self._look)
+            stuck, server = self._stuck(), self._server()
+            if stuck <= MOST or server is None:  # after a replacement: once the agent has cleared the board
+                self.refusal = ""
+                continue
+            if self.refusal:
+                continue
+            why = f"had {stuck} loads and calls that cannot be ended, and was replaced"
+            log.error("model server has lost threads, replacing it", stuck=stuck)
+            self.refusal = f"the model server has {stuck} loads and calls that cannot be ended, and is being replaced"
+            self.count += 1
+            await server.replace(why, GRACE)
