@@ -121,13 +121,12 @@ class HttpProvider:
 
     def _trust(self, settings: Settings) -> ssl.SSLContext | None:
         """The TLS settings of a store that has some of its own: its authority, our certificate for it."""
-        authority, certificate = settings.text("certificate"), settings.text("client_certificate")
-        if not authority and not certificate:
-            return None
         name = settings.fingerprint()
         context = self._trusted.get(name)
         if context is None:
-            context = self._trusted[name] = _tls(settings, authority, certificate, self._client.policy)
+            context = trust(settings, self._client.policy)
+            if context is not None:
+                self._trusted[name] = context
         return context
 
     async def _again(self, location: Location, file: RemoteFile) -> Held:
@@ -284,8 +283,11 @@ def _changed(location: Location) -> PullError:
     return PullError(PullErrorKind.CHANGED, f"{location.shown} changed while it was fetched")
 
 
-def _tls(settings: Settings, authority: str, certificate: str, policy: HttpPolicy) -> ssl.SSLContext:
-    """Raises PullError where the settings are no certificates."""
+def trust(settings: Settings, policy: HttpPolicy) -> ssl.SSLContext | None:
+    """Returns the TLS settings of a store that has some of its own. Raises PullError where they are no certificates."""
+    authority, certificate = settings.text("certificate"), settings.text("client_certificate")
+    if not authority and not certificate:
+        return None
     try:
         context = ssl.create_default_context()
         if policy.ca is not None:

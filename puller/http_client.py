@@ -119,8 +119,9 @@ class HttpClient:
         secret: Mapping[str, str],
         trust: ssl.SSLContext | None = None,
         json: Any = None,
+        follow: bool = True,
     ) -> Held:
-        """Sends a GET, or a POST with JSON, and follows redirects; the answer may be any other.
+        """Sends a GET, or a POST with JSON, and follows redirects unless told not to; the answer may be any other.
 
         `secret` are headers for the URL's own origin only; `trust` is in place of what the policy trusts. To be used
         inside of `translated`."""
@@ -137,7 +138,7 @@ class HttpClient:
                     json=json,
                     ssl=trust if trust is not None and at_home else True,
                 )
-                if response.status not in _REDIRECTS:
+                if not follow or response.status not in _REDIRECTS:
                     return Held(response, self.limits)
                 response.release()
                 url = _follow(url, response, shown)

@@ -1,6 +1,7 @@
 """`file:` paths: only under the folders that the operator named.
 
-A path is resolved, links included, and must then lie under a root; so must every link inside a folder. Between that
+A path is resolved, links included, and must then lie under a root. So must every link inside a folder, else it is
+skipped, like everything else in it that cannot be read: volumes hold things that are of no model. Between that
 check and the opening somebody may exchange a folder for a link, so the check is repeated on the file as opened (the
 kernel says its path). Only regular files are read: opening a pipe would wait, and a device may never end.
 
@@ -32,7 +33,7 @@ from puller.errors import PullError, PullErrorKind
 from puller.provider import Listing, RemoteFile, version
 from puller.sink import Sink, Stopped
 from puller.source import Location
-from puller.tree import MAX_FILES
+from puller.tree import MAX_FILES, stray, told
 
 THREADS = 8
 MAX_DEPTH = 32
@@ -42,6 +43,22 @@ _CANCEL_WAIT = 1.0  # seconds
 _TICK, _COARSE_TICK = 50_000_000, 2_500_000_000  # nanoseconds; the latter where stamps are whole seconds
 
 _T = TypeVar("_T")
+_SKIPPED = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG})
+
+
+class _Tree:
+    """What a folder holds, as it is found."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.files: list[RemoteFile] = []
+        self.folders: list[str] = []
+        self.skipped: list[str] = []
+        self.forbidden = False  # something was skipped that others may be allowed to read
+
+    def skip(self, name: str, why: str, *, forbidden: bool = False) -> None:
+        self.skipped.append(f"{name[:200]!r} {why}")
+        self.forbidden |= forbidden
 
 
 class LocalProvider:
@@ -93,13 +110,16 @@ class LocalProvider:
                 return Listing((file,), is_file=True)
             if not stat.S_ISDIR(found.st_mode):
                 raise PullError(PullErrorKind.BAD_REQUEST, f"{path} is neither a file nor a folder")
-            files: list[RemoteFile] = []
-            folders: list[str] = []
-            self._list_folder(real, path, "", [(found.st_dev, found.st_ino)], files, folders, stop)
-            if not files:
+            tree = _Tree(path)
+            self._list_folder(real, "", [(found.st_dev, found.st_ino)], tree, stop)
+            if not tree.files and tree.skipped:
+                text = f"the folder {path} holds no files that can be read: {told(tree.skipped)}"
+                kind = PullErrorKind.FORBIDDEN if tree.forbidden else PullErrorKind.EMPTY
+                raise PullError(kind, text)
+            if not tree.files:
                 text = f"the folder {path} holds no files; name the folder that the model lies in"
                 raise PullError(PullErrorKind.EMPTY, text)
-            return Listing(tuple(files), is_file=False, folders=tuple(folders))
+            return Listing(tuple(tree.files), is_file=False, folders=tuple(tree.folders), skipped=tuple(tree.skipped))
         except OSError as error:
             raise _read_error(error, path) from error
         except ValueError as error:  # a NUL in the name
@@ -116,36 +136,47 @@ class LocalProvider:
         raise PullError(PullErrorKind.FORBIDDEN, text)
 
     def _list_folder(
-        self,
-        folder: str,
-        path: str,
-        prefix: str,
-        above: list[tuple[int, int]],
-        files: list[RemoteFile],
-        folders: list[str],
-        stop: threading.Event,
+        self, folder: str, prefix: str, above: list[tuple[int, int]], tree: "_Tree", stop: threading.Event
     ) -> None:
+        """Adds what is in a folder to the tree. What cannot be of a model, or not be read, is skipped: it may be
+        anybody's. Raises OSError where the folder itself cannot be listed."""
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries)
         for name in names:
             if stop.is_set():
                 raise Stopped
-            shown = f"{path.rstrip('/')}/{name}"
-            real = os.path.realpath(os.path.join(folder, name))
-            self._check(real, shown)
-            found = os.stat(real)
-            if len(files) + len(folders) >= MAX_FILES:
-                raise PullError(PullErrorKind.TOO_LARGE, f"{path} holds more than {MAX_FILES} files")
-            if stat.S_ISREG(found.st_mode):
-                files.append(_remote(prefix + name, real, found))
-            elif stat.S_ISDIR(found.st_mode):
-                identity = (found.st_dev, found.st_ino)
-                if identity in above or len(above) >= MAX_DEPTH:
-                    raise PullError(PullErrorKind.BAD_REQUEST, f"{shown} is a loop of links, or nested too deeply")
-                folders.append(prefix + name)
-                self._list_folder(real, shown, f"{prefix}{name}/", [*above, identity], files, folders, stop)
-            else:
-                raise PullError(PullErrorKind.BAD_REQUEST, f"{shown} is neither a file nor a folder")
+            if stray(name):
+                tree.skip(prefix + name, stray(name))
+                continue
+            if len(tree.files) + len(tree.folders) >= MAX_FILES:
+                raise PullError(PullErrorKind.TOO_LARGE, f"{tree.path} holds more than {MAX_FILES} files")
+            try:
+                real = os.path.realpath(os.path.join(folder, name))
+                self._check(real, f"{tree.path.rstrip('/')}/{prefix}{name}")
+                found = os.stat(real)
+                if stat.S_ISREG(found.st_mode):
+                    if not os.access(real, os.R_OK, effective_ids=True):
+                        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                    tree.files.append(_remote(prefix + name, real, found))
+                elif stat.S_ISDIR(found.st_mode):
+                    identity = (found.st_dev, found.st_ino)
+                    if identity in above or len(above) >= MAX_DEPTH:
+                        tree.skip(prefix + name, "is a loop of links, or nested too deeply")
+                        continue
+                    self._list_folder(real, f"{prefix}{name}/", [*above, identity], tree, stop)
+                    tree.folders.append(prefix + name)
+                else:
+                    tree.skip(prefix + name, "is neither a file nor a folder")
+            except PullError as error:
+                if error.kind is not PullErrorKind.FORBIDDEN:
+                    raise
+                tree.skip(prefix + name, "leads out of the folders that models may be read from", forbidden=True)
+            except OSError as error:
+                # What the mount itself fails at may pass, and the tree would lack a file until then.
+                if error.errno not in _SKIPPED:
+                    raise
+                why = "leads nowhere" if error.errno == errno.ENOENT else f"cannot be read: {error.strerror}"
+                tree.skip(prefix + name, why, forbidden=error.errno in (errno.EACCES, errno.EPERM))
 
     @contextmanager
     def _opened(self, shown: str, file: RemoteFile) -> Iterator[int]:

@@ -21,18 +21,19 @@ import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import obstore
 import obstore.exceptions
 
-from puller import objects_client, objects_errors
+from puller import http, objects_client, objects_errors, objects_listing, tree
 from puller.errors import PullError, PullErrorKind
-from puller.http_client import HttpPolicy
+from puller.http_client import HttpClient, HttpPolicy
 from puller.limits import Limits
 from puller.objects_client import Target
+from puller.objects_listing import Account
 from puller.provider import Listing, RemoteFile, version
 from puller.sink import Sink
 from puller.source import Location
@@ -71,6 +72,8 @@ class ObjectProvider:
         self._policy = policy
         self._limits = limits
         self._clients: dict[str, _Client] = {}
+        self._guarded = HttpClient(policy, limits)
+        self._free = HttpClient(replace(policy, allow_private=True), limits)
         self._executor: ThreadPoolExecutor | None = None
         self._on_google: bool | None = None
 
@@ -116,6 +119,8 @@ class ObjectProvider:
     async def close(self) -> None:
         """Forgets its clients; obstore closes their connections."""
         self._clients.clear()
+        await self._guarded.close()
+        await self._free.close()
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = None
@@ -172,12 +177,35 @@ class ObjectProvider:
                     if len(found) > 2 * MAX_FILES:
                         text = f"{location.shown} holds more than {MAX_FILES} objects; name a folder below it"
                         raise PullError(PullErrorKind.TOO_LARGE, text)
+        except obstore.exceptions.InvalidPathError as error:
+            if target.account is None:
+                raise objects_errors.translated(error, location.shown, target) from None
+            return await self._by_hand(location, target, target.account, key)
         except _Errors as error:
             raise objects_errors.translated(error, location.shown, target) from None
         return found
 
+    async def _by_hand(self, location: Location, target: Target, account: Account, key: str) -> list[Any]:
+        """Everything, where one key of it is no path."""
+        settings = location.settings
+        # An endpoint of the operator's may be anywhere; redirects are not followed.
+        client = self._guarded if objects_client.chosen(settings) else self._free
+        return await objects_listing.everything(
+            client,
+            account,
+            endpoint=target.endpoint,
+            bucket=settings.text("bucket"),
+            prefix=f"{key}/" if key else "",
+            most=2 * MAX_FILES,
+            shown=location.shown,
+            trust=http.trust(settings, self._policy),
+        )
+
     async def _tree(self, location: Location, target: Target, key: str, found: Sequence[Any]) -> Listing:
         start = len(key) + 1 if key else 0
+        faults = {meta["path"]: tree.fault(meta["path"][start:]) for meta in found if meta["path"][start:]}
+        skipped = tuple(f"{path[start:][:200]!r} {why}" for path, why in faults.items() if why)
+        found = [meta for meta in found if not faults.get(meta["path"])]
         above: set[str] = set()
         for meta in found:
             path = meta["path"]
@@ -213,8 +241,15 @@ class ObjectProvider:
             else:
                 folders.append(path[start:])
         if not files:
-            raise PullError(PullErrorKind.EMPTY, f"{location.shown} holds folders and no files")
-        return Listing(tuple(files), is_file=False, folders=tuple(folders), store=_store(target, location))
+            more = f": {tree.told(skipped)}" if skipped else ""
+            raise PullError(PullErrorKind.EMPTY, f"{location.shown} holds folders and no files{more}")
+        return Listing(
+            tuple(files),
+            is_file=False,
+            folders=tuple(folders),
+            skipped=skipped,
+            store=_store(target, location),
+        )
 
     async def _receive(
         self, location: Location, target: Target, file: RemoteFile, sink: Sink, start: int, end: int

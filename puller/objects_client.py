@@ -25,7 +25,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -36,6 +36,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 from puller.credentials import Settings
 from puller.errors import PullErrorKind
 from puller.http_client import HttpPolicy
+from puller.objects_listing import Account
 
 if TYPE_CHECKING:
     from obstore.store import AzureCredential, ClientConfig, RetryConfig, S3Credential
@@ -77,6 +78,7 @@ class Target:
     client: Client
     endpoint: str  # for identities and errors; holds no credentials
     anonymous: bool
+    account: Account | None = field(default=None, repr=False)  # of S3, where it is known here
     ambient: str = ""  # which identity of the pod's own is used, as far as its environment tells
 
 
@@ -169,7 +171,14 @@ def _s3(settings: Settings, endpoint: str, options: "ClientConfig") -> Target:
         retry_config=_retries(0 if key or anonymous else 2),
         credential_provider=credentials if key else None,
     )
-    return Target(client, endpoint, anonymous, "" if key or anonymous else _ambient("AWS_"))
+    account = Account(region, key, secret, token or "") if key or anonymous else _account(region)
+    return Target(client, endpoint, anonymous, account, "" if key or anonymous else _ambient("AWS_"))
+
+
+def _account(region: str) -> Account | None:
+    """The keys that the pod's environment holds, if it does."""
+    key, secret = os.environ.get("AWS_ACCESS_KEY_ID", ""), os.environ.get("AWS_SECRET_ACCESS_KEY", "")
+    return Account(region, key, secret, os.environ.get("AWS_SESSION_TOKEN", "")) if key and secret else None
 
 
 def _gcs(settings: Settings, endpoint: str, options: "ClientConfig", on_google: bool) -> Target:
@@ -189,7 +198,7 @@ def _gcs(settings: Settings, endpoint: str, options: "ClientConfig", on_google: 
         client_options=options,
         retry_config=_retries(2 if ambient else 0),
     )
-    return Target(client, endpoint, not key and not ambient, _ambient("GOOGLE_", "CLOUDSDK_") if ambient else "")
+    return Target(client, endpoint, not key and not ambient, None, _ambient("GOOGLE_", "CLOUDSDK_") if ambient else "")
 
 
 def _azure(settings: Settings, endpoint: str, options: "ClientConfig") -> Target:
@@ -239,7 +248,7 @@ def _azure(settings: Settings, endpoint: str, options: "ClientConfig") -> Target
         credential_provider=provider,
     )
     traces = _ambient("AZURE_", "IDENTITY_") if ambient else ""
-    return Target(client, endpoint, not explicit and not ambient, traces)
+    return Target(client, endpoint, not explicit and not ambient, None, traces)
 
 
 def _ambient(*prefixes: str) -> str:

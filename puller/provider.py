@@ -54,6 +54,7 @@ class Listing:
     files: tuple[RemoteFile, ...]
     is_file: bool  # the location is one file, `files` holds it alone; else a tree
     folders: tuple[str, ...] = ()  # of a tree, those to be made even if they stay empty
+    skipped: tuple[str, ...] = ()  # what lies there and cannot be listed, each with the reason
     store: str = ""  # who delivers the files, and to whom; "": nothing is shared between them
     release: Callable[[], None] = _nothing  # gives back what the listing holds for reads that will not come
 

@@ -54,6 +54,7 @@ class Pulled:
     key: str  # the modelKey for the model server: local schema path and size, no store
     schema: Path | None = None
     digest: str = ""  # of model and schema, computed from the bytes, in hex (`pulling`)
+    skipped: tuple[str, ...] = ()  # what lies beside the files and was left out, with the reasons
     derived: Path | None = None  # what `keep` was given of these files under the tag that was asked for
     number: int = 0  # of the pull, in this process
     fetched_bytes: int = 0  # that came from the store for it, its schema included; the rest was on disk
@@ -234,6 +235,7 @@ class Puller:
             ),
             schema=schema,
             digest=pull.digest,
+            skipped=pull.skipped,
             derived=folder / DERIVED if pull.derived else None,
             number=number,
             fetched_bytes=pull.fetched,

@@ -7,10 +7,11 @@ the folder together under a temporary name. Failed or cancelled, it leaves nothi
 import asyncio
 import hashlib
 import itertools
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from puller import retry, tree
@@ -22,6 +23,8 @@ from puller.progress import Progress
 from puller.provider import Listing, Provider, RemoteFile, delivered
 from puller.source import Location
 from puller.threads import Threads
+
+log = logging.getLogger(__name__)
 
 DERIVED = ".derived"
 """Name in a model's folder of what was made of its files; no file of a model begins with a dot (`folder_name`)."""
@@ -56,6 +59,7 @@ class Pulling:
         self.sizes: dict[Location, int] = {}  # bytes
         self.fetched = 0  # bytes
         self.digest = ""  # of the files, computed here: the SHA-256 of a file, or `tree_digest`
+        self.skipped: tuple[str, ...] = ()  # what lies there and is left out, with the reasons
         self.derived = False  # whether what was made of them under the tag is in the folder
         self._tools = tools
         self._names = names
@@ -100,6 +104,7 @@ class Pulling:
         self._total, self._here = 0, 0
         self.derived = False
         self.sizes = {}
+        self.skipped = ()
         placed: list[tuple[PurePosixPath, Blob]] = []
         folders: list[PurePosixPath] = []
         digests: list[str] = []
@@ -157,7 +162,7 @@ class Pulling:
             lambda: provider.listing(location), self._tools.policy, on_retry=self._tools.on_retry
         )
         try:
-            paths, folders = _laid_out(listing, location, PurePosixPath(name))
+            listing, paths, folders = self._laid_out(listing, location, PurePosixPath(name))
             if sha256 and not listing.is_file:
                 text = (
                     f"{location.shown} is a folder of {len(paths)} files, and a sha256 is of one file: "
@@ -222,6 +227,21 @@ class Pulling:
         finally:
             room.close()
         return [blob for blob in blobs if blob is not None]
+
+    def _laid_out(
+        self, listing: Listing, location: Location, name: PurePosixPath
+    ) -> tuple[Listing, list[PurePosixPath], list[PurePosixPath]]:
+        """The files that can be of a model, their paths in the model's folder, and the folders they need."""
+        if listing.is_file:
+            return listing, [name], []
+        layout = tree.lay_out([file.path for file in listing.files], listing.folders, location.shown)
+        skipped = (*listing.skipped, *layout.skipped)
+        if skipped:
+            log.warning("skipped in %s: %s", location.shown, tree.told(skipped))
+            self.skipped += skipped
+        kept = replace(listing, files=tuple(listing.files[number] for number, _ in layout.files))
+        paths = [name / path for _, path in layout.files]
+        return kept, paths, [name, *(name / folder for folder in layout.folders)]
 
     async def _pick(self, identities: list[str], size: int | None, *, sha256: str = "") -> Blob | None:
         """Returns what the cache has under one of these names, if it is sound; `sha256` is what was registered."""
@@ -304,15 +324,6 @@ def tree_digest(files: Iterable[tuple[str, int, str]]) -> str:
 def derived_identity(tag: str, digest: str) -> str:
     """Under which the cache keeps what was made of files with that digest."""
     return f"derived {tag} {digest}"
-
-
-def _laid_out(
-    listing: Listing, location: Location, name: PurePosixPath
-) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
-    if listing.is_file:
-        return [name], []
-    paths, folders = tree.lay_out([file.path for file in listing.files], listing.folders, location.shown)
-    return [name / path for path in paths], [name, *(name / folder for folder in folders)]
 
 
 def _alike(one: Location, other: Location) -> bool:

@@ -1,13 +1,15 @@
 """Names on disk for what a store calls its files.
 
 A store's keys are text of anybody's choosing: `../../etc/passwd`, `a//b`, `a` beside `a/b`. Here each of them becomes
-one path below the model's folder, spelled as in the store, or is refused, the whole tree with it: a model of which one
-file is missing or renamed would fail later and say less.
+one path below the model's folder, spelled as in the store, or is skipped, with the reason. Volumes and buckets hold
+things that were never part of a model, so only a model that misses one of its files fails, when it is loaded; the
+reasons are told then, too.
 """
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from puller.errors import PullError, PullErrorKind
@@ -17,62 +19,94 @@ MAX_DEPTH = 64
 _MAX_ELEMENT = 255  # bytes, of every common file system
 _MAX_PATH = 2048  # bytes, of the 4096 that the kernel takes; the rest is for what stands before
 _ODD = re.compile(r"[\x00-\x1f\x7f\\]")
+_TOLD = 10  # of what was skipped, in one text
 
 
-def safe(path: str, shown: str) -> PurePosixPath:
-    """The path of a store's file relative to the model's folder. Raises PullError(BAD_REQUEST)."""
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a listing's files go."""
+
+    files: tuple[tuple[int, PurePosixPath], ...]  # their numbers in the listing, and paths below the model's folder
+    folders: tuple[PurePosixPath, ...]  # all that are needed, parents first
+    skipped: tuple[str, ...]  # what is left out, each with the reason
+
+
+def stray(name: str) -> str:
+    """Returns why an element of a path is of no model, "" if it may be."""
+    if name.startswith("._"):
+        return "holds what macOS keeps beside a file"
+    if name.startswith(".nfs"):
+        return "is a deleted file that somebody on NFS has open"
+    if name == "lost+found":
+        return "belongs to the file system"
+    return ""
+
+
+def fault(path: str) -> str:
+    """Returns why a store's name for a file cannot be a path relative to the model's folder, "" if it can."""
     elements = path.split("/")
-    why = ""
     if not elements[0]:
-        why = "is absolute or empty"
-    elif "" in elements:
-        why = "has an empty element"
-    elif ".." in elements or "." in elements:
-        why = 'has "." or ".." in it'
-    elif _ODD.search(path):
-        why = "holds a backslash or control characters"
-    elif len(elements) > MAX_DEPTH:
-        why = f"is nested more than {MAX_DEPTH} deep"
-    else:
-        try:
-            lengths = [len(os.fsencode(element)) for element in elements]
-        except UnicodeEncodeError:
-            why = "is not text that can name a file"
-        else:
-            if max(lengths) > _MAX_ELEMENT or sum(lengths) + len(lengths) > _MAX_PATH:
-                why = "is too long for a file system"
-    if why:
-        text = f"{shown} holds a file that cannot be part of a model: the name {path[:200]!r} {why}; rename it there"
-        raise PullError(PullErrorKind.BAD_REQUEST, text)
-    return PurePosixPath(path)
+        return "is absolute or empty"
+    if "" in elements:
+        return "has an empty element"
+    if ".." in elements or "." in elements:
+        return 'has "." or ".." in it'
+    if _ODD.search(path):
+        return "holds a backslash or control characters"
+    if len(elements) > MAX_DEPTH:
+        return f"is nested more than {MAX_DEPTH} deep"
+    try:
+        lengths = [len(os.fsencode(element)) for element in elements]
+    except UnicodeEncodeError:
+        return "is not text that can name a file"
+    if max(lengths) > _MAX_ELEMENT or sum(lengths) + len(lengths) > _MAX_PATH:
+        return "is too long for a file system"
+    return next(filter(None, map(stray, elements)), "")
 
 
-def lay_out(
-    files: Iterable[str], folders: Iterable[str], shown: str
-) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
-    """The files' paths, in order, and all folders that they and `folders` need, parents first.
+def lay_out(files: Sequence[str], folders: Iterable[str], shown: str) -> Layout:
+    """Gives each file a path of its own. Raises PullError: two files of one name, more than can be a model, none left.
 
-    Raises PullError: two files of one name, a file where a folder has to be, more than can be a model."""
-    paths: list[PurePosixPath] = []
-    taken: set[PurePosixPath] = set()
-    for file in files:
-        path = safe(file, shown)
-        if path in taken:
+    A file where a folder has to be is skipped."""
+    skipped: list[str] = []
+
+    def usable(name: str) -> bool:
+        why = fault(name)
+        if why:
+            skipped.append(f"{name[:200]!r} {why}")
+        return not why
+
+    paths: dict[PurePosixPath, int] = {}
+    for number, file in enumerate(files):
+        if not usable(file):
+            continue
+        path = PurePosixPath(file)
+        if path in paths:
             raise PullError(PullErrorKind.BAD_REQUEST, f"{shown} holds two files of the name {file!r}; remove one")
-        taken.add(path)
-        paths.append(path)
+        paths[path] = number
         if len(paths) > MAX_FILES:
             raise PullError(
                 PullErrorKind.TOO_LARGE, f"{shown} holds more than {MAX_FILES} files; name a folder below it"
             )
     needed: set[PurePosixPath] = set()
-    for path in [*paths, *(safe(folder, shown) / "_" for folder in folders)]:
+    for path in [*paths, *(PurePosixPath(folder) / "_" for folder in folders if usable(folder))]:
         for parent in path.parents:
             if parent in needed or not parent.parts:
                 break
             needed.add(parent)
-    both = taken & needed
-    if both:
-        text = f"{shown} holds {str(min(both))!r} both as a file and as a folder; remove one"
-        raise PullError(PullErrorKind.BAD_REQUEST, text)
-    return paths, sorted(needed, key=lambda folder: (len(folder.parts), folder))
+    for path in sorted(paths.keys() & needed):
+        skipped.append(f"{str(path)!r} is a file, and a folder of that name holds others")
+        del paths[path]
+    if not paths:
+        raise PullError(PullErrorKind.EMPTY, f"{shown} holds no file that can be of a model: {told(skipped)}")
+    return Layout(
+        tuple((number, path) for path, number in paths.items()),
+        tuple(sorted(needed, key=lambda folder: (len(folder.parts), folder))),
+        tuple(skipped),
+    )
+
+
+def told(skipped: Sequence[str]) -> str:
+    """Returns what was skipped as one text of bounded length."""
+    more = [f"and {len(skipped) - _TOLD} more"] if len(skipped) > _TOLD else []
+    return "; ".join([*skipped[:_TOLD], *more])

@@ -388,7 +388,10 @@ class Loading:
                 optimised=str(pulled.derived or ""),
             )
         except SpiError as error:
-            return await self._not_loaded(entry, error, life)
+            outcome = await self._not_loaded(entry, error, life)
+            if isinstance(outcome, Failed) and pulled.skipped:  # it may be what is missing
+                return replace(outcome, text=f"{outcome.text} (skipped beside it: {'; '.join(pulled.skipped[:3])})")
+            return outcome
         if entry not in ledger:  # the server has died since it answered
             return Refused(Reason.UNAVAILABLE, parts.why_down())
         server_ms = (time.monotonic() - began) * 1000

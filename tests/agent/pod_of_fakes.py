@@ -108,6 +108,7 @@ class FakeFiles:
     def __init__(self) -> None:
         self.errors: dict[str, PullError] = {}
         self.digests: dict[str, str] = {}  # by path
+        self.skipped: dict[str, tuple[str, ...]] = {}  # likewise
         self.held: dict[str, asyncio.Event] = {}
         self.stopping: dict[str, asyncio.Event] = {}  # until when a cancelled pull takes to stop
         self.present: set[str] = set()
@@ -127,7 +128,8 @@ class FakeFiles:
             raise self.errors[source.path]
         self.present.add(into)
         size = int(source.path.rpartition("/")[2])
-        return Pulled(Path(source.path), size, source.path, source.key, digest=self.digests.get(source.path, ""))
+        digest, skipped = self.digests.get(source.path, ""), self.skipped.get(source.path, ())
+        return Pulled(Path(source.path), size, source.path, source.key, digest=digest, skipped=skipped)
 
     async def remove(self, into: str) -> None:
         self.present.discard(into)

@@ -241,6 +241,15 @@ async def test_a_failed_load_leaves_nothing_but_its_reason(pod: FakePod) -> None
     assert pod.ledger.committed_bytes == pod.ledger.physical_bytes == 0
 
 
+async def test_a_failed_load_tells_what_was_skipped(pod: FakePod) -> None:
+    """One of them may be what the loader misses; a load that succeeds says nothing."""
+    pod.files.skipped["/m/10"] = ("'weights' cannot be read: Permission denied",)
+    pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "no weights")
+    outcome = await pod.load("m")
+    assert isinstance(outcome, Failed)
+    assert outcome.text == "no weights (skipped beside it: 'weights' cannot be read: Permission denied)"
+
+
 @pytest.mark.parametrize("kind", PullErrorKind)
 async def test_what_goes_wrong_with_the_files(pod: FakePod, kind: PullErrorKind) -> None:
     """A full disk is this pod's trouble; anything else is the model's, with the puller's text."""

@@ -133,39 +133,92 @@ async def test_whether_something_exists_outside_is_not_told(puller, root, secret
     assert there.replace("secret", "missng") == missing
 
 
-@pytest.mark.parametrize("target", ["secret", "nowhere", ".."])
-async def test_a_folder_with_a_link_out_is_refused(puller, root, secret, left, target):
-    """Also where most of the folder is harmless, and where the link is broken."""
+STRAY = {
+    "a link out": lambda folder: (folder / "z").symlink_to(folder.parent.parent / "secret"),
+    "a link to the parent": lambda folder: (folder / "z").symlink_to("../.."),
+    "a link that leads nowhere": lambda folder: (folder / "z").symlink_to("nowhere"),
+    "a link to itself": lambda folder: (folder / "z").symlink_to("z"),
+    "a loop of links": lambda folder: (folder / "z").symlink_to("."),
+    "a pipe": lambda folder: os.mkfifo(folder / "z"),
+    "a socket": lambda folder: _socket(folder),
+    "lost+found": lambda folder: ((folder / "lost+found").mkdir(), (folder / "lost+found" / "#12").touch()),
+    "macOS": lambda folder: (folder / "._a.onnx").write_bytes(b"x"),
+    "NFS": lambda folder: (folder / ".nfs000000000012").write_bytes(b"x"),
+    "no text": lambda folder: open(os.fsencode(folder) + b"/back\\slash", "wb").close(),
+    "an unreadable file": lambda folder: (folder / "unreadable").write_bytes(b"x"),
+    "an unreadable folder": lambda folder: ((folder / "unreadable").mkdir(), (folder / "unreadable" / "x").touch()),
+}
+
+
+def _socket(folder: Path) -> None:
+    before = os.getcwd()
+    os.chdir(folder)  # the whole path may be too long for a socket's address
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind("special")
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture
+def unreadable(monkeypatch):
+    """Has what is called so refuse to be read, to root too."""
+    access, scandir = os.access, os.scandir
+
+    def forbidden(path, *arguments, **more):
+        return "unreadable" not in str(path) and access(path, *arguments, **more)
+
+    def listed(path):
+        if "unreadable" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "access", forbidden)
+    monkeypatch.setattr(os, "scandir", listed)
+
+
+@pytest.mark.parametrize("what", STRAY)
+async def test_what_is_of_no_model_is_skipped(puller, root, secret, unreadable, caplog, what):
+    """Beside a model's files, at the top and below: they come, it does not, and why is told."""
+    model = root / "model"
+    for folder in (model, model / "sub"):
+        folder.mkdir()
+        (folder / "a.onnx").write_bytes(b"x")
+        STRAY[what](folder)
+    pulled = await puller.pull(Source(str(model)), into="id")
+    files = {str(path.relative_to(pulled.path)) for path in pulled.path.rglob("*") if path.is_file()}
+    assert files == {"a.onnx", "sub/a.onnx"}
+    assert len(pulled.skipped) == 2
+    assert pulled.skipped[0] in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("what", "kind"),
+    [
+        ("a link out", PullErrorKind.FORBIDDEN),
+        ("a link that leads nowhere", PullErrorKind.EMPTY),
+        ("an unreadable file", PullErrorKind.FORBIDDEN),
+        ("a pipe", PullErrorKind.EMPTY),
+        ("lost+found", PullErrorKind.EMPTY),
+    ],
+)
+async def test_nothing_but_what_is_of_no_model(puller, root, secret, unreadable, left, what, kind):
+    """Then the pull fails, and tells what it found."""
     (root / "model").mkdir()
-    (root / "model" / "a").write_bytes(b"x")
-    (root / "model" / "z").symlink_to(root.parent / target)
-    await refused(puller, root / "model", PullErrorKind.FORBIDDEN)
+    STRAY[what](root / "model")
+    text = await refused(puller, root / "model", kind)
+    assert next(entry.name for entry in (root / "model").iterdir()) in text
     assert left() == set()
 
 
-async def test_a_loop_of_links_ends(puller, root):
-    """A folder that contains itself is refused."""
-    (root / "model").mkdir()
-    (root / "model" / "a").write_bytes(b"x")
-    (root / "model" / "self").symlink_to(".")
-    await refused(puller, root / "model", PullErrorKind.BAD_REQUEST)
-
-
-@pytest.mark.parametrize("inside", [False, True], ids=["itself", "in a folder"])
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
-async def test_special_files_are_refused_without_waiting(puller, root, kind, inside, monkeypatch):
+async def test_special_files_are_refused_without_waiting(puller, root, kind):
     """Opening a pipe would wait for a writer for ever."""
-    folder = root / "model"
-    folder.mkdir()
-    (folder / "a").write_bytes(b"x")
-    path = folder / "special"
     if kind == "pipe":
-        os.mkfifo(path)
+        os.mkfifo(root / "special")
     else:
-        monkeypatch.chdir(folder)  # the whole path may be too long for a socket's address
-        with socket.socket(socket.AF_UNIX) as made:
-            made.bind("special")
-    await refused(puller, folder if inside else path, PullErrorKind.BAD_REQUEST)
+        _socket(root)
+    await refused(puller, root / "special", PullErrorKind.BAD_REQUEST)
 
 
 async def test_devices_are_refused(tmp_path):

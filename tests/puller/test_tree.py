@@ -1,4 +1,4 @@
-"""Names of a store's files: every one lands below the model's folder, or the tree is refused."""
+"""Names of a store's files: every one lands below the model's folder, or is skipped."""
 
 from pathlib import PurePosixPath
 
@@ -7,20 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puller.errors import PullError, PullErrorKind
-from puller.tree import lay_out, safe
+from puller.tree import fault, lay_out
 
 NAMES = st.text(st.sampled_from("ab./\\\0\n~%é "), max_size=12) | st.text(max_size=40)
 
 
 @given(NAMES)
 def test_no_name_leads_out(name):
-    """Whatever a store calls a file, what comes of it is a path of plain elements, or a refusal that names it."""
-    try:
-        path = safe(name, "s3://bucket/model")
-    except PullError as error:
-        assert error.kind is PullErrorKind.BAD_REQUEST
-        assert "s3://bucket/model" in error.text
+    """Whatever a store calls a file, what comes of it is a path of plain elements, or a reason to skip it."""
+    if fault(name):
         return
+    path = PurePosixPath(name)
     assert not path.is_absolute()
     assert str(path) == name
     assert all(part not in ("", ".", "..") and "/" not in part and "\\" not in part for part in path.parts)
@@ -28,13 +25,20 @@ def test_no_name_leads_out(name):
 
 @given(st.lists(NAMES, max_size=8), st.lists(NAMES, max_size=3))
 def test_a_tree_holds_every_file_once_and_every_folder_before_what_is_in_it(names, folders):
-    """As many paths as files, no two alike, none of them also a folder; folders stand parents first."""
+    """Each file has a path of its own name or is skipped; none of the paths is also a folder; parents stand first."""
     try:
-        paths, made = lay_out(names, folders, "x")
+        layout = lay_out(names, folders, "x")
     except PullError as error:
-        assert error.kind is PullErrorKind.BAD_REQUEST
+        assert error.kind in (PullErrorKind.BAD_REQUEST, PullErrorKind.EMPTY)
+        if error.kind is PullErrorKind.EMPTY:
+            usable = {name for name in names if not fault(name)}
+            assert all(
+                any(other.startswith(f"{name}/") for other in [*names, *folders]) or name in folders for name in usable
+            )
         return
-    assert [str(path) for path in paths] == names
+    paths, made = [path for _, path in layout.files], layout.folders
+    assert [names[number] for number, _ in layout.files] == [str(path) for path in paths]
+    assert len(layout.skipped) >= len(names) - len(paths)
     assert len(set(paths)) == len(paths)
     assert not set(paths) & set(made)
     there = {PurePosixPath()}
@@ -44,9 +48,29 @@ def test_a_tree_holds_every_file_once_and_every_folder_before_what_is_in_it(name
     assert all(path.parent in there for path in paths)
 
 
-@pytest.mark.parametrize("names", [["a", "a/b"], ["a/b", "a"], ["a", "a"]])
-def test_what_no_tree_can_hold(names):
-    """A file where a folder must be, and the same name twice."""
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        (["a", "a/b"], ["a/b"]),
+        (["a/b", "a"], ["a/b"]),
+        (["m", "x//y", "/z", "../up", "b\\c", "n\nl"], ["m"]),
+        (["m.onnx", "._m.onnx", ".nfs000001", "sub/._x", "lost+found/1"], ["m.onnx"]),
+        ([".config", ".gitattributes", "a.nfs1"], [".config", ".gitattributes", "a.nfs1"]),
+    ],
+)
+def test_what_cannot_be_of_a_model_is_skipped(names, kept):
+    """And told; everything else stays."""
+    layout = lay_out(names, [], "x")
+    assert [str(path) for _, path in layout.files] == kept
+    assert len(layout.skipped) == len(names) - len(kept)
+
+
+def test_what_no_tree_can_hold():
+    """The same name twice; nothing but what is skipped, which then is named, and not at any length."""
     with pytest.raises(PullError) as caught:
-        lay_out(names, [], "x")
+        lay_out(["a", "a"], [], "x")
     assert caught.value.kind is PullErrorKind.BAD_REQUEST
+    with pytest.raises(PullError, match=r"\._a") as caught:
+        lay_out([f"._a{number}" for number in range(10_000)], [], "x")
+    assert caught.value.kind is PullErrorKind.EMPTY
+    assert len(caught.value.text) < 2000

@@ -2,6 +2,7 @@
 
 import os
 
+import onnx
 import pytest
 
 from mesh.runtime.server import onnxfile
@@ -40,6 +41,9 @@ def test_a_file_is_the_model(tmp_path):
         pytest.param(["9__model_onnx", "10__model_onnx"], "10/model.onnx", id="highest-version"),
         pytest.param(["1__2__x_onnx"], "1/2/x.onnx", id="nested"),
         pytest.param(["top_onnx", "1__model_onnx"], "top.onnx", id="here-before-versions"),
+        pytest.param(["M.ONNX", "readme"], "M.ONNX", id="upper-case"),
+        pytest.param(["Model.Onnx", "other_onnx"], "Model.Onnx", id="by-name-in-any-case"),
+        pytest.param(["fraud_onnx", "._fraud_onnx", ".nfs000_onnx"], "fraud.onnx", id="beside-what-others-leave"),
     ],
 )
 def test_in_a_folder_it_is_found(tmp_path, files, expected):
@@ -158,3 +162,55 @@ def test_the_word_is_found_where_chunks_meet(tmp_path):
         assert onnxfile._mentions(path, word)
     path.write_bytes(b"." * ((1 << 20) - 3) + b"locatio")
     assert not onnxfile._mentions(path, word)
+
+
+@pytest.mark.parametrize(
+    "newest",
+    [
+        pytest.param({}, id="empty"),
+        pytest.param({"readme": b"soon"}, id="no-model"),
+        pytest.param({"model.onnx": b""}, id="of-no-bytes"),
+        pytest.param({"model.onnx": MODEL[:-1]}, id="cut-off"),
+        pytest.param({"model.onnx": MODEL[: len(MODEL) // 2]}, id="half-there"),
+        pytest.param({"model.onnx.part": MODEL}, id="another-name"),
+        pytest.param({"model.onnx": models.external_data("w")}, id="without-its-weights"),
+        pytest.param({"model.onnx": models.external_data("w", length=4), "w": b"1"}, id="half-of-its-weights"),
+        pytest.param({"._model.onnx": MODEL}, id="left-by-others"),
+        pytest.param({"1/model.onnx": b""}, id="nested"),
+    ],
+)
+def test_an_incomplete_version_is_passed_over(tmp_path, newest, caplog):
+    """The one before it serves, and the log says so; once the newest is whole it is taken."""
+    put(tmp_path, **{"2__model_onnx": MODEL, "9__model_onnx": MODEL})
+    (tmp_path / "10").mkdir()
+    for name, content in newest.items():
+        (tmp_path / "10" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "10" / name).write_bytes(content)
+    assert onnxfile.find(str(tmp_path)).path == tmp_path / "9" / "model.onnx"
+    assert "passed over" in caplog.text
+    put(tmp_path, **{"10__model_onnx": MODEL})
+    assert onnxfile.find(str(tmp_path)).path == tmp_path / "10" / "model.onnx"
+
+
+def test_no_version_is_whole(tmp_path):
+    """The newest is blamed."""
+    put(tmp_path, **{"1__model_onnx": b"", "2__readme": b""})
+    assert f"{tmp_path}/2" in refused(tmp_path).text
+
+
+def test_a_version_that_is_whole_and_wrong_is_not_passed_over(tmp_path):
+    """Two models in it: that is no upload under way, and somebody has to decide."""
+    put(tmp_path, **{"1__model_onnx": MODEL, "2__a_onnx": MODEL, "2__b_onnx": MODEL})
+    assert "several models" in refused(tmp_path).text
+
+
+@pytest.mark.parametrize("at", range(0, len(MODEL), 7))
+def test_a_model_that_is_cut_off_is_not_whole(tmp_path, at):
+    """Wherever it ends, but between two of its outermost fields, where nobody can tell."""
+    put(tmp_path, model_onnx=MODEL[:at])
+    try:
+        onnxfile.find(str(tmp_path))
+    except MeshError as error:
+        assert "cut off" in error.text or "is empty" in error.text
+        return
+    assert onnx.ModelProto.FromString(MODEL[:at]).SerializeToString() == MODEL[:at]

@@ -68,7 +68,8 @@ class Reach:
 
     async def listed(self, location: Location) -> tuple[Listing, dict[str, RemoteFile]]:
         listing = await self.provider.listing(location)
-        lay_out([file.path for file in listing.files] if not listing.is_file else [], listing.folders, location.shown)
+        if not listing.is_file:
+            lay_out([file.path for file in listing.files], listing.folders, location.shown)
         return listing, {file.path: file for file in listing.files}
 
     async def fetch(self, path: str, **changed: str) -> dict[str, bytes]:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from puller.errors import PullError, PullErrorKind
+from puller.errors import PullErrorKind
 from puller.tree import lay_out
 from tests.stores.suite import StoreSuite
 from tests.support.stores import Moto
@@ -35,16 +35,31 @@ class TestMoto(StoreSuite):
             await reach.store.mark(reach.bucket, key)
         assert "no files" in await reach.refused(reach.location("t"), PullErrorKind.EMPTY)
 
-    @pytest.mark.parametrize("key", ["t/a//b", "t/../up", "t/./here", "t//"])
+    @pytest.mark.parametrize("key", ["t/junk//b", "t/../up", "t/./here", "t//", "t/a\\b", "t/._a", "t/sub/.nfs01"])
     async def test_keys_that_no_file_can_have(self, reach, key):
-        """The tree is refused and nothing is written; the error names the key's fault."""
-        await reach.put({"t/a": b"x"})
+        """Are skipped, with the reason, and everything else is there, odd names and all."""
+        files = {"-x": b"1", "a b+%41&<é": b"2", "sub/deep": b"3", "empty": b"", "~": b"4"}
+        await reach.put({f"t/{name}": content for name, content in files.items()})
         await asyncio.to_thread(boto(reach.store).put_object, Bucket=reach.bucket, Key=key, Body=b"x")
-        with pytest.raises(PullError) as caught:  # noqa: PT012  either may refuse it
-            listing = await reach.provider.listing(reach.location("t"))
-            lay_out([file.path for file in listing.files], listing.folders, "t")
-        assert caught.value.kind is PullErrorKind.BAD_REQUEST
-        assert "rename it" in caught.value.text
+        listing, _ = await reach.listed(reach.location("t"))
+        layout = lay_out([file.path for file in listing.files], listing.folders, "t")
+        assert {str(path) for _, path in layout.files} == set(files)
+        assert len(listing.skipped + layout.skipped) == 1
+        location = reach.location("t")
+        for number, path in layout.files:
+            assert await reach.read(location, listing.files[number]) == files[str(path)]
+
+    async def test_only_a_key_that_no_file_can_have(self, reach):
+        """Then it is named."""
+        await asyncio.to_thread(boto(reach.store).put_object, Bucket=reach.bucket, Key="t//b", Body=b"x")
+        assert "'/b'" in await reach.refused(reach.location("t"), PullErrorKind.EMPTY)
+
+    async def test_a_long_listing_with_such_a_key(self, reach):
+        """Several pages of it."""
+        await reach.put({f"t/{number}": b"x" for number in range(1100)})
+        await asyncio.to_thread(boto(reach.store).put_object, Bucket=reach.bucket, Key="t/5//b", Body=b"x")
+        _, files = await reach.listed(reach.location("t"))
+        assert len(files) == 1100
 
     async def test_the_whole_bucket(self, reach):
         """A path of nothing but its bucket."""

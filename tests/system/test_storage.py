@@ -47,7 +47,7 @@ async def test_a_model_from_s3_by_the_predecessors_key_and_by_uri(a_mesh, moto, 
     is it after an eviction; what is wrong is told with the URI and what to do."""
     name, secret = bucket
     content = models.constant(4.0)
-    await moto.put(name, {"fraud/de/model.onnx": content, "fraud/de/_schema.json": b"{}", "fraud/copy.onnx": content})
+    await moto.put(name, {"fraud/de/model.onnx": content, "fraud/de/_schema.json": b"{}"})
     async with a_mesh(pods=1, runtime_options=["--storage-config", str(secret)]) as mesh:
         stub, client = mesh.management(), Client(mesh.channel())
         key = json.dumps({"storage_key": "mine", "model_type": {"name": "onnx"}})
@@ -58,7 +58,7 @@ async def test_a_model_from_s3_by_the_predecessors_key_and_by_uri(a_mesh, moto, 
         fetched = (await pod_of(mesh))["counters"]["fetched_bytes"]
         assert fetched == len(content) + 2
 
-        body = {"type": "onnx", "path": f"s3://{name}/fraud/copy.onnx", "key": {"storage_key": "mine"}}
+        body = {"type": "onnx", "path": f"s3://{name}/fraud/de/model.onnx", "key": {"storage_key": "mine"}}
         assert (await mesh.rest("PUT", "/mesh/v1/models/copy", {**body, "load": True, "sync": True})).status == 201
         (answer,) = await client.infer("copy", x=ONE)
         assert answer.item() == 4

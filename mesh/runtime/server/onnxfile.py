@@ -16,11 +16,15 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from google.protobuf.message import DecodeError
 
 from mesh.runtime.server import functions, outline
 from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
 
 MAX_BYTES = (1 << 31) - 1
 """Protobuf's own limit of one message. Larger models keep their tensors in external data."""
@@ -35,19 +39,74 @@ class ModelFile:
     external: tuple[Path, ...]
 
 
+class _Incomplete(MeshError):
+    """A model of which something is missing, as while it is uploaded."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(Reason.BAD_REQUEST, text)
+
+
 def find(path: str) -> ModelFile:
-    """The model at `path`, a file or a folder. Touches the disk: call it in a thread.
+    """Finds the model at `path`, a file or a folder. Touches the disk: call it in a thread.
 
     In a folder it is `model.onnx`, else the only `*.onnx`, else the same within the subfolder with the highest number
-    (a version, as Triton lays them out). Raises `MeshError`: not there, not a model, or reaching out of its folder.
+    (a version, as Triton lays them out) that holds a whole model. Raises `MeshError`: not there, not a model, not all
+    of it there, or reaching out of its folder.
     """
-    model = _pick(Path(path))
+    return _find(Path(path))
+
+
+def _find(path: Path) -> ModelFile:
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            return _described(path)
+        if not stat.S_ISDIR(mode):
+            raise _unusable(f"{path} is neither a file nor a folder")
+        names = sorted(os.listdir(path))
+        # Names with a dot at their beginning are what other programs leave beside a file: `._model.onnx`.
+        models = [name for name in names if _suffix(name) and not name.startswith(".") and (path / name).is_file()]
+        versions = [name for name in names if name.isascii() and name.isdigit() and (path / name).is_dir()]
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    for name in models:
+        if name.lower() == "model.onnx" or len(models) == 1:
+            return _described(path / name)
+    if models:
+        raise _unusable(f"{path} holds several models and none is model.onnx: {', '.join(models[:10])}")
+    if not versions:
+        raise _Incomplete(f"{path} holds no *.onnx file; it has {', '.join(names[:10]) or 'nothing'}")
+    return _newest(path, sorted(versions, key=int, reverse=True))
+
+
+def _newest(path: Path, versions: list[str]) -> ModelFile:
+    """The first of the versions that is whole. Raises what is wrong with the newest where none is."""
+    missing: dict[str, _Incomplete] = {}
+    for version in versions:
+        try:
+            found = _find(path / version)
+        except _Incomplete as error:
+            missing[version] = error
+            continue
+        for newer, why in missing.items():
+            log.warning("incomplete version passed over", model=path.name, version=newer, used=version, why=why.text)
+        return found
+    raise missing[versions[0]]
+
+
+def _suffix(name: str) -> bool:
+    return name.lower().endswith(".onnx")
+
+
+def _described(model: Path) -> ModelFile:
     try:
         size = model.stat().st_size
         if not size:
-            raise _unusable(f"{model} is empty")
+            raise _Incomplete(f"{model} is empty")
         if size > MAX_BYTES:
             raise _unusable(f"{model} has {size} bytes: an ONNX file has less than 2 GiB, the rest is external data")
+        if not _whole(model, size):
+            raise _Incomplete(f"{model} is cut off, or no ONNX model: its {size} bytes end in the middle of a field")
         if (why := functions.too_many(model)) is not None:
             raise _unusable(f"the model is too much: {why}")
         external = tuple(_external(model))
@@ -56,27 +115,38 @@ def find(path: str) -> ModelFile:
         raise _unreadable(model, error) from error
 
 
-def _pick(path: Path) -> Path:
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISREG(mode):
-            return path
-        if not stat.S_ISDIR(mode):
-            raise _unusable(f"{path} is neither a file nor a folder")
-        names = sorted(os.listdir(path))
-        models = [name for name in names if name.endswith(".onnx") and (path / name).is_file()]
-        if "model.onnx" in models:
-            return path / "model.onnx"
-        if len(models) == 1:
-            return path / models[0]
-        if models:
-            raise _unusable(f"{path} holds several models and none is model.onnx: {', '.join(models[:10])}")
-        versions = [name for name in names if name.isascii() and name.isdigit() and (path / name).is_dir()]
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if versions:
-        return _pick(path / max(versions, key=int))
-    raise _unusable(f"{path} holds no *.onnx file; it has {', '.join(names[:10]) or 'nothing'}")
+def _whole(model: Path, size: int) -> bool:
+    """Returns whether the file ends where its last field does, as far as it has the form of a message.
+
+    Only the heads of its outermost fields are read, some ten of them."""
+    with model.open("rb") as file:
+        while file.tell() < size:
+            try:
+                kind = _varint(file) & 7
+                length = {0: 0, 1: 8, 2: 0, 5: 4}.get(kind)
+                if length is None:
+                    return True  # no field that we know: whoever parses it will say so
+                if kind in (0, 2):
+                    value = _varint(file)
+                    length = value if kind == 2 else 0
+            except EOFError:
+                return False
+            if file.tell() + length > size:
+                return False
+            file.seek(length, os.SEEK_CUR)
+    return True
+
+
+def _varint(file: BinaryIO) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        if not byte:
+            raise EOFError
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            break
+    return value
 
 
 def _external(model: Path) -> Iterator[Path]:
@@ -103,7 +173,7 @@ def _external(model: Path) -> Iterator[Path]:
         try:
             file_path = (folder / location).resolve(strict=True)
         except OSError as error:
-            raise _unusable(f"external data {location!r} is not in the model's folder: {error.strerror}") from error
+            raise _Incomplete(f"external data {location!r} is not in the model's folder: {error.strerror}") from error
         if not file_path.is_relative_to(inside):
             raise _unusable(f"external data {location!r} is outside the model's own folder")
         if not file_path.is_file():
@@ -131,7 +201,7 @@ def _check_span(entries: dict[str, str], location: str, size: int) -> None:
     except ValueError:
         raise _unusable(f"external data {location!r}: offset and length must be numbers") from None
     if offset < 0 or length < 0 or offset + length > size:
-        raise _unusable(f"external data {location!r} has {size} bytes, a tensor wants {length} from {offset} on")
+        raise _Incomplete(f"external data {location!r} has {size} bytes, a tensor wants {length} from {offset} on")
 
 
 def _unusable(text: str) -> MeshError:
