@@ -55,6 +55,7 @@ from mesh.settings import format_address, format_bytes, parse_address
 from mesh.statuses import Reason
 from mesh.telemetry import logs, metrics
 from mesh.telemetry.probes import Probes
+from placement.fence import Mode
 from placement.room import Room
 from placement.suspects import suspects as judge
 from puller.http_client import HttpPolicy
@@ -180,6 +181,7 @@ class Agent:
             load_timeout=settings.load_timeout,
             evict=self._make_room,
             why_refused=self._why_refused,
+            why_silent=self._why_silent,
             why_down=lambda: self.server.why_down if self.server else "",
             optimised_tag=lambda: self._optimising.tag,
             slow=self._optimising.loaded,
@@ -436,6 +438,12 @@ class Agent:
         if refusal := self._memory.refusal or self._device_memory.refusal:
             return Refused(Reason.NO_ROOM, refusal)
         return None
+
+    def _why_silent(self) -> Refused | None:
+        fence = self.fence.statistics
+        if fence.mode is not Mode.CLOSED:
+            return None
+        return Refused(Reason.UNAVAILABLE if self._state == LEAVING else Reason.REGISTRY_AWAY, fence.why)
 
     # --- what happens to it ---
 

@@ -122,7 +122,8 @@ class Remembering(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a load works with. `why_refused` gives a reason to take no loads at all, `why_down` how the server died."""
+    """What a load works with. `why_refused` gives a reason to take no loads at all, `why_silent` one to tell of no copy
+    as loaded, because the model server may answer for none, `why_down` how the server died."""
 
     ledger: Ledger
     server: Server
@@ -138,6 +139,7 @@ class Parts:
     load_timeout: float  # seconds, the model server's own
     evict: Callable[[Room, str], None]  # a decision, and for whom
     why_refused: Callable[[], Refused | None]
+    why_silent: Callable[[], Refused | None]
     why_down: Callable[[], str]
     optimised_tag: Callable[[], str]  # under which optimised forms that the model server can use are kept
     slow: Callable[[str, Pulled, float], None]  # told of every load: id, files, ms in the model server

@@ -69,6 +69,7 @@ class Loads:
         self._server: Server = parts.server
         self._meters: Meters = parts.meters
         self._why_refused: Callable[[], Refused | None] = parts.why_refused
+        self._why_silent: Callable[[], Refused | None] = parts.why_silent
         self._decisions = decisions
         self._loading = loading or Loading(parts)
         self._flights: dict[str, _Flight] = {}
@@ -101,6 +102,9 @@ class Loads:
                 if entry not in self._ledger or entry.state is not State.LOADED or entry.aside:
                     continue
                 if held and _will_do(entry, want):
+                    # Told that it is here, routers would send their calls, be told that it is not, and ask again.
+                    if (silent := self._why_silent()) is not None:
+                        return self._note(want, silent)
                     entry.pinned = want.pinned
                     return Loaded(entry.host_bytes, entry.device_bytes, 0, entry.generation, entry.digest)
                 if held:

@@ -179,6 +179,7 @@ class FakePod:
         self.decisions = Decisions()
         self.meters = Meters()
         self.refusal: Refused | None = None
+        self.silent: Refused | None = None
         self.slow: list[tuple[str, Path]] = []  # loads that the optimiser was told of
         self.later_ns = 0  # by how much the ledger's clock is ahead
         self.ledger = Ledger(capacity, self.board, slots=64, clock=lambda: time.monotonic_ns() + self.later_ns)
@@ -208,6 +209,7 @@ class FakePod:
                 load_timeout=30.0,
                 evict=self._evict,
                 why_refused=lambda: self.refusal,
+                why_silent=lambda: self.silent,
                 why_down=lambda: self.server.why_down,
                 optimised_tag=lambda: "tag",
                 slow=lambda model_id, pulled, ms: self.slow.append((model_id, pulled.path)),

@@ -452,6 +452,17 @@ async def test_a_pod_that_takes_no_loads_says_why(pod: FakePod) -> None:
     assert pod.resident == {"here"}
 
 
+async def test_a_pod_that_may_not_answer_tells_of_no_copy(pod: FakePod) -> None:
+    """Routers would send their calls, be told that it is not here, and ask again; so they go elsewhere."""
+    await pod.fill("here", size=10)
+    pod.loads.close("this pod is leaving")
+    pod.silent = Refused(Reason.UNAVAILABLE, "the pod leaves")
+    assert await pod.load("here", 10) == pod.silent
+    assert pod.resident == {"here"}, "it is not the copy's fault"
+    pod.silent = None
+    assert isinstance(await pod.load("here", 10), Loaded)
+
+
 async def test_the_queue_is_bounded(pod: FakePod, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loads, "MAX_LOADS", 2)
     holds = [pod.server.hold("load", name) for name in ("a", "b")]
