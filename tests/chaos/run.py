@@ -16,10 +16,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+
 from tests.chaos import troubles
 from tests.chaos.checker import Fault, Summary, judge
 from tests.chaos.history import Call, History, number_of
 from tests.chaos.traffic import Caller, Numbers, Writer, call
+from tests.chaos.ways import Grpc, Rest, Way
 from tests.support.arena import Arena
 from tests.support.waiting import until
 
@@ -50,7 +53,6 @@ class Run:
     seconds: float
     models: int = 12
     writers: int = 3
-    callers: int = 2  # of each router
     history: History = field(default_factory=History)
     done: Counter[str] = field(default_factory=Counter)  # troubles, by kind
     callable: int = 0  # models that were found callable through all routers, over all calms
@@ -61,19 +63,20 @@ class Run:
         draw = random.Random(self.seed)
         names = [f"m{number}" for number in range(self.models)]
         numbers = Numbers()
-        self._writers = [
-            Writer(self.arena, self.history, names[number :: self.writers], numbers, draw.randrange(1 << 30))
-            for number in range(self.writers)
-        ]
-        self._clients = {router: self.arena.client(router) for router in self.arena.routers}
-        await asyncio.gather(*(writer.fill() for writer in self._writers))
-        callers = [
-            Caller(self.arena, self.history, router, names, draw.randrange(1 << 30))
-            for router in self.arena.routers
-            for _ in range(self.callers)
-        ]
-        end = time.monotonic() + self.seconds
         async with contextlib.AsyncExitStack() as stack:
+            session = await stack.enter_async_context(aiohttp.ClientSession())
+            routers = self.arena.routers
+            self._ways: list[Way] = [Grpc(self.arena, router) for router in routers]
+            rest = [Rest(self.arena, router, session) for router in routers]
+            bulk = [Rest(self.arena, router, session, bulk=True) for router in routers]
+            ways = [*self._ways, *self._ways, *rest, *bulk]
+            self._writers = [
+                Writer(self.arena, self.history, ways, names[number :: self.writers], numbers, draw.randrange(1 << 30))
+                for number in range(self.writers)
+            ]
+            await asyncio.gather(*(writer.fill() for writer in self._writers))
+            callers = [Caller(self.history, way, names, draw.randrange(1 << 30)) for way in (*self._ways, *rest)]
+            end = time.monotonic() + self.seconds
             for worker in (*callers, *self._writers):
                 stack.push_async_callback(_cancel, asyncio.create_task(worker.run()))
             while (left := end - time.monotonic()) > 0:
@@ -132,25 +135,25 @@ class Run:
         )
         standing = {model: value for writer in self._writers for model, value in writer.standing.items()}
         await asyncio.gather(
-            *(self._called(router, model, value) for router in self.arena.routers for model, value in standing.items())
+            *(self._called(way, model, value) for way in self._ways for model, value in standing.items())
         )
         self.callable += sum(value is not None for value in standing.values())
         self._note("calm: all is well")
         for writer in self._writers:
             writer.resume()
 
-    async def _called(self, router: str, model: str, value: int | None) -> None:
+    async def _called(self, way: Way, model: str, value: int | None) -> None:
         """Waits until a router answers for a model as it was acknowledged."""
         last: list[Call] = []
 
         async def right() -> bool:
-            last[:] = [await call(self.history, self._clients[router], router, model)]
+            last[:] = [await call(self.history, way, model)]
             return last[0].value == value if value is not None else last[0].code == "NOT_FOUND"
 
         def why() -> str:
             wanted = "not registered" if value is None else f"registered with the answer {value}"
             story = "\n".join([*self.history.story(model, time.monotonic(), before=HEALING + ROUND)][-LINES:])
-            return self._tell(f"{model} is {wanted}, and the last of {router} is: {last[0]}\n{story}")
+            return self._tell(f"{model} is {wanted}, and the last answer is: {last[0]}\n{story}")
 
         await until(right, timeout=HEALING, interval=0.3, why=why)
 

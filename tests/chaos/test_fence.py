@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from mesh.pb import modelmesh_pb2, modelmesh_pb2_grpc
 from tests.chaos.checker import judge
 from tests.chaos.history import Call, Change, History, Outcome, file_name, number_of
 from tests.chaos.traffic import Numbers, call, change
+from tests.chaos.ways import Grpc
 from tests.support import models
 from tests.support.arena import Arena
 from tests.support.waiting import until
@@ -65,8 +65,7 @@ class Scene:
         self.model = ""
         self.pod = self.other = ""  # the one that has it, and the one that has not
         self.value = 0  # that is registered; 0: none
-        self._clients = {router: arena.client(router) for router in arena.routers}
-        self._stubs = {router: modelmesh_pb2_grpc.ModelMeshStub(arena.channel(router)) for router in arena.routers}
+        self._ways = {router: Grpc(arena, router) for router in arena.routers}
         self._callers: list[asyncio.Task[None]] = []
 
     async def begin(self) -> None:
@@ -101,7 +100,7 @@ class Scene:
 
     async def call(self, router: str, *, timeout: float = TIMEOUT) -> Call:
         """One call, recorded."""
-        return await call(self.history, self._clients[router], router, self.model, timeout)
+        return await call(self.history, self._ways[router], self.model, timeout)
 
     async def _call(self, router: str) -> None:
         while True:
@@ -112,11 +111,8 @@ class Scene:
         """One attempt to register the model, with a file that it never had."""
         value = NUMBERS.next()
         path = self.arena.mesh.write(file_name(self.model, value), models.constant(float(value)))
-        info = modelmesh_pb2.ModelInfo(type="onnx", path=path.as_uri())
-        request = modelmesh_pb2.RegisterModelRequest(modelId=self.model, modelInfo=info)
-        made = await change(
-            self.history, router, self.model, value, self._stubs[router].registerModel(request, timeout=25)
-        )
+        sent = self._ways[router].register(self.model, path, load=False)
+        made = await change(self.history, router, self.model, value, sent)
         if made.outcome is Outcome.DONE:
             self.value = value
         return made
@@ -133,10 +129,7 @@ class Scene:
 
     async def unregister(self, router: str) -> None:
         """Which must be acknowledged."""
-        request = modelmesh_pb2.UnregisterModelRequest(modelId=self.model)
-        made = await change(
-            self.history, router, self.model, None, self._stubs[router].unregisterModel(request, timeout=25)
-        )
+        made = await change(self.history, router, self.model, None, self._ways[router].unregister(self.model))
         assert made.outcome is Outcome.DONE, made
         self.value = 0
 

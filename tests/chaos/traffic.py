@@ -10,29 +10,16 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-import grpc
-import numpy as np
-
-from mesh.pb import modelmesh_pb2, modelmesh_pb2_grpc
 from tests.chaos.history import Call, Change, History, Outcome, file_name
+from tests.chaos.ways import Failed, Way
 from tests.support import models
 from tests.support.arena import Arena
-from tests.support.localmesh import Client
-
-ONE = np.ones((1, 1), np.float32)
 
 CALL_TIMEOUT = 3.0  # seconds
-CHANGE_TIMEOUT = 25.0  # longer than a router's own bounds, so that its own answer is heard
 PAUSE, FAILED_PAUSE = 0.02, 0.1  # between two calls of a caller, after an answer and after a failure
 CHANGE_PAUSE = 0.3  # between two changes of a writer, on average
 
-Send = Callable[[modelmesh_pb2_grpc.ModelMeshStub], Awaitable[object]]
-
-_NOTHING_DONE = (
-    grpc.StatusCode.ALREADY_EXISTS,
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.INVALID_ARGUMENT,
-)
+_NOTHING_DONE = frozenset({"ALREADY_EXISTS", "FAILED_PRECONDITION", "INVALID_ARGUMENT"})
 
 
 @dataclass(slots=True)
@@ -47,41 +34,39 @@ class Numbers:
         return self.last
 
 
-async def call(history: History, client: Client, router: str, model: str, timeout: float = CALL_TIMEOUT) -> Call:
+async def call(history: History, way: Way, model: str, timeout: float = CALL_TIMEOUT) -> Call:
     """One call, recorded."""
     began = time.monotonic()
     value, code, text = None, "OK", ""
     try:
-        (answer,) = await client.infer(model, timeout=timeout, x=ONE)
-        value = float(answer.item())
-    except grpc.aio.AioRpcError as error:
-        code, text = error.code().name, error.details() or ""
-    made = Call(model, router, began, time.monotonic(), value, code, text)
+        value = await way.infer(model, timeout)
+    except Failed as failed:
+        code, text = failed.code, failed.text
+    made = Call(model, way.router, began, time.monotonic(), value, code, text)
     history.calls.append(made)
     return made
 
 
-async def change(history: History, router: str, model: str, value: int | None, sent: Awaitable[object]) -> Change:
-    """One attempt at a change, recorded: `sent` is the call that asks for it."""
+async def change(history: History, router: str, model: str, value: int | None, sent: Awaitable[None]) -> Change:
+    """One attempt at a change, recorded: `sent` asks for it."""
     began = time.monotonic()
     outcome, text = Outcome.DONE, ""
     try:
         await sent
-    except grpc.aio.AioRpcError as error:
-        outcome = Outcome.REFUSED if error.code() in _NOTHING_DONE else Outcome.UNKNOWN
-        text = f"{error.code().name} {error.details() or ''}"
+    except Failed as failed:
+        outcome = Outcome.REFUSED if failed.code in _NOTHING_DONE else Outcome.UNKNOWN
+        text = str(failed)
     made = Change(model, value, began, time.monotonic(), outcome, router, text)
     history.changes.append(made)
     return made
 
 
 class Caller:
-    """Calls all models through one router, some far more often than others, until it is told to end."""
+    """Calls all models in one way, some far more often than others, until it is told to end."""
 
-    def __init__(self, arena: Arena, history: History, router: str, models: Sequence[str], seed: int) -> None:
+    def __init__(self, history: History, way: Way, models: Sequence[str], seed: int) -> None:
         self._history = history
-        self._client = arena.client(router)
-        self._router = router
+        self._way = way
         self._models = models
         self._weights = [1 / (rank + 1) for rank in range(len(models))]
         self._draw = random.Random(seed)
@@ -90,20 +75,29 @@ class Caller:
         """Until it is cancelled."""
         while True:
             (model,) = self._draw.choices(self._models, self._weights)
-            made = await call(self._history, self._client, self._router, model)
+            made = await call(self._history, self._way, model)
             await asyncio.sleep(PAUSE if made.value is not None else FAILED_PAUSE)
 
 
 class Writer:
-    """Changes the registrations of its models, one after the other."""
+    """Changes the registrations of its models, one after the other, each time in another way."""
 
-    def __init__(self, arena: Arena, history: History, models: Sequence[str], numbers: Numbers, seed: int) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        history: History,
+        ways: Sequence[Way],
+        models: Sequence[str],
+        numbers: Numbers,
+        seed: int,
+    ) -> None:
         self._arena = arena
         self._history = history
+        self._ways = ways
         self._models = models
         self._numbers = numbers
         self._draw = random.Random(seed)
-        self._stubs = {router: modelmesh_pb2_grpc.ModelMeshStub(arena.channel(router)) for router in arena.routers}
+        self._former: dict[str, int] = {}  # by model: the file that it was registered with last
         self.standing: dict[str, int | None] = {}  # what each model is, as acknowledged last
         self.doing = ""  # what it has begun and is not acknowledged
         self._refused = False  # its last attempt
@@ -122,9 +116,9 @@ class Writer:
             model = self._draw.choice(self._models)
             if self.standing[model] is not None:
                 await self.unregister(model)
-            # Mostly at once, as somebody does who brings a new version.
+            # Mostly at once, as somebody does who brings a new version; now and then the same file once more.
             if self.standing[model] is None and self._draw.random() < 0.8:
-                await self.register(model)
+                await self.register(model, again=self._draw.random() < 0.1)
             await asyncio.sleep(self._draw.uniform(0, 2 * CHANGE_PAUSE))
 
     def pause(self) -> None:
@@ -135,33 +129,30 @@ class Writer:
         """Changes again."""
         self._go_on.set()
 
-    async def register(self, model: str) -> None:
-        """With a file of its own, until it is acknowledged."""
-        value = self._numbers.next()
+    async def register(self, model: str, *, again: bool = False) -> None:
+        """With a file of its own, or its former one, until it is acknowledged."""
+        value = self._former[model] if again else self._numbers.next()
         path = self._arena.mesh.write(file_name(model, value), models.constant(float(value)))
-        info = modelmesh_pb2.ModelInfo(type="onnx", path=path.as_uri())
         load = self._draw.random() < 0.5
-        request = modelmesh_pb2.RegisterModelRequest(modelId=model, modelInfo=info, loadNow=load)
         self.doing = f"register {model} as {value}"
-        while not await self._try(model, value, lambda stub: stub.registerModel(request, timeout=CHANGE_TIMEOUT)):
+        while not await self._try(model, value, lambda way: way.register(model, path, load=load)):
             if self._refused:  # a former attempt to register it came late: that must go first
                 await self.unregister(model)
                 self.doing = f"register {model} as {value}"
             await asyncio.sleep(self._draw.uniform(0.05, 0.5))
-        self.standing[model] = value
+        self.standing[model] = self._former[model] = value
         self.doing = ""
 
     async def unregister(self, model: str) -> None:
         """Until it is acknowledged."""
-        request = modelmesh_pb2.UnregisterModelRequest(modelId=model)
         self.doing = f"unregister {model}"
-        while not await self._try(model, None, lambda stub: stub.unregisterModel(request, timeout=CHANGE_TIMEOUT)):
+        while not await self._try(model, None, lambda way: way.unregister(model)):
             await asyncio.sleep(self._draw.uniform(0.05, 0.5))
         self.standing[model] = None
         self.doing = ""
 
-    async def _try(self, model: str, value: int | None, send: Send) -> bool:
-        router = self._draw.choice(self._arena.routers)
-        made = await change(self._history, router, model, value, send(self._stubs[router]))
+    async def _try(self, model: str, value: int | None, send: Callable[[Way], Awaitable[None]]) -> bool:
+        way = self._draw.choice(self._ways)
+        made = await change(self._history, way.router, model, value, send(way))
         self._refused = made.outcome is Outcome.REFUSED
         return made.outcome is Outcome.DONE
