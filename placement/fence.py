@@ -79,6 +79,11 @@ def margin(ttl: int) -> int:
     return min(2 * SECOND, ttl // 5)
 
 
+def pause(ttl: int) -> int:
+    """Returns the time between two decisions: a second, or a tenth of a shorter lease, whose proof would end first."""
+    return min(SECOND, ttl // 10)
+
+
 def permit(standing: Standing) -> Permission:
     """Decides what the pod may answer until the agent decides again, about a second later."""
     now, ttl = standing.now, standing.ttl

@@ -20,8 +20,6 @@ from placement.fence import SECOND, Mode
 
 log = logs.get(__name__)
 
-_TICK = 1.0  # seconds between two permissions
-
 
 class Presence(Protocol):
     """What is asked of the pod's presence."""
@@ -85,7 +83,7 @@ class Fence:
             while True:
                 self.look()
                 try:
-                    async with asyncio.timeout(_TICK):
+                    async with asyncio.timeout(fence.pause(self._ttl) / SECOND):
                         await self._news.wait()
                 except TimeoutError:
                     pass
@@ -102,6 +100,9 @@ class Fence:
         if self._permission.until and now >= self._permission.until and not self._lapsed:
             self._lapsed = True
             self._reached = None
+            if self._probe is not None:  # what it finds out is of the time before: the pause itself may have failed it
+                self._probe.cancel()
+                self._probe = None
             log.warning("the permission to answer ran out: the agent was stopped, or is starved of CPU")
         if proof is not None:
             self._last_proof = max(self._last_proof, proof)
@@ -149,5 +150,6 @@ class Fence:
         except EtcdError:
             self._reached = False
         finally:
-            self._probe = None
+            if self._probe is asyncio.current_task():
+                self._probe = None
             self._news.set()

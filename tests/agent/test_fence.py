@@ -183,3 +183,33 @@ async def test_etcd_is_not_asked_more_than_once_a_second(world):
         fence.look()
         await asyncio.sleep(0)
     assert 5 <= world.asked <= 11
+
+
+async def test_a_question_that_a_pause_has_failed_tells_nothing(tmp_path):
+    """It was under way when the agent was stopped, and timed out for that: etcd may well be there."""
+    board = Board.create(tmp_path / "board", 4)
+    world = World(board)
+    answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def reach(timeout: float) -> None:
+        world.asked += 1
+        if world.asked == 1:
+            await answer
+
+    fence = Fence(board, world, ttl=TTL, serve_without_etcd=None, reach=reach, clock=lambda: world.now)
+    world.keyed = True
+    world.renew()
+    fence.look()
+    world.sleep(5.5)
+    fence.look()
+    await until(lambda: world.asked == 1, interval=0.001, why="etcd is asked")
+    world.sleep(300)
+    world.keyed, world.proof_ns = False, None
+    fence.look()
+    if not answer.done():
+        answer.set_exception(EtcdUnavailable("timed out"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        fence.look()
+        assert world.mode is Mode.VERIFIED
+    board.close()

@@ -120,3 +120,18 @@ def test_unproven_answers_need_a_word_and_none_outlives_its_reason(now, proof, k
     assert said is Said.VERIFIED or stands or (said is Said.AWAY and away)
     if limit is not None and not stands:
         assert now + later < (proof or 0) + limit
+
+
+@pytest.mark.parametrize("seconds", [2, 3, 4, 5, 10, 60])
+def test_a_lease_of_any_length_is_proven_as_long_as_it_is_renewed(seconds):
+    """Renewals come every third of a lease, their answers a twentieth later; no call in between finds anything else."""
+    ttl = seconds * SECOND
+    step, until = ttl // 100, 0
+    for moment in range(600):
+        now = START + moment * step
+        if moment * step % fence.pause(ttl) < step:
+            proof = START + max(0, (moment - 5) * 3 // 100) * ttl // 3
+            permission = fence.permit(Standing(now, ttl, proof, True, False, proof, None))
+            assert permission.mode is Mode.PROVEN, f"at {moment} % of the lease"
+            until = permission.until
+        assert now < until
