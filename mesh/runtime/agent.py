@@ -12,6 +12,7 @@ killed with it, its next life does that (`earlier`).
 """
 
 import asyncio
+import contextlib
 import functools
 import secrets
 import time
@@ -72,6 +73,8 @@ _PORT_TRIES = 3  # of a port that we chose and somebody else took meanwhile
 _DEAD = 180.0  # seconds without a model server, starting new ones all the while, after which the pod is not live
 _QUIET = 0.1  # seconds between two looks at the calls in flight while draining
 _ASK = 2.0  # seconds for etcd to answer a pod that leaves
+_KEYS_WAIT = 2.0  # seconds for a leaving pod's keys to go
+_LEAVING = "this pod is leaving"
 _HAND_OVER_SHARE = 0.8  # of the time to leave, for copies to be loaded elsewhere
 
 
@@ -539,14 +542,11 @@ class Agent:
         self._state = LEAVING
         self._run_dir.disown()  # who is killed for taking too long to leave was not killed by a model
         log.info("leaving", copies=self.ledger.count(State.LOADED), calls=self.board.in_flight)
-        self.loads.close("this pod is leaving")
+        self.loads.close(_LEAVING)
         self.presence.changed()
         await self._hand_over(end)
         await self.loads.settle(max(0.0, end - time.monotonic()))
-        self.fence.close()
-        for model_id in self._withdraw_keys():
-            if not await self.presence.settled(model_id, min(2.0, max(0.0, end - time.monotonic()))):
-                break
+        await self._fall_silent(max(0.0, end - time.monotonic()))
         quiet = 0
         while quiet < 2 and time.monotonic() < end:
             quiet = 0 if self.board.in_flight else quiet + 1
@@ -583,18 +583,25 @@ class Agent:
                 return True
         return False
 
-    def _withdraw_keys(self) -> list[str]:
-        """Tells the mesh that no copy answers here any more; the fence is shut."""
+    async def _fall_silent(self, patience: float) -> None:
+        """Shuts the fence, then takes the copies' keys away, so that others may load what is here. Waits until they are
+        gone, 2 s or `patience` at most."""
+        self.loads.close(_LEAVING, silent=True)
+        self.fence.close()
         held = [entry.model_id for entry in self.ledger.entries.values() if entry.state is State.LOADED]
         for model_id in held:
             self.presence.drop(model_id)
-        return held
+        if not self.presence.published:
+            return  # they went with the lease
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(_KEYS_WAIT, patience)):
+                for model_id in held:
+                    await self.presence.settled(model_id, _KEYS_WAIT)
 
     async def close(self, *, grace: float = _SERVER_GRACE) -> None:
         """Ends all parts; nothing of the pod is left, in etcd as far as it answers. `grace` is the model server's."""
         self._state = LEAVING
-        self.loads.close("this pod is leaving")
-        self.fence.close()
+        await self._fall_silent(grace)
         await self._tasks.close()
         await self.loads.settle(0.0)
         if self.server is not None:
