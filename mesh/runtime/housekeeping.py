@@ -51,7 +51,7 @@ class Housekeeping:
             try:
                 await self.check()
                 if round_ % OWN_KEYS_EVERY == 0:
-                    self._presence.tidy(await self._presence.own_keys())
+                    await self._presence.tidy()
             except EtcdError as error:
                 log.info("housekeeping put off", error=error.detail)
 

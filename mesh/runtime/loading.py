@@ -85,6 +85,9 @@ class Publishing(Keys, Protocol):
     def put(self, model_id: str, record: CopyRecord) -> None:
         """It has that copy."""
 
+    def wanted(self, model_id: str) -> CopyRecord | None:
+        """Returns what stands there for that model, or will in a moment."""
+
 
 class Pulling(Protocol):
     """Who fetches files."""
@@ -276,10 +279,13 @@ class Loading:
         entry.load_ms = max(1, round((time.monotonic() - began) * 1000))
         outcome: Outcome | None = self._fit(want, entry, size, spares)
         published = False
-        if outcome is None and not record.digest and entry.digest and verdict.modified:
+        first = not record.digest and entry.digest and verdict.modified
+        if outcome is None and (first or self._unclaimed(want, entry)):
             publication = await self._publish(want, entry, verdict)
             if isinstance(publication, ModelRecord):
                 record, published = publication, True
+                if self._unclaimed(want, entry):
+                    outcome = Refused(Reason.UNAVAILABLE, "the copy that it was to replace was unloaded meanwhile")
             else:
                 outcome = publication
         parts.history.loaded(
@@ -292,10 +298,19 @@ class Loading:
         )
         return self._keep(want, entry, published=published) if outcome is None else outcome
 
+    def _unclaimed(self, want: Want, entry: Entry) -> bool:
+        """Returns whether no key keeps the model's id from being registered anew: the copy that this one replaces has
+        taken its own away."""
+        return entry.aside and self._parts.keys.wanted(want.model_id) is None
+
     async def _publish(self, want: Want, entry: Entry, claimed: claims.Claimed) -> ModelRecord | Outcome:
-        """Publishes the first copy of a content, with its digest in the record, which is returned."""
+        """Publishes a copy in a transaction of its own, with its digest in the record, which is returned."""
+        first = self._parts.history.first
         published = await self._parts.claiming.publish(
-            want.model_id, self._record(want, entry), claimed, lambda record: self._parts.history.first(record, entry)
+            want.model_id,
+            self._record(want, entry),
+            claimed,
+            lambda record: record if record.digest else first(record, entry),
         )
         if entry not in self._ledger:  # the server has died meanwhile
             return Refused(Reason.UNAVAILABLE, self._parts.why_down())
@@ -373,6 +388,9 @@ class Loading:
         spi = await parts.server.ready(_SERVER_WAIT)
         if spi is None:
             return Refused(Reason.UNAVAILABLE, parts.why_down() or "the model server is not ready")
+        # A pod whose server was down while it had no lease counts as ended: nobody waits for what it holds after that.
+        if (refused := parts.why_refused()) is not None and refused.reason is Reason.REGISTRY_AWAY:
+            return refused
         if not ledger.take_slot(entry):
             return Refused(Reason.NO_ROOM, "this pod holds as many copies as its use board has slots")
         ledger.enter(entry, State.LOADING)
@@ -438,7 +456,7 @@ class Loading:
     def _keep(self, want: Want, entry: Entry, *, published: bool) -> Loaded:
         """It is a copy from now on, in place of one of an earlier generation where there is one."""
         parts, ledger = self._parts, self._ledger
-        if not published or entry.aside:  # the former's key may have gone since, where that one was evicted
+        if not published:
             parts.keys.put(want.model_id, self._record(want, entry))
         former = ledger.swap(entry) if entry.aside else None
         ledger.enter(entry, State.LOADED)

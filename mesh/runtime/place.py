@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from mesh.etcd import Etcd, KeyValue, Lease, modified, put_op
+from mesh.etcd import Etcd, KeyValue, Lease, delete_op, modified, put_op
 from mesh.lives import Life
 from mesh.records import PodRecord
 from mesh.telemetry import logs
@@ -114,6 +114,17 @@ class Place:
             if not done:
                 await lease.close()
         return Taken(lease, record) if done else None
+
+    async def leave(self, timeout: float) -> None:
+        """Deletes the pod's life, and its presence where that still stands, in one transaction: presence without a life
+        would hide an open life of another pod from whoever counts the two. Raises EtcdError."""
+        for _ in range(_TRIES):
+            present = await self._etcd.get(self._key, timeout=timeout)
+            mine = (record := _decode(present)) is not None and record.incarnation == self._incarnation
+            gone = [delete_op(self._life), *([delete_op(self._key)] if mine else ())]
+            unchanged = modified(self._key, _revision(present))
+            if (await self._etcd.txn([unchanged], gone, timeout=timeout)).succeeded:
+                return
 
 
 def _revision(kv: KeyValue | None) -> int:

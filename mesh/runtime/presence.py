@@ -104,9 +104,9 @@ class Presence:
         self._etcd = etcd
         self._keys = keys
         self._record = record
-        self._life = keys.life(pod, incarnation)
+        life = keys.life(pod, incarnation)
         self._place = place.Place(
-            etcd, self.key, self._life, incarnation=incarnation, ttl=ttl, record=record, is_alive=is_alive
+            etcd, self.key, life, incarnation=incarnation, ttl=ttl, record=record, is_alive=is_alive
         )
         self._on_stale = on_stale
         self._on_usurped = on_usurped
@@ -149,11 +149,6 @@ class Presence:
         for stale in self._stale.values():
             stale.cancel()
         lease, self._lease = self._lease, None
-        if revoke:
-            try:
-                await self._etcd.delete(self._life, timeout=timeout)
-            except EtcdError as error:
-                log.warning("life not deleted: it stays until the leader has found it ended", error=error.detail)
         if lease is not None:
             try:
                 if revoke and not lease.lost.is_set():
@@ -162,6 +157,11 @@ class Presence:
                     await lease.close()
             except EtcdError as error:
                 log.warning("lease not revoked: this pod's keys stay until it expires", error=error.detail)
+        if revoke:
+            try:
+                await self._place.leave(timeout)
+            except EtcdError as error:
+                log.warning("life not deleted: it stays until the leader has found it ended", error=error.detail)
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Calls `listener` from now on whenever `keyed` may have changed."""
@@ -201,10 +201,13 @@ class Presence:
 
     def put(self, model_id: str, record: records.CopyRecord) -> None:
         """This pod has that copy. Written a moment later: the answer to whoever waits for the copy goes first."""
-        if model_id not in self._wanted:
-            self._unkeyed.add(model_id)
+        claimed = model_id in self._wanted
         self._wanted[model_id] = record
         self._dirty.setdefault(model_id, False)
+        if not claimed:  # nothing has kept the id from being registered anew
+            self._dirty[model_id] = True
+            self._unkeyed.add(model_id)
+            self._tell()
         asyncio.get_running_loop().call_later(_LINGER, self._wake.set)
 
     def drop(self, model_id: str) -> None:
@@ -226,6 +229,7 @@ class Presence:
         if self.published:
             log.warning("presence lost", why=why)
             self._forget_lease()
+            self._tell()
             self._wake.set()
 
     async def settled(self, model_id: str, timeout: float) -> bool:
@@ -252,10 +256,13 @@ class Presence:
             self._claiming.discard(model_id)
             if claim.record is not None:
                 self._wanted[model_id] = claim.record
-                if self._lease is None or self._lease.id != claim.lease:
+                if self._lease is not None and self._lease.id == claim.lease:
+                    self._unkeyed.discard(model_id)
+                else:
                     self._dirty[model_id] = True  # the lease was lost meanwhile, and the key with it
                     self._unkeyed.add(model_id)
                     self._wake.set()
+                self._tell()
             elif left or claim.unsure:
                 self._touch(model_id)
 
@@ -383,15 +390,24 @@ class Presence:
         for (model_id, revision), found in zip(checked, models, strict=True):
             if not isinstance(found, tuple) or not found or found[0].create_revision != revision:
                 self._wanted.pop(model_id, None)
-                self._unkeyed.discard(model_id)
                 self._outdate(model_id)
         return False
 
     def _outdate(self, model_id: str) -> None:
-        """Has a copy withdrawn whose model is registered anew, or not at all. It may answer until that is done."""
-        if model_id not in self._stale:
-            self._stale[model_id] = stale = asyncio.ensure_future(self._on_stale(model_id))
-            stale.add_done_callback(lambda _: self._stale.pop(model_id, None))
+        """Has a copy withdrawn whose model is registered anew, or not at all. It may answer until that is done, and has
+        no key."""
+        if model_id in self._stale:
+            return
+        self._unkeyed.add(model_id)
+        self._stale[model_id] = stale = asyncio.ensure_future(self._on_stale(model_id))
+
+        def over(_: object) -> None:
+            del self._stale[model_id]
+            if model_id not in self._wanted:
+                self._unkeyed.discard(model_id)
+                self._tell()
+
+        stale.add_done_callback(over)
 
     def _tell(self) -> None:
         for listener in self._listeners:
@@ -493,11 +509,22 @@ class Presence:
                 found.append(model_id)
         return found
 
-    def tidy(self, found: list[str]) -> None:
-        """Deletes those of `found` (from `own_keys`) that nobody wants: late fruits of claims that timed out."""
+    async def tidy(self) -> None:
+        """Deletes keys of this pod that nobody wants, late fruits of claims that timed out, and writes those again that
+        are missing: etcd may have been restored from a snapshot. Reads the keys of all copies of the mesh."""
+        expected = [model_id for model_id in self._wanted if model_id not in self._dirty]
+        found = set(await self.own_keys())
         for model_id in found:
             if model_id not in self._wanted and model_id not in self._claiming:
                 self._touch(model_id)
+        missing = [model_id for model_id in expected if model_id in self._wanted and model_id not in found]
+        for model_id in missing:
+            self._unkeyed.add(model_id)
+            self._dirty[model_id] = True
+        if missing:
+            log.warning("keys of copies are missing in etcd and written again", copies=len(missing))
+            self._tell()
+            self._wake.set()
 
 
 def _replaced(copy: records.CopyRecord, model: KeyValue) -> bool:

@@ -45,6 +45,9 @@ class FakeKeys:
     def put(self, model_id: str, record: CopyRecord) -> None:
         self.keys[model_id] = record
 
+    def wanted(self, model_id: str) -> CopyRecord | None:
+        return self.keys.get(model_id)
+
     def drop(self, model_id: str) -> None:
         self.keys.pop(model_id, None)
 

@@ -239,6 +239,41 @@ async def test_the_old_copy_is_evicted_while_the_new_one_loads(pod: FakePod) -> 
     assert pod.ledger.physical_bytes == 10
 
 
+@pytest.mark.parametrize("key", ["stays", "goes again"])
+async def test_a_key_is_claimed_again_where_the_old_copy_took_it_along(pod: FakePod, key: str) -> None:
+    """Nothing else has kept the id from being registered anew: without its own transaction the new one must not stay.
+    The content is known, so that it would not need one otherwise."""
+    await pod.fill("m", size=10)
+    reloaded(pod)
+    pod.claims.records["m"] = replace(pod.claims.records["m"], digest=pod.files.digests["/m/10"])
+    go = pod.server.hold("load", "m")
+    load = asyncio.create_task(reload(pod))
+    await until(lambda: len(pod.server.asked) == 2, why="it is being loaded")
+    pod.unloads.start(pod.entry("m"), "makes way", evict=True)
+    await until(lambda: "m" not in pod.keys.keys, why="the old one has taken its key away")
+    published: list[str] = []
+    publish = pod.claims.publish
+
+    async def publishing(model_id: str, *arguments: object) -> object:
+        published.append(model_id)
+        outcome = await publish(model_id, *arguments)  # type: ignore[arg-type]
+        if key == "goes again":
+            pod.keys.drop(model_id)
+        return outcome
+
+    pod.claims.publish = publishing  # type: ignore[method-assign,assignment]
+    go.set()
+    outcome = await load
+    assert published == ["m"]
+    if key == "stays":
+        assert isinstance(outcome, Loaded)
+        assert pod.keys.keys["m"].generation == 1
+    else:
+        assert isinstance(outcome, Refused)
+        await until(lambda: not pod.ledger.entries, why="nothing of it is left")
+        assert "m" not in pod.keys.keys
+
+
 async def test_reloaded_again_while_the_first_copy_is_still_going(pod: FakePod) -> None:
     """A pod holds no three: it says so, and does it once the first is gone."""
     await pod.fill("m", size=10)

@@ -109,20 +109,22 @@ async def test_everything_hangs_on_the_lease_and_goes_with_it(pod: Pod) -> None:
 
 async def test_what_is_dropped_goes_and_the_last_word_counts(pod: Pod) -> None:
     """Put and drop in any order, faster than they can be written."""
+    created = await register(pod, "n")
     for number in range(20):
-        pod.presence.put("m", pod.copy(number))
+        pod.presence.put("m", pod.copy(created))
         pod.presence.drop("m")
-        pod.presence.put("n", pod.copy(number))
+        pod.presence.put("n", replace(pod.copy(created), host_bytes=number))
     assert await pod.presence.settled("m", 5.0)
     assert await pod.presence.settled("n", 5.0)
     assert await pod.stands("m") is None
-    assert await pod.stands("n") == pod.copy(19)
+    assert await pod.stands("n") == replace(pod.copy(created), host_bytes=19)
 
 
 async def test_many_keys_need_few_transactions(pod: Pod) -> None:
+    created = [await register(pod, f"m{number}") for number in range(250)]
     before = pod.presence.statistics().writes
     for number in range(250):
-        pod.presence.put(f"m{number}", pod.copy(1))
+        pod.presence.put(f"m{number}", pod.copy(created[number]))
     for number in range(250):
         assert await pod.presence.settled(f"m{number}", 5.0)
     assert pod.presence.statistics().writes - before == 3
@@ -233,16 +235,15 @@ async def test_a_lost_lease_is_replaced_and_everything_published_again(pod: Pod,
 async def test_etcd_frozen_for_longer_than_the_lease(own_etcd: EtcdServer, keys: Keys) -> None:
     """What changed meanwhile is written when it is back; while it is away the pod knows that it is not published."""
     async with Etcd(own_etcd.settings) as etcd, Pod(etcd, keys, ttl=2) as pod:
-        created = await register(pod, "kept")
         for name in ("kept", "dropped"):
-            pod.presence.put(name, pod.copy(created, LOADED))
+            pod.presence.put(name, pod.copy(await register(pod, name), LOADED))
             assert await pod.presence.settled(name, 5.0)
-        await register(pod, "late")
+        created = await register(pod, "late")
         own_etcd.freeze()
         try:
             await until(lambda: not pod.presence.published, timeout=15, why="the lease counts as lost")
             pod.presence.drop("dropped")
-            verdict = await pod.claims.claim("late", pod.copy(created + 1))
+            verdict = await pod.claims.claim("late", pod.copy(created))
             assert isinstance(verdict, Away)
             assert not await pod.presence.settled("dropped", 0.05)
         finally:
@@ -293,6 +294,77 @@ async def test_a_copy_without_its_key_is_known(pod: Pod) -> None:
     assert await pod.presence.settled("m", 5.0)
     assert pod.presence.keyed
     assert pod.presence.proof_ns
+
+
+async def test_a_copy_that_was_never_claimed_has_to_be_current(pod: Pod) -> None:
+    """Nothing has kept its id from being registered anew. Whoever asks at once is told that it has no key; it gets none
+    where the registration has gone, and until it is silent nothing is proven."""
+    told: list[bool] = []
+    pod.presence.listen(lambda: told.append(pod.presence.keyed))
+    created = await register(pod, "m")
+    pod.presence.put("m", pod.copy(created, LOADED))
+    assert told == [False]
+    assert await pod.presence.settled("m", 5.0)
+    assert told[-1]
+
+    silent = asyncio.Event()
+
+    async def outdated(model_id: str) -> None:
+        await silent.wait()
+        pod.presence.drop(model_id)
+
+    pod.on_stale = outdated
+    pod.presence.put("n", pod.copy(created, LOADED))
+    await until(lambda: pod.silencing, why="it is on its way out")
+    await asyncio.sleep(0)
+    assert not pod.presence.keyed
+    silent.set()
+    await until(lambda: pod.presence.keyed, why="it is silent")
+    assert pod.stale == ["n"]
+    assert await pod.stands("n") is None
+    assert told[-1]
+
+
+async def test_whoever_stands_in_the_way_of_a_claim_is_keyed_by_it(pod: Pod) -> None:
+    """A copy without a key, and then a claim of the same model."""
+    created = await register(pod, "m")
+    pod.presence.put("gone", pod.copy(created, LOADED))
+    await until(lambda: pod.stale, why="it is found stale")
+    again = await register(pod, "gone")
+    assert isinstance(await pod.claims.claim("gone", pod.copy(again)), Claimed)
+    await until(lambda: pod.presence.keyed, why="its key stands")
+
+
+async def test_presence_never_outlives_the_life(etcd: Etcd, keys: Keys) -> None:
+    """Whoever counts lives and presences would overlook another pod's open life. So it is, too, where the lease cannot
+    be given back, or was lost by this pod's clock and not by etcd's."""
+    for how in ("revoked", "not revoked", "lost here"):
+        pod = Pod(etcd, keys, ttl=60)
+        await pod.presence.start()
+        lease = pod.presence._lease
+        assert lease is not None
+
+        async def refuse(*, timeout: float | None = None) -> None:
+            raise EtcdError("no")
+
+        if how == "not revoked":
+            lease.revoke = refuse  # type: ignore[method-assign]
+        elif how == "lost here":
+            lease._lose("test")
+        await pod.presence.close(revoke=True)
+        assert await etcd.get(keys.life("pod-1", pod.incarnation)) is None
+        assert await etcd.get(keys.pod("pod-1")) is None, how
+
+
+async def test_a_pod_that_leaves_takes_no_other_ones_presence_along(etcd: Etcd, keys: Keys) -> None:
+    """Its name has another incarnation since."""
+    former = Pod(etcd, keys, incarnation="former")
+    await former.presence.start()
+    async with Pod(etcd, keys, incarnation="next") as successor:
+        await former.presence.close(revoke=True)
+        assert await published(successor) == successor.record
+        assert await etcd.get(keys.life("pod-1", "former")) is None
+        assert await etcd.get(keys.life("pod-1", "next")) is not None
 
 
 async def test_a_life_stands_until_its_agent_has_ended_it(etcd: Etcd, keys: Keys) -> None:
@@ -397,7 +469,8 @@ async def test_a_claim_tells_of_copies_elsewhere(pod: Pod, other: Pod) -> None:
     """Of the models that were asked about: loaded ones, in other pods."""
     created = await register(pod, "m")
     for one, name, state in ((pod, "both", LOADED), (other, "both", LOADED), (other, "coming", LOADING)):
-        one.presence.put(name, one.copy(1, state))
+        kv = await one.etcd.get(one.keys.model(name))
+        one.presence.put(name, one.copy(kv.create_revision if kv else await register(one, name), state))
         assert await one.presence.settled(name, 5.0)
     verdict = await pod.claims.claim("m", pod.copy(created), ask=["both", "coming", "nowhere"])
     assert isinstance(verdict, Claimed)
@@ -521,11 +594,29 @@ async def test_no_presence_no_claim(pod: Pod) -> None:
 
 async def test_late_fruits_are_found(pod: Pod) -> None:
     """A key that nobody wants, whatever wrote it."""
-    pod.presence.put("wanted", pod.copy(1))
+    pod.presence.put("wanted", pod.copy(await register(pod, "wanted")))
     assert await pod.presence.settled("wanted", 5.0)
     await pod.etcd.put(pod.keys.copy("stray", pod.name), b"{}")
-    found = await pod.presence.own_keys()
-    assert set(found) == {"wanted", "stray"}
-    pod.presence.tidy(found)
+    assert set(await pod.presence.own_keys()) == {"wanted", "stray"}
+    await pod.presence.tidy()
     assert await pod.presence.settled("stray", 5.0)
     assert await pod.presence.own_keys() == ["wanted"]
+
+
+async def test_keys_that_somebody_has_taken_away_are_written_again(pod: Pod) -> None:
+    """An etcd that was restored from a snapshot may know the lease, but not the copies since. Until they have keys
+    again nothing is proven, and what was registered anew gets none."""
+    for name in ("stays", "taken", "anew"):
+        pod.presence.put(name, pod.copy(await register(pod, name), LOADED))
+        assert await pod.presence.settled(name, 5.0)
+    keyed = []
+    pod.presence.listen(lambda: keyed.append(pod.presence.keyed))
+    for name in ("taken", "anew"):
+        await pod.etcd.delete(pod.keys.copy(name, pod.name))
+    await pod.etcd.delete(pod.keys.model("anew"))
+    await register(pod, "anew")
+    await pod.presence.tidy()
+    assert keyed[0] is False
+    await until(lambda: pod.presence.keyed, why="all have their keys again")
+    assert pod.stale == ["anew"]
+    assert sorted(await pod.presence.own_keys()) == ["stays", "taken"]
