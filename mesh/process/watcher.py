@@ -78,7 +78,12 @@ class Watch:
         child, limits = self._child, self._hang.limits
         while child.returncode is None:
             before = self.verdict
-            self.verdict = verdict = self._hang.look(self._look())
+            try:
+                self.verdict = verdict = self._hang.look(self._look())
+            except Exception:  # a fault of ours must not end the watching
+                log.exception("looking at a process failed", process_name=child.name, pid=child.pid)
+                await asyncio.sleep(limits.interval)
+                continue
             if verdict.doing is hang.Doing.HUNG:
                 log.error("process hangs, replacing it", process_name=child.name, pid=child.pid, why=verdict.why)
                 try:

@@ -182,7 +182,8 @@ async def test_a_pod_without_its_agent_and_a_router_without_etcd(arena, scene):
 async def test_a_worker_that_resumes_when_etcd_is_silent(arena, scene):
     """router-3's worker misses everything, and cannot ask when it goes on."""
     with arena.stopped(arena.program(scene.pod).pid), contextlib.ExitStack() as stack:
-        with arena.stopped(*arena.workers("router-3")):
+        # The process that minds the worker as well: it would replace one that is stopped alone.
+        with arena.stopped(arena.program("router-3").pid, *arena.workers("router-3")):
             await arena.gone(scene.pod)
             await scene.unregister("router-1")
             refused_with_a_way_out(await scene.register("router-1"), scene.pod)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from mesh.cli import doctor
 from mesh.cli.app import build
 
 PAGE = Path(__file__).parents[2] / "docs" / "admin.md"
@@ -28,6 +29,17 @@ def test_each_command_is_one(line: str) -> None:
     assert result.exit_code == 0, result.output
     for option in re.findall(r"--[a-z-]+", words):
         assert option in result.output
+
+
+def test_the_doctors_areas_are_those_that_it_takes() -> None:
+    """The table names no area that `--only` refuses, and leaves none out."""
+    text = PAGE.read_text()
+    table = text[text.index("| area | looked at |") :].partition("\n\n")[0].splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in table] == list(doctor.AREAS)
+    for area in doctor.AREAS:
+        wanted = ["--certificates", "."] if area == "certificates" else []
+        result = CliRunner().invoke(build(), ["doctor", "--only", area, "--timeout", "0.1", *wanted])
+        assert "there is no area" not in result.output
 
 
 def test_the_page_has_commands() -> None:

@@ -11,6 +11,8 @@ KINDS = {
     "pods": ("Pod",),
     "deployments.apps,statefulsets.apps": ("Deployment", "StatefulSet"),
     "persistentvolumeclaims": ("PersistentVolumeClaim",),
+    "jobs.batch": ("Job",),
+    "horizontalpodautoscalers.autoscaling": ("HorizontalPodAutoscaler",),
     "events": ("Event",),
     "secrets": ("Secret",),
 }

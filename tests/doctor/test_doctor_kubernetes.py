@@ -185,6 +185,72 @@ def test_a_volume_that_is_not_made(doctor, cluster: Cluster) -> None:
     assert "storageClassName" in text
 
 
+def test_a_volume_that_waits_for_its_pod_is_not_the_storage_classs_fault(doctor, cluster: Cluster) -> None:
+    claim = named("PersistentVolumeClaim", "data-mesh-etcd-0", status={"phase": "Pending"})
+    about = {"kind": "PersistentVolumeClaim", "name": "data-mesh-etcd-0"}
+    why = "waiting for pod mesh-etcd-0 to be scheduled"
+    cluster.add(
+        claim,
+        pod("mesh-etcd-0", "etcd", claim="data-mesh-etcd-0"),
+        named("Event", "e1", involvedObject=about, type="Normal", reason="WaitForPodScheduled", message=why),
+    )
+    text = looked(doctor).said("warn", "kubernetes", "volumes")
+    assert "waits for its pod" in text
+    assert "storageClass" not in text
+
+
+REFUSED = 'pods "mesh-certificates-1-x" is forbidden: minimum cpu usage per Container is 100m, but request is 50m'
+
+
+@pytest.mark.parametrize(
+    ("job", "meaning"),
+    [("mesh-certificates-4a1b", "certificate"), ("mesh-etcd-snapshots-2901", "snapshots")],
+)
+def test_a_job_whose_pods_are_refused(doctor, cluster: Cluster, job: str, meaning: str) -> None:
+    """By a LimitRange, say: it has no pod that could show it. Once it has succeeded, all is well."""
+    about = {"kind": "Job", "name": job}
+    event = named("Event", "e1", involvedObject=about, type="Warning", reason="FailedCreate", message=REFUSED)
+    cluster.add(named("Job", job, status={"failed": 0}), event)
+    text = looked(doctor).said("fail", "kubernetes", "jobs")
+    assert REFUSED in text
+    assert meaning in text
+    assert "values `jobs`" in text
+    cluster.add(named("Job", job, status={"succeeded": 1}))
+    assert looked(doctor).bad == []
+
+
+def test_somebody_elses_jobs_are_none_of_its_business(doctor, cluster: Cluster) -> None:
+    about = {"kind": "Job", "name": "theirs"}
+    event = named("Event", "e1", involvedObject=about, type="Warning", reason="FailedCreate", message=REFUSED)
+    cluster.add(named("Job", "theirs", status={}), event)
+    assert looked(doctor).bad == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "todo"),
+    [("FailedGetResourceMetric", "metrics-server"), ("FailedGetPodsMetric", "prometheus-adapter")],
+)
+def test_an_autoscaler_without_its_metric(doctor, cluster: Cluster, reason: str, todo: str) -> None:
+    """It does nothing, and that is said nowhere else. One that is off because of 0 replicas is not broken."""
+    condition = {"type": "ScalingActive", "status": "False", "reason": reason, "message": "no metrics returned"}
+    scaler = named("HorizontalPodAutoscaler", "mesh-runtime-cpu", "runtime", status={"conditions": [condition]})
+    cluster.add(scaler)
+    text = looked(doctor).said("warn", "kubernetes", "autoscaling")
+    assert f"mesh-runtime-cpu does not scale: {reason}: no metrics returned" in text
+    assert todo in text
+    condition["reason"] = "ScalingDisabled"
+    cluster.add(scaler)
+    assert looked(doctor).bad == []
+
+
+def test_secrets_alone(doctor, cluster: Cluster) -> None:
+    """Each area that is named in what is said may be asked for."""
+    cluster.remove("mesh-etcd-connection")
+    visit = doctor("--only", "secrets")
+    assert visit.said("fail", "secrets", "there")
+    assert {one["area"] for one in visit.findings} == {"secrets"}
+
+
 def test_somebody_elses_volumes_are_none_of_its_business(doctor, cluster: Cluster) -> None:
     """Nor is one of ours that waits for its first pod, as before the first snapshot."""
     cluster.add(

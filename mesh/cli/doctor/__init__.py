@@ -19,7 +19,8 @@ from mesh.settings import parse_bytes
 if TYPE_CHECKING:  # gRPC, aiohttp and cryptography, which `mesh --help` should not wait for
     from mesh.cli.doctor.examination import Report
 
-AREAS = ("kubernetes", "etcd", "mesh")
+AREAS = ("kubernetes", "secrets", "etcd", "mesh", "certificates")
+"""As they stand in what is said. Who asks for `kubernetes` asks for `secrets` too."""
 
 
 def add(app: typer.Typer) -> None:
@@ -92,6 +93,8 @@ def doctor(
     chosen = frozenset(word.strip() for word in only.split(",") if word.strip())
     if unknown := sorted(chosen - set(AREAS)):
         raise typer.BadParameter(f"there is no area {unknown[0]!r}; there are {', '.join(AREAS)}", param_hint="--only")
+    if "certificates" in chosen and certificates is None:
+        raise typer.BadParameter("certificates: name the folder that they are in (--certificates)", param_hint="--only")
     try:
         quota_bytes = parse_bytes(quota) if quota else 0
     except ValueError as error:

@@ -28,7 +28,7 @@ def check(facts: ClusterFacts) -> list[Finding]:
         text = facts.nothing
         return [*found, AREA.fail("reach", text, "name its namespace with --namespace")]
     found.insert(0, AREA.ok("reach", f"there is a mesh in the namespace {facts.namespace}"))
-    found += [*_workloads(facts), *_pods(facts), *_claims(facts)]
+    found += [*_workloads(facts), *_jobs(facts), *_pods(facts), *_scalers(facts), *_claims(facts)]
     return found + [
         AREA.warn("rights", f"{what} could not be looked at: {error}", "ask for the role `admin` of the namespace")
         for what, error in sorted(facts.errors.items())
@@ -67,6 +67,54 @@ def _workloads(facts: ClusterFacts) -> Iterator[Finding]:
             if component not in seen:
                 what = f"the namespace {facts.namespace} has {text}"
                 yield AREA.fail("workload", what, "install or upgrade the chart; see its values `router` and `pools`")
+
+
+_JOBS = {
+    "mesh-certificates": "no certificate between the mesh's processes is made or renewed, and new pods wait for it",
+    "mesh-etcd-snapshots": "no snapshots of etcd are taken",
+}
+"""What it means that a Job of ours makes no pod, by the beginning of its name."""
+
+
+def _jobs(facts: ClusterFacts) -> Iterator[Finding]:
+    """Jobs whose pods are refused: nothing else shows it, since they have no pod that could."""
+    for job in facts.jobs or ():
+        meaning = next((text for start, text in _JOBS.items() if name(job).startswith(start)), None)
+        status = job.get("status") or {}
+        if meaning is None or status.get("succeeded") or status.get("active"):
+            continue
+        events = _latest(facts, of=name(job), kind="Job")
+        refused = next((event for event in events if event.get("reason") == "FailedCreate"), None)
+        failed = next((c for c in status.get("conditions") or () if (c.get("type"), c.get("status")) == _FAILED), None)
+        if refused is not None:
+            why = str(refused.get("message", ""))
+            todo = "set the chart's values `jobs` to what the namespace demands (LimitRange, quota), and upgrade"
+            todo = todo if "serviceaccount" not in why.lower() and "PodSecurity" not in why else _todo_refused(why)
+            yield AREA.fail("jobs", f"the pods of the Job {name(job)} are not made: {why}; {meaning}", todo)
+        elif failed is not None:
+            why = str(failed.get("message") or failed.get("reason") or "")
+            yield AREA.warn("jobs", f"the Job {name(job)} has failed: {why}", f"kubectl logs job/{name(job)}")
+
+
+_FAILED = ("Failed", "True")
+
+
+def _scalers(facts: ClusterFacts) -> Iterator[Finding]:
+    """Autoscalers that cannot read what they scale by: they do nothing, and say it nowhere else."""
+    for scaler in facts.scalers or ():
+        conditions = {one.get("type"): one for one in (scaler.get("status") or {}).get("conditions") or ()}
+        for kind in ("AbleToScale", "ScalingActive"):
+            condition = conditions.get(kind) or {}
+            # It is off, and rightly, where somebody has scaled to 0.
+            if condition.get("status") == "False" and condition.get("reason") != "ScalingDisabled":
+                reason, message = str(condition.get("reason", "")), str(condition.get("message", ""))
+                todo = "see kubectl describe hpa " + name(scaler)
+                if reason == "FailedGetResourceMetric":
+                    todo = "install metrics-server, or turn autoscaling off in the values"
+                elif reason.startswith("FailedGet"):
+                    todo = "make the metric known to the HPA: prometheus-adapter or KEDA (docs/kubernetes.md, Scale)"
+                yield AREA.warn("autoscaling", f"{name(scaler)} does not scale: {reason}: {message}", todo)
+                break
 
 
 def _path(workload: Object) -> str:
@@ -170,14 +218,23 @@ def _ended(status: Object) -> str:
     return ""
 
 
-def _latest(facts: ClusterFacts, *, of: str = "", prefix: str = "") -> list[Object]:
-    """Warnings about an object, the newest first."""
+def _latest(
+    facts: ClusterFacts, *, of: str = "", prefix: str = "", kind: str = "", level: str = "Warning"
+) -> list[Object]:
+    """Events about an object, the newest first."""
     found = []
     for event in facts.events or ():
-        about = str((event.get("involvedObject") or {}).get("name", ""))
-        if event.get("type") == "Warning" and ((of and about == of) or (prefix and about.startswith(prefix))):
+        what = event.get("involvedObject") or {}
+        about = str(what.get("name", ""))
+        if kind and what.get("kind") != kind:
+            continue
+        if event.get("type") == level and ((of and about == of) or (prefix and about.startswith(prefix))):
             found.append(event)
     return sorted(found, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""), reverse=True)
+
+
+_WAITING_FOR_POD = ("WaitForFirstConsumer", "WaitForPodScheduled")
+"""What is told of a claim whose storage class makes volumes where the pod is: nothing is wrong with the class."""
 
 
 def _claims(facts: ClusterFacts) -> Iterator[Finding]:
@@ -195,6 +252,11 @@ def _claims(facts: ClusterFacts) -> Iterator[Finding]:
             bound.append(name(claim))
             continue
         told = next(iter(_latest(facts, of=name(claim))), None)
+        calm = next(iter(_latest(facts, of=name(claim), level="Normal")), None)
+        if told is None and calm is not None and calm.get("reason") in _WAITING_FOR_POD:
+            text = f"the volume claim {name(claim)} waits for its pod to be scheduled"
+            yield AREA.warn("volumes", text, "see what is said of the pod: its volume is made where that is put")
+            continue
         if told is None and name(claim) not in used:
             continue  # nobody mounts it yet, as before the first snapshot
         why = str(told.get("message", "")) if told else "no volume was made for it"

@@ -52,6 +52,8 @@ class ClusterFacts:
     pods: list[Object] | None = None
     workloads: list[Object] | None = None
     claims: list[Object] | None = None
+    jobs: list[Object] | None = None
+    scalers: list[Object] | None = None  # HorizontalPodAutoscalers
     events: list[Object] | None = None
     secrets: dict[str, dict[str, bytes]] | None = None
     lacking: list[str] | None = None  # rights that are missing: what each is for
@@ -96,9 +98,11 @@ async def gather(kubectl: Kubectl) -> ClusterFacts:
             facts.errors[what] = str(error)
             return None
 
-    facts.workloads, facts.claims, facts.events, facts.lacking = await asyncio.gather(
+    facts.workloads, facts.claims, facts.jobs, facts.scalers, facts.events, facts.lacking = await asyncio.gather(
         ask("workloads", "deployments.apps,statefulsets.apps", f"--selector={SELECTOR}"),
         ask("volume claims", "persistentvolumeclaims"),
+        ask("jobs", "jobs.batch"),  # those that a CronJob makes bear no labels
+        ask("autoscalers", "horizontalpodautoscalers.autoscaling", f"--selector={SELECTOR}"),
         ask("events", "events"),
         _lacking(kubectl, facts),
     )

@@ -30,6 +30,8 @@ from mesh.settings import EtcdSettings
 
 T = TypeVar("T")
 
+_IN_CLUSTER = frozenset({"kubernetes", "secrets"})  # areas that kubectl is asked for
+
 PATIENCE = 6
 """Time-outs that one area may take: it asks several questions one after the other."""
 
@@ -83,7 +85,8 @@ class Examination:
             self._bounded("mesh", self._mesh(), more=plan.reading),
         )
         if cluster is not None:
-            self._judge("kubernetes", lambda: clusterchecks.check(cluster))
+            if "kubernetes" in plan.areas or cluster.error or not cluster.installed:
+                self._judge("kubernetes", lambda: clusterchecks.check(cluster))
             self._judge("secrets", lambda: secretchecks.check(cluster, self._now))
         if etcd is not None:
             self._judge("etcd", lambda: etcdchecks.check(etcd, self._now, install_id=plan.install_id, quota=plan.quota))
@@ -100,9 +103,9 @@ class Examination:
 
     async def _cluster(self) -> ClusterFacts | None:
         plan = self._plan
-        if "kubernetes" not in plan.areas:
+        if plan.areas.isdisjoint(_IN_CLUSTER):
             return None
-        asked = "kubernetes" in plan.asked or bool(plan.namespace)
+        asked = not plan.asked.isdisjoint(_IN_CLUSTER) or bool(plan.namespace)
         program = find()
         if not program:
             if asked:
