@@ -103,7 +103,10 @@ async def test_bodies_that_stop_before_their_end(mesh: LocalMesh) -> None:
             writer.transport.abort()
 
         await asyncio.gather(*(attack() for _ in range(200)))
-        assert ends["429"] > 100, f"the bodies have no total, or nobody is told: {ends}"
+        # Who goes on sending may lose the answer to the reset that follows it.
+        refused = ends["429"] + ends["ConnectionResetError"] + ends["BrokenPipeError"]
+        assert ends["429"], f"nobody is told: {ends}"
+        assert refused > 100, f"the bodies have no total: {ends}"
 
 
 async def test_grpc_requests_that_stop_before_their_end(mesh: LocalMesh) -> None:
