@@ -23,6 +23,7 @@ class Life:
     control_address: str  # host:port
     ended_revision: int = 0  # etcd's revision at which its presence ended, as the leader saw it; 0: not seen
     open_seconds: int = 0  # for how long it has been open, as leaders have counted it; coarse
+    token: str = ""  # that its control port demands; "": it demands none
 
     @classmethod
     def decode(cls, value: bytes) -> "Life":
@@ -34,6 +35,7 @@ class Life:
                 control_address=str(data["control"]),
                 ended_revision=int(data.get("ended", 0)),
                 open_seconds=int(data.get("open", 0)),
+                token=str(data.get("token", "")),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a life: {error!r}") from error
@@ -45,6 +47,8 @@ class Life:
             data["ended"] = self.ended_revision
         if self.open_seconds:
             data["open"] = self.open_seconds
+        if self.token:
+            data["token"] = self.token
         return json.dumps(data, separators=(",", ":")).encode()
 
 

@@ -316,6 +316,7 @@ class PodRecord:
     age_ms: int = 0  # since the pod started, coarse
     disk: str = ""  # the models whose files are on its disk, an `idset`
     secrets: str = ""  # the version of the storage secret that it sees; "": it has none
+    token: str = ""  # that its control port demands; "": it demands none
     oldest_unused: bool = False  # the copy that would go first was never called: what it is told idle is no use
 
     @classmethod
@@ -346,6 +347,7 @@ class PodRecord:
                 age_ms=_integer(data.get("up", 0)),
                 disk=_text(data.get("disk", "")),
                 secrets=_text(data.get("secrets", "")),
+                token=_text(data.get("token", "")),
             )
         except _BAD as error:
             raise ValueError(f"not a pod record: {error!r}") from error
@@ -375,6 +377,7 @@ class PodRecord:
                 "up": self.age_ms,
                 "disk": self.disk,
                 **({"secrets": self.secrets} if self.secrets else {}),
+                **({"token": self.token} if self.token else {}),
             }
         )
 

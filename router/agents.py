@@ -164,7 +164,8 @@ class Agents:
         pod: Pod, method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Reply]", request: _Request, timeout: float
     ) -> _Reply:
         try:
-            return await method(request, timeout=timeout)
+            assert pod.record is not None  # it has a stub
+            return await method(request, timeout=timeout, metadata=rpc.shown(pod.record.token))
         except grpc.aio.AioRpcError as error:
             text = f"the agent of {pod.name} does not answer: {error.details() or error.code().name}"
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:

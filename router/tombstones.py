@@ -171,7 +171,9 @@ class Tombstones:
         # Not the view's pod: that may be another incarnation already, or gone.
         pod = Pod(_channel(life.pod, life.incarnation))
         self._asked.add(pod.name)
-        pod.record = PodRecord(life.incarnation, life.life.data_address, life.life.control_address)
+        pod.record = PodRecord(
+            life.incarnation, life.life.data_address, life.life.control_address, token=life.life.token
+        )
         try:
             described = await self._agents.describe(pod, model_id, timeout=_ASK)
             if described.incarnation != life.incarnation:

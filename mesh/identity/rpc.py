@@ -1,5 +1,7 @@
-"""Mutual TLS for gRPC's channels and servers, which check signatures themselves, and of names only the server's."""
+"""Mutual TLS for gRPC's channels and servers, which check signatures themselves, and of names only the server's; and
+tokens, for where there is no TLS."""
 
+import hmac
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -9,6 +11,11 @@ from mesh.identity.credentials import NAME, Credentials
 from mesh.identity.identity import Identity
 
 Options = Sequence[tuple[str, str | int]]
+
+TOKEN = "mesh-token"
+"""Of the metadata that a token travels in."""
+
+OTHER_TOKEN = "the token that was shown is not this port's: etcd has it"
 
 _NAMES = "x509_subject_alternative_name"
 
@@ -43,8 +50,12 @@ def _configuration(now: Credentials) -> "grpc.ServerCertificateConfiguration":
     return grpc.ssl_server_certificate_configuration([(now.private_key, now.certificate)], now.ca)
 
 
-class OnlyKnown(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic only in the stubs
-    """Refuses clients whose certificate bears another name. For unary methods."""
+class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic only in the stubs
+    """Asks a question about each call before its method runs. For unary methods."""
+
+    def why_not(self, context: grpc.aio.ServicerContext[Any, Any]) -> str:
+        """Returns why the caller is refused; empty where it is not."""
+        raise NotImplementedError
 
     async def intercept_service(
         self,
@@ -59,12 +70,40 @@ class OnlyKnown(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generi
         assert method is not None, "a method that is not unary would go unchecked"
 
         async def checked(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            if NAME.encode() not in context.auth_context().get(_NAMES, ()):
-                await context.abort(
-                    grpc.StatusCode.UNAUTHENTICATED, f"the certificate that was shown is not for the name {NAME}"
-                )
+            if why := self.why_not(context):
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, why)
             return await method(request, context)
 
         return grpc.unary_unary_rpc_method_handler(
             checked, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
         )
+
+
+class OnlyKnown(_Guard):
+    """Refuses clients whose certificate bears another name."""
+
+    def why_not(self, context: grpc.aio.ServicerContext[Any, Any]) -> str:
+        """Returns why the caller is refused; empty where it is not."""
+        if NAME.encode() in context.auth_context().get(_NAMES, ()):
+            return ""
+        return f"the certificate that was shown is not for the name {NAME}"
+
+
+class OnlyWithToken(_Guard):
+    """Refuses clients that do not know the token that the server has published in etcd, where only the mesh reads."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token.encode()
+
+    def why_not(self, context: grpc.aio.ServicerContext[Any, Any]) -> str:
+        """Returns why the caller is refused; empty where it is not."""
+        for name, value in context.invocation_metadata() or ():
+            if name == TOKEN:
+                shown = value if isinstance(value, bytes) else value.encode()
+                return "" if hmac.compare_digest(shown, self._token) else OTHER_TOKEN
+        return "this port is for routers of the mesh, which find its token in etcd"
+
+
+def shown(token: str) -> tuple[tuple[str, str], ...]:
+    """Returns the metadata that shows a token; none where there is no token."""
+    return ((TOKEN, token),) if token else ()

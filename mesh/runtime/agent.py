@@ -90,6 +90,7 @@ class Agent:
         self.settings = settings
         self.name = settings.name
         self.incarnation = secrets.token_hex(8)
+        self._token_of_control = secrets.token_hex(16)
         self.failed = asyncio.Event()  # set when the pod cannot go on
         self._state = STARTING
         self._known = False  # to the mesh: it was published once
@@ -199,7 +200,7 @@ class Agent:
             interval=settings.check_interval,
             outdated=self.loads.outdated,
         )
-        self._control = control.Control(self, self.loads, self._identity)
+        self._control = control.Control(self, self.loads, self._token_of_control, self._identity)
         self._probes = Probes(settings.probe, self.why_not_ready, self._why_not_live, self._metrics)
         if self._identity is not None:
             self._identity.follow(self.meters.registry)
@@ -418,6 +419,7 @@ class Agent:
             age_ms=figures.coarse_age_ms(time.monotonic() - self._began),
             disk=self._on_disk.text,
             secrets=self._puller.secrets,
+            token=self._token_of_control,
         )
 
     def _metrics(self) -> bytes:

@@ -58,9 +58,10 @@ class Pod(Protocol):
 class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
     """The service and its server. `load` and `withdraw` are those of `Loads`."""
 
-    def __init__(self, pod: Pod, loads: loads.Loads, identity: Identity | None = None) -> None:
-        """With an `identity` it is spoken to by mutual TLS only."""
+    def __init__(self, pod: Pod, loads: loads.Loads, token: str, identity: Identity | None = None) -> None:
+        """Whoever asks must show `token`; with an `identity`, by mutual TLS only."""
         self._pod = pod
+        self._token = token
         self._identity = identity
         self._loads = loads
         self._server: grpc.aio.Server | None = None
@@ -69,7 +70,7 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
         """Listens; the address with the port that it got. Raises OSError where that cannot be done."""
         host, _ = parse_address(address)
         known = () if self._identity is None else (rpc.OnlyKnown(),)
-        server = grpc.aio.server(options=_OPTIONS, interceptors=known)
+        server = grpc.aio.server(options=_OPTIONS, interceptors=(*known, rpc.OnlyWithToken(self._token)))
         agent_pb2_grpc.add_AgentServicer_to_server(self, server)
         try:
             port = rpc.listen(server, address, self._identity)
@@ -206,10 +207,13 @@ async def is_alive(record: PodRecord, identity: Identity | None = None, *, timeo
     channel = rpc.channel(record.control_address, (("grpc.enable_http_proxy", 0),), identity)
     try:
         stub = agent_pb2_grpc.AgentStub(channel)
-        reply = await stub.Describe(pb.DescribeRequest(model_id="\0"), timeout=timeout)
+        shown = rpc.shown(record.token)
+        reply = await stub.Describe(pb.DescribeRequest(model_id="\0"), timeout=timeout, metadata=shown)
         return bool(reply.incarnation == record.incarnation)
     except grpc.aio.AioRpcError as error:
         text = (error.details() or "").lower()
-        return False if "connection refused" in text or "unimplemented" in error.code().name.lower() else None
+        # Whoever knows no such method, or another token, is somebody else on that address.
+        other = error.code() is grpc.StatusCode.UNIMPLEMENTED or text == rpc.OTHER_TOKEN
+        return False if other or "connection refused" in text else None
     finally:
         await channel.close(None)

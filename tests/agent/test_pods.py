@@ -6,8 +6,13 @@ import os
 import time
 from pathlib import Path
 
+import grpc
+import pytest
+
 from mesh import headers
+from mesh.identity import rpc
 from mesh.keys import Keys
+from mesh.pb import agent_pb2
 from mesh.process import free_port
 from mesh.records import LEAVING
 from tests.support import models, twin
@@ -183,3 +188,25 @@ async def test_a_pod_that_comes_before_etcd_waits_for_it(own_etcd: EtcdServer, k
     finally:
         assert await pod.stop() == 0
         await pod.etcd.close()
+
+
+async def test_the_control_port_is_for_those_who_read_etcd(an_agent: AnAgent) -> None:
+    """A stranger who reaches it can neither unload a model nor learn what is there."""
+    async with an_agent() as pod:
+        created = await pod.loaded("m", models.constant(6.0))
+        requests = {
+            "Load": agent_pb2.LoadRequest(model_id="m", create_revision=created, model_type="onnx"),
+            "Unload": agent_pb2.UnloadRequest(model_id="m"),
+            "Describe": agent_pb2.DescribeRequest(),
+        }
+        assert pod.record is not None
+        token = pod.record.token
+        for metadata in ((), rpc.shown("guessed"), rpc.shown(token[:-1]), rpc.shown(token + "0"), rpc.shown("")):
+            for name, request in requests.items():
+                with pytest.raises(grpc.aio.AioRpcError) as error:
+                    await getattr(pod.stub, name)(request, timeout=10, metadata=metadata)
+                assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
+                assert "etcd" in (error.value.details() or "")
+                assert token not in (error.value.details() or "")
+        assert (await pod.infer("m", created)).value == 6.0
+        assert (await pod.describe("m")).copies

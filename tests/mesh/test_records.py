@@ -70,7 +70,7 @@ def test_garbage_never_crashes_a_decoder(value):
 
 WHOLE = [
     (ModelRecord, ModelRecord("t", failures=(Failure("p", 1, "no"),), host_bytes=1, killed=("x",))),
-    (PodRecord, PodRecord("i", "h:1", "h:2", labels=("gpu",), age_ms=10)),
+    (PodRecord, PodRecord("i", "h:1", "h:2", labels=("gpu",), age_ms=10, token="t")),
     (CopyRecord, CopyRecord("i", 77, "loaded", 1, 2, 3)),
     (Life, Life("h:1", "h:2", 3, 4)),
     (Tombstone, Tombstone("t", "p", "k", "s")),

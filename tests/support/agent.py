@@ -20,6 +20,7 @@ import grpc
 import numpy as np
 
 from mesh.etcd import Etcd
+from mesh.identity import rpc
 from mesh.keys import Keys
 from mesh.pb import agent_pb2, agent_pb2_grpc, inference_pb2
 from mesh.process import Process, spawn
@@ -135,6 +136,12 @@ class AgentProcess:
     def stub(self) -> agent_pb2_grpc.AgentStub:
         return agent_pb2_grpc.AgentStub(self._channel)
 
+    @property
+    def shown(self) -> tuple[tuple[str, str], ...]:
+        """The metadata that its control port demands."""
+        assert self.record is not None
+        return rpc.shown(self.record.token)
+
     async def register(self, model_id: str, content: bytes, **known: Any) -> int:
         """Writes the file and the record, as a router does. The create revision."""
         path = self.models / f"{abs(hash(model_id)):x}-{os.urandom(3).hex()}.onnx"
@@ -162,7 +169,7 @@ class AgentProcess:
     async def ask(self, model_id: str, created: int, *, timeout: float = 30, **fields: Any) -> agent_pb2.LoadReply:
         """Asks it to load what the test says, without a look at etcd."""
         request = agent_pb2.LoadRequest(model_id=model_id, create_revision=created, model_type="onnx", **fields)
-        return await self.stub.Load(request, timeout=timeout)
+        return await self.stub.Load(request, timeout=timeout, metadata=self.shown)
 
     async def loaded(self, model_id: str, content: bytes, **fields: Any) -> int:
         """Registers and loads, which must succeed. The create revision."""
@@ -174,10 +181,10 @@ class AgentProcess:
     async def unload(self, model_id: str, created: int = 0) -> bool:
         """Whether there was a copy."""
         request = agent_pb2.UnloadRequest(model_id=model_id, create_revision=created)
-        return (await self.stub.Unload(request, timeout=30)).had_copy
+        return (await self.stub.Unload(request, timeout=30, metadata=self.shown)).had_copy
 
     async def describe(self, model_id: str = "") -> agent_pb2.DescribeReply:
-        return await self.stub.Describe(agent_pb2.DescribeRequest(model_id=model_id), timeout=10)
+        return await self.stub.Describe(agent_pb2.DescribeRequest(model_id=model_id), timeout=10, metadata=self.shown)
 
     async def infer(
         self,
