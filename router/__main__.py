@@ -128,6 +128,14 @@ def main(
             help="Bytes a second that a body has to come or be read with, after 10 s; 0: any.",
         ),
     ] = "32KiB",
+    edge_memory: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_EDGE_MEMORY",
+            help="Bytes that Envoy may hold; near them it resets streams that hold much, and refuses new connections. "
+            "0: any.",
+        ),
+    ] = "512MiB",
     load_wait: Annotated[
         float, typer.Option(envvar="MESH_LOAD_WAIT", min=0.1, help="Longest wait of a caller for a load, s.")
     ] = 120.0,
@@ -211,6 +219,7 @@ def main(
             max_message=_size(max_message),
             max_body_bytes=_body_bytes(max_body_bytes, max_message),
             min_body_rate=_size(min_body_rate),
+            edge_memory=_size(edge_memory),
             load_wait=load_wait,
             unload_wait=unload_wait,
             max_waiters=max_waiters,

@@ -230,6 +230,7 @@ class RouterPod:
                 tls=_tls(settings),
                 concurrency=cpus.available(),
                 max_connection_age=settings.connection_age,
+                heap=settings.edge_memory,
             ),
             run_dir=self._dir,
             on_hung=self._hung.labels("envoy").inc,

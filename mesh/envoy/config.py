@@ -12,6 +12,7 @@ Which process runs it, and when it is restarted, is in `mesh.envoy.minder`.
 """
 
 import json
+import socket
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,8 +58,10 @@ class Settings:
     max_headers_kb: int = 64
     stream_window: int = 1 << 20  # bytes; HTTP/2's default of 64 KiB makes a large tensor wait for a round trip each
     connection_window: int = 8 << 20
-    connection_buffer: int = 1 << 20  # bytes, soft, each way
-    heap: int = 0  # bytes at which Envoy begins to refuse calls; 0: unbounded
+    connection_buffer: int = 256 * 1024  # bytes, soft, each way; 1 MiB moves 4 MB bodies no faster
+    heap: int = 0  # bytes; towards them streams that hold much are reset, and new connections refused; 0: unbounded
+
+    unread_timeout: float = 30.0  # for a client to take some of what was sent to it
 
     connect_timeout: float = 1.0
     headers_timeout: float = 30.0  # for a request's headers to arrive
@@ -146,6 +149,16 @@ def _listener(settings: Settings) -> dict[str, Any]:
         "name": "edge",
         "address": {"socket_address": {"address": settings.host, "port_value": settings.port}},
         "per_connection_buffer_limit_bytes": settings.connection_buffer,
+        # A client that takes nothing of what was sent to it is gone, or holds memory for nothing: the kernel ends its
+        # connection. Connections inherit this from the socket that accepts them.
+        "socket_options": [
+            {
+                "description": "TCP_USER_TIMEOUT",
+                "level": socket.IPPROTO_TCP,
+                "name": socket.TCP_USER_TIMEOUT,
+                "int_value": int(settings.unread_timeout * 1000),
+            }
+        ],
         "filter_chains": [chain],
         # One process a port: with SO_REUSEPORT (Envoy's default) a second mesh on the port would share it in silence.
         # Envoy's own threads then accept from one socket and are balanced explicitly.
@@ -355,9 +368,21 @@ def _overload(settings: Settings) -> dict[str, Any]:
                 },
             }
         )
+        overload["buffer_factory_config"] = {"minimum_account_to_track_power_of_two": 18}  # streams from 256 KiB
         overload["actions"] = [
-            _heap_action("envoy.overload_actions.shrink_heap", 0.85),
-            _heap_action("envoy.overload_actions.stop_accepting_requests", 0.95),
+            _heap_action("envoy.overload_actions.shrink_heap", 0.5),
+            {
+                "name": "envoy.overload_actions.reset_high_memory_stream",
+                "triggers": [
+                    {
+                        "name": "envoy.resource_monitors.fixed_heap",
+                        "scaled": {"scaling_threshold": 0.75, "saturation_threshold": 0.9},
+                    }
+                ],
+            },
+            # Those that are there go on: clients of long standing are not refused for what others hold.
+            _heap_action("envoy.overload_actions.reject_incoming_connections", 0.85),
+            _heap_action("envoy.overload_actions.stop_accepting_requests", 0.97),
         ]
     return overload
 

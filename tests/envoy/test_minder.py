@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -255,6 +256,33 @@ async def raw(port, sent):
             return head + await reader.readexactly(int(length.split(b":")[1]))
     finally:
         writer.close()
+
+
+async def test_a_client_that_takes_nothing_is_ended(edge, workers):
+    """What its reply holds at the edge, and in the worker, comes back."""
+    edge = await edge(unread_timeout=1.0, heap=512 << 20)
+    loop = asyncio.get_running_loop()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await loop.sock_connect(client, ("127.0.0.1", edge.port))
+        # The answer is the head: 100 times 50 KB are more than buffers of the kernel's and Envoy's hold.
+        head = b"GET /v2 HTTP/1.1\r\nHost: a\r\nX: %b\r\n\r\n" % (b"x" * 50_000)
+
+        async def ended():
+            with contextlib.suppress(BlockingIOError):
+                client.send(head)
+            return client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+
+        async def broken():
+            try:
+                return await ended()
+            except ConnectionError:
+                return True
+
+        await until(broken, timeout=30, why="the connection is ended")
+    async with session(edge) as http, http.get("/v2") as answer:
+        assert answer.status == 200
 
 
 @pytest.mark.parametrize(
