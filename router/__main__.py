@@ -136,6 +136,14 @@ def main(
             "0: any.",
         ),
     ] = "512MiB",
+    max_connections_per_pod: Annotated[
+        int,
+        typer.Option(
+            envvar="MESH_MAX_CONNECTIONS_PER_POD",
+            min=2,
+            help="Connections of one worker to one pod, and so its calls in flight there; a model gets a share of them.",
+        ),
+    ] = 1024,
     load_wait: Annotated[
         float, typer.Option(envvar="MESH_LOAD_WAIT", min=0.1, help="Longest wait of a caller for a load, s.")
     ] = 120.0,
@@ -220,6 +228,7 @@ def main(
             max_body_bytes=_body_bytes(max_body_bytes, max_message),
             min_body_rate=_size(min_body_rate),
             edge_memory=_size(edge_memory),
+            max_connections_per_pod=max_connections_per_pod,
             load_wait=load_wait,
             unload_wait=unload_wait,
             max_waiters=max_waiters,

@@ -30,7 +30,7 @@ from mesh.wire import framing, metadata
 from mesh.wire.call import Call, CallCancelled, Header
 from mesh.wire.client import Exchange, Lost, LostKind, Pool, Reply, ReplyStream
 from placement.balance import least_loaded
-from router import answers, routes
+from router import answers, routes, shares
 from router.coldstart import ColdStart
 from router.deaths import Deaths
 from router.meter import Meter
@@ -152,6 +152,25 @@ class Forwarder:
             self.view.drop(copy)
         return deaths
 
+    def began(self, copy: Copy) -> None:
+        """A call is on its way to a copy."""
+        copy.pod.in_flight += 1
+        copy.calls += 1
+
+    def ended(self, copy: Copy) -> None:
+        """A call to a copy has ended, in whatever way: those of its model that wait for its connection go on."""
+        copy.pod.in_flight -= 1
+        copy.calls -= 1
+        waiting = copy.waiting
+        while waiting and not shares.full(copy, self.settings.max_connections_per_pod):
+            waiter = next(iter(waiting))
+            del waiting[waiter]
+            waiter.resume()
+
+    def has_room(self, copy: Copy) -> bool:
+        """Whether its model may take one more connection to its pod."""
+        return not shares.full(copy, self.settings.max_connections_per_pod)
+
     def reached(self, pod: Pod) -> None:
         """The pod has answered after it had failed."""
         pod.failed_at = 0.0
@@ -198,6 +217,7 @@ class Carry:
         "_said",
         "_sends",
         "_tried",
+        "_waits_for",
         "deadline",
     )
 
@@ -219,6 +239,7 @@ class Carry:
         self._last = ""
         self._cold = False
         self._done = False
+        self._waits_for: Copy | None = None
         self._began = time.perf_counter()
         self.deadline = 0.0
 
@@ -294,6 +315,9 @@ class Carry:
             self._sends += 1
             self._next()
             return
+        if copy.calls and not self._forwarder.has_room(copy):
+            self._await_turn(copy)
+            return
         deadline = call.deadline
         self._copy = copy
         self._pool = pool
@@ -311,7 +335,27 @@ class Carry:
         except ValueError as error:
             self._fail(MeshError(Reason.BAD_REQUEST, str(error)))
         else:
-            pod.in_flight += 1
+            self._forwarder.began(copy)
+
+    def _await_turn(self, copy: Copy) -> None:
+        """Its model has its share of the connections: goes to another copy that has not, or waits for a call to end."""
+        forwarder = self._forwarder
+        others = forwarder.view.copies.get(self._model_id, ())
+        free = [other for other in others if other not in self._tried and forwarder.has_room(other)]
+        other = forwarder.pick(free)
+        if other is not None and not forwarder.must_verify(other):
+            self._send(other)
+        elif len(copy.waiting) >= forwarder.settings.max_waiters_per_model:
+            self._fail(shares.refusal(self._model_id, copy.pod.name, copy.calls))
+        else:
+            copy.waiting[self] = None
+            self._waits_for = copy
+
+    def resume(self) -> None:
+        """A call of the same model has ended."""
+        self._waits_for = None
+        if not self._done:
+            self._next()
 
     # --- from the cold start ---
 
@@ -331,7 +375,7 @@ class Carry:
         copy = self._copy
         assert copy is not None
         pod = copy.pod
-        pod.in_flight -= 1
+        self._forwarder.ended(copy)
         self._exchange = None
         if pod.failed_at:
             self._forwarder.reached(pod)
@@ -377,7 +421,7 @@ class Carry:
         finally:
             if self._exchange is not None:
                 assert self._copy is not None
-                self._copy.pod.in_flight -= 1
+                self._forwarder.ended(self._copy)
                 self._exchange = None
             self._ended(code, size)
 
@@ -385,7 +429,7 @@ class Carry:
         """Tries again where that is allowed."""
         copy, pool, forwarder = self._copy, self._pool, self._forwarder
         assert copy is not None
-        copy.pod.in_flight -= 1
+        forwarder.ended(copy)
         self._exchange = None
         self._last = lost.why
         if lost.kind is LostKind.UNSENT:
@@ -433,7 +477,10 @@ class Carry:
             self._exchange.cancel()
             self._exchange = None
             assert self._copy is not None
-            self._copy.pod.in_flight -= 1
+            self._forwarder.ended(self._copy)
+        elif self._waits_for is not None:
+            self._waits_for.waiting.pop(self, None)
+            self._waits_for = None
         elif self._cold:
             self._forwarder.coldstart.leave(self._model_id, self)
 

@@ -16,7 +16,7 @@ from mesh.telemetry import logs
 from mesh.wire import framing, metadata
 from mesh.wire.call import Call, CallCancelled
 from mesh.wire.client import Lost, LostKind, Reply, ReplyStream, RequestStream
-from router import answers, routes
+from router import answers, routes, shares
 from router.forward import MAX_SENDS, Forwarder, call_lost, pump, reply_lost, returned
 from router.routes import Method, Routes
 from router.verify import AWAY, VERIFIED
@@ -97,13 +97,15 @@ class _Stream:
             if pool is None:
                 tried.append(copy)
                 continue
+            if not forwarder.has_room(copy):
+                raise shares.refusal(model_id, copy.pod.name, copy.calls)
             deadline = call.deadline
             timeout = None if deadline is None else metadata.format_timeout(deadline - forwarder.loop.time())
             try:
                 request = pool.open(call.method, headers + copy.headers + said, timeout=timeout, encoding=call.encoding)
             except ValueError as error:
                 raise MeshError(Reason.BAD_REQUEST, str(error)) from error
-            copy.pod.in_flight += 1
+            forwarder.began(copy)
             sender = asyncio.create_task(self._send(request))
             try:
                 answer = await request.first()
@@ -146,7 +148,7 @@ class _Stream:
             finally:
                 sender.cancel()
                 request.cancel()
-                copy.pod.in_flight -= 1
+                forwarder.ended(copy)
                 await asyncio.gather(sender, return_exceptions=True)
         raise MeshError(Reason.UNAVAILABLE, f"no copy of {model_id} could be called", retry_after=1.0)
 

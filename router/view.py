@@ -21,7 +21,7 @@ import enum
 import math
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import placement.pod
 from mesh import idset, records
@@ -45,6 +45,13 @@ AVOID = 1.0
 
 SETTLE = 30.0
 """Seconds after which a copy is forgotten that its pod, back again, has not published: it has let it go."""
+
+
+class Waiter(Protocol):
+    """A call that waits for another one of its model to end."""
+
+    def resume(self) -> None:
+        """It may be sent."""
 
 
 class News(enum.Enum):
@@ -104,7 +111,7 @@ class Pod:
 class Copy:
     """A model in a pod."""
 
-    __slots__ = ("answered", "headers", "model", "pod", "record", "suspect", "token", "verified_at")
+    __slots__ = ("answered", "calls", "headers", "model", "pod", "record", "suspect", "token", "verified_at", "waiting")
 
     def __init__(self, model: str, pod: Pod, record: records.CopyRecord) -> None:
         self.model = model
@@ -112,6 +119,8 @@ class Copy:
         self.record = record
         self.token = record.token
         self.headers = routes.addressed(model, record.token)  # made once, sent with every call
+        self.calls = 0  # ours in flight to it
+        self.waiting: dict[Waiter, None] = {}  # calls for which there is no connection of the model's share, in order
         self.suspect = False
         self.verified_at = -math.inf  # when the last read of its record began that found it unchanged
         self.answered = False  # known from the agent's answer; etcd's news of it are still to come

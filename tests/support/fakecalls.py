@@ -109,14 +109,17 @@ class Sent:
     sink: Sink
     timeout: bytes | None
     cancelled: bool = False
+    over: bool = False  # answered, lost or cancelled
 
     def cancel(self) -> None:
-        self.cancelled = True
+        self.cancelled = self.over = True
 
     def reply(self, frame: bytes = b"\0\0\0\0\x02ok", headers: list[Header] | None = None, **more: Any) -> None:
+        self.over = True
         self.sink.on_reply(Reply(0, frame=frame, headers=headers or [], **more))
 
     def fail(self, code: int, text: str = "", headers: list[Header] | None = None) -> None:
+        self.over = True
         self.sink.on_reply(Reply(code, text, headers=headers or []))
 
     def verify_first(self) -> None:
@@ -126,6 +129,7 @@ class Sent:
         self.fail(Code.UNAVAILABLE, "not here", [(b"mesh-not-here", b"1")])
 
     def lose(self, kind: LostKind) -> None:
+        self.over = True
         self.sink.on_lost(Lost(kind, f"{self.pool.address} was {kind.value}"))
 
 
