@@ -141,7 +141,7 @@ def main(
         typer.Option(
             envvar="MESH_MAX_CONNECTIONS_PER_POD",
             min=2,
-            help="Connections of one worker to one pod, and so its calls in flight there; a model gets a share of them.",
+            help="Connections of one worker to one pod, and so its calls in flight there; a model gets a share.",
         ),
     ] = 1024,
     load_wait: Annotated[
