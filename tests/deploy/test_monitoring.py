@@ -13,6 +13,7 @@ from deploy import manifests
 from tests.deploy import installs
 
 ROOT = manifests.ROOT.parent
+RUNBOOKS = (ROOT / "docs" / "alerts.md").read_text()
 DASHBOARD = json.loads((manifests.CHART / "files" / "dashboard.json").read_text())
 ALERTS = yaml.safe_load((manifests.CHART / "files" / "alerts.yaml").read_text())
 
@@ -164,10 +165,92 @@ def test_panels(expression: str):
 def test_alerts(rule: dict[str, Any]):
     """What an alert asks for exists; it says what is wrong and what to do, and how bad it is."""
     check(rule["expr"])
-    assert set(rule["annotations"]) == {"summary", "action"}
+    assert set(rule["annotations"]) == {"summary", "action", "runbook_url"}
+    page, _, place = rule["annotations"]["runbook_url"].partition("#")
+    assert (page, place) == ("%RUNBOOKS%", rule["alert"].lower())
+    assert f"\n## {rule['alert']}\n" in RUNBOOKS, "it is explained where the link points to"
     assert rule["labels"]["severity"] in ("warning", "critical")
     for label in re.findall(r"\$labels\.([a-z_]+)", str(rule["annotations"])):
-        assert label in LABELS | {"reason"}
+        assert label in LABELS | {"reason", "process"}
+        assert label in kept(rule["expr"]), f"{label} is told, and aggregated away"
+
+
+@pytest.mark.parametrize("rule", [pytest.param(rule, id=rule["alert"]) for rule in rules()])
+def test_alerts_keep_their_namespace(rule: dict[str, Any]):
+    """Who has several meshes has to see which one it is."""
+    assert "namespace" in kept(rule["expr"])
+
+
+def kept(expression: str) -> set[str]:
+    """Labels that every result of an expression has, as far as its operators tell: the part of PromQL that rules use.
+
+    An aggregation keeps those of its `by`, functions and comparisons what they are given, `absent` those of a plain
+    selector, `or` what both sides have, `and` and arithmetic what the left side has."""
+    everything = {"namespace", "pod", "process", "reason", "code", "le"}
+    text = re.sub(r"\[[^]]*\]", "", re.sub(r'"[^"]*"', '""', " ".join(expression.split())))
+
+    def top(separators: str, text: str) -> list[str]:
+        """The parts of a text between separators that stand outside of all parentheses."""
+        parts, depth, start = [], 0, 0
+        for match in re.finditer(rf"[({{]|[)}}]|{separators}", text):
+            if match[0] in "({":
+                depth += 1
+            elif match[0] in ")}":
+                depth -= 1
+            elif not depth:
+                parts.append(text[start : match.start()])
+                start = match.end()
+        return [*parts, text[start:]]
+
+    def of(text: str) -> set[str]:
+        text = text.strip()
+        sides = top(r"\bor\b", text)
+        if len(sides) > 1:
+            return set.intersection(*(of(side) for side in sides))
+        left = top(r"\band\b|[<>=!]=?|[*/+-]", text)[0].strip()
+        if left != text:
+            return of(left) if not re.fullmatch(r"[0-9.]+", left) else everything
+        if (
+            found := re.fullmatch(r"(?:sum|max|min|avg|count|topk)\s*(?:by\s*\(([^)]*)\))?\s*\((.*)\)", text)
+        ) is not None:
+            return of(found[2]) & set(re.findall(r"[a-z_]+", found[1] or ""))
+        if (found := re.fullmatch(r"absent\((.*)\)", text)) is not None:
+            plain = re.fullmatch(r"[a-z_:]+\{([^}]*)\}", found[1].strip())
+            return set(re.findall(r'([a-z_]+)=""', plain[1])) if plain is not None else set()
+        if (found := re.fullmatch(r"[a-z_]+\((?:[0-9.]+,)?(.*)\)", text)) is not None:
+            return of(found[1])
+        if (found := re.fullmatch(r"\((.*)\)", text)) is not None:
+            return of(found[1])
+        assert re.fullmatch(r"[a-z_:]+\{[^}]*\}", text), f"cannot be read: {text}"
+        return everything
+
+    return of(text)
+
+
+@pytest.mark.parametrize(
+    ("expression", "labels"),
+    [
+        ('absent(mesh_workers{namespace="a"} > 0)', set()),
+        ('absent(mesh_workers{namespace="a"})', {"namespace"}),
+        ('max(mesh_pods{namespace="a"}) == 0', set()),
+        ('sum by (pod) (rate(mesh_x{namespace="a"}[5m])) > 0.1', {"pod"}),
+        ('sum by (namespace) (a_b{x="y"}) > 2 * sum(c_d{x="y"})', {"namespace"}),
+        ('sum by (namespace) (a_b{x="y"}) or sum(c_d{x="y"})', set()),
+        ('max by (pod, namespace) (a_b{x="y"} / c_d{x="y"}) > 0.8', {"pod", "namespace"}),
+    ],
+)
+def test_kept_labels_are_read_rightly(expression: str, labels: set[str]):
+    """By Prometheus' rules."""
+    assert kept(expression) == labels
+
+
+def test_certificates_alert():
+    """Every metric of an expiry has an alert before it and one at it."""
+    metrics = {name for name in METRICS if name.endswith("_expires_seconds")}
+    assert {"mesh_edge_certificate_expires_seconds", "mesh_internal_certificate_expires_seconds"} <= metrics
+    for severity in ("warning", "critical"):
+        asked = " ".join(rule["expr"] for rule in rules() if rule["labels"]["severity"] == severity)
+        assert metrics <= names(asked), severity
 
 
 @pytest.mark.parametrize(
@@ -225,8 +308,9 @@ def test_rendered():
     assert json.loads(dashboard["data"]["mesh.json"]) == DASHBOARD
     rule = installs.one(found, "PrometheusRule", "mesh")
     text = json.dumps(rule["spec"])
-    assert "%NAMESPACE%" not in text
-    assert json.loads(text.replace('namespace=\\"team-a\\"', 'namespace=\\"%NAMESPACE%\\"')) == ALERTS
+    assert "%" not in re.sub(r"\d ?%", "", text)
+    text = text.replace('namespace=\\"team-a\\"', 'namespace=\\"%NAMESPACE%\\"')
+    assert json.loads(text.replace("docs/alerts.md#", "%RUNBOOKS%#")) == ALERTS
 
 
 @installs.needs_helm

@@ -89,6 +89,7 @@ def test_typo_in_pool():
         ("pools", [{"name": "Big"}]),
         ("pools", [{"name": "a", "disk": {"size": "10GB"}}]),
         ("router.replicas", "two"),
+        ("runtime.eviction", "lfu"),
         ("runtime.name", "a"),
         ("service.name", "Mesh.svc"),
         ("tls.clientAuth", "required"),
@@ -160,9 +161,34 @@ def test_versions():
     assert chart["version"] == chart["appVersion"] == project["version"]
 
 
-def test_eviction_policy_is_known():
-    """The default policy is one of those there are."""
+def test_eviction_policies_are_those_there_are():
+    """A pod that is given another ends at once."""
+    assert SCHEMA["$defs"]["pool"]["properties"]["eviction"]["enum"] == list(policies.NAMES)
     assert policies.check(DEFAULTS["runtime"]["eviction"])
+
+
+MAY_BE_NULL = {"replicas", "disruptionBudget", "runAsUser", "runAsGroup", "fsGroup"}
+"""Keys whose values say what null means."""
+
+
+def settings(node: Any = DEFAULTS, path: str = "") -> Iterator[str]:
+    """The paths of all settings, and of what holds them; not of what is in resources and budgets."""
+    for key, value in node.items():
+        here = f"{path}.{key}" if path else key
+        yield here
+        if isinstance(value, dict) and key not in {"resources", "disruptionBudget"}:
+            yield from settings(value, here)
+
+
+@pytest.mark.parametrize("path", list(settings()))
+def test_null_is_refused_unless_it_means_something(path: str):
+    """Helm takes null for "as if it were not there": a template would fail on it, or render nothing in silence."""
+    said = refusals(at(path, None))
+    key = path.rpartition(".")[2]
+    if key in MAY_BE_NULL:
+        assert said == []
+    else:
+        assert any(repr(key) in text and "required" in text for text in said), said
 
 
 @installs.needs_helm
@@ -171,6 +197,9 @@ def test_eviction_policy_is_known():
     [
         pytest.param(['router={"replcas":3}'], ["router", "replcas"], id="typo"),
         pytest.param(['pools=[{"name":"a","replcas":3}]'], ["pools", "replcas"], id="typo-in-pool"),
+        pytest.param(["podSecurity=null"], ["podSecurity"], id="null"),
+        pytest.param(["pools=null"], ["pools"], id="null-pools"),
+        pytest.param(['runtime={"eviction":"lfu"}'], ["eviction", "gdsf"], id="policy"),
         pytest.param(['pools=[{"name":"a"},{"name":"a"}]'], ["two pools", '"a"'], id="same-name"),
         pytest.param(
             ['pools=[{"name":"a","rollout":{"maxSurge":0}}]'], ["maxSurge", "maxUnavailable", "both 0"], id="no-rollout"
@@ -191,6 +220,34 @@ def test_helm_refuses(sets: list[str], words: list[str]):
         installs.rendered(*sets)
     for word in words:
         assert word in str(caught.value)
+
+
+@installs.needs_helm
+def test_jobs_take_their_settings():
+    """Of all Jobs' pods: a LimitRange, a node's taint or a sidecar injector would keep them from starting or ending."""
+    jobs = {
+        "resources": {"requests": {"cpu": "100m"}, "limits": {"memory": "1Gi"}},
+        "nodeSelector": {"disk": "fast"},
+        "tolerations": [{"key": "spot", "operator": "Exists"}],
+        "priorityClassName": "low",
+        "podLabels": {"sidecar.istio.io/inject": "false"},
+        "podAnnotations": {"linkerd.io/inject": "disabled"},
+    }
+    found = installs.rendered(f"jobs={json.dumps(jobs)}")
+    kinds = [one for one in found if one["kind"] in ("Job", "CronJob")]
+    assert sorted(one["kind"] for one in kinds) == ["CronJob", "CronJob", "Job"]
+    pods = [pod for _, pod in installs.pods(kinds)]
+    assert len(pods) == 3
+    for pod in pods:
+        labels = pod["metadata"]["labels"]
+        assert labels.items() >= {"app.kubernetes.io/name": "mesh", **jobs["podLabels"]}.items()
+        assert pod["metadata"]["annotations"] == jobs["podAnnotations"]
+        spec = pod["spec"]
+        assert (spec["nodeSelector"], spec["tolerations"]) == (jobs["nodeSelector"], jobs["tolerations"])
+        assert spec["priorityClassName"] == "low"
+        (container,) = spec["containers"]
+        assert container["resources"]["requests"] == {"cpu": "100m", "memory": "128Mi"}
+        assert container["resources"]["limits"] == {"cpu": "1", "memory": "1Gi"}
 
 
 @installs.needs_helm

@@ -39,6 +39,18 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
+{{- /* Labels and annotations of a Job's pods; a dict with root and component. */ -}}
+{{- define "mesh.jobPodMetadata" -}}
+labels:
+  {{- include "mesh.selector" . | nindent 2 }}
+  {{- with .root.Values.jobs.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .root.Values.jobs.podAnnotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{- /* Spread over nodes and zones as far as there are any; a rollout counts only its own pods. */ -}}
 {{- define "mesh.spread" -}}
 topologySpreadConstraints:
