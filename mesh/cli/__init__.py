@@ -8,6 +8,9 @@ client, `output` and `exits` are what all commands share.
 
 def main() -> int:
     """Runs the command line of this process and returns its exit code."""
-    from mesh.cli.app import run
+    try:
+        from mesh.cli.app import run
 
-    return run()
+        return run()
+    except KeyboardInterrupt:  # while modules are imported
+        return 130

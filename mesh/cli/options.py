@@ -108,5 +108,7 @@ def guarded(command: Callable[[], T], *, as_json: bool = False) -> T:
     except CommandError as error:
         output.print_error(error, as_json=as_json)
         raise typer.Exit(error.code) from error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        # asyncio.run cancels its task on Ctrl-C and then raises KeyboardInterrupt, but lets the cancellation out as it
+        # is where the signal comes just before its task has begun (`Runner.run` sets its counter after its handler).
         raise typer.Exit(Exit.INTERRUPTED) from None

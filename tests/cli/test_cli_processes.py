@@ -1,18 +1,23 @@
 """Commands that start processes: what they pass on, what they refuse."""
 
+import asyncio
 import subprocess
 import sys
+import types
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from mesh.cli import processes
+from mesh import cli
+from mesh.cli import options, processes
 from mesh.cli.app import build
+from mesh.cli.exits import Exit
 from mesh.local.settings import UpError
 
 COMMANDS = ["up", "router", "runtime", "register", "import", "unregister", "ls", "status", "load", "infer", "pods"]
 COMMANDS += ["top", "explain", "release", "demo", "version", "doctor", "backup", "restore", "snapshot"]
+COMMANDS += ["reload"]
 
 
 def test_every_command_is_there_and_explains_itself():
@@ -24,6 +29,29 @@ def test_every_command_is_there_and_explains_itself():
         result = CliRunner().invoke(build(), [name, "--help"])
         assert result.exit_code == 0
         assert "Example" in result.output, name
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, asyncio.CancelledError])
+def test_an_interrupted_command_ends_with_130(interrupt):
+    """However the interrupt comes out of asyncio: as a cancellation where it came before the first step."""
+
+    def command():
+        raise interrupt
+
+    with pytest.raises(typer.Exit) as ended:
+        options.guarded(command)
+    assert ended.value.exit_code == Exit.INTERRUPTED
+
+
+def test_an_interrupt_while_modules_are_imported_is_no_traceback(monkeypatch):
+    module = types.ModuleType("mesh.cli.app")
+
+    def run():
+        raise KeyboardInterrupt
+
+    module.run = run
+    monkeypatch.setitem(sys.modules, "mesh.cli.app", module)
+    assert cli.main() == Exit.INTERRUPTED
 
 
 def test_help_waits_for_nothing_that_is_slow_to_import():
