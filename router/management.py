@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from mesh import confidential, records
 from mesh import etcd as etcds
-from mesh import records
 from mesh.etcd import Etcd, KeyValue
 from mesh.keys import TOMBSTONE, Keys, after_prefix
 from mesh.lives import Life, RouterRecord, Tombstone
@@ -206,6 +206,13 @@ class Management:
             text = (
                 f"the path {path[:500]!r} is relative to a folder that pods do not know: give an absolute path, a URI "
                 "such as s3://bucket/model.onnx, or a path inside the store that the key names"
+            )
+            raise MeshError(Reason.BAD_REQUEST, text)
+        if secrets := confidential.found(path, key):
+            text = (
+                f"a registration must hold no secret, since all who may read the mesh see it, and etcd keeps it; here: "
+                f"{'; '.join(secrets[:5])}. Put it into the storage secret of the pods (--storage-config, "
+                'docs/storage.md) and name its key here: {"storage_key": "..."}'
             )
             raise MeshError(Reason.BAD_REQUEST, text)
         last_used_ms = min(last_used_ms, now)

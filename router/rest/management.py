@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from mesh import records
+from mesh import confidential, records
 from mesh.statuses import MeshError, Reason, too_large
 from mesh.telemetry import logs, metrics
 from router import dynamic
@@ -274,7 +274,12 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
 
 
 def _registered(model_id: str, record: records.ModelRecord) -> dict[str, Any]:
-    document: dict[str, Any] = {"id": model_id, "type": record.type, "path": record.path, "key": record.key}
+    document: dict[str, Any] = {
+        "id": model_id,
+        "type": record.type,
+        "path": confidential.masked_path(record.path),
+        "key": confidential.masked_key(record.key),
+    }
     if record.sha256:
         document["sha256"] = record.sha256
     limits = record.limits

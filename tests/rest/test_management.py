@@ -161,6 +161,18 @@ async def test_explain_release_and_pods(http, path, worker):
         assert await answer.json() == {"pod": "pod/0"}
 
 
+async def test_secrets_of_older_registrations_are_masked_wherever_they_are_shown(http, path, worker):
+    """One by one and in the list."""
+    key = json.dumps({"storage_params": {"type": "s3", "secret_access_key": "hunter2"}})
+    await worker.management.register("m", "t", "https://user:hunter2@host/m", key)
+    for url in ("models/m", "models"):
+        async with http.get(path(url)) as answer:
+            text = await answer.text()
+        assert "hunter2" not in text
+        for part in ("***@host/m", "secret_access_key"):
+            assert part in text
+
+
 async def test_a_reload_is_asked_for(http, path, worker):
     """The generation is the next; an id that is not registered is 404."""
     await worker.management.register("a/b", "t", "", "")

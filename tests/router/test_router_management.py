@@ -385,6 +385,30 @@ async def test_a_path_relative_to_no_folder_is_refused(desk, path):
     assert (await desk.management.status("m")).status == "NOT_FOUND"
 
 
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("https://user:hunter2@host/m.onnx", ""),
+        ("https://host/m.onnx?sig=hunter2", ""),
+        ("m.onnx", '{"storage_params": {"type": "s3", "secret_access_key": "hunter2"}}'),
+    ],
+)
+async def test_a_secret_in_a_registration_is_refused_and_its_place_told(desk, path, key):
+    """By every way in; the text does not repeat it, and etcd never has it."""
+    with pytest.raises(MeshError) as error:
+        await desk.management.register("m", "onnx", path, key)
+    assert error.value.reason is Reason.BAD_REQUEST
+    assert "hunter2" not in error.value.text
+    for part in ("--storage-config", "storage_key", "docs/storage.md"):
+        assert part in error.value.text
+    (fate,) = await desk.management.register_many([Item("m", "onnx", path, key)])
+    assert isinstance(fate, MeshError)
+    request = pb.RegisterModelRequest(modelId="m", modelInfo=pb.ModelInfo(type="onnx", path=path, key=key))
+    call = await desk.call("/mmesh.ModelMesh/registerModel", request)
+    assert call.code is Code.INVALID_ARGUMENT
+    assert await desk.etcd.get(desk.keys.model("m")) is None
+
+
 async def test_a_reload_begins_a_generation_and_is_left_to_the_leader(desk):
     """What the old content did is forgotten; the rest of the record stays."""
     await desk.management.register("m", "onnx", "/m")
