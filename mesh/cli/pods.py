@@ -144,7 +144,7 @@ def _show(pod: dict[str, Any]) -> None:
             str(number(copy, "in_flight")),
             output.duration(number(copy, "busy_us") / 1000),
             f"{output.duration(number(copy, 'idle_ms'))} ago" if was_used(copy) else "not used yet",
-            short(copy.get("digest")),
+            short(copy.get("digest")) + (f" (generation {g})" if (g := number(copy, "generation")) else ""),
         )
     screen.print()
     screen.print(made)

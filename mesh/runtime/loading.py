@@ -282,12 +282,11 @@ class Loading:
         first = not record.digest and entry.digest and verdict.modified
         if outcome is None and (first or self._unclaimed(want, entry)):
             publication = await self._publish(want, entry, verdict)
-            if isinstance(publication, ModelRecord):
-                record, published = publication, True
-                if self._unclaimed(want, entry):
-                    outcome = Refused(Reason.UNAVAILABLE, "the copy that it was to replace was unloaded meanwhile")
-            else:
-                outcome = publication
+            if not isinstance(publication, ModelRecord):
+                return publication  # what it took may be of other content than the registration's
+            record, published = publication, True
+            if self._unclaimed(want, entry):
+                outcome = Refused(Reason.UNAVAILABLE, "the copy that it was to replace was unloaded meanwhile")
         parts.history.loaded(
             want.model_id,
             want.revision,

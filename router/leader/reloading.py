@@ -11,6 +11,7 @@ Copies of two generations without a key are moved too: a pod was away while the 
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 
@@ -35,6 +36,9 @@ log = logs.get(__name__)
 
 INTERVAL = 0.5
 """Seconds between two looks for models to be moved, each of which is a read of a range that is empty as a rule."""
+
+MIXED_EVERY = 5.0
+"""Seconds between two looks through the view for copies of several generations."""
 
 AT_ONCE = 16
 """Models that are moved at a time."""
@@ -84,6 +88,7 @@ class Reloading:
         self._moves: dict[str, asyncio.Task[None]] = {}
         self._resting: dict[tuple[str, int], tuple[float, float]] = {}  # by model and generation: until when, how long
         self._tasks = Tasks()
+        self._looked_at = -math.inf  # when copies of several generations were looked for
 
     def moving(self) -> list[str]:
         """Returns the models that are being moved now."""
@@ -105,7 +110,10 @@ class Reloading:
             for kv in page.kvs:
                 asked[self._keys.reload_of(kv.key)] = _generation(kv.value)
         now = time.monotonic()
-        for model_id, generation in {**self._mixed(), **asked}.items():
+        mixed: dict[str, int] = {}
+        if now - self._looked_at >= MIXED_EVERY:
+            self._looked_at, mixed = now, self._mixed()
+        for model_id, generation in {**mixed, **asked}.items():
             until, _ = self._resting.get((model_id, generation), (0.0, 0.0))
             if model_id not in self._moves and until <= now:
                 task = self._moves[model_id] = self._tasks.spawn(self._move(model_id), f"reload {model_id}")
@@ -115,7 +123,7 @@ class Reloading:
     def _mixed(self) -> dict[str, int]:
         """The models with copies of several generations, and the latest."""
         found = {}
-        for model_id in self._view.models():
+        for model_id in self._view.several():
             known = [copy.record for copy in self._view.known(model_id) if copy.loaded]
             generations = {(record.create_revision, record.generation) for record in known}
             if len(generations) > 1:

@@ -82,6 +82,8 @@ async def test_of_two_first_loads_the_second_is_refused_where_it_holds_something
     outcome = await load
     assert isinstance(outcome, Failed)
     assert outcome.reason is Reason.CONTENT_CHANGED
+    assert pod.history.contents == {"m": "one"}
+    assert not pod.history.sizes, "what it took is no news of the registration's content"
     await pod.nothing_left("m")
     assert pod.ledger.physical_bytes == 0
 
