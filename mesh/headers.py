@@ -23,4 +23,5 @@ LEGACY_MODEL_ID = b"tas-model-id"
 SPI_COPY = "mesh-copy"
 SPI_SLOT = "mesh-slot"
 SPI_OPTIMISED = "mesh-optimised"  # path of the model as onnxruntime's graph optimisers leave it
+SPI_NOTE = "mesh-note-bin"  # reply: what people should know of a model that was loaded
 SPI_STUCK = "mesh-stuck"  # reply: the load that has failed goes on, and cannot be ended

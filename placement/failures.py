@@ -65,6 +65,8 @@ class Kind(enum.Enum):
     """By the store or the operator's rules, or for want of credentials: somebody may allow it."""
     CONTENT = "content"
     """The files are there, can be told from others, and cannot be loaded: they may be replaced."""
+    MEMORY = "memory"
+    """The same, because they ask for more memory than the model server has for them."""
     LASTING = "lasting"
     """Anything else, and all that was written before there were kinds."""
 
@@ -110,7 +112,7 @@ def pause_ms(kind: Kind, failing_ms: int, asked_ms: int = 0) -> int:
 def hint(model_id: str, kind: Kind, retry_ms: int) -> str:
     """The way out, as it follows the model's own error in brackets."""
     when = words.span(max(retry_ms, 1))
-    what = "looked at again if called" if kind is Kind.CONTENT else "tried again if called"
+    what = "looked at again if called" if kind in (Kind.CONTENT, Kind.MEMORY) else "tried again if called"
     return f"{what} in {when}, or at once after `mesh release {model_id[:200]}`"
 
 

@@ -673,7 +673,7 @@ def _load_failed(model_id: str, standing: Standing, failure: Failure) -> MeshErr
     passing = failure.kind is Kind.PASSING
     text = failure.why or "the model could not be loaded"
     return MeshError(
-        Reason.NOT_FETCHED if passing else Reason.LOAD_FAILED,
+        Reason.NOT_FETCHED if passing else Reason.NO_ROOM if failure.kind is Kind.MEMORY else Reason.LOAD_FAILED,
         f"{text} ({hint(model_id, failure.kind, standing.retry_ms)})",
         retry_after=max(standing.retry_ms / 1000, 0.1) if passing else None,
         details={"pods": ", ".join(standing.pods)[:500]},

@@ -350,6 +350,11 @@ class Row:
         self._failed = 0
         self._busy_ns = 0
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether a call of it has ended without a failure."""
+        return self._calls > self._failed
+
     def loading(self, revision: int, now_ns: int) -> None:
         """The load begins. To be written before it touches the file: it may never come back."""
         self._last_use_ns = now_ns

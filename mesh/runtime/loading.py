@@ -36,7 +36,7 @@ from mesh.runtime.spi import Size, SpiError
 from mesh.runtime.turns import Turns
 from mesh.runtime.unloads import Keys, Server, Unloads
 from mesh.settings import format_bytes
-from mesh.statuses import Reason
+from mesh.statuses import Code, Reason
 from mesh.telemetry import logs
 from placement.failures import Kind
 from placement.footprint import Footprint
@@ -266,9 +266,13 @@ class Loading:
             parts.meters.queue_ms.observe((time.monotonic() - waiting) * 1000)
             size = await self._serve(want, entry, pulled)
         if isinstance(size, Failed) and pulled.digest:
-            return replace(size, kind=Kind.CONTENT, digest=pulled.digest)
+            kind = Kind.MEMORY if size.kind is Kind.MEMORY else Kind.CONTENT
+            return replace(size, kind=kind, digest=pulled.digest)
         if not isinstance(size, Size):
             return size
+        if size.note:
+            log.warning("a model was loaded, but", model=want.model_id, note=size.note)
+            entry.reason = f"{entry.reason}; {size.note}" if entry.reason else size.note
         self._sizes.learn(
             want.type,
             predicted=entry.footprint,
@@ -344,7 +348,8 @@ class Loading:
         known = self._parts.history.known(record)
         if known is None or not known.digest or known.digest != pulled.digest:
             return None
-        return Failed(Reason.LOAD_FAILED, known.text, known.kind, digest=known.digest, again=True)
+        reason = Reason.NO_ROOM if known.kind is Kind.MEMORY else Reason.LOAD_FAILED
+        return Failed(reason, known.text, known.kind, digest=known.digest, again=True)
 
     def _reserve(self, want: Want, entry: Entry, pulled: Pulled, spares: Mapping[str, int]) -> Refused | None:
         """Room for it on the books; victims begin to go."""
@@ -434,6 +439,8 @@ class Loading:
             self._parts.history.killed(entry.model_id, entry.revision, text)
         if error.lost:
             return Refused(Reason.UNAVAILABLE, f"the model server did not load it: {error.text}")
+        if error.code is Code.RESOURCE_EXHAUSTED:
+            return Failed(Reason.NO_ROOM, error.text, Kind.MEMORY)
         return Failed(Reason.LOAD_FAILED, error.text)
 
     def _fit(self, want: Want, entry: Entry, size: Size, spares: Mapping[str, int]) -> Refused | None:

@@ -11,7 +11,7 @@ an unload of the same id follows, which is the caller's business too.
 import asyncio
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ class Size:
 
     host_bytes: int
     device_bytes: int = 0
+    note: str = ""  # what people should know of it
 
 
 class Spi:
@@ -127,7 +128,7 @@ class Spi:
         request = pb.LoadModelRequest(modelId=model_id, modelType=model_type, modelPath=path, modelKey=key)
         reply, told = await self._call(self._stub.loadModel, request, timeout=timeout, metadata=metadata)
         if (size := _told_size(told)) is not None:
-            return size
+            return replace(size, note=told.get(headers.SPI_NOTE, ""))
         return Size(reply.sizeInBytes) if reply.sizeInBytes else await self._size(model_id)
 
     async def _size(self, model_id: str) -> Size:
@@ -182,7 +183,11 @@ class Spi:
 
 
 def _texts(metadata: Any) -> dict[str, str]:
-    return {key: value for key, value in metadata or () if isinstance(value, str)}
+    return {
+        key: value if isinstance(value, str) else value.decode(errors="replace")
+        for key, value in metadata or ()
+        if isinstance(value, str) or key == headers.SPI_NOTE
+    }
 
 
 def _number(text: str | None) -> int:

@@ -592,3 +592,24 @@ async def test_nothing_is_loaded_after_the_lease_was_lost(pod: FakePod) -> None:
     assert await waiting == pod.refusal
     assert ("load", "late") not in pod.server.asked
     await pod.nothing_left("late")
+
+
+async def test_a_load_that_fails_for_memory_is_no_models_fault_and_evicts_nobody_again(pod: FakePod) -> None:
+    """RESOURCE_EXHAUSTED to callers; the same files are not given another try, which would need room first."""
+    pod.server.failures["/m/10"] = (grpc.StatusCode.RESOURCE_EXHAUSTED, "bad_alloc")
+    pod.files.digests["/m/10"] = "d"
+    outcome = await pod.load("m", 100)
+    assert outcome == Failed(Reason.NO_ROOM, "bad_alloc", Kind.MEMORY, digest="d")
+    record = ModelRecord(type="t", failures=(Failure("pod-1", 1, "bad_alloc", Kind.MEMORY, digest="d"),))
+    pod.claims.records["m"] = record
+    await pod.fill("a", "b", size=400)
+    again = await pod.load("m", 900, known=False)
+    assert again == Failed(Reason.NO_ROOM, "bad_alloc", Kind.MEMORY, digest="d", again=True)
+    assert not [model for model in pod.unloaded() if model != "m"]
+
+
+async def test_what_the_server_notes_of_a_model_stands_with_its_copy(pod: FakePod) -> None:
+    """A warm-up call that failed, say: people see it where they see why the copy is there."""
+    pod.server.notes["/m/10"] = "its warm-up call failed: é"
+    assert isinstance(await pod.load("m", reason="a caller"), Loaded)
+    assert pod.entry("m").reason == "a caller; its warm-up call failed: é"

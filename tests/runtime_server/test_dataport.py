@@ -12,8 +12,8 @@ import pytest
 from mesh import headers
 from mesh.pb import details_pb2
 from mesh.pb import inference_pb2 as pb
-from mesh.runtime.server import requests
-from mesh.runtime.server.tensors import DATATYPES
+from mesh.runtime.server import requests, session
+from mesh.runtime.server.tensors import DATATYPES, Datatype
 from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import encoding, framing
 from mesh.wire.metadata import decode_bin, encode_bin, encode_text
@@ -23,8 +23,10 @@ from tests.support.fakecalls import FakeCall
 from tests.support.onnxserver import SERVICE, request
 
 from .conftest import ONE, answered, outputs, reply
+from .test_tensors import contents_of, raw_of
 
 TOKEN = b"agent-1.7"
+OF_NAME = {kind.name: kind for kind in DATATYPES}
 SIZES = {kind.name: kind.size for kind in DATATYPES}
 
 
@@ -158,6 +160,84 @@ async def test_large_messages_are_answered_too(parts):
     np.testing.assert_array_equal(found, x)
 
 
+@pytest.mark.parametrize("beside", [None, "FP32", "BF16"])
+@pytest.mark.parametrize("datatype", sorted(models.ONNX_TYPES))
+async def test_every_datatype_shape_and_encoding_by_both_ways_of_running(parts, datatype, beside):
+    """Alone, beside an ordinary input, and beside BF16, which takes another way; the same call twice with other values
+    between, so that memory that is used again shows."""
+    datatypes = [datatype] if beside is None else [datatype, beside]
+    kinds = [OF_NAME[name] for name in datatypes]
+    raw_only = not all(kind.field for kind in kinds)
+    model = ""
+
+    def sample(kind: Datatype, shape: tuple[int, ...], seed: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        if kind.dtype.hasobject:
+            array = np.empty(shape, object)
+            for index in np.ndindex(shape):
+                array[index] = "é" * int(rng.integers(5))
+            return array
+        return (rng.random(shape) * 100).astype(kind.dtype)
+
+    async def asked(shape: tuple[int, ...], typed: bool, seed: int) -> None:
+        message = pb.ModelInferRequest(model_name=model, id=str(seed))
+        arrays = [sample(kind, shape, seed) for kind in kinds]
+        for number, (kind, array) in enumerate(zip(kinds, arrays, strict=True)):
+            one = message.inputs.add(name=f"x{number}", datatype=kind.name, shape=shape)
+            if typed:
+                one.contents.CopyFrom(contents_of(kind, array))
+            else:
+                message.raw_input_contents.append(raw_of(array))
+        answer = await reply(parts.send(message.SerializeToString()))
+        assert [tuple(output.shape) for output in answer.outputs] == [shape] * len(kinds)
+        for number, (kind, array) in enumerate(zip(kinds, arrays, strict=True)):
+            output = answer.outputs[number]
+            assert (output.name, output.datatype) == (f"y{number}", kind.name)
+            if typed:
+                assert output.contents == contents_of(kind, array)
+            else:
+                assert answer.raw_output_contents[number] == raw_of(array)
+
+    for shape in ((), (0,), (3,), (2, 0, 3), (2, 3)):
+        model = f"rank {len(shape)}"
+        copy = await parts.load(model, models.all_types(*datatypes, shape=[None] * len(shape)))
+        assert not copy.note
+        for typed in (False,) if raw_only else (False, True):
+            for seed in (1, 2, 1):
+                await asked(shape, typed, seed)
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "BYTES", "INT64"])
+async def test_inputs_of_type_optional_may_be_left_out_or_given(parts, datatype):
+    """They are not among those that metadata lists, as V2 lists what is required."""
+    await parts.load("m", models.with_optional(datatype), slot=0)
+    kind = OF_NAME[datatype]
+    first, second = (
+        np.array(values).astype(str).astype(object) if kind.dtype.hasobject else np.array(values, kind.dtype)
+        for values in ([1, 2], [7])
+    )
+    for given, expected in ((None, first), (second, second)):
+        message = pb.ModelInferRequest(model_name="m")
+        for name, array in (("x", first), ("o", given)):
+            if array is not None:
+                message.inputs.add(name=name, datatype=datatype, shape=array.shape)
+                message.raw_input_contents.append(raw_of(array))
+        answer = await reply(parts.send(message.SerializeToString()))
+        assert answer.raw_output_contents[0] == raw_of(expected)
+    call = parts.send(pb.ModelInferRequest(model_name="m").SerializeToString())
+    assert call.code is Code.INVALID_ARGUMENT
+    assert "needs input 'x'" in call.text
+
+
+@pytest.mark.parametrize(("model", "required"), [(models.with_default, ["x"]), (models.with_optional, ["x"])])
+async def test_metadata_lists_required_inputs_alone(parts, model, required):
+    """What may be left out would be made up by clients that fill in all that is listed."""
+    await parts.load("m", model())
+    call = parts.send(pb.ModelMetadataRequest(name="m").SerializeToString(), method="ModelMetadata")
+    found = pb.ModelMetadataResponse.FromString(call.answers[0][2][5:])
+    assert [one.name for one in found.inputs] == required
+
+
 async def test_inputs_with_a_default_may_be_left_out_or_given(parts):
     """What the file calls an initializer that is also an input."""
     await parts.load("m", models.with_default())
@@ -231,16 +311,51 @@ async def test_wrong_requests_are_refused_and_count_as_uses(parts):
     assert (await outputs(parts.infer("m", a=ok, b=wide)))[0].tolist() == [[2]]
 
 
-async def test_what_the_model_itself_cannot_do_is_its_own_error(parts):
+async def test_what_a_model_that_has_run_cannot_do_with_is_the_callers_mistake(parts):
     """Shapes that fit the declared ones and not each other: onnxruntime's text, inline and in a thread."""
     await parts.load("m", models.matmul(), slot=0)
     wrong = np.ones((3, 5), np.float32)
     for array in (wrong, np.ones((300, 500), np.float32)):
         call = await answered(parts.infer("m", a=array, b=array))
-        assert call.code is Code.INTERNAL
-        assert "the model failed" in call.text
+        assert call.code is Code.INVALID_ARGUMENT
+        assert "the model cannot do with this input" in call.text
         assert "MatMul" in call.text
     assert (parts.board.read(0).failed, parts.board.read(0).running) == (2, 0)
+
+
+async def test_a_model_that_has_never_run_is_to_blame_itself(parts):
+    """Its warm-up call failed, as it says; from its first success on, the input is."""
+    copy = await parts.load("m", models.picky(), slot=0)
+    assert copy.note.startswith("its warm-up call, on made-up input, failed: the model failed: ")
+    good = np.ones((4, 1), np.float32)
+    assert (await answered(parts.infer("m", x=ONE))).code is Code.INTERNAL
+    assert (await answered(parts.infer("m", x=good))).code is Code.OK
+    assert (await answered(parts.infer("m", x=ONE))).code is Code.INVALID_ARGUMENT
+
+
+def raised(name: str, text: str = "no") -> Exception:
+    """An exception of onnxruntime's."""
+    return type(name, (Exception,), {"__module__": "onnxruntime.capi.onnxruntime_pybind11_state"})(text)
+
+
+@pytest.mark.parametrize(
+    ("error", "proven", "device", "expected"),
+    [
+        pytest.param(raised("Fail"), True, "cpu", Code.INVALID_ARGUMENT, id="the-input"),
+        pytest.param(raised("RuntimeException"), True, "cpu", Code.INVALID_ARGUMENT, id="the-input-in-a-kernel"),
+        pytest.param(raised("Fail"), False, "cpu", Code.INTERNAL, id="never-run"),
+        pytest.param(raised("InvalidArgument"), False, "cpu", Code.INVALID_ARGUMENT, id="says-so-itself"),
+        pytest.param(raised("EPFail"), True, "cpu", Code.INTERNAL, id="provider"),
+        pytest.param(raised("Fail"), True, "cuda", Code.INTERNAL, id="device"),
+        pytest.param(raised("Fail", "bad allocation"), True, "cpu", Code.RESOURCE_EXHAUSTED, id="memory"),
+        pytest.param(MemoryError(), True, "cpu", Code.RESOURCE_EXHAUSTED, id="memory-of-our-own"),
+        pytest.param(KeyError("x"), True, "cpu", Code.INTERNAL, id="our-own"),
+        pytest.param(MeshError(Reason.DEADLINE, "late"), True, "cpu", Code.DEADLINE_EXCEEDED, id="ended"),
+    ],
+)
+def test_whose_fault_a_failed_run_is(error, proven, device, expected):
+    """By the exception's class and the model's past, except for memory, for which onnxruntime has no class."""
+    assert session.run_error(error, proven=proven, device=device).reason.code is expected
 
 
 @pytest.mark.parametrize("message", [b"\xff", b"\x0a\x05ab", b"\x3a\xff\xff\xff\xff\x0f" + b"x" * 20_000])

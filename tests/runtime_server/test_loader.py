@@ -385,3 +385,12 @@ async def test_loads_that_cannot_be_ended_are_said_and_bounded(make, monkeypatch
     parts.loader._timeout = 20.0
     await parts.load("good", models.constant(7))
     assert await parts.value("good") == 7
+
+
+async def test_a_locale_that_is_not_there_is_named_with_the_way_out(parts):
+    """Models of texts want one; the error says which, and how it gets there."""
+    error = await refused(parts, "m", models.lower("xx_XX.UTF-8"))
+    assert error.text.startswith(
+        "the model works on texts by the locale xx_XX.UTF-8, which this machine lacks: install"
+    )
+    assert "locale-gen" in error.text

@@ -165,6 +165,15 @@ def picky() -> bytes:
     )
 
 
+def lower(locale: str) -> bytes:
+    """BYTES in and out, in small letters as that locale has them."""
+    return _model(
+        [helper.make_node("StringNormalizer", ["x"], ["y"], case_change_action="LOWER", locale=locale)],
+        inputs=[_value("x", "BYTES", (None,))],
+        outputs=[_value("y", "BYTES", (None,))],
+    )
+
+
 def without_inputs() -> bytes:
     """Takes nothing and answers `y` FP32 [2]: 1, 2."""
     return _model(
@@ -181,6 +190,36 @@ def with_default() -> bytes:
         [helper.make_node("Add", ["x", "offset"], ["y"])],
         inputs=[_value("x"), _value("offset", shape=(1,))],
         initializers=[_constant("offset", [10])],
+    )
+
+
+def with_optional(datatype: str = "FP32") -> bytes:
+    """Answers x, or `o` where that is given: an input of type optional(tensor)."""
+    kind = ONNX_TYPES[datatype]
+    optional = helper.make_optional_type_proto(helper.make_tensor_type_proto(kind, [None]))
+    given = helper.make_graph(
+        [helper.make_node("OptionalGetElement", ["o"], ["g"])], "given", [], [_value("g", datatype, (None,))]
+    )
+    absent = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["a"])], "absent", [], [_value("a", datatype, (None,))]
+    )
+    return _model(
+        [
+            helper.make_node("OptionalHasElement", ["o"], ["has"]),
+            helper.make_node("If", ["has"], ["y"], then_branch=given, else_branch=absent),
+        ],
+        inputs=[_value("x", datatype, (None,)), helper.make_value_info("o", optional)],
+        outputs=[_value("y", datatype, (None,))],
+        opset=18,
+    )
+
+
+def all_types(*datatypes: str, shape: Shape = None) -> bytes:
+    """Answers each input, `x0`, `x1` and so on, as `y0`, `y1`."""
+    return _model(
+        [helper.make_node("Identity", [f"x{n}"], [f"y{n}"]) for n in range(len(datatypes))],
+        inputs=[_value(f"x{n}", datatype, shape) for n, datatype in enumerate(datatypes)],
+        outputs=[_value(f"y{n}", datatype, shape) for n, datatype in enumerate(datatypes)],
     )
 
 

@@ -28,6 +28,7 @@ class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}  # by path; 1000 for others
         self.failures: dict[str, tuple[grpc.StatusCode, str]] = {}  # by path
+        self.notes: dict[str, str] = {}  # by path, what is to be known of a model
         self.stuck: set[str] = set()  # paths of which loads that fail cannot be ended
         self.on_device = False  # whether models take device memory, and none of the host's
         self.in_trailers = True  # whether sizes are told as ours tells them, or by `modelSize`
@@ -92,7 +93,9 @@ class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
         size = self.sizes.get(request.modelPath, 1000)
         if self.in_trailers:
             host, device = (0, size) if self.on_device else (size, 0)
-            context.set_trailing_metadata((("mesh-host-bytes", str(host)), ("mesh-device-bytes", str(device))))
+            sizes = (("mesh-host-bytes", str(host)), ("mesh-device-bytes", str(device)))
+            note = self.notes.get(request.modelPath)
+            context.set_trailing_metadata((*sizes, *((("mesh-note-bin", note.encode()),) if note else ())))
             return pb.LoadModelResponse(sizeInBytes=size)
         return pb.LoadModelResponse()
 

@@ -41,6 +41,7 @@ class Copy:
         "drained",
         "host_bytes",
         "model_id",
+        "note",
         "pace",
         "path",
         "row",
@@ -49,6 +50,7 @@ class Copy:
         "threads",
         "token",
         "waiting",
+        "warm",
     )
 
     def __init__(
@@ -61,6 +63,8 @@ class Copy:
         self.session = session
         self.host_bytes = host_bytes
         self.device_bytes = device_bytes
+        self.note = ""  # what is to be known of it, for people
+        self.warm = False  # its warm-up call went well
         self.pace = Pace()
         self.shortcuts = Shortcuts()
         self.answer = Answer(model_id, tuple(session.outputs.values()))
@@ -76,6 +80,11 @@ class Copy:
         if self.drained is not None and not self.row.in_flight and not self.drained.done():
             self.drained.set_result(None)
 
+    @property
+    def proven(self) -> bool:
+        """Whether the model has run without an error, at its load or since."""
+        return self.warm or self.row.succeeded
+
     def answer_of(self, outputs: tuple[tensors.Tensor, ...]) -> Answer:
         """The answer that has these outputs, in this order."""
         found = self._answers.get(outputs)
@@ -89,7 +98,9 @@ class Copy:
         """The encoded ModelMetadataResponse."""
         if self._metadata is None:
             kind = inference_pb2.ModelMetadataResponse.TensorMetadata
-            inputs, outputs = self.session.inputs.values(), self.session.outputs.values()
+            # V2 has no word for what may be left out: listed, clients would make it up, and overwrite weights with it.
+            inputs = [tensor for tensor in self.session.inputs.values() if not tensor.optional]
+            outputs = self.session.outputs.values()
             self._metadata = inference_pb2.ModelMetadataResponse(
                 name=self.model_id,
                 platform=_PLATFORM,

@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from mesh import headers
 from mesh.pb import inference_pb2
 from mesh.runtime.board import MODE_BITS, Board
-from mesh.runtime.server import alignment, answers, intake, requests, session
+from mesh.runtime.server import alignment, answers, intake, requests
 from mesh.runtime.server.copies import Copies, Copy
 from mesh.runtime.server.runs import Run, Runs
 from mesh.runtime.server.shortcuts import Asked
@@ -218,7 +218,7 @@ class DataPort:
             except Exception as error:
                 watch.since_ns = 0
                 if not watch.stopped():
-                    self._failed(call, copy, session.run_error(error), started_ns)
+                    self._failed(call, copy, self._runs.error(copy, error), started_ns)
                     return
                 copy.pace.too_long(size)
                 row.ran(time.monotonic_ns() - started_ns)

@@ -45,6 +45,7 @@ class Made:
     device_bytes: int
     optimised: bool  # made from its optimised form
     pace: tuple[int, int] | None  # bytes of the made-up input, ns that a call took; None: there was no call to tell
+    failed: str = ""  # why the warm-up call failed
 
 
 class Meter:
@@ -122,7 +123,7 @@ def make(
     with _nothing_collected(turn) if turn.measured else contextlib.nullcontext():
         before, before_device = memory.in_use() - meter.others, device.used() - meter.others_device
         made, optimised_too = _session(file, optimised, model_id, device, stop)
-        pace = _warm_up(made, model_id, stop, clock)
+        pace, failed = _warm_up(made, model_id, stop, clock)
         device_bytes = max(device.least, device.used() - meter.others_device - before_device)
         after = memory.in_use() - meter.others
     if not turn.measured:
@@ -130,7 +131,7 @@ def make(
         host, on_device = (LEAST, estimate + device.least) if device.least else (estimate, 0)
         meter.others += host
         meter.others_device += on_device
-        return Made(made, host, on_device, optimised_too, pace)
+        return Made(made, host, on_device, optimised_too, pace, failed)
     host = after - before
     if noisy or disturbed():
         host = min(host, 8 * file.bytes + (8 << 20))
@@ -138,8 +139,8 @@ def make(
     # Whatever else is freed meanwhile, a buffer of a call's, say, would make it look smaller than it can be.
     weights = file.bytes // 2
     if device.least:
-        return Made(made, max(host, LEAST), max(device_bytes, device.least + weights), optimised_too, pace)
-    return Made(made, max(host, LEAST + weights), device_bytes, optimised_too, pace)
+        return Made(made, max(host, LEAST), max(device_bytes, device.least + weights), optimised_too, pace, failed)
+    return Made(made, max(host, LEAST + weights), device_bytes, optimised_too, pace, failed)
 
 
 @contextlib.contextmanager
@@ -171,11 +172,12 @@ def _session(
 
 def _warm_up(
     made: session.Session, model_id: str, stop: session.Stop, clock: Callable[[], int]
-) -> tuple[int, int] | None:
+) -> tuple[tuple[int, int] | None, str]:
+    """What a call took, if one went well, and why it failed, if it did."""
     feed = made.made_up()
     if feed is None:
         log.info("no warm-up call", model=model_id, why="the declared inputs are too large")
-        return None
+        return None, ""
     size = sum(array.nbytes for array in feed.values())
     names = list(made.outputs)
     try:
@@ -183,14 +185,15 @@ def _warm_up(
         made.run(names, feed, stop.warm_up)
         first = time.monotonic_ns() - started
         if first > _LONG_NS:
-            return size, first
+            return (size, first), ""
         busy = clock()
         made.run(names, feed, stop.warm_up)
-        return size, clock() - busy
+        return (size, clock() - busy), ""
     except Exception as error:
         if stop.asked:
             raise MeshError(Reason.CANCELLED, "the load was ended during its warm-up call") from error
         if session.out_of_memory(error):
             raise session.load_error(error) from error
-        log.info("the warm-up call failed", model=model_id, why=session.run_error(error).text)
-        return None
+        why = session.run_error(error, proven=False).text
+        log.info("the warm-up call failed", model=model_id, why=why)
+        return None, why

@@ -67,7 +67,7 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> None
     # On a device, a call waits more than it computes, and the waiting would hold up the loop as well.
     clock = time.thread_time_ns if used.name == "cpu" else time.monotonic_ns
     copies, watch = Copies(), Watch()
-    runs = Runs(board, threads=settings.threads, clock=clock)
+    runs = Runs(board, threads=settings.threads, clock=clock, device=used.name)
     loader = (loading or Loader)(
         copies,
         board,

@@ -94,7 +94,7 @@ class Run:
         self.error: MeshError | None = None
         self.busy_ns = 0
 
-    def work(self, clock: Callable[[], int], at_work: AtWork) -> int:
+    def work(self, clock: Callable[[], int], at_work: AtWork, failed: Callable[[Copy, Exception], MeshError]) -> int:
         """In the thread: runs the model and writes the reply. Gives what the run took on `clock`, in ns."""
         started, busy = time.monotonic_ns(), 0
         noted = at_work.begin(self.copy.row.slot, self.sent)
@@ -113,7 +113,7 @@ class Run:
         except Exception as error:
             self.busy_ns = time.monotonic_ns() - started
             busy = busy or clock() - before
-            self.error = session.run_error(error)
+            self.error = failed(self.copy, error)
         finally:
             at_work.end(noted)
         return busy
@@ -127,8 +127,12 @@ class Run:
 class Runs:
     """The threads and the calls in them. For the event loop's thread alone."""
 
-    def __init__(self, board: Board, *, threads: int, clock: Callable[[], int] = time.thread_time_ns) -> None:
-        """`threads`: as many as one model may use. `clock` tells what a call cost the processor of its own thread."""
+    def __init__(
+        self, board: Board, *, threads: int, clock: Callable[[], int] = time.thread_time_ns, device: str = "cpu"
+    ) -> None:
+        """`threads`: as many as one model may use. `clock` tells what a call cost the processor of its own thread.
+        `device`: what the models run on."""
+        self._device = device
         self._loop = asyncio.get_running_loop()
         self._board = board
         self._clock = clock
@@ -149,6 +153,10 @@ class Runs:
     def count(self) -> int:
         """Calls here, running and waiting."""
         return len(self._live)
+
+    def error(self, copy: Copy, error: Exception) -> MeshError:
+        """What it means that a run of that copy has failed."""
+        return session.run_error(error, proven=copy.proven, device=self._device)
 
     @property
     def stuck(self) -> int:
@@ -241,7 +249,7 @@ class Runs:
         run.copy.row.run()
 
         def work() -> None:
-            busy = run.work(self._clock, self._board.at_work)
+            busy = run.work(self._clock, self._board.at_work, self.error)
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._done, run, busy)
 

@@ -11,7 +11,8 @@ onnxruntime is named nowhere else but here and in `device`.
 """
 
 import contextlib
-import ctypes
+import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from mesh.runtime.server import tensors
+from mesh.runtime.server import tensors, values
 from mesh.runtime.server.device import Device
 from mesh.runtime.server.intake import Intake
 from mesh.statuses import MeshError, Reason
@@ -28,7 +29,7 @@ MAX_WARM_UP = 64 << 20
 """Bytes of made-up input. Declared shapes beyond that are not tried at load."""
 
 _MAX_TEXT = 1000
-_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+_OPTIONAL = "optional("
 
 VERSION: str = onnxruntime.__version__
 
@@ -101,16 +102,18 @@ class Session:
             raise load_error(error) from error
         self._session: Any = session
         self.inputs: dict[str, tensors.Tensor] = {}
-        """What the model takes, in its order; the optional ones last."""
+        """What the model takes. Optional are those with an initializer of their own, and those of type optional."""
         self.outputs: dict[str, tensors.Tensor] = {}
         """What it can answer over V2, in its order."""
         self.unsupported: dict[str, str] = {}
         """Outputs that V2 cannot carry, such as sequences and maps, and their ONNX types."""
         for value in session.get_inputs():
-            datatype = tensors.OF_ONNX.get(value.type)
-            if datatype is None:
+            optional = value.type.startswith(_OPTIONAL)
+            datatype = tensors.OF_ONNX.get(value.type[len(_OPTIONAL) : -1] if optional else value.type)
+            if datatype is not None:
+                self.inputs[value.name] = tensors.Tensor(value.name, datatype, value.shape, optional=optional)
+            elif not optional:  # one that is may be left out
                 raise _unusable(f"input {value.name!r} is {value.type}, which V2 cannot carry")
-            self.inputs[value.name] = tensors.Tensor(value.name, datatype, value.shape)
         for value in session.get_overridable_initializers():
             datatype = tensors.OF_ONNX.get(value.type)
             if datatype is not None:
@@ -129,7 +132,7 @@ class Session:
         # The public `run` checks its arguments for 3 us more; here they have been checked.
         self._run = getattr(session, "_sess", session).run
         if any(tensor.datatype == "BF16" for tensor in (*self.inputs.values(), *self.outputs.values())):
-            self._run = self._run_with_bfloat16
+            self._run = functools.partial(values.run, session, self.inputs)
 
     def run(self, names: Sequence[str], feed: Mapping[str, tensors.Array], options: Any) -> list[tensors.Array]:
         """Runs the model on what `intake.decode` gave. Raises whatever onnxruntime raises: see `run_error`."""
@@ -154,29 +157,9 @@ class Session:
             feed[name] = np.full(shape, "" if tensor.kind.dtype.hasobject else 0, tensor.kind.dtype)
         return feed
 
-    def _run_with_bfloat16(
-        self, names: Sequence[str], feed: Mapping[str, tensors.Array], options: Any
-    ) -> list[tensors.Array]:
-        """numpy has no bfloat16, so such arrays pass by their 16 bits, in onnxruntime's own values."""
-        values = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), _BFLOAT16)
-            if self.inputs[name].datatype == "BF16"
-            else onnxruntime.OrtValue.ortvalue_from_numpy(array)
-            for name, array in feed.items()
-        }
-        return [_array(value) for value in self._session.run_with_ort_values(names, values, options)]
-
 
 def _closed(*_: object) -> list[tensors.Array]:
     raise MeshError(Reason.UNAVAILABLE, "the model is unloaded")
-
-
-def _array(value: Any) -> tensors.Array:
-    if value.data_type() != "tensor(bfloat16)":
-        return value.numpy()  # type: ignore[no-any-return]
-    shape = tuple(value.shape())
-    size = 2 * int(np.prod(shape))
-    return np.frombuffer(ctypes.string_at(value.data_ptr(), size), np.uint16).reshape(shape)
 
 
 # -- errors, by the names of onnxruntime's exceptions: their classes share no base of their own
@@ -191,6 +174,8 @@ _OF_LOAD = {
     "Fail": Reason.BAD_REQUEST,
 }
 _OF_RUN = {"InvalidArgument": Reason.BAD_REQUEST}
+_OF_PROVIDER = ("EPFail", "EngineError")  # what runs the model has failed, not the model
+_LOCALE = re.compile(r"locale with name:([\w.@-]+)")
 _NO_MEMORY = ("bad_alloc", "failed to allocate", "bad allocation", "out of memory", "outofmemory", "cannot allocate")
 
 
@@ -200,16 +185,34 @@ def load_error(error: Exception) -> MeshError:
         return error
     if out_of_memory(error):
         return _no_memory(error)
-    return MeshError(_OF_LOAD.get(type(error).__name__, Reason.LOAD_FAILED), _text(error))
+    text = _text(error)
+    if (locale := _LOCALE.search(text)) is not None:
+        text = (
+            f"the model works on texts by the locale {locale[1]}, which this machine lacks: install it where the model "
+            f"server runs (Debian: the package locales, {locale[1]} in /etc/locale.gen, locale-gen). {text}"
+        )
+    return MeshError(_OF_LOAD.get(type(error).__name__, Reason.LOAD_FAILED), text)
 
 
-def run_error(error: Exception) -> MeshError:
-    """What it means that a run failed that nobody terminated."""
+def run_error(error: Exception, *, proven: bool, device: str = "cpu") -> MeshError:
+    """What it means that a run failed that nobody terminated. `proven`: the model has run before without an error.
+
+    A model that can run and fails at an input has met one that it was not made for, such as a category that it does not
+    know: the caller's mistake. On a GPU, errors of the device come in the same exceptions as those of a model, so there
+    nobody can tell."""
     if isinstance(error, MeshError):
         return error
     if out_of_memory(error):
         return _no_memory(error)
-    return MeshError(_OF_RUN.get(type(error).__name__, Reason.INTERNAL), f"the model failed: {_text(error)}")
+    kind = type(error).__name__
+    if proven and device == "cpu" and kind not in _OF_PROVIDER and _is_of_onnxruntime(error):
+        return MeshError(Reason.BAD_REQUEST, f"the model cannot do with this input: {_text(error)}")
+    return MeshError(_OF_RUN.get(kind, Reason.INTERNAL), f"the model failed: {_text(error)}")
+
+
+def _is_of_onnxruntime(error: Exception) -> bool:
+    """Whether it comes from inside a run, and not from our own code around it."""
+    return type(error).__module__.startswith("onnxruntime.")
 
 
 def out_of_memory(error: Exception) -> bool:

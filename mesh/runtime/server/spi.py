@@ -6,8 +6,9 @@ Beyond the SPI's own messages, all of it optional:
   then leaves any other copy of that id alone. The deadline of `unloadModel` says how long calls in flight are waited
   for: it ends them in time to answer.
 - `loadModel` and `modelSize` answer `mesh-host-bytes` and `mesh-device-bytes` as trailing metadata; `sizeInBytes` is
-  their sum. `runtimeStatus` answers `mesh-data` (host:port of the data port), `mesh-device` (cpu or cuda), `mesh-pid`,
-  and of a device's memory `mesh-device-total` and `mesh-device-used` (bytes, by anybody, without a model of ours).
+  their sum. `loadModel` answers `mesh-note-bin`, a text for people, where the warm-up call has failed. `runtimeStatus`
+  answers `mesh-data` (host:port of the data port), `mesh-device` (cpu or cuda), `mesh-pid`, and of a device's memory
+  `mesh-device-total` and `mesh-device-used` (bytes, by anybody, without a model of ours).
 
 Failures of `loadModel`: INVALID_ARGUMENT (no model, or one that cannot be served), NOT_FOUND (no such file),
 RESOURCE_EXHAUSTED (it asks for too much memory), DEADLINE_EXCEEDED (it does not end), INTERNAL, with the reason as
@@ -77,7 +78,8 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
                 optimised=sent.get(headers.SPI_OPTIMISED, ""),
             )
             copy = await self._loader.load(order)
-        context.set_trailing_metadata(_sizes(copy))
+        note: tuple[tuple[str, str | bytes], ...] = ((headers.SPI_NOTE, copy.note.encode()),) if copy.note else ()
+        context.set_trailing_metadata((*_sizes(copy), *note))
         return modelruntime_pb2.LoadModelResponse(sizeInBytes=copy.host_bytes + copy.device_bytes)
 
     async def unloadModel(
