@@ -24,6 +24,7 @@ class Life:
     ended_revision: int = 0  # etcd's revision at which its presence ended, as the leader saw it; 0: not seen
     open_seconds: int = 0  # for how long it has been open, as leaders have counted it; coarse
     token: str = ""  # that its control port demands; "": it demands none
+    lease: int = 0  # that its presence hangs on, so that whoever compares the two needs no values
 
     @classmethod
     def decode(cls, value: bytes) -> "Life":
@@ -36,6 +37,7 @@ class Life:
                 ended_revision=int(data.get("ended", 0)),
                 open_seconds=int(data.get("open", 0)),
                 token=str(data.get("token", "")),
+                lease=int(data.get("lease", 0)),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a life: {error!r}") from error
@@ -49,6 +51,8 @@ class Life:
             data["open"] = self.open_seconds
         if self.token:
             data["token"] = self.token
+        if self.lease:
+            data["lease"] = self.lease
         return json.dumps(data, separators=(",", ":")).encode()
 
 

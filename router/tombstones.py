@@ -7,16 +7,23 @@ other attributes waits until it is gone. It goes once nobody is left who may ans
 - a pod that is not published but whose life is open has never held the model, as etcd's history shows, or its agent has
   just confirmed that the copy is unloaded. Otherwise its life must be closed first (`router.leader.lives`).
 
-The tombstone, the copies and the lives are read in one transaction. That is enough: nobody can claim the id while it is
-not registered, and a pod's life is only seen open once its keys are gone, so what it held a moment ago was seen too.
+Lives are read after copies, never before. That is enough: nobody can claim the id while it is not registered, and a
+pod's life is only seen open once its keys are gone, so what it held a moment ago was seen too.
+
+A node that was lost with thousands of models makes thousands of tombstones wait for one life. So the leader looks at
+many tombstones in one transaction, lives are read once for all who ask at the same time, and what etcd's history and
+the agents have said is remembered for as long as the life is open.
 """
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from mesh.etcd import (
     Etcd,
     EtcdCompacted,
+    EtcdError,
+    EtcdUnavailable,
     KeyValue,
     Op,
     absent_range,
@@ -37,6 +44,12 @@ from router.agents import Agent, Unreachable
 from router.view import Pod
 
 log = logs.get(__name__)
+
+BATCH = 60
+"""Tombstones in one transaction: each takes two reads, and etcd allows 128."""
+
+AT_ONCE = 16
+"""Tombstones that are judged at the same time."""
 
 _ASK = 2.0  # seconds for an agent to confirm
 _SILENT = 2.0  # seconds for which an agent that has not answered is not asked again
@@ -66,6 +79,23 @@ class Holder:
         return max(0.0, reregister_after - self.open.life.open_seconds)
 
 
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """One tombstone as it was read."""
+
+    model_id: str
+    revision: int  # of the tombstone: which unregistering of the id this is
+    holders: tuple[str, ...]  # published pods whose copies' keys stand
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of one open life, for as long as it is open."""
+
+    held: dict[str, bool]  # models of which it had a key when its presence ended, as etcd's history has it
+    gone: set[tuple[str, int]]  # models, and revisions of their tombstones, that its agent has confirmed to be unloaded
+
+
 class Tombstones:
     """Resolves tombstones. All methods raise EtcdError where etcd does not answer."""
 
@@ -75,6 +105,9 @@ class Tombstones:
         self._agents = agents
         self._asked: set[str] = set()  # names of channels to agents whose lives are open
         self._silent: dict[tuple[str, str], float] = {}  # agents that have not answered, and until when that counts
+        self._known: dict[tuple[str, str, int], _Known] = {}  # by pod, incarnation, and when its presence ended
+        self._reading: asyncio.Task[list[Open]] | None = None  # of lives, under way
+        self._next: asyncio.Task[list[Open]] | None = None  # the one that has not begun yet
 
     def counts(self) -> list[Op]:
         """Returns the operations whose responses `equal` reads, for a transaction of the caller's."""
@@ -83,30 +116,46 @@ class Tombstones:
 
     @staticmethod
     def equal(responses: "tuple[object, ...] | list[object]") -> bool:
-        """Returns whether no life is open. Each published pod has a life, so it is enough that there are no more."""
+        """Returns whether no life is open. Each published pod has one, so there are as many of both; fewer lives than
+        pods, which should not be, prove nothing."""
         lives, pods = responses
-        return counted(lives) <= counted(pods)
+        return counted(lives) == counted(pods)
 
     async def open_lives(self) -> list[Open]:
-        """Returns the lives without presence."""
+        """Returns the lives without presence, by a read that began after this was called and that all share who have
+        called before it began."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._read_after(self._reading), name="read lives")
+            self._next.add_done_callback(lambda task: task.cancelled() or task.exception())  # told to whoever waits
+        return await asyncio.shield(self._next)
+
+    async def _read_after(self, former: "asyncio.Task[list[Open]] | None") -> list[Open]:
+        if former is not None:
+            await asyncio.wait({former})
+        self._reading, self._next = self._next, None
+        return await self._read_lives()
+
+    async def _read_lives(self) -> list[Open]:
         lives, pods = self._keys.lives, self._keys.pods
         found = await self._etcd.txn(
-            [], [get_range_op(lives, after_prefix(lives)), get_range_op(pods, after_prefix(pods))]
+            [], [get_range_op(lives, after_prefix(lives)), get_range_op(pods, after_prefix(pods), keys_only=True)]
         )
-        present = set()
-        for kv in _kvs(found.responses[1]):
-            try:
-                present.add((self._keys.pod_of(kv.key), PodRecord.decode(kv.value).incarnation))
-            except ValueError as error:
-                log.warning("a pod's record cannot be read", key=kv.key, error=str(error))
+        present = {(kv.key[len(pods) :], kv.lease) for kv in _kvs(found.responses[1])}
         result = []
         for kv in _kvs(found.responses[0]):
             try:
                 pod, incarnation = self._keys.life_of(kv.key)
-                if (pod, incarnation) not in present:
-                    result.append(Open(pod, incarnation, Life.decode(kv.value), kv.mod_revision))
+                life = Life.decode(kv.value)
             except ValueError as error:
                 log.warning("a pod's life cannot be read", key=kv.key, error=str(error))
+                continue
+            if (self._keys.pod(pod)[len(pods) :], life.lease) in present:
+                continue
+            if life.ended_revision > found.revision:  # etcd was restored from a snapshot: that history is another one
+                life = replace(life, ended_revision=0)
+            result.append(Open(pod, incarnation, life, kv.mod_revision))
+        still = {(life.pod, life.incarnation, life.life.ended_revision) for life in result}
+        self._known = {who: known for who, known in self._known.items() if who in still}
         for over in self._asked - {_channel(life.pod, life.incarnation) for life in result}:
             self._asked.discard(over)
             self._agents.forget(over)
@@ -133,34 +182,76 @@ class Tombstones:
 
     async def resolve(self, model_id: str) -> list[Holder]:
         """Removes the model's tombstone where nobody may answer for it any more. Returns who may."""
-        tombstone, prefix = self._keys.tombstone(model_id), self._keys.copies(model_id)
-        found = await self._etcd.txn([], [get_op(tombstone), get_range_op(prefix, tombstone), *self.counts()])
-        standing = _kvs(found.responses[0])
-        if not standing:
-            return []
-        holders = [Holder(self._keys.copy_of(kv.key)[1], None) for kv in _kvs(found.responses[1])]
-        if not self.equal(found.responses[2:]):
-            lives = await self.open_lives()
-            held = await asyncio.gather(*(self._may_hold(life, model_id) for life in lives))
-            holders += [Holder(life.pod, life) for life, may in zip(lives, held, strict=True) if may]
+        standing, all_present = await self._look([model_id])
+        lives = [] if all_present or not standing else await self.open_lives()
+        return [holder for tombstone in standing for holder in await self._judge(tombstone, lives)]
+
+    async def sweep(self, model_ids: Iterable[str]) -> None:
+        """Removes the tombstones of those models for which nobody may answer any more."""
+        waiting = list(model_ids)
+        standing: list[_Standing] = []
+        all_present = True
+        for start in range(0, len(waiting), BATCH):
+            found, present = await self._look(waiting[start : start + BATCH])
+            standing += found
+            all_present &= present
+        lives = [] if all_present or not standing else await self.open_lives()
+        for start in range(0, len(standing), AT_ONCE):
+            await asyncio.gather(*(self._judge(tombstone, lives) for tombstone in standing[start : start + AT_ONCE]))
+
+    async def _look(self, model_ids: Sequence[str]) -> tuple[list[_Standing], bool]:
+        """Reads the tombstones of those models, and whether each life has presence at that revision."""
+        reads = self.counts()
+        for model_id in model_ids:
+            tombstone = self._keys.tombstone(model_id)
+            reads += [get_op(tombstone), get_range_op(self._keys.copies(model_id), tombstone, keys_only=True)]
+        found = (await self._etcd.txn([], reads)).responses
+        standing = []
+        for model_id, tombstones, copies in zip(model_ids, found[2::2], found[3::2], strict=True):
+            if kvs := _kvs(tombstones):
+                holders = tuple(self._keys.copy_of(kv.key)[1] for kv in _kvs(copies))
+                standing.append(_Standing(model_id, kvs[0].mod_revision, holders))
+        return standing, self.equal(found[:2])
+
+    async def _judge(self, tombstone: _Standing, lives: Sequence[Open]) -> list[Holder]:
+        """Who may answer for the model; the tombstone is removed where nobody does."""
+        holders = [Holder(pod, None) for pod in tombstone.holders]
+        held = await asyncio.gather(*(self._may_hold(life, tombstone) for life in lives))
+        holders += [Holder(life.pod, life) for life, may in zip(lives, held, strict=True) if may]
         if not holders:
-            await self._etcd.txn(
-                [modified(tombstone, standing[0].mod_revision), absent_range(prefix, tombstone)],
-                [delete_op(tombstone)],
-            )
+            key, prefix = self._keys.tombstone(tombstone.model_id), self._keys.copies(tombstone.model_id)
+            await self._etcd.txn([modified(key, tombstone.revision), absent_range(prefix, key)], [delete_op(key)])
         return holders
 
-    async def _may_hold(self, life: Open, model_id: str) -> bool:
+    async def _may_hold(self, life: Open, tombstone: _Standing) -> bool:
         """Whether that incarnation may answer for the model, as far as etcd's history and its agent can tell."""
+        who = (life.pod, life.incarnation, life.life.ended_revision)
+        known = self._known.setdefault(who, _Known({}, set()))
+        model_id = tombstone.model_id
         if life.life.ended_revision:
-            key = self._keys.copy(model_id, life.pod)
-            try:
-                page = await self._etcd.page(key, key + b"\0", limit=1, revision=life.life.ended_revision - 1)
-                if not page.kvs:
-                    return False
-            except EtcdCompacted:
-                pass  # it counts as having held it
-        return not await self._unloaded(life, model_id)
+            if model_id not in known.held:
+                known.held[model_id] = await self._held(life, model_id)
+            if not known.held[model_id]:
+                return False
+        unregistering = (model_id, tombstone.revision)
+        if unregistering not in known.gone and await self._unloaded(life, model_id):
+            known.gone.add(unregistering)  # nobody can have it loaded again while the id is not registered
+        return unregistering not in known.gone
+
+    async def _held(self, life: Open, model_id: str) -> bool:
+        """Whether it had a key of the model when its presence ended. What etcd does not keep counts as a yes."""
+        key = self._keys.copy(model_id, life.pod)
+        try:
+            before = life.life.ended_revision - 1
+            page = await self._etcd.page(key, key + b"\0", limit=1, revision=before, keys_only=True)
+        except EtcdCompacted:
+            return True
+        except EtcdUnavailable:
+            raise
+        except EtcdError as error:
+            log.warning("etcd's history cannot be read", pod=life.pod, model=model_id, error=error.detail)
+            return True
+        return bool(page.kvs)
 
     async def _unloaded(self, life: Open, model_id: str) -> bool:
         """Asks its agent, which may be there though it does not reach etcd, to unload the copy. Whether it has."""

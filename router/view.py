@@ -188,6 +188,7 @@ class View:
         pods: dict[str, records.PodRecord] = {}
         copies: dict[tuple[str, str], records.CopyRecord] = {}
         self.lives.clear()
+        self.ended.clear()  # a pod may have come back and been cut off again, unseen
         self.tombstones.clear()
         for key, value in items:
             if value is None:
@@ -221,7 +222,9 @@ class View:
         gone = {name for key, value in items if value is None and (name := self._pod_of(key)) is not None}
         for name in gone:
             if (pod := self.pods.get(name)) is not None and pod.record is not None and not pod.suspect:
-                self.ended[name, pod.record.incarnation] = revision
+                life = name, pod.record.incarnation
+                if life in self.lives:
+                    self.ended[life] = revision
         for key, value in items:
             if self._aside(key, value):
                 continue

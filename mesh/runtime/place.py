@@ -105,7 +105,7 @@ class Place:
         """Puts the pod's record in place of what stood there at `revision` (0: nothing), and its life beside it. None
         where that has changed meanwhile. Closes the lease where it did not publish."""
         record = self._record()
-        life = Life(record.data_address, record.control_address, token=record.token)
+        life = Life(record.data_address, record.control_address, token=record.token, lease=lease.id)
         done = False
         try:
             puts = [put_op(self._key, record.encode(), lease.id), put_op(self._life, life.encode())]

@@ -7,7 +7,8 @@ of the writer's hands while it runs (`claiming`).
 
 Every write is a transaction that holds only while `pods/<pod>` hangs on our lease. So nothing of ours appears in etcd
 without our presence, and a process that was stopped and goes on after its place was taken cannot write over its
-successor.
+successor. Where there is nothing to write for half a lease time, an empty one asks: a pod whose place was taken while
+it lives must not go on answering.
 
 A lost lease is an ordinary event: etcd stalls, and every lease of the mesh ends at once. Then everything is published
 again, after a random pause so that not all pods do it at the same moment, and each copy only if its model is still the
@@ -54,6 +55,7 @@ BATCH = 100
 
 _LINGER = 0.003  # seconds; a write costs the event loop 0.3 ms, and what comes close together shares one
 _TICK = 1.0  # seconds between two looks at the pod's figures
+_ASSURED = 0.5  # of a lease time: after so long without a write, the pod looks whether its presence is its own
 _JITTER = 1.0  # seconds over which the pods of a mesh spread their return
 _PAUSE_FIRST, _PAUSE_MAX = 0.1, 2.0  # seconds between attempts while etcd is away
 
@@ -104,6 +106,8 @@ class Presence:
         self._etcd = etcd
         self._keys = keys
         self._record = record
+        self._ttl = ttl
+        self._assured = 0.0  # when etcd said last that the pod's presence hangs on its lease; monotonic
         life = keys.life(pod, incarnation)
         self._place = place.Place(
             etcd, self.key, life, incarnation=incarnation, ttl=ttl, record=record, is_alive=is_alive
@@ -313,7 +317,7 @@ class Presence:
             assert self._lease is not None
             batch = self._next_batch()
             record = self._figures()
-            if not batch and record is None:
+            if not batch and record is None and time.monotonic() - self._assured < _ASSURED * self._ttl:
                 return
             await self._write_batch(batch, self._lease.id, leased(self.key, self._lease.id), record)
 
@@ -374,8 +378,9 @@ class Presence:
         except EtcdLeaseLost:
             self.lease_gone("etcd does not know it any more")
             return False
-        self._writes += 1
+        self._writes += bool(success)
         if result.succeeded:
+            self._assured = time.monotonic()
             if record is not None:
                 self._published = figures.Published(record, time.monotonic())
             current = self._lease or self._next
@@ -468,6 +473,7 @@ class Presence:
         self._leases += 1
         self._lease = taken.lease
         self._published = figures.Published(taken.record, time.monotonic())
+        self._assured = time.monotonic()
         self._watcher = asyncio.get_running_loop().create_task(self._on_lost(taken.lease), name="lease watch")
         self._tell()
 

@@ -5,7 +5,7 @@ revision its presence ended, so that etcd's history tells what it held, and for 
 than a time, so that the next leader goes on counting whatever its clock says. A life is closed
 
 - by its agent, once its model server has ended;
-- when another incarnation is published in its place;
+- when another incarnation is published in its place, and the former one has had the time to notice;
 - when nothing listens on its data port any more (connections are refused), or a published pod does;
 - by hand (`mesh pods forget`);
 - after `--reregister-after`, with a warning: from then on, nothing keeps a pod that is still cut off from answering
@@ -13,6 +13,7 @@ than a time, so that the next leader goes on counting whatever its clock says. A
 """
 
 import asyncio
+import socket
 from dataclasses import dataclass, replace
 
 from mesh.etcd import Etcd, EtcdError, modified, put_op
@@ -31,9 +32,11 @@ LOOK = 0.5
 NOTE = 10
 """Seconds between two notes of how long a life has been open."""
 
-AT_ONCE = 16
-"""Tombstones that are resolved at the same time."""
+REPLACED = 10
+"""Seconds after which another incarnation in its place ends a life. A pod whose name was taken while it lived, because
+its agent seemed dead to the other one, looks every few seconds whether its presence is its own, and falls silent."""
 
+_SHARE = 4  # times as long as a look took is the pause after it: with thousands of tombstones, looks take seconds
 _CONNECT = 1.0  # seconds
 
 
@@ -70,12 +73,14 @@ class Lives:
     async def lead(self) -> None:
         """Looks again and again, until cancelled."""
         self._since.clear()
+        loop = asyncio.get_running_loop()
         while True:
+            began = loop.time()
             try:
                 await self.look()
             except EtcdError as error:
                 log.debug("lives are looked at later: etcd is away", why=error.detail)
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(max(LOOK, _SHARE * (loop.time() - began)))
 
     async def look(self) -> None:
         """Looks once at each open life and at each tombstone. Raises EtcdError."""
@@ -86,28 +91,28 @@ class Lives:
             await asyncio.gather(*(self._judge(life) for life in lives))
         else:
             self._since.clear()
-        waiting = list(self._view.tombstones)
-        for start in range(0, len(waiting), AT_ONCE):
-            await asyncio.gather(*map(self._tombstones.resolve, waiting[start : start + AT_ONCE]))
+        await self._tombstones.sweep(self._view.tombstones)
 
     def statistics(self) -> LivesStatistics:
         """Returns what this router sees of lives and tombstones."""
         return LivesStatistics(len(self._view.open_lives()), len(self._view.tombstones), self._expired)
 
     async def _judge(self, life: Open) -> None:
+        if self._view.revision < life.revision:
+            return  # this router was stopped, or is starved: what it knows of pods and addresses is older than the life
         now, who = asyncio.get_running_loop().time(), (life.pod, life.incarnation)
         first, age = self._since.setdefault(who, (now, life.life.open_seconds))
         age = int(age + now - first)
-        record = self._view.published(life.pod)
-        if record is not None and record.incarnation != life.incarnation:
-            await self._close(life, "another incarnation is in its place")
-            return
         heir = self._heir(life.life.data_address)
         if heir:
             await self._close(life, f"{heir} listens on its data port now")
             return
         if await _refuses(life.life.data_address):
             await self._close(life, "nothing listens on its data port")
+            return
+        record = self._view.published(life.pod)
+        if record is not None and record.incarnation != life.incarnation and age >= REPLACED:
+            await self._close(life, "another incarnation is in its place")
             return
         if self._after is not None and age >= self._after:
             if await self._close(life, f"it has been open for {age} s"):
@@ -143,13 +148,22 @@ class Lives:
 
 
 async def _refuses(address: str) -> bool:
-    """Whether connections to that address are refused: then no process listens there. A time-out tells nothing."""
+    """Whether connections to that address are refused: then no process listens there. A time-out tells nothing, nor
+    does a name that cannot be resolved; of a name with several addresses, all must refuse."""
+    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(_CONNECT):
-            _, writer = await asyncio.open_connection(*parse_address(address))
-    except ConnectionRefusedError:
-        return True
+            host, port = parse_address(address)
+            found = {known[4][:2] for known in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+            return bool(found) and all([await _refused(*place) for place in found])
     except (OSError, ValueError):
         return False
+
+
+async def _refused(host: str, port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(host, port)
+    except ConnectionRefusedError:
+        return True
     writer.close()
     return False

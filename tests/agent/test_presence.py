@@ -205,6 +205,17 @@ async def test_a_pod_whose_place_was_taken_says_so_and_writes_no_more(etcd: Etcd
         assert await published(successor) == successor.record
 
 
+async def test_a_pod_whose_place_was_taken_finds_out_though_it_has_nothing_to_write(etcd: Etcd, keys: Keys) -> None:
+    """Its lease goes on, so nothing else tells; meanwhile the mesh counts it as ended."""
+    idle = Pod(etcd, keys, incarnation="idle", ttl=2)
+    await idle.presence.start()
+    record = replace(idle.record, incarnation="next")
+    await etcd.put(keys.pod(idle.name), record.encode())
+    await until(lambda: idle.usurped, timeout=15, why="the first one is told")
+    await idle.presence.close(revoke=True)
+    assert await published(idle) == record
+
+
 # --- losing the lease
 
 
@@ -374,7 +385,7 @@ async def test_a_life_stands_until_its_agent_has_ended_it(etcd: Etcd, keys: Keys
     life = await etcd.get(keys.life("pod-1", pod.incarnation))
     assert life is not None
     assert life.lease == 0
-    assert Life.decode(life.value) == Life("host:1", "host:2")
+    assert Life.decode(life.value) == Life("host:1", "host:2", lease=pod.presence.statistics().lease)
     await pod.presence.close(revoke=False)
     assert await etcd.get(keys.life("pod-1", pod.incarnation)) is not None
     again = Pod(etcd, keys, incarnation="next")

@@ -72,7 +72,7 @@ WHOLE = [
     (ModelRecord, ModelRecord("t", failures=(Failure("p", 1, "no"),), host_bytes=1, killed=("x",))),
     (PodRecord, PodRecord("i", "h:1", "h:2", labels=("gpu",), age_ms=10, token="t")),
     (CopyRecord, CopyRecord("i", 77, "loaded", 1, 2, 3)),
-    (Life, Life("h:1", "h:2", 3, 4)),
+    (Life, Life("h:1", "h:2", 3, 4, "token", 5)),
     (Tombstone, Tombstone("t", "p", "k", "s")),
     (RouterRecord, RouterRecord("h:1", "h:3", 2, (1, 2))),
     (Reload, Reload(3, "why")),

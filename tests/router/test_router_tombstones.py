@@ -2,19 +2,20 @@
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
-from mesh.etcd import Etcd, Lease
+from mesh.etcd import Etcd, Lease, Op, delete_op, put_op
 from mesh.keys import TOMBSTONE, Keys
-from mesh.lives import Life
-from mesh.records import LOADED, LOADING, CopyRecord, PodRecord
+from mesh.lives import Life, Tombstone
+from mesh.records import LOADED, LOADING, CopyRecord, ModelRecord, PodRecord
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import metrics
 from router.coldstart import ColdStart
-from router.leader.lives import Lives
+from router.leader.lives import REPLACED, Lives
 from router.management import Item, Management
 from router.meter import Meter
 from router.registry import Registry
@@ -22,6 +23,7 @@ from router.settings import RouterSettings
 from router.tombstones import Tombstones
 from router.view import View
 from tests.support.fakecalls import FakeAgents, FakePool, unreachable
+from tests.support.waiting import until
 
 
 @dataclass
@@ -45,8 +47,11 @@ class Town:
     async def pod(self, name: str, *models: str, incarnation: str = "i", data: str = "") -> None:
         """A published pod, with copies of those models."""
         record = PodRecord(incarnation, data or self.address, f"{name}:2", capacity_bytes=1 << 30)
-        await self.etcd.put(self.keys.pod(name), record.encode())
-        await self.etcd.put(self.keys.life(name, incarnation), Life(record.data_address, f"{name}:2").encode())
+        lease = await Lease.grant(self.etcd, ttl=60)
+        await lease.close()
+        await self.etcd.put(self.keys.pod(name), record.encode(), lease=lease.id)
+        life = Life(record.data_address, f"{name}:2", lease=lease.id)
+        await self.etcd.put(self.keys.life(name, incarnation), life.encode())
         for model_id in models:
             kv = await self.etcd.get(self.keys.model(model_id))
             assert kv is not None
@@ -83,6 +88,10 @@ class Town:
             await self.see()
             await self.lives.look()
         await self.see()
+
+    def burial(self, model_id: str, record: ModelRecord) -> Op:
+        """Puts that model's tombstone."""
+        return put_op(self.keys.tombstone(model_id), Tombstone.of(record).encode())
 
     async def buried(self, model_id: str = "m") -> bool:
         return await self.etcd.get(self.keys.tombstone(model_id)) is not None
@@ -394,6 +403,147 @@ async def test_a_pod_that_comes_back_is_waited_for_by_its_keys(town):
     await town.look()
     assert await town.open() == []
     assert not await town.buried()
+
+
+# --- what a leader does not know ---
+
+
+async def test_fewer_lives_than_pods_prove_nothing(town):
+    """One of them may be open all the same."""
+    await town.pod("a", "m")
+    for name in ("b", "c"):
+        await town.pod(name, data="127.0.0.1:1")
+        await town.etcd.delete(town.keys.life(name, "i"))
+    await town.cut_off("a")
+    await town.management.unregister("m")
+    await town.look()
+    await town.refused()
+
+
+async def test_a_leader_that_was_stopped_judges_nothing_by_what_it_knew_before(town):
+    """It is behind by an incarnation, and by a pod that had the address before; neither ends the life that is open."""
+    await town.pod("a", incarnation="former", data="127.0.0.1:1")
+    await town.pod("b")
+    stopped = [(kv.key, kv.value) async for kv in town.etcd.scan(town.keys.presence_range)]
+    revision = (await town.etcd.page(town.keys.pods, town.keys.pods + b"\0", limit=1)).revision
+    await town.etcd.delete(town.keys.pod("b"))
+    await town.etcd.delete(town.keys.life("b", "i"))
+    await town.pod("a", "m", incarnation="next")
+    await town.etcd.delete(town.keys.life("a", "former"))
+    await town.cut_off("a", "next")
+    await town.management.unregister("m")
+    town.view.snapshot(revision, stopped)
+    town.view.ended["a", "next"] = 1  # of an earlier time that it was cut off: it had no copy then
+    await town.lives.look()
+    assert await town.open() == ["a"]
+    (life,) = await town.tombstones.open_lives()
+    assert not life.life.ended_revision
+    await town.refused()
+
+
+async def test_a_life_does_not_end_at_once_because_its_name_is_taken(town):
+    """The former pod may live: the other one could not reach its agent, and thought it dead. It needs time to see."""
+    await town.pod("a", "m")
+    await town.cut_off("a")
+    await town.management.unregister("m")
+    with socket.socket() as elsewhere:
+        elsewhere.bind(("127.0.0.1", 0))
+        elsewhere.listen()
+        await town.pod("a", incarnation="next", data=f"127.0.0.1:{elsewhere.getsockname()[1]}")
+        await town.look()
+        assert await town.open() == ["a"]
+        await town.refused()
+        (life,) = await town.tombstones.open_lives()
+        await town.etcd.put(town.keys.life("a", "i"), replace(life.life, open_seconds=REPLACED).encode())
+        await (again := await build(town.etcd, town.keys, town.deaf)).look()
+    assert await again.open() == []
+    assert not await again.buried()
+
+
+async def test_every_address_of_a_name_must_refuse(town):
+    """`localhost` has two, mostly."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        await town.pod("a", "m", data=f"localhost:{port}")
+        await town.cut_off("a")
+        nobody.listen()
+        await town.look()
+        assert await town.open() == ["a"]
+    await town.look()
+    assert await town.open() == []
+
+
+async def test_history_of_an_etcd_that_was_restored_tells_nothing(town):
+    """The revision at which a pod was cut off is still to come there. It counts as having held everything, and the
+    leader goes on with the others."""
+    await town.pod("a", "n")
+    await town.cut_off("a", seen=False)
+    (life,) = await town.tombstones.open_lives()
+    await town.etcd.put(town.keys.life("a", "i"), replace(life.life, ended_revision=10**9).encode())
+    await town.management.unregister("m")
+    await town.look()
+    await town.refused()
+
+
+# --- many ---
+
+
+async def test_thousands_of_tombstones_wait_for_one_life_at_little_cost(town, monkeypatch):
+    """Those of a node that was lost. Lives are read once a look, history once a tombstone."""
+    names = [f"x{number}" for number in range(130)]
+    assert await town.management.register_many([Item(name, "onnx", "file:///x") for name in names]) == [None] * 130
+    await town.pod("a", *names)
+    await town.cut_off("a")
+    await town.look()
+    for name in names:
+        record = ModelRecord("onnx", "file:///x")
+        await town.etcd.txn([], [delete_op(town.keys.model(name)), town.burial(name, record)])
+    await town.see()
+    sweeper = Tombstones(town.etcd, town.keys, town.agents)
+    asked = Counter()
+
+    def counting(name, call):
+        def counted(*arguments, **named):
+            asked[name] += 1
+            return call(*arguments, **named)
+
+        return counted
+
+    for name in ("txn", "page"):
+        monkeypatch.setattr(town.etcd, name, counting(name, getattr(town.etcd, name)))
+    await sweeper.sweep(town.view.tombstones)
+    assert (asked["txn"], asked["page"]) == (4, 130), "three of tombstones, one of lives"
+    await sweeper.sweep(town.view.tombstones)
+    assert (asked["txn"], asked["page"]) == (8, 130)
+    await town.etcd.delete(town.keys.life("a", "i"))
+    await sweeper.sweep(town.view.tombstones)
+    await town.see()
+    assert not town.view.tombstones
+
+
+async def test_lives_are_read_once_for_all_who_ask_at_the_same_time(town, monkeypatch):
+    """And by a read that began after each of them had asked."""
+    await town.pod("a", "m")
+    await town.cut_off("a")
+    reads = 0
+    txn = town.etcd.txn
+
+    async def slowly(*arguments, **named):
+        nonlocal reads
+        reads += 1
+        found = await txn(*arguments, **named)
+        await asyncio.sleep(0.01)
+        return found
+
+    monkeypatch.setattr(town.etcd, "txn", slowly)
+    first = asyncio.create_task(town.tombstones.open_lives())
+    await until(lambda: reads == 1, interval=0.001, why="the first is being read")
+    await town.etcd.delete(town.keys.life("a", "i"))
+    others = [asyncio.create_task(town.tombstones.open_lives()) for _ in range(20)]
+    assert [life.pod for life in await first] == ["a"]
+    assert await asyncio.gather(*others) == [[]] * 20
+    assert reads == 2
 
 
 # --- what does not belong there ---

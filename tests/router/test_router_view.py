@@ -471,3 +471,39 @@ def test_pods_that_a_rollout_replaces_are_told_apart_by_age():
     assert outgoing == {"cpu-6b8d9f7c5d-aaaaa", "cpu-6b8d9f7c5d-bbbbb"}
     world.view.settle(101.0 + 3600)  # a rollout that stopped half way is none any more
     assert not any(pod.outgoing for pod in world.view.candidates(3701.0, "m"))
+
+
+# --- lives
+
+
+def test_when_a_life_lost_its_presence_is_known_only_as_far_as_it_was_seen():
+    """Etcd's history is read at that revision, so a wrong one makes a pod look as though it had held nothing. After a
+    snapshot nobody can tell: the pod may have come back and been cut off again."""
+    keys = Keys("base")
+    view = View(keys, Pool)
+    pod = (keys.pod("a"), PodRecord("i", "h:1", "h:2").encode())
+    life = (keys.life("a", "i"), b"{}")
+    view.snapshot(5, [pod, life])
+    view.delta(6, [(keys.pod("a"), None)])
+    assert view.ended == {("a", "i"): 6}
+    view.delta(7, [pod, life])
+    assert view.ended == {}
+    view.delta(8, [(keys.pod("a"), None)])
+    assert view.ended == {("a", "i"): 8}
+    view.snapshot(20, [life])
+    assert view.ended == {}
+    assert view.open_lives() == [("a", "i")]
+
+
+def test_pods_that_leave_in_order_leave_nothing_behind():
+    """Whichever of presence and life goes first, or both at once."""
+    keys = Keys("base")
+    view = View(keys, Pool)
+    presence, life = (keys.pod("a"), None), (keys.life("a", "i"), None)
+    for number, events in enumerate(([presence, life], [life, presence], [[presence], [life]], [[life], [presence]])):
+        record = PodRecord("i", "h:1", "h:2", state=LEAVING).encode()
+        view.delta(10 * number + 1, [(keys.pod("a"), record), (keys.life("a", "i"), b"{}")])
+        steps = events if isinstance(events[0], list) else [events]
+        for step, items in enumerate(steps):
+            view.delta(10 * number + 2 + step, items)
+        assert (view.pods, view.lives, view.ended) == ({}, {}, {})
