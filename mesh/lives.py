@@ -9,10 +9,25 @@ registered anew with other attributes before everybody who may answer for the fo
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mesh.etcd import Op, count_op, counted
+from mesh.keys import Keys, after_prefix
 from mesh.records import ModelRecord
+
+
+def census(keys: Keys) -> list[Op]:
+    """Returns the operations, for a transaction of the caller's, whose responses `all_present` reads."""
+    return [count_op(keys.lives, after_prefix(keys.lives)), count_op(keys.pods, after_prefix(keys.pods))]
+
+
+def all_present(responses: Sequence[object]) -> bool:
+    """Returns whether no life is open. Each published pod has one, so there are as many of both; fewer lives than pods,
+    which should not be, prove nothing."""
+    lives, pods = responses
+    return counted(lives) == counted(pods)
 
 
 @dataclass(frozen=True, slots=True)

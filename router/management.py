@@ -21,7 +21,7 @@ from mesh import confidential, records
 from mesh import etcd as etcds
 from mesh.etcd import Etcd, KeyValue
 from mesh.keys import TOMBSTONE, Keys, after_prefix
-from mesh.lives import Life, RouterRecord, Tombstone
+from mesh.lives import Life, RouterRecord, Tombstone, all_present, census
 from mesh.pb import agent_pb2
 from mesh.records import CopyRecord, ModelRecord, Reload
 from mesh.statuses import MeshError, Reason
@@ -424,7 +424,7 @@ class Management:
         for _ in range(_ROUNDS):
             seen = await self._etcd.txn(
                 [],
-                [etcds.get_op(key), etcds.get_range_op(copies, tombstone, keys_only=True), *self._tombstones.counts()],
+                [etcds.get_op(key), etcds.get_range_op(copies, tombstone, keys_only=True), *census(self._keys)],
             )
             found = _keys_of(seen.responses[0])
             if not found:
@@ -434,7 +434,7 @@ class Management:
             if registration.record.refs > 0:
                 raise MeshError(Reason.PRECONDITION, f"Model {model_id} has referents")
             # Who may answer for it after this: pods with a copy, and pods that are cut off. Mostly there is nobody.
-            nobody = not _keys_of(seen.responses[1]) and self._tombstones.equal(seen.responses[2:])
+            nobody = not _keys_of(seen.responses[1]) and all_present(seen.responses[2:])
             unchanged = [etcds.modified(key, registration.modified)]
             burial = etcds.put_op(tombstone, Tombstone.of(registration.record).encode())
             result = await self._etcd.txn(
@@ -444,14 +444,14 @@ class Management:
                     etcds.delete_op(self._keys.want(model_id)),
                     etcds.delete_op(self._keys.reload(model_id)),
                     etcds.get_range_op(copies, tombstone),
-                    *self._tombstones.counts(),
+                    *census(self._keys),
                     *([] if nobody else [burial]),
                 ],
             )
             if not result.succeeded:
                 continue
             self._registry.forget(model_id)
-            if nobody and not self._tombstones.equal(result.responses[4:6]):
+            if nobody and not all_present(result.responses[4:6]):
                 # A pod was cut off in this very moment. It had no copy a moment before.
                 nobody = not (await self._etcd.txn([etcds.absent(key)], [burial])).succeeded
             await self._withdraw(model_id, _keys_of(result.responses[3]), "it was unregistered")

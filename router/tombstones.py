@@ -25,17 +25,14 @@ from mesh.etcd import (
     EtcdError,
     EtcdUnavailable,
     KeyValue,
-    Op,
     absent_range,
-    count_op,
-    counted,
     delete_op,
     get_op,
     get_range_op,
     modified,
 )
 from mesh.keys import Keys, after_prefix
-from mesh.lives import Life
+from mesh.lives import Life, all_present, census
 from mesh.pb import agent_pb2
 from mesh.records import PodRecord
 from mesh.statuses import MeshError, Reason
@@ -109,18 +106,6 @@ class Tombstones:
         self._reading: asyncio.Task[list[Open]] | None = None  # of lives, under way
         self._next: asyncio.Task[list[Open]] | None = None  # the one that has not begun yet
 
-    def counts(self) -> list[Op]:
-        """Returns the operations whose responses `equal` reads, for a transaction of the caller's."""
-        lives, pods = self._keys.lives, self._keys.pods
-        return [count_op(lives, after_prefix(lives)), count_op(pods, after_prefix(pods))]
-
-    @staticmethod
-    def equal(responses: "tuple[object, ...] | list[object]") -> bool:
-        """Returns whether no life is open. Each published pod has one, so there are as many of both; fewer lives than
-        pods, which should not be, prove nothing."""
-        lives, pods = responses
-        return counted(lives) == counted(pods)
-
     async def open_lives(self) -> list[Open]:
         """Returns the lives without presence, by a read that began after this was called and that all share who have
         called before it began."""
@@ -182,26 +167,26 @@ class Tombstones:
 
     async def resolve(self, model_id: str) -> list[Holder]:
         """Removes the model's tombstone where nobody may answer for it any more. Returns who may."""
-        standing, all_present = await self._look([model_id])
-        lives = [] if all_present or not standing else await self.open_lives()
+        standing, present = await self._look([model_id])
+        lives = [] if present or not standing else await self.open_lives()
         return [holder for tombstone in standing for holder in await self._judge(tombstone, lives)]
 
     async def sweep(self, model_ids: Iterable[str]) -> None:
         """Removes the tombstones of those models for which nobody may answer any more."""
         waiting = list(model_ids)
         standing: list[_Standing] = []
-        all_present = True
+        present = True
         for start in range(0, len(waiting), BATCH):
-            found, present = await self._look(waiting[start : start + BATCH])
+            found, all_there = await self._look(waiting[start : start + BATCH])
             standing += found
-            all_present &= present
-        lives = [] if all_present or not standing else await self.open_lives()
+            present &= all_there
+        lives = [] if present or not standing else await self.open_lives()
         for start in range(0, len(standing), AT_ONCE):
             await asyncio.gather(*(self._judge(tombstone, lives) for tombstone in standing[start : start + AT_ONCE]))
 
     async def _look(self, model_ids: Sequence[str]) -> tuple[list[_Standing], bool]:
         """Reads the tombstones of those models, and whether each life has presence at that revision."""
-        reads = self.counts()
+        reads = census(self._keys)
         for model_id in model_ids:
             tombstone = self._keys.tombstone(model_id)
             reads += [get_op(tombstone), get_range_op(self._keys.copies(model_id), tombstone, keys_only=True)]
@@ -211,7 +196,7 @@ class Tombstones:
             if kvs := _kvs(tombstones):
                 holders = tuple(self._keys.copy_of(kv.key)[1] for kv in _kvs(copies))
                 standing.append(_Standing(model_id, kvs[0].mod_revision, holders))
-        return standing, self.equal(found[:2])
+        return standing, all_present(found[:2])
 
     async def _judge(self, tombstone: _Standing, lives: Sequence[Open]) -> list[Holder]:
         """Who may answer for the model; the tombstone is removed where nobody does."""

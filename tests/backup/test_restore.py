@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mesh.keys import Keys
+from mesh.lives import Tombstone
 from mesh.records import ModelRecord
 from placement.copies import Limits
 from tests.backup.conftest import Admin
@@ -177,6 +178,48 @@ def test_a_model_waits_for_copies_of_its_former_life(admin: Admin, saved: Path, 
     assert done
     assert done[0].exit_code == 0, done[0].stderr
     assert b"registry/one" in admin.all(other)
+
+
+@pytest.mark.parametrize("holder", ["a copy", "a pod that is cut off"])
+def test_a_model_waits_for_whoever_may_answer_for_its_former_life(
+    admin: Admin, saved: Path, other: Keys, holder: str
+) -> None:
+    """A pod that is cut off has no keys. A tombstone marks the id, since a pod that has one may be cut off next."""
+    life = {other.life("pod-1", "i"): b'{"data":"h:1","control":"h:2"}'}
+    copy = {other.copy("one", "pod-1"): b"{}", other.pod("pod-1"): b"{}"}
+    admin.put({other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs").encode(), **life})
+    if holder == "a copy":
+        admin.put(copy)
+    tombstone = b"copies/one/~"
+    for _ in range(2):
+        result = restored(admin, saved, other, "--overwrite")
+        assert result.exit_code == 1
+        assert "model one: pods still hold copies" in result.stderr
+        found = admin.all(other)
+        assert b"registry/one" not in found
+        assert Tombstone.decode(found[tombstone]).path == "s3://b/theirs"
+    for key in (*copy, *life):
+        admin.delete(key)
+    result = restored(admin, saved, other, "--overwrite")
+    assert result.exit_code == 0, result.stderr
+    found = admin.all(other)
+    assert ModelRecord.decode(found[b"registry/one"]).path == "s3://b/one"
+    assert tombstone not in found
+
+
+def test_what_nobody_holds_leaves_no_tombstone(admin: Admin, saved: Path, other: Keys) -> None:
+    """Nor does a reload that was asked for of the former one. Many, for a transaction takes few."""
+    names = [f"many-{number}" for number in range(100)]
+    admin.put({other.model(name): ModelRecord(type="onnx", path="s3://b/new").encode() for name in names})
+    target = saved.with_name("many.backup")
+    assert admin.run("backup", str(target), "--base", other.base).exit_code == 0
+    admin.put({other.model(name): ModelRecord(type="onnx", path="s3://b/old").encode() for name in names})
+    admin.put({other.reload("many-7"): b"{}"})
+    result = restored(admin, target, other, "--overwrite")
+    assert result.exit_code == 0, result.stderr
+    found = admin.all(other)
+    assert found.keys() == {f"registry/{name}".encode() for name in names}
+    assert all(ModelRecord.decode(value).path == "s3://b/new" for value in found.values())
 
 
 def test_a_dry_run_says_all_and_does_nothing(admin: Admin, saved: Path, other: Keys) -> None:

@@ -5,9 +5,10 @@ what the mesh has measured or noted since is not lost. What differs is left too,
 
 Three things make this more than writing keys:
 
-- A copy belongs to one registration, which is the create revision of its record. So a record that differs is deleted
-  and created anew, once no copy of its former life is left; agents compare theirs about every 30 seconds. Until then
-  the model is not registered: a wait, and never another model's answer. Limits alone are changed in place.
+- A copy belongs to one registration, which is the create revision of its record. So a record that differs is deleted,
+  with a tombstone where a pod may answer for it (`mesh.lives`), and created anew once no pod may; agents compare their
+  copies about every 30 seconds. Until then the model is not registered: a wait, and never another model's answer.
+  Limits alone are changed in place.
 - How many vmodels name a model stands in its record. Models are created with none, and each vmodel counts itself in the
   transaction that writes it.
 - The leader finds models whose number of copies was set by keys of `wanted/`, which are written along and not kept.
@@ -24,12 +25,16 @@ from mesh import etcd as etcds
 from mesh import owner
 from mesh.cli.backup import file, meaning, saving
 from mesh.etcd import Etcd, EtcdError, EtcdUnavailable, KeyValue
-from mesh.keys import Keys, after_prefix
+from mesh.keys import TOMBSTONE, Keys, after_prefix
+from mesh.lives import Tombstone, all_present, census
 from mesh.records import ModelRecord
 from mesh.statuses import Reason
 
 BATCH = 60
 """Records of one transaction: two comparisons and up to two writes for each, of the 128 that etcd takes."""
+
+DELETIONS = 30
+"""Deletions of one transaction: up to four writes for each, and two counts."""
 
 BATCH_BYTES = 512 * 1024
 """A third of what etcd takes in one request."""
@@ -37,6 +42,7 @@ BATCH_BYTES = 512 * 1024
 IN_FLIGHT = 8
 """Batches on the way at once: etcd writes what comes together to its disk together."""
 
+_TOMBSTONE = f"/{TOMBSTONE}".encode()
 _ROUNDS = 8  # attempts at records that others keep changing
 _PAUSE = 0.5  # seconds between two looks for copies that are being withdrawn
 
@@ -171,11 +177,15 @@ class Restorer:
         """Looks at each, settles those that are there, and gives those that are left to be created."""
         left: list[file.Entry] = []
         stale: list[tuple[file.Entry, KeyValue]] = []
-        found = await self._look(todo)
+        found, present = await self._look(todo)
+        over: list[KeyValue] = []  # tombstones of models that no pod can answer for
         self._met = self._dry_run or any(kv is not None for kv, _ in found)
         for entry, (kv, lingering) in zip(todo, found, strict=True):
             if kv is None and self._dry_run:
                 self.outcome.created[entry.kind] += 1
+            elif kv is None and lingering is not None and present and lingering.key.endswith(_TOMBSTONE):
+                over.append(lingering)
+                left.append(entry)
             elif kv is None:
                 (self._waiting if lingering else left).append(entry)
             elif (difference := meaning.difference(kv.value, entry.value)) is meaning.Difference.NONE:
@@ -190,21 +200,26 @@ class Restorer:
                 left += await self._limit(entry, kv)
             else:
                 stale.append((entry, kv))
-        left += await self._delete(stale)
+        if over:
+            unchanged = [etcds.modified(kv.key, kv.mod_revision) for kv in over]
+            await self._etcd.txn(unchanged, [etcds.delete_op(kv.key) for kv in over])
+        for start in range(0, len(stale), DELETIONS):
+            left += await self._delete(stale[start : start + DELETIONS])
         return left
 
-    async def _look(self, todo: Sequence[file.Entry]) -> list[tuple[KeyValue | None, bool]]:
-        """For each the key as it is, and whether there are copies."""
-        gets: list[etcds.Op] = []
+    async def _look(self, todo: Sequence[file.Entry]) -> tuple[list[tuple[KeyValue | None, KeyValue | None]], bool]:
+        """For each the key as it is, and the first of its copies, its tombstone being the last. And whether each life
+        of a pod has presence."""
+        gets: list[etcds.Op] = census(self._keys)
         for entry in todo:
             copies = self._copies(entry)
             gets += [
                 etcds.get_op(self._key(entry)),
                 etcds.get_range_op(copies, after_prefix(copies), limit=1, keys_only=True),
             ]
-        found = [part if isinstance(part, tuple) else () for part in (await self._etcd.txn((), gets)).responses]
-        pairs = zip(found[::2], found[1::2], strict=True)
-        return [(keys[0] if keys else None, bool(copies)) for keys, copies in pairs]
+        responses = (await self._etcd.txn((), gets)).responses
+        found = [part[0] if isinstance(part, tuple) and part else None for part in responses[2:]]
+        return list(zip(found[::2], found[1::2], strict=True)), all_present(responses[:2])
 
     async def _limit(self, entry: file.Entry, kv: KeyValue) -> list[file.Entry]:
         """Changes the limits in place; the entry again where somebody else was faster."""
@@ -217,14 +232,25 @@ class Restorer:
 
     async def _delete(self, stale: Sequence[tuple[file.Entry, KeyValue]]) -> list[file.Entry]:
         """Deletes records that are to be created anew, all or none; gives them back, to be looked at again."""
-        if not stale:
-            return []
+        looked, present = await self._look([entry for entry, _ in stale])
         compares = [etcds.modified(kv.key, kv.mod_revision) for _, kv in stale]
-        deletions = [etcds.delete_op(key) for entry, kv in stale for key in (kv.key, self._want(entry))]
+        deletions: list[etcds.Op] = []
+        burials: list[tuple[etcds.Compare, etcds.Op]] = []  # of models that nobody answers for, as far as is known
+        for (entry, kv), (_, lingering) in zip(stale, looked, strict=True):
+            deletions += [etcds.delete_op(key) for key in (kv.key, self._want(entry), self._reload(entry))]
+            burial = etcds.put_op(self._copies(entry) + TOMBSTONE.encode(), _tombstone(kv.value).encode())
+            if present and lingering is None:
+                compares.append(etcds.absent_prefix(self._copies(entry)))
+                burials.append((etcds.absent(kv.key), burial))
+            else:
+                deletions.append(burial)
         # Noted before: if this times out and was done, what is created next has overwritten something all the same.
         self._deleted.update(entry.name for entry, _ in stale)
-        if not (await self._etcd.txn(compares, deletions)).succeeded:
+        result = await self._etcd.txn(compares, [*deletions, *census(self._keys)])
+        if not result.succeeded:
             self._deleted.difference_update(entry.name for entry, _ in stale)
+        elif burials and not all_present(result.responses[-2:]):  # a pod was cut off in this very moment
+            await self._etcd.txn([absent for absent, _ in burials], [burial for _, burial in burials])
         return [entry for entry, _ in stale]
 
     async def _late(self, progress: Callable[[int], None]) -> None:
@@ -237,7 +263,10 @@ class Restorer:
                 await self._models(batch)
             progress(self.outcome.done)
             if self._waiting and loop.time() > deadline:
-                text = f"pods still hold copies of its former registration after {self._wait:g} s: restore again later"
+                text = (
+                    f"pods still hold copies of its former registration after {self._wait:g} s, or may hold some, cut "
+                    "off from etcd (`mesh pods` tells): restore again later"
+                )
                 self._fail(self._waiting, text)
                 self._waiting = []
             if self._waiting:
@@ -312,8 +341,18 @@ class Restorer:
     def _copies(self, entry: file.Entry) -> bytes:
         return self._keys.copies(entry.name.decode(errors="surrogateescape"))
 
+    def _reload(self, entry: file.Entry) -> bytes:
+        return self._keys.reload(entry.name.decode(errors="surrogateescape"))
+
     def _want(self, entry: file.Entry) -> bytes:
         return self._keys.want(entry.name.decode(errors="surrogateescape"))
+
+
+def _tombstone(value: bytes) -> Tombstone:
+    try:
+        return Tombstone.of(ModelRecord.decode(value))
+    except ValueError:  # nobody could have loaded it
+        return Tombstone("", "", "", "")
 
 
 def _shown(name: bytes) -> str:
