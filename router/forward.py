@@ -124,6 +124,10 @@ class Forwarder:
                 return copy, said
         raise MeshError(Reason.UNAVAILABLE, f"no copy of {model_id} stays where it is", retry_after=1.0)
 
+    def other(self, copy: Copy, tried: "list[Copy]") -> bool:
+        """Returns whether there is another copy of the model that has not been tried."""
+        return self.pick(self.view.copies.get(copy.model, []), [*tried, copy]) is not None
+
     def not_verified(self, copy: Copy) -> None:
         """The pod demands that calls of its copies say what their records are."""
         self.meter.verify_first.inc()
@@ -452,7 +456,12 @@ class Carry:
         """The pod has run nothing: the copy is not there, or must be verified first."""
         if refusal == names.VERIFY_FIRST and self._said is not VERIFIED and self._sends < MAX_SENDS:
             self._forwarder.not_verified(copy)
-            self._verify(copy, insist=self._said is AWAY)
+            insist = self._said is AWAY
+            if insist and self._forwarder.other(copy, self._tried):
+                self._tried.append(copy)  # its pod reaches etcd, this router does not: elsewhere nobody has to wait
+                self._next()
+            else:
+                self._verify(copy, insist=insist)
             return
         self._forwarder.meter.not_here.inc()
         self._forwarder.view.drop(copy)

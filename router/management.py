@@ -236,13 +236,7 @@ class Management:
                     [etcds.get_op(key), etcds.get_range_op(copies, after_prefix(copies))],
                 )
             except etcds.EtcdUnavailable as error:
-                if not error.ambiguous:
-                    raise
-                # It may have been done: whether it was is all that counts, for registering is idempotent.
-                found = await self._registry.read(model_id, fresh=True)
-                if found is None or not found.record.same_registration(record):
-                    raise
-                return found, True
+                return await self._done(model_id, record, error), True
             if result.succeeded:
                 return self._created(model_id, record, result.revision), True
             existing, lingering = _keys_of(result.responses[0]), _keys_of(result.responses[1])
@@ -250,10 +244,13 @@ class Management:
                 return self._existing(decode(model_id, existing[0]), record), False
             if (former := self._former(lingering)) is not None and former.allows(record):
                 tombstone, buried = self._keys.tombstone(model_id), lingering[0].mod_revision
-                result = await self._etcd.txn(
-                    [etcds.absent(key), etcds.modified(tombstone, buried), etcds.absent_range(copies, tombstone)],
-                    [*self._puts(model_id, record, value), etcds.delete_op(tombstone)],
-                )
+                try:
+                    result = await self._etcd.txn(
+                        [etcds.absent(key), etcds.modified(tombstone, buried), etcds.absent_range(copies, tombstone)],
+                        [*self._puts(model_id, record, value), etcds.delete_op(tombstone)],
+                    )
+                except etcds.EtcdUnavailable as error:
+                    return await self._done(model_id, record, error), True
                 if result.succeeded:
                     return self._created(model_id, record, result.revision), True
                 continue
@@ -266,6 +263,15 @@ class Management:
                 raise waits(model_id, holders, self._settings.reregister_after)
             else:
                 await asyncio.sleep(_PAUSE)
+
+    async def _done(self, model_id: str, record: ModelRecord, error: etcds.EtcdUnavailable) -> Registration:
+        """Returns the registration where a write that etcd has not confirmed was done: that is all that counts, for
+        registering is idempotent. Else raises the error."""
+        if error.ambiguous:
+            found = await self._registry.read(model_id, fresh=True)
+            if found is not None and found.record.same_registration(record):
+                return found
+        raise error
 
     def _created(self, model_id: str, record: ModelRecord, revision: int) -> Registration:
         registration = Registration(model_id, record, revision, revision)

@@ -114,6 +114,9 @@ class _Stream:
                     if refusal == names.VERIFY_FIRST and said is not VERIFIED:
                         forwarder.not_verified(copy)
                         insist = said is AWAY
+                        if insist and forwarder.other(copy, tried):
+                            tried.append(copy)
+                            insist = False
                         why = "must verify it first"
                     else:
                         forwarder.meter.not_here.inc()

@@ -69,6 +69,11 @@ class Verifier:
         self._tasks = Tasks()
         self._loop = asyncio.get_running_loop()
 
+    @property
+    def away(self) -> bool:
+        """Whether etcd does not answer this router."""
+        return self._away
+
     def known(self, copy: Copy) -> Said:
         """Returns what a call to the copy may say without a read; NOTHING where one is needed."""
         if self._away:

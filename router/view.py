@@ -378,12 +378,14 @@ class View:
             log.warning("a suspect pod does not answer and is dropped", pod=pod.name, copies=len(pod.copies))
             self._forget(pod)
 
-    def settle(self, now: float) -> None:
+    def settle(self, now: float, *, away: bool = False) -> None:
         """To be called every second or so: forgets the copies that did not come back with their pod, and sees which
-        pods are being replaced."""
+        pods are being replaced. `away`: etcd does not answer this router."""
         self._see_rollouts(now)
         for pod in list(self.pods.values()):
-            pod.wary = False  # it says so again if it is still so
+            # It says so again if it is still so; but of one that is cut off as long as etcd is away, each time costs a
+            # call a second try, and a stream too long to be sent twice its life.
+            pod.wary = pod.wary and away
             if not pod.unsettled or pod.suspect:
                 continue
             left = [copy for copy in pod.copies.values() if copy.suspect]

@@ -228,7 +228,7 @@ class Process:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_TICK)
-            self.view.settle(loop.time())
+            self.view.settle(loop.time(), away=self.forwarder.verifier.away)
             self.forwarder.deaths.settle()
             self.prober.look()
             self.feed.tell()

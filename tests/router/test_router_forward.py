@@ -470,6 +470,56 @@ async def test_a_pod_that_knows_better_has_the_record_read_until_etcd_answers(co
     assert call.code is Code.OK
 
 
+async def test_a_pod_that_knows_better_is_not_waited_for_where_there_is_another(core):
+    """Of several that know better the last one is asked to wait."""
+    resident(core, "a", "b", "c")
+    for name, load in (("a", 0), ("b", 10), ("c", 20)):
+        core.world.view.pods[name].load = load
+    core.etcd.away = True
+    call = core.call()
+    core.sent("a")[0].verify_first()
+    (await core.reaches("a", 2)).verify_first()
+    sent = await core.reaches("b")
+    assert call.code is None
+    sent.reply()
+    assert call.code is Code.OK
+
+    done, away = {name: len(core.sent(name)) for name in "abc"}, []
+    call = core.call()
+    while not call.answers:
+        for name in "abc":
+            for sent in core.sent(name)[done[name] :]:
+                done[name] += 1
+                if b"mesh-verified" in sent.headers:
+                    sent.reply()
+                    continue
+                if b"mesh-etcd-away" in sent.headers:
+                    away.append(name)
+                core.etcd.away = len(away) < 3
+                sent.verify_first()
+        await asyncio.sleep(0.001)
+    assert (call.code, away) == (Code.OK, ["a", "b", "c"])
+
+
+async def test_what_a_pod_demands_holds_as_long_as_etcd_is_away(core):
+    """A second later, too: no call is sent back for it again."""
+    resident(core)
+    core.etcd.away = True
+    core.call()
+    core.sent("a")[0].verify_first()
+    (await core.reaches("a", 2)).reply()
+    core.world.view.settle(1.0, away=core.forwarder.verifier.away)
+    core.call()
+    assert core.sent("a")[2].headers[b"mesh-etcd-away"] == b"1"
+    core.sent("a")[2].reply()
+    core.etcd.away = False
+    await until(lambda: not core.forwarder.verifier.away, why="the probe finds etcd")
+    core.world.view.settle(2.0, away=core.forwarder.verifier.away)
+    core.call()
+    assert b"mesh-etcd-away" not in core.sent("a")[3].headers
+    core.sent("a")[3].reply()
+
+
 async def test_reads_are_shared_by_the_calls_of_a_model(core):
     """However many of them a pod sends back."""
     resident(core)
