@@ -123,7 +123,7 @@ class Run:
         self._note("calm")
         await self.arena.heal()
         for name in (*self.arena.pods, *self.arena.routers):
-            assert self.arena.alive(name), f"{name} has ended by itself:\n{self.arena.program(name).tail()}"
+            self._restart(name)
         await self.arena.mesh.ready()
         for writer in self._writers:
             writer.pause()
@@ -141,6 +141,17 @@ class Run:
         self._note("calm: all is well")
         for writer in self._writers:
             writer.resume()
+
+    def _restart(self, name: str) -> None:
+        """Starts again what could not start while it was harmed, as Kubernetes and `mesh up` do. Nothing else ends."""
+        if self.arena.alive(name):
+            return
+        program = self.arena.program(name)
+        assert program.process is not None
+        started = program.process.returncode < 0 or "cannot start" not in program.tail(5)
+        assert not started, f"{name} has ended by itself:\n{program.tail()}"
+        self._note(f"{name}: could not start, is started again")
+        program.start()
 
     async def _called(self, way: Way, model: str, value: int | None) -> None:
         """Waits until a router answers for a model as it was acknowledged."""

@@ -46,7 +46,7 @@ def draw(random: random.Random, arena: Arena, taken: Iterable[str] = ()) -> Trou
 
 def _agent_stopped(random: random.Random, arena: Arena, seconds: float) -> Trouble:
     pod = random.choice(arena.pods)
-    return _stop(arena, f"{pod}: agent stopped", pod, seconds, lambda: [arena.program(pod).pid])
+    return _stop(arena, f"{pod}: agent stopped", pod, seconds, lambda: arena.own(pod))
 
 
 def _server_stopped(random: random.Random, arena: Arena, seconds: float) -> Trouble:
@@ -56,7 +56,7 @@ def _server_stopped(random: random.Random, arena: Arena, seconds: float) -> Trou
 
 def _pod_stopped(random: random.Random, arena: Arena, seconds: float) -> Trouble:
     pod = random.choice(arena.pods)
-    pids = lambda: [arena.program(pod).pid, *arena.servers(pod)]  # noqa: E731
+    pids = lambda: [*arena.own(pod), *arena.servers(pod)]  # noqa: E731
     return _stop(arena, f"{pod}: agent and server stopped", pod, seconds, pids)
 
 
@@ -94,12 +94,12 @@ def _worker_stopped(random: random.Random, arena: Arena, seconds: float) -> Trou
 
 def _parent_stopped(random: random.Random, arena: Arena, seconds: float) -> Trouble:
     router = random.choice(arena.routers)
-    return _stop(arena, f"{router}: parent stopped", router, seconds, lambda: [arena.program(router).pid])
+    return _stop(arena, f"{router}: parent stopped", router, seconds, lambda: arena.own(router))
 
 
 def _router_stopped(random: random.Random, arena: Arena, seconds: float) -> Trouble:
     router = random.choice(arena.routers)
-    pids = lambda: [arena.program(router).pid, *arena.workers(router)]  # noqa: E731
+    pids = lambda: [*arena.own(router), *arena.workers(router)]  # noqa: E731
     return _stop(arena, f"{router}: parent and worker stopped", router, seconds, pids)
 
 
@@ -199,7 +199,7 @@ def _partition(random: random.Random, arena: Arena, seconds: float) -> Trouble:
 
     @contextlib.asynccontextmanager
     async def harm() -> AsyncIterator[None]:
-        with arena.cut_off(router), arena.stopped(arena.program(pod).pid):
+        with arena.cut_off(router), arena.stopped(*arena.own(pod)):
             yield
 
     claims = _roads(router) | {pod}

@@ -124,8 +124,15 @@ class Arena:
         process = self.program(name).process
         return process is not None and process.poll() is None
 
+    def own(self, name: str) -> list[int]:
+        """The process itself: an agent, or the parent of a router; none where it has ended, and its number may be
+        somebody else's."""
+        return [self.program(name).pid] if self.alive(name) else []
+
     def below(self, name: str, word: str) -> list[int]:
         """Children of that process whose command line has that word, such as `router.worker`."""
+        if not self.alive(name):
+            return []
         return [pid for pid in children(self.program(name).pid) if word in command(pid)]
 
     def servers(self, pod: str) -> list[int]:
