@@ -62,10 +62,13 @@ def load_request(
 
 
 class Unreachable(Exception):
-    """The agent did not answer. `refused`: it certainly has not got the request."""
+    """The agent did not answer. `refused`: it certainly has not got the request.
 
-    def __init__(self, text: str, *, refused: bool) -> None:
-        super().__init__(text)
+    `text` is for callers, in the mesh's words; as a string it has gRPC's words too, for the log."""
+
+    def __init__(self, text: str, *, refused: bool, detail: str = "") -> None:
+        super().__init__(f"{text} ({detail})" if detail else text)
+        self.text = text
         self.refused = refused
 
 
@@ -167,10 +170,13 @@ class Agents:
             assert pod.record is not None  # it has a stub
             return await method(request, timeout=timeout, metadata=rpc.shown(pod.record.token))
         except grpc.aio.AioRpcError as error:
-            text = f"the agent of {pod.name} does not answer: {error.details() or error.code().name}"
+            detail = error.details() or error.code().name
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise Timeout(text, refused=False) from error
-            raise Unreachable(text, refused="failed to connect" in (error.details() or "").lower()) from error
+                text = f"the agent of {pod.name} does not answer in time"
+                raise Timeout(text, refused=False, detail=detail) from error
+            refused = "failed to connect" in detail.lower()
+            text = f"the agent of {pod.name} {'cannot be reached' if refused else 'does not answer'}"
+            raise Unreachable(text, refused=refused, detail=detail) from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():

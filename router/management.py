@@ -204,7 +204,8 @@ class Management:
             raise MeshError(Reason.BAD_REQUEST, text)
         if path in (".", "..") or path.startswith(("./", "../")):
             text = (
-                f"the path {path[:500]!r} is relative to a folder that pods do not know: give an absolute path, a URI "
+                f"the path {confidential.masked_path(path)[:500]!r} is relative to a folder that pods do not know: "
+                "give an absolute path, a URI "
                 "such as s3://bucket/model.onnx, or a path inside the store that the key names"
             )
             raise MeshError(Reason.BAD_REQUEST, text)
@@ -796,7 +797,7 @@ class Management:
         try:
             reply = await self._agents.describe(pod, timeout=_DESCRIBE)
         except Unreachable as error:
-            raise MeshError(Reason.UNAVAILABLE, str(error)) from error
+            raise MeshError(Reason.UNAVAILABLE, error.text) from error
         return explain.described(reply)
 
     async def questions(self, name: str) -> tuple[str, ...]:
@@ -807,7 +808,7 @@ class Management:
         try:
             return tuple((await self._agents.questions(pod, timeout=_DESCRIBE)).decisions)
         except Unreachable as error:
-            raise MeshError(Reason.UNAVAILABLE, str(error)) from error
+            raise MeshError(Reason.UNAVAILABLE, error.text) from error
 
     # Last in the class: below it, `list` is this method.
     async def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Page:

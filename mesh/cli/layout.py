@@ -17,6 +17,8 @@ from pathlib import Path
 _LOCATION = b"\n\x08location\x12"
 """How the name of a file of external data begins in a model: the entry's key, and the tag of its value."""
 
+_CONFIG = "config.pbtxt"  # a model's settings, in Triton's repositories
+
 _BLOCK = 1 << 20  # bytes of a file that are searched at a time
 _LONGEST = 4096  # bytes of such a name
 
@@ -63,8 +65,10 @@ def _below(folder: Path, root: Path, skipped: Callable[[Path, str], None]) -> It
             raise
         skipped(folder, error.strerror or str(error))
         return
-    if folder != root and not files and _has_versions(folder, folders):
-        yield Found(folder.relative_to(root).as_posix(), folder)
+    # The folder that is imported is a collection whatever its folders are called, unless it says that it is a model.
+    one = folder != root or (root / _CONFIG).is_file()
+    if one and not files and _has_versions(folder, folders):
+        yield Found(folder.relative_to(root).as_posix() if folder != root else root.resolve().name, folder)
         return
     for file in files:
         model_id = file.relative_to(root).with_suffix("").as_posix()

@@ -244,7 +244,7 @@ class Reloading:
                 timeout=_LOAD_TIMEOUT,
             )
         except Unreachable as error:
-            return str(error)
+            return error.text
         if reply.WhichOneof("outcome") == "loaded":
             told = reply.loaded
             self._view.loaded(
@@ -271,7 +271,7 @@ class Reloading:
         try:
             await self._agents.unload(pod, request, timeout=_UNLOAD_TIMEOUT)
         except Unreachable as error:
-            return str(error)
+            return error.text
         return None
 
     # --- what is told ---

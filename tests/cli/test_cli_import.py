@@ -143,6 +143,14 @@ def test_a_repository_of_versions_is_a_model_each(mesh, run, tmp_path):
     }
 
 
+def test_a_folder_of_versions_that_is_imported_itself_is_a_model_where_it_says_so(mesh, run, tmp_path):
+    """By Triton's file of settings; else its folders are models of a collection."""
+    write(tmp_path, {"dense/1/model.onnx": models.constant(1.0), "dense/config.pbtxt": b""})
+    result = run("import", str(tmp_path / "dense"))
+    assert result.exit_code == 0
+    assert {name: model["path"] for name, model in mesh.models.items()} == {"dense": str(tmp_path / "dense")}
+
+
 def test_what_no_pod_could_tell_apart_fails_at_once(mesh, run, tmp_path):
     """Two models in one folder, one of them with external data: it is named, the rest is registered."""
     write(tmp_path, {"a.onnx": models.external_data("w"), "w": b"1234", "b.onnx": models.constant(1.0)})
