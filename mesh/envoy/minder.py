@@ -107,6 +107,7 @@ class Minder:
         self._on_lost = on_lost
         self._child: process.Process | None = None
         self._watch: process.Watch | None = None
+        self._answers: process.Answers | None = None
         self._session: aiohttp.ClientSession | None = None
         self._task: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None  # the certificates
@@ -257,6 +258,7 @@ class Minder:
         ]
         child = await process.spawn(argv, name=self._name, on_line=self._on_line)
         self._child = child
+        self._observe(child)
         _raise_open_files(child.pid)
         died = asyncio.create_task(child.wait())
         ready = asyncio.create_task(self._wait_ready())
@@ -317,17 +319,26 @@ class Minder:
             log.info("envoy runs again", restarts=self._restarts, pid=self._pid())
 
     async def _until_dead(self, child: process.Process) -> str:
-        """Watches one life of Envoy; how it ended. It has no heartbeat: its admin interface is asked."""
-        answers = process.Answers(self._answers, name=self._name)
-        self._watch = watch = process.Watch(child, answers.last, on_hung=lambda _: self._on_hung())
+        """Waits for the end of one life of Envoy; how it ended."""
         try:
             code = await child.wait()
         finally:
-            answers.close()
-            watch.close()
-        return f"it {watch.hung.why}" if watch.hung is not None else self._why(code)
+            self._observe(None)
+        return self._why(code)
 
-    async def _answers(self) -> bool:
+    def _observe(self, child: process.Process | None) -> None:
+        """Watches this life of Envoy from now on, its start included; None: no life. It has no heartbeat: its admin
+        interface is asked."""
+        if self._watch is not None:
+            self._watch.close()
+        if self._answers is not None:
+            self._answers.close()
+            self._answers = None
+        if child is not None:
+            self._answers = process.Answers(self._answers_now, name=self._name)
+            self._watch = process.Watch(child, self._answers.last, on_hung=lambda _: self._on_hung())
+
+    async def _answers_now(self) -> bool:
         try:
             await self._admin("GET", "/ready")
         except EnvoyError:
@@ -344,6 +355,7 @@ class Minder:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+        self._observe(None)
         if child is not None:
             await child.terminate(2.0)
         self._ready = False
@@ -376,6 +388,8 @@ class Minder:
         getattr(log, "debug" if level == "trace" else level)("envoy says", text=text)
 
     def _why(self, code: int | None) -> str:
+        if self._watch is not None and (hung := self._watch.hung) is not None:
+            return f"it {hung.why}"
         text = "; ".join(self._complaints) or "it gave no reason"
         return text if code is None else f"{text} ({process.describe_exit(code)})"
 

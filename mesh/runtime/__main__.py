@@ -189,7 +189,7 @@ def main(
             help="Silence of the model server after which it is replaced, in seconds; at least 3. A stopped one is "
             "replaced after 3 seconds.",
         ),
-    ] = 10.0,
+    ] = 12.0,
     server_module: Annotated[
         str,
         # For tests, which fake the server: no operator needs it.

@@ -50,7 +50,7 @@ class RuntimeSettings:
     eviction: str = "lru"  # which copies make way first: a policy of `placement`
     max_message: int = 16 * MIB
     server_module: str = SERVER  # what is run as the model server
-    hang_timeout: float = 10.0  # silence of the model server after which it is killed
+    hang_timeout: float = 12.0  # silence of the model server after which it is killed
     check_interval: float = 30.0  # between two comparisons with the registry
     log_format: str = "text"
     log_level: str = "info"
