@@ -10,7 +10,8 @@ Never a victim, whatever the policy: a copy with a call in flight, a pinned one,
 used more recently than the newcomer. The last means that what is loaded for nobody in particular (a preload, a
 registration) cannot push out what is in use, while a load that a caller waits for (`idle_ms` 0) may push out anything
 at rest; and that two loads cannot push out one another in turn. A copy that was loaded a moment ago and whose caller
-has not come yet goes only if nothing else can: some policies would let go of it first.
+has not come yet goes only if nothing else can: some policies would let go of it first. Whoever can wait should wait for
+that (`Room.hasty`), and where only what is at work is in the way (`Room.passes`).
 
 Memory is of two kinds, host and device, and room is found in both or not at all. Where a pod has one only, the figures
 of the other are 0.
@@ -22,7 +23,7 @@ predicted too small) and nothing needed, the same function says what repairs it.
 import enum
 import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from placement import words
 from placement.policies import Policy, Standing
@@ -32,6 +33,9 @@ __all__ = ["CANDIDATES", "FRESH_MS", "SPARE", "Held", "Room", "RoomVerdict", "ma
 
 CANDIDATES = 16
 """How many copies are looked at, where some may have a spare elsewhere, before one is taken."""
+
+LASTING = frozenset({"pinned", "kept"})
+"""Reasons to be busy (`Held.busy_reason`) that do not pass by themselves."""
 
 FRESH_MS = 2_000
 """How long a copy counts as fresh that was loaded and not called yet: its caller waits in a router."""
@@ -70,6 +74,8 @@ class Room:
     freed_bytes: int
     why: str
     freed_device_bytes: int = 0
+    passes: bool = False  # of NO_ROOM: with what is at work now, there would be room once that is at rest
+    hasty: bool = False  # of EVICT: a victim's caller has not come yet; there is a better one in a moment
 
 
 def make_room(
@@ -100,9 +106,13 @@ def make_room(
     # A heap, not a sort: of thousands of copies, mostly one or two are taken.
     evictable: list[tuple[bool, Standing, bool, int, str, Held]] = []
     busy = recent = 0  # bytes that may not go
+    soon = soon_device = 0  # bytes of those that may go in a moment
     for copy in held:
         if copy.in_flight or copy.busy_reason:
             busy += copy.bytes
+            if copy.busy_reason not in LASTING and copy.idle_ms >= idle_ms:
+                soon += copy.bytes
+                soon_device += copy.device_bytes
         elif copy.idle_ms < idle_ms:
             recent += copy.bytes
         elif (short and copy.bytes > 0) or (short_device and copy.device_bytes > 0):
@@ -120,7 +130,9 @@ def make_room(
             freed += copy.bytes
             freed_device += copy.device_bytes
     if freed < short or freed_device < short_device:
-        return _refusal(short, short_device, freed, freed_device, busy, recent)
+        refusal = _refusal(short, short_device, freed, freed_device, busy, recent)
+        passes = freed + soon >= short and freed_device + soon_device >= short_device
+        return replace(refusal, passes=passes)
 
     # A large copy may have made the smaller ones before it superfluous: those stay, the most valuable first.
     victims: list[Held] = []
@@ -132,7 +144,8 @@ def make_room(
             victims.append(copy)
     victims.reverse()
     why = f"evicts {words.copies(len(victims))}, the last used {words.span(min(v.idle_ms for v in victims))} ago"
-    return Room(RoomVerdict.EVICT, tuple(copy.key for copy in victims), freed, why, freed_device)
+    hasty = any(copy.fresh for copy in victims)
+    return Room(RoomVerdict.EVICT, tuple(copy.key for copy in victims), freed, why, freed_device, hasty=hasty)
 
 
 def search(

@@ -393,7 +393,7 @@ class Cache:
                 if not self._evict(self._excess(size, hard=True)):
                     if size and size > (free := self._disk.free()) - self._coming:
                         text = f"{size} bytes are needed, {max(free - self._coming, 0)} are free on the pod's disk"
-                        raise PullError(PullErrorKind.DISK_FULL, text)
+                        raise PullError(PullErrorKind.DISK_FULL, text, short=self._short(size - free + self._coming))
                     self._coming += size
                     self._reserved += size
                     return
@@ -406,11 +406,17 @@ class Cache:
                 f"{size} bytes are needed on the pod's disk; of its budget of {self._budget} bytes, "
                 f"{self._used_bytes + self._reserved} are in use by models and other pulls"
             )
-            raise PullError(PullErrorKind.DISK_FULL, text)
+            never = size > self._budget
+            short = 0 if never else self._used_bytes + self._reserved + size - self._budget
+            raise PullError(PullErrorKind.DISK_FULL, text, short=short, never=never)
         most = self._disk.free() - self._coming + self._bytes - self._used_bytes
         if size and size > most:
             text = f"{size} bytes are needed and {max(most, 0)} can be had on the pod's disk; give the pod a larger one"
-            raise PullError(PullErrorKind.DISK_FULL, text)
+            raise PullError(PullErrorKind.DISK_FULL, text, short=self._short(size - most))
+
+    def _short(self, size: int) -> int:
+        """So many bytes of blobs in use must go; 0 where all of them together are fewer."""
+        return size if size <= self._used_bytes else 0
 
     def _give_back(self, coming: int, reserved: int) -> None:
         with self._lock:

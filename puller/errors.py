@@ -65,14 +65,20 @@ class PullErrorKind(enum.Enum):
 
 
 class PullError(Exception):
-    """A pull that failed, and left nothing behind. `retry_after` is in seconds, where the store has said so."""
+    """A pull that failed, and left nothing behind. `retry_after` is in seconds, where the store has said so; `short` is
+    how many bytes of models in use must go from the disk for it, 0 where that does not help; `never` says that this
+    pod's disk would be too small if it were empty."""
 
-    def __init__(self, kind: PullErrorKind, text: str, *, retry_after: float | None = None) -> None:
+    def __init__(
+        self, kind: PullErrorKind, text: str, *, retry_after: float | None = None, short: int = 0, never: bool = False
+    ) -> None:
         # File names may hold bytes that are no text; an error must always be printable.
         self.text = text.encode("utf-8", "backslashreplace").decode()
         super().__init__(self.text)
         self.kind = kind
         self.retry_after = retry_after
+        self.short = short
+        self.never = never
 
     @property
     def nature(self) -> Nature:

@@ -44,6 +44,7 @@ MAX_REFUSALS = 5
 PATIENCE = 10.0
 """Seconds that a flight waits for pods to come back or claims of dead pods to end before it gives up. A lease time."""
 
+_WAITED = 1.0  # seconds: an agent that refuses later than this has waited for room, with whoever waited for it
 _PAUSE = 0.5  # seconds between looks, where no change of the view wakes it earlier
 _MAX_STALE = 5  # answers "stale" for a record just read
 _COLD = 10.0  # milliseconds above which a wait counts as a cache miss, as with the predecessor
@@ -86,6 +87,7 @@ class _Flight:
 
     __slots__ = (
         "asked",
+        "asked_at",
         "began",
         "bytes",
         "changed",
@@ -110,6 +112,7 @@ class _Flight:
         self.expected: float | None = None  # when the load should be done, on the loop's clock
         self.changed = asyncio.Event()  # the view has changed for this model, or pods have
         self.asked = asyncio.Event()  # an agent has been asked
+        self.asked_at = 0.0  # when the last one was
         self.quiet: tuple[Pod, agent_pb2.LoadRequest] | None = None  # what one is asked now, while no call waits
         self.excluded: dict[str, str] = {}  # pods not to choose, and why
         self.failed: set[str] = set()  # pods in which it failed
@@ -290,6 +293,13 @@ class ColdStart:
             host = min([host, *(max(0, capacity - SESSION_BYTES) for capacity in on_devices)])
         return Footprint(host, device)
 
+    def nowhere(self, model_id: str, record: records.ModelRecord) -> str:
+        """Why no pod can ever hold the model, by what it was measured to need; "" where one can, or nobody knows."""
+        if not record.host_bytes and not record.device_bytes:
+            return ""
+        chosen = self.choose(model_id, record, excluded={})
+        return chosen.why if chosen.verdict is choice.Verdict.NOWHERE else ""
+
     def statistics(self) -> ColdStartStatistics:
         """What waits now."""
         return ColdStartStatistics(len(self._flights), self._waiters, self._bytes)
@@ -349,7 +359,10 @@ class ColdStart:
                     case "failed":
                         self._failed(flight, pod, registration, reply.failed)
                     case "refused":
-                        self._refused(flight, pod, reply.refused)
+                        if self._refused(flight, pod, reply.refused) is Reason.NOWHERE:
+                            # Its record says by now what it needs: no pod is asked that is no larger.
+                            self._registry.forget(flight.model_id)
+                            registration = await self._read(flight, fresh=True)
                     case "stale":
                         self._registry.forget(flight.model_id)
                         before, registration = registration, await self._read(flight, fresh=True)
@@ -471,6 +484,7 @@ class ColdStart:
                     waiter.on_error(late)
         self._failures.tried(pod.name, self._now_ms())
         flight.asked.set()
+        flight.asked_at = now
         flight.quiet = (pod, request) if flight.idle_ms else None
         try:
             reply = await asking.load(
@@ -550,13 +564,17 @@ class ColdStart:
             asked_ms=answer.asked_ms,
         )
 
-    def _refused(self, flight: _Flight, pod: Pod, answer: agent_pb2.LoadReply.Refused) -> None:
-        """Another pod is next. Raises where each would refuse it."""
+    def _refused(self, flight: _Flight, pod: Pod, answer: agent_pb2.LoadReply.Refused) -> Reason:
+        """Another pod is next. Raises where each would refuse it, or where nobody is left who waited for room."""
         reason = _reason(answer.reason)
         if reason in (Reason.QUARANTINED, Reason.UNKNOWN_MODEL):
             raise MeshError(reason, answer.text)
         flight.excluded[pod.name] = f"refuses it: {answer.text}"
         flight.refusals.append((reason, answer.text))
+        waited = self._loop.time() - flight.asked_at > _WAITED
+        if reason is Reason.NO_ROOM and waited and not flight.waiters:
+            raise MeshError(reason, answer.text, retry_after=1.0)
+        return reason
 
     async def _read(self, flight: _Flight, *, fresh: bool = False) -> Registration:
         """The registration. Raises UNKNOWN_MODEL for all who had come when the read began; who came later is read for

@@ -560,13 +560,21 @@ class Management:
             status = LOADED
         elif infos or self._coldstart.loading(registration.model_id):
             status = LOADING
-        elif failures or record.quarantined or self._changed(record):
+        elif (
+            failures
+            or record.quarantined
+            or self._changed(record)
+            or self._coldstart.nowhere(registration.model_id, record)
+        ):
             status = LOADING_FAILED
         else:
             return ModelStatus(NOT_LOADED, record=record, reload=seen.reload)
         infos += [CopyInfo(failure.pod, LOADING_FAILED, failure.at_ms) for failure in failures]
         infos.sort(key=lambda info: -info.time_ms)
-        return ModelStatus(status, self.errors(record), tuple(infos), record, reload=seen.reload)
+        errors = self.errors(record)
+        if status == LOADING_FAILED and (nowhere := self._coldstart.nowhere(registration.model_id, record)):
+            errors = (nowhere, *errors)
+        return ModelStatus(status, errors, tuple(infos), record, reload=seen.reload)
 
     def errors(self, record: ModelRecord) -> tuple[str, ...]:
         """Why a model is not loaded, or has not been in some pod: what its record remembers and has not expired."""

@@ -18,6 +18,7 @@ from mesh.runtime.ledger import Entry
 from mesh.runtime.outcomes import Failed
 from mesh.runtime.tasks import Tasks
 from mesh.telemetry import logs
+from placement.footprint import Footprint
 
 log = logs.get(__name__)
 
@@ -112,6 +113,15 @@ class History:
 
         if change(known) is not known:
             self._tasks.start(self._later(model_id, revision, change), f"remember {model_id}")
+
+    async def measured(self, model_id: str, revision: int, footprint: Footprint) -> None:
+        """Records what a model was found to need that could not stay. Returns once it stands there, or after
+        `PATIENCE`: whoever is refused for its size asks no other pod that is no larger."""
+
+        def change(record: ModelRecord) -> ModelRecord:
+            return replace(record, host_bytes=footprint.host_bytes, device_bytes=footprint.device_bytes)
+
+        await self._patiently(self._write(model_id, revision, change), f"size of {model_id}")
 
     def known(self, record: ModelRecord) -> Failure | None:
         """Returns this pod's own failure that is on record and has not expired."""

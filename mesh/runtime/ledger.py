@@ -18,8 +18,8 @@ import enum
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mesh.runtime import board
@@ -30,6 +30,9 @@ from placement.replay import Question
 
 QUESTIONS = 256
 """How many of the latest are kept, a kilobyte or two each."""
+
+
+NOTHING = Footprint()
 
 
 class State(enum.Enum):
@@ -55,13 +58,14 @@ class Uses(Protocol):
 
 class Entry:
     """One model in this pod. Changed by its ledger only, except what others note in it: `load_ms`, `usual_ms`,
-    `suspect`, `model_type`, `reason`, `pinned`, `generation`, `digest`, the rates."""
+    `disk_bytes`, `suspect`, `model_type`, `reason`, `pinned`, `generation`, `digest`, the rates."""
 
     __slots__ = (
         "aside",
         "begun",
         "device_bytes",
         "digest",
+        "disk_bytes",
         "generation",
         "host_bytes",
         "idle_ms",
@@ -95,6 +99,7 @@ class Entry:
         self.begun = False  # whether it counts as physical, though perhaps still waiting for its turn
         self.host_bytes = 0  # predicted, then measured; 0 until room is reserved
         self.device_bytes = 0
+        self.disk_bytes = 0  # of its files, once they are here
         self.slot: int | None = None
         self.load_ms = 0
         self.usual_ms = 0  # what a load of it took before, pull and waiting included; 0: unknown
@@ -239,6 +244,17 @@ class Ledger:
             self._count(entry, +1)
         return True
 
+    def give_back(self, entry: Entry) -> None:
+        """Takes back what was reserved for a load that has not reached the server."""
+        self._count(entry, -1)
+        entry.begun = False
+        entry.host_bytes = entry.device_bytes = 0
+
+    def promised(self) -> Footprint:
+        """What is reserved for loads that have not reached the server. O(n)."""
+        waiting = [entry for entry in self.entries.values() if entry.state is State.WAITING]
+        return Footprint(sum(entry.host_bytes for entry in waiting), sum(entry.device_bytes for entry in waiting))
+
     def take_slot(self, entry: Entry) -> bool:
         """Gives it a slot of the use board; False: all are taken."""
         if entry.slot is None and self._slots:
@@ -359,16 +375,86 @@ class Ledger:
         spares: Mapping[str, int] | None = None,
         keep: Collection[str] = (),
         for_whom: str = "",
+        besides: Footprint = NOTHING,
     ) -> room.Room:
         """Who makes way for so much more. `spares`: copies elsewhere, of those that were asked about. `keep` are
-        never taken."""
-        now = self._clock()
+        never taken. `besides` may be taken too, as if it were free."""
+        free = Footprint(self.free_bytes + besides.host_bytes, self.free_device_bytes + besides.device_bytes)
         need = need.on(device=self.has_device)
         busy = [
             room.Held(entry.model_id, entry.host_bytes, 0, busy_reason="loading", device_bytes=entry.device_bytes)
-            for entry in self.entries.values()
-            if entry.weight and entry.state not in (State.LOADED, State.UNLOADING)
+            for entry in self._under_way()
+            if entry.weight and entry.key not in keep
         ]
+        looked: list[room.Held] = []
+        found = room.search(
+            need.host_bytes,
+            free.host_bytes,
+            self.capacity_bytes,
+            self._policy,
+            self._look(spares, keep),
+            idle_ms=idle_ms,
+            spares=spares,
+            busy=busy,
+            on_looked=looked.extend,
+            need_device_bytes=need.device_bytes,
+            free_device_bytes=free.device_bytes,
+            capacity_device_bytes=self.device_capacity_bytes,
+        )
+        if found.verdict is not room.RoomVerdict.FITS:
+            question = Question(
+                for_whom,
+                need.host_bytes,
+                free.host_bytes,
+                self.capacity_bytes,
+                idle_ms,
+                tuple(looked),
+                need.device_bytes,
+                free.device_bytes,
+                self.device_capacity_bytes,
+            )
+            self.questions.append((question, found))
+        return found
+
+    def disk_room_for(
+        self, short_bytes: int, *, idle_ms: int = 0, spares: Mapping[str, int] | None = None, for_whom: str = ""
+    ) -> room.Room:
+        """Who makes way so that so many bytes of files may go from the disk: by the same rules as in memory."""
+        look = self._look(spares, (for_whom,))
+
+        def on_disk(model_id: str) -> room.Held:
+            return replace(look(model_id), bytes=self.entries[model_id].disk_bytes, device_bytes=0)
+
+        all_bytes = sum(entry.disk_bytes for entry in self.entries.values())
+        busy = [
+            room.Held(entry.model_id, entry.disk_bytes, 0, busy_reason="loading")
+            for entry in self._under_way()
+            if entry.disk_bytes
+        ]
+        looked: list[room.Held] = []
+        found = room.search(
+            short_bytes,
+            0,
+            max(short_bytes, all_bytes),
+            self._policy,
+            on_disk,
+            idle_ms=idle_ms,
+            spares=spares,
+            busy=busy,
+            on_looked=looked.extend,
+        )
+        self.questions.append(
+            (Question(for_whom, short_bytes, 0, max(short_bytes, all_bytes), idle_ms, tuple(looked)), found)
+        )
+        return found
+
+    def _under_way(self) -> Iterator[Entry]:
+        """Loads that have not ended."""
+        return (entry for entry in self.entries.values() if entry.state not in (State.LOADED, State.UNLOADING))
+
+    def _look(self, spares: Mapping[str, int] | None, keep: Collection[str]) -> Callable[[str], room.Held]:
+        """How a copy is at this moment."""
+        now = self._clock()
 
         def look(model_id: str) -> room.Held:
             entry = self.entries[model_id]
@@ -388,35 +474,7 @@ class Ledger:
                 fresh=awaited and now - entry.loaded_ns < room.FRESH_MS * 1_000_000,
             )
 
-        looked: list[room.Held] = []
-        found = room.search(
-            need.host_bytes,
-            self.free_bytes,
-            self.capacity_bytes,
-            self._policy,
-            look,
-            idle_ms=idle_ms,
-            spares=spares,
-            busy=busy,
-            on_looked=looked.extend,
-            need_device_bytes=need.device_bytes,
-            free_device_bytes=self.free_device_bytes,
-            capacity_device_bytes=self.device_capacity_bytes,
-        )
-        if found.verdict is not room.RoomVerdict.FITS:
-            question = Question(
-                for_whom,
-                need.host_bytes,
-                self.free_bytes,
-                self.capacity_bytes,
-                idle_ms,
-                tuple(looked),
-                need.device_bytes,
-                self.free_device_bytes,
-                self.device_capacity_bytes,
-            )
-            self.questions.append((question, found))
-        return found
+        return look
 
     def statistics(self) -> LedgerStatistics:
         """The ledger in numbers."""

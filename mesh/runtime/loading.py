@@ -29,9 +29,10 @@ from typing import Any, Protocol
 from mesh import records
 from mesh.records import CopyRecord, ModelRecord
 from mesh.runtime import claims
-from mesh.runtime.ledger import Entry, Ledger, State
+from mesh.runtime.ledger import NOTHING, Entry, Ledger, State
 from mesh.runtime.meters import Meters
 from mesh.runtime.outcomes import Failed, Loaded, Outcome, Refused, Stale, Want
+from mesh.runtime.rooms import Rooms
 from mesh.runtime.spi import Size, SpiError
 from mesh.runtime.turns import Turns
 from mesh.runtime.unloads import Keys, Server, Unloads
@@ -41,7 +42,7 @@ from mesh.telemetry import logs
 from placement.failures import Kind
 from placement.footprint import Footprint
 from placement.queue import Forecast, QueueStatistics, forecast
-from placement.room import Room, RoomVerdict
+from placement.room import Room
 from placement.sizes import Sizes, SizesStatistics
 from puller.errors import Nature, PullError, PullErrorKind
 from puller.puller import Pulled
@@ -52,6 +53,7 @@ log = logs.get(__name__)
 _PULLS = 16  # at once; a store is slow where a disk is not, and the server's turns are bounded apart
 _PULL_TIMEOUT = 900.0  # seconds
 _SPACE_WAIT = 60.0  # seconds for victims to go: calls in flight in them may take half of it
+_ROOM_WAIT = 120.0  # seconds in which a load may lose its room to others again and again
 _SERVER_WAIT = 5.0  # seconds for a server that died after the load had begun; another pod may be quicker
 _LOAD_SLACK = 15.0  # seconds after which the server must have given up by itself
 _DEATH_WAIT = 2.0  # seconds in which a lost connection shows itself as a death
@@ -113,6 +115,9 @@ class Remembering(Protocol):
     def known(self, record: ModelRecord) -> records.Failure | None:
         """Returns this pod's own failure that is on record and has not expired."""
 
+    async def measured(self, model_id: str, revision: int, footprint: Footprint) -> None:
+        """What it was found to need that could not stay."""
+
     async def failed(self, model_id: str, revision: int, outcome: Failed) -> None:
         """Why it failed."""
 
@@ -157,6 +162,7 @@ class Loading:
         self._pulls = asyncio.Semaphore(_PULLS)
         self._turns = Turns(parts.concurrency)
         self._sizes = Sizes()
+        self._rooms = Rooms(parts.ledger, evict=parts.evict, gone=parts.unloads.gone)
         self._mean_ms = 0.0  # of the last loads in the model server
         self._space = asyncio.Event()
 
@@ -195,16 +201,21 @@ class Loading:
         """To be called whenever memory has become free."""
         space, self._space = self._space, asyncio.Event()
         space.set()
+        self._rooms.freed()
 
     async def run(self, want: Want, entry: Entry) -> Outcome:
         """One load. Cancelled, it undoes what it did before it ends."""
         began = time.monotonic()
-        pull = asyncio.get_running_loop().create_task(self._pull(want, entry), name=f"pull {want.model_id}")
+        loop = asyncio.get_running_loop()
+        granted: asyncio.Future[Mapping[str, int]] = loop.create_future()
+        pull = loop.create_task(self._pull(want, entry, granted), name=f"pull {want.model_id}")
         outcome: Outcome | None = None
         try:
-            outcome = await self._steps(want, entry, pull, began)
+            outcome = await self._steps(want, entry, pull, granted, began)
         except PullError as error:
             outcome = _pull_outcome(error)
+        except _NoDisk as error:
+            outcome = error.refused
         finally:
             if not isinstance(outcome, Loaded):
                 await _to_its_end(self._undo(want, entry, pull))
@@ -212,9 +223,18 @@ class Loading:
             await self._parts.history.changed(want.model_id, want.revision, entry.digest)
         elif isinstance(outcome, Failed) and not outcome.again:
             await self._parts.history.failed(want.model_id, want.revision, outcome)
+        elif isinstance(outcome, Refused) and outcome.needs is not None:
+            await self._parts.history.measured(want.model_id, want.revision, outcome.needs)
         return outcome
 
-    async def _steps(self, want: Want, entry: Entry, pull: "asyncio.Task[Pulled]", began: float) -> Outcome:
+    async def _steps(
+        self,
+        want: Want,
+        entry: Entry,
+        pull: "asyncio.Task[Pulled]",
+        granted: "asyncio.Future[Mapping[str, int]]",
+        began: float,
+    ) -> Outcome:
         parts, ledger = self._parts, self._ledger
         # Who may have to go is asked about in the claim: of an unknown size, whether the pod is nearly full.
         likely = (
@@ -250,41 +270,29 @@ class Loading:
         if entry.aside and former is not None and former.generation >= record.generation:
             return Stale()  # whoever asked knows of a generation that the registry does not have
 
+        if not want.footprint.total_bytes:  # the router's record may be older than its size
+            want = replace(want, host_bytes=record.host_bytes, device_bytes=record.device_bytes)
+            if want.footprint.total_bytes and (refused := self.too_large(want)) is not None:
+                return refused
+        granted.set_result(spares)
         pulled = await pull
-        entry.digest = pulled.digest
+        entry.digest, entry.disk_bytes = pulled.digest, pulled.bytes
         if record.digest and entry.digest and record.digest != entry.digest:
             return Failed(Reason.CONTENT_CHANGED, record.contradiction(entry.digest))
         if (failed := self._unchanged(record, pulled)) is not None:
             return failed
         waiting = time.monotonic()
-        if (refused := self._reserve(want, entry, pulled, spares)) is not None:
-            return refused
-        if not await self._wait_for_space(entry):
-            text = f"{entry.footprint} were not free after {_SPACE_WAIT:g} s: victims have calls in flight"
-            return Refused(Reason.NO_ROOM, text)
-        async with self._turns.turn(want.model_id, idle_ms=entry.idle_ms):
-            parts.meters.queue_ms.observe((time.monotonic() - waiting) * 1000)
-            size = await self._serve(want, entry, pulled)
-        if isinstance(size, Failed) and pulled.digest:
-            kind = Kind.MEMORY if size.kind is Kind.MEMORY else Kind.CONTENT
-            return replace(size, kind=kind, digest=pulled.digest)
+        size = await self._bring_in(want, entry, pulled, spares, waiting)
         if not isinstance(size, Size):
             return size
         if size.note:
             log.warning("a model was loaded, but", model=want.model_id, note=size.note)
             entry.reason = f"{entry.reason}; {size.note}" if entry.reason else size.note
-        self._sizes.learn(
-            want.type,
-            predicted=entry.footprint,
-            measured=Footprint(size.host_bytes, size.device_bytes),
-            file_bytes=pulled.bytes,
-            device=ledger.has_device,
-        )
         entry.load_ms = max(1, round((time.monotonic() - began) * 1000))
-        outcome: Outcome | None = self._fit(want, entry, size, spares)
+        outcome: Outcome | None = None
         published = False
         first = not record.digest and entry.digest and verdict.modified
-        if outcome is None and (first or self._unclaimed(want, entry)):
+        if first or self._unclaimed(want, entry):
             publication = await self._publish(want, entry, verdict)
             if not isinstance(publication, ModelRecord):
                 return publication  # what it took may be of other content than the registration's
@@ -300,6 +308,46 @@ class Loading:
             load_ms=entry.load_ms,
         )
         return self._keep(want, entry, published=published) if outcome is None else outcome
+
+    async def _bring_in(
+        self, want: Want, entry: Entry, pulled: Pulled, spares: Mapping[str, int], waiting: float
+    ) -> Size | Refused | Failed:
+        """Room, its turn, the server's part, and room for what that has measured."""
+        parts, ledger = self._parts, self._ledger
+        while True:
+            if (refused := await self._reserve(want, entry, pulled, spares)) is not None:
+                return refused
+            if not await self._wait_for_space(entry):
+                text = f"{entry.footprint} were not free after {_SPACE_WAIT:g} s: victims have calls in flight"
+                return Refused(Reason.NO_ROOM, text)
+            async with self._turns.turn(want.model_id, idle_ms=entry.idle_ms):
+                if entry.begun and ledger.fits(NOTHING):
+                    parts.meters.queue_ms.observe((time.monotonic() - waiting) * 1000)
+                    predicted = entry.footprint
+                    size = await self._serve(want, entry, pulled)
+                    if isinstance(size, Failed) and pulled.digest:
+                        kind = Kind.MEMORY if size.kind is Kind.MEMORY else Kind.CONTENT
+                        return replace(size, kind=kind, digest=pulled.digest)
+                    if not isinstance(size, Size):
+                        return size
+                    # While it has its turn: no more loads are in memory beyond what was reserved than load at once.
+                    if (refused := await self._grow(entry, size, spares)) is not None:
+                        return refused
+                    break
+            # Others were larger than predicted, and have taken its room.
+            ledger.give_back(entry)
+            self.freed()
+            if time.monotonic() - waiting > _ROOM_WAIT:
+                text = f"others have taken its room for {_ROOM_WAIT:g} s, which were larger than predicted"
+                return Refused(Reason.NO_ROOM, text)
+        self._sizes.learn(
+            want.type,
+            predicted=predicted,
+            measured=Footprint(size.host_bytes, size.device_bytes),
+            file_bytes=pulled.bytes,
+            device=ledger.has_device,
+        )
+        return size
 
     def _unclaimed(self, want: Want, entry: Entry) -> bool:
         """Returns whether no key keeps the model's id from being registered anew: the copy that this one replaces has
@@ -327,7 +375,21 @@ class Loading:
             case Stale():
                 return published
 
-    async def _pull(self, want: Want, entry: Entry) -> Pulled:
+    async def _pull(self, want: Want, entry: Entry, granted: "asyncio.Future[Mapping[str, int]]") -> Pulled:
+        """The files. Where the disk is full of others', copies make way; not before the claim is `granted`, with the
+        copies elsewhere of those that may have to."""
+        while True:
+            try:
+                return await self._fetch(want, entry)
+            except PullError as error:
+                if not error.short:
+                    raise
+                short = error.short
+            refused = await self._rooms.disk(entry, short, spares=await granted)
+            if refused is not None:
+                raise _NoDisk(refused)
+
+    async def _fetch(self, want: Want, entry: Entry) -> Pulled:
         async with self._pulls:
             if entry.state is State.QUEUED:
                 self._ledger.enter(entry, State.PULLING)
@@ -351,36 +413,38 @@ class Loading:
         reason = Reason.NO_ROOM if known.kind is Kind.MEMORY else Reason.LOAD_FAILED
         return Failed(reason, known.text, known.kind, digest=known.digest, again=True)
 
-    def _reserve(self, want: Want, entry: Entry, pulled: Pulled, spares: Mapping[str, int]) -> Refused | None:
+    def too_large(self, want: Want) -> Refused | None:
+        """Why a model of known size can never be here."""
+        ledger = self._ledger
+        need = want.footprint.on(device=ledger.has_device)
+        if ledger.holds(need):
+            return None
+        return Refused(Reason.NOWHERE, f"it takes {need}, this pod's capacity is {ledger.capacity}")
+
+    async def _reserve(self, want: Want, entry: Entry, pulled: Pulled, spares: Mapping[str, int]) -> Refused | None:
         """Room for it on the books; victims begin to go."""
         ledger = self._ledger
         largest = max(1, ledger.device_capacity_bytes if ledger.has_device else ledger.capacity_bytes)
         if pulled.bytes > largest:
             text = f"its files have {format_bytes(pulled.bytes)}, this pod's capacity is {ledger.capacity}"
-            return Refused(Reason.NOWHERE, text)
+            return Refused(Reason.NOWHERE, text, None if want.footprint.total_bytes else Footprint(pulled.bytes))
         if (refused := self._parts.why_refused()) is not None:
             return refused
-        size = self._sizes.predict(
+        prediction = self._sizes.predict(
             want.type,
             file_bytes=pulled.bytes,
             measured=want.footprint,
             device=ledger.has_device,
             limit_bytes=largest,
-        ).footprint
-        room = ledger.room_for(
-            size, idle_ms=entry.idle_ms, spares=spares, keep=(want.model_id,), for_whom=want.model_id
         )
-        if (refused := no_room(room)) is not None:
-            return refused
-        ledger.weigh(entry, size.host_bytes, size.device_bytes)
-        self._parts.evict(room, want.model_id)
-        return None
+        return await self._rooms.reserve(entry, prediction, spares=spares, why_not=self._parts.why_refused)
 
     async def _wait_for_space(self, entry: Entry) -> bool:
+        """Whether its room is free, or was taken by a larger one than predicted."""
         self._ledger.enter(entry, State.WAITING)
         try:
             async with asyncio.timeout(_SPACE_WAIT):
-                while not self._ledger.begin(entry):
+                while not self._ledger.begin(entry) and self._ledger.fits(NOTHING):
                     await self._space.wait()
         except TimeoutError:
             return False
@@ -443,20 +507,19 @@ class Loading:
             return Failed(Reason.NO_ROOM, error.text, Kind.MEMORY)
         return Failed(Reason.LOAD_FAILED, error.text)
 
-    def _fit(self, want: Want, entry: Entry, size: Size, spares: Mapping[str, int]) -> Refused | None:
-        """Its size is known: it stays, and others may have to go, or it has to. Without a pause in between."""
-        parts, ledger = self._parts, self._ledger
-        ledger.weigh(entry, size.host_bytes, size.device_bytes)
-        if not ledger.holds(entry.footprint):
-            text = f"it takes {entry.footprint}, this pod's capacity is {ledger.capacity}"
-            return Refused(Reason.NOWHERE, text)
-        if not ledger.fits(Footprint()):
-            room = ledger.room_for(
-                Footprint(), idle_ms=entry.idle_ms, spares=spares, keep=(want.model_id,), for_whom=want.model_id
-            )
-            if (refused := no_room(room)) is not None:
-                return Refused(refused.reason, f"it takes {entry.footprint}: {refused.text}")
-            parts.evict(room, want.model_id)
+    async def _grow(self, entry: Entry, size: Size, spares: Mapping[str, int]) -> Refused | None:
+        """Puts what was measured on the books, where there is room for it."""
+        ledger = self._ledger
+        took = Footprint(size.host_bytes, size.device_bytes)
+        here = took if ledger.has_device else Footprint(took.total_bytes)
+        if not ledger.holds(here):  # one that fits nowhere says nothing about the others of its type
+            return Refused(Reason.NOWHERE, f"it takes {here}, this pod's capacity is {ledger.capacity}", took)
+        refused = await self._rooms.grow(entry, here, spares=spares)
+        if refused is not None:
+            return Refused(refused.reason, f"it takes {here}: {refused.text}", took)
+        if entry not in ledger:  # the server has died meanwhile
+            return Refused(Reason.UNAVAILABLE, self._parts.why_down())
+        self.freed()  # where less was needed than was reserved
         return None
 
     def _keep(self, want: Want, entry: Entry, *, published: bool) -> Loaded:
@@ -532,18 +595,17 @@ def _wall_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def no_room(room: Room) -> Refused | None:
-    """The refusal that a decision means; None where there is room, or will be once the victims are gone."""
-    if room.verdict is RoomVerdict.TOO_LARGE:
-        return Refused(Reason.NOWHERE, room.why)
-    if room.verdict is RoomVerdict.NO_ROOM:
-        return Refused(Reason.NO_ROOM, room.why)
-    return None
+class _NoDisk(Exception):
+    """There is no room on the disk."""
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(refused.text)
+        self.refused = refused
 
 
 def _pull_outcome(error: PullError) -> Refused | Failed:
     if error.kind is PullErrorKind.DISK_FULL:
-        return Refused(Reason.NO_ROOM, error.text)
+        return Refused(Reason.NOWHERE if error.never else Reason.NO_ROOM, error.text)
     asked_ms = round(1000 * error.retry_after) if error.retry_after else 0
     return Failed(Reason.LOAD_FAILED, error.text, _KINDS[error.nature], asked_ms)
 

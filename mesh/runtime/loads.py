@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 
 from mesh.runtime.decisions import Decisions
 from mesh.runtime.ledger import Entry, Ledger, State
-from mesh.runtime.loading import Loading, Parts, no_room
+from mesh.runtime.loading import Loading, Parts
 from mesh.runtime.meters import Meters
 from mesh.runtime.outcomes import Failed, Loaded, Outcome, Refused, Stale, Want
+from mesh.runtime.rooms import no_room
 from mesh.runtime.tasks import Tasks
 from mesh.runtime.unloads import Server, Unloads
 from mesh.statuses import Reason
@@ -204,7 +205,9 @@ class Loads:
         if not want.footprint.total_bytes:
             return None
         keep = (want.model_id,)
-        return no_room(self._ledger.room_for(want.footprint, idle_ms=want.idle_ms, keep=keep, for_whom=want.model_id))
+        room = self._ledger.room_for(want.footprint, idle_ms=want.idle_ms, keep=keep, for_whom=want.model_id)
+        # A caller's load waits for what passes, once its files are here.
+        return None if room.passes and not want.idle_ms else no_room(room)
 
     async def _fly(self, flight: _Flight) -> None:
         want = flight.want

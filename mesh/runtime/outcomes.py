@@ -60,6 +60,7 @@ class Refused:
 
     reason: Reason
     text: str
+    needs: Footprint | None = None  # what it was found to need, where that is news and larger than this pod
 
 
 @dataclass(frozen=True, slots=True)

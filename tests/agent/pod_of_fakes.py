@@ -18,8 +18,9 @@ from mesh.runtime.loads import Loads
 from mesh.runtime.meters import Meters
 from mesh.runtime.outcomes import Failed, Loaded, Outcome, Refused, Stale, Want
 from mesh.runtime.unloads import Unloads
+from placement.footprint import Footprint
 from placement.room import Room
-from puller.errors import PullError
+from puller.errors import PullError, PullErrorKind
 from puller.puller import Pulled
 from puller.source import Source
 from tests.support.modelserver import FakeModelServer
@@ -112,6 +113,8 @@ class FakeFiles:
         self.errors: dict[str, PullError] = {}
         self.digests: dict[str, str] = {}  # by path
         self.skipped: dict[str, tuple[str, ...]] = {}  # likewise
+        self.budget: int | None = None  # of the disk, in bytes
+        self.sizes: dict[str, int] = {}  # bytes that are on disk, by id
         self.held: dict[str, asyncio.Event] = {}
         self.stopping: dict[str, asyncio.Event] = {}  # until when a cancelled pull takes to stop
         self.present: set[str] = set()
@@ -131,11 +134,16 @@ class FakeFiles:
             raise self.errors[source.path]
         self.present.add(into)
         size = int(source.path.rpartition("/")[2])
+        if self.budget is not None and (short := sum(self.sizes.values()) + size - self.budget) > 0:
+            never = size > self.budget
+            raise PullError(PullErrorKind.DISK_FULL, "the disk is full", short=0 if never else short, never=never)
+        self.sizes[into] = size
         digest, skipped = self.digests.get(source.path, ""), self.skipped.get(source.path, ())
         return Pulled(Path(source.path), size, source.path, source.key, digest=digest, skipped=skipped)
 
     async def remove(self, into: str) -> None:
         self.present.discard(into)
+        self.sizes.pop(into, None)
 
 
 class FakeHistory:
@@ -156,6 +164,9 @@ class FakeHistory:
     ) -> None:
         self.sizes[model_id] = host_bytes
 
+    async def measured(self, model_id: str, revision: int, footprint: Footprint) -> None:
+        self.sizes[model_id] = footprint.total_bytes
+
     def known(self, record: ModelRecord) -> Failure | None:
         return next((failure for failure in record.failures if failure.pod == "pod-1"), None)
 
@@ -172,7 +183,7 @@ class FakeHistory:
 class FakePod:
     """`async with FakePod(capacity=...) as pod`: loads on a fake server, capacity in bytes."""
 
-    def __init__(self, *, capacity: int = 1_000_000, concurrency: int = 2) -> None:
+    def __init__(self, *, capacity: int = 1_000_000, concurrency: int = 2, slots: int = 64) -> None:
         self.server = FakeModelServer()
         self.board = FakeBoard()
         self.keys = FakeKeys()
@@ -185,7 +196,7 @@ class FakePod:
         self.silent: Refused | None = None
         self.slow: list[tuple[str, Path]] = []  # loads that the optimiser was told of
         self.later_ns = 0  # by how much the ledger's clock is ahead
-        self.ledger = Ledger(capacity, self.board, slots=64, clock=lambda: time.monotonic_ns() + self.later_ns)
+        self.ledger = Ledger(capacity, self.board, slots=slots, clock=lambda: time.monotonic_ns() + self.later_ns)
         self.unloads = Unloads(
             self.ledger,
             self.server,
@@ -252,11 +263,18 @@ class FakePod:
             outcome = await self.load(model_id, size)
             assert isinstance(outcome, Loaded), outcome
 
-    def busy(self, model_id: str) -> None:
+    def busy(self, model_id: str, *, in_flight: int = 1) -> None:
         """A call of it is in flight."""
         entry = self.entry(model_id)
         assert entry.slot is not None
-        self.board.uses[entry.slot] = Use(SlotState.FREE, 1, 1, 1, 0, 0, 0, 0)
+        self.board.uses[entry.slot] = Use(SlotState.FREE, 1, in_flight, in_flight, 0, 0, 0, 0)
+
+    def called(self, model_id: str) -> None:
+        """A call of it has just ended."""
+        entry = self.entry(model_id)
+        assert entry.slot is not None
+        now = time.monotonic_ns() + self.later_ns
+        self.board.uses[entry.slot] = Use(SlotState.FREE, 1, 0, 0, now, 1, 0, 0)
 
     def entry(self, model_id: str) -> Entry:
         return self.ledger.entries[model_id]

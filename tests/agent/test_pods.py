@@ -22,6 +22,24 @@ from tests.support.etcd import EtcdServer
 from tests.support.waiting import until
 
 
+async def test_a_full_disk_budget_makes_the_oldest_copies_go(an_agent: AnAgent) -> None:
+    """Room for five files on disk, and memory for all eight models: each is loaded, and the last five stay."""
+    async with an_agent("--disk-budget", "5KiB", "--server-module", twin.MODULE) as pod:
+        for number in range(8):
+            folder = pod.models / f"m{number}"
+            folder.mkdir()
+            path = folder / twin.name(size="1MiB", value=number)
+            path.write_bytes(os.urandom(1024))
+            created = await pod.register_path(f"m{number}", str(path))
+            reply = await pod.load(f"m{number}", created)
+            assert reply.WhichOneof("outcome") == "loaded", reply
+            assert (await pod.infer(f"m{number}", created)).value == number
+        copies = (await pod.describe()).copies
+        assert {copy.model_id for copy in copies} == {f"m{number}" for number in range(3, 8)}
+        files = {(info := file.stat()).st_ino: info.st_size for file in (pod.model_dir / ".blobs").iterdir()}
+        assert sum(files.values()) <= 5 << 10
+
+
 async def test_two_pods_never_load_the_same_model_twice(an_agent: AnAgent) -> None:
     """Both are asked at once, many times over: one copy each, evenly or not, and the loser names the winner."""
     async with an_agent() as one, an_agent(name="pod-2") as other:

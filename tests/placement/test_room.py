@@ -150,6 +150,33 @@ def test_a_copy_whose_caller_has_not_come_yet_goes_last():
     assert make_room(20, 0, 100, held).victims == ("old", "new")
 
 
+@pytest.mark.parametrize(
+    ("held", "passes"),
+    [
+        pytest.param([Held("a", 60, 0, in_flight=1), Held("b", 40, 0)], True, id="a-call-ends"),
+        pytest.param([Held("a", 60, 0, busy_reason="loading"), Held("b", 40, 0)], True, id="a-load-ends"),
+        pytest.param([Held("a", 60, 0, busy_reason="pinned"), Held("b", 40, 0)], False, id="pinned"),
+        pytest.param([Held("a", 60, 0, in_flight=1, busy_reason="pinned")], False, id="pinned-and-called"),
+        pytest.param([Held("a", 40, 0, in_flight=1)], False, id="not-enough-even-then"),
+    ],
+)
+def test_whether_waiting_helps_is_told(held, passes):
+    """Where only what is at work now is in the way."""
+    room = make_room(50, 0, 100, held)
+    assert (room.verdict, room.passes) == (RoomVerdict.NO_ROOM, passes)
+
+
+def test_what_was_used_more_recently_is_not_waited_for():
+    """A load for nobody will not displace it when its call has ended, either."""
+    assert not make_room(50, 0, 100, [Held("a", 60, 0, in_flight=1)], idle_ms=1000).passes
+
+
+def test_a_victim_whose_caller_is_on_its_way_is_told():
+    held = [Held("new", 10, 0, fresh=True), Held("old", 10, 500)]
+    assert not make_room(10, 0, 100, held).hasty
+    assert make_room(20, 0, 100, held).hasty
+
+
 def test_the_policy_decides_the_order():
     """A standing given with the copies wins over their ages."""
     held = [Held("older", 10, 900, standing=(1, 5.0)), Held("cheaper", 10, 100, standing=(1, 2.0))]

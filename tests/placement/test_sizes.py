@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.footprint import OVERHEAD_BYTES, SESSION_BYTES, Footprint
-from placement.sizes import ENOUGH, TYPES, Sizes, Source
+from placement.sizes import ENOUGH, MOST, SMALL_BYTES, TYPES, Fit, Sizes, Source
 
 MIB = 1 << 20
 
@@ -24,7 +24,7 @@ def test_measured_before_learned_before_default():
     learned = sizes.predict("tree", file_bytes=2 * MIB)
     assert learned.footprint == Footprint(8 * MIB + OVERHEAD_BYTES)
     assert learned.source is Source.TYPE
-    assert "4 times its file" in learned.why
+    assert "64.0 KiB and 4 times its file" in learned.why
     measured = sizes.predict("tree", file_bytes=2 * MIB, measured=Footprint(3 * MIB))
     assert (measured.footprint, measured.source) == (Footprint(3 * MIB), Source.MEASURED)
 
@@ -34,7 +34,90 @@ def test_one_odd_model_decides_nothing():
     sizes = Sizes()
     learn(sizes, 2.0, times=5)
     learn(sizes, 1000.0, times=2)
-    assert sizes.ratio("tree") == 2.0
+    assert sizes.fit("tree") == Fit(OVERHEAD_BYTES, 2.0)
+
+
+def test_small_files_teach_no_slope():
+    """Forty models of 558 bytes that take 80 KB each: one of 20 MB of their type takes about its file."""
+    sizes = Sizes()
+    for _ in range(40):
+        sizes.learn("tree", predicted=Footprint(1), measured=Footprint(80_000), file_bytes=558)
+    assert sizes.fit("tree") == Fit(80_000 - 558, 1.0)
+    assert sizes.predict("tree", file_bytes=558).footprint == Footprint(80_000)
+    assert sizes.predict("tree", file_bytes=20 * MIB).footprint == Footprint(20 * MIB + 80_000 - 558)
+
+
+def test_slope_and_intercept_are_told_apart():
+    """A runtime that takes 30 MiB for a session and three times the file: by small files, or by large ones that
+    differ."""
+    for small in (True, False):
+        sizes = Sizes()
+        for number in range(1, 8):
+            file = 1000 * number if small and number < 4 else number * MIB
+            sizes.learn("tree", predicted=Footprint(1), measured=Footprint(30 * MIB + 3 * file), file_bytes=file)
+        fit = sizes.fit("tree")
+        assert abs(fit.ratio - 3) < 0.01
+        assert abs(fit.base_bytes - 30 * MIB) < 10_000
+        assert abs(sizes.predict("tree", file_bytes=100 * MIB).footprint.total_bytes - 330 * MIB) < MIB
+
+
+def test_a_guess_evicts_about_twice_the_file_at_most():
+    """As much as is free may be taken for it; where there is not even room for that, about the file is tried."""
+    sizes = Sizes()
+    learn(sizes, 25.0, times=ENOUGH)
+    guess = sizes.predict("tree", file_bytes=4 * MIB)
+    assert guess.footprint == Footprint(100 * MIB + OVERHEAD_BYTES)
+    assert guess.steps(Footprint(200 * MIB)) == (guess.footprint,)
+    assert guess.steps(Footprint(50 * MIB)) == (Footprint(50 * MIB),)
+    twice, once = (Footprint(times * 4 * MIB + OVERHEAD_BYTES) for times in (2, 1))
+    assert guess.steps(Footprint(0)) == (twice, once)
+    measured = sizes.predict("tree", file_bytes=MIB, measured=Footprint(100 * MIB))
+    assert measured.steps(Footprint(0)) == (Footprint(100 * MIB),)
+
+
+@given(
+    loads=st.lists(st.tuples(st.integers(1, 1 << 32), st.integers(1, 1 << 36)), max_size=50),
+    file_bytes=st.integers(0, 1 << 36),
+    free=st.tuples(st.integers(0, 1 << 36), st.integers(0, 1 << 36)),
+    device=st.booleans(),
+)
+def test_whatever_was_learned_a_guess_evicts_no_more_than_that(loads, file_bytes, free, device):
+    """From any loads of any sizes: beyond what is free, a step takes at most twice the file and a session; the last
+    step at most the file and a session."""
+    sizes = Sizes()
+    for file, took in loads:
+        sizes.learn(
+            "t", predicted=Footprint(1), measured=Footprint(took).on(device=device), file_bytes=file, device=device
+        )
+    guess = sizes.predict("t", file_bytes=file_bytes, device=device)
+    steps = guess.steps(Footprint(*free))
+    session = OVERHEAD_BYTES + device * SESSION_BYTES
+    for step in steps:
+        over = max(0, step.host_bytes - free[0]) + max(0, step.device_bytes - free[1])
+        assert over <= MOST * file_bytes + session
+        assert step.host_bytes <= guess.footprint.host_bytes
+        assert step.device_bytes <= guess.footprint.device_bytes
+    last = steps[-1]
+    assert max(0, last.host_bytes - free[0]) + max(0, last.device_bytes - free[1]) <= file_bytes + session
+
+
+@given(
+    base=st.integers(0, 1 << 28),
+    ratio=st.floats(0, 50),
+    files=st.lists(st.integers(SMALL_BYTES, 1 << 30), min_size=ENOUGH, max_size=30),
+    small=st.lists(st.integers(1, SMALL_BYTES - 1), min_size=ENOUGH, max_size=30),
+    odd=st.integers(0, 1 << 40),
+)
+def test_a_line_is_found_whatever_one_odd_model_takes(base, ratio, files, small, odd):
+    """Models that lie on a line are predicted within what a small file weighs, one that does not among seven."""
+    sizes = Sizes()
+    for file in [*small, *small, *files, *files]:
+        sizes.learn("t", predicted=Footprint(1), measured=Footprint(1 + round(base + ratio * file)), file_bytes=file)
+    sizes.learn("t", predicted=Footprint(1), measured=Footprint(1 + odd), file_bytes=1 << 20)
+    for file in files:
+        expected = base + ratio * file
+        slack = (1 + 50 + ratio) * SMALL_BYTES * (1 + file / min(files)) + 10
+        assert abs(sizes.predict("t", file_bytes=file).footprint.total_bytes - expected) <= slack
 
 
 def test_what_is_learned_follows_the_times():
@@ -42,7 +125,7 @@ def test_what_is_learned_follows_the_times():
     sizes = Sizes()
     learn(sizes, 4.0, times=100)
     learn(sizes, 2.0, times=30)
-    assert sizes.ratio("tree") == 2.0
+    assert sizes.fit("tree") == Fit(OVERHEAD_BYTES, 2.0)
 
 
 def test_a_guess_is_no_reason_to_refuse_a_measurement_is():

@@ -195,6 +195,20 @@ def test_what_is_on_its_way_counts_against_the_budget_until_it_is_a_blob(cache):
     cache.room(1000).close()
 
 
+@pytest.mark.parametrize(
+    ("size", "short", "never"),
+    [(600, 100, False), (1000, 500, False), (1001, 0, True)],
+    ids=["some-must-go", "all-must-go", "larger-than-the-budget"],
+)
+def test_how_much_must_go_for_a_pull_is_told(cache, size, short, never):
+    """Whoever knows what uses the files decides which; nothing has gone meanwhile."""
+    put(cache, "used", b"x" * 500)
+    with pytest.raises(PullError) as caught:
+        cache.room(size)
+    assert (caught.value.short, caught.value.never) == (short, never)
+    assert cache.statistics().bytes == 500
+
+
 def test_what_is_safe_on_disk_is_there_after_a_restart(cache, tmp_path):
     """And what was not yet is swept, whole as it may be: nobody knows."""
     safe, unsafe = put(cache, "safe", b"abc"), put(cache, "unsafe", b"xyz")

@@ -280,6 +280,57 @@ async def test_refusals_become_the_answer_when_nobody_is_left(core, answers, rea
     assert error.value.reason is reason
 
 
+async def test_a_model_that_fits_nowhere_is_tried_once(core):
+    """The pod that found out has written its size down: no other pod of that size is asked, nor any by a later call,
+    and a router that knows only the record of before is told so by one pod."""
+
+    def answer(request):
+        if not request.host_bytes:
+            core.register(host_bytes=400 << 20)
+        return fakecalls.refused("NOWHERE", "it takes 400 MiB, this pod's capacity is 256 MiB")
+
+    for name in "abc":
+        core.world.pod(name, capacity=256 << 20)
+        core.agents.answers[name] = answer
+    core.register()
+    before = await core.registry.read("m")
+    for _ in range(2):
+        with pytest.raises(MeshError, match="400 MiB") as error:
+            await core.coldstart.load("m")
+        assert error.value.reason is Reason.NOWHERE
+        assert len(core.agents.loads) == 1
+    core.registry.remember(before)
+    with pytest.raises(MeshError, match="400 MiB"):
+        await core.coldstart.load("m")
+    assert len(core.agents.loads) == 2
+    assert "400 MiB" in core.coldstart.nowhere("m", core.registry.remembered("m").record)
+    core.world.pod("large", capacity=512 << 20)
+    core.agents.answers["large"] = GO_ON
+    await core.coldstart.load("m")
+    assert core.world.callable("m") == ["large"]
+
+
+async def test_nobody_is_asked_for_room_for_nobody(core, monkeypatch):
+    """The caller's deadline has passed while it waited for room in a pod."""
+    monkeypatch.setattr("router.coldstart._WAITED", 0.0)
+    core.register()
+    for name in "ab":
+        core.world.pod(name)
+    left = asyncio.Event()
+
+    async def answer(request):
+        await left.wait()
+        return fakecalls.refused("NO_ROOM", "60 MiB are busy, for 60 s by now")
+
+    core.agents.answers = {"a": answer, "b": answer}
+    call = core.call()
+    await until(lambda: core.agents.loads)
+    call.cancel()
+    left.set()
+    await until(lambda: not core.coldstart.loading("m"))
+    assert len(core.agents.loads) == 1
+
+
 async def test_after_a_refusal_another_pod_is_asked(core):
     core.register()
     core.world.pod("a", capacity=1 << 50)

@@ -76,8 +76,8 @@ def name(**words: object) -> str:
 
 
 def content(text: str) -> bytes:
-    """What stands in that file: nothing that counts, but a thousandth of the size, as the agent learns from files how
-    large a model of that type will be."""
+    """What stands in that file: nothing that counts, but a thousandth of the size, so that larger models have larger
+    files."""
     behaviour = read(text)
     return b"\0" * max(1, (behaviour.size + behaviour.device) >> 10)
 

@@ -217,6 +217,30 @@ async def test_ten_at_once_evict_the_ten_oldest(mesh, leaving):
     assert await loaded(mesh, [*names, *news]) == [*names[10:], *news]
 
 
+async def test_a_storm_of_cold_calls_is_served_in_turn(mesh):
+    """Sixty models, room for fifteen, a call of each at the same time: all are answered."""
+    names = [f"cold{number:02}" for number in range(60)]
+    await asyncio.gather(*(mesh.register_fake(name, size="20MiB", value=number) for number, name in enumerate(names)))
+    answers = await asyncio.gather(*(answer(mesh, name) for name in names))
+    assert answers == list(range(60))
+
+
+async def test_a_model_that_fits_nowhere_is_found_out_once(mesh):
+    """The second call is refused without a load, and no copy has gone for it; its status has the size."""
+    names = await fill(mesh, 9)
+    await mesh.register_fake("huge", type="solo", size="400MiB")
+    before = await counters(mesh)
+    for _ in range(2):
+        error = await refused(mesh, "huge")
+        assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert "400 MiB" in (error.details() or "")
+        assert (await counters(mesh))["load_refusals"] == before["load_refusals"] + 1
+    found = await status(mesh, "huge")
+    assert found.status == LOADING_FAILED
+    assert "400 MiB" in found.errors[0]
+    assert await loaded(mesh, names) == names
+
+
 # --- loading ---
 
 
@@ -227,8 +251,8 @@ async def test_a_callers_model_overtakes_what_nobody_waits_for(mesh, queued):
     await mesh.register_fake("first", type="solo", gate=gate.name, now=True, sync=False)
     waiting = ["second", "third"]
     for name in waiting:
-        await mesh.register_fake(name, type="solo", now=True, sync=False)
-    await mesh.register_fake("called", type="solo", value=4, now=queued, sync=False)
+        await mesh.register_fake(name, type="solo", load="0.1s", now=True, sync=False)
+    await mesh.register_fake("called", type="solo", value=4, load="0.1s", now=queued, sync=False)
 
     async def copies() -> dict[str, dict]:
         pod = (await mesh.rest("GET", "/mesh/v1/pods/pod-1")).json
@@ -284,7 +308,8 @@ async def test_a_load_that_fails(mesh, fail, says):
     assert await status(mesh, "bad") == reply
     before = await counters(mesh)
     error = await refused(mesh, "bad")
-    assert error.code() is grpc.StatusCode.INTERNAL
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED if fail == "memory" else grpc.StatusCode.INTERNAL
+    assert error.code() is code
     assert (error.details() or "").startswith(f"{text} (")
     assert (await counters(mesh))["load_failures"] == before["load_failures"]
     assert await answer(mesh, "good") == 1
