@@ -12,7 +12,7 @@ from typing import Annotated, TextIO, cast
 
 import typer
 
-from mesh.cli import options
+from mesh.cli import limitoptions, options
 from mesh.cli.exits import CommandError
 from mesh.local.settings import UpError, UpSettings
 from mesh.settings import parse_bytes
@@ -79,6 +79,20 @@ def up(
         str,
         typer.Option("--disk-budget", metavar="SIZE", help="For files of each pod. Else what the disk has room for."),
     ] = "",
+    max_message: limitoptions.MaxMessage = "",
+    max_body_bytes: limitoptions.MaxBodyBytes = "",
+    min_body_rate: limitoptions.MinBodyRate = "",
+    edge_memory: limitoptions.EdgeMemory = "",
+    max_connections_per_pod: limitoptions.MaxConnections = None,
+    load_wait: limitoptions.LoadWait = None,
+    max_waiters: limitoptions.MaxWaiters = None,
+    max_waiters_per_model: limitoptions.MaxWaitersPerModel = None,
+    max_waiting_bytes: limitoptions.MaxWaitingBytes = "",
+    load_timeout: limitoptions.LoadTimeout = None,
+    load_concurrency: limitoptions.LoadConcurrency = None,
+    pull_bandwidth: limitoptions.PullBandwidth = "",
+    pull_connections: limitoptions.PullConnections = None,
+    hang_timeout: limitoptions.HangTimeout = None,
     etcd_port: Annotated[int, typer.Option("--etcd-port", min=0, max=65535, help="Of etcd; 0: a free one.")] = 0,
     base: Annotated[str, typer.Option("--base", metavar="PREFIX", help="Of all keys in etcd.")] = _DEFAULT.base,
     quiet: Annotated[
@@ -123,6 +137,29 @@ def up(
         pvc_root=pvc_root.absolute() if pvc_root else None,
         eviction=eviction,
         disk_budget=_size(disk_budget, "--disk-budget"),
+        router_limits=limitoptions.given(
+            {
+                "--max-message": max_message,
+                "--max-body-bytes": max_body_bytes,
+                "--min-body-rate": min_body_rate,
+                "--edge-memory": edge_memory,
+                "--max-connections-per-pod": max_connections_per_pod,
+                "--load-wait": load_wait,
+                "--max-waiters": max_waiters,
+                "--max-waiters-per-model": max_waiters_per_model,
+                "--max-waiting-bytes": max_waiting_bytes,
+            }
+        ),
+        runtime_limits=limitoptions.given(
+            {
+                "--max-message": max_message,
+                "--load-timeout": load_timeout,
+                "--load-concurrency": load_concurrency,
+                "--pull-bandwidth": pull_bandwidth,
+                "--pull-connections": pull_connections,
+                "--hang-timeout": hang_timeout,
+            }
+        ),
         log_level=log_level,
     )
     options.guarded(lambda: _up(settings, samples=samples, quiet=quiet, raw=log_format == "json"))

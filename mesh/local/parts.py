@@ -93,7 +93,7 @@ class Pod:
         ):
             if value is not None:
                 argv += [option, str(value)]
-        return argv
+        return [*argv, *settings.runtime_limits]
 
     async def ready(self) -> str:
         """What is missing, as its probe says."""
@@ -106,7 +106,8 @@ def router(settings: UpSettings, *, etcd_url: str, run_dir: Path, session: aioht
     def argv() -> list[str]:
         argv = python("router", "--name", "router-1", *_common(settings, etcd_url))
         argv += ["--listen", settings.listen, "--edge", settings.edge, "--rest-listen", settings.rest_listen]
-        return [*argv, "--probe", settings.probe, "--workers", settings.workers, "--run-dir", str(run_dir)]
+        argv += ["--probe", settings.probe, "--workers", settings.workers, "--run-dir", str(run_dir)]
+        return [*argv, *settings.router_limits]
 
     async def ready() -> str:
         missing = await _probed(session, f"http://{reachable(settings.probe)}/ready")

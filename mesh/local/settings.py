@@ -39,6 +39,8 @@ class UpSettings:
     pvc_root: Path | None = None
     eviction: str = "lru"
     disk_budget: int | None = None  # bytes of each pod; None: what the disk has room for
+    router_limits: tuple[str, ...] = ()  # as the command line of the router has them
+    runtime_limits: tuple[str, ...] = ()  # and that of runtime pods
     lease_ttl: int = 10
     log_level: str = "info"
     start_timeout: float = 60.0

@@ -9,10 +9,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import mesh.runtime.__main__ as runtime_main
+import router.__main__ as router_main
 from mesh import cli
 from mesh.cli import options, processes
 from mesh.cli.app import build
 from mesh.cli.exits import Exit
+from mesh.local import parts
 from mesh.local.settings import UpError
 
 COMMANDS = ["up", "router", "runtime", "register", "import", "unregister", "ls", "status", "load", "infer", "pods"]
@@ -99,9 +102,51 @@ def test_up_makes_settings_of_its_options(up, tmp_path, monkeypatch):
     assert how == {"samples": False, "quiet": 2, "raw": False}
 
 
+LIMITS = {
+    "--max-message": ("1MiB", ["router", "runtime"]),
+    "--max-body-bytes": ("64MiB", ["router"]),
+    "--min-body-rate": ("1KiB", ["router"]),
+    "--edge-memory": ("1GiB", ["router"]),
+    "--max-connections-per-pod": ("64", ["router"]),
+    "--load-wait": ("7.5", ["router"]),
+    "--max-waiters": ("70", ["router"]),
+    "--max-waiters-per-model": ("60", ["router"]),
+    "--max-waiting-bytes": ("1MiB", ["router"]),
+    "--load-timeout": ("8", ["runtime"]),
+    "--load-concurrency": ("3", ["runtime"]),
+    "--pull-bandwidth": ("1MiB", ["runtime"]),
+    "--pull-connections": ("5", ["runtime"]),
+    "--hang-timeout": ("9", ["runtime"]),
+}
+
+
+def test_up_hands_limits_on_to_those_that_have_them(up, tmp_path):
+    """Under the same names, and none that was not given: the parts' own defaults hold then."""
+    result, started = up()
+    assert result.exit_code == 0, result.output
+    assert (started[-1][0].router_limits, started[-1][0].runtime_limits) == ((), ())
+    result, started = up(*(word for name, (value, _) in LIMITS.items() for word in (name, value)))
+    assert result.exit_code == 0, result.output
+    settings = started[-1][0]
+    argv = {
+        "router": parts.router(settings, etcd_url="u", run_dir=tmp_path, session=None).argv(),
+        "runtime": parts.Pod(settings, 1, etcd_url="u", session=None).argv(),
+    }
+    for name, (value, theirs) in LIMITS.items():
+        for part in argv:
+            found = [argv[part][at + 1] for at, word in enumerate(argv[part]) if word == name]
+            assert found == ([value] if part in theirs else []), (name, part)
+
+
+def test_the_limits_of_up_are_options_of_its_parts():
+    for part, module in (("router", router_main), ("runtime", runtime_main)):
+        options = {name for option in typer.main.get_command(module.app).params for name in option.opts}
+        assert {name for name, (_, theirs) in LIMITS.items() if part in theirs} <= options
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [["--capacity", "much"], ["--edge", "nginx"], ["--pods", "0"], ["--log-format", "xml"]],
+    [["--max-message", "big"], ["--capacity", "much"], ["--edge", "nginx"], ["--pods", "0"], ["--log-format", "xml"]],
     ids=lambda arguments: arguments[0],
 )
 def test_up_refuses_wrong_options(up, arguments):
