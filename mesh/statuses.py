@@ -44,6 +44,9 @@ class Reason(enum.Enum):
     UNSUPPORTED = (Code.UNIMPLEMENTED, 501, False)
     """A part or an extension of a protocol that the mesh does not have."""
     BAD_REQUEST = (Code.INVALID_ARGUMENT, 400, False)
+    UNSUPPORTED_TYPE = (Code.INVALID_ARGUMENT, 415, False)
+    """A content type that is not taken here."""
+    FORBIDDEN = (Code.PERMISSION_DENIED, 403, False)
     CONFLICT = (Code.ALREADY_EXISTS, 409, False)
     PRECONDITION = (Code.FAILED_PRECONDITION, 412, False)
     LOAD_FAILED = (Code.INTERNAL, 500, False)

@@ -44,6 +44,9 @@ def model_path(model_id: str, rest: str = "") -> str:
     return f"/mesh/v1/models/{quote(model_id, safe='')}{rest}"
 
 
+_HEADERS = {"x-mesh-request": "cli"}  # which no web page can send without being asked: management demands it
+
+
 class Client:
     """One session with one mesh: `async with Client(endpoint) as client`. `timeout` is of one request, in seconds."""
 
@@ -130,7 +133,7 @@ class Client:
                 method,
                 URL(url, encoded=True),  # as it is: a %2F in an id stays one
                 data=data,
-                headers={"content-type": kind} if data is not None else None,
+                headers=_HEADERS | ({"content-type": kind} if data is not None else {}),
                 timeout=aiohttp.ClientTimeout(total=seconds, connect=min(seconds, CONNECT_SECONDS)),
                 allow_redirects=False,
             ) as response:

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
-from router.rest import errors, v2
+from router.rest import errors, origins, v2
 from router.rest.management import ManagementApi
 
 if TYPE_CHECKING:
@@ -32,7 +32,16 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def make_app(worker: "Worker") -> web.Application:
     """The application. Run it with `make_runner`."""
-    app = web.Application(middlewares=[_failures])
+    settings = worker.settings
+    loopback = origins.is_loopback(settings.listen if settings.edge == "envoy" else settings.rest_listen)
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.rel_url.raw_path.startswith("/mesh/"):
+            origins.check(request, loopback=loopback)
+        return await handler(request)
+
+    app = web.Application(middlewares=[_failures, guard])
     app.on_response_prepare.append(_anonymous)
     v2.V2(worker).add_to(app)
     ManagementApi(worker).add_to(app)

@@ -45,7 +45,7 @@ _EXPANSION = 1032  # zlib's at most
 _LARGE = 1 << 20  # bytes that take a millisecond to copy: between two copies, others have their turn
 _WINDOWS = {"gzip": inflate.GZIP, "x-gzip": inflate.GZIP, "deflate": inflate.ZLIB}
 _PASSED = ("traceparent", "tracestate", "baggage")  # beyond x- and mm-
-_NOT_PASSED = ("x-forwarded-", "x-envoy-", "x-request-timeout", "x-real-ip")
+_NOT_PASSED = ("x-forwarded-", "x-envoy-", "x-request-timeout", "x-real-ip", "x-mesh-")
 _LISTED = 1000  # models of one answer
 
 

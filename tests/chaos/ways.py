@@ -118,7 +118,11 @@ class Rest:
     async def _ask(self, method: str, path: str, body: str | None, timeout: float) -> str:
         try:
             async with self._session.request(
-                method, self._url + path, data=body, timeout=aiohttp.ClientTimeout(timeout)
+                method,
+                self._url + path,
+                data=body,
+                headers={"Content-Type": "application/json"},
+                timeout=aiohttp.ClientTimeout(timeout),
             ) as reply:
                 told = await reply.text()
         except TimeoutError:

@@ -214,5 +214,6 @@ async def served(worker):
 
 @pytest.fixture
 async def http(served):
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{served}", auto_decompress=False) as session:
+    ours = {"X-Mesh-Request": "test"}
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{served}", auto_decompress=False, headers=ours) as session:
         yield session

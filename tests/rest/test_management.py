@@ -480,6 +480,8 @@ def test_no_line_does_anything_but_pass_or_be_refused(line):
 async def test_a_body_that_does_not_come_is_not_waited_for(served, monkeypatch):
     monkeypatch.setattr(management, "_BODY_TIMEOUT", 0.1)
     reader, writer = await asyncio.open_connection("127.0.0.1", served)
-    writer.write(b'PUT /mesh/v1/models/m HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"a"')
+    writer.write(
+        b'PUT /mesh/v1/models/m HTTP/1.1\r\nHost: localhost\r\nX-Mesh-Request: 1\r\nContent-Length: 9\r\n\r\n{"a"'
+    )
     assert (await reader.readuntil(b"\r\n")).split()[1] == b"408"
     writer.close()

@@ -260,6 +260,7 @@ class LocalMesh:
         return await asyncio.to_thread(self._request, method, self.rest_url(router) + path, data, headers or {}, 60)
 
     def _request(self, method: str, url: str, data: bytes | None, headers: dict[str, str], timeout: float) -> Reply:
+        headers = {"Content-Type": "application/json"} | headers
         request = urllib.request.Request(url, data=data, method=method, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=timeout, context=self.trust) as answer:

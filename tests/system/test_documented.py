@@ -70,7 +70,9 @@ def rest(shell: Shell, method: str, path: str, body: object = None) -> Any:
     endpoint = shell.environment["MESH_ENDPOINT"]
     url = f"{endpoint if '://' in endpoint else f'http://{endpoint}'}/{path}"
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, data, method=method), timeout=60) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method), timeout=60
+    ) as answer:
         return json.loads(answer.read() or b"null")
 
 

@@ -1,0 +1,90 @@
+"""Who may manage over REST from a browser: nobody whose page is not the mesh's own.
+
+A browser sends some requests to any address without asking it, those that a form can send: a POST with one of three
+content types, or none. A page on the Internet could so register models in the mesh on its reader's laptop. Hence a
+request that changes something has to be JSON by its content type, or to bear a header of ours: neither can be had
+without asking first, and nobody who asks is answered yes (there is no CORS here). Requests that name another origin
+than the one they were sent to are refused for good measure.
+
+A page can also have its own name resolved to 127.0.0.1, and then is of the same origin. So where the mesh listens on
+loopback only, the host that a request names must be one of this machine's own.
+"""
+
+import ipaddress
+import urllib.parse
+
+from aiohttp import web
+
+from mesh import settings
+from mesh.statuses import MeshError, Reason
+
+HEADER = "X-Mesh-Request"
+"""A header that a form cannot send; any value will do."""
+
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_JSON = frozenset(
+    {"application/json", "application/x-ndjson", "application/ndjson", "application/jsonl", "application/jsonlines"}
+)
+_OURS = frozenset({"localhost", "mesh"})  # `mesh`: the edge gives it to HTTP/1.0 requests that name no host
+
+
+def is_loopback(address: str) -> bool:
+    """Tells whether an address to listen on (`127.0.0.1:8033`) is reached from this machine only."""
+    host, _ = settings.parse_address(address)
+    return _is_local(host)
+
+
+def check(request: web.Request, *, loopback: bool) -> None:
+    """Raises MeshError for a request that a foreign page may have sent."""
+    host = _host_of(request.headers.get("Host", ""))
+    if loopback and not _is_local(host):
+        text = f"this mesh listens on loopback only, and the request is for the host {host:.100}: use localhost"
+        raise MeshError(Reason.FORBIDDEN, text)
+    origin = request.headers.get("Origin")
+    if origin is not None and not _same(origin, request.headers.get("Host", "")):
+        raise MeshError(Reason.FORBIDDEN, f"pages of {origin:.100} may not manage this mesh")
+    if request.method in _READING or request.method == "DELETE":  # browsers ask before they send a DELETE
+        return
+    if HEADER not in request.headers and not _is_json(request.headers.get("Content-Type", "")):
+        text = f"send the header Content-Type: application/json, or {HEADER}: 1 (so that no web page can send this)"
+        raise MeshError(Reason.UNSUPPORTED_TYPE, text)
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind in _JSON or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+def _host_of(authority: str) -> str:
+    """The host in a `Host` header, without its port."""
+    host = authority.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0] if host.count(":") == 1 else host
+
+
+def _is_local(host: str) -> bool:
+    if host in _OURS or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _same(origin: str, authority: str) -> bool:
+    """Whether an origin (`http://host:port`) is what a request was sent to; `null` never is."""
+    try:
+        parts = urllib.parse.urlsplit(origin)
+        port = parts.port
+    except ValueError:
+        return False
+    if parts.scheme not in ("http", "https") or parts.hostname is None:
+        return False
+    default = 443 if parts.scheme == "https" else 80
+    theirs = (parts.hostname, port or default)
+    try:
+        asked = urllib.parse.urlsplit(f"{parts.scheme}://{authority.strip()}")
+        return theirs == (asked.hostname, asked.port or default)
+    except ValueError:
+        return False
