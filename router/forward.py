@@ -105,6 +105,13 @@ class Forwarder:
         """Whether a call must say what its model's record is, before this copy may be called."""
         return copy.suspect or copy.pod.wary or copy.model in self.deaths.watched
 
+    def known(self, copy: Copy) -> Said:
+        """Returns what a call to the copy may say without a read; NOTHING where one is needed. A model that has killed
+        servers a moment ago may be quarantined by now, so its record is read for each call."""
+        if copy.model in self.deaths.watched and not self.verifier.away:
+            return NOTHING
+        return self.verifier.known(copy)
+
     async def copy(
         self, model_id: str, tried: "list[Copy]", deadline: float | None, *, insist: bool = False
     ) -> tuple[Copy, Said]:
@@ -118,9 +125,7 @@ class Forwarder:
                 await self.coldstart.load(model_id, deadline=deadline)
             elif not self.must_verify(copy):
                 return copy, NOTHING
-            elif said := (NOTHING if insist else self.verifier.known(copy)) or await self.verifier.verify(
-                copy, insist=insist
-            ):
+            elif said := (NOTHING if insist else self.known(copy)) or await self.verifier.verify(copy, insist=insist):
                 return copy, said
         raise MeshError(Reason.UNAVAILABLE, f"no copy of {model_id} stays where it is", retry_after=1.0)
 
@@ -281,7 +286,7 @@ class Carry:
             self._wait()
         elif not forwarder.must_verify(copy):
             self._send(copy)
-        elif said := forwarder.verifier.known(copy):
+        elif said := forwarder.known(copy):
             self._send(copy, said)
         else:
             self._verify(copy)

@@ -574,7 +574,7 @@ class Agent:
                 return False
             page = await self._etcd.page(self._keys.pods, after_prefix(self._keys.pods), limit=1000, timeout=_ASK)
         except EtcdError as error:
-            log.info("nobody is handed over to while etcd is away", error=error.detail)
+            log.info("handover skipped: etcd is unavailable", error=error.detail)
             return False
         for kv in page.kvs:
             try:
@@ -586,9 +586,9 @@ class Agent:
         return False
 
     async def _fall_silent(self, patience: float) -> None:
-        """Shuts the fence, then takes the copies' keys away, so that others may load what is here. Waits until they are
-        gone, 2 s or `patience` at most."""
-        self.loads.close(_LEAVING, silent=True)
+        """Shuts the fence, then deletes the copies' keys, so that other pods may load what is here. Waits for that, 2 s
+        or `patience` at most."""
+        self.loads.close(_LEAVING)
         self.fence.close()
         held = [entry.model_id for entry in self.ledger.entries.values() if entry.state is State.LOADED]
         for model_id in held:

@@ -76,7 +76,6 @@ class Loads:
         self._flights: dict[str, _Flight] = {}
         self._tasks = Tasks()
         self._closed = ""
-        self._silent = False  # what is here is not answered any more
         self._loads = self._failures = self._refusals = 0
 
     async def load(self, want: Want) -> Outcome:
@@ -103,8 +102,6 @@ class Loads:
                 held = await self._held(model_id)
                 if entry not in self._ledger or entry.state is not State.LOADED or entry.aside:
                     continue
-                if self._silent:
-                    break
                 if held and _will_do(entry, want):
                     # Told that it is here, routers would send their calls, be told that it is not, and ask again.
                     if (silent := self._why_silent()) is not None:
@@ -172,11 +169,9 @@ class Loads:
         """To be called whenever memory has become free."""
         self._loading.freed()
 
-    def close(self, why: str, *, silent: bool = False) -> None:
-        """Takes no more loads, and ends those that have not reached the model server. `silent`: nor are the copies that
-        are here offered any longer, since no call is answered from them."""
+    def close(self, why: str) -> None:
+        """Takes no more loads, and ends those that have not reached the model server."""
         self._closed = self._closed or why
-        self._silent = self._silent or silent
         for flight in list(self._flights.values()):
             if flight.entry.state is not State.LOADING:
                 flight.withdraw(why)

@@ -7,8 +7,8 @@ of the writer's hands while it runs (`claiming`).
 
 Every write is a transaction that holds only while `pods/<pod>` hangs on our lease. So nothing of ours appears in etcd
 without our presence, and a process that was stopped and goes on after its place was taken cannot write over its
-successor. Where there is nothing to write for half a lease time, an empty one asks: a pod whose place was taken while
-it lives must not go on answering.
+successor. Where there is nothing to write for some seconds, an empty one asks: a pod whose place was taken while it
+lives must not go on answering.
 
 A lost lease is an ordinary event: etcd stalls, and every lease of the mesh ends at once. Then everything is published
 again, after a random pause so that not all pods do it at the same moment, and each copy only if its model is still the
@@ -55,7 +55,9 @@ BATCH = 100
 
 _LINGER = 0.003  # seconds; a write costs the event loop 0.3 ms, and what comes close together shares one
 _TICK = 1.0  # seconds between two looks at the pod's figures
-_ASSURED = 0.5  # of a lease time: after so long without a write, the pod looks whether its presence is its own
+_ASSURED = (
+    4.0  # seconds, half a lease time at most, without a write until the pod looks whether its presence is its own
+)
 _JITTER = 1.0  # seconds over which the pods of a mesh spread their return
 _PAUSE_FIRST, _PAUSE_MAX = 0.1, 2.0  # seconds between attempts while etcd is away
 
@@ -317,7 +319,7 @@ class Presence:
             assert self._lease is not None
             batch = self._next_batch()
             record = self._figures()
-            if not batch and record is None and time.monotonic() - self._assured < _ASSURED * self._ttl:
+            if not batch and record is None and time.monotonic() - self._assured < min(_ASSURED, self._ttl / 2):
                 return
             await self._write_batch(batch, self._lease.id, leased(self.key, self._lease.id), record)
 

@@ -623,15 +623,6 @@ async def test_a_load_that_cannot_be_ended_is_held_against_its_model(pod: FakePo
     assert pod.history.deaths == [("endless", "pod-1: its load cannot be ended")]
 
 
-async def test_a_pod_that_has_fallen_silent_offers_no_copies(pod: FakePod) -> None:
-    """Whoever asks would call it, be told that nothing is here, and ask again. Until then a leaving pod offers them."""
-    await pod.fill("m", size=10)
-    pod.loads.close("this pod is leaving")
-    assert isinstance(await pod.load("m", 10), Loaded)
-    pod.loads.close("this pod is leaving", silent=True)
-    assert await pod.load("m", 10) == Refused(Reason.UNAVAILABLE, "this pod is leaving")
-
-
 async def test_nothing_is_loaded_after_the_lease_was_lost(pod: FakePod) -> None:
     """Its claim went with the lease. If the server was down for a moment too, nobody waits for what this pod holds."""
     await pod.fill("a", "b", size=10)

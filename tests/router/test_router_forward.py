@@ -470,6 +470,26 @@ async def test_a_pod_that_knows_better_has_the_record_read_until_etcd_answers(co
     assert call.code is Code.OK
 
 
+async def test_a_model_that_kills_servers_is_read_for_each_call(core):
+    """That its record stood a moment ago tells nothing of its quarantine."""
+    resident(core, "a", "b", "c")
+    for name, load in (("a", 0), ("b", 10), ("c", 20)):
+        core.world.view.pods[name].load = load
+    call = core.call()
+    core.sent("a")[0].lose(LostKind.SENT)
+    (await core.reaches("b")).lose(LostKind.SENT)
+    assert call.code is Code.UNAVAILABLE
+    for name in "ab":
+        core.world.view.pods[name].failed_at = asyncio.get_running_loop().time()
+    call = core.call()
+    (await core.reaches("c")).reply()
+    assert call.code is Code.OK
+    core.register(killed=("one", "two"))
+    call = await core.answered(core.call())
+    assert call.code is Code.FAILED_PRECONDITION
+    assert len(core.sent("c")) == 1
+
+
 async def test_a_pod_that_knows_better_is_not_waited_for_where_there_is_another(core):
     """Of several that know better the last one is asked to wait."""
     resident(core, "a", "b", "c")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from mesh.etcd import Etcd, Lease, Op, delete_op, put_op
+from mesh.etcd import Etcd, EtcdUnavailable, Lease, Op, delete_op, put_op
 from mesh.keys import TOMBSTONE, Keys
 from mesh.lives import Life, Tombstone
 from mesh.records import LOADED, LOADING, CopyRecord, ModelRecord, PodRecord
@@ -219,6 +219,24 @@ async def test_the_same_registration_does_not_wait(town):
     assert not await town.buried()
     await town.management.unregister("m")
     assert await town.buried(), "it waits again the next time"
+
+
+async def test_a_registration_that_etcd_did_not_confirm_was_made_all_the_same(town, monkeypatch):
+    """Registering is idempotent, in place of a tombstone as well."""
+    await town.pod("a", "m")
+    await town.cut_off("a")
+    await town.management.unregister("m")
+    txn = town.etcd.txn
+
+    async def unconfirmed(compares, success, failure=(), **named):
+        done = await txn(compares, success, failure, **named)
+        if done.succeeded and len(compares) == 3:
+            raise EtcdUnavailable("timed out", ambiguous=True)
+        return done
+
+    monkeypatch.setattr(town.etcd, "txn", unconfirmed)
+    assert (await town.management.register("m", "onnx", "file:///old")).created
+    assert not await town.buried()
 
 
 async def test_many_are_registered_while_some_wait(town):
