@@ -48,6 +48,8 @@ class PullErrorKind(enum.Enum):
     """No connection, a lost one, or the store itself failing."""
     BUSY = ("too many requests", True, Nature.PASSING)
     TIMEOUT = ("timeout", True, Nature.PASSING)
+    SLOW = ("too slow", True, Nature.PASSING)
+    """The store sends next to nothing."""
     DISK_FULL = ("disk full", False, Nature.POD)
     """The pod's disk has too little space or refuses to be written: another pod's may not."""
     TOO_LARGE = ("too large", False, Nature.CONTENT)

@@ -89,7 +89,7 @@ class HttpProvider:
                     if sink.written:
                         sink.restart()
                     held = held or await self._again(location, file)
-                    await self._client.receive(held.response, sink, 0)
+                    await self._client.receive(held.response, sink, 0, shown=location.shown)
         finally:
             if held is not None:
                 held.release()
@@ -148,13 +148,13 @@ class HttpProvider:
 
         async def fetch(start: int, end: int) -> None:
             if held is not None and not start:
-                await self._client.receive(held.response, sink, 0, stop_at=end)
+                await self._client.receive(held.response, sink, 0, shown=location.shown, stop_at=end)
                 held.release()
                 return
             part = await self._get(location, {"Range": f"bytes={start}-{end - 1}", "If-Range": file.validator})
             try:
                 _check_part(part.response, location, start, end, file)
-                await self._client.receive(part.response, sink, start)
+                await self._client.receive(part.response, sink, start, shown=location.shown)
             finally:
                 part.release()
 
@@ -164,7 +164,7 @@ class HttpProvider:
             sink.restart()
             again = await self._again(location, file)
             try:
-                await self._client.receive(again.response, sink, 0)
+                await self._client.receive(again.response, sink, 0, shown=location.shown)
             finally:
                 again.release()
 

@@ -24,7 +24,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from puller import addresses
+from puller import addresses, floor
 from puller.disk import write_error
 from puller.errors import Nature, PullError, PullErrorKind
 from puller.limits import Limits
@@ -62,15 +62,16 @@ class _AddressRefused(OSError):
 class Held:
     """An answer of which the headers have been read, and the connection that it occupies."""
 
-    def __init__(self, response: aiohttp.ClientResponse, limits: Limits) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, limits: Limits, store: str) -> None:
         self.response = response
         self._limits: Limits | None = limits
+        self._store = store
 
     def release(self) -> None:
         """Ends it; a connection of which all was read is used again, any other is closed."""
         if self._limits is not None:
             self.response.release()
-            self._limits.release()
+            self._limits.release(self._store)
             self._limits = None
 
 
@@ -126,25 +127,28 @@ class HttpClient:
         `secret` are headers for the URL's own origin only; `trust` is in place of what the policy trusts. To be used
         inside of `translated`."""
         origin = url.origin()
-        await self.limits.acquire()
+        store = origin.raw_authority
+        await self.limits.acquire(store)
         try:
             for _ in range(_MAX_REDIRECTS + 1):
                 at_home = url.origin() == origin
-                response = await self._opened().request(
-                    "GET" if json is None else "POST",
-                    url,
-                    allow_redirects=False,
-                    headers={**headers, **(secret if at_home else {})},
-                    json=json,
-                    ssl=trust if trust is not None and at_home else True,
-                )
+                # Of a head that comes byte by byte each comes in time.
+                async with asyncio.timeout(self.policy.connect_timeout + self.policy.read_timeout):
+                    response = await self._opened().request(
+                        "GET" if json is None else "POST",
+                        url,
+                        allow_redirects=False,
+                        headers={**headers, **(secret if at_home else {})},
+                        json=json,
+                        ssl=trust if trust is not None and at_home else True,
+                    )
                 if not follow or response.status not in _REDIRECTS:
-                    return Held(response, self.limits)
+                    return Held(response, self.limits, store)
                 response.release()
                 url = _follow(url, response, shown)
             raise PullError(PullErrorKind.BAD_REQUEST, f"{shown} redirects more than {_MAX_REDIRECTS} times")
         except BaseException:
-            self.limits.release()
+            self.limits.release(store)
             raise
 
     def _opened(self) -> aiohttp.ClientSession:
@@ -166,18 +170,19 @@ class HttpClient:
         return self._session
 
     async def receive(
-        self, response: aiohttp.ClientResponse, sink: Sink, start: int, *, stop_at: int | None = None
+        self, response: aiohttp.ClientResponse, sink: Sink, start: int, *, shown: str, stop_at: int | None = None
     ) -> None:
         """Writes the body, whose first byte is number `start`; not beyond `stop_at`, where others fetch the rest."""
+        body = self.pieces(response, shown)
         announced = response.content_length
         if announced is not None and announced <= _SMALL and (stop_at is None or start + announced <= stop_at):
-            body = await response.read()
-            sink.write(body, start)
-            await self._pace(len(body))
+            whole = b"".join([piece async for piece in body])
+            sink.write(whole, start)
+            await self._pace(len(whole))
             return
         at, pending = start, 0
         pieces: list[bytes] = []
-        async for piece in response.content.iter_any():
+        async for piece in body:
             left = len(piece) if stop_at is None else stop_at - at - pending
             pieces.append(piece[:left])
             pending += min(len(piece), left)
@@ -189,6 +194,10 @@ class HttpClient:
                 break
         await self._threads.run(_write, sink, at, pieces)
         await self._pace(pending)
+
+    def pieces(self, response: aiohttp.ClientResponse, shown: str) -> AsyncIterator[bytes]:
+        """The body as it comes, not too slowly."""
+        return floor.kept(aiter(response.content.iter_any()), shown=shown, window=self.policy.read_timeout)
 
     async def _pace(self, count: int) -> None:
         if delay := self.limits.take(count):

@@ -77,7 +77,7 @@ class HuggingFaceProvider:
                 held = await self._send(location, parse(url), headers)
                 try:
                     _check(held, location, start, end, file, whole=whole)
-                    await self._client.receive(held.response, sink, start)
+                    await self._client.receive(held.response, sink, start, shown=location.shown)
                 finally:
                     held.release()
 
@@ -101,7 +101,7 @@ class HuggingFaceProvider:
         while url is not None:
             held = await self._send(location, url, {})
             try:
-                found = await _json(held, location)
+                found = await self._json(held, location)
                 url = _following(held, url)
             finally:
                 held.release()
@@ -120,9 +120,24 @@ class HuggingFaceProvider:
     async def _ask(self, location: Location, path: str, body: Any = None) -> Any:
         held = await self._send(location, parse(f"{_endpoint(location)}/api/{path}"), {}, body)
         try:
-            return await _json(held, location)
+            return await self._json(held, location)
         finally:
             held.release()
+
+    async def _json(self, held: Held, location: Location) -> Any:
+        response = held.response
+        if response.status != HTTPStatus.OK:
+            raise _refusal(response, location)
+        body = bytearray()
+        async for piece in self._client.pieces(response, location.shown):
+            body += piece
+            if len(body) > _MAX_ANSWER:
+                raise PullError(PullErrorKind.UNREACHABLE, f"{location.shown}: the hub's answer is too long")
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError):
+            text = f"{location.shown}: the hub's answer is not JSON; is HF_ENDPOINT or endpoint_url a hub?"
+            raise PullError(PullErrorKind.UNREACHABLE, text) from None
 
     async def _send(self, location: Location, url: URL, headers: dict[str, str], body: Any = None) -> Held:
         token = _token(location)
@@ -148,20 +163,6 @@ def _token(location: Location) -> str:
     if chosen and token and not settings.overridden("token"):
         raise settings.error("endpoint_url is the registration's, and the token is not", PullErrorKind.FORBIDDEN)
     return token or ("" if chosen else os.environ.get("HF_TOKEN", ""))
-
-
-async def _json(held: Held, location: Location) -> Any:
-    response = held.response
-    if response.status != HTTPStatus.OK:
-        raise _refusal(response, location)
-    body = await response.content.read(_MAX_ANSWER)
-    while len(body) < _MAX_ANSWER and (more := await response.content.read(_MAX_ANSWER - len(body))):
-        body += more
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        text = f"{location.shown}: the hub's answer is not JSON; is HF_ENDPOINT or endpoint_url a hub?"
-        raise PullError(PullErrorKind.UNREACHABLE, text) from None
 
 
 def _refusal(response: aiohttp.ClientResponse, location: Location) -> PullError:

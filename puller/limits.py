@@ -1,4 +1,4 @@
-"""What one pod may take of the network: bytes a second, and connections at once, whatever the stores.
+"""What one pod may take of the network: bytes a second, and connections at once, in all and to each store.
 
 A pod that starts fetches many models; the same link carries its calls. The bandwidth is a bucket that is asked after
 bytes have come: whoever took too many waits until they are paid for, which slows the sender through TCP. It serves
@@ -17,6 +17,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from puller.shares import Shares
+
+_LEAST = 4  # connections that a store may have whatever others do
+_BEYOND = 128  # connections for that, in all
 _BURST = 0.1  # seconds' worth of bytes that may come at once after a pause
 
 
@@ -50,8 +54,8 @@ class Limits:
         self._clock = clock
         self._paid_at = 0.0  # when all bytes taken so far are paid for
         self._lock = threading.Lock()
-        self._slots = asyncio.Semaphore(connections)
-        self._used = self._waiting = 0
+        each = -(-connections * 3 // 4)
+        self._slots = Shares(total=connections, each=each, least=min(_LEAST, each), most=connections + _BEYOND)
 
     def take(self, count: int) -> float:
         """Notes that `count` bytes have come; the seconds to wait before asking for more."""
@@ -62,28 +66,19 @@ class Limits:
             self._paid_at = max(self._paid_at, now - _BURST) + count / self._rate
             return max(0.0, self._paid_at - now)
 
-    async def acquire(self) -> None:
-        """Takes one of the pod's connections to stores. Nobody may ask for a second one while holding the first."""
-        self._waiting += 1
-        try:
-            await self._slots.acquire()
-        finally:
-            self._waiting -= 1
-        self._used += 1
+    async def acquire(self, store: str) -> None:
+        """Takes one of the pod's connections, to that host. Nobody may ask for a second one while holding the first."""
+        await self._slots.acquire(store)
 
-    def release(self) -> None:
+    def release(self, store: str) -> None:
         """Gives the connection back."""
-        self._used -= 1
-        self._slots.release()
+        self._slots.release(store)
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[None]:
+    async def connection(self, store: str) -> AsyncIterator[None]:
         """A connection for as long as the block lasts."""
-        await self.acquire()
-        try:
+        async with self._slots.turn(store):
             yield
-        finally:
-            self.release()
 
     async def in_parts(
         self, missing: list[tuple[int, int]], fetch: Callable[[int, int], Coroutine[Any, Any, None]]
@@ -118,4 +113,4 @@ class Limits:
 
     def statistics(self) -> LimitsStatistics:
         """What is in use."""
-        return LimitsStatistics(self._used, self._waiting)
+        return LimitsStatistics(self._slots.taken, self._slots.waiting)

@@ -9,12 +9,14 @@ The files are copied, not linked: the model server maps what it is given, and a 
 change a loaded model or end its process. A file whose size or times differ after the copy is refused. Those, with the
 inode, are also what tells one version of a file from another.
 
-All of it happens in a thread of this provider's own, because a root may be a network mount, and one that hangs must
-stop neither the agent's event loop (its lease would lapse) nor the threads that others share. A hop costs 0.35 ms where
+All of it happens in threads, because a root may be a network mount, and one that hangs must stop neither the agent's
+event loop (its lease would lapse) nor the files of another mount: each root has threads of its own, and so has each
+volume. Who sees nothing happen for a minute gives up, and leaves the thread to the kernel. A hop costs 0.35 ms where
 the whole pull of a small file takes one (measured, 2 shared cores), so there is one: listing a small file reads it.
 """
 
 import asyncio
+import contextlib
 import errno
 import os
 import stat
@@ -35,15 +37,29 @@ from puller.sink import Sink, Stopped
 from puller.source import Location
 from puller.tree import MAX_FILES, stray, told
 
-THREADS = 8
+THREADS = 8  # of each root and each volume
 MAX_DEPTH = 32
 _SMALL = 128 * 2**10  # bytes
-_CHUNK = 8 * 2**20  # between two looks at whether the pull was cancelled
+_CHUNK = 2 * 2**20  # between two looks at whether the pull was cancelled
 _CANCEL_WAIT = 1.0  # seconds
+_PATIENCE = 60.0  # seconds in which not one file was listed and not one chunk copied
 _TICK, _COARSE_TICK = 50_000_000, 2_500_000_000  # nanoseconds; the latter where stamps are whole seconds
 
 _T = TypeVar("_T")
 _SKIPPED = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG})
+
+
+class _Stop(threading.Event):
+    """Tells a thread to stop, and how often it has asked for that: while it asks, it gets on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = 0
+
+    def is_set(self) -> bool:
+        """Whether it is to stop."""
+        self.looks += 1
+        return super().is_set()
 
 
 class _Tree:
@@ -64,32 +80,66 @@ class _Tree:
 class LocalProvider:
     """Copies files and folders from under the roots."""
 
-    def __init__(self, roots: Sequence[Path]) -> None:
-        self._roots = tuple(os.path.realpath(root) for root in roots)
-        self._executor: ThreadPoolExecutor | None = None
+    def __init__(self, roots: Sequence[Path], *, volumes: Path | None = None, patience: float = _PATIENCE) -> None:
+        """`volumes` is a further root, whose folders are mounts; `patience` is in seconds."""
+        every = [*roots, *([volumes] if volumes is not None else [])]
+        self._roots = tuple(os.path.realpath(root) for root in every)
+        self._named = {
+            **{os.path.abspath(root): os.path.realpath(root) for root in every},
+            **{r: r for r in self._roots},
+        }
+        self._volumes = os.path.realpath(volumes) if volumes is not None else ""
+        self._patience = patience
+        self._executors: dict[str, ThreadPoolExecutor] = {}
 
     async def listing(self, location: Location) -> Listing:
         """The file, or all files below the folder, links followed as far as they stay inside."""
-        return await self._in_thread(self._list, path_of(location))
+        path = path_of(location)
+        return await self._in_thread(path, self._list, path)
 
     async def read(self, location: Location, file: RemoteFile, sink: Sink) -> None:
         """Copies a file. Cancelled, it waits up to a second for its thread to stop writing."""
-        shown = path_of(location).rstrip("/") + (f"/{file.path}" if file.path else "")
-        await self._in_thread(self._copy, shown, file, sink)
+        path = path_of(location)
+        shown = path.rstrip("/") + (f"/{file.path}" if file.path else "")
+        await self._in_thread(path, self._copy, shown, file, sink)
 
     async def close(self) -> None:
         """Lets the threads end; one that hangs in a mount is left behind."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
-            self._executor = None
+        for executor in self._executors.values():
+            executor.shutdown(wait=False, cancel_futures=True)
+        self._executors.clear()
 
-    async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="puller")
-        stop = threading.Event()
-        work = asyncio.get_running_loop().run_in_executor(self._executor, function, stop, *arguments)
+    def _mount(self, path: str) -> str:
+        """Returns which threads are for a path. Touches no mount, only the folder that volumes are mounted in."""
+        path = os.path.normpath(path)
+        named = max(
+            (name for name in self._named if f"{path}/".startswith(f"{name.rstrip('/')}/")), key=len, default=""
+        )
+        root = self._named.get(named, "")
+        if root and root == self._volumes:
+            claim = path[len(named) :].lstrip("/").partition("/")[0]
+            with contextlib.suppress(OSError):
+                if claim in os.listdir(root):
+                    return f"{root}/{claim}"
+        return root
+
+    async def _in_thread(self, path: str, function: Callable[..., _T], *arguments: object) -> _T:
+        mount = self._mount(path)
+        executor = self._executors.get(mount)
+        if executor is None:
+            executor = self._executors[mount] = ThreadPoolExecutor(THREADS, thread_name_prefix="puller")
+        stop = _Stop()
+        work = asyncio.get_running_loop().run_in_executor(executor, function, stop, *arguments)
         try:
-            return await asyncio.shield(work)
+            seen = -1
+            while not (await asyncio.wait([work], timeout=self._patience))[0]:
+                if stop.looks == seen:
+                    stop.set()
+                    work.cancel()  # for one that has not begun
+                    text = f"{path} has not answered for {self._patience:g} s; look after the volume"
+                    raise PullError(PullErrorKind.TIMEOUT, text)
+                seen = stop.looks
+            return work.result()
         except asyncio.CancelledError:
             stop.set()
             await asyncio.wait([work], timeout=_CANCEL_WAIT)

@@ -19,8 +19,9 @@ one that was changed within the last minute counts only where its ETag is the MD
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -28,7 +29,7 @@ from typing import Any
 import obstore
 import obstore.exceptions
 
-from puller import http, objects_client, objects_errors, objects_listing, tree
+from puller import floor, http, objects_client, objects_errors, objects_listing, tree
 from puller.errors import PullError, PullErrorKind
 from puller.http_client import HttpClient, HttpPolicy
 from puller.limits import Limits
@@ -39,8 +40,9 @@ from puller.sink import Sink
 from puller.source import Location
 from puller.tree import MAX_FILES
 
-_CHUNK = 4 * 2**20  # bytes, from a stream at a time
-_SMALL = 2**20  # bytes; up to this a body comes in one piece, and is written at once on the event loop
+_CHUNK = 64 * 2**10  # bytes that a stream has to bring within a time-out: 2 KiB per second and more
+_BATCH = 4 * 2**20  # bytes collected for one hop to a thread
+_SMALL = 256 * 2**10  # bytes; up to this a body comes in one piece, and is written at once on the event loop
 _WRITERS = 4
 _CLIENT_LIFE = 3600.0  # seconds since its last use, as the predecessor had it
 _MAX_CLIENTS = 256
@@ -84,7 +86,7 @@ class ObjectProvider:
         refused: BaseException | None = None
         if key and not location.path.endswith("/"):
             try:
-                async with self._limits.connection():
+                async with self._limits.connection(target.host), self._answered(location):
                     meta = await obstore.head_async(target.client, key)
                 file = _remote("", key, meta, target, location)
                 return Listing((file,), is_file=True, store=_store(target, location))
@@ -106,7 +108,7 @@ class ObjectProvider:
         target = await self._target(location)
 
         async def fetch(start: int, end: int) -> None:
-            async with self._limits.connection():
+            async with self._limits.connection(target.host):
                 await self._receive(location, target, file, sink, start, end)
 
         if not file.validator:
@@ -171,8 +173,13 @@ class ObjectProvider:
     async def _everything(self, location: Location, target: Target, key: str) -> list[Any]:
         found: list[Any] = []
         try:
-            async with self._limits.connection():
-                async for page in obstore.list(target.client, key or None, chunk_size=1000):
+            async with self._limits.connection(target.host):
+                pages = aiter(obstore.list(target.client, key or None, chunk_size=1000))
+                while True:
+                    async with self._answered(location, pages=2):
+                        page = await anext(pages, None)
+                    if page is None:
+                        break
                     found.extend(page)
                     if len(found) > 2 * MAX_FILES:
                         text = f"{location.shown} holds more than {MAX_FILES} objects; name a folder below it"
@@ -226,7 +233,7 @@ class ObjectProvider:
 
         async def there(meta: Any) -> bool:
             try:
-                async with slots, self._limits.connection():
+                async with slots, self._limits.connection(target.host), self._answered(location):
                     await obstore.head_async(target.client, meta["path"])
                 return True
             except FileNotFoundError:
@@ -259,31 +266,60 @@ class ObjectProvider:
         if (start, end) != (0, file.size):
             options["range"] = (start, end)
         try:
-            answer = await obstore.get_async(target.client, file.key, options=options)  # type: ignore[arg-type]
+            async with self._answered(location):
+                answer = await obstore.get_async(target.client, file.key, options=options)  # type: ignore[arg-type]
             meta = answer.meta
             if file.validator and _validator(meta) not in ("", file.validator):
                 raise PullError(PullErrorKind.CHANGED, f"{location.shown} changed while it was fetched")
             if answer.range != (start, end) or meta["size"] != file.size:
                 raise PullError(PullErrorKind.CHANGED, f"{location.shown} changed its size while it was fetched")
             if end - start <= _SMALL:
-                body = memoryview(await answer.bytes_async())
+                # Bytes that are few come at once, or not in time.
+                async with self._answered(location):
+                    body = memoryview(await answer.bytes_async())
                 sink.write(body, start)
                 await self._pace(len(body))
                 return
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(_WRITERS, thread_name_prefix="puller-objects")
-            loop, at = asyncio.get_running_loop(), start
-            async for piece in answer.stream(min_chunk_size=_CHUNK):
-                # Left by a cancelled pull, the thread still ends by itself: the sink waits for it.
-                await loop.run_in_executor(self._executor, sink.write, piece, at)
-                at += len(piece)
-                await self._pace(len(piece))
+            loop, at, pending = asyncio.get_running_loop(), start, 0
+            pieces: list[Any] = []
+            stream = aiter(answer.stream(min_chunk_size=_CHUNK))
+            while True:
+                async with self._answered(location):
+                    piece = await anext(stream, None)
+                if piece is not None:
+                    pieces.append(piece)
+                    pending += len(piece)
+                if piece is None or pending >= _BATCH:
+                    # Left by a cancelled pull, the thread still ends by itself: the sink waits for it.
+                    await loop.run_in_executor(self._executor, _write, sink, at, pieces)
+                    await self._pace(pending)
+                    at, pending, pieces = at + pending, 0, []
+                if piece is None:
+                    return
         except (obstore.exceptions.BaseError, FileNotFoundError, ValueError) as error:
             raise objects_errors.translated(error, location.shown, target) from None
+
+    @asynccontextmanager
+    async def _answered(self, location: Location, *, pages: int = 1) -> AsyncIterator[None]:
+        """Bounds a wait for the store: its client only bounds the pauses between two bytes. Raises PullError(SLOW)."""
+        seconds = pages * (self._policy.connect_timeout + self._policy.read_timeout)
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError:
+            raise floor.too_slow(location.shown, f"no answer within {seconds:g} s") from None
 
     async def _pace(self, count: int) -> None:
         if delay := self._limits.take(count):
             await asyncio.sleep(delay)
+
+
+def _write(sink: Sink, at: int, pieces: list[Any]) -> None:
+    for piece in pieces:
+        sink.write(piece, at)
+        at += len(piece)
 
 
 def _remote(path: str, key: str, meta: Any, target: Target, location: Location) -> RemoteFile:

@@ -81,6 +81,11 @@ class Target:
     account: Account | None = field(default=None, repr=False)  # of S3, where it is known here
     ambient: str = ""  # which identity of the pod's own is used, as far as its environment tells
 
+    @property
+    def host(self) -> str:
+        """The host of the endpoint, with its port."""
+        return urlsplit(self.endpoint).netloc
+
 
 def endpoint_of(settings: Settings) -> str:
     """The endpoint that settings name, "" for the cloud's own. Raises PullError if it is no URL."""

@@ -63,14 +63,14 @@ async def everything(
             try:
                 if held.response.status != HTTPStatus.OK:
                     raise status_error(held.response, shown)
-                body = await held.response.content.read(_MAX_PAGE)
-                while more := await held.response.content.read(_MAX_PAGE - len(body) or 1):
-                    body += more
+                body = bytearray()
+                async for piece in client.pieces(held.response, shown):
+                    body += piece
                     if len(body) > _MAX_PAGE:
                         raise PullError(PullErrorKind.UNREACHABLE, f"{shown}: a page of the listing is too long")
             finally:
                 held.release()
-        page, token = parsed(body, shown)
+        page, token = parsed(bytes(body), shown)
         found += page
         if len(found) > most:
             text = f"{shown} holds more than {most} objects; name a folder below it"

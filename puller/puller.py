@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +33,14 @@ from puller.objects import ObjectProvider
 from puller.progress import Progress
 from puller.provider import Provider
 from puller.pulling import DERIVED, Pulling, Tools, derived_identity
+from puller.shares import Shares
 from puller.source import Location, Source
 from puller.threads import Threads
 
 MAX_BYTES = 64 * 2**30
 """Of one pull, unless told otherwise: larger than any model that a pod holds, small enough to stop an endless body."""
 
+_TURNS = {"total": 16, "each": 12, "least": 4, "most": 64}  # pulls at once, from all stores and from one
 _REMOVE_WAIT = 10.0  # seconds
 _SECURE_WAIT = 5.0  # seconds, when it closes
 _THREADS = 4
@@ -109,7 +112,7 @@ class Puller:
         policy = http or HttpPolicy()
         over_http, objects = HttpProvider(policy, self._limits), ObjectProvider(policy, self._limits)
         self._providers: dict[str, Provider] = {
-            "file": LocalProvider([*file_roots, *([volumes] if volumes is not None else [])]),
+            "file": LocalProvider(file_roots, volumes=volumes),
             "http": over_http,
             "https": over_http,
             "s3": objects,
@@ -145,6 +148,7 @@ class Puller:
             on_retry=self._retrying,
             on_leftover=self._left,
         )
+        self._turns = Shares(**_TURNS)
         self._pulls_now: dict[str, Pulling] = {}
         self._latest: dict[str, int] = {}  # the pull that each folder is of
         self._number = 0
@@ -204,8 +208,11 @@ class Puller:
         for location in names:
             self._provider(location)
         pull = self._pulls_now[into] = Pulling(self._tools, names, into=into, sha256=source.sha256.lower(), tag=tag)
+        # Local files never wait for remote ones; which of them wait for others is for `local` to say.
+        turn = self._turns.turn(request.model.store) if request.model.scheme != "file" else nullcontext()
         try:
-            folder = await pull.run()
+            async with turn:
+                folder = await pull.run()
         except PullError:
             self._failures += 1
             raise

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from puller.errors import PullError
+from puller.errors import PullError, PullErrorKind
 
 _T = TypeVar("_T")
 
@@ -56,7 +56,8 @@ async def retried(
             return await operation()
         except PullError as error:
             now = clock()
-            if (reached := progress()) > best:
+            # A drip gets on, too, and would never end.
+            if (reached := progress()) > best and error.kind is not PullErrorKind.SLOW:
                 best, since, failures = reached, now, 0
             failures += 1
             if not error.kind.retried:

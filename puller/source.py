@@ -60,6 +60,18 @@ class Location:
     settings: Settings = field(default=NO_SETTINGS, compare=False)
 
     @property
+    def store(self) -> str:
+        """The host that it is fetched from, as far as that is known before it is asked; of hosts that settings do not
+        name, the kind of store. For what stores share."""
+        try:
+            if self.scheme in ("http", "https"):
+                return urlsplit(self.uri).netloc.rpartition("@")[2]
+            named = urlsplit(self.settings.text("endpoint_url")).netloc
+        except ValueError:
+            return self.scheme
+        return named.rpartition("@")[2] or f"{self.scheme}:{self.settings.text('account_name')}"
+
+    @property
     def shown(self) -> str:
         """The URI for people: without user, password, query and fragment."""
         return redact(self.uri)

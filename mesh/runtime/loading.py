@@ -50,7 +50,6 @@ from puller.source import Source
 
 log = logs.get(__name__)
 
-_PULLS = 16  # at once; a store is slow where a disk is not, and the server's turns are bounded apart
 _PULL_TIMEOUT = 900.0  # seconds
 _SPACE_WAIT = 60.0  # seconds for victims to go: calls in flight in them may take half of it
 _ROOM_WAIT = 120.0  # seconds in which a load may lose its room to others again and again
@@ -159,7 +158,6 @@ class Loading:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._ledger = parts.ledger
-        self._pulls = asyncio.Semaphore(_PULLS)
         self._turns = Turns(parts.concurrency)
         self._sizes = Sizes()
         self._rooms = Rooms(parts.ledger, evict=parts.evict, gone=parts.unloads.gone)
@@ -390,20 +388,20 @@ class Loading:
                 raise _NoDisk(refused)
 
     async def _fetch(self, want: Want, entry: Entry) -> Pulled:
-        async with self._pulls:
-            if entry.state is State.QUEUED:
-                self._ledger.enter(entry, State.PULLING)
-            began = time.monotonic()
-            try:
-                async with asyncio.timeout(_PULL_TIMEOUT):
-                    source = Source(want.path, want.key, want.sha256)
-                    tag = self._parts.optimised_tag()
-                    pulled = await self._parts.pulling.pull(source, into=want.model_id, tag=tag)
-            except TimeoutError as error:
-                text = f"its files did not arrive within {_PULL_TIMEOUT:g} s"
-                raise PullError(PullErrorKind.TIMEOUT, text) from error
-            self._parts.meters.pull_ms.observe((time.monotonic() - began) * 1000)
-            return pulled
+        if entry.state is State.QUEUED:
+            self._ledger.enter(entry, State.PULLING)
+        began = time.monotonic()
+        try:
+            # How many of them are fetched at once, from one store and in all, is for the puller to say.
+            async with asyncio.timeout(_PULL_TIMEOUT):
+                source = Source(want.path, want.key, want.sha256)
+                tag = self._parts.optimised_tag()
+                pulled = await self._parts.pulling.pull(source, into=want.model_id, tag=tag)
+        except TimeoutError as error:
+            text = f"its files did not arrive within {_PULL_TIMEOUT:g} s"
+            raise PullError(PullErrorKind.TIMEOUT, text) from error
+        self._parts.meters.pull_ms.observe((time.monotonic() - began) * 1000)
+        return pulled
 
     def _unchanged(self, record: ModelRecord, pulled: Pulled) -> Failed | None:
         """The failure on record, where these very files have failed here lately: they would fail again."""

@@ -44,19 +44,19 @@ async def test_connections_are_bounded_and_given_back():
     limits = Limits(connections=2)
 
     async def fails():
-        async with limits.connection():
-            waiting.append(asyncio.ensure_future(limits.acquire()))
+        async with limits.connection("a"):
+            waiting.append(asyncio.ensure_future(limits.acquire("a")))
             await asyncio.sleep(0)
             assert (limits.statistics().connections, limits.statistics().waiting) == (2, 1)
             raise ZeroDivisionError
 
     waiting = []
-    async with limits.connection():
+    async with limits.connection("a"):
         with pytest.raises(ZeroDivisionError):
             await fails()
         await asyncio.wait_for(waiting[0], 10)
         assert (limits.statistics().connections, limits.statistics().waiting) == (2, 0)
-        limits.release()
+        limits.release("a")
     assert limits.statistics().connections == 0
 
 

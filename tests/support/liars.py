@@ -148,7 +148,8 @@ async def liars(count: int = 1) -> AsyncIterator[list[Liar]]:
     try:
         for _ in range(count):
             liar = Liar()
-            runner = web.ServerRunner(web.Server(liar.answer), shutdown_timeout=0.1)
+            server = web.Server(lambda request, liar=liar: liar.answer(request), handler_cancellation=True)
+            runner = web.ServerRunner(server, shutdown_timeout=0.1)
             await runner.setup()
             runners.append(runner)
             await web.TCPSite(runner, "127.0.0.1", 0).start()

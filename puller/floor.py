@@ -1,0 +1,45 @@
+"""The least rate at which a store has to send: one that drips is as bad as one that hangs.
+
+Only waiting for the store counts, not what is done with its bytes meanwhile: the operator's own bandwidth and the pod's
+disk may be slow.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+from puller.errors import PullError, PullErrorKind
+
+LEAST_RATE = 1024  # bytes per second, over a whole time-out for reading: slower than any link that a pod could live on
+
+_Piece = TypeVar("_Piece", bytes, memoryview)
+
+
+async def kept(
+    pieces: AsyncIterator[_Piece],
+    *,
+    shown: str,
+    window: float,
+    least: int = LEAST_RATE,
+    clock: Callable[[], float] = time.monotonic,
+) -> AsyncIterator[_Piece]:
+    """Passes pieces of a body on. Raises PullError(SLOW) after `window` seconds of waiting that brought too little."""
+    waited, came = 0.0, 0
+    while True:
+        began = clock()
+        try:
+            piece = await anext(pieces)
+        except StopAsyncIteration:
+            return
+        waited, came = waited + clock() - began, came + len(piece)
+        if waited >= window:
+            if came < window * least:
+                raise too_slow(shown, f"{came} bytes in {waited:.0f} s")
+            waited, came = 0.0, 0
+        yield piece
+
+
+def too_slow(shown: str, what: str) -> PullError:
+    """Returns the error of a store that drips."""
+    text = f"{shown} is sent too slowly ({what}): look after the store, and the network between it and the pods"
+    return PullError(PullErrorKind.SLOW, text)

@@ -1,0 +1,72 @@
+"""Turns that many stores share, so that one that hangs takes them from no other.
+
+A store may have `each` turns. All of them together have `total`; beyond that each may still have `least`, up to `most`
+in all. So a store that holds its turns for as long as its time-outs let it leaves others their share, however many of
+its models are asked for. Whoever waits is served in the order of coming, as far as its store may have one more.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class Shares:
+    """Turns by store. For one event loop."""
+
+    def __init__(self, *, total: int, each: int, least: int, most: int) -> None:
+        self._total, self._each, self._least, self._most = total, each, least, most
+        self._taken: Counter[str] = Counter()
+        self._waiting: dict[asyncio.Future[None], str] = {}  # in the order of coming
+
+    @property
+    def taken(self) -> int:
+        """Turns that are taken."""
+        return self._taken.total()
+
+    @property
+    def waiting(self) -> int:
+        """Those who wait for one."""
+        return len(self._waiting)
+
+    async def acquire(self, store: str) -> None:
+        """Takes a turn, to be given back by `release`."""
+        if self._may(store) and store not in self._waiting.values():
+            self._taken[store] += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[turn] = store
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.release(store)  # it came at the same moment
+            raise
+        finally:
+            self._waiting.pop(turn, None)
+
+    def release(self, store: str) -> None:
+        """Gives a turn back, and to whoever may have it."""
+        self._taken[store] -= 1
+        if not self._taken[store]:
+            del self._taken[store]
+        for turn, waits in list(self._waiting.items()):
+            if not turn.done() and self._may(waits):
+                self._taken[waits] += 1
+                del self._waiting[turn]
+                turn.set_result(None)
+
+    @asynccontextmanager
+    async def turn(self, store: str) -> AsyncIterator[None]:
+        """A turn for as long as the block lasts."""
+        await self.acquire(store)
+        try:
+            yield
+        finally:
+            self.release(store)
+
+    def _may(self, store: str) -> bool:
+        here, all_of_them = self._taken[store], self._taken.total()
+        if here >= self._each:
+            return False
+        return all_of_them < self._total or (here < self._least and all_of_them < self._most)
