@@ -116,7 +116,10 @@ class Fence:
             if self._probe is None and now - self._asked >= SECOND:
                 self._asked = now
                 self._probe = asyncio.get_running_loop().create_task(self._ask(), name="fence: is etcd there")
-        away = self._reached is False or (self._reached is None and not self._lapsed)
+        # As long as the lease may still be held, no answer is taken for none: calls need not wait until a question has
+        # timed out. A lease that is lost although nobody knows etcd to be away was ended by etcd.
+        unknown = self._reached is None and proof is not None and not self._lapsed
+        away = self._reached is False or unknown
         standing = fence.Standing(
             now=now,
             ttl=self._ttl,

@@ -213,3 +213,22 @@ async def test_a_question_that_a_pause_has_failed_tells_nothing(tmp_path):
         fence.look()
         assert world.mode is Mode.VERIFIED
     board.close()
+
+
+async def test_a_lease_that_etcd_has_ended_does_not_make_etcd_away(world):
+    """Its keys are gone, and etcd is there: whoever asks must have read the record. Before that, while the renewal was
+    late and nothing was known, calls did not have to wait."""
+    fence = world.fence()
+    world.keyed = True
+    world.renew()
+    fence.look()
+    world.etcd = False
+    for _ in range(6):
+        world.sleep(1)
+        fence.look()
+    assert world.mode is Mode.GRACE, "the question has not been answered yet"
+    world.proof_ns, world.keyed, world.etcd = None, False, True
+    fence.look()
+    assert world.mode is Mode.VERIFIED
+    await settled(world, fence, 1)
+    assert world.mode is Mode.VERIFIED
