@@ -24,8 +24,8 @@ def census(keys: Keys) -> list[Op]:
 
 
 def all_present(responses: Sequence[object]) -> bool:
-    """Returns whether no life is open. Each published pod has one, so there are as many of both; fewer lives than pods,
-    which should not be, prove nothing."""
+    """Returns whether no life is open: each published pod has one, so there are as many of both. Fewer lives than pods,
+    which must not happen, prove nothing."""
     lives, pods = responses
     return counted(lives) == counted(pods)
 
@@ -43,7 +43,7 @@ class Life:
 
     @classmethod
     def decode(cls, value: bytes) -> "Life":
-        """From its JSON. Raises ValueError where it is not one."""
+        """Decodes its JSON. Raises ValueError where that is not one."""
         data = _object(value)
         try:
             return cls(
@@ -58,7 +58,7 @@ class Life:
             raise ValueError(f"not a life: {error!r}") from error
 
     def encode(self) -> bytes:
-        """To its JSON."""
+        """Encodes it as JSON."""
         data: dict[str, Any] = {"data": self.data_address, "control": self.control_address}
         if self.ended_revision:
             data["ended"] = self.ended_revision
@@ -86,18 +86,18 @@ class Tombstone:
         return cls(record.type, record.path, record.key, record.sha256)
 
     def allows(self, record: ModelRecord) -> bool:
-        """Returns whether the id may be registered so while its former life may still answer: only as it was, since
+        """Returns whether the id may be registered like this while a pod may answer for it: only as it was, since
         then it makes no difference which of the two answers."""
         return (self.type, self.path, self.key, self.sha256) == (record.type, record.path, record.key, record.sha256)
 
     @classmethod
     def decode(cls, value: bytes) -> "Tombstone":
-        """From its JSON. Raises ValueError where it is not one."""
+        """Decodes its JSON. Raises ValueError where that is not one."""
         data = _object(value)
         return cls(*(str(data.get(name, "")) for name in ("type", "path", "key", "sha256")))
 
     def encode(self) -> bytes:
-        """To its JSON."""
+        """Encodes it as JSON."""
         named = {"type": self.type, "path": self.path, "key": self.key, "sha256": self.sha256}
         return json.dumps({name: value for name, value in named.items() if value}, separators=(",", ":")).encode()
 
@@ -113,7 +113,7 @@ class RouterRecord:
 
     @classmethod
     def decode(cls, value: bytes) -> "RouterRecord":
-        """From its JSON. Raises ValueError where it is not one."""
+        """Decodes its JSON. Raises ValueError where that is not one."""
         data = _object(value)
         try:
             low, high = data["protocol"]
@@ -122,7 +122,7 @@ class RouterRecord:
             raise ValueError(f"not a router's record: {error!r}") from error
 
     def encode(self) -> bytes:
-        """To its JSON."""
+        """Encodes it as JSON."""
         return json.dumps(
             {
                 "address": self.address,

@@ -74,7 +74,7 @@ class Permission:
 
 
 def margin(ttl: int) -> int:
-    """By how much a proof ends before the lease does: 2 s of 10, a fifth of a shorter one. Covers clocks that run at
+    """Returns by how much a proof ends before its lease: 2 s of 10, a fifth of a shorter one. Covers clocks that run at
     different speeds, and the moment between looking at the clock and answering."""
     return min(2 * SECOND, ttl // 5)
 

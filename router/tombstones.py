@@ -1,4 +1,4 @@
-"""Unregistered models that a pod may still answer for: who that is, and when it is over.
+"""Tombstones: unregistered models that a pod may still answer for, which pods those are, and when the wait ends.
 
 Unregistering leaves a tombstone where a copy stands or a life is open (`mesh.lives`), and registering the id anew with
 other attributes waits until it is gone. It goes once nobody is left who may answer:
@@ -107,8 +107,8 @@ class Tombstones:
         self._next: asyncio.Task[list[Open]] | None = None  # the one that has not begun yet
 
     async def open_lives(self) -> list[Open]:
-        """Returns the lives without presence, by a read that began after this was called and that all share who have
-        called before it began."""
+        """Returns the lives without presence. The read begins after the call, and serves all calls that came before it
+        began."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._read_after(self._reading), name="read lives")
             self._next.add_done_callback(lambda task: task.cancelled() or task.exception())  # told to whoever waits
@@ -157,7 +157,7 @@ class Tombstones:
         return forgotten
 
     async def close(self, life: Open) -> bool:
-        """Deletes a life that is over. Whether it was still as it was seen, and still open."""
+        """Deletes a life that is over. Returns False where it has changed since, or is not open any more."""
         key, presence = self._keys.life(life.pod, life.incarnation), self._keys.pod(life.pod)
         found = await self._etcd.get(presence)
         if found is not None and _incarnation(found) == life.incarnation:
@@ -185,7 +185,7 @@ class Tombstones:
             await asyncio.gather(*(self._judge(tombstone, lives) for tombstone in standing[start : start + AT_ONCE]))
 
     async def _look(self, model_ids: Sequence[str]) -> tuple[list[_Standing], bool]:
-        """Reads the tombstones of those models, and whether each life has presence at that revision."""
+        """Reads the tombstones of those models. Returns them, and whether each life has presence at that revision."""
         reads = census(self._keys)
         for model_id in model_ids:
             tombstone = self._keys.tombstone(model_id)
@@ -199,7 +199,7 @@ class Tombstones:
         return standing, all_present(found[:2])
 
     async def _judge(self, tombstone: _Standing, lives: Sequence[Open]) -> list[Holder]:
-        """Who may answer for the model; the tombstone is removed where nobody does."""
+        """Returns who may answer for the model, and removes its tombstone where nobody may."""
         holders = [Holder(pod, None) for pod in tombstone.holders]
         held = await asyncio.gather(*(self._may_hold(life, tombstone) for life in lives))
         holders += [Holder(life.pod, life) for life, may in zip(lives, held, strict=True) if may]
@@ -209,7 +209,7 @@ class Tombstones:
         return holders
 
     async def _may_hold(self, life: Open, tombstone: _Standing) -> bool:
-        """Whether that incarnation may answer for the model, as far as etcd's history and its agent can tell."""
+        """Returns whether that incarnation may answer for the model, as far as etcd's history and its agent tell."""
         who = (life.pod, life.incarnation, life.life.ended_revision)
         known = self._known.setdefault(who, _Known({}, set()))
         model_id = tombstone.model_id
@@ -224,7 +224,7 @@ class Tombstones:
         return unregistering not in known.gone
 
     async def _held(self, life: Open, model_id: str) -> bool:
-        """Whether it had a key of the model when its presence ended. What etcd does not keep counts as a yes."""
+        """Returns whether it had a key of the model when its presence ended. Lost history counts as a yes."""
         key = self._keys.copy(model_id, life.pod)
         try:
             before = life.life.ended_revision - 1
@@ -239,7 +239,8 @@ class Tombstones:
         return bool(page.kvs)
 
     async def _unloaded(self, life: Open, model_id: str) -> bool:
-        """Asks its agent, which may be there though it does not reach etcd, to unload the copy. Whether it has."""
+        """Has the pod's agent, which may be reachable though it does not reach etcd, unload the copy. Returns whether
+        that was done."""
         loop = asyncio.get_running_loop()
         who = (life.pod, life.incarnation)
         if loop.time() < self._silent.get(who, 0.0):
@@ -263,7 +264,7 @@ class Tombstones:
 
 
 def waits(model_id: str, holders: list[Holder], reregister_after: float | None) -> MeshError:
-    """Returns the error of who registers an id anew while its former life may still answer."""
+    """Returns the error for a registration that must wait until nobody answers for the former one."""
     told, left = [], []
     for holder in holders[:3]:
         seconds = holder.left(reregister_after)

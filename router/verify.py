@@ -71,7 +71,7 @@ class Verifier:
 
     @property
     def away(self) -> bool:
-        """Whether etcd does not answer this router."""
+        """Returns whether etcd does not answer this router."""
         return self._away
 
     def known(self, copy: Copy) -> Said:
@@ -81,7 +81,7 @@ class Verifier:
         return VERIFIED if self._loop.time() - copy.verified_at < FRESH else NOTHING
 
     async def verify(self, copy: Copy, *, insist: bool = False) -> Said:
-        """Reads the record. NOTHING where the copy is of a registration that is gone; the view forgets it then.
+        """Reads the record. Returns NOTHING where the copy's registration is gone, and has the view forget the copy.
 
         `insist`: the pod does not take "etcd is away" for an answer. Raises MeshError: QUARANTINED, INTERNAL for a
         record that cannot be read, and with `insist` REGISTRY_AWAY.
@@ -140,8 +140,8 @@ class Verifier:
 
 
 def _current(copy: CopyRecord, registration: Registration) -> bool:
-    """Whether the copy is of that registration, and of content that is not known to have been replaced: the record of a
-    reloaded model has a digest once the new content was loaded somewhere."""
+    """Returns whether the copy is of that registration, and of content that is not known to have been replaced: a
+    reloaded model's record has a digest once the new content was loaded somewhere."""
     record = registration.record
     if registration.created != copy.create_revision:
         return False

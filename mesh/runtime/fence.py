@@ -26,11 +26,11 @@ class Presence(Protocol):
 
     @property
     def proof_ns(self) -> int | None:
-        """When the keep-alive was sent that etcd has answered last, in ns of CLOCK_BOOTTIME; None: no lease is held."""
+        """Returns when the last answered keep-alive was sent, in ns of CLOCK_BOOTTIME; None: no lease is held."""
 
     @property
     def keyed(self) -> bool:
-        """Whether the pod and every copy that may answer have their keys under that lease."""
+        """Returns whether the pod and every copy that may answer have their keys under that lease."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ class Place:
         self._is_alive = is_alive
 
     async def wait(self) -> KeyValue | None:
-        """Until no live pod has the name; what stands there then. Raises NameTaken, EtcdError."""
+        """Waits until no live pod has the name. Returns what stands there then. Raises NameTaken, EtcdError."""
         deadline = time.monotonic() + _LEASES * self._ttl
         while True:
             present = await self._etcd.get(self._key)
@@ -81,7 +81,7 @@ class Place:
             await asyncio.sleep(_POLL)
 
     async def take(self) -> Taken:
-        """At the start. Raises NameTaken, EtcdError."""
+        """Takes the name at the start. Raises NameTaken, EtcdError."""
         for _ in range(_TRIES):
             present = await self.wait()
             taken = await self.publish(await Lease.grant(self._etcd, ttl=self._ttl), _revision(present))
@@ -102,8 +102,9 @@ class Place:
         return await Lease.grant(self._etcd, ttl=self._ttl), _revision(present)
 
     async def publish(self, lease: Lease, revision: int) -> Taken | None:
-        """Puts the pod's record in place of what stood there at `revision` (0: nothing), and its life beside it. None
-        where that has changed meanwhile. Closes the lease where it did not publish."""
+        """Puts the pod's record in place of what stood there at `revision` (0: nothing), and its life beside it.
+
+        Returns None, and closes the lease, where that has changed meanwhile."""
         record = self._record()
         life = Life(record.data_address, record.control_address, token=record.token, lease=lease.id)
         done = False
@@ -116,8 +117,8 @@ class Place:
         return Taken(lease, record) if done else None
 
     async def leave(self, timeout: float) -> None:
-        """Deletes the pod's life, and its presence where that still stands, in one transaction: presence without a life
-        would hide an open life of another pod from whoever counts the two. Raises EtcdError."""
+        """Deletes the pod's life and, where it still stands, its presence, in one transaction: presence without a life
+        would hide another pod's open life from whoever counts the two. Raises EtcdError."""
         for _ in range(_TRIES):
             present = await self._etcd.get(self._key, timeout=timeout)
             mine = (record := _decode(present)) is not None and record.incarnation == self._incarnation

@@ -33,8 +33,8 @@ NOTE = 10
 """Seconds between two notes of how long a life has been open."""
 
 REPLACED = 10
-"""Seconds after which another incarnation in its place ends a life. A pod whose name was taken while it lived, because
-its agent seemed dead to the other one, looks every few seconds whether its presence is its own, and falls silent."""
+"""Seconds after which another incarnation of the same name ends a life. The former pod may be alive: its agent only
+seemed dead to the new one. It checks every few seconds that its presence is its own, and else falls silent."""
 
 _SHARE = 4  # times as long as a look took is the pause after it: with thousands of tombstones, looks take seconds
 _CONNECT = 1.0  # seconds
@@ -99,7 +99,7 @@ class Lives:
 
     async def _judge(self, life: Open) -> None:
         if self._view.revision < life.revision:
-            return  # this router was stopped, or is starved: what it knows of pods and addresses is older than the life
+            return  # this router was stopped or is starved: its view of pods and addresses is older than the life
         now, who = asyncio.get_running_loop().time(), (life.pod, life.incarnation)
         first, age = self._since.setdefault(who, (now, life.life.open_seconds))
         age = int(age + now - first)
@@ -130,7 +130,7 @@ class Lives:
             await self._note(life, replace(life.life, ended_revision=ended, open_seconds=age))
 
     def _heir(self, data_address: str) -> str:
-        """The published pod that has that address, if any: two processes cannot."""
+        """Returns the published pod that has that address, if any: two processes cannot share one."""
         for pod in self._view.pods.values():
             if pod.record is not None and not pod.suspect and pod.record.data_address == data_address:
                 return pod.name
@@ -148,8 +148,8 @@ class Lives:
 
 
 async def _refuses(address: str) -> bool:
-    """Whether connections to that address are refused: then no process listens there. A time-out tells nothing, nor
-    does a name that cannot be resolved; of a name with several addresses, all must refuse."""
+    """Returns whether connections to that address are refused, so that no process listens there. A time-out proves
+    nothing, nor does a name that cannot be resolved. All addresses of a name must refuse."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(_CONNECT):
