@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -18,6 +19,7 @@ from mesh import process, requestdigest
 from mesh.records import LEAVING, PodRecord
 from mesh.runtime import earlier, memory, rundir, serverprocess, tally, unloads
 from mesh.runtime.__main__ import app
+from mesh.runtime.agent import Agent
 from mesh.runtime.board import Board, Use
 from mesh.runtime.board import State as SlotState
 from mesh.runtime.figures import GAP, REFRESH, Published, coarse_age_ms, worth_telling
@@ -539,14 +541,24 @@ async def test_a_server_that_starts_no_more_is_given_up(tmp_path: Path, monkeypa
     given_up = asyncio.Event()
     server = a_server(Plan(argv, tmp_path, 5.0), board, on_given_up=given_up.set)
     await server.start()
+    assert server.down_for == 0
     try:
         server.plan = Plan((sys.executable, "-c", "raise SystemExit('no such device')"), tmp_path, 1.0)
         server.kill("the test wants it")
         await until(given_up.is_set, why="it is given up")
         assert (server.lives, server.deaths) == (1 + 3, 1)
         assert "no such device" in server.why_down
+        assert server.down_for > 0
     finally:
         await server.stop(1.0)
+
+
+@pytest.mark.parametrize(("down_for", "live"), [(0.0, True), (170.0, True), (190.0, False)])
+def test_a_pod_without_a_server_for_minutes_is_not_live(down_for: float, live: bool) -> None:
+    """Others are started all the while, so seconds without one are nothing."""
+    server = SimpleNamespace(down_for=down_for, why_down="the model server ended with status 3")
+    why = Agent._why_not_live(SimpleNamespace(server=server))  # type: ignore[arg-type]
+    assert why is None if live else "no model server could be had: the model server ended with status 3" in str(why)
 
 
 def a_server(plan: Plan, board: Board, **callbacks: Any) -> ServerProcess:

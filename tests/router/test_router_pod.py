@@ -196,6 +196,22 @@ async def test_a_worker_that_cannot_be_spawned_is_tried_again(tmp_path, monkeypa
         await router.stop(grace=0.0)
 
 
+async def test_a_router_is_not_live_where_nothing_has_served_for_long(tmp_path, monkeypatch):
+    """Starting workers again and again does not help: a fresh container may. While it stops it is live."""
+    router = pod_module.RouterPod(RouterSettings("r", run_dir=str(tmp_path)))
+    try:
+        assert router._why_not_live() is None, "it has just begun"
+        monkeypatch.setattr(pod_module, "_DEAD", 0.0)
+        assert "no worker is running" in router._why_not_live()
+        monkeypatch.setattr(router._feed, "ready", lambda: {"worker0": "the registry (etcd) has not been read yet"})
+        monkeypatch.setattr(pod_module, "_DEAD", 60.0)
+        assert router._why_nobody_serves() is None, "that etcd is away is not cured by another container"
+    finally:
+        await router.stop(grace=0.0)
+    monkeypatch.setattr(pod_module, "_DEAD", 0.0)
+    assert router._why_not_live() is None
+
+
 async def test_nothing_outlives_a_router_that_is_killed(a_router):
     router = a_router("--workers", "1")
     await router.ready()

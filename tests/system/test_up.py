@@ -24,7 +24,7 @@ class Up:
     def __init__(self, folder: Path, *options: str) -> None:
         self.port, self.probe = free_port(), free_port()
         self.log = folder / "up.log"
-        argv = [sys.executable, "-m", "mesh", "up", "--listen", f"127.0.0.1:{self.port}", "--pods", "2"]
+        argv = [sys.executable, "-P", "-m", "mesh", "up", "--listen", f"127.0.0.1:{self.port}", "--pods", "2"]
         argv += ["--probe", f"127.0.0.1:{self.probe}", "--data-dir", str(folder / "data"), *options]
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
@@ -84,7 +84,10 @@ class Up:
 
 @pytest.mark.timeout(240)
 async def test_up_serves_keeps_its_state_and_leaves_nothing_behind(tmp_path):
-    """Start, try the printed line, kill -9, start again on the same data, stop most of it, Ctrl-C."""
+    """Start, try the printed line, kill -9, start again on the same data, stop most of it, Ctrl-C. All of it in the
+    folder of somebody's own project, whose modules have the names of ours and end whoever imports them."""
+    for name in ("router", "placement", "puller", "mesh", "proto"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('this is my own {name}.py')")
     up = await Up(tmp_path).ready()
     try:
         registered = [model["id"] for model in up.rest("GET", "/mesh/v1/models")["models"]]
