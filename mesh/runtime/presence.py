@@ -230,9 +230,10 @@ class Presence:
         """What should stand there for that model."""
         return self._wanted.get(model_id)
 
-    def lease_gone(self, why: str) -> None:
-        """Somebody was told by etcd that our lease or our presence is not there."""
-        if self.published:
+    def lease_gone(self, lease: int, why: str) -> None:
+        """Gives that lease up: etcd has told somebody that it, or our presence under it, is gone. By now there may be
+        another, which stays."""
+        if self.published and self._lease is not None and self._lease.id == lease:
             log.warning("presence lost", why=why)
             self._forget_lease()
             self._tell()
@@ -378,7 +379,7 @@ class Presence:
         try:
             result = await self._etcd.txn(compares, success, failure)
         except EtcdLeaseLost:
-            self.lease_gone("etcd does not know it any more")
+            self.lease_gone(lease, "etcd does not know it any more")
             return False
         self._writes += bool(success)
         if result.succeeded:
@@ -392,7 +393,7 @@ class Presence:
             return True
         pods, *models = result.responses
         if self.published and not _under(pods, lease):
-            self.lease_gone("its presence is not in etcd")
+            self.lease_gone(lease, "its presence is not in etcd")
             return False
         for (model_id, revision), found in zip(checked, models, strict=True):
             if not isinstance(found, tuple) or not found or found[0].create_revision != revision:

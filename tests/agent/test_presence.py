@@ -513,6 +513,31 @@ async def test_a_claim_that_timed_out_is_cleaned_up(pod: Pod, monkeypatch: pytes
     assert await pod.stands("m") is None
 
 
+async def test_a_claim_that_comes_late_does_not_give_another_lease_up(
+    pod: Pod, etcd_server: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was begun under a lease that was lost and replaced meanwhile."""
+    created = await register(pod, "m")
+    before = pod.presence.statistics()
+    txn, held = pod.etcd.txn, asyncio.Event()
+
+    async def late(compares: object, success: object, failure: object = (), **options: object) -> object:
+        if options:  # a claim has a time-out of its own
+            await held.wait()
+        return await txn(compares, success, failure, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pod.etcd, "txn", late)
+    claim = asyncio.create_task(pod.claims.claim("m", pod.copy(created)))
+    await asyncio.sleep(0)
+    etcd_server.etcdctl("lease", "revoke", f"{before.lease:x}")
+    await until(lambda: pod.presence.statistics().leases == 2, why="another lease", timeout=15)
+    held.set()
+    assert isinstance(await claim, Away)
+    assert pod.presence.published
+    assert pod.presence.statistics().leases == 2
+    assert isinstance(await pod.claims.claim("m", pod.copy(created)), Claimed)
+
+
 def first(digest: str) -> Callable[[ModelRecord], ModelRecord]:
     """What a first load remembers."""
     return lambda record: replace(record, digest=digest, digest_ms=1)
