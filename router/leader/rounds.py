@@ -89,6 +89,7 @@ class Rounds:
             limits=lambda: settings().limits,
             debits=self._debits,
             choose=self._choose,
+            idle_ms=lambda model_id: self._idle.get(model_id),
             on_done=self.carrying.wake,
         )
         self._recency = Recency(etcd, keys)

@@ -32,6 +32,8 @@ class Mesh:
         self.view = View(keys, lambda address: Pool())
         self.fates: dict[str, object] = {}
         self.asked: list[tuple[str, str]] = []
+        self.requests: list[agent_pb2.LoadRequest] = []
+        self.idle: int | None = None  # ms since the model's last use, as agents told it
         self.held: dict[str, asyncio.Event] = {}
         self.revision = 1
         self.reloading = self.leader()
@@ -45,6 +47,7 @@ class Mesh:
             keys=self.keys,
             limits=TypeLimits,
             debits=Debits(),
+            idle_ms=lambda _: self.idle,
             choose=lambda registration, size, excluded, idle_ms: choose(
                 registration.model_id, size, self.view.candidates(0.0, ""), excluded=excluded, idle_ms=idle_ms
             ),
@@ -85,6 +88,7 @@ class Mesh:
 
     async def load(self, pod, request, *, timeout):
         self.asked.append(("load", pod.name))
+        self.requests.append(request)
         if pod.name in self.held:
             await self.held[pod.name].wait()
         fate = self.fates.get(pod.name)
@@ -130,6 +134,17 @@ async def test_all_copies_move_and_then_nothing_is_left_to_do(mesh):
     assert await mesh.told() is None
     await mesh.round()
     assert len(mesh.asked) == 3
+
+
+@pytest.mark.parametrize(("told", "sent"), [(1500, 1500), (0, 0), (None, 60_000)], ids=["told", "in-use", "quiet"])
+async def test_the_new_content_is_as_urgent_as_the_model_is_used(mesh, told, sent):
+    """Not as it was when its copy was loaded, which is all that its key says."""
+    mesh.idle = told
+    mesh.pod("a")
+    mesh.copy("a")
+    await mesh.reload()
+    await mesh.round()
+    assert [request.idle_ms for request in mesh.requests] == [sent]
 
 
 async def test_a_model_without_copies_is_done_at_once(mesh):
@@ -247,18 +262,49 @@ async def test_copies_of_two_contents_are_moved_without_being_asked(mesh):
     assert mesh.generations() == {"a": 2, "b": 2}
 
 
-async def test_a_pod_that_does_not_answer_and_one_that_is_gone(mesh):
-    """The one is told of and tried again; the other holds nothing up."""
-    mesh.pod("a")
-    mesh.copy("a")
+async def test_a_pod_that_has_died_in_the_middle_holds_nothing_up(mesh):
+    """The others move; its copies go with its lease, and then it is done. Nothing is put off for it."""
+    mesh.pod("a", "b", "c")
+    for name in "abc":
+        mesh.copy(name)
     mesh.fates["a"] = Unreachable("a does not answer", refused=True)
     await mesh.reload()
-    await mesh.round()
-    assert "does not answer" in (await mesh.told()).why
+    await mesh.reloading.round()
+    await until(lambda: mesh.generations() == {"a": 0, "b": 1, "c": 1}, why="the others have moved")
     mesh.delta(mesh.keys.copy("m", "a"), None)
-    await mesh.reload(2)
-    await mesh.round()
+    await until(lambda: not mesh.reloading.moving(), why="the move has ended")
     assert await mesh.told() is None
+
+
+async def test_a_pod_that_does_not_answer_for_long_is_told_of(mesh, monkeypatch):
+    """And asked again after a rest."""
+    monkeypatch.setattr(reloading, "PATIENCE", 0.0)
+    monkeypatch.setattr(reloading, "REST", 0.0)
+    mesh.pod("a")
+    mesh.copy("a")
+    mesh.fates["a"] = Unreachable("the agent of a does not answer", refused=True)
+    await mesh.reload()
+    await mesh.round()
+    assert await mesh.told() == Reload(1, "the agent of a does not answer")
+    mesh.fates.clear()
+    await mesh.round()
+    assert mesh.generations() == {"a": 1}
+    assert await mesh.told() is None
+
+
+async def test_what_cannot_be_read_holds_no_other_model_up(mesh):
+    """A key, a value, a record: told in the log, and left alone for a while."""
+    await mesh.etcd.put(mesh.keys.reloads + b"\xff", Reload(1).encode())
+    await mesh.etcd.put(mesh.keys.reload("broken"), b"no json")
+    await mesh.etcd.put(mesh.keys.reload("unreadable"), Reload(1).encode())
+    await mesh.etcd.put(mesh.keys.model("unreadable"), b"no json")
+    mesh.pod("a")
+    mesh.copy("a")
+    await mesh.reload()
+    await mesh.round()
+    assert mesh.generations() == {"a": 1}
+    await mesh.reloading.round()
+    assert mesh.reloading.moving() == []
 
 
 async def test_unregistered_meanwhile(mesh):

@@ -1,0 +1,214 @@
+"""The steps of moving one model's copies to new content: which copies there are, what is asked of which agent, and what
+its answer means for the next step. Which step comes next is `placement.reload`'s, when a move begins and what is told
+of it `reloading`'s.
+
+A pod without room for both contents, and one whose agent does not answer, is noted in the move and asks for another
+step. Only content that cannot be loaded ends a move.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+from mesh.pb import agent_pb2
+from mesh.statuses import Reason
+from placement import reload
+from placement.choice import Choice
+from placement.debits import Debits
+from placement.footprint import Footprint
+from placement.limits import TypeLimits
+from router import asking
+from router.agents import Agent, Unreachable, load_request
+from router.registry import Registration
+from router.view import Pod, View
+
+_AGAIN = 1.0  # seconds after which an agent that did not answer is asked again
+_LOAD_TIMEOUT = 300.0
+_UNLOAD_TIMEOUT = 60.0
+_QUIET_MS = 60_000
+_NO_ROOM = (Reason.NO_ROOM.name, Reason.NOWHERE.name)
+
+Choose = Callable[[Registration, Footprint, Mapping[str, str], int], Choice]
+"""Chooses a pod: registration, size, pods not to use and why, ms since its last use."""
+
+
+class Move:
+    """What one move has learnt of pods on its way."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.no_room: dict[str, str] = {}  # pods that cannot hold both contents, and why
+        self._silent: dict[str, tuple[float, str]] = {}  # until when such a pod is not asked again, and why
+
+    def hush(self, pod: str, why: str) -> None:
+        """Notes that the agent of a pod does not answer: it may have died, and its copies go with it in a moment."""
+        self._silent[pod] = (time.monotonic() + _AGAIN, why)
+
+    def hear(self, pod: str) -> None:
+        """Notes that it has answered."""
+        self._silent.pop(pod, None)
+
+    @property
+    def waits_for(self) -> str:
+        """Why an agent has not answered yet; "" where all have."""
+        return next((why for _, why in self._silent.values()), "")
+
+    def silent(self, pod: str) -> bool:
+        """Whether a pod is not to be asked now."""
+        return self._silent.get(pod, (0.0, ""))[0] > time.monotonic()
+
+    def silences(self) -> dict[str, str]:
+        """Returns the pods that are not to be asked now, and why."""
+        return {pod: "does not answer" for pod in self._silent if self.silent(pod)}
+
+
+class Steps:
+    """Carries steps out for one leader. `idle_ms` tells the time since a model's last use, as agents told it last."""
+
+    def __init__(
+        self,
+        *,
+        view: View,
+        agents: Agent,
+        limits: Callable[[], TypeLimits],
+        debits: Debits,
+        choose: Choose,
+        idle_ms: Callable[[str], int | None],
+    ) -> None:
+        self._view = view
+        self._agents = agents
+        self._limits = limits
+        self._debits = debits
+        self._choose = choose
+        self._told_idle_ms = idle_ms
+
+    def held(self, registration: Registration, move: Move) -> list[reload.Held]:
+        """Returns the copies of that registration, as `placement.reload` looks at them."""
+        found = []
+        for copy in self._view.known(registration.model_id):
+            if copy.record.create_revision != registration.created:
+                continue  # it is withdrawn anyway
+            pod = copy.pod
+            reachable = pod.record is not None and not pod.suspect and not pod.leaving and not move.silent(pod.name)
+            # What only an agent's answer has told so far, other routers do not know yet.
+            loaded = copy.callable and not (copy.answered and copy.record.generation >= registration.record.generation)
+            found.append(reload.Held(pod.name, copy.record.generation, loaded, reachable))
+        return found
+
+    async def take(self, registration: Registration, todo: reload.Step, move: Move) -> str | None:
+        """Carries one step out. Returns why the new content cannot be loaded; None: it can, or nobody can tell yet."""
+        if todo.elsewhere:
+            return await self._load_elsewhere(registration, todo.why, move)
+        loads = [self._load(registration, name, move) for name in todo.beside]
+        unloads = [self._unload(registration, name, todo.why, move) for name in todo.unload]
+        failures = await asyncio.gather(*loads, *unloads)
+        return next((why for why in failures if why is not None), None)
+
+    async def _load(self, registration: Registration, name: str, move: Move) -> str | None:
+        pod = self._view.pods.get(name)
+        if pod is None:
+            return None
+        idle_ms = self._idle_ms(registration.model_id)
+        reply = await self._ask(registration, pod, move, idle_ms, expected=0, reason="its content was reloaded")
+        if reply is None:
+            return None
+        match reply.WhichOneof("outcome"):
+            case "loaded" if reply.loaded.generation < registration.record.generation:
+                move.no_room[name] = f"the agent of {name} is of a version that cannot reload a model in place"
+            case "refused" if reply.refused.reason in _NO_ROOM:
+                move.no_room[name] = f"{name}: {reply.refused.text}"
+            case "refused":
+                return f"{name}: {reply.refused.text}"
+            case "failed":
+                return f"{name}: {reply.failed.text}"
+        return None
+
+    async def _load_elsewhere(self, registration: Registration, why: str, move: Move) -> str | None:
+        known = list(self._view.known(registration.model_id))
+        record = registration.record
+        sizes = (Footprint(copy.record.host_bytes, copy.record.device_bytes) for copy in known)
+        size = next((size for size in sizes if size.total_bytes), Footprint(record.host_bytes, record.device_bytes))
+        idle_ms = self._idle_ms(registration.model_id)
+        holders = {copy.pod.name: "holds a copy already" for copy in known} | move.silences()
+        chosen = self._choose(registration, size, holders, idle_ms)
+        if chosen.pod is None:
+            return f"{why}; and elsewhere: {chosen.why}"
+        pod = self._view.pods[chosen.pod]
+        reason = f"its content was reloaded: {chosen.why}"
+        reply = await self._ask(registration, pod, move, idle_ms, expected=len(known), reason=reason)
+        if reply is None:
+            return None
+        match reply.WhichOneof("outcome"):
+            case "refused":
+                return f"{why}; and {chosen.pod}: {reply.refused.text}"
+            case "failed":
+                return f"{chosen.pod}: {reply.failed.text}"
+        return None
+
+    def _idle_ms(self, model_id: str) -> int:
+        """Since its last use: the new content takes no room from what was used more recently. Agents mention what is
+        called; what they do not has been quiet for a while at least, and a key says only how old it was at its load."""
+        told = self._told_idle_ms(model_id)
+        if told is not None:
+            return told
+        return max(_QUIET_MS, min((copy.record.age_ms for copy in self._view.known(model_id)), default=0))
+
+    async def _ask(
+        self, registration: Registration, pod: Pod, move: Move, idle_ms: int, *, expected: int, reason: str
+    ) -> agent_pb2.LoadReply | None:
+        """The agent's answer; None where it gave none, which is noted."""
+        record = registration.record
+        pinned = bool(self._limits().of(record.type, record.limits).pinned)
+        request = load_request(
+            registration,
+            idle_ms=idle_ms,
+            reason=reason,
+            pinned=pinned,
+            expected_copies=expected,
+            generation=record.generation,
+        )
+        try:
+            reply = await asking.load(
+                pod,
+                request,
+                agents=self._agents,
+                debits=self._debits,
+                footprint=Footprint(record.host_bytes, record.device_bytes),
+                now_ms=_now_ms,
+                timeout=_LOAD_TIMEOUT,
+            )
+        except Unreachable as error:
+            move.hush(pod.name, error.text)
+            return None
+        move.hear(pod.name)
+        if reply.WhichOneof("outcome") == "loaded":
+            told = reply.loaded
+            self._view.loaded(
+                registration.model_id,
+                pod,
+                told.incarnation,
+                registration.created,
+                told.host_bytes,
+                told.device_bytes,
+                told.generation,
+                told.digest,
+            )
+        return reply
+
+    async def _unload(self, registration: Registration, name: str, why: str, move: Move) -> None:
+        pod = self._view.pods.get(name)
+        if pod is None:
+            return
+        request = agent_pb2.UnloadRequest(
+            model_id=registration.model_id,
+            create_revision=registration.created,
+            reason=f"its content was reloaded: {why}, and here is no room for both",
+        )
+        try:
+            await self._agents.unload(pod, request, timeout=_UNLOAD_TIMEOUT)
+        except Unreachable as error:
+            move.hush(name, error.text)
+
+
+def _now_ms() -> int:
+    return int(time.monotonic() * 1000)
