@@ -135,7 +135,7 @@ def main(
             help="Bytes that Envoy may hold; near them it resets streams that hold much, and refuses new connections. "
             "0: any.",
         ),
-    ] = "512MiB",
+    ] = "384MiB",
     max_connections_per_pod: Annotated[
         int,
         typer.Option(

@@ -40,7 +40,7 @@ class RouterSettings:
     max_message: int = 16 * MiB
     max_body_bytes: int = 256 * MiB  # of all requests and replies that one worker holds
     min_body_rate: int = 32 * 1024  # bytes a second that a body has to come or be taken with; 0: any
-    edge_memory: int = 512 * MiB  # at which Envoy refuses new connections; 0: any
+    edge_memory: int = 384 * MiB  # at which Envoy refuses new connections; 0: any
     max_connections_per_pod: int = 1024  # of one worker: HTTP/1.1 takes one for each call in flight
     connect_timeout: float = 1.0
 

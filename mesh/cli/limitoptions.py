@@ -41,7 +41,7 @@ MaxBodyBytes = Annotated[
     str, _size("--max-body-bytes", "Bytes of requests and replies that a router worker holds; default 256MiB.")
 ]
 MinBodyRate = Annotated[str, _size("--min-body-rate", "Bytes a second that a body has to come with; default 32KiB.")]
-EdgeMemory = Annotated[str, _size("--edge-memory", "Bytes that Envoy may hold; default 512MiB.")]
+EdgeMemory = Annotated[str, _size("--edge-memory", "Bytes that Envoy may hold; default 384MiB.")]
 MaxConnections = Annotated[
     int | None,
     _option("--max-connections-per-pod", "N", "Connections of a router worker to one pod; default 1024."),

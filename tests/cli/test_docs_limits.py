@@ -1,0 +1,49 @@
+"""docs/limits.md names what there is: options, tests, and the numbers that the code has."""
+
+import re
+from pathlib import Path
+
+import typer
+
+import mesh.runtime.__main__ as runtime_main
+import router.__main__ as router_main
+from mesh.runtime import loads
+from mesh.runtime.server import loader, runs, tensors
+from mesh.wire import budget, server
+from router import meter
+from router.rest import bulk
+from router.settings import RouterSettings
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs/limits.md").read_text()
+
+
+def test_every_option_exists():
+    options = {
+        name
+        for module in (router_main, runtime_main)
+        for option in typer.main.get_command(module.app).params
+        for name in option.opts
+    }
+    assert set(re.findall(r"--[a-z][a-z-]+[a-z]", TEXT)) <= options
+
+
+def test_every_test_exists():
+    named = set(re.findall(r"`(tests/[\w/.]+)`", TEXT))
+    assert len(named) > 10
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_the_numbers_are_those_of_the_code():
+    settings = RouterSettings("r")
+    assert settings.max_message == 16 << 20
+    assert settings.max_body_bytes == settings.max_waiting_bytes == 256 << 20
+    assert settings.edge_memory == 384 << 20
+    assert (settings.max_connections_per_pod, settings.max_waiters_per_model) == (1024, 2000)
+    assert settings.min_body_rate == server.MIN_RATE == 32 << 10
+    assert (server.PATIENCE, server.HASTE, budget.SMALL) == (10, 16, 64 << 10)
+    assert (bulk.AT_ONCE, bulk.MAX_LINES, bulk.MAX_BAD, bulk.BATCH, bulk.IN_FLIGHT) == (2, 5_000_000, 10_000, 500, 4)
+    assert (bulk.MAX_LINE, bulk.MAX_BYTES, bulk.BATCH_BYTES, bulk.MAX_REPORTED) == (64 << 10, 4 << 30, 1 << 20, 1000)
+    assert (meter.MAX_METHODS, loads.MAX_LOADS, loader.MAX_STUCK) == (64, 1024, 4)
+    assert (runs.MAX_WAITING, runs.MAX_WAITING_BYTES, runs.MAX_SECONDS) == (1024, 256 << 20, 600)
+    assert (tensors.MAX_TEXTS, tensors.MAX_RANK) == (262_144, 32)
