@@ -193,6 +193,8 @@ def _manager(settings: Settings) -> dict[str, Any]:
         "max_request_headers_kb": settings.max_headers_kb,
         "request_headers_timeout": _seconds(settings.headers_timeout),
         "stream_idle_timeout": _seconds(settings.stream_idle_timeout),
+        # A reply that is complete, and that an HTTP/2 client does not let come: its connection may be busy otherwise.
+        "stream_flush_timeout": _seconds(settings.unread_timeout),
         "drain_timeout": "1s",
         # A carrier adds nothing: no request ids, no forwarded-for, no server header, no rewritten paths (an id may hold
         # %2F, // or ..).

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logs.get(__name__)
 
 _WRITE_HIGH = 256 * 1024  # bytes not yet taken by the peer, above which write() waits
+_PATIENT = 2 * _WRITE_HIGH
 _LINGER = 2.0  # seconds that the peer has to read the last answer
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -338,6 +339,14 @@ class ServerConnection(asyncio.Protocol):
             unsent = self.transport.get_write_buffer_size()
             self._moved += self._unsent - unsent
             self._count_unsent(unsent)
+            active = self._active
+            if (
+                active is not None
+                and active.phase == servercall.STARTED
+                and unsent <= _PATIENT
+                and not self.budget.short
+            ):
+                self._moved += least  # a stream's reader may pause: little is held for it
         elif self._paused:  # by us
             self._moved += least
         self._credit = min(self._credit + self._moved - least, grace)

@@ -285,6 +285,33 @@ async def test_a_client_that_takes_nothing_is_ended(edge, workers):
         assert answer.status == 200
 
 
+def frame(kind, flags, stream, payload):
+    """One frame of HTTP/2."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+async def test_a_stream_whose_reply_is_not_let_come_is_ended(edge, workers):
+    """An HTTP/2 client that reads, and answers pings, but grants no window to one of its streams."""
+    edge = await edge(unread_timeout=1.0)
+    literal = b"".join(
+        b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+        for name, value in ((b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/v2"), (b":authority", b"a"))
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
+    window = (4).to_bytes(2, "big") + (10).to_bytes(4, "big")  # SETTINGS_INITIAL_WINDOW_SIZE: 10 bytes
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, window) + frame(1, 5, 1, literal))
+    kinds = []
+    async with asyncio.timeout(20):
+        while 3 not in kinds:  # RST_STREAM
+            head = await reader.readexactly(9)
+            await reader.readexactly(int.from_bytes(head[:3], "big"))
+            kinds.append(head[3])
+            if head[3] == 4 and not head[4]:
+                writer.write(frame(4, 1, 0, b""))
+    assert 0 in kinds, "some of the reply has come"
+    writer.close()
+
+
 @pytest.mark.parametrize(
     "head",
     [

@@ -241,6 +241,24 @@ async def test_a_reply_that_is_not_taken_counts_and_ends_its_connection(peers):
     assert peers.budget.held == 0
 
 
+@pytest.mark.parametrize(
+    ("unsent", "short", "ends"), [(300_000, False, False), (600_000, False, True), (300_000, True, True)]
+)
+async def test_the_reader_of_a_stream_may_pause_while_little_is_held_for_it_and_nobody_lacks_room(
+    peers, unsent, short, ends
+):
+    connection = peers.send(request(frames(b"x")))
+    one = peers.calls.pop()
+    one.start()
+    await one.write(frames(b"first"))
+    connection.transport.unsent = unsent
+    connection.pause_writing()
+    for _ in range(30):
+        peers.budget.short = short
+        peers.judge()
+    assert connection.transport.aborted is ends
+
+
 async def test_a_reply_that_is_taken_gives_its_bytes_back(peers):
     connection = peers.send(request(frames(b"x")))
     connection.transport.unsent = BIG
