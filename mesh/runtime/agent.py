@@ -56,7 +56,6 @@ from mesh.settings import format_address, format_bytes, parse_address
 from mesh.statuses import Reason
 from mesh.telemetry import logs, metrics
 from mesh.telemetry.probes import Probes
-from placement.fence import Mode
 from placement.room import Room
 from placement.suspects import suspects as judge
 from puller.http_client import HttpPolicy
@@ -445,10 +444,9 @@ class Agent:
         return None
 
     def _why_silent(self) -> Refused | None:
-        fence = self.fence.statistics
-        if fence.mode is not Mode.CLOSED:
+        if not (why := self.fence.why_silent()):
             return None
-        return Refused(Reason.UNAVAILABLE if self._state == LEAVING else Reason.REGISTRY_AWAY, fence.why)
+        return Refused(Reason.UNAVAILABLE if self._state == LEAVING else Reason.REGISTRY_AWAY, why)
 
     # --- what happens to it ---
 

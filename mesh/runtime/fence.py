@@ -135,6 +135,12 @@ class Fence:
         """Decides again at once: the pod's standing has changed."""
         self._news.set()
 
+    def why_silent(self) -> str:
+        """Says why the pod answers no call at this moment; empty where it answers some."""
+        if self._clock() >= self._permission.until:
+            self.look()  # this process has paused, and may be sure of more by now
+        return "" if self._clock() < self._permission.until else self._permission.why
+
     def close(self) -> None:
         """Shuts the fence for good, before the pod's keys go: from now on every call is answered *not here*."""
         self._closed = True

@@ -232,3 +232,23 @@ async def test_a_lease_that_etcd_has_ended_does_not_make_etcd_away(world):
     assert world.mode is Mode.VERIFIED
     await settled(world, fence, 1)
     assert world.mode is Mode.VERIFIED
+
+
+async def test_a_pod_says_why_it_is_silent(world):
+    """Only while it is: a permission that ran out in a pause is asked for again first."""
+    fence = world.fence(serve_without_etcd=20)
+    assert "published" in fence.why_silent()
+    world.renew()
+    world.keyed = True
+    fence.look()
+    assert fence.why_silent() == ""
+    world.sleep(3)
+    world.renew()
+    world.sleep(1)
+    assert fence.why_silent() == ""
+    world.sleep(TTL)  # of this process's pause; etcd has answered nothing meanwhile
+    assert fence.why_silent() == "", "it may serve without etcd for a while"
+    world.sleep(2 * TTL)
+    assert "longer than this pod may serve" in fence.why_silent()
+    fence.close()
+    assert "leaves" in fence.why_silent()
