@@ -227,6 +227,22 @@ async def test_a_pod_that_goes_on_after_a_long_stop(arena, scene):
 
 
 @pytest.mark.chaos
+async def test_a_pod_that_was_forgotten_comes_back(arena, scene):
+    """Somebody takes a pod that stands still for lost, and closes its life by hand: nobody waits for it any more."""
+    with arena.cut_off("router-3"), arena.stopped(arena.program(scene.pod).pid, *arena.servers(scene.pod)):
+        await arena.gone(scene.pod)
+        await scene.unregister("router-1")
+        refused_with_a_way_out(await scene.register("router-1"), scene.pod)
+        forgotten = await arena.mesh.rest("DELETE", f"/mesh/v1/pods/{scene.pod}/lives")
+        assert forgotten.status == 200, forgotten.body
+        await scene.registered("router-1")
+        scene.note(f"{scene.pod} is forgotten, {scene.model} registered")
+    scene.note(f"{scene.pod} goes on")
+    for router in arena.routers:
+        await scene.some(router)
+
+
+@pytest.mark.chaos
 async def test_a_pod_and_a_router_that_are_alive_and_cut_off(arena, scene):
     """They serve each other without etcd, no call fails, and what is registered anew elsewhere they do not answer."""
     with arena.cut_off("router-3", scene.pod):

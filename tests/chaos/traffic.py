@@ -118,7 +118,11 @@ class Writer:
                 await self.unregister(model)
             # Mostly at once, as somebody does who brings a new version; now and then the same file once more.
             if self.standing[model] is None and self._draw.random() < 0.8:
-                await self.register(model, again=self._draw.random() < 0.1)
+                act = self._draw.random()
+                if act < 0.1:
+                    await self.race(model)
+                else:
+                    await self.register(model, again=act < 0.2)
             await asyncio.sleep(self._draw.uniform(0, 2 * CHANGE_PAUSE))
 
     def pause(self) -> None:
@@ -142,6 +146,25 @@ class Writer:
             await asyncio.sleep(self._draw.uniform(0.05, 0.5))
         self.standing[model] = self._former[model] = value
         self.doing = ""
+
+    async def race(self, model: str) -> None:
+        """Registers two files at the same time in two ways, of which one can win. Where none was acknowledged, or both,
+        the model is removed again."""
+        values = [self._numbers.next() for _ in range(2)]
+        self.doing = f"register {model} as {values[0]} or {values[1]}"
+
+        async def one(value: int) -> Change:
+            path = self._arena.mesh.write(file_name(model, value), models.constant(float(value)))
+            way = self._draw.choice(self._ways)
+            return await change(self._history, way.router, model, value, way.register(model, path, load=False))
+
+        made = await asyncio.gather(*(one(value) for value in values))
+        won = [attempt.value for attempt in made if attempt.outcome is Outcome.DONE]
+        if len(won) == 1:
+            (self._former[model],) = (self.standing[model],) = won
+            self.doing = ""
+        else:
+            await self.unregister(model)
 
     async def unregister(self, model: str) -> None:
         """Until it is acknowledged."""
