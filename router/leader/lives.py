@@ -37,6 +37,8 @@ REPLACED = 10
 seemed dead to the new one. It checks every few seconds that its presence is its own, and else falls silent."""
 
 _SHARE = 4  # times as long as a look took is the pause after it: with thousands of tombstones, looks take seconds
+_PAUSE_MAX = 10.0  # seconds
+_AT_ONCE = 64  # connections that are tried at the same time: a zone may be lost, and this process needs descriptors too
 _CONNECT = 1.0  # seconds
 
 
@@ -69,6 +71,7 @@ class Lives:
         self._after = reregister_after
         self._since: dict[tuple[str, str], tuple[float, int]] = {}  # when first seen open, and its age then
         self._expired = 0
+        self._trying = asyncio.Semaphore(_AT_ONCE)
 
     async def lead(self) -> None:
         """Looks again and again, until cancelled."""
@@ -80,7 +83,7 @@ class Lives:
                 await self.look()
             except EtcdError as error:
                 log.debug("lives are looked at later: etcd is away", why=error.detail)
-            await asyncio.sleep(max(LOOK, _SHARE * (loop.time() - began)))
+            await asyncio.sleep(min(max(LOOK, _SHARE * (loop.time() - began)), _PAUSE_MAX))
 
     async def look(self) -> None:
         """Looks once at each open life and at each tombstone. Raises EtcdError."""
@@ -107,7 +110,9 @@ class Lives:
         if heir:
             await self._close(life, f"{heir} listens on its data port now")
             return
-        if await _refuses(life.life.data_address):
+        async with self._trying:
+            refused = await _refuses(life.life.data_address)
+        if refused:
             await self._close(life, "nothing listens on its data port")
             return
         record = self._view.published(life.pod)

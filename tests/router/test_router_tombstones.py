@@ -15,6 +15,7 @@ from mesh.records import LOADED, LOADING, CopyRecord, ModelRecord, PodRecord
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import metrics
 from router.coldstart import ColdStart
+from router.leader import lives
 from router.leader.lives import REPLACED, Lives
 from router.management import Item, Management
 from router.meter import Meter
@@ -538,6 +539,27 @@ async def test_thousands_of_tombstones_wait_for_one_life_at_little_cost(town, mo
     await sweeper.sweep(town.view.tombstones)
     await town.see()
     assert not town.view.tombstones
+
+
+async def test_a_lost_zone_takes_the_leader_few_connections_at_a_time(town, monkeypatch):
+    """Its pods answer nothing, so each attempt lasts as long as it may."""
+    for number in range(200):
+        await town.etcd.put(town.keys.life(f"p{number}", "i"), Life(f"h{number}:1", f"h{number}:2").encode())
+    trying = most = 0
+
+    async def refuses(address):
+        nonlocal trying, most
+        trying += 1
+        most = max(most, trying)
+        await asyncio.sleep(0.001)
+        trying -= 1
+        return True
+
+    monkeypatch.setattr(lives, "_refuses", refuses)
+    await town.see()
+    await town.lives.look()
+    assert 1 < most <= 64
+    assert await town.open() == []
 
 
 async def test_lives_are_read_once_for_all_who_ask_at_the_same_time(town, monkeypatch):
