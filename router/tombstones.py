@@ -26,6 +26,8 @@ from mesh.etcd import (
     EtcdUnavailable,
     KeyValue,
     absent_range,
+    count_op,
+    counted,
     delete_op,
     get_op,
     get_range_op,
@@ -47,6 +49,9 @@ BATCH = 60
 
 AT_ONCE = 16
 """Tombstones that are judged at the same time."""
+
+HISTORY = 120
+"""Models that are looked for in etcd's history by one transaction."""
 
 _ASK = 2.0  # seconds for an agent to confirm
 _SILENT = 2.0  # seconds for which an agent that has not answered is not asked again
@@ -103,6 +108,7 @@ class Tombstones:
         self._asked: set[str] = set()  # names of channels to agents whose lives are open
         self._silent: dict[tuple[str, str], float] = {}  # agents that have not answered, and until when that counts
         self._known: dict[tuple[str, str, int], _Known] = {}  # by pod, incarnation, and when its presence ended
+        self._recalling = asyncio.Semaphore(AT_ONCE)
         self._reading: asyncio.Task[list[Open]] | None = None  # of lives, under way
         self._next: asyncio.Task[list[Open]] | None = None  # the one that has not begun yet
 
@@ -169,6 +175,7 @@ class Tombstones:
         """Removes the model's tombstone where nobody may answer for it any more. Returns who may."""
         standing, present = await self._look([model_id])
         lives = [] if present or not standing else await self.open_lives()
+        await self._recall(lives, standing)
         return [holder for tombstone in standing for holder in await self._judge(tombstone, lives)]
 
     async def sweep(self, model_ids: Iterable[str]) -> None:
@@ -181,6 +188,7 @@ class Tombstones:
             standing += found
             present &= all_there
         lives = [] if present or not standing else await self.open_lives()
+        await self._recall(lives, standing)
         for start in range(0, len(standing), AT_ONCE):
             await asyncio.gather(*(self._judge(tombstone, lives) for tombstone in standing[start : start + AT_ONCE]))
 
@@ -210,33 +218,45 @@ class Tombstones:
 
     async def _may_hold(self, life: Open, tombstone: _Standing) -> bool:
         """Returns whether that incarnation may answer for the model, as far as etcd's history and its agent tell."""
-        who = (life.pod, life.incarnation, life.life.ended_revision)
-        known = self._known.setdefault(who, _Known({}, set()))
-        model_id = tombstone.model_id
-        if life.life.ended_revision:
-            if model_id not in known.held:
-                known.held[model_id] = await self._held(life, model_id)
-            if not known.held[model_id]:
-                return False
+        known, model_id = self._known_of(life), tombstone.model_id
+        if not known.held.get(model_id, True):
+            return False
         unregistering = (model_id, tombstone.revision)
         if unregistering not in known.gone and await self._unloaded(life, model_id):
             known.gone.add(unregistering)  # nobody can have it loaded again while the id is not registered
         return unregistering not in known.gone
 
-    async def _held(self, life: Open, model_id: str) -> bool:
-        """Returns whether it had a key of the model when its presence ended. Lost history counts as a yes."""
-        key = self._keys.copy(model_id, life.pod)
+    async def _recall(self, lives: Sequence[Open], standing: Sequence[_Standing]) -> None:
+        """Reads from etcd's history which of those models the pods held, as far as that is not known yet."""
+
+        async def recall(life: Open) -> None:
+            known = self._known_of(life)
+            unknown = [tombstone.model_id for tombstone in standing if tombstone.model_id not in known.held]
+            for start in range(0, len(unknown), HISTORY):
+                part = unknown[start : start + HISTORY]
+                async with self._recalling:
+                    known.held.update(zip(part, await self._held(life, part), strict=True))
+
+        await asyncio.gather(*(recall(life) for life in lives))
+
+    async def _held(self, life: Open, model_ids: Sequence[str]) -> Sequence[bool]:
+        """Returns for each model whether the pod had its key when its presence ended. Lost history counts as a yes."""
+        before = life.life.ended_revision - 1
+        if before <= 0:
+            return [True] * len(model_ids)  # nobody saw it
+        keys = [self._keys.copy(model_id, life.pod) for model_id in model_ids]
         try:
-            before = life.life.ended_revision - 1
-            page = await self._etcd.page(key, key + b"\0", limit=1, revision=before, keys_only=True)
-        except EtcdCompacted:
-            return True
+            found = await self._etcd.txn([], [count_op(key, key + b"\0", revision=before) for key in keys])
         except EtcdUnavailable:
             raise
         except EtcdError as error:
-            log.warning("etcd's history cannot be read", pod=life.pod, model=model_id, error=error.detail)
-            return True
-        return bool(page.kvs)
+            if not isinstance(error, EtcdCompacted):
+                log.warning("etcd's history cannot be read", pod=life.pod, revision=before, error=error.detail)
+            return [True] * len(model_ids)
+        return [counted(response) > 0 for response in found.responses]
+
+    def _known_of(self, life: Open) -> _Known:
+        return self._known.setdefault((life.pod, life.incarnation, life.life.ended_revision), _Known({}, set()))
 
     async def _unloaded(self, life: Open, model_id: str) -> bool:
         """Has the pod's agent, which may be reachable though it does not reach etcd, unload the copy. Returns whether

@@ -98,9 +98,9 @@ def get_range_op(start: bytes, end: bytes, *, limit: int = 0, keys_only: bool = 
     return pb.RequestOp(request_range=pb.RangeRequest(key=start, range_end=end, limit=limit, keys_only=keys_only))
 
 
-def count_op(start: bytes, end: bytes) -> Op:
-    """Counts the keys in [start, end): its response is a number, as `counted` reads it."""
-    return pb.RequestOp(request_range=pb.RangeRequest(key=start, range_end=end, count_only=True))
+def count_op(start: bytes, end: bytes, *, revision: int = 0) -> Op:
+    """Counts the keys in [start, end) at `revision` (0: now): its response is a number, as `counted` reads it."""
+    return pb.RequestOp(request_range=pb.RangeRequest(key=start, range_end=end, count_only=True, revision=revision))
 
 
 def counted(response: object) -> int:
