@@ -280,8 +280,9 @@ def _registered(model_id: str, record: records.ModelRecord) -> dict[str, Any]:
         "path": confidential.masked_path(record.path),
         "key": confidential.masked_key(record.key),
     }
-    if record.sha256:
-        document["sha256"] = record.sha256
+    for name, text in (("sha256", record.sha256), ("digest", record.digest)):
+        if text:
+            document[name] = text
     limits = record.limits
     for name, value in zip(bulk.LIMITS, (limits.minimum, limits.maximum, limits.pinned), strict=True):
         if value is not None:

@@ -24,7 +24,8 @@ def samples(monkeypatch, tmp_path):
 
     def sample(name, width):
         inputs = (Tensor("X", "FP32", (-1, width)),)
-        return SimpleNamespace(id=name, type="onnx", path=tmp_path / f"{name}.onnx", inputs=inputs)
+        path = tmp_path / f"{name}.onnx"
+        return SimpleNamespace(id=name, type="onnx", path=path, inputs=inputs, sha256=f"of-{name}")
 
     made = (sample("w", 64), sample("a b", 4))
 
@@ -69,6 +70,18 @@ async def test_a_sample_whose_file_has_moved_is_registered_anew(mesh, samples):
         assert await welcome.register_samples(client, samples) == ["w", "a b"]
     assert [method for method, path, _ in mesh.requests if path.endswith("/w")] == ["PUT", "DELETE", "PUT"]
     assert "w" in mesh.models
+
+
+async def test_a_sample_that_was_made_again_is_reloaded(mesh, samples):
+    """The mesh has loaded another file from the same path before; one that it has loaded as it is stays."""
+    mesh.models["w"] = {"digest": "another"}
+    mesh.models["a b"] = {"digest": samples[1].sha256}
+    mesh.answer("/mesh/v1/models/w/reload", {"id": "w"})
+    mesh.answer("/mesh/v1/models/w", {"id": "w", "digest": "another"})
+    mesh.answer("/mesh/v1/models/a%20b", {"id": "a b", "digest": samples[1].sha256})
+    async with Client(mesh.endpoint) as client:
+        await welcome.register_samples(client, samples)
+    assert [path for method, path, _ in mesh.requests if method == "POST"] == ["/mesh/v1/models/w/reload"]
 
 
 async def test_a_mesh_without_samples_is_up_all_the_same(mesh, monkeypatch):

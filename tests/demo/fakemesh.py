@@ -44,11 +44,15 @@ class FakeMesh:
         self.wrong: str = ""  # the model whose answers are another's
         self.raw = True  # whether gRPC answers raw contents
         self.import_error: dict[str, Any] | None = None
+        self.digests: dict[str, str] = {}  # of what was loaded before, by model
+        self.reloaded: list[str] = []
         self.endpoint = self.grpc_endpoint = ""
 
     async def start(self) -> None:
         app = web.Application(client_max_size=2**26)
         app.router.add_post("/mesh/v1/models:import", self.import_models)
+        app.router.add_get("/mesh/v1/models", self.list_models)
+        app.router.add_post("/mesh/v1/models/{model}/reload", self.reload)
         app.router.add_get("/mesh/v1/stats", self.stats)
         app.router.add_get("/mesh/v1/pods", self.pods)
         app.router.add_get("/metrics", self.metrics)
@@ -69,6 +73,16 @@ class FakeMesh:
         self.grpc_endpoint = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
         await self.server.start()
 
+    async def list_models(self, request: web.Request) -> web.Response:
+        """A model a page."""
+        ids = sorted(model for model in self.registered if model > request.query["after"])
+        models = [{"id": model, "digest": self.digests.get(model, "")} for model in ids[:1]]
+        return web.json_response({"models": models, "next": ids[0] if len(ids) > 1 else None})
+
+    async def reload(self, request: web.Request) -> web.Response:
+        self.reloaded.append(request.match_info["model"])
+        return web.json_response({"id": request.match_info["model"]})
+
     async def stop(self) -> None:
         await self.server.stop(None)
         await self.runner.cleanup()
@@ -87,10 +101,10 @@ class FakeMesh:
         lines = [json.loads(line) for line in (await request.read()).splitlines()]
         if self.import_error is not None:
             return web.Response(text=json.dumps(self.import_error) + "\n")
+        existing = sum(line["id"] in self.registered for line in lines)
         self.registered |= {line["id"]: line for line in lines}
-        return web.Response(
-            text=json.dumps({"finished": True, "created": len(lines), "existing": 0, "failed": 0}) + "\n"
-        )
+        counts = {"created": len(lines) - existing, "existing": existing, "failed": 0}
+        return web.Response(text=json.dumps({"finished": True, **counts}) + "\n")
 
     async def stats(self, _: web.Request) -> web.Response:
         latency = {"p50": 1.0, "p90": 2.0, "p99": 3.0, "count": self.calls}

@@ -146,6 +146,16 @@ async def test_a_fleet_that_cannot_be_registered(mesh, tiny, answer, said):
         await demo(mesh, tiny)
 
 
+async def test_models_that_were_made_again_are_reloaded(mesh, tiny):
+    """Those whose files a mesh that is kept has loaded before, as others; and none on the first run."""
+    first, second = tiny.models[0], tiny.models[1]
+    mesh.digests = {first.id: "another", second.id: second.sha256}
+    await demo(mesh, tiny)
+    assert mesh.reloaded == []
+    await demo(mesh, tiny)
+    assert mesh.reloaded == [first.id]
+
+
 async def test_nobody_there(tiny):
     """An endpoint that does not answer."""
     with pytest.raises(DemoError, match="does not answer"):

@@ -89,7 +89,7 @@ def demo(
     except (BuildError, DemoError) as error:
         console.print(f"[bold red]{error}[/]", highlight=False)
         raise typer.Exit(1) from error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):  # the latter where it comes before the first step
         raise typer.Exit(130) from None
     report.show(console)
     raise typer.Exit(0 if report.ok else 1)

@@ -5,12 +5,14 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 import grpc
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from yarl import URL
 
 from mesh.local.demo import numbers
 from mesh.local.demo.calls import Caller, GrpcCaller, RestCaller
@@ -84,6 +86,30 @@ async def register(session: aiohttp.ClientSession, base: str, fleet: Fleet) -> N
             raise DemoError(f"the fleet cannot be registered: {answer['error']}")
     if not answers or not answers[-1].get("finished"):
         raise DemoError("the import of the fleet broke off")
+    if answers[-1].get("existing"):
+        await _reload_changed(session, base, fleet)
+
+
+async def _reload_changed(session: aiohttp.ClientSession, base: str, fleet: Fleet) -> None:
+    """Reloads the models whose files were made again, by other versions of the libraries, since a mesh that is kept
+    from an earlier demo has loaded them. Raises DemoError."""
+    made = {sample.id: sample.sha256 for sample in fleet.models}
+    after: str | None = ""
+    while after is not None:
+        page = await _json(session.get(f"{base}/mesh/v1/models", params={"limit": "1000", "after": after}))
+        for model in page["models"]:
+            if model.get("digest") and model["digest"] != made.get(model["id"], model["digest"]):
+                path = f"/mesh/v1/models/{quote(model['id'], safe='')}/reload"
+                await _json(session.post(URL(base + path, encoded=True)))
+        after = page["next"]
+
+
+async def _json(request: "contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]") -> Any:
+    async with request as response:
+        answer = json.loads(await response.read())
+        if not response.ok:
+            raise DemoError(f"the fleet cannot be reloaded: {answer.get('error')}")
+        return answer
 
 
 @contextlib.asynccontextmanager
