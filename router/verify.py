@@ -129,13 +129,16 @@ class Verifier:
             self._tasks.spawn(self._probe(), "is etcd there")
 
     async def _probe(self) -> None:
-        while self._away:
-            try:
-                await self._reach(1.0)
-            except EtcdError:
-                await asyncio.sleep(_PROBE)
-                continue
-            self._away = False
+        try:
+            while self._away:
+                try:
+                    await self._reach(1.0)
+                except EtcdError:
+                    await asyncio.sleep(_PROBE)
+                    continue
+                self._away = False
+        finally:
+            self._away = False  # a probe that fails otherwise proves nothing: the next verification finds out again
         log.info("etcd is there again: copies are verified where their pods demand it")
 
 

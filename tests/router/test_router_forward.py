@@ -453,6 +453,29 @@ async def test_where_etcd_is_away_the_call_says_so(core):
     await until(lambda: not core.forwarder.verifier.statistics().away, why="the probe finds etcd")
 
 
+async def test_a_probe_that_breaks_does_not_make_etcd_away_for_ever(core, monkeypatch):
+    """Whatever breaks it: the next call that has to be verified finds out again."""
+    resident(core)
+    core.etcd.away = True
+    verifier = core.forwarder.verifier
+
+    async def breaks(timeout):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(verifier, "_reach", breaks)
+    call = core.call()
+    core.sent("a")[0].verify_first()
+    (await core.reaches("a", 2)).reply()
+    assert call.code is Code.OK
+    await until(lambda: not verifier.away, why="the probe has ended")
+    core.etcd.away = False
+    call = core.call()
+    again = await core.reaches("a", 3)
+    assert again.headers[b"mesh-verified"] == b"1"
+    again.reply()
+    assert call.code is Code.OK
+
+
 async def test_a_pod_that_knows_better_has_the_record_read_until_etcd_answers(core):
     """It does not take "etcd is away" for an answer: when etcd comes back, not everybody notices at once."""
     resident(core)
