@@ -17,7 +17,7 @@ DEV := $(VENV)/.dev-$(call LEVEL,dev)
 GPU := $(VENV)/.gpu-$(call LEVEL,gpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos test-attack check bench image cluster cluster-image cluster-down proto manifests
+.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos test-attack test-onnx check bench image cluster cluster-image cluster-down proto manifests
 .PHONY: lock format clean environment environment-gpu
 
 help:  ## this list
@@ -70,6 +70,9 @@ test-chaos: $(DEV)  ## ten minutes of random faults, every answer judged (ARGS="
 
 test-attack: $(DEV)  ## callers, stores and models that misbehave, each beside a hot caller who must not notice
 	@$(RUN) pytest tests/attack -m attack $(ARGS)
+
+test-onnx: $(DEV)  ## the ONNX project's node tests through a mesh, beside onnxruntime alone (minutes)
+	@$(RUN) pytest tests/nodes -m nodes -rs -s $(ARGS)
 
 bench: $(DEV)  ## calls/s, CPU per call and latency, beside a plain grpc.aio server
 	@$(RUN) tests.bench $(ARGS)
