@@ -4,8 +4,9 @@ The use board says of each copy whether it was loading or running. That makes al
 in one thread, and Python's fault handler says in which. So the threads themselves write down, before they touch a
 model, who they are, which copy it is, and the digest of the request (`mesh.requestdigest`).
 
-For a call in the event loop a digest would cost 5 us, so the loop leaves the beginning of the request itself (0.2 us),
-and whoever finds it after the death works the digest out.
+For a call in the event loop a digest would cost 5 us, so the loop leaves the beginning of the request itself (0.1 us),
+and whoever finds it after the death works the digest out. Which copy it was for is not written down: it is the one that
+ran once more than its threads account for, since the loop runs one at a time.
 
 It is a part of the board's file: a header of 8 words, then 4 words for each of `THREADS` threads, then `KEPT` bytes.
 Each entry is written by one thread at a time, and counts as long as its slot is there.
@@ -18,6 +19,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from mesh import requestdigest
+from mesh.wire import framing
 
 THREADS = 128
 """Threads that are noted. A server has a few; beyond that they are at work unseen."""
@@ -27,11 +29,17 @@ _KEPT_AT = _HEADER + THREADS * _ENTRY
 LENGTH = _KEPT_AT + requestdigest.KEPT
 """Bytes of it."""
 
-_LOOP = struct.Struct("3Q")  # the event loop's thread; slot + 1 and bytes of the request that it took last
-_REQUEST = struct.Struct("2Q")
-_THREAD = struct.Struct("Q")
+_THREAD = struct.Struct("Q")  # the event loop's, at the beginning
 _WHO = struct.Struct("2Q")  # thread, slot + 1
 _LOAD = bytes(requestdigest.SIZE)  # instead of a request's digest
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """What the event loop has run last; it may have come back from there."""
+
+    thread: int
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +71,12 @@ class AtWork:
     def attach(self) -> None:
         """Clears it. The thread that calls this is the event loop's."""
         self._map[self._at : self._at + _KEPT_AT] = bytes(_KEPT_AT)
+        self._kept[: framing.PREFIX] = bytes(framing.PREFIX)
         _THREAD.pack_into(self._map, self._at, threading.get_ident())
 
-    def inline(self, slot: int, frame: bytes) -> None:
+    def inline(self, frame: bytes) -> None:
         """The event loop is about to run a copy for that request."""
         size = len(frame)
-        _REQUEST.pack_into(self._map, self._at + 8, slot + 1, size)
         if size <= requestdigest.KEPT:
             self._kept[:size] = frame
         else:
@@ -105,12 +113,11 @@ class AtWork:
                 found.append(Doing(slot - 1, thread, b"" if digest == _LOAD else digest))
         return found
 
-    def loop(self) -> Doing | None:
-        """What the event loop has run last; it may have come back from there. None: nothing yet."""
-        thread, slot, size = _LOOP.unpack_from(self._map, self._at)
-        if not slot:
-            return None
-        return Doing(slot - 1, thread, requestdigest.digest(bytes(self._kept[: min(size, len(self._kept))]), size))
+    def loop(self) -> Last:
+        """What the event loop has run last, if it has run anything."""
+        (thread,) = _THREAD.unpack_from(self._map, self._at)
+        size = framing.PREFIX + int.from_bytes(self._kept[1 : framing.PREFIX], "big")
+        return Last(thread, requestdigest.digest(bytes(self._kept[: min(size, len(self._kept))]), size))
 
     def _entry(self, entry: int) -> int:
         return self._at + _HEADER + entry * _ENTRY

@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 def work(ledger: Ledger, entries: Iterable[Entry], at_work: AtWork) -> list[Work[Entry]]:
     """What those of `entries` were at that were at work. Before the board is reset."""
-    found = []
+    found: list[Work[Entry]] = []
+    unaccounted: list[Entry] = []  # run once more than threads say
     threads = at_work.threads()
-    loop = at_work.loop()
     for entry in entries:
         use = ledger.use(entry)
         if use is None or (doing := _doing(use)) is None:
@@ -29,12 +29,14 @@ def work(ledger: Ledger, entries: Iterable[Entry], at_work: AtWork) -> list[Work
             Work(entry, Doing.RUNNING if one.digest else Doing.LOADING, one.thread, digest=one.digest.hex())
             for one in own
         ]
-        left = use.running - sum(bool(one.digest) for one in own)
-        if left > 0 and loop is not None and loop.slot == entry.slot:
-            found.append(Work(entry, Doing.RUNNING, loop.thread, in_loop=True, digest=loop.digest.hex()))
-        elif not own or left > 0:
+        if use.running > sum(bool(one.digest) for one in own):
+            unaccounted.append(entry)
+        elif not own:
             found.append(Work(entry, doing))
-    return found
+    if len(unaccounted) == 1:  # the event loop runs one at a time
+        last = at_work.loop()
+        return [*found, Work(unaccounted[0], Doing.RUNNING, last.thread, in_loop=True, digest=last.digest.hex())]
+    return found + [Work(entry, Doing.RUNNING) for entry in unaccounted]
 
 
 def working(uses: Iterable[tuple[T, Use]]) -> list[Work[T]]:

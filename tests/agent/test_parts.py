@@ -298,7 +298,7 @@ async def test_who_was_at_work_when_the_server_died(pod: FakePod) -> None:
     """Each thread with its request, the event loop's included, and what is known without threads; never what merely
     waited or was idle."""
     board = Board.private(64)
-    await pod.fill("idle", "queued", "running", "loading", "freeing", "looping", "unseen", size=10)
+    await pod.fill("idle", "queued", "running", "loading", "freeing", "looping", size=10)
     states = {
         "idle": Use(SlotState.LOADED, 1, 0, 0, 0, 9, 0, 0),
         "queued": Use(SlotState.LOADED, 1, 5, 0, 0, 9, 0, 0),
@@ -306,7 +306,6 @@ async def test_who_was_at_work_when_the_server_died(pod: FakePod) -> None:
         "loading": Use(SlotState.LOADING, 1, 0, 0, 0, 0, 0, 0),
         "freeing": Use(SlotState.UNLOADING, 1, 0, 0, 0, 9, 0, 0),
         "looping": Use(SlotState.LOADED, 1, 2, 2, 0, 9, 0, 0),
-        "unseen": Use(SlotState.LOADED, 1, 2, 1, 0, 9, 0, 0),
     }
     for name, use in states.items():
         slot = pod.entry(name).slot
@@ -319,7 +318,7 @@ async def test_who_was_at_work_when_the_server_died(pod: FakePod) -> None:
     for name in ("running", "looping"):
         board.at_work.begin(pod.entry(name).slot or 0, frame)
     board.at_work.begin(pod.entry("loading").slot or 0)
-    board.at_work.inline(pod.entry("looping").slot or 0, frame)
+    board.at_work.inline(frame)
     found = [
         replace(one, model=one.model.model_id) for one in work(pod.ledger, pod.ledger.entries.values(), board.at_work)
     ]
@@ -329,8 +328,12 @@ async def test_who_was_at_work_when_the_server_died(pod: FakePod) -> None:
         Work("freeing", Doing.FREEING),
         Work("looping", Doing.RUNNING, me, digest=digest),
         Work("looping", Doing.RUNNING, me, in_loop=True, digest=digest),
-        Work("unseen", Doing.RUNNING),
     ]
+    slot = pod.entry("idle").slot
+    assert slot is not None
+    pod.board.uses[slot] = Use(SlotState.LOADED, 1, 2, 1, 0, 9, 0, 0)  # in a thread that is not noted, or in the loop
+    found = work(pod.ledger, pod.ledger.entries.values(), board.at_work)
+    assert [one.model.model_id for one in found if not one.thread] == ["freeing", "idle", "looping"]
     board.close()
 
 

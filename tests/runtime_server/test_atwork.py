@@ -66,19 +66,19 @@ def test_more_threads_than_there_is_room_for_work_unseen(boards):
 def test_the_loop_leaves_its_last_request(boards, size):
     """Of any length, after a longer one; the next server's life begins with none."""
     server, agent = boards
-    server.at_work.inline(0, b"\0" + b"x" * 100_000)
+    server.at_work.inline(framing.pack(b"x" * 100_000))
     frame = framing.pack(request("m", x=np.zeros(size, bool)))
-    server.at_work.inline(2, frame)
-    assert agent.at_work.loop() == atwork.Doing(2, threading.get_ident(), requestdigest.digest(frame))
+    server.at_work.inline(frame)
+    assert agent.at_work.loop() == atwork.Last(threading.get_ident(), requestdigest.digest(frame))
     server.attach(2)
-    assert agent.at_work.loop() is None
+    assert agent.at_work.loop().digest == requestdigest.digest(framing.pack(b""))
 
 
 def test_the_board_counts_calls_in_flight_of_its_slots_alone(boards):
     """What stands after the slots is none of them."""
     server, agent = boards
     server.row(0).begin(1)
-    server.at_work.inline(3, b"\xff" * 70_000)
+    server.at_work.inline(b"\xff" * 70_000)
     server.at_work.begin(2)
     assert agent.in_flight == 1
     assert [slot for slot, _ in agent.uses()] == []
@@ -105,8 +105,11 @@ async def test_a_real_crash_is_found_in_the_thread_that_caused_it(tmp_path):
             crashed = int(server.log().rpartition("Current thread 0x")[2].split()[0], 16)
             at_work = server.board.at_work
             digest = requestdigest.digest(framing.pack(request("divide", **bad)))
-            found = at_work.loop() if inline else next(one for one in at_work.threads() if one.slot == 0)
-            assert found == atwork.Doing(0, crashed, digest)
+            if inline:
+                assert at_work.loop() == atwork.Last(crashed, digest)
+            assert [one for one in at_work.threads() if one.slot == 0] == (
+                [] if inline else [atwork.Doing(0, crashed, digest)]
+            )
             assert server.board.read(0).running == 1
             await asyncio.gather(call, running, loading, return_exceptions=True)
             await server.disconnect()

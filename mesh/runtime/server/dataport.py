@@ -207,7 +207,7 @@ class DataPort:
         if inline:
             watch = self._watch
             row.begin(started_ns, runs=1)
-            self._inline(row.slot, frame)
+            self._inline(frame)
             watch.since_ns = started_ns
             if watch.asleep:
                 watch.wake()
