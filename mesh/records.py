@@ -54,7 +54,7 @@ _PLAIN = re.compile(r"[\x21-\x7e]{1,512}")
 
 def _integer(value: Any) -> int:
     """A number that fits into 64 bits, as all of ours do and everything that they are sent in. 1e999 is none."""
-    number = int(value)
+    number = value if type(value) is int else int(value)
     if not -(2**63) <= number < 2**63:
         raise ValueError("a number is out of range")
     return number
@@ -62,8 +62,9 @@ def _integer(value: Any) -> int:
 
 def _text(value: Any) -> str:
     """A text that can be written again: without lone surrogates, which JSON can hold and UTF-8 cannot."""
-    text = str(value)
-    text.encode()
+    text = value if type(value) is str else str(value)
+    if not text.isascii():  # a router reads hundreds of thousands of records at its start
+        text.encode()
     return text
 
 
