@@ -209,22 +209,23 @@ class Tombstones:
     async def _judge(self, tombstone: _Standing, lives: Sequence[Open]) -> list[Holder]:
         """Returns who may answer for the model, and removes its tombstone where nobody may."""
         holders = [Holder(pod, None) for pod in tombstone.holders]
-        held = await asyncio.gather(*(self._may_hold(life, tombstone) for life in lives))
-        holders += [Holder(life.pod, life) for life, may in zip(lives, held, strict=True) if may]
+        # Without a task for each life: mostly one pod of many has held the model.
+        may = [life for life in lives if self._may_hold(life, tombstone)]
+        gone = await asyncio.gather(*(self._unloaded(life, tombstone.model_id) for life in may))
+        for life, is_gone in zip(may, gone, strict=True):
+            if is_gone:  # and nobody can have it loaded again while the id is not registered
+                self._known_of(life).gone.add((tombstone.model_id, tombstone.revision))
+            else:
+                holders.append(Holder(life.pod, life))
         if not holders:
             key, prefix = self._keys.tombstone(tombstone.model_id), self._keys.copies(tombstone.model_id)
             await self._etcd.txn([modified(key, tombstone.revision), absent_range(prefix, key)], [delete_op(key)])
         return holders
 
-    async def _may_hold(self, life: Open, tombstone: _Standing) -> bool:
-        """Returns whether that incarnation may answer for the model, as far as etcd's history and its agent tell."""
-        known, model_id = self._known_of(life), tombstone.model_id
-        if not known.held.get(model_id, True):
-            return False
-        unregistering = (model_id, tombstone.revision)
-        if unregistering not in known.gone and await self._unloaded(life, model_id):
-            known.gone.add(unregistering)  # nobody can have it loaded again while the id is not registered
-        return unregistering not in known.gone
+    def _may_hold(self, life: Open, tombstone: _Standing) -> bool:
+        """Returns whether that incarnation may answer for the model, as far as history and its agent have told."""
+        known = self._known_of(life)
+        return known.held.get(tombstone.model_id, True) and (tombstone.model_id, tombstone.revision) not in known.gone
 
     async def _recall(self, lives: Sequence[Open], standing: Sequence[_Standing]) -> None:
         """Reads from etcd's history which of those models the pods held, as far as that is not known yet."""
