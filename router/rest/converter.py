@@ -30,9 +30,12 @@ _LARGE = 1 << 20  # bytes of a body, behind which the heap is trimmed
 def convert(head: dict[str, Any], body: memoryview) -> tuple[dict[str, Any], list[bytes]]:
     """Does one conversion: head and body of what it becomes. Raises MeshError."""
     if head["to"] == "message":
-        request, form = documents.decode_request(head["model"], head["version"], body, head["header_length"])
-        message = request.SerializeToString()
-        return {"form": form.dump()}, [framing.prefix(len(message)), message]
+        request, raws, form = documents.decode_parts(head["model"], head["version"], body, head["header_length"])
+        frame = documents.framed(request, raws)
+        for raw in raws:
+            if isinstance(raw, memoryview):
+                raw.release()  # the paper's memory goes once no view of it is left
+        return {"form": form.dump()}, [frame]
     try:
         response = pb.ModelInferResponse.FromString(
             framing.unpack(bytes(body), head["encoding"].encode("latin-1"), limit=head["limit"])

@@ -7,12 +7,13 @@ tensor extension). How single tensors look is in `router.rest.tensors`; HTTP is 
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from mesh.pb import inference_pb2 as pb
 from mesh.statuses import MeshError, Reason
+from mesh.wire import framing
 from router.rest import tensors
 from router.rest.tensors import bad
 
@@ -65,11 +66,43 @@ def load_object(
     return loaded
 
 
+Raw = bytes | memoryview
+"""One input's raw contents."""
+
+_RAW_TAG = b"\x3a"  # ModelInferRequest.raw_input_contents, of length-delimited type
+
+
 def decode_request(
-    model: str, version: str, body: bytes | memoryview, header_length: int | None, *, bound: int | None = None
+    model: str, version: str, body: bytes | memoryview, header_length: int | None
 ) -> tuple[pb.ModelInferRequest, Form]:
-    """The message for a body whose first `header_length` bytes are JSON (None: all). Raises MeshError, and Costly where
-    texts of more than `bound` bytes would have to be looked at one by one."""
+    """The message for a body whose first `header_length` bytes are JSON (None: all). Raises MeshError."""
+    request, raws, form = decode_parts(model, version, body, header_length)
+    request.raw_input_contents.extend(map(bytes, raws))
+    return request, form
+
+
+def framed(request: pb.ModelInferRequest, raws: Sequence[Raw]) -> bytes:
+    """The gRPC frame of a message and its raw contents, which are copied once: protobuf would copy them twice."""
+    parts: list[Raw] = [request.SerializeToString()]
+    for raw in raws:
+        parts += [_RAW_TAG + _varint(len(raw)), raw]
+    return b"".join((framing.prefix(sum(map(len, parts))), *parts))
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def decode_parts(
+    model: str, version: str, body: bytes | memoryview, header_length: int | None, *, bound: int | None = None
+) -> tuple[pb.ModelInferRequest, list[Raw], Form]:
+    """The message without its raw contents, those, and the form of the reply. Raises MeshError, and Costly where texts
+    of more than `bound` bytes would have to be looked at one by one."""
     if header_length is not None and header_length > len(body):
         raise bad(f"Inference-Header-Content-Length is {header_length}, the body has only {len(body)} bytes")
     view = memoryview(body)
@@ -90,16 +123,18 @@ def decode_request(
         raise bad("the request: binary_data_output must be true or false")
     _set_parameters(request.parameters, parameters, "the request")
     taken = 0
+    raws: list[Raw] = []
     names: set[str] = set()
     for index, item in enumerate(_objects(document, "inputs", required=True)):
-        taken = _add_input(request, item, blobs, taken, names, functools.partial(exact, index), bound)
+        taken = _add_input(request, raws, item, blobs, taken, names, functools.partial(exact, index), bound)
     if blobs is not None and taken != len(blobs):
         raise bad(f"{len(blobs) - taken} bytes of binary data are left over: no input's binary_data_size names them")
-    return request, Form(binary=everything, outputs=_add_outputs(request, document))
+    return request, raws, Form(binary=everything, outputs=_add_outputs(request, document))
 
 
 def _add_input(
     request: pb.ModelInferRequest,
+    raws: list[Raw],
     item: dict[str, Any],
     blobs: memoryview | None,
     taken: int,
@@ -124,7 +159,7 @@ def _add_input(
         encoded = datatype == "BYTES" and parameters.get("content_type") in _BASE64
         if encoded:  # the contents are the bytes themselves from here on
             del parameters["content_type"]
-        raw = tensors.raw_from_json(what, datatype, shape, item["data"], exact=exact, base64=encoded)
+        raw: Raw = tensors.raw_from_json(what, datatype, shape, item["data"], exact=exact, base64=encoded)
     else:
         if "data" in item:
             raise bad(f"{what} has both data and the parameter binary_data_size")
@@ -139,10 +174,10 @@ def _add_input(
         if bound is not None and size > bound and datatype == "BYTES":
             raise Costly
         tensors.check_raw(what, datatype, shape, blob)
-        raw = bytes(blob)
+        raw = blob
     added = request.inputs.add(name=name, datatype=datatype, shape=shape)
     _set_parameters(added.parameters, parameters, what)
-    request.raw_input_contents.append(raw)
+    raws.append(raw)
     return taken
 
 
@@ -164,8 +199,8 @@ def _add_outputs(request: pb.ModelInferRequest, document: dict[str, Any]) -> dic
 
 def raw_request(
     model: str, version: str, body: bytes, metadata: pb.ModelMetadataResponse
-) -> tuple[pb.ModelInferRequest, Form]:
-    """The message for a body that is nothing but the one input's bytes; its shape follows from the metadata.
+) -> tuple[pb.ModelInferRequest, list[Raw], Form]:
+    """The same for a body that is nothing but the one input's bytes; its shape follows from the metadata.
 
     A BYTES input is one string, without the length in front. Raises MeshError where the shape cannot be told.
     """
@@ -189,9 +224,9 @@ def raw_request(
             raise bad(f"{what}: {len(body)} bytes are no whole number of rows of {row} bytes")
         shape[unknown[0]] = len(body) // row
     tensors.check_raw(what, datatype, tuple(shape), body)
-    request = pb.ModelInferRequest(model_name=model, model_version=version, raw_input_contents=[body])
+    request = pb.ModelInferRequest(model_name=model, model_version=version)
     request.inputs.add(name=expected.name, datatype=datatype, shape=shape)
-    return request, Form(binary=True)
+    return request, [body], Form(binary=True)
 
 
 def encode_response(response: pb.ModelInferResponse, form: Form) -> tuple[bytes, int | None]:

@@ -24,7 +24,7 @@ log = logs.get(__name__)
 
 _PREFIX = "/mesh/v1/"
 _MAX_LIMIT = 1000
-_MAX_BODY = 256 * 1024  # bytes of one model, or one setting: 10 ms of JSON at most
+_MAX_BODY = 64 * 1024  # bytes of one model, or one setting, as of a line of an import: 15 ms at most
 _BODY_TIMEOUT = 30.0  # seconds
 _READ_TIMEOUT = 60.0  # seconds that an import waits for more of its body, or for its answer to be read
 

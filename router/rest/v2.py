@@ -144,16 +144,18 @@ class V2:
         if (body.size if header_length is None else header_length) <= _SMALL:
             whole = body.joined()
             try:
-                return await self._framed(*documents.decode_request(model, version, whole, header_length, bound=_SMALL))
+                return await self._framed(*documents.decode_parts(model, version, whole, header_length, bound=_SMALL))
             except documents.Costly:
                 body.pieces = [whole]
         async with self._in_time(request):
             return await self._conversions.to_message(model, version, body.pieces, header_length)
 
-    async def _framed(self, message: pb.ModelInferRequest, form: documents.Form) -> tuple[bytes, documents.Form]:
-        if message.ByteSize() > _LARGE:
+    async def _framed(
+        self, message: pb.ModelInferRequest, raws: list[documents.Raw], form: documents.Form
+    ) -> tuple[bytes, documents.Form]:
+        if sum(map(len, raws)) > _LARGE:
             await asyncio.sleep(0)
-        return framing.pack(message.SerializeToString()), form
+        return documents.framed(message, raws), form
 
     async def _decompressed(self, body: Body, encoding: str, hold: Hold) -> Body:
         """The body without its Content-Encoding. What it unpacks to finds room before it is unpacked."""

@@ -43,7 +43,7 @@ def test_the_numbers_are_those_of_the_code():
     assert settings.min_body_rate == server.MIN_RATE == 32 << 10
     assert (server.PATIENCE, server.HASTE, budget.SMALL) == (10, 16, 64 << 10)
     assert (bulk.AT_ONCE, bulk.MAX_LINES, bulk.MAX_BAD, bulk.BATCH, bulk.IN_FLIGHT) == (2, 5_000_000, 10_000, 500, 4)
-    assert (bulk.MAX_LINE, bulk.MAX_BYTES, bulk.BATCH_BYTES, bulk.MAX_REPORTED) == (64 << 10, 4 << 30, 1 << 20, 1000)
+    assert (bulk.MAX_LINE, bulk.MAX_BYTES, bulk.BATCH_BYTES, bulk.MAX_REPORTED) == (64 << 10, 4 << 30, 256 << 10, 1000)
     assert (meter.MAX_METHODS, loads.MAX_LOADS, loader.MAX_STUCK) == (64, 1024, 4)
     assert (runs.MAX_WAITING, runs.MAX_WAITING_BYTES, runs.MAX_SECONDS) == (1024, 256 << 20, 600)
     assert (tensors.MAX_TEXTS, tensors.MAX_RANK) == (262_144, 32)

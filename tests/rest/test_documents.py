@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mesh.pb import inference_pb2 as pb
 from mesh.statuses import MeshError, Reason
+from mesh.wire import framing
 from router.rest import documents
 
 FP32 = np.array([1, 2, 3], "<f4").tobytes()
@@ -92,6 +93,21 @@ def test_shared_memory_is_refused_by_its_name(where, name):
         documents.decode_request("m", "", json.dumps(body).encode(), None)
     assert caught.value.reason is Reason.UNSUPPORTED
     assert name in caught.value.text
+
+
+def framed(message, raws):
+    """The message that a model server finds in the frame of these parts."""
+    return pb.ModelInferRequest.FromString(framing.unpack(documents.framed(message, raws), limit=1 << 30))
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 16_383, 16_384, 3_000_000])
+def test_raw_contents_are_framed_as_protobuf_would(size):
+    raw = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    body, length = request(
+        tensor("a", "UINT8", (size,), parameters={"binary_data_size": size}), tensor("b", data=[1, 2, 3]), blobs=raw
+    )
+    message, raws, _ = documents.decode_parts("m", "2", body, length)
+    assert framed(message, raws) == documents.decode_request("m", "2", body, length)[0]
 
 
 def test_blobs_are_taken_in_the_order_of_the_inputs():
@@ -272,7 +288,8 @@ def metadata(*inputs):
     ],
 )
 def test_a_body_without_json_takes_its_shape_from_the_metadata(datatype, declared, body, shape, raw):
-    message, form = documents.raw_request("m", "1", body, metadata(("x", datatype, declared)))
+    message, raws, form = documents.raw_request("m", "1", body, metadata(("x", datatype, declared)))
+    message = framed(message, raws)
     assert (message.inputs[0].name, message.inputs[0].datatype) == ("x", datatype)
     assert list(message.inputs[0].shape) == shape
     assert list(message.raw_input_contents) == [raw]
