@@ -49,7 +49,6 @@ async def refused(mesh: LocalMesh, model_id: str, **inputs: np.ndarray) -> grpc.
         pytest.param(models.constant(1.0)[:40], "", id="truncated"),
         pytest.param(b"\0" * 4096, "", id="zeros"),
         pytest.param(models.endless_loop(), "5 s", id="endless"),
-        pytest.param(models.huge_allocation(40 << 30), "memory", id="asks-for-gigabytes"),
         pytest.param(models.external_data("../../secret"), "external", id="data-outside-its-folder"),
     ],
 )
@@ -66,6 +65,15 @@ async def test_a_model_that_cannot_be_loaded(mesh, content, says):
     status = await mesh.status(name)
     assert status["status"] == "LOADING_FAILED"
     assert status["errors"]
+
+
+async def test_a_model_that_asks_for_gigabytes(mesh):
+    """It has no room, whatever its file's size says: RESOURCE_EXHAUSTED, 429 over REST. Nobody else is blamed."""
+    await mesh.register("glutton", models.huge_allocation(40 << 30))
+    error = await refused(mesh, "glutton")
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, error
+    assert "memory" in error.details()
+    assert (await mesh.rest("POST", "/v2/models/glutton/infer", {"inputs": []})).status == 429
 
 
 async def test_a_path_that_is_not_there(mesh):
