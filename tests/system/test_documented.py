@@ -98,6 +98,11 @@ def ids(shell: Shell) -> set[str]:
 # --- admin.md
 
 
+def test_the_list_of_pods(shell):
+    (command,) = texts("admin.md", "When a pod is cut off")
+    assert "pod-1" in typed(shell, command)
+
+
 def test_doctor(shell):
     everything, in_a_cluster, only_etcd = texts("admin.md", "Doctor")
     assert "--namespace" in in_a_cluster
