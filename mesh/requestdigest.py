@@ -1,8 +1,8 @@
-"""A short name for what a request asks, by which one that brought a model server down is known again.
+"""A digest of what a request asks, by which one that brought a model server down is recognised.
 
-The name of the model and the request's own `id` are left out: a caller that tries again may have another id, and the
-same model may be called by an alias. Only the beginning of long requests and their length count, so that the name costs
-little, and can be given to what is left of a request in a dead server's shared memory.
+The model's name and the request's `id` are left out: a caller that tries again may send another id, and the same model
+may be called by an alias. Of a long request only the beginning and the length count, so that the digest is cheap, and
+can be computed from what is left of a request in a dead server's shared memory.
 """
 
 import hashlib
@@ -10,10 +10,10 @@ import hashlib
 from mesh.wire import encoding, framing
 
 KEPT = 65536
-"""Bytes of a frame that are enough to give it its name."""
+"""Bytes of a frame that are enough to compute its digest."""
 
 SIZE = 16
-"""Bytes of a name."""
+"""Bytes of a digest."""
 
 _HASHED = KEPT // 2  # what is left out is shorter than the other half, or is a part of what counts
 _FIELDS = 1000  # looked at one by one; what comes after them counts as it is
@@ -21,7 +21,7 @@ _NAME, _ID = 0x0A, 0x1A  # tags of a ModelInferRequest's fields
 
 
 def digest(frame: bytes | memoryview, size: int = 0) -> bytes:
-    """The name of the request in a frame of `size` bytes, of which the first `KEPT` suffice. Never raises."""
+    """Returns the digest of the request in a frame of `size` bytes, of which the first `KEPT` suffice. Never raises."""
     view = memoryview(frame)
     size = (size or len(view)) - framing.PREFIX
     hashed = hashlib.blake2b(digest_size=SIZE)

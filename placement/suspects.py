@@ -66,7 +66,7 @@ class Suspect(Generic[Key]):
 
 
 def suspects(cause: Cause, work: Iterable[Work[Key]], *, thread: int = 0) -> tuple[Suspect[Key], ...]:
-    """Who may have caused an end. `thread`: the one that crashed, 0 where that is not known."""
+    """Names who may have caused an end. `thread`: the one that crashed, 0 where that is not known."""
     work = tuple(work)
     if cause in _FROM_OUTSIDE:
         return ()

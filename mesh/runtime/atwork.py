@@ -1,4 +1,4 @@
-"""What each thread of the model server is at, in shared memory, so that its death tells who caused it.
+"""What each thread of the model server is doing, in shared memory, so that a crash can be traced to its cause.
 
 The use board says of each copy whether it was loading or running. That makes all of them suspects; but a crash happens
 in one thread, and Python's fault handler says in which. So the threads themselves write down, before they touch a
@@ -44,7 +44,7 @@ class Last:
 
 @dataclass(frozen=True, slots=True)
 class Doing:
-    """What one thread was at."""
+    """What one thread was doing."""
 
     slot: int
     thread: int  # as `threading.get_ident` gives it
@@ -75,7 +75,7 @@ class AtWork:
         _THREAD.pack_into(self._map, self._at, threading.get_ident())
 
     def inline(self, frame: bytes) -> None:
-        """The event loop is about to run a copy for that request."""
+        """Notes that the event loop is about to run a copy for that request."""
         size = len(frame)
         if size <= requestdigest.KEPT:
             self._kept[:size] = frame
@@ -83,7 +83,9 @@ class AtWork:
             self._kept[:] = frame[: requestdigest.KEPT]
 
     def begin(self, slot: int, frame: bytes | None = None) -> int:
-        """This thread is about to run a copy for a request, or without one, to load it. Gives a number for `end`."""
+        """Notes that this thread is about to run a copy for a request, or, without one, to load it.
+
+        Returns a number for `end`."""
         try:
             entry = self._free.popleft()
         except IndexError:
@@ -95,7 +97,7 @@ class AtWork:
         return entry
 
     def end(self, entry: int) -> None:
-        """It has come back from there."""
+        """Notes that the thread has come back."""
         if entry >= 0:
             _WHO.pack_into(self._map, self._entry(entry), 0, 0)
             self._free.append(entry)
@@ -103,7 +105,7 @@ class AtWork:
     # -- reading: the agent, after a death
 
     def threads(self) -> list[Doing]:
-        """What the threads were at, the event loop's left out."""
+        """Returns what the threads were doing, without the event loop's."""
         found = []
         for entry in range(THREADS):
             at = self._entry(entry)
@@ -114,7 +116,7 @@ class AtWork:
         return found
 
     def loop(self) -> Last:
-        """What the event loop has run last, if it has run anything."""
+        """Returns what the event loop ran last, if it has run anything."""
         (thread,) = _THREAD.unpack_from(self._map, self._at)
         size = framing.PREFIX + int.from_bytes(self._kept[1 : framing.PREFIX], "big")
         return Last(thread, requestdigest.digest(bytes(self._kept[: min(size, len(self._kept))]), size))

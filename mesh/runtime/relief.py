@@ -1,4 +1,4 @@
-"""Replacing a model server that has lost threads: loads and calls that were ended and go on.
+"""Replacement of a model server that has lost threads: loads and calls that were ended and go on.
 
 Each keeps a processor busy and its memory in use, for as long as the process lives. A few can be borne; a server with
 more takes no loads from here on, is given time to answer its calls, and is replaced. The models were named when they
@@ -30,10 +30,10 @@ class Server(Protocol):
 
 
 class Relief:
-    """`run` it beside the server. `refusal` tells why no loads are taken meanwhile."""
+    """Watch over lost threads: `run` it beside the server. `refusal` says why no loads are taken meanwhile."""
 
     def __init__(self, stuck: Callable[[], int], server: Callable[[], Server | None], *, look: float = _LOOK) -> None:
-        """`stuck` tells how many threads are lost."""
+        """Takes `stuck`, which returns the number of lost threads."""
         self._stuck = stuck
         self._server = server
         self._look = look
@@ -41,7 +41,7 @@ class Relief:
         self.count = 0  # of replacements
 
     async def run(self) -> None:
-        """Looks, and replaces, until it is cancelled."""
+        """Watches the count, and replaces the server where it must, until cancelled."""
         while True:
             await asyncio.sleep(self._look)
             stuck, server = self._stuck(), self._server()

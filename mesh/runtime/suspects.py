@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def work(ledger: Ledger, entries: Iterable[Entry], at_work: AtWork) -> list[Work[Entry]]:
-    """What those of `entries` were at that were at work. Before the board is reset."""
+    """Returns what each of `entries` that was at work was doing. Call it before the board is reset."""
     found: list[Work[Entry]] = []
     unaccounted: list[Entry] = []  # run once more than threads say
     threads = at_work.threads()
@@ -40,7 +40,7 @@ def work(ledger: Ledger, entries: Iterable[Entry], at_work: AtWork) -> list[Work
 
 
 def working(uses: Iterable[tuple[T, Use]]) -> list[Work[T]]:
-    """The same where nothing is known of threads."""
+    """Returns the same where nothing is known about threads."""
     return [Work(whose, doing) for whose, use in uses if (doing := _doing(use)) is not None]
 
 

@@ -33,7 +33,7 @@ class Turns:
     """A few loads at a time; the others wait in the order that the queue gives them, by model."""
 
     def __init__(self, count: int, *, long: float | None = None) -> None:
-        """`long`: see `LONG`, in seconds."""
+        """Takes `long`, seconds, instead of `LONG`."""
         self.count = count
         self._long = LONG if long is None else long
         self._lent = 0
@@ -46,8 +46,8 @@ class Turns:
     async def turn(
         self, model_id: str, *, idle_ms: int = 0, on_long: Callable[[], None] | None = None
     ) -> AsyncIterator[None]:
-        """One turn. `idle_ms` is the time since the model's last use, 0 where a caller waits; `on_long` is called when
-        it has become long.
+        """Holds one turn. `idle_ms` is the time since the model's last use, 0 where a caller waits; `on_long` is called
+        when it has become long.
 
         Cancelled, its place in the queue is given up."""
         await self._take(model_id, idle_ms)

@@ -39,7 +39,7 @@ def fields(message: memoryview, *, limit: int = MAX_FIELDS) -> Iterator[tuple[in
 
 
 def _skip_group(message: memoryview, at: int, tag: int, left: int) -> tuple[int, int]:
-    """Where a group ends, and how many fields are left to be looked at."""
+    """Finds the end of a group; also returns how many fields are left to be looked at."""
     open_groups = [tag]
     end = len(message)
     while open_groups:

@@ -64,7 +64,7 @@ class Expected:
 
 
 def collect() -> Iterator[Case]:
-    """All cases. ImportError where onnx does not have them."""
+    """Yields all cases. Raises ImportError where onnx does not have them."""
     from onnx.backend.test.case.node import collect_testcases
 
     with warnings.catch_warnings():

@@ -23,14 +23,14 @@ _FREE = 256 << 10
 
 
 def block(size: int) -> Array:
-    """That many bytes, uninitialised, as an array of uint8."""
+    """Returns that many uninitialised bytes as an array of uint8."""
     memory = np.empty(size + BOUNDARY, np.uint8)
     begin = -memory.ctypes.data % BOUNDARY
     return memory[begin : begin + size]
 
 
 def empty(shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Array:
-    """An uninitialised array of numbers, at a boundary."""
+    """Returns an uninitialised array of numbers at a boundary."""
     count = 1
     for dimension in shape:
         count *= dimension
@@ -38,7 +38,7 @@ def empty(shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Array:
 
 
 def own(feed: Mapping[str, Array]) -> dict[str, Array]:
-    """The same arrays, in memory that nothing else is written into."""
+    """Returns copies of the arrays, in memory of their own."""
     return {name: array if array.dtype.hasobject else _copy(array) for name, array in feed.items()}
 
 
@@ -51,39 +51,41 @@ def _copy(array: Array) -> Array:
 class Scratch:
     """Memory that holds the numbers of one request at a time: `begin` one, then `put` its contents."""
 
-    __slots__ = ("_at", "_memory", "memory")
+    __slots__ = ("_at", "_memory", "_size", "memory")
 
     def __init__(self, size: int = _FREE) -> None:
         self._memory = block(size)
+        self._size = size
         self.memory = memoryview(self._memory)  # type: ignore[arg-type]
         """All of it, for who writes at its beginning by himself."""
         self._at = 0
 
     def begin(self) -> None:
-        """What stands there is not needed any more."""
+        """Frees the memory for the next request."""
         self._at = 0
 
     def put(self, contents: Raw, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Array:
-        """An array of that shape over a copy of `contents`, which are as many bytes as it has."""
-        begin, size = self._at, len(contents)
-        end = begin + size
-        if not size:
-            return np.empty(shape, dtype)
-        if end > len(self.memory):
-            copied = np.ndarray(shape, dtype, block(size))
-            copied.reshape(-1).view(np.uint8)[:] = np.frombuffer(contents, np.uint8)
-            return copied
-        self.memory[begin:end] = contents
+        """Returns an array of that shape over a copy of `contents`, which must have as many bytes."""
+        begin = self._at
+        end = begin + len(contents)
+        if end > self._size or end == begin:
+            return put(contents, shape, dtype)
+        memory = self.memory
+        memory[begin:end] = contents
         self._at = end + -end % BOUNDARY
-        return np.ndarray(shape, dtype, self.memory, begin)
+        return _array(shape, dtype, memory, begin)
+
+
+_array = np.ndarray
 
 
 def put(contents: Raw, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Array:
-    """As `Scratch.put`, in memory of its own."""
-    return _NONE.put(contents, shape, dtype)
+    """Does the same as `Scratch.put`, in memory of its own."""
+    array = empty(shape, dtype)
+    if array.size:
+        array.reshape(-1).view(np.uint8)[:] = np.frombuffer(contents, np.uint8)
+    return array
 
-
-_NONE = Scratch(0)
 
 LOOP = Scratch()
 """Of the event loop's thread, of which a server has one."""

@@ -30,12 +30,12 @@ _parse = inference_pb2.InferTensorContents.FromString
 
 
 def untyped(tensor: Tensor) -> MeshError:
-    """The error for typed contents of a datatype that has none."""
+    """Returns the error for typed contents of a datatype that has none."""
     return bad(f"input {brief(tensor.name)!r}: {tensor.kind.name} has no typed contents, send raw_input_contents")
 
 
 def read(tensor: Tensor, encoded: Raw, count: int, shape: tuple[int, ...]) -> Array:
-    """Encoded contents as an array of `count` elements. For a thread. Raises `MeshError`."""
+    """Reads encoded contents as an array of `count` elements. For a thread. Raises `MeshError`."""
     kind = tensor.kind
     if not kind.field:
         raise untyped(tensor)
@@ -75,7 +75,8 @@ class _Wrong(Exception):
 
 
 def _own(message: memoryview, number: int, limit: int) -> Iterator[tuple[int, int, int, int]]:
-    """Tag, where it begins, begin and end of the value, of each field of that number. Raises `_Wrong`, ValueError."""
+    """Yields tag, begin of the field, begin and end of the value of each field of that number. Raises `_Wrong`,
+    ValueError."""
     before = 0
     for tag, start, end in encoding.fields(message, limit=limit):
         if tag >> 3 == number:
@@ -98,7 +99,7 @@ def _texts(tensor: Tensor, message: memoryview, number: int, count: int, shape: 
 
 
 def _pieces(message: memoryview, number: int, limit: int, *, fixed: bool) -> Iterator[bytes | memoryview]:
-    """Numbers, in order: packed ones of a fixed size as they are, all others as encoded contents for protobuf."""
+    """Yields numbers in order: packed ones of a fixed size as they are, others as encoded contents for protobuf."""
     waiting: list[Raw] = []
     size = 0
     for tag, before, start, end in _own(message, number, limit):
@@ -122,7 +123,7 @@ def _pieces(message: memoryview, number: int, limit: int, *, fixed: bool) -> Ite
 
 
 def _cut(packed: memoryview) -> Iterator[bytes]:
-    """Varints, some at a time. Raises ValueError."""
+    """Yields varints, some at a time. Raises ValueError."""
     at, end = 0, len(packed)
     while at < end:
         stop = min(at + _PIECE, end)
@@ -149,7 +150,7 @@ def fill(tensor: Tensor, into: Array, values: Sequence[int] | Array) -> None:
 
 
 def texts(tensor: Tensor, values: Sequence[Raw], shape: tuple[int, ...]) -> Array:
-    """UTF-8 as an array of texts. Raises `MeshError` for what is none."""
+    """Decodes UTF-8 into an array of texts. Raises `MeshError` for what is none."""
     array = np.empty(len(values), object)
     try:
         for index, value in enumerate(values):
@@ -161,7 +162,8 @@ def texts(tensor: Tensor, values: Sequence[Raw], shape: tuple[int, ...]) -> Arra
 
 
 def unlike(tensor: Tensor, given: Mapping[str, int], shape: tuple[int, ...], *, more: bool = False) -> MeshError:
-    """The error for contents that do not fit the shape. `given`: elements by field, -1 for some; `more`: at least."""
+    """Returns the error for contents that do not fit the shape. `given`: elements by field, -1 for some; `more`: at
+    least so many."""
     name, kind = brief(tensor.name), tensor.kind
     count = int(np.prod(shape, dtype=object))
     what = ", ".join(f"{'some' if number < 0 else number} {field}" for field, number in given.items())
@@ -172,7 +174,7 @@ def unlike(tensor: Tensor, given: Mapping[str, int], shape: tuple[int, ...], *, 
 
 
 def too_many_texts(tensor: Tensor, count: int) -> MeshError:
-    """The error for a shape of more texts than a request may have."""
+    """Returns the error for a shape of more texts than a request may have."""
     return bad(
         f"input {brief(tensor.name)!r} has {count} texts, and a request may have {MAX_TEXTS}: send fewer in a call"
     )

@@ -1,4 +1,4 @@
-"""How many operators a model has once its functions are written out, which ONNX Runtime does before anything else.
+"""The number of operators of a model once its functions are written out, which ONNX Runtime does first of all.
 
 A function that calls another one twice, which calls another one twice: a file of 2 KB is a model of 33 million
 operators, and making a session of it cannot be ended. So they are counted first, without writing any out. Measured with
@@ -31,7 +31,7 @@ _Key = tuple[str, str, str]
 
 
 def too_many(path: Path) -> str | None:
-    """Why a file has too many for this server; None where it has not, or is no model. Raises OSError."""
+    """Says why a file has too many for this server; None where it has not, or is no model. Raises OSError."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         view = memoryview(mapped)
         try:
@@ -45,7 +45,7 @@ def too_many(path: Path) -> str | None:
 
 
 def _parts(view: memoryview) -> bytes:
-    """The functions and the nodes of the graph, as an encoded model; nothing where there is no function."""
+    """Returns the functions and the nodes of the graph as an encoded model; nothing where there is no function."""
     found: list[bytes] = []
     graphs: list[memoryview] = []
     functions = False
@@ -76,7 +76,7 @@ def _nodes(graph: memoryview) -> Iterator[bytes]:
 
 
 def _judge(model: Any) -> str | None:
-    """Why a model's functions are too much."""
+    """Says why a model's functions are too much."""
     calls: dict[_Key, tuple[int, dict[_Key, int]]] = {}
     names = {_key(function.domain, function.name, function.overload) for function in model.functions}
     for function in model.functions:
@@ -113,7 +113,7 @@ def _judge(model: Any) -> str | None:
 
 
 def _called(nodes: Any, names: set[_Key]) -> tuple[int, dict[_Key, int]]:
-    """Operators among some nodes and in their subgraphs, and how often each function is called there."""
+    """Counts the operators among some nodes and in their subgraphs, and the calls of each function there."""
     own = 0
     found: dict[_Key, int] = {}
     waiting = [nodes]

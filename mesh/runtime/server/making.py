@@ -62,7 +62,7 @@ class Meter:
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator["Turn"]:
-        """A turn; without being measured after `MEASURING_WAIT` in vain."""
+        """Holds a turn; without being measured after `MEASURING_WAIT`."""
         measured = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(MEASURING_WAIT):
@@ -77,7 +77,7 @@ class Meter:
             self.unmeasured -= 1
 
     def next(self) -> None:
-        """The measured load is measured no more."""
+        """Lets the next load be measured; the measured one goes on unmeasured."""
         self.unmeasured += 1
         gc.enable()
         self._lock.release()
@@ -173,7 +173,7 @@ def _session(
 def _warm_up(
     made: session.Session, model_id: str, stop: session.Stop, clock: Callable[[], int]
 ) -> tuple[tuple[int, int] | None, str]:
-    """What a call took, if one went well, and why it failed, if it did."""
+    """Returns what a call took, if one went well, and why it failed, if it did."""
     feed = made.made_up()
     if feed is None:
         log.info("no warm-up call", model=model_id, why="the declared inputs are too large")

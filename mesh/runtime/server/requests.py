@@ -76,7 +76,7 @@ def read(heavy: Heavy) -> Request:
 
 
 def name(request: Request | Heavy) -> bytes:
-    """The name of the model. Raises `MeshError` where it cannot be told without unfolding the message."""
+    """Returns the name of the model. Raises `MeshError` where it cannot be told without unfolding the message."""
     if not isinstance(request, Heavy):
         return request[0].model_name.encode()  # type: ignore[no-any-return]
     if request.frame[0]:
@@ -90,7 +90,7 @@ def name(request: Request | Heavy) -> bytes:
 
 
 def split(message: memoryview) -> tuple[bytes, list[Raw]]:
-    """An encoded ModelInferRequest without its raw contents, and those, uncopied. Raises ValueError where malformed."""
+    """Cuts the raw contents, uncopied, out of an encoded ModelInferRequest. Raises ValueError where malformed."""
     rest = []
     raws: list[Raw] = []
     before = 0
@@ -104,7 +104,7 @@ def split(message: memoryview) -> tuple[bytes, list[Raw]]:
 
 
 def outline(message: memoryview) -> tuple[bytes, list[Raw], list[Raw]]:
-    """An encoded ModelInferRequest without contents of either kind; the raw ones; the typed ones, one an input.
+    """Cuts all contents out of an encoded ModelInferRequest: the rest, the raw ones, the typed ones of each input.
 
     Raises ValueError where malformed, and `MeshError` for what no model could be fed."""
     rest: list[Raw] = []
@@ -127,7 +127,7 @@ def outline(message: memoryview) -> tuple[bytes, list[Raw], list[Raw]]:
 
 
 def _without_contents(message: memoryview, left: int) -> tuple[bytes, Raw, int]:
-    """An encoded input without its contents, those, and how many fields may still be looked at."""
+    """Cuts the contents out of an encoded input; also returns how many fields may still be looked at."""
     kept: list[Raw] = []
     pieces: list[Raw] = []  # protobuf joins a message that comes in several pieces
     before = 0
@@ -144,7 +144,7 @@ def _without_contents(message: memoryview, left: int) -> tuple[bytes, Raw, int]:
 
 
 def _unfolded(frame: bytes, encoding_: bytes, limit: int) -> bytes | None:
-    """A compressed message; None where it is not small. Raises `MeshError`."""
+    """Unpacks a compressed message; None where it is not small. Raises `MeshError`."""
     try:
         return framing.unpack(frame, encoding_, limit=min(SMALL, limit))
     except framing.FrameError as error:

@@ -60,7 +60,7 @@ def _field(number: int, contents: bytes) -> bytes:
 
 
 def _answering(array: Array) -> bytes:
-    """An encoded onnx.ModelProto (opset 17) with one output, `y`, which is that array of texts."""
+    """Encodes an onnx.ModelProto (opset 17) with one output, `y`, which is that array of texts."""
     string = b"\x08"  # TensorProto.STRING
     dims = b"".join(b"\x08" + varint(n) for n in array.shape)
     contents = b"".join(_field(6, text.encode()) for text in array.ravel().tolist())

@@ -81,7 +81,7 @@ comes back from onnxruntime."""
 
 
 def _promise(work: Callable[[], T]) -> "tuple[asyncio.Future[T], Callable[[], None]]":
-    """A future, and what settles it when it is called in another thread."""
+    """Returns a future, and a function that settles it when called in another thread."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
