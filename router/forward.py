@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from mesh import headers as names
 from mesh.statuses import Code, MeshError, Reason
 from mesh.telemetry import logs
+from mesh.wire import budget as budgets
 from mesh.wire import framing, metadata
 from mesh.wire.call import Call, CallCancelled, Header
 from mesh.wire.client import Exchange, Lost, LostKind, Pool, Reply, ReplyStream
@@ -66,8 +67,10 @@ class Forwarder:
         registry: Registry,
         meter: Meter,
         settings: RouterSettings,
+        budget: budgets.Budget = budgets.UNBOUNDED,
     ) -> None:
         self.view = view
+        self.budget = budget  # what streams keep to be sent again counts in it
         self.coldstart = coldstart
         self.registry = registry
         self.meter = meter

@@ -58,6 +58,7 @@ async def carry(forwarder: Forwarder, known: Routes, call: Call, method: Method)
             answers.fail(call, MeshError(Reason.UNAVAILABLE, "this router is stopping"))
     finally:
         call.on_cancel(None)
+        stream.hold.counts(0)
         forwarder.in_flight -= 1
         ms = (time.perf_counter() - began) * 1000
         forwarder.meter.call(method.label, code, ms, stream.sent, stream.received)
@@ -73,6 +74,7 @@ class _Stream:
         self._method = method
         self._kept: list[bytes] = []
         self._kept_bytes = 0
+        self.hold = forwarder.budget.hold()  # the bytes of those that are kept
         self._keeping = True  # the reply has not begun
         self._whole = True  # everything that was read is kept
         self._ended = False
@@ -128,6 +130,7 @@ class _Stream:
                     continue
                 self._keeping = False
                 self._kept.clear()
+                self.hold.counts(0)
                 if copy.pod.failed_at:
                     forwarder.reached(copy.pod)
                 return await self._answer(copy, answer)
@@ -165,6 +168,7 @@ class _Stream:
             if not self._kept or self._kept_bytes + len(frame) <= _KEPT:
                 self._kept.append(frame)
                 self._kept_bytes += len(frame) if len(self._kept) > 1 else 0
+                self.hold.counts(self.hold.size + len(frame))
             else:
                 self._whole = False
         return frame

@@ -91,7 +91,12 @@ class Process:
             current=lambda: self.dynamic.current,
         )
         self.forwarder = Forwarder(
-            view=self.view, coldstart=self.coldstart, registry=self.registry, meter=meter, settings=settings
+            view=self.view,
+            coldstart=self.coldstart,
+            registry=self.registry,
+            meter=meter,
+            settings=settings,
+            budget=self.budget,
         )
         management = Management(
             etcd=self.etcd,

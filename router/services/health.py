@@ -7,7 +7,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from mesh.pb import health_pb2 as pb
-from mesh.statuses import Code
+from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import call as wire
 from mesh.wire import framing
 from router.services import methods
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 KNOWN = frozenset({"", "inference.GRPCInferenceService", "mmesh.ModelMesh", "grpc.health.v1.Health"})
 
+MAX_WATCHES = 1000
+"""Calls of Watch at once, in one worker: each looks once a second, at 20 us."""
+
+_watches: set[wire.Call] = set()
 _LOOK = 1.0  # seconds between looks of a watch: readiness is a question, it sends no events
 
 _Status = pb.HealthCheckResponse.ServingStatus
@@ -39,6 +43,17 @@ async def _check(worker: "Worker", call: wire.Call) -> None:
 
 
 async def _watch(worker: "Worker", call: wire.Call) -> None:
+    if len(_watches) >= MAX_WATCHES:
+        text = f"{MAX_WATCHES} calls watch the health of this worker: use Check"
+        raise MeshError(Reason.OVERLOADED, text, retry_after=_LOOK)
+    _watches.add(call)
+    try:
+        await _follow(worker, call)
+    finally:
+        _watches.discard(call)
+
+
+async def _follow(worker: "Worker", call: wire.Call) -> None:
     frame = await call.read()
     request = methods.decode(pb.HealthCheckRequest, call, frame or framing.pack(b""))
     call.start()

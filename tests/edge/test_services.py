@@ -7,6 +7,7 @@ from google.protobuf import descriptor_pb2
 from mesh.pb import health_pb2, inference_pb2, reflection_pb2, reflection_v1alpha_pb2
 from router import services
 from router.services import health
+from tests.support.waiting import until
 
 
 class Host:
@@ -86,6 +87,28 @@ async def test_watching_health_tells_each_change(channel, host, monkeypatch):
     other = watch(health_pb2.HealthCheckRequest(service="other"), timeout=20)
     assert (await other.read()).status == kinds.SERVICE_UNKNOWN
     other.cancel()
+
+
+async def test_only_so_many_watch(channel, host, monkeypatch):
+    """Each costs something once a second, for as long as it likes."""
+    monkeypatch.setattr(health, "MAX_WATCHES", 2)
+    watch = channel.unary_stream(
+        "/grpc.health.v1.Health/Watch",
+        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+        response_deserializer=health_pb2.HealthCheckResponse.FromString,
+    )
+    calls = [watch(health_pb2.HealthCheckRequest(), timeout=20) for _ in range(2)]
+    for call in calls:
+        await call.read()
+    refused = watch(health_pb2.HealthCheckRequest(), timeout=20)
+    assert await refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    calls.pop().cancel()
+    await until(lambda: len(health._watches) == 1, why="the one that left makes room")
+    again = watch(health_pb2.HealthCheckRequest(), timeout=20)
+    assert (await again.read()).status == health_pb2.HealthCheckResponse.SERVING
+    for call in (*calls, again):
+        call.cancel()
+    await until(lambda: not health._watches)
 
 
 async def test_the_server_part_of_v2(channel, host):

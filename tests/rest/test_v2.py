@@ -495,3 +495,23 @@ async def test_stock_clients_unchanged(served, script):
     async with asyncio.timeout(90):
         output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "HTTP/1.0",
+        "HTTP/1.0\r\nConnection: Keep-Alive",
+        "HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: TLS/1.2",
+        "HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk",
+        "HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket",
+    ],
+)
+async def test_old_clients_and_offers_to_upgrade_are_served(served, head):
+    """Also without Envoy, with --edge grpc."""
+    body = json.dumps(BODY)
+    reader, writer = await asyncio.open_connection("127.0.0.1", served)
+    writer.write(f"POST {INFER} {head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+    async with asyncio.timeout(10):
+        assert (await reader.readuntil(b"\r\n")).split()[1] == b"200"
+    writer.close()

@@ -297,6 +297,36 @@ async def test_a_stream_whose_copy_has_gone_is_sent_again(etcd, etcd_server, key
         await asyncio.gather(*tasks)
 
 
+async def test_what_a_stream_keeps_to_be_sent_again_counts(etcd, etcd_server, keys):
+    """Its first message, until the reply begins, however many follow."""
+    async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
+        await mesh.sees("a")
+        await mesh.processes[0].worker.management.register("m", "onnx", load_now=True, sync=True)
+        calls, got = [], []
+
+        async def take(call) -> None:
+            calls.append(call)
+            while (frame := await call.read()) is not None:
+                got.append(frame)
+
+        tasks = []
+        a.on_call = lambda call: tasks.append(asyncio.create_task(take(call)))
+        budget = mesh.processes[0].budget
+        stream = mesh.pools[0].open(b"/some.Service/stream", [(b"mm-model-id", b"m")])
+        large = framing.pack(bytes(3 << 20))
+        for frame in (large, framing.pack(b"second"), framing.pack(b"third")):
+            await stream.write(frame)
+        await until(lambda: len(got) == 3, why="all of them were passed on")
+        assert len(large) <= budget.held < 2 * len(large)
+        calls[0].start()
+        await calls[0].write(framing.pack(b"reply"))
+        await stream.first()
+        await until(lambda: budget.held < 1000, why="the reply has begun: nothing is sent again")
+        stream.cancel()
+        await until(lambda: budget.held == 0)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def test_a_stream_without_a_free_connection_is_refused_once(etcd, etcd_server, keys):
     """As a unary call is, and not after eight tries that find the same. The pod is not to blame."""
     async with (
