@@ -56,6 +56,8 @@ class HttpProvider:
         """Asks for the file and reads the headers. The body is kept waiting for `read`.
 
         That makes one request of a pull. A HEAD first would be a second, and signed URLs allow only one method."""
+        if parse(location.uri).path.endswith("/"):
+            raise _no_file(location, "ends with a slash")
         async with self._client.translated(location.shown):
             store, place = _store(location), _place(location)
             known, changed = self._known.pop(place, (None, ""))
@@ -178,6 +180,8 @@ def _described(response: aiohttp.ClientResponse, location: Location, key: str) -
     if encoding != "identity":
         text = f"{location.shown} is sent compressed ({encoding}) although that was declined"
         raise PullError(PullErrorKind.BAD_REQUEST, text)
+    if _page(response, location):
+        raise _no_file(location, f"is answered with a page ({headers.get('Content-Type', '')})")
     size = response.content_length
     validator, settled = _validator(headers)
     sha256, md5 = digests(headers)
@@ -197,6 +201,20 @@ def _described(response: aiohttp.ClientResponse, location: Location, key: str) -
         sha256=sha256,
         md5=md5,
     )
+
+
+def _no_file(location: Location, why: str) -> PullError:
+    text = f"{location.shown} {why}: a URL names one file, and folders of web servers are not fetched"
+    return PullError(PullErrorKind.BAD_REQUEST, f"{text}; register the URL of the model's file")
+
+
+def _page(response: aiohttp.ClientResponse, location: Location) -> bool:
+    """Returns whether an answer is an index, or a page to sign in: a URL without a file's name, or HTML for a file that
+    is not called so."""
+    asked, answered = location.uri.partition("?")[0].partition("#")[0], response.url.path
+    if response.content_type not in ("text/html", "application/xhtml+xml"):
+        return False
+    return not asked.lower().endswith((".html", ".htm", ".xhtml")) or answered.endswith("/")
 
 
 def _store(location: Location) -> str:

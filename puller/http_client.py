@@ -2,8 +2,8 @@
 
 Whoever may register a model chooses the URLs, so which addresses may be connected to is decided by `addresses`, for
 each socket before it connects: neither redirects nor name servers lead elsewhere. A redirect is followed only to where
-the URL itself might have pointed, and credentials go to the origin they are meant for and no further. Proxies of the
-environment are not used: behind one, nothing could be said about addresses.
+the URL itself might have pointed, and credentials go to the origin they are meant for and no further. Where the
+operator has proxies (`proxies`), names are resolved there; what can be resolved here has to be allowed all the same.
 
 What is fetched, and in which version, is its users' business: `http` for plain URLs, `huggingface`.
 """
@@ -28,6 +28,7 @@ from puller import addresses, floor
 from puller.disk import write_error
 from puller.errors import Nature, PullError, PullErrorKind
 from puller.limits import Limits
+from puller.proxies import DIRECT, Proxies
 from puller.sink import Sink
 from puller.source import redact
 from puller.threads import Threads
@@ -49,6 +50,7 @@ class HttpPolicy:
     connect_timeout: float = 10.0
     read_timeout: float = 30.0  # between two pieces
     total_timeout: float = 900.0
+    proxies: Proxies = DIRECT  # the operator's
 
     def refusal(self, host: str) -> str | None:
         """Why an address may not be connected to; None if it may."""
@@ -81,14 +83,15 @@ class HttpClient:
     def __init__(self, policy: HttpPolicy, limits: Limits) -> None:
         self.policy = policy
         self.limits = limits
-        self._session: aiohttp.ClientSession | None = None  # made on first use: it belongs to the running loop
+        # Made on first use: they belong to the running loop. One connects by itself, one to the operator's proxies.
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
         self._threads = Threads(_WRITERS, "puller-write")  # for large bodies
 
     async def close(self) -> None:
         """Closes its connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        for session in self._sessions.values():
+            await session.close()
+        self._sessions.clear()
         self._threads.close(drop=True)
 
     @contextlib.asynccontextmanager
@@ -132,14 +135,18 @@ class HttpClient:
         try:
             for _ in range(_MAX_REDIRECTS + 1):
                 at_home = url.origin() == origin
+                proxy = self.policy.proxies.of_url(url.scheme, url.host or "", url.port)
+                if proxy is not None:
+                    await self._check(url.host or "")
                 # Of a head that comes byte by byte each comes in time.
                 async with asyncio.timeout(self.policy.connect_timeout + self.policy.read_timeout):
-                    response = await self._opened().request(
+                    response = await self._opened(proxied=proxy is not None).request(
                         "GET" if json is None else "POST",
                         url,
                         allow_redirects=False,
                         headers={**headers, **(secret if at_home else {})},
                         json=json,
+                        proxy=proxy,
                         ssl=trust if trust is not None and at_home else True,
                     )
                 if not follow or response.status not in _REDIRECTS:
@@ -151,14 +158,26 @@ class HttpClient:
             self.limits.release(store)
             raise
 
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._session is None:
+    async def _check(self, host: str) -> None:
+        """Refuses a host that a proxy must not be asked for. A name that is not known here may be known there."""
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            return
+        refusals = [(address[0], self.policy.refusal(str(address[0]))) for *_, address in found]
+        if refusals and all(why for _, why in refusals):
+            address, why = refusals[0]
+            raise _AddressRefused(errno.EACCES, f"{address} is {why}, which the operator does not allow")
+
+    def _opened(self, *, proxied: bool) -> aiohttp.ClientSession:
+        if proxied not in self._sessions:
             context = ssl.create_default_context()
             if self.policy.ca is not None:
                 context.load_verify_locations(cadata=self.policy.ca.decode())
-            self._session = aiohttp.ClientSession(
+            guard = None if proxied else _guard(self.policy.refusal)
+            self._sessions[proxied] = aiohttp.ClientSession(
                 # No limit here: `limits` has one for all stores.
-                connector=aiohttp.TCPConnector(ssl=context, limit=0, socket_factory=_guard(self.policy.refusal)),
+                connector=aiohttp.TCPConnector(ssl=context, limit=0, socket_factory=guard),
                 timeout=aiohttp.ClientTimeout(
                     total=None, sock_connect=self.policy.connect_timeout, sock_read=self.policy.read_timeout
                 ),
@@ -167,7 +186,7 @@ class HttpClient:
                 auto_decompress=False,
                 trust_env=False,
             )
-        return self._session
+        return self._sessions[proxied]
 
     async def receive(
         self, response: aiohttp.ClientResponse, sink: Sink, start: int, *, shown: str, stop_at: int | None = None
@@ -240,7 +259,12 @@ def parse(text: str, base: URL | None = None) -> URL:
 
 
 def _follow(url: URL, response: aiohttp.ClientResponse, shown: str) -> URL:
-    following = parse(response.headers.get("Location") or "nowhere:", url).with_user(None)
+    to = response.headers.get("Location")
+    if not to:
+        text = f"{shown} answered with a redirect ({response.status}) that does not say where to; "
+        text += 'check its URL, and for a bucket of S3 register s3://bucket/path, with "region" in the storage secret'
+        raise PullError(PullErrorKind.BAD_REQUEST, text)
+    following = parse(to, url).with_user(None)
     if url.scheme == "https" and following.scheme != "https":
         text = f"{shown} redirects from https to {redact(str(following))}, which is not"
         raise PullError(PullErrorKind.FORBIDDEN, text)
@@ -285,6 +309,14 @@ def status_error(response: aiohttp.ClientResponse, shown: str) -> PullError:
 
 def _client_error(error: aiohttp.ClientError, shown: str) -> PullError:
     match error:
+        case aiohttp.ClientHttpProxyError():
+            text = f"{shown}: the proxy of the pod's environment does not connect to it (HTTP status {error.status})"
+            refused = error.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
+            return PullError(PullErrorKind.CREDENTIALS if refused else PullErrorKind.UNREACHABLE, text)
+        case aiohttp.ClientProxyConnectionError():
+            return PullError(
+                PullErrorKind.UNREACHABLE, f"{shown}: the proxy of the pod's environment cannot be reached"
+            )
         case aiohttp.ClientConnectorDNSError():
             text = f"{shown}: the name of its host cannot be resolved; check its spelling, and the pods' name server"
             return PullError(PullErrorKind.DNS, text)

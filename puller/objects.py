@@ -39,6 +39,7 @@ from puller.provider import Listing, RemoteFile, version
 from puller.sink import Sink
 from puller.source import Location
 from puller.tree import MAX_FILES
+from puller.tunnel import Tunnel
 
 _CHUNK = 64 * 2**10  # bytes that a stream has to bring within a time-out: 2 KiB per second and more
 _BATCH = 4 * 2**20  # bytes collected for one hop to a thread
@@ -74,6 +75,7 @@ class ObjectProvider:
         self._policy = policy
         self._limits = limits
         self._clients: dict[str, _Client] = {}
+        self._tunnel: Tunnel | None = None
         self._guarded = HttpClient(policy, limits)
         self._free = HttpClient(replace(policy, allow_private=True), limits)
         self._executor: ThreadPoolExecutor | None = None
@@ -121,6 +123,9 @@ class ObjectProvider:
     async def close(self) -> None:
         """Forgets its clients; obstore closes their connections."""
         self._clients.clear()
+        if self._tunnel is not None:
+            tunnel, self._tunnel = self._tunnel, None
+            await asyncio.to_thread(tunnel.close)
         await self._guarded.close()
         await self._free.close()
         if self._executor is not None:
@@ -142,10 +147,14 @@ class ObjectProvider:
                 self._on_google = await _on_google()
             if objects_client.chosen(settings):
                 await self._check(objects_client.endpoint_of(settings), location.shown)
-            held = _Client(
-                objects_client.connect(settings, self._policy, on_google=bool(self._on_google)),
-                now,
+            if self._tunnel is None:
+                self._tunnel = Tunnel(
+                    self._policy.refusal, connect_timeout=self._policy.connect_timeout, proxies=self._policy.proxies
+                )
+            target = objects_client.connect(
+                settings, self._policy, on_google=bool(self._on_google), tunnel=self._tunnel
             )
+            held = _Client(target, now)
         held.used = now
         self._clients[name] = held  # last: the first are those not used for longest
         while len(self._clients) > _MAX_CLIENTS:

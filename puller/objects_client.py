@@ -12,6 +12,8 @@ what is done about it:
 - It retries by itself ten times, refused connections and wrong names too, counted from the first request. Off: retrying
   is `retry`'s business, which knows what is on disk already. Two remain for tokens of the pod's own identity.
 - `.config`, `repr` and pickles of a client hold its secrets: clients stay inside `objects`.
+- It resolves names and follows redirects by itself, with no way to look at an address. So all of its connections are
+  made by a proxy of ours, `tunnel`.
 - Forked after its first use, the child hangs in it. Nothing here forks; starting programs is fine.
 
 Identity of a pod. Without credentials in the settings the pod's own is used (instance role, workload identity,
@@ -25,7 +27,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -37,6 +39,7 @@ from puller.credentials import Settings
 from puller.errors import PullErrorKind
 from puller.http_client import HttpPolicy
 from puller.objects_listing import Account
+from puller.tunnel import Grant, Tunnel, identity_urls
 
 if TYPE_CHECKING:
     from obstore.store import AzureCredential, ClientConfig, RetryConfig, S3Credential
@@ -68,6 +71,18 @@ _SECRETS = {
 }
 """What a client would show to its endpoint, or to who gives out tokens."""
 
+_ENDPOINTS = ("AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL_IAM", "AZURE_AUTHORITY_HOST")
+_IDENTITY_HOSTS = frozenset(
+    (host, 443)
+    for host in (
+        *("sts.amazonaws.com", f"sts.{os.environ.get('AWS_REGION', 'us-east-1')}.amazonaws.com"),
+        *("oauth2.googleapis.com", "sts.googleapis.com", "iamcredentials.googleapis.com", "www.googleapis.com"),
+        *("login.microsoftonline.com", "login.microsoftonline.us", "login.partner.microsoftonline.cn"),
+    )
+)
+"""Who gives out tokens for a pod's own identity; inside of some networks they have private addresses."""
+
+_PORTS = {"http": 80, "https": 443}
 _REGION = re.compile(r"[A-Za-z0-9-]{1,40}")
 
 
@@ -79,6 +94,7 @@ class Target:
     endpoint: str  # for identities and errors; holds no credentials
     anonymous: bool
     account: Account | None = field(default=None, repr=False)  # of S3, where it is known here
+    grant: Grant = field(default_factory=Grant, repr=False)  # of its connections
     ambient: str = ""  # which identity of the pod's own is used, as far as its environment tells
 
     @property
@@ -102,14 +118,13 @@ def endpoint_of(settings: Settings) -> str:
     return url.rstrip("/")
 
 
-def connect(settings: Settings, policy: HttpPolicy, *, on_google: bool) -> Target:
+def connect(settings: Settings, policy: HttpPolicy, *, on_google: bool, tunnel: Tunnel | None = None) -> Target:
     """A client for the bucket that settings name; it opens no connection yet. Raises PullError.
 
-    `on_google` says whether this machine is one of Google's, where an instance has an identity."""
+    `on_google` says whether this machine is one of Google's, where an instance has an identity. All connections of the
+    client are made by the `tunnel`."""
     if chosen(settings):
         if not policy.allow_private:
-            # obstore follows redirects and resolves names by itself: nothing would keep such a server from sending it
-            # on to an address inside.
             why = "its endpoint is the registration's; name it in the secret, or allow it (--http-allow-private)"
             raise settings.error(why, PullErrorKind.FORBIDDEN)
         if settings.type != "s3" and not _own(settings):
@@ -129,20 +144,34 @@ def connect(settings: Settings, policy: HttpPolicy, *, on_google: bool) -> Targe
         if "-----BEGIN CERTIFICATE-----" not in pem:
             raise settings.error("certificate is not PEM")
         options["root_certificate"] = pem
+    grant = Grant(identity_urls=identity_urls(os.environ))
+    if tunnel is not None:
+        options["proxy_url"] = tunnel.url(grant)
     try:
         match settings.type:
             case "s3":
-                return _s3(settings, endpoint, options)
+                return _granted(_s3(settings, endpoint, options), settings, grant)
             case "gcs":
-                return _gcs(settings, endpoint, options, on_google)
+                return _granted(_gcs(settings, endpoint, options, on_google), settings, grant)
             case "azure":
-                return _azure(settings, endpoint, options)
+                return _granted(_azure(settings, endpoint, options), settings, grant)
     except (obstore.exceptions.BaseError, ValueError, FileNotFoundError):
         # Its text may quote a key or a path of the environment.
         raise settings.error(
             "a value in it, or in the pod's environment, is not what the store's client takes"
         ) from None
     raise settings.error("there is no client for that type")
+
+
+def _granted(target: Target, settings: Settings, grant: Grant) -> Target:
+    """Lets the client connect to what the operator, not a registration, has named; and ask who the pod is."""
+    if not chosen(settings):
+        named = [target.endpoint, settings.text("authority_host"), *map(os.environ.get, _ENDPOINTS)]
+        splits = [urlsplit(url) for url in named if url]
+        hosts = {(split.hostname, split.port or _PORTS.get(split.scheme)) for split in splits}
+        grant.home = _IDENTITY_HOSTS | {(host, port) for host, port in hosts if host and port}
+        grant.identity = bool(target.ambient)
+    return replace(target, grant=grant)
 
 
 def _s3(settings: Settings, endpoint: str, options: "ClientConfig") -> Target:
@@ -177,7 +206,7 @@ def _s3(settings: Settings, endpoint: str, options: "ClientConfig") -> Target:
         credential_provider=credentials if key else None,
     )
     account = Account(region, key, secret, token or "") if key or anonymous else _account(region)
-    return Target(client, endpoint, anonymous, account, "" if key or anonymous else _ambient("AWS_"))
+    return Target(client, endpoint, anonymous, account, ambient="" if key or anonymous else _ambient("AWS_"))
 
 
 def _account(region: str) -> Account | None:
@@ -203,7 +232,9 @@ def _gcs(settings: Settings, endpoint: str, options: "ClientConfig", on_google: 
         client_options=options,
         retry_config=_retries(2 if ambient else 0),
     )
-    return Target(client, endpoint, not key and not ambient, None, _ambient("GOOGLE_", "CLOUDSDK_") if ambient else "")
+    return Target(
+        client, endpoint, not key and not ambient, ambient=_ambient("GOOGLE_", "CLOUDSDK_") if ambient else ""
+    )
 
 
 def _azure(settings: Settings, endpoint: str, options: "ClientConfig") -> Target:
@@ -253,7 +284,7 @@ def _azure(settings: Settings, endpoint: str, options: "ClientConfig") -> Target
         credential_provider=provider,
     )
     traces = _ambient("AZURE_", "IDENTITY_") if ambient else ""
-    return Target(client, endpoint, not explicit and not ambient, None, traces)
+    return Target(client, endpoint, not explicit and not ambient, ambient=traces)
 
 
 def _ambient(*prefixes: str) -> str:

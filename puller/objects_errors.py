@@ -9,6 +9,7 @@ import re
 
 import obstore.exceptions
 
+from puller import tunnel
 from puller.errors import PullError, PullErrorKind
 from puller.objects_client import Target
 
@@ -51,7 +52,14 @@ def code_of(error: BaseException) -> tuple[int, str]:
 
 def translated(error: BaseException, shown: str, target: Target) -> PullError:
     """The error for people. Raise it `from None`: a traceback would show the cause's text."""
-    kind, why = _meaning(error, target)
+    status, _ = code_of(error)
+    # What our own proxy refused looks like a failure of the store's.
+    if status in (0, 403, 502) and (trouble := target.grant.trouble()) is not None:
+        kind, why = trouble.kind, trouble.text
+    elif (refused := tunnel.refusal_in(str(error))) is not None:
+        kind, why = refused
+    else:
+        kind, why = _meaning(error, target)
     at = f" at {target.endpoint}" if target.endpoint not in shown else ""
     return PullError(kind, f"{shown}{at}: {why}")
 
@@ -68,10 +76,10 @@ def _meaning(error: BaseException, target: Target) -> tuple[PullErrorKind, str]:
         )
     if code in _CREDENTIALS:
         return PullErrorKind.CREDENTIALS, f"the store does not accept the credentials ({code}); {_whose(target)}"
-    if code in _REGION or status in (301, 307):
+    if code in _REGION or status in (301, 307) or "redirect without LOCATION" in text:
         return (
             PullErrorKind.BAD_REQUEST,
-            f'the bucket is in another region ({code or status}); set "region" in the secret',
+            f'the bucket is in another region ({code or status or "redirect"}); set "region" in the storage secret',
         )
     if code == "RequestTimeTooSkewed":
         return PullErrorKind.CREDENTIALS, "the clock of this pod's machine is wrong (RequestTimeTooSkewed)"

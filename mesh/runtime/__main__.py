@@ -20,6 +20,7 @@ from mesh.runtime.agent import Agent, StartError
 from mesh.runtime.settings import SERVER, RuntimeSettings
 from mesh.telemetry import logs
 from placement import policies
+from puller.proxies import Proxies
 
 log = logs.get("mesh.runtime")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -70,6 +71,13 @@ def _policy(name: str) -> str:
         return policies.check(name)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--eviction") from error
+
+
+def _proxies() -> Proxies:
+    try:
+        return Proxies.of()
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="environment") from error
 
 
 @app.command()
@@ -239,6 +247,7 @@ def main(
             http_allow_private=http_allow_private,
             storage_config=storage_config.absolute() if storage_config else None,
             storage_ca=etcdoptions.read_file(storage_ca, "--storage-ca"),
+            proxies=_proxies(),
             pvc_root=pvc_root.absolute() if pvc_root else None,
             disk_budget=None if disk_budget == "auto" else _size(disk_budget, "--disk-budget"),
             pull_bandwidth=0 if pull_bandwidth == "0" else _size(pull_bandwidth, "--pull-bandwidth"),

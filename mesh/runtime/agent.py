@@ -115,7 +115,9 @@ class Agent:
             file_roots=settings.file_roots,
             volumes=settings.pvc_root,
             secrets=settings.storage_config,
-            http=HttpPolicy(allow_private=settings.http_allow_private, ca=settings.storage_ca),
+            http=HttpPolicy(
+                allow_private=settings.http_allow_private, ca=settings.storage_ca, proxies=settings.proxies
+            ),
             budget_bytes=settings.disk_budget,
             limits=Limits(bytes_per_second=settings.pull_bandwidth, connections=settings.pull_connections),
         )

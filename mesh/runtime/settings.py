@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mesh.runtime import demand
 from mesh.settings import EtcdSettings, parse_address
+from puller.proxies import DIRECT, Proxies
 
 MIB = 1 << 20
 SERVER = "mesh.runtime.server"
@@ -35,6 +36,7 @@ class RuntimeSettings:
     storage_config: Path | None = None  # folder of the storage secret, one JSON file a key
     pvc_root: Path | None = None  # volumes that pvc: paths may name, a folder each
     storage_ca: bytes | None = None  # PEM, trusted besides the system's
+    proxies: Proxies = DIRECT  # the operator's, to stores
     disk_budget: int | None = None  # for pulled files; None: what the disk has room for
     pull_bandwidth: int = 0  # bytes a second, all pulls together; 0: no limit
     pull_connections: int = 32

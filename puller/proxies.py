@@ -1,0 +1,90 @@
+"""The operator's own proxies: from the environment, as every program takes them.
+
+`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, in lower case too, which wins. `NO_PROXY` is a list of hosts,
+domains (with or without a dot in front, of everything below them), addresses, networks (`10.0.0.0/8`), any of them with
+a port; `*` is everything. This machine's own addresses are never asked for through a proxy.
+
+Only `http:` proxies are spoken to: that is how they are reached, also for `https:` URLs, whose TLS is with the store.
+"""
+
+import contextlib
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from yarl import URL
+
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """Which proxy is for which URL."""
+
+    http: URL | None = None
+    https: URL | None = None
+    bypassed: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str] = os.environ) -> "Proxies":
+        """Reads the environment. Raises ValueError, which names the variable, for what is no proxy."""
+        bypassed = environment.get("no_proxy", environment.get("NO_PROXY", ""))
+        return cls(
+            _proxy(environment, "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"),
+            _proxy(environment, "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"),
+            tuple(part.lower() for part in bypassed.replace(",", " ").split()),
+        )
+
+    def of_url(self, scheme: str, host: str, port: int | None = None) -> URL | None:
+        """Returns the proxy for a URL of that scheme and host, None where it is asked directly."""
+        proxy = self.https if scheme == "https" else self.http
+        port = port or _PORTS.get(scheme, 0)
+        return proxy if proxy is not None and not self._direct(host.lower().rstrip("."), port) else None
+
+    def _direct(self, host: str, port: int) -> bool:
+        address = _address(host)
+        if host == "localhost" or host.endswith(".localhost") or (address is not None and address.is_loopback):
+            return True
+        return any(_matches(part, host, address, port) for part in self.bypassed)
+
+
+DIRECT = Proxies()
+"""No proxy for anything."""
+
+
+def _proxy(environment: Mapping[str, str], *names: str) -> URL | None:
+    for name in names:
+        text = environment.get(name, "").strip()
+        if not text:
+            continue
+        try:
+            url = URL(text if "://" in text else f"http://{text}")
+            valid = url.scheme == "http" and bool(url.host)
+        except ValueError:
+            valid = False
+        if not valid:
+            # Not shown: it may hold a password.
+            raise ValueError(f"{name} is not the URL of an http proxy, such as http://proxy.example.com:3128")
+        return url
+    return None
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return None
+
+
+def _matches(part: str, host: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address | None, port: int) -> bool:
+    if part == "*":
+        return True
+    if address is not None:
+        with contextlib.suppress(ValueError):
+            return address in ipaddress.ip_network(part.strip("[]"), strict=False)
+    name, _, wanted = part.rpartition(":")
+    if name and wanted.isdigit() and (":" not in name or name.endswith("]")):
+        return int(wanted) == port and _matches(name.strip("[]"), host, address, port)
+    name = part.lstrip("*").lstrip(".")
+    return address is None and bool(name) and (host == name or host.endswith(f".{name}"))
