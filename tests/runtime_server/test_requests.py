@@ -169,6 +169,27 @@ def test_inputs_of_one_request_share_the_memory_of_the_loop_and_do_not_overlap()
 # -- what is refused before it costs anything
 
 
+@pytest.mark.parametrize(
+    ("size", "kinds"),
+    [
+        pytest.param(100, (tuple, tuple), id="small"),
+        pytest.param(20_000, (tuple, tuple), id="medium"),
+        pytest.param(200_000, (tuple, requests.Heavy), id="large"),
+    ],
+)
+def test_what_is_read_in_the_loop_is_what_costs_little(size, kinds):
+    """Raw contents of any size are only cut out; typed ones are read there up to a bound. Either way feeds the same."""
+    array = np.arange(size // 4, dtype=np.float32)
+    kind = tensor("FP32").kind
+    inputs = [sent(kind, array, contents=contents_of(kind, array))]
+    raw = pb.ModelInferRequest(inputs=[sent(kind, array)], raw_input_contents=[raw_of(array)])
+    for message, expected in zip((raw, pb.ModelInferRequest(inputs=inputs)), kinds, strict=True):
+        found = requests.light(framing.pack(message.SerializeToString()), b"", limit=LIMIT)
+        assert isinstance(found, expected)
+        read = requests.read(found) if isinstance(found, requests.Heavy) else found
+        assert same(fed(Intake({"x": tensor("FP32")}), read)["x"], array)
+
+
 class Counting:
     """Counts the fields that are looked at."""
 

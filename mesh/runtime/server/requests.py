@@ -23,6 +23,9 @@ SMALL = 16384
 """Bytes that are read in the event loop, whatever they hold: at worst 3 ms. Cutting contents out costs 3 us, which is
 less than protobuf's copying from here on."""
 
+MEDIUM = 128 << 10
+"""Bytes of a message with typed contents that are still read in the event loop: as numbers, 5 ms at worst."""
+
 LARGE = 1 << 20
 """Bytes of raw contents beyond which even copying them is done in a thread."""
 
@@ -59,6 +62,10 @@ def light(frame: bytes, encoding_: bytes, *, limit: int) -> Request | Heavy:
             rest, raws = split(memoryview(frame)[5:])
             if len(rest) <= SMALL:
                 return _parse(rest), raws, None
+            if len(frame) <= MEDIUM:
+                rest, raws, contents = outline(memoryview(frame)[5:])
+                if len(rest) <= SMALL:
+                    return _parse(rest), raws, contents
         return Heavy(frame, encoding_, limit)
     except (DecodeError, ValueError) as error:
         raise _garbage(error) from error
