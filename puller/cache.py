@@ -37,7 +37,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from puller.disk import Disk
+from puller.disk import FILE_MODE, Disk
 from puller.errors import PullError, PullErrorKind
 
 log = logging.getLogger(__name__)
@@ -200,6 +200,7 @@ class Cache:
     def add(self, path: Path, *, sha256: str, identities: Iterable[str] = ()) -> Blob:
         """Takes over a whole file, whose bytes have that SHA-256, in hex, under these names. Returns its blob, picked
         already; one that was here before with equal bytes takes the place of the file. `secure` is to follow."""
+        os.chmod(path, FILE_MODE)
         info = os.stat(path)
         with self._lock:
             blob = self._contents.get(sha256)
@@ -282,7 +283,7 @@ class Cache:
                 if error.errno not in _NO_LINKS:
                     raise
             source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        with open(source, "rb", buffering=0) as reader, open(target, "xb", buffering=0) as writer:
+        with open(source, "rb", buffering=0) as reader, open(target, "xb", buffering=0, opener=_private) as writer:
             offset = 0
             while count := os.sendfile(writer.fileno(), reader.fileno(), offset, 8 * 2**20):
                 offset += count
@@ -562,7 +563,8 @@ class Cache:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            target.write_text(path.name)
+            with open(target, "x", opener=_private) as file:
+                file.write(path.name)
 
     def _pointed(self, path: Path, size: int) -> Blob | None:
         """The blob that a name without a link is of."""
@@ -601,6 +603,10 @@ class Cache:
                 path.unlink(missing_ok=True)
             except OSError:
                 self._leftovers += 1
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
 
 
 def _file_name(identity: str) -> str:

@@ -26,6 +26,9 @@ from urllib.parse import quote
 from puller.errors import PullError, PullErrorKind
 
 BLOBS = ".blobs"
+FILE_MODE = 0o440
+"""Of whole files: the model server reads them, as the same user or of the same group, and nobody writes them again."""
+FOLDER_MODE = 0o750
 _LOCK = ".lock"
 _NEW = ".new-"
 _PARTIAL = ".partial-"
@@ -76,7 +79,7 @@ class Disk:
         """Makes and locks the directory. Raises ValueError with a text for the operator if it cannot be used."""
         if self._lock is not None:
             return
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._directory.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
         lock = self._directory / _LOCK
         if not lock.exists() and any(self._directory.iterdir()):
             raise ValueError(f"{self._directory} is not empty and not a model directory: name an empty or a new one")
@@ -89,7 +92,8 @@ class Disk:
         self._lock = descriptor
         if self.blobs.is_symlink() or (self.blobs.exists() and not self.blobs.is_dir()):
             self.blobs.unlink()
-        self.blobs.mkdir(exist_ok=True)
+        self.blobs.mkdir(FOLDER_MODE, exist_ok=True)
+        self.blobs.chmod(FOLDER_MODE)  # an earlier version made it with more rights
 
     def close(self) -> None:
         """Lets go of the directory; the files stay."""
@@ -108,7 +112,7 @@ class Disk:
         """A new empty folder for a model being put together."""
         path = self._next(_PARTIAL)
         try:
-            path.mkdir()
+            path.mkdir(FOLDER_MODE)
         except OSError as error:
             raise write_error(error) or error from error
         return path

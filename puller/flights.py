@@ -7,6 +7,7 @@ credentials.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from puller.provider import Provider, RemoteFile, delivered
 from puller.sink import Sink, Stopped
 from puller.source import Location
 from puller.threads import Threads
+
+log = logging.getLogger(__name__)
 
 _SMALL = 2**20  # bytes; so many are digested on the event loop, in a millisecond
 _LARGE = 64 * 2**20  # bytes; unlinking more takes file systems longer than the event loop should wait
@@ -191,7 +194,8 @@ class Flights:
         except Stopped:
             raise PullError(PullErrorKind.UNREACHABLE, f"the pull of {shown} was ended") from None
         except OSError as error:  # of the pod's own disk
-            text = f"the pod's disk cannot be used: {error}"
+            log.warning("the pod's disk cannot be used: %s", error)
+            text = f"the pod's disk cannot be used: {error.strerror or type(error).__name__}"
             raise write_error(error) or PullError(PullErrorKind.DISK_FULL, text) from error
         finally:
             if sink is not None:

@@ -18,6 +18,7 @@ the whole pull of a small file takes one (measured, 2 shared cores), so there is
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import stat
 import threading
@@ -44,6 +45,8 @@ _CHUNK = 2 * 2**20  # between two looks at whether the pull was cancelled
 _CANCEL_WAIT = 1.0  # seconds
 _PATIENCE = 60.0  # seconds in which not one file was listed and not one chunk copied
 _TICK, _COARSE_TICK = 50_000_000, 2_500_000_000  # nanoseconds; the latter where stamps are whole seconds
+
+log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _SKIPPED = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG})
@@ -95,13 +98,13 @@ class LocalProvider:
     async def listing(self, location: Location) -> Listing:
         """The file, or all files below the folder, links followed as far as they stay inside."""
         path = path_of(location)
-        return await self._in_thread(path, self._list, path)
+        return await self._in_thread(path, _shown(location), self._list, path, _shown(location))
 
     async def read(self, location: Location, file: RemoteFile, sink: Sink) -> None:
         """Copies a file. Cancelled, it waits up to a second for its thread to stop writing."""
         path = path_of(location)
-        shown = path.rstrip("/") + (f"/{file.path}" if file.path else "")
-        await self._in_thread(path, self._copy, shown, file, sink)
+        shown = _shown(location).rstrip("/") + (f"/{file.path}" if file.path else "")
+        await self._in_thread(path, shown, self._copy, shown, file, sink)
 
     async def close(self) -> None:
         """Lets the threads end; one that hangs in a mount is left behind."""
@@ -123,7 +126,7 @@ class LocalProvider:
                     return f"{root}/{claim}"
         return root
 
-    async def _in_thread(self, path: str, function: Callable[..., _T], *arguments: object) -> _T:
+    async def _in_thread(self, path: str, shown: str, function: Callable[..., _T], *arguments: object) -> _T:
         mount = self._mount(path)
         executor = self._executors.get(mount)
         if executor is None:
@@ -136,7 +139,7 @@ class LocalProvider:
                 if stop.looks == seen:
                     stop.set()
                     work.cancel()  # for one that has not begun
-                    text = f"{path} has not answered for {self._patience:g} s; look after the volume"
+                    text = f"{shown} has not answered for {self._patience:g} s; look after the volume"
                     raise PullError(PullErrorKind.TIMEOUT, text)
                 seen = stop.looks
             return work.result()
@@ -147,42 +150,42 @@ class LocalProvider:
                 work.exception()  # the caller has gone: nobody else will ask for it
             raise
 
-    def _list(self, stop: threading.Event, path: str) -> Listing:
+    def _list(self, stop: threading.Event, path: str, shown: str) -> Listing:
         try:
             real = os.path.realpath(path)
             # Before anything is said about whether it exists: outside the roots that is nobody's business.
-            self._check(real, path)
+            self._check(real, path, shown)
             found = os.stat(real)
             if stat.S_ISREG(found.st_mode):
                 file = _remote("", real, found)
                 if found.st_size <= _SMALL:
-                    file = replace(file, content=self._content(path, file))
+                    file = replace(file, content=self._content(shown, file))
                 return Listing((file,), is_file=True)
             if not stat.S_ISDIR(found.st_mode):
-                raise PullError(PullErrorKind.BAD_REQUEST, f"{path} is neither a file nor a folder")
-            tree = _Tree(path)
+                raise PullError(PullErrorKind.BAD_REQUEST, f"{shown} is neither a file nor a folder")
+            tree = _Tree(shown)
             self._list_folder(real, "", [(found.st_dev, found.st_ino)], tree, stop)
             if not tree.files and tree.skipped:
-                text = f"the folder {path} holds no files that can be read: {told(tree.skipped)}"
+                text = f"the folder {shown} holds no files that can be read: {told(tree.skipped)}"
                 kind = PullErrorKind.FORBIDDEN if tree.forbidden else PullErrorKind.EMPTY
                 raise PullError(kind, text)
             if not tree.files:
-                text = f"the folder {path} holds no files; name the folder that the model lies in"
+                text = f"the folder {shown} holds no files; name the folder that the model lies in"
                 raise PullError(PullErrorKind.EMPTY, text)
             return Listing(tuple(tree.files), is_file=False, folders=tuple(tree.folders), skipped=tuple(tree.skipped))
         except OSError as error:
-            raise _read_error(error, path) from error
+            raise _read_error(error, shown) from error
         except ValueError as error:  # a NUL in the name
-            raise PullError(PullErrorKind.BAD_REQUEST, f"{path!r} is not a path: {error}") from error
+            raise PullError(PullErrorKind.BAD_REQUEST, f"{shown!r} is not a path: {error}") from error
 
-    def _check(self, real: str, path: str) -> None:
+    def _check(self, real: str, path: str, shown: str) -> None:
+        """Raises PullError for what lies outside of the roots. Which those are is the operator's business."""
         for root in self._roots:
             if real == root or real.startswith(root.rstrip("/") + "/"):
                 return
-        allowed = ", ".join(self._roots) or "none"
-        text = f"{path} is not under a folder that models may be read from (--file-root; allowed: {allowed})"
-        if real != path:
-            text = f"{path} leads out of the folders that models may be read from (--file-root; allowed: {allowed})"
+        log.warning("%s is not under a folder that models may be read from: %s", path, ", ".join(self._roots) or "none")
+        what = "is not under a folder" if real == path else "leads out of the folders"
+        text = f"{shown} {what} that models may be read from (--file-root)"
         raise PullError(PullErrorKind.FORBIDDEN, text)
 
     def _list_folder(
@@ -202,7 +205,7 @@ class LocalProvider:
                 raise PullError(PullErrorKind.TOO_LARGE, f"{tree.path} holds more than {MAX_FILES} files")
             try:
                 real = os.path.realpath(os.path.join(folder, name))
-                self._check(real, f"{tree.path.rstrip('/')}/{prefix}{name}")
+                self._check(real, os.path.join(folder, name), f"{tree.path.rstrip('/')}/{prefix}{name}")
                 found = os.stat(real)
                 if stat.S_ISREG(found.st_mode):
                     if not os.access(real, os.R_OK, effective_ids=True):
@@ -237,7 +240,7 @@ class LocalProvider:
             before = os.fstat(source)
             if not stat.S_ISREG(before.st_mode):
                 raise PullError(PullErrorKind.BAD_REQUEST, f"{shown} is neither a file nor a folder")
-            self._check(os.readlink(f"/proc/self/fd/{source}").removesuffix(" (deleted)"), shown)
+            self._check(os.readlink(f"/proc/self/fd/{source}").removesuffix(" (deleted)"), file.key, shown)
             if _version(before) != file.validator:
                 raise _changed(shown)
             yield source
@@ -291,6 +294,10 @@ def _remote(path: str, real: str, found: os.stat_result) -> RemoteFile:
     )
 
 
+def _shown(location: Location) -> str:
+    return location.told or path_of(location)
+
+
 def path_of(location: Location) -> str:
     """The absolute path of a `file:` location. Raises PullError(BAD_REQUEST)."""
     if location.uri.startswith("/"):
@@ -341,8 +348,7 @@ def _changed(shown: str) -> PullError:
     return PullError(PullErrorKind.CHANGED, text)
 
 
-def _read_error(error: OSError, path: str) -> PullError:
-    shown = error.filename if isinstance(error.filename, str) else path
+def _read_error(error: OSError, shown: str) -> PullError:
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR:
             return PullError(PullErrorKind.NOT_FOUND, f"{shown} does not exist")

@@ -9,6 +9,7 @@ needed. `remembers` then still tells whether all of its files are here, so that 
 
 import asyncio
 import hashlib
+import logging
 import os
 import re
 import time
@@ -36,6 +37,8 @@ from puller.pulling import DERIVED, Pulling, Tools, derived_identity
 from puller.shares import Shares
 from puller.source import Location, Source
 from puller.threads import Threads
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 64 * 2**30
 """Of one pull, unless told otherwise: larger than any model that a pod holds, small enough to stop an endless body."""
@@ -221,7 +224,8 @@ class Puller:
             raise
         except OSError as error:  # from the pod's own directory
             self._failures += 1
-            text = f"the pod's disk cannot be used: {error}"
+            log.warning("the pod's disk cannot be used: %s", error)
+            text = f"the pod's disk cannot be used: {error.strerror or type(error).__name__}"
             raise write_error(error) or PullError(PullErrorKind.DISK_FULL, text) from error
         finally:
             if self._pulls_now.get(into) is pull:

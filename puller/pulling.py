@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from puller import retry, tree
 from puller.cache import Blob, Cache, Room
-from puller.disk import Disk
+from puller.disk import FOLDER_MODE, Disk
 from puller.errors import PullError, PullErrorKind
 from puller.flights import Flight, Flights
 from puller.progress import Progress
@@ -145,7 +145,7 @@ class Pulling:
         self, partial: Path, placed: list[tuple[PurePosixPath, Blob]], folders: list[PurePosixPath]
     ) -> None:
         for folder in folders:
-            (partial / folder).mkdir()
+            (partial / folder).mkdir(FOLDER_MODE)
         for path, blob in placed:
             try:
                 self._tools.cache.link(blob, partial / path)

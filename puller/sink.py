@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from puller.disk import FILE_MODE
 from puller.errors import PullError, PullErrorKind
 from puller.limits import Limits
 from puller.progress import Meter
@@ -63,7 +64,7 @@ class Sink:
         self._there: list[tuple[int, int]] = []  # ranges that are written: sorted, apart from each other
         self._stop = threading.Event()
         self._writers = 0
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
         try:
             self.expect(size=size, sha256=sha256, md5=md5)
         except BaseException:

@@ -58,6 +58,7 @@ class Location:
     name: str  # the last element of its path, decoded; may be anything, or empty
     path: str = ""  # inside the store, for those that have settings; a "/" at its end means only what is below
     settings: Settings = field(default=NO_SETTINGS, compare=False)
+    told: str = ""  # for people, where the URI is of this pod alone
 
     @property
     def store(self) -> str:
@@ -74,7 +75,7 @@ class Location:
     @property
     def shown(self) -> str:
         """The URI for people: without user, password, query and fragment."""
-        return redact(self.uri)
+        return self.told or redact(self.uri)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +262,8 @@ def _in_store(settings: Settings, path: str, claims: Path | None) -> Location:
             if claims is None:
                 text = f"pvc://{name}/{path}: no volume claims are mounted in this pod (--pvc-root)"
                 raise PullError(PullErrorKind.BAD_REQUEST, text)
-            return Location("file", os.path.join(claims, name, path).rstrip("/"), last or name)
+            mounted = os.path.join(claims, name, path).rstrip("/")
+            return Location("file", mounted, last or name, told=f"pvc://{name}/{path}")
     text = f"type {settings.type[:50]!r} is none of s3, gcs, azure, http, pvc, hf ({settings.where})"
     raise PullError(PullErrorKind.BAD_REQUEST, f"store not supported by this version: {text}")
 

@@ -474,6 +474,8 @@ class Loading:
                 optimised=str(pulled.derived or ""),
             )
         except SpiError as error:
+            # Where the files lie in this pod is nothing to whoever asked for the model.
+            error.text = error.text.replace(f"{pulled.path.parent}/", "")
             outcome = await self._not_loaded(entry, error, life)
             if isinstance(outcome, Failed) and pulled.skipped:  # it may be what is missing
                 return replace(outcome, text=f"{outcome.text} (skipped beside it: {'; '.join(pulled.skipped[:3])})")

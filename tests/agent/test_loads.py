@@ -296,6 +296,14 @@ async def test_a_failed_load_leaves_nothing_but_its_reason(pod: FakePod) -> None
     assert pod.ledger.committed_bytes == pod.ledger.physical_bytes == 0
 
 
+async def test_a_failed_load_tells_no_path_of_the_pod(pod: FakePod) -> None:
+    """The loader names its files by where they lie here, which is nothing to callers."""
+    pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "/m/10/m.onnx is cut off")
+    outcome = await pod.load("m")
+    assert isinstance(outcome, Failed)
+    assert outcome.text == "10/m.onnx is cut off"
+
+
 async def test_a_failed_load_tells_what_was_skipped(pod: FakePod) -> None:
     """One of them may be what the loader misses; a load that succeeds says nothing."""
     pod.files.skipped["/m/10"] = ("'weights' cannot be read: Permission denied",)

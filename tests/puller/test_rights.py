@@ -1,0 +1,96 @@
+"""Least rights for what lies on the pod's disk, and texts that tell callers nothing of it."""
+
+import errno
+import os
+import stat
+
+import pytest
+
+from puller import retry
+from puller.errors import PullError, PullErrorKind
+from puller.puller import Puller
+from puller.source import Source
+from tests.support.waiting import until
+
+
+@pytest.fixture
+def open_umask():
+    """Takes nothing from what is asked for."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.parametrize("links", [True, False])
+async def test_nobody_else_reads_and_nobody_writes_pulled_files(open_umask, tmp_path, monkeypatch, links):
+    """Whatever the umask: files are for the pod's user and group to read, folders theirs to enter."""
+    if not links:
+        real = os.link
+
+        def link(source, target, **more):
+            if ".new-" not in str(target) or ".blobs" in str(source):
+                raise OSError(errno.EPERM, "no links here")
+            real(source, target, **more)
+
+        monkeypatch.setattr(os, "link", link)
+    root = tmp_path / "root" / "model"
+    (root / "sub").mkdir(parents=True)
+    (root / "sub" / "a").write_bytes(b"x" * 200_000)
+    (root / "b").write_bytes(b"y")
+    puller = Puller(directory=tmp_path / "models", file_roots=[tmp_path / "root"], retries=retry.NEVER)
+    puller.sweep()
+    pulled = await puller.pull(Source(str(root)), into="m", tag="v1")
+    (puller.directory / "made").write_bytes(b"quicker")
+    assert await puller.keep("m", pulled, "v1", puller.directory / "made")
+    await until(lambda: not puller.statistics().cache.unsafe)
+    await puller.pull(Source(str(root)), into="n", tag="v1")
+    found = {path: path.stat().st_mode for path in [puller.directory, *puller.directory.rglob("*")]}
+    files = {path for path, mode in found.items() if stat.S_ISREG(mode) and path.name != ".lock"}
+    assert len(files) >= 9
+    assert {stat.S_IMODE(found[path]) for path in files} == {0o440}
+    assert {stat.S_IMODE(mode) for mode in found.values() if stat.S_ISDIR(mode)} == {0o750}
+    await puller.close()
+
+
+async def test_errors_of_volumes_tell_no_mount_path(tmp_path):
+    """Whoever registered `pvc://claim/path` is told of that, whatever goes wrong."""
+    volumes = tmp_path / "mounts-of-the-pod"
+    claim = volumes / "claim"
+    (claim / "empty").mkdir(parents=True)
+    (claim / "out").symlink_to("/etc/passwd")
+    os.mkfifo(claim / "pipe")
+    (claim / "links").mkdir()
+    (claim / "links" / "out").symlink_to("/etc/passwd")
+    puller = Puller(directory=tmp_path / "models", volumes=volumes, retries=retry.NEVER)
+    puller.sweep()
+    for path in ("none", "empty", "out", "pipe", "links", "pipe/below", "x" * 300):
+        with pytest.raises(PullError, match=f"pvc://claim/{path}") as caught:
+            await puller.pull(Source(f"pvc://claim/{path}"), into="m")
+        assert "mounts-of-the-pod" not in caught.value.text
+    await puller.close()
+
+
+async def test_errors_of_paths_tell_no_roots(puller, root, tmp_path, caplog):
+    """Neither of a path outside nor of a link that leads there; the pod's log does."""
+    (root / "link").symlink_to(tmp_path / "secret")
+    for path in ("/etc/passwd", root / "link"):
+        caplog.clear()
+        with pytest.raises(PullError, match="--file-root") as caught:
+            await puller.pull(Source(str(path)), into="m")
+        assert caught.value.kind is PullErrorKind.FORBIDDEN
+        assert str(root) not in caught.value.text.replace(str(path), "")
+        assert str(root) in caplog.text
+
+
+async def test_errors_of_the_disk_tell_no_path(puller, root, monkeypatch):
+    """What it says is enough; the pod's log has all of it."""
+    (root / "m").write_bytes(b"x")
+
+    def fails(path, *arguments, **more):
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), str(path))
+
+    monkeypatch.setattr(os, "chmod", fails)
+    with pytest.raises(PullError) as caught:
+        await puller.pull(Source(str(root / "m")), into="m")
+    assert caught.value.kind is PullErrorKind.DISK_FULL
+    assert str(puller.directory) not in caught.value.text
