@@ -15,11 +15,14 @@
     figures       what the pod publishes of itself, and when
     history       what is written into models' records
     serverprocess the model server as a child: started, watched, started again
-    suspects      which models may have brought it down
+    suspects      what was going on in it when it ended (who may have caused that: `placement.suspects`)
+    relief        its replacement when it has lost threads
+    tally         how often the kernel has killed for memory
     spi           the client of mmesh.ModelRuntime
     memory        the server's resident memory against what is promised
     housekeeping  the periodic check against the registry
     board         the use board, shared with whoever answers on the data port
+    atwork        a part of it: what each of the server's threads is doing
     server/       the ONNX model server, a process of its own
 
 The agent alone decides what is in its pod's memory. It carries no inference: that goes to the data port directly.

@@ -7,7 +7,8 @@ server is.
 From the outside in:
 - `process` puts the parts together, `settings` is its command line, `spi` is what the agent calls;
 - `loader` brings copies in and out, by `making` (a session and its size), `onnxfile` (which file, and what it may
-  read), `session` (onnxruntime), `device` (CPU or CUDA), `memory` and `trimmer` (bytes, limits, giving back);
+  read, by `outline`), `functions` (how much they unfold to), `session` and `values` (onnxruntime), `device` (CPU or
+  CUDA), `memory` and `trimmer` (bytes, limits, giving back);
 - `dataport` answers calls for what `copies` holds, by `requests` (bytes, and what of them is read where), `intake` and
   `reply` (V2 and numpy; `tensors`, `contents`, `alignment`, `shortcuts`) and `answers`; short ones in the
   event loop, as `pace` knows and `watch` sees to, long ones in `runs` on the threads of `workers`.
