@@ -15,6 +15,8 @@ from typing import Any
 
 from mesh import copytoken
 from mesh.settings import parse_address
+from placement import blame
+from placement.blame import Blame
 from placement.copies import UNLIMITED, Limits
 from placement.failures import Kind
 
@@ -158,6 +160,8 @@ class ModelRecord:
     changed_ms: int = 0  # epoch; when that was
     limits: Limits = UNLIMITED  # of its copies, where they were set for it
     killed: tuple[str, ...] = ()  # one text for each server that died with this model loading or running
+    blames: tuple[Blame, ...] = ()  # the same deaths as the rule for them has it; none: of a version before it
+    guilty: str = ""  # why it is quarantined; empty: it is not
     other: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # attributes we do not know
     other_mesh: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # the same, inside `mesh`
 
@@ -166,19 +170,39 @@ class ModelRecord:
         {
             *("hostBytes", "deviceBytes", "loadMs", "sha256", "digest", "digestAt", "generation"),
             *("changed", "changedAt"),
-            *("minCopies", "maxCopies", "pinned", "killed"),
+            *("minCopies", "maxCopies", "pinned", "killed", "blames", "guilty"),
         }
     )
 
     @property
     def quarantined(self) -> bool:
-        """Whether servers died of it twice: it is not loaded until released or registered anew."""
-        return len(self.killed) >= 2
+        """Whether it kills servers: it is not loaded until released or registered anew."""
+        return bool(self.guilty) or (len(self.killed) >= 2 and not self.blames)
 
     def quarantine(self, model_id: str) -> str:
         """What callers of a quarantined model are told, whoever tells them."""
-        history = "; ".join(self.killed)
-        return f"model {model_id} is quarantined, servers died of it: {history}. Release it or register it anew"
+        why, history = self.guilty or "servers died of it", "; ".join(self.killed)
+        way_out = f"Release it (`mesh release {model_id[:200]}`) or register it anew"
+        return f"model {model_id[:200]} is quarantined, {why}: {history}. {way_out}"
+
+    def with_blame(self, one: Blame, line: str) -> "ModelRecord":
+        """With one more death of a server that it may have caused, as of that moment; `line` tells people of it.
+        Expired ones go, and the oldest of many."""
+        if line in self.killed:  # the same death: an earlier write was of unknown outcome
+            return self
+        alive = blame.alive(self.blames, one.at_ms)
+        blames = (*self.blames[len(self.blames) - len(alive) :], one)[-blame.KEPT :]
+        killed = (*self.killed[max(0, len(self.killed) - len(alive)) :], line)[-blame.KEPT :]
+        guilty = self.guilty or blame.quarantine(blames, one.at_ms)
+        return replace(self, blames=blames, killed=killed, guilty=guilty)
+
+    def absolved(self) -> "ModelRecord":
+        """As if no server had died of it and no load had failed."""
+        return replace(self, killed=(), blames=(), guilty="", failures=())
+
+    def refuses(self, now_ms: int) -> frozenset[str]:
+        """The requests, by their digests in hex, that are not sent to it: a server died in each lately."""
+        return blame.refused(self.blames, now_ms) if self.blames else frozenset()
 
     def same_registration(self, asked: "ModelRecord") -> bool:
         """Whether what is asked to be registered is this. A `sha256` left open is no difference: not every way of
@@ -198,7 +222,7 @@ class ModelRecord:
 
     def reloaded(self) -> "ModelRecord":
         """The next generation, whose first load says what its content is. What the old content did is forgotten."""
-        fresh = replace(self, digest="", digest_ms=0, changed="", changed_ms=0, failures=(), killed=())
+        fresh = replace(self.absolved(), digest="", digest_ms=0, changed="", changed_ms=0)
         return replace(fresh, generation=self.generation + 1)
 
     def recent_failures(self, now_ms: int, expiry_ms: int) -> tuple[Failure, ...]:
@@ -245,6 +269,8 @@ class ModelRecord:
                     None if mesh.get("pinned") is None else bool(mesh["pinned"]),
                 ),
                 killed=tuple(_text(text) for text in mesh.get("killed", ())),
+                blames=tuple(_blame(one) for one in mesh.get("blames", ())),
+                guilty=_text(mesh.get("guilty", "")),
                 other=MappingProxyType({k: v for k, v in data.items() if k not in cls._KNOWN}),
                 other_mesh=MappingProxyType({k: v for k, v in mesh.items() if k not in cls._KNOWN_MESH}),
             )
@@ -276,6 +302,10 @@ class ModelRecord:
                 mesh[name] = limit
         if self.killed:
             mesh["killed"] = list(self.killed)
+        if self.blames:
+            mesh["blames"] = [[one.pod, one.at_ms, one.sure, *one.digests] for one in self.blames]
+        if self.guilty:
+            mesh["guilty"] = self.guilty
         data: dict[str, Any] = {"type": self.type}
         for name, value in (("mPath", self.path), ("encKey", self.key), ("lu", self.last_used_ms), ("refs", self.refs)):
             if value:
@@ -383,6 +413,11 @@ class PodRecord:
         )
 
 
+def _blame(found: Any) -> Blame:
+    pod, at, sure, *digests = found
+    return Blame(_text(pod), int(at), "", bool(sure), tuple(_text(digest) for digest in digests))
+
+
 LOADING = "loading"
 LOADED = "loaded"
 
@@ -401,6 +436,7 @@ class CopyRecord:
     generation: int = 0  # of the registration's content
     digest: str = ""  # hex, of what it was loaded from
     since_ms: int = 0  # epoch, when it came into this state; 0: not known
+    blamed: bool = False  # servers have died in calls of the model: its record says which requests it refuses
 
     @property
     def token(self) -> bytes:
@@ -423,6 +459,7 @@ class CopyRecord:
                 generation=_integer(data.get("generation", 0)),
                 digest=_text(data.get("digest", "")),
                 since_ms=_integer(data.get("since", 0)),
+                blamed=data.get("blamed") is True,
             )
         except _BAD as error:
             raise ValueError(f"not a copy record: {error!r}") from error
@@ -441,6 +478,7 @@ class CopyRecord:
                 **({"generation": self.generation} if self.generation else {}),
                 **({"digest": self.digest} if self.digest else {}),
                 **({"since": self.since_ms} if self.since_ms else {}),
+                **({"blamed": True} if self.blamed else {}),
             }
         )
 

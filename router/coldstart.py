@@ -531,6 +531,7 @@ class ColdStart:
             answer.device_bytes,
             answer.generation,
             answer.digest,
+            blamed=answer.blamed,
         )
         if copy is not None:
             pod.failed_at = 0.0

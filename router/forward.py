@@ -24,6 +24,7 @@ import time
 from typing import TYPE_CHECKING
 
 from mesh import headers as names
+from mesh import requestdigest
 from mesh.statuses import Code, MeshError, Reason
 from mesh.telemetry import logs
 from mesh.wire import budget as budgets
@@ -49,6 +50,10 @@ log = logs.get(__name__)
 
 MAX_SENDS = 8
 """How often a call is sent before its last trouble is the answer. The predecessor's number."""
+
+SETTLE = 0.2
+"""Seconds between the loss of a call and its second try: a pod notices its server's death at once, and writes into the
+model's record who is to blame, some milliseconds later. The second try looks there first."""
 
 _SWEEP = 0.05  # seconds between looks for deadlines that have passed; the model server watches them more closely
 
@@ -106,12 +111,27 @@ class Forwarder:
 
     def must_verify(self, copy: Copy) -> bool:
         """Whether a call must say what its model's record is, before this copy may be called."""
-        return copy.suspect or copy.pod.wary or copy.model in self.deaths.watched
+        return copy.suspect or copy.pod.wary or copy.record.blamed or copy.model in self.deaths.watched
+
+    def refusal(self, model_id: str, frame: bytes) -> MeshError | None:
+        """Why this request is not sent to a model whose record was just read: a server died in the same one lately."""
+        registration = self.registry.remembered(model_id)
+        if registration is None or not registration.record.blames:
+            return None
+        refused = registration.record.refuses(time.time_ns() // 1_000_000)
+        if not refused:
+            return None
+        self.deaths.watch(model_id, self.loop.time())
+        if requestdigest.digest(frame).hex() not in refused:
+            return None
+        text = f"a model server died in this very request to {model_id[:200]} less than 10 minutes ago"
+        return MeshError(Reason.QUARANTINED, f"{text}: it is not sent again. Other requests are")
 
     def known(self, copy: Copy) -> Said:
         """Returns what a call to the copy may say without a read; NOTHING where one is needed. A model that has killed
         servers a moment ago may be quarantined by now, so its record is read for each call."""
-        if copy.model in self.deaths.watched and not self.verifier.away:
+        watched = copy.record.blamed or copy.model in self.deaths.watched
+        if watched and not self.verifier.away:
             return NOTHING
         return self.verifier.known(copy)
 
@@ -305,7 +325,9 @@ class Carry:
             return
         if self._done:
             return
-        if said:
+        if (refusal := self._forwarder.refusal(self._model_id, self._frame)) is not None:
+            self._fail(refusal)
+        elif said:
             self._send(copy, said)
         else:
             self._next()
@@ -456,9 +478,14 @@ class Carry:
             self._retried = True
             forwarder.meter.retried.inc()
             self._tried.append(copy)
-            self._next()
+            # By then the pod has written down whether its server died of this very request.
+            forwarder.loop.call_later(SETTLE, self._again)
             return
         self._fail(call_lost(copy, lost))
+
+    def _again(self) -> None:
+        if not self._done:
+            self._next()
 
     def _refused(self, copy: Copy, refusal: bytes) -> None:
         """The pod has run nothing: the copy is not there, or must be verified first."""

@@ -631,7 +631,7 @@ class Management:
         _check(model_id)
         found = await self._registry.change(
             model_id,
-            lambda record: replace(record, killed=(), failures=()) if record.killed or record.failures else None,
+            lambda record: record.absolved() if record != record.absolved() else None,
         )
         if found is None:
             raise MeshError(Reason.UNKNOWN_MODEL, "model not found")

@@ -344,6 +344,8 @@ class View:
         device_bytes: int = 0,
         generation: int = 0,
         digest: str = "",
+        *,
+        blamed: bool = False,
     ) -> Copy | None:
         """The agent has answered that the copy is there. None where the answer came from another life of the pod."""
         if pod.record is None or pod.record.incarnation != incarnation or self.pods.get(pod.name) is not pod:
@@ -356,6 +358,7 @@ class View:
             device_bytes,
             generation=generation,
             digest=digest,
+            blamed=blamed,
         )
         known = pod.copies.get(model)
         if known is not None and known.token == record.token and known.loaded and not (known.answered or known.suspect):

@@ -234,7 +234,7 @@ class Process:
         while True:
             await asyncio.sleep(_TICK)
             self.view.settle(loop.time(), away=self.forwarder.verifier.away)
-            self.forwarder.deaths.settle()
+            self.forwarder.deaths.settle(self.forwarder.loop.time())
             self.prober.look()
             self.feed.tell()
             if self.budget.settle():

@@ -39,20 +39,22 @@ class LoadRequest(_message.Message):
 class LoadReply(_message.Message):
     __slots__ = ("loaded", "elsewhere", "refused", "failed", "stale")
     class Loaded(_message.Message):
-        __slots__ = ("incarnation", "host_bytes", "device_bytes", "load_ms", "generation", "digest")
+        __slots__ = ("incarnation", "host_bytes", "device_bytes", "load_ms", "generation", "digest", "blamed")
         INCARNATION_FIELD_NUMBER: _ClassVar[int]
         HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
         DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
         LOAD_MS_FIELD_NUMBER: _ClassVar[int]
         GENERATION_FIELD_NUMBER: _ClassVar[int]
         DIGEST_FIELD_NUMBER: _ClassVar[int]
+        BLAMED_FIELD_NUMBER: _ClassVar[int]
         incarnation: str
         host_bytes: int
         device_bytes: int
         load_ms: int
         generation: int
         digest: str
-        def __init__(self, incarnation: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., load_ms: _Optional[int] = ..., generation: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+        blamed: bool
+        def __init__(self, incarnation: _Optional[str] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., load_ms: _Optional[int] = ..., generation: _Optional[int] = ..., digest: _Optional[str] = ..., blamed: _Optional[bool] = ...) -> None: ...
     class Elsewhere(_message.Message):
         __slots__ = ("pod",)
         POD_FIELD_NUMBER: _ClassVar[int]

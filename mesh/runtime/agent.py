@@ -23,7 +23,7 @@ from mesh.etcd import Etcd, EtcdError, Patience
 from mesh.identity import Identity
 from mesh.keys import Keys, after_prefix
 from mesh.records import LEAVING, READY, PodRecord
-from mesh.runtime import control, earlier, figures, memory, serverprocess, suspects
+from mesh.runtime import container, control, earlier, figures, memory, serverprocess, suspects
 from mesh.runtime.activity import Activity
 from mesh.runtime.board import Board
 from mesh.runtime.claims import Claims
@@ -34,6 +34,7 @@ from mesh.runtime.fence import Fence
 from mesh.runtime.files import Files
 from mesh.runtime.history import History
 from mesh.runtime.housekeeping import Housekeeping
+from mesh.runtime.lastlooks import LastLooks
 from mesh.runtime.ledger import Entry, Ledger, State
 from mesh.runtime.loading import Parts
 from mesh.runtime.loads import Loads
@@ -160,6 +161,8 @@ class Agent:
             evict=self._evict,
             device=True,
         )
+        there = container.whole()
+        self._last_looks = LastLooks(self._run_dir.path, memory.available_bytes, there.bytes if there else 0)
         self._relief = Relief(lambda: self.board.stuck, lambda: self.server)
         self._unloads = Unloads(
             self.ledger,
@@ -252,6 +255,7 @@ class Agent:
             (self._memory.run(), "memory watch"),
             (self._device_memory.run(), "device memory watch"),
             (self._relief.run(), "relief"),
+            (self._last_looks.run(), "last looks at the memory"),
             (self._housekeeping.run(), "housekeeping"),
         ):
             self._tasks.essential(work, name)
@@ -526,7 +530,7 @@ class Agent:
             )
             # Where it may be another one, whoever waits for its load is told that this pod could not take it.
             entry.suspect = suspect.sure or len(accused) == 1
-            self._history.killed(entry.model_id, entry.revision, text)
+            self._history.killed(entry.model_id, entry.revision, text, sure=entry.suspect, digests=suspect.digests)
         self._unloads.clear()
         for entry in gone:
             self.ledger.remove(entry)
@@ -615,5 +619,6 @@ class Agent:
         await self._files.close()
         await self._probes.close()
         await self._etcd.close()
+        self._last_looks.close()
         self._run_dir.close()
         log.info("pod left", pod=self.name)

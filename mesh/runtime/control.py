@@ -188,6 +188,7 @@ def _reply(outcome: outcomes.Outcome, incarnation: str) -> pb.LoadReply:
                     load_ms=outcome.load_ms,
                     generation=outcome.generation,
                     digest=outcome.digest,
+                    blamed=outcome.blamed,
                 )
             )
         case outcomes.Elsewhere():

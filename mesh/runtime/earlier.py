@@ -4,6 +4,9 @@ A container that takes too much memory is killed whole on most nodes of Kubernet
 with its model server and can write nothing down. The use board outlives both, since a pod's /tmp outlives its
 containers. So whoever is started next reads it, and writes into the models' records what the former one could not.
 
+Whoever kills a pod by hand leaves the same behind, so nobody is blamed where memory was left at the last looks
+(`lastlooks`).
+
 The board knows a model by its record's create revision alone, which finds the record again. It is read only where it is
 of the same pod and registry, and of this run of the machine: power that fails is no model's fault. An agent that leaves
 in order has no suspects: it disowns the folder first. Nor has one that was stopped from outside and replaced for that
@@ -16,6 +19,7 @@ from pathlib import Path
 from mesh import process
 from mesh.etcd import Etcd, EtcdError
 from mesh.keys import Keys, after_prefix
+from mesh.runtime import lastlooks
 from mesh.runtime.board import Board
 from mesh.runtime.history import History
 from mesh.runtime.suspects import working
@@ -51,8 +55,11 @@ class Earlier:
             board = Board.open(folder / BOARD)
         except (OSError, ValueError):
             return
+        if not lastlooks.exhausted(folder):
+            log.info("a former life of this pod was killed with memory to spare: no model is blamed")
+            board.close()
+            return
         work = working((use.revision, use) for _, use in board.suspects())
-        # The whole container goes where its memory does; whoever kills an agent alone leaves the same behind.
         self.suspects |= {one.model: one.doing.value for one in suspects(Cause.MEMORY, work)}
         board.close()
 
@@ -69,4 +76,5 @@ class Earlier:
                 model = keys.model_of(kv.key)
                 log.warning("suspect of an earlier life of this pod", model=model, doing=doing)
                 text = f"{self._pod}: the whole pod was killed while it was {doing} this model"
-                history.killed(model, revision, f"{text} (for its memory, most likely)")
+                alone = len(self.suspects) == 1
+                history.killed(model, revision, f"{text}, its memory having run out", sure=alone)

@@ -18,6 +18,7 @@ from mesh.runtime.ledger import Entry
 from mesh.runtime.outcomes import Failed
 from mesh.runtime.tasks import Tasks
 from mesh.telemetry import logs
+from placement import blame
 from placement.footprint import Footprint
 
 log = logs.get(__name__)
@@ -158,14 +159,19 @@ class History:
 
         await self._patiently(self._write(model_id, revision, change), f"changed content of {model_id}")
 
-    def killed(self, model_id: str, revision: int, text: str) -> None:
+    def killed(
+        self, model_id: str, revision: int, text: str, *, sure: bool = False, digests: tuple[str, ...] = ()
+    ) -> None:
         """Records that a server died with the model loading or running. A failure recorded next waits for that, so
-        that whoever is told of the failure finds the death too."""
+        that whoever is told of the failure finds the death too. `sure`: nothing else can have caused it; `digests` are
+        those of the requests that the model ran for."""
         # Made different from any other, so that each death counts even where a write is of unknown outcome.
-        line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(self._clock_ms() / 1000))} {text[:_TEXT]}"
+        now = self._clock_ms()
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(now / 1000))} {text[:_TEXT]}"
+        one = blame.Blame(self._pod, now, line, sure, digests[: blame.DIGESTS])
 
         def change(record: ModelRecord) -> ModelRecord:
-            return record if line in record.killed else replace(record, killed=(*record.killed, line))
+            return record.with_blame(one, line)
 
         task = self._tasks.start(self._write(model_id, revision, change), f"death with {model_id}")
         self._deaths[model_id] = task

@@ -58,11 +58,12 @@ class Uses(Protocol):
 
 class Entry:
     """One model in this pod. Changed by its ledger only, except what others note in it: `load_ms`, `usual_ms`,
-    `disk_bytes`, `suspect`, `model_type`, `reason`, `pinned`, `generation`, `digest`, the rates."""
+    `disk_bytes`, `suspect`, `model_type`, `reason`, `pinned`, `generation`, `digest`, `blamed`, the rates."""
 
     __slots__ = (
         "aside",
         "begun",
+        "blamed",
         "device_bytes",
         "digest",
         "disk_bytes",
@@ -103,6 +104,7 @@ class Entry:
         self.slot: int | None = None
         self.load_ms = 0
         self.usual_ms = 0  # what a load of it took before, pull and waiting included; 0: unknown
+        self.blamed = False  # servers have died in calls of it
         self.suspect = False  # at work when its server died
         self.model_type = ""
         self.reason = ""  # why it was loaded here

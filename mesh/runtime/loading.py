@@ -120,7 +120,9 @@ class Remembering(Protocol):
     async def failed(self, model_id: str, revision: int, outcome: Failed) -> None:
         """Why it failed."""
 
-    def killed(self, model_id: str, revision: int, text: str) -> None:
+    def killed(
+        self, model_id: str, revision: int, text: str, *, sure: bool = False, digests: tuple[str, ...] = ()
+    ) -> None:
         """It has cost a server, or a part of one."""
 
     async def changed(self, model_id: str, revision: int, digest: str) -> None:
@@ -262,6 +264,7 @@ class Loading:
         record, spares = verdict.record, verdict.spares
         entry.usual_ms = record.load_ms
         entry.generation = record.generation
+        entry.blamed = any(one.requests for one in record.blames)
         if record.quarantined:
             return Refused(Reason.QUARANTINED, record.quarantine(want.model_id))
         former = ledger.entries.get(want.model_id)
@@ -500,7 +503,7 @@ class Loading:
             return Refused(Reason.UNAVAILABLE, f"{why} before it had loaded this model")
         if error.stuck:
             text = f"{self._parts.pod}: {error.text}"
-            self._parts.history.killed(entry.model_id, entry.revision, text)
+            self._parts.history.killed(entry.model_id, entry.revision, text, sure=True)
         if error.lost:
             return Refused(Reason.UNAVAILABLE, f"the model server did not load it: {error.text}")
         if error.code is Code.RESOURCE_EXHAUSTED:
@@ -534,7 +537,7 @@ class Loading:
         parts.meters.cold_ms.observe(entry.load_ms)
         parts.meters.model_bytes.observe(entry.weight)
         log.info("model loaded", model=want.model_id, ms=entry.load_ms, bytes=entry.weight, digest=entry.digest)
-        return Loaded(entry.host_bytes, entry.device_bytes, entry.load_ms, entry.generation, entry.digest)
+        return Loaded(entry.host_bytes, entry.device_bytes, entry.load_ms, entry.generation, entry.digest, entry.blamed)
 
     def _record(self, want: Want, entry: Entry) -> CopyRecord:
         """What stands in etcd of it, once it is loaded."""
@@ -549,6 +552,7 @@ class Loading:
             generation=entry.generation,
             digest=entry.digest,
             since_ms=_wall_ms(),
+            blamed=entry.blamed,
         )
 
     async def _undo(self, want: Want, entry: Entry, pull: "asyncio.Task[Pulled]") -> None:

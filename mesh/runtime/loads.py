@@ -107,7 +107,7 @@ class Loads:
                     if (silent := self._why_silent()) is not None:
                         return self._note(want, silent)
                     entry.pinned = want.pinned
-                    return Loaded(entry.host_bytes, entry.device_bytes, 0, entry.generation, entry.digest)
+                    return Loaded(entry.host_bytes, entry.device_bytes, 0, entry.generation, entry.digest, entry.blamed)
                 if held:
                     aside = True
                     break

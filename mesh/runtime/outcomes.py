@@ -40,6 +40,7 @@ class Loaded:
     load_ms: int  # 0: it was there already, or somebody else's load was joined
     generation: int = 0  # of the registration's content
     digest: str = ""  # hex, of what it was loaded from
+    blamed: bool = False  # servers have died in calls of it: its record says which requests it refuses
 
 
 @dataclass(frozen=True, slots=True)

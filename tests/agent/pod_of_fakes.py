@@ -173,7 +173,9 @@ class FakeHistory:
     async def failed(self, model_id: str, revision: int, outcome: Failed) -> None:
         self.failures[model_id] = outcome.text
 
-    def killed(self, model_id: str, revision: int, text: str) -> None:
+    def killed(
+        self, model_id: str, revision: int, text: str, *, sure: bool = False, digests: tuple[str, ...] = ()
+    ) -> None:
         self.deaths.append((model_id, text))
 
     async def changed(self, model_id: str, revision: int, digest: str) -> None:

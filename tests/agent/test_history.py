@@ -1,5 +1,6 @@
 """What is written into models' records, in a real etcd."""
 
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,6 +11,7 @@ from mesh.records import Failure, ModelRecord
 from mesh.runtime.history import FAILURE_EXPIRY_MS, History
 from mesh.runtime.outcomes import Failed
 from mesh.statuses import Reason
+from placement import blame
 from placement.failures import Kind
 from tests.support.waiting import until
 
@@ -90,14 +92,48 @@ async def test_a_failure_says_of_what_kind_it_is_and_since_when(records: Records
     assert records.history.known(record) == expected
 
 
-async def test_two_deaths_are_a_quarantine(records: Records) -> None:
+async def test_deaths_in_two_pods_are_a_quarantine(records: Records) -> None:
     """Each counts, and a failure that is recorded next finds the death in the record."""
     await records.put()
     for number in range(2):
+        records.history = History(records.etcd, records.keys, pod=f"pod-{number}", clock_ms=lambda: NOW)
         records.history.killed("m", records.revision, f"server {number} died")
         await records.history.failed("m", records.revision, Failed(Reason.LOAD_FAILED, "died"))
         assert len((await records.get()).killed) == number + 1
-    assert (await records.get()).quarantined
+    record = await records.get()
+    assert record.quarantined
+    assert "server 0 died" in record.quarantine("m")
+    assert "server 1 died" in record.quarantine("m")
+
+
+async def test_deaths_that_others_may_have_caused_expire(records: Records) -> None:
+    """A busy model in a pod whose servers die: nothing follows, and after an hour nothing is left of it."""
+    await records.put()
+    for number in range(3):
+        records.history.killed("m", records.revision, f"server {number} died")
+        await records.settled()
+    record = await records.get()
+    assert (len(record.killed), record.quarantined) == (3, False)
+    records.history = History(records.etcd, records.keys, pod="pod-2", clock_ms=lambda: NOW + blame.EXPIRY_MS)
+    records.history.killed("m", records.revision, "another server died")
+    await records.settled()
+    record = await records.get()
+    assert len(record.killed) == len(record.blames) == 1
+    assert not record.quarantined
+
+
+async def test_calls_that_kill_are_refused_and_only_three_different_ones_are_a_quarantine(records: Records) -> None:
+    await records.put()
+    for digest, guilty in (("aa", False), ("aa", False), ("bb", False), ("cc", True)):
+        records.history.killed(
+            "m", records.revision, f"died of {digest} {os.urandom(2).hex()}", sure=True, digests=(digest,)
+        )
+        await records.settled()
+        record = await records.get()
+        assert record.quarantined is guilty
+        assert digest in record.refuses(NOW)
+        assert not record.refuses(NOW + blame.REFUSED_MS)
+    assert not record.absolved().quarantined
 
 
 async def test_another_registration_is_none_of_our_business(records: Records) -> None:

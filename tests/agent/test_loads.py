@@ -123,7 +123,9 @@ async def test_a_quarantined_model_is_not_loaded(pod: FakePod) -> None:
     outcome = await pod.load("m")
     assert isinstance(outcome, Refused)
     assert outcome.reason is Reason.QUARANTINED
-    assert outcome.text == "model m is quarantined, servers died of it: one; two. Release it or register it anew"
+    assert outcome.text == (
+        "model m is quarantined, servers died of it: one; two. Release it (`mesh release m`) or register it anew"
+    )
     await pod.nothing_left("m")
 
 

@@ -24,6 +24,7 @@ from mesh.runtime.board import Board, Use
 from mesh.runtime.board import State as SlotState
 from mesh.runtime.figures import GAP, REFRESH, Published, coarse_age_ms, worth_telling
 from mesh.runtime.files import Files
+from mesh.runtime.lastlooks import LastLooks
 from mesh.runtime.ledger import Entry, State
 from mesh.runtime.memory import MemoryWatch
 from mesh.runtime.rate import Rate
@@ -489,6 +490,32 @@ def test_others_leave_the_folder_to_the_next_life_for_a_while(tmp_path: Path, mo
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("looks", "blamed"),
+    [
+        pytest.param([3 << 30, 3 << 30], False, id="memory-to-spare"),
+        pytest.param([3 << 30, 1 << 30], True, id="memory-going-fast"),
+        pytest.param([1 << 26], True, id="no-memory-left"),
+        pytest.param([], False, id="nobody-looked"),
+    ],
+)
+def test_a_pod_that_was_killed_whole_blames_models_only_for_its_memory(
+    looks: list[int], blamed: bool, tmp_path: Path
+) -> None:
+    """By the last looks of the former life, which outlive it."""
+    board = Board.create(tmp_path / earlier.BOARD, 4)
+    board.row(0).loading(77, 1)
+    left = iter(looks)
+    trace = LastLooks(tmp_path, lambda: next(left), 4 << 30)
+    for _ in looks:
+        trace.look()
+    trace.close()
+    lives = earlier.Earlier("pod")
+    lives.read(tmp_path)
+    assert lives.suspects == ({77: "loading"} if blamed else {})
+    board.close()
+
+
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_life_that_was_stopped_from_outside_blames_nobody(
     stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -497,6 +524,9 @@ def test_a_life_that_was_stopped_from_outside_blames_nobody(
     board = Board.create(tmp_path / earlier.BOARD, 4)
     row = board.row(0)
     row.loading(77, 1)
+    trace = LastLooks(tmp_path, lambda: 0, 1 << 30)
+    trace.look()
+    trace.close()
     if stopped:
         monkeypatch.setenv(process.STOPPED_BEFORE, "1")
     lives = earlier.Earlier("pod")

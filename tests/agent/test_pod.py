@@ -160,7 +160,8 @@ async def test_a_load_that_fails_says_why_everywhere(pod: AgentProcess, content:
     good = await pod.loaded("good", models.constant(1.0))
     created = await pod.register("bad", content)
     reply = await pod.load("bad", created)
-    assert reply.failed.reason == "LOAD_FAILED", reply
+    reason = "NO_ROOM" if says == "memory" else "LOAD_FAILED"
+    assert reply.failed.reason == reason, reply
     assert says in reply.failed.text
     assert reply.failed.text
     failure = (await pod.model("bad")).failures[0]
@@ -373,16 +374,16 @@ async def test_a_call_that_crashes_the_server_is_blamed_alone(pod: AgentProcess)
     await loaded_again(pod, "beside", running)
 
 
-async def test_a_pod_killed_whole_blames_whom_it_would_have_blamed(pod: AgentProcess) -> None:
-    """As where a container takes too much memory: its next life writes into the records what was running."""
-    idle = await pod.loaded("idle", models.constant(1.0))
+async def test_a_pod_killed_whole_by_hand_blames_nobody(pod: AgentProcess) -> None:
+    """Twice, in the middle of calls, with memory to spare: its next life finds who was at work, and no reason to blame
+    it. (Where the memory is gone: test_parts, and tests/cluster/test_exhaustion.)"""
     running = await pod.loaded("running", models.slow())
 
     async def runs() -> bool:
         copies = (await pod.describe("running")).copies
         return bool(copies) and copies[0].in_flight == 1
 
-    for deaths in (1, 2):
+    for _ in range(2):
         call = asyncio.create_task(pod.infer("running", running, timeout=30, **models.slow_inputs(20.0)))
         await until(runs, why="the call runs")
         pod.kill9()
@@ -390,20 +391,10 @@ async def test_a_pod_killed_whole_blames_whom_it_would_have_blamed(pod: AgentPro
         with pytest.raises(Exception, match=r"."):
             await call
         await pod.start()
-
-        async def written(deaths: int = deaths) -> bool:
-            return len((await pod.model("running")).killed) == deaths
-
-        await until(written, why="the suspect's record says so")
-        if deaths == 1:
-            await loaded_again(pod, "running", running)
-    assert "the whole pod was killed while it was running this model" in (await pod.model("running")).killed[0]
-    assert (await pod.model("running")).quarantined
-    assert not (await pod.model("idle")).killed
-    await loaded_again(pod, "idle", idle)
-    assert await pod.stop() == 0
-    await pod.start()
-    assert len((await pod.model("running")).killed) == 2, "nobody is blamed for an end in order"
+        assert any("killed with memory to spare" in line for line in pod.lines)
+        await loaded_again(pod, "running", running)
+    record = await pod.model("running")
+    assert (record.killed, record.blames) == ((), ())
 
 
 async def test_a_server_that_is_stopped_is_replaced_and_no_model_blamed(pod: AgentProcess) -> None:

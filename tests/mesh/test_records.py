@@ -11,6 +11,7 @@ from mesh import copytoken
 from mesh.keys import Keys, after_prefix
 from mesh.lives import Life, RouterRecord, Tombstone
 from mesh.records import CopyRecord, Failure, ModelRecord, PodRecord, Reload, check_id
+from placement.blame import Blame
 from placement.copies import Limits
 from placement.failures import Kind
 from tests.support.anyjson import NAMES, as_json, json_values
@@ -129,6 +130,16 @@ def test_failures_survive_a_round_trip_and_are_readable_by_the_predecessor():
     assert data["failedIn"] == {"a": 150, "b": 120}
     assert {pod: more["msg"] for pod, more in data["fails"].items()} == {"a": "no", "b": "old"}
     assert data["fails"]["b"] == {"msg": "old"}
+
+
+def test_blames_survive_a_round_trip():
+    """With the request, and why it is quarantined; a record of the version before counts its deaths."""
+    one = Blame("a", 5, "", sure=True, digests=("aa", "bb"))
+    record = ModelRecord("t", killed=("x",), blames=(one,), guilty="for a reason")
+    assert ModelRecord.decode(record.encode()) == record
+    assert record.quarantined
+    assert not replace(record, guilty="", killed=("x", "y")).quarantined, "these deaths do not add up"
+    assert ModelRecord.decode(record.absolved().encode()) == ModelRecord("t")
 
 
 def test_two_deaths_are_a_quarantine():

@@ -70,11 +70,18 @@ class Core:
         """Failures as they stand in a record."""
         return tuple(Failure(pod, NOW_MS - ago_ms, f"{pod} says no") for pod in pods)
 
-    def call(self, model_id: str = "m", *, deadline: float | None = None, **more: object) -> FakeCall:
-        """A V2 call of that model has arrived. `deadline` is in seconds from now."""
+    def frame(self, model_id: str = "m", payload: bytes = b"") -> bytes:
+        """The frame of a V2 call of that model, with a raw input."""
         raw = b"\x0a" + bytes([len(model_id)]) + model_id.encode()
+        raw += b"\x3a" + bytes([len(payload)]) + payload if payload else b""
+        return b"\0" + len(raw).to_bytes(4, "big") + raw
+
+    def call(
+        self, model_id: str = "m", *, payload: bytes = b"", deadline: float | None = None, **more: object
+    ) -> FakeCall:
+        """A V2 call of that model has arrived. `deadline` is in seconds from now."""
         when = None if deadline is None else asyncio.get_running_loop().time() + deadline
-        call = FakeCall(frame=b"\0" + len(raw).to_bytes(4, "big") + raw, deadline=when, **more)  # type: ignore[arg-type]
+        call = FakeCall(frame=self.frame(model_id, payload), deadline=when, **more)  # type: ignore[arg-type]
         self.dispatcher.dispatch(call)
         return call
 

@@ -1,12 +1,15 @@
 """Carrying a call: which copy, what goes along, what comes back, and every rule of trying again."""
 
 import asyncio
+import time
 
 import pytest
 
+from mesh import requestdigest
 from mesh.statuses import Code
 from mesh.wire import framing
 from mesh.wire.client import LostKind
+from placement.blame import REFUSED_MS, Blame
 from tests.support import fakecalls
 from tests.support.fakecalls import FakeCall
 from tests.support.waiting import until
@@ -266,7 +269,7 @@ async def test_a_safe_call_that_was_sent_is_tried_once_more(core):
     first = where(core, "a", "b")
     other = "b" if first == "a" else "a"
     core.sent(first)[0].lose(LostKind.SENT)
-    core.sent(other)[0].reply()
+    (await core.reaches(other)).reply()
     assert call.code is Code.OK
 
 
@@ -299,10 +302,59 @@ async def test_a_model_in_whose_calls_two_servers_die_gets_no_third(core):
     later = await core.answered(core.call())
     assert later.code is Code.FAILED_PRECONDITION
     assert "quarantined" in later.text
+    await until(lambda: sum(call.code is not None for call in calls) == 2, why="the second try has looked, too")
     for pod in "abc":
         for left in core.sent(pod):
             if left not in sent.values() or pod == "c":
                 left.reply()
+
+
+def died_in(core, frame: bytes, *, ago_ms: int = 0):
+    """Its pod has written down that its server died of this request."""
+    at = time.time_ns() // 1_000_000 - ago_ms
+    request = requestdigest.digest(frame).hex()
+    core.register(killed=("a died",), blames=(Blame("a", at, "", sure=True, digests=(request,)),))
+
+
+async def test_a_request_in_which_a_server_died_is_not_tried_again(core):
+    """Its second try looks into the record first; other requests go on, and the same one after ten minutes."""
+    resident(core, "a", "b")
+    poison = core.call(payload=b"poison")
+    await until(lambda: core.sent("a") or core.sent("b"))
+    (sent,) = [*core.sent("a"), *core.sent("b")]
+    died_in(core, core.frame(payload=b"poison"))
+    sent.lose(LostKind.SENT)
+    await core.answered(poison)
+    assert poison.code is Code.FAILED_PRECONDITION
+    assert "in this very request" in poison.text
+    assert len([*core.sent("a"), *core.sent("b")]) == 1
+    again = await core.answered(core.call(payload=b"poison"))
+    assert again.code is Code.FAILED_PRECONDITION
+    good = core.call(payload=b"good")
+    await until(lambda: len([*core.sent("a"), *core.sent("b")]) == 2)
+    for one in [*core.sent("a"), *core.sent("b")]:
+        if not one.over:
+            one.reply()
+    assert good.code is Code.OK
+    died_in(core, core.frame(payload=b"poison"), ago_ms=REFUSED_MS)
+    late = core.call(payload=b"poison")
+    await until(lambda: len([*core.sent("a"), *core.sent("b")]) == 3)
+    for one in [*core.sent("a"), *core.sent("b")]:
+        if not one.over:
+            one.reply()
+    assert late.code is Code.OK
+
+
+async def test_a_router_that_has_lost_nothing_is_told_by_the_copy(core):
+    """It was loaded after the death, and says that its record has to be looked into."""
+    died_in(core, core.frame(payload=b"poison"))
+    core.world.pod("a")
+    core.agents.answers["a"] = fakecalls.loaded(blamed=True)
+    poison = await core.answered(core.call(payload=b"poison"))
+    assert poison.code is Code.FAILED_PRECONDITION
+    good = core.call(payload=b"good")
+    (await core.reaches("a")).reply()
+    assert good.code is Code.OK
 
 
 async def test_a_model_that_only_shared_a_server_with_a_killer_goes_on(core):

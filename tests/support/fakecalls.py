@@ -213,11 +213,12 @@ class FakeAgents:
         return agent_pb2.DescribeReply(pod=pod.name, incarnation=pod.record.incarnation, decisions=decisions)
 
 
-def loaded(incarnation: str = "i", load_ms: int = 5, host_bytes: int = 1000) -> agent_pb2.LoadReply:
+def loaded(
+    incarnation: str = "i", load_ms: int = 5, host_bytes: int = 1000, *, blamed: bool = False
+) -> agent_pb2.LoadReply:
     """A load that went well."""
-    return agent_pb2.LoadReply(
-        loaded=agent_pb2.LoadReply.Loaded(incarnation=incarnation, load_ms=load_ms, host_bytes=host_bytes)
-    )
+    loaded = agent_pb2.LoadReply.Loaded(incarnation=incarnation, load_ms=load_ms, host_bytes=host_bytes, blamed=blamed)
+    return agent_pb2.LoadReply(loaded=loaded)
 
 
 def elsewhere(pod: str) -> agent_pb2.LoadReply:
