@@ -48,7 +48,7 @@ def judge(
     *,
     legitimate: Callable[[Call], bool] = lambda call: True,
 ) -> list[Fault]:
-    """All faults of a history, in the order of time.
+    """Returns all faults of a history, in the order of time.
 
     `registry`: by model, what each change of its record made of it in order: the number of the file that was
     registered, or None where the record was removed. `legitimate` says of a call that failed (with anything but
@@ -71,7 +71,7 @@ def judge(
 
 
 class _Past:
-    """What became of one id."""
+    """The past of one id."""
 
     def __init__(self, model: str, changes: Sequence[Change], registry: Sequence[int | None]) -> None:
         self._model = model
@@ -107,7 +107,7 @@ class _Past:
     # --- calls ---
 
     def judge(self, call: Call) -> Fault | None:
-        """What is wrong with one answer."""
+        """Returns what is wrong with one answer; None: nothing."""
         if call.value is not None:
             return self._answer(call, call.value)
         if call.code == NOT_FOUND:
@@ -147,7 +147,7 @@ class _Past:
     # --- the registry ---
 
     def forgotten(self) -> Iterator[Fault]:
-        """Acknowledgements that the registry contradicts."""
+        """Yields the acknowledgements that the registry contradicts."""
         for change in self._changes:
             if change.outcome is Outcome.DONE and change.value is not None and change.value not in self._first:
                 yield Fault("forgotten", self._model, change.ended, f"{change}; the registry never had it")
@@ -178,7 +178,7 @@ class Summary:
 
     @classmethod
     def of(cls, history: History, faults: Sequence[Fault]) -> "Summary":
-        """Counts."""
+        """Counts what a history holds."""
         failed: dict[str, int] = defaultdict(int)
         for call in history.calls:
             if call.value is None:

@@ -10,7 +10,7 @@ _SAID = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`make test-chaos ARGS="--chaos-seed 7 --chaos-seconds 1800"`."""
+    """Adds `make test-chaos ARGS="--chaos-seed 7 --chaos-seconds 1800"`."""
     group = parser.getgroup("chaos")
     group.addoption("--chaos-seed", type=int, help="Seed of the troubles; by default another one each time.")
     group.addoption("--chaos-seconds", type=float, default=SECONDS, help="Length of the random run, in seconds.")
@@ -22,26 +22,26 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """What came of the runs, also where all is well."""
+    """Says what came of the runs, also where all is well."""
     for text in config.stash.get(_SAID, []):
         terminalreporter.write_line(f"chaos: {text}")
 
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
-    """Of the random run."""
+    """Returns the seed of the random run."""
     given = request.config.getoption("--chaos-seed", None)
     return int.from_bytes(os.urandom(3)) if given is None else given
 
 
 @pytest.fixture
 def seconds(request: pytest.FixtureRequest) -> float:
-    """Of the random run."""
+    """Returns the length of the random run."""
     return request.config.getoption("--chaos-seconds", SECONDS)
 
 
 @pytest.fixture
 def say(request: pytest.FixtureRequest):
-    """Has a text printed at the end of the session, whatever comes."""
+    """Returns a function that has a text printed at the end of the session, whatever comes."""
     said = request.config.stash.setdefault(_SAID, [])
     return said.append

@@ -28,7 +28,7 @@ def number_of(record: bytes) -> int:
 
 
 class Outcome(enum.Enum):
-    """What a client knows of a change after its answer."""
+    """A client's knowledge of a change, after its answer."""
 
     DONE = "done"  # acknowledged
     REFUSED = "refused"  # answered with a status that says that nothing was changed
@@ -48,7 +48,7 @@ class Change:
     text: str = ""
 
     def may_act_after(self, moment: float) -> bool:
-        """Whether it can have taken effect after that moment."""
+        """Tells whether it can have taken effect after that moment."""
         if self.outcome is Outcome.REFUSED:
             return False
         return self.outcome is Outcome.UNKNOWN or self.ended > moment
@@ -78,7 +78,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that the harness did to the mesh."""
+    """A deed of the harness."""
 
     at: float
     text: str
@@ -86,18 +86,18 @@ class Event:
 
 @dataclass
 class History:
-    """Everything of one run."""
+    """All that was seen in one run."""
 
     changes: list[Change] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
 
     def note(self, at: float, text: str) -> None:
-        """Adds what the harness did."""
+        """Adds a deed of the harness."""
         self.events.append(Event(at, text))
 
     def story(self, model: str, end: float, *, before: float = 30.0) -> Iterator[str]:
-        """What happened to a model until `end`: all that was done to the mesh, its changes, and its answers.
+        """Tells what happened to a model until `end`: all that was done to the mesh, its changes, and its answers.
 
         Equal answers of one router that follow each other are one line.
         """

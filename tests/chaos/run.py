@@ -52,7 +52,7 @@ LINES = 80  # of a story
 
 @dataclass
 class Run:
-    """See the module's text. `await Run(arena, seed, seconds).run()`, then `verdict`."""
+    """One run: `await Run(arena, seed, seconds).run()`, then `verdict()`."""
 
     arena: Arena
     seed: int
@@ -66,7 +66,7 @@ class Run:
     quiet: list[tuple[float, float]] = field(default_factory=list)  # when all was well: from, until
 
     async def run(self) -> None:
-        """Raises AssertionError where something does not heal."""
+        """Runs all rounds. Raises AssertionError where something does not heal."""
         draw = random.Random(self.seed)
         names = [f"m{number}" for number in range(self.models)]
         numbers = Numbers()
@@ -153,7 +153,7 @@ class Run:
             writer.resume()
 
     def _restart(self, name: str) -> None:
-        """Starts again what could not start while it was harmed, as Kubernetes and `mesh up` do. Nothing else ends."""
+        """Starts a process again that could not start while it was harmed, as Kubernetes does; no other may end."""
         if self.arena.alive(name):
             return
         program = self.arena.program(name)
@@ -164,7 +164,7 @@ class Run:
         program.start()
 
     async def _called(self, way: Way, model: str, value: int | None) -> None:
-        """Waits until a router answers for a model as it was acknowledged."""
+        """Waits until a router answers for a model as was acknowledged last."""
         last: list[Call] = []
 
         async def right() -> bool:
@@ -193,14 +193,14 @@ class Run:
         return Verdict(self, Summary.of(self.history, faults), faults)
 
     def _legitimate(self, failed: Call) -> bool:
-        """Whether a call may have failed so, for what was done to the mesh at that time."""
+        """Tells whether a call may have failed so, given what was done to the mesh at that time."""
         quiet = any(began <= failed.began and failed.ended <= ended for began, ended in self.quiet)
         return failed.code in (LEGITIMATE_IN_QUIET if quiet else LEGITIMATE)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a run."""
+    """The outcome of a run."""
 
     run: Run
     summary: Summary
@@ -215,7 +215,7 @@ class Verdict:
         )
 
     def story(self) -> str:
-        """The first faults in full."""
+        """Tells the first faults in full."""
         return "\n".join(self._stories())
 
     def _stories(self) -> Iterator[str]:
@@ -227,7 +227,7 @@ class Verdict:
             yield f"\n... and {len(self.faults) - STORIES} more"
 
     def write(self, path: Path) -> None:
-        """All that was seen, a line of JSON each, in the order of time."""
+        """Writes all that was seen, a line of JSON each, in the order of time."""
         history = self.run.history
         seen: list[tuple[float, dict[str, Any]]] = [(event.at, {"event": event.text}) for event in history.events]
         seen += [(change.ended, asdict(change) | {"outcome": change.outcome.value}) for change in history.changes]

@@ -29,13 +29,13 @@ class Numbers:
     last: int = 0
 
     def next(self) -> int:
-        """One that nobody has had."""
+        """Returns a number that no file has."""
         self.last += 1
         return self.last
 
 
 async def call(history: History, way: Way, model: str, timeout: float = CALL_TIMEOUT) -> Call:
-    """One call, recorded."""
+    """Makes one call and records it."""
     began = time.monotonic()
     value, code, text = None, "OK", ""
     try:
@@ -48,7 +48,7 @@ async def call(history: History, way: Way, model: str, timeout: float = CALL_TIM
 
 
 async def change(history: History, router: str, model: str, value: int | None, sent: Awaitable[None]) -> Change:
-    """One attempt at a change, recorded: `sent` asks for it."""
+    """Awaits one attempt at a change and records it."""
     began = time.monotonic()
     outcome, text = Outcome.DONE, ""
     try:
@@ -62,7 +62,7 @@ async def change(history: History, router: str, model: str, value: int | None, s
 
 
 class Caller:
-    """Calls all models in one way, some far more often than others, until it is told to end."""
+    """Calls of all models in one way, of some far more often than of others."""
 
     def __init__(self, history: History, way: Way, models: Sequence[str], seed: int) -> None:
         self._history = history
@@ -72,7 +72,7 @@ class Caller:
         self._draw = random.Random(seed)
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Calls until it is cancelled."""
         while True:
             (model,) = self._draw.choices(self._models, self._weights)
             made = await call(self._history, self._way, model)
@@ -80,7 +80,7 @@ class Caller:
 
 
 class Writer:
-    """Changes the registrations of its models, one after the other, each time in another way."""
+    """Changes of the registrations of some models, one after the other, each in a way that is drawn."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Writer:
             await self.register(model)
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Changes registrations until it is cancelled."""
         while True:
             await self._go_on.wait()
             model = self._draw.choice(self._models)
@@ -126,15 +126,15 @@ class Writer:
             await asyncio.sleep(self._draw.uniform(0, 2 * CHANGE_PAUSE))
 
     def pause(self) -> None:
-        """What is begun is brought to its end; nothing more is begun."""
+        """Lets it bring to an end what it has begun, and begin nothing more."""
         self._go_on.clear()
 
     def resume(self) -> None:
-        """Changes again."""
+        """Lets it go on."""
         self._go_on.set()
 
     async def register(self, model: str, *, again: bool = False) -> None:
-        """With a file of its own, or its former one, until it is acknowledged."""
+        """Registers a model with a new file, or its former one, until it is acknowledged."""
         value = self._former[model] if again else self._numbers.next()
         path = self._arena.mesh.write(file_name(model, value), models.constant(float(value)))
         load = self._draw.random() < 0.5
@@ -167,7 +167,7 @@ class Writer:
             await self.unregister(model)
 
     async def unregister(self, model: str) -> None:
-        """Until it is acknowledged."""
+        """Removes a model, until it is acknowledged."""
         self.doing = f"unregister {model}"
         while not await self._try(model, None, lambda way: way.unregister(model)):
             await asyncio.sleep(self._draw.uniform(0.05, 0.5))

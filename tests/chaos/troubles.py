@@ -30,7 +30,7 @@ class Trouble:
 
 
 def draw(random: random.Random, arena: Arena, taken: Iterable[str] = ()) -> Trouble | None:
-    """The next trouble; None where its target is taken by another, or no pod or no router would be left unharmed: then
+    """Draws the next trouble; None where its target is taken, or where no pod or no router would be left unharmed: then
     nothing is answered, and nothing is learned."""
     make = random.choices([make for make, _ in _KINDS], [weight for _, weight in _KINDS])[0]
     # From instants up to five lease times: shorter than a lease, and longer than anything that waits for one.
@@ -109,9 +109,13 @@ def _worker_killed(random: random.Random, arena: Arena, seconds: float) -> Troub
 
 
 def _router_killed(random: random.Random, arena: Arena, seconds: float) -> Trouble:
-    return _restart(
-        arena, "killed", random.choice(arena.routers), min(seconds, 1.0)
-    )  # refused connections teach little
+    # Not for long: refused connections teach little.
+    return _restart(arena, "killed", random.choice(arena.routers), min(seconds, 1.0))
+
+
+def _envoy_stopped(random: random.Random, arena: Arena, seconds: float) -> Trouble:
+    router = random.choice(arena.routers)
+    return _stop(arena, f"{router}: Envoy stopped", router, seconds, lambda: arena.envoys(router))
 
 
 # --- etcd and the roads to it ---
@@ -139,7 +143,7 @@ def _etcd_killed(random: random.Random, arena: Arena, seconds: float) -> Trouble
 
 
 def _cut_off(random: random.Random, arena: Arena, seconds: float) -> Trouble:
-    """One of them, or a router and a pod together, which then agree with each other and with nobody else."""
+    """Cuts off one of them, or a router and a pod together, which then agree with each other and with nobody else."""
     drop = random.random() < 0.5
     names = [random.choice([*arena.pods, *arena.routers])]
     if random.random() < 0.5:
@@ -194,7 +198,7 @@ def _broken_road(random: random.Random, arena: Arena, seconds: float) -> Trouble
 
 
 def _partition(random: random.Random, arena: Arena, seconds: float) -> Trouble:
-    """A router that hears nothing from etcd, and a pod whose server serves on while its agent is stopped."""
+    """Parts a router that hears nothing from etcd, and a pod whose server lives on while its agent is stopped."""
     router, pod = random.choice(arena.routers), random.choice(arena.pods)
 
     @contextlib.asynccontextmanager
@@ -218,6 +222,7 @@ _KINDS = (
     (_router_stopped, 1),
     (_worker_killed, 1),
     (_router_killed, 1),
+    (_envoy_stopped, 1),
     (_etcd_frozen, 2),
     (_etcd_killed, 1),
     (_cut_off, 5),

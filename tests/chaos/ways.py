@@ -30,7 +30,7 @@ _OF_REASON = {"CONFLICT": "ALREADY_EXISTS", "BAD_REQUEST": "INVALID_ARGUMENT"}
 
 
 class Failed(Exception):
-    """A call or change that was not answered with success."""
+    """The failure of a call or a change."""
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(f"{code} {text}")
@@ -47,14 +47,14 @@ class Way(Protocol):
         """Calls a model."""
 
     async def register(self, model: str, path: Path, *, load: bool) -> None:
-        """Registers it; an acknowledgement is no more than that, whatever becomes of the load."""
+        """Registers a model. A load that fails does not fail this."""
 
     async def unregister(self, model: str) -> None:
-        """Removes it, where it is there."""
+        """Removes a model, where it is there."""
 
 
 class Grpc:
-    """By gRPC, as the predecessor's clients and V2 clients do."""
+    """gRPC, as the predecessor's clients and V2 clients speak it."""
 
     def __init__(self, arena: Arena, router: str) -> None:
         self.router = router
@@ -86,7 +86,7 @@ class Grpc:
 
 
 class Rest:
-    """By REST. `bulk`: registers as `mesh import` does."""
+    """REST. `bulk`: registers as `mesh import` does."""
 
     def __init__(self, arena: Arena, router: str, session: aiohttp.ClientSession, *, bulk: bool = False) -> None:
         self.router = router

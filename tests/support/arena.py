@@ -32,7 +32,7 @@ RECONNECT = (
 
 
 class Arena:
-    """`async with Arena(folder, pods=2, routers=3) as arena: ...`. `ttl`: of leases, in seconds."""
+    """A mesh with roads: `async with Arena(folder, pods=2, routers=3) as arena`. `ttl` is of leases, in seconds."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Arena:
         await self._stack.aclose()
 
     async def heal(self) -> None:
-        """Everything that was stopped goes on, and all roads are open. What was killed stays dead."""
+        """Lets everything go on that was stopped, and opens all roads. What was killed stays dead."""
         for road in self.roads.values():
             road.delay = 0.0
             road.flow()
@@ -106,49 +106,53 @@ class Arena:
 
     @property
     def pods(self) -> list[str]:
-        """Names."""
+        """Their names."""
         return self._pods
 
     @property
     def routers(self) -> list[str]:
-        """Names."""
+        """Their names."""
         return self._routers
 
     def program(self, name: str) -> Program:
-        """The process that a pod or router is to its starter: its agent, or the parent of its workers."""
+        """Finds the process that was started for a pod or router: the agent, or the parent of the workers."""
         (found,) = [program for program in (*self.mesh.pods, *self.mesh.routers) if program.name == name]
         return found
 
     def alive(self, name: str) -> bool:
-        """Whether that process runs, or is stopped."""
+        """Tells whether that process is there, if only stopped."""
         process = self.program(name).process
         return process is not None and process.poll() is None
 
     def own(self, name: str) -> list[int]:
-        """The process itself: an agent, or the parent of a router; none where it has ended, and its number may be
+        """Returns the process itself, an agent or the parent of a router; nothing where it has ended: its number may be
         somebody else's."""
         return [self.program(name).pid] if self.alive(name) else []
 
     def below(self, name: str, word: str) -> list[int]:
-        """Children of that process whose command line has that word, such as `router.worker`."""
+        """Finds the children of that process whose command line has that word, such as `router.worker`."""
         if not self.alive(name):
             return []
         return [pid for pid in children(self.program(name).pid) if word in command(pid)]
 
     def servers(self, pod: str) -> list[int]:
-        """The model server of a pod; none while it is being replaced."""
+        """Finds the model server of a pod; nothing while it is being replaced."""
         return self.below(pod, "mesh.runtime.server")
 
     def workers(self, router: str) -> list[int]:
-        """The workers of a router."""
+        """Finds the workers of a router."""
         return self.below(router, "router.worker")
 
+    def envoys(self, router: str) -> list[int]:
+        """Finds the Envoy of a router."""
+        return self.below(router, "/envoy")
+
     def client(self, router: str) -> Client:
-        """A client of one router, on a connection of its own."""
+        """Makes a client of one router, on a connection of its own."""
         return Client(self.channel(router))
 
     def channel(self, router: str) -> grpc.aio.Channel:
-        """A connection that finds a router again that was away. Closed with the mesh."""
+        """Opens a connection that finds a router again that was away. Closed with the mesh."""
         address = self.mesh.grpc_address(self._routers.index(router))
         self.mesh.channels.append(grpc.aio.insecure_channel(address, options=RECONNECT))
         return self.mesh.channels[-1]
@@ -157,7 +161,7 @@ class Arena:
 
     @contextlib.contextmanager
     def stopped(self, *pids: int) -> Iterator[None]:
-        """SIGSTOP for as long as the block lasts."""
+        """Stops processes (SIGSTOP) for as long as the block lasts."""
         for pid in pids:
             _signal(pid, signal.SIGSTOP)
         try:
@@ -168,7 +172,7 @@ class Arena:
 
     @contextlib.contextmanager
     def cut_off(self, *names: str, drop: bool = False) -> Iterator[None]:
-        """Nothing passes between these and etcd, and nobody is told. `drop`: what was held up never arrives."""
+        """Lets nothing pass between these and etcd, and tells nobody. `drop`: what was held up never arrives."""
         for name in names:
             self.roads[name].swallow()
         try:
@@ -179,7 +183,7 @@ class Arena:
 
     @contextlib.contextmanager
     def etcd_frozen(self) -> Iterator[None]:
-        """SIGSTOP of etcd."""
+        """Stops etcd (SIGSTOP) for as long as the block lasts."""
         self.etcd.freeze()
         try:
             yield
@@ -189,7 +193,7 @@ class Arena:
     # --- what stands in etcd ---
 
     async def present(self, pod: str) -> bool:
-        """Whether the pod's presence stands in etcd."""
+        """Tells whether the pod's presence stands in etcd."""
         return await self.truth.get(self.keys.pod(pod)) is not None
 
     async def gone(self, pod: str) -> None:
@@ -201,7 +205,7 @@ class Arena:
         await until(vanished, timeout=self.ttl * 4 + 10, interval=0.05, why=f"the lease of {pod} ends")
 
     async def holders(self, model: str) -> list[str]:
-        """The pods whose copies of a model stand in etcd as loaded."""
+        """Lists the pods whose copies of a model stand in etcd as loaded."""
         start = self.keys.copies(model)
         found = []
         async for kv in self.truth.scan(start):
@@ -211,7 +215,7 @@ class Arena:
         return found
 
     async def registrations(self, value: Callable[[bytes], int]) -> dict[str, list[int | None]]:
-        """By model, what each change of its record made of it in order: `value` of the record, or None: removed.
+        """Lists by model what each change of its record made of it, in order: `value` of the record, or None: removed.
 
         A record that is rewritten stays the same registration.
         """
@@ -225,8 +229,8 @@ class Arena:
         return dict(found)
 
     async def _events(self) -> AsyncIterator[Event]:
-        """All changes of the registry so far. A watch does not say when it has told all: so we change something that
-        it tells of too, right behind the registry, and wait for that."""
+        """Yields all changes of the registry so far. A watch does not say when it has told all: so we change something
+        that it tells of too, right behind the registry, and wait for that."""
         start = self.keys.registry
         mark = after_prefix(start)
         last = await self.truth.put(mark, b"")
