@@ -18,6 +18,7 @@ other. 1 GiB over loopback took 1.7 s of CPU in all, 1.6 without it, and no long
 import asyncio
 import base64
 import contextlib
+import logging
 import re
 import secrets
 import socket
@@ -32,6 +33,8 @@ from yarl import URL
 
 from puller.errors import PullError, PullErrorKind
 from puller.proxies import Proxies
+
+log = logging.getLogger(__name__)
 
 _CHUNK = 256 * 2**10  # bytes
 _MAX_HEAD = 64 * 2**10  # bytes
@@ -173,7 +176,9 @@ class Tunnel:
             except _Refused as refused:
                 if grant is not None:
                     grant.failed, grant.failed_at = PullError(refused.kind, str(refused)), time.monotonic()
-                await self._loop.sock_sendall(client, _answer(refused))
+                if refused.kind is PullErrorKind.FORBIDDEN:
+                    log.warning("connection of a store's client refused: %s", refused)
+                await self._loop.sock_sendall(client, _answer(refused, head.method))
 
     def _grant(self, head: _Head) -> Grant | None:
         scheme, _, value = head.get("proxy-authorization").partition(" ")
@@ -393,10 +398,12 @@ def _authorization(proxy: URL) -> str:
     return "Basic " + base64.b64encode(f"{proxy.user or ''}:{proxy.password or ''}".encode()).decode()
 
 
-def _answer(refused: _Refused) -> bytes:
+def _answer(refused: _Refused, method: str) -> bytes:
     code = "403 Forbidden" if refused.kind is PullErrorKind.FORBIDDEN else "502 Bad Gateway"
     body = f"{_MARK}{refused.kind.name}: {refused}{_MARK}".encode()
-    return f"HTTP/1.1 {code}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+    return f"HTTP/1.1 {code}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + (
+        body if method != "HEAD" else b""
+    )
 
 
 def refusal_in(text: str) -> tuple[PullErrorKind, str] | None:
