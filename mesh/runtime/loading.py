@@ -39,6 +39,7 @@ from mesh.runtime.unloads import Keys, Server, Unloads
 from mesh.settings import format_bytes
 from mesh.statuses import Code, Reason
 from mesh.telemetry import logs
+from placement import blame
 from placement.failures import Kind
 from placement.footprint import Footprint
 from placement.queue import Forecast, QueueStatistics, forecast
@@ -283,7 +284,8 @@ class Loading:
         if (failed := self._unchanged(record, pulled)) is not None:
             return failed
         waiting = time.monotonic()
-        size = await self._bring_in(want, entry, pulled, spares, waiting)
+        apart = blame.on_probation(record.blames, _wall_ms())
+        size = await self._bring_in(want, entry, pulled, spares, waiting, apart=apart)
         if not isinstance(size, Size):
             return size
         if size.note:
@@ -311,17 +313,19 @@ class Loading:
         return self._keep(want, entry, published=published) if outcome is None else outcome
 
     async def _bring_in(
-        self, want: Want, entry: Entry, pulled: Pulled, spares: Mapping[str, int], waiting: float
+        self, want: Want, entry: Entry, pulled: Pulled, spares: Mapping[str, int], waiting: float, *, apart: bool
     ) -> Size | Refused | Failed:
-        """Room, its turn, the server's part, and room for what that has measured."""
+        """Room, its turn, the server's part, and room for what that has measured. `apart`: a server may have died of
+        its load, so this one is made while no other is."""
         parts, ledger = self._parts, self._ledger
+        take_turn = self._turns.apart if apart else self._turns.turn
         while True:
             if (refused := await self._reserve(want, entry, pulled, spares)) is not None:
                 return refused
             if not await self._wait_for_space(entry):
                 text = f"{entry.footprint} were not free after {_SPACE_WAIT:g} s: victims have calls in flight"
                 return Refused(Reason.NO_ROOM, text)
-            async with self._turns.turn(want.model_id, idle_ms=entry.idle_ms):
+            async with take_turn(want.model_id, idle_ms=entry.idle_ms):
                 if entry.begun and ledger.fits(NOTHING):
                     parts.meters.queue_ms.observe((time.monotonic() - waiting) * 1000)
                     predicted = entry.footprint

@@ -41,6 +41,25 @@ class Turns:
         self._free = count
         self._queue: LoadQueue[str] = LoadQueue()
         self._waiting: dict[str, asyncio.Future[None]] = {}
+        self._apart = asyncio.Lock()  # held by the load that is to be apart
+        self._held = False  # it has its turn, and nobody else gets one
+        self._ended = asyncio.Event()  # a turn has
+
+    @asynccontextmanager
+    async def apart(self, model_id: str, *, idle_ms: int = 0) -> AsyncIterator[None]:
+        """Holds one turn while nobody else does: waits for those who have one, and others wait for its end."""
+        async with self._apart, self.turn(model_id, idle_ms=idle_ms):
+            self._held = True
+            try:
+                while self.taken > 1:
+                    self._ended.clear()
+                    await self._ended.wait()
+                yield
+            finally:
+                self._held = False
+                free, self._free = self._free, 0
+                for _ in range(free):
+                    self._give()
 
     @asynccontextmanager
     async def turn(
@@ -78,7 +97,7 @@ class Turns:
         return self._queue.statistics()
 
     async def _take(self, model_id: str, idle_ms: int) -> None:
-        if self._free:
+        if self._free and not self._held:
             self._free -= 1
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -109,6 +128,7 @@ class Turns:
         self._give()
 
     def _end(self, turn: _Turn) -> None:
+        self._ended.set()
         if turn.lent:
             self._lent -= 1
             if self._overdue:
@@ -119,7 +139,7 @@ class Turns:
             self._give()
 
     def _give(self) -> None:
-        while (model_id := self._queue.pop()) is not None:
+        while not self._held and (model_id := self._queue.pop()) is not None:
             future = self._waiting.get(model_id)
             if future is not None and not future.done():
                 future.set_result(None)

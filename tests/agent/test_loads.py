@@ -1,6 +1,7 @@
 """One load and many, against a fake model server: what is claimed, evicted, answered and undone."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from mesh.runtime import claims, loads, rooms
 from mesh.runtime.ledger import State
 from mesh.runtime.outcomes import Elsewhere, Failed, Loaded, Refused, Stale
 from mesh.statuses import Reason
+from placement.blame import Blame
 from placement.failures import Kind
 from placement.footprint import OVERHEAD_BYTES, Footprint
 from puller.errors import PullError, PullErrorKind
@@ -115,6 +117,24 @@ async def test_no_claim_no_load(pod: FakePod, verdict: claims.Verdict, answer: o
     assert await pod.load("m") == answer
     assert not pod.server.asked
     await pod.nothing_left("m")
+
+
+async def test_a_model_on_probation_is_loaded_apart_from_others(pod: FakePod) -> None:
+    """A server has died, perhaps of its load: should another die, nobody else can have been the cause."""
+    now = time.time_ns() // 1_000_000
+    pod.claims.records["m"] = ModelRecord(type="t", killed=("died",), blames=(Blame("pod-2", now, ""),))
+    go = {name: pod.server.hold("load", name) for name in ("first", "m")}
+    first = asyncio.create_task(pod.load("first"))
+    await pod.asked("load", "first")
+    probed = asyncio.create_task(pod.load("m"))
+    await until(lambda: "m" in pod.ledger.entries and pod.entry("m").state is State.WAITING, why="m waits")
+    go["first"].set()
+    await pod.asked("load", "m")
+    other = asyncio.create_task(pod.load("other"))
+    await until(lambda: "other" in pod.ledger.entries and pod.entry("other").state is State.WAITING, why="other waits")
+    assert ("load", "other") not in pod.server.asked
+    go["m"].set()
+    assert all(isinstance(outcome, Loaded) for outcome in await asyncio.gather(first, probed, other))
 
 
 async def test_a_quarantined_model_is_not_loaded(pod: FakePod) -> None:

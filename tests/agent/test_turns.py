@@ -115,3 +115,57 @@ async def test_a_turn_that_ends_soon_is_not_long():
     await loads.end("b")
     assert loads.begun == ["a", "b"]
     assert not loads.long
+
+
+async def test_a_load_apart_has_its_turn_alone() -> None:
+    """It waits for those that have one, others wait for it, and all get theirs in the end."""
+    loads = Loads(2)
+    await loads.begin("first")
+    alone = asyncio.Event()
+    began: list[str] = []
+
+    async def apart(name: str) -> None:
+        async with loads.turns.apart(name):
+            began.append(name)
+            await alone.wait()
+
+    tasks = [asyncio.ensure_future(apart(name)) for name in ("one", "two")]
+    await settle()
+    await loads.begin("later")
+    assert (began, loads.begun) == ([], ["first"])
+    await loads.end("first")
+    assert (began, loads.begun) == (["one"], ["first"])
+    assert loads.turns.taken == 1
+    alone.set()
+    await settle()
+    await loads.end("later")
+    await asyncio.gather(*tasks)
+    assert began == ["one", "two"]
+    assert loads.begun == ["first", "later"]
+    for name in ("a", "b"):
+        await loads.begin(name)
+    assert loads.begun[-2:] == ["a", "b"], "both places are there again"
+    for name in ("a", "b"):
+        await loads.end(name)
+    assert loads.turns.taken == 0
+
+
+async def test_a_load_apart_that_is_given_up_holds_up_nobody() -> None:
+    """Cancelled while it waits for the others."""
+    loads = Loads(2)
+    await loads.begin("first")
+
+    async def apart() -> None:
+        async with loads.turns.apart("one"):
+            raise AssertionError("not alone")
+
+    task = asyncio.ensure_future(apart())
+    await settle()
+    await loads.begin("later")
+    assert loads.begun == ["first"]
+    task.cancel()
+    await settle()
+    assert loads.begun == ["first", "later"]
+    for name in ("first", "later"):
+        await loads.end(name)
+    assert loads.turns.taken == 0
