@@ -271,10 +271,10 @@ async def test_a_mount_that_hangs_leaves_the_others_alone(tmp_path, monkeypatch,
     stuck = threading.Event()
     original = provider._list
 
-    def listed(stop, path):
+    def listed(stop, path, *more):
         if "/stalled/" in path:
             stuck.wait(60)
-        return original(stop, path)
+        return original(stop, path, *more)
 
     monkeypatch.setattr(provider, "_list", listed)
     policy = retry.NEVER
