@@ -15,7 +15,7 @@ from typing import Any
 
 from mesh.etcd import Op, count_op, counted
 from mesh.keys import Keys, after_prefix
-from mesh.records import ModelRecord
+from mesh.records import ModelRecord, read_object
 
 
 def census(keys: Keys) -> list[Op]:
@@ -44,7 +44,7 @@ class Life:
     @classmethod
     def decode(cls, value: bytes) -> "Life":
         """Decodes its JSON. Raises ValueError where that is not one."""
-        data = _object(value)
+        data = read_object(value)
         try:
             return cls(
                 data_address=str(data["data"]),
@@ -93,7 +93,7 @@ class Tombstone:
     @classmethod
     def decode(cls, value: bytes) -> "Tombstone":
         """Decodes its JSON. Raises ValueError where that is not one."""
-        data = _object(value)
+        data = read_object(value)
         return cls(*(str(data.get(name, "")) for name in ("type", "path", "key", "sha256")))
 
     def encode(self) -> bytes:
@@ -114,7 +114,7 @@ class RouterRecord:
     @classmethod
     def decode(cls, value: bytes) -> "RouterRecord":
         """Decodes its JSON. Raises ValueError where that is not one."""
-        data = _object(value)
+        data = read_object(value)
         try:
             low, high = data["protocol"]
             return cls(str(data["address"]), str(data.get("probe", "")), int(data["workers"]), (int(low), int(high)))
@@ -132,13 +132,3 @@ class RouterRecord:
             },
             separators=(",", ":"),
         ).encode()
-
-
-def _object(value: bytes) -> dict[str, Any]:
-    try:
-        data = json.loads(value)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError("not a JSON object")
-    return data

@@ -84,7 +84,8 @@ def _address(value: Any) -> str:
     return text
 
 
-def _loads(value: bytes) -> dict[str, Any]:
+def read_object(value: bytes) -> dict[str, Any]:
+    """Reads a JSON object. Raises ValueError where it is none."""
     try:
         data = json.loads(value)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -242,7 +243,7 @@ class ModelRecord:
     @classmethod
     def decode(cls, value: bytes) -> "ModelRecord":
         """From its JSON. Raises ValueError where it is not one."""
-        data = _loads(value)
+        data = read_object(value)
         mesh = data.get("mesh") or {}
         try:
             texts = data.get("fails") or {}
@@ -353,7 +354,7 @@ class PodRecord:
     @classmethod
     def decode(cls, value: bytes) -> "PodRecord":
         """From its JSON. Raises ValueError where it is not one."""
-        data = _loads(value)
+        data = read_object(value)
         try:
             low, high = data.get("protocol", (PROTOCOL, PROTOCOL))
             return cls(
@@ -446,7 +447,7 @@ class CopyRecord:
     @classmethod
     def decode(cls, value: bytes) -> "CopyRecord":
         """From its JSON. Raises ValueError where it is not one."""
-        data = _loads(value)
+        data = read_object(value)
         try:
             return cls(
                 incarnation=_plain(data["incarnation"]),
@@ -493,7 +494,7 @@ class Reload:
     @classmethod
     def decode(cls, value: bytes) -> "Reload":
         """From its JSON. Raises ValueError where it is not one."""
-        data = _loads(value)
+        data = read_object(value)
         try:
             return cls(_integer(data["generation"]), _text(data.get("why", "")))
         except _BAD as error:

@@ -42,11 +42,4 @@ class Roster:
             await self._etcd.txn([], [put_op(self._key, self._record().encode(), lease.id)])
             await lease.lost.wait()
         finally:
-            await asyncio.shield(self._give_back(lease))
-
-    @staticmethod
-    async def _give_back(lease: Lease) -> None:
-        try:
-            await lease.revoke(timeout=2.0)
-        except EtcdError:
-            pass  # it ends by itself
+            await lease.give_back()

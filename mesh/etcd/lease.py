@@ -19,6 +19,7 @@ from mesh.telemetry import logs
 
 log = logs.get(__name__)
 
+_GIVE_BACK = 2.0  # seconds
 _PAUSE_FIRST, _PAUSE_MAX = 0.05, 1.0  # seconds between attempts to open the stream again
 
 
@@ -90,6 +91,13 @@ class Lease:
             )
         except EtcdLeaseLost:
             pass  # it has expired already, or an attempt before was done
+
+    async def give_back(self) -> None:
+        """Revokes it, however its holder ends; where etcd does not answer, it ends by itself."""
+        try:
+            await asyncio.shield(self.revoke(timeout=_GIVE_BACK))
+        except EtcdError as error:
+            log.debug("a lease ends by itself", lease=f"{self.id:x}", why=error.detail)
 
     async def close(self) -> None:
         """Stops keeping it alive: its keys vanish when it expires."""

@@ -53,7 +53,7 @@ class Election:
             if won.succeeded:
                 await self._rule(lease)
         finally:
-            await asyncio.shield(self._give_back(lease))
+            await lease.give_back()
 
     async def _rule(self, lease: Lease) -> None:
         log.info("this router leads", name=self._name)
@@ -70,10 +70,3 @@ class Election:
                 task.cancel()
             await asyncio.wait({ruling, lost})
             log.info("this router leads no more", name=self._name, why=lease.why_lost or "it stops")
-
-    @staticmethod
-    async def _give_back(lease: Lease) -> None:
-        try:
-            await lease.revoke(timeout=2.0)
-        except EtcdError:
-            pass  # it ends by itself
