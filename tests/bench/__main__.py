@@ -1,6 +1,6 @@
 """`make bench`: measures a mesh of real processes on this machine and prints ratios; asserts nothing.
 
-    python -m tests.bench [chain] [coldstart] [registry] [pull] [tls] [memory]
+    python -m tests.bench [chain] [coldstart] [storm] [registry] [pull] [tls] [memory]
 
 Absolute times are this machine's; the ratios, taken in one run, are what to compare.
 """
@@ -14,11 +14,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import chain, coldstart, footprint, pull, registry, tls
+from tests.bench import chain, coldstart, footprint, pull, registry, storm, tls
 from tests.support.etcd import EtcdServer
 from tests.support.localmesh import LocalMesh
 
-PARTS = ("chain", "coldstart", "registry", "pull", "tls", "memory")
+PARTS = ("chain", "coldstart", "storm", "registry", "pull", "tls", "memory")
+
+_OF_THEIR_OWN = {"storm": storm, "tls": tls, "memory": footprint}
+"""Parts that make meshes of their own."""
 
 
 async def main() -> None:
@@ -35,8 +38,8 @@ async def main() -> None:
                 await pull.run(folder, console)
                 continue
             async with EtcdServer(folder / "etcd") as etcd:
-                if part in ("tls", "memory"):
-                    await (tls if part == "tls" else footprint).run(etcd, folder, console)
+                if part in _OF_THEIR_OWN:
+                    await _OF_THEIR_OWN[part].run(etcd, folder, console)
                     continue
                 async with LocalMesh(folder, etcd, pods=1, capacity="256MiB", log_level="info") as mesh:
                     match part:
