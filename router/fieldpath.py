@@ -6,7 +6,7 @@ is the first field of the message.
 
 As the predecessor does, the *first* occurrence of each field on the path counts and there is no going back into later
 ones, where protobuf would merge them. No encoder writes a field that is not repeated twice; what does is handmade, and
-the model server behind will take its own view of it. Groups are refused.
+the model server behind will take its own view of it. Groups, which proto3 has no fields for, are passed over.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,10 @@ from collections.abc import Sequence
 MAX_FIELDS = 10_000
 """Fields that are passed over: a message of 16 MiB may hold 8 million, at 0.15 us each."""
 
-_LENGTH_DELIMITED = 2
+MAX_DEPTH = 100
+"""Groups within each other: as many as protobuf's own decoders take."""
+
+_LENGTH_DELIMITED, _GROUP, _GROUP_ENDS = 2, 3, 4
 _FIXED = {1: 8, 5: 4}
 
 
@@ -38,8 +41,11 @@ def extract(message: bytes, path: Sequence[int], start: int = 0) -> str | None:
 
 def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, int] | None:
     """Start and end of the content of the first field with that number."""
+    groups: list[int] = []  # field numbers of those that are open; what lies in them is not looked for
     for _ in range(MAX_FIELDS):
         if position >= end:
+            if groups:
+                raise ValueError("not a protobuf message: a group does not end")
             return None
         tag = message[position]
         if tag < 0x80:
@@ -57,11 +63,11 @@ def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, in
                 length, position = _varint(message, position, end)
             if length > end - position:
                 raise ValueError("not a protobuf message: a field ends beyond its message")
-            if number == wanted:
+            if number == wanted and not groups:
                 return position, position + length
             position += length
             continue
-        if number == wanted:
+        if number == wanted and not groups:
             raise ValueError(f"field {number} of the request is not of the expected type")
         if kind == 0:
             _, position = _varint(message, position, end)
@@ -69,6 +75,13 @@ def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, in
             position += _FIXED[kind]
             if position > end:
                 raise ValueError("not a protobuf message: a field ends beyond its message")
+        elif kind == _GROUP:
+            groups.append(number)
+            if len(groups) > MAX_DEPTH:
+                raise ValueError(f"not a protobuf message: more than {MAX_DEPTH} groups within each other")
+        elif kind == _GROUP_ENDS:
+            if not groups or groups.pop() != number:
+                raise ValueError("not a protobuf message: a group ends that was not begun")
         else:
             raise ValueError(f"not a protobuf message: wire type {kind}")
     if position < end:
