@@ -35,12 +35,14 @@ def _size(text: str, option: str) -> int:
 
 def _memory(capacity: str) -> tuple[int, int]:
     """Bytes for models, and for the model server in all."""
-    if capacity == "auto":
-        at_hand = memory.available_bytes()
-        return memory.auto_capacity(at_hand), memory.auto_limit(at_hand)
-    wanted = _size(capacity, "--capacity")
+    there = container.whole()
     try:
-        limit = container.server_limit(wanted, container.whole())
+        if capacity == "auto":
+            container.check_least(there)
+            at_hand = memory.available_bytes()
+            return memory.auto_capacity(at_hand), memory.auto_limit(at_hand)
+        wanted = _size(capacity, "--capacity")
+        limit = container.server_limit(wanted, there)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--capacity") from error
     if limit < memory.limit(wanted):

@@ -50,11 +50,28 @@ def server_limit(capacity: int, there: Memory | None) -> int:
         return min(wanted, bound)
     has = f"{format_bytes(capacity)} are asked for models, and {there.whose} has {format_bytes(there.bytes)} in all"
     lower = f", of which {format_bytes(most)} at most can be theirs" if most > 0 else ", which is too little for any"
-    needed = format_bytes((capacity + SERVER) / memory.EVICT + AGENT)
-    raised = (
-        f"raise the container's memory limit to {needed}" if there.whose == "the container" else "take a larger one"
-    )
-    raise ValueError(f"{has}{lower}. Ask for less, or {raised}, or say auto")
+    raise ValueError(f"{has}{lower}. Ask for less, or {_raise(there, _needed(capacity))}, or say auto")
+
+
+def check_least(there: Memory | None) -> None:
+    """Raises ValueError where there is not even memory for the least automatic capacity: models would fail to load for
+    want of memory that the pod says it has."""
+    needed = _needed(memory.AUTO_LEAST)
+    if there is not None and there.bytes < needed:
+        raise ValueError(
+            f"{there.whose} has {format_bytes(there.bytes)} in all, and a pod needs {format_bytes(needed)}, of which "
+            f"{format_bytes(memory.AUTO_LEAST)} are for models: {_raise(there, needed)}"
+        )
+
+
+def _needed(capacity: int) -> int:
+    return int((capacity + SERVER) / memory.EVICT) + AGENT
+
+
+def _raise(there: Memory, needed: int) -> str:
+    if there.whose == "the container":
+        return f"raise the container's memory limit to {format_bytes(needed)}"
+    return "take a larger one"
 
 
 def _limits(root: Path, membership: Path) -> list[int]:

@@ -37,6 +37,9 @@ HEADROOM_LEAST = 512 << 20
 INTERVAL = 1.0
 """Seconds between two looks: freed memory is given back within 0.3 s of an unload, so the next look sees it."""
 
+AUTO_LEAST = 64 << 20
+"""The least that the automatic capacity is, in bytes: a pod with less memory than that takes does not start."""
+
 AUTO_SHARE = 0.75  # of the memory at hand, where the operator names no capacity
 
 
@@ -56,7 +59,7 @@ def auto_capacity(available_bytes: int) -> int:
     capacity = int(whole / (1 + HEADROOM_SHARE))
     if capacity * HEADROOM_SHARE < HEADROOM_LEAST:
         capacity = whole - HEADROOM_LEAST
-    return max(64 << 20, capacity)
+    return max(AUTO_LEAST, capacity)
 
 
 def device_capacity(wanted: int, used: int, total: int) -> int:

@@ -87,3 +87,28 @@ def test_more_than_there_is_is_refused(whole, says, monkeypatch):
     text = " ".join(result.output.replace("│", " ").split())
     for part in ["--capacity", "or say auto", *says]:
         assert part in text
+
+
+@pytest.mark.parametrize("size", [128 * MiB, 192 * MiB, 256 * MiB])
+def test_a_container_too_small_for_any_pod_is_refused(size):
+    """With both numbers: what there is, and what it takes."""
+    with pytest.raises(ValueError, match=f"has {size // MiB} MiB in all, and a pod needs 282 MiB") as error:
+        container.check_least(container.Memory(size, "the container"))
+    assert "raise the container's memory limit to 282 MiB" in str(error.value)
+    container.check_least(container.Memory(283 * MiB, "the container"))
+    container.check_least(None)
+
+
+@pytest.mark.parametrize("size", [283 * MiB, 300 * MiB, 512 * MiB])
+def test_the_least_capacity_fits_where_it_is_not_refused(size):
+    there = container.Memory(size, "the container")
+    container.check_least(there)
+    assert container.server_limit(memory.AUTO_LEAST, there) + container.AGENT <= size
+
+
+def test_automatic_capacity_is_refused_at_the_start_in_a_small_container(monkeypatch):
+    monkeypatch.setattr(container, "whole", lambda: container.Memory(192 * MiB, "the container"))
+    result = CliRunner().invoke(app, ["--capacity", "auto"])
+    assert result.exit_code == 2
+    assert "192 MiB" in result.output
+    assert "282 MiB" in result.output
