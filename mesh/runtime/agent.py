@@ -72,6 +72,7 @@ _SERVER_GRACE = 8.0  # seconds that the model server has to end: its own grace i
 _PORT_TRIES = 3  # of a port that we chose and somebody else took meanwhile
 _DEAD = 180.0  # seconds without a model server, starting new ones all the while, after which the pod is not live
 _QUIET = 0.1  # seconds between two looks at the calls in flight while draining
+_LOOK_AGAIN = 1.0  # seconds between two looks at whether somebody can take the copies
 _ASK = 2.0  # seconds for etcd to answer a pod that leaves
 _KEYS_WAIT = 2.0  # seconds for a leaving pod's keys to go
 _LEAVING = "this pod is leaving"
@@ -565,10 +566,14 @@ class Agent:
         if not copies or not await self._successors():
             return
         limit = time.monotonic() + _HAND_OVER_SHARE * max(0.0, end - time.monotonic())
-        left = copies
+        left, looked = copies, time.monotonic()
         while left and time.monotonic() < limit:
             await asyncio.sleep(_QUIET)
             left = self.ledger.count(State.LOADED)
+            if time.monotonic() - looked > _LOOK_AGAIN:
+                looked = time.monotonic()
+                if not await self._successors():  # the others leave too, as when a whole mesh is taken down
+                    break
         log.info("handed over", copies=copies - left, left=left)
 
     async def _successors(self) -> bool:
