@@ -251,8 +251,8 @@ class Agent:
             raise StartError(str(error)) from error
         self._known = True
         self.fence.look()  # at once: what is published may be called
-        self._tasks.start(self._guard(), "fence")
         for work, name in (
+            (self.fence.run(), "fence"),
             (self._memory.run(), "memory watch"),
             (self._device_memory.run(), "device memory watch"),
             (self._relief.run(), "relief"),
@@ -486,14 +486,6 @@ class Agent:
         self._decisions.note("evict", entry.model_id, why=why)
         self._demand.made_way(entry)
         self._unloads.start(entry, why, evict=True)
-
-    async def _guard(self) -> None:
-        """Keeps the fence. Without that, the pod would fall silent, so its end is the pod's."""
-        try:
-            await self.fence.run()
-        except Exception:
-            log.exception("the fence failed: the pod ends")
-            self.failed.set()
 
     async def _on_stale(self, model_id: str) -> None:
         await self.loads.outdated(model_id, 0)
