@@ -333,8 +333,6 @@ def test_requested_outputs_come_in_the_order_of_the_request():
         pytest.param(outputs_of("z"), "no output 'z'; it has 'a', 'b'", id="unknown"),
         pytest.param(outputs_of("a", "a"), "'a' is asked for twice", id="twice"),
         pytest.param(outputs_of("maps"), "'maps' is seq(map), which V2 cannot carry", id="not-a-tensor"),
-        pytest.param(outputs_of("a", classification="3"), "'classification' is not supported", id="classification"),
-        pytest.param(outputs_of("a", shared_memory_region="r"), "not supported", id="shared-memory"),
     ],
 )
 def test_outputs_that_cannot_be_answered_are_refused(outputs, says):
@@ -344,6 +342,37 @@ def test_outputs_that_cannot_be_answered_are_refused(outputs, says):
         intake.requested(outputs, kinds, {"maps": "seq(map)"})
     assert error.value.reason is Reason.BAD_REQUEST
     assert says in error.value.text
+
+
+EXTENSIONS = ["shared_memory_region", "shared_memory_byte_size", "shared_memory_offset", "classification"]
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_an_output_of_an_extension_is_refused_by_its_name(name):
+    """UNIMPLEMENTED, as over REST."""
+    with pytest.raises(MeshError, match=f"output 'a': {name}: the .* not supported") as error:
+        intake.requested(outputs_of("a", **{name: "3"}), {"a": tensor("FP32", name="a")}, {})
+    assert error.value.reason is Reason.UNSUPPORTED
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+@pytest.mark.parametrize("given", ["raw", "typed", "apart", "nothing", "beside"])
+def test_an_input_of_an_extension_is_refused_by_its_name(name, given):
+    """Whether it brings contents or, as with shared memory, none; also where it was good without the parameter."""
+    plain, special = an_input(), an_input()
+    special.parameters[name].string_param = "region"
+    taking = Intake({"x": tensor("FP32", SHAPE)})
+    taking.decode([plain], [RAW])
+    raws, typed = {"raw": ([RAW], None), "apart": ([], [VALUES.SerializeToString()])}.get(given, ([], None))
+    inputs = [special]
+    if given == "typed":
+        special.contents.CopyFrom(VALUES)
+    elif given == "beside":
+        taking = Intake({"x": tensor("FP32", SHAPE), "z": tensor("FP32", SHAPE, name="z")})
+        inputs, raws = [an_input("z"), special], [RAW]
+    with pytest.raises(MeshError, match=f"input 'x': {name}: the .* not supported") as error:
+        taking.decode(inputs, raws, typed)
+    assert error.value.reason is Reason.UNSUPPORTED
 
 
 def test_a_model_that_answers_another_type_than_it_says_is_internal():

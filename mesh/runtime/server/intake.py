@@ -1,8 +1,8 @@
 """From a request to what a model is fed.
 
-Every refusal is INVALID_ARGUMENT and names the tensor, what was sent and what the model takes, because the caller sees
-nothing else of the model. Whatever passes here fits the model's declared inputs; only what the model itself cannot do
-with it is left to onnxruntime.
+Every refusal is INVALID_ARGUMENT, or UNIMPLEMENTED for an extension that is not here, and names the tensor, what was
+sent and what the model takes, because the caller sees nothing else of the model. Whatever passes here fits the model's
+declared inputs; only what the model itself cannot do with it is left to onnxruntime.
 
 The rules where V2 leaves room: contents are raw for all inputs or typed for all; FP16 and BF16 have no typed field, so
 they are raw only; BYTES are texts in ONNX, so they must be UTF-8. Fields that V2 does not have are passed over.
@@ -20,6 +20,7 @@ import numpy as np
 from mesh.pb import inference_pb2
 from mesh.runtime.server import alignment, contents
 from mesh.runtime.server.tensors import MAX_RANK, MAX_SHAPES, MAX_TEXTS, Array, Raw, Tensor, bad, brief, names
+from mesh.statuses import MeshError, Reason
 
 Place = Callable[[Raw, tuple[int, ...], "np.dtype[Any]"], Array]
 """Makes an array of contents that are its bytes: `alignment.put`, or a `Scratch`'s."""
@@ -61,6 +62,7 @@ class Intake:
             self._refuse_surplus(inputs)
         if raws:
             if len(raws) != count:
+                _refuse_elsewhere(inputs)
                 raise bad(f"{count} inputs have {len(raws)} raw contents: one each, in order")
             if typed is not None and any(len(one) for one in typed):
                 raise bad("an input has typed contents beside raw ones")
@@ -79,6 +81,8 @@ class Intake:
             for index in range(count):
                 sent = inputs[index]
                 tensor = self._tensor(sent)
+                if sent.parameters:
+                    _refuse_extensions(f"input {brief(sent.name)!r}", sent.parameters)
                 shape = _shape(sent)
                 elements = tensor.count(shape)
                 if typed is None:
@@ -124,12 +128,31 @@ class Intake:
         tensor = self._tensor(sent)
         if sent.HasField("contents") and sent.contents.ListFields():
             raise bad(f"input {brief(sent.name)!r} has typed contents beside raw ones")
+        if sent.parameters:
+            _refuse_extensions(f"input {brief(sent.name)!r}", sent.parameters)
         shape = _shape(sent)
         learnt = tensor, shape, tensor.count(shape)
         key = _encoded(sent)
         if len(self._known) < MAX_SHAPES and len(key) <= _MAX_KEY:
             self._known[key] = learnt
         return learnt
+
+
+def _refuse_elsewhere(inputs: Any) -> None:
+    """Raises for an input whose contents are said to be in shared memory, and therefore not in the request."""
+    for sent in inputs:
+        _refuse_extensions(f"input {brief(sent.name)!r}", sent.parameters)
+
+
+def _refuse_extensions(what: str, parameters: Mapping[str, Any]) -> None:
+    """Raises for a parameter that would have this tensor read or answered otherwise than it is here."""
+    for name in parameters:
+        if name.startswith("shared_memory_"):
+            text = f"{what}: {brief(name)}: the shared memory extensions are not supported, send the tensor's data"
+            raise MeshError(Reason.UNSUPPORTED, text)
+        if name == "classification":
+            text = f"{what}: classification: the classification extension is not supported, ask for the tensor itself"
+            raise MeshError(Reason.UNSUPPORTED, text)
 
 
 _encoded: Callable[[Any], bytes] = inference_pb2.ModelInferRequest.InferInputTensor.SerializeToString
@@ -223,8 +246,7 @@ def requested(
             raise bad(f"the model has no output {brief(sent.name)!r}; it has {names(tensors)}")
         if tensor in found:
             raise bad(f"output {brief(sent.name)!r} is asked for twice")
-        for parameter in ("classification", "shared_memory_region"):
-            if parameter in sent.parameters:
-                raise bad(f"output {brief(sent.name)!r}: the parameter {parameter!r} is not supported")
+        if sent.parameters:
+            _refuse_extensions(f"output {brief(sent.name)!r}", sent.parameters)
         found.append(tensor)
     return tuple(found)
