@@ -17,7 +17,7 @@ What is permitted depends on what the agent can prove:
 - *closed*: no call is answered.
 
 Times are nanoseconds of one clock that goes on while the machine sleeps. The agent writes the permission into the use
-board (`mesh.runtime.fence`), the data port obeys it.
+board (`mesh.runtime.presence.fence`), the data port obeys it.
 """
 
 import enum

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 import uvloop
 
-from mesh import etcdoptions, startup, tlsoptions
 from mesh import settings as texts
+from mesh.options import etcdoptions, startup, tlsoptions
 from mesh.telemetry import logs
-from router import pod
-from router.settings import RouterSettings
+from router.process import pod
+from router.process.settings import RouterSettings
 
 log = logs.get("router")
 _BODY_BYTES = 256 << 20

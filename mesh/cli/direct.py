@@ -1,7 +1,7 @@
 """What commands share that go to etcd themselves, past the mesh: an admin's, who may see and change everything.
 
-They take the options of routers and runtime pods (`mesh.etcdoptions`), so they run with a pod's own environment as well
-as beside a port-forward. etcd's errors become the command line's, with what to do.
+They take the options of routers and runtime pods (`mesh.options.etcdoptions`), so they run with a pod's own environment
+as well as beside a port-forward. etcd's errors become the command line's, with what to do.
 """
 
 import asyncio

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TransferSpeedColumn
 
-from mesh import etcdoptions
 from mesh.cli import direct, options, output
 from mesh.cli.exits import CommandError
+from mesh.options import etcdoptions
 
 if TYPE_CHECKING:  # it brings gRPC, a quarter of a second that `mesh --help` should not take
     from mesh.etcd import Etcd

@@ -15,8 +15,8 @@ from mesh.etcd.connection import Connection, EtcdStatistics
 from mesh.etcd.errors import EtcdError, EtcdUnavailable
 from mesh.etcd.records import Alarm, EtcdMember, KeyValue, Page, Status, TxnResult, key_value, key_values
 from mesh.etcd.txn import Compare, Op, modified, put_op
-from mesh.keys import after_prefix
 from mesh.pb import etcd_pb2 as pb
+from mesh.schema.keys import after_prefix
 from mesh.settings import EtcdSettings
 from mesh.statuses import Reason
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mesh import cgroups, machine
+from mesh.host import cgroups, machine
 from mesh.settings import format_address, parse_address
 
 LOOPBACK = "127.0.0.1"

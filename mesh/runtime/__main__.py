@@ -12,11 +12,13 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
-from mesh import cpus, etcdoptions, startup, tlsoptions
 from mesh import settings as texts
+from mesh.host import cpus
+from mesh.options import etcdoptions, startup, tlsoptions
 from mesh.process import begin_beating
-from mesh.runtime import container, demand, memory
+from mesh.runtime import container
 from mesh.runtime.agent import Agent, StartError
+from mesh.runtime.cache import demand, memory
 from mesh.runtime.settings import SERVER, RuntimeSettings
 from mesh.telemetry import logs
 from placement import policies

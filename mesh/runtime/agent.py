@@ -18,41 +18,46 @@ import secrets
 import time
 from collections.abc import Iterable
 
-from mesh import copytoken, owner, process
+from mesh import process
 from mesh.etcd import Etcd, EtcdError, Patience
 from mesh.identity import Identity
-from mesh.keys import Keys, after_prefix
-from mesh.records import LEAVING, READY, PodRecord
-from mesh.runtime import container, control, earlier, figures, memory, serverprocess, suspects
-from mesh.runtime.activity import Activity
-from mesh.runtime.board import Board
-from mesh.runtime.claims import Claims
-from mesh.runtime.decisions import Decisions
-from mesh.runtime.demand import Demand
-from mesh.runtime.earlier import BOARD, Earlier
-from mesh.runtime.fence import Fence
-from mesh.runtime.files import Files
-from mesh.runtime.history import History
-from mesh.runtime.housekeeping import Housekeeping
-from mesh.runtime.lastlooks import LastLooks
-from mesh.runtime.ledger import Entry, Ledger, State
-from mesh.runtime.loading import Parts
-from mesh.runtime.loads import Loads
-from mesh.runtime.memory import MemoryWatch
-from mesh.runtime.meters import Meters, calls_snapshot
-from mesh.runtime.ondisk import OnDisk
-from mesh.runtime.optimising import Optimising
-from mesh.runtime.outcomes import Refused
-from mesh.runtime.place import NameTaken
-from mesh.runtime.presence import Presence
-from mesh.runtime.rate import Rate
-from mesh.runtime.relief import Relief
+from mesh.runtime import container, control
+from mesh.runtime.blame import earlier, suspects
+from mesh.runtime.blame.earlier import BOARD, Earlier
+from mesh.runtime.blame.history import History
+from mesh.runtime.blame.lastlooks import LastLooks
+from mesh.runtime.cache import memory
+from mesh.runtime.cache.activity import Activity
+from mesh.runtime.cache.decisions import Decisions
+from mesh.runtime.cache.demand import Demand
+from mesh.runtime.cache.files import Files
+from mesh.runtime.cache.ledger import Entry, Ledger, State
+from mesh.runtime.cache.loading import Parts
+from mesh.runtime.cache.loads import Loads
+from mesh.runtime.cache.memory import MemoryWatch
+from mesh.runtime.cache.meters import Meters, calls_snapshot
+from mesh.runtime.cache.optimising import Optimising
+from mesh.runtime.cache.outcomes import Refused
+from mesh.runtime.cache.rate import Rate
+from mesh.runtime.cache.relief import Relief
+from mesh.runtime.cache.unloads import Unloads
+from mesh.runtime.presence import figures
+from mesh.runtime.presence.claims import Claims
+from mesh.runtime.presence.fence import Fence
+from mesh.runtime.presence.housekeeping import Housekeeping
+from mesh.runtime.presence.ondisk import OnDisk
+from mesh.runtime.presence.place import NameTaken
+from mesh.runtime.presence.presence import Presence
 from mesh.runtime.rundir import RunDir
-from mesh.runtime.serverprocess import Death, ServerFailed, ServerProcess
+from mesh.runtime.servers import serverprocess
+from mesh.runtime.servers.serverprocess import Death, ServerFailed, ServerProcess
+from mesh.runtime.servers.spi import Spi
 from mesh.runtime.settings import RuntimeSettings
-from mesh.runtime.spi import Spi
+from mesh.runtime.sharedmemory.board import Board
 from mesh.runtime.tasks import Tasks
-from mesh.runtime.unloads import Unloads
+from mesh.schema import copytoken, owner
+from mesh.schema.keys import Keys, after_prefix
+from mesh.schema.records import LEAVING, READY, PodRecord
 from mesh.settings import format_address, format_bytes, parse_address
 from mesh.statuses import Reason
 from mesh.telemetry import logs, metrics

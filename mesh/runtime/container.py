@@ -10,8 +10,8 @@ What fits and leaves little room besides is taken, and the model server bounded 
 from dataclasses import dataclass
 from pathlib import Path
 
-from mesh import cgroups, machine
-from mesh.runtime import memory
+from mesh.host import cgroups, machine
+from mesh.runtime.cache import memory
 from mesh.settings import format_bytes
 
 AGENT = 100 << 20

@@ -9,10 +9,10 @@ import grpc
 from mesh.identity import Identity, rpc
 from mesh.pb import agent_pb2 as pb
 from mesh.pb import agent_pb2_grpc
-from mesh.records import PodRecord
-from mesh.runtime import loads, outcomes
-from mesh.runtime.activity import active
-from mesh.runtime.ledger import Entry, Ledger, State
+from mesh.runtime.cache import loads, outcomes
+from mesh.runtime.cache.activity import active
+from mesh.runtime.cache.ledger import Entry, Ledger, State
+from mesh.schema.records import PodRecord
 from mesh.settings import format_address, parse_address
 from mesh.statuses import Reason
 from mesh.telemetry import logs
@@ -23,8 +23,8 @@ log = logs.get(__name__)
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # else a second agent on the same port would share it in silence
-    # Routers look whether we live while they wait for loads, every 10 s (`router.agents`). By default a server takes
-    # three pings without data in 5 minutes, then ends the connection, and all loads on it: "Too many pings".
+    # Routers ping us while they wait for loads, every 10 s (`router.loads.agents`). By default a server takes three
+    # pings without data in 5 minutes, then ends the connection, and all loads on it: "Too many pings".
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.max_send_message_length", 64 << 20),  # a description of thousands of copies

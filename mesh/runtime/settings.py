@@ -4,7 +4,7 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mesh.runtime import demand
+from mesh.runtime.cache import demand
 from mesh.settings import EtcdSettings, parse_address
 from puller.proxies import DIRECT, Proxies
 

@@ -14,11 +14,11 @@ from placement.debits import Debits
 from placement.failures import Failures
 from placement.footprint import Footprint
 from placement.limits import TypeLimits
-from router import asking
-from router.agents import Agent, Timeout, Unreachable, load_request
-from router.registry import Registry
+from router.loads import asking
+from router.loads.agents import Agent, Timeout, Unreachable, load_request
+from router.state.registry import Registry
+from router.state.view import News, View
 from router.tasks import Tasks
-from router.view import News, View
 
 log = logs.get(__name__)
 

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from mesh.etcd import Etcd, EtcdError, Lease, absent, put_op
-from mesh.keys import Keys
+from mesh.schema.keys import Keys
 from mesh.telemetry import logs
 
 log = logs.get(__name__)

@@ -17,12 +17,12 @@ import socket
 from dataclasses import dataclass, replace
 
 from mesh.etcd import Etcd, EtcdError, modified, put_op
-from mesh.keys import Keys
-from mesh.lives import Life
+from mesh.schema.keys import Keys
+from mesh.schema.lives import Life
 from mesh.settings import parse_address
 from mesh.telemetry import logs
-from router.tombstones import Open, Tombstones
-from router.view import View
+from router.fencing.tombstones import Open, Tombstones
+from router.state.view import View
 
 log = logs.get(__name__)
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from cachetools import LRUCache
 
 from mesh.etcd import Etcd, KeyValue, absent, delete_op, get_op, modified
-from mesh.keys import Keys, after_prefix
 from mesh.pb import agent_pb2
+from mesh.schema.keys import Keys, after_prefix
 from mesh.statuses import MeshError
 from mesh.telemetry import logs
 from placement.copies import UNLIMITED
-from router.agents import Agent, Unreachable
-from router.registry import Registration, decode
-from router.view import Pod, View
+from router.loads.agents import Agent, Unreachable
+from router.state.registry import Registration, decode
+from router.state.view import Pod, View
 
 log = logs.get(__name__)
 

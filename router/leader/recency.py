@@ -16,8 +16,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from mesh.etcd import Etcd
-from mesh.keys import Keys, after_prefix
-from mesh.records import ModelRecord
+from mesh.schema.keys import Keys, after_prefix
+from mesh.schema.records import ModelRecord
 from mesh.telemetry import logs
 
 log = logs.get(__name__)

@@ -16,18 +16,18 @@ import time
 from collections.abc import Callable
 
 from mesh.etcd import Etcd, EtcdError, delete_op, modified, put_op
-from mesh.keys import Keys, after_prefix
-from mesh.records import Reload
+from mesh.schema.keys import Keys, after_prefix
+from mesh.schema.records import Reload
 from mesh.statuses import MeshError
 from mesh.telemetry import logs
 from placement import reload
 from placement.debits import Debits
 from placement.limits import TypeLimits
-from router.agents import Agent
 from router.leader.reloadsteps import Choose, Move, Steps
-from router.registry import Registration, Registry
+from router.loads.agents import Agent
+from router.state.registry import Registration, Registry
+from router.state.view import View
 from router.tasks import Tasks
-from router.view import View
 
 log = logs.get(__name__)
 

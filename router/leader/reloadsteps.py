@@ -17,10 +17,10 @@ from placement.choice import Choice
 from placement.debits import Debits
 from placement.footprint import Footprint
 from placement.limits import TypeLimits
-from router import asking
-from router.agents import Agent, Unreachable, load_request
-from router.registry import Registration
-from router.view import Pod, View
+from router.loads import asking
+from router.loads.agents import Agent, Unreachable, load_request
+from router.state.registry import Registration
+from router.state.view import Pod, View
 
 _AGAIN = 1.0  # seconds after which an agent that did not answer is asked again
 _LOAD_TIMEOUT = 300.0

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from mesh.etcd import Etcd, EtcdError
-from mesh.keys import Keys
 from mesh.pb import agent_pb2
-from mesh.records import ModelRecord
+from mesh.schema.keys import Keys
+from mesh.schema.records import ModelRecord
 from mesh.telemetry import logs
 from placement import choice, copies, drain
 from placement.actions import Action, Kind, Plan
@@ -23,16 +23,16 @@ from placement.copies import UNLIMITED, Limits, Model
 from placement.debits import Debits
 from placement.footprint import Footprint
 from placement.pod import Pod as Candidate
-from router.agents import Agent
-from router.dynamic import Current
 from router.leader.carrying import Carrying
 from router.leader.observing import Observation, Observer
 from router.leader.recency import Recency
 from router.leader.reloading import Reloading
 from router.leader.warming import Warming
-from router.registry import Registration, Registry
+from router.loads.agents import Agent
+from router.state.dynamic import Current
+from router.state.registry import Registration, Registry
+from router.state.view import Copy, Pod, View
 from router.tasks import Tasks
-from router.view import Copy, Pod, View
 
 log = logs.get(__name__)
 

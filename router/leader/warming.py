@@ -13,11 +13,11 @@ from placement import preload
 from placement.actions import Plan
 from placement.footprint import Footprint
 from placement.pod import Pod
-from router.dynamic import Current
 from router.leader.carrying import Carrying
 from router.leader.observing import Observer
 from router.leader.recency import Recency
-from router.view import View
+from router.state.dynamic import Current
+from router.state.view import View
 
 CANDIDATES = 128
 """Models that are looked at in one round."""

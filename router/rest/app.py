@@ -18,7 +18,7 @@ from router.rest import errors, origins, v2
 from router.rest.management import ManagementApi
 
 if TYPE_CHECKING:
-    from router.context import Worker
+    from router.process.context import Worker
 
 log = logs.get(__name__)
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from mesh.statuses import MeshError, Reason
 from mesh.wire import inflate
 from placement.copies import UNLIMITED, Limits
-from router.management import Item
+from router.management.models import Item
 
 if TYPE_CHECKING:
-    from router.management import Management
+    from router.management.models import Management
 
 MAX_LINE = 64 * 1024  # bytes
 MAX_LINES = 5_000_000

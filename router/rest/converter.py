@@ -18,7 +18,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from mesh import heap
+from mesh.host import heap
 from mesh.pb import inference_pb2 as pb
 from mesh.statuses import MeshError, Reason
 from mesh.wire import framing

@@ -16,7 +16,7 @@ from mesh import statuses
 from mesh.pb import details_pb2
 from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import metadata
-from router import answers
+from router.calls import answers
 from router.rest.localcall import Answer
 
 _MAX_TEXT = 4000  # bytes

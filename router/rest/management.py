@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from mesh import confidential, records
+from mesh.schema import confidential, records
 from mesh.statuses import MeshError, Reason, too_large
 from mesh.telemetry import logs, metrics
-from router import dynamic
 from router.rest import bulk, documents, v2
+from router.state import dynamic
 
 if TYPE_CHECKING:
-    from router.context import Worker
-    from router.management import ModelStatus
+    from router.management.models import ModelStatus
+    from router.process.context import Worker
 
 log = logs.get(__name__)
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from aiohttp import web
 from google.protobuf.message import DecodeError, Message
 
-from mesh import headers as names
 from mesh.pb import inference_pb2 as pb
 from mesh.statuses import Code, MeshError, Reason, too_large
 from mesh.wire import framing, inflate, metadata
+from mesh.wire import headers as names
 from mesh.wire.budget import Hold
 from mesh.wire.call import Header
 from router.rest import documents, errors, localcall
@@ -28,7 +28,7 @@ from router.rest.bodies import Body
 from router.services import v2server
 
 if TYPE_CHECKING:
-    from router.context import Worker
+    from router.process.context import Worker
 
 M = TypeVar("M", bound=Message)
 

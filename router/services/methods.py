@@ -13,11 +13,11 @@ from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from mesh.wire import call as wire
 from mesh.wire import framing
-from router import answers
+from router.calls import answers
 from router.tasks import Tasks
 
 if TYPE_CHECKING:
-    from router.context import Worker
+    from router.process.context import Worker
 
 log = logs.get(__name__)
 

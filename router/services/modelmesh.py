@@ -15,11 +15,11 @@ from mesh.pb import modelmesh_pb2 as pb
 from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import call as wire
 from mesh.wire import framing
-from router.management import ModelStatus
+from router.management.models import ModelStatus
 from router.services import methods
 
 if TYPE_CHECKING:
-    from router.context import Worker
+    from router.process.context import Worker
 
 _NAMES = (b"/mmesh.ModelMesh/", b"/com.ibm.watson.tas.proto.TasRuntime/")
 _WITH_COPIES = ("LOADED", "LOADING", "LOADING_FAILED")

@@ -13,7 +13,7 @@ from mesh.wire import framing
 from router.services import methods
 
 if TYPE_CHECKING:
-    from router.context import Worker
+    from router.process.context import Worker
 
 _FILES = {
     module.DESCRIPTOR.name: module.DESCRIPTOR

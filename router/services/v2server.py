@@ -9,12 +9,12 @@ looked at through a router also while no runtime pod is up, and taking all route
 import importlib.metadata
 from typing import TYPE_CHECKING
 
-from mesh import records
 from mesh.pb import inference_pb2 as pb
+from mesh.schema import records
 from router.services import methods
 
 if TYPE_CHECKING:
-    from router.context import Worker
+    from router.process.context import Worker
 
 NAME = "mesh"
 EXTENSIONS = ("binary_tensor_data",)

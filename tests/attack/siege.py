@@ -205,7 +205,12 @@ def resident(pid: int) -> int:
 
 def _name(pid: int) -> str:
     words = command(pid).split()
-    kinds = {"router.worker": "worker", "router": "router", "mesh.runtime.server": "server", "mesh.runtime": "agent"}
+    kinds = {
+        "router.process.worker": "worker",
+        "router": "router",
+        "mesh.runtime.server": "server",
+        "mesh.runtime": "agent",
+    }
     for word, kind in kinds.items():
         if word in words:
             return f"{kind} {pid}"

@@ -370,14 +370,14 @@ async def replaced(mesh: LocalMesh, pid: int) -> None:
     await until(lambda: not os.path.exists(f"/proc/{pid}"), timeout=20, why=f"process {pid} is replaced")
 
 
-@pytest.mark.parametrize("kind", ["router.worker", "envoy"])
+@pytest.mark.parametrize("kind", ["router.process.worker", "envoy"])
 async def test_a_worker_or_envoy_that_stands_still_is_replaced(mesh: LocalMesh, kind: str) -> None:
     """Callers who try again are served; nothing is loaded again."""
     pid = _leaf(mesh, kind)[0]
     async with Siege(mesh, retry=True, timeout=5.0) as siege:
         with stopped(pid):
             await replaced(mesh, pid)
-        await until(lambda: len(_leaf(mesh, kind)) >= (2 if kind == "router.worker" else 1), timeout=20)
+        await until(lambda: len(_leaf(mesh, kind)) >= (2 if kind == "router.process.worker" else 1), timeout=20)
         await siege.more(20)
 
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from mesh.cli.app import build
 from mesh.etcd import Etcd
-from mesh.keys import Keys, after_prefix
+from mesh.schema.keys import Keys, after_prefix
 from tests.support.etcd import EtcdServer
 
 

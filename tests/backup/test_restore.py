@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mesh.keys import Keys
-from mesh.lives import Tombstone
-from mesh.records import ModelRecord
+from mesh.schema.keys import Keys
+from mesh.schema.lives import Tombstone
+from mesh.schema.records import ModelRecord
 from placement.copies import Limits
 from tests.backup.conftest import Admin
 

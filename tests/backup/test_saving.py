@@ -6,7 +6,7 @@ import pytest
 
 from mesh.cli.backup import file, saving
 from mesh.etcd import Etcd, EtcdCompacted
-from mesh.keys import Keys
+from mesh.schema.keys import Keys
 from tests.support.etcd import EtcdServer
 
 

@@ -53,7 +53,7 @@ async def run(mesh: LocalMesh, folder: Path, console: Console) -> None:
     below = {pid: command(pid) for pid in children(router)}
     tiers = {
         "Envoy": [pid for pid, line in below.items() if "envoy" in line.split()[0]],
-        "worker": [pid for pid, line in below.items() if "router.worker" in line],
+        "worker": [pid for pid, line in below.items() if "router.process.worker" in line],
         "router pod": [router],
         "server": [mesh.server_pid(pod) for pod in mesh.pods],
         "agent": [pod.pid for pod in mesh.pods],

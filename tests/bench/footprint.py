@@ -32,7 +32,7 @@ async def run(etcd: EtcdServer, folder: Path, console: Console) -> None:
         below = {pid: command(pid) for pid in children(router)}
         pids = {
             "Envoy": [pid for pid, line in below.items() if "envoy" in line.split()[0]],
-            "worker": [pid for pid, line in below.items() if "router.worker" in line],
+            "worker": [pid for pid, line in below.items() if "router.process.worker" in line],
             "router": [router],
             "agent": [pod.pid],
             "server": [mesh.server_pid(pod)],

@@ -41,7 +41,7 @@ async def run(mesh: LocalMesh, console: Console, *, count: int = COUNT) -> None:
     mesh.routers[0].start()
     await mesh.ready()
     restart = time.perf_counter() - began
-    workers = [pid for pid in children(mesh.routers[0].pid) if "router.worker" in command(pid)]
+    workers = [pid for pid in children(mesh.routers[0].pid) if "router.process.worker" in command(pid)]
 
     client = Client(mesh.channel())
     times = []

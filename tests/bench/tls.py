@@ -63,7 +63,7 @@ def _tiers(mesh: LocalMesh) -> dict[str, list[int]]:
     below = {pid: command(pid) for pid in children(mesh.routers[0].pid)}
     return {
         "Envoy": [pid for pid, line in below.items() if "envoy" in line.split()[0]],
-        "worker": [pid for pid, line in below.items() if "router.worker" in line],
+        "worker": [pid for pid, line in below.items() if "router.process.worker" in line],
         "server": [mesh.server_pid(pod) for pod in mesh.pods],
     }
 

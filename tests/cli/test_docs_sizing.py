@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mesh.runtime import container, memory
+from mesh.runtime import container
+from mesh.runtime.cache import memory
 from mesh.settings import parse_bytes
 from tests.deploy.test_docs import VALUES
 from tests.support import documented

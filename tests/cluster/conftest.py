@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from deploy.cluster import identity, images, layout, lifecycle, needs
-from mesh import records
+from mesh.schema import records
 from tests.support.cluster import Kube
 
 _HERE = Path(__file__).parent

@@ -31,9 +31,9 @@ from mesh.etcd import (
     value_is,
 )
 from mesh.etcd.endpoints import parse_endpoint
-from mesh.keys import Keys, after_prefix
 from mesh.local.etcd import etcd_argv, version_warning
 from mesh.process import free_port
+from mesh.schema.keys import Keys, after_prefix
 from mesh.settings import EtcdSettings
 from mesh.statuses import Reason
 from tests.support.etcd import EtcdServer

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from mesh.etcd import Delta, Etcd, EtcdClosed, Kind, Lease, Mirror, Snapshot, delete_op, put_op
-from mesh.keys import Keys, after_prefix
+from mesh.schema.keys import Keys, after_prefix
 from mesh.settings import EtcdSettings
 from tests.support.etcd import EtcdServer
 from tests.support.following import following

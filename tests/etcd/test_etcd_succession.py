@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from mesh import etcdoptions
 from mesh.etcd import Etcd, EtcdDenied, EtcdError, Lease, secret, succession
+from mesh.options import etcdoptions
 from mesh.settings import EtcdFiles, EtcdSettings
 from tests.support.authority import Authority, Mounted
 from tests.support.etcd import EtcdServer

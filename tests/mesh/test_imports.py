@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
-    "module", ["mesh.runtime.__main__", "mesh.runtime.server.process", "router.pod", "router.worker"]
+    "module", ["mesh.runtime.__main__", "mesh.runtime.server.process", "router.process.pod", "router.process.worker"]
 )
 def test_what_only_logs_does_not_import_rich(module: str) -> None:
     """The command line draws tables with it; here it would cost a tenth of the start, and 4.7 MB."""

@@ -4,17 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from placement.blame import (
-    EXPIRY_MS,
-    REFUSED_MS,
-    REQUESTS,
-    Blame,
-    alive,
-    exhausted,
-    on_probation,
-    quarantine,
-    refused,
-)
+from placement.blame import EXPIRY_MS, REFUSED_MS, REQUESTS, Blame, alive, exhausted, on_probation, quarantine, refused
 
 NOW = 1_800_000_000_000
 GIB = 1 << 30

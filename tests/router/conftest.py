@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 import pytest
 
 from mesh.etcd import EtcdUnavailable, KeyValue
-from mesh.records import Failure, ModelRecord
+from mesh.schema.records import Failure, ModelRecord
 from mesh.telemetry import metrics
-from router.coldstart import ColdStart
-from router.dispatch import Dispatcher
-from router.forward import Forwarder
-from router.meter import Meter
-from router.registry import Registry
-from router.routes import Routes
-from router.settings import RouterSettings
+from router.calls.dispatch import Dispatcher
+from router.calls.forward import Forwarder
+from router.calls.meter import Meter
+from router.calls.routes import Routes
+from router.loads.coldstart import ColdStart
+from router.process.settings import RouterSettings
+from router.state.registry import Registry
 from tests.support.fakecalls import FakeAgents, FakeCall, Sent
 from tests.support.waiting import until
 from tests.support.worlds import World

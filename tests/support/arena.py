@@ -15,8 +15,8 @@ import grpc
 
 from mesh.etcd import Etcd, Event, Kind
 from mesh.etcd.watch import Watch
-from mesh.keys import Keys, after_prefix
-from mesh.records import CopyRecord
+from mesh.schema.keys import Keys, after_prefix
+from mesh.schema.records import CopyRecord
 from tests.support.etcd import EtcdServer
 from tests.support.localmesh import LEASE_TTL, Client, LocalMesh, Program, children, command
 from tests.support.proxy import Proxy
@@ -130,7 +130,7 @@ class Arena:
         return [self.program(name).pid] if self.alive(name) else []
 
     def below(self, name: str, word: str) -> list[int]:
-        """Finds the children of that process whose command line has that word, such as `router.worker`."""
+        """Finds the children of that process whose command line has that word, such as `router.process.worker`."""
         if not self.alive(name):
             return []
         return [pid for pid in children(self.program(name).pid) if word in command(pid)]
@@ -141,7 +141,7 @@ class Arena:
 
     def workers(self, router: str) -> list[int]:
         """Finds the workers of a router."""
-        return self.below(router, "router.worker")
+        return self.below(router, "router.process.worker")
 
     def envoys(self, router: str) -> list[int]:
         """Finds the Envoy of a router."""

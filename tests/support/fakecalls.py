@@ -9,8 +9,8 @@ from mesh.pb import agent_pb2
 from mesh.statuses import Code
 from mesh.wire.call import Call, CallCancelled, Header, Headers
 from mesh.wire.client import Lost, LostKind, PoolStatistics, Reply, Sink
-from router.agents import Timeout, Unreachable
-from router.view import Pod
+from router.loads.agents import Timeout, Unreachable
+from router.state.view import Pod
 
 
 class FakeCall(Call):

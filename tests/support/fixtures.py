@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mesh.etcd import Etcd
-from mesh.keys import Keys
+from mesh.schema.keys import Keys
 from tests.support.etcd import EtcdServer
 
 _numbers = itertools.count(1)

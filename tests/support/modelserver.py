@@ -17,7 +17,7 @@ import grpc
 
 from mesh.pb import modelruntime_pb2 as pb
 from mesh.pb import modelruntime_pb2_grpc
-from mesh.runtime.spi import Spi
+from mesh.runtime.servers.spi import Spi
 
 _numbers = itertools.count(1)
 

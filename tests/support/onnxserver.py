@@ -13,10 +13,9 @@ from typing import Any, Self
 import grpc
 import numpy as np
 
-from mesh import headers
 from mesh.pb import inference_pb2, modelruntime_pb2, modelruntime_pb2_grpc
-from mesh.runtime.board import OPEN_ENDED, Board
-from mesh.wire import framing
+from mesh.runtime.sharedmemory.board import OPEN_ENDED, Board
+from mesh.wire import framing, headers
 from mesh.wire.client import Pool, Reply
 from placement.fence import Mode
 from tests.support.waiting import until

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mesh.etcd import Etcd, Mirror
-from mesh.keys import Keys
+from mesh.schema.keys import Keys
 from mesh.settings import EtcdSettings
 from mesh.telemetry import metrics
 from mesh.wire.call import Header
 from mesh.wire.client import Pool, Reply
-from router import sockets
-from router.feed import FeedServer
-from router.settings import RouterSettings
-from router.worker import Process
+from router.process import sockets
+from router.process.settings import RouterSettings
+from router.process.worker import Process
+from router.state.feed import FeedServer
 from tests.support.fakepod import INFER, request
 from tests.support.waiting import until
 

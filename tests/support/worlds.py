@@ -1,8 +1,8 @@
 """A view and the etcd it seems to mirror: tests say what pods publish, and when their leases end."""
 
-from mesh.keys import Keys
-from mesh.records import LOADED, LOADING, READY, CopyRecord, PodRecord
-from router.view import Copy, View
+from mesh.schema.keys import Keys
+from mesh.schema.records import LOADED, LOADING, READY, CopyRecord, PodRecord
+from router.state.view import Copy, View
 from tests.support.fakecalls import FakePool
 
 

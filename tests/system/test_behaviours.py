@@ -51,10 +51,10 @@ import pytest
 import pytest_asyncio
 
 from mesh.etcd import Etcd, KeyValue
-from mesh.keys import Keys
 from mesh.pb import modelmesh_pb2 as pb
 from mesh.pb import modelruntime_pb2, modelruntime_pb2_grpc
-from mesh.records import ModelRecord
+from mesh.schema.keys import Keys
+from mesh.schema.records import ModelRecord
 from tests.support.localmesh import Client, LocalMesh, command
 from tests.support.waiting import until
 

@@ -44,7 +44,7 @@ async def test_a_changed_password(tmp_path, own_etcd):
         await until(lambda: loaded("after", 2.0), timeout=60, interval=0.2, why="a model is registered and loaded")
         assert (await client.infer("after", x=ONE))[0] == 2.0
         for pid in children(mesh.routers[0].pid):
-            if "router.worker" in command(pid):
+            if "router.process.worker" in command(pid):
                 os.kill(pid, signal.SIGKILL)
         await until(lambda: loaded("anew", 3.0), timeout=60, interval=0.2, why="the new worker reaches etcd")
         assert (await client.infer("anew", x=ONE))[0] == 3.0

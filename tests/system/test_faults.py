@@ -181,7 +181,7 @@ async def test_the_only_worker_killed(a_mesh):
     """Calls in flight in it may be lost; those that come while there is none wait for its successor."""
     async with a_mesh(pods=1, router_options=["--workers", "1"]) as mesh, Traffic(mesh, 4) as traffic:
         await traffic.some()
-        (worker,) = [pid for pid in children(mesh.routers[0].pid) if "router.worker" in command(pid)]
+        (worker,) = [pid for pid in children(mesh.routers[0].pid) if "router.process.worker" in command(pid)]
         os.kill(worker, signal.SIGKILL)
         await traffic.some(300)
         assert sum(traffic.errors.values()) <= traffic.callers
@@ -192,12 +192,12 @@ async def test_a_worker_killed(a_mesh):
     """The router pod starts another worker; Envoy finds it; callers are answered again."""
     async with a_mesh(pods=1, router_options=["--workers", "2"]) as mesh, Traffic(mesh, 4) as traffic:
         await traffic.some()
-        workers = [pid for pid in children(mesh.routers[0].pid) if "router.worker" in command(pid)]
+        workers = [pid for pid in children(mesh.routers[0].pid) if "router.process.worker" in command(pid)]
         assert len(workers) == 2
         os.kill(workers[0], signal.SIGKILL)
 
         def two_again() -> bool:
-            alive = [pid for pid in children(mesh.routers[0].pid) if "router.worker" in command(pid)]
+            alive = [pid for pid in children(mesh.routers[0].pid) if "router.process.worker" in command(pid)]
             return len(alive) == 2 and workers[0] not in alive
 
         await until(two_again, timeout=20, why="another worker")

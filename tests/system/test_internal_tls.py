@@ -13,9 +13,9 @@ import pytest
 
 from mesh.etcd import Etcd
 from mesh.identity import Identity, rpc
-from mesh.keys import Keys
 from mesh.pb import agent_pb2, agent_pb2_grpc
-from mesh.records import PodRecord
+from mesh.schema.keys import Keys
+from mesh.schema.records import PodRecord
 from mesh.wire.client import Lost, Pool
 from tests.support.authority import Authority, Mounted
 from tests.support.localmesh import Client, LocalMesh

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from mesh import owner
-from mesh.keys import Keys
+from mesh.schema import owner
+from mesh.schema.keys import Keys
 from tests.support.waiting import until
 
 

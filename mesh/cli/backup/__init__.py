@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from mesh import etcdoptions
 from mesh.cli import direct, options, output
 from mesh.cli.exits import CommandError, Exit
-from mesh.keys import Keys
+from mesh.options import etcdoptions
+from mesh.schema.keys import Keys
 from mesh.settings import EtcdSettings
 
 if TYPE_CHECKING:  # they bring gRPC, a quarter of a second that `mesh --help` should not take

@@ -20,8 +20,8 @@ from mesh.cli.backup import file, saving
 from mesh.cli.exits import CommandError, Exit
 from mesh.cli.snapshot import WORK, lock, snapshots
 from mesh.etcd import Etcd, EtcdError
-from mesh.keys import Keys
 from mesh.local.etcd import etcd_argv
+from mesh.schema.keys import Keys
 from mesh.settings import EtcdSettings
 
 _MAGIC_AT, _MAGIC = 16, struct.pack("<I", 0xED0CDAED)  # of bbolt, behind the first page's header

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mesh.records import ModelRecord
+from mesh.schema.records import ModelRecord
 from placement.copies import UNLIMITED
 
 

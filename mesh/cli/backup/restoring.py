@@ -6,9 +6,9 @@ what the mesh has measured or noted since is not lost. What differs is left too,
 Three things make this more than writing keys:
 
 - A copy belongs to one registration, which is the create revision of its record. So a record that differs is deleted,
-  with a tombstone where a pod may answer for it (`mesh.lives`), and created anew once no pod may; agents compare their
-  copies about every 30 seconds. Until then the model is not registered: a wait, and never another model's answer.
-  Limits alone are changed in place.
+  with a tombstone where a pod may answer for it (`mesh.schema.lives`), and created again once no pod may; agents
+  compare their copies about every 30 seconds. Until then the model is not registered: a wait, and never another
+  model's answer. Limits alone are changed in place.
 - How many vmodels name a model stands in its record. Models are created with none, and each vmodel counts itself in the
   transaction that writes it.
 - The leader finds models whose number of copies was set by keys of `wanted/`, which are written along and not kept.
@@ -22,12 +22,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from mesh import etcd as etcds
-from mesh import owner
 from mesh.cli.backup import file, meaning, saving
 from mesh.etcd import Etcd, EtcdError, EtcdUnavailable, KeyValue
-from mesh.keys import TOMBSTONE, Keys, after_prefix
-from mesh.lives import Tombstone, all_present, census
-from mesh.records import ModelRecord
+from mesh.schema import owner
+from mesh.schema.keys import TOMBSTONE, Keys, after_prefix
+from mesh.schema.lives import Tombstone, all_present, census
+from mesh.schema.records import ModelRecord
 from mesh.statuses import Reason
 
 BATCH = 60

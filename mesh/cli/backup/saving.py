@@ -4,10 +4,10 @@ import datetime
 from collections.abc import Callable
 from typing import BinaryIO
 
-from mesh import owner
 from mesh.cli.backup import file
 from mesh.etcd import Etcd
-from mesh.keys import Keys, after_prefix
+from mesh.schema import owner
+from mesh.schema.keys import Keys, after_prefix
 
 PAGE = 1000
 """Records read at once. etcd is asked for fewer where values are large."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mesh import etcdoptions
 from mesh.cli import options, output
 from mesh.cli.exits import Exit
+from mesh.options import etcdoptions
 from mesh.settings import parse_bytes
 
 if TYPE_CHECKING:  # gRPC, aiohttp and cryptography, which `mesh --help` should not wait for

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from mesh.cli.doctor import handshake
 from mesh.cli.doctor.handshake import Answer, Identity
 from mesh.etcd import Alarm, Etcd, EtcdDenied, EtcdError, EtcdMember, Status
-from mesh.keys import Keys, after_prefix
+from mesh.schema.keys import Keys, after_prefix
 from mesh.settings import EtcdSettings
 
 T = TypeVar("T")

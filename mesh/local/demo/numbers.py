@@ -102,7 +102,7 @@ def _memory(folder: Path, pid: int, depth: int) -> ProcessMemory | None:
 
 def _name(argv: Iterable[str]) -> str:
     words = list(argv)
-    # python -m router.worker --name x: the module says more than the interpreter.
+    # python -m router.process.worker --name x: the module says more than the interpreter.
     name = words[words.index("-m") + 1] if "-m" in words[:-1] else Path(words[0]).name
     if "--name" in words[:-1]:
         name += f" {words[words.index('--name') + 1]}"

@@ -20,7 +20,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mesh import cpus
+from mesh.host import cpus
 from mesh.local.fleet import datasets, wheels
 from mesh.local.fleet.catalogue import Fleet, Sample, Tensor
 from mesh.local.fleet.recipes import Recipe, recipe

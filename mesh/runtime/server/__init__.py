@@ -13,7 +13,8 @@ From the outside in:
   `reply` (V2 and numpy; `tensors`, `contents`, `alignment`, `shortcuts`) and `answers`; short ones in the
   event loop, as `pace` knows and `watch` sees to, long ones in `runs` on the threads of `workers`.
 
-How the agent uses it: make a `mesh.runtime.board.Board`, start the process with its path, ask `runtimeStatus`, then
-`loadModel` and `unloadModel` with the metadata that `spi` describes. Read uses, suspects and the histogram of calls
-(`modelmesh_invoke_model_milliseconds`, by `Board.calls()`) from the board, resident memory from /proc.
+How the agent uses it: make a `mesh.runtime.sharedmemory.board.Board`, start the process with its path, ask
+`runtimeStatus`, then `loadModel` and `unloadModel` with the metadata that `spi` describes. Read uses, suspects and the
+histogram of calls (`modelmesh_invoke_model_milliseconds`, by `Board.calls()`) from the board, resident memory from
+/proc.
 """

@@ -2,9 +2,9 @@
 
 import time
 
-from mesh import headers
-from mesh.runtime.board import Board
+from mesh.runtime.sharedmemory.board import Board
 from mesh.statuses import MeshError, Reason, shortened
+from mesh.wire import headers
 from mesh.wire.call import Call, Headers
 from mesh.wire.metadata import DETAILS, encode_bin
 

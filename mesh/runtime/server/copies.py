@@ -5,7 +5,8 @@ is meant for (`mesh-copy`: the agent's incarnation and the create revision of th
 under the same id but is not that copy does not answer it. A copy that was loaded without a token, by an agent that does
 not know of them, answers to its id alone.
 
-While a registration's content is reloaded there are two copies of it, told apart by their tokens (`mesh.copytoken`).
+While a registration's content is reloaded there are two copies of it, told apart by their tokens
+(`mesh.schema.copytoken`).
 The newer one answers only the calls that name it until the older one has gone.
 """
 
@@ -15,14 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mesh import copytoken
 from mesh.pb import inference_pb2
-from mesh.runtime.board import Row
 from mesh.runtime.server import tensors
 from mesh.runtime.server.pace import Pace
 from mesh.runtime.server.reply import Answer
 from mesh.runtime.server.session import Session
 from mesh.runtime.server.shortcuts import Shortcuts
+from mesh.runtime.sharedmemory.board import Row
+from mesh.schema import copytoken
 
 if TYPE_CHECKING:
     from mesh.runtime.server.runs import Run

@@ -19,18 +19,17 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from mesh import headers
 from mesh.pb import inference_pb2
-from mesh.runtime.board import MODE_BITS, Board
 from mesh.runtime.server import alignment, answers, intake, requests
 from mesh.runtime.server.copies import Copies, Copy
 from mesh.runtime.server.runs import Run, Runs
 from mesh.runtime.server.shortcuts import Asked
 from mesh.runtime.server.tensors import bad, brief
 from mesh.runtime.server.watch import Watch
+from mesh.runtime.sharedmemory.board import MODE_BITS, Board
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
-from mesh.wire import framing
+from mesh.wire import framing, headers
 from mesh.wire.call import Call, CallCancelled
 from mesh.wire.metadata import decode_bin
 from placement.fence import Mode, Said, Verdict, judge

@@ -19,7 +19,6 @@ import grpc
 
 from mesh.identity import Identity, IdentityError
 from mesh.pb import modelruntime_pb2_grpc
-from mesh.runtime.board import Board
 from mesh.runtime.server import device, memory
 from mesh.runtime.server.copies import Copies
 from mesh.runtime.server.dataport import DataPort
@@ -28,6 +27,7 @@ from mesh.runtime.server.runs import Runs
 from mesh.runtime.server.settings import Settings
 from mesh.runtime.server.spi import Spi
 from mesh.runtime.server.watch import Watch
+from mesh.runtime.sharedmemory.board import Board
 from mesh.settings import format_address, format_bytes
 from mesh.telemetry import logs
 from mesh.wire.server import Server

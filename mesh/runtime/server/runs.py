@@ -17,12 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mesh.runtime.atwork import AtWork
-from mesh.runtime.board import Board
 from mesh.runtime.server import answers, session
 from mesh.runtime.server.copies import Copy
 from mesh.runtime.server.shortcuts import Asked
 from mesh.runtime.server.workers import Workers
+from mesh.runtime.sharedmemory.atwork import AtWork
+from mesh.runtime.sharedmemory.board import Board
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from mesh.wire.call import Call

@@ -24,7 +24,6 @@ from collections.abc import AsyncIterator, Iterable
 
 import grpc
 
-from mesh import headers
 from mesh.pb import modelruntime_pb2, modelruntime_pb2_grpc
 from mesh.runtime.server import dataport, loader
 from mesh.runtime.server.copies import Copies, Copy
@@ -32,6 +31,7 @@ from mesh.runtime.server.device import Device
 from mesh.runtime.server.settings import Settings
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
+from mesh.wire import headers
 
 log = logs.get(__name__)
 

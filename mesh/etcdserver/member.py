@@ -1,0 +1,173 @@
+"""`python -m mesh.etcdserver.member`: becomes etcd, as a member of the cluster that `ETCD_...` variables describe.
+
+etcd starts by itself wherever its data are. What it cannot do is to come back without them: a member whose volume was
+lost has the name of one that the others still count on, and etcd refuses to start it ("has already been
+bootstrapped"), for ever. So where there are no data, the others are asked first (`etcdctl`, by its `ETCDCTL_...`). If
+they know this member as one that has served, it is taken off their list and put on it again, which is what etcd's
+manual asks of an operator, and starts as a new one that fetches everything from them.
+
+While the others have no quorum they cannot agree to it. Then this waits, and never starts a member of a new cluster
+beside one that exists: what tells the two apart without a quorum is whether any member has ever served, which each
+member's peer port says (etcd's own check at a start asks there too). Where nobody answers at all, this may be the first
+start, and etcd decides as it always has. A cluster that has lost most of its data is restored from a snapshot, by a
+person. See docs/kubernetes.md.
+"""
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mesh.process import find_binary
+from mesh.telemetry import logs
+
+log = logs.get("mesh.etcdserver.member")
+
+COMMAND_TIMEOUT = 5.0
+"""Seconds for the others to answer. On a first start nobody does, and this is what it takes longer."""
+
+PATIENCE = 60.0
+"""Seconds that they may refuse it. Then this process ends, and Kubernetes starts it again."""
+
+_PAUSE = 2.0
+
+
+class MemberError(Exception):
+    """What the others were asked for they have not done. The text is etcdctl's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One member, as the others list it."""
+
+    id: int
+    name: str  # empty: added, and never started
+    peer_urls: tuple[str, ...]
+    served: bool  # it has told for which address clients call it
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "Entry":
+        """From etcdctl's JSON."""
+        return cls(
+            int(fields["ID"]),
+            str(fields.get("name", "")),
+            tuple(fields.get("peerURLs") or ()),
+            bool(fields.get("clientURLs")),
+        )
+
+
+def entries() -> list[Entry] | None:
+    """The members as those that have a quorum list them; None where nobody tells."""
+    try:
+        said = _etcdctl("member", "list", "--write-out=json")
+        return [Entry.of(fields) for fields in json.loads(said)["members"]]
+    except MemberError as error:
+        log.info("no cluster answers", why=str(error))
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("the list of members cannot be read", why=repr(error))
+    return None
+
+
+def joins(name: str, peer_url: str, listed: list[Entry]) -> bool:
+    """Has a member without data put on the list anew. Whether it then joins a cluster that exists, rather than being
+    one of those that make a new one. Raises MemberError."""
+    ours = next((entry for entry in listed if peer_url in entry.peer_urls or entry.name == name), None)
+    if ours is not None and ours.name and not ours.served:
+        return False  # from the first list of a cluster that is being made
+    if ours is not None:  # also one without a name: it may have begun to serve before it could tell its name
+        log.warning("this member's data are gone: it joins the others as a new one", member=name, was=f"{ours.id:x}")
+        _etcdctl("member", "remove", f"{ours.id:x}")
+    _etcdctl("member", "add", name, f"--peer-urls={peer_url}")
+    return True
+
+
+def has_data(folder: Path) -> bool:
+    """Whether there is what a member goes on from: its log. Other files are there after a start that failed, too."""
+    return any((folder / "member" / "wal").glob("*.wal"))
+
+
+def exists(others: Iterable[str], tls: ssl.SSLContext | None) -> bool:
+    """Whether any of the others, by their peer URLs, knows of a member that has served; no quorum is asked for."""
+    for url in others:
+        try:
+            with urllib.request.urlopen(f"{url}/members", timeout=2.0, context=tls) as answer:
+                if any(fields.get("clientURLs") for fields in json.load(answer)):
+                    return True
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            log.info("a member does not tell who they are", url=url, why=str(error))
+    return False
+
+
+def _joins_in_time(name: str, peers: Mapping[str, str], tls: ssl.SSLContext | None) -> bool:
+    """The same as `joins`, asked again while the others have no quorum, or let nobody in: they agree to no change
+    before they have been connected to each other for five seconds. Raises MemberError after `PATIENCE`."""
+    end = time.monotonic() + PATIENCE
+    others = [url for other, url in peers.items() if other != name]
+    known = False
+    while True:
+        listed = entries()
+        if listed is None and not known and not exists(others, tls):
+            return False
+        known = True
+        try:
+            if listed is None:
+                raise MemberError("they have no quorum")
+            return joins(name, peers[name], listed)
+        except MemberError as error:
+            if time.monotonic() > end:
+                raise
+            log.info("the other members do not let this one join yet", why=str(error))
+            time.sleep(_PAUSE)
+
+
+def _peer_tls(environment: Mapping[str, str]) -> ssl.SSLContext | None:
+    """As members show themselves to each other. Raises OSError for files that cannot be read."""
+    if not (ca := environment.get("ETCD_PEER_TRUSTED_CA_FILE")):
+        return None
+    context = ssl.create_default_context(cafile=ca)
+    context.load_cert_chain(environment["ETCD_PEER_CERT_FILE"], environment["ETCD_PEER_KEY_FILE"])
+    return context
+
+
+def _etcdctl(*argv: str) -> str:
+    """What it prints. Raises MemberError."""
+    command = [find_binary("etcdctl"), f"--command-timeout={COMMAND_TIMEOUT:g}s", "--dial-timeout=2s", *argv]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=3 * COMMAND_TIMEOUT, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise MemberError(f"etcdctl {argv[1]} does not end") from error
+    if done.returncode != 0:
+        raise MemberError((done.stderr.strip() or f"etcdctl ended with {done.returncode}").splitlines()[-1])
+    return done.stdout
+
+
+def main() -> None:
+    """Never returns: this process becomes etcd, or ends with 1 and the reason in its log."""
+    logs.configure(level="info", fmt="json", process="etcd-member")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a container's first process has no other way to end
+    environment = dict(os.environ)
+    try:
+        name, data = environment["ETCD_NAME"], Path(environment["ETCD_DATA_DIR"])
+        peers = dict(pair.split("=", 1) for pair in environment["ETCD_INITIAL_CLUSTER"].split(","))
+        peers[name] = environment["ETCD_INITIAL_ADVERTISE_PEER_URLS"]
+    except (KeyError, ValueError) as error:
+        sys.exit(f"mesh.etcdserver.member: {error} is not set as it must be; it starts a member of the chart's etcd")
+    try:
+        if len(peers) > 1 and not has_data(data) and _joins_in_time(name, peers, _peer_tls(environment)):
+            environment["ETCD_INITIAL_CLUSTER_STATE"] = "existing"
+    except (MemberError, OSError) as error:
+        log.error("the other members do not let this one join", why=str(error))
+        sys.exit(1)
+    os.execve(find_binary("etcd"), ["etcd"], environment)
+
+
+if __name__ == "__main__":
+    main()

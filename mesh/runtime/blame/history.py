@@ -1,0 +1,222 @@
+"""What this pod writes into models' records: sizes and load times, failures, and who was at work when a server died.
+
+Records are shared, so each write is a compare-and-set that leaves alone what it does not know, and is void where the id
+has been registered anew. Nothing that serves a call waits for any of it, except a failure's caller: whoever asks for
+the model's status next must find it.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mesh.etcd import Etcd, EtcdError, KeyValue
+from mesh.runtime.cache.ledger import Entry
+from mesh.runtime.cache.outcomes import Failed
+from mesh.runtime.tasks import Tasks
+from mesh.schema.keys import Keys
+from mesh.schema.records import Failure, ModelRecord
+from mesh.telemetry import logs
+from placement import blame
+from placement.footprint import Footprint
+
+log = logs.get(__name__)
+
+FAILURE_EXPIRY_MS = 15 * 60 * 1000
+"""As the predecessor's."""
+
+PATIENCE = 3.0
+"""Seconds that a failed load waits for its record; afterwards the write goes on alone."""
+
+_SIZE_SHARE = 0.10  # sizes that differ by less are the same
+_LOAD_SHARE, _LOAD_MS = 0.5, 50  # load times vary with everything else that goes on
+_AT_ONCE = 8  # writes under way; a burst of cold starts must not become a burst of transactions
+_LINGER = 0.1  # seconds that a success waits, so that the calls which waited for the load go first
+_ATTEMPTS = 5
+_PAUSE = 2.0  # seconds, growing
+_TEXT = 2000  # characters of a text that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryStatistics:
+    """Writes so far."""
+
+    pending: int
+    written: int
+    given_up: int
+
+
+class History:
+    """Writes for one pod, in the background."""
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        keys: Keys,
+        *,
+        pod: str,
+        secrets: Callable[[], str] = lambda: "",
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        """`secrets` gives the version of the storage secret that this pod pulls with."""
+        self._etcd = etcd
+        self._keys = keys
+        self._pod = pod
+        self._secrets = secrets
+        self._clock_ms = clock_ms
+        self._tasks = Tasks()
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._deaths: dict[str, asyncio.Task[None]] = {}  # being written, by model
+        self._written = self._given_up = 0
+
+    def first(self, record: ModelRecord, copy: Entry) -> ModelRecord:
+        """Returns the record with what the first load of its content has shown: the digest that all copies must have,
+        and what a load took. Whoever publishes that copy writes it."""
+        failures = tuple(failure for failure in record.failures if failure.pod != self._pod)
+        return replace(
+            record,
+            digest=copy.digest,
+            digest_ms=self._clock_ms(),
+            host_bytes=copy.host_bytes,
+            device_bytes=copy.device_bytes,
+            load_ms=copy.load_ms,
+            failures=failures,
+            changed="",
+            changed_ms=0,
+        )
+
+    def loaded(
+        self, model_id: str, revision: int, known: ModelRecord, *, host_bytes: int, device_bytes: int, load_ms: int
+    ) -> None:
+        """Remembers what a load took, if that is news to `known`, the record as it was when the load began."""
+
+        def change(record: ModelRecord) -> ModelRecord:
+            failures = tuple(failure for failure in record.failures if failure.pod != self._pod)
+            if not (
+                _differs(record.host_bytes, host_bytes)
+                or _differs(record.device_bytes, device_bytes)
+                or abs(record.load_ms - load_ms) > max(_LOAD_MS, _LOAD_SHARE * record.load_ms)
+                or not record.load_ms
+                or len(failures) != len(record.failures)
+                or record.changed
+            ):
+                return record
+            return replace(
+                record,
+                host_bytes=host_bytes,
+                device_bytes=device_bytes,
+                load_ms=load_ms,
+                failures=failures,
+                changed="",
+                changed_ms=0,
+            )
+
+        if change(known) is not known:
+            self._tasks.start(self._later(model_id, revision, change), f"remember {model_id}")
+
+    async def measured(self, model_id: str, revision: int, footprint: Footprint) -> None:
+        """Records what a model was found to need that could not stay. Returns once it stands there, or after
+        `PATIENCE`: whoever is refused for its size asks no other pod that is no larger."""
+
+        def change(record: ModelRecord) -> ModelRecord:
+            return replace(record, host_bytes=footprint.host_bytes, device_bytes=footprint.device_bytes)
+
+        await self._patiently(self._write(model_id, revision, change), f"size of {model_id}")
+
+    def known(self, record: ModelRecord) -> Failure | None:
+        """Returns this pod's own failure that is on record and has not expired."""
+        recent = record.recent_failures(self._clock_ms(), FAILURE_EXPIRY_MS)
+        return next((failure for failure in recent if failure.pod == self._pod), None)
+
+    async def failed(self, model_id: str, revision: int, outcome: Failed) -> None:
+        """Records a failed load. Returns once it stands there, or after `PATIENCE`."""
+        failure = Failure(
+            self._pod,
+            self._clock_ms(),
+            outcome.text[:_TEXT],
+            outcome.kind,
+            asked_ms=outcome.asked_ms,
+            digest=outcome.digest,
+            secrets=self._secrets(),
+        )
+
+        def change(record: ModelRecord) -> ModelRecord:
+            return record.with_failure(failure, self._clock_ms(), FAILURE_EXPIRY_MS)
+
+        await self._patiently(self._write(model_id, revision, change), f"failure of {model_id}")
+        if (death := self._deaths.get(model_id)) is not None:
+            await asyncio.wait({death}, timeout=PATIENCE)
+
+    async def changed(self, model_id: str, revision: int, digest: str) -> None:
+        """Records that a load has found other content than the registration's. It counts against no pod: each would
+        find the same. Returns as `failed` does."""
+
+        def change(record: ModelRecord) -> ModelRecord:
+            if record.digest in ("", digest):
+                return record
+            return replace(record, changed=digest, changed_ms=self._clock_ms())
+
+        await self._patiently(self._write(model_id, revision, change), f"changed content of {model_id}")
+
+    def killed(
+        self, model_id: str, revision: int, text: str, *, sure: bool = False, digests: tuple[str, ...] = ()
+    ) -> None:
+        """Records that a server died with the model loading or running. A failure recorded next waits for that, so
+        that whoever is told of the failure finds the death too. `sure`: nothing else can have caused it; `digests` are
+        those of the requests that the model ran for."""
+        # Made different from any other, so that each death counts even where a write is of unknown outcome.
+        now = self._clock_ms()
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(now / 1000))} {text[:_TEXT]}"
+        one = blame.Blame(self._pod, now, line, sure, digests[: blame.DIGESTS])
+
+        def change(record: ModelRecord) -> ModelRecord:
+            return record.with_blame(one, line)
+
+        task = self._tasks.start(self._write(model_id, revision, change), f"death with {model_id}")
+        self._deaths[model_id] = task
+        task.add_done_callback(lambda done: self._deaths.get(model_id) is done and self._deaths.pop(model_id))
+
+    async def _patiently(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        await asyncio.wait({self._tasks.start(work, name)}, timeout=PATIENCE)
+
+    async def _later(self, model_id: str, revision: int, change: Callable[[ModelRecord], ModelRecord]) -> None:
+        await asyncio.sleep(_LINGER)
+        await self._write(model_id, revision, change)
+
+    async def _write(self, model_id: str, revision: int, change: Callable[[ModelRecord], ModelRecord]) -> None:
+        def decide(kv: KeyValue | None) -> bytes | None:
+            if kv is None or kv.create_revision != revision:
+                return None if kv is None else kv.value  # another registration: none of our business
+            before = ModelRecord.decode(kv.value)
+            after = change(before)
+            return kv.value if after == before else after.encode()
+
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                async with self._turns:
+                    await self._etcd.update(self._keys.model(model_id), decide)
+                self._written += 1
+                return
+            except ValueError as error:
+                log.warning("a model's record cannot be read", model=model_id, error=str(error))
+                return
+            except EtcdError as error:
+                if attempt == _ATTEMPTS:
+                    self._given_up += 1
+                    log.warning("a model's record was not written", model=model_id, error=error.detail)
+                    return
+                await asyncio.sleep(_PAUSE * attempt)
+
+    async def close(self, timeout: float = 1.0) -> None:
+        """Lets what is pending finish for so long, then ends it."""
+        await self._tasks.settle(timeout)
+        await self._tasks.close()
+
+    def statistics(self) -> HistoryStatistics:
+        """Writes so far."""
+        return HistoryStatistics(len(self._tasks), self._written, self._given_up)
+
+
+def _differs(before: int, now: int) -> bool:
+    return abs(now - before) > _SIZE_SHARE * before

@@ -1,0 +1,1 @@
+"""The pod as the mesh sees it: its lease, its keys, its claims on copies, and the fence that follows from them."""

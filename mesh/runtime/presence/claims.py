@@ -1,0 +1,267 @@
+"""The right to load a model: one transaction that writes this pod's copy if nobody else has a claim.
+
+It holds only while the model is still the registration that was meant and as many copies are elsewhere as the caller
+expects, so two routers, or two views of the mesh, never load a model twice. The same transaction brings the model's
+record, and says of a few other models whether they have copies elsewhere (who makes way may depend on it), so neither
+costs a round trip of its own.
+
+The claim stands under the pod's lease and only while the pod is published: what a dead pod claimed ends with it.
+
+The first load of a registration's content says what that content is. So its copy is *published* by a transaction of its
+own, which writes the digest into the model's record, before the load is answered: of two first loads one is told that
+the other was first, and whether it holds the same (`publish`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from mesh.etcd import (
+    Etcd,
+    EtcdError,
+    EtcdLeaseLost,
+    EtcdUnavailable,
+    KeyValue,
+    TxnResult,
+    absent_range,
+    created,
+    get_op,
+    get_range_op,
+    leased,
+    modified,
+    put_op,
+)
+from mesh.runtime.cache.outcomes import Elsewhere, Stale
+from mesh.runtime.presence.presence import Presence
+from mesh.schema import records
+from mesh.schema.keys import Keys, after_prefix
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+TIMEOUT = 3.0
+"""Seconds. A caller waits for it, and a fast no is worth more than a late yes."""
+
+_TRIES = 4
+_HOLDERS = 16  # holders that are read where a claim fails
+_SPARES = 3  # copies that are read of a model that may make way: more than one other is as good as one
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The model may be loaded here; `copies/` says so."""
+
+    record: records.ModelRecord
+    spares: dict[str, int] = field(default_factory=dict)  # copies elsewhere, of the models that were asked about
+    modified: int = 0  # mod revision of the record; 0: it cannot be read, and must not be written
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """Nobody can tell: etcd is away, or this pod's lease is."""
+
+    why: str
+
+
+Verdict = Claimed | Elsewhere | Stale | Away
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The copy stands in etcd as loaded, and the record with the digest of its content."""
+
+    record: records.ModelRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Contradicted:
+    """The copy holds other content than this registration's copies, as its record says."""
+
+    record: records.ModelRecord
+
+
+Publication = Published | Contradicted | Stale | Away
+
+
+class Claims:
+    """Makes claims for one pod."""
+
+    def __init__(self, etcd: Etcd, keys: Keys, presence: Presence) -> None:
+        self._etcd = etcd
+        self._keys = keys
+        self._presence = presence
+
+    async def claim(
+        self, model_id: str, copy: records.CopyRecord, *, expected: int = 0, ask: Sequence[str] = ()
+    ) -> Verdict:
+        """Claims the model for `copy` while `expected` others have it, and learns about the models in `ask`.
+
+        A key of this pod's own that was left there is overwritten. Cancelled, it leaves nothing behind that is not
+        cleaned up in the background.
+        """
+        async with self._presence.claiming(model_id) as claiming:
+            if claiming.lease is None:
+                return Away("this pod is not published in etcd at the moment")
+            try:
+                for _ in range(_TRIES):
+                    others = await self._others(model_id) if expected else ()
+                    if len(others) > expected:
+                        return Elsewhere(_best(others, self._keys))
+                    claiming.unsure = True
+                    result = await self._attempt(model_id, copy, others, claiming.lease, ask)
+                    claiming.unsure = False
+                    if result.succeeded:
+                        claiming.record = copy
+                        return self._claimed(result, ask)
+                    verdict = self._lost(model_id, copy, expected, result, claiming.lease)
+                    if verdict is not None:
+                        return verdict
+            except EtcdLeaseLost:
+                self._presence.lease_gone(claiming.lease, "a claim found it gone")
+                return Away("this pod has lost its lease")
+            except EtcdUnavailable as error:
+                return Away(error.text)
+            except EtcdError as error:
+                log.warning("claim refused by etcd", model=model_id, error=error.detail)
+                return Away(error.text)
+        return Away("the copies of this model change too often")
+
+    async def look(self, model_id: str, revision: int) -> Claimed | Stale | Away:
+        """Reads the record of a model of which this pod has a copy already, so that there is nothing to be claimed."""
+        try:
+            kv = await self._etcd.get(self._keys.model(model_id), timeout=TIMEOUT)
+        except EtcdError as error:
+            return Away(error.text)
+        if kv is None or kv.create_revision != revision:
+            return Stale()
+        return _read(kv, {})
+
+    async def publish(
+        self,
+        model_id: str,
+        copy: records.CopyRecord,
+        claimed: Claimed,
+        remember: Callable[[records.ModelRecord], records.ModelRecord],
+    ) -> Publication:
+        """Publishes a loaded copy together with what its load has shown (`remember`: into the record), where its digest
+        is the one that the record has, or the first. Stale where the content was reloaded since it was claimed."""
+        key = self._keys.model(model_id)
+        async with self._presence.claiming(model_id) as claiming:
+            if claiming.lease is None:
+                return Away("this pod is not published in etcd at the moment")
+            try:
+                for _ in range(_TRIES):
+                    record = claimed.record
+                    if record.generation != copy.generation:
+                        return Stale()
+                    if record.digest and record.digest != copy.digest:
+                        return Contradicted(record)
+                    after = remember(record)
+                    claiming.unsure = True
+                    result = await self._etcd.txn(
+                        [leased(self._presence.key, claiming.lease), modified(key, claimed.modified)],
+                        [
+                            put_op(self._keys.copy(model_id, self._presence.pod), copy.encode(), claiming.lease),
+                            *([put_op(key, after.encode())] if after != record else ()),
+                        ],
+                        [get_op(self._presence.key), get_op(key)],
+                        timeout=TIMEOUT,
+                    )
+                    claiming.unsure = False
+                    if result.succeeded:
+                        claiming.record = copy
+                        return Published(after)
+                    pods, found = result.responses
+                    if not isinstance(pods, tuple) or not pods or pods[0].lease != claiming.lease:
+                        self._presence.lease_gone(claiming.lease, "its presence is not in etcd")
+                        return Away("this pod has lost its lease")
+                    if not isinstance(found, tuple) or not found or found[0].create_revision != copy.create_revision:
+                        return Stale()
+                    claimed = _read(found[0], {})
+                    if not claimed.modified:
+                        return Away("the model's record cannot be read")
+            except EtcdLeaseLost:
+                self._presence.lease_gone(claiming.lease, "a copy's publication found it gone")
+                return Away("this pod has lost its lease")
+            except EtcdError as error:
+                return Away(error.text)
+        return Away("the record of this model changes too often")
+
+    async def _others(self, model_id: str) -> tuple[KeyValue, ...]:
+        prefix = self._keys.copies(model_id)
+        page = await self._etcd.page(prefix, after_prefix(prefix), limit=_HOLDERS, timeout=TIMEOUT)
+        own = self._keys.copy(model_id, self._presence.pod)
+        return tuple(kv for kv in page.kvs if kv.key != own)
+
+    async def _attempt(
+        self,
+        model_id: str,
+        copy: records.CopyRecord,
+        others: Sequence[KeyValue],
+        lease: int,
+        ask: Sequence[str],
+    ) -> TxnResult:
+        keys, prefix = self._keys, self._keys.copies(model_id)
+        own, record = keys.copy(model_id, self._presence.pod), keys.model(model_id)
+        compares = [leased(self._presence.key, lease), created(record, "==", copy.create_revision)]
+        compares += [created(kv.key, "==", kv.create_revision) for kv in others]
+        # Nothing between the keys that may be there.
+        start = prefix
+        for key in sorted([own, *(kv.key for kv in others)]):
+            compares.append(absent_range(start, key))
+            start = key + b"\0"
+        compares.append(absent_range(start, after_prefix(prefix)))
+        success = [put_op(own, copy.encode(), lease), get_op(record)]
+        for victim in ask:
+            copies = keys.copies(victim)
+            success.append(get_range_op(copies, after_prefix(copies), limit=_SPARES))
+        failure = [
+            get_op(self._presence.key),
+            get_range_op(record, record + b"\0", keys_only=True),
+            get_range_op(prefix, after_prefix(prefix), limit=_HOLDERS),
+        ]
+        return await self._etcd.txn(compares, success, failure, timeout=TIMEOUT)
+
+    def _claimed(self, result: TxnResult, ask: Sequence[str]) -> Claimed:
+        _, record, *copies = result.responses
+        assert isinstance(record, tuple)
+        spares = {}
+        for victim, found in zip(ask, copies, strict=True):
+            assert isinstance(found, tuple)
+            spares[victim] = sum(self._pod(kv) != self._presence.pod and _loaded(kv) for kv in found)
+        return _read(record[0], spares)
+
+    def _lost(
+        self, model_id: str, copy: records.CopyRecord, expected: int, result: TxnResult, lease: int
+    ) -> Verdict | None:
+        """Why the claim failed; None: for no reason that still stands."""
+        pods, record, found = result.responses
+        assert isinstance(pods, tuple)
+        assert isinstance(record, tuple)
+        assert isinstance(found, tuple)
+        if not pods or pods[0].lease != lease:
+            self._presence.lease_gone(lease, "its presence is not in etcd")
+            return Away("this pod has lost its lease")
+        if not record or record[0].create_revision != copy.create_revision:
+            return Stale()
+        others = [kv for kv in found if self._pod(kv) != self._presence.pod]
+        return Elsewhere(_best(others, self._keys)) if len(others) > expected else None
+
+    def _pod(self, kv: KeyValue) -> str:
+        return self._keys.copy_of(kv.key)[1]
+
+
+def _read(kv: KeyValue, spares: dict[str, int]) -> Claimed:
+    try:
+        return Claimed(records.ModelRecord.decode(kv.value), spares, kv.mod_revision)
+    except ValueError as error:
+        log.warning("a model's record cannot be read", key=kv.key, error=str(error))
+        return Claimed(records.ModelRecord(type=""), spares)
+
+
+def _loaded(kv: KeyValue) -> bool:
+    return f'"state":"{records.LOADED}"'.encode() in kv.value
+
+
+def _best(copies: Sequence[KeyValue], keys: Keys) -> str:
+    """The pod to ask instead: one that has it rather than one that is making it."""
+    return keys.copy_of(max(copies, key=_loaded).key)[1]

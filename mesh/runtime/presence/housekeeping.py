@@ -1,0 +1,83 @@
+"""The periodic check against the registry: a copy whose model is not registered any more, or registered anew, goes.
+
+Whoever unregisters a model tells the agents that hold it. This is for those who missed it: an agent that was cut off, a
+router that died in between. The copies are compared a hundred at a time in one transaction whose answer is a yes, as
+a rule. Now and then the keys of this pod in etcd are compared with what it holds too: a claim that timed out may have
+been carried out after it was given up.
+"""
+
+import asyncio
+import itertools
+import random
+from collections.abc import Awaitable, Callable
+
+from mesh.etcd import Etcd, EtcdError, created, get_range_op
+from mesh.runtime.cache.ledger import Ledger, State
+from mesh.runtime.presence.presence import BATCH, Presence
+from mesh.schema.keys import Keys
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+OWN_KEYS_EVERY = 10
+"""Rounds between two looks at this pod's own keys, which read the keys of all copies of the mesh."""
+
+
+class Housekeeping:
+    """Checks every `interval` seconds, more or less. `outdated` is given id and create revision."""
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        keys: Keys,
+        ledger: Ledger,
+        presence: Presence,
+        *,
+        interval: float,
+        outdated: Callable[[str, int], Awaitable[bool]],
+    ) -> None:
+        self._etcd = etcd
+        self._keys = keys
+        self._ledger = ledger
+        self._presence = presence
+        self._interval = interval
+        self._outdated = outdated
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        for round_ in itertools.count(1):
+            # Not all pods at the same moment.
+            await asyncio.sleep(self._interval * random.uniform(0.75, 1.25))
+            try:
+                await self.check()
+                if round_ % OWN_KEYS_EVERY == 0:
+                    await self._presence.tidy()
+            except EtcdError as error:
+                log.info("housekeeping put off", error=error.detail)
+
+    async def check(self) -> int:
+        """One round. How many copies were withdrawn. Raises EtcdError."""
+        held = [
+            (entry.model_id, entry.revision)
+            for entry in self._ledger.entries.values()
+            if entry.state is not State.UNLOADING
+        ]
+        stale = []
+        for start in range(0, len(held), BATCH):
+            stale += await self._stale(held[start : start + BATCH])
+        for model_id, revision in stale:
+            await self._outdated(model_id, revision)
+        return len(stale)
+
+    async def _stale(self, batch: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        models = [self._keys.model(model_id) for model_id, _ in batch]
+        compares = [created(model, "==", revision) for model, (_, revision) in zip(models, batch, strict=True)]
+        reads = [get_range_op(model, model + b"\0", keys_only=True) for model in models]
+        result = await self._etcd.txn(compares, [], reads)
+        if result.succeeded:
+            return []
+        return [
+            held
+            for held, found in zip(batch, result.responses, strict=True)
+            if not (isinstance(found, tuple) and found and found[0].create_revision == held[1])
+        ]

@@ -1,0 +1,142 @@
+"""A pod's place in the mesh: its name, held by one incarnation at a time under one lease.
+
+With it the pod puts down its *life* (`mesh.schema.lives`), which has no lease, in the same transaction.
+
+A name is taken by compare-and-set, so of two pods with one name only one gets it. At the start, a record that stands
+there already is that of a dead pod (a crash, a container started again under the same name: the common case), or of a
+live one (a mistake of whoever named them). It is asked: a pod that answers with that incarnation lives, one whose
+address refuses the connection is dead and is replaced at once, and where that cannot be told its lease decides.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from mesh.etcd import Etcd, KeyValue, Lease, delete_op, modified, put_op
+from mesh.schema.lives import Life
+from mesh.schema.records import PodRecord
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+_POLL = 1.0  # seconds between two looks at a record whose lease is waited for
+_TRIES = 5
+_LEASES = 3  # of ours: how long a lease that we do not know is waited for
+
+
+class NameTaken(Exception):
+    """Another live pod has this name. The text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The place, as it was just taken."""
+
+    lease: Lease
+    record: PodRecord
+
+
+class Place:
+    """One pod's. `record` gives its figures as they are now; `is_alive` whether the pod of a record lives (None: it
+    cannot be told)."""
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        key: bytes,
+        life: bytes,
+        *,
+        incarnation: str,
+        ttl: int,
+        record: Callable[[], PodRecord],
+        is_alive: Callable[[PodRecord], Awaitable[bool | None]],
+    ) -> None:
+        """`key` and `life` are the pod's keys under `pods/` and `lives/`; `ttl` in seconds."""
+        self._etcd = etcd
+        self._key = key
+        self._life = life
+        self._incarnation = incarnation
+        self._ttl = ttl
+        self._record = record
+        self._is_alive = is_alive
+
+    async def wait(self) -> KeyValue | None:
+        """Waits until no live pod has the name. Returns what stands there then. Raises NameTaken, EtcdError."""
+        deadline = time.monotonic() + _LEASES * self._ttl
+        while True:
+            present = await self._etcd.get(self._key)
+            other = _decode(present)
+            if other is None or other.incarnation == self._incarnation:  # ours: a write that etcd did not confirm
+                return present
+            alive = await self._is_alive(other)
+            if alive or (alive is None and time.monotonic() > deadline):
+                raise NameTaken(
+                    f"a pod of this name is there already (incarnation {other.incarnation}, control address "
+                    f"{other.control_address}): give each pod its own --name"
+                )
+            if alive is not None:
+                return present
+            log.info("waiting for the lease of a pod of this name to end", incarnation=other.incarnation)
+            await asyncio.sleep(_POLL)
+
+    async def take(self) -> Taken:
+        """Takes the name at the start. Raises NameTaken, EtcdError."""
+        for _ in range(_TRIES):
+            present = await self.wait()
+            taken = await self.publish(await Lease.grant(self._etcd, ttl=self._ttl), _revision(present))
+            if taken is not None:
+                if present is not None:
+                    log.info("took the place of a dead pod of this name")
+                return taken
+            # A dead one's lease has ended at this moment, or another pod was quicker: then that one lives.
+        raise NameTaken("other pods of this name start at the same moment: give each pod its own --name")
+
+    async def prepare(self) -> tuple[Lease, int]:
+        """Returns another lease, after one was lost, and the revision of what stands under the pod's name now (0:
+        nothing), for `publish`. Raises NameTaken where somebody else has the name, EtcdError."""
+        present = await self._etcd.get(self._key)
+        other = _decode(present)
+        if other is not None and other.incarnation != self._incarnation:
+            raise NameTaken(f"this pod's name belongs to {other.incarnation} at {other.control_address} now")
+        return await Lease.grant(self._etcd, ttl=self._ttl), _revision(present)
+
+    async def publish(self, lease: Lease, revision: int) -> Taken | None:
+        """Puts the pod's record in place of what stood there at `revision` (0: nothing), and its life beside it.
+
+        Returns None, and closes the lease, where that has changed meanwhile."""
+        record = self._record()
+        life = Life(record.data_address, record.control_address, token=record.token, lease=lease.id)
+        done = False
+        try:
+            puts = [put_op(self._key, record.encode(), lease.id), put_op(self._life, life.encode())]
+            done = (await self._etcd.txn([modified(self._key, revision)], puts)).succeeded
+        finally:
+            if not done:
+                await lease.close()
+        return Taken(lease, record) if done else None
+
+    async def leave(self, timeout: float) -> None:
+        """Deletes the pod's life and, where it still stands, its presence, in one transaction: presence without a life
+        would hide another pod's open life from whoever counts the two. Raises EtcdError."""
+        for _ in range(_TRIES):
+            present = await self._etcd.get(self._key, timeout=timeout)
+            mine = (record := _decode(present)) is not None and record.incarnation == self._incarnation
+            gone = [delete_op(self._life), *([delete_op(self._key)] if mine else ())]
+            unchanged = modified(self._key, _revision(present))
+            if (await self._etcd.txn([unchanged], gone, timeout=timeout)).succeeded:
+                return
+
+
+def _revision(kv: KeyValue | None) -> int:
+    return 0 if kv is None else kv.mod_revision
+
+
+def _decode(kv: KeyValue | None) -> PodRecord | None:
+    if kv is None:
+        return None
+    try:
+        return PodRecord.decode(kv.value)
+    except ValueError as error:
+        log.warning("a pod's record cannot be read", key=kv.key, error=str(error))
+        return None

@@ -1,0 +1,549 @@
+"""This pod in etcd: a lease, the pod's record and its copies' keys under it, kept as they should be.
+
+Whoever changes what should stand there says so (`put`, `drop`, `changed`) and goes on; one task writes the difference,
+many keys a transaction, and tries again for as long as etcd is away. One writer means that a put and a deletion of the
+same key cannot overtake each other. The one exception is a claim, which must be decided by etcd: it takes its key out
+of the writer's hands while it runs (`claiming`).
+
+Every write is a transaction that holds only while `pods/<pod>` hangs on our lease. So nothing of ours appears in etcd
+without our presence, and a process that was stopped and goes on after its place was taken cannot write over its
+successor. Where there is nothing to write for some seconds, an empty one asks: a pod whose place was taken while it
+lives must not go on answering.
+
+A lost lease is an ordinary event: etcd stalls, and every lease of the mesh ends at once. Then everything is published
+again, after a random pause so that not all pods do it at the same moment, and each copy only if its model is still the
+registration that it was loaded from, and its content was not replaced meanwhile by a reload; for the others `on_stale`
+is called. The copies come first and the pod's record
+last: whoever sees the pod published may rely on it that each copy that answers has its key. That is what the fence
+rests on (`placement.fence`), and what unregistering asks.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+from mesh.etcd import (
+    Compare,
+    Etcd,
+    EtcdError,
+    EtcdLeaseLost,
+    KeyValue,
+    Lease,
+    Op,
+    Patience,
+    created,
+    delete_op,
+    get_op,
+    get_range_op,
+    leased,
+    modified,
+    put_op,
+)
+from mesh.runtime.presence import figures, place
+from mesh.runtime.presence.place import NameTaken
+from mesh.schema import records
+from mesh.schema.keys import Keys
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+BATCH = 100
+"""Keys a transaction; etcd allows 128 operations."""
+
+_LINGER = 0.003  # seconds; a write costs the event loop 0.3 ms, and what comes close together shares one
+_TICK = 1.0  # seconds between two looks at the pod's figures
+_ASSURED = (
+    4.0  # seconds, half a lease time at most, without a write until the pod looks whether its presence is its own
+)
+_JITTER = 1.0  # seconds over which the pods of a mesh spread their return
+_PAUSE_FIRST, _PAUSE_MAX = 0.1, 2.0  # seconds between attempts while etcd is away
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceStatistics:
+    """How it stands."""
+
+    lease: int  # 0: none
+    wanted: int  # copies that should be there
+    behind: int  # keys that are not as they should be
+    leases: int  # granted so far
+    writes: int
+
+
+class Claiming:
+    """A model's key in the hands of a claim."""
+
+    __slots__ = ("lease", "record", "unsure")
+
+    def __init__(self, lease: int | None) -> None:
+        self.lease = lease  # None: not published at the moment
+        self.record: records.CopyRecord | None = None  # what the claim has written; None: it was not won
+        self.unsure = False  # a claim was sent, and what became of it is not known
+
+
+class Presence:
+    """See the module's text. `record` gives the pod's figures as they are now; callbacks are plain functions."""
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        keys: Keys,
+        *,
+        pod: str,
+        incarnation: str,
+        ttl: int,
+        record: Callable[[], records.PodRecord],
+        on_stale: Callable[[str], Awaitable[object]],
+        on_usurped: Callable[[str], None],
+        is_alive: Callable[[records.PodRecord], Awaitable[bool | None]],
+    ) -> None:
+        """`ttl` in seconds. `on_stale` gets the id of a model that is registered anew or not at all, and returns once
+        no call is answered from its copy; `on_usurped` is called when another pod has taken the name; `is_alive` tells
+        of a record under our name whether its pod lives (None: cannot be told)."""
+        self.pod = pod
+        self.key = keys.pod(pod)
+        self._etcd = etcd
+        self._keys = keys
+        self._record = record
+        self._ttl = ttl
+        self._assured = 0.0  # when etcd said last that the pod's presence hangs on its lease; monotonic
+        life = keys.life(pod, incarnation)
+        self._place = place.Place(
+            etcd, self.key, life, incarnation=incarnation, ttl=ttl, record=record, is_alive=is_alive
+        )
+        self._on_stale = on_stale
+        self._on_usurped = on_usurped
+        self._lease: Lease | None = None
+        self._published: figures.Published | None = None
+        self._wanted: dict[str, records.CopyRecord] = {}
+        self._dirty: dict[str, bool] = {}  # ids whose key is not as wanted -> whether to check the registration first
+        self._unkeyed: set[str] = set()  # wanted ids that may have no key under the lease that is held
+        self._writing: frozenset[str] = frozenset()
+        self._claiming: set[str] = set()
+        self._wake = asyncio.Event()
+        self._written = asyncio.Event()  # replaced after each batch
+        self._task: asyncio.Task[None] | None = None
+        self._leases = self._writes = 0
+        self._away = ""
+        self._next: Lease | None = None  # the lease under which the pod is about to be published again
+        self._stale: dict[str, asyncio.Future[object]] = {}  # copies on their way out, by id
+        self._listeners: list[Callable[[], None]] = []
+
+    # --- life ---
+
+    async def wait_for_name(self) -> None:
+        """Waits for the lease of a dead pod of this name, if there is one. Raises NameTaken, EtcdError."""
+        await self._place.wait()
+
+    async def start(self, patience: Patience | None = None) -> None:
+        """Publishes the pod for the first time, as soon as etcd is there. Raises NameTaken, EtcdError."""
+        patience = patience or Patience()
+        self._hold(await patience.until_done(self._place.take))
+        await patience.until_done(self._sweep)
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="presence")
+        self._task.add_done_callback(self._ended)
+
+    async def close(self, *, revoke: bool, timeout: float = 2.0) -> None:
+        """Ends it. With `revoke` all of this pod's keys vanish at once, its life included: only after its model server
+        has ended. Else the life stays, and the others vanish when the lease expires."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        for stale in self._stale.values():
+            stale.cancel()
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            try:
+                if revoke and not lease.lost.is_set():
+                    await lease.revoke(timeout=timeout)
+                else:
+                    await lease.close()
+            except EtcdError as error:
+                log.warning("lease not revoked: this pod's keys stay until it expires", error=error.detail)
+        if revoke:
+            try:
+                await self._place.leave(timeout)
+            except EtcdError as error:
+                log.warning("life not deleted: it stays until the leader has found it ended", error=error.detail)
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Calls `listener` from now on whenever `keyed` may have changed."""
+        self._listeners.append(listener)
+
+    @property
+    def proof_ns(self) -> int | None:
+        """When the keep-alive was sent that etcd has answered last, in ns of CLOCK_BOOTTIME; None: no lease is held."""
+        return self._lease.proof_ns if self._lease is not None and not self._lease.lost.is_set() else None
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the pod is published and each copy that may answer has its key, as far as this pod can tell."""
+        return self.published and not self._unkeyed
+
+    @property
+    def published(self) -> bool:
+        """Whether the mesh sees this pod, as far as the local clock can tell."""
+        return self._lease is not None and not self._lease.lost.is_set()
+
+    @property
+    def away(self) -> str:
+        """Why what should stand in etcd does not; empty where all is well."""
+        return self._away
+
+    def statistics(self) -> PresenceStatistics:
+        """How it stands."""
+        return PresenceStatistics(
+            lease=self._lease.id if self._lease is not None and self.published else 0,
+            wanted=len(self._wanted),
+            behind=len(self._dirty) + len(self._writing),
+            leases=self._leases,
+            writes=self._writes,
+        )
+
+    # --- what should stand there ---
+
+    def put(self, model_id: str, record: records.CopyRecord) -> None:
+        """This pod has that copy. Written a moment later: the answer to whoever waits for the copy goes first."""
+        claimed = model_id in self._wanted
+        self._wanted[model_id] = record
+        self._dirty.setdefault(model_id, False)
+        if not claimed:  # nothing has kept the id from being registered anew
+            self._dirty[model_id] = True
+            self._unkeyed.add(model_id)
+            self._tell()
+        asyncio.get_running_loop().call_later(_LINGER, self._wake.set)
+
+    def drop(self, model_id: str) -> None:
+        """This pod has no copy of that model, or none that answers any more."""
+        self._unkeyed.discard(model_id)
+        if self._wanted.pop(model_id, None) is not None:
+            self._touch(model_id)
+
+    def changed(self) -> None:
+        """The pod's record may have changed in what concerns everybody."""
+        self._wake.set()
+
+    def wanted(self, model_id: str) -> records.CopyRecord | None:
+        """What should stand there for that model."""
+        return self._wanted.get(model_id)
+
+    def lease_gone(self, lease: int, why: str) -> None:
+        """Gives that lease up: etcd has told somebody that it, or our presence under it, is gone. By now there may be
+        another, which stays."""
+        if self.published and self._lease is not None and self._lease.id == lease:
+            log.warning("presence lost", why=why)
+            self._forget_lease()
+            self._tell()
+            self._wake.set()
+
+    async def settled(self, model_id: str, timeout: float) -> bool:
+        """Waits until the key of that model is as it should be; False after `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                while model_id in self._dirty or model_id in self._writing:
+                    await self._written.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    @contextlib.asynccontextmanager
+    async def claiming(self, model_id: str) -> AsyncIterator[Claiming]:
+        """Leaves that model's key to a claim. Nothing else must claim or put it meanwhile."""
+        while model_id in self._writing:
+            await self._written.wait()
+        left = self._dirty.pop(model_id, None) is not None  # a deletion that the claim makes needless, if it is won
+        self._claiming.add(model_id)
+        claim = Claiming(self._lease.id if self._lease is not None and self.published else None)
+        try:
+            yield claim
+        finally:
+            self._claiming.discard(model_id)
+            if claim.record is not None:
+                self._wanted[model_id] = claim.record
+                if self._lease is not None and self._lease.id == claim.lease:
+                    self._unkeyed.discard(model_id)
+                else:
+                    self._dirty[model_id] = True  # the lease was lost meanwhile, and the key with it
+                    self._unkeyed.add(model_id)
+                    self._wake.set()
+                self._tell()
+            elif left or claim.unsure:
+                self._touch(model_id)
+
+    def _touch(self, model_id: str) -> None:
+        self._dirty.setdefault(model_id, False)
+        self._wake.set()
+
+    # --- writing it ---
+
+    async def _run(self) -> None:
+        pause = _PAUSE_FIRST
+        while True:
+            try:
+                if not self.published:
+                    await self._return()
+                await self._write_all()
+                self._away, pause = "", _PAUSE_FIRST
+                await self._idle()
+            except NameTaken as error:
+                self._away = str(error)
+                log.error("another pod has taken this pod's name", why=str(error))
+                self._on_usurped(str(error))
+                return
+            except EtcdError as error:
+                if not self._away:
+                    log.warning("etcd is away", error=error.detail, behind=len(self._dirty))
+                self._away = error.text
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, _PAUSE_MAX)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """Without that task the pod would vanish from the mesh and not know it."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("publishing this pod failed", exc_info=error)
+            self._on_usurped(f"publishing it failed: {error!r}")
+
+    async def _idle(self) -> None:
+        """Until there is something to do."""
+        try:
+            async with asyncio.timeout(_TICK):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+
+    async def _write_all(self) -> None:
+        while self.published:
+            assert self._lease is not None
+            batch = self._next_batch()
+            record = self._figures()
+            if not batch and record is None and time.monotonic() - self._assured < min(_ASSURED, self._ttl / 2):
+                return
+            await self._write_batch(batch, self._lease.id, leased(self.key, self._lease.id), record)
+
+    def _next_batch(self) -> list[str]:
+        return [model_id for model_id in self._dirty if model_id not in self._claiming][:BATCH]
+
+    async def _write_batch(
+        self, batch: list[str], lease: int, guard: Compare, record: records.PodRecord | None = None
+    ) -> bool:
+        """Writes the keys of those models as they should be. Whether that is done; if not, they are to be written
+        again."""
+        checked = {model_id: self._dirty.pop(model_id) for model_id in batch}
+        self._writing = frozenset(batch)
+        done = False
+        try:
+            done = await self._write(checked, lease, guard, record)
+        finally:
+            self._writing = frozenset()
+            if not done:
+                for model_id, check in checked.items():
+                    self._dirty[model_id] = check or self._dirty.get(model_id, False)
+            written, self._written = self._written, asyncio.Event()
+            written.set()
+        return done
+
+    def _figures(self) -> records.PodRecord | None:
+        """The pod's record, where it is worth writing."""
+        record, now = self._record(), time.monotonic()
+        if self._published is not None and not figures.worth_telling(self._published, record, now):
+            return None
+        return record
+
+    async def _write(
+        self, batch: dict[str, bool], lease: int, guard: Compare, record: records.PodRecord | None
+    ) -> bool:
+        """One transaction, which holds only where `guard` does. Whether it is settled."""
+        compares = [guard]
+        success: list[Op] = []
+        failure: list[Op] = [get_op(self.key)]
+        checked: list[tuple[str, int]] = []
+        keyed = []
+        for model_id, check in batch.items():
+            key, wanted = self._keys.copy(model_id, self.pod), self._wanted.get(model_id)
+            if wanted is None:
+                success.append(delete_op(key))
+                continue
+            success.append(put_op(key, wanted.encode(), lease))
+            keyed.append(model_id)
+            if check:
+                model = self._keys.model(model_id)
+                compares.append(created(model, "==", wanted.create_revision))
+                failure.append(get_range_op(model, model + b"\0", keys_only=True))
+                checked.append((model_id, wanted.create_revision))
+        if record is not None:
+            success.append(put_op(self.key, record.encode(), lease))
+        try:
+            result = await self._etcd.txn(compares, success, failure)
+        except EtcdLeaseLost:
+            self.lease_gone(lease, "etcd does not know it any more")
+            return False
+        self._writes += bool(success)
+        if result.succeeded:
+            self._assured = time.monotonic()
+            if record is not None:
+                self._published = figures.Published(record, time.monotonic())
+            current = self._lease or self._next
+            if self._unkeyed and current is not None and current.id == lease:
+                self._unkeyed.difference_update(keyed)
+                self._tell()
+            return True
+        pods, *models = result.responses
+        if self.published and not _under(pods, lease):
+            self.lease_gone(lease, "its presence is not in etcd")
+            return False
+        for (model_id, revision), found in zip(checked, models, strict=True):
+            if not isinstance(found, tuple) or not found or found[0].create_revision != revision:
+                self._wanted.pop(model_id, None)
+                self._outdate(model_id)
+        return False
+
+    def _outdate(self, model_id: str) -> None:
+        """Has a copy withdrawn whose model is registered anew, or not at all. It may answer until that is done, and has
+        no key."""
+        if model_id in self._stale:
+            return
+        self._unkeyed.add(model_id)
+        self._stale[model_id] = stale = asyncio.ensure_future(self._on_stale(model_id))
+
+        def over(_: object) -> None:
+            del self._stale[model_id]
+            if model_id not in self._wanted:
+                self._unkeyed.discard(model_id)
+                self._tell()
+
+        stale.add_done_callback(over)
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    # --- the lease ---
+
+    async def _return(self) -> None:
+        """After the lease was lost: publishes all copies that are still current, and then the pod."""
+        self._forget_lease()
+        await asyncio.sleep(random.uniform(0, _JITTER))
+        self._next, revision = await self._place.prepare()
+        try:
+            if await self._write_copies(self._next, revision):
+                lease, self._next = self._next, None
+                if (taken := await self._place.publish(lease, revision)) is not None:
+                    self._hold(taken)
+                    log.info("published again", copies=len(self._wanted), lease=f"{lease.id:x}")
+        finally:
+            if self._next is not None:
+                await self._next.close()
+                self._next = None
+
+    async def _write_copies(self, lease: Lease, revision: int) -> bool:
+        """Writes all keys but the pod's own, whose revision is known, and waits until no stale copy answers any more.
+        Whether that is done: not where the pod's own key has changed meanwhile."""
+        guard = modified(self.key, revision)
+        await self._outdate_replaced()
+        for model_id in self._wanted:
+            self._dirty[model_id] = True
+        while batch := self._next_batch():
+            if await self._write_batch(batch, lease.id, guard):
+                continue
+            if not self._stale:
+                return False
+            for model_id in self._stale:
+                self._dirty.pop(model_id, None)  # its key ended with the lease
+            await asyncio.wait(tuple(self._stale.values()))
+        return True
+
+    async def _outdate_replaced(self) -> None:
+        """Has the copies withdrawn whose content a reload has replaced while this pod was away, and waits for that. As
+        long as nobody has loaded the new content, the old may answer."""
+        ids = list(self._wanted)
+        for start in range(0, len(ids), BATCH):
+            batch = ids[start : start + BATCH]
+            result = await self._etcd.txn([], [get_op(self._keys.model(model_id)) for model_id in batch])
+            for model_id, found in zip(batch, result.responses, strict=True):
+                wanted = self._wanted.get(model_id)
+                if wanted is not None and isinstance(found, tuple) and found and _replaced(wanted, found[0]):
+                    del self._wanted[model_id]
+                    self._unkeyed.discard(model_id)
+                    self._outdate(model_id)
+        if self._stale:
+            await asyncio.wait(tuple(self._stale.values()))
+
+    def _hold(self, taken: place.Taken) -> None:
+        self._leases += 1
+        self._lease = taken.lease
+        self._published = figures.Published(taken.record, time.monotonic())
+        self._assured = time.monotonic()
+        self._watcher = asyncio.get_running_loop().create_task(self._on_lost(taken.lease), name="lease watch")
+        self._tell()
+
+    _watcher: asyncio.Task[None] | None = None
+
+    async def _on_lost(self, lease: Lease) -> None:
+        await lease.lost.wait()
+        self._wake.set()
+        self._tell()
+
+    def _forget_lease(self) -> None:
+        lease, self._lease = self._lease, None
+        self._unkeyed |= self._wanted.keys()
+        if self._watcher is not None:
+            self._watcher.cancel()
+            self._watcher = None
+        if lease is not None:
+            self._closing = asyncio.get_running_loop().create_task(lease.close(), name="close lease")
+
+    _closing: asyncio.Task[None] | None = None
+
+    async def _sweep(self) -> None:
+        """Deletes copies that earlier lives of this pod have left under leases that have not ended yet."""
+        left = [key for key in await self.own_keys() if key not in self._wanted]
+        for model_id in left:
+            self._touch(model_id)
+        if left:
+            log.info("deleting what an earlier life left", copies=len(left))
+
+    async def own_keys(self) -> list[str]:
+        """The models for which a copy of this pod stands in etcd. Reads the keys of all copies of the mesh."""
+        found = []
+        async for kv in self._etcd.scan(self._keys.all_copies, keys_only=True):
+            try:
+                model_id, pod = self._keys.copy_of(kv.key)
+            except ValueError:
+                continue  # not ours to judge; routers log it
+            if pod == self.pod:
+                found.append(model_id)
+        return found
+
+    async def tidy(self) -> None:
+        """Deletes keys of this pod that nobody wants, late fruits of claims that timed out, and writes those again that
+        are missing: etcd may have been restored from a snapshot. Reads the keys of all copies of the mesh."""
+        expected = [model_id for model_id in self._wanted if model_id not in self._dirty]
+        found = set(await self.own_keys())
+        for model_id in found:
+            if model_id not in self._wanted and model_id not in self._claiming:
+                self._touch(model_id)
+        missing = [model_id for model_id in expected if model_id in self._wanted and model_id not in found]
+        for model_id in missing:
+            self._unkeyed.add(model_id)
+            self._dirty[model_id] = True
+        if missing:
+            log.warning("keys of copies are missing in etcd and written again", copies=len(missing))
+            self._tell()
+            self._wake.set()
+
+
+def _replaced(copy: records.CopyRecord, model: KeyValue) -> bool:
+    """Whether a copy's content is known to have been replaced, by the record of its model."""
+    try:
+        record = records.ModelRecord.decode(model.value)
+    except ValueError:
+        return False  # whoever reads it for a load says so
+    return model.create_revision == copy.create_revision and record.generation > copy.generation and bool(record.digest)
+
+
+def _under(response: object, lease: int) -> bool:
+    return isinstance(response, tuple) and bool(response) and response[0].lease == lease

@@ -1,0 +1,1 @@
+"""Model servers as their agent sees them: the child process, and the SPI that it speaks."""

@@ -1,0 +1,199 @@
+"""Driving a model server: the client of mmesh.ModelRuntime.
+
+One object a server's life: another life has another socket, so that no call meant for a dead server reaches the next
+one. Ours is told a little more than the SPI's messages hold, in metadata (which copy a load makes, where it stands on
+the use board), and answers measured sizes in trailers; any other server ignores the one and lacks the other.
+
+Deadlines of loads and unloads are the caller's. Cancelling a load ends it at the server as well; the SPI demands that
+an unload of the same id follows, which is the caller's business too.
+"""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from mesh.pb import modelruntime_pb2 as pb
+from mesh.pb import modelruntime_pb2_grpc
+from mesh.statuses import Code
+from mesh.wire import headers
+
+HOST_BYTES = "mesh-host-bytes"
+DEVICE_BYTES = "mesh-device-bytes"
+DEVICE_TOTAL, DEVICE_USED = "mesh-device-total", "mesh-device-used"
+
+_OPTIONS = (
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
+_SIZE_TIMEOUT = 30.0  # seconds, as the predecessor's
+
+Metadata = Sequence[tuple[str, str | bytes]]
+
+
+class SpiError(Exception):
+    """The server refused, failed, or did not answer."""
+
+    def __init__(self, code: Code, text: str, *, stuck: bool = False) -> None:
+        super().__init__(f"{code.name}: {text}")
+        self.code = code
+        self.text = text
+        self.stuck = stuck  # a load that goes on, and cannot be ended
+
+    @property
+    def lost(self) -> bool:
+        """Whether it may be the server rather than the model: it is gone, or says nothing."""
+        return self.code in (Code.UNAVAILABLE, Code.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a server says of itself."""
+
+    ready: bool
+    failing: bool
+    capacity_bytes: int
+    load_concurrency: int
+    load_timeout: float  # seconds
+    default_bytes: int
+    version: str
+    told: dict[str, str]  # metadata of ours: "mesh-device", "mesh-data", ...
+
+    @property
+    def device_memory(self) -> tuple[int, int]:
+        """Bytes in use on its device, before any model, and in all; zeros where there is none, or it does not tell."""
+        return _number(self.told.get(DEVICE_USED)), _number(self.told.get(DEVICE_TOTAL))
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a model takes, as measured by its server. Both 0: it does not know."""
+
+    host_bytes: int
+    device_bytes: int = 0
+    note: str = ""  # what people should know of it
+
+
+class Spi:
+    """A connection to one life of a model server, over a unix socket."""
+
+    def __init__(self, socket: Path) -> None:
+        self.socket = socket
+        self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
+        self._stub = modelruntime_pb2_grpc.ModelRuntimeStub(self._channel)
+
+    @property
+    def listening(self) -> bool:
+        """Whether its socket is there; connecting before that costs a back-off."""
+        return os.path.exists(self.socket)
+
+    async def status(self, *, timeout: float) -> Status:
+        """Asks how it is. Only at its start: a server drops all models before it says that it is ready."""
+        reply, told = await self._call(self._stub.runtimeStatus, pb.RuntimeStatusRequest(), timeout=timeout)
+        return Status(
+            ready=reply.status == pb.RuntimeStatusResponse.READY,
+            failing=reply.status == pb.RuntimeStatusResponse.FAILING,
+            capacity_bytes=reply.capacityInBytes,
+            load_concurrency=reply.maxLoadingConcurrency,
+            load_timeout=reply.modelLoadingTimeoutMs / 1000,
+            default_bytes=reply.defaultModelSizeInBytes,
+            version=reply.runtimeVersion,
+            told=told,
+        )
+
+    async def load(
+        self,
+        model_id: str,
+        model_type: str,
+        path: str,
+        key: str,
+        *,
+        copy: bytes,
+        slot: int | None,
+        timeout: float,
+        optimised: str = "",
+    ) -> Size:
+        """Loads a model and gives its size, once it can serve. Raises SpiError."""
+        metadata: list[tuple[str, str | bytes]] = [(headers.SPI_COPY, copy.decode())]
+        if slot is not None:
+            metadata.append((headers.SPI_SLOT, str(slot)))
+        if optimised:
+            metadata.append((headers.SPI_OPTIMISED, optimised))
+        request = pb.LoadModelRequest(modelId=model_id, modelType=model_type, modelPath=path, modelKey=key)
+        reply, told = await self._call(self._stub.loadModel, request, timeout=timeout, metadata=metadata)
+        if (size := _told_size(told)) is not None:
+            return replace(size, note=told.get(headers.SPI_NOTE, ""))
+        return Size(reply.sizeInBytes) if reply.sizeInBytes else await self._size(model_id)
+
+    async def _size(self, model_id: str) -> Size:
+        try:
+            request = pb.ModelSizeRequest(modelId=model_id)
+            reply, told = await self._call(self._stub.modelSize, request, timeout=_SIZE_TIMEOUT)
+        except SpiError as error:
+            if error.lost:
+                raise
+            return Size(0)  # it serves; what was predicted stands
+        return _told_size(told) or Size(reply.sizeInBytes)
+
+    async def holds(self, model_id: str, *, timeout: float) -> bool:
+        """Whether the server has that model; also where it does not say. False: it says that it has not."""
+        try:
+            await self._call(self._stub.modelSize, pb.ModelSizeRequest(modelId=model_id), timeout=timeout)
+        except SpiError as error:
+            return error.code is not Code.NOT_FOUND
+        return True
+
+    async def unload(self, model_id: str, *, copy: bytes, timeout: float) -> None:
+        """Frees a model; one that is not there is fine. Raises SpiError: it may be there still."""
+        metadata = [(headers.SPI_COPY, copy.decode())]
+        request = pb.UnloadModelRequest(modelId=model_id)
+        try:
+            await self._call(self._stub.unloadModel, request, timeout=timeout, metadata=metadata)
+        except SpiError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+
+    async def close(self) -> None:
+        """Closes the connection; what is under way ends with SpiError."""
+        await self._channel.close(None)
+
+    async def _call(
+        self, method: Any, request: Any, *, timeout: float, metadata: Metadata = ()
+    ) -> tuple[Any, dict[str, str]]:
+        call = method(request, timeout=timeout, metadata=tuple(metadata))
+        try:
+            reply = await call
+            return reply, _texts(await call.initial_metadata()) | _texts(await call.trailing_metadata())
+        except grpc.aio.AioRpcError as error:
+            code = Code(error.code().value[0])
+            text = error.details() or code.name.lower().replace("_", " ")
+            raise SpiError(code, text, stuck=headers.SPI_STUCK in _texts(error.trailing_metadata())) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # grpc.aio reports a channel that was closed under a call so.
+            raise SpiError(Code.UNAVAILABLE, "the connection to the model server was closed") from None
+
+
+def _texts(metadata: Any) -> dict[str, str]:
+    return {
+        key: value if isinstance(value, str) else value.decode(errors="replace")
+        for key, value in metadata or ()
+        if isinstance(value, str) or key == headers.SPI_NOTE
+    }
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else 0
+
+
+def _told_size(told: dict[str, str]) -> Size | None:
+    host, device = _number(told.get(HOST_BYTES)), _number(told.get(DEVICE_BYTES))
+    return Size(host, device) if host > 0 or device > 0 else None

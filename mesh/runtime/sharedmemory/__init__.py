@@ -1,0 +1,1 @@
+"""Shared memory of an agent and its model server: use of copies, calls at work, and the permission to serve."""

@@ -1,0 +1,124 @@
+"""What each thread of the model server is doing, in shared memory, so that a crash can be traced to its cause.
+
+The use board says of each copy whether it was loading or running. That makes all of them suspects; but a crash happens
+in one thread, and Python's fault handler says in which. So the threads themselves write down, before they touch a
+model, who they are, which copy it is, and the digest of the request (`mesh.wire.requestdigest`).
+
+For a call in the event loop a digest would cost 5 us, so the loop leaves the beginning of the request itself (0.1 us),
+and whoever finds it after the death works the digest out. Which copy it was for is not written down: it is the one that
+ran once more than its threads account for, since the loop runs one at a time.
+
+It is a part of the board's file: a header of 8 words, then 4 words for each of `THREADS` threads, then `KEPT` bytes.
+Each entry is written by one thread at a time, and counts as long as its slot is there.
+"""
+
+import mmap
+import struct
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+from mesh.wire import framing, requestdigest
+
+THREADS = 128
+"""Threads that are noted. A server has a few; beyond that they are at work unseen."""
+
+_HEADER, _ENTRY = 64, 32  # bytes
+_KEPT_AT = _HEADER + THREADS * _ENTRY
+LENGTH = _KEPT_AT + requestdigest.KEPT
+"""Bytes of it."""
+
+_THREAD = struct.Struct("Q")  # the event loop's, at the beginning
+_WHO = struct.Struct("2Q")  # thread, slot + 1
+_LOAD = bytes(requestdigest.SIZE)  # instead of a request's digest
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """What the event loop has run last; it may have come back from there."""
+
+    thread: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Doing:
+    """What one thread was doing."""
+
+    slot: int
+    thread: int  # as `threading.get_ident` gives it
+    digest: bytes  # of the request; empty: it was loading the copy
+
+
+class AtWork:
+    """The part of a board's map that begins at `at`. `kept` is the beginning of the loop's last request."""
+
+    __slots__ = ("_at", "_free", "_kept", "_map")
+
+    def __init__(self, mapped: mmap.mmap, view: memoryview, at: int) -> None:
+        self._map = mapped
+        self._at = at
+        self._kept = view[at + _KEPT_AT : at + LENGTH]
+        self._free: deque[int] = deque(range(THREADS))
+
+    def close(self) -> None:
+        """Lets go of the map."""
+        self._kept.release()
+
+    # -- writing: the model server
+
+    def attach(self) -> None:
+        """Clears it. The thread that calls this is the event loop's."""
+        self._map[self._at : self._at + _KEPT_AT] = bytes(_KEPT_AT)
+        self._kept[: framing.PREFIX] = bytes(framing.PREFIX)
+        _THREAD.pack_into(self._map, self._at, threading.get_ident())
+
+    def inline(self, frame: bytes) -> None:
+        """Notes that the event loop is about to run a copy for that request."""
+        size = len(frame)
+        if size <= requestdigest.KEPT:
+            self._kept[:size] = frame
+        else:
+            self._kept[:] = frame[: requestdigest.KEPT]
+
+    def begin(self, slot: int, frame: bytes | None = None) -> int:
+        """Notes that this thread is about to run a copy for a request, or, without one, to load it.
+
+        Returns a number for `end`."""
+        try:
+            entry = self._free.popleft()
+        except IndexError:
+            return -1
+        at = self._entry(entry)
+        digest = _LOAD if frame is None else requestdigest.digest(frame)
+        self._map[at + _WHO.size : at + _WHO.size + len(digest)] = digest
+        _WHO.pack_into(self._map, at, threading.get_ident(), slot + 1)
+        return entry
+
+    def end(self, entry: int) -> None:
+        """Notes that the thread has come back."""
+        if entry >= 0:
+            _WHO.pack_into(self._map, self._entry(entry), 0, 0)
+            self._free.append(entry)
+
+    # -- reading: the agent, after a death
+
+    def threads(self) -> list[Doing]:
+        """Returns what the threads were doing, without the event loop's."""
+        found = []
+        for entry in range(THREADS):
+            at = self._entry(entry)
+            thread, slot = _WHO.unpack_from(self._map, at)
+            if slot:
+                digest = self._map[at + _WHO.size : at + _ENTRY]
+                found.append(Doing(slot - 1, thread, b"" if digest == _LOAD else digest))
+        return found
+
+    def loop(self) -> Last:
+        """Returns what the event loop ran last, if it has run anything."""
+        (thread,) = _THREAD.unpack_from(self._map, self._at)
+        size = framing.PREFIX + int.from_bytes(self._kept[1 : framing.PREFIX], "big")
+        return Last(thread, requestdigest.digest(bytes(self._kept[: min(size, len(self._kept))]), size))
+
+    def _entry(self, entry: int) -> int:
+        return self._at + _HEADER + entry * _ENTRY

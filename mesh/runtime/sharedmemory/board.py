@@ -1,0 +1,412 @@
+"""The use board: what is loaded and used in a pod, in shared memory, readable after its writer's death.
+
+The agent decides from it what was used last (LRU order), how much (rates, load), what may be evicted (nothing that has
+a call in flight), and after a crash who is suspect: what was loading or running at that moment. Whoever answers on the
+data port writes it: our model server, or the agent's relay beside a foreign one. It sees every call, whichever router
+sent it.
+
+A file, mapped by both, rather than messages: a call costs the writer two stores of a few words, reading costs it
+nothing, and the last state outlives a `kill -9`. Measured: begin, end and histogram of a call 1.8 us with the clock and
+Python's own call overhead, where `words[i] += 1` through a memoryview took 3.0 us.
+
+The file holds unsigned 64-bit words in the machine's own byte order and alignment. A word is stored at once (CPython's
+`struct` copies 8 bytes in native mode, but byte by byte in the standard ones), so a reader never sees half of one, but
+two words may be a moment apart. Layout, in words: a header of 64; a histogram of calls for each method and status code;
+then 8 for each slot (one cache line), and one slot more that is nobody's; then what `atwork` is about. The agent hands
+the slots out and takes them back; the writer fills them, through a `Row` that keeps the numbers itself, so that it
+never reads the map. The histogram is written by `beat`, once a second.
+
+Times are nanoseconds of CLOCK_MONOTONIC (`time.monotonic_ns()`), the same for all processes of one host.
+The header also holds the fence: until when the server may answer, and which calls (`placement.fence`), as one word, so
+that no reader sees half of it. It is nanoseconds of CLOCK_BOOTTIME, which goes on while the machine sleeps, with the
+mode in the two lowest bits. The agent writes it; a board that was just made is closed.
+
+Only one thread writes. This module decides nothing: which slot a copy gets, and what follows from what is read, is the
+agent's.
+"""
+
+import contextlib
+import enum
+import mmap
+import os
+import struct
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh.runtime.sharedmemory import atwork
+from mesh.runtime.sharedmemory.atwork import AtWork
+from placement.fence import Mode
+
+_MAGIC = int.from_bytes(b"MESHUSE2", "little")
+_HEADER = 64
+# Words of the header.
+_H_MAGIC, _H_SLOTS, _H_PID, _H_LIVES, _H_BEAT, _H_DEVICE, _H_FENCE = range(7)
+_H_INCARNATION, _INCARNATION_WORDS = 8, 8
+_H_STUCK = 16
+
+# Words of a slot.
+_STATE, _REVISION, _IN_FLIGHT, _RUNNING, _LAST_USE, _CALLS, _FAILED, _BUSY = range(8)
+_SLOT = 8
+_WHEN_BEGUN = struct.Struct("3Q")  # from _IN_FLIGHT on
+_WHEN_ENDED = struct.Struct("6Q")
+
+MODE_BITS = 3
+"""Of the fence's word: the bits that are the mode."""
+
+OPEN_ENDED = (1 << 63) - 1
+"""A fence that never shuts, for a server without an agent."""
+
+METHODS = ("ModelInfer", "ModelMetadata", "ModelReady", "other")
+"""The methods whose calls are counted, by the index that `observe` takes."""
+
+_CODES = 17
+
+BUCKETS_NS = tuple(
+    int(ms * 1e6) for ms in (0.5, 1, 2, 5, 10, 20, 50, 75, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 6e4, 1.2e5, 3e5)
+)
+"""Upper bounds of the histogram's buckets, those of `modelmesh_invoke_model_milliseconds`; one more is for above."""
+
+_SUM = len(BUCKETS_NS) + 1
+_SERIES = _SUM + 1  # words of one series: the buckets, the one above, the sum in ns
+_CALLS_AT = _HEADER
+_SLOTS_AT = -(-(_CALLS_AT + len(METHODS) * _CODES * _SERIES) // _SLOT) * _SLOT
+
+
+class State(enum.IntEnum):
+    """What a slot's copy is doing."""
+
+    FREE = 0
+    LOADING = 1  # written before the load touches the file
+    LOADED = 2
+    UNLOADING = 3  # answers *not here* already; calls in flight may still run
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One slot as it was read."""
+
+    state: State
+    revision: int  # create revision of the model's record
+    in_flight: int  # calls that were taken and are not answered
+    running: int  # those of them whose model is being run at this moment
+    last_use_ns: int  # CLOCK_MONOTONIC; when the load began, as long as there was no call
+    calls: int  # calls ended, whatever became of them
+    failed: int  # those of them that ended with another status than OK
+    busy_ns: int  # time spent in running the model, all threads added up
+
+    @property
+    def suspect(self) -> bool:
+        """Whether this copy may have brought its server down: it was loading, running or being freed."""
+        return self.state in (State.LOADING, State.UNLOADING) or self.running > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The calls of one method that ended with one status code."""
+
+    method: str
+    code: int
+    buckets: tuple[int, ...]  # calls up to each of BUCKETS_NS (not cumulative), and those above
+    sum_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class BoardStatistics:
+    """The board in numbers."""
+
+    slots: int
+    used: int
+    in_flight: int
+    lives: int  # servers that have attached so far
+
+
+class Board:
+    """A mapped use board. Make one with `create`, `open` or `private`; `close` unmaps it and leaves the file."""
+
+    __slots__ = ("_bytes", "_map", "_series", "_words", "at_work", "nobody", "path", "slots")
+
+    def __init__(self, mapped: mmap.mmap, path: Path | None) -> None:
+        self._map = mapped
+        self._bytes = memoryview(mapped)
+        self._words = self._bytes.cast("Q")
+        self._series: dict[int, list[int]] = {}
+        self.path = path
+        self.slots: int = self._words[_H_SLOTS]
+        self.nobody: int = self.slots
+        """A slot that belongs to no copy: where a writer counts what it was given no slot for."""
+        self.at_work = AtWork(mapped, self._bytes, _slots_end(self.slots) * 8)
+        """What each thread of the server is at."""
+
+    @classmethod
+    def create(cls, path: Path | str, slots: int, *, incarnation: str = "") -> "Board":
+        """A fresh board of `slots` slots, in place of a file that may be there. Agent's side.
+
+        `incarnation` is the agent's, at most 64 bytes; a server that finds another one refuses to start.
+        """
+        path = Path(path)
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()  # a server of an earlier life may still have the old file mapped: never write into that one
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, _length(slots))
+            mapped = mmap.mmap(descriptor, _length(slots))
+        finally:
+            os.close(descriptor)
+        return cls._fill(mapped, path, slots, incarnation)
+
+    @classmethod
+    def private(cls, slots: int) -> "Board":
+        """A board in this process's memory alone, for a server that nobody watches: its fence stands open."""
+        board = cls._fill(mmap.mmap(-1, _length(slots)), None, slots, "")
+        board.permit(OPEN_ENDED, Mode.PROVEN)
+        return board
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Board":
+        """Maps the board at `path`. Raises OSError where there is none, ValueError where the file is not a board."""
+        path = Path(path)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size < _SLOTS_AT * 8:
+                raise ValueError(f"{path} is not a use board: {size} bytes")
+            mapped = mmap.mmap(descriptor, size)
+        finally:
+            os.close(descriptor)
+        words = memoryview(mapped)[:16].cast("Q")
+        magic, slots = words[_H_MAGIC], words[_H_SLOTS]
+        words.release()
+        if magic != _MAGIC or size != _length(slots):
+            mapped.close()
+            raise ValueError(f"{path} is not a use board of this version")
+        return cls(mapped, path)
+
+    @classmethod
+    def _fill(cls, mapped: mmap.mmap, path: Path | None, slots: int, incarnation: str) -> "Board":
+        raw = incarnation.encode()
+        if len(raw) > _INCARNATION_WORDS * 8:
+            raise ValueError(f"an incarnation has at most {_INCARNATION_WORDS * 8} bytes: {incarnation!r}")
+        mapped[_H_INCARNATION * 8 : _H_INCARNATION * 8 + len(raw)] = raw
+        words = memoryview(mapped)[: _HEADER * 8].cast("Q")
+        words[_H_SLOTS] = slots
+        words[_H_MAGIC] = _MAGIC
+        words.release()
+        return cls(mapped, path)
+
+    def close(self) -> None:
+        """Unmaps the board. The file stays; reading or writing afterwards raises ValueError."""
+        self.at_work.close()
+        self._words.release()
+        self._bytes.release()
+        self._map.close()
+
+    # -- reading: the agent
+
+    @property
+    def incarnation(self) -> str:
+        """The agent's, as it was given to `create`."""
+        begin = _H_INCARNATION * 8
+        return self._map[begin : begin + _INCARNATION_WORDS * 8].rstrip(b"\0").decode(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        """The process that attached last; 0: none yet."""
+        return self._words[_H_PID]
+
+    @property
+    def beat_ns(self) -> int:
+        """When the writer's event loop last said that it turns (it does so every second); 0: it never did."""
+        return self._words[_H_BEAT]
+
+    @property
+    def device_bytes(self) -> int:
+        """In use on the writer's device, by anybody, as of the last beat; 0: there is none, or nobody can tell."""
+        return self._words[_H_DEVICE]
+
+    @property
+    def stuck(self) -> int:
+        """Loads and calls that the writer cannot end, as of the last beat: each has a thread that is lost."""
+        return self._words[_H_STUCK]
+
+    @property
+    def fence(self) -> int:
+        """The fence as one word: `fence & ~MODE_BITS` is until when, in ns of CLOCK_BOOTTIME, `fence & MODE_BITS` the
+        mode."""
+        return self._words[_H_FENCE]
+
+    @property
+    def in_flight(self) -> int:
+        """Calls in flight in the whole pod."""
+        return sum(self._words[_SLOTS_AT + _IN_FLIGHT : _slots_end(self.slots) : _SLOT].tolist())
+
+    def read(self, slot: int) -> Use:
+        """The slot as it is now."""
+        at = self._at(slot)
+        state, *rest = self._words[at : at + _SLOT].tolist()
+        return Use(State(state), *rest)
+
+    def uses(self) -> Iterator[tuple[int, Use]]:
+        """Every slot that is not free, with its number."""
+        for slot in range(self.slots):
+            if self._words[_SLOTS_AT + slot * _SLOT + _STATE]:
+                yield slot, self.read(slot)
+
+    def suspects(self) -> list[tuple[int, Use]]:
+        """After a server's death: the slots whose copies were loading, running or being freed. Read before `reset`."""
+        return [(slot, use) for slot, use in self.uses() if use.suspect]
+
+    def calls(self) -> list[Series]:
+        """The calls so far by method and code, series without a call left out. Survives `reset`: counters only grow."""
+        found = []
+        for method, name in enumerate(METHODS):
+            for code in range(_CODES):
+                at = _CALLS_AT + (method * _CODES + code) * _SERIES
+                words = self._words[at : at + _SERIES].tolist()
+                if any(words[:_SUM]):
+                    found.append(Series(name, code, tuple(words[:_SUM]), words[_SUM]))
+        return found
+
+    def statistics(self) -> BoardStatistics:
+        """The board in numbers."""
+        used = sum(1 for _ in self.uses())
+        return BoardStatistics(self.slots, used, self.in_flight, self._words[_H_LIVES])
+
+    # -- writing: the agent
+
+    def permit(self, until_ns: int, mode: Mode) -> None:
+        """Lets the server answer until then (ns of CLOCK_BOOTTIME), the calls that `mode` names."""
+        self._words[_H_FENCE] = until_ns & ~MODE_BITS | mode
+
+    # -- writing, between two servers' lives: the agent
+
+    def clear(self, slot: int) -> None:
+        """Frees a slot. Only while its copy is not loaded: after the unload was answered, or the server is dead."""
+        at = self._at(slot)
+        for word in range(at, at + _SLOT):
+            self._words[word] = 0
+
+    def reset(self) -> None:
+        """Frees every slot after the server's death. Call counts stay, calls in flight do not."""
+        for slot in range(self.slots + 1):
+            self.clear(slot)
+        self._words[_H_PID] = self._words[_H_BEAT] = self._words[_H_DEVICE] = self._words[_H_STUCK] = 0
+
+    # -- writing: whoever answers on the data port
+
+    def attach(self, pid: int) -> None:
+        """Says which process writes from now on, and frees what a former one left."""
+        self.reset()
+        self.at_work.attach()
+        self._words[_H_PID] = pid
+        self._words[_H_LIVES] += 1
+
+    def row(self, slot: int) -> "Row":
+        """The writer's hand on a free slot, for one copy. Raises IndexError where there is no such slot."""
+        return Row(self._map, self._at(slot) * 8, slot)
+
+    def observe(self, method: int, code: int, elapsed_ns: int) -> None:
+        """Counts a call in the histogram: `method` is an index into METHODS, `code` the gRPC code of its answer."""
+        key = method * _CODES + (code if 0 <= code < _CODES else 2)
+        series = self._series.get(key)
+        if series is None:  # counters only grow, also over a restart of the server
+            at = _CALLS_AT + key * _SERIES
+            series = self._series[key] = self._words[at : at + _SERIES].tolist()
+        series[bisect_left(BUCKETS_NS, elapsed_ns)] += 1
+        series[_SUM] += elapsed_ns
+
+    def beat(self, now_ns: int, *, device_bytes: int = 0, stuck: int = 0) -> None:
+        """Says that the event loop turns, and writes the histogram out. To be called every second, and at the end."""
+        for key, series in self._series.items():
+            at = _CALLS_AT + key * _SERIES
+            struct.pack_into(f"{_SERIES}Q", self._map, at * 8, *series)
+        self._words[_H_DEVICE] = device_bytes
+        self._words[_H_STUCK] = stuck
+        self._words[_H_BEAT] = now_ns
+
+    def _at(self, slot: int) -> int:
+        if not 0 <= slot <= self.slots:
+            raise IndexError(f"slot {slot} of a board of {self.slots}")
+        return _SLOTS_AT + slot * _SLOT
+
+
+class Row:
+    """One slot in its writer's hand. Use it for one copy, and drop it with the copy: what is written later is lost.
+
+    Only the methods here write the slot's words, so the numbers are kept in this object and stored, never read back.
+    """
+
+    __slots__ = ("_at", "_busy_ns", "_calls", "_failed", "_last_use_ns", "_map", "_running", "in_flight", "slot")
+
+    def __init__(self, mapped: mmap.mmap, at: int, slot: int) -> None:
+        self._map = mapped
+        self.slot = slot
+        self._at = at  # offset of the slot in bytes
+        self.in_flight = 0
+        self._running = 0
+        self._last_use_ns = 0
+        self._calls = 0
+        self._failed = 0
+        self._busy_ns = 0
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether a call of it has ended without a failure."""
+        return self._calls > self._failed
+
+    def loading(self, revision: int, now_ns: int) -> None:
+        """The load begins. To be written before it touches the file: it may never come back."""
+        self._last_use_ns = now_ns
+        struct.pack_into("8Q", self._map, self._at, State.LOADING, revision, 0, 0, now_ns, 0, 0, 0)
+
+    def mark(self, state: State) -> None:
+        """Moves the copy on: LOADED, UNLOADING, FREE."""
+        struct.pack_into("Q", self._map, self._at, state)
+
+    def begin(self, now_ns: int, *, runs: int = 0) -> None:
+        """A call was taken; with `runs=1` the model begins to run for it at once. To be written before it does."""
+        self.in_flight += 1
+        self._running += runs
+        self._last_use_ns = now_ns
+        _WHEN_BEGUN.pack_into(self._map, self._at + _IN_FLIGHT * 8, self.in_flight, self._running, now_ns)
+
+    def run(self) -> None:
+        """The model begins to run for a call that was taken before."""
+        self._running += 1
+        _WHEN_BEGUN.pack_into(self._map, self._at + _IN_FLIGHT * 8, self.in_flight, self._running, self._last_use_ns)
+
+    def ran(self, busy_ns: int) -> None:
+        """The model has run for a call that is not answered yet, because it will run again."""
+        self._running -= 1
+        self._busy_ns += busy_ns
+        _WHEN_BEGUN.pack_into(self._map, self._at + _IN_FLIGHT * 8, self.in_flight, self._running, self._last_use_ns)
+
+    def end(self, now_ns: int, *, runs: int, busy_ns: int, failed: bool) -> None:
+        """A call is answered; with `runs=1` the model had run for it, `busy_ns` long."""
+        self.in_flight -= 1
+        self._running -= runs
+        self._last_use_ns = now_ns
+        self._calls += 1
+        self._failed += failed
+        self._busy_ns += busy_ns
+        _WHEN_ENDED.pack_into(
+            self._map,
+            self._at + _IN_FLIGHT * 8,
+            self.in_flight,
+            self._running,
+            now_ns,
+            self._calls,
+            self._failed,
+            self._busy_ns,
+        )
+
+
+def _length(slots: int) -> int:
+    """Bytes of a board with that many slots and the one that is nobody's."""
+    return _slots_end(slots) * 8 + atwork.LENGTH
+
+
+def _slots_end(slots: int) -> int:
+    """The word after the last slot."""
+    return _SLOTS_AT + (slots + 1) * _SLOT

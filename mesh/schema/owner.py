@@ -1,0 +1,51 @@
+"""Whose prefix in etcd this is, so that two meshes never share one by mistake.
+
+Each installation has an id, on Kubernetes its namespace and release. The first process that comes writes it, with the
+version of the keys' schema; a process of another installation does not start. A mesh without an id takes no part in
+this: one on a single machine, or one that is started on a predecessor's data.
+"""
+
+import json
+
+from mesh.etcd import Etcd, absent, get_op, put_op
+from mesh.schema.keys import Keys
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+SCHEMA = 1
+"""Version of the keys and records that this build writes."""
+
+
+class OwnedByAnother(Exception):
+    """Why this process must not use the prefix; the text says what to do."""
+
+
+async def claim(etcd: Etcd, keys: Keys, install_id: str) -> None:
+    """Takes the prefix, or finds that it is ours already. Raises OwnedByAnother, EtcdError."""
+    if not install_id:
+        return
+    ours = json.dumps({"install": install_id, "schema": SCHEMA}, separators=(",", ":")).encode()
+    result = await etcd.txn([absent(keys.owner)], [put_op(keys.owner, ours)], [get_op(keys.owner)])
+    if result.succeeded:
+        log.info("this prefix is ours now", base=keys.base, install=install_id)
+        return
+    (response,) = result.responses
+    value = response[0].value if isinstance(response, tuple) and response else b""
+    try:
+        found = json.loads(value)
+        install, schema = str(found["install"]), int(found["schema"])
+    except (ValueError, ArithmeticError, KeyError, TypeError) as error:
+        raise OwnedByAnother(
+            f"the key {keys.owner.decode()} in etcd cannot be read, so nobody can tell whose this prefix is: "
+            "look at it with etcdctl, and delete it if it is not another mesh's"
+        ) from error
+    if install != install_id:
+        raise OwnedByAnother(
+            f"the prefix {keys.base} in etcd belongs to the mesh {install!r}, and this is {install_id!r}: give this "
+            f"one another root prefix or base, or, if {install!r} is gone, delete the key {keys.owner.decode()}"
+        )
+    if schema > SCHEMA:
+        raise OwnedByAnother(
+            f"the keys under {keys.base} in etcd are of version {schema}, this build knows {SCHEMA}: use a newer one"
+        )

@@ -1,0 +1,505 @@
+"""What stands in etcd, as frozen records: models, pods, copies.
+
+A model's record is the predecessor's JSON (attributes at their default are left out, unknown ones survive a rewrite),
+with what Mesh adds under the one attribute `mesh`. Pods and copies are ours alone. Nothing here reads a clock or does
+I/O. A record that cannot be read raises `ValueError`; whoever reads a range of them skips it and says so in the log.
+"""
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from mesh.schema import copytoken
+from mesh.settings import parse_address
+from placement import blame
+from placement.blame import Blame
+from placement.copies import UNLIMITED, Limits
+from placement.failures import Kind
+
+PROTOCOL = 1
+"""Version of the router-agent protocol that this build speaks; it also understands the one before."""
+
+SPOKEN = (PROTOCOL - 1, PROTOCOL)
+"""The lowest and highest that a pod of this build publishes: routers of the version before may load models there."""
+
+MAX_ID_BYTES = 1024
+"""Bound on an id: it stands in etcd keys, percent-encoded up to three times its size, and in headers."""
+
+_LEGACY_TYPE = "NLCLASSIFIER"  # what an absent type means in the predecessor's oldest records
+
+
+def check_id(model_id: str, what: str = "model") -> str:
+    """The id itself, or ValueError with a text for the caller."""
+    if not model_id:
+        raise ValueError(f"must provide non-empty {what}Id")
+    try:
+        size = len(model_id.encode())
+    except UnicodeEncodeError:  # lone surrogates
+        size = 0
+    if not size or "\0" in model_id:
+        raise ValueError(f"{what} id holds characters that no key can hold")
+    if size > MAX_ID_BYTES:
+        raise ValueError(f"{what} id is longer than {MAX_ID_BYTES} bytes")
+    return model_id
+
+
+_BAD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What reading a value of JSON raises that is not what was expected: any of these means a record that is none."""
+
+_PLAIN = re.compile(r"[\x21-\x7e]{1,512}")
+"""What may go into the heads of calls as it is."""
+
+
+def _integer(value: Any) -> int:
+    """A number that fits into 64 bits, as all of ours do and everything that they are sent in. 1e999 is none."""
+    number = value if type(value) is int else int(value)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError("a number is out of range")
+    return number
+
+
+def _text(value: Any) -> str:
+    """A text that can be written again: without lone surrogates, which JSON can hold and UTF-8 cannot."""
+    text = value if type(value) is str else str(value)
+    if not text.isascii():  # a router reads hundreds of thousands of records at its start
+        text.encode()
+    return text
+
+
+def _plain(value: Any) -> str:
+    text = str(value)
+    if _PLAIN.fullmatch(text) is None:
+        raise ValueError(f"{text[:100]!r} cannot stand in a header")
+    return text
+
+
+def _address(value: Any) -> str:
+    text = _plain(value)
+    if not text.startswith("unix:"):
+        parse_address(text)
+    return text
+
+
+def read_object(value: bytes) -> dict[str, Any]:
+    """Reads a JSON object. Raises ValueError where it is none."""
+    try:
+        data = json.loads(value)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError("not a JSON object")
+    return data
+
+
+def _dumps(data: Mapping[str, Any]) -> bytes:
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # attributes that we do not know may hold what only JSON's escapes can write
+        return json.dumps(data, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One failed load that the registry remembers."""
+
+    pod: str
+    at_ms: int  # epoch; the predecessor's records demand times
+    text: str
+    kind: Kind = Kind.LASTING
+    since_ms: int = 0  # epoch: when the unbroken series of failures that this belongs to began; 0: with this one
+    asked_ms: int = 0  # how long the store asks to be left alone
+    digest: str = ""  # of the files that cannot be loaded
+    secrets: str = ""  # the version of the storage secret that the pod pulled with (`PodRecord.secrets`)
+
+    @classmethod
+    def decode(cls, pod: str, at: Any, more: Any) -> "Failure":
+        """From what the record has of it under `failedIn` and `fails`."""
+        more = more or {}
+        return cls(
+            pod,
+            _integer(at),
+            _text(more.get("msg", "")),
+            Kind.named(_text(more.get("kind", ""))),
+            _integer(more.get("since", 0)),
+            _integer(more.get("asked", 0)),
+            _text(more.get("digest", "")),
+            _text(more.get("secrets", "")),
+        )
+
+    def encode(self) -> dict[str, Any]:
+        """What the record has of it under `fails`; attributes at their default are left out."""
+        kind = "" if self.kind is Kind.LASTING else self.kind.value
+        since = 0 if self.since_ms == self.at_ms else self.since_ms
+        more = {"msg": self.text, "kind": kind, "since": since, "asked": self.asked_ms}
+        more |= {"digest": self.digest, "secrets": self.secrets}
+        return {name: value for name, value in more.items() if value}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """One registration."""
+
+    type: str
+    path: str = ""
+    key: str = ""
+    last_used_ms: int = 0  # epoch, coarse
+    failures: tuple[Failure, ...] = ()  # newest first
+    refs: int = 0  # vmodels that point here
+    host_bytes: int = 0  # measured by an earlier load; 0: never
+    device_bytes: int = 0
+    load_ms: int = 0  # how long the last load took
+    sha256: str = ""  # hex, of the model's file, where the registration names it: what is pulled is checked against it
+    digest: str = ""  # hex, of the content of all copies of this generation, computed by the first load of it
+    digest_ms: int = 0  # epoch; when that load was
+    generation: int = 0  # how often the content was reloaded
+    changed: str = ""  # hex, the digest of other content that a later load has found, and refused
+    changed_ms: int = 0  # epoch; when that was
+    limits: Limits = UNLIMITED  # of its copies, where they were set for it
+    killed: tuple[str, ...] = ()  # one text for each server that died with this model loading or running
+    blames: tuple[Blame, ...] = ()  # the same deaths as the rule for them has it; none: of a version before it
+    guilty: str = ""  # why it is quarantined; empty: it is not
+    other: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # attributes we do not know
+    other_mesh: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # the same, inside `mesh`
+
+    _KNOWN = frozenset({"type", "mPath", "encKey", "lu", "failedIn", "fails", "refs", "mesh"})
+    _KNOWN_MESH = frozenset(
+        {
+            *("hostBytes", "deviceBytes", "loadMs", "sha256", "digest", "digestAt", "generation"),
+            *("changed", "changedAt"),
+            *("minCopies", "maxCopies", "pinned", "killed", "blames", "guilty"),
+        }
+    )
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether it kills servers: it is not loaded until released or registered anew."""
+        return bool(self.guilty) or (len(self.killed) >= 2 and not self.blames)
+
+    def quarantine(self, model_id: str) -> str:
+        """What callers of a quarantined model are told, whoever tells them."""
+        why, history = self.guilty or "servers died of it", "; ".join(self.killed)
+        way_out = f"Release it (`mesh release {model_id[:200]}`) or register it anew"
+        return f"model {model_id[:200]} is quarantined, {why}: {history}. {way_out}"
+
+    def with_blame(self, one: Blame, line: str) -> "ModelRecord":
+        """With one more death of a server that it may have caused, as of that moment; `line` tells people of it.
+        Expired ones go, and the oldest of many."""
+        if line in self.killed:  # the same death: an earlier write was of unknown outcome
+            return self
+        alive = blame.alive(self.blames, one.at_ms)
+        blames = (*self.blames[len(self.blames) - len(alive) :], one)[-blame.KEPT :]
+        killed = (*self.killed[max(0, len(self.killed) - len(alive)) :], line)[-blame.KEPT :]
+        guilty = self.guilty or blame.quarantine(blames, one.at_ms)
+        return replace(self, blames=blames, killed=killed, guilty=guilty)
+
+    def absolved(self) -> "ModelRecord":
+        """As if no server had died of it and no load had failed."""
+        return replace(self, killed=(), blames=(), guilty="", failures=())
+
+    def refuses(self, now_ms: int) -> frozenset[str]:
+        """The requests, by their digests in hex, that are not sent to it: a server died in each lately."""
+        return blame.refused(self.blames, now_ms) if self.blames else frozenset()
+
+    def same_registration(self, asked: "ModelRecord") -> bool:
+        """Whether what is asked to be registered is this. A `sha256` left open is no difference: not every way of
+        registering can name one. Limits are none either: they are changed in place. Nor is what was loaded since."""
+        if asked.sha256 not in ("", self.sha256):
+            return False
+        return (self.type, self.path, self.key) == (asked.type, asked.path, asked.key)
+
+    def contradiction(self, digest: str) -> str:
+        """Returns why content with that digest is not loaded for this registration."""
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.digest_ms / 1000))
+        return (
+            f"its content has changed: this registration was first loaded at {when} with the digest {self.digest}, and "
+            f"what is there now has {digest}. `mesh reload` moves all copies to the new content; "
+            "or register it under another id"
+        )
+
+    def reloaded(self) -> "ModelRecord":
+        """The next generation, whose first load says what its content is. What the old content did is forgotten."""
+        fresh = replace(self.absolved(), digest="", digest_ms=0, changed="", changed_ms=0)
+        return replace(fresh, generation=self.generation + 1)
+
+    def recent_failures(self, now_ms: int, expiry_ms: int) -> tuple[Failure, ...]:
+        """The failures that have not expired."""
+        return tuple(failure for failure in self.failures if now_ms - failure.at_ms < expiry_ms)
+
+    def with_failure(self, failure: Failure, now_ms: int, expiry_ms: int) -> "ModelRecord":
+        """With one more failure, of the series that is on record: one a pod is kept, expired ones go."""
+        recent = self.recent_failures(now_ms, expiry_ms)
+        since = min([f.since_ms or f.at_ms for f in recent] + [failure.at_ms])
+        kept = (f for f in recent if f.pod != failure.pod)
+        return replace(
+            self,
+            failures=tuple(sorted((replace(failure, since_ms=since), *kept), key=lambda f: -f.at_ms)),
+        )
+
+    @classmethod
+    def decode(cls, value: bytes) -> "ModelRecord":
+        """From its JSON. Raises ValueError where it is not one."""
+        data = read_object(value)
+        mesh = data.get("mesh") or {}
+        try:
+            texts = data.get("fails") or {}
+            failures = [Failure.decode(pod, at, texts.get(pod)) for pod, at in (data.get("failedIn") or {}).items()]
+            return cls(
+                type=_text(data.get("type", _LEGACY_TYPE)),
+                path=_text(data.get("mPath", "")),
+                key=_text(data.get("encKey", "")),
+                last_used_ms=_integer(data.get("lu", 0)),
+                failures=tuple(sorted(failures, key=lambda f: -f.at_ms)),
+                refs=_integer(data.get("refs", 0)),
+                host_bytes=_integer(mesh.get("hostBytes", 0)),
+                device_bytes=_integer(mesh.get("deviceBytes", 0)),
+                load_ms=_integer(mesh.get("loadMs", 0)),
+                sha256=_text(mesh.get("sha256", "")),
+                digest=_text(mesh.get("digest", "")),
+                digest_ms=_integer(mesh.get("digestAt", 0)),
+                generation=_integer(mesh.get("generation", 0)),
+                changed=_text(mesh.get("changed", "")),
+                changed_ms=_integer(mesh.get("changedAt", 0)),
+                limits=Limits(
+                    None if mesh.get("minCopies") is None else _integer(mesh["minCopies"]),
+                    None if mesh.get("maxCopies") is None else _integer(mesh["maxCopies"]),
+                    None if mesh.get("pinned") is None else bool(mesh["pinned"]),
+                ),
+                killed=tuple(_text(text) for text in mesh.get("killed", ())),
+                blames=tuple(_blame(one) for one in mesh.get("blames", ())),
+                guilty=_text(mesh.get("guilty", "")),
+                other=MappingProxyType({k: v for k, v in data.items() if k not in cls._KNOWN}),
+                other_mesh=MappingProxyType({k: v for k, v in mesh.items() if k not in cls._KNOWN_MESH}),
+            )
+        except _BAD as error:
+            raise ValueError(f"not a model record: {error}") from error
+
+    def encode(self) -> bytes:
+        """To its JSON."""
+        mesh: dict[str, Any] = dict(self.other_mesh)
+        for name, number in (
+            ("hostBytes", self.host_bytes),
+            ("deviceBytes", self.device_bytes),
+            ("loadMs", self.load_ms),
+            ("digestAt", self.digest_ms),
+            ("generation", self.generation),
+            ("changedAt", self.changed_ms),
+        ):
+            if number:
+                mesh[name] = number
+        for name, text in (("sha256", self.sha256), ("digest", self.digest), ("changed", self.changed)):
+            if text:
+                mesh[name] = text
+        for name, limit in (
+            ("minCopies", self.limits.minimum),
+            ("maxCopies", self.limits.maximum),
+            ("pinned", self.limits.pinned),
+        ):
+            if limit is not None:
+                mesh[name] = limit
+        if self.killed:
+            mesh["killed"] = list(self.killed)
+        if self.blames:
+            mesh["blames"] = [[one.pod, one.at_ms, one.sure, *one.digests] for one in self.blames]
+        if self.guilty:
+            mesh["guilty"] = self.guilty
+        data: dict[str, Any] = {"type": self.type}
+        for name, value in (("mPath", self.path), ("encKey", self.key), ("lu", self.last_used_ms), ("refs", self.refs)):
+            if value:
+                data[name] = value
+        if self.failures:
+            data["failedIn"] = {failure.pod: failure.at_ms for failure in self.failures}
+            data["fails"] = {failure.pod: more for failure in self.failures if (more := failure.encode())}
+        if mesh:
+            data["mesh"] = mesh
+        data.update(self.other)
+        return _dumps(data)
+
+
+READY = "ready"
+LEAVING = "leaving"  # says that it goes: gets no loads, its copies are withdrawn one by one
+
+
+@dataclass(frozen=True, slots=True)
+class PodRecord:
+    """A pod's presence, under its lease."""
+
+    incarnation: str
+    data_address: str  # host:port, gRPC over HTTP/1.1
+    control_address: str  # host:port, gRPC
+    state: str = READY
+    protocol: tuple[int, int] = SPOKEN  # lowest and highest spoken
+    labels: tuple[str, ...] = ()
+    zone: str = ""
+    capacity_bytes: int = 0
+    used_bytes: int = 0
+    device_capacity_bytes: int = 0  # of a device's memory; 0: it has none
+    device_used_bytes: int = 0
+    oldest_idle_ms: int = 0  # time since the use of the copy that would go first; 0: empty
+    copies: int = 0
+    loads_in_progress: int = 0
+    loading_threads: int = 1
+    rate: int = 0  # calls a minute
+    probe_address: str = ""
+    age_ms: int = 0  # since the pod started, coarse
+    disk: str = ""  # the models whose files are on its disk, an `idset`
+    secrets: str = ""  # the version of the storage secret that it sees; "": it has none
+    token: str = ""  # that its control port demands; "": it demands none
+    oldest_unused: bool = False  # the copy that would go first was never called: what it is told idle is no use
+
+    @classmethod
+    def decode(cls, value: bytes) -> "PodRecord":
+        """From its JSON. Raises ValueError where it is not one."""
+        data = read_object(value)
+        try:
+            low, high = data.get("protocol", (PROTOCOL, PROTOCOL))
+            return cls(
+                incarnation=_plain(data["incarnation"]),
+                data_address=_address(data["data"]),
+                control_address=_text(data["control"]),
+                state=_text(data.get("state", READY)),
+                protocol=(_integer(low), _integer(high)),
+                labels=tuple(_text(label) for label in data.get("labels", ())),
+                zone=_text(data.get("zone", "")),
+                capacity_bytes=_integer(data.get("capacity", 0)),
+                used_bytes=_integer(data.get("used", 0)),
+                device_capacity_bytes=_integer(data.get("deviceCapacity", 0)),
+                device_used_bytes=_integer(data.get("deviceUsed", 0)),
+                oldest_idle_ms=_integer(data.get("oldest", 0)),
+                oldest_unused=bool(data.get("unused", False)),
+                copies=_integer(data.get("copies", 0)),
+                loads_in_progress=_integer(data.get("loading", 0)),
+                loading_threads=_integer(data.get("threads", 1)),
+                rate=_integer(data.get("rate", 0)),
+                probe_address=_text(data.get("probe", "")),
+                age_ms=_integer(data.get("up", 0)),
+                disk=_text(data.get("disk", "")),
+                secrets=_text(data.get("secrets", "")),
+                token=_text(data.get("token", "")),
+            )
+        except _BAD as error:
+            raise ValueError(f"not a pod record: {error!r}") from error
+
+    def encode(self) -> bytes:
+        """To its JSON."""
+        device = {"deviceCapacity": self.device_capacity_bytes, "deviceUsed": self.device_used_bytes}
+        return _dumps(
+            {
+                "incarnation": self.incarnation,
+                "data": self.data_address,
+                "control": self.control_address,
+                "state": self.state,
+                "protocol": list(self.protocol),
+                "labels": list(self.labels),
+                "zone": self.zone,
+                "capacity": self.capacity_bytes,
+                "used": self.used_bytes,
+                **(device if self.device_capacity_bytes else {}),
+                "oldest": self.oldest_idle_ms,
+                **({"unused": True} if self.oldest_unused else {}),
+                "copies": self.copies,
+                "loading": self.loads_in_progress,
+                "threads": self.loading_threads,
+                "rate": self.rate,
+                "probe": self.probe_address,
+                "up": self.age_ms,
+                "disk": self.disk,
+                **({"secrets": self.secrets} if self.secrets else {}),
+                **({"token": self.token} if self.token else {}),
+            }
+        )
+
+
+def _blame(found: Any) -> Blame:
+    pod, at, sure, *digests = found
+    return Blame(_text(pod), int(at), "", bool(sure), tuple(_text(digest) for digest in digests))
+
+
+LOADING = "loading"
+LOADED = "loaded"
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRecord:
+    """One model in one pod, under the pod's lease."""
+
+    incarnation: str
+    create_revision: int  # of the registration that it is a copy of
+    state: str  # LOADING or LOADED
+    host_bytes: int = 0
+    device_bytes: int = 0
+    age_ms: int = 0  # since its last use, when this was written
+    type: str = ""  # the model's
+    generation: int = 0  # of the registration's content
+    digest: str = ""  # hex, of what it was loaded from
+    since_ms: int = 0  # epoch, when it came into this state; 0: not known
+    blamed: bool = False  # servers have died in calls of the model: its record says which requests it refuses
+
+    @property
+    def token(self) -> bytes:
+        """What a call carries in the header `mesh-copy`, so that it reaches this copy or none."""
+        return copytoken.make(self.incarnation, self.create_revision, self.generation)
+
+    @classmethod
+    def decode(cls, value: bytes) -> "CopyRecord":
+        """From its JSON. Raises ValueError where it is not one."""
+        data = read_object(value)
+        try:
+            return cls(
+                incarnation=_plain(data["incarnation"]),
+                create_revision=_integer(data["created"]),
+                state=_text(data["state"]),
+                host_bytes=_integer(data.get("host", 0)),
+                device_bytes=_integer(data.get("device", 0)),
+                age_ms=_integer(data.get("age", 0)),
+                type=_text(data.get("type", "")),
+                generation=_integer(data.get("generation", 0)),
+                digest=_text(data.get("digest", "")),
+                since_ms=_integer(data.get("since", 0)),
+                blamed=data.get("blamed") is True,
+            )
+        except _BAD as error:
+            raise ValueError(f"not a copy record: {error!r}") from error
+
+    def encode(self) -> bytes:
+        """To its JSON."""
+        return _dumps(
+            {
+                "incarnation": self.incarnation,
+                "created": self.create_revision,
+                "state": self.state,
+                "host": self.host_bytes,
+                "device": self.device_bytes,
+                "age": self.age_ms,
+                "type": self.type,
+                **({"generation": self.generation} if self.generation else {}),
+                **({"digest": self.digest} if self.digest else {}),
+                **({"since": self.since_ms} if self.since_ms else {}),
+                **({"blamed": True} if self.blamed else {}),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """A model's copies are to move to new content."""
+
+    generation: int  # the one that they move to
+    why: str = ""  # they have not: the last attempt's reason
+
+    @classmethod
+    def decode(cls, value: bytes) -> "Reload":
+        """From its JSON. Raises ValueError where it is not one."""
+        data = read_object(value)
+        try:
+            return cls(_integer(data["generation"]), _text(data.get("why", "")))
+        except _BAD as error:
+            raise ValueError(f"not a reload: {error!r}") from error
+
+    def encode(self) -> bytes:
+        """To its JSON."""
+        return _dumps({"generation": self.generation, **({"why": self.why} if self.why else {})})

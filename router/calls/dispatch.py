@@ -1,0 +1,59 @@
+"""Where each call goes: to a service of the worker's own, to management, or on to a model.
+
+This is the one handler that every transport is given (the HTTP/1.1 server, the `grpc.aio` edge, REST), so what a call
+means does not depend on how it came.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from mesh.statuses import MeshError, Reason
+from mesh.wire.call import Call
+from router.calls import answers, streams
+from router.calls.forward import Carry, Forwarder
+from router.calls.routes import Routes
+
+if TYPE_CHECKING:
+    from router.process.context import Worker
+
+Service = Callable[["Worker", Call], None]
+"""Answers a call itself, then or later."""
+
+
+class Dispatcher:
+    """Takes every call of a worker."""
+
+    def __init__(self, forwarder: Forwarder, routes: Routes) -> None:
+        self.forwarder = forwarder
+        self._routes = routes
+        self._services: Mapping[bytes, Service] = {}
+        self._worker: Worker | None = None
+
+    def serve(self, worker: "Worker", services: Mapping[bytes, Service]) -> None:
+        """From now on those methods are answered here."""
+        self._worker = worker
+        self._services = services
+
+    def dispatch(self, call: Call) -> None:
+        """Answers the call, then or later. Does not raise for anything that a client can send."""
+        service = self._services.get(call.method)
+        if service is not None:
+            assert self._worker is not None
+            service(self._worker, call)
+            return
+        routes = self._routes
+        method = routes.method(call.method)
+        if method.refused:
+            answers.fail(call, MeshError(Reason.UNKNOWN_METHOD, method.refused))
+            return
+        frame = call.frame
+        if frame is None:
+            self.forwarder.tasks.spawn(streams.carry(self.forwarder, routes, call, method), "stream")
+            return
+        try:
+            model_id = routes.model_id(call, method, frame)
+        except MeshError as error:
+            answers.fail(call, error)
+            self.forwarder.meter.call(method.label, error.reason.code, 0.0, len(frame))
+            return
+        Carry(self.forwarder, call, frame, method, model_id).begin()

@@ -1,0 +1,190 @@
+"""Which model a call is for, and what of its metadata goes on to the model server.
+
+The rules and texts are the predecessor's, so that its clients notice no difference: the id stands in the message where
+the method has a field path (the three V2 methods have one), else in the metadata. As much of the message is read as it
+takes to find the id; a compressed message is decompressed for that and forwarded as it came.
+
+Left to others: what a model id leads to (`view`, `coldstart`), and the methods that are no inference (`dispatch`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mesh.schema.records import MAX_ID_BYTES
+from mesh.statuses import MeshError, Reason
+from mesh.wire import framing, headers, metadata
+from mesh.wire.call import Call, Header
+from router.calls import fieldpath
+
+V2 = b"/inference.GRPCInferenceService/"
+
+_REFUSED = (
+    b"/mmesh.ModelRuntime/",  # what agents ask model servers: never for clients
+    b"/com.ibm.watson.tas.internal.proto.ModelServer/",
+    b"/mesh.agent.v1.Agent/",
+    b"/mmesh.ModelMesh/",  # what exists of these two is answered before it comes here
+    b"/com.ibm.watson.tas.proto.TasRuntime/",
+)
+_MAX_METHODS = 1000  # names that are remembered; they come from clients
+_MAX_NAMES = 4000
+_MAX_NAME = 256  # bytes of a name that is remembered: a head may have 64 KiB
+_MAX_IDS = 100  # of one call
+_UNPACKED = 1 << 20  # bytes: 3 ms at most
+_MAX_TEXT = 200  # characters of a client's own that a text repeats
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What is known of one method."""
+
+    name: bytes  # with its leading slash
+    label: str  # for metrics: the part after the last slash
+    path: tuple[int, ...] = ()  # field numbers of the id in the request; empty: metadata only
+    safe: bool = False  # may be sent a second time although the first server may have seen it
+    refused: str = ""  # never forwarded, and why
+
+
+V2_METHODS: Mapping[bytes, Method] = {
+    V2 + name.encode(): Method(V2 + name.encode(), name, path=(1,), safe=True)
+    for name in ("ModelInfer", "ModelMetadata", "ModelReady")
+}
+
+
+class Routes:
+    """The methods and how their model is found."""
+
+    __slots__ = ("_methods",)
+
+    def __init__(self, *, methods: Mapping[bytes, Method] = V2_METHODS) -> None:
+        self._methods = dict(methods)
+
+    def method(self, name: bytes) -> Method:
+        """What is known of the method; any that nobody named takes its id from the metadata."""
+        found = self._methods.get(name)
+        if found is None:
+            text = name.decode("utf-8", "replace")
+            refused = f"Method not found or not permitted: {text[1:_MAX_TEXT]}" if name.startswith(_REFUSED) else ""
+            found = Method(name, text.rpartition("/")[2][:_MAX_TEXT] or "-", refused=refused)
+            if len(self._methods) < _MAX_METHODS and len(name) <= _MAX_NAME:
+                self._methods[name] = found
+        return found
+
+    def model_id(self, call: Call, method: Method, frame: bytes | None) -> str:
+        """The id of the model that the call is for. Raises MeshError: BAD_REQUEST, TOO_LARGE, UNKNOWN_METHOD."""
+        if method.path and frame is not None:
+            try:
+                # Flag 0 is nearly always so.
+                if frame[0]:
+                    found = _in_compressed(call, method, frame)
+                else:
+                    found = fieldpath.extract(frame, method.path, framing.PREFIX)
+            except UnicodeDecodeError as error:
+                raise MeshError(Reason.BAD_REQUEST, "the model id in the request is not UTF-8") from error
+            except (ValueError, IndexError) as error:
+                raise MeshError(Reason.BAD_REQUEST, f"no model id can be read from the request: {error}") from error
+            if found:
+                return _checked(found)
+            if found is not None:
+                raise MeshError(Reason.BAD_REQUEST, "provided model-id must be non-empty")
+        return id_of_metadata(call.headers)
+
+
+def _in_compressed(call: Call, method: Method, frame: bytes) -> str | None:
+    """The id in a compressed message, or None. Encoders write it first, so a message is not unpacked for it beyond
+    `_UNPACKED`: 16 MiB would keep the event loop for 50 ms."""
+    beginning = framing.beginning(frame, call.encoding, _UNPACKED)
+    try:
+        return fieldpath.extract(beginning, method.path)
+    except UnicodeDecodeError:
+        raise
+    except ValueError:
+        if len(beginning) < _UNPACKED:
+            raise
+        return None
+
+
+def _checked(model_id: str) -> str:
+    """The id, unless it is longer than any that can be registered. Raises MeshError."""
+    if len(model_id) > MAX_ID_BYTES:
+        raise MeshError(Reason.BAD_REQUEST, f"model id is longer than {MAX_ID_BYTES} bytes")
+    return model_id
+
+
+def id_of_metadata(received: list[Header]) -> str:
+    """The model id that the metadata names. Raises MeshError: BAD_REQUEST, UNKNOWN_METHOD."""
+    models = _values(received, headers.MODEL_ID, headers.MODEL_ID_BIN)
+    vmodels = _values(received, headers.VMODEL_ID, headers.VMODEL_ID_BIN)
+    if models and vmodels:
+        raise MeshError(Reason.BAD_REQUEST, "must include only one of model id and vmodel id")
+    if not models and not vmodels:
+        models = [value for name, value in received if name == headers.LEGACY_MODEL_ID][:1]
+        if not models:
+            raise MeshError(Reason.BAD_REQUEST, "must include mm-model-id header")
+    kind = "vmodel" if vmodels else "model"
+    values = models or vmodels
+    if not all(values):
+        raise MeshError(Reason.BAD_REQUEST, f"provided {kind}-id header must be non-empty")
+    if vmodels:
+        raise MeshError(Reason.UNKNOWN_METHOD, "vmodels are not supported yet: call the model that it stands for")
+    if len(values) > 1:
+        raise MeshError(Reason.UNKNOWN_METHOD, "several model ids in one call are not supported yet")
+    try:
+        return _checked(values[0].decode())
+    except UnicodeDecodeError as error:
+        raise MeshError(Reason.BAD_REQUEST, f"provided {kind}-id header is not UTF-8") from error
+
+
+def _values(received: list[Header], plain: bytes, binary: bytes) -> list[bytes]:
+    """The values of the plain name, or where there is none those of the binary one, decoded."""
+    found = [value for name, value in received if name == plain]
+    if found:
+        return found
+    for name, value in received:
+        if name == binary:
+            for part in value.split(b",", _MAX_IDS):  # gRPC libraries may join repeated binary values with commas
+                try:
+                    found.append(metadata.decode_bin(part.strip()))
+                except ValueError as error:
+                    raise MeshError(Reason.BAD_REQUEST, f"{binary.decode()} is not base64") from error
+    return found
+
+
+class _Passes(dict[bytes, bool]):
+    """Which names of a client's metadata go on. Remembers what it has seen: a look-up is all it costs a call."""
+
+    def __missing__(self, name: bytes) -> bool:
+        passes = not name.startswith((headers.INTERNAL, b"mm-", b"grpc-")) and name not in (
+            headers.LEGACY_MODEL_ID,
+            b"content-type",
+            b"user-agent",
+        )
+        if len(self) < _MAX_NAMES and len(name) <= _MAX_NAME:
+            self[name] = passes
+        return passes
+
+
+passes = _Passes()
+"""`passes[name]`: whether the model server gets that header of a client's. Not what is ours or the transport's."""
+
+
+class _Returns(dict[bytes, bool]):
+    """Which names of a reply's metadata go back to the client."""
+
+    def __missing__(self, name: bytes) -> bool:
+        returns = not name.startswith(headers.INTERNAL)
+        if len(self) < _MAX_NAMES and len(name) <= _MAX_NAME:
+            self[name] = returns
+        return returns
+
+
+returns = _Returns()
+"""`returns[name]`: whether the client gets that header or trailer of a model server's reply."""
+
+
+def addressed(model_id: str, token: bytes) -> tuple[Header, ...]:
+    """What goes with each call to one copy: the copy that is meant, and the model's id as runtimes read it."""
+    raw = model_id.encode("utf-8", "surrogatepass")
+    added = [(headers.COPY, token), (headers.MODEL_ID_BIN, metadata.encode_bin(raw))]
+    if model_id and all(" " <= character <= "~" for character in model_id):
+        added.append((headers.MODEL_ID, raw))
+    return tuple(added)

@@ -1,0 +1,151 @@
+"""Verifying a copy against its model's record, for pods that cannot prove by themselves that they may answer.
+
+A pod that has lost etcd, or just come back, answers a call only if its router says that the model's record stands
+unchanged, or that it could not find out (`placement.fence`). The same is asked before the first try of a copy whose pod
+has vanished without a word, and of a model in whose calls servers have died.
+
+Reads are shared by all calls of a model, and one that began less than a second ago is good enough: what makes that safe
+is that registering an id anew waits for the pods that may still hold its former life. Whether etcd is away is decided
+once for all calls, by a probe in the background, so that they do not each wait for it. A router needs no notion of how
+old its own view is.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from mesh.etcd import EtcdError
+from mesh.schema.records import CopyRecord
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from mesh.wire import headers
+from mesh.wire.call import Header
+from router.loads.coldstart import quarantined
+from router.state.registry import Registration, Registry
+from router.state.view import Copy, View
+from router.tasks import Tasks
+
+log = logs.get(__name__)
+
+FRESH = 1.0
+"""Seconds for which a read of the record is good enough."""
+
+PATIENCE = 5.0
+"""Seconds for which a record is read again and again for a pod that knows etcd to be there while this router does not
+reach it: when etcd comes back, not everybody notices at the same moment."""
+
+_PROBE = 0.5  # seconds between two probes of an etcd that is away
+_AGAIN = 0.1  # seconds between two reads
+
+Said = tuple[Header, ...]
+"""What a call says of its model's record: headers that go with it."""
+
+NOTHING: Said = ()
+VERIFIED: Said = ((headers.VERIFIED, b"1"),)
+AWAY: Said = ((headers.ETCD_AWAY, b"1"),)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierStatistics:
+    """The verifier in numbers."""
+
+    away: bool  # etcd does not answer
+    reads: int  # verifications that needed a read
+
+
+class Verifier:
+    """One worker's. `reach` asks etcd for anything and raises EtcdError where it does not answer."""
+
+    def __init__(
+        self, registry: Registry, view: View, *, timeout: float, reach: Callable[[float], Awaitable[object]]
+    ) -> None:
+        """`timeout` of one read, in seconds; `reach` gets its own in seconds."""
+        self._registry = registry
+        self._view = view
+        self._timeout = timeout
+        self._reach = reach
+        self._away = False
+        self._reads = 0
+        self._tasks = Tasks()
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def away(self) -> bool:
+        """Returns whether etcd does not answer this router."""
+        return self._away
+
+    def known(self, copy: Copy) -> Said:
+        """Returns what a call to the copy may say without a read; NOTHING where one is needed."""
+        if self._away:
+            return AWAY
+        return VERIFIED if self._loop.time() - copy.verified_at < FRESH else NOTHING
+
+    async def verify(self, copy: Copy, *, insist: bool = False) -> Said:
+        """Reads the record. Returns NOTHING where the copy's registration is gone, and has the view forget the copy.
+
+        `insist`: the pod does not take "etcd is away" for an answer. Raises MeshError: QUARANTINED, INTERNAL for a
+        record that cannot be read, and with `insist` REGISTRY_AWAY.
+        """
+        deadline = self._loop.time() + PATIENCE
+        while insist or not self._away:
+            began = self._loop.time()
+            self._reads += 1
+            try:
+                async with asyncio.timeout(self._timeout):
+                    registration = await self._registry.read(copy.model, fresh=True)
+            except (TimeoutError, MeshError) as error:
+                if isinstance(error, MeshError) and error.reason is not Reason.REGISTRY_AWAY:
+                    raise
+                self._lost()
+                if not insist:
+                    break
+                if self._loop.time() > deadline:
+                    text = f"{copy.pod.name} must not answer for {copy.model} unverified, and etcd does not answer"
+                    raise MeshError(Reason.REGISTRY_AWAY, text, retry_after=1.0) from error
+                await asyncio.sleep(_AGAIN)
+                continue
+            self._away = False
+            if registration is not None and registration.record.quarantined:
+                raise quarantined(copy.model, registration.record)
+            if registration is None or not _current(copy.record, registration):
+                self._view.drop(copy)
+                return NOTHING
+            copy.verified_at = began
+            return VERIFIED
+        return AWAY
+
+    def statistics(self) -> VerifierStatistics:
+        """Returns the verifier in numbers."""
+        return VerifierStatistics(self._away, self._reads)
+
+    async def close(self) -> None:
+        """Ends the probe."""
+        await self._tasks.close()
+
+    def _lost(self) -> None:
+        if not self._away:
+            self._away = True
+            log.warning("etcd is away: copies are called unverified where their pods allow it")
+            self._tasks.spawn(self._probe(), "is etcd there")
+
+    async def _probe(self) -> None:
+        try:
+            while self._away:
+                try:
+                    await self._reach(1.0)
+                except EtcdError:
+                    await asyncio.sleep(_PROBE)
+                    continue
+                self._away = False
+        finally:
+            self._away = False  # a probe that fails otherwise proves nothing: the next verification finds out again
+        log.info("etcd is there again: copies are verified where their pods demand it")
+
+
+def _current(copy: CopyRecord, registration: Registration) -> bool:
+    """Returns whether the copy is of that registration, and of content that is not known to have been replaced: a
+    reloaded model's record has a digest once the new content was loaded somewhere."""
+    record = registration.record
+    if registration.created != copy.create_revision:
+        return False
+    return copy.generation >= record.generation or not record.digest

@@ -1,0 +1,1 @@
+"""Loads on demand: single flights from "no copy" to a copy."""

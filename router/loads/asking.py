@@ -1,0 +1,58 @@
+"""One load asked of one agent, with what it will take there debited from the moment it is sent until the pod's own
+figures show it."""
+
+from collections.abc import Callable, Hashable
+from typing import cast
+
+from mesh.pb import agent_pb2
+from placement.debits import Debits
+from placement.footprint import Footprint
+from router.loads.agents import Agent
+from router.state.view import News, Pod, View
+
+
+def settle(view: View, debits: Debits, now_ms: Callable[[], int]) -> None:
+    """From now on ends the debits of `load` when the pods that `view` sees publish what they contain, or go."""
+
+    def on_pod(name: str, news: News) -> None:
+        if news is News.PUBLISHED:
+            # A pod's figures are written with its copies or after them, so they contain those that are in the mirror.
+            copies = view.pods[name].copies
+
+            def shown(debit: Hashable) -> bool:
+                model_id, _, created = cast(tuple[str, str, int], debit)
+                copy = copies.get(model_id)
+                if copy is None or copy.record.create_revision != created:
+                    return False
+                return copy.loaded and not copy.answered
+
+            debits.published(name, now_ms(), shown=shown)
+        elif news is News.GONE:
+            debits.forget(name)
+
+    view.listen(on_pod)
+
+
+async def load(
+    pod: Pod,
+    request: agent_pb2.LoadRequest,
+    *,
+    agents: Agent,
+    debits: Debits,
+    footprint: Footprint,
+    now_ms: Callable[[], int],
+    timeout: float,
+) -> agent_pb2.LoadReply:
+    """The agent's answer. `footprint` is what the load is reckoned with until it has been measured, `timeout` seconds.
+    Raises what `agents` raise; whatever happens, the debit is settled."""
+    debit = (request.model_id, pod.name, request.create_revision)
+    reckoned = footprint.on(device=pod.record is not None and pod.record.device_capacity_bytes > 0)
+    debits.sent(pod.name, reckoned.host_bytes, now_ms(), debit, device_bytes=reckoned.device_bytes)
+    measured = None
+    try:
+        reply = await agents.load(pod, request, timeout=timeout)
+        if reply.WhichOneof("outcome") == "loaded":
+            measured = Footprint(reply.loaded.host_bytes, reply.loaded.device_bytes)
+        return reply
+    finally:
+        debits.done(debit, loaded=measured is not None, measured=measured)

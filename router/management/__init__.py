@@ -1,0 +1,1 @@
+"""Management of models: registration, status, and explanations."""

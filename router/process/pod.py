@@ -1,0 +1,393 @@
+"""The router pod: the process that owns the others. It follows etcd once for all workers, starts them and the edge, and
+answers the probes.
+
+It is not on the path of any call. What must not outlive it, its workers and Envoy, is tethered to its life by the
+kernel; what dies or hangs below it is started again, with back-off. What it cannot do itself any more, because a task
+of its own has failed, ends it with the reason: whoever started it starts it again. When it stops, it first says so on
+`/ready`, then takes no more calls, lets those in flight end, and ends its children.
+"""
+
+import asyncio
+import contextlib
+import random
+import shutil
+import signal
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from mesh import process
+from mesh import settings as addresses
+from mesh.envoy import config, minder
+from mesh.etcd import Etcd, EtcdError, Mirror, Patience, Snapshot
+from mesh.host import cpus
+from mesh.identity import Identity
+from mesh.schema import owner, records
+from mesh.schema.keys import Keys
+from mesh.schema.lives import RouterRecord
+from mesh.telemetry import logs, metrics
+from mesh.telemetry.probes import Probes
+from mesh.wire.client import Pool
+from router.fencing.roster import Roster
+from router.fencing.tombstones import Tombstones
+from router.leader.election import Election
+from router.leader.lives import Lives
+from router.leader.rounds import Rounds
+from router.loads.agents import Agents
+from router.process import sockets
+from router.process.settings import RouterSettings
+from router.state.dynamic import Dynamic
+from router.state.feed import FeedServer, items_of
+from router.state.prober import Prober
+from router.state.registry import Registry
+from router.state.view import News, View
+from router.tasks import Tasks
+
+log = logs.get(__name__)
+
+_BACKOFF = (0.1, 5.0)  # seconds, first and longest pause before a worker is started again
+_SETTLED = 30.0  # seconds of life after which a death counts as the first again
+_SAY = 0.5  # seconds between saying "not ready" and taking no more calls: for load balancers that look
+_TICK = 1.0  # seconds
+_DEAD = 60.0  # seconds without any worker or Envoy, starting new ones all the while, after which the pod is not live
+_KILL = 5.0  # seconds a worker has, beyond its drain, before it is killed
+
+
+def default_workers(cpus: int) -> int:
+    """How many workers for so many CPUs: one for two.
+
+    Envoy takes 60 % of what a call costs this tier, so as many workers as CPUs would never all be busy; and the fewer
+    they are, the more calls each finds at once when it wakes. Measured on 2 CPUs, 64 calls in flight: one worker takes
+    58 us a call and Envoy 100, two take 80 to 100 and Envoy 115 to 150.
+    """
+    return max(1, (cpus + 1) // 2)
+
+
+class StartError(Exception):
+    """The router cannot start as it was asked to; the text says why and what to do."""
+
+
+class RouterPod:
+    """See the module's text."""
+
+    def __init__(self, settings: RouterSettings) -> None:
+        self._own_dir = not settings.run_dir
+        run_dir = settings.run_dir or tempfile.mkdtemp(prefix="mesh-", dir="/tmp")
+        workers = settings.workers or default_workers(cpus.available())
+        self.settings = replace(settings, run_dir=run_dir, workers=workers)
+        self._dir = Path(run_dir)
+        self._metrics = metrics.Registry("router-pod")
+        self._feed = FeedServer(self._snapshot)
+        self._etcd = Etcd(settings.etcd, follow=True)
+        self._patience = Patience()
+        self._mirror: Mirror | None = None
+        keys = Keys(settings.base)
+        self._view = View(keys, self._connect)
+        self._identity = Identity(Path(settings.internal_tls)) if settings.internal_tls else None
+        self._agents = Agents(self._identity)
+        self._view.listen(self._on_pod)
+        self._registry = Registry(self._etcd, keys, timeout=settings.registry_timeout)
+        self._dynamic = Dynamic(self._etcd, keys)
+        self._prober = Prober(self._view, self._agents)
+        self._rounds = Rounds(
+            view=self._view,
+            agents=self._agents,
+            registry=self._registry,
+            etcd=self._etcd,
+            keys=keys,
+            settings=lambda: self._dynamic.current,
+            failure_expiry=settings.failure_expiry,
+        )
+        self._tombstones = Tombstones(self._etcd, keys, self._agents)
+        self._lives = Lives(self._view, self._etcd, keys, self._tombstones, reregister_after=settings.reregister_after)
+        self._election = Election(self._etcd, keys, settings.name, self._lead)
+        self._roster = Roster(self._etcd, keys, settings.name, self._record)
+        self._workers: dict[int, process.Process] = {}
+        self._watches: dict[str, process.Watch] = {}  # by the worker's name
+        self._sockets: list[sockets.Sockets] = []
+        self._restarts = self._metrics.counter("mesh_worker_restarts", "Workers that died and were started again.")
+        self._hung = self._metrics.counter("mesh_hung_processes", process.HUNG_HELP, ("process",))
+        self._envoy: minder.Minder | None = None
+        self._probes = Probes(settings.probe, self.why_not_ready, self._why_not_live, self._render)
+        self._tasks = Tasks(self._lost)
+        self._stopping = False
+        self._served = asyncio.get_running_loop().time()  # when its processes were last able to serve
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Why this router must not run, once that is known."""
+        self._leading: asyncio.Task[None] | None = None
+        self.probe_port = 0
+        if self._identity is not None:
+            self._identity.follow(self._metrics)
+        gauge = self._metrics.gauge
+        gauge("mesh_workers", "Workers that are connected.").follow(lambda: len(self._feed.ready()))
+        gauge("mesh_leader", "1 where this router leads.", merge="max").follow(lambda: int(self._election.leading))
+        gauge("mesh_planned_loads", "Loads that the leader had made.", merge="max").follow(
+            lambda: self._rounds.carrying.statistics().loads
+        )
+        gauge("mesh_open_lives", "Pods that are cut off from etcd and may still answer.", merge="max").follow(
+            lambda: self._lives.statistics().open
+        )
+        gauge("mesh_tombstones", "Unregistered models that a pod may still answer for.", merge="max").follow(
+            lambda: self._lives.statistics().tombstones
+        )
+        gauge(
+            "mesh_lives_expired", "Pods that were cut off for so long that they are not waited for.", merge="max"
+        ).follow(lambda: self._lives.statistics().expired)
+        gauge("mesh_registry_stale_seconds", "For how long nothing has been heard from etcd.").follow(
+            lambda: self._mirror.stale_for if self._mirror is not None else 0.0
+        )
+
+    def why_not_ready(self) -> str | None:
+        """None: clients are served."""
+        if self._stopping:
+            return "this router is stopping"
+        if not self._feed.revision:
+            return self._patience.why or "the registry (etcd) has not been read yet"
+        if (reason := self._why_nobody_serves()) is not None:
+            return reason
+        ready = self._feed.ready()
+        if all(reason is not None for reason in ready.values()):
+            return "; ".join(f"{name}: {reason}" for name, reason in sorted(ready.items()))
+        return None
+
+    def _why_nobody_serves(self) -> str | None:
+        """Whether Envoy and a worker run and give signs of life, whatever they know: None, or the reason why not."""
+        if self._envoy is not None and (reason := self._envoy.why_not_ready) is not None:
+            return reason
+        connected = self._feed.ready()
+        if not connected:
+            return "no worker is running"
+        troubles = [watch.trouble for name, watch in self._watches.items() if name in connected]
+        return "; ".join(filter(None, troubles)) if troubles and all(troubles) else None
+
+    def _why_not_live(self) -> str | None:
+        """What dies or hangs below is started again here; where that does not help for long, a fresh container may."""
+        down = asyncio.get_running_loop().time() - self._served
+        if self._stopping or down < _DEAD:
+            return None
+        return f"nothing has served for {down:.0f} s: {self._why_nobody_serves() or 'it serves again'}"
+
+    def _lost(self, why: str) -> None:
+        if not self._stopping and not self.failed.done():
+            self.failed.set_result(why)
+
+    async def start(self) -> None:
+        """Starts everything. Raises StartError, leaving nothing behind."""
+        settings = self.settings
+        try:
+            self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            settings = self.settings = self._with_ports(settings)
+            settings.write(self._dir / "settings.json")
+            await self._feed.start(settings.feed)
+            self._tasks.essential(self._follow(), "follow etcd")
+            self._tasks.essential(self._tick(), "tick")
+            if self._identity is not None:
+                self._tasks.essential(self._identity.run(), "follow certificates")
+            self.probe_port = await self._probes.start()
+            if settings.edge == "envoy":
+                for index in range(settings.workers):
+                    paths = {kind: settings.socket(kind, index) for kind in sockets.KINDS}
+                    self._sockets.append(sockets.Sockets(paths))
+            for index in range(settings.workers):
+                self._tasks.essential(self._mind(index), f"mind worker {index}")
+            if settings.edge == "envoy":
+                self._envoy = self._make_envoy(settings)
+                self._envoy.follow(self._metrics)
+                await self._envoy.start()
+        except (minder.EnvoyError, OSError, ValueError) as error:
+            await self.stop(grace=0.0)
+            raise StartError(str(error)) from error
+        except BaseException:
+            await self.stop(grace=0.0)
+            raise
+        log.info("router started", listen=self.address, edge=settings.edge, workers=settings.workers)
+
+    @property
+    def address(self) -> str:
+        """Where clients call."""
+        host, port = addresses.parse_address(self.settings.listen)
+        return addresses.format_address(host, self._envoy.port if self._envoy is not None else port)
+
+    def _with_ports(self, settings: RouterSettings) -> RouterSettings:
+        """Without Envoy, all workers listen on the same ports, so free ones are chosen here, and taken ones found."""
+        if settings.edge == "envoy":
+            return settings
+        chosen = []
+        for address in (settings.listen, settings.rest_listen):
+            host, port = addresses.parse_address(address)
+            minder.check_free(host, port)
+            chosen.append(addresses.format_address(host, port or process.free_port(host)))
+        return replace(settings, listen=chosen[0], rest_listen=chosen[1])
+
+    def _make_envoy(self, settings: RouterSettings) -> minder.Minder:
+        host, port = addresses.parse_address(settings.listen)
+        return minder.Minder(
+            config.Settings(
+                host=host,
+                port=port,
+                admin_socket=f"{settings.run_dir}/admin",
+                grpc_sockets=tuple(settings.socket(sockets.GRPC, index) for index in range(settings.workers)),
+                rest_sockets=tuple(settings.socket(sockets.REST, index) for index in range(settings.workers)),
+                tls=_tls(settings),
+                concurrency=cpus.available(),
+                max_connection_age=settings.connection_age,
+                heap=settings.edge_memory,
+            ),
+            run_dir=self._dir,
+            on_hung=self._hung.labels("envoy").inc,
+            on_lost=self._lost,
+        )
+
+    async def _follow(self) -> None:
+        """Reads etcd and hands it on, for ever."""
+        keys = Keys(self.settings.base)
+        try:
+            await self._patience.until_done(lambda: self._etcd.get(keys.owner))  # also where nobody asks whose it is
+            await self._patience.until_done(lambda: owner.claim(self._etcd, keys, self.settings.install_id))
+        except (owner.OwnedByAnother, EtcdError) as error:
+            self.failed.set_result(error.detail if isinstance(error, EtcdError) else str(error))
+            return
+        self._tasks.essential(self._dynamic.run(), "follow settings")
+        self._tasks.essential(self._roster.run(), "roster")
+        start, end = keys.presence_range
+        self._mirror = Mirror(self._etcd, start, end)
+        async for change in self._mirror:
+            self._feed.apply(change)
+            take = self._view.snapshot if isinstance(change, Snapshot) else self._view.delta
+            take(change.revision, items_of(change))
+            if self._leading is None:  # whoever leads has to know first what is where
+                self._leading = self._tasks.essential(self._election.run(), "election")
+
+    async def _lead(self) -> None:
+        """Does what a leader does, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._rounds.lead(), name="rounds")
+            tasks.create_task(self._lives.lead(), name="lives")
+
+    def _record(self) -> RouterRecord:
+        return RouterRecord(self.address, self.settings.probe, self.settings.workers, records.SPOKEN)
+
+    async def _tick(self) -> None:
+        """What a view needs now and then."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_TICK)
+            self._view.settle(loop.time())
+            self._prober.look()
+            if self._why_nobody_serves() is None:
+                self._served = loop.time()
+
+    def _connect(self, address: str) -> Pool:
+        return Pool(address)  # never used: this process makes no calls
+
+    def _on_pod(self, name: str, news: News) -> None:
+        if news is News.GONE:
+            self._agents.forget(name)
+
+    async def _mind(self, index: int) -> None:
+        """Keeps one worker running."""
+        loop = asyncio.get_running_loop()
+        argv = process.python("router.process.worker", str(self._dir / "settings.json"), str(index))
+        handed = self._sockets[index].descriptors if self._sockets else ()
+        argv += map(str, handed)
+        pause = _BACKOFF[0]
+        while not self._stopping:
+            began = loop.time()
+            try:
+                worker = await process.spawn(argv, name=f"worker{index}", pass_fds=handed, on_line=_say, beats=True)
+            except OSError as error:  # out of processes, memory or descriptors: that passes
+                log.error("worker cannot be started", worker=index, error=str(error), again_s=pause)
+            else:
+                why = await self._until_dead(index, worker)
+                if self._stopping:
+                    return
+                self._restarts.inc()
+                log.error("worker died", worker=index, why=why)
+            if loop.time() - began > _SETTLED:
+                pause = _BACKOFF[0]
+            await asyncio.sleep(pause * random.uniform(0.8, 1.2))
+            pause = min(pause * 2, _BACKOFF[1])
+
+    async def _until_dead(self, index: int, worker: process.Process) -> str:
+        """Watches one life of a worker; how it ended."""
+        self._workers[index] = worker
+        watch = process.Watch(worker, worker.heard, on_hung=lambda _: self._hung.labels("worker").inc())
+        self._watches[worker.name] = watch
+        try:
+            code = await worker.wait()
+        finally:
+            watch.close()
+        return watch.hung.why if watch.hung is not None else process.describe_exit(code)
+
+    async def _snapshot(self) -> metrics.Snapshot:
+        parts = await self._feed.snapshots()
+        if self._envoy is not None:
+            parts.append(await self._envoy.snapshot())
+        return metrics.merge([self._metrics.snapshot(), *parts])
+
+    async def _render(self) -> bytes:
+        return metrics.render(await self._snapshot())
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Stops in good order; calls in flight get `grace` seconds (None: the settings')."""
+        grace = self.settings.drain if grace is None else grace
+        self._stopping = True
+        for watch in self._watches.values():
+            watch.close()  # from now on the grace bounds them
+        self._feed.drain()
+        if grace:
+            log.info("router stops", grace=grace)
+            await asyncio.sleep(min(_SAY, grace))
+        if self._envoy is not None:
+            await self._envoy.stop(grace)
+        await asyncio.gather(*(worker.terminate(grace + _KILL) for worker in self._workers.values()))
+        await self._tasks.close()
+        await self._rounds.close()
+        await self._prober.close()
+        await self._registry.close()
+        await self._agents.close()
+        self._view.close()
+        for listening in self._sockets:
+            listening.close()
+        await self._probes.close()
+        await self._feed.close()
+        await self._etcd.close()
+        if self._own_dir:
+            await asyncio.to_thread(shutil.rmtree, self._dir, ignore_errors=True)
+
+
+def _tls(settings: RouterSettings) -> config.Tls | None:
+    if not settings.tls_certificate:
+        return None
+    return config.Tls(
+        certificate=settings.tls_certificate,
+        private_key=settings.tls_key,
+        client_ca=settings.tls_client_ca,
+        client_optional=settings.tls_client_auth == "optional",
+    )
+
+
+def _say(line: str) -> None:
+    """A worker's line: it is formatted already and goes out as it is."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+async def run(settings: RouterSettings) -> None:
+    """A router pod until SIGTERM or SIGINT. Raises StartError."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    process.begin_beating()
+    pod = RouterPod(settings)
+    await pod.start()
+    stopped = loop.create_task(stop.wait())
+    try:
+        await asyncio.wait((stopped, pod.failed), return_when=asyncio.FIRST_COMPLETED)
+        if pod.failed.done():
+            raise StartError(pod.failed.result())
+    finally:
+        stopped.cancel()
+        await pod.stop()

@@ -1,0 +1,306 @@
+"""`python -m router.process.worker SETTINGS INDEX [GRPC REST]`: one worker process; the router pod starts it.
+
+It answers on two unix sockets (gRPC over HTTP/1.1, REST) that Envoy calls and the pod has made (`sockets`; their
+descriptors are the last arguments), or on the ports themselves where `grpc.aio` is the edge. Everything it knows can
+be made again from etcd, so it may die at any time.
+"""
+
+import asyncio
+import contextlib
+import gc
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvloop
+from aiohttp import web
+
+from mesh import settings as addresses
+from mesh.etcd import Etcd
+from mesh.host import heap
+from mesh.identity import Identity
+from mesh.process import begin_beating
+from mesh.schema.keys import Keys
+from mesh.telemetry import logs, metrics
+from mesh.wire.budget import Budget
+from mesh.wire.client import Pool
+from mesh.wire.server import Server
+from router import services
+from router.calls.dispatch import Dispatcher
+from router.calls.forward import Forwarder
+from router.calls.meter import Meter
+from router.calls.routes import Routes
+from router.fencing.tombstones import Tombstones
+from router.loads.agents import Agents
+from router.loads.coldstart import ColdStart
+from router.management.models import Management
+from router.process import sockets
+from router.process.context import Worker
+from router.process.settings import RouterSettings
+from router.rest import app
+from router.rest.bodies import Bodies
+from router.rest.conversions import Conversions
+from router.services import modelmesh
+from router.state.dynamic import Dynamic
+from router.state.feed import FeedClient
+from router.state.prober import Prober
+from router.state.registry import Registry
+from router.state.view import News, View
+from router.tasks import Tasks
+
+if TYPE_CHECKING:
+    from router.edge import grpc as edges
+
+log = logs.get(__name__)
+
+_TICK = 1.0  # seconds
+_FEED_WAIT = 5.0  # seconds for what is where to be known before calls are taken; beyond it, callers are told why not
+_IDLE = 50.0  # seconds after which an unused connection to a pod is closed; below the model server's own patience
+
+
+class Process:
+    """The parts of a worker, put together. `start()`, then `stop()`.
+
+    `handed` are the descriptors of its listening sockets, where Envoy is the edge: it owns and closes them.
+    """
+
+    def __init__(self, settings: RouterSettings, index: int, handed: Sequence[int] = ()) -> None:
+        self.settings = settings
+        self._handed = handed
+        self.index = index
+        self.name = f"worker{index}"
+        self.metrics = metrics.Registry(f"router-{self.name}")
+        self._draining = False
+        self.etcd = Etcd(settings.etcd, follow=True)
+        keys = Keys(settings.base)
+        self.identity = Identity(Path(settings.internal_tls)) if settings.internal_tls else None
+        self.budget = Budget(settings.max_body_bytes)
+        self.view = View(keys, self._connect)
+        self.agents = Agents(self.identity)
+        self.view.listen(self._on_pod)
+        self.registry = Registry(self.etcd, keys, timeout=settings.registry_timeout, remember=settings.registry_cache)
+        meter = Meter(self.metrics)
+        self.dynamic = Dynamic(self.etcd, keys)
+        self.coldstart = ColdStart(
+            view=self.view,
+            registry=self.registry,
+            agents=self.agents,
+            meter=meter,
+            settings=settings,
+            current=lambda: self.dynamic.current,
+        )
+        self.forwarder = Forwarder(
+            view=self.view,
+            coldstart=self.coldstart,
+            registry=self.registry,
+            meter=meter,
+            settings=settings,
+            budget=self.budget,
+        )
+        management = Management(
+            etcd=self.etcd,
+            keys=keys,
+            registry=self.registry,
+            view=self.view,
+            coldstart=self.coldstart,
+            agents=self.agents,
+            tombstones=Tombstones(self.etcd, keys, self.agents),
+            settings=settings,
+        )
+        self.dispatcher = Dispatcher(self.forwarder, Routes())
+        self.prober = Prober(self.view, self.agents)
+        self.feed = FeedClient(
+            settings.feed,
+            self.name,
+            self.view,
+            ready=self.why_not_ready,
+            snapshot=self.metrics.snapshot,
+            on_drain=self._drain,
+        )
+        self.conversions = Conversions(max_message=settings.max_message)
+        bodies = Bodies(self.budget, limit=settings.max_message, least=settings.min_body_rate)
+        self.worker = Worker(
+            settings=settings,
+            view=self.view,
+            dispatcher=self.dispatcher,
+            management=management,
+            dynamic=self.dynamic,
+            registry=self.metrics,
+            ready=self.why_not_ready,
+            bodies=bodies,
+            conversions=self.conversions,
+            snapshots=self.feed.merged,
+        )
+        self.dispatcher.serve(self.worker, {**services.SERVICES, **modelmesh.METHODS})
+        self.server = Server(
+            self.dispatcher.dispatch,
+            max_message=settings.max_message,
+            budget=self.budget,
+            min_rate=settings.min_body_rate,
+        )
+        self._edge: edges.GrpcEdge | None = None
+        self._rest: web.AppRunner | None = None
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Why this worker must not go on, once that is known."""
+        self._tasks = Tasks(self._lost)
+        self._listening = False
+        self._gauges(bodies)
+
+    def why_not_ready(self) -> str | None:
+        """None: calls are served."""
+        if self._draining:
+            return "this router is stopping"
+        if not self._listening:
+            return "this worker is starting"
+        return None if self.feed.seen else "the registry (etcd) has not been read yet"
+
+    async def start(self) -> None:
+        """Listens and takes calls."""
+        settings = self.settings
+        self._tasks.essential(self.feed.run(), "follow the feed")
+        self._tasks.essential(self._tick(), "tick")
+        self._tasks.essential(self.dynamic.run(), "follow settings")
+        if self.identity is not None:
+            self._tasks.essential(self.identity.run(), "follow certificates")
+        # A worker that knows nothing takes every call for a cold start, and needs etcd for what is resident.
+        if not await self.feed.first(_FEED_WAIT):
+            log.warning("calls are taken before the registry (etcd) was read", waited=_FEED_WAIT)
+        if settings.edge == "envoy":
+            grpc, rest = map(sockets.adopt, self._handed)
+            await self.server.listen_on(grpc)
+            self._rest = await app.serve_on(self.worker, rest, grace=settings.drain)
+        else:
+            from router.edge import grpc as edge  # grpcio's server, which is not needed behind Envoy
+
+            self._edge = edge.GrpcEdge(
+                self.dispatcher.dispatch, max_message=settings.max_message, shared=True, budget=self.budget
+            )
+            await self._edge.listen(*addresses.parse_address(settings.listen))
+            host, port = addresses.parse_address(settings.rest_listen)
+            self._rest = await app.serve_tcp(self.worker, host, port, shared=True, grace=settings.drain)
+        self._listening = True
+        self.feed.tell()
+        # What is there now stays: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+
+    async def stop(self) -> None:
+        """Takes no more calls, lets those in flight end, bounded, and lets go of everything."""
+        self._drain()
+        self.feed.tell()
+        grace = self.settings.drain
+        closing = [self.server.close(grace)]
+        if self._edge is not None:
+            closing.append(self._edge.close(grace))
+        if self._rest is not None:
+            closing.append(self._rest.cleanup())
+        await asyncio.gather(*closing)
+        await self.conversions.close()
+        await self._tasks.close()
+        await self.prober.close()
+        await self.coldstart.close()
+        await self.forwarder.close()
+        await self.registry.close()
+        self.view.close()
+        await self.agents.close()
+        await self.etcd.close()
+
+    def _lost(self, why: str) -> None:
+        if not self.lost.done():
+            self.lost.set_result(why)
+
+    def _drain(self) -> None:
+        self._draining = True
+
+    def _connect(self, address: str) -> Pool:
+        settings = self.settings
+        return Pool(
+            address,
+            max_connections=settings.max_connections_per_pod,
+            connect_timeout=settings.connect_timeout,
+            max_message=settings.max_message,
+            idle_timeout=_IDLE,
+            identity=self.identity,
+            budget=self.budget,
+        )
+
+    def _on_pod(self, name: str, news: News) -> None:
+        if news is News.GONE:
+            self.agents.forget(name)
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_TICK)
+            self.view.settle(loop.time(), away=self.forwarder.verifier.away)
+            self.forwarder.deaths.settle(self.forwarder.loop.time())
+            self.prober.look()
+            self.feed.tell()
+            if self.budget.settle():
+                await asyncio.to_thread(heap.trim)
+
+    def _gauges(self, bodies: Bodies) -> None:
+        view, coldstart, forwarder = self.view, self.coldstart, self.forwarder
+        gauge = self.metrics.gauge
+        # The view is the same in each worker, so the highest of them is what the router pod sees.
+        gauge("mesh_pods", "Runtime pods in view.", merge="max").follow(lambda: len(view.pods))
+        gauge("mesh_suspect_pods", "Pods that vanished without a word and are still called.", merge="max").follow(
+            lambda: sum(pod.suspect for pod in view.pods.values())
+        )
+        gauge("modelmesh_models_loaded_total", "Models with a copy that may be called.", merge="max").follow(
+            lambda: len(view.copies)
+        )
+        gauge("mesh_calls_in_flight", "Inference calls in the workers.").follow(lambda: forwarder.in_flight)
+        gauge("mesh_waiters", "Calls that wait for loads.").follow(lambda: coldstart.statistics().waiters)
+        gauge("mesh_waiting_bytes", "What they hold.").follow(lambda: coldstart.statistics().bytes)
+        budget, server = self.budget, self.server
+        gauge("mesh_body_bytes", "Bytes of requests and replies in the workers.").follow(lambda: budget.held)
+        counter = self.metrics.counter
+        counter("mesh_bodies_refused", "Bodies refused because those in flight filled --max-body-bytes.").follow(
+            lambda: budget.refused
+        )
+        counter("mesh_bodies_slow", "Bodies ended because they came or were read too slowly.").follow(
+            lambda: server.slow + bodies.slow
+        )
+        if self.identity is not None:
+            self.identity.follow(self.metrics)
+        gauge("mesh_flights", "Models that are being loaded for callers.").follow(
+            lambda: coldstart.statistics().flights
+        )
+
+
+async def _serve(settings: RouterSettings, index: int, handed: Sequence[int]) -> int:
+    """Runs the worker until it is told to stop, or cannot go on. The exit status."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    begin_beating()
+    process = Process(settings, index, handed)
+    stopped = loop.create_task(stop.wait())
+    try:
+        await process.start()
+        log.debug("worker takes calls", worker=index)
+        await asyncio.wait((stopped, process.lost), return_when=asyncio.FIRST_COMPLETED)
+        if process.lost.done():
+            log.error("worker ends: it cannot go on", worker=index, why=process.lost.result())
+            return 1
+    finally:
+        stopped.cancel()
+        await process.stop()
+    return 0
+
+
+def main() -> None:
+    """The process."""
+    settings = RouterSettings.read(Path(sys.argv[1]))
+    index, *handed = map(int, sys.argv[2:])
+    logs.configure(level=settings.log_level, fmt=settings.log_format, process=f"worker{index}")  # type: ignore[arg-type]
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(uvloop.run(_serve(settings, index, handed)))
+
+
+if __name__ == "__main__":
+    main()

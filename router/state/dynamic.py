@@ -1,0 +1,97 @@
+"""Settings that change while the mesh runs: one watch of `config/` for each process that needs them.
+
+Each is a text that a parser of `placement` understands, checked before it is written. One that cannot be understood all
+the same (somebody else wrote it) is told in the log, and what held before goes on holding.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from mesh.etcd import Etcd, Kind, Mirror, Snapshot
+from mesh.schema.keys import Keys, after_prefix
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from placement import constraints, limits
+from placement.constraints import NONE, Constraints
+from placement.limits import TypeLimits
+
+log = logs.get(__name__)
+
+TYPE_CONSTRAINTS = "type_constraints"
+TYPE_LIMITS = "type_limits"
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """What holds now."""
+
+    constraints: Constraints = NONE
+    limits: TypeLimits = TypeLimits()  # noqa: RUF009 - frozen
+
+
+_SETTERS: Mapping[str, Callable[[Current, str], Current]] = {
+    TYPE_CONSTRAINTS: lambda current, text: replace(current, constraints=constraints.parse(text)),
+    TYPE_LIMITS: lambda current, text: replace(current, limits=limits.parse(text)),
+}
+
+NAMES = tuple(_SETTERS)
+
+
+class Dynamic:
+    """The settings as they are; `current` is replaced as a whole whenever one changes."""
+
+    def __init__(self, etcd: Etcd, keys: Keys) -> None:
+        self._etcd = etcd
+        self._keys = keys
+        self._texts: dict[str, str] = {}
+        self.current = Current()
+
+    async def run(self) -> None:
+        """Follows them until cancelled."""
+        async for change in Mirror(self._etcd, self._keys.config, after_prefix(self._keys.config)):
+            if isinstance(change, Snapshot):
+                values = {self._keys.setting_of(kv.key): kv.value for kv in change.kvs}
+                for name in NAMES:
+                    self._take(name, values.get(name, b""))
+                continue
+            for event in change.events:
+                self._take(self._keys.setting_of(event.kv.key), event.kv.value if event.kind is Kind.PUT else b"")
+
+    def _take(self, name: str, value: bytes) -> None:
+        text = value.decode(errors="replace")
+        setter = _SETTERS.get(name)
+        if setter is None or text == self._texts.get(name, ""):
+            return
+        try:
+            self.current = setter(self.current, text)
+        except ValueError as error:
+            log.error("a setting in etcd cannot be understood; the former one holds", name=name, why=str(error))
+            return
+        self._texts[name] = text
+        log.info("setting changed", name=name)
+
+    # --- for people ---
+
+    async def read(self) -> dict[str, str]:
+        """All settings as they stand in etcd, "" for those that are not set. Raises REGISTRY_AWAY."""
+        page = await self._etcd.page(self._keys.config, after_prefix(self._keys.config), limit=100)
+        found = {self._keys.setting_of(kv.key): kv.value.decode(errors="replace") for kv in page.kvs}
+        return {name: found.get(name, "") for name in NAMES}
+
+    async def write(self, name: str, text: str) -> None:
+        """Sets one; "" takes it away. Raises BAD_REQUEST, REGISTRY_AWAY."""
+        check(name)
+        try:
+            _SETTERS[name](Current(), text)
+        except ValueError as error:
+            raise MeshError(Reason.BAD_REQUEST, str(error)) from error
+        if text.strip():
+            await self._etcd.put(self._keys.setting(name), text.encode())
+        else:
+            await self._etcd.delete(self._keys.setting(name))
+
+
+def check(name: str) -> None:
+    """Raises BAD_REQUEST where there is no such setting."""
+    if name not in _SETTERS:
+        raise MeshError(Reason.BAD_REQUEST, f"there is no setting {name[:80]!r}; there are {', '.join(NAMES)}")

@@ -1,0 +1,166 @@
+"""Reads of model records: on demand, shared by all who ask at the same time, and never wrong about what is missing.
+
+A model must be callable through any worker the moment its registration has returned. So "there is no such model" always
+rests on a read that began after the caller asked: a read that is already under way may be joined, but only a record
+that it finds is believed. For the same reason nothing that is missing is ever remembered.
+
+Records that were found are remembered, in a bounded LRU without a watch. They may be old: whoever uses one (a cold
+start) has it validated by the agent's claim, which holds only for the current registration.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cachetools import LRUCache
+
+from mesh.etcd import Etcd, KeyValue
+from mesh.schema.keys import Keys
+from mesh.schema.records import ModelRecord
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from router.tasks import Tasks
+
+log = logs.get(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A model's record as it was read."""
+
+    model_id: str
+    record: ModelRecord
+    created: int  # create revision: which registration of the id this is
+    modified: int  # mod revision
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryStatistics:
+    """What reading cost."""
+
+    reads: int
+    joined: int  # answers that needed no read of their own
+    remembered: int
+    in_flight: int
+
+
+class _Read:
+    """One read under way."""
+
+    __slots__ = ("began", "task")
+
+    def __init__(self, began: int, task: "asyncio.Task[Registration | None]") -> None:
+        self.began = began
+        self.task = task
+
+
+class Registry:
+    """See the module's text. All errors are MeshErrors: REGISTRY_AWAY where etcd does not answer in `timeout` s."""
+
+    def __init__(self, etcd: Etcd, keys: Keys, *, timeout: float = 3.0, remember: int = 10_000) -> None:
+        self.etcd = etcd
+        self.keys = keys
+        self._timeout = timeout
+        self._reads: dict[str, _Read] = {}
+        self._cache: LRUCache[str, Registration] = LRUCache(remember)
+        self._tasks = Tasks(awaited=(MeshError,))
+        self._clock = 0  # counts arrivals and beginnings, to tell which was first
+        self._count = 0
+        self._joined = 0
+
+    async def read(self, model_id: str, *, fresh: bool = False) -> Registration | None:
+        """The registration, or None where there is none, by a read that began after this was called.
+
+        Without `fresh`, a registration that an earlier read finds is given too.
+        """
+        self._clock += 1
+        arrived = self._clock
+        while True:
+            read = self._reads.get(model_id)
+            # One that has ended but stands here still, because its callback has not run, is no read to join: awaiting
+            # it would not let the loop go on, so it would stand here for ever.
+            if read is None or read.task.done():
+                read = self._begin(model_id)
+            else:
+                self._joined += 1
+            enough = read.began > arrived
+            try:
+                found = await asyncio.shield(read.task)
+            except MeshError:
+                if enough:
+                    raise
+                continue
+            if enough or (found is not None and not fresh):
+                return found
+
+    def remembered(self, model_id: str) -> Registration | None:
+        """What an earlier read has found. It may be gone since, or registered anew."""
+        return self._cache.get(model_id)
+
+    def remember(self, registration: Registration) -> None:
+        """Somebody else has read or written it."""
+        self._cache[registration.model_id] = registration
+
+    def forget(self, model_id: str) -> None:
+        """What is remembered has been found wrong."""
+        self._cache.pop(model_id, None)
+
+    async def change(self, model_id: str, change: Callable[[ModelRecord], ModelRecord | None]) -> Registration | None:
+        """Rewrites the record by compare-and-set; `change` may be called several times and returns None to leave it.
+
+        Returns the registration as it is afterwards, or None where the model is not registered.
+        """
+
+        def rewrite(kv: KeyValue | None) -> bytes | None:
+            if kv is None:
+                return None
+            changed = change(decode(model_id, kv).record)
+            return None if changed is None else changed.encode()
+
+        done = await self.etcd.update(self.keys.model(model_id), rewrite, timeout=self._timeout)
+        if done.before is None or done.value is None:
+            self.forget(model_id)
+            return None
+        registration = decode(model_id, replace(done.before, value=done.value, mod_revision=done.mod_revision))
+        self.remember(registration)
+        return registration
+
+    def _begin(self, model_id: str) -> _Read:
+        self._clock += 1
+        read = _Read(self._clock, self._tasks.spawn(self._get(model_id), f"read {model_id}"))
+        self._reads[model_id] = read
+
+        def ended(task: "asyncio.Task[Registration | None]") -> None:
+            if self._reads.get(model_id) is read:
+                del self._reads[model_id]
+
+        read.task.add_done_callback(ended)
+        return read
+
+    async def _get(self, model_id: str) -> Registration | None:
+        self._count += 1
+        kv = await self.etcd.get(self.keys.model(model_id), timeout=self._timeout)
+        if kv is None:
+            self._cache.pop(model_id, None)
+            return None
+        registration = decode(model_id, kv)
+        self._cache[model_id] = registration
+        return registration
+
+    def statistics(self) -> RegistryStatistics:
+        """What reading has cost so far."""
+        return RegistryStatistics(self._count, self._joined, len(self._cache), len(self._reads))
+
+    async def close(self) -> None:
+        """Ends the reads under way."""
+        await self._tasks.close()
+
+
+def decode(model_id: str, kv: KeyValue) -> Registration:
+    """From a key of etcd. Raises MeshError INTERNAL where the record cannot be read: that model cannot be used."""
+    try:
+        record = ModelRecord.decode(kv.value)
+    except ValueError as error:
+        log.warning("a model record in etcd cannot be read", model=model_id, error=str(error))
+        raise MeshError(Reason.INTERNAL, f"the record of model {model_id} cannot be read: {error}") from error
+    return Registration(model_id, record, kv.create_revision, kv.mod_revision)

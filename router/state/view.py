@@ -1,0 +1,585 @@
+"""What a router knows of pods and copies: a mirror of etcd's `pods/` and `copies/`, and what calls taught it since.
+
+Choosing where a call goes reads only this; nothing here does I/O, waits or reads a clock. Changes come in as etcd
+published them, all events of one revision together, because that is how a pod that *vanished* is told from a pod that
+withdrew a copy:
+
+- A pod's lease ended and it never said that it leaves: the pod and its copies become **suspect**. They may be fine
+  (etcd stalled, and every lease ended at once), so they are still called, get no loads, and are dropped by the first
+  call or probe that fails. They are what they were again when the pod publishes them anew; a new incarnation replaces
+  them.
+- A copy was deleted and its pod was not: withdrawn, forgotten at once.
+
+What calls teach is newer than the mirror: a copy answered *not here* (`drop`), a load ended (`loaded`), a pod cannot be
+reached (`failed`). The mirror's later events correct it where it went wrong.
+
+A copy is callable when it is loaded and its incarnation is the one that its pod has published. A copy that is being
+loaded is known, so that callers join that load instead of starting another.
+"""
+
+import enum
+import math
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import placement.pod
+from mesh.schema import idset, records
+from mesh.schema.keys import TOMBSTONE, Keys
+from mesh.telemetry import logs
+from mesh.wire.client import Pool
+from placement import rollout
+from router.calls import routes
+
+log = logs.get(__name__)
+
+Item = tuple[bytes, bytes | None]
+"""A key and its value; None: deleted."""
+
+R = TypeVar("R")
+
+_TOMBSTONE = f"/{TOMBSTONE}".encode()
+
+AVOID = 1.0
+"""Seconds for which what could not be reached is tried last."""
+
+SETTLE = 30.0
+"""Seconds after which a copy is forgotten that its pod, back again, has not published: it has let it go."""
+
+
+class Waiter(Protocol):
+    """A call that waits for another one of its model to end."""
+
+    def resume(self) -> None:
+        """It may be sent."""
+
+
+class News(enum.Enum):
+    """What a listener is told of a pod."""
+
+    PUBLISHED = "published"
+    SUSPECT = "suspect"
+    GONE = "gone"
+
+
+class Pod:
+    """One pod. `in_flight` and `load` are what a copy is chosen by: they count all of its models."""
+
+    __slots__ = (
+        "agent_failed_at",
+        "born",
+        "copies",
+        "disk",
+        "failed_at",
+        "in_flight",
+        "load",
+        "losses",
+        "lost_at",
+        "name",
+        "pool",
+        "record",
+        "suspect",
+        "unsettled",
+        "unsettled_since",
+        "wary",
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.record: records.PodRecord | None = None  # None: only its copies have been seen so far
+        self.born = math.inf  # when it started, on the router's clock, as far as is known
+        self.pool: Pool | None = None
+        self.copies: dict[str, Copy] = {}
+        self.disk = idset.EMPTY  # the models whose files it has on disk
+        self.in_flight = 0  # our calls there
+        self.load = 0  # calls in flight there, as its last reply said
+        self.suspect = False  # vanished without a word
+        self.wary = False  # it has just demanded that its copies be verified
+        self.unsettled = False  # was suspect, and some of its copies may still be
+        self.unsettled_since = 0.0
+        self.failed_at = 0.0  # when its data port could not be reached last; 0: it could, or was not tried
+        self.agent_failed_at = 0.0  # the same of its agent
+        self.losses = 0  # how often connections broke in the middle of calls, those of one moment as one
+        self.lost_at = 0.0  # when that was last
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it has said that it goes."""
+        return self.record is not None and self.record.state == records.LEAVING
+
+
+class Copy:
+    """A model in a pod."""
+
+    __slots__ = ("answered", "calls", "headers", "model", "pod", "record", "suspect", "token", "verified_at", "waiting")
+
+    def __init__(self, model: str, pod: Pod, record: records.CopyRecord) -> None:
+        self.model = model
+        self.pod = pod
+        self.record = record
+        self.token = record.token
+        self.headers = routes.addressed(model, record.token)  # made once, sent with every call
+        self.calls = 0  # ours in flight to it
+        self.waiting: dict[Waiter, None] = {}  # calls for which there is no connection of the model's share, in order
+        self.suspect = False
+        self.verified_at = -math.inf  # when the last read of its record began that found it unchanged
+        self.answered = False  # known from the agent's answer; etcd's news of it are still to come
+
+    @property
+    def in_flight(self) -> int:
+        """Our calls in flight in its pod."""
+        return self.pod.in_flight
+
+    @property
+    def load(self) -> int:
+        """Calls in flight in its pod, as the pod last said."""
+        return self.pod.load
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it is loaded, as far as is known."""
+        return self.record.state == records.LOADED
+
+    @property
+    def callable(self) -> bool:
+        """Whether a call may be sent to it."""
+        record = self.pod.record
+        return self.loaded and record is not None and record.incarnation == self.record.incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class ViewStatistics:
+    """How much is known."""
+
+    revision: int
+    pods: int
+    suspect_pods: int
+    models: int  # with a copy that may be called
+    copies: int
+    loading: int
+
+
+class View:
+    """See the module's text. `connect` makes the pool of connections to a data address."""
+
+    def __init__(self, keys: Keys, connect: Callable[[str], Pool]) -> None:
+        self._keys = keys
+        self._connect = connect
+        self._known: dict[str, dict[str, Copy]] = {}  # every copy, by model and pod; no empty ones
+        self._listeners: list[Callable[[str, News], None]] = []
+        self._watchers: dict[str, list[Callable[[], None]]] = {}
+        self._retired: list[Pool] = []
+        self._outgoing: dict[str, str] = {}  # pods that a rollout is replacing, and by what
+        self.revision = 0
+        self.pods: dict[str, Pod] = {}
+        self.copies: dict[str, list[Copy]] = {}
+        """Those that may be called, by model. A list is replaced, never changed; there are no empty ones."""
+        self.lives: dict[tuple[str, str], bytes] = {}
+        """The lives of pods as they stand in etcd (`mesh.schema.lives`), by pod and incarnation."""
+        self.ended: dict[tuple[str, str], int] = {}
+        """The revisions at which the presence of those lives ended, where that was seen."""
+        self.tombstones: set[str] = set()
+        """The models that were unregistered while somebody may still have answered for them."""
+
+    # --- the mirror ---
+
+    def snapshot(self, revision: int, items: Iterable[Item]) -> None:
+        """Everything as it is at one revision: what is missing has vanished or was withdrawn, unseen."""
+        pods: dict[str, records.PodRecord] = {}
+        copies: dict[tuple[str, str], records.CopyRecord] = {}
+        self.lives.clear()
+        self.ended.clear()  # a pod may have come back and been cut off again, unseen
+        self.tombstones.clear()
+        for key, value in items:
+            if value is None:
+                continue
+            if self._aside(key, value):
+                continue
+            if (names := self._copy_of(key)) is not None:
+                if (copy_record := _decode(records.CopyRecord.decode, key, value)) is not None:
+                    copies[names] = copy_record
+                continue
+            name = self._pod_of(key)
+            pod_record = None if name is None else _decode(records.PodRecord.decode, key, value)
+            if name is not None and pod_record is not None:
+                pods[name] = pod_record
+        for pod in list(self.pods.values()):
+            if pod.name not in pods:
+                self._vanished(pod, still_there={model for model, name in copies if name == pod.name})
+                continue
+            for copy in list(pod.copies.values()):
+                if (copy.model, pod.name) not in copies:
+                    self._remove(copy)
+        for name, pod_record in pods.items():
+            self._publish_pod(name, pod_record)
+        for (model, name), copy_record in copies.items():
+            self._publish_copy(model, name, copy_record)
+        self.revision = revision
+
+    def delta(self, revision: int, items: Iterable[Item]) -> None:
+        """The events of one revision, all of them."""
+        items = list(items)
+        gone = {name for key, value in items if value is None and (name := self._pod_of(key)) is not None}
+        for name in gone:
+            if (pod := self.pods.get(name)) is not None and pod.record is not None and not pod.suspect:
+                life = name, pod.record.incarnation
+                if life in self.lives:
+                    self.ended[life] = revision
+        for key, value in items:
+            if self._aside(key, value):
+                continue
+            if (names := self._copy_of(key)) is not None:
+                model, name = names
+                if value is not None:
+                    if (copy_record := _decode(records.CopyRecord.decode, key, value)) is not None:
+                        self._publish_copy(model, name, copy_record)
+                elif name not in gone and (copy := self._known.get(model, {}).get(name)) is not None:
+                    self._withdraw(copy)
+                continue
+            found = self._pod_of(key)  # None: `leader` and `owner` lie in the range too
+            pod_record = None if value is None or not found else _decode(records.PodRecord.decode, key, value)
+            if found is not None and pod_record is not None:
+                self._publish_pod(found, pod_record)
+        for name in gone:
+            if (pod := self.pods.get(name)) is not None:
+                self._vanished(pod)
+        self.revision = revision
+
+    def _aside(self, key: bytes, value: bytes | None) -> bool:
+        """Notes lives and tombstones, which no call depends on. Whether the key was one."""
+        if key.startswith(self._keys.lives):
+            try:
+                life = self._keys.life_of(key)
+            except ValueError:
+                log.warning("a key in etcd cannot be read", key=key)
+                return True
+            if value is None:
+                self.lives.pop(life, None)
+                self.ended.pop(life, None)
+            else:
+                self.lives[life] = value
+            return True
+        if key.endswith(_TOMBSTONE) and (names := self._copy_of(key)) is not None and names[1] == TOMBSTONE:
+            (self.tombstones.discard if value is None else self.tombstones.add)(names[0])
+            return True
+        return False
+
+    def _copy_of(self, key: bytes) -> tuple[str, str] | None:
+        if not key.startswith(self._keys.all_copies):
+            return None
+        try:
+            return self._keys.copy_of(key)
+        except ValueError:
+            log.warning("a key in etcd cannot be read", key=key)
+            return None
+
+    def _pod_of(self, key: bytes) -> str | None:
+        if not key.startswith(self._keys.pods):
+            return None
+        try:
+            return self._keys.pod_of(key)
+        except ValueError:
+            log.warning("a key in etcd cannot be read", key=key)
+            return None
+
+    def _publish_pod(self, name: str, record: records.PodRecord) -> None:
+        pod = self._pod(name)
+        old = pod.record
+        if old is None or (old.incarnation, old.data_address) != (record.incarnation, record.data_address):
+            self._retire(pod)
+            pod.pool = self._connect(record.data_address)
+            pod.load = 0
+        pod.record = record
+        if old is None or old.disk != record.disk:
+            pod.disk = _disk(name, record.disk)
+        pod.suspect = pod.wary = False
+        pod.failed_at = pod.agent_failed_at = 0.0
+        self.ended.pop((name, record.incarnation), None)
+        if old is None or old.incarnation != record.incarnation:
+            pod.born = math.inf
+            for copy in list(pod.copies.values()):
+                if copy.record.incarnation == record.incarnation:
+                    self._index(copy.model)
+                else:
+                    self._remove(copy)
+        self._tell(name, News.PUBLISHED)
+
+    def _publish_copy(self, model: str, name: str, record: records.CopyRecord) -> None:
+        pod = self._pod(name)
+        known = pod.copies.get(model)
+        if known is not None and known.answered and _behind(record, known.record):
+            return
+        if known is not None and known.token == record.token:
+            known.record = record
+            known.suspect = known.answered = False
+        else:
+            pod.copies[model] = self._known.setdefault(model, {})[name] = Copy(model, pod, record)
+        self._index(model)
+
+    def _vanished(self, pod: Pod, still_there: Container[str] = ()) -> None:
+        """Its presence ended. What can be called goes on as suspect; what said that it leaves, or failed, is gone."""
+        if not pod.leaving and not pod.failed_at:
+            pod.suspect = pod.unsettled = True
+            pod.unsettled_since = 0.0
+            for copy in list(pod.copies.values()):
+                if copy.callable:
+                    copy.suspect = copy.model not in still_there
+                elif copy.model not in still_there:
+                    self._remove(copy)
+            if pod.copies:
+                log.warning("a pod vanished without a word", pod=pod.name, copies=len(pod.copies))
+                self._tell(pod.name, News.SUSPECT)
+                return
+        self._forget(pod)
+
+    # --- what calls and loads teach ---
+
+    def loaded(
+        self,
+        model: str,
+        pod: Pod,
+        incarnation: str,
+        create_revision: int,
+        host_bytes: int = 0,
+        device_bytes: int = 0,
+        generation: int = 0,
+        digest: str = "",
+        *,
+        blamed: bool = False,
+    ) -> Copy | None:
+        """The agent has answered that the copy is there. None where the answer came from another life of the pod."""
+        if pod.record is None or pod.record.incarnation != incarnation or self.pods.get(pod.name) is not pod:
+            return None
+        record = records.CopyRecord(
+            incarnation,
+            create_revision,
+            records.LOADED,
+            host_bytes,
+            device_bytes,
+            generation=generation,
+            digest=digest,
+            blamed=blamed,
+        )
+        known = pod.copies.get(model)
+        if known is not None and known.token == record.token and known.loaded and not (known.answered or known.suspect):
+            return known  # the mirror was quicker
+        self._publish_copy(model, pod.name, record)
+        copy = pod.copies[model]
+        copy.answered = True
+        return copy
+
+    def drop(self, copy: Copy) -> None:
+        """A call has shown that the copy is not there."""
+        if copy.pod.copies.get(copy.model) is copy:
+            self._withdraw(copy)
+
+    def failed(self, pod: Pod, now: float) -> None:
+        """The pod's data port, or a suspect's agent, could not be reached at `now` (seconds, any clock)."""
+        pod.failed_at = now or 1e-9
+        # Whoever could not reach it may have found out long after it was forgotten, and its name be another life's.
+        if pod.suspect and self.pods.get(pod.name) is pod:
+            log.warning("a suspect pod does not answer and is dropped", pod=pod.name, copies=len(pod.copies))
+            self._forget(pod)
+
+    def settle(self, now: float, *, away: bool = False) -> None:
+        """To be called every second or so: forgets the copies that did not come back with their pod, and sees which
+        pods are being replaced. `away`: etcd does not answer this router."""
+        self._see_rollouts(now)
+        for pod in list(self.pods.values()):
+            # It says so again if it is still so; but of one that is cut off as long as etcd is away, each time costs a
+            # call a second try, and a stream too long to be sent twice its life.
+            pod.wary = pod.wary and away
+            if not pod.unsettled or pod.suspect:
+                continue
+            left = [copy for copy in pod.copies.values() if copy.suspect]
+            if not left:
+                pod.unsettled = False
+            elif not pod.unsettled_since:
+                pod.unsettled_since = now
+            elif now - pod.unsettled_since > SETTLE:
+                for copy in left:
+                    self._remove(copy)
+
+    def _see_rollouts(self, now: float) -> None:
+        members = []
+        for pod in self.pods.values():
+            if pod.record is not None:
+                pod.born = min(pod.born, now - pod.record.age_ms / 1000)  # what it said last may have been long ago
+                members.append(rollout.Member(pod.name, int((now - pod.born) * 1000), frozenset(pod.record.labels)))
+        before, self._outgoing = self._outgoing, rollout.outgoing(members)
+        for name in self._outgoing.keys() - before.keys():
+            log.info("a pod is being replaced: it gets loads only where no other has room", pod=name)
+
+    # --- questions ---
+
+    def published(self, pod: str) -> records.PodRecord | None:
+        """Returns the record of a pod whose presence stands, as far as is known."""
+        found = self.pods.get(pod)
+        return None if found is None or found.suspect else found.record
+
+    def open_lives(self) -> list[tuple[str, str]]:
+        """Returns pod and incarnation of the lives without presence."""
+        return [
+            (pod, incarnation)
+            for pod, incarnation in self.lives
+            if (record := self.published(pod)) is None or record.incarnation != incarnation
+        ]
+
+    def known(self, model: str) -> Iterable[Copy]:
+        """Every copy of the model that is known of, those being loaded too."""
+        return tuple(self._known.get(model, {}).values())
+
+    def models(self) -> Iterable[str]:
+        """The models with a copy anywhere, those being loaded too."""
+        return self._known.keys()
+
+    def several(self) -> list[str]:
+        """The models with more than one copy, those being loaded too. 30 ns a model."""
+        return [model for model, pods in self._known.items() if len(pods) > 1]
+
+    def candidates(self, now: float, model: str) -> list[placement.pod.Pod]:
+        """The pods as placement looks at them for a load of that model."""
+        found = []
+        for pod in self.pods.values():
+            record = pod.record
+            if record is None:
+                continue
+            why_not = ""
+            if pod.suspect:
+                why_not = "has lost its lease and may be gone"
+            elif record.state != records.READY:
+                why_not = "is leaving" if pod.leaving else f"is {record.state}"
+            elif record.protocol[0] > records.PROTOCOL or record.protocol[1] < records.PROTOCOL - 1:
+                low, high = record.protocol
+                why_not = f"speaks versions {low} to {high} of the agents' protocol, this router {records.PROTOCOL}"
+            elif pod.agent_failed_at and now - pod.agent_failed_at < AVOID:
+                why_not = "has just not answered"
+            found.append(
+                placement.pod.Pod(
+                    name=pod.name,
+                    capacity_bytes=record.capacity_bytes,
+                    used_bytes=record.used_bytes,
+                    copies=record.copies,
+                    oldest_idle_ms=record.oldest_idle_ms,
+                    loads_in_progress=record.loads_in_progress,
+                    loading_threads=record.loading_threads,
+                    rate=record.rate,
+                    labels=frozenset(record.labels),
+                    zone=record.zone,
+                    accepts=not why_not,
+                    why_not=why_not,
+                    device_capacity_bytes=record.device_capacity_bytes,
+                    device_used_bytes=record.device_used_bytes,
+                    outgoing=pod.name in self._outgoing,
+                    on_disk=model in pod.disk,
+                )
+            )
+        return found
+
+    def statistics(self) -> ViewStatistics:
+        """How much is known now."""
+        copies = sum(len(copies) for copies in self.copies.values())
+        return ViewStatistics(
+            revision=self.revision,
+            pods=len(self.pods),
+            suspect_pods=sum(pod.suspect for pod in self.pods.values()),
+            models=len(self.copies),
+            copies=copies,
+            loading=sum(len(pods) for pods in self._known.values()) - copies,
+        )
+
+    # --- whoever waits for a change ---
+
+    def listen(self, listener: Callable[[str, News], None]) -> None:
+        """From now on told of every pod that publishes itself or goes, by its name."""
+        self._listeners.append(listener)
+
+    def watch(self, model: str, callback: Callable[[], None]) -> Callable[[], None]:
+        """Calls back whenever the copies of that model change; returns what ends it."""
+        self._watchers.setdefault(model, []).append(callback)
+
+        def unwatch() -> None:
+            callbacks = self._watchers.get(model, [])
+            if callback in callbacks:
+                callbacks.remove(callback)
+            if not callbacks:
+                self._watchers.pop(model, None)
+
+        return unwatch
+
+    def close(self) -> None:
+        """Closes every connection."""
+        for pod in self.pods.values():
+            self._retire(pod)
+
+    # --- inside ---
+
+    def _pod(self, name: str) -> Pod:
+        pod = self.pods.get(name)
+        if pod is None:
+            pod = self.pods[name] = Pod(name)
+        return pod
+
+    def _index(self, model: str) -> None:
+        callable_ = [copy for copy in self._known.get(model, {}).values() if copy.callable]
+        if callable_:
+            self.copies[model] = callable_
+        else:
+            self.copies.pop(model, None)
+        for callback in tuple(self._watchers.get(model, ())):
+            callback()
+
+    def _withdraw(self, copy: Copy) -> None:
+        """It is gone, and with the last one a pod that only its copies kept in view."""
+        self._remove(copy)
+        if copy.pod.suspect and not copy.pod.copies:
+            self._forget(copy.pod)
+
+    def _remove(self, copy: Copy) -> None:
+        del copy.pod.copies[copy.model]
+        pods = self._known[copy.model]
+        del pods[copy.pod.name]
+        if not pods:
+            del self._known[copy.model]
+        self._index(copy.model)
+
+    def _forget(self, pod: Pod) -> None:
+        for copy in list(pod.copies.values()):
+            self._remove(copy)
+        self._retire(pod)
+        del self.pods[pod.name]
+        self._tell(pod.name, News.GONE)
+
+    @staticmethod
+    def _retire(pod: Pod) -> None:
+        if pod.pool is not None:
+            pod.pool.close()  # calls in flight go on
+            pod.pool = None
+
+    def _tell(self, name: str, news: News) -> None:
+        for listener in self._listeners:
+            listener(name, news)
+
+
+def _behind(news: records.CopyRecord, answered: records.CopyRecord) -> bool:
+    """Whether the mirror's news of a copy are older than what the agent has answered: its claim, or its former
+    content."""
+    if (news.incarnation, news.create_revision) != (answered.incarnation, answered.create_revision):
+        return False
+    return news.state != records.LOADED or news.generation < answered.generation
+
+
+def _disk(pod: str, text: str) -> idset.IdSet:
+    try:
+        return idset.IdSet.decode(text)
+    except ValueError as error:
+        log.warning("what a pod has on disk cannot be read", pod=pod, error=str(error))
+        return idset.EMPTY
+
+
+def _decode(decode: Callable[[bytes], R], key: bytes, value: bytes) -> R | None:
+    try:
+        return decode(value)
+    except ValueError as error:
+        log.warning("a record in etcd cannot be read", key=key, error=str(error))
+        return None

@@ -1,0 +1,186 @@
+"""A member of etcd that comes back without its data: real processes, started as the chart starts them."""
+
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mesh.etcdserver import member as etcdmember
+from mesh.etcdserver.member import Entry, joins
+from mesh.process import find_binary, free_port, tethered
+from tests.support.authority import Authority
+from tests.support.etcd import EtcdServer
+from tests.support.waiting import until
+
+URL = "http://m0:2380"
+
+
+class Members:
+    """Three members on loopback. `start` starts one, on the data that it has."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.names = ["m0", "m1", "m2"]
+        self.peers = {name: f"http://127.0.0.1:{free_port()}" for name in self.names}
+        self.clients = {name: f"http://127.0.0.1:{free_port()}" for name in self.names}
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str) -> None:
+        environment = {
+            **os.environ,
+            "ETCD_NAME": name,
+            "ETCD_DATA_DIR": str(self.folder / name),
+            "ETCD_LISTEN_CLIENT_URLS": self.clients[name],
+            "ETCD_ADVERTISE_CLIENT_URLS": self.clients[name],
+            "ETCD_LISTEN_PEER_URLS": self.peers[name],
+            "ETCD_INITIAL_ADVERTISE_PEER_URLS": self.peers[name],
+            "ETCD_INITIAL_CLUSTER": ",".join(f"{name}={url}" for name, url in self.peers.items()),
+            "ETCD_UNSAFE_NO_FSYNC": "true",
+            "ETCDCTL_ENDPOINTS": ",".join(self.clients.values()),
+        }
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.running[name] = subprocess.Popen(
+                tethered([sys.executable, "-m", "mesh.etcdserver.member"]), env=environment, stdout=log, stderr=log
+            )
+
+    def end(self, name: str) -> None:
+        """It is killed."""
+        child = self.running.pop(name)
+        child.kill()
+        child.wait(10)
+
+    def ctl(self, *argv: str, of: str) -> str:
+        """etcdctl, asking that member alone. What it prints; nothing where it fails."""
+        command = [find_binary("etcdctl"), f"--endpoints={self.clients[of]}", "--command-timeout=2s", *argv]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
+
+    async def agree_to(self, key: str) -> None:
+        """Waits until they have a leader, and writes."""
+        await until(lambda: self.ctl("put", key, "v", of="m0"), timeout=40, interval=0.2, why="there is a quorum")
+
+    async def serves(self, name: str, key: str) -> None:
+        """Waits until it has a key."""
+        await until(
+            lambda: self.ctl("get", key, of=name),
+            timeout=40,
+            interval=0.2,
+            why=lambda: f"{name} has {key}:\n{(self.folder / f'{name}.log').read_text()[-3000:]}",
+        )
+
+
+@pytest.fixture
+def members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Members]:
+    members = Members(tmp_path)
+    yield members
+    for name in list(members.running):
+        members.end(name)
+
+
+async def test_a_member_that_lost_its_data_comes_back(members: Members) -> None:
+    """It is put on the list anew and gets everything from the others; one that has its data just starts."""
+    for name in members.names:
+        members.start(name)
+    await members.agree_to("k")
+    for name in members.names:
+        await members.serves(name, "k")
+    first = members.ctl("member", "list", of="m0")
+
+    members.end("m1")
+    members.start("m1")
+    await members.serves("m1", "k")
+    assert members.ctl("member", "list", of="m0") == first
+
+    members.end("m1")
+    shutil.rmtree(members.folder / "m1")
+    await members.agree_to("meanwhile")
+    members.start("m1")
+    await members.serves("m1", "meanwhile")
+    now = members.ctl("member", "list", of="m1")
+    assert now.count("started") == 3
+    assert len(set(first.split("\n")) & set(now.split("\n")) - {""}) == 2
+    assert "joins the others as a new one" in (members.folder / "m1.log").read_text()
+
+
+async def test_it_waits_while_the_others_have_no_quorum(members: Members) -> None:
+    """It never begins a cluster of its own beside theirs: not either where it was replaced before, which etcd does not
+    notice, and where an earlier start has left files that are no data."""
+    for name in members.names:
+        members.start(name)
+    await members.agree_to("k")
+    for name in members.names:
+        await members.serves(name, "k")
+    for turn in ("once", "again"):
+        members.end("m1")
+        shutil.rmtree(members.folder / "m1")
+        (members.folder / "m1" / "member" / "snap").mkdir(parents=True)
+        (members.folder / "m1").chmod(0o700)
+        if turn == "again":
+            members.end("m2")
+        members.start("m1")
+        if turn == "again":
+            log = members.folder / "m1.log"
+            await until(lambda log=log: "they have no quorum" in log.read_text(), timeout=40, why=log.read_text)
+            assert not (members.folder / "m1" / "member" / "wal").exists()
+            members.start("m2")
+            await members.agree_to("late")
+        await members.serves("m1", "k")
+    assert members.ctl("member", "list", of="m1").count("started") == 3
+
+
+def test_members_tell_by_tls_too(tmp_path: Path) -> None:
+    """As the chart's do: with the certificate that they show each other, and to nobody without."""
+    certificate, key = (authority := Authority()).issue("localhost")
+    files = {"ETCD_PEER_TRUSTED_CA_FILE": authority.pem, "ETCD_PEER_CERT_FILE": certificate, "ETCD_PEER_KEY_FILE": key}
+    environment = {}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        environment[name] = str(tmp_path / name)
+    peer = f"https://localhost:{free_port()}"
+    listen = peer.replace("localhost", "127.0.0.1")
+    extra = [f"--listen-peer-urls={listen}", f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=test={peer}"]
+    extra += ["--peer-client-cert-auth", f"--peer-trusted-ca-file={environment['ETCD_PEER_TRUSTED_CA_FILE']}"]
+    extra += [f"--peer-cert-file={environment['ETCD_PEER_CERT_FILE']}"]
+    extra += [f"--peer-key-file={environment['ETCD_PEER_KEY_FILE']}"]
+    with EtcdServer(tmp_path / "etcd", extra=extra):
+        assert etcdmember.exists([peer], etcdmember._peer_tls(environment))
+        assert not etcdmember.exists([peer], ssl.create_default_context(cadata=authority.pem.decode()))
+    assert not etcdmember.exists([peer], etcdmember._peer_tls(environment)), "nobody answers"
+
+
+def entry(**fields: object) -> Entry:
+    return Entry.of({"ID": 0xAB, "name": "m0", "peerURLs": [URL], **fields})
+
+
+@pytest.mark.parametrize(
+    ("listed", "joined", "asked"),
+    [
+        pytest.param([entry()], False, [], id="a-cluster-that-is-being-made"),
+        pytest.param([entry(name="")], True, ["remove", "add"], id="added-and-started-or-not"),
+        pytest.param([], True, ["add"], id="removed-and-not-added"),
+        pytest.param([entry(clientURLs=["http://m0:2379"])], True, ["remove", "add"], id="its-data-are-gone"),
+        pytest.param([entry(name="m1", peerURLs=["http://m1:2380"], clientURLs=["c"])], True, ["add"], id="others"),
+        pytest.param([entry(peerURLs=["https://m0"], clientURLs=["c"])], True, ["remove", "add"], id="another-address"),
+    ],
+)
+def test_what_the_others_are_asked_for(
+    listed: list[Entry], joined: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a start that follows one which broke off in the middle."""
+    said: list[tuple[str, ...]] = []
+    monkeypatch.setattr(etcdmember, "_etcdctl", lambda *argv: said.append(argv) or "")
+    assert joins("m0", URL, listed) is joined
+    assert [argv[1] for argv in said] == asked
+    assert all(argv[2] in ("ab", "m0") for argv in said)
+
+
+def test_a_start_without_its_settings_says_so(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mesh.etcdserver.member"], capture_output=True, text=True, timeout=60, env={}
+    )
+    assert done.returncode == 1
+    assert "'ETCD_NAME' is not set" in done.stderr

@@ -1,0 +1,66 @@
+"""Agents over real gRPC: what is said of one that does not answer, to callers and in the log."""
+
+import grpc
+import pytest
+
+from mesh.process import free_port
+from mesh.schema.records import PodRecord
+from router.loads.agents import Agents, Timeout, Unreachable
+from router.state.view import Pod
+
+
+def pod(port: int) -> Pod:
+    made = Pod("pod-1")
+    made.record = PodRecord("i", "127.0.0.1:1", f"127.0.0.1:{port}")
+    return made
+
+
+async def test_an_agent_that_is_not_there():
+    """Its request has certainly not arrived. Callers read which pod it is; addresses and gRPC's words are the log's."""
+    port = free_port()
+    agents = Agents()
+    try:
+        with pytest.raises(Unreachable) as error:
+            await agents.describe(pod(port), timeout=10)
+    finally:
+        await agents.close()
+    assert error.value.refused
+    assert error.value.text == "the agent of pod-1 cannot be reached"
+    assert str(port) in str(error.value)
+
+
+async def test_an_agent_that_is_silent():
+    """It may have got the request."""
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+
+    class Silent(grpc.GenericRpcHandler):
+        def service(self, details):
+            async def handle(request, context):
+                await context.abort(grpc.StatusCode.INTERNAL, "Stream removed by 10.0.0.7")
+
+            return grpc.unary_unary_rpc_method_handler(handle)
+
+    server.add_generic_rpc_handlers((Silent(),))
+    agents = Agents()
+    try:
+        with pytest.raises(Timeout) as late:  # it does not listen yet, but its port is open
+            await agents.describe(pod(port), timeout=0.2)
+        await server.start()
+        with pytest.raises(Unreachable) as error:
+            await agents.describe(pod(port), timeout=10)
+    finally:
+        await agents.close()
+        await server.stop(None)
+    assert late.value.text == "the agent of pod-1 does not answer in time"
+    assert not error.value.refused
+    assert error.value.text == "the agent of pod-1 does not answer"
+    assert "10.0.0.7" in str(error.value)
+
+
+async def test_a_pod_that_has_published_no_address():
+    agents = Agents()
+    with pytest.raises(Unreachable) as error:
+        await agents.describe(Pod("pod-1"), timeout=1)
+    assert error.value.refused
+    await agents.close()

@@ -1,0 +1,219 @@
+import dataclasses
+import types
+from dataclasses import dataclass, field
+
+import aiohttp
+import pytest
+
+from mesh.pb import inference_pb2 as pb
+from mesh.schema import records
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import metrics
+from mesh.wire import framing
+from mesh.wire.budget import Budget
+from placement.copies import UNLIMITED
+from router.calls import answers
+from router.management.models import CopyInfo, ModelStatus
+from router.process.settings import RouterSettings
+from router.rest import app
+from router.rest.bodies import Bodies
+from router.rest.conversions import Conversions
+
+METHOD = b"/inference.GRPCInferenceService/"
+
+
+@dataclass
+class FakeDispatcher:
+    """Answers the calls of models as told: by default inference returns its inputs as outputs."""
+
+    calls: list = field(default_factory=list)
+    error: MeshError | None = None
+    answer: object = None  # a function of the call, to answer in any way
+    metadata: pb.ModelMetadataResponse = field(default_factory=pb.ModelMetadataResponse)
+
+    def dispatch(self, call):
+        self.calls.append(call)
+        if self.error is not None:
+            answers.fail(call, self.error)
+        elif self.answer is not None:
+            self.answer(call)
+        else:
+            method = call.method.removeprefix(METHOD).decode()
+            reply = getattr(self, method)(framing.unpack(call.frame, limit=1 << 30))
+            call.reply(framing.pack(reply.SerializeToString()))
+
+    def ModelInfer(self, message):
+        request = pb.ModelInferRequest.FromString(message)
+        response = pb.ModelInferResponse(model_name=request.model_name, model_version="1", id=request.id)
+        wanted = {output.name for output in request.outputs}
+        for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
+            if not wanted or tensor.name in wanted:
+                response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+                response.raw_output_contents.append(raw)
+        return response
+
+    def ModelMetadata(self, message):
+        self.metadata.name = pb.ModelMetadataRequest.FromString(message).name
+        return self.metadata
+
+    def ModelReady(self, _):
+        return pb.ModelReadyResponse(ready=True)
+
+    def request(self, index=-1):
+        """The message of one call of inference."""
+        return pb.ModelInferRequest.FromString(framing.unpack(self.calls[index].frame, limit=1 << 30))
+
+
+class FakeDynamic:
+    """Settings in a dictionary."""
+
+    def __init__(self):
+        self.texts = {"type_constraints": "", "type_limits": ""}
+
+    async def read(self):
+        return self.texts
+
+    async def write(self, name, text):
+        self.texts[name] = text
+
+
+class FakeManagement:
+    """Models in a dictionary."""
+
+    def __init__(self):
+        self.models = {}
+        self.batches = []
+        self.error = None
+        self.loaded = []
+
+    async def list(self, *, prefix="", after="", limit=100):
+        ids = sorted(i for i in self.models if i.startswith(prefix) and i > after)
+        page, rest = ids[:limit], ids[limit:]
+        return types.SimpleNamespace(models=[(i, self.models[i]) for i in page], next=page[-1] if rest else None)
+
+    async def register(self, model_id, type, path, key, *, sha256="", limits=UNLIMITED, load_now=False, sync=False):
+        record = records.ModelRecord(type=type, path=path, key=key, sha256=sha256, limits=limits)
+        known = self.models.get(model_id)
+        if known is not None and not known.same_registration(record):
+            raise MeshError(Reason.CONFLICT, "Model already exists with different attribute values")
+        self.models[model_id] = record
+        if load_now:
+            self.loaded.append((model_id, sync))
+        return self._status(model_id, created=known is None)
+
+    def errors(self, record):
+        return tuple(failure.text for failure in record.failures) + record.killed
+
+    async def unregister(self, model_id):
+        return self.models.pop(model_id, None) is not None
+
+    async def status(self, model_id):
+        return self._status(model_id)
+
+    async def ensure_loaded(self, model_id, *, last_used_ms=0, sync=False):
+        if model_id not in self.models:
+            raise MeshError(Reason.UNKNOWN_MODEL, f"model {model_id} is not registered")
+        self.loaded.append((model_id, sync))
+        return self._status(model_id)
+
+    async def release(self, model_id):
+        pass
+
+    async def reload(self, model_id):
+        if model_id not in self.models:
+            raise MeshError(Reason.UNKNOWN_MODEL, f"model {model_id} is not registered")
+        self.models[model_id] = self.models[model_id].reloaded()
+        return self._status(model_id)
+
+    async def set_limits(self, model_id, change):
+        if model_id not in self.models:
+            raise MeshError(Reason.UNKNOWN_MODEL, f"model {model_id} is not registered")
+        record = self.models[model_id]
+        self.models[model_id] = dataclasses.replace(record, limits=change(record.limits))
+        return self._status(model_id)
+
+    async def explain(self, model_id):
+        return {"id": model_id, "lines": ["it is so"], "ranking": [], "copies": []}
+
+    async def pods(self):
+        return [{"pod": "pod-0"}]
+
+    def open_lives(self):
+        return []
+
+    async def describe_pod(self, pod):
+        return {"pod": pod}
+
+    async def register_many(self, items):
+        if self.error is not None:
+            raise self.error
+        self.batches.append(len(items))
+        fates = []
+        for model_id, type, path, key, sha256, limits in items:
+            if not model_id or type == "refused":
+                fates.append(MeshError(Reason.CONFLICT, "it is another one"))
+            elif model_id in self.models:
+                fates.append("existing")
+            else:
+                self.models[model_id] = records.ModelRecord(type=type, path=path, key=key, sha256=sha256, limits=limits)
+                fates.append(None)
+        return fates
+
+    def _status(self, model_id, *, created=False):
+        record = self.models.get(model_id)
+        return ModelStatus(
+            status="NOT_FOUND" if record is None else "LOADED",
+            errors=("an old failure",),
+            copies=(CopyInfo("pod-0", "LOADED", 1, 2),),
+            record=record,
+            created=created,
+        )
+
+
+@dataclass
+class FakeWorker:
+    dispatcher: FakeDispatcher = field(default_factory=FakeDispatcher)
+    management: FakeManagement = field(default_factory=FakeManagement)
+    dynamic: FakeDynamic = field(default_factory=FakeDynamic)
+    settings: RouterSettings = field(default_factory=lambda: RouterSettings(name="t", max_message=1 << 20, workers=2))
+    view: object = field(
+        default_factory=lambda: types.SimpleNamespace(
+            copies={}, pods={"pod-0": types.SimpleNamespace(record=types.SimpleNamespace(state="ready"))}
+        )
+    )
+    registry: metrics.Registry = field(default_factory=metrics.Registry)
+    reason: str | None = None
+    budget: Budget = field(default_factory=lambda: Budget(64 << 20))
+
+    def __post_init__(self):
+        self.bodies = Bodies(self.budget, limit=self.settings.max_message, least=self.settings.min_body_rate)
+        self.conversions = Conversions(max_message=self.settings.max_message)
+
+    def ready(self):
+        return self.reason
+
+    async def snapshots(self):
+        return self.registry.snapshot()
+
+
+@pytest.fixture
+async def worker():
+    worker = FakeWorker()
+    yield worker
+    await worker.conversions.close()
+
+
+@pytest.fixture
+async def served(worker):
+    """The port of the application on its worker."""
+    runner = await app.serve_tcp(worker, "127.0.0.1", 0, grace=1)
+    yield runner.addresses[0][1]
+    await runner.cleanup()
+    assert worker.budget.held == 0, "every body gave back what it held"
+
+
+@pytest.fixture
+async def http(served):
+    ours = {"X-Mesh-Request": "test"}
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{served}", auto_decompress=False, headers=ours) as session:
+        yield session

@@ -1,0 +1,160 @@
+"""What is written into models' records, in a real etcd."""
+
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+
+from mesh.etcd import Etcd
+from mesh.runtime.blame.history import FAILURE_EXPIRY_MS, History
+from mesh.runtime.cache.outcomes import Failed
+from mesh.schema.keys import Keys
+from mesh.schema.records import Failure, ModelRecord
+from mesh.statuses import Reason
+from placement import blame
+from placement.failures import Kind
+from tests.support.waiting import until
+
+NOW = 1_800_000_000_000
+
+
+class Records:
+    """One model's record, and what the pod writes into it."""
+
+    def __init__(self, etcd: Etcd, keys: Keys) -> None:
+        self.etcd, self.keys, self.key = etcd, keys, keys.model("m")
+        self.history = History(etcd, keys, pod="pod-1", clock_ms=lambda: NOW)
+        self.revision = 0
+
+    async def put(self, **fields: object) -> ModelRecord:
+        record = ModelRecord(type="t", **fields)  # type: ignore[arg-type]
+        self.revision = await self.etcd.put(self.key, record.encode())
+        return record
+
+    async def get(self) -> ModelRecord:
+        kv = await self.etcd.get(self.key)
+        assert kv is not None
+        return ModelRecord.decode(kv.value)
+
+    async def settled(self) -> None:
+        await until(lambda: not self.history.statistics().pending, why="all is written")
+
+
+@pytest.fixture
+async def records(etcd: Etcd, keys: Keys) -> AsyncIterator[Records]:
+    records = Records(etcd, keys)
+    yield records
+    await records.history.close()
+
+
+async def test_a_measured_size_is_remembered(records: Records) -> None:
+    """Beside what others have written, unknown attributes included."""
+    known = await records.put(path="/x", other={"theirs": 1})
+    records.history.loaded("m", records.revision, known, host_bytes=500, device_bytes=7, load_ms=30)
+    await records.settled()
+    now = await records.get()
+    assert (now.host_bytes, now.device_bytes, now.load_ms, now.path) == (500, 7, 30, "/x")
+    assert dict(now.other) == {"theirs": 1}
+
+
+async def test_what_is_no_news_is_not_written(records: Records) -> None:
+    """Sizes within a tenth, load times within a half."""
+    known = await records.put(host_bytes=1000, load_ms=200)
+    records.history.loaded("m", records.revision, known, host_bytes=1050, device_bytes=0, load_ms=280)
+    assert not records.history.statistics().pending
+    records.history.loaded("m", records.revision, known, host_bytes=1200, device_bytes=0, load_ms=200)
+    await records.settled()
+    assert (await records.get()).host_bytes == 1200
+
+
+async def test_a_failure_is_recorded_and_a_success_takes_it_away(records: Records) -> None:
+    """Of this pod; another's stays, an expired one goes."""
+    theirs, old = Failure("pod-2", NOW - 5, "no"), Failure("pod-3", NOW - FAILURE_EXPIRY_MS - 1, "old")
+    await records.put(failures=(theirs, old))
+    await records.history.failed("m", records.revision, Failed(Reason.LOAD_FAILED, "it is no model"))
+    failed = await records.get()
+    assert failed.failures == (Failure("pod-1", NOW, "it is no model", since_ms=NOW - 5), theirs)
+    records.history.loaded("m", records.revision, failed, host_bytes=1, device_bytes=0, load_ms=1)
+    await records.settled()
+    assert (await records.get()).failures == (theirs,)
+
+
+async def test_a_failure_says_of_what_kind_it_is_and_since_when(records: Records) -> None:
+    """The series goes on while no load succeeds, in whatever pod; the version of the secret is part of it."""
+    first = Failure("pod-2", NOW - 20_000, "no", Kind.PASSING)
+    await records.put(failures=(first,))
+    records.history = History(records.etcd, records.keys, pod="pod-1", secrets=lambda: "v1", clock_ms=lambda: NOW)
+    outcome = Failed(Reason.LOAD_FAILED, "line 3", Kind.CONTENT, asked_ms=5000, digest="abc")
+    await records.history.failed("m", records.revision, outcome)
+    record = await records.get()
+    expected = Failure("pod-1", NOW, "line 3", Kind.CONTENT, NOW - 20_000, 5000, "abc", "v1")
+    assert record.failures == (expected, first)
+    assert records.history.known(record) == expected
+
+
+async def test_deaths_in_two_pods_are_a_quarantine(records: Records) -> None:
+    """Each counts, and a failure that is recorded next finds the death in the record."""
+    await records.put()
+    for number in range(2):
+        records.history = History(records.etcd, records.keys, pod=f"pod-{number}", clock_ms=lambda: NOW)
+        records.history.killed("m", records.revision, f"server {number} died")
+        await records.history.failed("m", records.revision, Failed(Reason.LOAD_FAILED, "died"))
+        assert len((await records.get()).killed) == number + 1
+    record = await records.get()
+    assert record.quarantined
+    assert "server 0 died" in record.quarantine("m")
+    assert "server 1 died" in record.quarantine("m")
+
+
+async def test_deaths_that_others_may_have_caused_expire(records: Records) -> None:
+    """A busy model in a pod whose servers die: nothing follows, and after an hour nothing is left of it."""
+    await records.put()
+    for number in range(3):
+        records.history.killed("m", records.revision, f"server {number} died")
+        await records.settled()
+    record = await records.get()
+    assert (len(record.killed), record.quarantined) == (3, False)
+    records.history = History(records.etcd, records.keys, pod="pod-2", clock_ms=lambda: NOW + blame.EXPIRY_MS)
+    records.history.killed("m", records.revision, "another server died")
+    await records.settled()
+    record = await records.get()
+    assert len(record.killed) == len(record.blames) == 1
+    assert not record.quarantined
+
+
+async def test_calls_that_kill_are_refused_and_only_three_different_ones_are_a_quarantine(records: Records) -> None:
+    await records.put()
+    for digest, guilty in (("aa", False), ("aa", False), ("bb", False), ("cc", True)):
+        records.history.killed(
+            "m", records.revision, f"died of {digest} {os.urandom(2).hex()}", sure=True, digests=(digest,)
+        )
+        await records.settled()
+        record = await records.get()
+        assert record.quarantined is guilty
+        assert digest in record.refuses(NOW)
+        assert not record.refuses(NOW + blame.REFUSED_MS)
+    assert not record.absolved().quarantined
+
+
+async def test_another_registration_is_none_of_our_business(records: Records) -> None:
+    """Registered anew meanwhile, or not at all."""
+    await records.put(path="/old")
+    former = records.revision
+    await records.etcd.delete(records.key)
+    await records.put(path="/new")
+    await records.history.failed("m", former, Failed(Reason.LOAD_FAILED, "the old one is no model"))
+    records.history.killed("m", former, "died")
+    await records.settled()
+    now = await records.get()
+    assert (now.path, now.failures, now.killed) == ("/new", (), ())
+    await records.etcd.delete(records.key)
+    await records.history.failed("m", former, Failed(Reason.LOAD_FAILED, "gone"))
+    assert await records.etcd.get(records.key) is None
+
+
+async def test_a_record_that_cannot_be_read_is_left_alone(records: Records) -> None:
+    revision = await records.etcd.put(records.key, b"not JSON")
+    await records.history.failed("m", revision, Failed(Reason.LOAD_FAILED, "no"))
+    kv = await records.etcd.get(records.key)
+    assert kv is not None
+    assert kv.value == b"not JSON"

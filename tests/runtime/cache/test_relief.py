@@ -1,0 +1,49 @@
+"""A model server that has lost threads is replaced, in order, and takes no loads meanwhile."""
+
+import asyncio
+
+from mesh.runtime.cache.relief import MOST, Relief
+from tests.support.waiting import until
+
+
+class Server:
+    """A server that is replaced when it is told so, once the test lets it."""
+
+    def __init__(self) -> None:
+        self.stuck = 0
+        self.replaced: list[str] = []
+        self.end = asyncio.Event()
+
+    async def replace(self, why: str, grace: float) -> None:
+        self.replaced.append(why)
+        await self.end.wait()
+
+
+async def test_a_few_lost_threads_are_borne_and_more_are_not() -> None:
+    """Loads are refused from the moment on at which it is found out, until the next server's board is clear."""
+    server = Server()
+    relief = Relief(lambda: server.stuck, lambda: server, look=0.001)
+    task = asyncio.create_task(relief.run())
+    looked = 0
+
+    def look() -> bool:
+        nonlocal looked
+        looked += 1
+        return looked > 5
+
+    for stuck in range(MOST + 1):
+        server.stuck, looked = stuck, 0
+        await until(look, why="it has had time to look")
+        assert not server.replaced
+        assert not relief.refusal
+    server.stuck = MOST + 1
+    await until(lambda: server.replaced, why="it is found out")
+    assert f"{MOST + 1} loads and calls that cannot be ended" in relief.refusal
+    server.end.set()
+    await asyncio.sleep(0)
+    assert relief.refusal
+    server.stuck = 0
+    await until(lambda: not relief.refusal, why="the next server has no lost threads")
+    assert server.replaced == [f"had {MOST + 1} loads and calls that cannot be ended, and was replaced"]
+    assert relief.count == 1
+    task.cancel()

@@ -1,0 +1,19 @@
+"""Pods for tests of the agent: real processes on the session's etcd, or on one that the test may harm."""
+
+from pathlib import Path
+
+import pytest
+
+from mesh.schema.keys import Keys
+from tests.support.agent import AgentProcess, AnAgent
+from tests.support.etcd import EtcdServer
+
+
+@pytest.fixture
+def an_agent(etcd_server: EtcdServer, keys: Keys, tmp_path: Path) -> AnAgent:
+    """Makes pods of a mesh of this test: `async with an_agent(capacity="64MiB") as pod`."""
+
+    def make(*options: str, **more: object) -> AgentProcess:
+        return AgentProcess(etcd_server.settings, keys, tmp_path, *options, **more)  # type: ignore[arg-type]
+
+    return make

@@ -1,0 +1,302 @@
+"""The agent's decisions with everything around them made up: etcd, files, model server, board."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mesh.runtime.cache.decisions import Decisions
+from mesh.runtime.cache.ledger import Entry, Ledger, State
+from mesh.runtime.cache.loading import Parts
+from mesh.runtime.cache.loads import Loads
+from mesh.runtime.cache.meters import Meters
+from mesh.runtime.cache.outcomes import Failed, Loaded, Outcome, Refused, Stale, Want
+from mesh.runtime.cache.unloads import Unloads
+from mesh.runtime.presence import claims
+from mesh.runtime.sharedmemory.board import State as SlotState
+from mesh.runtime.sharedmemory.board import Use
+from mesh.schema import copytoken
+from mesh.schema.records import CopyRecord, Failure, ModelRecord
+from placement.footprint import Footprint
+from placement.room import Room
+from puller.errors import PullError, PullErrorKind
+from puller.puller import Pulled
+from puller.source import Source
+from tests.support.modelserver import FakeModelServer
+from tests.support.waiting import until
+
+
+class FakeBoard:
+    """All slots free but those that the test fills: what a server that writes no board looks like."""
+
+    def __init__(self) -> None:
+        self.uses: dict[int, Use] = {}
+
+    def read(self, slot: int) -> Use:
+        return self.uses.get(slot, Use(SlotState.FREE, 0, 0, 0, 0, 0, 0, 0))
+
+
+class FakeKeys:
+    """etcd, as far as this pod's keys are in it."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, CopyRecord] = {}
+
+    def put(self, model_id: str, record: CopyRecord) -> None:
+        self.keys[model_id] = record
+
+    def wanted(self, model_id: str) -> CopyRecord | None:
+        return self.keys.get(model_id)
+
+    def drop(self, model_id: str) -> None:
+        self.keys.pop(model_id, None)
+
+    async def settled(self, model_id: str, timeout: float) -> bool:
+        return True
+
+
+class FakeClaims:
+    """Grants every claim, unless the test says otherwise."""
+
+    def __init__(self, keys: FakeKeys) -> None:
+        self.keys = keys
+        self.verdicts: dict[str, claims.Verdict] = {}
+        self.spares: dict[str, int] = {}
+        self.records: dict[str, ModelRecord] = {}
+        self.publications: dict[str, claims.Publication] = {}
+        self.asked: list[str] = []
+        self.held: dict[str, asyncio.Event] = {}
+
+    async def claim(
+        self, model_id: str, copy: CopyRecord, *, expected: int = 0, ask: Sequence[str] = ()
+    ) -> claims.Verdict:
+        self.asked.append(model_id)
+        if model_id in self.held:
+            await self.held[model_id].wait()
+        if model_id in self.verdicts:
+            return self.verdicts[model_id]
+        self.keys.keys[model_id] = copy
+        spares = {victim: self.spares.get(victim, 0) for victim in ask}
+        return self._claimed(model_id, spares)
+
+    def _claimed(self, model_id: str, spares: dict[str, int]) -> claims.Claimed:
+        return claims.Claimed(self.records.setdefault(model_id, ModelRecord(type="t")), spares, 1)
+
+    async def look(self, model_id: str, revision: int) -> claims.Claimed | Stale | claims.Away:
+        self.asked.append(model_id)
+        verdict = self.verdicts.get(model_id)
+        return verdict if isinstance(verdict, Stale | claims.Away) else self._claimed(model_id, {})
+
+    async def publish(
+        self,
+        model_id: str,
+        copy: CopyRecord,
+        claimed: claims.Claimed,
+        remember: Callable[[ModelRecord], ModelRecord],
+    ) -> claims.Publication:
+        """As the real one: what another pod has written meanwhile stands in `records`."""
+        if model_id in self.publications:
+            return self.publications[model_id]
+        record = self.records[model_id]
+        if record.digest and record.digest != copy.digest:
+            return claims.Contradicted(record)
+        record = self.records[model_id] = remember(record)
+        self.keys.keys[model_id] = copy
+        return claims.Published(record)
+
+
+class FakeFiles:
+    """Paths are `/<bytes>` or whatever `errors` has."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, PullError] = {}
+        self.digests: dict[str, str] = {}  # by path
+        self.skipped: dict[str, tuple[str, ...]] = {}  # likewise
+        self.budget: int | None = None  # of the disk, in bytes
+        self.sizes: dict[str, int] = {}  # bytes that are on disk, by id
+        self.held: dict[str, asyncio.Event] = {}
+        self.stopping: dict[str, asyncio.Event] = {}  # until when a cancelled pull takes to stop
+        self.present: set[str] = set()
+        self.digests: dict[str, str] = {}  # by path; "one" for others
+        self.cancelled: list[str] = []
+
+    async def pull(self, source: Source, *, into: str, tag: str = "") -> Pulled:
+        try:
+            if into in self.held:
+                await self.held[into].wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(into)
+            if into in self.stopping:
+                await self.stopping[into].wait()
+            raise
+        if source.path in self.errors:
+            raise self.errors[source.path]
+        self.present.add(into)
+        size = int(source.path.rpartition("/")[2])
+        if self.budget is not None and (short := sum(self.sizes.values()) + size - self.budget) > 0:
+            never = size > self.budget
+            raise PullError(PullErrorKind.DISK_FULL, "the disk is full", short=0 if never else short, never=never)
+        self.sizes[into] = size
+        digest, skipped = self.digests.get(source.path, ""), self.skipped.get(source.path, ())
+        return Pulled(Path(source.path), size, source.path, source.key, digest=digest, skipped=skipped)
+
+    async def remove(self, into: str) -> None:
+        self.present.discard(into)
+        self.sizes.pop(into, None)
+
+
+class FakeHistory:
+    """What would be written into records."""
+
+    def __init__(self) -> None:
+        self.failures: dict[str, str] = {}
+        self.sizes: dict[str, int] = {}
+        self.contents: dict[str, str] = {}  # digests that were not the registration's
+        self.deaths: list[tuple[str, str]] = []
+
+    def first(self, record: ModelRecord, copy: Entry) -> ModelRecord:
+        self.sizes[copy.model_id] = copy.host_bytes
+        return replace(record, digest=copy.digest, digest_ms=1000)
+
+    def loaded(
+        self, model_id: str, revision: int, known: ModelRecord, *, host_bytes: int, device_bytes: int, load_ms: int
+    ) -> None:
+        self.sizes[model_id] = host_bytes
+
+    async def measured(self, model_id: str, revision: int, footprint: Footprint) -> None:
+        self.sizes[model_id] = footprint.total_bytes
+
+    def known(self, record: ModelRecord) -> Failure | None:
+        return next((failure for failure in record.failures if failure.pod == "pod-1"), None)
+
+    async def failed(self, model_id: str, revision: int, outcome: Failed) -> None:
+        self.failures[model_id] = outcome.text
+
+    def killed(
+        self, model_id: str, revision: int, text: str, *, sure: bool = False, digests: tuple[str, ...] = ()
+    ) -> None:
+        self.deaths.append((model_id, text))
+
+    async def changed(self, model_id: str, revision: int, digest: str) -> None:
+        self.contents[model_id] = digest
+
+
+class FakePod:
+    """`async with FakePod(capacity=...) as pod`: loads on a fake server, capacity in bytes."""
+
+    def __init__(self, *, capacity: int = 1_000_000, concurrency: int = 2, slots: int = 64) -> None:
+        self.server = FakeModelServer()
+        self.board = FakeBoard()
+        self.keys = FakeKeys()
+        self.claims = FakeClaims(self.keys)
+        self.files = FakeFiles()
+        self.history = FakeHistory()
+        self.decisions = Decisions()
+        self.meters = Meters()
+        self.refusal: Refused | None = None
+        self.silent: Refused | None = None
+        self.slow: list[tuple[str, Path]] = []  # loads that the optimiser was told of
+        self.later_ns = 0  # by how much the ledger's clock is ahead
+        self.ledger = Ledger(capacity, self.board, slots=slots, clock=lambda: time.monotonic_ns() + self.later_ns)
+        self.unloads = Unloads(
+            self.ledger,
+            self.server,
+            self.keys,
+            self.files,
+            token=lambda entry: copytoken.make("life", entry.revision, entry.generation),
+            meters=self.meters,
+            decisions=self.decisions,
+            on_freed=lambda: self.loads.freed(),
+        )
+        self.loads = Loads(
+            Parts(
+                ledger=self.ledger,
+                server=self.server,
+                unloads=self.unloads,
+                keys=self.keys,
+                claiming=self.claims,
+                pulling=self.files,
+                history=self.history,
+                meters=self.meters,
+                incarnation="life",
+                pod="pod-1",
+                concurrency=concurrency,
+                load_timeout=30.0,
+                evict=self._evict,
+                why_refused=lambda: self.refusal,
+                why_silent=lambda: self.silent,
+                why_down=lambda: self.server.why_down,
+                optimised_tag=lambda: "tag",
+                slow=lambda model_id, pulled, ms: self.slow.append((model_id, pulled.path)),
+            ),
+            self.decisions,
+        )
+
+    def _evict(self, room: Room, cause: str) -> None:
+        for victim in room.victims:
+            self.decisions.note("evict", victim, cause, why=room.why)
+            self.unloads.start(self.ledger.entries[victim], f"makes way for {cause}", evict=True)
+
+    async def __aenter__(self) -> "FakePod":
+        await self.server.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.loads.close("the test is over")
+        await self.loads.settle(0.0)
+        await self.unloads.close()
+        await self.server.__aexit__()
+
+    def want(self, model_id: str, size: int = 1000, *, revision: int = 1, known: bool = True, **fields: int) -> Want:
+        """A model of that size, known from an earlier load or to be found out; its file has 10 bytes."""
+        path = f"/{model_id}/10"
+        self.server.sizes[path] = size
+        return Want(model_id, revision, "t", path, host_bytes=size if known else 0, **fields)
+
+    async def load(self, model_id: str, size: int = 1000, **fields: int) -> Outcome:
+        """Loads it."""
+        return await self.loads.load(self.want(model_id, size, **fields))
+
+    async def fill(self, *model_ids: str, size: int) -> None:
+        """Loads them one after the other, each a second younger than the one before."""
+        for model_id in model_ids:
+            self.later_ns += 1_000_000_000
+            outcome = await self.load(model_id, size)
+            assert isinstance(outcome, Loaded), outcome
+
+    def busy(self, model_id: str, *, in_flight: int = 1) -> None:
+        """A call of it is in flight."""
+        entry = self.entry(model_id)
+        assert entry.slot is not None
+        self.board.uses[entry.slot] = Use(SlotState.FREE, 1, in_flight, in_flight, 0, 0, 0, 0)
+
+    def called(self, model_id: str) -> None:
+        """A call of it has just ended."""
+        entry = self.entry(model_id)
+        assert entry.slot is not None
+        now = time.monotonic_ns() + self.later_ns
+        self.board.uses[entry.slot] = Use(SlotState.FREE, 1, 0, 0, now, 1, 0, 0)
+
+    def entry(self, model_id: str) -> Entry:
+        return self.ledger.entries[model_id]
+
+    @property
+    def resident(self) -> set[str]:
+        """What the ledger says is loaded."""
+        return {name for name, entry in self.ledger.entries.items() if entry.state is State.LOADED}
+
+    def unloaded(self) -> list[str]:
+        """What the server was asked to unload, in that order."""
+        return [model_id for what, model_id in self.server.asked if what == "unload"]
+
+    async def asked(self, what: str, model_id: str) -> None:
+        """Waits until the server was asked for that."""
+        await until(lambda: (what, model_id) in self.server.asked, why=f"{what} {model_id}")
+
+    async def nothing_left(self, model_id: str) -> None:
+        """Waits until no trace of it is anywhere."""
+        await until(lambda: model_id not in self.ledger.entries, why=f"{model_id} off the books")
+        assert model_id not in self.server.models
+        assert model_id not in self.keys.keys
+        assert model_id not in self.files.present

@@ -1,0 +1,254 @@
+"""Granting permission to answer: what the board says while leases, etcd and clocks do what they do."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mesh.etcd import EtcdUnavailable
+from mesh.runtime.presence.fence import Fence
+from mesh.runtime.sharedmemory.board import MODE_BITS, Board
+from placement.fence import SECOND, Mode
+from tests.support.waiting import until
+
+TTL = 10
+
+
+class World:
+    """A pod's standing as the test makes it. The clock moves by hand."""
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self.now = 500 * SECOND
+        self.proof_ns: int | None = None
+        self.keyed = False
+        self.etcd = True
+        self.asked = 0
+
+    def fence(self, *, serve_without_etcd: float | None = None) -> Fence:
+        return Fence(
+            self.board,
+            self,
+            ttl=TTL,
+            serve_without_etcd=serve_without_etcd,
+            reach=self._reach,
+            clock=lambda: self.now,
+        )
+
+    async def _reach(self, timeout: float) -> None:
+        self.asked += 1
+        if not self.etcd:
+            raise EtcdUnavailable("away")
+
+    def renew(self) -> None:
+        self.proof_ns = self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += int(seconds * SECOND)
+
+    @property
+    def mode(self) -> Mode:
+        """Of the permission that the board has now."""
+        word = self.board.fence
+        return Mode(word & MODE_BITS) if word & ~MODE_BITS > self.now else Mode.CLOSED
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    board = Board.create(tmp_path / "board", 4)
+    yield World(board)
+    board.close()
+
+
+async def settled(world: World, fence: Fence, asked: int) -> None:
+    """Looks, lets the question to etcd be answered, and looks at what it showed."""
+    fence.look()
+    await until(lambda: world.asked >= asked, interval=0.001, why="etcd is asked")
+    await asyncio.sleep(0)
+    fence.look()
+
+
+async def test_a_pod_that_was_never_published_answers_nothing(world):
+    """The board says so by itself, before the agent has looked."""
+    assert world.mode is Mode.CLOSED
+    fence = world.fence()
+    fence.look()
+    assert world.mode is Mode.CLOSED
+
+
+async def test_a_lease_that_is_renewed_proves_and_one_that_is_not_lets_routers_vouch(world):
+    """No look in between finds the fence shut."""
+    fence = world.fence()
+    world.keyed = True
+    for second in range(60):
+        if second % 3 == 0:
+            world.renew()
+        fence.look()
+        assert world.mode is Mode.PROVEN
+        world.sleep(1)
+    world.etcd = False
+    for second in range(120):
+        fence.look()
+        assert world.mode in (Mode.PROVEN if second < 8 else Mode.GRACE, Mode.GRACE)
+        if second == 9:
+            world.proof_ns, world.keyed = None, False  # the lease counts as lost
+        await asyncio.sleep(0)
+        world.sleep(1)
+    assert fence.statistics.mode is Mode.GRACE
+
+
+async def test_an_agent_that_was_stopped_does_not_take_etcds_absence_for_granted(world):
+    """Its keys may be gone and etcd fine: until it has found out, and unless it finds etcd away, routers must have read
+    the record."""
+    fence = world.fence()
+    world.keyed = True
+    world.renew()
+    fence.look()
+    world.sleep(300)
+    assert world.mode is Mode.CLOSED
+    fence.look()
+    assert world.mode is Mode.VERIFIED
+    await settled(world, fence, 1)
+    assert world.mode is Mode.VERIFIED
+    world.sleep(1)
+    world.etcd = False
+    await settled(world, fence, 2)
+    assert world.mode is Mode.GRACE
+
+
+async def test_a_pod_that_returns_is_proven_once_every_copy_has_its_key(world):
+    fence = world.fence()
+    world.keyed = True
+    world.renew()
+    fence.look()
+    world.keyed, world.proof_ns, world.etcd = False, None, False
+    await settled(world, fence, 1)
+    assert world.mode is Mode.GRACE
+    world.sleep(2)
+    world.etcd = True
+    await settled(world, fence, 2)
+    assert world.mode is Mode.VERIFIED
+    world.renew()
+    fence.look()
+    assert world.mode is Mode.VERIFIED, "the lease is there, the copies' keys are not"
+    world.keyed = True
+    fence.look()
+    assert world.mode is Mode.PROVEN
+
+
+async def test_serving_without_etcd_is_bounded_where_asked(world):
+    fence = world.fence(serve_without_etcd=30)
+    world.keyed, world.etcd = True, False
+    world.renew()
+    fence.look()
+    world.keyed, world.proof_ns = False, None
+    for _ in range(29):
+        world.sleep(1)
+        fence.look()
+        assert world.mode is not Mode.CLOSED
+        await asyncio.sleep(0)
+    world.sleep(1)
+    assert world.mode is Mode.CLOSED
+    fence.look()
+    assert world.mode is Mode.CLOSED
+    world.keyed, world.etcd = True, True
+    world.renew()
+    fence.look()
+    assert world.mode is Mode.PROVEN, "it serves again once etcd is back"
+
+
+async def test_a_fence_that_is_closed_stays_closed(world):
+    """A draining pod's keys are about to go."""
+    fence = world.fence()
+    world.keyed = True
+    world.renew()
+    fence.look()
+    fence.close()
+    assert world.mode is Mode.CLOSED
+    fence.look()
+    fence.wake()
+    assert world.mode is Mode.CLOSED
+
+
+async def test_etcd_is_not_asked_more_than_once_a_second(world):
+    """However often the pod's standing changes meanwhile."""
+    fence = world.fence()
+    world.etcd, world.keyed = False, True
+    world.renew()
+    fence.look()
+    world.proof_ns = None
+    for _ in range(100):
+        world.sleep(0.1)
+        fence.look()
+        await asyncio.sleep(0)
+    assert 5 <= world.asked <= 11
+
+
+async def test_a_question_that_a_pause_has_failed_tells_nothing(tmp_path):
+    """It was under way when the agent was stopped, and timed out for that: etcd may well be there."""
+    board = Board.create(tmp_path / "board", 4)
+    world = World(board)
+    answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def reach(timeout: float) -> None:
+        world.asked += 1
+        if world.asked == 1:
+            await answer
+
+    fence = Fence(board, world, ttl=TTL, serve_without_etcd=None, reach=reach, clock=lambda: world.now)
+    world.keyed = True
+    world.renew()
+    fence.look()
+    world.sleep(5.5)
+    fence.look()
+    await until(lambda: world.asked == 1, interval=0.001, why="etcd is asked")
+    world.sleep(300)
+    world.keyed, world.proof_ns = False, None
+    fence.look()
+    if not answer.done():
+        answer.set_exception(EtcdUnavailable("timed out"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        fence.look()
+        assert world.mode is Mode.VERIFIED
+    board.close()
+
+
+async def test_a_lease_that_etcd_has_ended_does_not_make_etcd_away(world):
+    """Its keys are gone, and etcd is there: whoever asks must have read the record. Before that, while the renewal was
+    late and nothing was known, calls did not have to wait."""
+    fence = world.fence()
+    world.keyed = True
+    world.renew()
+    fence.look()
+    world.etcd = False
+    for _ in range(6):
+        world.sleep(1)
+        fence.look()
+    assert world.mode is Mode.GRACE, "the question has not been answered yet"
+    world.proof_ns, world.keyed, world.etcd = None, False, True
+    fence.look()
+    assert world.mode is Mode.VERIFIED
+    await settled(world, fence, 1)
+    assert world.mode is Mode.VERIFIED
+
+
+async def test_a_pod_says_why_it_is_silent(world):
+    """Only while it is: a permission that ran out in a pause is asked for again first."""
+    fence = world.fence(serve_without_etcd=20)
+    assert "published" in fence.why_silent()
+    world.renew()
+    world.keyed = True
+    fence.look()
+    assert fence.why_silent() == ""
+    world.sleep(3)
+    world.renew()
+    world.sleep(1)
+    assert fence.why_silent() == ""
+    world.sleep(TTL)  # of this process's pause; etcd has answered nothing meanwhile
+    assert fence.why_silent() == "", "it may serve without etcd for a while"
+    world.sleep(2 * TTL)
+    assert "longer than this pod may serve" in fence.why_silent()
+    fence.close()
+    assert "leaves" in fence.why_silent()

@@ -1,0 +1,396 @@
+"""Loads and unloads: sizes, failures with their status, ends in every state, and nothing left behind."""
+
+import asyncio
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+
+from mesh.runtime.cache import turns
+from mesh.runtime.server import loader as loader_module
+from mesh.runtime.server import making, memory
+from mesh.runtime.server.device import Device
+from mesh.runtime.server.loader import Order
+from mesh.runtime.sharedmemory.board import State
+from mesh.statuses import Code, MeshError, Reason
+from tests.support import models
+from tests.support.waiting import until
+
+from .conftest import answered, outputs
+
+MIB = 1 << 20
+FOREVER = {"iterations": np.array([1 << 60], np.int64)}
+
+exact = pytest.mark.skipif(not memory.EXACT, reason="this C library does not count what it has allocated")
+
+
+async def refused(parts, name: str, content: bytes) -> MeshError:
+    with pytest.raises(MeshError) as error:
+        await parts.load(name, content, slot=0)
+    return error.value
+
+
+@exact
+async def test_sizes_are_measured_to_the_byte(parts):
+    """4 MiB of weights are 4 MiB and little more; a small model is the same size each time."""
+    await parts.load("first", models.constant(1))  # what the first session of a process takes is nobody's
+    # Made before and kept: what this test frees in the middle of a load would be measured with it.
+    small = [models.logistic_regression(number) for number in range(5)]
+    large = [models.weights(float(number), mebibytes=4) for number in range(5)]
+    sizes = []
+    for number in range(5):
+        copy = await parts.load(f"regression-{number}", small[number])
+        sizes.append(copy.host_bytes)
+        big = await parts.load(f"weights-{number}", large[number])
+        assert 4 * MIB <= big.host_bytes <= 4.2 * MIB
+    assert max(sizes[1:]) < 1.3 * min(sizes[1:])
+    assert 20_000 < sizes[-1] < 200_000
+
+
+class Elsewhere(Device):
+    """A device on which sessions stand whole, and which tells of no change."""
+
+    def memory(self) -> tuple[int, int]:
+        return 1 << 30, 8 << 30
+
+
+@exact
+async def test_weights_on_a_device_are_not_counted_in_host_memory_too(make):
+    """However little the device tells, half of the file stands there, besides what a session takes at least."""
+    device = Elsewhere("cuda", ("CPUExecutionProvider",))
+    parts = make(on=device)
+    await parts.load("first", models.constant(1))
+    copy = await parts.load("m", models.unused_weights(mebibytes=4))
+    assert copy.host_bytes < MIB
+    assert copy.device_bytes >= device.least + 2 * MIB
+
+
+async def test_a_model_that_is_loaded_answers(parts):
+    """And stands on the board as loaded, with the revision of its token."""
+    copy = await parts.load("m", models.constant(4), token=b"agent-1.99", slot=3)
+    use = parts.board.read(3)
+    assert (use.state, use.revision) == (State.LOADED, 99)
+    assert copy.host_bytes >= 1
+    statistics = parts.copies.statistics()
+    assert (statistics.copies, statistics.host_bytes) == (1, copy.host_bytes)
+    assert parts.loader.statistics().loads == 1
+
+
+async def test_the_board_says_loading_before_the_file_is_touched(parts):
+    """A file that kills the server is known then: here one that never ends its load."""
+    task = asyncio.create_task(parts.load("m", models.endless_loop(), token=b"a.5", slot=2))
+    await until(lambda: parts.board.read(2).state, why="the load is on the board")
+    assert (parts.board.read(2).state, parts.board.read(2).revision) == (State.LOADING, 5)
+    assert parts.board.suspects()
+    await parts.loader.unload("m")
+    assert parts.board.read(2).state is State.FREE
+    with pytest.raises(MeshError, match="ended"):
+        await task
+
+
+async def test_a_load_that_is_asked_for_twice_is_made_once(parts):
+    """Whether the first is under way or done."""
+    path = parts.write("m", models.weights(1.0, mebibytes=1))
+    order = Order("m", path, b"a.1", 0)
+    first, second = await asyncio.gather(parts.loader.load(order), parts.loader.load(order))
+    assert first is second
+    assert await parts.loader.load(order) is first
+    assert parts.loader.statistics().loads == 1
+
+
+async def test_another_copy_of_an_id_replaces_the_first(parts):
+    """A new registration of the id, by its token."""
+    await parts.load("m", models.constant(1), token=b"a.1", slot=0)
+    path = parts.write("n", models.constant(2))
+    await parts.loader.load(Order("m", path, b"a.2", 1))
+    assert parts.board.read(0).state is State.FREE
+    assert parts.board.read(1).state is State.LOADED
+    assert parts.copies.find(b"m", b"a.1") is None
+    assert parts.copies.find(b"m", b"a.2") is not None
+
+
+# -- what cannot be loaded
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "says"),
+    [
+        pytest.param(b"", Reason.BAD_REQUEST, "empty", id="empty"),
+        pytest.param(b"this is no model", Reason.BAD_REQUEST, "", id="not-onnx"),
+        pytest.param(models.logistic_regression(0)[:400], Reason.BAD_REQUEST, "", id="truncated"),
+        pytest.param(b"\0" * 4096, Reason.BAD_REQUEST, "", id="zeros"),
+        pytest.param(b"ORTM" * 100, Reason.BAD_REQUEST, "", id="another-format"),
+        pytest.param(models.external_data("../x"), Reason.BAD_REQUEST, "external data", id="outside"),
+        pytest.param(
+            models.constant(1).replace(b"Expand", b"Expend"), Reason.BAD_REQUEST, "Expend", id="unknown-operator"
+        ),
+        pytest.param(models.sequence_input(), Reason.BAD_REQUEST, "'x' is seq(tensor(float))", id="no-tensor-in"),
+        pytest.param(models.sequence_output(), Reason.BAD_REQUEST, "'y' is seq(tensor(float))", id="no-tensor-out"),
+    ],
+)
+async def test_what_cannot_be_loaded_says_why(parts, content, reason, says):
+    """And leaves the slot free, the id unknown, and the others answering."""
+    await parts.load("good", models.constant(3), slot=1)
+    error = await refused(parts, "bad", content)
+    assert error.reason is reason
+    assert error.text
+    assert says in error.text
+    assert parts.board.read(0).state is State.FREE
+    assert parts.copies.get("bad") is None
+    assert parts.loader.statistics().loading == 0
+    assert await parts.value("good") == 3
+
+
+async def test_a_file_that_is_not_there_is_not_found(parts):
+    """With its path."""
+    with pytest.raises(MeshError) as error:
+        await parts.loader.load(Order("m", str(parts.folder / "none.onnx")))
+    assert error.value.reason is Reason.UNKNOWN_MODEL
+    assert "none.onnx" in error.value.text
+
+
+async def test_a_slot_that_is_not_on_the_board_is_refused(parts):
+    """Before anything is touched."""
+    with pytest.raises(MeshError, match="slot 8 of a board of 8"):
+        await parts.load("m", models.constant(1), slot=8)
+
+
+async def test_a_model_that_does_not_end_fails_in_time(make):
+    """DEADLINE_EXCEEDED with the time allowed; the next load has a thread."""
+    parts = make(timeout=0.3, concurrency=1)
+    error = await refused(parts, "endless", models.endless_loop())
+    assert error.reason is Reason.DEADLINE
+    assert "0.3 s" in error.text
+    await parts.load("good", models.constant(3))
+    assert await parts.value("good") == 3
+    assert parts.board.read(0).state is State.FREE
+
+
+async def test_a_model_that_fails_on_made_up_input_is_loaded(parts):
+    """What is made up need not fit: only not ending, or taking all memory, counts."""
+    await parts.load("m", models.picky())
+    (found,) = await outputs(parts.infer("m", x=np.ones((4, 1), np.float32)))
+    assert found.shape == (2, 2)
+
+
+async def test_a_model_with_enormous_declared_inputs_is_loaded_without_a_warm_up(parts):
+    """Nothing of that size is made up."""
+    await parts.load("m", models.identity(shape=(1 << 20, 1 << 20)))
+
+
+# -- ends
+
+
+async def test_a_load_that_is_cancelled_leaves_nothing(parts):
+    """While it runs, and while it waits for its turn; an unload returns when it is gone."""
+    tasks = [asyncio.create_task(parts.load(f"m{number}", models.endless_loop(), slot=number)) for number in range(4)]
+    await until(lambda: len(list(parts.board.uses())) == 4, why="all are on the board")
+    for task in tasks:
+        task.cancel()
+    for number, task in enumerate(tasks):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await parts.loader.unload(f"m{number}")
+    assert list(parts.board.uses()) == []
+    assert parts.loader.statistics().loading == 0
+    await parts.load("good", models.constant(3))
+
+
+async def test_an_unload_waits_for_calls_in_flight(parts):
+    """New calls are answered *not here* from the first moment; the memory is freed after the last one."""
+    copy = await parts.load("m", models.slow(), token=b"a.1", slot=0)
+    copy.pace.too_long(8)
+    session = weakref.ref(copy.session._session)
+    call = parts.send_to("m", b"a.1", **models.slow_inputs(0.4))
+    await until(lambda: parts.board.read(0).running, why="it runs")
+    task = asyncio.create_task(parts.loader.unload("m"))
+    await until(lambda: parts.board.read(0).state is State.UNLOADING, why="the unload has begun")
+    assert parts.send_to("m", b"a.1", **FOREVER).code is Code.UNAVAILABLE
+    assert call.code is None
+    assert not task.done()
+    await task
+    assert (await answered(call)).code is Code.OK
+    assert parts.board.read(0).state is State.FREE
+    del copy
+    gc.collect()
+    assert session() is None
+
+
+async def test_an_unload_ends_calls_that_last_too_long(parts):
+    """Those that run hear that the model went; those that waited are sent elsewhere."""
+    copy = await parts.load("m", models.slow(), slot=0)
+    copy.pace.too_long(8)
+    calls = [parts.infer("m", **FOREVER) for _ in range(3)]
+    await until(lambda: parts.board.read(0).running == 2, why="they run")
+    await parts.loader.unload("m", grace=0.05)
+    assert [call.code for call in calls] == [Code.UNAVAILABLE] * 3
+    assert [(b"mesh-not-here", b"1") in call.answers[0][3] for call in calls] == [False, False, True]
+    assert parts.board.read(0).state is State.FREE
+
+
+async def test_a_call_that_cannot_be_ended_fails_the_unload(parts, monkeypatch):
+    """Its slot stays taken, a suspect, because that call still writes to it."""
+    monkeypatch.setattr(loader_module, "_STOPPING", 0.05)
+    copy = await parts.load("m", models.slow(), slot=0)
+    copy.pace.too_long(8)
+    event = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def deaf(names, feed, options):
+        asyncio.run_coroutine_threadsafe(event.wait(), loop).result(10)
+        return [np.zeros(1, np.float32)]
+
+    monkeypatch.setattr(copy.session, "_run", deaf)
+    parts.infer("m", **FOREVER)
+    await until(lambda: parts.board.read(0).running, why="it runs")
+    with pytest.raises(MeshError, match="cannot be ended") as error:
+        await parts.loader.unload("m", grace=0.05)
+    assert error.value.reason is Reason.DEADLINE
+    assert [slot for slot, _ in parts.board.suspects()] == [0]
+    event.set()
+    await until(lambda: not parts.board.read(0).running, why="it has come back")
+
+
+async def test_an_unload_of_another_copy_leaves_this_one(parts):
+    """A stale order of an agent; and unknown ids are fine."""
+    await parts.load("m", models.constant(1), token=b"a.2", slot=0)
+    await parts.loader.unload("m", token=b"a.1")
+    await parts.loader.unload("nobody")
+    assert parts.copies.get("m") is not None
+    await parts.loader.unload("m", token=b"a.2")
+    assert parts.copies.get("m") is None
+
+
+async def test_a_purge_ends_everything(parts):
+    """Copies, calls and loads."""
+    await parts.load("idle", models.constant(1), slot=0)
+    copy = await parts.load("busy", models.slow(), slot=1)
+    copy.pace.too_long(8)
+    call = parts.infer("busy", **FOREVER)
+    loading = asyncio.create_task(parts.load("loading", models.endless_loop(), slot=2))
+    await until(lambda: len(list(parts.board.uses())) == 3 and parts.board.read(1).running, why="all are there")
+    await parts.loader.purge()
+    assert list(parts.board.uses()) == []
+    assert call.code is Code.UNAVAILABLE
+    with pytest.raises(MeshError):
+        await loading
+
+
+# -- measuring
+
+
+async def test_a_load_that_lasts_does_not_hold_up_the_others(make, monkeypatch):
+    """After a moment they go ahead unmeasured, with a size that follows from their file."""
+    monkeypatch.setattr(making, "MEASURING_WAIT", 0.05)
+    parts = make(concurrency=2)
+    endless = asyncio.create_task(parts.load("endless", models.endless_loop(), slot=0))
+    await until(lambda: parts.board.read(0).state, why="it is under way")
+    content = models.weights(2.0, mebibytes=2)
+    copy = await parts.load("m", content)
+    assert copy.host_bytes == len(content) + len(content) // 4 + 65536
+    assert await parts.value("m") == 2
+    await parts.loader.unload("endless")
+    with pytest.raises(MeshError):
+        await endless
+
+
+@exact
+async def test_what_others_bring_and_take_meanwhile_is_not_counted(parts, monkeypatch):
+    """An unload while a load is measured does not make that one small."""
+    await parts.load("first", models.constant(1))
+    await parts.load("big", models.weights(1.0, mebibytes=32))
+    warm_up = making._warm_up
+    loop = asyncio.get_running_loop()
+
+    def with_an_unload(*args):
+        asyncio.run_coroutine_threadsafe(parts.loader.unload("big"), loop).result(10)
+        return warm_up(*args)
+
+    monkeypatch.setattr(making, "_warm_up", with_an_unload)
+    copy = await parts.load("m", models.weights(2.0, mebibytes=4))
+    assert 3.8 * MIB <= copy.host_bytes <= 4.4 * MIB
+
+
+@exact
+async def test_sizes_measured_beside_calls_stay_within_reason(parts):
+    """What a call in a thread allocates at the same time cannot make a model ten times its file."""
+    copy = await parts.load("slow", models.slow())
+    copy.pace.too_long(8)
+    call = parts.infer("slow", **FOREVER)
+    content = models.weights(1.0, mebibytes=1)
+    made = await parts.load("m", content)
+    assert len(content) // 2 <= made.host_bytes <= 8 * len(content) + 8 * MIB
+    call.cancel()
+    await until(lambda: parts.runs.count == 0, why="the call has ended")
+
+
+async def test_memory_is_given_back_once_for_many_unloads(parts):
+    """In a thread, soon after."""
+    for number in range(5):
+        await parts.load(f"m{number}", models.constant(number))
+    for number in range(5):
+        await parts.loader.unload(f"m{number}")
+    await until(lambda: parts.loader.statistics().trims == 1, why="memory is trimmed")
+    assert parts.loader.statistics().unloads == 5
+
+
+async def test_warm_ups_that_do_not_end_give_their_places_to_others(make, monkeypatch):
+    """More of them than there are turns; what comes after them is loaded while they go on, and measured."""
+    monkeypatch.setattr(turns, "LONG", 0.02)
+    monkeypatch.setattr(making, "MEASURING_WAIT", 0.05)
+    parts = make(concurrency=2)
+    endless = [asyncio.create_task(parts.load(f"endless {n}", models.endless_loop(), slot=n)) for n in range(4)]
+    meter = parts.loader._meter
+    await until(lambda: meter.unmeasured == 4, why="they are under way, and have had their time")
+    parts.loader._turns._long = 60.0
+    monkeypatch.setattr(making, "MEASURING_WAIT", 60.0)
+    content = models.weights(2.0, mebibytes=2)
+    copy = await parts.load("good", content)
+    assert parts.loader.statistics().loading == 4
+    assert copy.host_bytes != len(content) + len(content) // 4 + 65536
+    assert await parts.value("good") == 2
+    for n in range(4):
+        await parts.loader.unload(f"endless {n}")
+    ended = await asyncio.gather(*endless, return_exceptions=True)
+    assert {str(error) for error in ended} == {"CANCELLED: the load was ended"}
+
+
+async def test_loads_that_cannot_be_ended_are_said_and_bounded(make, monkeypatch):
+    """Each keeps its row, a suspect, and its thread; past a few no others are begun until some have ended after all."""
+    monkeypatch.setattr(loader_module, "_STOPPING", 0.05)
+    parts = make(timeout=0.05, concurrency=8)
+    ends, real = threading.Event(), making.make
+
+    def deaf(path, **more):
+        if "deaf" in more["model_id"]:
+            ends.wait(20)
+        return real(path, **more)
+
+    monkeypatch.setattr(making, "make", deaf)
+    for n in range(loader_module.MAX_STUCK):
+        with pytest.raises(MeshError, match="cannot be ended") as error:
+            await parts.load(f"deaf {n}", models.constant(n), slot=n)
+        assert error.value.reason is Reason.DEADLINE
+        assert error.value.details == {loader_module.STUCK: "1"}
+        assert parts.board.read(n).state is State.LOADING
+        assert parts.loader.stuck == n + 1
+    with pytest.raises(MeshError, match=f"{loader_module.MAX_STUCK} loads cannot be ended: restart") as error:
+        await parts.load("good", models.constant(7))
+    assert error.value.reason is Reason.UNAVAILABLE
+    ends.set()
+    await until(lambda: not parts.loader.stuck, why="they have ended after all")
+    assert parts.board.read(0).state is State.FREE
+    parts.loader._timeout = 20.0
+    await parts.load("good", models.constant(7))
+    assert await parts.value("good") == 7
+
+
+async def test_a_locale_that_is_not_there_is_named_with_the_way_out(parts):
+    """Models of texts want one; the error says which, and how it gets there."""
+    error = await refused(parts, "m", models.lower("xx_XX.UTF-8"))
+    assert error.text.startswith(
+        "the model works on texts by the locale xx_XX.UTF-8, which this machine lacks: install"
+    )
+    assert "locale-gen" in error.text

@@ -1,0 +1,336 @@
+"""The model server as a process: over its SPI and its data port, through kills, signals and models that misbehave."""
+
+import asyncio
+import signal
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from mesh.identity import Identity
+from mesh.pb import modelruntime_pb2
+from mesh.runtime.server import memory
+from mesh.runtime.sharedmemory.board import Board, State
+from mesh.statuses import Code
+from mesh.wire import framing, headers
+from mesh.wire.client import Pool
+from tests.support import models
+from tests.support.authority import Authority, Mounted
+from tests.support.onnxserver import SERVICE, OnnxServer, arrays, request
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ONE = np.ones((1, 1), np.float32)
+FOREVER = {"iterations": np.array([1 << 60], np.int64)}
+LIMIT = 1 << 30
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory):
+    """One server for all tests that leave it as it was."""
+    options = ("--load-timeout", "1.5", "--threads", "2", "--memory-limit", str(LIMIT), "--capacity", "64MiB")
+    async with OnnxServer(tmp_path_factory.mktemp("server"), *options) as server:
+        await server.load("good", models.constant(7), slot=0, revision=1)
+        yield server
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def server(shared):
+    """After each test it is the same process, and its good model answers."""
+    assert shared.process is not None
+    yield shared
+    assert shared.process.returncode is None, f"exit status {shared.process.returncode}\n{shared.log()}"
+    assert await shared.value("good", revision=1) == 7
+
+
+async def refused(call) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call
+    return error.value
+
+
+def code(error: grpc.aio.AioRpcError) -> Code:
+    return Code(error.code().value[0])
+
+
+# -- the SPI
+
+
+async def test_it_says_what_it_is(server):
+    """Everything that an agent must know, in the SPI's message or beside it."""
+    status = server.status
+    assert status.status == modelruntime_pb2.RuntimeStatusResponse.READY
+    assert (status.capacityInBytes, status.maxLoadingConcurrency, status.modelLoadingTimeoutMs) == (64 << 20, 2, 1500)
+    assert status.defaultModelSizeInBytes >= 8192
+    assert "onnxruntime" in status.runtimeVersion
+    assert status.runtimeVersion.endswith(f"device={server.about['mesh-device']}")
+    assert int(server.about["mesh-pid"]) == server.pid == server.board.pid
+    infos = {name: list(info.idInjectionPath) for name, info in status.methodInfos.items()}
+    methods = ("ModelInfer", "ModelMetadata", "ModelReady")
+    assert infos == {f"inference.GRPCInferenceService/{method}": [1] for method in methods}
+
+
+async def test_a_model_is_loaded_called_and_unloaded(server):
+    """Its size is told, the board shows it, and afterwards it is not here."""
+    sizes = await server.load("m", models.logistic_regression(3), slot=1, revision=5)
+    assert 10_000 < sizes["host"] < 1_000_000
+    answer = await server.spi.modelSize(modelruntime_pb2.ModelSizeRequest(modelId="m"), timeout=5)
+    assert answer.sizeInBytes == sizes["host"]
+    found = arrays(await server.infer("m", revision=5, x=np.zeros((2, 64), np.float32)))
+    np.testing.assert_allclose(found["probabilities"].sum(1), 1, rtol=1e-5)
+    await until(lambda: server.board.read(1).calls == 1)  # it is counted after the answer is on its way
+    use = server.board.read(1)
+    assert (use.state, use.revision) == (State.LOADED, 5)
+    await server.unload("m", revision=4)
+    assert (await server.infer("m", revision=5, x=np.zeros((1, 64), np.float32))).code == 0
+    await server.unload("m", revision=5)
+    assert server.board.read(1).state is State.FREE
+    reply = await server.infer("m", revision=5, x=np.zeros((1, 64), np.float32))
+    assert (reply.code, dict(reply.headers)[headers.NOT_HERE]) == (Code.UNAVAILABLE, b"1")
+    await server.unload("m")
+    error = await refused(server.spi.modelSize(modelruntime_pb2.ModelSizeRequest(modelId="m"), timeout=5))
+    assert code(error) is Code.NOT_FOUND
+
+
+async def test_an_agent_that_knows_no_tokens_and_no_board_is_served_too(server):
+    """As the predecessor would be."""
+    await server.load("plain", models.constant(2))
+    assert await server.value("plain") == 2
+    await server.unload("plain")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected", "says"),
+    [
+        pytest.param(b"nothing of the kind", Code.INVALID_ARGUMENT, "", id="not-onnx"),
+        pytest.param(b"", Code.INVALID_ARGUMENT, "empty", id="empty"),
+        pytest.param(models.constant(1)[:40], Code.INVALID_ARGUMENT, "", id="truncated"),
+        pytest.param(models.external_data("../../secret"), Code.INVALID_ARGUMENT, "external", id="above-its-folder"),
+        pytest.param(models.external_data("/etc/hostname"), Code.INVALID_ARGUMENT, "external", id="absolute"),
+        pytest.param(models.endless_loop(), Code.DEADLINE_EXCEEDED, "1.5 s", id="endless"),
+        pytest.param(models.huge_allocation(40 << 30), Code.RESOURCE_EXHAUSTED, "memory", id="asks-for-gigabytes"),
+    ],
+)
+async def test_what_cannot_be_loaded_says_why(server, content, expected, says):
+    """Each has its code and its text, and its slot is free again."""
+    error = await refused(server.load("bad", content, slot=2, revision=1))
+    assert code(error) is expected, error
+    assert error.details()
+    assert says in error.details()
+    await until(lambda: server.board.read(2).state is State.FREE, why="the slot is free")
+
+
+async def test_orders_that_make_no_sense_are_refused(server):
+    """No id, a path that is not there, a slot that is none."""
+    error = await refused(server.spi.loadModel(modelruntime_pb2.LoadModelRequest(modelPath="/x"), timeout=5))
+    assert code(error) is Code.INVALID_ARGUMENT
+    gone = server.folder / "gone.onnx"
+    error = await refused(server.load("gone", gone))
+    assert (code(error), str(gone) in error.details()) == (Code.NOT_FOUND, True)
+    assert code(await refused(server.load("m", models.constant(1), slot=64))) is Code.INVALID_ARGUMENT
+    load = modelruntime_pb2.LoadModelRequest(modelId="m", modelPath="/x")
+    error = await refused(server.spi.loadModel(load, metadata=((headers.SPI_SLOT, "-1"),), timeout=5))
+    assert code(error) is Code.INVALID_ARGUMENT
+
+
+async def test_a_load_that_the_agent_gives_up_leaves_nothing(server):
+    """The SPI's way: cancel, then unload of the same id."""
+    path = server.write("endless", models.endless_loop())
+    load = modelruntime_pb2.LoadModelRequest(modelId="endless", modelPath=str(path))
+    call = server.spi.loadModel(load, metadata=((headers.SPI_SLOT, "3"),))
+    await until(lambda: server.board.read(3).state is State.LOADING, why="the load is on the board")
+    call.cancel()
+    await server.unload("endless")
+    assert server.board.read(3).state is State.FREE
+
+
+# -- the data port
+
+
+async def test_a_model_that_asks_for_gigabytes_on_demand_fails_its_call_alone(server):
+    """RESOURCE_EXHAUSTED for that call; the process keeps its memory and goes on."""
+    await server.load("hungry", models.huge_on_demand(), slot=4)
+    small = await server.infer("hungry", count=np.array([1000], np.int64))
+    assert small.code == 0
+    before = server.resident()
+    for count in (10**10, 10**9):
+        reply = await server.infer("hungry", count=np.array([count], np.int64))
+        assert reply.code == Code.RESOURCE_EXHAUSTED, reply.text
+        assert "memory" in reply.text
+    assert (await server.infer("hungry", count=np.array([1000], np.int64))).code == 0
+    assert server.resident() < before + (64 << 20)
+    await server.unload("hungry")
+
+
+async def test_callers_that_go_away_free_their_threads(server):
+    """A closed connection and a deadline end what runs for them; others are answered meanwhile."""
+    await server.load("slow", models.slow(), slot=5)
+    frame = framing.pack(request("slow", **FOREVER))
+
+    class Sink:
+        """Nobody listens."""
+
+        def on_reply(self, reply):
+            raise AssertionError(f"an endless call was answered: {reply}")
+
+        on_stream = on_lost = on_reply
+
+    exchanges = [
+        server.pool.send(SERVICE + b"ModelInfer", [(headers.MODEL_ID, b"slow")], frame, Sink()) for _ in range(3)
+    ]
+    await until(lambda: server.board.read(5).in_flight == 3, why="all have arrived")
+    await server.running(5)
+    assert await server.value("good", revision=1) == 7
+    for exchange in exchanges:
+        exchange.cancel()
+    await until(lambda: server.board.read(5).in_flight == 0, why="all are ended")
+    try:  # whoever is first, the server or the clock of this client
+        assert (await server.infer("slow", timeout=0.3, **FOREVER)).code == Code.DEADLINE_EXCEEDED
+    except TimeoutError:
+        pass
+    await until(lambda: server.board.read(5).in_flight == 0, why="the late one is ended")
+    short = await server.infer("slow", iterations=np.array([3], np.int64))
+    assert arrays(short)["y"].item() == 3
+    await server.unload("slow")
+
+
+async def test_messages_above_the_limit_are_refused(server):
+    """The default limit is 16 MiB."""
+    reply = await server.infer("good", revision=1, x=np.zeros((5 << 20, 1), np.float32))
+    assert reply.code == Code.RESOURCE_EXHAUSTED
+
+
+async def test_the_event_loop_says_that_it_turns(server):
+    """About every second, and the counts of calls go with it."""
+    before = server.board.beat_ns
+    await server.value("good", revision=1)
+    await until(lambda: server.board.beat_ns > before, why="the next beat")
+    assert server.board.beat_ns <= time.monotonic_ns()
+    assert {series.method for series in server.board.calls()} >= {"ModelInfer"}
+
+
+# -- lives
+
+
+async def test_the_board_knows_after_a_kill_what_was_going_on(tmp_path):
+    """Running and loading copies are suspects, idle ones are not; the next life starts on the same board."""
+    async with OnnxServer(tmp_path, "--load-timeout", "30") as server:
+        await server.load("idle", models.constant(1), slot=0, revision=1)
+        await server.load("busy", models.slow(), slot=1, revision=2)
+        await server.value("idle", revision=1)
+        running = asyncio.create_task(server.infer("busy", revision=2, timeout=30, **FOREVER))
+        loading = asyncio.create_task(server.load("endless", models.endless_loop(), slot=2, revision=3))
+        await server.running(1)
+        await until(lambda: server.board.read(2).state is State.LOADING, why="the load is on the board")
+        await until(lambda: server.board.calls(), why="the counts are on the board")
+        await server.kill9()
+        suspects = {slot: (use.state, use.revision, use.running) for slot, use in server.board.suspects()}
+        assert suspects == {1: (State.LOADED, 2, 1), 2: (State.LOADING, 3, 0)}
+        assert server.board.read(0).calls == 1
+        await asyncio.gather(running, loading, return_exceptions=True)
+        await server.start()
+        assert server.board.suspects() == []
+        assert server.board.statistics().lives == 2
+        await server.load("idle", models.constant(9), slot=0, revision=1)
+        assert await server.value("idle", revision=1) == 9
+        calls = {(series.method, series.code): sum(series.buckets) for series in server.board.calls()}
+        assert calls[("ModelInfer", 0)] >= 1
+
+        # Asked for its status again, it has nothing: an agent that starts anew starts from nothing.
+        await server.runtime_status()
+        assert list(server.board.uses()) == []
+        assert (await server.infer("idle", revision=1, x=ONE)).code == Code.UNAVAILABLE
+
+        # SIGINT is for whoever owns the terminal. SIGTERM ends it: what is in flight is answered, or cut after a while.
+        await server.load("slow", models.slow(), slot=3)
+        server.process.send_signal(signal.SIGINT)
+        ending = asyncio.create_task(server.infer("slow", **models.slow_inputs(0.5)))
+        endless = asyncio.create_task(server.infer("slow", timeout=30, **FOREVER))
+        await until(lambda: server.board.read(3).running == 2, why="both run")
+        server.process.send_signal(signal.SIGTERM)
+        assert (await ending).code == 0
+        assert await asyncio.wait_for(server.process.wait(), 20) == 0
+        await asyncio.gather(endless, return_exceptions=True)
+
+
+async def test_what_keeps_it_from_starting_is_said(tmp_path):
+    """In one line, with exit status 1."""
+    import onnxruntime
+
+    Board.create(tmp_path / "board", 1, incarnation="another").close()
+    spi = ["--spi", str(tmp_path / "spi")]
+    cases = [
+        (["--board", str(tmp_path / "board")], "agent 'another'"),
+        (["--memory-limit", "1MiB"], "memory limit"),
+        (["--internal-tls", str(tmp_path)], f"{tmp_path}/ca.crt cannot be read"),
+    ]
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        cases.append((["--device", "cuda"], "--device cuda: this onnxruntime is built without CUDA"))
+    started = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "mesh.runtime.server", *spi, *options), stderr=asyncio.subprocess.PIPE
+        )
+        for options, _ in cases
+    ]
+    for process, (_, says) in zip(started, cases, strict=True):
+        _, err = await asyncio.wait_for(process.communicate(), 30)
+        assert process.returncode == 1
+        assert says in err.decode()
+        assert "Traceback" not in err.decode()
+
+
+# -- memory
+
+
+async def test_500_loads_and_unloads_leave_memory_as_it_was(server):
+    """Resident memory after them is within 5 % of what it was after the first few."""
+
+    async def cycles(count: int) -> None:
+        for number in range(count):
+            await server.load("cycle", path, slot=6, revision=number)
+            await server.unload("cycle", revision=number)
+
+    path = server.write("cycle", models.logistic_regression(5))
+    await cycles(50)
+    before = await settled(server)
+    await cycles(500)
+    after = await settled(server)
+    assert after < 1.05 * before, f"{before} bytes before, {after} after"
+
+
+async def test_connections_by_tls_take_nothing_from_the_models(tmp_path):
+    """What they only reserve comes on top of the memory limit, and goes with them."""
+    folder = Mounted.of(tmp_path / "tls", Authority()).path
+    options = ("--memory-limit", str(LIMIT), "--capacity", "64MiB", "--internal-tls", str(folder))
+    async with OnnxServer(tmp_path, *options) as server:
+
+        def limit() -> int:
+            (line,) = [line for line in Path(f"/proc/{server.pid}/limits").read_text().splitlines() if "data" in line]
+            return int(line.split()[3])
+
+        before = limit()
+        pool = Pool(server.about["mesh-data"], identity=Identity(folder), connect_timeout=5)
+        streams = [pool.open(b"/inference.GRPCInferenceService/ServerLive", ()) for _ in range(40)]
+        await until(lambda: pool.statistics().connections == 40, why="all are connected")
+        await until(lambda: limit() == before + 40 * memory.TLS_CONNECTION, why="the limit has grown")
+        for stream in streams:
+            stream.cancel()
+        await until(lambda: limit() == before, why="the limit is as it was")
+        pool.abort()
+
+
+async def settled(server: OnnxServer) -> int:
+    """Resident bytes once freed memory has been given back."""
+    lowest = server.resident()
+    steady = 0
+    while steady < 5:  # looks without a new low
+        await asyncio.sleep(0.1)
+        now = server.resident()
+        steady = steady + 1 if now >= lowest else 0
+        lowest = min(lowest, now)
+    return lowest

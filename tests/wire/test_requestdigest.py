@@ -1,0 +1,63 @@
+"""A request's digest: the same whatever its id and the model's name, and for what is left of it in shared memory."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.pb import inference_pb2 as pb
+from mesh.wire import framing, requestdigest
+
+
+def frame(values: bytes, *, name: str = "m", id: str = "", typed: bool = False, inputs: int = 1) -> bytes:
+    request = pb.ModelInferRequest(model_name=name, id=id)
+    for number in range(inputs):
+        request.inputs.add(name=f"x{number}", datatype="UINT8", shape=[len(values)])
+        if typed:
+            request.inputs[number].contents.bytes_contents.append(values)
+        else:
+            request.raw_input_contents.append(values)
+    return framing.pack(request.SerializeToString())
+
+
+@pytest.mark.parametrize("size", [0, 10, 1000, 32_700, 40_000, 100_000])
+@pytest.mark.parametrize("typed", [True, False])
+def test_neither_id_nor_name_change_it(size, typed):
+    """Whatever their lengths, and however long the request."""
+    expected = requestdigest.digest(frame(bytes(size), typed=typed))
+    for name, id in (("m", "1"), ("alias", ""), ("another", "i" * 5000)):
+        assert requestdigest.digest(frame(bytes(size), name=name, id=id, typed=typed)) == expected
+    assert len(expected) == requestdigest.SIZE
+
+
+@pytest.mark.parametrize("size", [1, 1000, 100_000])
+def test_contents_shape_and_length_change_it(size):
+    """Of long requests their beginning and length."""
+    found = {
+        requestdigest.digest(frame(bytes(size))),
+        requestdigest.digest(frame(b"\1" + bytes(size - 1))),
+        requestdigest.digest(frame(bytes(size + 1))),
+        requestdigest.digest(frame(bytes(size), inputs=2)),
+        requestdigest.digest(frame(bytes(size), typed=True)),
+    }
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize("size", [0, 1000, 65_400, 65_536, 70_000, 1_000_000])
+def test_the_beginning_of_a_frame_and_its_length_are_enough(size):
+    """As a dead server leaves them."""
+    whole = frame(bytes(range(256)) * (size // 256), id="7")
+    assert requestdigest.digest(whole[: requestdigest.KEPT], len(whole)) == requestdigest.digest(whole)
+
+
+@given(st.binary(max_size=200))
+def test_anything_has_one(data):
+    """Garbage, and compressed messages, whose bytes count as they are."""
+    assert len(requestdigest.digest(data)) == requestdigest.SIZE
+    packed = b"\1" + len(data).to_bytes(4, "big") + data
+    assert requestdigest.digest(packed) != requestdigest.digest(packed + b"\0")
+
+
+def test_many_fields_cost_no_more():
+    """Past the first thousand they count as they are."""
+    fields = framing.pack(b"\x50\x01" * 30_000)
+    assert requestdigest.digest(fields) != requestdigest.digest(framing.pack(b"\x50\x01" * 30_001))
