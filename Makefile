@@ -17,7 +17,7 @@ DEV := $(VENV)/.dev-$(call LEVEL,dev)
 GPU := $(VENV)/.gpu-$(call LEVEL,gpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos test-attack test-onnx check bench image cluster cluster-image cluster-down proto manifests
+.PHONY: help up demo test test-stores test-gpu test-cluster test-chaos test-attack test-onnx test-clients check bench image cluster cluster-image cluster-down proto manifests
 .PHONY: lock format clean environment environment-gpu
 
 help:  ## this list
@@ -46,6 +46,10 @@ test-stores: $(DEV)  ## the puller against versitygw, azurite and fake-gcs-serve
 	@$(RUN) tests.support.programs
 	@$(RUN) pytest tests/stores $(ARGS)
 
+test-clients: $(DEV)  ## clients and proxies of others against a mesh: Java, Go, Node, made first, nginx, ab, curl (minutes)
+	@$(RUN) tests.doors.clients
+	@$(RUN) pytest tests/doors -rs $(ARGS)
+
 test-gpu:  ## models on this machine's NVIDIA GPU, in an environment of its own, .venv-gpu (gigabytes)
 	@if nvidia-smi -L 2>/dev/null; then $(MAKE) --no-print-directory VENV=.venv-gpu environment-gpu && .venv-gpu/bin/python -m pytest tests/gpu -rs $(ARGS); \
 	else echo 'make test-gpu: SKIPPED, NO TEST HAS RUN: nvidia-smi finds no GPU on this machine'; fi
@@ -72,7 +76,7 @@ test-attack: $(DEV)  ## callers, stores and models that misbehave, each beside a
 	@$(RUN) pytest tests/attack -m attack $(ARGS)
 
 test-onnx: $(DEV)  ## the ONNX project's node tests through a mesh, beside onnxruntime alone (minutes)
-	@$(RUN) pytest tests/nodes -m nodes -rs -s $(ARGS)
+	@$(RUN) tests.nodes $(ARGS)
 
 bench: $(DEV)  ## calls/s, CPU per call and latency, beside a plain grpc.aio server
 	@$(RUN) tests.bench $(ARGS)

@@ -13,7 +13,7 @@ loopback only, the host that a request names must be one of this machine's own.
 import ipaddress
 import urllib.parse
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from mesh import settings
 from mesh.statuses import MeshError, Reason
@@ -37,6 +37,8 @@ def is_loopback(address: str) -> bool:
 def check(request: web.Request, *, loopback: bool) -> None:
     """Raises MeshError for a request that a foreign page may have sent."""
     host = _host_of(request.headers.get("Host", ""))
+    if not host and request.version < HttpVersion11:
+        host = "mesh"  # as Envoy has it; browsers name one
     if loopback and not _is_local(host):
         text = f"this mesh listens on loopback only, and the request is for the host {host:.100}: use localhost"
         raise MeshError(Reason.FORBIDDEN, text)

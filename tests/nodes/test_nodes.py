@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("onnx.backend.test.case.node", reason="the wheel onnx is not there", exc_type=ImportError)
+
 from mesh.pb import modelmesh_pb2
 from tests.nodes import cases, ways
 from tests.support.localmesh import LocalMesh

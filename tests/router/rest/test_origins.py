@@ -136,3 +136,13 @@ async def test_where_others_may_call_any_name_will_do(worker):
 )
 def test_what_is_loopback(address, loopback):
     assert origins.is_loopback(address) is loopback
+
+
+@pytest.mark.parametrize("head", ["HTTP/1.0\r\n", "HTTP/1.0\r\nHost: \r\n"])
+async def test_old_clients_that_name_no_host_may_look(served, head):
+    """HTTP/1.0 knows no Host, and browsers name one."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", served)
+    writer.write(f"GET /mesh/v1/models {head}\r\n".encode())
+    async with asyncio.timeout(10):
+        assert (await reader.readuntil(b"\r\n")).split()[1] == b"200"
+    writer.close()

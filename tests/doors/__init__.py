@@ -1,0 +1,5 @@
+"""Clients and proxies that are not ours, as real programs, at a mesh's doors.
+
+Those of Debian's packages (nginx, ab, curl, wget) and those in Python run wherever they are found. Those that are to be
+compiled or fetched first (`programs/`: Java, Go, Node) are made by `make test-clients`.
+"""

@@ -1,0 +1,108 @@
+"""Clients that are compiled or fetched before they can call a mesh, kept in `.cache/clients`.
+
+    python -m tests.doors.clients     (`make test-clients` does it)
+
+Java's come from Maven Central, Go's and grpcurl from the module proxy, Node's from npm, each by the machine's own tool.
+Cold they take some minutes, so `make test` does not make them: it runs those that are there, and says which are not.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+_MAKING = 900.0  # seconds
+_SOURCES = Path(__file__).parent / "programs"
+_FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "clients"
+_GRPCURL = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3"
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One of them. `argv` runs it; arguments follow."""
+
+    name: str
+    tools: tuple[str, ...]  # on PATH, to make and to run it
+    argv: tuple[str, ...]
+    making: Callable[[Path], None]
+
+    @property
+    def _done(self) -> Path:
+        return _FOLDER / f"{self.name}.made"
+
+    def _sum(self) -> str:
+        """Changes with what it is made of."""
+        folder = _SOURCES / self.name
+        texts = [path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()] if folder.exists() else []
+        return "\0".join([_GRPCURL, *texts])
+
+    def missing(self) -> str:
+        """Says why it cannot be run, and the way out; "" if it can."""
+        absent = [tool for tool in self.tools if shutil.which(tool) is None]
+        if absent:
+            return f"the clients in {self.name} want {' and '.join(absent)} on PATH"
+        if self._done.exists() and self._done.read_text() == self._sum():
+            return ""
+        return f"the clients in {self.name} are not there: make test-clients makes them"
+
+    def make(self) -> None:
+        """Makes it. Raises OSError and subprocess's errors."""
+        folder = _FOLDER / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        self.making(folder)
+        self._done.write_text(self._sum())
+
+
+def _run(*argv: str, cwd: Path, **environment: str) -> None:
+    subprocess.run(argv, check=True, timeout=_MAKING, cwd=cwd, env={**os.environ, **environment})
+
+
+def _java(folder: Path) -> None:
+    shutil.copy(_SOURCES / "java" / "pom.xml", folder)
+    _run("mvn", "-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=lib", cwd=folder)
+    _run("javac", "-cp", "lib/*", "-d", "classes", str(_SOURCES / "java" / "Calls.java"), cwd=folder)
+
+
+def _go(folder: Path) -> None:
+    _run("go", "build", "-o", str(folder / "calls"), ".", cwd=_SOURCES / "go")
+
+
+def _grpcurl(folder: Path) -> None:
+    _run("go", "install", _GRPCURL, cwd=folder, GOBIN=str(folder), GOFLAGS="-mod=mod")
+
+
+def _node(folder: Path) -> None:
+    for path in (_SOURCES / "node").iterdir():
+        shutil.copy(path, folder)
+    _run("npm", "install", "--silent", "--no-fund", "--no-audit", "--ignore-scripts", cwd=folder)
+
+
+_CLASSES = f"{_FOLDER / 'java' / 'lib'}/*:{_FOLDER / 'java' / 'classes'}"
+JAVA = Program("java", ("java", "javac", "mvn"), ("java", "-cp", _CLASSES, "Calls"), _java)
+GO = Program("go", ("go",), (str(_FOLDER / "go" / "calls"),), _go)
+GRPCURL = Program("grpcurl", ("go",), (str(_FOLDER / "grpcurl" / "grpcurl"), "-plaintext"), _grpcurl)
+NODE = Program("node", ("node", "npm"), ("node", str(_FOLDER / "node" / "calls.mjs")), _node)
+NODE_GRPC = Program("node", ("node", "npm"), ("node", str(_FOLDER / "node" / "grpc.mjs")), _node)
+ALL = (JAVA, GO, GRPCURL, NODE)
+
+
+def main() -> None:
+    """Makes what can be made, and says what cannot."""
+    for program in ALL:
+        if not (why := program.missing()):
+            print(f"{program.name}: is there", flush=True)
+        elif "on PATH" in why:
+            print(f"SKIPPED: {why}", file=sys.stderr, flush=True)
+        else:
+            print(f"{program.name}: making it (a minute or more)", flush=True)
+            try:
+                program.make()
+            except (subprocess.SubprocessError, OSError) as error:
+                print(f"SKIPPED: {program.name} could not be made: {error}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

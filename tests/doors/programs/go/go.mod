@@ -1,0 +1,3 @@
+module mesh.tests/calls
+
+go 1.24
