@@ -9,7 +9,6 @@ What Envoy is told to do is in `mesh.envoy.config`; how a child process is made 
 
 import asyncio
 import contextlib
-import errno
 import json
 import os
 import random
@@ -27,6 +26,7 @@ import aiohttp
 from mesh import process
 from mesh import settings as addresses
 from mesh.envoy import certificates, config
+from mesh.process import ports
 from mesh.telemetry import logs, metrics
 
 log = logs.get(__name__)
@@ -151,7 +151,10 @@ class Minder:
                 host=await _address_of(self._settings.host),
                 secrets_dir=str(self._config_path.parent),
             )
-            check_free(settings.host, settings.port)
+            try:
+                ports.check_free(settings.host, settings.port)
+            except ports.Unusable as error:
+                raise EnvoyError(f"{error}: choose another address (--listen)") from error
             self._settings = config.fit(settings, _open_files())
             self._write_config()
             self._session = aiohttp.ClientSession(
@@ -392,25 +395,6 @@ class Minder:
             return f"it {hung.why}"
         text = "; ".join(self._complaints) or "it gave no reason"
         return text if code is None else f"{text} ({process.describe_exit(code)})"
-
-
-def check_free(host: str, port: int) -> None:
-    """Raises EnvoyError where nobody could listen on it now. Port 0 passes.
-
-    Asked before Envoy starts, because Envoy's own complaint comes late and names neither option nor remedy.
-    """
-    if port == 0:
-        return
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            address = addresses.format_address(host, port)
-            if error.errno == errno.EADDRINUSE:
-                raise EnvoyError(f"{address} is taken by another process: choose another port (--listen)") from error
-            raise EnvoyError(f"cannot listen on {address}: {error.strerror}") from error
 
 
 async def _address_of(host: str) -> str:

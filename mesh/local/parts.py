@@ -5,38 +5,18 @@ stay down; etcd's stays, because everybody was told it.
 """
 
 import json
-import re
-import subprocess
 from pathlib import Path
 
 import aiohttp
 
+from mesh.etcdserver.single import etcd_argv
 from mesh.local.child import Part
-from mesh.local.etcd import etcd_argv
-from mesh.local.settings import LOOPBACK, UpError, UpSettings, default_capacity, reachable
-from mesh.process import find_binary, free_port, python
+from mesh.local.settings import LOOPBACK, UpSettings, default_capacity, reachable
+from mesh.process import free_port, python
 
 PROBE_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 KILL_AFTER = 10.0
 """Seconds beyond a part's own drain that it may take to end."""
-
-
-def etcd_binary() -> str:
-    """Path of the etcd to run. Raises UpError where there is none."""
-    try:
-        return find_binary("etcd")
-    except FileNotFoundError as error:
-        raise UpError(str(error)) from error
-
-
-def etcd_version(binary: str) -> str:
-    """The version that a binary names; raises UpError where it does not run."""
-    try:
-        done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise UpError(f"{binary} does not run: {error}") from error
-    match = re.search(r"etcd Version:\s*(\S+)", done.stdout)
-    return match[1] if match else "unknown"
 
 
 def etcd(settings: UpSettings, *, binary: str, port: int, session: aiohttp.ClientSession) -> Part:

@@ -12,13 +12,14 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import aiohttp
 
-from mesh.local import parts, ports
+from mesh.etcdserver import single
+from mesh.local import parts
 from mesh.local.child import Child, ChildStatistics
-from mesh.local.etcd import version_warning
 from mesh.local.folder import DataFolder
 from mesh.local.lines import Printer
 from mesh.local.settings import LOOPBACK, UpError, UpSettings
-from mesh.process import free_port
+from mesh.process import ports
+from mesh.settings import format_address, parse_address
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
@@ -34,9 +35,12 @@ class LocalMesh:
         self, settings: UpSettings, folder: DataFolder, printer: Printer, session: aiohttp.ClientSession
     ) -> None:
         self.settings = settings
-        port = settings.etcd_port or free_port()
+        port = settings.etcd_port or ports.free_port()
         self.etcd_url = f"http://{LOOPBACK}:{port}"
-        self._binary = parts.etcd_binary()
+        try:
+            self._binary = single.find()
+        except single.NoEtcd as error:
+            raise UpError(str(error)) from error
         pods = [
             parts.Pod(settings, number, etcd_url=self.etcd_url, session=session)
             for number in range(1, settings.pods + 1)
@@ -63,8 +67,11 @@ class LocalMesh:
     async def start(self) -> None:
         """Starts everything and waits until it serves. Raises UpError with the reason."""
         settings = self.settings
-        version = await asyncio.to_thread(parts.etcd_version, self._binary)
-        if warning := version_warning(version):
+        try:
+            version = await asyncio.to_thread(single.version, self._binary)
+        except single.NoEtcd as error:
+            raise UpError(str(error)) from error
+        if warning := single.version_warning(version):
             log.warning(warning, binary=self._binary)
         settings.samples_dir.mkdir(parents=True, exist_ok=True)
         await self._etcd.start(settings.start_timeout)
@@ -167,9 +174,24 @@ def _signals(mesh: LocalMesh, stopping: asyncio.Event, printer: Printer) -> Iter
 
 
 def _check_ports(settings: UpSettings) -> None:
-    ports.check_free(settings.listen, "--listen")
-    ports.check_free(settings.probe, "--probe")
+    check_free(settings.listen, "--listen")
+    check_free(settings.probe, "--probe")
     if settings.edge != "envoy":
-        ports.check_free(settings.rest_listen, "--rest-listen")
+        check_free(settings.rest_listen, "--rest-listen")
     if settings.etcd_port:
-        ports.check_free(f"{LOOPBACK}:{settings.etcd_port}", "--etcd-port")
+        check_free(f"{LOOPBACK}:{settings.etcd_port}", "--etcd-port")
+
+
+def check_free(address: str, option: str) -> None:
+    """Raises UpError with the way out where `address` cannot be listened on: a child that dies of it says it worse."""
+    host, port = parse_address(address)
+    try:
+        ports.check_free(host, port)
+    except ports.Taken as error:
+        example = str(port + 1) if option == "--etcd-port" else format_address(host, port + 1)
+        why = f"port {port} is taken by another program: choose another with {option} {example}"
+        raise UpError(why) from error
+    except ports.Forbidden as error:
+        raise UpError(f"port {port} may not be used by this user: choose one above 1023 with {option}") from error
+    except ports.Unusable as error:
+        raise UpError(f"{error}; choose another with {option}") from error

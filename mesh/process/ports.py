@@ -1,9 +1,47 @@
-"""Free TCP ports, chosen so that nobody else takes them before the server that they are meant for has started."""
+"""TCP ports: whether one is free, and free ones that nobody else takes before the server they are meant for starts.
+
+What to do about one that is not free depends on where it was asked for: callers name their option.
+"""
 
 import collections
+import errno
 import random
 import socket
 from pathlib import Path
+
+
+class Unusable(Exception):
+    """An address that cannot be listened on; the text says why."""
+
+
+class Taken(Unusable):
+    """Another process listens on it."""
+
+
+class Forbidden(Unusable):
+    """This user may not listen on it."""
+
+
+def check_free(host: str, port: int) -> None:
+    """Raises Unusable where a server could not listen on it now. Port 0 passes.
+
+    Asked before a server is started: its own complaint comes late, and names neither option nor remedy.
+    """
+    if port == 0:
+        return
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As servers do, so that connections of a former life in TIME_WAIT are no hindrance.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)  # with SO_REUSEADDR, binding alone succeeds beside another that has bound and not listened
+        except PermissionError as error:
+            raise Forbidden(f"{shown} may not be used by this user") from error
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise Taken(f"{shown} is taken by another process") from error
+            raise Unusable(f"{shown} cannot be listened on: {error.strerror}") from error
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -5,7 +5,7 @@ frame. It costs some ten times the CPU of the HTTP/1.1 server behind Envoy (`grp
 REST needs a port of its own.
 
 Every worker listens on the one port (SO_REUSEPORT), and the kernel spreads the connections. Whether another mesh has
-the port already is therefore to be asked before the workers start (`mesh.envoy.minder.check_free`).
+the port already is therefore to be asked before the workers start (`mesh.process.ports.check_free`).
 
 Which methods are unary is not on the wire. Those that are known to be take the fast way, with the request in one piece;
 any other is taken message by message, which serves unary ones too.

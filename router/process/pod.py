@@ -23,6 +23,7 @@ from mesh.envoy import config, minder
 from mesh.etcd import Etcd, EtcdError, Mirror, Patience, Snapshot
 from mesh.host import cpus
 from mesh.identity import Identity
+from mesh.process import ports
 from mesh.schema import owner, records
 from mesh.schema.keys import Keys
 from mesh.schema.lives import RouterRecord
@@ -214,9 +215,12 @@ class RouterPod:
         if settings.edge == "envoy":
             return settings
         chosen = []
-        for address in (settings.listen, settings.rest_listen):
+        for option, address in (("--listen", settings.listen), ("--rest-listen", settings.rest_listen)):
             host, port = addresses.parse_address(address)
-            minder.check_free(host, port)
+            try:
+                ports.check_free(host, port)
+            except ports.Unusable as error:
+                raise StartError(f"{error}: choose another address ({option})") from error
             chosen.append(addresses.format_address(host, port or process.free_port(host)))
         return replace(settings, listen=chosen[0], rest_listen=chosen[1])
 

@@ -1,7 +1,6 @@
 """Reads, writes and transactions on a real etcd."""
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,7 +30,6 @@ from mesh.etcd import (
     value_is,
 )
 from mesh.etcd.endpoints import parse_endpoint
-from mesh.local.etcd import etcd_argv, version_warning
 from mesh.process import free_port
 from mesh.schema.keys import Keys, after_prefix
 from mesh.settings import EtcdSettings
@@ -429,20 +427,3 @@ async def test_status_tells_version_size_and_leader(etcd: Etcd, etcd_server: Etc
     assert status.has_leader
     assert 0 < status.db_used_bytes <= status.db_bytes
     assert status.errors == ()
-
-
-@pytest.mark.parametrize(
-    ("version", "warned"), [("3.5.0", True), ("3.5.2", True), ("3.5.3", False), ("3.5.21", False), ("3.6.1", False)]
-)
-def test_versions_with_the_corruption_bug_are_known(version: str, warned: bool) -> None:
-    assert (version in version_warning(version)) is warned
-
-
-def test_the_local_etcd_compacts_itself_and_has_a_quota(tmp_path: Path) -> None:
-    argv = etcd_argv("/bin/etcd", tmp_path, 1, 2)
-    assert argv[0] == "/bin/etcd"
-    options = dict(arg.lstrip("-").split("=", 1) for arg in argv[1:])
-    assert options["auto-compaction-mode"] == "periodic"
-    assert options["auto-compaction-retention"] not in ("", "0")
-    assert 0 < int(options["quota-backend-bytes"]) <= 8 * 2**30
-    assert all("127.0.0.1" in url for name, url in options.items() if "urls" in name)

@@ -202,8 +202,8 @@ async def test_a_real_child_is_minded():
 @pytest.fixture
 def local(world, monkeypatch, tmp_path):
     """A whole mesh of fake children."""
-    monkeypatch.setattr(supervisor.parts, "etcd_binary", lambda: "/no/etcd")
-    monkeypatch.setattr(supervisor.parts, "etcd_version", lambda binary: "3.5.1")
+    monkeypatch.setattr(supervisor.single, "find", lambda: "/no/etcd")
+    monkeypatch.setattr(supervisor.single, "version", lambda binary: "3.5.1")
     monkeypatch.setattr(
         supervisor, "Child", lambda part, on_line: Child(world.part(part.name), on_line, spawn=world.spawn)
     )

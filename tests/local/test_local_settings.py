@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mesh.local import ports
+from mesh.local import supervisor
 from mesh.local.folder import DataFolder
 from mesh.local.settings import UpError, UpSettings, default_capacity, reachable
 
@@ -59,14 +59,14 @@ def test_a_taken_port_is_said_with_the_way_out():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UpError, match=f"port {port} is taken by another program: .*--listen 127.0.0.1:{port + 1}"):
-            ports.check_free(f"127.0.0.1:{port}", "--listen")
-    ports.check_free(f"127.0.0.1:{port}", "--listen")
+            supervisor.check_free(f"127.0.0.1:{port}", "--listen")
+    supervisor.check_free(f"127.0.0.1:{port}", "--listen")
 
 
 def test_an_address_that_is_not_this_machines_is_said():
     """Not as a taken port."""
     with pytest.raises(UpError, match="cannot be listened on"):
-        ports.check_free("192.0.2.1:1234", "--listen")
+        supervisor.check_free("192.0.2.1:1234", "--listen")
 
 
 def test_one_mesh_a_data_directory(tmp_path):

@@ -21,6 +21,20 @@ def test_what_only_logs_does_not_import_rich(module: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        # Becomes etcd, and stays small and quick until then.
+        "mesh.etcdserver.member",
+        "mesh.process",
+    ],
+)
+def test_what_only_starts_processes_imports_neither_grpc_nor_aiohttp(module: str) -> None:
+    program = f"import sys, {module}; sys.exit(str({{'grpc', 'aiohttp', 'google.protobuf'}} & set(sys.modules) or ''))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stderr.strip() == ""
+
+
 def test_every_option_of_grpc_that_we_set_is_one_that_it_has() -> None:
     """It takes any name in silence: loads were cut with "Too many pings", in spite of an option that said otherwise."""
     library = Path(cygrpc.__file__).read_bytes()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mesh import process
 from mesh.etcd import Etcd
-from mesh.local.etcd import etcd_argv
+from mesh.etcdserver.single import etcd_argv
 from mesh.settings import EtcdSettings
 
 START_TIMEOUT = 30.0

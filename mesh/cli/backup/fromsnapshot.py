@@ -20,7 +20,7 @@ from mesh.cli.backup import file, saving
 from mesh.cli.exits import CommandError, Exit
 from mesh.cli.snapshot import WORK, lock, snapshots
 from mesh.etcd import Etcd, EtcdError
-from mesh.local.etcd import etcd_argv
+from mesh.etcdserver.single import etcd_argv
 from mesh.schema.keys import Keys
 from mesh.settings import EtcdSettings
 

@@ -9,7 +9,7 @@ from mesh.cli.doctor import certificates
 from mesh.cli.doctor.etcdfacts import EtcdFacts, MemberFacts
 from mesh.cli.doctor.findings import Area, Finding, some
 from mesh.cli.doctor.handshake import Trouble
-from mesh.local.etcd import version_warning
+from mesh.etcdserver.single import version_warning
 from mesh.schema import owner
 from mesh.settings import format_bytes
 

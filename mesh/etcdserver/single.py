@@ -1,4 +1,4 @@
-"""The etcd of one machine: how it is started, and whether its version may be trusted.
+"""The etcd of one machine: which one it is, how it is started, and whether its version may be trusted.
 
 One member on loopback. It compacts itself and has a quota, because nobody administers it: without the first, its
 history grows with every change of a pod's presence; without the second, a full disk ends it. Starting and minding the
@@ -7,6 +7,9 @@ process is left to `mesh up` and to the tests, which share this command line.
 
 import os
 import re
+import subprocess
+
+from mesh.process import find_binary
 
 RETENTION = "10m"
 """History that is kept: a watch that was away longer reads everything again, which costs little."""
@@ -15,10 +18,32 @@ QUOTA_BYTES = 4 * 2**30
 """A million records of 1 KB, rewritten once within the retention, with room to spare; etcd advises at most 8 GiB."""
 
 
+class NoEtcd(Exception):
+    """This machine has no etcd, or one that does not run. The text says what to do."""
+
+
+def find() -> str:
+    """Returns the path of the etcd to run. Raises NoEtcd."""
+    try:
+        return find_binary("etcd")
+    except FileNotFoundError as error:
+        raise NoEtcd(str(error)) from error
+
+
+def version(binary: str) -> str:
+    """Returns the version that a binary names, by running it. Raises NoEtcd."""
+    try:
+        done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NoEtcd(f"{binary} does not run: {error}") from error
+    match = re.search(r"etcd Version:\s*(\S+)", done.stdout)
+    return match[1] if match else "unknown"
+
+
 def etcd_argv(
     binary: str, data_dir: str | os.PathLike[str], client_port: int, peer_port: int, name: str = "mesh"
 ) -> list[str]:
-    """The command line of a single member on loopback. It logs warnings and worse, as JSON, on standard error."""
+    """Returns the command line of a single member on loopback. It logs warnings and worse, as JSON, on stderr."""
     client, peer = f"http://127.0.0.1:{client_port}", f"http://127.0.0.1:{peer_port}"
     return [
         binary,
@@ -42,7 +67,7 @@ def etcd_argv(
 
 
 def version_warning(version: str) -> str:
-    """Why this version of etcd is not for production, or an empty text.
+    """Returns why this version of etcd is not for production, or an empty text.
 
     3.5.0 to 3.5.2 can leave a member's data inconsistent after a crash under load (etcd-io/etcd#13766).
     """
