@@ -34,8 +34,8 @@ __all__ = ["CANDIDATES", "FRESH_MS", "SPARE", "Held", "Room", "RoomVerdict", "ma
 CANDIDATES = 16
 """How many copies are looked at, where some may have a spare elsewhere, before one is taken."""
 
-LASTING = frozenset({"pinned", "kept"})
-"""Reasons to be busy (`Held.busy_reason`) that do not pass by themselves."""
+LASTING = frozenset({"pinned", "kept", "growing"})
+"""Reasons to be busy (`Held.busy_reason`) that do not pass by themselves; for `growing` see `line`."""
 
 FRESH_MS = 2_000
 """How long a copy counts as fresh that was loaded and not called yet: its caller waits in a router."""

@@ -79,7 +79,7 @@ class Room:
 
     def grow(self, size: int) -> None:
         """More, for a file whose size was not known. Blocks. Raises PullError(DISK_FULL)."""
-        self._cache._set_aside(size)
+        self._cache._set_aside(size, had=self._size)
         self._size += size
         self._left += size
 
@@ -387,14 +387,26 @@ class Cache:
                 self._leftovers,
             )
 
-    def _set_aside(self, size: int) -> None:
+    def short(self, needs: int) -> int:
+        """Returns how many bytes of blobs in use, or set aside, are in the way of so many more at this moment."""
+        with self._lock:
+            over_budget = 0 if self._budget is None else self._used_bytes + self._reserved + needs - self._budget
+            return max(0, over_budget, needs - self._most())
+
+    def _set_aside(self, size: int, *, had: int = 0) -> None:
+        """`had`: what the same pull has set aside already, and gives back where this fails."""
         while True:
             with self._lock:
-                self._refuse(size)
+                try:
+                    self._refuse(size)
+                except PullError as error:
+                    error.needs = had + size
+                    raise
                 if not self._evict(self._excess(size, hard=True)):
                     if size and size > (free := self._disk.free()) - self._coming:
                         text = f"{size} bytes are needed, {max(free - self._coming, 0)} are free on the pod's disk"
-                        raise PullError(PullErrorKind.DISK_FULL, text, short=self._short(size - free + self._coming))
+                        short = self._short(size - free + self._coming)
+                        raise PullError(PullErrorKind.DISK_FULL, text, short=short, needs=had + size)
                     self._coming += size
                     self._reserved += size
                     return
@@ -410,10 +422,14 @@ class Cache:
             never = size > self._budget
             short = 0 if never else self._used_bytes + self._reserved + size - self._budget
             raise PullError(PullErrorKind.DISK_FULL, text, short=short, never=never)
-        most = self._disk.free() - self._coming + self._bytes - self._used_bytes
+        most = self._most()
         if size and size > most:
             text = f"{size} bytes are needed and {max(most, 0)} can be had on the pod's disk; give the pod a larger one"
             raise PullError(PullErrorKind.DISK_FULL, text, short=self._short(size - most))
+
+    def _most(self) -> int:
+        """Bytes that the disk itself could take, unused blobs out of the way; negative where its reserve is touched."""
+        return self._disk.free() - self._coming + self._bytes - self._used_bytes
 
     def _short(self, size: int) -> int:
         """So many bytes of blobs in use must go; 0 where all of them together are fewer."""

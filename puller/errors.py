@@ -69,10 +69,17 @@ class PullErrorKind(enum.Enum):
 class PullError(Exception):
     """A pull that failed, and left nothing behind. `retry_after` is in seconds, where the store has said so; `short` is
     how many bytes of models in use must go from the disk for it, 0 where that does not help; `never` says that this
-    pod's disk would be too small if it were empty."""
+    pod's disk would be too small if it were empty. `needs` is how many bytes it asked room for, or more."""
 
     def __init__(
-        self, kind: PullErrorKind, text: str, *, retry_after: float | None = None, short: int = 0, never: bool = False
+        self,
+        kind: PullErrorKind,
+        text: str,
+        *,
+        retry_after: float | None = None,
+        short: int = 0,
+        never: bool = False,
+        needs: int = 0,
     ) -> None:
         # File names may hold bytes that are no text; an error must always be printable.
         self.text = text.encode("utf-8", "backslashreplace").decode()
@@ -81,6 +88,7 @@ class PullError(Exception):
         self.retry_after = retry_after
         self.short = short
         self.never = never
+        self.needs = needs
 
     @property
     def nature(self) -> Nature:

@@ -188,6 +188,11 @@ class Puller:
         """Whether all files of the model last pulled into that name are on disk, its folder there or not."""
         return self._cache.remembers(into)
 
+    def short(self, needs: int) -> int:
+        """Returns how many bytes of models in use have to go from the disk before so many find room there: at this
+        moment, and of those that other pulls have set aside as well."""
+        return self._cache.short(needs)
+
     def progress(self, into: str) -> Progress | None:
         """How far the pull into that name is; None if there is none."""
         pull = self._pulls_now.get(into)

@@ -205,8 +205,29 @@ def test_how_much_must_go_for_a_pull_is_told(cache, size, short, never):
     put(cache, "used", b"x" * 500)
     with pytest.raises(PullError) as caught:
         cache.room(size)
-    assert (caught.value.short, caught.value.never) == (short, never)
+    assert (caught.value.short, caught.value.never, caught.value.needs) == (short, never, size)
     assert cache.statistics().bytes == 500
+
+
+def test_what_is_in_the_way_at_this_moment_is_told_and_what_is_unused_is_not(cache):
+    """Files of models, and what other pulls have set aside."""
+    put(cache, "used", b"x" * 500)
+    cache.drop([put(cache, "unused", b"y" * 300)])
+    room = cache.room(100)
+    assert [cache.short(needs) for needs in (400, 401, 900)] == [0, 1, 500]
+    room.close()
+    assert cache.short(401) == 0
+
+
+def test_a_file_of_unknown_size_tells_all_that_it_has_asked_for(cache):
+    put(cache, "used", b"x" * 500)
+    room = cache.room(0)
+    room.grow(400)
+    with pytest.raises(PullError) as caught:
+        room.grow(200)
+    assert caught.value.needs == 600
+    room.close()
+    assert cache.short(caught.value.needs) == 100
 
 
 def test_what_is_safe_on_disk_is_there_after_a_restart(cache, tmp_path):

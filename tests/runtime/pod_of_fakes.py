@@ -136,10 +136,14 @@ class FakeFiles:
         size = int(source.path.rpartition("/")[2])
         if self.budget is not None and (short := sum(self.sizes.values()) + size - self.budget) > 0:
             never = size > self.budget
-            raise PullError(PullErrorKind.DISK_FULL, "the disk is full", short=0 if never else short, never=never)
+            text = "the disk is full"
+            raise PullError(PullErrorKind.DISK_FULL, text, short=0 if never else short, never=never, needs=size)
         self.sizes[into] = size
         digest, skipped = self.digests.get(source.path, ""), self.skipped.get(source.path, ())
         return Pulled(Path(source.path), size, source.path, source.key, digest=digest, skipped=skipped)
+
+    def short(self, needs: int) -> int:
+        return 0 if self.budget is None else max(0, sum(self.sizes.values()) + needs - self.budget)
 
     async def remove(self, into: str) -> None:
         self.present.discard(into)
@@ -185,8 +189,15 @@ class FakeHistory:
 class FakePod:
     """`async with FakePod(capacity=...) as pod`: loads on a fake server, capacity in bytes."""
 
-    def __init__(self, *, capacity: int = 1_000_000, concurrency: int = 2, slots: int = 64) -> None:
-        self.server = FakeModelServer()
+    def __init__(
+        self,
+        *,
+        capacity: int = 1_000_000,
+        concurrency: int = 2,
+        slots: int = 64,
+        server: FakeModelServer | None = None,
+    ) -> None:
+        self.server = server or FakeModelServer()
         self.board = FakeBoard()
         self.keys = FakeKeys()
         self.claims = FakeClaims(self.keys)

@@ -31,6 +31,10 @@ class Files:
             await asyncio.wait({removal})
         return await self._puller.pull(source, into=into, tag=tag)
 
+    def short(self, needs: int) -> int:
+        """Returns how many bytes of files in use have to go from the disk before so many find room there."""
+        return self._puller.short(needs)
+
     async def remove(self, into: str) -> None:
         """Removes what was pulled; goes on if the caller is cancelled."""
         await asyncio.wait({self.discard(into)})

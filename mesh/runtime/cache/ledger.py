@@ -247,7 +247,10 @@ class Ledger:
         return True
 
     def give_back(self, entry: Entry) -> None:
-        """Takes back what was reserved for a load that has not reached the server."""
+        """Takes back what was reserved for a load that has not reached the server, or has left it."""
+        if entry.slot is not None:
+            self._slots.append(entry.slot)
+            entry.slot = None
         self._count(entry, -1)
         entry.begun = False
         entry.host_bytes = entry.device_bytes = 0
@@ -269,13 +272,15 @@ class Ledger:
             return
         if entry.state is State.LOADED:
             self._policy.remove(entry.key)
-        del self.entries[entry.key]
         self._count(entry, -1)
+        del self.entries[entry.key]
         self._counts[entry.state] -= 1
         if entry.slot is not None:
             self._slots.append(entry.slot)
 
     def _count(self, entry: Entry, sign: int) -> None:
+        if entry not in self:  # its server has died; what is still told of it changes no sum
+            return
         host, device = sign * entry.host_bytes, sign * entry.device_bytes
         if entry.state is not State.UNLOADING:
             self.committed_bytes += host
@@ -377,16 +382,27 @@ class Ledger:
         spares: Mapping[str, int] | None = None,
         keep: Collection[str] = (),
         for_whom: str = "",
-        besides: Footprint = NOTHING,
+        growing: Collection[str] | None = None,
     ) -> room.Room:
         """Who makes way for so much more. `spares`: copies elsewhere, of those that were asked about. `keep` are
-        never taken. `besides` may be taken too, as if it were free."""
+        never taken.
+
+        `growing`, where the question is for one that is in memory already: the keys of all such loads that wait. It may
+        take what is promised to others, and what the others in memory hold does not come to rest before they have got
+        their own."""
+        besides = NOTHING if growing is None else self.promised()
         free = Footprint(self.free_bytes + besides.host_bytes, self.free_device_bytes + besides.device_bytes)
         need = need.on(device=self.has_device)
         busy = [
-            room.Held(entry.model_id, entry.host_bytes, 0, busy_reason="loading", device_bytes=entry.device_bytes)
+            room.Held(
+                entry.model_id,
+                entry.host_bytes,
+                0,
+                busy_reason="growing" if growing and entry.key in growing else "loading",
+                device_bytes=entry.device_bytes,
+            )
             for entry in self._under_way()
-            if entry.weight and entry.key not in keep
+            if entry.weight and entry.key not in keep and (growing is None or entry.state is not State.WAITING)
         ]
         looked: list[room.Held] = []
         found = room.search(
@@ -419,9 +435,18 @@ class Ledger:
         return found
 
     def disk_room_for(
-        self, short_bytes: int, *, idle_ms: int = 0, spares: Mapping[str, int] | None = None, for_whom: str = ""
+        self,
+        short_bytes: int,
+        *,
+        idle_ms: int = 0,
+        spares: Mapping[str, int] | None = None,
+        for_whom: str = "",
+        without: Collection[str] = (),
     ) -> room.Room:
-        """Who makes way so that so many bytes of files may go from the disk: by the same rules as in memory."""
+        """Who makes way so that so many bytes of files may go from the disk: by the same rules as in memory.
+
+        A pull under way may be what is in the way, with as much as it will; `without` are the keys of those that have
+        none of the disk, because they wait for it."""
         look = self._look(spares, (for_whom,))
 
         def on_disk(model_id: str) -> room.Held:
@@ -429,9 +454,9 @@ class Ledger:
 
         all_bytes = sum(entry.disk_bytes for entry in self.entries.values())
         busy = [
-            room.Held(entry.model_id, entry.disk_bytes, 0, busy_reason="loading")
+            room.Held(entry.model_id, entry.disk_bytes or short_bytes, 0, busy_reason="loading")
             for entry in self._under_way()
-            if entry.disk_bytes
+            if entry.disk_bytes or (entry.state is State.PULLING and entry.key not in without)
         ]
         looked: list[room.Held] = []
         found = room.search(

@@ -21,6 +21,7 @@ not go, predicting low is put right by the measurement a moment later, and the s
 """
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from typing import Any, Protocol
 from mesh.runtime.cache.ledger import NOTHING, Entry, Ledger, State
 from mesh.runtime.cache.meters import Meters
 from mesh.runtime.cache.outcomes import Failed, Loaded, Outcome, Refused, Stale, Want
-from mesh.runtime.cache.rooms import Rooms
+from mesh.runtime.cache.rooms import Answer, GivesWay, Rooms, RoomsStatistics
 from mesh.runtime.cache.turns import Turns
 from mesh.runtime.cache.unloads import Keys, Server, Unloads
 from mesh.runtime.presence import claims
@@ -96,6 +97,9 @@ class Pulling(Protocol):
 
     async def pull(self, source: Source, *, into: str, tag: str = "") -> Pulled:
         """Raises PullError."""
+
+    def short(self, needs: int) -> int:
+        """Returns how many bytes of files in use have to go from the disk before so many find room there."""
 
     async def remove(self, into: str) -> None:
         """Removes what was pulled."""
@@ -197,6 +201,10 @@ class Loading:
     def sizes(self) -> SizesStatistics:
         """How predictions of sizes did."""
         return self._sizes.statistics()
+
+    def waiting_for_room(self) -> RoomsStatistics:
+        """The loads that wait for room."""
+        return self._rooms.statistics()
 
     def freed(self) -> None:
         """To be called whenever memory has become free."""
@@ -319,40 +327,48 @@ class Loading:
         its load, so this one is made while no other is."""
         parts, ledger = self._parts, self._ledger
         take_turn = self._turns.apart if apart else self._turns.turn
+        place = self._rooms.place()
         while True:
-            if (refused := await self._reserve(want, entry, pulled, spares)) is not None:
+            if (refused := await self._reserve(want, entry, pulled, spares, place)) is not None:
                 return refused
             if not await self._wait_for_space(entry):
                 text = f"{entry.footprint} were not free after {_SPACE_WAIT:g} s: victims have calls in flight"
                 return Refused(Reason.NO_ROOM, text)
-            async with take_turn(want.model_id, idle_ms=entry.idle_ms):
-                if entry.begun and ledger.fits(NOTHING):
-                    parts.meters.queue_ms.observe((time.monotonic() - waiting) * 1000)
-                    predicted = entry.footprint
-                    size = await self._serve(want, entry, pulled)
-                    if isinstance(size, Failed) and pulled.digest:
-                        kind = Kind.MEMORY if size.kind is Kind.MEMORY else Kind.CONTENT
-                        return replace(size, kind=kind, digest=pulled.digest)
-                    if not isinstance(size, Size):
-                        return size
-                    # While it has its turn: no more loads are in memory beyond what was reserved than load at once.
-                    if (refused := await self._grow(entry, size, spares)) is not None:
-                        return refused
-                    break
-            # Others were larger than predicted, and have taken its room.
+            if entry.begun:
+                async with take_turn(want.model_id, idle_ms=entry.idle_ms):
+                    if ledger.fits(NOTHING):
+                        parts.meters.queue_ms.observe((time.monotonic() - waiting) * 1000)
+                        size = await self._serve(want, entry, pulled)
+                        if isinstance(size, Failed) and pulled.digest:
+                            kind = Kind.MEMORY if size.kind is Kind.MEMORY else Kind.CONTENT
+                            return replace(size, kind=kind, digest=pulled.digest)
+                        if not isinstance(size, Size):
+                            return size
+                        # While it has its turn: no more loads are in memory beyond what was reserved than load at once.
+                        grown = await self._grow(want, entry, pulled, size, spares, place)
+                        if grown is None:
+                            return size
+                        if isinstance(grown, Refused):
+                            return grown
+                        if (refused := await self._take_out(entry, grown)) is not None:
+                            return refused
+                        want = replace(want, host_bytes=size.host_bytes, device_bytes=size.device_bytes)
+            # Others were larger than predicted, and have taken its room, or need it.
             ledger.give_back(entry)
             self.freed()
             if time.monotonic() - waiting > _ROOM_WAIT:
                 text = f"others have taken its room for {_ROOM_WAIT:g} s, which were larger than predicted"
                 return Refused(Reason.NO_ROOM, text)
-        self._sizes.learn(
-            want.type,
-            predicted=predicted,
-            measured=Footprint(size.host_bytes, size.device_bytes),
-            file_bytes=pulled.bytes,
-            device=ledger.has_device,
-        )
-        return size
+
+    async def _take_out(self, entry: Entry, gives_way: GivesWay) -> Refused | None:
+        """Takes a load out of the server that gives way to others there, so that it may begin again."""
+        log.info("load gives way", model=entry.model_id, bytes=entry.weight, why=gives_way.why)
+        if not await self._parts.unloads.take_out(entry):
+            return Refused(Reason.NO_ROOM, f"it could not be unloaded to give way: {gives_way.why}")
+        if entry not in self._ledger:  # the server has died meanwhile
+            return Refused(Reason.UNAVAILABLE, self._parts.why_down())
+        self._ledger.enter(entry, State.WAITING)
+        return None
 
     def _unclaimed(self, want: Want, entry: Entry) -> bool:
         """Returns whether no key keeps the model's id from being registered anew: the copy that this one replaces has
@@ -383,14 +399,18 @@ class Loading:
     async def _pull(self, want: Want, entry: Entry, granted: "asyncio.Future[Mapping[str, int]]") -> Pulled:
         """The files. Where the disk is full of others', copies make way; not before the claim is `granted`, with the
         copies elsewhere of those that may have to."""
+        place, began = self._rooms.place(), time.monotonic()
         while True:
             try:
                 return await self._fetch(want, entry)
             except PullError as error:
                 if not error.short:
                     raise
-                short = error.short
-            refused = await self._rooms.disk(entry, short, spares=await granted)
+                short = functools.partial(self._parts.pulling.short, error.needs)
+            refused = await self._rooms.disk(entry, short, place=place, spares=await granted)
+            if refused is None and time.monotonic() - began > _ROOM_WAIT:
+                text = f"the pod's disk: others have taken its room for {_ROOM_WAIT:g} s"
+                refused = Refused(Reason.NO_ROOM, text)
             if refused is not None:
                 raise _NoDisk(refused)
 
@@ -426,7 +446,9 @@ class Loading:
             return None
         return Refused(Reason.NOWHERE, f"it takes {need}, this pod's capacity is {ledger.capacity}")
 
-    async def _reserve(self, want: Want, entry: Entry, pulled: Pulled, spares: Mapping[str, int]) -> Refused | None:
+    async def _reserve(
+        self, want: Want, entry: Entry, pulled: Pulled, spares: Mapping[str, int], place: int
+    ) -> Refused | None:
         """Room for it on the books; victims begin to go."""
         ledger = self._ledger
         largest = max(1, ledger.device_capacity_bytes if ledger.has_device else ledger.capacity_bytes)
@@ -442,7 +464,7 @@ class Loading:
             device=ledger.has_device,
             limit_bytes=largest,
         )
-        return await self._rooms.reserve(entry, prediction, spares=spares, why_not=self._parts.why_refused)
+        return await self._rooms.reserve(entry, prediction, place=place, spares=spares, why_not=self._parts.why_refused)
 
     async def _wait_for_space(self, entry: Entry) -> bool:
         """Whether its room is free, or was taken by a larger one than predicted."""
@@ -514,20 +536,29 @@ class Loading:
             return Failed(Reason.NO_ROOM, error.text, Kind.MEMORY)
         return Failed(Reason.LOAD_FAILED, error.text)
 
-    async def _grow(self, entry: Entry, size: Size, spares: Mapping[str, int]) -> Refused | None:
+    async def _grow(
+        self, want: Want, entry: Entry, pulled: Pulled, size: Size, spares: Mapping[str, int], place: int
+    ) -> Answer:
         """Puts what was measured on the books, where there is room for it."""
         ledger = self._ledger
         took = Footprint(size.host_bytes, size.device_bytes)
         here = took if ledger.has_device else Footprint(took.total_bytes)
         if not ledger.holds(here):  # one that fits nowhere says nothing about the others of its type
             return Refused(Reason.NOWHERE, f"it takes {here}, this pod's capacity is {ledger.capacity}", took)
-        refused = await self._rooms.grow(entry, here, spares=spares)
-        if refused is not None:
-            return Refused(refused.reason, f"it takes {here}: {refused.text}", took)
+        self._sizes.learn(
+            want.type,
+            predicted=entry.footprint,
+            measured=took,
+            file_bytes=pulled.bytes,
+            device=ledger.has_device,
+        )
+        grown = await self._rooms.grow(entry, here, place=place, spares=spares)
         if entry not in ledger:  # the server has died meanwhile
             return Refused(Reason.UNAVAILABLE, self._parts.why_down())
+        if isinstance(grown, Refused):
+            return Refused(grown.reason, f"it takes {here}: {grown.text}", took)
         self.freed()  # where less was needed than was reserved
-        return None
+        return grown
 
     def _keep(self, want: Want, entry: Entry, *, published: bool) -> Loaded:
         """It is a copy from now on, in place of one of an earlier generation where there is one."""

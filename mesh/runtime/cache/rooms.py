@@ -3,13 +3,15 @@
 Which copies go is `placement.room`'s decision, the same for memory and for the pod's disk. Where there is no room only
 because of what is at work at this moment (calls in flight, loads under way, copies whose caller has not come yet), a
 load that a caller waits for waits too, for `WAIT` at most: a storm of cold calls is served in turn, as fast as the
-loads go, instead of being refused. It is looked again whenever memory becomes free, and now and then, because the end
-of a call is told to nobody; in the order in which the loads came, and a load that finds no room lets smaller ones pass.
+loads go, instead of being refused. Whom a look at those that wait serves, and who has to give way so that they do not
+wait for each other, is `placement.line`'s decision. Here the looks are made, whenever memory becomes free, and now and
+then, because the end of a call is told to nobody.
 
 A load for which no caller waits never waits: it is refused, and made some other time.
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,8 +20,9 @@ from mesh.runtime.cache.ledger import Entry, Ledger
 from mesh.runtime.cache.outcomes import Refused
 from mesh.statuses import Reason
 from mesh.telemetry import logs
+from placement import line
 from placement.footprint import Footprint
-from placement.room import FRESH_MS, Room, RoomVerdict
+from placement.room import Room, RoomVerdict
 from placement.sizes import Prediction
 
 log = logs.get(__name__)
@@ -32,6 +35,20 @@ LOOK = 0.05
 
 _LOOK_SHARE = 0.1  # of the event loop's time that looks may take
 
+_NOT_ASKED = Refused(Reason.NO_ROOM, "loads before it that need no more wait for room")
+
+
+@dataclass(frozen=True, slots=True)
+class GivesWay:
+    """The load is to leave the model server, so that others in memory get the room that they need, and to begin again
+    as one of known size."""
+
+    why: str
+
+
+Answer = Refused | GivesWay | None
+"""None: the room is on the books."""
+
 
 @dataclass(frozen=True, slots=True)
 class RoomsStatistics:
@@ -43,25 +60,23 @@ class RoomsStatistics:
 class _Waiting:
     """A load that waits."""
 
-    __slots__ = ("ask", "began", "done", "first", "least", "refused", "take", "why_not")
+    __slots__ = ("answer", "ask", "done", "entry", "take", "waiter", "why_not")
 
     def __init__(
         self,
+        entry: Entry,
+        waiter: line.Waiter[int],
         ask: Callable[[], Room],
         take: Callable[[Room], None],
         why_not: Callable[[], Refused | None],
-        least: Footprint | None,
-        *,
-        first: bool,
     ) -> None:
+        self.entry = entry
+        self.waiter = waiter
         self.ask = ask
         self.take = take
         self.why_not = why_not
-        self.first = first  # before those that are not
-        self.least = least  # what it needs in any case; None: that cannot be compared
-        self.refused: Refused | None = None  # why it has none, as of the latest look
-        self.began = time.monotonic()
-        self.done = asyncio.Event()
+        self.answer: Answer = _NOT_ASKED  # as of the latest look
+        self.done = asyncio.Event()  # the answer is final
 
 
 class Rooms:
@@ -74,12 +89,23 @@ class Rooms:
         self._ledger = ledger
         self._evict = evict
         self._gone = gone
-        self._waiting: list[_Waiting] = []  # in the order of arrival
+        self._places = itertools.count()
+        self._waiting: dict[int, _Waiting] = {}  # by place
         self._wake = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
+    def place(self) -> int:
+        """Returns a place in the line, behind all others. A load that comes back keeps the one it has."""
+        return next(self._places)
+
     async def reserve(
-        self, entry: Entry, prediction: Prediction, *, spares: Mapping[str, int], why_not: Callable[[], Refused | None]
+        self,
+        entry: Entry,
+        prediction: Prediction,
+        *,
+        place: int,
+        spares: Mapping[str, int],
+        why_not: Callable[[], Refused | None],
     ) -> Refused | None:
         """Room for it on the books; victims begin to go. Why not, where there is none. `why_not` gives a reason to take
         no loads at all."""
@@ -101,14 +127,18 @@ class Rooms:
             self._ledger.weigh(entry, need.host_bytes, need.device_bytes)
             self._evict(room, entry.model_id)
 
-        return await self._made(entry, ask, take, why_not, prediction.steps(Footprint())[-1])
+        # What keeps a copy that others may push out says nothing about their room.
+        least = None if entry.aside else prediction.steps(Footprint())[-1]
+        waiter = line.Waiter(place, place, _now_ms(), least)
+        answer = await self._made(_Waiting(entry, waiter, ask, take, why_not))
+        assert not isinstance(answer, GivesWay)
+        return answer
 
-    async def grow(self, entry: Entry, measured: Footprint, *, spares: Mapping[str, int]) -> Refused | None:
+    async def grow(self, entry: Entry, measured: Footprint, *, place: int, spares: Mapping[str, int]) -> Answer:
         """Room for what a load was measured to take here beyond what was reserved.
 
         It is in memory already, so it may take what is only promised to loads that have not begun; they find out when
-        their turn comes (`Ledger.fits`). And until there is room the books keep what was reserved. Else loads that
-        were all guessed too small would wait for each other."""
+        their turn comes (`Ledger.fits`). And until there is room the books keep what was reserved."""
         reserved = entry.footprint
         more = Footprint(
             max(0, measured.host_bytes - reserved.host_bytes), max(0, measured.device_bytes - reserved.device_bytes)
@@ -121,7 +151,7 @@ class Rooms:
                 spares=spares,
                 keep=(entry.model_id, entry.key),
                 for_whom=entry.model_id,
-                besides=self._ledger.promised(),
+                growing={other.entry.key for other in self._waiting.values() if other.waiter.in_memory},
             )
 
         def take(room: Room) -> None:
@@ -131,16 +161,25 @@ class Rooms:
         if not more.total_bytes:
             self._ledger.weigh(entry, measured.host_bytes, measured.device_bytes)
             return None
-        return await self._made(entry, ask, take, lambda: None, more, first=True)
+        waiter = line.Waiter(place, place, _now_ms(), more, in_memory=True)
+        return await self._made(_Waiting(entry, waiter, ask, take, lambda: None))
 
-    async def disk(self, entry: Entry, short_bytes: int, *, spares: Mapping[str, int]) -> Refused | None:
-        """Has copies go until so many bytes of files have: as for memory, and in the same order. Returns when their
-        files are gone, or why they cannot go."""
+    async def disk(
+        self, entry: Entry, short: Callable[[], int], *, place: int, spares: Mapping[str, int]
+    ) -> Refused | None:
+        """Has copies go until a model's files find room on the disk: as for memory, and in the same order. Returns when
+        their files are gone, or why they cannot go. `short` says how many bytes of files in use are in the way."""
         victims: tuple[str, ...] = ()
 
         def ask() -> Room:
+            if (bytes_short := short()) <= 0:  # somebody else's pull has ended
+                return Room(RoomVerdict.FITS, (), 0, "the disk has room by now")
             return self._ledger.disk_room_for(
-                short_bytes, idle_ms=entry.idle_ms, spares=spares, for_whom=entry.model_id
+                bytes_short,
+                idle_ms=entry.idle_ms,
+                spares=spares,
+                for_whom=entry.model_id,
+                without={other.entry.key for other in self._waiting.values() if other.waiter.least is None},
             )
 
         def take(room: Room) -> None:
@@ -148,8 +187,11 @@ class Rooms:
             victims = room.victims
             self._evict(room, entry.model_id)
 
-        if (refused := await self._made(entry, ask, take, lambda: None)) is not None:
-            return Refused(refused.reason, f"the pod's disk: {refused.text}")
+        waiter = line.Waiter(place, place, _now_ms())
+        answer = await self._made(_Waiting(entry, waiter, ask, take, lambda: None))
+        assert not isinstance(answer, GivesWay)
+        if answer is not None:
+            return Refused(answer.reason, f"the pod's disk: {answer.text}")
         try:
             async with asyncio.timeout(WAIT):
                 for victim in victims:
@@ -167,24 +209,15 @@ class Rooms:
         """The loads that wait."""
         return RoomsStatistics(len(self._waiting))
 
-    async def _made(
-        self,
-        entry: Entry,
-        ask: Callable[[], Room],
-        take: Callable[[Room], None],
-        why_not: Callable[[], Refused | None],
-        least: Footprint | None = None,
-        *,
-        first: bool = False,
-    ) -> Refused | None:
-        waiting = _Waiting(ask, take, why_not, least, first=first)
+    async def _made(self, waiting: _Waiting) -> Answer:
+        entry, place = waiting.entry, waiting.waiter.place
         if entry.idle_ms:
-            self._settle(waiting)
-            return waiting.refused
-        if first:  # it is in memory already
-            self._waiting.insert(sum(other.first for other in self._waiting), waiting)
-        else:
-            self._waiting.append(waiting)
+            room = waiting.ask()
+            waiting.answer = no_room(room) or waiting.why_not()
+            if waiting.answer is None:
+                waiting.take(room)
+            return waiting.answer
+        self._waiting[place] = waiting
         try:
             self._serve()  # whoever came before goes first
             if not waiting.done.is_set():
@@ -193,20 +226,24 @@ class Rooms:
                 async with asyncio.timeout(WAIT):
                     await waiting.done.wait()
         except TimeoutError:
-            log.info("no room for a load", model=entry.model_id, waited=WAIT)
-            if waiting.refused is not None:
-                return replace(waiting.refused, text=f"{waiting.refused.text}, for {WAIT:g} s by now")
+            if not waiting.done.is_set():
+                log.info("no room for a load", model=entry.model_id, waited=WAIT)
+                refused = waiting.answer
+                assert isinstance(refused, Refused)
+                return replace(refused, text=f"{refused.text}, for {WAIT:g} s by now")
         finally:
-            if waiting in self._waiting:
-                self._waiting.remove(waiting)
-        return waiting.refused
+            self._waiting.pop(place, None)
+        return waiting.answer
 
     async def _look(self) -> None:
         """While somebody waits."""
         try:
             while self._waiting:
                 began = time.monotonic()
-                self._serve()
+                try:
+                    self._serve()
+                except Exception:
+                    log.exception("a look for room failed")
                 await asyncio.sleep((time.monotonic() - began) / _LOOK_SHARE)
                 try:
                     async with asyncio.timeout(LOOK):
@@ -218,34 +255,35 @@ class Rooms:
             self._looking = None
 
     def _serve(self) -> None:
-        """Gives room to those for whom there is some now, or never will be."""
-        failed: Footprint | None = None  # the least that there was no room for
-        for waiting in list(self._waiting):
-            if failed is not None and waiting.least is not None and _at_least(waiting.least, failed):
-                continue
-            if self._settle(waiting, wait=True):
-                self._waiting.remove(waiting)
-                waiting.done.set()
-            elif waiting.least is not None and (failed is None or _at_least(failed, waiting.least)):
-                failed = waiting.least
+        """Gives room to those for whom there is some now, and tells those for whom there never will be."""
+        for waiting in list(self._waiting.values()):
+            if waiting.entry not in self._ledger:  # the model server has died, and what it held with it
+                self._tell(waiting, Refused(Reason.UNAVAILABLE, "the model server has died meanwhile"))
+        waiters = [waiting.waiter for waiting in self._waiting.values()]
+        for step in line.look(waiters, lambda place: self._waiting[place].ask(), now_ms=_now_ms()):
+            waiting, room = self._waiting[step.waiter.place], step.room
+            match step.fate:
+                case line.Fate.WAITS:
+                    waiting.answer = no_room(room) or Refused(
+                        Reason.NO_ROOM, "only copies could go whose callers are on their way"
+                    )
+                case line.Fate.REFUSED:
+                    self._tell(waiting, no_room(room))
+                case line.Fate.GIVES_WAY:
+                    self._tell(waiting, GivesWay(room.why))
+                case line.Fate.GOES:
+                    if (refused := waiting.why_not()) is None:
+                        waiting.take(room)
+                    self._tell(waiting, refused)
 
-    @staticmethod
-    def _settle(waiting: _Waiting, *, wait: bool = False) -> bool:
-        """Takes the room that there is, or notes why there is none; with `wait`, returns False where waiting pays."""
-        room = waiting.ask()
-        waiting.refused = no_room(room) or waiting.why_not()
-        if wait and room.passes:
-            return False
-        if wait and room.hasty and time.monotonic() - waiting.began < FRESH_MS / 1000:
-            waiting.refused = Refused(Reason.NO_ROOM, "only copies could go whose callers are on their way")
-            return False
-        if waiting.refused is None:
-            waiting.take(room)
-        return True
+    def _tell(self, waiting: _Waiting, answer: Answer) -> None:
+        del self._waiting[waiting.waiter.place]
+        waiting.answer = answer
+        waiting.done.set()
 
 
-def _at_least(one: Footprint, other: Footprint) -> bool:
-    return one.host_bytes >= other.host_bytes and one.device_bytes >= other.device_bytes
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
 
 
 def no_room(room: Room) -> Refused | None:

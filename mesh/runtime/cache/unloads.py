@@ -118,6 +118,11 @@ class Unloads:
         going = self._going[entry] = _Going(entry)
         going.task = self._tasks.start(self._unload(going), f"unload {entry.model_id}")
 
+    async def take_out(self, entry: Entry) -> bool:
+        """Takes a load out of the server that is to begin again: its entry, its key and its files stay. One attempt;
+        returns whether nothing is left of it there."""
+        return await self._free(entry)
+
     async def silent(self, model_id: str) -> None:
         """Returns once the unloads of that model under way have come so far that no call is answered."""
         for going in self._of(model_id):

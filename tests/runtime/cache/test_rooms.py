@@ -9,8 +9,9 @@ import pytest
 
 from mesh.runtime.cache import rooms
 from mesh.runtime.cache.ledger import State
-from mesh.runtime.cache.outcomes import Elsewhere, Loaded, Outcome, Refused
+from mesh.runtime.cache.outcomes import Elsewhere, Failed, Loaded, Outcome, Refused
 from mesh.statuses import Reason
+from puller.errors import PullError, PullErrorKind
 from tests.runtime.pod_of_fakes import FakePod
 from tests.support.waiting import until
 
@@ -200,4 +201,105 @@ async def test_larger_than_the_disk_is_refused_for_good(pod: FakePod) -> None:
     outcome = await pod.loads.load(replace(pod.want("m", known=False), path="/m/1001"))
     assert isinstance(outcome, Refused)
     assert outcome.reason is Reason.NOWHERE
+    assert pod.resident == {"a"}
+
+
+async def in_memory(pod: FakePod, *model_ids: str, size: int, file: int) -> dict[str, "asyncio.Task[Outcome]"]:
+    """Loads in the model server at once, guessed as large as their files and measured as `size`."""
+    held = [pod.server.hold("load", model_id) for model_id in model_ids]
+    loads = {}
+    for model_id in model_ids:
+        want = replace(pod.want(model_id, known=False), path=f"/{model_id}/{file}")
+        pod.server.sizes[want.path] = size
+        loads[model_id] = asyncio.create_task(pod.loads.load(want))
+        await pod.asked("load", model_id)
+    for event in held:
+        event.set()
+    return loads
+
+
+async def test_of_loads_in_memory_that_wait_for_each_other_one_gives_way_and_begins_again() -> None:
+    """Each holds what the other needs: the one that was measured last leaves, and comes back as one of known size."""
+    async with FakePod(capacity=10_000_000) as pod:
+        loads = await in_memory(pod, "a", "b", size=6_000_000, file=4_500_000)
+        done, _ = await asyncio.wait(loads.values(), return_when=asyncio.FIRST_COMPLETED)
+        (first,) = (model_id for model_id, load in loads.items() if load in done)
+        (other,) = loads.keys() - {first}
+        assert isinstance(await loads[first], Loaded)
+        assert pod.ledger.committed_bytes == pod.ledger.physical_bytes == 6_000_000
+        assert pod.entry(other).state is State.WAITING
+        assert other not in pod.server.models
+        assert other in pod.keys.keys  # its claim
+        assert other in pod.files.present
+        pod.called(first)
+        assert isinstance(await loads[other], Loaded)
+        assert pod.resident == {other}
+        assert pod.ledger.committed_bytes == 6_000_000
+        assert pod.server.asked.count(("load", other)) == 2
+
+
+async def test_a_load_that_is_withdrawn_while_it_gives_way_leaves_nothing() -> None:
+    async with FakePod(capacity=10_000_000) as pod:
+        for model_id in "ab":
+            pod.server.hold("unload", model_id)
+        loads = await in_memory(pod, "a", "b", size=6_000_000, file=4_500_000)
+        other = await until(lambda: next(iter(pod.unloaded()), None), why="one gives way")
+        (first,) = loads.keys() - {other}
+        assert await pod.loads.withdraw(other, 1, "unregistered")
+        assert isinstance(await loads[other], Refused)
+        assert isinstance(await loads[first], Loaded)
+        await pod.nothing_left(other)
+        assert pod.ledger.committed_bytes == pod.ledger.physical_bytes == 6_000_000
+
+
+async def test_what_a_dead_server_held_is_promised_to_nobody(pod: FakePod) -> None:
+    """A load that waited for the rest of its room is told, and the books hold nothing of it."""
+    await pod.fill("a", size=400_000)
+    pod.busy("a")
+    (load,) = (await in_memory(pod, "m", size=800_000, file=400_000)).values()
+    await until(lambda: pod.loads.loading.waiting_for_room().waiting, why="it waits for more room")
+    pod.server.why_down = "died"
+    for entry in list(pod.ledger.entries.values()):  # as the agent does
+        pod.ledger.remove(entry)
+    pod.loads.freed()
+    outcome = await load
+    assert isinstance(outcome, Refused)
+    assert outcome.reason is Reason.UNAVAILABLE
+    assert pod.ledger.committed_bytes == pod.ledger.physical_bytes == 0
+
+
+async def test_a_load_that_was_not_even_asked_about_is_refused_in_the_end(
+    pod: FakePod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits behind one that needs no more; it was let through without any room once."""
+    monkeypatch.setattr(rooms, "WAIT", 0.2)
+    await pod.fill("a", size=900_000)
+    pod.busy("a")
+    outcomes = await asyncio.gather(pod.load("first", 500_000), pod.load("second", 600_000))
+    assert [type(outcome) for outcome in outcomes] == [Refused, Refused]
+    assert not {"first", "second"} & {model_id for _, model_id in pod.server.asked}
+
+
+async def test_a_pull_waits_for_the_disk_that_another_pull_holds(pod: FakePod) -> None:
+    """And goes as soon as that has failed, though no copy has gone."""
+    pod.files.budget = 1_000
+    pod.files.held["a"] = asyncio.Event()
+    first = asyncio.create_task(pod.loads.load(replace(pod.want("a", known=False), path="/a/1000")))
+    await until(lambda: "a" in pod.ledger.entries and pod.entry("a").state is State.PULLING, why="a is pulled")
+    pod.files.sizes["a"] = 1_000
+    load = asyncio.create_task(pod.loads.load(replace(pod.want("m", known=False), path="/m/1000")))
+    await until(lambda: pod.loads.loading.waiting_for_room().waiting, why="m waits for the disk")
+    pod.files.errors["/a/1000"] = PullError(PullErrorKind.NOT_FOUND, "nothing there")
+    pod.files.held["a"].set()
+    assert isinstance(await first, Failed)
+    assert isinstance(await load, Loaded)
+
+
+async def test_pulls_that_wait_for_the_disk_do_not_wait_for_each_other(pod: FakePod) -> None:
+    """What is in their way is pinned: they are refused at once."""
+    pod.files.budget = 1_000
+    await pod.loads.load(replace(pod.want("a", known=False), path="/a/1000", pinned=True))
+    wants = [replace(pod.want(model_id, known=False), path=f"/{model_id}/1000") for model_id in "mn"]
+    outcomes = await asyncio.gather(*map(pod.loads.load, wants))
+    assert [type(outcome) for outcome in outcomes] == [Refused, Refused]
     assert pod.resident == {"a"}
