@@ -14,7 +14,7 @@ from mesh.schema.records import MAX_ID_BYTES
 from mesh.statuses import MeshError, Reason
 from mesh.wire import framing, headers, metadata
 from mesh.wire.call import Call, Header
-from router.calls import fieldpath
+from router.calls import extensions, fieldpath
 
 V2 = b"/inference.GRPCInferenceService/"
 
@@ -42,6 +42,7 @@ class Method:
     path: tuple[int, ...] = ()  # field numbers of the id in the request; empty: metadata only
     safe: bool = False  # may be sent a second time although the first server may have seen it
     refused: str = ""  # never forwarded, and why
+    lacking: str = ""  # why a call that names no model is refused, where that is more than the lack of a header
 
 
 V2_METHODS: Mapping[bytes, Method] = {
@@ -64,7 +65,9 @@ class Routes:
         if found is None:
             text = name.decode("utf-8", "replace")
             refused = f"Method not found or not permitted: {text[1:_MAX_TEXT]}" if name.startswith(_REFUSED) else ""
-            found = Method(name, text.rpartition("/")[2][:_MAX_TEXT] or "-", refused=refused)
+            label = text.rpartition("/")[2][:_MAX_TEXT] or "-"
+            lacking = extensions.of_method(label) if name.startswith(V2) else ""
+            found = Method(name, label, refused=refused, lacking=lacking)
             if len(self._methods) < _MAX_METHODS and len(name) <= _MAX_NAME:
                 self._methods[name] = found
         return found
@@ -86,7 +89,7 @@ class Routes:
                 return _checked(found)
             if found is not None:
                 raise MeshError(Reason.BAD_REQUEST, "provided model-id must be non-empty")
-        return id_of_metadata(call.headers)
+        return id_of_metadata(call.headers, method.lacking)
 
 
 def _in_compressed(call: Call, method: Method, frame: bytes) -> str | None:
@@ -110,14 +113,18 @@ def _checked(model_id: str) -> str:
     return model_id
 
 
-def id_of_metadata(received: list[Header]) -> str:
-    """The model id that the metadata names. Raises MeshError: BAD_REQUEST, UNKNOWN_METHOD."""
+def id_of_metadata(received: list[Header], lacking: str = "") -> str:
+    """The model id that the metadata names. Raises MeshError: BAD_REQUEST, UNKNOWN_METHOD, UNSUPPORTED.
+
+    `lacking` is why a call is refused that names none, where it would have to for an extension alone."""
     models = _values(received, headers.MODEL_ID, headers.MODEL_ID_BIN)
     vmodels = _values(received, headers.VMODEL_ID, headers.VMODEL_ID_BIN)
     if models and vmodels:
         raise MeshError(Reason.BAD_REQUEST, "must include only one of model id and vmodel id")
     if not models and not vmodels:
         models = [value for name, value in received if name == headers.LEGACY_MODEL_ID][:1]
+        if not models and lacking:
+            raise MeshError(Reason.UNSUPPORTED, lacking)
         if not models:
             raise MeshError(Reason.BAD_REQUEST, "must include mm-model-id header")
     kind = "vmodel" if vmodels else "model"

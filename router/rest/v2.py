@@ -23,6 +23,7 @@ from mesh.wire import framing, inflate, metadata
 from mesh.wire import headers as names
 from mesh.wire.budget import Hold
 from mesh.wire.call import Header
+from router.calls import extensions
 from router.rest import documents, errors, localcall
 from router.rest.bodies import Body
 from router.services import v2server
@@ -65,6 +66,8 @@ class V2:
         app.router.add_get("/v2/health/live", self.live)
         app.router.add_get("/v2/health/ready", self.ready)
         app.router.add_get("/v2/models", self.models)
+        for segment in extensions.PATHS:
+            app.router.add_route("*", f"/v2/{segment}{{rest:(/.*)?}}", self.extension)
         app.router.add_get(_PREFIX + "{rest:[\\s\\S]+}", self.get_model)
         app.router.add_post(_PREFIX + "{rest:[\\s\\S]+}", self.post_model)
 
@@ -93,6 +96,10 @@ class V2:
         page = await self._worker.management.list(limit=limit, after=request.query.get("after", ""))
         return _json({"models": [model_id for model_id, _ in page.models], "next": page.next})
 
+    async def extension(self, request: web.Request) -> web.Response:
+        """Refuses what is the business of an extension."""
+        raise extensions.of_path(request.rel_url.raw_path.split("/")[2])
+
     # --- a model ---
 
     async def get_model(self, request: web.Request) -> web.Response:
@@ -110,13 +117,21 @@ class V2:
             return _json({"name": model, "ready": True})
         if operation:
             raise MeshError(Reason.UNKNOWN_METHOD, f"nothing to get at {request.rel_url.raw_path:.200}")
-        found = await self._metadata(request, model, version)
+        try:
+            found = await self._metadata(request, model, version)
+        except Failed as failed:  # ids may end like an extension's paths, so those come second
+            refusal = extensions.of_operation(request.rel_url.raw_path)
+            if refusal is None or failed.answer.code != Code.NOT_FOUND:
+                raise
+            raise refusal from failed
         return _json(documents.metadata_document(found))
 
     async def post_model(self, request: web.Request) -> web.StreamResponse:
         """Inference."""
         model, version, operation = split_path(request.rel_url.raw_path)
         if operation != "infer":
+            if (refusal := extensions.of_operation(request.rel_url.raw_path)) is not None:
+                raise refusal
             raise MeshError(Reason.UNKNOWN_METHOD, f"nothing to post to at {request.rel_url.raw_path:.200}")
         with self._bodies.hold() as hold:
             frame, form = await self._request(request, model, version, hold)

@@ -1,4 +1,8 @@
-"""One mesh behind each edge for the whole folder, with two models: `seven` answers 7, `a/slash` what it is sent."""
+"""One mesh behind each edge for the whole folder, with a few models.
+
+`seven` answers 7, `a/slash` what it is sent, and so does `texts`. Those with `optional` in their names have inputs that
+may be left out.
+"""
 
 from dataclasses import dataclass
 
@@ -24,4 +28,10 @@ async def doors(request, tmp_path_factory, etcd_server):
     async with LocalMesh(folder, etcd_server, pods=1, edge=request.param, log_level="info") as mesh:
         await mesh.register("seven", models.constant(7.0), load=True)
         await mesh.register("a/slash", models.identity("FP32", (None,)), load=True)
+        await mesh.register("my/stats", models.constant(1.0))
+        await mesh.register("texts", models.identity("BYTES", (None,)))
+        await mesh.register("optional", models.with_default())
+        await mesh.register("optional-tensor", models.with_optional())
+        await mesh.register("all-optional", models.with_defaults())
+        await mesh.register("no-inputs", models.without_inputs())
         yield Doors(mesh, request.param, mesh.grpc_address(), mesh.rest_url().removeprefix("http://"))

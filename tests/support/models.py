@@ -193,6 +193,16 @@ def with_default() -> bytes:
     )
 
 
+def with_defaults() -> bytes:
+    """`y` is `x` + `offset`, each of which may be left out and is 10 then: no input is required."""
+    return _model(
+        [helper.make_node("Add", ["x", "offset"], ["y"])],
+        inputs=[_value("x", shape=(1,)), _value("offset", shape=(1,))],
+        outputs=[_value("y", shape=(1,))],
+        initializers=[_constant("x", [10]), _constant("offset", [10])],
+    )
+
+
 def with_optional(datatype: str = "FP32") -> bytes:
     """Answers x, or `o` where that is given: an input of type optional(tensor)."""
     kind = ONNX_TYPES[datatype]

@@ -84,6 +84,25 @@ def test_what_is_wrong_with_ids(headers, reason, text):
     assert error.value.reason is reason
 
 
+@pytest.mark.parametrize(
+    ("method", "text"),
+    [
+        ("RepositoryIndex", "the model repository extension is not supported: .*/mesh/v1/models"),
+        ("ModelStatistics", "the statistics extension"),
+        ("CudaSharedMemoryRegister", "the shared memory extension"),
+        ("ModelStreamInfer", "inference by streams .* use ModelInfer"),
+        ("NeverHeardOf", "no method NeverHeardOf"),
+    ],
+)
+def test_extensions_of_v2_are_refused_as_what_they_are(method, text):
+    """Unless the call names a model, whose server may have them. The name in the message counts for none of them."""
+    name = b"/inference.GRPCInferenceService/" + method.encode()
+    with pytest.raises(MeshError, match=text) as error:
+        model_of(name, message=infer("a"))
+    assert error.value.reason is Reason.UNSUPPORTED
+    assert model_of(name, [(b"mm-model-id", b"a")]) == "a"
+
+
 def test_compressed_requests_are_read():
     """Decompressed for the id alone."""
     packed = gzip.compress(infer("squeezed"))

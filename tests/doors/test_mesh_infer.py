@@ -1,0 +1,26 @@
+"""`mesh infer` makes up what a model requires, and nothing else: an input that may be left out keeps its default."""
+
+import json
+import sys
+
+import pytest
+
+from tests.doors.test_doors import ran
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+
+@pytest.mark.parametrize("rest", [[], ["--rest"]], ids=["gRPC", "REST"])
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("optional", [10.0]),  # zeros + the offset's own 10, which zeros would have overwritten
+        ("optional-tensor", [0.0]),  # an input of type optional(tensor)
+        ("all-optional", [20.0]),  # nothing is required
+        ("no-inputs", [1.0, 2.0]),
+    ],
+)
+async def test_inputs_that_may_be_left_out_are_not_made_up(doors, rest, model, expected):
+    options = ["--endpoint", f"http://{doors.rest}", "--grpc-endpoint", doors.grpc, "--zeros", "--json"]
+    told = json.loads(await ran(sys.executable, "-m", "mesh", "infer", model, *options, *rest))
+    assert told["outputs"][0]["data"] == expected
