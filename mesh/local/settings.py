@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mesh.host import cgroups, machine
+from mesh.host import cgroups, memory
 from mesh.settings import format_address, parse_address
 
 LOOPBACK = "127.0.0.1"
@@ -91,18 +91,7 @@ def reachable(address: str) -> str:
     return format_address(host, port)
 
 
-def default_capacity(pods: int, *, meminfo: Path = machine.MEMINFO, cgroup: Path = cgroups.ROOT) -> int:
+def default_capacity(pods: int, *, meminfo: Path = memory.MEMINFO, cgroup: Path = cgroups.ROOT) -> int:
     """Bytes for each pod: an equal share of half of the memory that is free here, whoever limits it."""
-    known = machine.memory_bytes("MemAvailable", meminfo)
-    free = 4 * 2**30 if known is None else known  # a guess, where nobody knows
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            bound = int((cgroup / limit).read_text())
-            if bound < cgroups.NO_LIMIT:
-                free = min(free, bound - int((cgroup / used).read_text()))
-        except (OSError, ValueError):
-            continue  # "max", or the other cgroup version
+    free = memory.available_bytes(meminfo=meminfo, cgroup=cgroup)
     return max(int(free * MEMORY_SHARE / pods) // 2**20, 64) * 2**20

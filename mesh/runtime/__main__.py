@@ -13,12 +13,11 @@ import typer
 import uvloop
 
 from mesh import settings as texts
-from mesh.host import cpus
+from mesh.host import cpus, memory
 from mesh.options import etcdoptions, startup, tlsoptions
 from mesh.process import begin_beating
-from mesh.runtime import container
 from mesh.runtime.agent import Agent, StartError
-from mesh.runtime.cache import demand, memory
+from mesh.runtime.cache import capacity, demand
 from mesh.runtime.settings import SERVER, RuntimeSettings
 from mesh.telemetry import logs
 from placement import policies
@@ -35,25 +34,25 @@ def _size(text: str, option: str) -> int:
         raise typer.BadParameter(str(error), param_hint=option) from error
 
 
-def _memory(capacity: str) -> tuple[int, int]:
+def _memory(wanted: str) -> tuple[int, int]:
     """Bytes for models, and for the model server in all."""
-    there = container.whole()
+    there = memory.whole()
     try:
-        if capacity == "auto":
-            container.check_least(there)
+        if wanted == "auto":
+            capacity.check_least(there)
             at_hand = memory.available_bytes()
-            return memory.auto_capacity(at_hand), memory.auto_limit(at_hand)
-        wanted = _size(capacity, "--capacity")
-        limit = container.server_limit(wanted, there)
+            return capacity.auto_capacity(at_hand), capacity.auto_limit(at_hand)
+        models = _size(wanted, "--capacity")
+        limit = capacity.server_limit(models, there)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--capacity") from error
-    if limit < memory.limit(wanted):
+    if limit < capacity.limit(models):
         log.warning(
             "little memory is left for calls beside the models",
-            models=texts.format_bytes(wanted),
+            models=texts.format_bytes(models),
             server=texts.format_bytes(limit),
         )
-    return wanted, limit
+    return models, limit
 
 
 def _address(text: str, option: str) -> str:

@@ -20,13 +20,14 @@ from collections.abc import Iterable
 
 from mesh import process
 from mesh.etcd import Etcd, EtcdError, Patience
+from mesh.host import memory
 from mesh.identity import Identity
-from mesh.runtime import container, control
+from mesh.runtime import control
 from mesh.runtime.blame import earlier, suspects
 from mesh.runtime.blame.earlier import BOARD, Earlier
 from mesh.runtime.blame.history import History
 from mesh.runtime.blame.lastlooks import LastLooks
-from mesh.runtime.cache import memory
+from mesh.runtime.cache import capacity
 from mesh.runtime.cache.activity import Activity
 from mesh.runtime.cache.decisions import Decisions
 from mesh.runtime.cache.demand import Demand
@@ -156,7 +157,7 @@ class Agent:
         self._history = History(self._etcd, self._keys, pod=settings.name, secrets=lambda: self._puller.secrets)
         self._memory = MemoryWatch(
             self.ledger,
-            limit_bytes=settings.memory_limit or memory.limit(settings.capacity),
+            limit_bytes=settings.memory_limit or capacity.limit(settings.capacity),
             used=self.resident_bytes,
             evict=self._evict,
         )
@@ -167,7 +168,7 @@ class Agent:
             evict=self._evict,
             device=True,
         )
-        there = container.whole()
+        there = memory.whole()
         self._last_looks = LastLooks(self._run_dir.path, memory.available_bytes, there.bytes if there else 0)
         self._relief = Relief(lambda: self.board.stuck, lambda: self.server)
         self._unloads = Unloads(
@@ -341,12 +342,12 @@ class Agent:
                 log.warning("--device-capacity has no effect: the model server tells of no device's memory")
             return
         try:
-            capacity = memory.device_capacity(wanted, used, total)
+            models = capacity.device_capacity(wanted, used, total)
         except ValueError as error:
             raise StartError(f"--device-capacity: {error}") from error
-        self.ledger.equip(capacity)
+        self.ledger.equip(models)
         self._device_memory.limit_bytes = total
-        log.info("a device is used", capacity=format_bytes(capacity), of=format_bytes(total))
+        log.info("a device is used", capacity=format_bytes(models), of=format_bytes(total))
 
     # --- how it is ---
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mesh.runtime import container
-from mesh.runtime.cache import memory
+from mesh.host.memory import Whole
+from mesh.runtime.cache import capacity
 from mesh.settings import parse_bytes
 from tests.deploy.test_docs import VALUES
 from tests.support import documented
@@ -110,11 +110,11 @@ def test_containers():
     limits, sizes = table("Containers")
     for limit, size in zip(limits[1:], sizes[1:], strict=True):
         there = parse_bytes(limit.replace(" ", ""))
-        assert memory.auto_capacity(there) / 2**30 == pytest.approx(number(size), abs=0.05)
+        assert capacity.auto_capacity(there) / 2**30 == pytest.approx(number(size), abs=0.05)
         most = int(0.9 * there - 0.2 * 2**30)
-        assert container.server_limit(most, container.Memory(there, "the container")) < there
+        assert capacity.server_limit(most, Whole(there, "the container")) < there
         with pytest.raises(ValueError, match="are asked for"):
-            container.server_limit(most + 2**28, container.Memory(there, "the container"))
+            capacity.server_limit(most + 2**28, Whole(there, "the container"))
 
 
 def test_the_example():
@@ -126,5 +126,5 @@ def test_the_example():
     limit = parse_bytes(pool["resources"]["limits"]["memory"])
     assert pool["resources"]["requests"]["memory"] == pool["resources"]["limits"]["memory"]
     wanted = 500 * 20e6 * 1.1 * 1.5
-    assert (pool["replicas"] - 2) * memory.auto_capacity(limit) < wanted, "a pod less would not do"
-    assert wanted <= (pool["replicas"] - 1) * memory.auto_capacity(limit)
+    assert (pool["replicas"] - 2) * capacity.auto_capacity(limit) < wanted, "a pod less would not do"
+    assert wanted <= (pool["replicas"] - 1) * capacity.auto_capacity(limit)

@@ -23,7 +23,7 @@ from mesh.runtime.agent import Agent
 from mesh.runtime.blame import earlier
 from mesh.runtime.blame.lastlooks import LastLooks
 from mesh.runtime.blame.suspects import work
-from mesh.runtime.cache import memory, unloads
+from mesh.runtime.cache import capacity, memory, unloads
 from mesh.runtime.cache.files import Files
 from mesh.runtime.cache.ledger import Entry, State
 from mesh.runtime.cache.memory import MemoryWatch
@@ -108,50 +108,21 @@ def test_the_rate_is_that_of_the_last_minute() -> None:
 
 def test_a_full_cache_is_below_the_limits() -> None:
     """At any capacity: else the watch would evict from every cache that is merely full. 100 MB are the server's own."""
-    for capacity in (1 << 20, 64 << 20, 1 << 30, 16 << 30, 256 << 30):
-        assert capacity + (100 << 20) < memory.EVICT * memory.limit(capacity)
+    for models in (1 << 20, 64 << 20, 1 << 30, 16 << 30, 256 << 30):
+        assert models + (100 << 20) < memory.EVICT * capacity.limit(models)
 
 
 def test_the_automatic_capacity_fits() -> None:
     for available in (1 << 30, 4 << 30, 64 << 30):
-        assert memory.limit(memory.auto_capacity(available)) == memory.auto_limit(available) <= available
-    assert memory.auto_capacity(0) == 64 << 20
+        assert capacity.limit(capacity.auto_capacity(available)) == capacity.auto_limit(available) <= available
+    assert capacity.auto_capacity(0) == 64 << 20
 
 
 def test_a_small_container_is_not_planned_beyond_what_it_has() -> None:
     """There is the least capacity, and less room beside it; the agent takes 90 MB too."""
     for available in (400 << 20, 512 << 20, 640 << 20, 768 << 20):
-        assert memory.auto_capacity(available) >= 64 << 20
-        assert memory.auto_limit(available) + (90 << 20) < available
-
-
-def test_memory_of_a_container_is_without_what_makes_way(tmp_path: Path) -> None:
-    """Files that the kernel keeps in memory; both versions of cgroups."""
-    assert memory.container_bytes(cgroup=tmp_path) is None
-    old = tmp_path / "memory"
-    old.mkdir()
-    (old / "memory.limit_in_bytes").write_text("9223372036854771712\n")
-    (old / "memory.usage_in_bytes").write_text("700\n")
-    assert memory.container_bytes(cgroup=tmp_path) is None
-    (old / "memory.limit_in_bytes").write_text("1000\n")
-    assert memory.container_bytes(cgroup=tmp_path) == 300
-    (old / "memory.stat").write_text("cache 500\ntotal_inactive_file 200\ntotal_active_file 100\n")
-    assert memory.container_bytes(cgroup=tmp_path) == 600
-    (tmp_path / "memory.max").write_text("2000\n")
-    (tmp_path / "memory.current").write_text("1500\n")
-    (tmp_path / "memory.stat").write_text("anon 1\nactive_file 400\ninactive_file 0\n")
-    assert memory.container_bytes(cgroup=tmp_path) == 900
-
-
-def test_memory_at_hand_is_the_containers(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:    2048 kB\n")
-    assert memory.available_bytes(meminfo=meminfo, cgroup=tmp_path) == 2 << 20
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("100\n")
-    assert memory.available_bytes(meminfo=meminfo, cgroup=tmp_path) == 2 << 20
-    (tmp_path / "memory.max").write_text("1000\n")
-    assert memory.available_bytes(meminfo=meminfo, cgroup=tmp_path) == 900
+        assert capacity.auto_capacity(available) >= 64 << 20
+        assert capacity.auto_limit(available) + (90 << 20) < available
 
 
 @pytest.fixture
@@ -231,7 +202,7 @@ async def test_what_is_yet_to_come_is_not_what_goes(pod: FakePod) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "used", "capacity"),
+    ("wanted", "used", "models"),
     [
         pytest.param(950, 0, 950, id="all that the watch leaves alone"),
         pytest.param(900, 50, 900, id="what others leave of that"),
@@ -241,14 +212,14 @@ async def test_what_is_yet_to_come_is_not_what_goes(pod: FakePod) -> None:
         pytest.param(0, 945, None, id="nothing left, and none asked for"),
     ],
 )
-def test_capacity_of_a_device(wanted: int, used: int, capacity: int | None) -> None:
+def test_capacity_of_a_device(wanted: int, used: int, models: int | None) -> None:
     """Copies go above 95 % of it: more than that is no capacity."""
-    if capacity is None:
+    if models is None:
         with pytest.raises(ValueError, match=r"are asked for models, of the device's|use --device cpu"):
-            memory.device_capacity(wanted << 20, used << 20, 1000 << 20)
+            capacity.device_capacity(wanted << 20, used << 20, 1000 << 20)
     else:
-        assert memory.device_capacity(wanted << 20, used << 20, 1000 << 20) == capacity << 20
-        assert 0 < memory.device_capacity(0, used << 20, 1000 << 20) < capacity << 20
+        assert capacity.device_capacity(wanted << 20, used << 20, 1000 << 20) == models << 20
+        assert 0 < capacity.device_capacity(0, used << 20, 1000 << 20) < models << 20
 
 
 # --- unloads

@@ -1,0 +1,84 @@
+"""The memory that this machine has, and what the container grants of it: in all, and what is left.
+
+The smaller of the two counts for whoever plans with it. A limit of a parent group counts too.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh.host import cgroups
+
+MEMINFO = Path("/proc/meminfo")
+
+_GUESS = 4 << 30  # bytes that are free, where nobody knows
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """The most that this process and its children may have."""
+
+    bytes: int
+    whose: str  # in words
+
+
+def whole(*, meminfo: Path = MEMINFO, root: Path = cgroups.ROOT, membership: Path = cgroups.SELF) -> Whole | None:
+    """Returns what there is when nothing is in use yet. None: it cannot be told."""
+    found = [Whole(limit, "the container") for limit in _limits(root, membership)]
+    if (total := _told("MemTotal", meminfo)) is not None:
+        found.append(Whole(total, "the machine"))
+    return min(found, key=lambda one: one.bytes, default=None)
+
+
+def available_bytes(*, meminfo: Path = MEMINFO, cgroup: Path = cgroups.ROOT) -> int:
+    """Returns how much this process and its children may still take: the machine's or the container's, the smaller."""
+    known = _told("MemAvailable", meminfo)
+    free = _GUESS if known is None else known
+    container = container_bytes(cgroup=cgroup)
+    return max(0, free if container is None else min(free, container))
+
+
+def container_bytes(*, cgroup: Path = cgroups.ROOT) -> int | None:
+    """Returns how much the container may still take; None where it has no limit of its own."""
+    for folder, most, now, files in (
+        (cgroup, "memory.max", "memory.current", ("active_file", "inactive_file")),
+        (
+            cgroup / "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            ("total_active_file", "total_inactive_file"),
+        ),
+    ):
+        try:
+            maximum, used = int((folder / most).read_text()), int((folder / now).read_text())
+        except (OSError, ValueError):
+            continue  # "max", or the other version of cgroups
+        if maximum >= cgroups.NO_LIMIT:
+            continue
+        with contextlib.suppress(OSError, ValueError):  # files in memory count as used, and make way
+            told = dict(line.split(maxsplit=1) for line in (folder / "memory.stat").read_text().splitlines())
+            used -= sum(int(told.get(name, 0)) for name in files)
+        return max(0, maximum - used)
+    return None
+
+
+def _told(field: str, meminfo: Path) -> int | None:
+    """A figure of the kernel's, such as MemTotal; None where it is not told: not Linux as we know it."""
+    try:
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        return int(fields[field].split()[0]) * 1024
+    except (OSError, KeyError, ValueError, IndexError):
+        return None
+
+
+def _limits(root: Path, membership: Path) -> list[int]:
+    found = []
+    for folder in cgroups.folders("memory", root=root, membership=membership):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            try:
+                limit = int((folder / name).read_text())
+            except (OSError, ValueError):  # "max"
+                continue
+            if 0 < limit < cgroups.NO_LIMIT:
+                found.append(limit)
+    return found
