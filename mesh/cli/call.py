@@ -16,6 +16,7 @@ from mesh.cli.exits import CommandError, Refused, Unreachable
 from mesh.cli.tensors import Array
 from mesh.cli.trust import SYSTEM, Trust
 from mesh.pb import details_pb2, inference_pb2
+from mesh.v2 import SERVICE
 
 MAX_MESSAGE = 2**31 - 1
 """The mesh has its own limit on messages, and says which; gRPC's default of 4 MiB would hide that."""
@@ -104,7 +105,7 @@ class Grpc:
 
     async def _call(self, method: str, request: Message, answer: Any) -> Any:
         call = self._channel.unary_unary(
-            f"/inference.GRPCInferenceService/{method}",
+            f"/{SERVICE}/{method}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=answer.FromString,
         )

@@ -12,40 +12,14 @@ import numpy as np
 
 from mesh.cli.exits import CommandError, Exit
 from mesh.pb import inference_pb2
+from mesh.v2.datatypes import DATATYPES, OF_NAME
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-DTYPES: dict[str, type[np.generic]] = {
-    "BOOL": np.bool_,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "FP16": np.float16,
-    "FP32": np.float32,
-    "FP64": np.float64,
-    "BYTES": np.object_,
-}
-_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items() if name != "BYTES"}
+DTYPES = {kind.name: kind.dtype for kind in DATATYPES if kind.name != "BF16"}
+"""Of the datatypes that numpy has too."""
 
-CONTENTS = {
-    "BOOL": "bool_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
+_NAMES = {dtype: name for name, dtype in DTYPES.items() if name != "BYTES"}
 
 MAX_ELEMENTS = 2**28
 """Of an input that is made up: a shape typed wrongly must not eat the machine's memory."""
@@ -121,7 +95,8 @@ def from_grpc(response: inference_pb2.ModelInferResponse) -> dict[str, Array]:
         if number < len(response.raw_output_contents):
             flat = _from_raw(tensor.datatype, response.raw_output_contents[number])
         else:
-            values = getattr(tensor.contents, CONTENTS.get(tensor.datatype, "bytes_contents"))
+            kind = OF_NAME.get(tensor.datatype)
+            values = getattr(tensor.contents, (kind and kind.field) or "bytes_contents")
             flat = (
                 _object_array(list(values)) if tensor.datatype == "BYTES" else np.array(values, _dtype(tensor.datatype))
             )
@@ -199,7 +174,7 @@ def _values(kind: str, count: int, generator: np.random.Generator | None) -> Arr
 
 def _dtype(kind: str) -> np.dtype[Any]:
     try:
-        return np.dtype(DTYPES[kind])
+        return DTYPES[kind]
     except KeyError:
         raise CommandError(f"datatype {kind!r} is not known to this client") from None
 

@@ -22,6 +22,7 @@ from mesh.local.settings import UpSettings
 from mesh.settings import format_bytes
 from mesh.statuses import Reason
 from mesh.telemetry import logs
+from mesh.v2 import SERVICE, datatypes
 
 log = logs.get(__name__)
 
@@ -131,7 +132,7 @@ def _grpcurl(address: str, request: dict[str, Any]) -> str:
         return ""
     message = {"model_name": request["model"], "inputs": [_typed(tensor) for tensor in request["inputs"]]}
     quoted = shlex.quote(json.dumps(message))
-    return f"grpcurl -plaintext -d {quoted} {address} inference.GRPCInferenceService/ModelInfer"
+    return f"grpcurl -plaintext -d {quoted} {address} {SERVICE}/ModelInfer"
 
 
 def _python_infer(address: str, request: dict[str, Any]) -> str:
@@ -139,7 +140,7 @@ def _python_infer(address: str, request: dict[str, Any]) -> str:
         f"dict(name={json.dumps(t['name'])}, datatype={json.dumps(t['datatype'])}, shape={t['shape']}, "
         f"contents=dict({key}={_literals(t['data'])}))"
         for t in request["inputs"]
-        for key in [tensors.CONTENTS[t["datatype"]]]
+        for key in [datatypes.OF_NAME[t["datatype"]].field]
     )
     call = f"ModelInfer(v2.ModelInferRequest(model_name={json.dumps(request['model'])}, inputs=[{inputs}]))"
     return _python(address, call)
@@ -163,5 +164,5 @@ def _python(address: str, call: str) -> str:
 
 
 def _typed(tensor: dict[str, Any]) -> dict[str, Any]:
-    contents = {tensors.CONTENTS[tensor["datatype"]]: tensor["data"]}
+    contents = {datatypes.OF_NAME[tensor["datatype"]].field: tensor["data"]}
     return {"name": tensor["name"], "datatype": tensor["datatype"], "shape": tensor["shape"], "contents": contents}

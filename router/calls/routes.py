@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 from mesh.schema.records import MAX_ID_BYTES
 from mesh.statuses import MeshError, Reason
+from mesh.v2 import PREFIX
 from mesh.wire import framing, headers, metadata
 from mesh.wire.call import Call, Header
 from router.calls import extensions, fieldpath
-
-V2 = b"/inference.GRPCInferenceService/"
 
 _REFUSED = (
     b"/mmesh.ModelRuntime/",  # what agents ask model servers: never for clients
@@ -46,7 +45,7 @@ class Method:
 
 
 V2_METHODS: Mapping[bytes, Method] = {
-    V2 + name.encode(): Method(V2 + name.encode(), name, path=(1,), safe=True)
+    PREFIX + name.encode(): Method(PREFIX + name.encode(), name, path=(1,), safe=True)
     for name in ("ModelInfer", "ModelMetadata", "ModelReady")
 }
 
@@ -66,7 +65,7 @@ class Routes:
             text = name.decode("utf-8", "replace")
             refused = f"Method not found or not permitted: {text[1:_MAX_TEXT]}" if name.startswith(_REFUSED) else ""
             label = text.rpartition("/")[2][:_MAX_TEXT] or "-"
-            lacking = extensions.of_method(label) if name.startswith(V2) else ""
+            lacking = extensions.of_method(label) if name.startswith(PREFIX) else ""
             found = Method(name, label, refused=refused, lacking=lacking)
             if len(self._methods) < _MAX_METHODS and len(name) <= _MAX_NAME:
                 self._methods[name] = found

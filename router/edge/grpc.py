@@ -23,13 +23,14 @@ import grpc.aio
 from mesh import settings as addresses
 from mesh.statuses import Code, MeshError
 from mesh.telemetry import logs
+from mesh.v2 import SERVICE
 from mesh.wire import budget as budgets
 from mesh.wire import call as wire
 from mesh.wire import framing, metadata
 
 log = logs.get(__name__)
 
-_V2 = "/inference.GRPCInferenceService/"
+_V2 = f"/{SERVICE}/"
 _UNARY_SERVICES = (_V2, "/mmesh.ModelMesh/")
 _STREAMS = frozenset({_V2 + "ModelStreamInfer"})
 _UNARY = frozenset({"/grpc.health.v1.Health/Check"})

@@ -22,43 +22,17 @@ import numpy.typing as npt
 
 from mesh.pb import inference_pb2
 from mesh.statuses import MeshError, Reason
+from mesh.v2.datatypes import DATATYPES, OF_NAME
 
-DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype("?"),
-    "INT8": np.dtype("<i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "UINT8": np.dtype("<u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-}
+DTYPES = {kind.name: kind.dtype for kind in DATATYPES if kind.field and kind.size}
 """The datatypes that JSON can carry as numbers, in raw form: little-endian, without padding."""
 
-_BINARY_ONLY = {"FP16": 2, "BF16": 2}  # bytes of an element
-_DATATYPES = (*DTYPES, *_BINARY_ONLY, "BYTES")
+_BINARY_ONLY = frozenset(kind.name for kind in DATATYPES if not kind.field)
 _MAX_DIMENSION = (1 << 63) - 1  # of the protocol's int64
 _EXACT = 1 << 53  # up to here every integer is a float
 _MAX_DIGITS = 30  # more than any integer datatype has
 _BEYOND: int = 10**_MAX_DIGITS
 _MAX_RANK = 64  # NumPy's; also keeps the product of all dimensions, a number without bounds in Python, cheap
-_CONTENTS = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
 
 
 def bad(text: str) -> MeshError:
@@ -68,9 +42,9 @@ def bad(text: str) -> MeshError:
 
 def check_datatype(what: str, datatype: object) -> str:
     """The datatype, if the protocol has it. Raises MeshError. `what` names the tensor in errors, here and below."""
-    if datatype not in _DATATYPES:
-        raise bad(f"{what}: datatype {datatype!r:.100} is not one of {', '.join(_DATATYPES)}")
-    return str(datatype)
+    if not isinstance(datatype, str) or datatype not in OF_NAME:
+        raise bad(f"{what}: datatype {datatype!r:.100} is not one of {', '.join(OF_NAME)}")
+    return datatype
 
 
 def check_shape(what: str, shape: object) -> tuple[int, ...]:
@@ -159,9 +133,7 @@ def check_raw(what: str, datatype: str, shape: tuple[int, ...], raw: bytes | mem
 
 def width_of(datatype: str) -> int:
     """Bytes of one element; 0 for BYTES, whose elements differ."""
-    if datatype == "BYTES":
-        return 0
-    return _BINARY_ONLY.get(datatype) or DTYPES[datatype].itemsize
+    return OF_NAME[datatype].size
 
 
 def json_from_raw(what: str, datatype: str, raw: bytes) -> list[Any]:
@@ -200,10 +172,10 @@ def raw_from_typed(what: str, datatype: str, contents: inference_pb2.InferTensor
 
 
 def _typed(what: str, datatype: str, contents: inference_pb2.InferTensorContents) -> Sequence[Any]:
-    name = _CONTENTS.get(datatype)
-    if name is None:
+    kind = OF_NAME.get(datatype)
+    if kind is None or not kind.field:
         raise MeshError(Reason.INTERNAL, f"{what}: the model server answered {datatype} in typed contents")
-    values: Sequence[Any] = getattr(contents, name)
+    values: Sequence[Any] = getattr(contents, kind.field)
     return values
 
 

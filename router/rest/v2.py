@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 
 from mesh.pb import inference_pb2 as pb
 from mesh.statuses import Code, MeshError, Reason, too_large
+from mesh.v2 import PREFIX
 from mesh.wire import framing, inflate, metadata
 from mesh.wire import headers as names
 from mesh.wire.budget import Hold
@@ -38,7 +39,6 @@ TIMEOUT = 300.0
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
-_METHOD = b"/inference.GRPCInferenceService/"
 _PREFIX = "/v2/models/"
 _SMALL = 64 * 1024  # bytes of JSON that are converted in the event loop: about 3 ms
 _UNPACKED = 4 * 1024  # bytes that are decompressed there, into no more than 4 MiB: 10 ms
@@ -231,7 +231,7 @@ class V2:
 
     async def _make(self, request: web.Request, method: str, frame: bytes) -> localcall.Answer:
         call = localcall.LocalCall(
-            _METHOD + method.encode(),
+            PREFIX + method.encode(),
             frame,
             headers=metadata_of(request),
             deadline=deadline_of(request),

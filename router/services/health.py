@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mesh.pb import health_pb2 as pb
 from mesh.statuses import Code, MeshError, Reason
+from mesh.v2 import SERVICE
 from mesh.wire import call as wire
 from mesh.wire import framing
 from router.services import methods
@@ -15,7 +16,7 @@ from router.services import methods
 if TYPE_CHECKING:
     from router.process.context import Worker
 
-KNOWN = frozenset({"", "inference.GRPCInferenceService", "mmesh.ModelMesh", "grpc.health.v1.Health"})
+KNOWN = frozenset({"", SERVICE, "mmesh.ModelMesh", "grpc.health.v1.Health"})
 
 MAX_WATCHES = 1000
 """Calls of Watch at once, in one worker: each looks once a second, at 20 us."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mesh.pb import inference_pb2 as pb
 from mesh.schema import records
+from mesh.v2 import PREFIX
 from router.services import methods
 
 if TYPE_CHECKING:
@@ -49,10 +50,8 @@ def _metadata(_: "Worker", __: pb.ServerMetadataRequest) -> pb.ServerMetadataRes
     return pb.ServerMetadataResponse(name=NAME, version=VERSION, extensions=EXTENSIONS)
 
 
-_V2 = b"/inference.GRPCInferenceService/"
-
 METHODS = {
-    _V2 + b"ServerLive": methods.unary(pb.ServerLiveRequest, _live),
-    _V2 + b"ServerReady": methods.unary(pb.ServerReadyRequest, _ready),
-    _V2 + b"ServerMetadata": methods.unary(pb.ServerMetadataRequest, _metadata),
+    PREFIX + b"ServerLive": methods.unary(pb.ServerLiveRequest, _live),
+    PREFIX + b"ServerReady": methods.unary(pb.ServerReadyRequest, _ready),
+    PREFIX + b"ServerMetadata": methods.unary(pb.ServerMetadataRequest, _metadata),
 }

@@ -17,28 +17,14 @@ import numpy.typing as npt
 
 from mesh.pb import inference_pb2
 from mesh.statuses import Code, Reason
+from mesh.v2 import SERVICE
+from mesh.v2.datatypes import DATATYPES, OF_NAME
 
 Array = npt.NDArray[Any]
 
-_INFER = "/inference.GRPCInferenceService/ModelInfer"
+_INFER = f"/{SERVICE}/ModelInfer"
 _LENGTH_HEADER = "Inference-Header-Content-Length"
-_DTYPES: dict[str, npt.DTypeLike] = {
-    "BOOL": np.bool_,
-    "INT32": "<i4",
-    "INT64": "<i8",
-    "FP32": "<f4",
-    "FP64": "<f8",
-    "BYTES": np.object_,
-}
-_CONTENTS = {
-    "BOOL": "bool_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
-_NAMES = {"b1": "BOOL", "i4": "INT32", "i8": "INT64", "f4": "FP32", "f8": "FP64"}
+_NAMES = {kind.dtype: kind.name for kind in DATATYPES if kind.name not in ("BF16", "BYTES")}
 _RETRIED = {reason.http: reason.code for reason in (Reason.UNAVAILABLE, Reason.OVERLOADED)}
 
 
@@ -79,7 +65,7 @@ class GrpcCaller:
         for name, array in inputs.items():
             tensor = request.inputs.add(name=name, datatype=datatype(array), shape=array.shape)
             if self._typed:
-                getattr(tensor.contents, _CONTENTS[tensor.datatype]).extend(array.ravel().tolist())
+                getattr(tensor.contents, OF_NAME[tensor.datatype].field).extend(array.ravel().tolist())
             else:
                 request.raw_input_contents.append(array.tobytes())
         try:
@@ -94,8 +80,8 @@ class GrpcCaller:
             if raw:
                 values: Array = _unpack(tensor.datatype, raw[index])
             else:
-                typed = getattr(tensor.contents, _CONTENTS[tensor.datatype])
-                values = np.array(list(typed), _DTYPES[tensor.datatype])
+                typed = getattr(tensor.contents, OF_NAME[tensor.datatype].field)
+                values = np.array(list(typed), OF_NAME[tensor.datatype].dtype)
             outputs[tensor.name] = values.reshape(list(tensor.shape))
         return outputs
 
@@ -146,7 +132,7 @@ class RestCaller:
 
 def datatype(array: Array) -> str:
     """The V2 name of an array's type."""
-    return _NAMES[array.dtype.str[1:]]
+    return _NAMES[array.dtype.newbyteorder("<")]
 
 
 def code_name(code: int) -> str:
@@ -174,7 +160,7 @@ def _outputs(reply: dict[str, Any], blob: bytes) -> dict[str, Array]:
     for tensor in reply["outputs"]:
         size = (tensor.get("parameters") or {}).get("binary_data_size")
         if size is None:
-            values: Array = np.array(tensor["data"], _DTYPES[tensor["datatype"]])
+            values: Array = np.array(tensor["data"], OF_NAME[tensor["datatype"]].dtype)
         else:
             if start + size > len(blob):
                 raise ValueError("the binary part is shorter than announced")
@@ -188,7 +174,7 @@ def _outputs(reply: dict[str, Any], blob: bytes) -> dict[str, Array]:
 
 def _unpack(name: str, raw: bytes) -> Array:
     if name != "BYTES":
-        return np.frombuffer(raw, _DTYPES[name])
+        return np.frombuffer(raw, OF_NAME[name].dtype)
     items: list[bytes] = []
     position = 0
     while position < len(raw):

@@ -9,14 +9,7 @@ import numpy.typing as npt
 
 from mesh.local.fleet import datasets, wheels
 from mesh.local.fleet.catalogue import Sample
-
-DTYPES: dict[str, type[np.generic]] = {
-    "FP32": np.float32,
-    "FP64": np.float64,
-    "INT32": np.int32,
-    "INT64": np.int64,
-}
-"""Of the datatypes that the fleet's inputs have."""
+from mesh.v2.datatypes import OF_NAME
 
 BATCHES = (1, 1, 1, 1, 1, 1, 2, 4, 8, 16)
 """Rows a request has, drawn evenly: most ask for one."""
@@ -29,7 +22,7 @@ def sample_inputs(sample: Sample, rng: np.random.Generator) -> dict[str, npt.NDA
     chosen = rows[rng.integers(0, len(rows), batch)]
     inputs: dict[str, npt.NDArray[Any]] = {}
     for tensor in sample.inputs:
-        dtype = DTYPES[tensor.datatype]
+        dtype = OF_NAME[tensor.datatype].dtype
         if not tensor.shape:  # silero-vad's rate
             inputs[tensor.name] = np.array(wheels.SOUND_RATE, dtype)
         elif len(tensor.shape) == 3:  # and its state, before the first window

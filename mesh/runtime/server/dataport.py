@@ -29,6 +29,7 @@ from mesh.runtime.server.watch import Watch
 from mesh.runtime.sharedmemory.board import MODE_BITS, Board
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
+from mesh.v2 import PREFIX
 from mesh.wire import framing, headers
 from mesh.wire.call import Call, CallCancelled
 from mesh.wire.metadata import decode_bin
@@ -38,7 +39,6 @@ log = logs.get(__name__)
 
 VERSION = importlib.metadata.version("mesh-serving")
 
-_SERVICE = b"/inference.GRPCInferenceService/"
 # Indexes into board.METHODS.
 _INFER, _METADATA, _READY, _OTHER = range(4)
 
@@ -57,9 +57,9 @@ class DataPort:
         self._loop = asyncio.get_running_loop()
         self._reading: set[asyncio.Task[None]] = set()
         self._methods: dict[bytes, Callable[[Call, bytes], None]] = {
-            _SERVICE + b"ModelInfer": self._infer,
-            _SERVICE + b"ModelMetadata": self._metadata,
-            _SERVICE + b"ModelReady": self._ready,
+            PREFIX + b"ModelInfer": self._infer,
+            PREFIX + b"ModelMetadata": self._metadata,
+            PREFIX + b"ModelReady": self._ready,
         }
         constants = {
             b"ServerLive": inference_pb2.ServerLiveResponse(live=True),
@@ -67,7 +67,7 @@ class DataPort:
             b"ServerMetadata": inference_pb2.ServerMetadataResponse(name="mesh-onnx", version=VERSION),
         }
         for name, message in constants.items():
-            self._methods[_SERVICE + name] = _constant(framing.pack(message.SerializeToString()))
+            self._methods[PREFIX + name] = _constant(framing.pack(message.SerializeToString()))
 
     def handle(self, call: Call) -> None:
         """Takes one call. Does not raise."""

@@ -113,7 +113,7 @@ _PREFIX = struct.Struct(">BI").pack
 def _check(tensor: Tensor, array: Array) -> None:
     if array.dtype != tensor.kind.dtype:
         raise MeshError(
-            Reason.INTERNAL, f"output {tensor.name!r} came as {array.dtype}, the model's file says {tensor.kind.onnx}"
+            Reason.INTERNAL, f"output {tensor.name!r} came as {array.dtype}, the model's file says {tensor.datatype}"
         )
 
 

@@ -31,6 +31,7 @@ from mesh.runtime.server.device import Device
 from mesh.runtime.server.settings import Settings
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
+from mesh.v2 import SERVICE
 from mesh.wire import headers
 
 log = logs.get(__name__)
@@ -121,7 +122,7 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
             runtimeVersion=self._version,
         )
         for method in _METHODS:
-            status.methodInfos[f"inference.GRPCInferenceService/{method}"].idInjectionPath.append(_ID_FIELD)
+            status.methodInfos[f"{SERVICE}/{method}"].idInjectionPath.append(_ID_FIELD)
         return status
 
     def _device_memory(self) -> tuple[tuple[str, str], ...]:

@@ -1,17 +1,16 @@
-"""V2's datatypes and numpy's, and a model's tensors as its file declares them.
+"""A model's tensors as its file declares them, and the V2 datatypes of ONNX Runtime's types.
 
 What callers send is checked against them in `intake`; what the model answers is written by them in `reply`.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from mesh.statuses import MeshError, Reason
+from mesh.v2.datatypes import OF_NAME, Datatype
 from mesh.wire.encoding import text_field, varint
 
 Array = npt.NDArray[Any]
@@ -28,42 +27,25 @@ MAX_SHAPES = 64
 """Shapes remembered per tensor. A model with more variety than that computes its heads anew, which costs 2 us."""
 
 
-@dataclass(frozen=True, slots=True)
-class Datatype:
-    """One datatype of V2."""
+_ONNX = {
+    "bool": "BOOL",
+    "uint8": "UINT8",
+    "uint16": "UINT16",
+    "uint32": "UINT32",
+    "uint64": "UINT64",
+    "int8": "INT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "float16": "FP16",
+    "bfloat16": "BF16",
+    "float": "FP32",
+    "double": "FP64",
+    "string": "BYTES",
+}
 
-    name: str
-    onnx: str  # as ONNX Runtime writes it
-    dtype: np.dtype[Any]  # of the arrays; BF16 travels as its 16 bits
-    size: int  # bytes of an element; 0: it varies
-    plain: bool  # raw contents are the array as it is in memory
-    field: str  # of InferTensorContents; "" where there is none
-    packed: int  # the tag of that field, where packed contents are byte by byte the array; else 0
-
-
-def _datatype(name: str, onnx: str, dtype: Any, field: str, packed: int = 0) -> Datatype:
-    kind = np.dtype(dtype)
-    size = 0 if kind.hasobject else kind.itemsize
-    return Datatype(name, f"tensor({onnx})", kind, size, kind.kind not in "bO", field, packed)
-
-
-DATATYPES = (
-    _datatype("BOOL", "bool", np.bool_, "bool_contents", 0x0A),
-    _datatype("UINT8", "uint8", np.uint8, "uint_contents"),
-    _datatype("UINT16", "uint16", np.uint16, "uint_contents"),
-    _datatype("UINT32", "uint32", np.uint32, "uint_contents"),
-    _datatype("UINT64", "uint64", np.uint64, "uint64_contents"),
-    _datatype("INT8", "int8", np.int8, "int_contents"),
-    _datatype("INT16", "int16", np.int16, "int_contents"),
-    _datatype("INT32", "int32", np.int32, "int_contents"),
-    _datatype("INT64", "int64", np.int64, "int64_contents"),
-    _datatype("FP16", "float16", np.float16, ""),
-    _datatype("BF16", "bfloat16", np.uint16, ""),
-    _datatype("FP32", "float", np.float32, "fp32_contents", 0x32),
-    _datatype("FP64", "double", np.float64, "fp64_contents", 0x3A),
-    _datatype("BYTES", "string", object, "bytes_contents"),
-)
-OF_ONNX: Mapping[str, Datatype] = {datatype.onnx: datatype for datatype in DATATYPES}
+OF_ONNX: Mapping[str, Datatype] = {f"tensor({onnx})": OF_NAME[name] for onnx, name in _ONNX.items()}
+"""By the type as ONNX Runtime writes it."""
 
 
 class Tensor:

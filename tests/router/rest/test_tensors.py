@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as npst
 
 from mesh.pb import inference_pb2 as pb
 from mesh.statuses import MeshError, Reason
+from mesh.v2.datatypes import OF_NAME
 from router.rest import tensors
 
 NUMBERS = sorted(tensors.DTYPES)
@@ -40,7 +41,7 @@ def test_json_data_flat_or_nested_becomes_the_same_bytes_and_comes_back(pair, ne
 def test_typed_contents_say_the_same_as_raw(pair):
     datatype, array = pair
     contents = pb.InferTensorContents()
-    getattr(contents, tensors._CONTENTS[datatype]).extend(array.ravel().tolist())
+    getattr(contents, OF_NAME[datatype].field).extend(array.ravel().tolist())
     contents = pb.InferTensorContents.FromString(contents.SerializeToString())
     assert tensors.raw_from_typed("x", datatype, contents) == array.tobytes()
     assert tensors.json_from_typed("x", datatype, contents) == tensors.json_from_raw("x", datatype, array.tobytes())

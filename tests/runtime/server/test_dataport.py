@@ -12,8 +12,8 @@ import pytest
 from mesh.pb import details_pb2
 from mesh.pb import inference_pb2 as pb
 from mesh.runtime.server import requests, session
-from mesh.runtime.server.tensors import DATATYPES, Datatype
 from mesh.statuses import Code, MeshError, Reason
+from mesh.v2.datatypes import DATATYPES, Datatype
 from mesh.wire import encoding, framing, headers
 from mesh.wire.metadata import decode_bin, encode_bin, encode_text
 from placement.fence import Mode

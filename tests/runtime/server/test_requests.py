@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from mesh.pb import inference_pb2 as pb
 from mesh.runtime.server import alignment, contents, requests
 from mesh.runtime.server.intake import Intake
-from mesh.runtime.server.tensors import DATATYPES, MAX_TEXTS, Tensor
+from mesh.runtime.server.tensors import MAX_TEXTS, Tensor
 from mesh.statuses import MeshError, Reason
+from mesh.v2.datatypes import DATATYPES
 from mesh.wire import encoding, framing
 
 from .test_tensors import TYPED, arrays, contents_of, raw_of, same, sent, tensor

@@ -11,7 +11,8 @@ from mesh.pb import inference_pb2 as pb
 from mesh.runtime.server.intake import Intake
 from mesh.runtime.server.reply import Answer
 from mesh.runtime.server.shortcuts import MAX_BYTES, Shortcuts
-from mesh.runtime.server.tensors import DATATYPES, Tensor
+from mesh.runtime.server.tensors import Tensor
+from mesh.v2.datatypes import DATATYPES
 from mesh.wire import framing
 
 KINDS = {kind.name: kind for kind in DATATYPES}

@@ -13,8 +13,9 @@ from mesh.pb import inference_pb2 as pb
 from mesh.runtime.server import intake, requests
 from mesh.runtime.server.intake import Intake
 from mesh.runtime.server.reply import Answer
-from mesh.runtime.server.tensors import DATATYPES, Datatype, Tensor
+from mesh.runtime.server.tensors import Tensor
 from mesh.statuses import MeshError, Reason
+from mesh.v2.datatypes import DATATYPES, Datatype
 from mesh.wire import encoding
 
 KINDS = {kind.name: kind for kind in DATATYPES}
