@@ -12,7 +12,7 @@ from mesh import settings as texts
 from mesh.options import etcdoptions, startup, tlsoptions
 from mesh.telemetry import logs
 from router.process import pod
-from router.process.settings import RouterSettings
+from router.settings import RouterSettings
 
 log = logs.get("router")
 _BODY_BYTES = 256 << 20

@@ -4,6 +4,9 @@ Names that begin with `mesh-` are internal: the edge strips them from what clien
 copy or claim that a model is not here.
 """
 
+from mesh.wire.call import Header
+from mesh.wire.metadata import encode_bin
+
 INTERNAL = b"mesh-"
 
 COPY = b"mesh-copy"  # request: `<incarnation>.<create revision>` of the copy that is meant
@@ -25,3 +28,12 @@ SPI_SLOT = "mesh-slot"
 SPI_OPTIMISED = "mesh-optimised"  # path of the model as onnxruntime's graph optimisers leave it
 SPI_NOTE = "mesh-note-bin"  # reply: what people should know of a model that was loaded
 SPI_STUCK = "mesh-stuck"  # reply: the load that has failed goes on, and cannot be ended
+
+
+def addressed(model_id: str, token: bytes) -> tuple[Header, ...]:
+    """Returns what goes with each call to one copy: the copy that is meant, and the model's id as runtimes read it."""
+    raw = model_id.encode("utf-8", "surrogatepass")
+    added = [(COPY, token), (MODEL_ID_BIN, encode_bin(raw))]
+    if model_id and all(" " <= character <= "~" for character in model_id):
+        added.append((MODEL_ID, raw))
+    return tuple(added)

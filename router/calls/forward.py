@@ -37,7 +37,7 @@ from router.calls.meter import Meter
 from router.calls.routes import Method
 from router.fencing.verify import AWAY, NOTHING, VERIFIED, Said, Verifier
 from router.loads.coldstart import ColdStart
-from router.process.settings import RouterSettings
+from router.settings import RouterSettings
 from router.state.registry import Registry
 from router.state.view import AVOID, Copy, Pod, View
 from router.tasks import Tasks

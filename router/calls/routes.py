@@ -185,12 +185,3 @@ class _Returns(dict[bytes, bool]):
 
 returns = _Returns()
 """`returns[name]`: whether the client gets that header or trailer of a model server's reply."""
-
-
-def addressed(model_id: str, token: bytes) -> tuple[Header, ...]:
-    """What goes with each call to one copy: the copy that is meant, and the model's id as runtimes read it."""
-    raw = model_id.encode("utf-8", "surrogatepass")
-    added = [(headers.COPY, token), (headers.MODEL_ID_BIN, metadata.encode_bin(raw))]
-    if model_id and all(" " <= character <= "~" for character in model_id):
-        added.append((headers.MODEL_ID, raw))
-    return tuple(added)

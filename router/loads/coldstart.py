@@ -30,7 +30,7 @@ from placement.pod import Pod as Candidate
 from router.calls.meter import Meter
 from router.loads import asking
 from router.loads.agents import Agent, Timeout, Unreachable, load_request
-from router.process.settings import RouterSettings
+from router.settings import RouterSettings
 from router.state.dynamic import Current
 from router.state.registry import Registration, Registry
 from router.state.view import Copy, News, Pod, View

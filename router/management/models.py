@@ -31,7 +31,7 @@ from router.fencing.tombstones import Holder, Tombstones, waits
 from router.loads.agents import Agent, Unreachable
 from router.loads.coldstart import ColdStart
 from router.management import explain
-from router.process.settings import RouterSettings
+from router.settings import RouterSettings
 from router.state.registry import Registration, Registry, decode
 from router.state.view import Pod, View
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from mesh.telemetry import metrics
 from router.calls.dispatch import Dispatcher
 from router.management.models import Management
-from router.process.settings import RouterSettings
 from router.rest.bodies import Bodies
 from router.rest.conversions import Conversions
+from router.settings import RouterSettings
 from router.state.dynamic import Dynamic
 from router.state.view import View
 

@@ -37,7 +37,7 @@ from router.leader.lives import Lives
 from router.leader.rounds import Rounds
 from router.loads.agents import Agents
 from router.process import sockets
-from router.process.settings import RouterSettings
+from router.settings import RouterSettings
 from router.state.dynamic import Dynamic
 from router.state.feed import FeedServer, items_of
 from router.state.prober import Prober

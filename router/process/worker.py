@@ -38,11 +38,11 @@ from router.loads.coldstart import ColdStart
 from router.management.models import Management
 from router.process import sockets
 from router.process.context import Worker
-from router.process.settings import RouterSettings
 from router.rest import app
 from router.rest.bodies import Bodies
 from router.rest.conversions import Conversions
 from router.services import modelmesh
+from router.settings import RouterSettings
 from router.state.dynamic import Dynamic
 from router.state.feed import FeedClient
 from router.state.prober import Prober

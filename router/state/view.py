@@ -27,9 +27,9 @@ import placement.pod
 from mesh.schema import idset, records
 from mesh.schema.keys import TOMBSTONE, Keys
 from mesh.telemetry import logs
+from mesh.wire import headers
 from mesh.wire.client import Pool
 from placement import rollout
-from router.calls import routes
 
 log = logs.get(__name__)
 
@@ -118,7 +118,7 @@ class Copy:
         self.pod = pod
         self.record = record
         self.token = record.token
-        self.headers = routes.addressed(model, record.token)  # made once, sent with every call
+        self.headers = headers.addressed(model, record.token)  # made once, sent with every call
         self.calls = 0  # ours in flight to it
         self.waiting: dict[Waiter, None] = {}  # calls for which there is no connection of the model's share, in order
         self.suspect = False

@@ -11,8 +11,8 @@ from mesh.runtime.cache import loads
 from mesh.runtime.server import loader, runs, tensors
 from mesh.wire import budget, server
 from router.calls import meter
-from router.process.settings import RouterSettings
 from router.rest import bulk
+from router.settings import RouterSettings
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/limits.md").read_text()

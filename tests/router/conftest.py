@@ -14,7 +14,7 @@ from router.calls.forward import Forwarder
 from router.calls.meter import Meter
 from router.calls.routes import Routes
 from router.loads.coldstart import ColdStart
-from router.process.settings import RouterSettings
+from router.settings import RouterSettings
 from router.state.registry import Registry
 from tests.support.fakecalls import FakeAgents, FakeCall, Sent
 from tests.support.waiting import until

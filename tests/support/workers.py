@@ -15,8 +15,8 @@ from mesh.telemetry import metrics
 from mesh.wire.call import Header
 from mesh.wire.client import Pool, Reply
 from router.process import sockets
-from router.process.settings import RouterSettings
 from router.process.worker import Process
+from router.settings import RouterSettings
 from router.state.feed import FeedServer
 from tests.support.fakepod import INFER, request
 from tests.support.waiting import until

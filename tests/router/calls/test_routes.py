@@ -7,7 +7,7 @@ import pytest
 
 from mesh.pb import inference_pb2
 from mesh.statuses import MeshError, Reason
-from mesh.wire import framing
+from mesh.wire import framing, headers
 from router.calls import routes
 from tests.support.fakecalls import FakeCall
 
@@ -229,10 +229,10 @@ def test_our_own_headers_do_not_come_back():
 
 def test_what_a_copy_is_called_with():
     """The plain id only where it is visible ASCII; the binary one always."""
-    assert dict(routes.addressed("a b", b"inc.7")) == {
+    assert dict(headers.addressed("a b", b"inc.7")) == {
         b"mesh-copy": b"inc.7",
         b"mm-model-id": b"a b",
         b"mm-model-id-bin": bin_("a b"),
     }
-    assert b"mm-model-id" not in dict(routes.addressed("é", b"inc.7"))
-    assert b"mm-model-id" not in dict(routes.addressed("a\nb", b"inc.7"))
+    assert b"mm-model-id" not in dict(headers.addressed("é", b"inc.7"))
+    assert b"mm-model-id" not in dict(headers.addressed("a\nb", b"inc.7"))

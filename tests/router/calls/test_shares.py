@@ -11,7 +11,7 @@ from mesh.statuses import Code
 from mesh.wire import framing
 from mesh.wire.client import LostKind
 from router.calls import shares
-from router.process.settings import RouterSettings
+from router.settings import RouterSettings
 from tests.support import fakecalls
 from tests.support.fakecalls import FakeCall
 from tests.support.waiting import until

@@ -20,7 +20,7 @@ from router.leader import lives
 from router.leader.lives import REPLACED, Lives
 from router.loads.coldstart import ColdStart
 from router.management.models import Item, Management
-from router.process.settings import RouterSettings
+from router.settings import RouterSettings
 from router.state.registry import Registry
 from router.state.view import View
 from tests.support.fakecalls import FakeAgents, FakePool, unreachable

@@ -9,7 +9,7 @@ from mesh.schema.records import LEAVING
 from mesh.settings import EtcdFiles
 from mesh.statuses import Code, MeshError, Reason
 from placement.failures import Kind
-from router.process.settings import RouterSettings
+from router.settings import RouterSettings
 from tests.support import fakecalls
 from tests.support.waiting import until
 

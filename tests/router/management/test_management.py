@@ -24,10 +24,10 @@ from router.fencing.tombstones import Tombstones
 from router.loads.coldstart import ColdStart
 from router.management.models import Item, Management
 from router.process.context import Worker
-from router.process.settings import RouterSettings
 from router.rest.bodies import Bodies
 from router.rest.conversions import Conversions
 from router.services import modelmesh
+from router.settings import RouterSettings
 from router.state.dynamic import Dynamic
 from router.state.registry import Registry
 from router.state.view import View

@@ -18,7 +18,7 @@ from mesh.process import free_port
 from mesh.wire import framing
 from router import __main__ as router_main
 from router.process import pod as pod_module
-from router.process.settings import RouterSettings
+from router.settings import RouterSettings
 from tests.support.fakepod import FakePod
 from tests.support.localmesh import Program, children, command
 from tests.support.waiting import until

@@ -14,8 +14,8 @@ from mesh.telemetry import metrics
 from mesh.wire import framing
 from mesh.wire.client import Pool, Reply
 from router.process import sockets
-from router.process.settings import RouterSettings
 from router.process.worker import Process
+from router.settings import RouterSettings
 from router.state.feed import FeedServer
 from tests.support import fakecalls
 from tests.support.fakepod import INFER, FakePod, Refuses, answer, request

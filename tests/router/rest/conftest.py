@@ -14,10 +14,10 @@ from mesh.wire.budget import Budget
 from placement.copies import UNLIMITED
 from router.calls import answers
 from router.management.models import CopyInfo, ModelStatus
-from router.process.settings import RouterSettings
 from router.rest import app
 from router.rest.bodies import Bodies
 from router.rest.conversions import Conversions
+from router.settings import RouterSettings
 
 METHOD = b"/inference.GRPCInferenceService/"
 

@@ -10,7 +10,7 @@ import pytest
 
 from mesh.pb import inference_pb2 as pb
 from mesh.wire import server
-from router.process.settings import RouterSettings
+from router.settings import RouterSettings
 from tests.router.rest.conftest import FakeWorker
 from tests.support.waiting import until
 
