@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 import uvloop
 
-from mesh import settings as texts
-from mesh.options import etcdoptions, startup, tlsoptions
+from mesh.options import etcd as etcdoptions
+from mesh.options import startup
+from mesh.options import tls as tlsoptions
+from mesh.options import values as texts
 from mesh.telemetry import logs
 from router.process import pod
 from router.settings import RouterSettings

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mesh.settings import EtcdFiles, EtcdSettings
+from mesh.options.etcdsettings import EtcdFiles, EtcdSettings
 
 MiB = 1 << 20
 

@@ -1,6 +1,6 @@
 """What commands share that go to etcd themselves, past the mesh: an admin's, who may see and change everything.
 
-They take the options of routers and runtime pods (`mesh.options.etcdoptions`), so they run with a pod's own environment
+They take the options of routers and runtime pods (`mesh.options.etcd`), so they run with a pod's own environment
 as well as beside a port-forward. etcd's errors become the command line's, with what to do.
 """
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mesh.cli import options
 from mesh.cli.exits import CommandError, Exit
-from mesh.settings import EtcdSettings
+from mesh.options.etcdsettings import EtcdSettings
 
 if TYPE_CHECKING:  # it brings gRPC, a quarter of a second that `mesh --help` should not take
     from mesh.etcd import Etcd, EtcdError

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mesh.settings import parse_bytes
+from mesh.options.values import parse_bytes
 
 _PANEL = "Limits"
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from mesh.cli.exits import CommandError
 from mesh.local.lines import one_line
-from mesh.settings import format_bytes
+from mesh.options.values import format_bytes
 
 PIPE_WIDTH = 4000
 """Columns where there is no terminal: wider than any line, because rich would cut at 80."""

@@ -15,7 +15,7 @@ import typer
 from mesh.cli import limitoptions, options
 from mesh.cli.exits import CommandError
 from mesh.local.settings import UpError, UpSettings
-from mesh.settings import parse_bytes
+from mesh.options.values import parse_bytes
 from placement import policies
 
 _DEFAULT = UpSettings()

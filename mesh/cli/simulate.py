@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from mesh.cli import options, output, tracefile
 from mesh.cli.exits import CommandError, Exit
-from mesh.settings import parse_bytes
+from mesh.options.values import parse_bytes
 from placement.policies import NAMES, check
 from placement.simulator import fleet, optimum, traces
 from placement.simulator.cluster import Counts

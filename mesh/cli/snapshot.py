@@ -25,7 +25,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Te
 
 from mesh.cli import direct, options, output
 from mesh.cli.exits import CommandError
-from mesh.options import etcdoptions
+from mesh.options import etcd as etcdoptions
 
 if TYPE_CHECKING:  # it brings gRPC, a quarter of a second that `mesh --help` should not take
     from mesh.etcd import Etcd

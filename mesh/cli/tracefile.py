@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mesh.cli.exits import CommandError, Exit
-from mesh.settings import parse_bytes
+from mesh.options.values import parse_bytes
 from placement.simulator.fleet import Model, load_ms
 
 MAX_MS = 2**53

@@ -19,7 +19,7 @@ from mesh.cli.exits import CommandError, Refused
 from mesh.local import samples as sample_models
 from mesh.local.fleet import Sample
 from mesh.local.settings import UpSettings
-from mesh.settings import format_bytes
+from mesh.options.values import format_bytes
 from mesh.statuses import Reason
 from mesh.telemetry import logs
 from mesh.v2 import SERVICE, datatypes

@@ -24,8 +24,8 @@ from typing import Any
 import aiohttp
 
 from mesh import process
-from mesh import settings as addresses
 from mesh.envoy import certificates, config
+from mesh.options import values as addresses
 from mesh.process import ports
 from mesh.telemetry import logs, metrics
 

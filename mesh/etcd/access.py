@@ -6,14 +6,18 @@ ended at once and begin anew on the next.
 """
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from mesh.etcd.auth import Auth
 from mesh.etcd.endpoints import Endpoints
-from mesh.settings import EtcdSettings
+from mesh.options.etcdsettings import EtcdSettings
 
-if TYPE_CHECKING:
-    from mesh.etcd.stream import Stream
+
+class Replaceable(Protocol):
+    """A stream, as far as its access ends it."""
+
+    def replace(self) -> None:
+        """Ends it with EtcdReplaced."""
 
 
 class Access:
@@ -23,7 +27,7 @@ class Access:
         self.settings = settings
         self.endpoints = Endpoints(settings)
         self.auth = Auth(settings)
-        self.streams: weakref.WeakSet[Stream] = weakref.WeakSet()  # opened by it
+        self.streams: weakref.WeakSet[Replaceable] = weakref.WeakSet()  # opened by it
 
     async def retire(self, grace: float) -> None:
         """Ends its streams with EtcdReplaced, and its connections once the requests on them have ended, within `grace`

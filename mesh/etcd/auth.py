@@ -11,8 +11,8 @@ import grpc
 
 from mesh.etcd.endpoints import Member
 from mesh.etcd.errors import code_of
+from mesh.options.etcdsettings import EtcdSettings
 from mesh.pb import etcd_pb2 as pb
-from mesh.settings import EtcdSettings
 from mesh.statuses import Code
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from mesh.etcd.connection import Connection, EtcdStatistics
 from mesh.etcd.errors import EtcdError, EtcdUnavailable
+from mesh.etcd.ranges import after_prefix
 from mesh.etcd.records import Alarm, EtcdMember, KeyValue, Page, Status, TxnResult, key_value, key_values
 from mesh.etcd.txn import Compare, Op, modified, put_op
+from mesh.options.etcdsettings import EtcdSettings
 from mesh.pb import etcd_pb2 as pb
-from mesh.schema.keys import after_prefix
-from mesh.settings import EtcdSettings
 from mesh.statuses import Reason
 
 _UPDATE_TIMEOUTS = 3  # an update may outlast one time-out, or it could never settle what that left open

@@ -24,8 +24,8 @@ from mesh.etcd.access import Access
 from mesh.etcd.endpoints import Member
 from mesh.etcd.stream import EOF, Stream
 from mesh.etcd.succession import Succession
+from mesh.options.etcdsettings import EtcdFiles, EtcdSettings
 from mesh.pb import etcd_pb2 as pb
-from mesh.settings import EtcdFiles, EtcdSettings
 from mesh.statuses import Code
 
 Method = Callable[[Member], Any]

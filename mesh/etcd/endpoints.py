@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import grpc
 
 from mesh.identity.credentials import load_chain, reason
+from mesh.options.etcdsettings import EtcdSettings
 from mesh.pb import etcd_pb2_grpc
-from mesh.settings import EtcdSettings
 
 # Measured with a black-holed connection: keep-alive alone noticed after 60 s, with the ping time-out and without
 # bandwidth probes (whose pings count as life signs) after 13 s. Pings only while calls or streams are open: etcd

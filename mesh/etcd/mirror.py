@@ -55,7 +55,7 @@ class Mirror:
     """
 
     def __init__(self, etcd: Etcd, start: bytes, end: bytes, *, page_size: int = 1000) -> None:
-        """Follows the keys in [start, end); for a prefix, `end` is `mesh.schema.keys.after_prefix(start)`."""
+        """Follows the keys in [start, end); for a prefix, `end` is `mesh.etcd.ranges.after_prefix(start)`."""
         if not start:
             raise ValueError("a range has to start with a key: b'\\0' is the first")
         self._etcd = etcd

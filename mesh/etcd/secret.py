@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mesh.settings import EtcdFiles, EtcdSettings, parse_urls
+from mesh.options.etcdsettings import EtcdFiles, EtcdSettings
+from mesh.options.values import parse_urls
 
 _LARGEST = 1 << 20  # bytes, as Kubernetes bounds Secrets
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mesh.etcd import secret
 from mesh.etcd.endpoints import check
-from mesh.settings import EtcdSettings
+from mesh.options.etcdsettings import EtcdSettings
 
 _READINGS = 5  # of files that change meanwhile
 

@@ -5,7 +5,7 @@ client was closed, as CancelledError that looks like the caller's own. Here all 
 """
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import grpc
 
@@ -15,16 +15,20 @@ from mesh.etcd.endpoints import Member
 
 EOF: Any = vars(grpc.aio)["EOF"]  # not in the type stubs
 
-if TYPE_CHECKING:
-    from mesh.etcd.connection import Connection
+
+class Opener(Protocol):
+    """The connection that a stream was opened on, as far as a stream needs it."""
+
+    closed: bool
+
+    def blame(self, access: Access, member: Member, error: grpc.aio.AioRpcError | None, token: str) -> None:
+        """Takes notice that a stream at `member` has failed."""
 
 
 class Stream:
     """Read by one task at a time. Not read, it takes nothing in: what waits, waits in etcd."""
 
-    def __init__(
-        self, connection: "Connection", access: Access, what: str, call: Any, member: Member, token: str
-    ) -> None:
+    def __init__(self, connection: Opener, access: Access, what: str, call: Any, member: Member, token: str) -> None:
         self._connection = connection
         self._access = access
         self._what = what

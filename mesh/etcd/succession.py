@@ -8,15 +8,12 @@ why, and the new ones are tried again until they work.
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from mesh.etcd import sources
 from mesh.etcd.errors import EtcdError
-from mesh.settings import EtcdSettings
+from mesh.options.etcdsettings import EtcdSettings
 from mesh.telemetry import logs
-
-if TYPE_CHECKING:
-    from mesh.etcd.connection import Connection
 
 log = logs.get(__name__)
 
@@ -31,10 +28,21 @@ _AGAIN_FIRST, _AGAIN_MAX = 1.0, 16.0
 _PROOF = 3.0  # seconds
 
 
+class Replacing(Protocol):
+    """A connection whose credentials can be replaced."""
+
+    @property
+    def settings(self) -> EtcdSettings:
+        """Those in use."""
+
+    async def succeed(self, settings: EtcdSettings, timeout: float) -> None:
+        """Goes over to others if etcd answers to them within `timeout` s; raises EtcdError, ValueError if not."""
+
+
 class Succession:
     """Of one connection. `begin` at its first request, `end` at its last."""
 
-    def __init__(self, connection: "Connection") -> None:
+    def __init__(self, connection: Replacing) -> None:
         self.refusal = ""  # why what the files hold now is not used; empty: it is
         self.changes = 0  # times that the client went over to others
         self._connection = connection

@@ -7,8 +7,8 @@ A transaction has at most 128 operations and 1.5 MiB, limits of etcd.
 
 from typing import Literal
 
+from mesh.etcd.ranges import after_prefix
 from mesh.pb import etcd_pb2 as pb
-from mesh.schema.keys import after_prefix
 
 MAX_OPERATIONS = 128
 

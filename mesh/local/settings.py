@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.host import cgroups, memory
-from mesh.settings import format_address, parse_address
+from mesh.options.values import format_address, parse_address
 
 LOOPBACK = "127.0.0.1"
 

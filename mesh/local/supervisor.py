@@ -18,8 +18,8 @@ from mesh.local.child import Child, ChildStatistics
 from mesh.local.folder import DataFolder
 from mesh.local.lines import Printer
 from mesh.local.settings import LOOPBACK, UpError, UpSettings
+from mesh.options.values import format_address, parse_address
 from mesh.process import ports
-from mesh.settings import format_address, parse_address
 from mesh.telemetry import logs
 
 log = logs.get(__name__)

@@ -12,9 +12,11 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
-from mesh import settings as texts
 from mesh.host import cpus, memory
-from mesh.options import etcdoptions, startup, tlsoptions
+from mesh.options import etcd as etcdoptions
+from mesh.options import startup
+from mesh.options import tls as tlsoptions
+from mesh.options import values as texts
 from mesh.process import begin_beating
 from mesh.runtime.agent import Agent, StartError
 from mesh.runtime.cache import capacity, demand

@@ -20,8 +20,10 @@ from collections.abc import Iterable
 
 from mesh import process
 from mesh.etcd import Etcd, EtcdError, Patience
+from mesh.etcd.ranges import after_prefix
 from mesh.host import memory
 from mesh.identity import Identity
+from mesh.options.values import format_address, format_bytes, parse_address
 from mesh.runtime import control
 from mesh.runtime.blame import earlier, suspects
 from mesh.runtime.blame.earlier import BOARD, Earlier
@@ -57,9 +59,8 @@ from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.sharedmemory.board import Board
 from mesh.runtime.tasks import Tasks
 from mesh.schema import copytoken, owner
-from mesh.schema.keys import Keys, after_prefix
+from mesh.schema.keys import Keys
 from mesh.schema.records import LEAVING, READY, PodRecord
-from mesh.settings import format_address, format_bytes, parse_address
 from mesh.statuses import Reason
 from mesh.telemetry import logs, metrics
 from mesh.telemetry.probes import Probes

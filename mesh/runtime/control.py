@@ -7,13 +7,13 @@ from typing import Any, Protocol
 import grpc
 
 from mesh.identity import Identity, rpc
+from mesh.options.values import format_address, parse_address
 from mesh.pb import agent_pb2 as pb
 from mesh.pb import agent_pb2_grpc
 from mesh.runtime.cache import loads, outcomes
 from mesh.runtime.cache.activity import active
 from mesh.runtime.cache.ledger import Entry, Ledger, State
 from mesh.schema.records import PodRecord
-from mesh.settings import format_address, parse_address
 from mesh.statuses import Reason
 from mesh.telemetry import logs
 from placement.replay import render

@@ -4,8 +4,9 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mesh.options.etcdsettings import EtcdSettings
+from mesh.options.values import parse_address
 from mesh.runtime.cache import demand
-from mesh.settings import EtcdSettings, parse_address
 from puller.proxies import DIRECT, Proxies
 
 MIB = 1 << 20

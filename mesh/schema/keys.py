@@ -8,12 +8,7 @@ ours they are percent-encoded, so that no id is a prefix of another's range.
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-
-def after_prefix(prefix: bytes) -> bytes:
-    """The end of the half-open range of all keys that begin with `prefix`; b"\\0" (no end) where there is none."""
-    head = prefix.rstrip(b"\xff")
-    return head[:-1] + bytes([head[-1] + 1]) if head else b"\0"
-
+from mesh.etcd.ranges import after_prefix
 
 TOMBSTONE = "~"
 """What stands in place of a pod in a tombstone's key. No pod's name is written so: theirs have it escaped."""

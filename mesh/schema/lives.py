@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mesh.etcd import Op, count_op, counted
-from mesh.schema.keys import Keys, after_prefix
+from mesh.etcd.ranges import after_prefix
+from mesh.schema.keys import Keys
 from mesh.schema.records import ModelRecord, read_object
 
 

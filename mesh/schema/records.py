@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from mesh.options.values import parse_address
 from mesh.schema import copytoken
-from mesh.settings import parse_address
 from placement import blame
 from placement.blame import Blame
 from placement.copies import UNLIMITED, Limits

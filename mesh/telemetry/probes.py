@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from mesh import settings
+from mesh.options import values
 from mesh.telemetry import logs, metrics
 
 log = logs.get(__name__)
@@ -33,7 +33,7 @@ class Probes:
         live: Question,
         metrics: Callable[[], Awaitable[bytes] | bytes],
     ) -> None:
-        self._host, self._port = settings.parse_address(address)
+        self._host, self._port = values.parse_address(address)
         self._ready = ready
         self._live = live
         self._metrics = metrics

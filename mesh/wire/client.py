@@ -14,8 +14,9 @@ import re
 from collections import deque
 from dataclasses import dataclass
 
-from mesh import settings, statuses
+from mesh import statuses
 from mesh.identity import NAME, Identity
+from mesh.options import values
 from mesh.wire import budget as budgets
 from mesh.wire import call, clientconnection, exchange, heads, metadata
 from mesh.wire.exchange import Exchange
@@ -72,7 +73,7 @@ class Pool:
         self.tails: heads.Memo[list[call.Header]] = heads.Memo()  # trailing metadata
         self.calls = 0
         self._path = address.removeprefix("unix:") if address.startswith("unix:") else None
-        self._host, self._port = ("localhost", 0) if self._path is not None else settings.parse_address(address)
+        self._host, self._port = ("localhost", 0) if self._path is not None else values.parse_address(address)
         self._max_connections = max_connections
         self._connect_timeout = connect_timeout
         self._max_message = max_message

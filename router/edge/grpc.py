@@ -20,7 +20,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from mesh import settings as addresses
+from mesh.options import values as addresses
 from mesh.statuses import Code, MeshError
 from mesh.telemetry import logs
 from mesh.v2 import SERVICE

@@ -33,8 +33,9 @@ from mesh.etcd import (
     get_range_op,
     modified,
 )
+from mesh.etcd.ranges import after_prefix
 from mesh.pb import agent_pb2
-from mesh.schema.keys import Keys, after_prefix
+from mesh.schema.keys import Keys
 from mesh.schema.lives import Life, all_present, census
 from mesh.schema.records import PodRecord
 from mesh.statuses import MeshError, Reason

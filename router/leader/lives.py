@@ -17,9 +17,9 @@ import socket
 from dataclasses import dataclass, replace
 
 from mesh.etcd import Etcd, EtcdError, modified, put_op
+from mesh.options.values import parse_address
 from mesh.schema.keys import Keys
 from mesh.schema.lives import Life
-from mesh.settings import parse_address
 from mesh.telemetry import logs
 from router.fencing.tombstones import Open, Tombstones
 from router.state.view import View

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from cachetools import LRUCache
 
 from mesh.etcd import Etcd, KeyValue, absent, delete_op, get_op, modified
+from mesh.etcd.ranges import after_prefix
 from mesh.pb import agent_pb2
-from mesh.schema.keys import Keys, after_prefix
+from mesh.schema.keys import Keys
 from mesh.statuses import MeshError
 from mesh.telemetry import logs
 from placement.copies import UNLIMITED

@@ -16,7 +16,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from mesh.etcd import Etcd
-from mesh.schema.keys import Keys, after_prefix
+from mesh.etcd.ranges import after_prefix
+from mesh.schema.keys import Keys
 from mesh.schema.records import ModelRecord
 from mesh.telemetry import logs
 

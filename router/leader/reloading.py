@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable
 
 from mesh.etcd import Etcd, EtcdError, delete_op, modified, put_op
-from mesh.schema.keys import Keys, after_prefix
+from mesh.etcd.ranges import after_prefix
+from mesh.schema.keys import Keys
 from mesh.schema.records import Reload
 from mesh.statuses import MeshError
 from mesh.telemetry import logs

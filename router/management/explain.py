@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from mesh.options.values import format_bytes
 from mesh.pb import agent_pb2
-from mesh.settings import format_bytes
 from placement import words
 from placement.choice import Choice
 from router.state.registry import Registration

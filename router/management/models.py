@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 from mesh import etcd as etcds
 from mesh.etcd import Etcd, KeyValue
+from mesh.etcd.ranges import after_prefix
 from mesh.pb import agent_pb2
 from mesh.schema import confidential, records
-from mesh.schema.keys import TOMBSTONE, Keys, after_prefix
+from mesh.schema.keys import TOMBSTONE, Keys
 from mesh.schema.lives import Life, RouterRecord, Tombstone, all_present, census
 from mesh.schema.records import CopyRecord, ModelRecord, Reload
 from mesh.statuses import MeshError, Reason

@@ -18,11 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from mesh import process
-from mesh import settings as addresses
 from mesh.envoy import config, minder
 from mesh.etcd import Etcd, EtcdError, Mirror, Patience, Snapshot
 from mesh.host import cpus
 from mesh.identity import Identity
+from mesh.options import values as addresses
 from mesh.process import ports
 from mesh.schema import owner, records
 from mesh.schema.keys import Keys

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import uvloop
 from aiohttp import web
 
-from mesh import settings as addresses
 from mesh.etcd import Etcd
 from mesh.host import heap
 from mesh.identity import Identity
+from mesh.options import values as addresses
 from mesh.process import begin_beating
 from mesh.schema.keys import Keys
 from mesh.telemetry import logs, metrics

@@ -15,7 +15,7 @@ import urllib.parse
 
 from aiohttp import HttpVersion11, web
 
-from mesh import settings
+from mesh.options import values
 from mesh.statuses import MeshError, Reason
 
 HEADER = "X-Mesh-Request"
@@ -30,7 +30,7 @@ _OURS = frozenset({"localhost", "mesh"})  # `mesh`: the edge gives it to HTTP/1.
 
 def is_loopback(address: str) -> bool:
     """Tells whether an address to listen on (`127.0.0.1:8033`) is reached from this machine only."""
-    host, _ = settings.parse_address(address)
+    host, _ = values.parse_address(address)
     return _is_local(host)
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from mesh.etcd import Etcd, Kind, Mirror, Snapshot
-from mesh.schema.keys import Keys, after_prefix
+from mesh.etcd.ranges import after_prefix
+from mesh.schema.keys import Keys
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from placement import constraints, limits

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from mesh.cli.app import build
 from mesh.etcd import Etcd
-from mesh.schema.keys import Keys, after_prefix
+from mesh.etcd.ranges import after_prefix
+from mesh.schema.keys import Keys
 from tests.support.etcd import EtcdServer
 
 

@@ -16,7 +16,7 @@ from mesh.certificates.renewal import ENTRIES
 from mesh.certificates.secret import Cluster, Secret
 from mesh.etcd import Etcd
 from mesh.identity import Identity
-from mesh.settings import EtcdSettings
+from mesh.options.etcdsettings import EtcdSettings
 from tests.support.etcd import EtcdServer
 from tests.support.kubeapi import NAMESPACE, KubeApi
 from tests.support.waiting import until

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from mesh.host.memory import Whole
+from mesh.options.values import parse_bytes
 from mesh.runtime.cache import capacity
-from mesh.settings import parse_bytes
 from tests.deploy.test_docs import VALUES
 from tests.support import documented
 from tests.support.documented import DOCS, Shell

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import typer.main
 
-from mesh import settings
 from mesh.cli import app as cli
+from mesh.options import values
 from mesh.runtime.__main__ import app as runtime
 from router.__main__ import app as router
 from tests.deploy import installs
@@ -54,10 +54,10 @@ def test_values_are_read(found):
         env = installs.env(container)
         for name in ("MESH_DISK_BUDGET", "MESH_MAX_MESSAGE"):
             if name in env:
-                assert settings.parse_bytes(env[name]) > 0
+                assert values.parse_bytes(env[name]) > 0
         for name in ("MESH_LISTEN", "MESH_PROBE", "MESH_DATA", "MESH_CONTROL"):
             if name in env:
-                host, port = settings.parse_address(env[name])
+                host, port = values.parse_address(env[name])
                 assert (host, port) == ("0.0.0.0", port)
                 assert port in [one["containerPort"] for one in container["ports"]]
 

@@ -14,8 +14,8 @@ from mesh.cli.doctor.etcdfacts import EtcdFacts, MemberFacts
 from mesh.cli.doctor.findings import Level
 from mesh.cli.doctor.handshake import Answer, Trouble
 from mesh.etcd import Etcd, EtcdError, EtcdMember, Status
+from mesh.options.etcdsettings import EtcdSettings
 from mesh.schema.keys import Keys
-from mesh.settings import EtcdSettings
 from tests.support.certificates import HOUR, certificate
 from tests.support.etcd import EtcdServer
 

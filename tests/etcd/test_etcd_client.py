@@ -30,9 +30,10 @@ from mesh.etcd import (
     value_is,
 )
 from mesh.etcd.endpoints import parse_endpoint
+from mesh.etcd.ranges import after_prefix
+from mesh.options.etcdsettings import EtcdSettings
 from mesh.process import free_port
-from mesh.schema.keys import Keys, after_prefix
-from mesh.settings import EtcdSettings
+from mesh.schema.keys import Keys
 from mesh.statuses import Reason
 from tests.support.etcd import EtcdServer
 from tests.support.proxy import Proxy

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from mesh.etcd import Etcd, Lease, Mirror
-from mesh.settings import EtcdSettings
+from mesh.options.etcdsettings import EtcdSettings
 from tests.support.counting import counting
 from tests.support.etcd import EtcdServer
 from tests.support.proxy import Proxy

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from mesh.etcd import Etcd, EtcdClosed, EtcdUnavailable, Lease
+from mesh.options.etcdsettings import EtcdSettings
 from mesh.pb import etcd_pb2 as pb
 from mesh.schema.keys import Keys
-from mesh.settings import EtcdSettings
 from tests.support.etcd import EtcdServer
 from tests.support.following import following
 from tests.support.proxy import Proxy

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from mesh.etcd import Delta, Etcd, EtcdClosed, Kind, Lease, Mirror, Snapshot, delete_op, put_op
-from mesh.schema.keys import Keys, after_prefix
-from mesh.settings import EtcdSettings
+from mesh.etcd.ranges import after_prefix
+from mesh.options.etcdsettings import EtcdSettings
+from mesh.schema.keys import Keys
 from tests.support.etcd import EtcdServer
 from tests.support.following import following
 from tests.support.proxy import Proxy

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.etcd import secret
-from mesh.settings import EtcdFiles
+from mesh.options.etcdsettings import EtcdFiles
 
 
 def write(tmp_path, document) -> object:

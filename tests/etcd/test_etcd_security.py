@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from mesh.etcd import Etcd, EtcdDenied, EtcdUnavailable, Lease
-from mesh.settings import EtcdFiles, EtcdSettings
+from mesh.options.etcdsettings import EtcdFiles, EtcdSettings
 from tests.support.counting import counting
 from tests.support.etcd import EtcdServer
 from tests.support.following import following

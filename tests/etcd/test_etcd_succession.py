@@ -11,8 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from mesh.etcd import Etcd, EtcdDenied, EtcdError, Lease, secret, succession
-from mesh.options import etcdoptions
-from mesh.settings import EtcdFiles, EtcdSettings
+from mesh.options import etcd as etcdoptions
+from mesh.options.etcdsettings import EtcdFiles, EtcdSettings
 from tests.support.authority import Authority, Mounted
 from tests.support.etcd import EtcdServer
 from tests.support.following import following

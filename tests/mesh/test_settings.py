@@ -2,7 +2,8 @@
 
 import pytest
 
-from mesh.settings import EtcdSettings, format_address, format_bytes, parse_address, parse_bytes
+from mesh.options.etcdsettings import EtcdSettings
+from mesh.options.values import format_address, format_bytes, parse_address, parse_bytes
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesh.etcd.ranges import after_prefix
 from mesh.schema import copytoken
-from mesh.schema.keys import Keys, after_prefix
+from mesh.schema.keys import Keys
 from mesh.schema.lives import Life, RouterRecord, Tombstone
 from mesh.schema.records import CopyRecord, Failure, ModelRecord, PodRecord, Reload, check_id
 from placement.blame import Blame

@@ -21,11 +21,11 @@ import numpy as np
 
 from mesh.etcd import Etcd
 from mesh.identity import rpc
+from mesh.options.etcdsettings import EtcdSettings
 from mesh.pb import agent_pb2, agent_pb2_grpc, inference_pb2
 from mesh.process import Process, spawn
 from mesh.schema.keys import Keys
 from mesh.schema.records import CopyRecord, ModelRecord, PodRecord
-from mesh.settings import EtcdSettings
 from mesh.wire.client import Pool
 from mesh.wire.framing import pack, unpack
 from tests.support.waiting import until

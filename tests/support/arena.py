@@ -14,8 +14,9 @@ from pathlib import Path
 import grpc
 
 from mesh.etcd import Etcd, Event, Kind
+from mesh.etcd.ranges import after_prefix
 from mesh.etcd.watch import Watch
-from mesh.schema.keys import Keys, after_prefix
+from mesh.schema.keys import Keys
 from mesh.schema.records import CopyRecord
 from tests.support.etcd import EtcdServer
 from tests.support.localmesh import LEASE_TTL, Client, LocalMesh, Program, children, command

@@ -17,7 +17,7 @@ from pathlib import Path
 from mesh import process
 from mesh.etcd import Etcd
 from mesh.etcdserver.single import etcd_argv
-from mesh.settings import EtcdSettings
+from mesh.options.etcdsettings import EtcdSettings
 
 START_TIMEOUT = 30.0
 

@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable
 import grpc
 
 from mesh.etcd import Etcd, Lease, absent_prefix, created, delete_op, get_op, get_range_op, modified, put_op
+from mesh.etcd.ranges import after_prefix
 from mesh.pb import agent_pb2, agent_pb2_grpc, inference_pb2
-from mesh.schema.keys import Keys, after_prefix
+from mesh.schema.keys import Keys
 from mesh.schema.records import LOADED, LOADING, READY, CopyRecord, PodRecord
 from mesh.statuses import Code
 from mesh.wire import framing, metadata

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from mesh.etcd import Delta, Etcd, Kind, Mirror, Snapshot
-from mesh.schema.keys import after_prefix
+from mesh.etcd.ranges import after_prefix
 from tests.support.waiting import until
 
 

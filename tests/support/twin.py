@@ -33,12 +33,12 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from mesh.options.values import parse_bytes
 from mesh.runtime.server import __main__ as server
 from mesh.runtime.server import making, session, tensors
 from mesh.runtime.server.device import CPU, Device
 from mesh.runtime.server.intake import Intake
 from mesh.runtime.server.loader import Loader
-from mesh.settings import parse_bytes
 from mesh.statuses import MeshError, Reason
 
 MODULE = "tests.support.twin"

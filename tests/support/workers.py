@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mesh.etcd import Etcd, Mirror
+from mesh.options.etcdsettings import EtcdSettings
 from mesh.schema.keys import Keys
-from mesh.settings import EtcdSettings
 from mesh.telemetry import metrics
 from mesh.wire.call import Header
 from mesh.wire.client import Pool, Reply

@@ -21,9 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from mesh.cli import direct, options, output
 from mesh.cli.exits import CommandError, Exit
-from mesh.options import etcdoptions
+from mesh.options import etcd as etcdoptions
+from mesh.options.etcdsettings import EtcdSettings
 from mesh.schema.keys import Keys
-from mesh.settings import EtcdSettings
 
 if TYPE_CHECKING:  # they bring gRPC, a quarter of a second that `mesh --help` should not take
     from mesh.cli.backup.file import Header

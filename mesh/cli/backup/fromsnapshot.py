@@ -21,8 +21,8 @@ from mesh.cli.exits import CommandError, Exit
 from mesh.cli.snapshot import WORK, lock, snapshots
 from mesh.etcd import Etcd, EtcdError
 from mesh.etcdserver.single import etcd_argv
+from mesh.options.etcdsettings import EtcdSettings
 from mesh.schema.keys import Keys
-from mesh.settings import EtcdSettings
 
 _MAGIC_AT, _MAGIC = 16, struct.pack("<I", 0xED0CDAED)  # of bbolt, behind the first page's header
 _MAKING = 600.0  # seconds for etcdutl: it copies the file

@@ -24,8 +24,9 @@ from dataclasses import dataclass, field, replace
 from mesh import etcd as etcds
 from mesh.cli.backup import file, meaning, saving
 from mesh.etcd import Etcd, EtcdError, EtcdUnavailable, KeyValue
+from mesh.etcd.ranges import after_prefix
 from mesh.schema import owner
-from mesh.schema.keys import TOMBSTONE, Keys, after_prefix
+from mesh.schema.keys import TOMBSTONE, Keys
 from mesh.schema.lives import Tombstone, all_present, census
 from mesh.schema.records import ModelRecord
 from mesh.statuses import Reason

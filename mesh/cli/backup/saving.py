@@ -6,8 +6,9 @@ from typing import BinaryIO
 
 from mesh.cli.backup import file
 from mesh.etcd import Etcd
+from mesh.etcd.ranges import after_prefix
 from mesh.schema import owner
-from mesh.schema.keys import Keys, after_prefix
+from mesh.schema.keys import Keys
 
 PAGE = 1000
 """Records read at once. etcd is asked for fewer where values are large."""

@@ -13,8 +13,8 @@ import typer
 
 from mesh.cli import options, output
 from mesh.cli.exits import Exit
-from mesh.options import etcdoptions
-from mesh.settings import parse_bytes
+from mesh.options import etcd as etcdoptions
+from mesh.options.values import parse_bytes
 
 if TYPE_CHECKING:  # gRPC, aiohttp and cryptography, which `mesh --help` should not wait for
     from mesh.cli.doctor.examination import Report

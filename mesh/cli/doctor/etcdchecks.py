@@ -10,8 +10,8 @@ from mesh.cli.doctor.etcdfacts import EtcdFacts, MemberFacts
 from mesh.cli.doctor.findings import Area, Finding, some
 from mesh.cli.doctor.handshake import Trouble
 from mesh.etcdserver.single import version_warning
+from mesh.options.values import format_bytes
 from mesh.schema import owner
-from mesh.settings import format_bytes
 
 AREA = Area("etcd")
 

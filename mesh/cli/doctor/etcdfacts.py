@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 from mesh.cli.doctor import handshake
 from mesh.cli.doctor.handshake import Answer, Identity
 from mesh.etcd import Alarm, Etcd, EtcdDenied, EtcdError, EtcdMember, Status
-from mesh.schema.keys import Keys, after_prefix
-from mesh.settings import EtcdSettings
+from mesh.etcd.ranges import after_prefix
+from mesh.options.etcdsettings import EtcdSettings
+from mesh.schema.keys import Keys
 
 T = TypeVar("T")
 

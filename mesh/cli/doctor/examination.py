@@ -26,7 +26,7 @@ from mesh.cli.doctor.clusterfacts import ClusterFacts
 from mesh.cli.doctor.findings import Area, Finding, Level
 from mesh.cli.doctor.kubectl import Kubectl, KubectlError, find
 from mesh.cli.trust import Trust
-from mesh.settings import EtcdSettings
+from mesh.options.etcdsettings import EtcdSettings
 
 T = TypeVar("T")
 

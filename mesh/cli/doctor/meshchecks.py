@@ -8,7 +8,7 @@ from mesh.cli.doctor import certificates
 from mesh.cli.doctor.findings import Area, Finding, some
 from mesh.cli.doctor.handshake import Trouble
 from mesh.cli.doctor.meshfacts import MeshFacts, Registered
-from mesh.settings import format_bytes
+from mesh.options.values import format_bytes
 from placement import constraints, limits
 
 AREA = Area("mesh")

@@ -15,7 +15,7 @@ from mesh import process
 from mesh.local.demo.report import Report
 from mesh.local.demo.run import DemoError, run_demo
 from mesh.local.fleet import BuildError, Fleet, build
-from mesh.settings import format_bytes, parse_bytes
+from mesh.options.values import format_bytes, parse_bytes
 
 START_TIMEOUT = 120.0  # seconds
 STOP_GRACE = 30.0

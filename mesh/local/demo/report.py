@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mesh.local.demo.numbers import Numbers, ProcessMemory
 from mesh.local.demo.traffic import Tally
-from mesh.settings import format_bytes
+from mesh.options.values import format_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,12 @@ from pathlib import Path
 
 from mesh import process
 from mesh.etcd import Etcd, EtcdError
+from mesh.etcd.ranges import after_prefix
 from mesh.runtime.blame import lastlooks
 from mesh.runtime.blame.history import History
 from mesh.runtime.blame.suspects import working
 from mesh.runtime.sharedmemory.board import Board
-from mesh.schema.keys import Keys, after_prefix
+from mesh.schema.keys import Keys
 from mesh.telemetry import logs
 from placement.suspects import Cause, suspects
 

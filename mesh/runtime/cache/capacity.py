@@ -10,8 +10,8 @@ day its cache is full. What fits and leaves little room besides is taken, and th
 """
 
 from mesh.host.memory import Whole
+from mesh.options.values import format_bytes
 from mesh.runtime.cache.memory import DEVICE_EVICT, EVICT
-from mesh.settings import format_bytes
 from placement.footprint import SESSION_BYTES
 
 AGENT = 100 << 20

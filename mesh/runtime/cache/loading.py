@@ -27,6 +27,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from mesh.options.values import format_bytes
 from mesh.runtime.cache.ledger import NOTHING, Entry, Ledger, State
 from mesh.runtime.cache.meters import Meters
 from mesh.runtime.cache.outcomes import Failed, Loaded, Outcome, Refused, Stale, Want
@@ -37,7 +38,6 @@ from mesh.runtime.presence import claims
 from mesh.runtime.servers.spi import Size, SpiError
 from mesh.schema import records
 from mesh.schema.records import CopyRecord, ModelRecord
-from mesh.settings import format_bytes
 from mesh.statuses import Code, Reason
 from mesh.telemetry import logs
 from placement import blame

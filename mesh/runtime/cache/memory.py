@@ -16,8 +16,8 @@ much as calls may need.
 import asyncio
 from collections.abc import Callable
 
+from mesh.options.values import format_bytes
 from mesh.runtime.cache.ledger import Entry, Ledger, State
-from mesh.settings import format_bytes
 from mesh.telemetry import logs
 
 log = logs.get(__name__)

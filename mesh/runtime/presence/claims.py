@@ -30,10 +30,11 @@ from mesh.etcd import (
     modified,
     put_op,
 )
+from mesh.etcd.ranges import after_prefix
 from mesh.runtime.cache.outcomes import Elsewhere, Stale
 from mesh.runtime.presence.presence import Presence
 from mesh.schema import records
-from mesh.schema.keys import Keys, after_prefix
+from mesh.schema.keys import Keys
 from mesh.telemetry import logs
 
 log = logs.get(__name__)

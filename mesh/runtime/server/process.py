@@ -18,6 +18,7 @@ import time
 import grpc
 
 from mesh.identity import Identity, IdentityError
+from mesh.options.values import format_address, format_bytes
 from mesh.pb import modelruntime_pb2_grpc
 from mesh.runtime.server import device, memory
 from mesh.runtime.server.copies import Copies
@@ -28,7 +29,6 @@ from mesh.runtime.server.settings import Settings
 from mesh.runtime.server.spi import Spi
 from mesh.runtime.server.watch import Watch
 from mesh.runtime.sharedmemory.board import Board
-from mesh.settings import format_address, format_bytes
 from mesh.telemetry import logs
 from mesh.wire.server import Server
 

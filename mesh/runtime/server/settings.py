@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mesh.settings import parse_address, parse_bytes
+from mesh.options.values import parse_address, parse_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from mesh.options.etcdsettings import EtcdFiles
 from mesh.schema.records import LEAVING
-from mesh.settings import EtcdFiles
 from mesh.statuses import Code, MeshError, Reason
 from placement.failures import Kind
 from router.settings import RouterSettings

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from mesh.settings import EtcdFiles, EtcdSettings, parse_urls
+from mesh.options.etcdsettings import EtcdFiles, EtcdSettings
+from mesh.options.values import parse_urls
 
 Base = Annotated[str, typer.Option(envvar="MESH_BASE", help="Prefix of the mesh's keys in etcd.")]
 InstallId = Annotated[
