@@ -1,6 +1,5 @@
 """The command line's tree: what stands before a command's name, and which module brings which command."""
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from mesh.cli import (
     simulate,
     snapshot,
     top,
+    version,
 )
 from mesh.cli.exits import EXPLAINED
 from mesh.cli.trust import Trust
@@ -66,14 +66,6 @@ def run() -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
-
-
-def installed_version() -> str:
-    """The version of this installation."""
-    try:
-        return version("mesh-serving")
-    except PackageNotFoundError:  # run from a folder that was never installed
-        return "unknown"
 
 
 def _callback(
@@ -126,4 +118,4 @@ def _callback(
 
 def _version() -> None:
     """Prints the version of this installation."""
-    typer.echo(f"mesh {installed_version()}")
+    typer.echo(f"mesh {version.installed()}")

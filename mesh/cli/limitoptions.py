@@ -4,7 +4,8 @@ Their defaults and their checks are the parts' own (`mesh router --help`, `mesh 
 `docs/limits.md`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -36,44 +37,64 @@ def _checked(text: str) -> str:
     return text
 
 
-MaxMessage = Annotated[str, _size("--max-message", "Largest request or reply; default 16MiB.")]
-MaxBodyBytes = Annotated[
-    str, _size("--max-body-bytes", "Bytes of requests and replies that a router worker holds; default 256MiB.")
-]
-MinBodyRate = Annotated[str, _size("--min-body-rate", "Bytes a second that a body has to come with; default 32KiB.")]
-EdgeMemory = Annotated[str, _size("--edge-memory", "Bytes that Envoy may hold; default 384MiB.")]
-MaxConnections = Annotated[
-    int | None,
-    _option("--max-connections-per-pod", "N", "Connections of a router worker to one pod; default 1024."),
-]
-LoadWait = Annotated[
-    float | None, _option("--load-wait", "SECONDS", "Longest wait of a caller for a load, in seconds; default 120.")
-]
-MaxWaiters = Annotated[int | None, _option("--max-waiters", "N", "Calls of a worker that wait for loads; 20000.")]
-MaxWaitersPerModel = Annotated[
-    int | None, _option("--max-waiters-per-model", "N", "Calls that wait for one model; default 2000.")
-]
-MaxWaitingBytes = Annotated[
-    str, _size("--max-waiting-bytes", "Bytes of the calls of a worker that wait for loads; default 256MiB.")
-]
-LoadTimeout = Annotated[
-    float | None, _option("--load-timeout", "SECONDS", "Time for one load in a model server, in seconds; default 90.")
-]
-LoadConcurrency = Annotated[
-    int | None, _option("--load-concurrency", "N", "Loads of a pod at once; default one for each CPU, at least 2.")
-]
-PullBandwidth = Annotated[str, _size("--pull-bandwidth", "Bytes a second for all pulls of a pod; default no limit.")]
-PullConnections = Annotated[int | None, _option("--pull-connections", "N", "Connections of a pod to stores; 32.")]
-HangTimeout = Annotated[
-    float | None,
-    _option("--hang-timeout", "SECONDS", "Silence after which a model server is replaced, in seconds; default 10."),
-]
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits that were given, each to be handed on to the part that it is of."""
+
+    max_message: Annotated[str, _size("--max-message", "Size of the largest request or reply; default 16MiB.")] = ""
+    max_body_bytes: Annotated[
+        str, _size("--max-body-bytes", "Bytes of requests and replies that a router worker holds; default 256MiB.")
+    ] = ""
+    min_body_rate: Annotated[
+        str, _size("--min-body-rate", "Bytes a second that a body has to come with; default 32KiB.")
+    ] = ""
+    edge_memory: Annotated[str, _size("--edge-memory", "Bytes that Envoy may hold; default 384MiB.")] = ""
+    max_connections_per_pod: Annotated[
+        int | None,
+        _option("--max-connections-per-pod", "N", "Connections of a router worker to one pod; default 1024."),
+    ] = None
+    load_wait: Annotated[
+        float | None, _option("--load-wait", "SECONDS", "Longest wait of a caller for a load, in seconds; default 120.")
+    ] = None
+    max_waiters: Annotated[
+        int | None, _option("--max-waiters", "N", "Calls of a worker that may wait for loads; default 20000.")
+    ] = None
+    max_waiters_per_model: Annotated[
+        int | None, _option("--max-waiters-per-model", "N", "Calls that may wait for one model; default 2000.")
+    ] = None
+    max_waiting_bytes: Annotated[
+        str, _size("--max-waiting-bytes", "Bytes of the calls of a worker that wait for loads; default 256MiB.")
+    ] = ""
+    load_timeout: Annotated[
+        float | None,
+        _option("--load-timeout", "SECONDS", "Longest time for one load in a model server, in seconds; default 90."),
+    ] = None
+    load_concurrency: Annotated[
+        int | None, _option("--load-concurrency", "N", "Loads of a pod at once; default one for each CPU, at least 2.")
+    ] = None
+    pull_bandwidth: Annotated[
+        str, _size("--pull-bandwidth", "Bytes a second for all pulls of a pod; default no limit.")
+    ] = ""
+    pull_connections: Annotated[
+        int | None, _option("--pull-connections", "N", "Connections of a pod to stores; default 32.")
+    ] = None
+    hang_timeout: Annotated[
+        float | None,
+        _option("--hang-timeout", "SECONDS", "Silence after which a model server is replaced, in seconds; default 12."),
+    ] = None
+
+    def of(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns the command line for those of `names` that were given a value."""
+        argv: list[str] = []
+        for name in names:
+            value = getattr(self, name)
+            if value not in (None, ""):
+                argv += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+        return tuple(argv)
 
 
-def given(values: Mapping[str, object]) -> tuple[str, ...]:
-    """Returns the command line for those that were given a value."""
-    argv: list[str] = []
-    for name, value in values.items():
-        if value not in (None, ""):
-            argv += [name, f"{value:g}" if isinstance(value, float) else str(value)]
-    return tuple(argv)
+ROUTER = (
+    *("max_message", "max_body_bytes", "min_body_rate", "edge_memory", "max_connections_per_pod", "load_wait"),
+    *("max_waiters", "max_waiters_per_model", "max_waiting_bytes"),
+)
+RUNTIME = ("max_message", "load_timeout", "load_concurrency", "pull_bandwidth", "pull_connections", "hang_timeout")

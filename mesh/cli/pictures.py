@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mesh.cli.exits import CommandError, Exit
+from mesh.cli.simulated import Row
 from placement.simulator.run import hit_rate
 
-if TYPE_CHECKING:
-    from mesh.cli.simulate import Row
 
-
-def simulated(rows: "Sequence[Row]", path: Path, *, title: str) -> None:
+def simulated(rows: Sequence[Row], path: Path, *, title: str) -> None:
     """Hit rates over the room where there are several, else over time. Raises CommandError."""
     try:
         import matplotlib
@@ -43,7 +41,7 @@ def simulated(rows: "Sequence[Row]", path: Path, *, title: str) -> None:
         pyplot.close(figure)
 
 
-def _over_room(axes: Any, rows: "Sequence[Row]") -> None:
+def _over_room(axes: Any, rows: Sequence[Row]) -> None:
     several = len({row.pods for row in rows}) > 1
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
@@ -54,7 +52,7 @@ def _over_room(axes: Any, rows: "Sequence[Row]") -> None:
         axes.plot(*zip(*sorted(set(points)), strict=True), label=name, **known)
 
 
-def _over_time(axes: Any, rows: "Sequence[Row]") -> None:
+def _over_time(axes: Any, rows: Sequence[Row]) -> None:
     several = len({row.pods for row in rows}) > 1
     for row in rows:
         if row.result is None:

@@ -15,6 +15,7 @@ import typer
 from mesh.cli import limitoptions, options
 from mesh.cli.exits import CommandError
 from mesh.local.settings import UpError, UpSettings
+from mesh.options import groups
 from mesh.options.values import parse_bytes
 from placement import policies
 
@@ -24,13 +25,14 @@ _THEIRS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_optio
 
 def add(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    app.command("up", rich_help_panel=options.PROCESSES)(up)
+    app.command("up", rich_help_panel=options.PROCESSES)(groups.expanded(up))
     app.command("demo", rich_help_panel=options.PROCESSES, context_settings=_THEIRS, add_help_option=False)(demo)
     app.command("router", rich_help_panel=options.PROCESSES, context_settings=_THEIRS, add_help_option=False)(router)
     app.command("runtime", rich_help_panel=options.PROCESSES, context_settings=_THEIRS, add_help_option=False)(runtime)
 
 
 def up(
+    *,
     listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="For clients: gRPC and REST.")] = (
         _DEFAULT.listen
     ),
@@ -79,20 +81,7 @@ def up(
         str,
         typer.Option("--disk-budget", metavar="SIZE", help="For files of each pod. Else what the disk has room for."),
     ] = "",
-    max_message: limitoptions.MaxMessage = "",
-    max_body_bytes: limitoptions.MaxBodyBytes = "",
-    min_body_rate: limitoptions.MinBodyRate = "",
-    edge_memory: limitoptions.EdgeMemory = "",
-    max_connections_per_pod: limitoptions.MaxConnections = None,
-    load_wait: limitoptions.LoadWait = None,
-    max_waiters: limitoptions.MaxWaiters = None,
-    max_waiters_per_model: limitoptions.MaxWaitersPerModel = None,
-    max_waiting_bytes: limitoptions.MaxWaitingBytes = "",
-    load_timeout: limitoptions.LoadTimeout = None,
-    load_concurrency: limitoptions.LoadConcurrency = None,
-    pull_bandwidth: limitoptions.PullBandwidth = "",
-    pull_connections: limitoptions.PullConnections = None,
-    hang_timeout: limitoptions.HangTimeout = None,
+    limits: limitoptions.Limits,
     etcd_port: Annotated[int, typer.Option("--etcd-port", min=0, max=65535, help="Of etcd; 0: a free one.")] = 0,
     base: Annotated[str, typer.Option("--base", metavar="PREFIX", help="Of all keys in etcd.")] = _DEFAULT.base,
     quiet: Annotated[
@@ -137,29 +126,8 @@ def up(
         pvc_root=pvc_root.absolute() if pvc_root else None,
         eviction=eviction,
         disk_budget=_size(disk_budget, "--disk-budget"),
-        router_limits=limitoptions.given(
-            {
-                "--max-message": max_message,
-                "--max-body-bytes": max_body_bytes,
-                "--min-body-rate": min_body_rate,
-                "--edge-memory": edge_memory,
-                "--max-connections-per-pod": max_connections_per_pod,
-                "--load-wait": load_wait,
-                "--max-waiters": max_waiters,
-                "--max-waiters-per-model": max_waiters_per_model,
-                "--max-waiting-bytes": max_waiting_bytes,
-            }
-        ),
-        runtime_limits=limitoptions.given(
-            {
-                "--max-message": max_message,
-                "--load-timeout": load_timeout,
-                "--load-concurrency": load_concurrency,
-                "--pull-bandwidth": pull_bandwidth,
-                "--pull-connections": pull_connections,
-                "--hang-timeout": hang_timeout,
-            }
-        ),
+        router_limits=limits.of(limitoptions.ROUTER),
+        runtime_limits=limits.of(limitoptions.RUNTIME),
         log_level=log_level,
     )
     options.guarded(lambda: _up(settings, samples=samples, quiet=quiet, raw=log_format == "json"))

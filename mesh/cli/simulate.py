@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,25 +12,15 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from mesh.cli import options, output, tracefile
 from mesh.cli.exits import CommandError, Exit
+from mesh.cli.simulated import Row
 from mesh.options.values import parse_bytes
 from placement.policies import NAMES, check
 from placement.simulator import fleet, optimum, traces
 from placement.simulator.cluster import Counts
 from placement.simulator.fleet import Model
-from placement.simulator.run import Result, Setup, hit_rate, load_seconds, run
+from placement.simulator.run import Setup, hit_rate, load_seconds, run
 
 CLAIRVOYANT = "clairvoyant"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One simulation. `result` is None for the clairvoyant, of which only counts are known."""
-
-    policy: str
-    pods: int
-    room: float  # the capacity of all pods, as a share of all models' bytes
-    counts: Counts
-    result: Result | None
 
 
 def add(app: typer.Typer) -> None:

@@ -26,6 +26,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Te
 from mesh.cli import direct, options, output
 from mesh.cli.exits import CommandError
 from mesh.options import etcd as etcdoptions
+from mesh.options import groups
 
 if TYPE_CHECKING:  # it brings gRPC, a quarter of a second that `mesh --help` should not take
     from mesh.etcd import Etcd
@@ -53,10 +54,11 @@ class Kept:
 
 def add(app: typer.Typer) -> None:
     """Adds this module's command."""
-    app.command("snapshot", rich_help_panel=options.ADMIN)(snapshot)
+    app.command("snapshot", rich_help_panel=options.ADMIN)(groups.expanded(snapshot))
 
 
 def snapshot(
+    *,
     folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where snapshots are kept.", show_default=False)],
     keep: Annotated[
         int, typer.Option("--keep", metavar="N", min=1, help="How many of this etcd's are kept, the newest.")
@@ -65,12 +67,7 @@ def snapshot(
         float, typer.Option("--idle", metavar="SECONDS", min=1.0, help="Give up when etcd sends nothing for so long.")
     ] = 60.0,
     etcd: etcdoptions.Urls = etcdoptions.DEFAULT_URLS,
-    etcd_config: etcdoptions.Config = None,
-    etcd_user: etcdoptions.User = "",
-    etcd_password_file: etcdoptions.PasswordFile = None,
-    etcd_ca: etcdoptions.Ca = None,
-    etcd_cert: etcdoptions.Cert = None,
-    etcd_key: etcdoptions.Key = None,
+    login: etcdoptions.Login,
     as_json: options.Json = False,
 ) -> None:
     """Keeps a snapshot of etcd's whole database, and removes the oldest.
@@ -82,16 +79,7 @@ def snapshot(
 
     Example: `mesh snapshot --dir /var/backups/etcd --keep 8 --etcd-config etcd_connection`
     """
-    settings, _ = etcdoptions.reach(
-        base="",
-        urls=etcd,
-        config=etcd_config,
-        user=etcd_user,
-        password_file=etcd_password_file,
-        ca=etcd_ca,
-        cert=etcd_cert,
-        key=etcd_key,
-    )
+    settings, _ = login.reach(etcd, base="")
 
     async def command(etcd: "Etcd") -> None:
         started = time.monotonic()

@@ -205,16 +205,7 @@ async def test_a_password_in_a_file_of_its_own(server: EtcdServer, tmp_path: Pat
     passwd(server, "alice", "wonder")
     path = tmp_path / "password"
     path.write_text("wonder\n")
-    settings, base = etcdoptions.reach(
-        base="mine",
-        urls=server.endpoint,
-        config=None,
-        user="alice",
-        password_file=path,
-        ca=None,
-        cert=None,
-        key=None,
-    )
+    settings, base = etcdoptions.Login(etcd_user="alice", etcd_password_file=path).reach(server.endpoint, base="mine")
     assert base == "mine"
     async with Etcd(settings, follow=True) as etcd:
         await etcd.put(b"mine/a", b"1")

@@ -22,8 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from mesh.cli import direct, options, output
 from mesh.cli.exits import CommandError, Exit
 from mesh.options import etcd as etcdoptions
+from mesh.options import groups
 from mesh.options.etcdsettings import EtcdSettings
-from mesh.schema.keys import Keys
 
 if TYPE_CHECKING:  # they bring gRPC, a quarter of a second that `mesh --help` should not take
     from mesh.cli.backup.file import Header
@@ -36,20 +36,16 @@ SHOWN = 20
 
 def add(app: typer.Typer) -> None:
     """Adds this package's commands."""
-    app.command("backup", rich_help_panel=options.ADMIN)(backup)
-    app.command("restore", rich_help_panel=options.ADMIN)(restore)
+    app.command("backup", rich_help_panel=options.ADMIN)(groups.expanded(backup))
+    app.command("restore", rich_help_panel=options.ADMIN)(groups.expanded(restore))
 
 
 def backup(
+    *,
     target: Annotated[str, typer.Argument(metavar="FILE", help="Where to write it; - for standard output.")],
     base: etcdoptions.Base = etcdoptions.DEFAULT_BASE,
     etcd: etcdoptions.Urls = etcdoptions.DEFAULT_URLS,
-    etcd_config: etcdoptions.Config = None,
-    etcd_user: etcdoptions.User = "",
-    etcd_password_file: etcdoptions.PasswordFile = None,
-    etcd_ca: etcdoptions.Ca = None,
-    etcd_cert: etcdoptions.Cert = None,
-    etcd_key: etcdoptions.Key = None,
+    login: etcdoptions.Login,
     as_json: options.Json = False,
 ) -> None:
     """Writes what is registered into a file: models, virtual models, settings.
@@ -65,24 +61,16 @@ def backup(
         options.guarded(lambda: _raise(CommandError(text, code=Exit.USAGE)))
     if target == "-" and as_json:
         raise typer.BadParameter("standard output is the backup: name a file", param_hint="--json")
-    settings, base = etcdoptions.reach(
-        base=base,
-        urls=etcd,
-        config=etcd_config,
-        user=etcd_user,
-        password_file=etcd_password_file,
-        ca=etcd_ca,
-        cert=etcd_cert,
-        key=etcd_key,
-    )
+    settings, base = login.reach(etcd, base=base)
 
     async def command(etcd: "Etcd") -> None:
-        from mesh.cli.app import installed_version
         from mesh.cli.backup import saving
+        from mesh.cli.version import installed
+        from mesh.schema.keys import Keys
 
         started = time.monotonic()
         keys = Keys(base)
-        header = await saving.header(etcd, keys, by=installed_version())
+        header = await saving.header(etcd, keys, by=installed())
         with _writing(target) as stream, _bar("saving", header.total) as progress:
             await saving.save(etcd, keys, header, stream, progress)
         _tell_saved(target, header, time.monotonic() - started, as_json=as_json)
@@ -91,6 +79,7 @@ def backup(
 
 
 def restore(
+    *,
     source: Annotated[
         str,
         typer.Argument(
@@ -115,12 +104,7 @@ def restore(
     base: etcdoptions.Base = etcdoptions.DEFAULT_BASE,
     install_id: etcdoptions.InstallId = "",
     etcd: etcdoptions.Urls = etcdoptions.DEFAULT_URLS,
-    etcd_config: etcdoptions.Config = None,
-    etcd_user: etcdoptions.User = "",
-    etcd_password_file: etcdoptions.PasswordFile = None,
-    etcd_ca: etcdoptions.Ca = None,
-    etcd_cert: etcdoptions.Cert = None,
-    etcd_key: etcdoptions.Key = None,
+    login: etcdoptions.Login,
     as_json: options.Json = False,
 ) -> None:
     """Registers what a backup holds, or a snapshot of etcd, in this mesh or another, while it runs.
@@ -134,19 +118,11 @@ def restore(
     Examples: `mesh restore registry.backup --dry-run`, `mesh restore /var/backups/etcd`,
     `kubectl exec -i deploy/mesh-router -- mesh restore - < registry.backup`
     """
-    settings, base = etcdoptions.reach(
-        base=base,
-        urls=etcd,
-        config=etcd_config,
-        user=etcd_user,
-        password_file=etcd_password_file,
-        ca=etcd_ca,
-        cert=etcd_cert,
-        key=etcd_key,
-    )
+    settings, base = login.reach(etcd, base=base)
 
     async def command(etcd: "Etcd") -> "Outcome":
         from mesh.cli.backup import file, restoring
+        from mesh.schema.keys import Keys
 
         async with _opened(source, settings, from_base.strip("/") or base) as stream:
             try:
@@ -223,8 +199,8 @@ def _reading(source: str) -> Iterator[BinaryIO]:
 @contextlib.asynccontextmanager
 async def _opened(source: str, settings: EtcdSettings, base: str) -> AsyncIterator[BinaryIO]:
     """A backup that can be read twice, whatever it comes from."""
-    from mesh.cli.app import installed_version
     from mesh.cli.backup import fromsnapshot
+    from mesh.cli.version import installed
 
     try:
         snapshot = fromsnapshot.find(source) if source != "-" else None
@@ -235,7 +211,7 @@ async def _opened(source: str, settings: EtcdSettings, base: str) -> AsyncIterat
             yield stream
         return
     with tempfile.TemporaryFile() as kept:
-        await fromsnapshot.save(snapshot, settings, base, kept, by=installed_version())
+        await fromsnapshot.save(snapshot, settings, base, kept, by=installed())
         kept.seek(0)
         yield kept
 

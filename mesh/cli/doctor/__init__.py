@@ -14,6 +14,7 @@ import typer
 from mesh.cli import options, output
 from mesh.cli.exits import Exit
 from mesh.options import etcd as etcdoptions
+from mesh.options import groups
 from mesh.options.values import parse_bytes
 
 if TYPE_CHECKING:  # gRPC, aiohttp and cryptography, which `mesh --help` should not wait for
@@ -25,10 +26,11 @@ AREAS = ("kubernetes", "secrets", "etcd", "mesh", "certificates")
 
 def add(app: typer.Typer) -> None:
     """Adds this package's command."""
-    app.command("doctor", rich_help_panel=options.ADMIN)(doctor)
+    app.command("doctor", rich_help_panel=options.ADMIN)(groups.expanded(doctor))
 
 
 def doctor(
+    *,
     context: typer.Context,
     only: Annotated[
         str, typer.Option("--only", metavar="AREA,...", help=f"Look at these only: {', '.join(AREAS)}.")
@@ -45,12 +47,7 @@ def doctor(
             help="URLs of etcd's members, separated by commas. Else a router's pod looks at etcd, through kubectl.",
         ),
     ] = "",
-    etcd_config: etcdoptions.Config = None,
-    etcd_user: etcdoptions.User = "",
-    etcd_password_file: etcdoptions.PasswordFile = None,
-    etcd_ca: etcdoptions.Ca = None,
-    etcd_cert: etcdoptions.Cert = None,
-    etcd_key: etcdoptions.Key = None,
+    login: etcdoptions.Login,
     quota: Annotated[
         str, typer.Option("--quota", metavar="SIZE", help="Of etcd's database, where etcd does not say. Else 2GiB.")
     ] = "",
@@ -101,16 +98,7 @@ def doctor(
         raise typer.BadParameter(str(error), param_hint="--quota") from error
     unusable, settings = "", None
     try:
-        settings, base = etcdoptions.reach(
-            base=base,
-            urls=etcd,
-            config=etcd_config,
-            user=etcd_user,
-            password_file=etcd_password_file,
-            ca=etcd_ca,
-            cert=etcd_cert,
-            key=etcd_key,
-        )
+        settings, base = login.reach(etcd, base=base)
     except typer.BadParameter as error:  # a finding like others: the rest is looked at all the same
         unusable = f"{error.param_hint}: {error.message}"
     from mesh.cli.doctor.examination import Examination, Plan

@@ -1,0 +1,17 @@
+"""One row of what `mesh simulate` shows, in a table or a picture."""
+
+from dataclasses import dataclass
+
+from placement.simulator.cluster import Counts
+from placement.simulator.run import Result
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One simulation. `result` is None for the clairvoyant, of which only counts are known."""
+
+    policy: str
+    pods: int
+    room: float  # the capacity of all pods, as a share of all models' bytes
+    counts: Counts
+    result: Result | None

@@ -1,0 +1,11 @@
+"""The version of this installation."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def installed() -> str:
+    """Returns it; `unknown` where Mesh runs from a folder that was never installed."""
+    try:
+        return version("mesh-serving")
+    except PackageNotFoundError:
+        return "unknown"

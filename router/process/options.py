@@ -1,0 +1,182 @@
+"""The groups of options that `python -m router` takes, and the checks that need several of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mesh.options import checked, tls
+from mesh.options.values import format_bytes
+
+_BODY_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Where clients call, and over what."""
+
+    listen: Annotated[str, typer.Option(envvar="MESH_LISTEN", help="Address that clients call, HOST:PORT.")] = (
+        "127.0.0.1:8033"
+    )
+    edge: Annotated[
+        str, typer.Option(envvar="MESH_EDGE", help="What answers clients: envoy, or grpc where Envoy cannot run.")
+    ] = "envoy"
+    rest_listen: Annotated[
+        str, typer.Option(envvar="MESH_REST_LISTEN", help="Address that REST clients call, with --edge grpc.")
+    ] = "127.0.0.1:8008"
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MESH_TLS_CERT",
+            help="PEM file with the certificate that clients see; read again when it is replaced.",
+        ),
+    ] = None
+    tls_key: Annotated[
+        Path | None, typer.Option(envvar="MESH_TLS_KEY", help="PEM file with the key of --tls-cert.")
+    ] = None
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MESH_TLS_CLIENT_CA",
+            help="PEM file with the authority that must have signed the clients' certificates.",
+        ),
+    ] = None
+    tls_client_auth: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_TLS_CLIENT_AUTH",
+            metavar="require|optional",
+            help="With --tls-client-ca: optional lets clients in that show no certificate; a wrong one never.",
+            show_default="require",
+        ),
+    ] = ""
+    internal_tls: tls.Internal = None
+    connection_age: Annotated[
+        float,
+        typer.Option(
+            envvar="MESH_CONNECTION_AGE",
+            min=0.0,
+            help="Age at which clients are asked to connect again, and so find new routers, in seconds, with up to a "
+            "fifth more at random; 0: never.",
+        ),
+    ] = 0.0
+    probe: Annotated[str, typer.Option(envvar="MESH_PROBE", help="Address of /ready, /live and /metrics.")] = (
+        "127.0.0.1:8089"
+    )
+
+    def check(self) -> None:
+        """Raises BadParameter for options that contradict each other."""
+        if self.edge not in ("envoy", "grpc"):
+            raise typer.BadParameter(f"{self.edge!r} is neither envoy nor grpc", param_hint="--edge")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise typer.BadParameter("give both --tls-cert and --tls-key, or neither", param_hint="--tls-cert")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise typer.BadParameter("it needs --tls-cert and --tls-key", param_hint="--tls-client-ca")
+        if self.tls_client_auth not in ("", "require", "optional"):
+            text = f"{self.tls_client_auth!r} is neither require nor optional"
+            raise typer.BadParameter(text, param_hint="--tls-client-auth")
+        if self.tls_client_auth and self.tls_client_ca is None:
+            text = "it needs --tls-client-ca: whose certificates count?"
+            raise typer.BadParameter(text, param_hint="--tls-client-auth")
+        if self.edge == "grpc" and (self.tls_cert is not None or self.connection_age):
+            raise typer.BadParameter("TLS and --connection-age need Envoy: use --edge envoy", param_hint="--edge")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds calls and what they hold (docs/limits.md)."""
+
+    max_message: Annotated[
+        str, typer.Option(envvar="MESH_MAX_MESSAGE", help="Size of the largest request or reply.")
+    ] = "16MiB"
+    max_body_bytes: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_MAX_BODY_BYTES",
+            help="Bytes of requests and replies that a worker holds; at half of them large requests are refused, with "
+            "429. auto: 256 MiB, or four times --max-message where that is more.",
+        ),
+    ] = "auto"
+    min_body_rate: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_MIN_BODY_RATE",
+            help="Bytes a second that a body has to come or be read with, after 10 s; 0: any.",
+        ),
+    ] = "32KiB"
+    edge_memory: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_EDGE_MEMORY",
+            help="Bytes that Envoy may hold; near them it resets streams that hold much, and refuses new connections. "
+            "0: any.",
+        ),
+    ] = "384MiB"
+    max_connections_per_pod: Annotated[
+        int,
+        typer.Option(
+            envvar="MESH_MAX_CONNECTIONS_PER_POD",
+            min=2,
+            help="Connections of one worker to one pod, and so its calls in flight there; a model gets a share.",
+        ),
+    ] = 1024
+    load_wait: Annotated[
+        float,
+        typer.Option(envvar="MESH_LOAD_WAIT", min=0.1, help="Longest wait of a caller for a load, in seconds."),
+    ] = 120.0
+    unload_wait: Annotated[
+        float,
+        typer.Option(
+            envvar="MESH_UNLOAD_WAIT",
+            min=0.1,
+            help="Longest wait for pods to unload a model that is unregistered, and for its former copies when its id "
+            "is registered again, in seconds.",
+        ),
+    ] = 10.0
+    max_waiters: Annotated[
+        int, typer.Option(envvar="MESH_MAX_WAITERS", min=1, help="Calls of one worker that may wait for loads.")
+    ] = 20_000
+    max_waiters_per_model: Annotated[
+        int, typer.Option(envvar="MESH_MAX_WAITERS_PER_MODEL", min=1, help="Calls that may wait for one model.")
+    ] = 2_000
+    max_waiting_bytes: Annotated[
+        str,
+        typer.Option(envvar="MESH_MAX_WAITING_BYTES", help="Bytes of the calls of one worker that wait for loads."),
+    ] = "256MiB"
+    reregister_after: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_REREGISTER_AFTER",
+            metavar="SECONDS|never",
+            help="Time after which an id may be registered with other attributes although a pod that is cut off from "
+            "etcd may still answer for its former registration, in seconds, or 'never'.",
+        ),
+    ] = "600"
+    drain_timeout: Annotated[
+        float,
+        typer.Option(
+            envvar="MESH_DRAIN_TIMEOUT", min=0.0, help="Time for calls in flight to end at SIGTERM, in seconds."
+        ),
+    ] = 20.0
+
+    def body_bytes(self) -> int:
+        """Returns what a worker may hold in bodies. Raises BadParameter where that is too little for one message."""
+        message = checked.size(self.max_message, "--max-message")
+        if self.max_body_bytes == "auto":
+            return max(_BODY_BYTES, 4 * message)
+        size = checked.size(self.max_body_bytes, "--max-body-bytes")
+        if size < 2 * message + 1024:  # half of it is for large requests
+            least = format_bytes(2 * message + 1024)
+            text = f"{format_bytes(size)} cannot hold a message of --max-message: give {least} or more"
+            raise typer.BadParameter(text, param_hint="--max-body-bytes")
+        return size
+
+
+def workers(text: str) -> int:
+    """Returns the number of workers, 0 for auto. Raises BadParameter."""
+    if text == "auto":
+        return 0
+    if not text.isdigit() or not 0 < int(text) <= 256:
+        raise typer.BadParameter(f"{text!r} is neither auto nor a number from 1 to 256", param_hint="--workers")
+    return int(text)
