@@ -163,6 +163,8 @@ class HttpProvider:
         try:
             await self._limits.in_parts(sink.missing(), fetch)
         except _NoRanges:
+            if held is not None:  # its part was ended with the others: nobody waits for a connection while holding one
+                held.release()
             sink.restart()
             again = await self._again(location, file)
             try:

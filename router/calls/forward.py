@@ -189,14 +189,24 @@ class Forwarder:
         copy.calls += 1
 
     def ended(self, copy: Copy) -> None:
-        """A call to a copy has ended, in whatever way: those of its model that wait for its connection go on."""
-        copy.pod.in_flight -= 1
+        """A call to a copy has ended, in whatever way: those that wait for a connection to its pod go on."""
+        pod = copy.pod
+        pod.in_flight -= 1
         copy.calls -= 1
-        waiting = copy.waiting
-        while waiting and not shares.full(copy, self.settings.max_connections_per_pod):
-            waiter = next(iter(waiting))
-            del waiting[waiter]
-            waiter.resume()
+        if pod.waited_for:
+            self._resume(copy)
+
+    def _resume(self, ended: Copy) -> None:
+        """Those of the same model first; then those of others, whose share grows with what is free."""
+        waited_for = ended.pod.waited_for
+        for copy in (ended, *waited_for):
+            waiting = copy.waiting
+            while waiting and not shares.full(copy, self.settings.max_connections_per_pod):
+                waiter = next(iter(waiting))
+                del waiting[waiter]
+                waiter.resume()
+            if not waiting:
+                waited_for.pop(copy, None)
 
     def has_room(self, copy: Copy) -> bool:
         """Whether its model may take one more connection to its pod."""
@@ -381,11 +391,11 @@ class Carry:
         elif len(copy.waiting) >= forwarder.settings.max_waiters_per_model:
             self._fail(shares.refusal(self._model_id, copy.pod.name, copy.calls))
         else:
-            copy.waiting[self] = None
+            copy.waiting[self] = copy.pod.waited_for[copy] = None
             self._waits_for = copy
 
     def resume(self) -> None:
-        """A call of the same model has ended."""
+        """A call in the same pod has ended."""
         self._waits_for = None
         if not self._done:
             self._next()

@@ -2,8 +2,8 @@
 
 HTTP/1.1 carries one call at a time on a connection, and a worker has so many to a pod. A model may take another one
 while it has fewer than are free: the dynamic threshold of Choudhury and Hahne for shared buffers. One busy model so
-gets half of them, two a third each, and there is always one left for the next. What is beyond waits for a call of the
-same model to end, or, where too many wait, is refused: for that model alone.
+gets half of them, two a third each, and there is always one left for the next. What is beyond waits for calls in
+that pod to end, its own model's or others', or, where too many wait, is refused: for that model alone.
 """
 
 from typing import Protocol

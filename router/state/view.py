@@ -81,6 +81,7 @@ class Pod:
         "suspect",
         "unsettled",
         "unsettled_since",
+        "waited_for",
         "wary",
     )
 
@@ -92,6 +93,7 @@ class Pod:
         self.copies: dict[str, Copy] = {}
         self.disk = idset.EMPTY  # the models whose files it has on disk
         self.in_flight = 0  # our calls there
+        self.waited_for: dict[Copy, None] = {}  # its copies for which calls wait, and perhaps some for which none does
         self.load = 0  # calls in flight there, as its last reply said
         self.suspect = False  # vanished without a word
         self.wary = False  # it has just demanded that its copies be verified

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import os
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,6 +15,7 @@ from yarl import URL
 from puller import retry
 from puller.errors import Nature, PullError, PullErrorKind
 from puller.http_client import HttpPolicy, retry_after
+from puller.limits import Limits
 from puller.provider import Listing, RemoteFile
 from puller.puller import Puller
 from puller.source import Source
@@ -33,12 +35,14 @@ class Store:
         self.gone = asyncio.Event()
         self.port = 0
         self.host = "127.0.0.1"
+        self.on_request: Callable[[], None] = lambda: None
 
     def url(self, path: str, host: str = "", user: str = "") -> str:
         return f"http://{user and user + '@'}{host or self.host}:{self.port}{path}"
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         self.requests.append(request)
+        self.on_request()
         match request.path.split("/")[1:]:
             case ["small", *_]:
                 return web.Response(body=CONTENT)
@@ -85,6 +89,18 @@ class Store:
                     await asyncio.sleep(30)
                 finally:
                     self.gone.set()
+            case ["whole", *_]:  # says that it has ranges, and has none
+                headers = {"ETag": '"one"', "Accept-Ranges": "bytes"}
+                if "Range" in request.headers or self.blocked.is_set():
+                    self.blocked.set()
+                    return web.Response(body=LARGE, headers=headers)
+                response = web.StreamResponse(headers=headers)
+                response.content_length = len(LARGE)
+                await response.prepare(request)
+                await response.write(LARGE[:1000])
+                await self.blocked.wait()
+                await response.write(LARGE[1000:])
+                return response
             case ["endless", *_]:
                 response = web.StreamResponse()
                 response.enable_chunked_encoding()
@@ -139,6 +155,8 @@ async def refused(puller: Puller, url: str, kind: PullErrorKind) -> str:
     with pytest.raises(PullError) as caught:
         await puller.pull(Source(url), into="id")
     assert caught.value.kind is kind, caught.value
+    # A file of an earlier pull bears a temporary name until it is safe on disk.
+    await until(lambda: not puller.statistics().cache.unsafe, interval=0.001, why="earlier files are safe on disk")
     assert entries(puller) == set(), "a failed pull left something"
     return caught.value.text
 
@@ -158,6 +176,22 @@ async def test_a_file_arrives_whole(puller, store, path, content):
     assert pulled.path == puller.directory / "id" / "a.onnx"
     assert pulled.path.read_bytes() == content
     assert pulled.bytes == len(content)
+
+
+async def test_a_pull_waits_for_no_connection_while_it_holds_one(store, tmp_path):
+    """A server sends all of a file for a part of it: the pull asks for all of it, the parts' connections given back."""
+    limits = Limits(connections=8, ranges=2, range_bytes=10 * 2**20)
+    policy = HttpPolicy(allow_private=True, connect_timeout=5, read_timeout=5, total_timeout=10)
+    puller = Puller(directory=tmp_path / "models", http=policy, retries=retry.NEVER, limits=limits)
+    puller.sweep()
+    held: list[int] = []
+    store.on_request = lambda: held.append(limits.statistics().connections)
+    try:
+        pulled = await puller.pull(Source(store.url("/whole/a.onnx")), into="id")
+    finally:
+        await puller.close()
+    assert pulled.path.read_bytes() == LARGE
+    assert held == [1, 2, 1]
 
 
 @pytest.mark.parametrize(

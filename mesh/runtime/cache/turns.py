@@ -4,6 +4,9 @@ A load that lasts gives its place to the next one and goes on beside it: a few m
 would otherwise hold up every cold start of the pod until they are given up, which takes a minute and a half. Only so
 many places are given away at once, since each such load keeps a processor busy. The agent and the model server both
 count so, in step.
+
+A load that is to be apart holds the others up, so it does that for as briefly as any turn lasts: not while another load
+lasts, which it would have to wait for, and no longer once it lasts itself.
 """
 
 import asyncio
@@ -14,6 +17,9 @@ from placement.queue import LoadQueue, QueueStatistics
 
 LONG = 5.0
 """Seconds after which a load gives its place away."""
+
+APART = 60.0
+"""Seconds that a load which is to be apart waits beside others while one lasts. After that it holds the others up."""
 
 LENT = 8
 """Places that may be given away at once."""
@@ -41,25 +47,32 @@ class Turns:
         self._free = count
         self._queue: LoadQueue[str] = LoadQueue()
         self._waiting: dict[str, asyncio.Future[None]] = {}
+        self._lasting: set[_Turn] = set()  # turns that are long
         self._apart = asyncio.Lock()  # held by the load that is to be apart
-        self._held = False  # it has its turn, and nobody else gets one
-        self._ended = asyncio.Event()  # a turn has
+        self._held = False  # nobody else gets a turn
+        self._changed = asyncio.Event()  # a turn has ended, or become long
 
     @asynccontextmanager
     async def apart(self, model_id: str, *, idle_ms: int = 0) -> AsyncIterator[None]:
-        """Holds one turn while nobody else does: waits for those who have one, and others wait for its end."""
-        async with self._apart, self.turn(model_id, idle_ms=idle_ms):
-            self._held = True
+        """Holds one turn that begins while nobody else has one: waits for those who do, and others wait for its end."""
+        loop = asyncio.get_running_loop()
+        async with self._apart, self._turn(model_id, idle_ms) as own:
+            limit = loop.time() + APART
+            timers = [loop.call_at(limit, self._changed.set)]
             try:
                 while self.taken > 1:
-                    self._ended.clear()
-                    await self._ended.wait()
+                    self._held = loop.time() >= limit or not self._lasting - {own}
+                    if not self._held:
+                        self._open()
+                    self._changed.clear()
+                    await self._changed.wait()
+                self._held = True
+                timers.append(loop.call_later(self._long, self._open))
                 yield
             finally:
-                self._held = False
-                free, self._free = self._free, 0
-                for _ in range(free):
-                    self._give()
+                for timer in timers:
+                    timer.cancel()
+                self._open()
 
     @asynccontextmanager
     async def turn(
@@ -69,11 +82,18 @@ class Turns:
         when it has become long.
 
         Cancelled, its place in the queue is given up."""
+        async with self._turn(model_id, idle_ms, on_long):
+            yield
+
+    @asynccontextmanager
+    async def _turn(
+        self, model_id: str, idle_ms: int, on_long: Callable[[], None] | None = None
+    ) -> AsyncIterator[_Turn]:
         await self._take(model_id, idle_ms)
         turn = _Turn(on_long)
         timer = asyncio.get_running_loop().call_later(self._long, self._became_long, turn)
         try:
-            yield
+            yield turn
         finally:
             timer.cancel()
             self._end(turn)
@@ -114,7 +134,16 @@ class Turns:
             if self._waiting.get(model_id) is future:
                 del self._waiting[model_id]
 
+    def _open(self) -> None:
+        """Lets the others go on."""
+        self._held = False
+        free, self._free = self._free, 0
+        for _ in range(free):
+            self._give()
+
     def _became_long(self, turn: _Turn) -> None:
+        self._lasting.add(turn)
+        self._changed.set()
         if self._lent < LENT:
             self._lend(turn)
         else:
@@ -128,7 +157,8 @@ class Turns:
         self._give()
 
     def _end(self, turn: _Turn) -> None:
-        self._ended.set()
+        self._lasting.discard(turn)
+        self._changed.set()
         if turn.lent:
             self._lent -= 1
             if self._overdue:

@@ -66,6 +66,25 @@ async def test_those_that_wait_go_on_in_their_order_and_never_beyond_the_share(m
         assert call.code is Code.OK, number
 
 
+async def test_those_that_wait_go_on_when_calls_of_other_models_end(mesh):
+    """A model's one call may last for minutes; what others give back is there for its further calls."""
+    mesh.register("other")
+    mesh.world.copy("other", "a")
+    others = [mesh.call(model) for model in ("fast", "other") for _ in range(CONNECTIONS // 2)]
+    calls = [mesh.call("slow") for _ in range(3)]
+    first, *_ = of(mesh, "a", "slow")
+    assert len(of(mesh, "a", "slow")) == 1
+    for model in ("fast", "other"):
+        for sent in iter(lambda model=model: [one for one in of(mesh, "a", model) if not one.over], []):
+            sent[0].reply()
+    assert {call.code for call in others} == {Code.OK}
+    assert len(of(mesh, "a", "slow")) == 3
+    for sent in of(mesh, "a", "slow")[1:]:
+        sent.reply()
+    first.reply()
+    assert [call.code for call in calls] == [Code.OK] * 3
+
+
 async def test_a_model_with_another_copy_uses_that(mesh):
     calls = [mesh.call("wide") for _ in range(CONNECTIONS)]
     assert len(of(mesh, "a", "wide")) == len(of(mesh, "b", "wide")) == CONNECTIONS // 2

@@ -169,3 +169,65 @@ async def test_a_load_apart_that_is_given_up_holds_up_nobody() -> None:
     for name in ("first", "later"):
         await loads.end(name)
     assert loads.turns.taken == 0
+
+
+class Apart:
+    """A load that is to be apart."""
+
+    def __init__(self, loads: Loads) -> None:
+        self._turns = loads.turns
+        self.begun = False
+        self.end = asyncio.Event()
+        self.task = asyncio.ensure_future(self._run())
+
+    async def _run(self) -> None:
+        async with self._turns.apart("apart"):
+            self.begun = True
+            await self.end.wait()
+
+
+async def test_a_load_apart_holds_up_nobody_while_another_one_lasts() -> None:
+    """It would have to wait for that one, and good loads with it."""
+    loads = Loads(1, long=0.0)
+    await loads.begin("endless")
+    apart = Apart(loads)
+    await settle()
+    for name in ("good", "better"):
+        await loads.begin(name)
+        await loads.end(name)
+    assert (loads.begun, apart.begun) == (["endless", "good", "better"], False)
+    await loads.end("endless")
+    assert apart.begun
+    apart.end.set()
+    await apart.task
+    assert loads.turns.taken == 0
+
+
+async def test_a_load_apart_has_its_turn_though_there_is_always_one_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "APART", 0.0)
+    loads = Loads(1, long=0.0)
+    await loads.begin("endless")
+    apart = Apart(loads)
+    await settle()
+    await loads.begin("another")
+    assert loads.begun == ["endless"]
+    await loads.end("endless")
+    assert apart.begun
+    apart.end.set()
+    await apart.task
+    await loads.end("another")
+    assert loads.turns.taken == 0
+
+
+async def test_a_load_apart_that_lasts_lets_others_go() -> None:
+    """What it is apart for shows itself soon, or not at all."""
+    loads = Loads(1, long=0.0)
+    apart = Apart(loads)
+    await settle()
+    assert apart.begun
+    await loads.begin("good")
+    assert loads.begun == ["good"]
+    await loads.end("good")
+    apart.end.set()
+    await apart.task
+    assert (loads.turns.taken, loads.turns._free) == (0, 1)
