@@ -43,7 +43,11 @@ class Limits:
 
     max_message: Annotated[str, _size("--max-message", "Size of the largest request or reply; default 16MiB.")] = ""
     max_body_bytes: Annotated[
-        str, _size("--max-body-bytes", "Bytes of requests and replies that a router worker holds; default 256MiB.")
+        str,
+        _size(
+            "--max-body-bytes",
+            "Bytes of requests and replies that a router worker holds, and a model server; default 256MiB and 512MiB.",
+        ),
     ] = ""
     min_body_rate: Annotated[
         str, _size("--min-body-rate", "Bytes a second that a body has to come with; default 32KiB.")
@@ -97,4 +101,7 @@ ROUTER = (
     *("max_message", "max_body_bytes", "min_body_rate", "edge_memory", "max_connections_per_pod", "load_wait"),
     *("max_waiters", "max_waiters_per_model", "max_waiting_bytes"),
 )
-RUNTIME = ("max_message", "load_timeout", "load_concurrency", "pull_bandwidth", "pull_connections", "hang_timeout")
+RUNTIME = (
+    *("max_message", "max_body_bytes", "load_timeout", "load_concurrency"),
+    *("pull_bandwidth", "pull_connections", "hang_timeout"),
+)

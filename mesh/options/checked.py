@@ -15,6 +15,20 @@ def size(text: str, option: str) -> int:
         raise typer.BadParameter(str(error), param_hint=option) from error
 
 
+def body_bytes(text: str, *, least: int, max_message: str) -> int:
+    """Returns the total that `--max-body-bytes` says for bodies: `auto` is `least`, or four times `--max-message` where
+    that is more."""
+    message = size(max_message, "--max-message")
+    if text == "auto":
+        return max(least, 4 * message)
+    total, needed = size(text, "--max-body-bytes"), 2 * message + 1024  # half of it is for large requests
+    if total < needed:
+        says = f"{values.format_bytes(total)} cannot hold a message of --max-message"
+        says += f": give {values.format_bytes(needed)} or more"
+        raise typer.BadParameter(says, param_hint="--max-body-bytes")
+    return total
+
+
 def address(text: str, option: str) -> str:
     """Returns an address to listen on in its full form, `HOST:PORT`."""
     try:

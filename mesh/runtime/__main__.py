@@ -94,6 +94,7 @@ def main(
             drain_timeout=work.drain_timeout,
             eviction=memory.eviction,
             max_message=checked.size(work.max_message, "--max-message"),
+            max_body_bytes=work.body_bytes(),
             hang_timeout=work.hang_timeout,
             server_module=work.server_module,
             check_interval=membership.check_interval,

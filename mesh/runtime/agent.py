@@ -328,6 +328,7 @@ class Agent:
             load_concurrency=settings.load_concurrency,
             device=device,
             max_message=settings.max_message,
+            max_body_bytes=settings.max_body_bytes,
             internal_tls=settings.internal_tls,
             memory_limit=self._memory.limit_bytes,
             log_format=settings.log_format,

@@ -17,6 +17,8 @@ from puller.proxies import Proxies
 
 log = logs.get("mesh.runtime")
 
+_BODY_BYTES = 512 << 20  # large requests are admitted up to half of it, which is what may wait (`server.runs`)
+
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
@@ -169,6 +171,14 @@ class Work:
     max_message: Annotated[
         str, typer.Option(envvar="MESH_MAX_MESSAGE", help="Size of the largest request or reply.")
     ] = "16MiB"
+    max_body_bytes: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_MAX_BODY_BYTES",
+            help="Bytes of requests and replies that the model server holds; at half of them large requests are "
+            "refused, with 429. auto: 512 MiB, or four times --max-message where that is more.",
+        ),
+    ] = "auto"
     hang_timeout: Annotated[
         float,
         typer.Option(
@@ -191,6 +201,10 @@ class Work:
             help="Time for loads and calls in flight to end at SIGTERM, in seconds.",
         ),
     ] = 20.0
+
+    def body_bytes(self) -> int:
+        """Returns what the model server may hold in bodies. Raises BadParameter where that is too little for one."""
+        return checked.body_bytes(self.max_body_bytes, least=_BODY_BYTES, max_message=self.max_message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ class RuntimeSettings:
     demand_window: float = demand.WINDOW  # after its last call a model counts as in use for so long
     eviction: str = "lru"  # which copies make way first: a policy of `placement`
     max_message: int = 16 * MIB
+    max_body_bytes: int = 512 * MIB  # of all requests and replies that the model server holds
     server_module: str = SERVER  # what is run as the model server
     hang_timeout: float = 12.0  # silence of the model server after which it is killed
     check_interval: float = 30.0  # between two comparisons with the registry

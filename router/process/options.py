@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from mesh.options import checked, tls
-from mesh.options.values import format_bytes
 
 _BODY_BYTES = 256 << 20
 
@@ -162,15 +161,7 @@ class Limits:
 
     def body_bytes(self) -> int:
         """Returns what a worker may hold in bodies. Raises BadParameter where that is too little for one message."""
-        message = checked.size(self.max_message, "--max-message")
-        if self.max_body_bytes == "auto":
-            return max(_BODY_BYTES, 4 * message)
-        size = checked.size(self.max_body_bytes, "--max-body-bytes")
-        if size < 2 * message + 1024:  # half of it is for large requests
-            least = format_bytes(2 * message + 1024)
-            text = f"{format_bytes(size)} cannot hold a message of --max-message: give {least} or more"
-            raise typer.BadParameter(text, param_hint="--max-body-bytes")
-        return size
+        return checked.body_bytes(self.max_body_bytes, least=_BODY_BYTES, max_message=self.max_message)
 
 
 def workers(text: str) -> int:

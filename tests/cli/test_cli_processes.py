@@ -104,7 +104,7 @@ def test_up_makes_settings_of_its_options(up, tmp_path, monkeypatch):
 
 LIMITS = {
     "--max-message": ("1MiB", ["router", "runtime"]),
-    "--max-body-bytes": ("64MiB", ["router"]),
+    "--max-body-bytes": ("64MiB", ["router", "runtime"]),
     "--min-body-rate": ("1KiB", ["router"]),
     "--edge-memory": ("1GiB", ["router"]),
     "--max-connections-per-pod": ("64", ["router"]),

@@ -542,6 +542,7 @@ async def test_a_server_that_starts_no_more_is_given_up(tmp_path: Path, monkeypa
         load_concurrency=1,
         device="cpu",
         max_message=1 << 20,
+        max_body_bytes=4 << 20,
         internal_tls=None,
         memory_limit=0,
         log_format="json",

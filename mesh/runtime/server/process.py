@@ -30,6 +30,7 @@ from mesh.runtime.server.spi import Spi
 from mesh.runtime.server.watch import Watch
 from mesh.runtime.sharedmemory.board import Board
 from mesh.telemetry import logs
+from mesh.wire.budget import Budget
 from mesh.wire.server import Server
 
 log = logs.get(__name__)
@@ -78,7 +79,8 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> None
         clock=clock,
     )
     port = DataPort(copies, board, runs, watch, max_message=settings.max_message)
-    data = Server(port.handle, max_message=settings.max_message)
+    budget = Budget(settings.max_body_bytes)
+    data = Server(port.handle, max_message=settings.max_message, budget=budget)
     spi = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
     try:
         bound = await data.listen_tcp(settings.host, settings.port, identity=identity)
@@ -101,7 +103,7 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> None
     gc.collect()
     gc.freeze()  # what exists now stays: no collection need look at it again
     board.attach(os.getpid())
-    tasks = [loop.create_task(_beat(board, loader, runs, used))]
+    tasks = [loop.create_task(_beat(board, loader, runs, used, budget))]
     if identity is not None:
         tasks.append(loop.create_task(identity.run()))
         if limit:
@@ -135,10 +137,17 @@ def _board(settings: Settings) -> Board:
     return board
 
 
-async def _beat(board: Board, loader: Loader, runs: Runs, used: device.Device) -> None:
+async def _beat(board: Board, loader: Loader, runs: Runs, used: device.Device, budget: Budget) -> None:
+    refused = 0
     while True:
         board.beat(time.monotonic_ns(), device_bytes=used.used(), stuck=loader.stuck + runs.stuck)
         loader.trimmer.look()
+        if budget.settle():
+            loader.trimmer.soon()
+        if budget.refused != refused:
+            count = budget.refused - refused
+            log.warning("requests are refused: the bodies in flight fill --max-body-bytes", count=count)
+            refused = budget.refused
         await asyncio.sleep(_BEAT)
 
 

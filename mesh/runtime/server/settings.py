@@ -24,6 +24,7 @@ class Settings:
     load_concurrency: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_message: int = 16 << 20
+    max_body_bytes: int = 512 << 20  # of all requests and replies that the data port holds
     internal_tls: Path | None = None  # folder of the identity; None: the data port has no TLS
     memory_limit: int = 0  # of the whole process's private memory; 0: none
     log_format: Literal["text", "json"] = "text"
@@ -46,6 +47,7 @@ def parse(argv: Sequence[str]) -> Settings:
     add("--load-concurrency", type=_positive, default=2, metavar="N")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--max-message", type=_bytes, default=16 << 20, metavar="BYTES")
+    add("--max-body-bytes", type=_bytes, default=512 << 20, metavar="BYTES", help="of requests and replies in all")
     add("--internal-tls", type=Path, metavar="DIR", help="ca.crt, tls.crt, tls.key: the data port is by mutual TLS")
     add("--memory-limit", type=_bytes, default=0, metavar="BYTES", help="of the process, hard; 0: none")
     add("--log-format", choices=("text", "json"), default="text")

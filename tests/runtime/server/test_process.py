@@ -16,7 +16,7 @@ from mesh.pb import modelruntime_pb2
 from mesh.runtime.server import memory
 from mesh.runtime.sharedmemory.board import Board, State
 from mesh.statuses import Code
-from mesh.wire import framing, headers
+from mesh.wire import framing, headers, metadata
 from mesh.wire.client import Pool
 from tests.support import models
 from tests.support.authority import Authority, Mounted
@@ -334,3 +334,35 @@ async def settled(server: OnnxServer) -> int:
         steady = steady + 1 if now >= lowest else 0
         lowest = min(lowest, now)
     return lowest
+
+
+async def test_bodies_have_a_total(tmp_path):
+    """Large requests that stall fill half of it: another one is refused before it is sent, and small calls go on."""
+    size = 1 << 20
+    async with OnnxServer(tmp_path, "--max-message", str(size), "--max-body-bytes", str(3 * size)) as server:
+        await server.load("good", models.constant(7))
+        pool, headers_ = server.pool, [(headers.MODEL_ID, b"good")]
+        stalled = pool.open(SERVICE + b"ModelInfer", headers_, timeout=metadata.format_timeout(30))
+        head = framing.prefix(size - 10)
+        sending = asyncio.create_task(stalled.write(head + bytes(size // 2)))
+
+        async def large() -> Code:
+            reply = await server.call("ModelInfer", bytes(size - 10), metadata=headers_)
+            if reply.code == Code.RESOURCE_EXHAUSTED:
+                assert "--max-body-bytes" in reply.text
+                assert any(name == metadata.DETAILS for name, _ in (*reply.headers, *reply.trailers))
+            return Code(reply.code)
+
+        async def full() -> bool:
+            return await large() is Code.RESOURCE_EXHAUSTED
+
+        await until(full, why="what the stalled one has announced is counted")
+        assert await server.value("good") == 7
+        await until(lambda: "requests are refused" in server.log(), why="the log says so")
+        await sending
+        stalled.cancel()
+
+        async def free() -> bool:
+            return await large() is Code.INVALID_ARGUMENT  # it is no request, but was read
+
+        await until(free, why="what the stalled one held is given back")
