@@ -135,10 +135,17 @@ class Forwarder:
         return self.verifier.known(copy)
 
     async def copy(
-        self, model_id: str, tried: "list[Copy]", deadline: float | None, *, insist: bool = False
+        self,
+        model_id: str,
+        tried: "list[Copy]",
+        deadline: float | None,
+        *,
+        first: bytes | None = None,
+        insist: bool = False,
     ) -> tuple[Copy, Said]:
         """The same for coroutines: a copy that may be called now, once there is one, and what the call says of its
-        record. `insist`: as `Verifier.verify` has it. Raises MeshError."""
+        record. `first`: the request, or the first message of several, where it was read. `insist`: as `Verifier.verify`
+        has it. Raises MeshError."""
         for _ in range(MAX_SENDS):
             copies = self.view.copies.get(model_id)
             copy = self.pick(copies, tried) if copies is not None else None
@@ -147,8 +154,14 @@ class Forwarder:
                 await self.coldstart.load(model_id, deadline=deadline)
             elif not self.must_verify(copy):
                 return copy, NOTHING
-            elif said := (NOTHING if insist else self.known(copy)) or await self.verifier.verify(copy, insist=insist):
+            elif not insist and (said := self.known(copy)):
                 return copy, said
+            else:
+                said = await self.verifier.verify(copy, insist=insist)
+                if first is not None and (refusal := self.refusal(model_id, first)) is not None:
+                    raise refusal
+                if said:
+                    return copy, said
         raise MeshError(Reason.UNAVAILABLE, f"no copy of {model_id} stays where it is", retry_after=1.0)
 
     def other(self, copy: Copy, tried: "list[Copy]") -> bool:

@@ -4,7 +4,9 @@ The same rules as for unary calls (`forward`). What differs is what can be sent 
 been passed on are kept until the reply begins, the first one always, more of them up to a bound. A call that has sent
 more than that is not tried again.
 
-Unary calls come here too when their end arrives later than their message.
+Unary calls come here too when their end arrives later than their message. So the first message is held against the
+requests in which servers have died, as a unary one is. That is done where its model is named in it, as V2 has it: of
+other methods nothing is read before a server is chosen, and what servers died in is only known of V2's.
 """
 
 import asyncio
@@ -93,7 +95,7 @@ class _Stream:
         tried: list[Copy] = []
         retried = insist = False
         for _ in range(MAX_SENDS):
-            copy, said = await forwarder.copy(model_id, tried, call.deadline, insist=insist)
+            copy, said = await forwarder.copy(model_id, tried, call.deadline, first=first, insist=insist)
             insist = False
             pool = copy.pod.pool
             if pool is None:

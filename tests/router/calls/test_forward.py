@@ -344,6 +344,25 @@ async def test_a_request_in_which_a_server_died_is_not_tried_again(core):
     assert late.code is Code.OK
 
 
+async def test_a_request_that_ends_after_its_message_is_held_against_deaths_too(core):
+    """It is carried as a stream of one message."""
+
+    class Late(FakeCall):
+        async def read(self):
+            frame, self.message = self.message, None
+            return frame
+
+    died_in(core, core.frame(payload=b"poison"))
+    core.world.pod("a")
+    core.agents.answers["a"] = fakecalls.loaded(blamed=True)
+    call = Late(frame=None)
+    call.message = core.frame(payload=b"poison")
+    core.dispatcher.dispatch(call)
+    await core.answered(call)
+    assert call.code is Code.FAILED_PRECONDITION
+    assert "in this very request" in call.text
+
+
 async def test_a_router_that_has_lost_nothing_is_told_by_the_copy(core):
     """It was loaded after the death, and says that its record has to be looked into."""
     died_in(core, core.frame(payload=b"poison"))
