@@ -60,6 +60,11 @@ class Keys:
         return f"{self.base}/config/".encode()
 
     @property
+    def auth(self) -> bytes:
+        """Prefix of identities and of what each may do."""
+        return f"{self.base}/auth/".encode()
+
+    @property
     def wanted(self) -> bytes:
         """Prefix of the ids of models whose number of copies was set: so that nobody has to read all records for them.
         It lies outside of `presence_range`, and holds no values."""

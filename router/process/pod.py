@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mesh import process
 from mesh.envoy import config, minder
-from mesh.etcd import Etcd, EtcdError, Mirror, Patience, Snapshot
+from mesh.etcd import Etcd, EtcdError, Patience
 from mesh.host import cpus
 from mesh.identity import Identity
 from mesh.options import values as addresses
@@ -39,7 +39,9 @@ from router.loads.agents import Agents
 from router.process import sockets
 from router.settings import RouterSettings
 from router.state.dynamic import Dynamic
-from router.state.feed import FeedServer, items_of
+from router.state.feed import ranges
+from router.state.feed.following import Following
+from router.state.feed.server import FeedServer
 from router.state.prober import Prober
 from router.state.registry import Registry
 from router.state.view import News, View
@@ -79,10 +81,9 @@ class RouterPod:
         self.settings = replace(settings, run_dir=run_dir, workers=workers)
         self._dir = Path(run_dir)
         self._metrics = metrics.Registry("router-pod")
-        self._feed = FeedServer(self._snapshot)
+        self._tasks = Tasks(self._lost)
         self._etcd = Etcd(settings.etcd, follow=True)
         self._patience = Patience()
-        self._mirror: Mirror | None = None
         keys = Keys(settings.base)
         self._view = View(keys, self._connect)
         self._identity = Identity(Path(settings.internal_tls)) if settings.internal_tls else None
@@ -90,6 +91,14 @@ class RouterPod:
         self._view.listen(self._on_pod)
         self._registry = Registry(self._etcd, keys, timeout=settings.registry_timeout)
         self._dynamic = Dynamic(self._etcd, keys)
+        self._feed = FeedServer(self._snapshot, wanted=lambda range: self._following.want(range))
+        self._following = Following(
+            self._etcd,
+            keys,
+            readers={ranges.PRESENCE: self._view, ranges.CONFIG: self._dynamic},
+            apply=self._feed.apply,
+            spawn=self._tasks.essential,
+        )
         self._prober = Prober(self._view, self._agents)
         self._rounds = Rounds(
             view=self._view,
@@ -111,12 +120,10 @@ class RouterPod:
         self._hung = self._metrics.counter("mesh_hung_processes", process.HUNG_HELP, ("process",))
         self._envoy: minder.Minder | None = None
         self._probes = Probes(settings.probe, self.why_not_ready, self._why_not_live, self._render)
-        self._tasks = Tasks(self._lost)
         self._stopping = False
         self._served = asyncio.get_running_loop().time()  # when its processes were last able to serve
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Why this router must not run, once that is known."""
-        self._leading: asyncio.Task[None] | None = None
         self.probe_port = 0
         if self._identity is not None:
             self._identity.follow(self._metrics)
@@ -136,14 +143,14 @@ class RouterPod:
             "mesh_lives_expired", "Pods that were cut off for so long that they are not waited for.", merge="max"
         ).follow(lambda: self._lives.statistics().expired)
         gauge("mesh_registry_stale_seconds", "For how long nothing has been heard from etcd.").follow(
-            lambda: self._mirror.stale_for if self._mirror is not None else 0.0
+            lambda: self._following.stale_for
         )
 
     def why_not_ready(self) -> str | None:
         """None: clients are served."""
         if self._stopping:
             return "this router is stopping"
-        if not self._feed.revision:
+        if not self._following.read.is_set():
             return self._patience.why or "the registry (etcd) has not been read yet"
         if (reason := self._why_nobody_serves()) is not None:
             return reason
@@ -181,7 +188,7 @@ class RouterPod:
             settings = self.settings = self._with_ports(settings)
             settings.write(self._dir / "settings.json")
             await self._feed.start(settings.feed)
-            self._tasks.essential(self._follow(), "follow etcd")
+            self._tasks.essential(self._take_part(), "take part in the mesh")
             self._tasks.essential(self._tick(), "tick")
             if self._identity is not None:
                 self._tasks.essential(self._identity.run(), "follow certificates")
@@ -243,8 +250,8 @@ class RouterPod:
             on_lost=self._lost,
         )
 
-    async def _follow(self) -> None:
-        """Reads etcd and hands it on, for ever."""
+    async def _take_part(self) -> None:
+        """Makes sure whose prefix it is, then follows etcd, and leads where it is its turn."""
         keys = Keys(self.settings.base)
         try:
             await self._patience.until_done(lambda: self._etcd.get(keys.owner))  # also where nobody asks whose it is
@@ -252,16 +259,10 @@ class RouterPod:
         except (owner.OwnedByAnother, EtcdError) as error:
             self.failed.set_result(error.detail if isinstance(error, EtcdError) else str(error))
             return
-        self._tasks.essential(self._dynamic.run(), "follow settings")
         self._tasks.essential(self._roster.run(), "roster")
-        start, end = keys.presence_range
-        self._mirror = Mirror(self._etcd, start, end)
-        async for change in self._mirror:
-            self._feed.apply(change)
-            take = self._view.snapshot if isinstance(change, Snapshot) else self._view.delta
-            take(change.revision, items_of(change))
-            if self._leading is None:  # whoever leads has to know first what is where
-                self._leading = self._tasks.essential(self._election.run(), "election")
+        self._following.begin()
+        await self._following.read.wait()  # whoever leads has to know first what is where
+        await self._election.run()
 
     async def _lead(self) -> None:
         """Does what a leader does, until cancelled."""

@@ -44,7 +44,8 @@ from router.rest.conversions import Conversions
 from router.services import modelmesh
 from router.settings import RouterSettings
 from router.state.dynamic import Dynamic
-from router.state.feed import FeedClient
+from router.state.feed import ranges
+from router.state.feed.client import FeedClient
 from router.state.prober import Prober
 from router.state.registry import Registry
 from router.state.view import News, View
@@ -114,7 +115,7 @@ class Process:
         self.feed = FeedClient(
             settings.feed,
             self.name,
-            self.view,
+            {ranges.PRESENCE: self.view, ranges.CONFIG: self.dynamic},
             ready=self.why_not_ready,
             snapshot=self.metrics.snapshot,
             on_drain=self._drain,
@@ -161,7 +162,6 @@ class Process:
         settings = self.settings
         self._tasks.essential(self.feed.run(), "follow the feed")
         self._tasks.essential(self._tick(), "tick")
-        self._tasks.essential(self.dynamic.run(), "follow settings")
         if self.identity is not None:
             self._tasks.essential(self.identity.run(), "follow certificates")
         # A worker that knows nothing takes every call for a cold start, and needs etcd for what is resident.

@@ -1,13 +1,13 @@
-"""Settings that change while the mesh runs: one watch of `config/` for each process that needs them.
+"""Settings that change while the mesh runs: what stands below `config/` in etcd, as the feed tells it.
 
 Each is a text that a parser of `placement` understands, checked before it is written. One that cannot be understood all
 the same (somebody else wrote it) is told in the log, and what held before goes on holding.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from mesh.etcd import Etcd, Kind, Mirror, Snapshot
+from mesh.etcd import Etcd
 from mesh.etcd.ranges import after_prefix
 from mesh.schema.keys import Keys
 from mesh.statuses import MeshError, Reason
@@ -15,6 +15,7 @@ from mesh.telemetry import logs
 from placement import constraints, limits
 from placement.constraints import NONE, Constraints
 from placement.limits import TypeLimits
+from router.state.feed.ranges import Item
 
 log = logs.get(__name__)
 
@@ -47,19 +48,19 @@ class Dynamic:
         self._texts: dict[str, str] = {}
         self.current = Current()
 
-    async def run(self) -> None:
-        """Follows them until cancelled."""
-        async for change in Mirror(self._etcd, self._keys.config, after_prefix(self._keys.config)):
-            if isinstance(change, Snapshot):
-                values = {self._keys.setting_of(kv.key): kv.value for kv in change.kvs}
-                for name in NAMES:
-                    self._take(name, values.get(name, b""))
-                continue
-            for event in change.events:
-                self._take(self._keys.setting_of(event.kv.key), event.kv.value if event.kind is Kind.PUT else b"")
+    def snapshot(self, _: int, items: Iterable[Item]) -> None:
+        """Takes all settings as they are: what is missing is not set."""
+        values = {self._keys.setting_of(key): value for key, value in items}
+        for name in NAMES:
+            self._take(name, values.get(name))
 
-    def _take(self, name: str, value: bytes) -> None:
-        text = value.decode(errors="replace")
+    def delta(self, _: int, items: Iterable[Item]) -> None:
+        """Takes what has changed."""
+        for key, value in items:
+            self._take(self._keys.setting_of(key), value)
+
+    def _take(self, name: str, value: bytes | None) -> None:
+        text = (value or b"").decode(errors="replace")
         setter = _SETTERS.get(name)
         if setter is None or text == self._texts.get(name, ""):
             return

@@ -30,11 +30,9 @@ from mesh.telemetry import logs
 from mesh.wire import headers
 from mesh.wire.client import Pool
 from placement import rollout
+from router.state.feed.ranges import Item
 
 log = logs.get(__name__)
-
-Item = tuple[bytes, bytes | None]
-"""A key and its value; None: deleted."""
 
 R = TypeVar("R")
 

@@ -1,6 +1,5 @@
 """One or more router workers in the test's own process, fed by a real mirror of a real etcd."""
 
-import asyncio
 import os
 import tempfile
 from collections.abc import AsyncIterator
@@ -8,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mesh.etcd import Etcd, Mirror
+from mesh.etcd import Etcd
 from mesh.options.etcdsettings import EtcdSettings
 from mesh.schema.keys import Keys
 from mesh.telemetry import metrics
@@ -17,7 +16,9 @@ from mesh.wire.client import Pool, Reply
 from router.process import sockets
 from router.process.worker import Process
 from router.settings import RouterSettings
-from router.state.feed import FeedServer
+from router.state.feed.following import Following
+from router.state.feed.server import FeedServer
+from router.tasks import Tasks
 from tests.support.fakepod import INFER, request
 from tests.support.waiting import until
 
@@ -58,14 +59,11 @@ async def workers(etcd_settings: EtcdSettings, keys: Keys, count: int = 1, **mor
         async def merged() -> metrics.Snapshot:
             return metrics.merge(await feed.snapshots())
 
-        feed = FeedServer(merged)
+        tasks = Tasks()
+        feed = FeedServer(merged, wanted=lambda range: following.want(range))
+        following = Following(etcd, keys, readers={}, apply=feed.apply, spawn=tasks.spawn)
+        following.begin()
         await feed.start(settings.feed)
-
-        async def follow() -> None:
-            async for change in Mirror(etcd, *keys.presence_range):
-                feed.apply(change)
-
-        following = asyncio.create_task(follow())
         listening = [
             sockets.Sockets({kind: settings.socket(kind, index) for kind in sockets.KINDS}) for index in range(count)
         ]
@@ -88,8 +86,7 @@ async def workers(etcd_settings: EtcdSettings, keys: Keys, count: int = 1, **mor
                 pool.close()
             for process in processes:
                 await process.stop()
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            await tasks.close()
             await feed.close()
             await etcd.close()
             for one in listening:

@@ -16,7 +16,8 @@ from mesh.wire.client import Pool, Reply
 from router.process import sockets
 from router.process.worker import Process
 from router.settings import RouterSettings
-from router.state.feed import FeedServer
+from router.state.feed import ranges
+from router.state.feed.server import FeedServer
 from tests.support import fakecalls
 from tests.support.fakepod import INFER, FakePod, Refuses, answer, request
 from tests.support.waiting import until
@@ -414,7 +415,8 @@ async def test_no_call_is_taken_before_what_is_where_is_known(run_dir, etcd_serv
         call = asyncio.create_task(pool.call(INFER, [], request("m"), timeout=20))
         await until(lambda: pool.statistics().connections == 1, why="the call is on its way")
         assert not process.server.statistics().calls
-        feed.apply(Snapshot(7, ()))
+        feed.apply(ranges.CONFIG, Snapshot(7, ()))
+        feed.apply(ranges.PRESENCE, Snapshot(7, ()))
         assert (await call).code == Code.NOT_FOUND
         await starting
     finally:

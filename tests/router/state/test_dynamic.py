@@ -1,21 +1,25 @@
 """Settings that change while the mesh runs, on a real etcd."""
 
-import asyncio
-
 import pytest
 
 from mesh.statuses import MeshError, Reason
 from router.state.dynamic import TYPE_CONSTRAINTS, TYPE_LIMITS, Dynamic
+from router.state.feed import ranges
+from router.state.feed.following import Following
+from router.tasks import Tasks
 from tests.support.waiting import until
 
 
 @pytest.fixture
 async def dynamic(etcd, keys):
     made = Dynamic(etcd, keys)
-    task = asyncio.ensure_future(made.run())
+    tasks = Tasks()
+    following = Following(
+        etcd, keys, readers={ranges.CONFIG: made}, apply=lambda range, change: None, spawn=tasks.spawn
+    )
+    following.begin()
     yield made
-    task.cancel()
-    await asyncio.wait({task})
+    await tasks.close()
 
 
 async def test_what_is_written_holds_everywhere_a_moment_later(dynamic, etcd, keys):

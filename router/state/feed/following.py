@@ -1,0 +1,69 @@
+"""The pod's view of etcd: follows each range that has a reader here or in a worker, and hands on what changes.
+
+One `Mirror` a range: each goes on from its own revision after a fault, and a range that was compacted meanwhile is read
+again while the others go on.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from mesh.etcd import Change, Etcd, Mirror, Snapshot
+from mesh.schema.keys import Keys
+from router.state.feed.rangelog import items_of
+from router.state.feed.ranges import Range, Reader
+
+
+class Following:
+    """See the module's text. `spawn` starts a task that must not end; `apply` gets every change."""
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        keys: Keys,
+        *,
+        readers: Mapping[Range, Reader],
+        apply: Callable[[Range, Change], None],
+        spawn: Callable[[Coroutine[Any, Any, None], str], object],
+    ) -> None:
+        """`readers` are this process's own."""
+        self._etcd = etcd
+        self._keys = keys
+        self._readers = readers
+        self._apply = apply
+        self._spawn = spawn
+        self._wanted: dict[Range, None] = dict.fromkeys(readers)
+        self._mirrors: dict[Range, Mirror] = {}
+        self._unread = set(readers)
+        self._begun = False
+        self.read = asyncio.Event()
+        """Set once every range that has a reader here was read."""
+
+    def want(self, range: Range) -> None:
+        """Follows a range from now on, or from `begin` on, if it is not followed already."""
+        self._wanted[range] = None
+        if self._begun and range not in self._mirrors:
+            self._mirrors[range] = Mirror(self._etcd, *range.bounds(self._keys))
+            self._spawn(self._follow(range), f"follow {range.name} in etcd")
+
+    def begin(self) -> None:
+        """Follows what is wanted: what lies there is known to be this mesh's."""
+        self._begun = True
+        for range in tuple(self._wanted):
+            self.want(range)
+
+    @property
+    def stale_for(self) -> float:
+        """Seconds since changes of some range stopped arriving; 0 while they arrive, and before `begin`."""
+        return max((mirror.stale_for for mirror in self._mirrors.values()), default=0.0)
+
+    async def _follow(self, range: Range) -> None:
+        reader = self._readers.get(range)
+        async for change in self._mirrors[range]:
+            self._apply(range, change)
+            if reader is not None:
+                take = reader.snapshot if isinstance(change, Snapshot) else reader.delta
+                take(change.revision, items_of(change))
+            self._unread.discard(range)
+            if not self._unread:
+                self.read.set()

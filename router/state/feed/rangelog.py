@@ -1,0 +1,170 @@
+"""One range as the pod keeps it for its workers: its content, its latest changes, and how far each worker has read.
+
+Changes are encoded once and linked one to the next. A worker's `Cursor` holds the last one that it was sent, so what
+nobody waits for is freed by itself. Where the change after the one that a worker has is not kept, or too many bytes
+wait for it, it is sent the whole range instead. So a worker that does not read costs a bounded amount of memory, and
+no time of others.
+
+No I/O here: `server` takes from cursors whatever the connection can carry.
+"""
+
+import secrets
+from collections.abc import Iterable, Iterator
+
+from mesh.etcd import Change, Kind, Snapshot
+from router.state.feed.messages import encode, pack
+from router.state.feed.ranges import Item
+
+MAX_BEHIND = 64 << 20
+"""Bytes of changes that wait for one worker, beyond which it is sent the whole range instead."""
+
+KEPT = 1 << 20
+"""Bytes of changes that are kept for a worker that may connect again."""
+
+PORTION = 500
+"""Items in one message."""
+
+PORTION_BYTES = 1 << 20
+"""Bytes of keys and values beyond which a message is full. As JSON they may be six times as many, below
+`messages.MAX_MESSAGE` with the largest value that etcd takes."""
+
+
+def items_of(change: Change) -> list[Item]:
+    """Returns keys and values of a change, as readers take them."""
+    if isinstance(change, Snapshot):
+        return [(kv.key, kv.value) for kv in change.kvs]
+    return [(event.kv.key, event.kv.value if event.kind is Kind.PUT else None) for event in change.events]
+
+
+class _Change:
+    """One revision's changes, and the place that the next ones take."""
+
+    __slots__ = ("data", "next", "revision", "total")
+
+    def __init__(self, revision: int, total: int, data: bytes = b"") -> None:
+        self.revision = revision
+        self.total = total  # bytes of changes in the epoch up to this one
+        self.data = data
+        self.next: _Change | None = None
+
+
+class RangeLog:
+    """See the module's text."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.epoch = ""  # "": it has not been read from etcd yet
+        self._items: dict[bytes, bytes] = {}
+        self._first = self._last = _Change(0, 0)  # of those that are kept
+        self._cursors: set[Cursor] = set()
+
+    @property
+    def revision(self) -> int:
+        """Of what is known; 0: nothing yet."""
+        return self._last.revision
+
+    def apply(self, change: Change) -> None:
+        """Takes a change from etcd. Cursors find it; waking those who wait is the caller's business."""
+        items = items_of(change)
+        if isinstance(change, Snapshot):
+            self.epoch = secrets.token_hex(8)
+            self._items = {kv.key: kv.value for kv in change.kvs}
+            self._first = self._last = _Change(change.revision, 0)
+            for cursor in self._cursors:
+                cursor.begin()
+            return
+        for key, value in items:
+            if value is None:
+                self._items.pop(key, None)
+            else:
+                self._items[key] = value
+        *first, rest = list(_portions(items)) or [[]]
+        data = b"".join(encode(["items", self.name, pack(portion)]) for portion in first)
+        data += encode(["delta", self.name, change.revision, pack(rest)])
+        last = _Change(change.revision, self._last.total + len(data), data)
+        self._last.next = last
+        self._last = last
+        while self._first.next is not None and last.total - self._first.total > KEPT:
+            self._first = self._first.next
+        for cursor in self._cursors:
+            if cursor.behind > MAX_BEHIND:
+                cursor.begin()
+
+    def cursor(self, epoch: str, revision: int) -> "Cursor":
+        """Returns the place of a worker that has read so far, or nothing (""). `close` it in the end."""
+        cursor = Cursor(self, self._after(epoch, revision))
+        self._cursors.add(cursor)
+        return cursor
+
+    def _after(self, epoch: str, revision: int) -> _Change | None:
+        """Returns the last change that a worker has which has read so far, where those after it are kept."""
+        if not self.epoch or epoch != self.epoch or not self._first.revision <= revision <= self._last.revision:
+            return None
+        change = self._first
+        while change.next is not None and change.next.revision <= revision:
+            change = change.next
+        return change
+
+    def _everything(self) -> Iterator[bytes]:
+        """All of the range as it is now, as messages, made as they are taken: it may be larger than anybody should
+        buffer."""
+        items, epoch, revision = list(self._items.items()), self.epoch, self.revision
+        yield encode(["begin", self.name])
+        for portion in _portions(items):
+            yield encode(["items", self.name, pack(portion)])
+        yield encode(["snapshot", self.name, epoch, revision])
+
+
+def _portions(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Cuts items so that each part fits into a message. No parts where there are none."""
+    portion: list[Item] = []
+    size = 0
+    for key, value in items:
+        portion.append((key, value))
+        size += len(key) + len(value or b"")
+        if len(portion) == PORTION or size > PORTION_BYTES:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
+
+
+class Cursor:
+    """How far one worker has been sent a range."""
+
+    __slots__ = ("_all", "_have", "_log")
+
+    def __init__(self, log: RangeLog, have: _Change | None) -> None:
+        self._log = log
+        self._have = have  # the last change that it was sent, or that all it is being sent contains; None: begin anew
+        self._all: Iterator[bytes] | None = None  # what is left of the whole range
+
+    @property
+    def behind(self) -> int:
+        """Bytes of changes that wait for it."""
+        return 0 if self._have is None else self._log._last.total - self._have.total
+
+    def begin(self) -> None:
+        """Sends the whole range next, whatever has been sent so far."""
+        self._have = self._all = None
+
+    def take(self) -> bytes | None:
+        """Returns the next message; None: there is none for now."""
+        if self._have is None:
+            if not self._log.epoch:
+                return None
+            self._have, self._all = self._log._last, self._log._everything()
+        if self._all is not None:
+            message = next(self._all, None)
+            if message is not None:
+                return message
+            self._all = None
+        if self._have.next is None:
+            return None
+        self._have = self._have.next
+        return self._have.data
+
+    def close(self) -> None:
+        """Ends it."""
+        self._log._cursors.discard(self)
+        self.begin()

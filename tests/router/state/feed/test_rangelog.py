@@ -1,0 +1,312 @@
+"""One range and its readers, without a connection: whatever is lost, cut or slow, each ends with what is there."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from mesh.etcd import Delta, Event, KeyValue, Kind, Snapshot
+from router.state.feed import rangelog
+from router.state.feed.messages import encode, pack, unpack
+from router.state.feed.rangelog import RangeLog
+from router.state.feed.ranges import Item
+from router.state.feed.reading import Reading
+
+State = dict[bytes, bytes]
+
+
+def kv(key: bytes, value: bytes = b"") -> KeyValue:
+    """A key as etcd gives it."""
+    return KeyValue(key, value, 1, 1, 1, 0)
+
+
+def put(revision: int, *items: tuple[bytes, bytes | None]) -> Delta:
+    """One revision's changes; None: deleted."""
+    return Delta(
+        revision,
+        tuple(Event(Kind.DELETE if value is None else Kind.PUT, kv(key, value or b"")) for key, value in items),
+    )
+
+
+class Copy:
+    """A reader that has what it was told, and the story of it."""
+
+    def __init__(self) -> None:
+        self.state: State = {}
+        self.story: list[tuple[str, int]] = []
+
+    def snapshot(self, revision: int, items: list[Item]) -> None:
+        """Everything."""
+        self.state = {key: value for key, value in items if value is not None}
+        self.story.append(("snapshot", revision))
+
+    def delta(self, revision: int, items: list[Item]) -> None:
+        """A change."""
+        for key, value in items:
+            if value is None:
+                self.state.pop(key, None)
+            else:
+                self.state[key] = value
+        self.story.append(("delta", revision))
+
+
+def decoded(data: bytes) -> list[list[object]]:
+    """The messages in what a cursor gave."""
+    found = []
+    while data:
+        length = int.from_bytes(data[:4], "big")
+        found.append(json.loads(data[4 : 4 + length]))
+        data = data[4 + length :]
+    return found
+
+
+class Worker:
+    """One worker and its connection, which carries as many messages as it is told to."""
+
+    def __init__(self, log: RangeLog) -> None:
+        self.log = log
+        self.copy = Copy()
+        self.reading = Reading(self.copy)
+        self.connect()
+
+    def connect(self) -> None:
+        """A connection, after one that broke."""
+        self.cursor = self.log.cursor(*self.reading.connect())
+
+    def lose(self) -> None:
+        """The connection breaks."""
+        self.cursor.close()
+
+    def take(self, most: int = 1_000_000) -> bool:
+        """Some messages arrive. Whether all have."""
+        for _ in range(most):
+            data = self.cursor.take()
+            if data is None:
+                return True
+            for what, name, *rest in decoded(data):
+                assert name == self.log.name
+                self.reading.take(what, rest)
+        return False
+
+
+@pytest.fixture
+def log() -> RangeLog:
+    """A range with three keys, at revision 5."""
+    made = RangeLog("config")
+    made.apply(Snapshot(5, (kv(b"a", b"1"), kv(b"b", b"2"), kv(b"c", b"3"))))
+    return made
+
+
+def test_a_worker_is_told_everything_and_then_each_revision_whole(log: RangeLog) -> None:
+    """Also two keys of one revision, which belong together."""
+    worker = Worker(log)
+    assert worker.take()
+    log.apply(put(9, (b"a", b"4"), (b"b", None)))
+    log.apply(put(12, (b"a", b"5")))
+    assert worker.take()
+    assert worker.copy.story == [("snapshot", 5), ("delta", 9), ("delta", 12)]
+    assert worker.copy.state == {b"a": b"5", b"c": b"3"}
+
+
+def test_nothing_is_told_before_etcd_was_read() -> None:
+    """And an empty range is told: it is known to be empty."""
+    log = RangeLog("vmodels")
+    worker = Worker(log)
+    assert worker.take()
+    assert not worker.copy.story
+    log.apply(Snapshot(3, ()))
+    worker.take()
+    assert worker.copy.story == [("snapshot", 3)]
+
+
+def test_a_worker_that_connects_again_is_told_what_it_missed_alone(log: RangeLog) -> None:
+    """Not everything once more."""
+    worker = Worker(log)
+    worker.take()
+    worker.lose()
+    log.apply(put(6, (b"a", b"4")))
+    log.apply(put(8, (b"b", b"4")))
+    worker.connect()
+    worker.take()
+    assert worker.copy.story == [("snapshot", 5), ("delta", 6), ("delta", 8)]
+    assert worker.copy.state == {b"a": b"4", b"b": b"4", b"c": b"3"}
+
+
+def test_a_connection_that_breaks_within_a_snapshot_leaves_what_was_known(
+    log: RangeLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The half that came is void."""
+    monkeypatch.setattr(rangelog, "PORTION", 1)
+    worker = Worker(log)
+    assert not worker.take(2)
+    worker.lose()
+    assert not worker.copy.story
+    log.apply(put(6, (b"a", None)))
+    worker.connect()
+    worker.take()
+    assert worker.copy.state == {b"b": b"2", b"c": b"3"}
+
+
+def test_after_a_compaction_every_worker_is_told_everything_again(log: RangeLog) -> None:
+    """Those too that are in the middle of the former everything, or away."""
+    there, away = Worker(log), Worker(log)
+    there.take()
+    away.take()
+    away.lose()
+    log.apply(Snapshot(40, (kv(b"a", b"9"),)))
+    there.take()
+    away.connect()
+    away.take()
+    assert there.copy.story == away.copy.story == [("snapshot", 5), ("snapshot", 40)]
+    assert there.copy.state == away.copy.state == {b"a": b"9"}
+
+
+def test_revisions_of_another_store_are_not_taken_for_this_ones(log: RangeLog) -> None:
+    """etcd has begun again on other data, and has come past the revision that the worker knows."""
+    worker = Worker(log)
+    worker.take()
+    worker.lose()
+    log.apply(Snapshot(2, (kv(b"x", b"1"),)))
+    log.apply(put(5, (b"y", b"1")))
+    log.apply(put(6, (b"z", b"1")))
+    worker.connect()
+    worker.take()
+    assert worker.copy.state == {b"x": b"1", b"y": b"1", b"z": b"1"}
+
+
+def test_what_was_missed_is_not_kept_for_ever(log: RangeLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that was away for long is told everything."""
+    monkeypatch.setattr(rangelog, "KEPT", 200)
+    worker = Worker(log)
+    worker.take()
+    worker.lose()
+    for revision in range(6, 30):
+        log.apply(put(revision, (b"a", b"%d" % revision)))
+    worker.connect()
+    worker.take()
+    assert worker.copy.story == [("snapshot", 5), ("snapshot", 29)]
+
+
+def test_one_that_falls_behind_is_told_everything_instead(log: RangeLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for it is bounded; who reads goes on with the changes."""
+    monkeypatch.setattr(rangelog, "MAX_BEHIND", 500)
+    slow, quick = Worker(log), Worker(log)
+    slow.take()
+    for revision in range(6, 40):
+        log.apply(put(revision, (b"a", b"%d" % revision)))
+        quick.take()
+        assert slow.cursor.behind <= 500
+    slow.take()
+    assert slow.copy.story[0] == ("snapshot", 5)
+    assert [what for what, _ in slow.copy.story].count("snapshot") == 2
+    assert quick.copy.story == [("snapshot", 6), *(("delta", revision) for revision in range(7, 40))]
+    assert slow.copy.state == quick.copy.state
+
+
+def test_a_change_larger_than_a_message_comes_as_one_revision(log: RangeLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the lease of a pod with very many copies ends."""
+    monkeypatch.setattr(rangelog, "PORTION_BYTES", 100)
+    worker = Worker(log)
+    worker.take()
+    log.apply(put(6, *((b"k%d" % number, b"v" * 60) for number in range(10))))
+    worker.take()
+    assert worker.copy.story == [("snapshot", 5), ("delta", 6)]
+    assert len(worker.copy.state) == 13
+
+
+KEYS = st.sampled_from([b"a", b"b", b"c", b"\xff\0"])
+CHANGES = st.lists(st.tuples(KEYS, st.none() | st.binary(max_size=3)), min_size=1, max_size=3)
+
+
+class Interleavings(RuleBasedStateMachine):
+    """Changes, compactions, and two workers whose connections carry little, break and come again, in any order."""
+
+    @initialize(patched=st.tuples(st.integers(0, 400), st.integers(50, 400)))
+    def begin(self, patched: tuple[int, int]) -> None:
+        """Small bounds, so that they are met."""
+        self._undo: list[Callable[[], None]] = []
+        for name, value in (("KEPT", patched[0]), ("MAX_BEHIND", patched[1]), ("PORTION", 1)):
+            before = getattr(rangelog, name)
+            self._undo.append(lambda name=name, before=before: setattr(rangelog, name, before))
+            setattr(rangelog, name, value)
+        self.log = RangeLog("vmodels")
+        self.state: State = {}
+        self.revision = 0
+        self.past: dict[tuple[str, int], State] = {}
+        self.workers = [Worker(self.log), Worker(self.log)]
+        self.connected = [True, True]
+
+    def _noted(self) -> None:
+        self.past[self.log.epoch, self.revision] = dict(self.state)
+
+    @rule(items=CHANGES, gap=st.integers(1, 3))
+    def change(self, items: list[tuple[bytes, bytes | None]], gap: int) -> None:
+        """etcd tells of a revision."""
+        if not self.log.epoch:
+            return
+        self.revision += gap
+        for key, value in items:
+            if value is None:
+                self.state.pop(key, None)
+            else:
+                self.state[key] = value
+        self.log.apply(put(self.revision, *items))
+        self._noted()
+
+    @rule(state=st.dictionaries(KEYS, st.binary(max_size=3)), revision=st.integers(1, 50))
+    def read_again(self, state: State, revision: int) -> None:
+        """etcd was compacted, or begins again on other data, perhaps at a lower revision."""
+        self.state, self.revision = dict(state), revision
+        self.log.apply(Snapshot(revision, tuple(kv(key, value) for key, value in state.items())))
+        self._noted()
+
+    @rule(which=st.integers(0, 1), most=st.integers(1, 5))
+    def carry(self, which: int, most: int) -> None:
+        """Some messages reach a worker."""
+        if self.connected[which]:
+            self.workers[which].take(most)
+
+    @rule(which=st.integers(0, 1))
+    def break_or_mend(self, which: int) -> None:
+        """A connection breaks, or comes again."""
+        if self.connected[which]:
+            self.workers[which].lose()
+        else:
+            self.workers[which].connect()
+        self.connected[which] = not self.connected[which]
+
+    @invariant()
+    def each_has_what_was_there_at_its_revision(self) -> None:
+        """Never a part of a revision, or one without those before it."""
+        for worker in getattr(self, "workers", []):
+            if worker.reading.epoch:
+                known = self.past[worker.reading.epoch, worker.reading.revision]
+                assert worker.copy.state == known
+
+    def teardown(self) -> None:
+        """In the end all have everything, each in the order of revisions."""
+        for index, worker in enumerate(getattr(self, "workers", [])):
+            if not self.connected[index]:
+                worker.connect()
+            worker.take()
+            assert worker.copy.state == (self.state if self.log.epoch else {})
+            before = 0
+            for what, revision in worker.copy.story:
+                assert what == "snapshot" or revision > before
+                before = revision
+        for undo in getattr(self, "_undo", []):
+            undo()
+
+
+TestInterleavings = Interleavings.TestCase
+TestInterleavings.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_any_bytes_come_through() -> None:
+    """Keys and values are no text."""
+    items = [(bytes(range(256)), bytes(range(255, -1, -1))), (b"\xff", None), (b"", b"")]
+    ((kind, packed),) = decoded(encode(["x", pack(items)]))
+    assert (kind, unpack(packed)) == ("x", items)
