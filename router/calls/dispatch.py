@@ -4,20 +4,13 @@ This is the one handler that every transport is given (the HTTP/1.1 server, the 
 means does not depend on how it came.
 """
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from mesh.statuses import MeshError, Reason
-from mesh.wire.call import Call
+from mesh.wire.call import Call, Handler
 from router.calls import answers, streams
 from router.calls.forward import Carry, Forwarder
 from router.calls.routes import Routes
-
-if TYPE_CHECKING:
-    from router.process.context import Worker
-
-Service = Callable[["Worker", Call], None]
-"""Answers a call itself, then or later."""
 
 
 class Dispatcher:
@@ -26,20 +19,17 @@ class Dispatcher:
     def __init__(self, forwarder: Forwarder, routes: Routes) -> None:
         self.forwarder = forwarder
         self._routes = routes
-        self._services: Mapping[bytes, Service] = {}
-        self._worker: Worker | None = None
+        self._services: Mapping[bytes, Handler] = {}
 
-    def serve(self, worker: "Worker", services: Mapping[bytes, Service]) -> None:
-        """From now on those methods are answered here."""
-        self._worker = worker
+    def serve(self, services: Mapping[bytes, Handler]) -> None:
+        """Has those methods answered here from now on, each by its handler."""
         self._services = services
 
     def dispatch(self, call: Call) -> None:
         """Answers the call, then or later. Does not raise for anything that a client can send."""
         service = self._services.get(call.method)
         if service is not None:
-            assert self._worker is not None
-            service(self._worker, call)
+            service(call)
             return
         routes = self._routes
         method = routes.method(call.method)

@@ -33,15 +33,16 @@ from router.calls.forward import Forwarder
 from router.calls.meter import Meter
 from router.calls.routes import Routes
 from router.fencing.tombstones import Tombstones
+from router.inference.models import Models
+from router.inference.server import Server as V2Server
 from router.loads.agents import Agents
 from router.loads.coldstart import ColdStart
 from router.management.models import Management
 from router.process import sockets
-from router.process.context import Worker
 from router.rest import app
 from router.rest.bodies import Bodies
 from router.rest.conversions import Conversions
-from router.services import modelmesh
+from router.rest.parts import Parts
 from router.settings import RouterSettings
 from router.state.dynamic import Dynamic
 from router.state.feed import ranges
@@ -100,7 +101,7 @@ class Process:
             settings=settings,
             budget=self.budget,
         )
-        management = Management(
+        self.management = Management(
             etcd=self.etcd,
             keys=keys,
             registry=self.registry,
@@ -122,19 +123,23 @@ class Process:
         )
         self.conversions = Conversions(max_message=settings.max_message)
         bodies = Bodies(self.budget, limit=settings.max_message, least=settings.min_body_rate)
-        self.worker = Worker(
+        v2server = V2Server(self.view, self.why_not_ready)
+        self._rest_parts = Parts(
             settings=settings,
+            server=v2server,
+            models=Models(self.dispatcher.dispatch, max_message=settings.max_message),
+            management=self.management,
             view=self.view,
-            dispatcher=self.dispatcher,
-            management=management,
             dynamic=self.dynamic,
-            registry=self.metrics,
-            ready=self.why_not_ready,
             bodies=bodies,
             conversions=self.conversions,
             snapshots=self.feed.merged,
         )
-        self.dispatcher.serve(self.worker, {**services.SERVICES, **modelmesh.METHODS})
+        self.dispatcher.serve(
+            services.methods(
+                ready=self.why_not_ready, server=v2server, management=self.management, managed=meter.managed
+            )
+        )
         self.server = Server(
             self.dispatcher.dispatch,
             max_message=settings.max_message,
@@ -170,7 +175,7 @@ class Process:
         if settings.edge == "envoy":
             grpc, rest = map(sockets.adopt, self._handed)
             await self.server.listen_on(grpc)
-            self._rest = await app.serve_on(self.worker, rest, grace=settings.drain)
+            self._rest = await app.serve_on(self._rest_parts, rest, grace=settings.drain)
         else:
             from router.edge import grpc as edge  # grpcio's server, which is not needed behind Envoy
 
@@ -179,7 +184,7 @@ class Process:
             )
             await self._edge.listen(*addresses.parse_address(settings.listen))
             host, port = addresses.parse_address(settings.rest_listen)
-            self._rest = await app.serve_tcp(self.worker, host, port, shared=True, grace=settings.drain)
+            self._rest = await app.serve_tcp(self._rest_parts, host, port, shared=True, grace=settings.drain)
         self._listening = True
         self.feed.tell()
         # What is there now stays: the collector need not look at it again and again.

@@ -8,17 +8,16 @@ decompression has no bound that is ours.
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
-from router.rest import errors, origins, v2
+from router.inference.models import Failed
+from router.rest import errors, origins
 from router.rest.management import ManagementApi
-
-if TYPE_CHECKING:
-    from router.process.context import Worker
+from router.rest.parts import Parts
+from router.rest.v2 import V2
 
 log = logs.get(__name__)
 
@@ -30,9 +29,9 @@ _MAX_HEADER = 64 * 1024  # bytes; as the edge's bound
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def make_app(worker: "Worker") -> web.Application:
+def make_app(parts: Parts) -> web.Application:
     """The application. Run it with `make_runner`."""
-    settings = worker.settings
+    settings = parts.settings
     loopback = origins.is_loopback(settings.listen if settings.edge == "envoy" else settings.rest_listen)
 
     @web.middleware
@@ -43,17 +42,17 @@ def make_app(worker: "Worker") -> web.Application:
 
     app = web.Application(middlewares=[_failures, guard])
     app.on_response_prepare.append(_anonymous)
-    v2.V2(worker).add_to(app)
-    ManagementApi(worker).add_to(app)
+    V2(parts).add_to(app)
+    ManagementApi(parts).add_to(app)
     return app
 
 
-def make_runner(worker: "Worker", *, grace: float = 20.0) -> web.AppRunner:
+def make_runner(parts: Parts, *, grace: float = 20.0) -> web.AppRunner:
     """The application with the options that it needs; `setup()` and `cleanup()` are the caller's.
 
     `grace`: seconds that `cleanup()` gives requests in flight."""
     return web.AppRunner(
-        make_app(worker),
+        make_app(parts),
         shutdown_timeout=grace,
         access_log=None,
         handler_cancellation=True,
@@ -65,10 +64,10 @@ def make_runner(worker: "Worker", *, grace: float = 20.0) -> web.AppRunner:
     )
 
 
-async def serve_on(worker: "Worker", listening: socket.socket, *, grace: float = 20.0) -> web.AppRunner:
+async def serve_on(parts: Parts, listening: socket.socket, *, grace: float = 20.0) -> web.AppRunner:
     """Serves on a socket that listens already. `cleanup()` of what it gives ends it, after `grace` seconds for requests
     in flight, and closes the socket."""
-    runner = make_runner(worker, grace=grace)
+    runner = make_runner(parts, grace=grace)
     await runner.setup()
     try:
         await web.SockSite(runner, listening, backlog=_BACKLOG).start()
@@ -79,7 +78,7 @@ async def serve_on(worker: "Worker", listening: socket.socket, *, grace: float =
 
 
 async def serve_tcp(
-    worker: "Worker",
+    parts: Parts,
     host: str,
     port: int,
     *,
@@ -88,7 +87,7 @@ async def serve_tcp(
     grace: float = 20.0,
 ) -> web.AppRunner:
     """Serves on a TCP port; `shared`: with the other workers (SO_REUSEPORT). Raises OSError where it is taken."""
-    runner = make_runner(worker, grace=grace)
+    runner = make_runner(parts, grace=grace)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port, backlog=_BACKLOG, ssl_context=tls, reuse_port=shared or None).start()
@@ -107,7 +106,7 @@ async def _failures(request: web.Request, handler: Handler) -> web.StreamRespons
     """Every failure in one form."""
     try:
         return await handler(request)
-    except v2.Failed as failed:
+    except Failed as failed:
         return errors.response(*errors.of_answer(failed.answer))
     except MeshError as error:
         return errors.response(*errors.of_error(error))

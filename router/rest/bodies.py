@@ -16,25 +16,11 @@ from mesh.statuses import MeshError, Reason, too_large
 from mesh.telemetry import logs
 from mesh.wire import server
 from mesh.wire.budget import SMALL, Budget, Hold
+from router.rest.asked import Body
 
 log = logs.get(__name__)
 
 _PIECE = 256 * 1024  # bytes written at once: the event loop copies them in 0.1 ms
-
-
-class Body:
-    """A body in the pieces in which it came."""
-
-    __slots__ = ("pieces", "size")
-
-    def __init__(self) -> None:
-        self.pieces: list[bytes] = []
-        self.size = 0
-
-    def joined(self) -> bytes:
-        """Returns all of it; the pieces are gone then."""
-        pieces, self.pieces = self.pieces, []
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class Bodies:

@@ -17,7 +17,7 @@ from mesh.pb import details_pb2
 from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import metadata
 from router.calls import answers
-from router.rest.localcall import Answer
+from router.inference.localcall import Answer
 
 _MAX_TEXT = 4000  # bytes
 

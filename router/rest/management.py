@@ -6,19 +6,18 @@ Importing many models is in `router.rest.bulk`.
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
 from mesh.schema import confidential, records
 from mesh.statuses import MeshError, Reason, too_large
 from mesh.telemetry import logs, metrics
+from router.management.models import ModelStatus
 from router.rest import bulk, documents, v2
+from router.rest.asked import decoded
+from router.rest.parts import Parts
 from router.state import dynamic
-
-if TYPE_CHECKING:
-    from router.management.models import ModelStatus
-    from router.process.context import Worker
 
 log = logs.get(__name__)
 
@@ -32,9 +31,9 @@ _READ_TIMEOUT = 60.0  # seconds that an import waits for more of its body, or fo
 class ManagementApi:
     """The handlers of one worker."""
 
-    def __init__(self, worker: "Worker") -> None:
-        self._worker = worker
-        self._management = worker.management
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._management = parts.management
         self._imports = 0  # under way
 
     def add_to(self, app: web.Application) -> None:
@@ -208,15 +207,15 @@ class ManagementApi:
 
     async def stats(self, _: web.Request) -> web.Response:
         """What this router has done, all of its workers together."""
-        numbers = summary(await self._worker.snapshots())
-        view = self._worker.view
+        numbers = summary(await self._parts.snapshots())
+        view = self._parts.view
         return web.json_response(
-            {**numbers, "resident": len(view.copies), "pods": len(view.pods), "workers": self._worker.settings.workers}
+            {**numbers, "resident": len(view.copies), "pods": len(view.pods), "workers": self._parts.settings.workers}
         )
 
     async def dynamic_settings(self, _: web.Request) -> web.Response:
         """What can be changed while the mesh runs, as JSON texts."""
-        return web.json_response({"settings": await self._worker.dynamic.read()})
+        return web.json_response({"settings": await self._parts.dynamic.read()})
 
     async def set_dynamic(self, request: web.Request) -> web.Response:
         """Sets one of them: the body is the setting, a JSON object; an empty one takes it away."""
@@ -224,11 +223,11 @@ class ManagementApi:
         dynamic.check(name)
         body = await _object(request, optional=True)
         text = json.dumps(body) if body else ""
-        await self._worker.dynamic.write(name, text)
+        await self._parts.dynamic.write(name, text)
         return web.json_response({"name": name, "value": text})
 
     def _pods_of(self, model_id: str) -> list[str]:
-        return sorted(copy.pod.name for copy in self._worker.view.copies.get(model_id, ()))
+        return sorted(copy.pod.name for copy in self._parts.view.copies.get(model_id, ()))
 
 
 def summary(snapshot: metrics.Snapshot) -> dict[str, Any]:
@@ -290,7 +289,7 @@ def _registered(model_id: str, record: records.ModelRecord) -> dict[str, Any]:
     return document
 
 
-def _status(model_id: str, status: "ModelStatus") -> dict[str, Any]:
+def _status(model_id: str, status: ModelStatus) -> dict[str, Any]:
     """A model's status as JSON. Raises MeshError where it is not registered."""
     record = status.record
     if status.status == "NOT_FOUND":
@@ -328,7 +327,7 @@ def _id(request: web.Request) -> str:
     """The id in the path, from the path as it came. Raises MeshError."""
     below = request.rel_url.raw_path.removeprefix(_PREFIX).split("/")
     try:
-        return records.check_id(v2.decoded(below[1]))
+        return records.check_id(decoded(below[1]))
     except ValueError as error:
         raise MeshError(Reason.BAD_REQUEST, str(error)) from error
 

@@ -1,13 +1,23 @@
-"""The methods that a worker answers itself, about itself: health, reflection, and the server part of V2.
+"""gRPC services that a worker answers itself: health, reflection, the server part of V2, and management.
 
-`SERVICES` is looked up by the dispatcher before anything is forwarded. The methods of `mmesh.ModelMesh` are not among
-them: they manage models and stand in a module of their own.
+`methods` is looked up by the dispatcher before anything is forwarded. Each takes a call and answers it, then or later.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from router.services import health, reflection, v2server
-from router.services.methods import Method
+from mesh.wire.call import Handler
+from router.inference.server import Server
+from router.management.models import Management
+from router.services import health, modelmesh, reflection, v2server
 
-SERVICES: Mapping[bytes, Method] = {**health.METHODS, **reflection.METHODS, **v2server.METHODS}
-"""By full name, with the leading slash. Each takes the worker and the call and answers the call, then or later."""
+
+def methods(
+    *, ready: Callable[[], str | None], server: Server, management: Management, managed: modelmesh.Managed
+) -> Mapping[bytes, Handler]:
+    """Returns all of them by full name, with the leading slash."""
+    return {
+        **health.Health(ready).methods(),
+        **reflection.METHODS,
+        **v2server.methods(server),
+        **modelmesh.methods(management, managed),
+    }

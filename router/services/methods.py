@@ -5,7 +5,7 @@ caller goes away.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -16,12 +16,8 @@ from mesh.wire import framing
 from router.calls import answers
 from router.tasks import Tasks
 
-if TYPE_CHECKING:
-    from router.process.context import Worker
-
 log = logs.get(__name__)
 
-Method = Callable[["Worker", wire.Call], None]
 M = TypeVar("M", bound=Message)
 
 MAX_REQUEST = 1 << 20  # bytes; these requests hold names
@@ -37,33 +33,33 @@ def decode(message: type[M], call: wire.Call, frame: bytes) -> M:
         raise MeshError(Reason.BAD_REQUEST, f"not a {message.DESCRIPTOR.full_name}: {error}") from error
 
 
-def unary(message: type[M], answer: Callable[["Worker", M], Message]) -> Method:
+def unary(message: type[M], answer: Callable[[M], Message]) -> wire.Handler:
     """A method that answers one message with one message; `answer` may raise MeshError."""
 
-    def reply(worker: "Worker", call: wire.Call, frame: bytes) -> None:
+    def reply(call: wire.Call, frame: bytes) -> None:
         try:
-            call.reply(framing.pack(answer(worker, decode(message, call, frame)).SerializeToString()))
+            call.reply(framing.pack(answer(decode(message, call, frame)).SerializeToString()))
         except MeshError as error:
             answers.fail(call, error)
 
-    async def late(worker: "Worker", call: wire.Call) -> None:
+    async def late(call: wire.Call) -> None:
         frame = await call.read()
         if frame is None:
             raise MeshError(Reason.BAD_REQUEST, "the call has no request message")
-        reply(worker, call, frame)
+        reply(call, frame)
 
-    def method(worker: "Worker", call: wire.Call) -> None:
+    def method(call: wire.Call) -> None:
         if call.frame is not None:
-            reply(worker, call, call.frame)
+            reply(call, call.frame)
         else:
-            run(call, lambda: late(worker, call))
+            run(call, lambda: late(call))
 
     return method
 
 
-def streaming(serve: Callable[["Worker", wire.Call], Awaitable[None]]) -> Method:
+def streaming(serve: Callable[[wire.Call], Awaitable[None]]) -> wire.Handler:
     """A method that reads and writes as it likes, and finishes the call; it is cancelled when its caller goes away."""
-    return lambda worker, call: run(call, lambda: serve(worker, call))
+    return lambda call: run(call, lambda: serve(call))
 
 
 def run(call: wire.Call, work: Callable[[], Awaitable[None]]) -> None:

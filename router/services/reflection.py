@@ -4,16 +4,14 @@ Served from our own descriptor pool, and only what clients may call: the protoco
 The two versions of the service differ in nothing but the names of their packages.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mesh.pb import POOL, health_pb2, inference_pb2, modelmesh_pb2, reflection_pb2, reflection_v1alpha_pb2
 from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import call as wire
 from mesh.wire import framing
 from router.services import methods
-
-if TYPE_CHECKING:
-    from router.process.context import Worker
 
 _FILES = {
     module.DESCRIPTOR.name: module.DESCRIPTOR
@@ -66,8 +64,8 @@ def _answer(pb: Any, request: Any) -> Any:
     return reply
 
 
-def _service(pb: Any) -> methods.Method:
-    async def serve(_: "Worker", call: wire.Call) -> None:
+def _service(pb: Any) -> wire.Handler:
+    async def serve(call: wire.Call) -> None:
         call.start()
         while (frame := await call.read()) is not None:
             request = methods.decode(pb.ServerReflectionRequest, call, frame)
@@ -77,7 +75,7 @@ def _service(pb: Any) -> methods.Method:
     return methods.streaming(serve)
 
 
-METHODS = {
+METHODS: Mapping[bytes, wire.Handler] = {
     b"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": _service(reflection_pb2),
     b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _service(reflection_v1alpha_pb2),
 }

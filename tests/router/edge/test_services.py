@@ -5,8 +5,8 @@ import pytest
 from google.protobuf import descriptor_pb2
 
 from mesh.pb import health_pb2, inference_pb2, reflection_pb2, reflection_v1alpha_pb2
-from router import services
-from router.services import health
+from router.inference.server import Server
+from router.services import health, reflection, v2server
 from tests.support.waiting import until
 
 
@@ -16,14 +16,19 @@ class Host:
     def __init__(self):
         self.reason = None
         self.pods = {}
-        self.worker = types.SimpleNamespace(ready=lambda: self.reason, view=types.SimpleNamespace(pods=self.pods))
+        server = Server(types.SimpleNamespace(pods=self.pods), self.ready)
+        self.health = health.Health(self.ready)
+        self.handlers = {**self.health.methods(), **reflection.METHODS, **v2server.methods(server)}
+
+    def ready(self):
+        return self.reason
 
     def pod(self, name, state):
         """Puts a pod into view; None: one of which only copies are known."""
         self.pods[name] = types.SimpleNamespace(record=state and types.SimpleNamespace(state=state))
 
     def handler(self, call):
-        services.SERVICES[call.method](self.worker, call)
+        self.handlers[call.method](call)
 
 
 @pytest.fixture
@@ -103,12 +108,12 @@ async def test_only_so_many_watch(channel, host, monkeypatch):
     refused = watch(health_pb2.HealthCheckRequest(), timeout=20)
     assert await refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     calls.pop().cancel()
-    await until(lambda: len(health._watches) == 1, why="the one that left makes room")
+    await until(lambda: host.health.watches == 1, why="the one that left makes room")
     again = watch(health_pb2.HealthCheckRequest(), timeout=20)
     assert (await again.read()).status == health_pb2.HealthCheckResponse.SERVING
     for call in (*calls, again):
         call.cancel()
-    await until(lambda: not health._watches)
+    await until(lambda: not host.health.watches)
 
 
 async def test_the_server_part_of_v2(channel, host):

@@ -15,7 +15,6 @@ from mesh.schema.records import LOADED, LOADING, CopyRecord, Failure, ModelRecor
 from mesh.statuses import Code, MeshError, Reason
 from mesh.telemetry import metrics
 from mesh.wire import framing
-from mesh.wire.budget import Budget
 from router.calls.dispatch import Dispatcher
 from router.calls.forward import Forwarder
 from router.calls.meter import Meter
@@ -23,12 +22,8 @@ from router.calls.routes import Routes
 from router.fencing.tombstones import Tombstones
 from router.loads.coldstart import ColdStart
 from router.management.models import Item, Management
-from router.process.context import Worker
-from router.rest.bodies import Bodies
-from router.rest.conversions import Conversions
 from router.services import modelmesh
 from router.settings import RouterSettings
-from router.state.dynamic import Dynamic
 from router.state.registry import Registry
 from router.state.view import View
 from tests.support import fakecalls
@@ -48,7 +43,7 @@ class Desk:
     keys: Keys
     agents: FakeAgents
     view: View
-    worker: Worker
+    dispatcher: Dispatcher
 
     async def record(self, model_id: str = "m") -> ModelRecord:
         """As it stands in etcd."""
@@ -82,7 +77,7 @@ class Desk:
         """A gRPC call, answered."""
         frame = framing.pack(request.SerializeToString())  # type: ignore[attr-defined]
         call = FakeCall(method.encode(), frame=frame, **more)  # type: ignore[arg-type]
-        self.worker.dispatcher.dispatch(call)
+        self.dispatcher.dispatch(call)
         await until(lambda: bool(call.answers), interval=0.001)
         return call
 
@@ -108,24 +103,8 @@ async def desk(etcd: Etcd, keys: Keys) -> AsyncIterator[Desk]:
         settings=settings,
         wall=lambda: NOW,
     )
-
-    async def snapshots() -> metrics.Snapshot:
-        return {"metrics": []}
-
-    worker = Worker(
-        dynamic=Dynamic(etcd, keys),
-        settings=settings,
-        view=view,
-        dispatcher=dispatcher,
-        management=management,
-        registry=metrics.Registry(),
-        ready=lambda: None,
-        snapshots=snapshots,
-        bodies=Bodies(Budget(), limit=settings.max_message, least=0),
-        conversions=Conversions(max_message=settings.max_message),
-    )
-    dispatcher.serve(worker, modelmesh.METHODS)
-    yield Desk(management, etcd, keys, agents, view, worker)
+    dispatcher.serve(modelmesh.methods(management, meter.managed))
+    yield Desk(management, etcd, keys, agents, view, dispatcher)
     await coldstart.close()
     await forwarder.close()
     await registry.close()
@@ -746,6 +725,6 @@ async def test_a_sync_registration_ends_by_its_deadline_and_the_load_goes_on(des
 
 async def test_garbage_over_grpc(desk):
     call = FakeCall(b"/mmesh.ModelMesh/registerModel", frame=framing.pack(b"\xff\xff\xff"))
-    desk.worker.dispatcher.dispatch(call)
+    desk.dispatcher.dispatch(call)
     await until(lambda: bool(call.answers))
     assert call.code is Code.INVALID_ARGUMENT

@@ -13,6 +13,8 @@ from mesh.wire import framing
 from mesh.wire.budget import Budget
 from placement.copies import UNLIMITED
 from router.calls import answers
+from router.inference.models import Models
+from router.inference.server import Server
 from router.management.models import CopyInfo, ModelStatus
 from router.rest import app
 from router.rest.bodies import Bodies
@@ -188,9 +190,8 @@ class FakeWorker:
     def __post_init__(self):
         self.bodies = Bodies(self.budget, limit=self.settings.max_message, least=self.settings.min_body_rate)
         self.conversions = Conversions(max_message=self.settings.max_message)
-
-    def ready(self):
-        return self.reason
+        self.server = Server(self.view, lambda: self.reason)
+        self.models = Models(self.dispatcher.dispatch, max_message=self.settings.max_message)
 
     async def snapshots(self):
         return self.registry.snapshot()

@@ -1,7 +1,5 @@
-"""A gRPC call that is made in the process itself: how REST reaches the dispatcher.
-
-REST differs from gRPC in how messages look, not in what happens to them. So a REST request becomes the same unary call
-that a gRPC client would have made, and takes the same path: routing, cold starts, retries, metrics.
+"""A call that is made in the process itself: it takes the path of one that came by gRPC: routing, cold starts, retries,
+metrics.
 """
 
 import asyncio
@@ -29,6 +27,11 @@ class Answer:
         """The first value of that name, in trailers or headers (a failure has all in one of them)."""
         return next((value for part in (self.trailers, self.headers) for key, value in part if key == name), None)
 
+    @property
+    def encoding(self) -> bytes:
+        """How a compressed frame is, as `grpc-encoding` names it; b"": it says nothing."""
+        return self.metadata(b"grpc-encoding") or b""
+
 
 class LocalCall(wire.Call):
     """One unary call; `answer` is set when it is answered. `deadline` is on the event loop's clock."""
@@ -42,7 +45,7 @@ class LocalCall(wire.Call):
         *,
         headers: list[wire.Header],
         deadline: float | None,
-        peer: str = "rest",
+        peer: str,
     ) -> None:
         self.method = method
         self.headers = headers

@@ -1,14 +1,11 @@
-"""What one worker process consists of, for the services that it answers itself.
-
-Health, reflection, REST and management need parts of the worker; handing them this keeps them free of knowing how it
-is put together, which is `router.process.worker`'s business.
-"""
+"""What of a worker its REST application needs."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from mesh.telemetry import metrics
-from router.calls.dispatch import Dispatcher
+from router.inference.models import Models
+from router.inference.server import Server
 from router.management.models import Management
 from router.rest.bodies import Bodies
 from router.rest.conversions import Conversions
@@ -18,16 +15,15 @@ from router.state.view import View
 
 
 @dataclass(slots=True, kw_only=True)
-class Worker:
-    """One worker's parts."""
+class Parts:
+    """One worker's."""
 
     settings: RouterSettings
-    view: View
-    dispatcher: Dispatcher
+    server: Server
+    models: Models
     management: Management
+    view: View
     dynamic: Dynamic
-    registry: metrics.Registry  # this worker's metrics
-    ready: Callable[[], str | None]  # None: ready; a text: why not
-    bodies: Bodies  # of REST
+    bodies: Bodies
     conversions: Conversions
     snapshots: Callable[[], Awaitable[metrics.Snapshot]]  # metrics of all workers of this router pod, merged; bounded

@@ -1,0 +1,91 @@
+"""The model part of V2, for callers inside the process: ready, metadata, infer.
+
+REST differs from gRPC in how messages look, not in what happens to them. So each of these becomes the unary call that a
+gRPC client would have made, and goes through the dispatcher as that does (`localcall`).
+
+An inference is passed as the framed message, and its answer comes so: whoever makes the message of a large tensor wants
+it copied once, and the answer is often passed on as it is.
+"""
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from mesh.pb import inference_pb2 as pb
+from mesh.statuses import Code, MeshError, Reason
+from mesh.v2 import PREFIX
+from mesh.wire import framing
+from mesh.wire.call import Handler, Header
+from router.inference import localcall
+from router.inference.localcall import Answer
+
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, and what goes along with the call."""
+
+    deadline: float | None = None  # on the event loop's clock; None: never
+    metadata: list[Header] = field(default_factory=list)
+    peer: str = "local"
+
+
+class Failed(Exception):
+    """The call was answered with a status other than OK, which is to be passed on."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.text)
+        self.answer = answer
+
+
+class Models:
+    """The models, as callers inside the process reach them."""
+
+    def __init__(self, dispatch: Handler, *, max_message: int) -> None:
+        """`max_message`: bytes of an answer, once it is unpacked."""
+        self._dispatch = dispatch
+        self._max_message = max_message
+
+    async def ready(self, request: pb.ModelReadyRequest, caller: Caller) -> pb.ModelReadyResponse:
+        """Tells whether a model is ready. One that is not loaded is loaded for it. Raises Failed, MeshError."""
+        return await self._ask("ModelReady", request, pb.ModelReadyResponse, caller)
+
+    async def metadata(self, request: pb.ModelMetadataRequest, caller: Caller) -> pb.ModelMetadataResponse:
+        """Returns a model's inputs and outputs. One that is not loaded is loaded for it. Raises Failed, MeshError."""
+        return await self._ask("ModelMetadata", request, pb.ModelMetadataResponse, caller)
+
+    async def infer(self, frame: bytes, caller: Caller) -> Answer:
+        """Has a framed ModelInferRequest carried out; the answer has a frame. Raises Failed."""
+        return await self._make("ModelInfer", frame, caller)
+
+    def response(self, answer: Answer) -> pb.ModelInferResponse:
+        """Returns the message of an inference's answer. Raises MeshError."""
+        return self._message(answer, pb.ModelInferResponse)
+
+    async def _ask(self, method: str, request: Message, reply: type[M], caller: Caller) -> M:
+        return self._message(await self._make(method, framing.pack(request.SerializeToString()), caller), reply)
+
+    async def _make(self, method: str, frame: bytes, caller: Caller) -> Answer:
+        call = localcall.LocalCall(
+            PREFIX + method.encode(),
+            frame,
+            headers=caller.metadata,
+            deadline=caller.deadline,
+            peer=caller.peer,
+        )
+        answer = await localcall.make(call, self._dispatch)
+        if answer.code != Code.OK or answer.frame is None:
+            raise Failed(answer)
+        return answer
+
+    def _message(self, answer: Answer, reply: type[M]) -> M:
+        assert answer.frame is not None
+        try:
+            return reply.FromString(framing.unpack(answer.frame, answer.encoding, limit=self._max_message))
+        except framing.FrameError as error:
+            text = f"the model server's answer: {error.text}"
+            raise MeshError(error.reason, text, details=error.details) from error
+        except DecodeError as error:
+            raise MeshError(Reason.INTERNAL, f"the model server's answer cannot be read: {error}") from error

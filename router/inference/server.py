@@ -1,0 +1,54 @@
+"""The server part of V2: live, ready, metadata.
+
+The server that clients see is the whole mesh, so live means that this worker answers, and ready that an inference can
+be served: this router is ready, and a runtime pod as well. That is stricter than the router's own readiness (`/ready`
+of its probe port, `grpc.health.v1`), by which load balancers choose among routers: models are registered and pods
+looked at through a router also while no runtime pod is up, and taking all routers away would only hide the reason.
+"""
+
+import importlib.metadata
+from collections.abc import Callable
+
+from mesh.pb import inference_pb2 as pb
+from mesh.schema import records
+from router.state.view import View
+
+NAME = "mesh"
+EXTENSIONS = ("binary_tensor_data",)
+
+try:
+    VERSION = importlib.metadata.version("mesh-serving")
+except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
+    VERSION = "0"
+
+
+class Server:
+    """One worker as V2's server."""
+
+    def __init__(self, view: View, ready: Callable[[], str | None]) -> None:
+        """`ready` says why this router takes no calls; None: it does."""
+        self._view = view
+        self._router = ready
+
+    def live(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
+        """Answers, which is all that live means."""
+        return pb.ServerLiveResponse(live=True)
+
+    def ready(self, _: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
+        """Tells whether an inference can be served; why not is `why_not_ready`'s."""
+        return pb.ServerReadyResponse(ready=self.why_not_ready() is None)
+
+    def metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
+        """Returns name, version and extensions."""
+        return pb.ServerMetadataResponse(name=NAME, version=VERSION, extensions=EXTENSIONS)
+
+    def why_not_ready(self) -> str | None:
+        """Says why no inference can be served now; None: it can. Pods that are only suspected still count."""
+        reason = self._router()
+        if reason is not None:
+            return reason
+        pods = self._view.pods.values()
+        if any(pod.record is not None and pod.record.state == records.READY for pod in pods):
+            return None
+        states = sorted(pod.record.state for pod in pods if pod.record is not None)
+        return f"no runtime pod is ready ({', '.join(states)})" if states else "there is no runtime pod"

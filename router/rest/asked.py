@@ -1,0 +1,145 @@
+"""What a V2 request over HTTP asks, read from its path and its headers, whichever server took it.
+
+Paths are taken apart as they came, not decoded: ids may hold `/`, which clients write as `%2F` or, some stock ones,
+leave as it is. Nothing is read before it is needed: a request is refused only for what is wrong with what it uses.
+"""
+
+import asyncio
+import urllib.parse
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mesh.statuses import MeshError, Reason
+from mesh.wire import headers as names
+from mesh.wire import metadata
+from mesh.wire.call import Header
+from router.inference.models import Caller
+
+TIMEOUT = 300.0
+"""Seconds that a caller waits who names no time itself: longer than a cold start may take."""
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+MODELS = "/v2/models/"
+
+_PASSED = ("traceparent", "tracestate", "baggage")  # beyond x- and mm-
+_NOT_PASSED = ("x-forwarded-", "x-envoy-", "x-request-timeout", "x-real-ip", "x-mesh-")
+
+Field = tuple[str, str]
+"""Name and value of a header as it came."""
+
+
+class Target(NamedTuple):
+    """What a path below `/v2/models/` names."""
+
+    model: str
+    version: str  # "": any
+    operation: str  # "": the model itself
+
+
+class Body:
+    """A body in the pieces in which it came."""
+
+    __slots__ = ("pieces", "size")
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.size = 0
+
+    def joined(self) -> bytes:
+        """Returns all of it; the pieces are gone then."""
+        pieces, self.pieces = self.pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+class Asked:
+    """One request."""
+
+    __slots__ = ("_fields", "path", "peer")
+
+    def __init__(self, path: str, fields: Sequence[Field], peer: str) -> None:
+        """`path`: as it came, without the query."""
+        self.path = path
+        self.peer = peer
+        self._fields = [(name.lower(), value) for name, value in fields]
+
+    def target(self) -> Target:
+        """Returns what the path names. Raises MeshError."""
+        return split_path(self.path)
+
+    def caller(self) -> Caller:
+        """Returns who calls: the time begins to run now. Raises MeshError."""
+        return Caller(deadline=self._deadline(), metadata=self._metadata(), peer=self.peer)
+
+    def header_length(self) -> int | None:
+        """Returns how much of the body is JSON, where the rest is binary tensors; None: all. Raises MeshError."""
+        text = self._one(HEADER_LENGTH)
+        if text is None:
+            return None
+        if not (text.isascii() and text.isdigit() and len(text) < 16):
+            raise MeshError(Reason.BAD_REQUEST, f"{HEADER_LENGTH} is {text!r:.60}, not a whole number")
+        return int(text)
+
+    def encoding(self) -> str:
+        """Returns the Content-Encoding; "": none. Raises MeshError."""
+        encoding = (self._one("Content-Encoding") or "").strip().lower()
+        return "" if encoding == "identity" else encoding
+
+    def _deadline(self) -> float:
+        """When the caller gives up, on the event loop's clock: `grpc-timeout` as in gRPC, or `x-request-timeout` in
+        seconds. Raises MeshError."""
+        seconds: float | None = TIMEOUT
+        if (grpc := self._one("grpc-timeout")) is not None:
+            seconds = metadata.parse_timeout(grpc.encode("ascii", "replace"))
+        elif (plain := self._one("x-request-timeout")) is not None:
+            try:
+                seconds = float(plain)
+            except ValueError:
+                seconds = None
+        if seconds is None or not 0 < seconds < 1e9:
+            raise MeshError(Reason.BAD_REQUEST, "the time-out cannot be read: write x-request-timeout in seconds")
+        return asyncio.get_running_loop().time() + seconds
+
+    def _metadata(self) -> list[Header]:
+        """The headers that become metadata of the call: the client's own (x-), ours (mm-), and those of tracing."""
+        passed: list[Header] = []
+        for name, value in self._fields:
+            if not name.startswith(("x-", "mm-")) and name not in _PASSED:
+                continue
+            if name.startswith(_NOT_PASSED) or not (value.isascii() and value.isprintable()):
+                continue
+            encoded = name.encode("ascii", "replace")
+            if not encoded.startswith(names.INTERNAL):
+                passed.append((encoded, value.encode()))
+        return passed
+
+    def _one(self, name: str) -> str | None:
+        """A header's value, None where it is missing. Raises MeshError where it has two that differ."""
+        lower = name.lower()
+        values = {value for key, value in self._fields if key == lower}
+        if len(values) > 1:
+            text = f"the header {name} is there {len(values)} times with different values"
+            raise MeshError(Reason.BAD_REQUEST, text)
+        return values.pop() if values else None
+
+
+def split_path(raw_path: str) -> Target:
+    """Returns model, version and operation of a path below `/v2/models/`. Raises MeshError."""
+    segments = raw_path.removeprefix(MODELS).split("/")
+    operation = segments.pop() if len(segments) > 1 and segments[-1] in ("infer", "ready") else ""
+    version = ""
+    if len(segments) > 2 and segments[-2] == "versions":
+        version = decoded(segments.pop())
+        segments.pop()
+    model = decoded("/".join(segments))
+    if not model:
+        raise MeshError(Reason.BAD_REQUEST, "the path has no model id")
+    return Target(model, version, operation)
+
+
+def decoded(text: str) -> str:
+    """Percent-decoded. Raises MeshError where that is not UTF-8."""
+    try:
+        return urllib.parse.unquote(text, errors="strict")
+    except UnicodeDecodeError as error:
+        raise MeshError(Reason.BAD_REQUEST, "the path is not UTF-8 once it is decoded") from error

@@ -1,0 +1,149 @@
+"""One inference over REST, whichever server took it: from a body to the gRPC message that says the same, and back.
+
+What bodies look like is in `documents`. Here: sizes, time, and where a body is converted: what the event loop cannot do
+within milliseconds is for the converter (`conversions`).
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
+
+from mesh.pb import inference_pb2 as pb
+from mesh.statuses import MeshError, Reason, too_large
+from mesh.wire import framing, inflate
+from mesh.wire.budget import Hold
+from router.inference.localcall import Answer
+from router.inference.models import Caller, Models
+from router.rest import documents
+from router.rest.asked import HEADER_LENGTH, Asked, Body, Target
+from router.rest.conversions import Conversions
+
+_SMALL = 64 * 1024  # bytes of JSON that are converted in the event loop: about 3 ms
+_UNPACKED = 4 * 1024  # bytes that are decompressed there, into no more than 4 MiB: 10 ms
+_EXPANSION = 1032  # zlib's at most
+_LARGE = 1 << 20  # bytes that take a millisecond to copy: between two copies, others have their turn
+_WINDOWS = {"gzip": inflate.GZIP, "x-gzip": inflate.GZIP, "deflate": inflate.ZLIB}
+
+R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
+
+Read = Callable[[Hold], Awaitable[Body]]
+"""Reads the request's body within the budget. Raises MeshError."""
+
+
+class Send(Protocol[R_co]):
+    """Sends a reply's body, whose pieces are good until it returns."""
+
+    def __call__(
+        self, pieces: Sequence[bytes | memoryview], *, content_type: str, headers: dict[str, str]
+    ) -> Awaitable[R_co]:
+        """Raises ConnectionResetError where the client does not take it."""
+
+
+class Inference:
+    """How one worker carries it out."""
+
+    def __init__(self, models: Models, conversions: Conversions, *, max_message: int) -> None:
+        """`max_message`: bytes of a message, either way."""
+        self._models = models
+        self._conversions = conversions
+        self._max_message = max_message
+
+    async def infer(self, asked: Asked, target: Target, hold: Hold, read: Read, send: Send[R]) -> R:
+        """Reads, has it carried out, sends. Returns what `send` does. Raises Failed, MeshError."""
+        header_length = asked.header_length()
+        body = await read(hold)
+        if encoding := asked.encoding():
+            body = await self._decompressed(body, encoding, hold)
+        caller = asked.caller()
+        frame, form = await self._message(target, body, header_length, caller)
+        if (size := len(frame) - framing.PREFIX) > self._max_message:
+            raise too_large(f"the body as a gRPC message of {size} bytes", self._max_message)
+        hold.counts(len(frame))
+        answer = await self._models.infer(frame, caller)
+        del frame
+        assert answer.frame is not None
+        hold.counts(len(answer.frame))
+        return await self._answer(answer, form, caller, hold, send)
+
+    async def _message(
+        self, target: Target, body: Body, header_length: int | None, caller: Caller
+    ) -> tuple[bytes, documents.Form]:
+        """The framed gRPC message for a body, and which outputs are wanted as binary."""
+        model, version = target.model, target.version
+        if header_length == 0:
+            expected = await self._models.metadata(pb.ModelMetadataRequest(name=model, version=version), caller)
+            return await self._framed(*documents.raw_request(model, version, body.joined(), expected))
+        if (body.size if header_length is None else header_length) <= _SMALL:
+            whole = body.joined()
+            try:
+                return await self._framed(*documents.decode_parts(model, version, whole, header_length, bound=_SMALL))
+            except documents.Costly:
+                body.pieces = [whole]
+        async with _in_time(caller):
+            return await self._conversions.to_message(model, version, body.pieces, header_length)
+
+    async def _framed(
+        self, message: pb.ModelInferRequest, raws: list[documents.Raw], form: documents.Form
+    ) -> tuple[bytes, documents.Form]:
+        if sum(map(len, raws)) > _LARGE:
+            await asyncio.sleep(0)
+        return documents.framed(message, raws), form
+
+    async def _decompressed(self, body: Body, encoding: str, hold: Hold) -> Body:
+        """The body without its Content-Encoding. What it unpacks to finds room before it is unpacked."""
+        hold.request(body.size + min(self._max_message, body.size * _EXPANSION))
+        if body.size <= _UNPACKED:
+            plain = decompress(body.joined(), encoding, self._max_message)
+        else:  # zlib lets go of the interpreter
+            plain = await asyncio.to_thread(decompress, body.joined(), encoding, self._max_message)
+        hold.counts(len(plain))
+        body.pieces, body.size = [plain], len(plain)
+        return body
+
+    async def _answer(self, answer: Answer, form: documents.Form, caller: Caller, hold: Hold, send: Send[R]) -> R:
+        """Sends the REST form of a reply."""
+        frame = answer.frame or b""
+        if len(frame) <= _SMALL and not framing.is_compressed(frame):
+            return await _sent(send, *documents.encode_parts(self._models.response(answer), form))
+        if form.binary and not framing.is_compressed(frame):
+            response = self._models.response(answer)
+            if documents.all_binary(response, form):
+                return await _sent(send, *documents.encode_parts(response, form))
+        async with _in_time(caller):
+            paper, json_length = await self._conversions.to_body(frame, answer.encoding, form)
+        with paper:
+            hold.counts(len(paper.body))
+            answer.frame = None
+            with paper.body[:] as view:
+                return await _sent(send, [view], json_length)
+
+
+async def _sent(send: Send[R], pieces: Sequence[bytes | memoryview], json_length: int | None) -> R:
+    if json_length is None:
+        return await send(pieces, content_type="application/json", headers={})
+    return await send(pieces, content_type="application/octet-stream", headers={HEADER_LENGTH: str(json_length)})
+
+
+@contextlib.asynccontextmanager
+async def _in_time(caller: Caller) -> AsyncIterator[None]:
+    """Bounds the wait for a conversion by the caller's deadline. Raises MeshError."""
+    try:
+        async with asyncio.timeout_at(caller.deadline):
+            yield
+    except TimeoutError as error:
+        raise MeshError(Reason.DEADLINE, "the deadline passed before the body was converted") from error
+
+
+def decompress(body: bytes, encoding: str, limit: int) -> bytes:
+    """A body without its Content-Encoding; no more than `limit` bytes are ever made of it. Raises MeshError."""
+    window = _WINDOWS.get(encoding)
+    if window is None:
+        raise MeshError(Reason.BAD_REQUEST, f"Content-Encoding {encoding:.60} is not known: use gzip or deflate")
+    try:
+        return inflate.whole(body, window, limit)
+    except inflate.TooLong as error:
+        raise too_large("the body, once decompressed,", limit) from error
+    except inflate.InflateError as error:
+        raise MeshError(Reason.BAD_REQUEST, f"the body is not valid {encoding}: {error}") from error
