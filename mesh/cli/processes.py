@@ -5,6 +5,7 @@ so that signals, exit codes and `--help` are theirs.
 """
 
 import asyncio
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -170,7 +171,10 @@ def demo(context: typer.Context) -> None:
 
     `mesh demo --help` lists its options.
     """
-    _become("mesh.local.demo", context.args)
+    if importlib.util.find_spec("mesh.demo") is None:
+        text = "the demo is not part of this installation: run it from the project's sources (`make demo`)"
+        options.guarded(lambda: _raise(CommandError(text)))
+    _become("mesh.demo", context.args)
 
 
 def router(context: typer.Context) -> None:
@@ -187,6 +191,10 @@ def runtime(context: typer.Context) -> None:
     `mesh runtime --help` lists its options.
     """
     _become("mesh.runtime", context.args)
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _become(module: str, arguments: list[str]) -> None:

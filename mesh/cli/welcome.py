@@ -10,19 +10,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from mesh.cli import tensors
 from mesh.cli.client import DEFAULT_ENDPOINT, Client, model_path
 from mesh.cli.exits import CommandError, Refused
-from mesh.local import samples as sample_models
-from mesh.local.fleet import Sample
 from mesh.local.settings import UpSettings
 from mesh.options.values import format_bytes
 from mesh.statuses import Reason
 from mesh.telemetry import logs
 from mesh.v2 import SERVICE, datatypes
+
+if TYPE_CHECKING:
+    from mesh.demo.fleet import Sample
 
 log = logs.get(__name__)
 
@@ -35,11 +36,10 @@ async def text(settings: UpSettings, *, capacity: int, samples: bool) -> str:
     async with Client(endpoint) as client:
         if samples:
             try:
-                log.info("making the sample models, where they are not there yet")
-                made = await sample_models.prepare(settings.samples_dir)
+                made = await _samples(settings.samples_dir)
                 registered = await register_samples(client, made)
                 request = _request(made)
-            except (CommandError, sample_models.NoSamples) as error:
+            except CommandError as error:
                 log.warning("no sample models", error=str(error))
     pods = f"{settings.pods} pod{'s' if settings.pods > 1 else ''} with {format_bytes(capacity)} for models"
     both = settings.rest_address == settings.grpc_address
@@ -58,7 +58,19 @@ async def text(settings: UpSettings, *, capacity: int, samples: bool) -> str:
     return "\n".join(lines)
 
 
-async def register_samples(client: Client, made: Sequence[Sample]) -> list[str]:
+async def _samples(folder: Path) -> "Sequence[Sample]":
+    try:
+        from mesh.demo import samples
+    except ModuleNotFoundError as error:  # the container image has no demo
+        raise CommandError("they are not part of this installation") from error
+    log.info("making the sample models, where they are not there yet")
+    try:
+        return await samples.prepare(folder)
+    except samples.NoSamples as error:
+        raise CommandError(str(error)) from error
+
+
+async def register_samples(client: Client, made: "Sequence[Sample]") -> list[str]:
     """Registers the sample models; their ids."""
     for sample in made:
         body = {"type": sample.type, "path": str(sample.path), "key": "", "load": False, "sync": False}
@@ -76,12 +88,12 @@ async def register_samples(client: Client, made: Sequence[Sample]) -> list[str]:
     return [sample.id for sample in made]
 
 
-def _request(made: Sequence[Sample]) -> dict[str, Any] | None:
+def _request(made: "Sequence[Sample]") -> dict[str, Any] | None:
     """A V2 request for the model with the shortest input, so that it can be written out."""
     if not made:
         return None
 
-    def made_up(sample: Sample) -> dict[str, tensors.Array]:
+    def made_up(sample: "Sample") -> dict[str, tensors.Array]:
         return tensors.made_up([asdict(tensor) for tensor in sample.inputs], rows=1, shapes={}, random=True, seed=1)
 
     chosen = min(made, key=lambda sample: sum(array.size for array in made_up(sample).values()))

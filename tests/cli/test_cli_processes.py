@@ -66,7 +66,7 @@ def test_help_waits_for_nothing_that_is_slow_to_import():
 
 
 @pytest.mark.parametrize(
-    ("command", "module"), [("router", "router"), ("runtime", "mesh.runtime"), ("demo", "mesh.local.demo")]
+    ("command", "module"), [("router", "router"), ("runtime", "mesh.runtime"), ("demo", "mesh.demo")]
 )
 def test_other_programs_get_their_arguments_as_they_are(monkeypatch, command, module):
     """--help and unknown options too: this process becomes that program."""
@@ -75,6 +75,14 @@ def test_other_programs_get_their_arguments_as_they_are(monkeypatch, command, mo
     arguments = ["--help", "--listen", "127.0.0.1:1", "--unknown=x", "-h"]
     assert CliRunner().invoke(build(), [command, *arguments]).exit_code == 0
     assert became == [(sys.executable, [sys.executable, "-P", "-m", module, *arguments])]
+
+
+def test_an_installation_without_the_demo_says_so(monkeypatch):
+    """As the container image is."""
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
+    result = CliRunner().invoke(build(), ["demo"])
+    assert result.exit_code == 1
+    assert "not part of this installation" in result.output
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import shlex
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ import pytest
 
 from mesh.cli import welcome
 from mesh.cli.client import Client
-from mesh.local.fleet import Tensor
+from mesh.demo import samples as sample_models
+from mesh.demo.fleet import Tensor
 from mesh.local.settings import UpSettings
 from mesh.pb import inference_pb2 as v2
 from tests.cli.conftest import failure
@@ -32,7 +34,7 @@ def samples(monkeypatch, tmp_path):
     async def prepare(folder):
         return made
 
-    monkeypatch.setattr(welcome.sample_models, "prepare", prepare)
+    monkeypatch.setattr(sample_models, "prepare", prepare)
     return made
 
 
@@ -88,12 +90,20 @@ async def test_a_mesh_without_samples_is_up_all_the_same(mesh, monkeypatch):
     """What went wrong with them is a remark."""
 
     async def prepare(folder):
-        raise welcome.sample_models.NoSamples("scikit-learn is not installed")
+        raise sample_models.NoSamples("scikit-learn is not installed")
 
-    monkeypatch.setattr(welcome.sample_models, "prepare", prepare)
+    monkeypatch.setattr(sample_models, "prepare", prepare)
     text = await welcome.text(settings(mesh), capacity=2**30, samples=True)
     assert mesh.endpoint in text
     assert "curl" in text
+    assert "sample models" not in text
+
+
+async def test_an_installation_without_the_demo_has_no_samples(mesh, monkeypatch):
+    """As the container image is."""
+    monkeypatch.setitem(sys.modules, "mesh.demo", None)
+    text = await welcome.text(settings(mesh), capacity=2**30, samples=True)
+    assert mesh.endpoint in text
     assert "sample models" not in text
 
 

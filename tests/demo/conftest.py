@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mesh.local.fleet import worker
-from mesh.local.fleet.catalogue import Fleet, Sample, Tensor
-from mesh.local.fleet.datasets import rows_file
+from mesh.demo.fleet import worker
+from mesh.demo.fleet.catalogue import Fleet, Sample, Tensor
+from mesh.demo.fleet.datasets import rows_file
 from tests.demo.fakemesh import FakeMesh
 
 FLOATS, DOUBLES, TEXTS = "FP32", "FP64", "BYTES"

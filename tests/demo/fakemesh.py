@@ -12,8 +12,8 @@ import grpc
 import numpy as np
 from aiohttp import web
 
-from mesh.local.fleet.catalogue import Fleet
-from mesh.local.fleet.reference import Reference
+from mesh.demo.fleet.catalogue import Fleet
+from mesh.demo.fleet.reference import Reference
 from mesh.pb import inference_pb2
 
 NAMES = {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64, "INT32": np.int32}

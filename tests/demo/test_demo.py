@@ -8,11 +8,11 @@ import sys
 import pytest
 from rich.console import Console
 
-from mesh.local.demo import DemoError, run_demo
-from mesh.local.demo.calls import CallFailed
-from mesh.local.demo.numbers import processes
-from mesh.local.demo.report import quantile
-from mesh.local.demo.traffic import KEPT, Traffic
+from mesh.demo import DemoError, run_demo
+from mesh.demo.calls import CallFailed
+from mesh.demo.numbers import processes
+from mesh.demo.report import quantile
+from mesh.demo.traffic import KEPT, Traffic
 from mesh.statuses import Code, Reason
 from tests.support.waiting import until
 

@@ -88,6 +88,12 @@ def test_the_context_holds_what_is_copied() -> None:
     assert copied <= {*images.INGREDIENTS, "requirements"}
 
 
+def test_the_image_leaves_the_demo_out() -> None:
+    """Two thousand lines of sample models and traffic, which no cluster runs."""
+    assert "mesh/demo" in (building.ROOT / ".containerignore").read_text().splitlines()
+    assert (building.ROOT / "mesh" / "demo").is_dir()
+
+
 def test_the_image_brings_the_etcd_that_the_cluster_builds() -> None:
     """One version of etcd in the Containerfile, in the cluster's names and in the module that it is built from."""
     text = (building.ROOT / building.CONTAINERFILE).read_text()

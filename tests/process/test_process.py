@@ -118,7 +118,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "mesh",
         "mesh.runtime",
         "mesh.runtime.server",
-        "mesh.local.demo",
+        "mesh.demo",
         "mesh.etcdserver.member",
     ],
 )

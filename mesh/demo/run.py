@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from yarl import URL
 
-from mesh.local.demo import numbers
-from mesh.local.demo.calls import Caller, GrpcCaller, RestCaller
-from mesh.local.demo.report import Report
-from mesh.local.demo.traffic import Traffic
-from mesh.local.fleet.catalogue import Fleet
+from mesh.demo import numbers
+from mesh.demo.calls import Caller, GrpcCaller, RestCaller
+from mesh.demo.fleet.catalogue import Fleet
+from mesh.demo.report import Report
+from mesh.demo.traffic import Traffic
 
 CALL_TIMEOUT = 30.0
 IMPORT_TIMEOUT = aiohttp.ClientTimeout(total=120.0, sock_connect=10.0)

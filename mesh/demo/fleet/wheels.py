@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mesh.local.fleet import datasets, worker
-from mesh.local.fleet.catalogue import Sample, Tensor
+from mesh.demo.fleet import datasets, worker
+from mesh.demo.fleet.catalogue import Sample, Tensor
 from mesh.process import python
 
 PINS = Path(__file__).parents[3] / "requirements" / "wheels.txt"

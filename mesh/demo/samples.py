@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from mesh import process
-from mesh.local.fleet import BuildError, Fleet, Sample, build
+from mesh.demo.fleet import BuildError, Fleet, Sample, build
 
 COUNT = 6
 SECONDS = 180.0
@@ -21,7 +21,7 @@ class NoSamples(Exception):
 
 async def prepare(folder: Path) -> tuple[Sample, ...]:
     """Makes sure that the models are in `folder`. Raises NoSamples."""
-    argv = process.python("mesh.local.samples", str(folder))
+    argv = process.python("mesh.demo.samples", str(folder))
     child = await process.spawn(argv, name="samples")
     try:
         returncode = await child.wait(SECONDS)

@@ -31,9 +31,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from mesh.local.fleet import datasets
-from mesh.local.fleet.datasets import Dataset
-from mesh.local.fleet.recipes import CLASSIFICATION, Recipe
+from mesh.demo.fleet import datasets
+from mesh.demo.fleet.datasets import Dataset
+from mesh.demo.fleet.recipes import CLASSIFICATION, Recipe
 
 OPSET = {"": 17, "ai.onnx.ml": 3}
 

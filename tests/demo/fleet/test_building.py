@@ -7,9 +7,9 @@ import sys
 import onnx
 import pytest
 
-from mesh.local import fleet
-from mesh.local.fleet import building
-from mesh.local.fleet.recipes import recipe
+from mesh.demo import fleet
+from mesh.demo.fleet import building
+from mesh.demo.fleet.recipes import recipe
 
 pytestmark = pytest.mark.timeout(300)  # the first test also pays for training the small fleet
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 
-from mesh.local.fleet.recipes import CLASSIFIERS, DATASETS, REGRESSORS, Recipe, recipe
+from mesh.demo.fleet.recipes import CLASSIFIERS, DATASETS, REGRESSORS, Recipe, recipe
 
 
 def test_a_number_gives_the_same_recipe_always():

@@ -1,4 +1,4 @@
-"""A process that trains models: `python -m mesh.local.fleet.worker FOLDER`, a recipe a line in, an answer a line out.
+"""A process that trains models: `python -m mesh.demo.fleet.worker FOLDER`, a recipe a line in, an answer a line out.
 
 A process of its own, because training is bound by the interpreter and the libraries take hundreds of megabytes. Lines
 over pipes rather than `multiprocessing`: when the parent goes, however it goes, its end of the pipe closes and the
@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from mesh.local.fleet import datasets
-from mesh.local.fleet.recipes import Recipe
+from mesh.demo.fleet import datasets
+from mesh.demo.fleet.recipes import Recipe
 
 
 def serve(directory: Path, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
     """One answer a line: what was asked for is there then, or `error` says why not."""
-    from mesh.local.fleet import training  # seconds; whoever wants only the functions below is spared them
+    from mesh.demo.fleet import training  # seconds; whoever wants only the functions below is spared them
 
     loaded: dict[str, datasets.Dataset] = {}
     for line in lines:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mesh.local.fleet import sample_inputs
-from mesh.local.fleet.reference import Reference, difference
+from mesh.demo.fleet import sample_inputs
+from mesh.demo.fleet.reference import Reference, difference
 
 pytestmark = pytest.mark.timeout(300)  # the first test also pays for training the small fleet
 

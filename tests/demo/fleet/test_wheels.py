@@ -5,9 +5,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from mesh.local.fleet import building, wheels
-from mesh.local.fleet.catalogue import Fleet
-from mesh.local.fleet.requests import sample_inputs
+from mesh.demo.fleet import building, wheels
+from mesh.demo.fleet.catalogue import Fleet
+from mesh.demo.fleet.requests import sample_inputs
 
 
 def make_wheels(folder, *, licences=True, members=True):

@@ -20,10 +20,10 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mesh.demo.fleet import datasets, wheels
+from mesh.demo.fleet.catalogue import Fleet, Sample, Tensor
+from mesh.demo.fleet.recipes import Recipe, recipe
 from mesh.host import cpus
-from mesh.local.fleet import datasets, wheels
-from mesh.local.fleet.catalogue import Fleet, Sample, Tensor
-from mesh.local.fleet.recipes import Recipe, recipe
 from mesh.process import python
 
 REVISION = 1
@@ -152,7 +152,7 @@ def _trained(directory: Path, todo: Sequence[Recipe], rows: Sequence[str], jobs:
     jobs = max(1, min(jobs, -(-len(todo) // 8)))  # below some models a worker's start costs more than it brings
     workers = [
         subprocess.Popen(
-            python("mesh.local.fleet.worker", str(directory)),
+            python("mesh.demo.fleet.worker", str(directory)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -8,8 +8,8 @@ brings two larger ones that others made. `catalogue` is the fleet on disk, `requ
 `reference` says what the answers must be. Serving them is what the rest of the mesh is for.
 """
 
-from mesh.local.fleet.building import BuildError, build
-from mesh.local.fleet.catalogue import Fleet, Sample, Tensor
-from mesh.local.fleet.requests import sample_inputs
+from mesh.demo.fleet.building import BuildError, build
+from mesh.demo.fleet.catalogue import Fleet, Sample, Tensor
+from mesh.demo.fleet.requests import sample_inputs
 
 __all__ = ["BuildError", "Fleet", "Sample", "Tensor", "build", "sample_inputs"]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mesh.local.fleet import datasets, wheels
-from mesh.local.fleet.catalogue import Sample
+from mesh.demo.fleet import datasets, wheels
+from mesh.demo.fleet.catalogue import Sample
 from mesh.v2.datatypes import OF_NAME
 
 BATCHES = (1, 1, 1, 1, 1, 1, 2, 4, 8, 16)

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mesh.local.demo.calls import Caller, CallFailed, code_name
-from mesh.local.fleet.catalogue import Fleet, Sample
-from mesh.local.fleet.reference import Reference, difference
-from mesh.local.fleet.requests import sample_inputs
+from mesh.demo.calls import Caller, CallFailed, code_name
+from mesh.demo.fleet.catalogue import Fleet, Sample
+from mesh.demo.fleet.reference import Reference, difference
+from mesh.demo.fleet.requests import sample_inputs
 from mesh.statuses import Code
 
 RETRIED = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED})

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mesh.local.demo.numbers import Numbers, ProcessMemory
-from mesh.local.demo.traffic import Tally
+from mesh.demo.numbers import Numbers, ProcessMemory
+from mesh.demo.traffic import Tally
 from mesh.options.values import format_bytes
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.local import fleet
+from mesh.demo import fleet
 
 COUNT = 12
 

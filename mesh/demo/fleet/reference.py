@@ -13,7 +13,7 @@ import cachetools
 import numpy as np
 import numpy.typing as npt
 
-from mesh.local.fleet.catalogue import Sample
+from mesh.demo.fleet.catalogue import Sample
 
 RELATIVE = 1e-4
 ABSOLUTE = 1e-5

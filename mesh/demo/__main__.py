@@ -12,9 +12,9 @@ import typer
 from rich.console import Console
 
 from mesh import process
-from mesh.local.demo.report import Report
-from mesh.local.demo.run import DemoError, run_demo
-from mesh.local.fleet import BuildError, Fleet, build
+from mesh.demo.fleet import BuildError, Fleet, build
+from mesh.demo.report import Report
+from mesh.demo.run import DemoError, run_demo
 from mesh.options.values import format_bytes, parse_bytes
 
 START_TIMEOUT = 120.0  # seconds
