@@ -15,7 +15,7 @@ last success is *unwell*: it gets no loads, except one now and then to see wheth
 there does not count against the models. Where all pods look unwell at once, none does.
 
 Times in milliseconds on any clock that does not go back. The caller brings failures from wherever they are written
-(`recall`) and leaves out what is void: what was released, and what was pulled with a secret that has changed since.
+(`recall`, from records by way of `recorded`) and leaves out what was released.
 """
 
 import enum

@@ -6,7 +6,9 @@ same model has a footprint on either kind of pod: measured on the one, and on th
 sessions take besides weights is alike.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from placement import words
 
@@ -48,3 +50,42 @@ class Footprint:
     def __str__(self) -> str:
         host = words.size(self.host_bytes)
         return f"{host} and {words.size(self.device_bytes)} of device memory" if self.device_bytes else host
+
+
+class Figures(Protocol):
+    """What a pod says of its memory and its copies. Sizes in bytes."""
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Of host memory."""
+
+    @property
+    def used_bytes(self) -> int:
+        """Of that, by copies."""
+
+    @property
+    def copies(self) -> int:
+        """How many it has."""
+
+    @property
+    def device_capacity_bytes(self) -> int:
+        """Of device memory; 0: no device."""
+
+    @property
+    def device_used_bytes(self) -> int:
+        """Of that, by copies."""
+
+
+def guess(pods: Sequence[Figures]) -> Footprint:
+    """Returns what a model is taken to need that was never measured: what copies have on the average, those on devices
+    where there are any. A guess is never the reason why a model is refused, by a pod of either kind."""
+    devices = [pod for pod in pods if pod.device_capacity_bytes and pod.copies]
+    seen = devices or pods
+    on_devices = [pod.device_capacity_bytes for pod in pods if pod.device_capacity_bytes]
+    copies = sum(pod.copies for pod in seen) or 1
+    host = min([sum(pod.used_bytes for pod in seen) // copies, *(pod.capacity_bytes for pod in pods)])
+    average = sum(pod.device_used_bytes for pod in seen) // copies
+    device = min([average, *on_devices, *(pod.capacity_bytes - host for pod in pods)])
+    if not device:
+        host = min([host, *(max(0, capacity - SESSION_BYTES) for capacity in on_devices)])
+    return Footprint(host, device)

@@ -3,7 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from placement.footprint import OVERHEAD_BYTES, SESSION_BYTES, Footprint
+from placement import choice
+from placement.footprint import OVERHEAD_BYTES, SESSION_BYTES, Footprint, guess
+from placement.pod import Pod
 
 sizes = st.integers(0, 1 << 40)
 
@@ -29,3 +31,32 @@ def test_what_was_measured_in_host_memory_is_weights_on_a_device():
     assert Footprint(40).on(device=True) == Footprint(40, SESSION_BYTES)
     assert Footprint(10, SESSION_BYTES + 40).on(device=False) == Footprint(50)
     assert Footprint().on(device=True) == Footprint()
+
+
+def test_a_guess_is_what_copies_have_on_the_average():
+    assert guess([Pod("a", 1000, 300, copies=2), Pod("b", 1000, 100, copies=2)]) == Footprint(100)
+    assert guess([]) == guess([Pod("empty", 1000)]) == Footprint()
+
+
+def test_a_guess_goes_by_devices_where_there_are_any():
+    cpu, gpu = Pod("cpu", 10**9, 10**9, copies=1), Pod("gpu", 10**9, 200, copies=2, device_capacity_bytes=10**9)
+    gpu.device_used_bytes = 800
+    assert guess([cpu, gpu]) == Footprint(100, 400)
+    assert guess([cpu]) == Footprint(10**9)
+
+
+_pods = st.builds(
+    Pod,
+    st.text("abcdef", min_size=1),
+    st.integers(1, 1 << 40),
+    st.integers(0, 1 << 40),
+    st.integers(0, 50),
+    device_capacity_bytes=st.just(0) | st.integers(SESSION_BYTES, 1 << 40),
+    device_used_bytes=st.integers(0, 1 << 40),
+)
+
+
+@given(st.lists(_pods, min_size=1, max_size=6))
+def test_a_guess_is_never_the_reason_why_a_model_is_refused(pods):
+    guessed = guess(pods)
+    assert choice.choose("m", guessed, pods).refused == ()

@@ -1,0 +1,73 @@
+"""When the machine wants to be told the time: a heap of alarms, each of which may be called off."""
+
+import heapq
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+_SLACK = 64  # alarms that were called off and may stay in the heap, beside as many as are on
+
+
+class Alarm(Generic[T]):
+    """One time, and whose it is."""
+
+    __slots__ = ("at_ms", "number", "off", "whose")
+
+    def __init__(self, at_ms: int, number: int, whose: T) -> None:
+        self.at_ms = at_ms
+        self.number = number  # in the order of setting: those of one time ring in this order
+        self.whose = whose
+        self.off = False
+
+    def __lt__(self, other: "Alarm[T]") -> bool:
+        return (self.at_ms, self.number) < (other.at_ms, other.number)
+
+
+class Alarms(Generic[T]):
+    """The alarms of one machine. Setting one costs log n, calling one off next to nothing."""
+
+    __slots__ = ("_heap", "_number", "_off")
+
+    def __init__(self) -> None:
+        self._heap: list[Alarm[T]] = []
+        self._number = 0
+        self._off = 0  # of those in the heap
+
+    def set(self, at_ms: int, whose: T) -> Alarm[T]:
+        """Sets one more."""
+        self._number += 1
+        alarm = Alarm(at_ms, self._number, whose)
+        heapq.heappush(self._heap, alarm)
+        return alarm
+
+    def call_off(self, alarm: Alarm[T]) -> None:
+        """Calls one off; nothing happens if it has rung."""
+        if alarm.off:
+            return
+        alarm.off = True
+        self._off += 1
+        if self._off > _SLACK + len(self._heap) // 2:
+            self._heap = [alarm for alarm in self._heap if not alarm.off]
+            heapq.heapify(self._heap)
+            self._off = 0
+
+    def earliest_ms(self) -> int | None:
+        """Returns when the next one rings."""
+        heap = self._heap
+        while heap and heap[0].off:
+            heapq.heappop(heap)
+            self._off -= 1
+        return heap[0].at_ms if heap else None
+
+    def ring(self, now_ms: int) -> T | None:
+        """Returns whose the earliest alarm is that is due, and takes it off; None if none is due."""
+        due_ms = self.earliest_ms()
+        if due_ms is None or due_ms > now_ms:
+            return None
+        alarm = heapq.heappop(self._heap)
+        alarm.off = True
+        return alarm.whose
+
+    def __len__(self) -> int:
+        """Returns how many are on."""
+        return len(self._heap) - self._off

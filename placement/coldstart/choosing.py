@@ -1,0 +1,70 @@
+"""What follows from a look at the view, and from the choice of a pod: ask one, give up, or wait a little."""
+
+from dataclasses import dataclass
+
+from placement.choice import Choice, Verdict
+from placement.coldstart import problems
+from placement.coldstart.events import Seen
+from placement.coldstart.flight import Flight
+from placement.coldstart.problems import Problem, Reason
+from placement.coldstart.rules import Rules
+from placement.failures import Standing
+
+
+@dataclass(frozen=True, slots=True)
+class Go:
+    """Ask that pod."""
+
+    pod: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """Nothing can be done now, but a change of the view may help, or time. `why`, if that lasts."""
+
+    why: str
+
+
+def usable(created: int, seen: Seen) -> bool:
+    """Returns whether there is a copy of that registration that may be called and whose pod has not just failed."""
+    return any(copy.usable and copy.created == created for copy in seen.copies)
+
+
+def claimed(flight: Flight, created: int, seen: Seen, standing: Standing, rules: Rules) -> str:
+    """Returns a pod that is known to have a copy of that registration, or to be loading one: its agent joins us to it.
+
+    One in which that load has failed is not: its claim has gone or is about to, though the view still shows it."""
+    for copy in seen.copies:
+        silent = copy.agent_failed_ms is not None and seen.now_ms - copy.agent_failed_ms < rules.pause_ms
+        passed_over = copy.pod in flight.excluded or copy.pod in standing.excluded
+        if copy.created == created and copy.present and not silent and not passed_over:
+            return copy.pod
+    return ""
+
+
+def outcome(flight: Flight, choice: Choice, standing: Standing, rules: Rules) -> Go | Problem | Stuck:
+    """Returns what follows from a choice.
+
+    Where no pod is left to be asked, the answer is what tells the caller most: the model's own error before the sizes
+    of pods, those before what agents said when they refused. Only if none of that is an answer the flight waits; then
+    the refusals count no more, because what was behind them may have passed when it looks again."""
+    if choice.pod is not None and len(flight.refusals) < rules.max_refusals:
+        cause = "a call needs it" if not flight.idle_ms else "its load was asked for"
+        return Go(choice.pod, f"{cause}: {choice.why}")
+    if standing.newest is not None:
+        return problems.failed(flight.model_id, standing, standing.newest)
+    if choice.verdict is Verdict.NOWHERE:
+        return Problem(Reason.NOWHERE, choice.why)
+    if choice.verdict is Verdict.NO_ROOM:
+        return problems.soon(Reason.NO_ROOM, f"Nowhere available to load: {choice.why}")
+    refusals, flight.refusals = flight.refusals, []
+    for reason, text in refusals:
+        if reason in (Reason.NO_ROOM, Reason.OVERLOADED):
+            return problems.soon(reason, text)
+    if refusals and all(reason is Reason.NOWHERE for reason, _ in refusals):
+        return Problem(Reason.NOWHERE, refusals[-1][1])
+    if not choice.refused:
+        return problems.soon(Reason.UNAVAILABLE, choice.why)
+    flight.excluded.clear()
+    return Stuck(refusals[-1][1] if refusals else choice.why)

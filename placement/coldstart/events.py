@@ -1,0 +1,205 @@
+"""What happens to cold starts: the events that the machine is fed.
+
+Every event has the time, in milliseconds on any clock that does not go back. An `Answer` answers one instruction, which
+it names by `answers`, the `cause` of that instruction; each instruction that asks for an answer gets exactly one.
+"""
+
+from collections.abc import Collection, Hashable
+from dataclasses import dataclass
+
+from placement.choice import Choice
+from placement.coldstart.problems import Problem, Reason
+from placement.failures import Failure, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Anything that happens."""
+
+    now_ms: int
+
+
+# --- waiters ---
+
+
+@dataclass(frozen=True, slots=True)
+class Joined(Event):
+    """Somebody waits for a copy of the model."""
+
+    model_id: str
+    waiter: Hashable  # whoever it is, to the carrier; waits for a model once at a time
+    size: int = 0  # bytes that it holds meanwhile
+    deadline_ms: int | None = None
+    idle_ms: int = 0  # since the model's last use; 0: a call waits for it now
+    until_asked: bool = False  # it waits only until an agent was asked to load the model
+
+
+@dataclass(frozen=True, slots=True)
+class Left(Event):
+    """It does not wait any more. No mistake where it has just been told."""
+
+    model_id: str
+    waiter: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class TimePassed(Event):
+    """The time that the machine wanted to be told has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Closed(Event):
+    """The router stops."""
+
+
+# --- the view ---
+
+
+@dataclass(frozen=True, slots=True)
+class CopiesChanged(Event):
+    """The view of that model's copies has changed."""
+
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PodChanged(Event):
+    """A pod was published, became suspect, or is gone."""
+
+    pod: str
+    gone: bool = False
+
+
+# --- answers ---
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Event):
+    """What came of an instruction."""
+
+    model_id: str
+    answers: int  # the instruction's cause
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A model's registration, as far as it matters to a cold start."""
+
+    created: int  # which registration of the id this is
+    load_ms: int = 0  # how long the last load took; 0: never loaded
+    quarantine: str = ""  # what callers of a quarantined model are told; empty: it is not
+    failures: tuple[Failure, ...] = ()  # those that count, on the machine's clock
+    marked: bool = False  # it tells of failed loads or of deaths, whether they count or not
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled(Answer):
+    """What is remembered of the record, from an earlier read that anybody made."""
+
+    record: Record | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRead(Answer):
+    """The record, by a read that began after the instruction, or that has found a registration."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class RecordMissing(Answer):
+    """There is no such model, by a read that began after the instruction."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFailed(Answer):
+    """The record could not be read."""
+
+    problem: Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A copy of the model in the view, loaded or being loaded."""
+
+    pod: str
+    created: int  # of the registration that it is a copy of
+    usable: bool  # it may be called, and its pod's data port has not just failed
+    present: bool  # its pod has published itself in the copy's own incarnation, and is not suspect
+    agent_failed_ms: int | None = None  # when the pod's agent last did not answer; None: it did
+
+
+@dataclass(frozen=True, slots=True)
+class Seen(Answer):
+    """The view as it is now."""
+
+    copies: tuple[Sighting, ...]
+    pods: Collection[str]  # the names of all pods
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen(Answer):
+    """Where a load would go now."""
+
+    choice: Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Answer):
+    """The agent has the copy."""
+
+    believed: bool = True  # False: the answer comes from another incarnation of the pod than the view knows
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere(Answer):
+    """Another pod has the copy, or the right to make it."""
+
+    pod: str
+    there: bool = True  # the view has that pod, with its address
+    agent_failed_ms: int | None = None  # when its agent last did not answer; None: it did
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Answer):
+    """The agent cannot take it; the model is not to blame."""
+
+    reason: Reason
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed(Answer):
+    """The load was tried there and failed."""
+
+    text: str
+    kind: Kind = Kind.LASTING
+    asked_ms: int = 0  # how long the store asks to be left alone; 0: it does not
+    final: Reason | None = None  # why no other pod may load it either
+
+
+@dataclass(frozen=True, slots=True)
+class Stale(Answer):
+    """The agent knows of another registration than the one that it was asked to load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable(Answer):
+    """The agent did not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut(Answer):
+    """The agent did not answer in time. It is loading still, most likely."""
+
+
+@dataclass(frozen=True, slots=True)
+class Garbled(Answer):
+    """The agent answered something that this router does not understand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broke(Answer):
+    """The carrier made a mistake where it carried the instruction out."""
+
+    text: str

@@ -1,0 +1,154 @@
+"""The flights under way, and the steps that one can take: read, look, ask, wait, end.
+
+Everything that several flights share is here too: the sums of waiters, the alarms, the memory of failures, and the
+instructions that have followed so far from the event being handled.
+"""
+
+from placement.coldstart import problems
+from placement.coldstart.alarms import Alarms
+from placement.coldstart.flight import Flight, Phase
+from placement.coldstart.instructions import (
+    Ask,
+    Choose,
+    Ended,
+    ForgetRecord,
+    Instruction,
+    Look,
+    Read,
+    Recall,
+    Request,
+    TellAsked,
+    TellCopy,
+    TellProblem,
+)
+from placement.coldstart.problems import Problem, Reason
+from placement.coldstart.rules import Rules
+from placement.coldstart.waiters import Place, Waiters
+from placement.failures import Failures
+
+
+class Flights:
+    """The flights of one machine, and the event that is being handled."""
+
+    __slots__ = ("alarms", "by_model", "failures", "now_ms", "number", "orphans", "out", "rules", "waiters")
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.by_model: dict[str, Flight] = {}  # none is over
+        self.waiters = Waiters()
+        self.alarms: Alarms[Place | Flight] = Alarms()
+        self.failures = Failures(expiry_ms=rules.failure_expiry_ms)
+        self.orphans: set[tuple[str, int]] = set()  # requests of flights that ended before they were answered
+        self.number = 0  # of the event: the cause of what follows from it
+        self.now_ms = 0  # its time
+        self.out: list[Instruction] = []  # what has followed from it so far
+
+    # --- steps of a flight ---
+
+    def begin(self, model_id: str, idle_ms: int) -> Flight:
+        """Begins a flight."""
+        flight = self.by_model[model_id] = Flight(model_id, idle_ms)
+        self._request(flight, Phase.RECALLING, Recall(self.number, model_id))
+        return flight
+
+    def read(self, flight: Flight, *, fresh: bool = False) -> None:
+        """Has the record read."""
+        if flight.pause is not None:
+            self.alarms.call_off(flight.pause)
+            flight.pause = None
+        flight.fresh = fresh
+        flight.read_after = self.waiters.arrivals
+        self._request(flight, Phase.READING, Read(self.number, flight.model_id, fresh))
+
+    def read_again(self, flight: Flight) -> None:
+        """Has the record read that has just been found to have changed."""
+        self.say(ForgetRecord(self.number, flight.model_id), flight)
+        self.read(flight, fresh=True)
+
+    def look(self, flight: Flight) -> None:
+        """Has the view looked at."""
+        flight.changed = False
+        flight.looked_ms = self.now_ms
+        self._request(flight, Phase.LOOKING, Look(self.number, flight.model_id))
+
+    def go_on(self, flight: Flight) -> None:
+        """Has the view looked at after an answer that led on: the flight is not stuck."""
+        flight.stuck_ms = None
+        self.look(flight)
+
+    def choose(self, flight: Flight, excluded: dict[str, str]) -> None:
+        """Has a pod chosen."""
+        self._request(flight, Phase.CHOOSING, Choose(self.number, flight.model_id, excluded, flight.idle_ms))
+
+    def ask(self, flight: Flight, pod: str) -> None:
+        """Has an agent asked. Those are told now whose deadline comes before the load should be done."""
+        assert flight.record is not None, "a flight asks once it has a record"
+        self.failures.tried(pod, self.now_ms)
+        flight.pod, flight.asked_ms, flight.quiet = pod, self.now_ms, flight.idle_ms > 0
+        ask = Ask(self.number, flight.model_id, pod, flight.idle_ms, flight.why)
+        self._request(flight, Phase.ASKING, ask)
+        if flight.record.load_ms and flight.expected_ms is None:
+            flight.expected_ms = self.now_ms + flight.record.load_ms
+        for place in list(flight.places.values()):
+            if (late := place.too_late(flight.expected_ms, self.now_ms)) is not None:
+                self.tell_problem(flight, place, late)
+            elif place.until_asked:
+                self.say(TellAsked(self.number, place.waiter, self.release(flight, place)))
+
+    def wait(self, flight: Flight, why: str) -> None:
+        """Waits for a change of the view, or a moment. Gives up, with that reason, where it has been stuck too long.
+
+        Claims of pods that have died end with their leases, and pods come back; but nobody waits without end."""
+        rules = self.rules
+        if flight.stuck_ms is None:
+            flight.stuck_ms = flight.looked_ms
+        patience_ms = min(rules.load_wait_ms if flight.places else rules.patience_ms, 3 * rules.patience_ms)
+        if flight.looked_ms - flight.stuck_ms > patience_ms:
+            self.end(flight, problems.soon(Reason.UNAVAILABLE, why))
+        elif flight.changed:
+            self.read(flight)
+        else:
+            flight.phase = Phase.WAITING
+            flight.pause = self.alarms.set(self.now_ms + rules.pause_ms, flight)
+
+    def end(self, flight: Flight, problem: Problem | None = None) -> None:
+        """Ends it, and tells all who wait: of a copy, or of the problem."""
+        if flight.awaits:
+            self.orphans.add((flight.model_id, flight.awaits))
+        if flight.pause is not None:
+            self.alarms.call_off(flight.pause)
+        flight.phase = Phase.OVER
+        del self.by_model[flight.model_id]
+        self.say(Ended(self.number, flight.model_id), flight)
+        for place in list(flight.places.values()):
+            if problem is None:
+                self.say(TellCopy(self.number, place.waiter, self.release(flight, place)))
+            else:
+                self.tell_problem(flight, place, problem)
+
+    # --- waiters ---
+
+    def release(self, flight: Flight, place: Place) -> int:
+        """Ends one waiter's wait. Returns how long it was, in milliseconds."""
+        del flight.places[place.waiter]
+        self.waiters.remove(place)
+        if place.alarm is not None:
+            self.alarms.call_off(place.alarm)
+        return self.now_ms - place.joined_ms
+
+    def tell_problem(self, flight: Flight, place: Place, problem: Problem) -> None:
+        """Ends one waiter's wait with a problem."""
+        self.say(TellProblem(self.number, place.waiter, self.release(flight, place), problem))
+
+    # --- instructions ---
+
+    def say(self, instruction: Instruction, flight: Flight | None = None) -> None:
+        """Gives an instruction; it is part of that flight's story."""
+        self.out.append(instruction)
+        if flight is not None:
+            flight.story.add(self.number, self.now_ms, instruction)
+
+    def _request(self, flight: Flight, phase: Phase, request: Request) -> None:
+        flight.phase = phase
+        flight.awaits = request.cause
+        self.say(request, flight)

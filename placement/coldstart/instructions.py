@@ -1,0 +1,129 @@
+"""What is to be done for cold starts: the instructions that the machine gives.
+
+Each carries its cause, the number of the event that led to it. A `Request` is answered by one event that names that
+cause. A `Release` ends the wait of one waiter: each waiter gets one of them, once, and it is the last that the machine
+says of it.
+"""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+from placement.coldstart.problems import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """Anything to be done."""
+
+    cause: int
+
+
+# --- for one model ---
+
+
+@dataclass(frozen=True, slots=True)
+class Request(Instruction):
+    """Something to be found out. A flight has one of these outstanding at most."""
+
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recall(Request):
+    """A flight begins: what is remembered of the record? Answered by `Recalled`, not from within the call that joined:
+    a waiter is told later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read(Request):
+    """Read the record. Answered by `RecordRead`, `RecordMissing` or `ReadFailed`."""
+
+    fresh: bool = False  # what a read that began earlier finds is no answer, even if it finds a registration
+
+
+@dataclass(frozen=True, slots=True)
+class Look(Request):
+    """Look at the view. Answered by `Seen`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choose(Request):
+    """Choose a pod for the load. Answered by `Chosen`."""
+
+    excluded: Mapping[str, str]  # pods not to use, each with the reason as it follows the pod's name
+    idle_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ask(Request):
+    """Ask the pod's agent to load the model. Answered by whatever the agent says."""
+
+    pod: str
+    idle_ms: int  # more than 0: no call waits for it, so it takes no room from what was used more recently
+    why: str  # why it is loaded, and why there, for people
+
+
+@dataclass(frozen=True, slots=True)
+class Hurry(Instruction):
+    """Tell the agent that is being asked that a call waits now. It joins the two; nothing is answered."""
+
+    model_id: str
+    pod: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetRecord(Instruction):
+    """What is remembered of the model's record is wrong."""
+
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended(Instruction):
+    """The flight of the model is over."""
+
+    model_id: str
+
+
+# --- for waiters ---
+
+
+@dataclass(frozen=True, slots=True)
+class Release(Instruction):
+    """A waiter's wait ends."""
+
+    waiter: Hashable
+    waited_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class TellCopy(Release):
+    """There is a copy that may be called."""
+
+
+@dataclass(frozen=True, slots=True)
+class TellAsked(Release):
+    """An agent was asked, which is all that it waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class TellProblem(Release):
+    """There will be none for it."""
+
+    problem: Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Departed(Release):
+    """It left by itself, and is not told anything."""
+
+
+# --- time ---
+
+
+@dataclass(frozen=True, slots=True)
+class WaitUntil(Instruction):
+    """Feed `TimePassed` at that time. It replaces what was wanted before, and comes before the other instructions."""
+
+    at_ms: int

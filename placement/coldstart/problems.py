@@ -1,0 +1,71 @@
+"""Why a waiter gets no copy, as data. Carriers map a reason to an error of their own by its name."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from placement.failures import Failure, Kind, Standing, hint
+
+
+class Reason(enum.Enum):
+    """What kept a model from being loaded, or a waiter from waiting for it."""
+
+    UNKNOWN_MODEL = enum.auto()
+    QUARANTINED = enum.auto()
+    LOAD_FAILED = enum.auto()
+    """The model's own fault."""
+    NOT_FETCHED = enum.auto()
+    """Its files cannot be fetched, for a reason that passes by itself."""
+    CONTENT_CHANGED = enum.auto()
+    NOWHERE = enum.auto()
+    """No pod may ever hold it."""
+    NO_ROOM = enum.auto()
+    OVERLOADED = enum.auto()
+    """Too many wait, or hold too many bytes."""
+    NOT_IN_TIME = enum.auto()
+    """The load cannot be done by the deadline, or was not done within the longest wait; it goes on."""
+    DEADLINE = enum.auto()
+    REGISTRY_AWAY = enum.auto()
+    UNAVAILABLE = enum.auto()
+    INTERNAL = enum.auto()
+
+    @classmethod
+    def named(cls, name: str) -> "Reason":
+        """Returns the reason of that name; UNAVAILABLE for one that means nothing to a cold start."""
+        return cls.__members__.get(name, cls.UNAVAILABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One reason, in words for the caller."""
+
+    reason: Reason
+    text: str
+    retry_ms: int | None = None  # when to try again, where that is known
+    details: Mapping[str, str] = field(default_factory=dict)  # short strings for programs
+
+
+STOPPING = Problem(Reason.UNAVAILABLE, "this router is stopping")
+PASSED = Problem(Reason.DEADLINE, "the deadline has passed")
+
+
+def soon(reason: Reason, text: str) -> Problem:
+    """Returns a problem that a caller may try again after in a second."""
+    return Problem(reason, text, 1000)
+
+
+def unknown(model_id: str) -> Problem:
+    """Returns the problem of a model that is not registered."""
+    return Problem(Reason.UNKNOWN_MODEL, "model not found", details={"model": model_id[:200]})
+
+
+def failed(model_id: str, standing: Standing, failure: Failure) -> Problem:
+    """Returns the model's own error, with the way out and the pods in which it failed."""
+    passing = failure.kind is Kind.PASSING
+    text = failure.why or "the model could not be loaded"
+    return Problem(
+        Reason.NOT_FETCHED if passing else Reason.NO_ROOM if failure.kind is Kind.MEMORY else Reason.LOAD_FAILED,
+        f"{text} ({hint(model_id, failure.kind, standing.retry_ms)})",
+        max(standing.retry_ms, 100) if passing else None,
+        {"pods": ", ".join(standing.pods)[:500]},
+    )

@@ -1,0 +1,25 @@
+"""The numbers that cold starts go by."""
+
+from dataclasses import dataclass
+
+from placement.failures import EXPIRY_MS
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Bounds and times of one machine. Times in milliseconds, sizes in bytes."""
+
+    load_wait_ms: int = 120_000  # longest that a waiter without an earlier deadline waits
+    max_waiters: int = 20_000
+    max_waiters_per_model: int = 2_000
+    max_waiting_bytes: int = 256 << 20  # of the messages that waiters hold
+    failure_expiry_ms: int = EXPIRY_MS
+
+    max_refusals: int = 5  # pods that are asked in one go before the last refusal is the answer
+    max_stale: int = 5  # answers "stale" for a record that has just been read
+    pause_ms: int = 500  # between looks, where no change of the view comes earlier
+    patience_ms: int = 10_000
+    """How long a flight without waiters waits for pods to come back, or for claims of dead pods to end: a lease time.
+    One with waiters waits three times as long."""
+    waited_ms: int = 1_000
+    """An agent that refuses later than this after it was asked has waited for room."""

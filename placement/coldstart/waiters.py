@@ -1,0 +1,85 @@
+"""Who waits: how many, with how many bytes, and until when.
+
+Waiters and the bytes of the messages they hold are bounded for each model and in all, so that a slow store cannot fill
+the router's memory.
+"""
+
+from collections.abc import Hashable
+from typing import Any
+
+from placement.coldstart.alarms import Alarm
+from placement.coldstart.events import Joined
+from placement.coldstart.problems import PASSED, Problem, Reason, soon
+from placement.coldstart.rules import Rules
+
+
+class Place:
+    """One waiter's place in the flight of a model."""
+
+    __slots__ = ("alarm", "deadline_ms", "joined_ms", "model_id", "number", "size", "until_asked", "waiter")
+
+    def __init__(self, event: Joined, number: int) -> None:
+        self.model_id = event.model_id
+        self.waiter: Hashable = event.waiter
+        self.number = number  # in the order of arrival
+        self.joined_ms = event.now_ms
+        self.size = event.size  # bytes
+        self.deadline_ms = event.deadline_ms
+        self.until_asked = event.until_asked
+        self.alarm: Alarm[Any] | None = None  # rings once it has waited long enough; None: it does not wait yet
+
+    def too_late(self, expected_ms: int | None, now_ms: int) -> Problem | None:
+        """Returns what it is told if its deadline comes before the load is expected to be done."""
+        if expected_ms is None or self.deadline_ms is None or self.deadline_ms >= expected_ms:
+            return None
+        left_ms = expected_ms - now_ms
+        if left_ms <= 0:
+            return None  # the load takes longer than expected: there is no telling any more
+        due_ms = self.deadline_ms - now_ms
+        text = f"loading {self.model_id} takes {left_ms / 1000:.1f} s more, the deadline is in {due_ms / 1000:.1f} s"
+        return Problem(Reason.NOT_IN_TIME, text, left_ms)
+
+    def expired(self, now_ms: int, rules: Rules) -> Problem:
+        """Returns what it is told when its alarm rings."""
+        if self.deadline_ms is not None and self.deadline_ms <= now_ms:
+            return Problem(Reason.DEADLINE, f"{self.model_id} was not loaded by the deadline")
+        text = f"{self.model_id} was not loaded within {rules.load_wait_ms / 1000:g} s; its load goes on"
+        return Problem(Reason.NOT_IN_TIME, text, 5000)
+
+
+class Waiters:
+    """The sums over all flights, and their bounds."""
+
+    __slots__ = ("arrivals", "bytes", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.bytes = 0
+        self.arrivals = 0  # how many have come so far
+
+    def refusal(self, event: Joined, waiting: int, rules: Rules) -> Problem | None:
+        """Returns why one more may not wait; `waiting` is how many wait for the same model."""
+        if event.deadline_ms is not None and event.deadline_ms <= event.now_ms:
+            return PASSED
+        if self.count >= rules.max_waiters:
+            return soon(Reason.OVERLOADED, f"{self.count} calls wait for models to load")
+        if self.bytes + event.size > rules.max_waiting_bytes:
+            return soon(Reason.OVERLOADED, f"calls that wait for models to load hold {self.bytes} bytes")
+        if waiting >= rules.max_waiters_per_model:
+            return soon(Reason.OVERLOADED, f"{waiting} calls wait for model {event.model_id} to load")
+        return None
+
+    def place(self, event: Joined) -> Place:
+        """Returns a place for one that has come. It does not count as waiting before it is added."""
+        self.arrivals += 1
+        return Place(event, self.arrivals)
+
+    def add(self, place: Place) -> None:
+        """Counts one that waits."""
+        self.count += 1
+        self.bytes += place.size
+
+    def remove(self, place: Place) -> None:
+        """Counts one that waits no more."""
+        self.count -= 1
+        self.bytes -= place.size

@@ -1,0 +1,113 @@
+"""A carrier without I/O for the machine of cold starts: tests say what is read and what agents answer."""
+
+from collections.abc import Hashable
+from typing import Any, TypeVar
+
+from placement import choice
+from placement.coldstart import events, instructions
+from placement.coldstart.events import Record, Sighting
+from placement.coldstart.instructions import Instruction, Request
+from placement.coldstart.machine import Machine
+from placement.coldstart.problems import Problem
+from placement.coldstart.rules import Rules
+from placement.pod import Pod
+
+RECORD = Record(7)
+I = TypeVar("I", bound=Instruction)  # noqa: E741
+
+
+class Carrier:
+    """Answers at once what a carrier answers from memory: what is remembered, what is in view, where a load would go.
+
+    `read` and `says` answer the rest. `given` are all instructions so far."""
+
+    def __init__(self, *pods: str, rules: Rules | None = None) -> None:
+        self.machine = Machine(rules)
+        self.now_ms = 0
+        self.pods = {name: Pod(name, 1 << 30) for name in pods}
+        self.copies: dict[str, list[Sighting]] = {}
+        self.remembered: dict[str, Record] = {}
+        self.size = 0  # bytes of every model
+        self.given: list[Instruction] = []
+        self.outstanding: dict[str, Request] = {}
+        self.wanted_ms: int | None = None  # when the machine wants to be told the time
+
+    def feed(self, event: events.Event) -> list[Instruction]:
+        """Feeds one event, and what follows from it at once; returns what is to be done."""
+        given = self.machine.handle(event)
+        self.given += given
+        return [*given, *(more for instruction in given for more in self._carry(instruction))]
+
+    def _carry(self, instruction: Instruction) -> list[Instruction]:
+        now = self.now_ms
+        match instruction:
+            case instructions.Recall(cause, model_id):
+                return self.feed(events.Recalled(now, model_id, cause, self.remembered.get(model_id)))
+            case instructions.Look(cause, model_id):
+                copies = tuple(self.copies.get(model_id, ()))
+                return self.feed(events.Seen(now, model_id, cause, copies, tuple(self.pods)))
+            case instructions.Choose(cause, model_id, excluded, idle_ms):
+                chosen = choice.choose(model_id, self.size, self.pods.values(), excluded=excluded, idle_ms=idle_ms)
+                return self.feed(events.Chosen(now, model_id, cause, chosen))
+            case instructions.WaitUntil(_, at_ms):
+                self.wanted_ms = at_ms
+            case Request(_, model_id):
+                self.outstanding[model_id] = instruction
+        return []
+
+    # --- what happens ---
+
+    def join(self, waiter: Hashable = "w", model_id: str = "m", **more: Any) -> list[Instruction]:
+        """Somebody waits."""
+        return self.feed(events.Joined(self.now_ms, model_id, waiter, **more))
+
+    def leave(self, waiter: Hashable = "w", model_id: str = "m") -> list[Instruction]:
+        """It leaves."""
+        return self.feed(events.Left(self.now_ms, model_id, waiter))
+
+    def read(self, record: Record | None = RECORD, model_id: str = "m") -> list[Instruction]:
+        """The read that was asked for finds this."""
+        asked = self.outstanding.pop(model_id)
+        assert isinstance(asked, instructions.Read), asked
+        if record is None:
+            return self.feed(events.RecordMissing(self.now_ms, model_id, asked.cause))
+        return self.feed(events.RecordRead(self.now_ms, model_id, asked.cause, record))
+
+    def says(self, answer: type[events.Answer], model_id: str = "m", **more: Any) -> list[Instruction]:
+        """The agent that was asked, or whatever else was, answers."""
+        asked = self.outstanding.pop(model_id)
+        return self.feed(answer(self.now_ms, model_id, asked.cause, **more))
+
+    def after(self, ms: int) -> list[Instruction]:
+        """So much time passes; the machine is told the time whenever it wants to be."""
+        given, end = [], self.now_ms + ms
+        while self.wanted_ms is not None and self.wanted_ms <= end:
+            self.now_ms, self.wanted_ms = max(self.now_ms, self.wanted_ms), None
+            given += self.feed(events.TimePassed(self.now_ms))
+        self.now_ms = end
+        return given
+
+    def changed(self, model_id: str = "m") -> list[Instruction]:
+        """The view of the model's copies has changed."""
+        return self.feed(events.CopiesChanged(self.now_ms, model_id))
+
+    # --- what was given ---
+
+    def every(self, kind: type[I]) -> list[I]:
+        """All instructions of that kind so far."""
+        return [given for given in self.given if isinstance(given, kind)]
+
+    @property
+    def asked(self) -> list[str]:
+        """The pods that were asked so far."""
+        return [ask.pod for ask in self.every(instructions.Ask)]
+
+    @property
+    def served(self) -> list[Hashable]:
+        """Those who were told of a copy."""
+        return [told.waiter for told in self.every(instructions.TellCopy)]
+
+    @property
+    def problems(self) -> dict[Hashable, Problem]:
+        """What the others were told."""
+        return {told.waiter: told.problem for told in self.every(instructions.TellProblem)}
