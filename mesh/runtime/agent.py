@@ -34,6 +34,7 @@ from mesh.runtime.cache.activity import Activity
 from mesh.runtime.cache.decisions import Decisions
 from mesh.runtime.cache.demand import Demand
 from mesh.runtime.cache.files import Files
+from mesh.runtime.cache.housekeeping import Housekeeping
 from mesh.runtime.cache.ledger import Entry, Ledger, State
 from mesh.runtime.cache.loading import Parts
 from mesh.runtime.cache.loads import Loads
@@ -42,17 +43,16 @@ from mesh.runtime.cache.meters import Meters, calls_snapshot
 from mesh.runtime.cache.optimising import Optimising
 from mesh.runtime.cache.outcomes import Refused
 from mesh.runtime.cache.rate import Rate
-from mesh.runtime.cache.relief import Relief
 from mesh.runtime.cache.unloads import Unloads
 from mesh.runtime.presence import figures
 from mesh.runtime.presence.claims import Claims
 from mesh.runtime.presence.fence import Fence
-from mesh.runtime.presence.housekeeping import Housekeeping
 from mesh.runtime.presence.ondisk import OnDisk
 from mesh.runtime.presence.place import NameTaken
 from mesh.runtime.presence.presence import Presence
 from mesh.runtime.rundir import RunDir
 from mesh.runtime.servers import serverprocess
+from mesh.runtime.servers.relief import Relief
 from mesh.runtime.servers.serverprocess import Death, ServerFailed, ServerProcess
 from mesh.runtime.servers.spi import Spi
 from mesh.runtime.settings import RuntimeSettings
@@ -203,7 +203,7 @@ class Agent:
             slow=self._optimising.loaded,
         )
         self.loads = Loads(parts, self._decisions)
-        self.meters.follow_loads(self.loads.loading)
+        self.meters.follow_loads(self.loads.loading.queued, self.loads.loading.sizes)
         self._housekeeping = Housekeeping(
             self._etcd,
             self._keys,
@@ -514,7 +514,8 @@ class Agent:
             for entry in self.ledger.entries.values()
             if entry.state in (State.LOADING, State.LOADED, State.UNLOADING)
         ]
-        work = suspects.work(self.ledger, gone, self.board.at_work)
+        held = [(one, one.slot, use) for one in gone if one.slot is not None and (use := self.ledger.use(one))]
+        work = suspects.work(held, self.board.at_work)
         accused = judge(death.cause, work, thread=death.thread)
         for suspect in accused:
             entry, doing = suspect.model, suspect.doing.value

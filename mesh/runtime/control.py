@@ -13,6 +13,7 @@ from mesh.pb import agent_pb2_grpc
 from mesh.runtime.cache import loads, outcomes
 from mesh.runtime.cache.activity import active
 from mesh.runtime.cache.ledger import Entry, Ledger, State
+from mesh.runtime.presence import verdicts
 from mesh.schema.records import PodRecord
 from mesh.statuses import Reason
 from mesh.telemetry import logs
@@ -191,7 +192,7 @@ def _reply(outcome: outcomes.Outcome, incarnation: str) -> pb.LoadReply:
                     blamed=outcome.blamed,
                 )
             )
-        case outcomes.Elsewhere():
+        case verdicts.Elsewhere():
             return pb.LoadReply(elsewhere=pb.LoadReply.Elsewhere(pod=outcome.pod))
         case outcomes.Refused():
             return pb.LoadReply(refused=pb.LoadReply.Refused(reason=outcome.reason.name, text=outcome.text))
@@ -199,7 +200,7 @@ def _reply(outcome: outcomes.Outcome, incarnation: str) -> pb.LoadReply:
             failed = pb.LoadReply.Failed(reason=outcome.reason.name, text=outcome.text)
             failed.kind, failed.asked_ms = outcome.kind.value, outcome.asked_ms
             return pb.LoadReply(failed=failed)
-        case outcomes.Stale():
+        case verdicts.Stale():
             return pb.LoadReply(stale=pb.LoadReply.Stale())
 
 

@@ -6,18 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mesh.runtime.blame.history import Took
 from mesh.runtime.cache.decisions import Decisions
 from mesh.runtime.cache.ledger import Entry, Ledger, State
 from mesh.runtime.cache.loading import Parts
 from mesh.runtime.cache.loads import Loads
 from mesh.runtime.cache.meters import Meters
-from mesh.runtime.cache.outcomes import Failed, Loaded, Outcome, Refused, Stale, Want
+from mesh.runtime.cache.outcomes import Loaded, Outcome, Refused, Want
 from mesh.runtime.cache.unloads import Unloads
-from mesh.runtime.presence import claims
+from mesh.runtime.presence import verdicts
+from mesh.runtime.presence.verdicts import Stale
 from mesh.runtime.sharedmemory.board import State as SlotState
 from mesh.runtime.sharedmemory.board import Use
 from mesh.schema import copytoken
 from mesh.schema.records import CopyRecord, Failure, ModelRecord
+from placement.failures import Kind
 from placement.footprint import Footprint
 from placement.room import Room
 from puller.errors import PullError, PullErrorKind
@@ -61,16 +64,16 @@ class FakeClaims:
 
     def __init__(self, keys: FakeKeys) -> None:
         self.keys = keys
-        self.verdicts: dict[str, claims.Verdict] = {}
+        self.verdicts: dict[str, verdicts.Verdict] = {}
         self.spares: dict[str, int] = {}
         self.records: dict[str, ModelRecord] = {}
-        self.publications: dict[str, claims.Publication] = {}
+        self.publications: dict[str, verdicts.Publication] = {}
         self.asked: list[str] = []
         self.held: dict[str, asyncio.Event] = {}
 
     async def claim(
         self, model_id: str, copy: CopyRecord, *, expected: int = 0, ask: Sequence[str] = ()
-    ) -> claims.Verdict:
+    ) -> verdicts.Verdict:
         self.asked.append(model_id)
         if model_id in self.held:
             await self.held[model_id].wait()
@@ -80,30 +83,30 @@ class FakeClaims:
         spares = {victim: self.spares.get(victim, 0) for victim in ask}
         return self._claimed(model_id, spares)
 
-    def _claimed(self, model_id: str, spares: dict[str, int]) -> claims.Claimed:
-        return claims.Claimed(self.records.setdefault(model_id, ModelRecord(type="t")), spares, 1)
+    def _claimed(self, model_id: str, spares: dict[str, int]) -> verdicts.Claimed:
+        return verdicts.Claimed(self.records.setdefault(model_id, ModelRecord(type="t")), spares, 1)
 
-    async def look(self, model_id: str, revision: int) -> claims.Claimed | Stale | claims.Away:
+    async def look(self, model_id: str, revision: int) -> verdicts.Claimed | Stale | verdicts.Away:
         self.asked.append(model_id)
         verdict = self.verdicts.get(model_id)
-        return verdict if isinstance(verdict, Stale | claims.Away) else self._claimed(model_id, {})
+        return verdict if isinstance(verdict, Stale | verdicts.Away) else self._claimed(model_id, {})
 
     async def publish(
         self,
         model_id: str,
         copy: CopyRecord,
-        claimed: claims.Claimed,
+        claimed: verdicts.Claimed,
         remember: Callable[[ModelRecord], ModelRecord],
-    ) -> claims.Publication:
+    ) -> verdicts.Publication:
         """As the real one: what another pod has written meanwhile stands in `records`."""
         if model_id in self.publications:
             return self.publications[model_id]
         record = self.records[model_id]
         if record.digest and record.digest != copy.digest:
-            return claims.Contradicted(record)
+            return verdicts.Contradicted(record)
         record = self.records[model_id] = remember(record)
         self.keys.keys[model_id] = copy
-        return claims.Published(record)
+        return verdicts.Published(record)
 
 
 class FakeFiles:
@@ -159,14 +162,11 @@ class FakeHistory:
         self.contents: dict[str, str] = {}  # digests that were not the registration's
         self.deaths: list[tuple[str, str]] = []
 
-    def first(self, record: ModelRecord, copy: Entry) -> ModelRecord:
-        self.sizes[copy.model_id] = copy.host_bytes
-        return replace(record, digest=copy.digest, digest_ms=1000)
+    def first(self, record: ModelRecord, digest: str, took: Took) -> ModelRecord:
+        return replace(record, digest=digest, digest_ms=1000)
 
-    def loaded(
-        self, model_id: str, revision: int, known: ModelRecord, *, host_bytes: int, device_bytes: int, load_ms: int
-    ) -> None:
-        self.sizes[model_id] = host_bytes
+    def loaded(self, model_id: str, revision: int, known: ModelRecord, took: Took) -> None:
+        self.sizes[model_id] = took.footprint.host_bytes
 
     async def measured(self, model_id: str, revision: int, footprint: Footprint) -> None:
         self.sizes[model_id] = footprint.total_bytes
@@ -174,8 +174,10 @@ class FakeHistory:
     def known(self, record: ModelRecord) -> Failure | None:
         return next((failure for failure in record.failures if failure.pod == "pod-1"), None)
 
-    async def failed(self, model_id: str, revision: int, outcome: Failed) -> None:
-        self.failures[model_id] = outcome.text
+    async def failed(
+        self, model_id: str, revision: int, text: str, kind: Kind, *, asked_ms: int = 0, digest: str = ""
+    ) -> None:
+        self.failures[model_id] = text
 
     def killed(
         self, model_id: str, revision: int, text: str, *, sure: bool = False, digests: tuple[str, ...] = ()

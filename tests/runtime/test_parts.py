@@ -288,6 +288,14 @@ async def test_who_was_at_work_when_the_server_died(pod: FakePod) -> None:
         slot = pod.entry(name).slot
         assert slot is not None
         pod.board.uses[slot] = use
+
+    def at_work() -> list[Work[str]]:
+        entries = pod.ledger.entries.values()
+        held = [
+            (one.model_id, one.slot, use) for one in entries if one.slot is not None and (use := pod.ledger.use(one))
+        ]
+        return work(held, board.at_work)
+
     frame = b"\0\0\0\0\0"
     digest = requestdigest.digest(frame).hex()
     me = threading.get_ident()
@@ -296,10 +304,7 @@ async def test_who_was_at_work_when_the_server_died(pod: FakePod) -> None:
         board.at_work.begin(pod.entry(name).slot or 0, frame)
     board.at_work.begin(pod.entry("loading").slot or 0)
     board.at_work.inline(frame)
-    found = [
-        replace(one, model=one.model.model_id) for one in work(pod.ledger, pod.ledger.entries.values(), board.at_work)
-    ]
-    assert found == [
+    assert at_work() == [
         Work("running", Doing.RUNNING, me, digest=digest),
         Work("loading", Doing.LOADING, me),
         Work("freeing", Doing.FREEING),
@@ -309,8 +314,7 @@ async def test_who_was_at_work_when_the_server_died(pod: FakePod) -> None:
     slot = pod.entry("idle").slot
     assert slot is not None
     pod.board.uses[slot] = Use(SlotState.LOADED, 1, 2, 1, 0, 9, 0, 0)  # in a thread that is not noted, or in the loop
-    found = work(pod.ledger, pod.ledger.entries.values(), board.at_work)
-    assert [one.model.model_id for one in found if not one.thread] == ["freeing", "idle", "looping"]
+    assert [one.model for one in at_work() if not one.thread] == ["freeing", "idle", "looping"]
     board.close()
 
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mesh.etcd import Etcd, EtcdError, KeyValue
-from mesh.runtime.cache.ledger import Entry
-from mesh.runtime.cache.outcomes import Failed
 from mesh.runtime.tasks import Tasks
 from mesh.schema.keys import Keys
 from mesh.schema.records import Failure, ModelRecord
 from mesh.telemetry import logs
 from placement import blame
+from placement.failures import Kind
 from placement.footprint import Footprint
 
 log = logs.get(__name__)
@@ -36,6 +35,14 @@ _LINGER = 0.1  # seconds that a success waits, so that the calls which waited fo
 _ATTEMPTS = 5
 _PAUSE = 2.0  # seconds, growing
 _TEXT = 2000  # characters of a text that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """What a load took."""
+
+    footprint: Footprint  # as measured
+    load_ms: int  # pull and waiting included
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,32 +77,31 @@ class History:
         self._deaths: dict[str, asyncio.Task[None]] = {}  # being written, by model
         self._written = self._given_up = 0
 
-    def first(self, record: ModelRecord, copy: Entry) -> ModelRecord:
+    def first(self, record: ModelRecord, digest: str, took: Took) -> ModelRecord:
         """Returns the record with what the first load of its content has shown: the digest that all copies must have,
         and what a load took. Whoever publishes that copy writes it."""
         failures = tuple(failure for failure in record.failures if failure.pod != self._pod)
         return replace(
             record,
-            digest=copy.digest,
+            digest=digest,
             digest_ms=self._clock_ms(),
-            host_bytes=copy.host_bytes,
-            device_bytes=copy.device_bytes,
-            load_ms=copy.load_ms,
+            host_bytes=took.footprint.host_bytes,
+            device_bytes=took.footprint.device_bytes,
+            load_ms=took.load_ms,
             failures=failures,
             changed="",
             changed_ms=0,
         )
 
-    def loaded(
-        self, model_id: str, revision: int, known: ModelRecord, *, host_bytes: int, device_bytes: int, load_ms: int
-    ) -> None:
+    def loaded(self, model_id: str, revision: int, known: ModelRecord, took: Took) -> None:
         """Remembers what a load took, if that is news to `known`, the record as it was when the load began."""
+        size, load_ms = took.footprint, took.load_ms
 
         def change(record: ModelRecord) -> ModelRecord:
             failures = tuple(failure for failure in record.failures if failure.pod != self._pod)
             if not (
-                _differs(record.host_bytes, host_bytes)
-                or _differs(record.device_bytes, device_bytes)
+                _differs(record.host_bytes, size.host_bytes)
+                or _differs(record.device_bytes, size.device_bytes)
                 or abs(record.load_ms - load_ms) > max(_LOAD_MS, _LOAD_SHARE * record.load_ms)
                 or not record.load_ms
                 or len(failures) != len(record.failures)
@@ -104,8 +110,8 @@ class History:
                 return record
             return replace(
                 record,
-                host_bytes=host_bytes,
-                device_bytes=device_bytes,
+                host_bytes=size.host_bytes,
+                device_bytes=size.device_bytes,
                 load_ms=load_ms,
                 failures=failures,
                 changed="",
@@ -129,15 +135,18 @@ class History:
         recent = record.recent_failures(self._clock_ms(), FAILURE_EXPIRY_MS)
         return next((failure for failure in recent if failure.pod == self._pod), None)
 
-    async def failed(self, model_id: str, revision: int, outcome: Failed) -> None:
-        """Records a failed load. Returns once it stands there, or after `PATIENCE`."""
+    async def failed(
+        self, model_id: str, revision: int, text: str, kind: Kind, *, asked_ms: int = 0, digest: str = ""
+    ) -> None:
+        """Records a failed load: `asked_ms` is how long the store asks to be left alone, `digest` that of the files
+        that cannot be loaded. Returns once it stands there, or after `PATIENCE`."""
         failure = Failure(
             self._pod,
             self._clock_ms(),
-            outcome.text[:_TEXT],
-            outcome.kind,
-            asked_ms=outcome.asked_ms,
-            digest=outcome.digest,
+            text[:_TEXT],
+            kind,
+            asked_ms=asked_ms,
+            digest=digest,
             secrets=self._secrets(),
         )
 

@@ -7,7 +7,6 @@ was in and for which request. Who is suspect for that is decided in `placement.s
 from collections.abc import Iterable
 from typing import TypeVar
 
-from mesh.runtime.cache.ledger import Entry, Ledger
 from mesh.runtime.sharedmemory.atwork import AtWork
 from mesh.runtime.sharedmemory.board import State, Use
 from placement.suspects import Doing, Work
@@ -15,28 +14,28 @@ from placement.suspects import Doing, Work
 T = TypeVar("T")
 
 
-def work(ledger: Ledger, entries: Iterable[Entry], at_work: AtWork) -> list[Work[Entry]]:
-    """Returns what each of `entries` that was at work was doing. Call it before the board is reset."""
-    found: list[Work[Entry]] = []
-    unaccounted: list[Entry] = []  # run once more than threads say
+def work(held: Iterable[tuple[T, int, Use]], at_work: AtWork) -> list[Work[T]]:
+    """Returns what each copy that was at work was doing. `held` are those that were in memory: whose each is, its slot,
+    and its use. Call it before the board is reset."""
+    found: list[Work[T]] = []
+    unaccounted: list[T] = []  # run once more than threads say
     threads = at_work.threads()
-    for entry in entries:
-        use = ledger.use(entry)
-        if use is None or (doing := _doing(use)) is None:
+    for whose, slot, use in held:
+        if (doing := _doing(use)) is None:
             continue
-        own = [thread for thread in threads if thread.slot == entry.slot]
+        own = [thread for thread in threads if thread.slot == slot]
         found += [
-            Work(entry, Doing.RUNNING if one.digest else Doing.LOADING, one.thread, digest=one.digest.hex())
+            Work(whose, Doing.RUNNING if one.digest else Doing.LOADING, one.thread, digest=one.digest.hex())
             for one in own
         ]
         if use.running > sum(bool(one.digest) for one in own):
-            unaccounted.append(entry)
+            unaccounted.append(whose)
         elif not own:
-            found.append(Work(entry, doing))
+            found.append(Work(whose, doing))
     if len(unaccounted) == 1:  # the event loop runs one at a time
         last = at_work.loop()
         return [*found, Work(unaccounted[0], Doing.RUNNING, last.thread, in_loop=True, digest=last.digest.hex())]
-    return found + [Work(entry, Doing.RUNNING) for entry in unaccounted]
+    return found + [Work(whose, Doing.RUNNING) for whose in unaccounted]
 
 
 def working(uses: Iterable[tuple[T, Use]]) -> list[Work[T]]:

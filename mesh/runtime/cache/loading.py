@@ -28,14 +28,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from mesh.options.values import format_bytes
+from mesh.runtime.blame.history import Took
 from mesh.runtime.cache.ledger import NOTHING, Entry, Ledger, State
 from mesh.runtime.cache.meters import Meters
-from mesh.runtime.cache.outcomes import Failed, Loaded, Outcome, Refused, Stale, Want
+from mesh.runtime.cache.outcomes import Failed, Loaded, Outcome, Refused, Want
 from mesh.runtime.cache.rooms import Answer, GivesWay, Rooms, RoomsStatistics
-from mesh.runtime.cache.turns import Turns
 from mesh.runtime.cache.unloads import Keys, Server, Unloads
-from mesh.runtime.presence import claims
+from mesh.runtime.presence import verdicts
+from mesh.runtime.presence.verdicts import Stale
 from mesh.runtime.servers.spi import Size, SpiError
+from mesh.runtime.turns import Turns
 from mesh.schema import records
 from mesh.schema.records import CopyRecord, ModelRecord
 from mesh.statuses import Code, Reason
@@ -66,19 +68,19 @@ class Claiming(Protocol):
 
     async def claim(
         self, model_id: str, copy: CopyRecord, *, expected: int = 0, ask: Sequence[str] = ()
-    ) -> claims.Verdict:
+    ) -> verdicts.Verdict:
         """Claims it."""
 
-    async def look(self, model_id: str, revision: int) -> claims.Claimed | Stale | claims.Away:
+    async def look(self, model_id: str, revision: int) -> verdicts.Claimed | Stale | verdicts.Away:
         """Reads its record, where there is nothing to be claimed."""
 
     async def publish(
         self,
         model_id: str,
         copy: CopyRecord,
-        claimed: claims.Claimed,
+        claimed: verdicts.Claimed,
         remember: Callable[[ModelRecord], ModelRecord],
-    ) -> claims.Publication:
+    ) -> verdicts.Publication:
         """Publishes the first copy of a content."""
 
 
@@ -108,12 +110,10 @@ class Pulling(Protocol):
 class Remembering(Protocol):
     """Who writes into models' records."""
 
-    def first(self, record: ModelRecord, copy: Entry) -> ModelRecord:
+    def first(self, record: ModelRecord, digest: str, took: Took) -> ModelRecord:
         """The record with what the first load of its content has shown."""
 
-    def loaded(
-        self, model_id: str, revision: int, known: ModelRecord, *, host_bytes: int, device_bytes: int, load_ms: int
-    ) -> None:
+    def loaded(self, model_id: str, revision: int, known: ModelRecord, took: Took) -> None:
         """What a load took."""
 
     def known(self, record: ModelRecord) -> records.Failure | None:
@@ -122,7 +122,9 @@ class Remembering(Protocol):
     async def measured(self, model_id: str, revision: int, footprint: Footprint) -> None:
         """What it was found to need that could not stay."""
 
-    async def failed(self, model_id: str, revision: int, outcome: Failed) -> None:
+    async def failed(
+        self, model_id: str, revision: int, text: str, kind: Kind, *, asked_ms: int = 0, digest: str = ""
+    ) -> None:
         """Why it failed."""
 
     def killed(
@@ -231,7 +233,14 @@ class Loading:
         if isinstance(outcome, Failed) and outcome.reason is Reason.CONTENT_CHANGED:
             await self._parts.history.changed(want.model_id, want.revision, entry.digest)
         elif isinstance(outcome, Failed) and not outcome.again:
-            await self._parts.history.failed(want.model_id, want.revision, outcome)
+            await self._parts.history.failed(
+                want.model_id,
+                want.revision,
+                outcome.text,
+                outcome.kind,
+                asked_ms=outcome.asked_ms,
+                digest=outcome.digest,
+            )
         elif isinstance(outcome, Refused) and outcome.needs is not None:
             await self._parts.history.measured(want.model_id, want.revision, outcome.needs)
         return outcome
@@ -251,7 +260,7 @@ class Loading:
             if want.footprint.total_bytes
             else Footprint(ledger.capacity_bytes // 10, ledger.device_capacity_bytes // 10)
         )
-        verdict: claims.Verdict
+        verdict: verdicts.Verdict
         if entry.aside:
             verdict = await parts.claiming.look(want.model_id, want.revision)
         else:
@@ -266,9 +275,9 @@ class Loading:
             verdict = await parts.claiming.claim(
                 want.model_id, claim, expected=want.expected_copies, ask=ledger.candidates(likely)
             )
-        if isinstance(verdict, claims.Away):
+        if isinstance(verdict, verdicts.Away):
             return Refused(Reason.REGISTRY_AWAY, f"cannot be claimed: {verdict.why}")
-        if not isinstance(verdict, claims.Claimed):
+        if not isinstance(verdict, verdicts.Claimed):
             return verdict
         record, spares = verdict.record, verdict.spares
         entry.usual_ms = record.load_ms
@@ -310,14 +319,7 @@ class Loading:
             record, published = publication, True
             if self._unclaimed(want, entry):
                 outcome = Refused(Reason.UNAVAILABLE, "the copy that it was to replace was unloaded meanwhile")
-        parts.history.loaded(
-            want.model_id,
-            want.revision,
-            record,
-            host_bytes=entry.host_bytes,
-            device_bytes=entry.device_bytes,
-            load_ms=entry.load_ms,
-        )
+        parts.history.loaded(want.model_id, want.revision, record, Took(entry.footprint, entry.load_ms))
         return self._keep(want, entry, published=published) if outcome is None else outcome
 
     async def _bring_in(
@@ -375,23 +377,23 @@ class Loading:
         taken its own away."""
         return entry.aside and self._parts.keys.wanted(want.model_id) is None
 
-    async def _publish(self, want: Want, entry: Entry, claimed: claims.Claimed) -> ModelRecord | Outcome:
+    async def _publish(self, want: Want, entry: Entry, claimed: verdicts.Claimed) -> ModelRecord | Outcome:
         """Publishes a copy in a transaction of its own, with its digest in the record, which is returned."""
-        first = self._parts.history.first
+        first, took = self._parts.history.first, Took(entry.footprint, entry.load_ms)
         published = await self._parts.claiming.publish(
             want.model_id,
             self._record(want, entry),
             claimed,
-            lambda record: record if record.digest else first(record, entry),
+            lambda record: record if record.digest else first(record, entry.digest, took),
         )
         if entry not in self._ledger:  # the server has died meanwhile
             return Refused(Reason.UNAVAILABLE, self._parts.why_down())
         match published:
-            case claims.Published():
+            case verdicts.Published():
                 return published.record
-            case claims.Contradicted():
+            case verdicts.Contradicted():
                 return Failed(Reason.CONTENT_CHANGED, published.record.contradiction(entry.digest))
-            case claims.Away():
+            case verdicts.Away():
                 return Refused(Reason.REGISTRY_AWAY, f"what it holds cannot be written down: {published.why}")
             case Stale():
                 return published

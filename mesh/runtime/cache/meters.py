@@ -6,17 +6,16 @@ the agent.
 
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mesh import process
 from mesh.runtime.cache.ledger import Ledger
 from mesh.runtime.sharedmemory.board import Series
 from mesh.statuses import Code
 from mesh.telemetry import metrics
+from placement.queue import QueueStatistics
+from placement.sizes import SizesStatistics
 from puller.puller import PullerStatistics
-
-if TYPE_CHECKING:
-    from mesh.runtime.cache.loading import Loading
 
 
 class Meters:
@@ -57,19 +56,13 @@ class Meters:
         hung = registry.counter("mesh_hung_processes", process.HUNG_HELP, ("process",))
         self.server_hangs = hung.labels("model-server")
 
-    def follow_loads(self, loading: "Loading") -> None:
+    def follow_loads(self, queued: Callable[[], QueueStatistics], sizes: Callable[[], SizesStatistics]) -> None:
         """What waits, and how sizes were predicted."""
         gauge, counter = self.registry.gauge, self.registry.counter
-        gauge("mesh_loads_queued", "Loads that wait for the model server.").follow(lambda: loading.queued().queued)
-        counter("mesh_size_predictions", "Sizes predicted, and measured then.").follow(
-            lambda: loading.sizes().predictions
-        )
-        counter("mesh_size_predicted_over", "Of those, more than a tenth too large.").follow(
-            lambda: loading.sizes().over
-        )
-        counter("mesh_size_predicted_under", "Of those, more than a tenth too small.").follow(
-            lambda: loading.sizes().under
-        )
+        gauge("mesh_loads_queued", "Loads that wait for the model server.").follow(lambda: queued().queued)
+        counter("mesh_size_predictions", "Sizes predicted, and measured then.").follow(lambda: sizes().predictions)
+        counter("mesh_size_predicted_over", "Of those, more than a tenth too large.").follow(lambda: sizes().over)
+        counter("mesh_size_predicted_under", "Of those, more than a tenth too small.").follow(lambda: sizes().under)
 
     def refused(self, reason: str) -> None:
         """Counts a refused load."""

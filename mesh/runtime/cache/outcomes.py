@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mesh.runtime.presence.verdicts import Elsewhere, Stale
 from mesh.statuses import Reason
 from placement.failures import Kind
 from placement.footprint import Footprint
@@ -41,18 +42,6 @@ class Loaded:
     generation: int = 0  # of the registration's content
     digest: str = ""  # hex, of what it was loaded from
     blamed: bool = False  # servers have died in calls of it: its record says which requests it refuses
-
-
-@dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """Somebody else has a copy, or the right to make it."""
-
-    pod: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stale:
-    """The registration that was meant is not the current one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ the other was first, and whether it holds the same (`publish`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from mesh.etcd import (
     Etcd,
@@ -31,8 +30,17 @@ from mesh.etcd import (
     put_op,
 )
 from mesh.etcd.ranges import after_prefix
-from mesh.runtime.cache.outcomes import Elsewhere, Stale
 from mesh.runtime.presence.presence import Presence
+from mesh.runtime.presence.verdicts import (
+    Away,
+    Claimed,
+    Contradicted,
+    Elsewhere,
+    Publication,
+    Published,
+    Stale,
+    Verdict,
+)
 from mesh.schema import records
 from mesh.schema.keys import Keys
 from mesh.telemetry import logs
@@ -45,42 +53,6 @@ TIMEOUT = 3.0
 _TRIES = 4
 _HOLDERS = 16  # holders that are read where a claim fails
 _SPARES = 3  # copies that are read of a model that may make way: more than one other is as good as one
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """The model may be loaded here; `copies/` says so."""
-
-    record: records.ModelRecord
-    spares: dict[str, int] = field(default_factory=dict)  # copies elsewhere, of the models that were asked about
-    modified: int = 0  # mod revision of the record; 0: it cannot be read, and must not be written
-
-
-@dataclass(frozen=True, slots=True)
-class Away:
-    """Nobody can tell: etcd is away, or this pod's lease is."""
-
-    why: str
-
-
-Verdict = Claimed | Elsewhere | Stale | Away
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """The copy stands in etcd as loaded, and the record with the digest of its content."""
-
-    record: records.ModelRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Contradicted:
-    """The copy holds other content than this registration's copies, as its record says."""
-
-    record: records.ModelRecord
-
-
-Publication = Published | Contradicted | Stale | Away
 
 
 class Claims:

@@ -11,10 +11,8 @@ The newer one answers only the calls that name it until the older one has gone.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mesh.pb import inference_pb2
 from mesh.runtime.server import tensors
@@ -24,9 +22,6 @@ from mesh.runtime.server.session import Session
 from mesh.runtime.server.shortcuts import Shortcuts
 from mesh.runtime.sharedmemory.board import Row
 from mesh.schema import copytoken
-
-if TYPE_CHECKING:
-    from mesh.runtime.server.runs import Run
 
 _PLATFORM = "onnx_onnxv1"
 
@@ -48,9 +43,7 @@ class Copy:
         "row",
         "session",
         "shortcuts",
-        "threads",
         "token",
-        "waiting",
         "warm",
     )
 
@@ -70,8 +63,6 @@ class Copy:
         self.shortcuts = Shortcuts()
         self.answer = Answer(model_id, tuple(session.outputs.values()))
         """What is answered unless the request asks for certain outputs."""
-        self.waiting: deque[Run] = deque()  # calls without a thread yet
-        self.threads = 0  # threads that run it now
         self.drained: asyncio.Future[None] | None = None  # set while its unload waits for calls in flight
         self._metadata: bytes | None = None
         self._answers: dict[tuple[tensors.Tensor, ...], Answer] = {}

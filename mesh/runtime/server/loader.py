@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mesh.runtime.cache.turns import Turns
 from mesh.runtime.server import device, making, session
 from mesh.runtime.server.copies import Copies, Copy
 from mesh.runtime.server.device import Device
@@ -22,6 +21,7 @@ from mesh.runtime.server.runs import Runs
 from mesh.runtime.server.trimmer import Trimmer
 from mesh.runtime.server.workers import Lone, Workers
 from mesh.runtime.sharedmemory.board import Board, Row, State
+from mesh.runtime.turns import Turns
 from mesh.schema import copytoken
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs

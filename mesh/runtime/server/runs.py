@@ -57,7 +57,7 @@ class Run:
     """One call on its way through a thread."""
 
     __slots__ = (
-        "asked", "busy_ns", "call", "copy", "deadline", "ended_by", "error", "frame", "held", "options",
+        "asked", "busy_ns", "call", "copy", "deadline", "ended_by", "error", "frame", "held", "line", "options",
         "read", "running", "runs", "sent", "size", "started_ns", "stopped_at", "stuck",
     )  # fmt: skip
 
@@ -89,6 +89,7 @@ class Run:
         self.stopped_at = 0.0  # when it was told to end while it ran
         self.stuck = False
         self.runs: Runs | None = None
+        self.line: Line | None = None  # in which it waits, or has waited
         # What the thread leaves behind.
         self.frame = b""
         self.error: MeshError | None = None
@@ -124,6 +125,17 @@ class Run:
             self.runs.stop(self, MeshError(Reason.CANCELLED, "cancelled by the caller"))
 
 
+class Line:
+    """One copy's calls that have no thread yet."""
+
+    __slots__ = ("copy", "threads", "waiting")
+
+    def __init__(self, copy: Copy) -> None:
+        self.copy = copy
+        self.waiting: deque[Run] = deque()
+        self.threads = 0  # that run the copy now
+
+
 class Runs:
     """The threads and the calls in them. For the event loop's thread alone."""
 
@@ -140,7 +152,8 @@ class Runs:
         self._idle = threads + 1
         self._most = 2 * (threads + 1)
         self._workers = Workers("run", threads + 1)
-        self._ring: deque[Copy] = deque()  # models that have calls waiting, each once
+        self._lines: dict[Copy, Line] = {}  # of copies that have calls here
+        self._ring: deque[Line] = deque()  # those in which calls wait, each once
         self._live: set[Run] = set()
         self._waiting = 0
         self._bytes = 0
@@ -179,10 +192,13 @@ class Runs:
         deadline = run.call.deadline
         run.deadline = self._loop.time() + MAX_SECONDS if deadline is None else deadline
         run.runs = self
-        copy = run.copy
-        if not copy.waiting:
-            self._ring.append(copy)
-        copy.waiting.append(run)
+        line = self._lines.get(run.copy)
+        if line is None:
+            line = self._lines[run.copy] = Line(run.copy)
+        run.line = line
+        if not line.waiting:
+            self._ring.append(line)
+        line.waiting.append(run)
         self._live.add(run)
         self._waiting += 1
         self._bytes += run.size
@@ -225,25 +241,31 @@ class Runs:
         """Gives idle threads to calls that wait, one model after the other."""
         skipped = 0
         while self._idle and skipped < len(self._ring):
-            copy = self._ring.popleft()
-            waiting = copy.waiting
+            line = self._ring.popleft()
+            waiting = line.waiting
             while waiting and waiting[0].ended_by is not None:
                 waiting.popleft()
             if not waiting:
+                self._leave(line)
                 continue
-            if copy.threads >= self._each:
-                self._ring.append(copy)
+            if line.threads >= self._each:
+                self._ring.append(line)
                 skipped += 1
                 continue
             run = waiting.popleft()
             if waiting:
-                self._ring.append(copy)
-            self._start(run)
+                self._ring.append(line)
+            self._start(run, line)
 
-    def _start(self, run: Run) -> None:
+    def _leave(self, line: Line) -> None:
+        """Forgets a line in which nobody is."""
+        if not line.threads and not line.waiting:
+            self._lines.pop(line.copy, None)
+
+    def _start(self, run: Run, line: Line) -> None:
         self._idle -= 1
         self._waiting -= 1
-        run.copy.threads += 1
+        line.threads += 1
         run.running = True
         run.options = session.run_options()
         run.copy.row.run()
@@ -257,8 +279,10 @@ class Runs:
 
     def _done(self, run: Run, busy_ns: int) -> None:
         self._idle += 1
-        copy = run.copy
-        copy.threads -= 1
+        copy, line = run.copy, run.line
+        assert line is not None
+        line.threads -= 1
+        self._leave(line)
         if run.stopped_at == math.inf:
             self._endless -= 1
         if run.stuck:

@@ -6,13 +6,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from mesh.etcd import Etcd
-from mesh.runtime.blame.history import FAILURE_EXPIRY_MS, History
-from mesh.runtime.cache.outcomes import Failed
+from mesh.runtime.blame.history import FAILURE_EXPIRY_MS, History, Took
 from mesh.schema.keys import Keys
 from mesh.schema.records import Failure, ModelRecord
-from mesh.statuses import Reason
 from placement import blame
 from placement.failures import Kind
+from placement.footprint import Footprint
 from tests.support.waiting import until
 
 NOW = 1_800_000_000_000
@@ -50,7 +49,7 @@ async def records(etcd: Etcd, keys: Keys) -> AsyncIterator[Records]:
 async def test_a_measured_size_is_remembered(records: Records) -> None:
     """Beside what others have written, unknown attributes included."""
     known = await records.put(path="/x", other={"theirs": 1})
-    records.history.loaded("m", records.revision, known, host_bytes=500, device_bytes=7, load_ms=30)
+    records.history.loaded("m", records.revision, known, Took(Footprint(500, 7), 30))
     await records.settled()
     now = await records.get()
     assert (now.host_bytes, now.device_bytes, now.load_ms, now.path) == (500, 7, 30, "/x")
@@ -60,9 +59,9 @@ async def test_a_measured_size_is_remembered(records: Records) -> None:
 async def test_what_is_no_news_is_not_written(records: Records) -> None:
     """Sizes within a tenth, load times within a half."""
     known = await records.put(host_bytes=1000, load_ms=200)
-    records.history.loaded("m", records.revision, known, host_bytes=1050, device_bytes=0, load_ms=280)
+    records.history.loaded("m", records.revision, known, Took(Footprint(1050, 0), 280))
     assert not records.history.statistics().pending
-    records.history.loaded("m", records.revision, known, host_bytes=1200, device_bytes=0, load_ms=200)
+    records.history.loaded("m", records.revision, known, Took(Footprint(1200, 0), 200))
     await records.settled()
     assert (await records.get()).host_bytes == 1200
 
@@ -71,10 +70,10 @@ async def test_a_failure_is_recorded_and_a_success_takes_it_away(records: Record
     """Of this pod; another's stays, an expired one goes."""
     theirs, old = Failure("pod-2", NOW - 5, "no"), Failure("pod-3", NOW - FAILURE_EXPIRY_MS - 1, "old")
     await records.put(failures=(theirs, old))
-    await records.history.failed("m", records.revision, Failed(Reason.LOAD_FAILED, "it is no model"))
+    await records.history.failed("m", records.revision, "it is no model", Kind.LASTING)
     failed = await records.get()
     assert failed.failures == (Failure("pod-1", NOW, "it is no model", since_ms=NOW - 5), theirs)
-    records.history.loaded("m", records.revision, failed, host_bytes=1, device_bytes=0, load_ms=1)
+    records.history.loaded("m", records.revision, failed, Took(Footprint(1, 0), 1))
     await records.settled()
     assert (await records.get()).failures == (theirs,)
 
@@ -84,8 +83,7 @@ async def test_a_failure_says_of_what_kind_it_is_and_since_when(records: Records
     first = Failure("pod-2", NOW - 20_000, "no", Kind.PASSING)
     await records.put(failures=(first,))
     records.history = History(records.etcd, records.keys, pod="pod-1", secrets=lambda: "v1", clock_ms=lambda: NOW)
-    outcome = Failed(Reason.LOAD_FAILED, "line 3", Kind.CONTENT, asked_ms=5000, digest="abc")
-    await records.history.failed("m", records.revision, outcome)
+    await records.history.failed("m", records.revision, "line 3", Kind.CONTENT, asked_ms=5000, digest="abc")
     record = await records.get()
     expected = Failure("pod-1", NOW, "line 3", Kind.CONTENT, NOW - 20_000, 5000, "abc", "v1")
     assert record.failures == (expected, first)
@@ -98,7 +96,7 @@ async def test_deaths_in_two_pods_are_a_quarantine(records: Records) -> None:
     for number in range(2):
         records.history = History(records.etcd, records.keys, pod=f"pod-{number}", clock_ms=lambda: NOW)
         records.history.killed("m", records.revision, f"server {number} died")
-        await records.history.failed("m", records.revision, Failed(Reason.LOAD_FAILED, "died"))
+        await records.history.failed("m", records.revision, "died", Kind.LASTING)
         assert len((await records.get()).killed) == number + 1
     record = await records.get()
     assert record.quarantined
@@ -142,19 +140,19 @@ async def test_another_registration_is_none_of_our_business(records: Records) ->
     former = records.revision
     await records.etcd.delete(records.key)
     await records.put(path="/new")
-    await records.history.failed("m", former, Failed(Reason.LOAD_FAILED, "the old one is no model"))
+    await records.history.failed("m", former, "the old one is no model", Kind.LASTING)
     records.history.killed("m", former, "died")
     await records.settled()
     now = await records.get()
     assert (now.path, now.failures, now.killed) == ("/new", (), ())
     await records.etcd.delete(records.key)
-    await records.history.failed("m", former, Failed(Reason.LOAD_FAILED, "gone"))
+    await records.history.failed("m", former, "gone", Kind.LASTING)
     assert await records.etcd.get(records.key) is None
 
 
 async def test_a_record_that_cannot_be_read_is_left_alone(records: Records) -> None:
     revision = await records.etcd.put(records.key, b"not JSON")
-    await records.history.failed("m", revision, Failed(Reason.LOAD_FAILED, "no"))
+    await records.history.failed("m", revision, "no", Kind.LASTING)
     kv = await records.etcd.get(records.key)
     assert kv is not None
     assert kv.value == b"not JSON"

@@ -10,8 +10,9 @@ import pytest
 
 from mesh.runtime.cache import loads, rooms
 from mesh.runtime.cache.ledger import State
-from mesh.runtime.cache.outcomes import Elsewhere, Failed, Loaded, Refused, Stale
-from mesh.runtime.presence import claims
+from mesh.runtime.cache.outcomes import Failed, Loaded, Refused
+from mesh.runtime.presence import verdicts
+from mesh.runtime.presence.verdicts import Elsewhere, Stale
 from mesh.schema import records
 from mesh.schema.records import Failure, ModelRecord
 from mesh.statuses import Reason
@@ -109,11 +110,11 @@ async def test_who_loses_the_claim_evicts_nothing_and_stops_its_pull(pod: FakePo
 @pytest.mark.parametrize(
     ("verdict", "answer"),
     [
-        (claims.Stale(), Stale()),
-        (claims.Away("etcd is away"), Refused(Reason.REGISTRY_AWAY, "cannot be claimed: etcd is away")),
+        (verdicts.Stale(), Stale()),
+        (verdicts.Away("etcd is away"), Refused(Reason.REGISTRY_AWAY, "cannot be claimed: etcd is away")),
     ],
 )
-async def test_no_claim_no_load(pod: FakePod, verdict: claims.Verdict, answer: object) -> None:
+async def test_no_claim_no_load(pod: FakePod, verdict: verdicts.Verdict, answer: object) -> None:
     pod.claims.verdicts["m"] = verdict
     assert await pod.load("m") == answer
     assert not pod.server.asked

@@ -9,7 +9,8 @@ import pytest
 
 from mesh.runtime.cache import rooms
 from mesh.runtime.cache.ledger import State
-from mesh.runtime.cache.outcomes import Elsewhere, Failed, Loaded, Outcome, Refused
+from mesh.runtime.cache.outcomes import Failed, Loaded, Outcome, Refused
+from mesh.runtime.presence.verdicts import Elsewhere
 from mesh.statuses import Reason
 from puller.errors import PullError, PullErrorKind
 from tests.runtime.pod_of_fakes import FakePod

@@ -8,8 +8,9 @@ import grpc
 import pytest
 
 from mesh.runtime.cache.ledger import State
-from mesh.runtime.cache.outcomes import Failed, Loaded, Outcome, Refused, Stale
-from mesh.runtime.presence import claims
+from mesh.runtime.cache.outcomes import Failed, Loaded, Outcome, Refused
+from mesh.runtime.presence import verdicts
+from mesh.runtime.presence.verdicts import Stale
 from mesh.schema import records
 from mesh.schema.records import ModelRecord
 from mesh.statuses import Reason
@@ -53,7 +54,7 @@ async def test_the_first_load_writes_what_it_holds_before_it_answers(pod: FakePo
 async def test_a_later_load_of_the_same_content_writes_nothing(pod: FakePod) -> None:
     """It costs no transaction of its own."""
     pod.claims.records["m"] = ModelRecord("t", digest="one", digest_ms=1)
-    pod.claims.publications["m"] = claims.Away("must not be asked")
+    pod.claims.publications["m"] = verdicts.Away("must not be asked")
     assert isinstance(await pod.load("m", 10), Loaded)
     assert pod.keys.keys["m"].digest == "one"
 
@@ -92,11 +93,11 @@ async def test_of_two_first_loads_the_second_is_refused_where_it_holds_something
     ("publication", "answer"),
     [
         (Stale(), Stale()),
-        (claims.Away("no"), Refused(Reason.REGISTRY_AWAY, "what it holds cannot be written down: no")),
+        (verdicts.Away("no"), Refused(Reason.REGISTRY_AWAY, "what it holds cannot be written down: no")),
     ],
 )
 async def test_what_cannot_be_published_is_no_copy(
-    pod: FakePod, publication: claims.Publication, answer: Outcome
+    pod: FakePod, publication: verdicts.Publication, answer: Outcome
 ) -> None:
     pod.claims.publications["m"] = publication
     assert await pod.load("m", 10) == answer
@@ -106,10 +107,10 @@ async def test_what_cannot_be_published_is_no_copy(
 async def test_a_server_that_dies_while_the_copy_is_published(pod: FakePod) -> None:
     """What was published goes again."""
 
-    async def publish(model_id: str, *more: object) -> claims.Publication:
+    async def publish(model_id: str, *more: object) -> verdicts.Publication:
         pod.server.why_down = "the model server was killed"
         pod.ledger.remove(pod.entry("m"))
-        return claims.Published(ModelRecord("t"))
+        return verdicts.Published(ModelRecord("t"))
 
     pod.claims.publish = publish  # type: ignore[method-assign, assignment]
     outcome = await pod.load("m", 10)
@@ -119,8 +120,8 @@ async def test_a_server_that_dies_while_the_copy_is_published(pod: FakePod) -> N
 
 async def test_an_unreadable_record_is_left_alone(pod: FakePod) -> None:
     """A load goes on without it, as before."""
-    pod.claims.verdicts["m"] = claims.Claimed(ModelRecord(""), {}, 0)
-    pod.claims.publications["m"] = claims.Away("must not be asked")
+    pod.claims.verdicts["m"] = verdicts.Claimed(ModelRecord(""), {}, 0)
+    pod.claims.publications["m"] = verdicts.Away("must not be asked")
     assert isinstance(await pod.load("m", 10), Loaded)
 
 
@@ -168,7 +169,7 @@ async def test_a_reload_that_fails_leaves_the_old_copy_as_it_was(pod: FakePod, h
     if how == "load":
         pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "this is no model")
     elif how == "publish":
-        pod.claims.publications["m"] = claims.Away("etcd is away")
+        pod.claims.publications["m"] = verdicts.Away("etcd is away")
     elif how == "contradicted":
         pod.claims.records["m"] = replace(pod.claims.records["m"], digest="three", digest_ms=1)
     else:

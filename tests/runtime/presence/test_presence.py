@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from mesh.etcd import Etcd, EtcdError
-from mesh.runtime.cache.outcomes import Elsewhere, Stale
-from mesh.runtime.presence.claims import Away, Claimed, Claims, Contradicted, Published
+from mesh.runtime.presence.claims import Claims
 from mesh.runtime.presence.place import NameTaken
 from mesh.runtime.presence.presence import Presence
+from mesh.runtime.presence.verdicts import Away, Claimed, Contradicted, Elsewhere, Published, Stale
 from mesh.schema.keys import Keys
 from mesh.schema.lives import Life
 from mesh.schema.records import LOADED, LOADING, CopyRecord, ModelRecord, PodRecord

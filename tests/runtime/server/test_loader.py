@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 
-from mesh.runtime.cache import turns
+from mesh.runtime import turns
 from mesh.runtime.server import loader as loader_module
 from mesh.runtime.server import making, memory
 from mesh.runtime.server.device import Device

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from mesh.runtime.cache import turns
-from mesh.runtime.cache.turns import Turns
+from mesh.runtime import turns
+from mesh.runtime.turns import Turns
 
 
 async def settle() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from mesh.runtime.cache.relief import MOST, Relief
+from mesh.runtime.servers.relief import MOST, Relief
 from tests.support.waiting import until
 
 
