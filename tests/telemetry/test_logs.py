@@ -1,6 +1,9 @@
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -146,3 +149,69 @@ def test_anything_can_be_logged_on_one_line(event, fields, fmt):
 def test_unknown_level_or_format_is_refused(stream, level, fmt):
     with pytest.raises(ValueError, match="use"):
         logs.configure(level=level, fmt=fmt, process="p", stream=stream)
+
+
+# --- gRPC's core, which writes to standard error by itself ---
+
+_REFUSED = """
+import socket, sys, threading
+from mesh.telemetry import logs
+import grpc
+listening = socket.create_server(("127.0.0.1", 0))
+def answer():
+    while True:
+        connection, _ = listening.accept()
+        connection.recv(100)
+        connection.sendall(b"no TLS, no TLS, no TLS")
+        connection.close()
+threading.Thread(target=answer, daemon=True).start()
+logs.configure(fmt="json", process="p")
+address = f"127.0.0.1:{listening.getsockname()[1]}"
+try:
+    grpc.secure_channel(address, grpc.ssl_channel_credentials()).unary_unary("/a/b")(b"", timeout=20)
+except grpc.RpcError as error:
+    logs.get("test").info("refused", why=error.details())
+"""
+
+_WATCHED = """
+import importlib, os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "grpc" and os.environ.get("GRPC_VERBOSITY") != "NONE":
+            raise AssertionError("gRPC comes before its verbosity is set")
+sys.meta_path.insert(0, Watch())
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+"""
+
+
+def _without_verbosity() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+
+
+def test_lines_of_grpcs_core_do_not_stand_between_ours():
+    """A refused handshake makes it write one; what it has to say is in the error of the call."""
+    argv = [sys.executable, "-P", "-c", _REFUSED]
+    done = subprocess.run(argv, env=_without_verbosity(), capture_output=True, text=True, timeout=60, check=True)
+    (line,) = [json.loads(line) for line in done.stderr.splitlines()]
+    assert "handshake" in line["why"]
+    loud = {**os.environ, "GRPC_VERBOSITY": "INFO"}
+    done = subprocess.run(argv, env=loud, capture_output=True, text=True, timeout=60, check=True)
+    assert len(done.stderr.splitlines()) > 1, "whoever asks for them has them, and the test can tell"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *(
+            "router.__main__",
+            "router.worker",
+            "mesh.runtime.__main__",
+            "mesh.runtime.server.process",
+            "mesh.etcdmember",
+        ),
+        *("mesh.cli.app", "mesh.cli.doctor.examination", "mesh.local.supervisor", "mesh.local.demo.__main__"),
+    ],
+)
+def test_every_process_sets_it_before_grpc_is_loaded(module: str):
+    subprocess.run([sys.executable, "-P", "-c", _WATCHED, module], env=_without_verbosity(), check=True, timeout=60)
