@@ -57,10 +57,10 @@ test-gpu:  ## models on this machine's NVIDIA GPU, in an environment of its own,
 image:  ## the container image, by docker, podman or buildah (TAG=, ENGINE=, BASE=, LOCK=image-gpu, PIP_INDEX_URL=)
 	@$(PYTHON) -m deploy.image
 
-cluster:  ## a one-node Kubernetes on this machine, to test on (root, Go; the first time takes 15 minutes)
+cluster:  ## a one-node Kubernetes on this machine, to test on (root, Go, 2.5 GB; the first time takes 15 minutes)
 	@$(PYTHON) -m deploy.cluster up
 
-cluster-image:  ## the image for that cluster, by the name that it prints
+cluster-image:  ## the image for that cluster, by the name that it prints (docs/kubernetes.md: how to install it)
 	@$(PYTHON) -m deploy.cluster image
 
 cluster-down:  ## ends that cluster, and leaves the machine as it was

@@ -41,13 +41,14 @@ def engine() -> str:
     return f"buildah --root {layout.STORAGE} --runroot {layout.BUILDING}"
 
 
-def prepare() -> None:
-    """Makes all images but Mesh's own that are not there or not of these programs."""
+def prepare(tell: Callable[[str], None]) -> None:
+    """Makes all images but Mesh's own that are not there or not of these programs, and tells which."""
+    tell("programs")
     _from_programs(layout.PAUSE_IMAGE, {"pause": "/pause"}, entrypoint="/pause")
     _from_programs(layout.DNS_IMAGE, {"coredns": "/coredns"}, entrypoint="/coredns")
     _from_programs(layout.ETCD_IMAGE, {name: f"/usr/local/bin/{name}" for name in ("etcd", "etcdctl", "etcdutl")})
     if not _exists(layout.BASE_IMAGE):
-        print(f"making {layout.BASE_IMAGE} of Debian packages (a minute or more)", flush=True)
+        tell(f"{layout.BASE_IMAGE} of Debian packages, a minute or more")
         folder = layout.CACHE / "base"
         shutil.rmtree(folder, ignore_errors=True)
         _run(["debootstrap", "--variant=minbase", f"--include={_NEEDED}", _RELEASE, str(folder)])
@@ -80,7 +81,6 @@ def build() -> str:
     name = tag()
     if _exists(name):
         return name
-    print(f"building {name}", flush=True)
     argv = building.command(
         engine(),
         tag=name,

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deploy.cluster import configs, identity, images, layout, needs, network, node, parts, programs
+from deploy.cluster.progress import Steps
 
 _ANSWERING = 60.0  # seconds for the API; 3 to 6 on two cores
 _READY = 90.0  # for the node and the names; 5 to 8
@@ -25,22 +26,35 @@ class OccupiedError(Exception):
     """Another tree's cluster runs on this machine. Says whose."""
 
 
-def build() -> None:
-    """Makes all that starting takes and that need not be made again."""
-    needs.obtain()
-    programs.build()
-    images.tidy()  # after a build that was killed
-    try:
-        images.prepare()
-    finally:
-        images.tidy()
+_FIRST = (
+    "The first time takes about 15 minutes on two idle cores, longer on busy ones, and 2.5 GB of disk, in "
+    f"{layout.CACHE} and in Go's own cache. After that it takes a minute."
+)
+
+
+def build(more: int = 0) -> Steps:
+    """Makes all that starting takes and that need not be made again. Returns its steps, with room for `more`."""
+    unbuilt, missing = programs.unbuilt(), needs.missing_packages()
+    steps = Steps(bool(missing) + len(unbuilt) + 1 + more)
+    if unbuilt:
+        print(_FIRST, flush=True)
+    with steps.step(f"installing Debian packages: {' '.join(missing)}") if missing else contextlib.nullcontext():
+        needs.obtain()
+    programs.build(steps)
+    with steps.step("images for the cluster's own pods, and those that Mesh's is made from") as tell:
+        images.tidy()  # after a build that was killed
+        try:
+            images.prepare(tell)
+        finally:
+            images.tidy()
+    return steps
 
 
 def unbuilt() -> str:
     """What there is to be built or to be got before the cluster can start, with the way to it; empty: nothing."""
     if found := needs.obstacles():
         return "; ".join(found)
-    missing = [program.name for program in programs.ALL if not program.is_built()] or needs.missing_packages()
+    missing = [program.name for program in programs.unbuilt()] or needs.missing_packages()
     return f"{', '.join(missing)} are not here yet: make cluster" if missing else ""
 
 
@@ -70,8 +84,9 @@ def is_up() -> bool:
     return _owner() == layout.CACHE and _answers("/readyz") and _answers(f"/api/v1/nodes/{layout.NODE}")
 
 
-def up() -> None:
-    """Starts the cluster, anew if it runs already. Everything must be built."""
+def up(tell: Callable[[str], None] = lambda _: None) -> None:
+    """Starts the cluster, again if it runs already, and tells what it waits for. Everything must be built."""
+    tell("ending the one before")
     down()
     for folder in (layout.RUN, layout.CONTAINERD, layout.NET, layout.KUBELET):
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -82,6 +97,7 @@ def up() -> None:
         started[name] = parts.start(name, argv)
 
     def until(condition: Callable[[], object], what: str, timeout: float) -> None:
+        tell(f"until {what}")
         parts.until(condition, what, timeout=timeout, started=started)
 
     try:
@@ -207,14 +223,15 @@ def main(argv: list[str]) -> int:
                     print(why)
                     return 3
             case ["up"]:
-                build()
-                up()
+                with build(more=1).step("starting the cluster") as tell:
+                    up(tell)
                 print(describe())
             case ["down"]:
                 down()
             case ["image"]:
-                build()
-                print(image())
+                with build(more=1).step("building Mesh's image, some minutes the first time"):
+                    name = image()
+                print(name)
             case _:
                 print("usage: python -m deploy.cluster build|built|up|down|image", file=sys.stderr)
                 return 2

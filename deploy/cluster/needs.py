@@ -1,6 +1,6 @@
 """What the machine must have before anything can be built or started, and how to get it.
 
-Debian packages are installed where that can be done, and it is said which; everything else is only named. Asking
+Debian packages are installed where that can be done; everything else is only named. Asking
 whether something is missing changes nothing, so tests can ask whether there is a point in trying.
 """
 
@@ -72,14 +72,13 @@ def obstacles() -> list[str]:
 
 
 def obtain() -> None:
-    """Sees to it that all is there; installs Debian packages, saying so. MissingError tells what it cannot do."""
+    """Sees to it that all is there; installs Debian packages. MissingError tells what it cannot do."""
     found = obstacles()
     if found:
         raise MissingError("The cluster cannot run here:\n" + "\n".join(f"- {line}" for line in found))
     packages = missing_packages()
     if not packages:
         return
-    print(f"installing Debian packages: {' '.join(packages)}", flush=True)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for argv in (
         ["apt-get", "update", "-qq"],

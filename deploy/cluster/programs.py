@@ -1,18 +1,21 @@
 """The Go programs of the cluster: built once, kept in `.cache/cluster/bin`, built again when their sources change.
 
 Each folder below `programs/` is a module with its own go.mod: Kubernetes, CoreDNS and etcd want different versions of
-the same libraries. On two cores the first build takes about 12 minutes, most of them Kubernetes'; Go keeps what it
-compiled, so that another tree on the same machine takes seconds.
+the same libraries. On two idle cores the first build takes about 12 minutes, most of them Kubernetes'; Go keeps what
+it compiled, so that another tree on the same machine takes seconds.
 """
 
+import collections
 import hashlib
 import os
 import subprocess
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.cluster import layout
+from deploy.cluster.progress import Steps
 
 _BUILDING = 3600.0
 _SMALL = "-s -w"  # without symbol tables: two thirds of the size
@@ -86,18 +89,44 @@ def checksum(words: Iterable[str], files: Iterable[Path]) -> str:
     return total.hexdigest()[:16]
 
 
-def build() -> None:
-    """Builds what is not there or not of these sources."""
+def unbuilt() -> list[Program]:
+    """Those that are not there, or not of these sources."""
+    return [program for program in ALL if not program.is_built()]
+
+
+def build(steps: Steps) -> None:
+    """Builds what is not there or not of these sources, each in a step."""
     layout.BIN.mkdir(parents=True, exist_ok=True)
-    for program in ALL:
-        if program.is_built():
-            continue
-        print(f"building {program.name} (minutes, the first time)", flush=True)
-        environment = {**os.environ, "CGO_ENABLED": "0", "GOBIN": str(layout.BIN)}
-        subprocess.run(
-            program.command(), cwd=program.module or layout.BIN, env=environment, check=True, timeout=_BUILDING
-        )
+    for program in unbuilt():
+        with steps.step(f"building {program.name}") as tell:
+            _go(program.command(), program.module or layout.BIN, tell)
         program.stamp.write_text(program.sum())
     kubectl = layout.BIN / "kubectl"  # the program looks at its own name
     kubectl.unlink(missing_ok=True)
     kubectl.symlink_to("kube")
+
+
+def _go(argv: list[str], folder: Path, tell: Callable[[str], None]) -> None:
+    """Runs Go, and tells how many packages it has compiled. Raises RuntimeError with what it said last."""
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOBIN": str(layout.BIN)}
+    environment["GOFLAGS"] = f"{os.environ.get('GOFLAGS', '')} -v".strip()  # names each package on standard error
+    with subprocess.Popen(
+        argv, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stderr is not None
+        ending = threading.Timer(_BUILDING, child.kill)
+        ending.start()
+        try:
+            said, downloads, packages = collections.deque[str](maxlen=30), 0, 0
+            for line in child.stderr:
+                said.append(line.rstrip())
+                if line.startswith("go: downloading"):
+                    downloads += 1
+                    tell(f"{downloads} modules downloaded")
+                elif " " not in line.strip():
+                    packages += 1
+                    tell(f"{packages} packages compiled")
+        finally:
+            ending.cancel()
+    if child.returncode != 0:
+        raise RuntimeError(f"{' '.join(argv)}:\n" + "\n".join(said))

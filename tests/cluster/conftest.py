@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from deploy.cluster import identity, images, layout, lifecycle, needs
+from deploy.cluster.progress import Steps
 from mesh.schema import records
 from tests.support.cluster import Kube
 
@@ -41,11 +42,12 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Kube]:
         pytest.skip(f"no cluster here: {'; '.join(obstacles)}")
     kept = True
     with _aloud(request):
-        lifecycle.build()
+        steps = lifecycle.build(more=1)
         if not lifecycle.is_up():
             kept = bool(os.environ.get("MESH_CLUSTER_KEEP"))
             try:
-                lifecycle.up()
+                with steps.step("starting the cluster") as tell:
+                    lifecycle.up(tell)
             except lifecycle.OccupiedError as error:
                 pytest.skip(str(error))
     try:
@@ -58,7 +60,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Kube]:
 @pytest.fixture(scope="session")
 def image(cluster: Kube, request: pytest.FixtureRequest) -> str:
     """The name of the image of this tree, which the node has. Built where the tree has changed since the last time."""
-    with _aloud(request):
+    with _aloud(request), Steps(1).step("building Mesh's image"):
         return lifecycle.image()
 
 

@@ -1,12 +1,16 @@
 """The pure pieces of the test cluster: what it takes for its own, and what it leaves alone."""
 
+import io
 import ipaddress
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from deploy.cluster import configs, identity, layout, lifecycle, needs, network, parts, programs
+from deploy.cluster.progress import SILENCE, Steps
+from tests.support.waiting import until
 
 
 def test_others_rules_stay() -> None:
@@ -124,3 +128,51 @@ def test_each_program_has_a_source() -> None:
     """Modules exist; what is not a module of ours names its version."""
     for program in programs.ALL:
         assert program.module is None or (program.module / "go.mod").exists(), program.name
+
+
+# --- progress ---
+
+
+async def test_steps_say_which_of_how_many_and_are_never_silent() -> None:
+    """Number, time since the start, what is done and how far it is; again while it lasts."""
+    assert SILENCE <= 10.0
+    now, stream = [0.0], io.StringIO()
+    steps = Steps(12, stream=stream, clock=lambda: now[0], silence=0.01)
+    with steps.step("building etcd"):
+        now[0] = 65.0
+        await until(lambda: stream.getvalue().count("building etcd") > 2, why=stream.getvalue)
+    with steps.step("building kube") as tell:
+        now[0] = 3700.0
+        tell("812 packages compiled")
+        await until(lambda: "812" in stream.getvalue(), why=stream.getvalue)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "[ 1/12] 00:00  building etcd"
+    assert "[ 1/12] 01:05  building etcd, 01:05" in lines
+    assert lines[-1] == "[ 2/12] 61:40  building kube: 812 packages compiled, 60:35"
+
+
+def test_what_go_does_is_counted_and_its_errors_are_shown(tmp_path: Path) -> None:
+    """By what it says of each package."""
+    told: list[str] = []
+    script = "import sys; [print(line, file=sys.stderr) for line in {lines}]; sys.exit({status})"
+    lines = ["go: downloading example.com/a v1.0.0", "example.com/a", "example.com/b"]
+    programs._go([sys.executable, "-c", script.format(lines=lines, status=0)], tmp_path, told.append)
+    assert told == ["1 modules downloaded", "1 packages compiled", "2 packages compiled"]
+    lines = ["main.go:3:1: syntax error: unexpected }"]
+    with pytest.raises(RuntimeError, match=r"main.go:3:1: syntax error"):
+        programs._go([sys.executable, "-c", script.format(lines=lines, status=1)], tmp_path, told.append)
+
+
+def test_the_first_build_says_what_it_takes(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path) -> None:
+    """Time and disk, before anything is built; all steps are counted."""
+    monkeypatch.setattr(layout, "BIN", tmp_path)
+    monkeypatch.setattr(needs, "missing_packages", list)
+    monkeypatch.setattr(needs, "obtain", lambda: None)
+    monkeypatch.setattr(programs, "_go", lambda *_: None)
+    monkeypatch.setattr(lifecycle.images, "prepare", lambda tell: tell("none"))
+    monkeypatch.setattr(lifecycle.images, "tidy", lambda: None)
+    lifecycle.build()
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert "2.5 GB" in first
+    assert "15 minutes" in first
+    assert [line.split("]")[0] for line in lines] == [f"[{number}/8" for number in range(1, 9)]
