@@ -264,6 +264,43 @@ def test_a_secret_that_is_missing(doctor, cluster: Cluster) -> None:
     cluster.remove("mesh-etcd-connection")
     text = looked(doctor).said("fail", "secrets", "there")
     assert "there is no Secret mesh-etcd-connection, and mesh-router cannot start" in text
+    assert "helm upgrade" in text
+
+
+def uses(name: str, *keys: str) -> dict[str, Any]:
+    """A workload that mounts such a Secret; without keys, one that pulls its image with it."""
+    items = [{"key": key, "path": key} for key in keys]
+    volume = {"name": "it", "secret": {"secretName": name, "items": items}}
+    spec = {"volumes": [volume]} if keys else {"imagePullSecrets": [{"name": name}]}
+    template = {"template": {"spec": spec}, "replicas": 1}
+    return named("Deployment", "mesh-runtime-more", "runtime", spec=template, status={"readyReplicas": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "words"),
+    [
+        pytest.param(
+            "mesh-internal",
+            ("ca.crt", "tls.crt", "tls.key"),
+            ["kubectl create secret generic mesh-internal && kubectl create job --from=cronjob/mesh-certificates"],
+            id="the-charts-certificate",
+        ),
+        pytest.param(
+            "ours",
+            ("ca.crt", "tls.crt", "tls.key"),
+            ["kubectl create secret generic ours --from-file=ca.crt --from-file=tls.crt --from-file=tls.key"],
+            id="ones-own",
+        ),
+        pytest.param("pull", (), ["kubectl create secret docker-registry pull"], id="registry"),
+    ],
+)
+def test_how_a_missing_secret_is_made(doctor, cluster: Cluster, name: str, keys: tuple[str, ...], words: list[str]):
+    """The command that makes it, and of what."""
+    cluster.remove(name)
+    cluster.add(uses(name, *keys))
+    text = looked(doctor).said("fail", "secrets", "there")
+    for word in words:
+        assert word in text
 
 
 def test_a_secret_without_its_keys(doctor, cluster: Cluster) -> None:

@@ -41,6 +41,7 @@ class Reference:
     keys: frozenset[str]  # that have to be there
     optional: bool
     volume: tuple[str, str]  # workload and volume: what one volume brings together
+    pulls: bool = False  # images are pulled with it
 
 
 @dataclass(slots=True)
@@ -174,7 +175,7 @@ def references(workloads: Iterable[Object]) -> Iterator[Reference]:
                     keys = frozenset((str(chosen.get("key", "")),))
                     yield Reference(str(chosen.get("name", "")), keys, bool(chosen.get("optional")), (owner, ""))
         for pull in spec.get("imagePullSecrets") or ():
-            yield Reference(str(pull.get("name", "")), frozenset(), False, (owner, ""))
+            yield Reference(str(pull.get("name", "")), frozenset(), False, (owner, ""), pulls=True)
 
 
 def _reference(source: Object, field: str, place: tuple[str, str]) -> Reference:

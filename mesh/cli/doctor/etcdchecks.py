@@ -28,7 +28,8 @@ _OF_TROUBLE = {
     Trouble.SILENT: "see whether etcd hangs (its log, its disk), and what stands between: NetworkPolicy, firewall",
     Trouble.NO_TLS: "write http:// in the endpoint, or have etcd speak TLS",
     Trouble.WANTS_TLS: "write https:// in the endpoint; name the authority: --etcd-ca, `certificate_file`",
-    Trouble.UNTRUSTED: "name the authority that signed it: --etcd-ca, or `certificate_file` in the Secret",
+    Trouble.UNTRUSTED: "name the authority that signed it: --etcd-ca, or `certificate_file` in the Secret; if that has "
+    "just been changed, the chart's etcd follows within three minutes",
     Trouble.EXPIRED: "renew etcd's certificate; with the chart's own, run a Job from the CronJob mesh-certificates",
     Trouble.NOT_YET: "compare the clocks of this machine and of whoever made the certificate",
     Trouble.REFUSES_US: "show one that etcd's authority signed: --etcd-cert, --etcd-key; `client_certificate_file`",

@@ -21,7 +21,14 @@ AREA = Area("secrets")
 
 CONNECTION = "etcd_connection"
 
-_MADE = "see the Job mesh-certificates-... and its log: it fills this Secret"
+INTERNAL = "mesh-internal"
+"""The chart's Secret with the certificate between the mesh's processes."""
+
+CHART_CONNECTION = "mesh-etcd-connection"
+"""The chart's Secret that says where its own etcd is."""
+
+_RENEW = "kubectl create job --from=cronjob/mesh-certificates renew-$(date +%s)"
+_MADE = f"the Job mesh-certificates-... fills this Secret: see its log; to have it filled again: {_RENEW}"
 
 
 def check(facts: ClusterFacts, now: datetime.datetime) -> list[Finding]:
@@ -46,24 +53,41 @@ def _secret(
     by = some(sorted({one.volume[0] for one in needed}))
     if data is None:
         if not all(one.optional for one in needed):
-            todo = f"make it (docs/kubernetes.md, Secrets): kubectl create secret generic {name} --from-file=..."
-            yield AREA.fail("there", f"there is no Secret {name}, and {by} cannot start without", todo)
+            yield AREA.fail(
+                "there", f"there is no Secret {name}, and {by} cannot start without", _creation(name, needed)
+            )
         return
     missing = sorted({key for one in needed if not one.optional for key in one.keys} - data.keys())
     if missing:
-        todo = _MADE if name == "mesh-internal" else "add it; keys are named in docs/kubernetes.md, Secrets"
+        todo = _MADE if name == INTERNAL else "add it; keys are named in docs/kubernetes.md, Secrets"
         yield AREA.fail("keys", f"the Secret {name} has no key {some(missing)}, and {by} cannot start without", todo)
     elif name != STORAGE:
         yield AREA.ok("keys", f"the Secret {name} is there, with its keys")
     renew = "renew it in the Secret; pods take it without a restart"
-    if name == "mesh-internal":
-        renew = "kubectl create job --from=cronjob/mesh-certificates renew-now"
+    if name == INTERNAL:
+        renew = _RENEW
     for key in sorted(data):
         if key.endswith((".crt", ".pem")) and name != STORAGE:
             yield certificates.pem(AREA, "expiry", f"{key} of the Secret {name}", data[key], now, renew)
     if "tls.crt" in data and "tls.key" in data and not _fits(data["tls.crt"], data["tls.key"]):
         text = f"tls.key of the Secret {name} is not the key of its tls.crt"
         yield AREA.fail("keys", text, "put both of the same certificate into it")
+
+
+def _creation(name: str, needed: list[Reference]) -> str:
+    """The command that makes a Secret which is not there, and of what."""
+    if name == INTERNAL:
+        again = f"kubectl create secret generic {name} && {_RENEW}"
+        return f"an empty one is enough, which a Job fills: {again}; running processes follow the new authority"
+    if name == CHART_CONNECTION:
+        return "it is of the chart, which makes it again: helm upgrade with the same values, or kubectl apply -k"
+    if any(one.pulls for one in needed):
+        return f"make it: kubectl create secret docker-registry {name} --docker-server=... --docker-username=..."
+    keys = sorted({key for one in needed if not one.optional for key in one.keys}) or [CONNECTION]
+    files = " ".join(f"--from-file={key}" for key in keys)
+    return (
+        f"make it of files with these names (docs/kubernetes.md, Secrets): kubectl create secret generic {name} {files}"
+    )
 
 
 def _fits(certificate: bytes, key: bytes) -> bool:
