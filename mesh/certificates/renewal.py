@@ -5,8 +5,8 @@ newest first in both; `tls.crt` and `tls.key`, the one certificate that all proc
 
 An authority is changed in steps, each of which leaves processes that are a step behind in touch with the others. A new
 one is added early, while the old one goes on signing. It signs once it has settled: Kubernetes brings a changed Secret
-to pods within minutes, but etcd reads the authorities it trusts only when it starts, so that takes days, in which its
-members are restarted. The old one goes when it has expired.
+to pods within minutes, but an etcd that nobody starts again for it (the chart's member does) trusts a new authority
+only after its next start, so that takes days. The old one goes when it has expired.
 
 Content that this code cannot have written is never replaced.
 """

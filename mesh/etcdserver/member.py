@@ -1,4 +1,4 @@
-"""`python -m mesh.etcdserver.member`: becomes etcd, as a member of the cluster that `ETCD_...` variables describe.
+"""`python -m mesh.etcdserver.member`: runs etcd, as a member of the cluster that `ETCD_...` variables describe.
 
 etcd starts by itself wherever its data are. What it cannot do is to come back without them: a member whose volume was
 lost has the name of one that the others still count on, and etcd refuses to start it ("has already been
@@ -11,6 +11,9 @@ beside one that exists: what tells the two apart without a quorum is whether any
 member's peer port says (etcd's own check at a start asks there too). Where nobody answers at all, this may be the first
 start, and etcd decides as it always has. A cluster that has lost most of its data is restored from a snapshot, by a
 person. See docs/kubernetes.md.
+
+With TLS, this process stays beside etcd: the folder that MESH_ETCD_CERTIFICATES names is copied to the one in which
+etcd's own variables have it look, and followed (`mesh.etcdserver.certificates`). Otherwise it becomes etcd.
 """
 
 import json
@@ -26,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mesh.etcdserver import certificates
 from mesh.process import find_binary
 from mesh.telemetry import logs
 
@@ -149,8 +153,21 @@ def _etcdctl(*argv: str) -> str:
     return done.stdout
 
 
+def _copies(environment: Mapping[str, str]) -> certificates.Copies | None:
+    """The certificates, copied to where etcd looks for them; None where they are not to be followed. Raises OSError."""
+    if not (source := environment.get("MESH_ETCD_CERTIFICATES")):
+        return None
+    return certificates.Copies(Path(source), Path(environment["ETCD_TRUSTED_CA_FILE"]).parents[1])
+
+
+def _turn(name: str) -> float:
+    """Seconds that this member waits before it is started again: the number in its name says when its turn is."""
+    digits = name.rpartition("-")[2]
+    return certificates.TURN * int(digits) if digits.isdigit() else 0.0
+
+
 def main() -> None:
-    """Never returns: this process becomes etcd, or ends with 1 and the reason in its log."""
+    """Never returns: this process becomes etcd, runs it, or ends with 1 and the reason in its log."""
     logs.configure(level="info", fmt="json", process="etcd-member")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a container's first process has no other way to end
     environment = dict(os.environ)
@@ -161,12 +178,16 @@ def main() -> None:
     except (KeyError, ValueError) as error:
         sys.exit(f"mesh.etcdserver.member: {error} is not set as it must be; it starts a member of the chart's etcd")
     try:
+        copies = _copies(environment)
         if len(peers) > 1 and not has_data(data) and _joins_in_time(name, peers, _peer_tls(environment)):
             environment["ETCD_INITIAL_CLUSTER_STATE"] = "existing"
     except (MemberError, OSError) as error:
         log.error("the other members do not let this one join", why=str(error))
         sys.exit(1)
-    os.execve(find_binary("etcd"), ["etcd"], environment)
+    etcd = find_binary("etcd")
+    if copies is not None:
+        sys.exit(certificates.run([etcd], environment, copies, delay=_turn(name)))
+    os.execve(etcd, ["etcd"], environment)
 
 
 if __name__ == "__main__":

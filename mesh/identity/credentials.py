@@ -60,7 +60,7 @@ def read(folder: Path) -> tuple[Credentials, Stamp]:
         before = stamp(folder)
         parts = [_content(folder / name) for name in FILES]
         if stamp(folder) == before:
-            return _prove(folder, *parts), before
+            return made(folder, *parts), before
     raise IdentityError(f"the files in {folder} (--internal-tls) keep changing while they are read")
 
 
@@ -99,7 +99,8 @@ def context(folder: Path, side: int, ca: bytes, certificate: bytes, private_key:
     return made
 
 
-def _prove(folder: Path, ca: bytes, certificate: bytes, private_key: bytes) -> Credentials:
+def made(folder: Path, ca: bytes, certificate: bytes, private_key: bytes) -> Credentials:
+    """Credentials of these texts, which are proven; `folder` stands in errors. Raises IdentityError."""
     accepting = context(folder, ssl.PROTOCOL_TLS_SERVER, ca, certificate, private_key)
     connecting = context(folder, ssl.PROTOCOL_TLS_CLIENT, ca, certificate, private_key)
     try:
@@ -117,6 +118,17 @@ def _prove(folder: Path, ca: bytes, certificate: bytes, private_key: bytes) -> C
     return Credentials(
         ca, certificate, private_key, accepting, connecting, expires=ssl.cert_time_to_seconds(str(shown["notAfter"]))
     )
+
+
+def accepts(former: Credentials, new: Credentials) -> bool:
+    """Returns whether a process that still has the former ones accepts the certificate of the new ones."""
+    showing = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    load_chain(showing, new.certificate + b"\n" + new.private_key)
+    try:
+        _handshake(showing, former.connecting)
+    except ssl.SSLError:
+        return False
+    return True
 
 
 def _expired(ca: bytes, certificate: bytes) -> str | None:

@@ -2,7 +2,7 @@
 
 What has changed counts for new connections; those that are there go on. Files that do not fit together are left alone
 until they do: a certificate that is about to expire serves better than none. So that an authority can change, ca.crt
-may hold the old and the new one for a while.
+may hold the old and the new one for a while; where it does not, the process takes the steps by itself (`handover`).
 
 A listening socket keeps the one context that it was made with, so that one hands each handshake to the newest.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mesh.identity import credentials
 from mesh.identity.credentials import NAME, Credentials, IdentityError
+from mesh.identity.handover import SETTLE, Handover
 from mesh.telemetry import logs, metrics
 
 log = logs.get(__name__)
@@ -35,15 +36,23 @@ class IdentityStatistics:
 class Identity:
     """See the module's text. `run` follows the files; without it they stay as they were."""
 
-    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
-        """Reads the folder. Raises IdentityError."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        elapsed: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Reads the folder. `clock` is for dates, `elapsed` for spans. Raises IdentityError."""
         self.folder = folder
         self._clock = clock
-        self._current, self._stamp = credentials.read(folder)
+        self._elapsed = elapsed
+        first, self._stamp = credentials.read(folder)
+        self._handover = Handover(first)
         self._refused: credentials.Stamp | None = None
         self._refusal = ""
         self.changes = 0
-        now = self._current
+        now = first
         self.accepting = credentials.context(folder, ssl.PROTOCOL_TLS_SERVER, now.ca, now.certificate, now.private_key)
         """For a listening socket, as long as it is open."""
         self.accepting.sni_callback = self._newest  # called without a name in the handshake too
@@ -51,17 +60,17 @@ class Identity:
     @property
     def current(self) -> Credentials:
         """The newest that work."""
-        return self._current
+        return self._handover.used
 
     @property
     def connecting(self) -> ssl.SSLContext:
         """For the next connection, to the name NAME."""
-        return self._current.connecting
+        return self.current.connecting
 
     @property
     def expires_in(self) -> float:
         """Seconds; below 0 it has expired."""
-        return self._current.expires - self._clock()
+        return self.current.expires - self._clock()
 
     def statistics(self) -> IdentityStatistics:
         """How it stands."""
@@ -74,18 +83,36 @@ class Identity:
             found = credentials.stamp(self.folder)
             if found == self._stamp:
                 self._refusal, self._refused = "", None
-                return False
-            self._current, self._stamp = credentials.read(self.folder)
+                return self._step()
+            new, self._stamp = credentials.read(self.folder)
+            in_steps = self._handover.take(self.folder, new, self._elapsed())
         except IdentityError as error:
             if found != self._refused or str(error) != self._refusal:
                 log.warning("the certificate for the mesh's insides is kept: the new files do not work", why=str(error))
             self._refused, self._refusal = found, str(error)
-            return False
+            return self._step()
         self._refusal, self._refused = "", None
         self.changes += 1
+        if in_steps:
+            log.warning(
+                "another authority: it did not sign the certificates that the mesh's processes show. Both are trusted "
+                "for now, and the new certificate is shown when the files have reached everybody",
+                folder=str(self.folder),
+                shown_in_seconds=SETTLE,
+            )
+            return True
         log.info(
             "the certificate for the mesh's insides was replaced", expires_in_days=round(self.expires_in / 86400, 1)
         )
+        return True
+
+    def _step(self) -> bool:
+        """Takes the step from one authority to another that is due, if there is one."""
+        if not self._handover.step(self.folder, self._elapsed()):
+            return False
+        self.changes += 1
+        trusted = "the former one too" if self._handover.under_way else "that alone"
+        log.info("the certificate of the new authority is shown", trusted=trusted)
         return True
 
     async def run(self) -> None:
@@ -103,7 +130,7 @@ class Identity:
         ).follow(lambda: round(self.expires_in))
 
     def _newest(self, connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
-        connection.context = self._current.accepting
+        connection.context = self.current.accepting
 
 
 def known(shown: Mapping[str, object] | None) -> bool:

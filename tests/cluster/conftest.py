@@ -69,7 +69,7 @@ def image_before(image: str) -> str:
     """The same, of the version before: its routers and agents speak the protocol before, and know no later one."""
 
     def lower(root: Path) -> None:
-        (source,) = root.glob("opt/mesh/lib/python*/site-packages/mesh/records.py")
+        (source,) = root.glob("opt/mesh/lib/python*/site-packages/mesh/schema/records.py")
         text, count = re.subn(r"(?m)^PROTOCOL = .*$", f"PROTOCOL = {records.PROTOCOL - 1}", source.read_text())
         assert count == 1
         source.write_text(text)

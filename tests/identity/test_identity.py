@@ -8,7 +8,8 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from mesh.identity import Identity, IdentityError, credentials, rpc
+from mesh.identity import Identity, IdentityError, credentials, handover, rpc
+from mesh.identity.handover import KEEP, SETTLE
 from mesh.pb import health_pb2, health_pb2_grpc
 from mesh.telemetry import metrics
 from mesh.wire import framing
@@ -299,3 +300,96 @@ async def test_a_handshake_that_does_not_go_on_holds_nobody_up(mounted):
         assert await ends.call(identity) == ""
         assert ends.data.statistics().calls == 1
     writer.close()
+
+
+# --- another authority, of which nobody knew ----------------------------------------------------------------------
+
+
+class Elapsed:
+    """A clock for spans, set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_another_authority_comes_without_a_refused_connection(port, mounted, authority, tmp_path):
+    """Its Secret was deleted and made anew, and has reached the one end only: whichever that is, and whatever step it
+    takes next, both ends go on talking; in the end neither trusts the former authority."""
+    new, elapsed = Authority("new"), Elapsed()
+    folders = [mounted, Mounted.of(tmp_path / "client", authority)]
+    server, client = (Identity(folder.path, elapsed=elapsed) for folder in folders)
+    late = Identity(Mounted.of(tmp_path / "late", authority).path)
+    fresh = Mounted.of(tmp_path / "fresh", new)
+    async with Ends(server) as ends:
+        for folder, who in zip(folders, (server, client), strict=True):
+            folder.issue(new)
+            assert who.look()
+            assert await getattr(ends, port)(client) == ""
+            assert not who.look()
+            elapsed.now += 60.0
+        assert await getattr(ends, port)(late) == ""
+        assert await getattr(ends, port)(Identity(fresh.path)), "the former certificate is still shown"
+        elapsed.now += SETTLE - 120.0
+        assert server.look()
+        assert not client.look()
+        assert await getattr(ends, port)(client) == ""
+        assert await getattr(ends, port)(Identity(fresh.path)) == ""
+        elapsed.now += 60.0
+        assert client.look()
+        assert await getattr(ends, port)(client) == ""
+        elapsed.now += KEEP
+        assert server.look()
+        assert client.look()
+        assert await getattr(ends, port)(client) == ""
+        assert await getattr(ends, port)(late)
+        assert server.current.ca == client.current.ca == new.pem
+        assert not server.look()
+
+
+def test_another_authority_is_warned_of_at_once(mounted, caplog):
+    identity = Identity(mounted.path)
+    mounted.issue(Authority("new"))
+    identity.look()
+    assert [record.levelname for record in caplog.records if "another authority" in str(record.msg)] == ["WARNING"]
+
+
+def test_a_former_certificate_that_expires_meanwhile_is_not_shown(mounted, authority, monkeypatch):
+    """Nobody would accept it; and an authority that changes again is one step more."""
+    elapsed = Elapsed()
+    identity = Identity(mounted.path, elapsed=elapsed)
+    second, third = Authority("second"), Authority("third")
+    mounted.issue(second)
+    assert identity.look()
+    mounted.issue(third)
+    elapsed.now += 1.0
+    assert identity.look()
+    for one in (authority, second, third):
+        assert handover.authorities(one.pem) <= handover.authorities(identity.current.ca)
+    elapsed.now += KEEP
+    assert identity.look()
+    assert identity.current.ca == third.pem
+
+    made = credentials.made
+
+    def expired(folder, ca, certificate, private_key):
+        if certificate == shown:
+            raise IdentityError("it has expired")
+        return made(folder, ca, certificate, private_key)
+
+    shown = identity.current.certificate
+    monkeypatch.setattr(credentials, "made", expired)
+    mounted.issue(authority)
+    assert identity.look()
+    assert identity.current.certificate != shown
+    assert len(handover.authorities(identity.current.ca)) == 2
+
+
+def test_an_authority_that_is_added_takes_no_steps(mounted, authority):
+    identity = Identity(mounted.path)
+    mounted.issue(authority, trust=authority.pem + Authority("next").pem)
+    assert identity.look()
+    assert len(handover.authorities(identity.current.ca)) == 2
+    assert not identity.look()

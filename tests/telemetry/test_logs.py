@@ -208,7 +208,7 @@ def test_lines_of_grpcs_core_do_not_stand_between_ours():
             "router.worker",
             "mesh.runtime.__main__",
             "mesh.runtime.server.process",
-            "mesh.etcdmember",
+            "mesh.etcdserver.member",
         ),
         *("mesh.cli.app", "mesh.cli.doctor.examination", "mesh.local.supervisor", "mesh.local.demo.__main__"),
     ],

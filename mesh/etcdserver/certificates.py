@@ -1,0 +1,158 @@
+"""The certificates of a member of the chart's etcd, and an etcd that is started again where it would not follow them.
+
+etcd reads its certificate at each handshake, but the authorities that it trusts only when it starts. So it is given
+copies of the files, in a folder of its own, which change in the steps of `mesh.identity.handover`; and when there is an
+authority that it has not been started with, it is started again, one member after the other. Between etcd and the
+processes around it nothing is refused meanwhile, not even where the mesh's Secret was deleted and made anew.
+
+Files that do not work are handed on as they are, at the start only: etcd will refuse connections, and its log tells.
+"""
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from mesh import process
+from mesh.identity import credentials, handover
+from mesh.identity.credentials import FILES, IdentityError, Stamp
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+LOOK = 2.0
+"""Seconds between two looks at the files."""
+
+TURN = 15.0
+"""Seconds between the restarts of one member and of the next: until it serves again takes 2 to 5."""
+
+_ENDING = 30.0  # seconds for etcd to hand its leadership over and end
+_CURRENT, _VERSION = "current", "version-"
+
+
+class Copies:
+    """The files of a mounted folder, copied to one that etcd reads. Blocking; `look` now and then."""
+
+    def __init__(self, source: Path, target: Path, *, elapsed: Callable[[], float] = time.monotonic) -> None:
+        """Makes the first copies. Raises OSError where there is nothing to copy."""
+        self.source = source
+        self.folder = target / _CURRENT
+        self._target = target
+        self._elapsed = elapsed
+        self._handover: handover.Handover | None = None
+        self._stamp: Stamp | None = None
+        self._refusal = ""
+        self._written: tuple[bytes, ...] = ()
+        target.mkdir(parents=True, exist_ok=True)
+        self.look()
+        if not self._written:
+            self._write(*((source / name).read_bytes() for name in FILES))
+
+    @property
+    def authorities(self) -> frozenset[bytes]:
+        """Those that are to be trusted."""
+        return handover.authorities(self._written[0])
+
+    def look(self) -> None:
+        """Copies what has changed, and takes the steps that are due. Files that do not work are logged once."""
+        now = self._elapsed()
+        try:
+            found = credentials.stamp(self.source)
+            if found != self._stamp:
+                self._take(now)
+            self._refusal = ""
+        except IdentityError as error:
+            if str(error) != self._refusal:
+                log.warning("the certificates are kept: the new files do not work", why=str(error))
+            self._refusal = str(error)
+        if self._handover is None:
+            return
+        if self._handover.step(self.source, now):
+            log.info("a step to the new authority", former_trusted=self._handover.under_way)
+        used = self._handover.used
+        if (used.ca, used.certificate, used.private_key) != self._written:
+            self._write(used.ca, used.certificate, used.private_key)
+
+    def _take(self, now: float) -> None:
+        new, stamp = credentials.read(self.source)
+        if self._handover is None:
+            self._handover = handover.Handover(new)
+        elif self._handover.take(self.source, new, now):
+            log.warning(
+                "another authority: it did not sign the certificates that etcd's clients show. Both are trusted for "
+                "now, and the new certificate is shown when the files have reached everybody",
+                folder=str(self.source),
+                shown_in_seconds=handover.SETTLE,
+            )
+        self._stamp = stamp
+
+    def _write(self, *contents: bytes) -> None:
+        """All files at once, by one rename, as Kubernetes does."""
+        fresh = self._target / f"{_VERSION}{time.monotonic_ns()}"
+        fresh.mkdir(mode=0o700)
+        for name, content in zip(FILES, contents, strict=True):
+            with open(os.open(fresh / name, os.O_CREAT | os.O_WRONLY, 0o600), "wb") as file:
+                file.write(content)
+        link = self._target / "new"
+        link.unlink(missing_ok=True)
+        link.symlink_to(fresh.name)
+        os.replace(link, self.folder)
+        self._written = contents
+        for old in self._target.glob(f"{_VERSION}*"):
+            if old != fresh:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def run(argv: Sequence[str], environment: Mapping[str, str], copies: Copies, *, delay: float = 0.0) -> int:
+    """Runs etcd until it ends by itself or is told to by SIGTERM. Returns its exit status, as a shell would.
+
+    `delay`: seconds before it is started again for another authority, for each member another number."""
+    trusted = copies.authorities
+    child = subprocess.Popen(process.tethered(argv), env=environment)
+    ending = False
+    due: float | None = None
+
+    def end(number: int, _: object) -> None:
+        nonlocal ending
+        ending = True
+        child.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    while True:
+        if _ended(child, LOOK):
+            return child.returncode if child.returncode >= 0 else 128 - child.returncode
+        copies.look()
+        if copies.authorities <= trusted:
+            due = None
+        elif due is None:
+            due = time.monotonic() + delay
+            log.warning("etcd trusts a new authority only once it is started again", in_seconds=round(delay, 1))
+        elif time.monotonic() >= due and not ending:
+            child.terminate()
+            if not _ended(child, _ENDING):
+                child.kill()
+            child.wait()
+            if ending:
+                return 143
+            trusted, due = copies.authorities, None
+            child = subprocess.Popen(process.tethered(argv), env=environment)
+            log.info("etcd was started again, and trusts the new authority")
+
+
+def _ended(child: "subprocess.Popen[bytes]", timeout: float) -> bool:
+    """Waits for its end."""
+    if child.poll() is not None:
+        return True
+    descriptor = os.pidfd_open(child.pid)
+    try:
+        waiting = select.poll()
+        waiting.register(descriptor, select.POLLIN)
+        waiting.poll(timeout * 1000.0)
+    finally:
+        os.close(descriptor)
+    return child.poll() is not None
