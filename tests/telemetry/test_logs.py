@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -200,18 +201,19 @@ def test_lines_of_grpcs_core_do_not_stand_between_ours():
     assert len(done.stderr.splitlines()) > 1, "whoever asks for them has them, and the test can tell"
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        *(
-            "router.__main__",
-            "router.worker",
-            "mesh.runtime.__main__",
-            "mesh.runtime.server.process",
-            "mesh.etcdserver.member",
-        ),
-        *("mesh.cli.app", "mesh.cli.doctor.examination", "mesh.local.supervisor", "mesh.local.demo.__main__"),
-    ],
-)
+ROOT = Path(__file__).parents[2]
+
+
+def processes() -> list[str]:
+    """The modules that run as processes of their own."""
+    return sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for package in ("mesh", "router")
+        for path in (ROOT / package).rglob("*.py")
+        if '__name__ == "__main__"' in path.read_text()
+    )
+
+
+@pytest.mark.parametrize("module", processes())
 def test_every_process_sets_it_before_grpc_is_loaded(module: str):
     subprocess.run([sys.executable, "-P", "-c", _WATCHED, module], env=_without_verbosity(), check=True, timeout=60)
