@@ -13,8 +13,8 @@ import pytest
 from mesh.etcd import Etcd, EtcdError
 from mesh.etcdserver import certificates
 from mesh.identity import handover
+from mesh.options.etcdsettings import EtcdSettings
 from mesh.process import free_port, tethered
-from mesh.settings import EtcdSettings
 from tests.support.authority import Authority, Mounted
 from tests.support.waiting import until
 
