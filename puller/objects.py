@@ -34,7 +34,7 @@ from puller.errors import PullError, PullErrorKind
 from puller.http_client import HttpClient, HttpPolicy
 from puller.limits import Limits
 from puller.objects_client import Target
-from puller.objects_listing import Account
+from puller.objects_listing import Lister
 from puller.provider import Listing, RemoteFile, version
 from puller.sink import Sink
 from puller.source import Location
@@ -194,23 +194,21 @@ class ObjectProvider:
                         text = f"{location.shown} holds more than {MAX_FILES} objects; name a folder below it"
                         raise PullError(PullErrorKind.TOO_LARGE, text)
         except obstore.exceptions.InvalidPathError as error:
-            if target.account is None:
+            if target.lister is None:
                 raise objects_errors.translated(error, location.shown, target) from None
-            return await self._by_hand(location, target, target.account, key)
+            return await self._by_hand(location, target.lister, key)
         except _Errors as error:
             raise objects_errors.translated(error, location.shown, target) from None
         return found
 
-    async def _by_hand(self, location: Location, target: Target, account: Account, key: str) -> list[Any]:
+    async def _by_hand(self, location: Location, lister: Lister, key: str) -> list[Any]:
         """Everything, where one key of it is no path."""
         settings = location.settings
         # An endpoint of the operator's may be anywhere; redirects are not followed.
         client = self._guarded if objects_client.chosen(settings) else self._free
         return await objects_listing.everything(
             client,
-            account,
-            endpoint=target.endpoint,
-            bucket=settings.text("bucket"),
+            lister,
             prefix=f"{key}/" if key else "",
             most=2 * MAX_FILES,
             shown=location.shown,

@@ -38,7 +38,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 from puller.credentials import Settings
 from puller.errors import PullErrorKind
 from puller.http_client import HttpPolicy
-from puller.objects_listing import Account
+from puller.objects_listing import Account, AzureLister, GoogleLister, Lister, S3Lister
 from puller.tunnel import Grant, Tunnel, identity_urls
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Target:
     client: Client
     endpoint: str  # for identities and errors; holds no credentials
     anonymous: bool
-    account: Account | None = field(default=None, repr=False)  # of S3, where it is known here
+    lister: Lister | None = field(default=None, repr=False)  # where it is known here who asks
     grant: Grant = field(default_factory=Grant, repr=False)  # of its connections
     ambient: str = ""  # which identity of the pod's own is used, as far as its environment tells
 
@@ -206,7 +206,8 @@ def _s3(settings: Settings, endpoint: str, options: "ClientConfig") -> Target:
         credential_provider=credentials if key else None,
     )
     account = Account(region, key, secret, token or "") if key or anonymous else _account(region)
-    return Target(client, endpoint, anonymous, account, ambient="" if key or anonymous else _ambient("AWS_"))
+    lister = S3Lister(endpoint, settings.text("bucket"), account) if account is not None else None
+    return Target(client, endpoint, anonymous, lister, ambient="" if key or anonymous else _ambient("AWS_"))
 
 
 def _account(region: str) -> Account | None:
@@ -232,9 +233,9 @@ def _gcs(settings: Settings, endpoint: str, options: "ClientConfig", on_google: 
         client_options=options,
         retry_config=_retries(2 if ambient else 0),
     )
-    return Target(
-        client, endpoint, not key and not ambient, ambient=_ambient("GOOGLE_", "CLOUDSDK_") if ambient else ""
-    )
+    lister = GoogleLister(endpoint, settings.text("bucket"), email, key, settings.text("private_key_id"))
+    traces = _ambient("GOOGLE_", "CLOUDSDK_") if ambient else ""
+    return Target(client, endpoint, not key and not ambient, None if ambient else lister, ambient=traces)
 
 
 def _azure(settings: Settings, endpoint: str, options: "ClientConfig") -> Target:
@@ -284,7 +285,9 @@ def _azure(settings: Settings, endpoint: str, options: "ClientConfig") -> Target
         credential_provider=provider,
     )
     traces = _ambient("AZURE_", "IDENTITY_") if ambient else ""
-    return Target(client, endpoint, not explicit and not ambient, ambient=traces)
+    lister = AzureLister(endpoint, settings.text("container"), account, key, signature)
+    known = bool(key or signature) or not (principal or ambient)
+    return Target(client, endpoint, not explicit and not ambient, lister if known else None, ambient=traces)
 
 
 def _ambient(*prefixes: str) -> str:

@@ -1,22 +1,26 @@
-"""Listings of S3 that obstore cannot read: those with a key that is no path, such as `a//b` or `a/./b`.
+"""Listings that obstore cannot read: those with a key that is no path, such as `a//b` or `a/./b`.
 
 obstore gives up a whole listing for one such key, and it may be anybody's: consoles and scripts make them by accident.
-So where that happens the listing is asked for once more, here, by the API itself
-(https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html), and `tree` skips what no file can be called.
+So where that happens the listing is asked for once more, here, by the store's own API, and `tree` skips what no file
+can be called. S3 and Google Cloud Storage have one API for it (ListObjectsV2), Azure another (List Blobs).
 
-It takes the keys of an account, since requests are signed here; a pod's own identity is obstore's business, and with
-one the key has to be renamed.
+Requests are signed here, with the keys of an account, or bear what proves who asks. A pod's own identity is obstore's
+business, and with one the key has to be renamed.
 """
 
+import base64
 import hashlib
 import hmac
+import json
 import ssl
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import format_datetime, parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any
-from urllib.parse import quote, unquote_plus, urlsplit
+from typing import Any, Protocol
+from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
 from yarl import URL
 
@@ -25,6 +29,21 @@ from puller.http_client import HttpClient, status_error
 
 _MAX_PAGE = 16 * 2**20  # bytes; a thousand keys of the longest kind take a few
 _EMPTY = hashlib.sha256(b"").hexdigest()
+_GOOGLE_SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
+_AZURE_VERSION = "2021-12-02"  # of the API: names that XML cannot hold come encoded since 2021-02-12
+
+Page = tuple[list[dict[str, Any]], str]
+"""What obstore's listing has for each object, and the token of the next page, "" after the last."""
+
+
+class Lister(Protocol):
+    """Who asks for the listing of a bucket, where, and how its pages are read."""
+
+    def request(self, prefix: str, token: str, *, now: datetime) -> tuple[str, dict[str, str]]:
+        """Returns the URL of a page and the headers to ask for it with. Raises ValueError for keys that are none."""
+
+    def page(self, root: ElementTree.Element) -> Page:
+        """Returns what a page holds. Raises ValueError."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -37,26 +56,111 @@ class Account:
     token: str = ""
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class S3Lister:
+    """S3, and what speaks its protocol."""
+
+    endpoint: str
+    bucket: str
+    account: Account
+
+    def request(self, prefix: str, token: str, *, now: datetime) -> tuple[str, dict[str, str]]:
+        """Returns the URL of a page and the headers to ask for it with."""
+        return signed(f"{self.endpoint}/{quote(self.bucket)}", _version_two(prefix, token), self.account, now=now)
+
+    def page(self, root: ElementTree.Element) -> Page:
+        """Returns what a page holds."""
+        return _objects(root)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class GoogleLister:
+    """Google Cloud Storage, for a service account or for nobody."""
+
+    endpoint: str
+    bucket: str
+    email: str = ""
+    private_key: str = ""  # PEM
+    key_id: str = ""
+
+    def request(self, prefix: str, token: str, *, now: datetime) -> tuple[str, dict[str, str]]:
+        """Returns the URL of a page and the headers to ask for it with."""
+        url = f"{self.endpoint}/{quote(self.bucket)}?{_encoded(_version_two(prefix, token))}"
+        return url, {"Authorization": f"Bearer {self._token(now)}"} if self.private_key else {}
+
+    def page(self, root: ElementTree.Element) -> Page:
+        """Returns what a page holds."""
+        return _objects(root)
+
+    def _token(self, now: datetime) -> str:
+        """A token that the account signs itself (https://google.aip.dev/auth/4111)."""
+        from cryptography.hazmat.primitives import hashes, serialization  # a tenth of a second, which few pods need
+        from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+        key = serialization.load_pem_private_key(self.private_key.encode(), None)
+        if not isinstance(key, rsa.RSAPrivateKey):
+            raise ValueError("not an RSA key")
+        begun = int(now.timestamp())
+        claims = {"iss": self.email, "sub": self.email, "scope": _GOOGLE_SCOPE, "iat": begun, "exp": begun + 3600}
+        head = {"alg": "RS256", "typ": "JWT", "kid": self.key_id}
+        signed = b".".join(_web_base64(json.dumps(part).encode()) for part in (head, claims))
+        return (signed + b"." + _web_base64(key.sign(signed, padding.PKCS1v15(), hashes.SHA256()))).decode()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class AzureLister:
+    """Azure Blob Storage, with the account's key, a shared access signature, or for nobody."""
+
+    endpoint: str
+    container: str
+    account: str
+    key: str = ""  # base64
+    signature: str = ""  # a query
+
+    def request(self, prefix: str, token: str, *, now: datetime) -> tuple[str, dict[str, str]]:
+        """Returns the URL of a page and the headers to ask for it with."""
+        query = {"comp": "list", "restype": "container", "prefix": prefix} | ({"marker": token} if token else {})
+        path = f"{self.endpoint}/{quote(self.container)}"
+        url = f"{path}?{_encoded(query)}" + (f"&{self.signature}" if self.signature and not self.key else "")
+        headers = {"x-ms-date": format_datetime(now, usegmt=True), "x-ms-version": _AZURE_VERSION}
+        if self.key:
+            # https://learn.microsoft.com/rest/api/storageservices/authorize-with-shared-key
+            lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
+            resource = f"/{self.account}{urlsplit(path).path}"
+            parameters = "".join(f"\n{name}:{value}" for name, value in sorted(query.items()))
+            text = "GET" + 12 * "\n" + lines + resource + parameters
+            mac = hmac.digest(base64.b64decode(self.key), text.encode(), "sha256")
+            headers["Authorization"] = f"SharedKey {self.account}:{base64.b64encode(mac).decode()}"
+        return url, headers
+
+    def page(self, root: ElementTree.Element) -> Page:
+        """Returns what a page holds."""
+        found = []
+        for item in root.iter("Blob"):
+            name, about = item.find("Name"), item.find("Properties")
+            if name is None or about is None:
+                raise ValueError
+            path = name.text or ""
+            found.append(
+                _found(
+                    unquote(path) if name.get("Encoded") == "true" else path,
+                    int(_text(about, "Content-Length")),
+                    _text(about, "Etag"),
+                    parsedate_to_datetime(_text(about, "Last-Modified")),
+                )
+            )
+        return found, _text(root, "NextMarker")
+
+
 async def everything(
-    client: HttpClient,
-    account: Account,
-    *,
-    endpoint: str,
-    bucket: str,
-    prefix: str,
-    most: int,
-    shown: str,
-    trust: ssl.SSLContext | None,
+    client: HttpClient, lister: Lister, *, prefix: str, most: int, shown: str, trust: ssl.SSLContext | None
 ) -> list[dict[str, Any]]:
     """Returns what obstore's listing has for each object below the prefix. Raises PullError."""
     found: list[dict[str, Any]] = []
     token = ""
     while True:
-        query = {"list-type": "2", "encoding-type": "url", "prefix": prefix}
-        if token:
-            query["continuation-token"] = token
         async with client.translated(shown):
-            url, headers = signed(f"{endpoint}/{quote(bucket)}", query, account, now=datetime.now(UTC))
+            url, headers = lister.request(prefix, token, now=datetime.now(UTC))
             held = await client.send(
                 URL(url, encoded=True), shown=shown, headers={}, secret=headers, trust=trust, follow=False
             )
@@ -70,7 +174,7 @@ async def everything(
                         raise PullError(PullErrorKind.UNREACHABLE, f"{shown}: a page of the listing is too long")
             finally:
                 held.release()
-        page, token = parsed(bytes(body), shown)
+        page, token = parsed(lister, bytes(body), shown)
         found += page
         if len(found) > most:
             text = f"{shown} holds more than {most} objects; name a folder below it"
@@ -82,7 +186,7 @@ async def everything(
 def signed(base: str, query: dict[str, str], account: Account, *, now: datetime) -> tuple[str, dict[str, str]]:
     """Returns the URL of a GET and its headers, with an AWS signature, version 4; with none for nobody."""
     split = urlsplit(base)
-    text = "&".join(f"{quote(name, safe='-_.~')}={quote(value, safe='-_.~')}" for name, value in sorted(query.items()))
+    text = _encoded(query)
     url = f"{base}?{text}"
     if not account.access_key:
         return url, {}
@@ -106,33 +210,55 @@ def signed(base: str, query: dict[str, str], account: Account, *, now: datetime)
     return url, {**headers, "Authorization": authorization}
 
 
-def parsed(body: bytes, shown: str) -> tuple[list[dict[str, Any]], str]:
-    """Returns a page's objects and the token of the next page, "" after the last. Raises PullError."""
+def parsed(lister: Lister, body: bytes, shown: str) -> Page:
+    """Returns what a page holds. Raises PullError."""
     try:
         if b"<!DOCTYPE" in body:
             raise ValueError
-        root = ElementTree.fromstring(body)
-        encoded = _text(root, "EncodingType") == "url"
-        found = []
-        for item in root.iter():
-            if _name(item) != "Contents":
-                continue
-            key = _text(item, "Key")
-            path, size = unquote_plus(key) if encoded else key, int(_text(item, "Size"))
-            changed = datetime.fromisoformat(_text(item, "LastModified"))
-            found.append(
-                {
-                    # A marker of a folder ends in "/", which obstore leaves out.
-                    "path": path if size else path.removesuffix("/"),
-                    "size": size,
-                    "e_tag": _text(item, "ETag") or None,
-                    "last_modified": changed if changed.tzinfo else changed.replace(tzinfo=UTC),
-                }
-            )
-        token = _text(root, "NextContinuationToken") if _text(root, "IsTruncated") == "true" else ""
-    except (ElementTree.ParseError, ValueError):
+        return lister.page(ElementTree.fromstring(body))
+    except (ElementTree.ParseError, ValueError, TypeError):
         raise PullError(PullErrorKind.UNREACHABLE, f"{shown}: the store's listing cannot be understood") from None
-    return found, token
+
+
+def _objects(root: ElementTree.Element) -> Page:
+    """A page of ListObjectsV2."""
+    encoded = _text(root, "EncodingType") == "url"
+    found = []
+    for item in root.iter():
+        if _name(item) == "Contents":
+            key = _text(item, "Key")
+            found.append(
+                _found(
+                    unquote_plus(key) if encoded else key,
+                    int(_text(item, "Size")),
+                    _text(item, "ETag"),
+                    datetime.fromisoformat(_text(item, "LastModified")),
+                )
+            )
+    return found, _text(root, "NextContinuationToken") if _text(root, "IsTruncated") == "true" else ""
+
+
+def _found(path: str, size: int, tag: str, changed: datetime) -> dict[str, Any]:
+    return {
+        # A marker of a folder ends in "/", which obstore leaves out.
+        "path": path if size else path.removesuffix("/"),
+        "size": size,
+        "e_tag": tag or None,
+        "last_modified": changed if changed.tzinfo else changed.replace(tzinfo=UTC),
+    }
+
+
+def _version_two(prefix: str, token: str) -> dict[str, str]:
+    query = {"list-type": "2", "encoding-type": "url", "prefix": prefix}
+    return query | ({"continuation-token": token} if token else {})
+
+
+def _encoded(query: Mapping[str, str]) -> str:
+    return "&".join(f"{quote(name, safe='-_.~')}={quote(value, safe='-_.~')}" for name, value in sorted(query.items()))
+
+
+def _web_base64(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")
 
 
 def _name(item: ElementTree.Element) -> str:

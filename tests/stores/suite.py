@@ -139,6 +139,21 @@ class StoreSuite:
         assert await reach.fetch("t") == {"empty": b"", "full": b"x"}
         assert await reach.fetch("t/empty") == {"": b""}
 
+    @pytest.mark.parametrize("key", ["t/junk//b", "t/./here", "t/a/../up"])
+    async def test_a_key_that_no_file_can_have(self, reach, key):
+        """Is skipped, with the reason, and everything else is there: also with many objects, and odd but fair names."""
+        if reach.store.scheme == "s3" and reach.store.checks_credentials:
+            pytest.skip("versitygw keeps objects as files, so it has no such keys")
+        tree = {f"{number}": b"%d" % number for number in range(1100)} | {"a b+%41&<é": b"2", "sub/deep": b"3"}
+        await reach.put({f"t/{name}": content for name, content in tree.items()})
+        await reach.store.put_odd(reach.bucket, key)
+        location = reach.location("t")
+        listing, files = await reach.listed(location)
+        assert set(files) == set(tree)
+        assert len(listing.skipped) == 1
+        for name in ("7", "a b+%41&<é", "sub/deep"):
+            assert await reach.read(location, files[name]) == tree[name]
+
     async def test_an_object_before_a_tree_of_its_name(self, reach):
         """Without "/" at its end a path is the object; with it, what is below."""
         if reach.store.scheme != "s3" or not reach.store.checks_credentials:  # over a folder there cannot be both

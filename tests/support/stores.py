@@ -54,6 +54,9 @@ class Store(Protocol):
     async def mark(self, bucket: str, key: str) -> None:
         """Writes a folder marker: an object of no bytes with "/" at the end of its key."""
 
+    async def put_odd(self, bucket: str, key: str) -> None:
+        """Writes an object of one byte whose key may be no path."""
+
 
 class _Program:
     """A server program of the test process's life."""
@@ -142,6 +145,18 @@ class _S3:
     async def put(self, bucket: str, objects: Mapping[str, bytes]) -> None:
         await _put_all(self.client(bucket), objects)
 
+    async def put_odd(self, bucket: str, key: str) -> None:
+        import boto3
+
+        client = boto3.client(
+            "s3",
+            endpoint_url=f"http://127.0.0.1:{self.port}",
+            region_name="us-east-1",
+            aws_access_key_id=self.access,
+            aws_secret_access_key=self.secret,
+        )
+        await asyncio.to_thread(client.put_object, Bucket=bucket, Key=key, Body=b"x")
+
     def log(self) -> str:
         """Its access log."""
         return self._program.log()
@@ -227,6 +242,9 @@ class FakeGcs:
     async def mark(self, bucket: str, key: str) -> None:
         await self.put(bucket, {key: b""})
 
+    async def put_odd(self, bucket: str, key: str) -> None:
+        await self.put(bucket, {key: b"x"})
+
     def log(self) -> str:
         return self._program.log()
 
@@ -263,14 +281,23 @@ class Azurite:
         return f"azure://{self.account}/{bucket}/{path}"
 
     async def make(self, bucket: str) -> None:
+        await self._put(bucket, "restype=container", "\nrestype:container")
+
+    async def _put(self, path: str, query: str = "", signed: str = "", body: bytes = b"", **headers: str) -> None:
+        """A request that is signed here: obstore makes no containers, and writes no keys that are no paths."""
         date = formatdate(usegmt=True)
-        headers = {"x-ms-date": date, "x-ms-version": "2021-12-02"}
-        lines = "".join(f"{name}:{value}\n" for name, value in sorted(headers.items()))
-        text = f"PUT{12 * chr(10)}{lines}/{self.account}/{self.account}/{bucket}\nrestype:container"
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        sent |= {"x-ms-date": date, "x-ms-version": "2021-12-02"}
+        lines = "".join(f"{name}:{value}\n" for name, value in sorted(sent.items()))
+        length, kind = (str(len(body)), "application/octet-stream") if body else ("", "")
+        text = f"PUT\n\n\n{length}\n\n{kind}\n\n\n\n\n\n\n{lines}/{self.account}/{self.account}/{path}{signed}"
         mac = hmac.new(base64.b64decode(self.key), text.encode(), hashlib.sha256).digest()
-        headers["Authorization"] = f"SharedKey {self.account}:{base64.b64encode(mac).decode()}"
-        url = f"http://127.0.0.1:{self.port}/{self.account}/{bucket}?restype=container"
-        await asyncio.to_thread(_request, "PUT", url, headers=headers)
+        sent["Authorization"] = f"SharedKey {self.account}:{base64.b64encode(mac).decode()}"
+        url = f"http://127.0.0.1:{self.port}/{self.account}/{path}" + (f"?{query}" if query else "")
+        await asyncio.to_thread(_request, "PUT", url, body or None, type=kind, headers=sent)
+
+    async def put_odd(self, bucket: str, key: str) -> None:
+        await self._put(f"{bucket}/{quote(key)}", body=b"x", x_ms_blob_type="BlockBlob")
 
     async def put(self, bucket: str, objects: Mapping[str, bytes]) -> None:
         client = AzureStore(
