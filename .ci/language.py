@@ -1,0 +1,245 @@
+"""Checks the rules of our English that a program can check (CONTRIBUTING.md, Language): `FILE:LINE: what and how`.
+
+    python .ci/language.py [PATH ...]      everything under version control, or only what is under PATH
+
+- A function's docstring begins with a verb in the third person (VERBS), a property's with a noun phrase or such a verb,
+  a class's or module's with a noun phrase.
+- Words that readers stumble over (BANNED) stand nowhere in code, comments, docs and charts.
+- The help of an option begins with a noun phrase or an imperative, and names the unit of a number.
+
+Needs nothing but the standard library. The rest of the language is the business of readers.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+VERBS = frozenset(
+    """
+    Accepts Acquires Adds Adjusts Adopts Advances Aligns Allows Announces Answers Appends Applies Asks Asserts Assigns
+    Attaches Awaits Begins Binds Blames Blocks Bounds Breaks Brings Builds Calculates Calls Cancels Carries Changes
+    Checks Chooses Claims Classifies Cleans Clears Closes Collects Colours Combines Compares Compiles Completes Composes
+    Compresses Computes Configures Connects Consumes Converts Copies Counts Covers Creates Cuts Debits Decides Declares
+    Decodes Decompresses Deletes Delivers Demands Derives Describes Detects Determines Digests Discards Disconnects Does
+    Doubles Downloads Drains Draws Drives Drops Emits Empties Enables Encodes Ends Enforces Enters Escapes Estimates
+    Evaluates Evicts Examines Exchanges Excludes Executes Exits Expands Expects Expires Explains Extends Extracts Fails
+    Feeds Fetches Fills Filters Finds Finishes Flattens Flushes Follows Forecasts Forgets Formats Forwards Frees Gathers
+    Generates Gets Gives Goes Grants Groups Grows Guards Guesses Handles Hands Has Hides Holds Identifies Ignores
+    Imports Increments Indexes Indicates Infers Initializes Inserts Inspects Installs Invokes Issues Iterates Joins
+    Judges Keeps Kills Labels Lays Leaves Lets Limits Listens Lists Loads Locates Locks Logs Looks Lowers Makes Maps
+    Marks Masks Matches Measures Merges Mirrors Moves Names Narrows Needs Normalizes Notes Notices Notifies Numbers
+    Observes Offers Opens Orders Owns Packs Pads Parses Passes Pauses Performs Picks Pins Plans Plays Points Polls Posts
+    Predicts Prefers Prepares Prevents Prints Probes Processes Produces Promises Protects Proves Provides Publishes
+    Pulls Pushes Puts Quarantines Queries Queues Quotes Raises Ranks Rates Reads Rebuilds Recalls Receives Recognizes
+    Reconnects Records Recovers Redirects Reduces Refers Refreshes Refuses Registers Rejects Relays Releases Reloads
+    Remembers Removes Renames Renders Renews Repeats Replaces Replays Replies Reports Represents Requests Requires
+    Reserves Resets Resolves Responds Restarts Restores Resumes Retires Retries Retrieves Returns Reuses Reverts Revokes
+    Rewrites Rolls Rotates Rounds Routes Runs Samples Saves Says Scales Scans Schedules Scores Seals Searches Sees
+    Selects Sends Separates Serializes Serves Sets Settles Shares Shortens Shows Shrinks Shuts Signals Signs Simulates
+    Skips Sleeps Sorts Spawns Spends Splits Spreads Stamps Stands Starts States Stays Steps Stops Stores Strips Submits
+    Subtracts Sums Supplies Supports Suspects Sweeps Switches Takes Tells Terminates Tests Throws Touches Tracks Trains
+    Transfers Translates Treats Tries Trims Trips Truncates Trusts Turns Unblocks Undoes Unlinks Unloads Unlocks Unmaps
+    Unmounts Unpacks Unregisters Updates Upgrades Uploads Uses Validates Verifies Visits Waits Wakes Walks Warms Warns
+    Watches Weighs Withdraws Withholds Works Wraps Writes Yields
+    """.split()  # noqa: SIM905 - seventy lines of one word each say no more
+)
+"""Verbs that docstrings of functions begin with. One that is missing here is simply added."""
+
+HEADLESS = frozenset(
+    """
+    And As At Because But By Either For From Had Has How However If In Into Is It Its Neither Nobody Nor Of On Once Or
+    Out Over See So Somebody Something That Their Them Then There These They Those Though To Under Unless Until What
+    Whatever When Where Whether Which Whichever Who Whoever Whom Whose Why With Within Without
+    """.split()  # noqa: SIM905 - seventy lines of one word each say no more
+)
+"""Words that a noun phrase does not begin with."""
+
+BANNED = {
+    "anew": "again",
+    "whoever": "name the actor: the caller, the reader, each waiter",
+    "for ever": "forever, or: without end",
+    "in vain": "for nothing, or: without success",
+    "reckon": "estimate, count",
+    "reckons": "estimates, counts",
+    "reckoned": "estimated, counted",
+    "lets go of": "releases",
+    "let go of": "release, released",
+    "lets go": "releases, evicts",
+    "let go": "release, evict",
+    "fares": "does",
+    "fared": "did",
+    "unwell": "unhealthy",
+    "told of": "informed about",
+    "lets rest": "backs off",
+    "peek": "look up (without a pin)",
+}
+
+BEGINNINGS = HEADLESS | {"Else", "Only", "Both", "Each"}
+
+UNITS = re.compile(
+    r"\b(second|millisecond|minute|hour|day|byte|bytes|size|MiB|GiB|percent|share|age|seconds|calls|loads|threads|number|"
+    r"connections|workers|pods|models|port|revision|lines|rows|copies|days|s|ms|%|snapshots|count)\b",
+    re.IGNORECASE,
+)
+
+TEXT = {".py", ".md", ".yaml", ".yml", ".tpl", ".txt", ".toml", ".sh", ".proto", ".json"}
+SKIPPED = ("mesh/pb/", "requirements/", "LICENSE", "deploy/kustomize/", ".ci/language.py", "tests/ci/test_language.py")
+GENERATED_OR_FOREIGN = ("proto/mmesh", "proto/kserve", "proto/etcd", "proto/grpc")
+COMPAT = "COMPAT"
+"""A line with this word holds a text that the predecessor's contract fixes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A place that breaks a rule."""
+
+    path: Path
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.text}"
+
+
+def files(paths: list[str]) -> list[Path]:
+    """Returns the files under version control, or those of them that are under `paths`."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "--", *paths],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    return [Path(name) for name in listed if (ROOT / name).is_file() and not name.startswith(SKIPPED)]
+
+
+def check(path: Path, text: str) -> Iterator[Finding]:
+    """Yields what breaks a rule in one file."""
+    if path.suffix not in TEXT and path.name not in ("Makefile", "Containerfile"):
+        return
+    if not str(path).startswith(GENERATED_OR_FOREIGN):
+        yield from banned(path, text)
+    if path.suffix == ".py":
+        tree = ast.parse(text)
+        yield from docstrings(path, tree)
+        yield from helps(path, tree)
+
+
+def banned(path: Path, text: str) -> Iterator[Finding]:
+    """Yields the words of BANNED; a phrase may run over the end of a line."""
+    lines = text.splitlines()
+    for word, instead in BANNED.items():
+        pattern = r"\b" + word.replace(" ", r"[\s#*]+") + r"\b"
+        for found in re.finditer(pattern, text, re.IGNORECASE):
+            number = text.count("\n", 0, found.start()) + 1
+            if COMPAT not in lines[number - 1]:
+                yield Finding(path, number, f'"{word}" is not a word of ours: {instead}')
+
+
+def docstrings(path: Path, tree: ast.Module) -> Iterator[Finding]:
+    """Yields docstrings with a wrong beginning. Tests are named by sentences: theirs need no verb, only a head."""
+    in_tests = path.parts[0] == "tests"
+    if found := _first(tree):
+        yield from _noun_phrase(path, 1, "a module", *found)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        found = _first(node)
+        if found is None:
+            continue
+        line = node.body[0].lineno
+        if isinstance(node, ast.ClassDef):
+            yield from _noun_phrase(path, line, "a class", *found)
+        elif in_tests:
+            if found[0] in HEADLESS and node.name.startswith("test_") is False:
+                yield Finding(path, line, f'a docstring does not begin with "{found[0]}": write a whole sentence')
+        elif _is_property(node):
+            if found[0] in HEADLESS:
+                yield Finding(path, line, f'a property\'s docstring begins with a noun phrase, not with "{found[0]}"')
+        elif found[0] not in VERBS:
+            text = f'a function\'s docstring begins with a verb in the third person, not with "{found[0]}"'
+            yield Finding(path, line, text)
+
+
+def helps(path: Path, tree: ast.Module) -> Iterator[Finding]:
+    """Yields helps of options with a wrong beginning, and of numbers without a unit."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or _called(node) not in ("Option", "Argument", "_option", "_size"):
+            continue
+        text = next((_literal(keyword.value) for keyword in node.keywords if keyword.arg == "help"), None)
+        if text is None and _called(node) in ("_option", "_size") and node.args:
+            text = _literal(node.args[-1])
+        if not text:
+            continue
+        first = _word(text)
+        if first in BEGINNINGS or (first.endswith("s") and first in VERBS - {"Calls", "Loads", "Copies", "Names"}):
+            yield Finding(path, node.lineno, f'help begins with a noun phrase or an imperative, not with "{first}"')
+        if not text.rstrip().endswith((".", ".)")):
+            yield Finding(path, node.lineno, "help ends with a full stop")
+        number = any(keyword.arg in ("min", "max") for keyword in node.keywords)
+        seconds = any(
+            keyword.arg == "metavar" and "SECONDS" in (_literal(keyword.value) or "") for keyword in node.keywords
+        )
+        if (seconds and "second" not in text) or (number and not UNITS.search(text)):
+            yield Finding(path, node.lineno, f"help names the unit of the number: {text!r}")
+
+
+def _noun_phrase(path: Path, line: int, what: str, first: str, second: str) -> Iterator[Finding]:
+    if first in HEADLESS:
+        yield Finding(path, line, f'{what}\'s docstring begins with a noun phrase, not with "{first}"')
+
+
+def _first(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, str] | None:
+    """Returns the first two words of a docstring; None where there is none."""
+    text = ast.get_docstring(node)
+    if not text or not text.strip():
+        return None
+    words = [*text.split()[:2], ""]
+    return words[0].strip("`.,:;\"'*"), words[1].strip("`.,:;\"'*")
+
+
+def _word(text: str) -> str:
+    return text.split()[0].strip("`.,:;\"'")
+
+
+def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    names = {getattr(one, "attr", getattr(one, "id", "")) for one in node.decorator_list}
+    return bool(names & {"property", "cached_property", "setter", "fixture"})
+
+
+def _called(node: ast.Call) -> str:
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
+
+
+def _literal(node: ast.expr) -> str | None:
+    """Returns a string as it stands in the source, with what is filled in left out; None for anything else."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else None
+    if isinstance(node, ast.JoinedStr):
+        parts = (part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
+        return "".join(str(part) for part in parts)
+    return None
+
+
+def main() -> int:
+    """Checks what the command line names; the exit status."""
+    found = [
+        finding
+        for path in files(sys.argv[1:])
+        for finding in check(path, (ROOT / path).read_text(encoding="utf-8", errors="replace"))
+    ]
+    for finding in sorted(found, key=lambda one: (str(one.path), one.line)):
+        print(finding)
+    if found:
+        print(f"{len(found)} places; the rules are in CONTRIBUTING.md, Language")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

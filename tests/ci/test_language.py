@@ -1,0 +1,82 @@
+"""The check of our English finds what breaks its rules, at the right line, and nothing else."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def language() -> ModuleType:
+    """The check, which is a script and no module of a package."""
+    path = Path(__file__).parents[2] / ".ci" / "language.py"
+    spec = importlib.util.spec_from_file_location("language", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def found(language: ModuleType, text: str, name: str = "mesh/x.py") -> list[tuple[int, str]]:
+    return [(finding.line, finding.text) for finding in language.check(Path(name), text)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param('def f():\n    """Returns it."""\n', id="function"),
+        pytest.param('async def f():\n    """Waits for it."""\n', id="coroutine"),
+        pytest.param('class C:\n    """A thing."""\n', id="class"),
+        pytest.param('"""Single-flight loading of models."""\n', id="module"),
+        pytest.param('class C:\n    @property\n    def p(self):\n        """The port."""\n', id="property"),
+        pytest.param('class C:\n    @property\n    def p(self):\n        """Returns it."""\n', id="property, verb"),
+        pytest.param('typer.Option(min=0.1, help="Lease time to live, in seconds.")\n', id="help"),
+        pytest.param('typer.Option(help="Print JSON, for programs.")\n', id="help, imperative"),
+        pytest.param('x = "manew"  # a word inside of another\n', id="words"),
+        pytest.param('x = "made anew"  # COMPAT: the predecessor says so\n', id="a text that is fixed"),
+    ],
+)
+def test_what_follows_the_rules_is_not_found(language: ModuleType, text: str) -> None:
+    assert found(language, text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "named"),
+    [
+        pytest.param('def f():\n    """What ends it."""\n', 2, "What", id="headless"),
+        pytest.param('def f():\n    """The port."""\n', 2, "The", id="noun phrase for a function"),
+        pytest.param('def f():\n    """Return it."""\n', 2, "Return", id="imperative for a function"),
+        pytest.param('class C:\n    """How it is."""\n', 2, "How", id="headless class"),
+        pytest.param('"""Whether it ends."""\n', 1, "Whether", id="headless module"),
+        pytest.param('class C:\n    @property\n    def p(self):\n        """Of it."""\n', 4, "Of", id="property"),
+        pytest.param("x = 1\n# it is made anew\n", 2, "anew", id="comment"),
+        pytest.param("# is told\n# of it\n", 1, "told of", id="over two lines"),
+        pytest.param('typer.Option(help="Of eviction.")\n', 1, "Of", id="headless help"),
+        pytest.param('typer.Option(help="Prints JSON.")\n', 1, "Prints", id="help in the third person"),
+        pytest.param('typer.Option(help="Lease time to live")\n', 1, "full stop", id="no full stop"),
+        pytest.param('typer.Option(min=0.1, help="Longest wait for a load.")\n', 1, "unit", id="no unit"),
+        pytest.param('typer.Option(metavar="SECONDS", help="Longest wait.")\n', 1, "unit", id="no unit of a time"),
+    ],
+)
+def test_what_breaks_a_rule_is_found_at_its_line(language: ModuleType, text: str, line: int, named: str) -> None:
+    findings = found(language, text)
+    assert [number for number, _ in findings] == [line]
+    assert named in findings[0][1]
+
+
+def test_words_are_looked_for_in_pages_too(language: ModuleType) -> None:
+    assert found(language, "# A page\n\nIt is read anew.\n", "docs/x.md") == [
+        (3, '"anew" is not a word of ours: again')
+    ]
+
+
+def test_tests_are_named_by_sentences(language: ModuleType) -> None:
+    """A test's docstring adds to its name; helpers of tests have whole sentences."""
+    text = 'def test_x():\n    """Of both kinds."""\n\ndef help():\n    """Of both kinds."""\n'
+    assert [line for line, _ in found(language, text, "tests/x.py")] == [5]
+
+
+def test_a_finding_is_printed_so_that_editors_find_it(language: ModuleType) -> None:
+    assert str(language.Finding(Path("a.py"), 3, "why")) == "a.py:3: why"
