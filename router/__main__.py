@@ -80,10 +80,11 @@ def main(
             log_level=logging.log_level,
         )
     try:
-        uvloop.run(pod.run(settings))
+        status = uvloop.run(pod.run(settings))
     except (pod.StartError, ValueError) as error:
         typer.echo(f"router: {error}", err=True)
         raise typer.Exit(1) from error
+    raise typer.Exit(status)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from mesh.envoy import config
 from mesh.identity import credentials
+from mesh.process.tasks import turned
 from mesh.telemetry import logs, metrics
 
 log = logs.get(__name__)
@@ -144,6 +145,7 @@ class Certificates:
         while True:
             await asyncio.sleep(_LOOK)
             self.look()
+            turned()
 
     def follow(self, registry: metrics.Registry) -> None:
         """Adds the metrics."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from mesh.identity import credentials
 from mesh.identity.credentials import NAME, Credentials, IdentityError
 from mesh.identity.handover import SETTLE, Handover
+from mesh.process.tasks import turned
 from mesh.telemetry import logs, metrics
 
 log = logs.get(__name__)
@@ -120,6 +121,7 @@ class Identity:
         while True:
             await asyncio.sleep(_LOOK)
             self.look()
+            turned()
 
     def follow(self, registry: metrics.Registry) -> None:
         """Adds the metric. Of several processes the one counts that is worst off."""

@@ -22,6 +22,10 @@ from mesh.runtime.settings import RuntimeSettings
 from mesh.telemetry import logs
 
 log = logs.get("mesh.runtime")
+
+_SERVER_GRACE = 8.0  # seconds that the model server has to end
+_STOPPING = 20.0  # seconds, beyond those, for a pod that cannot go on to end in order
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -120,47 +124,38 @@ async def serve(settings: RuntimeSettings) -> int:
     except (OSError, ValueError) as error:
         log.error("the pod cannot start", why=str(error))
         return 1
-    status, grace = 0, 8.0
+    status, grace = 0, _SERVER_GRACE
+    ends, left, hurried = (
+        asyncio.ensure_future(known) for known in (agent.ending.wait(), leave.wait(), at_once.wait())
+    )
     try:
-        if await _until(agent.start(), leave):
-            await _first(leave, agent.failed)
-            if agent.failed.is_set():
-                status = 1
-            elif not await _until(agent.drain(), at_once):
+        if await _until(agent.start(), left, ends):
+            await asyncio.wait({left, ends}, return_when=asyncio.FIRST_COMPLETED)
+            if not ends.done() and not await _until(agent.drain(), hurried, ends):
                 grace = 0.0
-        else:
+        elif not ends.done():
             grace = 0.0
     except StartError as error:
         log.error("the pod cannot start", why=str(error))
         status = 1
     finally:
-        await agent.close(grace=grace)
+        for known in (ends, left, hurried):
+            known.cancel()
+        status = await agent.ending.close(agent.close(grace=grace), within=grace + _STOPPING) or status
     return status
 
 
-async def _first(*events: asyncio.Event) -> None:
-    tasks = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-async def _until(work: Coroutine[Any, Any, None], event: asyncio.Event) -> bool:
-    """Does the work, unless the event comes first: then it is cancelled. Whether it was done; raises its errors."""
-    task, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
-    try:
-        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
-            return True
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        return False
-    finally:
-        waiting.cancel()
+async def _until(work: Coroutine[Any, Any, None], *ends: asyncio.Future[Any]) -> bool:
+    """Does the work, unless one of those comes first: then it is cancelled. Whether it was done; raises its errors."""
+    task = asyncio.ensure_future(work)
+    await asyncio.wait({task, *ends}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        task.result()
+        return True
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    return False
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ killed with it, its next life does that (`earlier`).
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import secrets
 import time
@@ -24,7 +25,9 @@ from mesh.etcd.ranges import after_prefix
 from mesh.host import memory
 from mesh.identity import Identity
 from mesh.options.values import format_address, format_bytes, parse_address
-from mesh.runtime import control
+from mesh.process.ending import Ending
+from mesh.process.tasks import Tasks
+from mesh.runtime import control, duties
 from mesh.runtime.blame import earlier, suspects
 from mesh.runtime.blame.earlier import BOARD, Earlier
 from mesh.runtime.blame.history import History
@@ -57,7 +60,6 @@ from mesh.runtime.servers.serverprocess import Death, ServerFailed, ServerProces
 from mesh.runtime.servers.spi import Spi
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.sharedmemory.board import Board
-from mesh.runtime.tasks import Tasks
 from mesh.schema import copytoken, owner
 from mesh.schema.keys import Keys
 from mesh.schema.records import LEAVING, READY, PodRecord
@@ -99,12 +101,12 @@ class Agent:
         self.name = settings.name
         self.incarnation = secrets.token_hex(8)
         self._token_of_control = secrets.token_hex(16)
-        self.failed = asyncio.Event()  # set when the pod cannot go on
+        self.ending = Ending()
         self._state = STARTING
         self._known = False  # to the mesh: it was published once
         self._labels = settings.labels
         self._addresses = ("", "", "")  # data, control, probe, as published
-        self._tasks = Tasks(self._lost)
+        self._tasks = Tasks(self.ending.because)
         self._rate = Rate(self._calls_so_far)
         self._began = time.monotonic()
         self._identity = Identity(settings.internal_tls) if settings.internal_tls is not None else None
@@ -146,6 +148,7 @@ class Agent:
             on_stale=self._on_stale,
             on_usurped=self._on_usurped,
             is_alive=functools.partial(control.is_alive, identity=self._identity),
+            on_lost=self.ending.because,
         )
         self.fence = Fence(
             self.board,
@@ -227,7 +230,7 @@ class Agent:
         began = time.monotonic()
         settings = self.settings
         if self._identity is not None:
-            self._tasks.essential(self._identity.run(), "follow certificates")
+            self._tasks.run(duties.CERTIFICATES, self._identity.run)
         try:
             self._puller.sweep()
             probe = await self._probes.start()
@@ -258,22 +261,20 @@ class Agent:
             raise StartError(str(error)) from error
         self._known = True
         self.fence.look()  # at once: what is published may be called
-        for work, name in (
-            (self.fence.run(), "fence"),
-            (self._memory.run(), "memory watch"),
-            (self._device_memory.run(), "device memory watch"),
-            (self._relief.run(), "relief"),
-            (self._last_looks.run(), "last looks at the memory"),
-            (self._housekeeping.run(), "housekeeping"),
+        check = dataclasses.replace(duties.HOUSEKEEPING, turns=duties.HOUSEKEEPING.turns + 2 * settings.check_interval)
+        for duty, work in (
+            (duties.FENCE, self.fence.run),
+            (duties.MEMORY, self._memory.run),
+            (duties.DEVICE_MEMORY, self._device_memory.run),
+            (duties.RELIEF, self._relief.run),
+            (duties.LAST_LOOKS, self._last_looks.run),
+            (check, self._housekeeping.run),
+            (duties.RATE, self._rate.run),
+            (duties.ACTIVITY, self._activity.run),
+            (duties.OPTIMISING, self._optimising.run),
+            (duties.LONG_PULLS, self._files.watch),
         ):
-            self._tasks.essential(work, name)
-        for work, name in (
-            (self._rate.run(), "rate"),
-            (self._activity.run(), "activity"),
-            (self._optimising.run(), "optimising"),
-            (self._files.watch(), "watch pulls"),
-        ):
-            self._tasks.start(work, name)
+            self._tasks.run(duty, work)
         log.info(
             "pod ready",
             pod=self.name,
@@ -295,7 +296,7 @@ class Agent:
                 self.board,
                 on_death=self._on_death,
                 on_ready=self.presence.changed,
-                on_given_up=self.failed.set,
+                on_given_up=self.ending.because,
                 on_hung=self.meters.server_hangs.inc,
             )
             try:
@@ -498,13 +499,9 @@ class Agent:
     async def _on_stale(self, model_id: str) -> None:
         await self.loads.outdated(model_id, 0)
 
-    def _lost(self, why: str) -> None:
-        log.error("the pod cannot go on", why=why)
-        self.failed.set()
-
     def _on_usurped(self, why: str) -> None:
         self.fence.close()  # with another incarnation in its place, the mesh counts this one as ended
-        self.failed.set()
+        self.ending.because(why)
 
     def _on_death(self, death: Death) -> None:
         """The model server has died: see the module's text."""

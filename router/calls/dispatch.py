@@ -38,7 +38,7 @@ class Dispatcher:
             return
         frame = call.frame
         if frame is None:
-            self.forwarder.tasks.spawn(streams.carry(self.forwarder, routes, call, method), "stream")
+            self.forwarder.tasks.start(streams.carry(self.forwarder, routes, call, method), "stream")
             return
         try:
             model_id = routes.model_id(call, method, frame)

@@ -23,6 +23,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from mesh.process.tasks import Tasks
 from mesh.statuses import Code, MeshError, Reason
 from mesh.telemetry import logs
 from mesh.wire import budget as budgets
@@ -40,7 +41,6 @@ from router.loads.coldstart import ColdStart
 from router.settings import RouterSettings
 from router.state.registry import Registry
 from router.state.view import AVOID, Copy, Pod, View
-from router.tasks import Tasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -337,7 +337,7 @@ class Carry:
             self._verify(copy)
 
     def _verify(self, copy: Copy, *, insist: bool = False) -> None:
-        self._forwarder.tasks.spawn(self._verified(copy, insist), f"verify {self._model_id}")
+        self._forwarder.tasks.start(self._verified(copy, insist), f"verify {self._model_id}")
 
     async def _verified(self, copy: Copy, insist: bool) -> None:
         try:
@@ -461,7 +461,7 @@ class Carry:
         headers, _ = returned(stream.headers, self._copy.pod)
         if stream.encoding:
             headers = [*headers, (_ENCODING, stream.encoding)]
-        self._forwarder.tasks.spawn(self._pump(stream, headers), f"reply of {self._model_id}")
+        self._forwarder.tasks.start(self._pump(stream, headers), f"reply of {self._model_id}")
 
     async def _pump(self, stream: ReplyStream, headers: list[Header]) -> None:
         code, size = int(Code.CANCELLED), 0

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from mesh.etcd import EtcdError
+from mesh.process.tasks import Tasks
 from mesh.schema.records import CopyRecord
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
@@ -23,7 +24,6 @@ from mesh.wire.call import Header
 from router.loads.coldstart import quarantined
 from router.state.registry import Registration, Registry
 from router.state.view import Copy, View
-from router.tasks import Tasks
 
 log = logs.get(__name__)
 
@@ -126,7 +126,7 @@ class Verifier:
         if not self._away:
             self._away = True
             log.warning("etcd is away: copies are called unverified where their pods allow it")
-            self._tasks.spawn(self._probe(), "is etcd there")
+            self._tasks.start(self._probe(), "is etcd there")
 
     async def _probe(self) -> None:
         try:

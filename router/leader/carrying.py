@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mesh.pb import agent_pb2
+from mesh.process.tasks import Tasks
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from placement.actions import Action, Kind
@@ -18,7 +19,6 @@ from router.loads import asking
 from router.loads.agents import Agent, Timeout, Unreachable, load_request
 from router.state.registry import Registry
 from router.state.view import News, View
-from router.tasks import Tasks
 
 log = logs.get(__name__)
 
@@ -84,7 +84,7 @@ class Carrying:
     def _begin(
         self, names: tuple[str, str], work: Coroutine[Any, Any, None], name: str, *, loads: bool
     ) -> "asyncio.Task[None]":
-        task = self._tasks.spawn(work, name)
+        task = self._tasks.start(work, name)
         self._under_way[names] = task, loads
         task.add_done_callback(lambda _: self._under_way.pop(names, None))
         return task

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from mesh.etcd import Etcd, EtcdError, modified, put_op
 from mesh.options.values import parse_address
+from mesh.process.tasks import turned
 from mesh.schema.keys import Keys
 from mesh.schema.lives import Life
 from mesh.telemetry import logs
@@ -78,6 +79,7 @@ class Lives:
         self._since.clear()
         loop = asyncio.get_running_loop()
         while True:
+            turned()
             began = loop.time()
             try:
                 await self.look()

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from mesh.etcd import Etcd, EtcdError, delete_op, modified, put_op
 from mesh.etcd.ranges import after_prefix
+from mesh.process.tasks import Tasks
 from mesh.schema.keys import Keys
 from mesh.schema.records import Reload
 from mesh.statuses import MeshError
@@ -28,7 +29,6 @@ from router.leader.reloadsteps import Choose, Move, Steps
 from router.loads.agents import Agent
 from router.state.registry import Registration, Registry
 from router.state.view import View
-from router.tasks import Tasks
 
 log = logs.get(__name__)
 
@@ -112,7 +112,7 @@ class Reloading:
         for model_id, generation in {**mixed, **asked}.items():
             until, _ = self._resting.get((model_id, generation), (0.0, 0.0))
             if model_id not in self._moves and until <= now:
-                task = self._moves[model_id] = self._tasks.spawn(self._move(model_id, generation), f"reload {model_id}")
+                task = self._moves[model_id] = self._tasks.start(self._move(model_id, generation), f"reload {model_id}")
                 task.add_done_callback(lambda _, model_id=model_id: self._moves.pop(model_id, None))  # type: ignore[misc]
         self._resting = {names: rest for names, rest in self._resting.items() if names[0] in asked or rest[0] > now}
 

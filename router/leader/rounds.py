@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from mesh.etcd import Etcd, EtcdError
 from mesh.pb import agent_pb2
+from mesh.process.tasks import Tasks, turned
 from mesh.schema.keys import Keys
 from mesh.schema.records import ModelRecord
 from mesh.telemetry import logs
@@ -32,7 +33,6 @@ from router.loads.agents import Agent
 from router.state.dynamic import Current
 from router.state.registry import Registration, Registry
 from router.state.view import Copy, Pod, View
-from router.tasks import Tasks
 
 log = logs.get(__name__)
 
@@ -113,23 +113,28 @@ class Rounds:
     async def lead(self) -> None:
         """Until cancelled."""
         self._known = False  # whoever has led meanwhile has noted more than was known here
-        self._tasks.spawn(self._remember_uses(), "remember uses")
-        self._tasks.spawn(self.reloading.run(), "reloads")
         try:
-            while True:
-                for pod in list(self._about_to_leave()):
-                    self._leaving[pod.name] = self._tasks.spawn(self._hand_over(pod), f"empty {pod.name}")
-                try:
-                    await self.round()
-                except EtcdError as error:
-                    log.info("planning is put off while etcd is away", why=error.detail)
-                await self._pause()
+            async with asyncio.TaskGroup() as beside:  # where one of the three fails, so does leading
+                beside.create_task(self._remember_uses(), name="remember uses")
+                beside.create_task(self.reloading.run(), name="reloads")
+                await self._plan()
         finally:
             await self._tasks.close()
             await self.reloading.close()  # the next leader goes on with it
             with contextlib.suppress(EtcdError, TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS):
                     await self._note_uses()  # the next leader's, or that of the mesh that comes after this one
+
+    async def _plan(self) -> None:
+        while True:
+            for pod in list(self._about_to_leave()):
+                self._leaving[pod.name] = self._tasks.start(self._hand_over(pod), f"empty {pod.name}")
+            turned()
+            try:
+                await self.round()
+            except EtcdError as error:
+                log.info("planning is put off while etcd is away", why=error.detail)
+            await self._pause()
 
     def _about_to_leave(self) -> Iterator[Pod]:
         """Pods that leave and are not being emptied yet."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mesh.pb import agent_pb2
+from mesh.process.tasks import Tasks
 from mesh.schema import records
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
@@ -34,7 +35,6 @@ from router.settings import RouterSettings
 from router.state.dynamic import Current
 from router.state.registry import Registration, Registry
 from router.state.view import Copy, News, Pod, View
-from router.tasks import Tasks
 
 log = logs.get(__name__)
 
@@ -196,7 +196,7 @@ class ColdStart:
         flight.idle_ms = min(flight.idle_ms, idle_ms)
         if flight.quiet is not None and not flight.idle_ms:
             quiet, flight.quiet = flight.quiet, None
-            self._tasks.spawn(self._hurry(*quiet), f"hurry {model_id}")
+            self._tasks.start(self._hurry(*quiet), f"hurry {model_id}")
         flight.waiters[waiter] = place
         flight.bytes += size
         self._waiters += 1
@@ -224,7 +224,7 @@ class ColdStart:
         """Returns once an agent was asked to load it, or there is a copy. Raises what kept it from being asked."""
         waiter = _Future(self._loop)
         self.join(model_id, waiter, size=0, deadline=None, idle_ms=idle_ms)
-        asked = self._tasks.spawn(_until(self._flights[model_id].asked), f"asked {model_id}")
+        asked = self._tasks.start(_until(self._flights[model_id].asked), f"asked {model_id}")
         try:
             await asyncio.wait((waiter.future, asked), return_when=asyncio.FIRST_COMPLETED)
             if waiter.future.done():
@@ -315,7 +315,7 @@ class ColdStart:
 
     def _begin(self, model_id: str, now: float, idle_ms: int) -> _Flight:
         flight = self._flights[model_id] = _Flight(model_id, now, idle_ms)
-        self._tasks.spawn(self._fly(flight), f"load {model_id}")
+        self._tasks.start(self._fly(flight), f"load {model_id}")
         return flight
 
     async def _fly(self, flight: _Flight) -> None:

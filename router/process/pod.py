@@ -9,6 +9,7 @@ of its own has failed, ends it with the reason: whoever started it starts it aga
 
 import asyncio
 import contextlib
+import functools
 import random
 import shutil
 import signal
@@ -24,6 +25,8 @@ from mesh.host import cpus
 from mesh.identity import Identity
 from mesh.options import values as addresses
 from mesh.process import ports
+from mesh.process.ending import Ending
+from mesh.process.tasks import Tasks, turned
 from mesh.schema import owner, records
 from mesh.schema.keys import Keys
 from mesh.schema.lives import RouterRecord
@@ -36,7 +39,7 @@ from router.leader.election import Election
 from router.leader.lives import Lives
 from router.leader.rounds import Rounds
 from router.loads.agents import Agents
-from router.process import sockets
+from router.process import duties, sockets
 from router.settings import RouterSettings
 from router.state.dynamic import Dynamic
 from router.state.feed import ranges
@@ -45,7 +48,6 @@ from router.state.feed.server import FeedServer
 from router.state.prober import Prober
 from router.state.registry import Registry
 from router.state.view import News, View
-from router.tasks import Tasks
 
 log = logs.get(__name__)
 
@@ -54,6 +56,7 @@ _SETTLED = 30.0  # seconds of life after which a death counts as the first again
 _SAY = 0.5  # seconds between saying "not ready" and taking no more calls: for load balancers that look
 _TICK = 1.0  # seconds
 _DEAD = 60.0  # seconds without any worker or Envoy, starting new ones all the while, after which the pod is not live
+_STOPPING = 20.0  # seconds, beyond the drains of Envoy and workers, to end in order where it cannot go on
 _KILL = 5.0  # seconds a worker has, beyond its drain, before it is killed
 
 
@@ -81,7 +84,8 @@ class RouterPod:
         self.settings = replace(settings, run_dir=run_dir, workers=workers)
         self._dir = Path(run_dir)
         self._metrics = metrics.Registry("router-pod")
-        self._tasks = Tasks(self._lost)
+        self.ending = Ending()
+        self._tasks = Tasks(self.ending.because)
         self._etcd = Etcd(settings.etcd, follow=True)
         self._patience = Patience()
         keys = Keys(settings.base)
@@ -97,7 +101,7 @@ class RouterPod:
             keys,
             readers={ranges.PRESENCE: self._view, ranges.CONFIG: self._dynamic},
             apply=self._feed.apply,
-            spawn=self._tasks.essential,
+            run=functools.partial(self._tasks.run, duties.FOLLOW_ETCD),
         )
         self._prober = Prober(self._view, self._agents)
         self._rounds = Rounds(
@@ -122,8 +126,6 @@ class RouterPod:
         self._probes = Probes(settings.probe, self.why_not_ready, self._why_not_live, self._render)
         self._stopping = False
         self._served = asyncio.get_running_loop().time()  # when its processes were last able to serve
-        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """Why this router must not run, once that is known."""
         self.probe_port = 0
         if self._identity is not None:
             self._identity.follow(self._metrics)
@@ -176,10 +178,6 @@ class RouterPod:
             return None
         return f"nothing has served for {down:.0f} s: {self._why_nobody_serves() or 'it serves again'}"
 
-    def _lost(self, why: str) -> None:
-        if not self._stopping and not self.failed.done():
-            self.failed.set_result(why)
-
     async def start(self) -> None:
         """Starts everything. Raises StartError, leaving nothing behind."""
         settings = self.settings
@@ -188,17 +186,17 @@ class RouterPod:
             settings = self.settings = self._with_ports(settings)
             settings.write(self._dir / "settings.json")
             await self._feed.start(settings.feed)
-            self._tasks.essential(self._take_part(), "take part in the mesh")
-            self._tasks.essential(self._tick(), "tick")
+            self._tasks.run(duties.TAKE_PART, self._take_part)
+            self._tasks.run(duties.TICK, self._tick)
             if self._identity is not None:
-                self._tasks.essential(self._identity.run(), "follow certificates")
+                self._tasks.run(duties.POD_CERTIFICATES, self._identity.run)
             self.probe_port = await self._probes.start()
             if settings.edge == "envoy":
                 for index in range(settings.workers):
                     paths = {kind: settings.socket(kind, index) for kind in sockets.KINDS}
                     self._sockets.append(sockets.Sockets(paths))
             for index in range(settings.workers):
-                self._tasks.essential(self._mind(index), f"mind worker {index}")
+                self._tasks.run(duties.WORKER, functools.partial(self._mind, index), str(index))
             if settings.edge == "envoy":
                 self._envoy = self._make_envoy(settings)
                 self._envoy.follow(self._metrics)
@@ -247,7 +245,7 @@ class RouterPod:
             ),
             run_dir=self._dir,
             on_hung=self._hung.labels("envoy").inc,
-            on_lost=self._lost,
+            on_lost=self.ending.because,
         )
 
     async def _take_part(self) -> None:
@@ -257,18 +255,23 @@ class RouterPod:
             await self._patience.until_done(lambda: self._etcd.get(keys.owner))  # also where nobody asks whose it is
             await self._patience.until_done(lambda: owner.claim(self._etcd, keys, self.settings.install_id))
         except (owner.OwnedByAnother, EtcdError) as error:
-            self.failed.set_result(error.detail if isinstance(error, EtcdError) else str(error))
+            self.ending.because(error.detail if isinstance(error, EtcdError) else str(error))
             return
-        self._tasks.essential(self._roster.run(), "roster")
+        self._tasks.run(duties.ROSTER, self._roster.run)
         self._following.begin()
         await self._following.read.wait()  # whoever leads has to know first what is where
         await self._election.run()
 
     async def _lead(self) -> None:
-        """Does what a leader does, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._rounds.lead(), name="rounds")
-            tasks.create_task(self._lives.lead(), name="lives")
+        """Does what a leader does, until cancelled. Raises RuntimeError where that fails or hangs."""
+        failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        tasks = Tasks(lambda why: None if failed.done() else failed.set_result(why))
+        tasks.run(duties.ROUNDS, self._rounds.lead)
+        tasks.run(duties.LIVES, self._lives.lead)
+        try:
+            raise RuntimeError(await failed)
+        finally:
+            await tasks.close()
 
     def _record(self) -> RouterRecord:
         return RouterRecord(self.address, self.settings.probe, self.settings.workers, records.SPOKEN)
@@ -278,6 +281,7 @@ class RouterPod:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_TICK)
+            turned()
             self._view.settle(loop.time())
             self._prober.look()
             if self._why_nobody_serves() is None:
@@ -379,8 +383,8 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-async def run(settings: RouterSettings) -> None:
-    """A router pod until SIGTERM or SIGINT. Raises StartError."""
+async def run(settings: RouterSettings) -> int:
+    """Runs a router pod until SIGTERM or SIGINT, or until it cannot go on. The exit status; raises StartError."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -388,11 +392,12 @@ async def run(settings: RouterSettings) -> None:
     process.begin_beating()
     pod = RouterPod(settings)
     await pod.start()
-    stopped = loop.create_task(stop.wait())
+    ends = asyncio.ensure_future(pod.ending.wait())
+    stopped = asyncio.ensure_future(stop.wait())
     try:
-        await asyncio.wait((stopped, pod.failed), return_when=asyncio.FIRST_COMPLETED)
-        if pod.failed.done():
-            raise StartError(pod.failed.result())
+        await asyncio.wait((stopped, ends), return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopped.cancel()
-        await pod.stop()
+        ends.cancel()
+        status = await pod.ending.close(pod.stop(), within=2 * settings.drain + _STOPPING)
+    return status

@@ -22,6 +22,8 @@ from mesh.host import heap
 from mesh.identity import Identity
 from mesh.options import values as addresses
 from mesh.process import begin_beating
+from mesh.process.ending import Ending
+from mesh.process.tasks import Tasks, turned
 from mesh.schema.keys import Keys
 from mesh.telemetry import logs, metrics
 from mesh.wire.budget import Budget
@@ -38,7 +40,7 @@ from router.inference.server import Server as V2Server
 from router.loads.agents import Agents
 from router.loads.coldstart import ColdStart
 from router.management.models import Management
-from router.process import sockets
+from router.process import duties, sockets
 from router.rest import app
 from router.rest.bodies import Bodies
 from router.rest.conversions import Conversions
@@ -50,7 +52,6 @@ from router.state.feed.client import FeedClient
 from router.state.prober import Prober
 from router.state.registry import Registry
 from router.state.view import News, View
-from router.tasks import Tasks
 
 if TYPE_CHECKING:
     from router.edge import grpc as edges
@@ -59,6 +60,10 @@ log = logs.get(__name__)
 
 _TICK = 1.0  # seconds
 _FEED_WAIT = 5.0  # seconds for what is where to be known before calls are taken; beyond it, callers are told why not
+_GRACE = (
+    5.0  # seconds, at most, that calls in flight have where this worker cannot go on: others wait for its successor
+)
+_STOPPING = 10.0  # seconds, beyond those, to end in order
 _IDLE = 50.0  # seconds after which an unused connection to a pod is closed; below the model server's own patience
 
 
@@ -148,9 +153,8 @@ class Process:
         )
         self._edge: edges.GrpcEdge | None = None
         self._rest: web.AppRunner | None = None
-        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """Why this worker must not go on, once that is known."""
-        self._tasks = Tasks(self._lost)
+        self.ending = Ending()
+        self._tasks = Tasks(self.ending.because)
         self._listening = False
         self._gauges(bodies)
 
@@ -165,10 +169,10 @@ class Process:
     async def start(self) -> None:
         """Listens and takes calls."""
         settings = self.settings
-        self._tasks.essential(self.feed.run(), "follow the feed")
-        self._tasks.essential(self._tick(), "tick")
+        self._tasks.run(duties.FEED, self.feed.run)
+        self._tasks.run(duties.WORKER_TICK, self._tick)
         if self.identity is not None:
-            self._tasks.essential(self.identity.run(), "follow certificates")
+            self._tasks.run(duties.WORKER_CERTIFICATES, self.identity.run)
         # A worker that knows nothing takes every call for a cold start, and needs etcd for what is resident.
         if not await self.feed.first(_FEED_WAIT):
             log.warning("calls are taken before the registry (etcd) was read", waited=_FEED_WAIT)
@@ -195,7 +199,7 @@ class Process:
         """Takes no more calls, lets those in flight end, bounded, and lets go of everything."""
         self._drain()
         self.feed.tell()
-        grace = self.settings.drain
+        grace = min(self.settings.drain, _GRACE) if self.ending.why else self.settings.drain
         closing = [self.server.close(grace)]
         if self._edge is not None:
             closing.append(self._edge.close(grace))
@@ -211,10 +215,6 @@ class Process:
         self.view.close()
         await self.agents.close()
         await self.etcd.close()
-
-    def _lost(self, why: str) -> None:
-        if not self.lost.done():
-            self.lost.set_result(why)
 
     def _drain(self) -> None:
         self._draining = True
@@ -239,6 +239,7 @@ class Process:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_TICK)
+            turned()
             self.view.settle(loop.time(), away=self.forwarder.verifier.away)
             self.forwarder.deaths.settle(self.forwarder.loop.time())
             self.prober.look()
@@ -284,18 +285,17 @@ async def _serve(settings: RouterSettings, index: int, handed: Sequence[int]) ->
         loop.add_signal_handler(number, stop.set)
     begin_beating()
     process = Process(settings, index, handed)
-    stopped = loop.create_task(stop.wait())
+    ends = asyncio.ensure_future(process.ending.wait())
+    stopped = asyncio.ensure_future(stop.wait())
     try:
         await process.start()
         log.debug("worker takes calls", worker=index)
-        await asyncio.wait((stopped, process.lost), return_when=asyncio.FIRST_COMPLETED)
-        if process.lost.done():
-            log.error("worker ends: it cannot go on", worker=index, why=process.lost.result())
-            return 1
+        await asyncio.wait((stopped, ends), return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopped.cancel()
-        await process.stop()
-    return 0
+        ends.cancel()
+        status = await process.ending.close(process.stop(), within=_GRACE + _STOPPING)
+    return status
 
 
 def main() -> None:

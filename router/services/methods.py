@@ -9,12 +9,12 @@ from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from mesh.process.tasks import Tasks
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from mesh.wire import call as wire
 from mesh.wire import framing
 from router.calls import answers
-from router.tasks import Tasks
 
 log = logs.get(__name__)
 
@@ -78,7 +78,7 @@ def run(call: wire.Call, work: Callable[[], Awaitable[None]]) -> None:
         finally:
             call.on_cancel(None)
 
-    task = _tasks.spawn(guarded(), f"serve {call.method!r}")
+    task = _tasks.start(guarded(), f"serve {call.method!r}")
 
     def cancel() -> None:
         task.cancel()

@@ -7,10 +7,10 @@ incarnation, is dropped with its copies.
 
 import asyncio
 
+from mesh.process.tasks import Tasks
 from mesh.telemetry import logs
 from router.loads.agents import Agent, Unreachable
 from router.state.view import Pod, View
-from router.tasks import Tasks
 
 log = logs.get(__name__)
 
@@ -35,7 +35,7 @@ class Prober:
         for pod in self._view.pods.values():
             if pod.suspect and pod.name not in self._probing:
                 self._probing.add(pod.name)
-                self._tasks.spawn(self._probe(pod), f"probe {pod.name}")
+                self._tasks.start(self._probe(pod), f"probe {pod.name}")
 
     async def _probe(self, pod: Pod) -> None:
         loop = asyncio.get_running_loop()

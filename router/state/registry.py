@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from cachetools import LRUCache
 
 from mesh.etcd import Etcd, KeyValue
+from mesh.process.tasks import Tasks
 from mesh.schema.keys import Keys
 from mesh.schema.records import ModelRecord
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
-from router.tasks import Tasks
 
 log = logs.get(__name__)
 
@@ -127,7 +127,7 @@ class Registry:
 
     def _begin(self, model_id: str) -> _Read:
         self._clock += 1
-        read = _Read(self._clock, self._tasks.spawn(self._get(model_id), f"read {model_id}"))
+        read = _Read(self._clock, self._tasks.start(self._get(model_id), f"read {model_id}"))
         self._reads[model_id] = read
 
         def ended(task: "asyncio.Task[Registration | None]") -> None:

@@ -552,14 +552,15 @@ async def test_a_server_that_starts_no_more_is_given_up(tmp_path: Path, monkeypa
         log_format="json",
         log_level="info",
     )
-    given_up = asyncio.Event()
-    server = a_server(Plan(argv, tmp_path, 5.0), board, on_given_up=given_up.set)
+    given_up: list[str] = []
+    server = a_server(Plan(argv, tmp_path, 5.0), board, on_given_up=given_up.append)
     await server.start()
     assert server.down_for == 0
     try:
         server.plan = Plan((sys.executable, "-c", "raise SystemExit('no such device')"), tmp_path, 1.0)
         server.kill("the test wants it")
-        await until(given_up.is_set, why="it is given up")
+        await until(lambda: given_up, why="it is given up")
+        assert "no such device" in given_up[0]
         assert (server.lives, server.deaths) == (1 + 3, 1)
         assert "no such device" in server.why_down
         assert server.down_for > 0
@@ -576,7 +577,7 @@ def test_a_pod_without_a_server_for_minutes_is_not_live(down_for: float, live: b
 
 
 def a_server(plan: Plan, board: Board, **callbacks: Any) -> ServerProcess:
-    silent: dict[str, Any] = {"on_death": str, "on_ready": int, "on_given_up": int, "on_line": str}
+    silent: dict[str, Any] = {"on_death": str, "on_ready": int, "on_given_up": str, "on_line": str}
     return ServerProcess(plan, board, **{**silent, **callbacks})
 
 

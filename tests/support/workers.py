@@ -1,5 +1,6 @@
 """One or more router workers in the test's own process, fed by a real mirror of a real etcd."""
 
+import functools
 import os
 import tempfile
 from collections.abc import AsyncIterator
@@ -9,16 +10,16 @@ from pathlib import Path
 
 from mesh.etcd import Etcd
 from mesh.options.etcdsettings import EtcdSettings
+from mesh.process.tasks import Tasks
 from mesh.schema.keys import Keys
 from mesh.telemetry import metrics
 from mesh.wire.call import Header
 from mesh.wire.client import Pool, Reply
-from router.process import sockets
+from router.process import duties, sockets
 from router.process.worker import Process
 from router.settings import RouterSettings
 from router.state.feed.following import Following
 from router.state.feed.server import FeedServer
-from router.tasks import Tasks
 from tests.support.fakepod import INFER, request
 from tests.support.waiting import until
 
@@ -61,7 +62,9 @@ async def workers(etcd_settings: EtcdSettings, keys: Keys, count: int = 1, **mor
 
         tasks = Tasks()
         feed = FeedServer(merged, wanted=lambda range: following.want(range))
-        following = Following(etcd, keys, readers={}, apply=feed.apply, spawn=tasks.spawn)
+        following = Following(
+            etcd, keys, readers={}, apply=feed.apply, run=functools.partial(tasks.run, duties.FOLLOW_ETCD)
+        )
         following.begin()
         await feed.start(settings.feed)
         listening = [

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mesh.etcd import Etcd, EtcdError, KeyValue
-from mesh.runtime.tasks import Tasks
+from mesh.process.tasks import Tasks
 from mesh.schema.keys import Keys
 from mesh.schema.records import Failure, ModelRecord
 from mesh.telemetry import logs

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from mesh.process.tasks import turned
 from placement import blame
 
 NAME = "last-looks"
@@ -36,6 +37,7 @@ class LastLooks:
         """Until cancelled."""
         while True:
             self.look()
+            turned()
             await asyncio.sleep(INTERVAL)
 
     def look(self) -> None:

@@ -7,7 +7,7 @@ still being removed, in a thread. So here whoever pulls waits for that removal f
 import asyncio
 
 from mesh.options.values import format_bytes
-from mesh.runtime.tasks import Tasks
+from mesh.process.tasks import Tasks
 from mesh.telemetry import logs
 from puller.puller import Pulled, Puller
 from puller.source import Source

@@ -12,6 +12,7 @@ import random
 from collections.abc import Awaitable, Callable
 
 from mesh.etcd import Etcd, EtcdError, created, get_range_op
+from mesh.process.tasks import turned
 from mesh.runtime.cache.ledger import Ledger, State
 from mesh.runtime.presence.presence import BATCH, Presence
 from mesh.schema.keys import Keys
@@ -48,6 +49,7 @@ class Housekeeping:
         for round_ in itertools.count(1):
             # Not all pods at the same moment.
             await asyncio.sleep(self._interval * random.uniform(0.75, 1.25))
+            turned()
             try:
                 await self.check()
                 if round_ % OWN_KEYS_EVERY == 0:

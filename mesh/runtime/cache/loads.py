@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from mesh.process.tasks import Tasks
 from mesh.runtime.cache.decisions import Decisions
 from mesh.runtime.cache.ledger import Entry, Ledger, State
 from mesh.runtime.cache.loading import Loading, Parts
@@ -18,7 +19,6 @@ from mesh.runtime.cache.outcomes import Failed, Loaded, Outcome, Refused, Want
 from mesh.runtime.cache.rooms import no_room
 from mesh.runtime.cache.unloads import Server, Unloads
 from mesh.runtime.presence.verdicts import Stale
-from mesh.runtime.tasks import Tasks
 from mesh.statuses import Reason
 from mesh.telemetry import logs
 

@@ -17,6 +17,7 @@ import asyncio
 from collections.abc import Callable
 
 from mesh.options.values import format_bytes
+from mesh.process.tasks import turned
 from mesh.runtime.cache.ledger import Entry, Ledger, State
 from mesh.telemetry import logs
 
@@ -58,6 +59,7 @@ class MemoryWatch:
         while True:
             await asyncio.sleep(INTERVAL)
             self.look()
+            turned()
 
     def look(self) -> None:
         """One look, and what follows from it."""

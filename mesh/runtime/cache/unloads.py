@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from mesh.process.tasks import Tasks
 from mesh.runtime.cache.decisions import Decisions
 from mesh.runtime.cache.ledger import Entry, Ledger, State
 from mesh.runtime.cache.meters import Meters
 from mesh.runtime.servers.spi import Spi, SpiError
 from mesh.runtime.sharedmemory.board import State as SlotState
-from mesh.runtime.tasks import Tasks
 from mesh.telemetry import logs
 
 log = logs.get(__name__)

@@ -13,6 +13,7 @@ from time import CLOCK_BOOTTIME, clock_gettime_ns
 from typing import Protocol
 
 from mesh.etcd import EtcdError
+from mesh.process.tasks import turned
 from mesh.runtime.sharedmemory.board import Board
 from mesh.telemetry import logs
 from placement import fence
@@ -82,6 +83,7 @@ class Fence:
         try:
             while True:
                 self.look()
+                turned()
                 try:
                     async with asyncio.timeout(fence.pause(self._ttl) / SECOND):
                         await self._news.wait()

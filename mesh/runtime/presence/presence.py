@@ -22,8 +22,9 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from mesh.etcd import (
     Compare,
@@ -42,6 +43,8 @@ from mesh.etcd import (
     modified,
     put_op,
 )
+from mesh.process.tasks import Tasks, turned
+from mesh.runtime import duties
 from mesh.runtime.presence import figures, place
 from mesh.runtime.presence.place import NameTaken
 from mesh.schema import records
@@ -96,13 +99,15 @@ class Presence:
         incarnation: str,
         ttl: int,
         record: Callable[[], records.PodRecord],
-        on_stale: Callable[[str], Awaitable[object]],
+        on_stale: Callable[[str], Coroutine[Any, Any, object]],
         on_usurped: Callable[[str], None],
         is_alive: Callable[[records.PodRecord], Awaitable[bool | None]],
+        on_lost: Callable[[str], None],
     ) -> None:
         """`ttl` in seconds. `on_stale` gets the id of a model that is registered anew or not at all, and returns once
         no call is answered from its copy; `on_usurped` is called when another pod has taken the name; `is_alive` tells
-        of a record under our name whether its pod lives (None: cannot be told)."""
+        of a record under our name whether its pod lives (None: cannot be told); `on_lost` gets why this pod is no
+        longer published, where nobody has ended it."""
         self.pod = pod
         self.key = keys.pod(pod)
         self._etcd = etcd
@@ -125,7 +130,7 @@ class Presence:
         self._claiming: set[str] = set()
         self._wake = asyncio.Event()
         self._written = asyncio.Event()  # replaced after each batch
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = Tasks(on_lost)
         self._leases = self._writes = 0
         self._away = ""
         self._next: Lease | None = None  # the lease under which the pod is about to be published again
@@ -143,17 +148,12 @@ class Presence:
         patience = patience or Patience()
         self._hold(await patience.until_done(self._place.take))
         await patience.until_done(self._sweep)
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="presence")
-        self._task.add_done_callback(self._ended)
+        self._tasks.run(duties.PRESENCE, self._run)
 
     async def close(self, *, revoke: bool, timeout: float = 2.0) -> None:
         """Ends it. With `revoke` all of this pod's keys vanish at once, its life included: only after its model server
         has ended. Else the life stays, and the others vanish when the lease expires."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-        for stale in self._stale.values():
-            stale.cancel()
+        await self._tasks.close()
         lease, self._lease = self._lease, None
         if lease is not None:
             try:
@@ -282,6 +282,7 @@ class Presence:
     async def _run(self) -> None:
         pause = _PAUSE_FIRST
         while True:
+            turned()
             try:
                 if not self.published:
                     await self._return()
@@ -299,12 +300,6 @@ class Presence:
                 self._away = error.text
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, _PAUSE_MAX)
-
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        """Without that task the pod would vanish from the mesh and not know it."""
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("publishing this pod failed", exc_info=error)
-            self._on_usurped(f"publishing it failed: {error!r}")
 
     async def _idle(self) -> None:
         """Until there is something to do."""
@@ -407,7 +402,7 @@ class Presence:
         if model_id in self._stale:
             return
         self._unkeyed.add(model_id)
-        self._stale[model_id] = stale = asyncio.ensure_future(self._on_stale(model_id))
+        self._stale[model_id] = stale = self._tasks.start(self._on_stale(model_id), f"withdraw {model_id}")
 
         def over(_: object) -> None:
             del self._stale[model_id]
@@ -477,7 +472,7 @@ class Presence:
         self._lease = taken.lease
         self._published = figures.Published(taken.record, time.monotonic())
         self._assured = time.monotonic()
-        self._watcher = asyncio.get_running_loop().create_task(self._on_lost(taken.lease), name="lease watch")
+        self._watcher = self._tasks.start(self._on_lost(taken.lease), "lease watch")
         self._tell()
 
     _watcher: asyncio.Task[None] | None = None
@@ -494,9 +489,7 @@ class Presence:
             self._watcher.cancel()
             self._watcher = None
         if lease is not None:
-            self._closing = asyncio.get_running_loop().create_task(lease.close(), name="close lease")
-
-    _closing: asyncio.Task[None] | None = None
+            self._tasks.start(lease.close(), "close lease")
 
     async def _sweep(self) -> None:
         """Deletes copies that earlier lives of this pod have left under leases that have not ended yet."""

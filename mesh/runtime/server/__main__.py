@@ -30,7 +30,7 @@ def main(loading: "type[Loader] | None" = None) -> None:
 
     status = 0
     try:
-        uvloop.run(process.serve(given, loading))
+        status = uvloop.run(process.serve(given, loading))
     except process.CannotStart as error:
         log.error("the model server cannot start", why=str(error))
         status = 1

@@ -9,6 +9,7 @@ start. The first session of a process takes 1.4 MB that are never given back; tr
 
 import asyncio
 import contextlib
+import functools
 import gc
 import os
 import signal
@@ -20,6 +21,9 @@ import grpc
 from mesh.identity import Identity, IdentityError
 from mesh.options.values import format_address, format_bytes
 from mesh.pb import modelruntime_pb2_grpc
+from mesh.process.ending import Ending
+from mesh.process.tasks import Tasks, turned
+from mesh.runtime import duties
 from mesh.runtime.server import device, memory
 from mesh.runtime.server.copies import Copies
 from mesh.runtime.server.dataport import DataPort
@@ -36,6 +40,7 @@ from mesh.wire.server import Server
 log = logs.get(__name__)
 
 _GRACE = 5.0  # seconds that calls in flight have at SIGTERM
+_STOPPING = 5.0  # seconds, beyond those, to end in order where it cannot go on
 _BEAT = 1.0  # seconds
 _SWITCH = 0.001
 """Seconds after which the loop lets a thread have the GIL that has finished its run. Python's own 5 ms would stand
@@ -46,8 +51,8 @@ class CannotStart(Exception):
     """Why the server does not start; the text says what to do."""
 
 
-async def serve(settings: Settings, loading: type[Loader] | None = None) -> None:
-    """Serves until SIGTERM. Raises `CannotStart`.
+async def serve(settings: Settings, loading: type[Loader] | None = None) -> int:
+    """Serves until SIGTERM, or until it cannot go on. Returns the exit status; raises `CannotStart`.
 
     `loading` is what makes models of files, if not onnxruntime: the tests' fake server has only that of its own."""
     loop = asyncio.get_running_loop()
@@ -103,24 +108,29 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> None
     gc.collect()
     gc.freeze()  # what exists now stays: no collection need look at it again
     board.attach(os.getpid())
-    tasks = [loop.create_task(_beat(board, loader, runs, used, budget))]
+    ending = Ending()
+    tasks = Tasks(ending.because)
+    tasks.run(duties.BEAT, functools.partial(_beat, board, loader, runs, used, budget))
     if identity is not None:
-        tasks.append(loop.create_task(identity.run()))
+        tasks.run(duties.SERVER_CERTIFICATES, identity.run)
         if limit:
-            tasks.append(loop.create_task(_make_room(data, limit)))
+            tasks.run(duties.TLS_MEMORY, functools.partial(_make_room, data, limit))
     log.info("model server ready", data=address, device=used.name, threads=settings.threads)
-    await leave.wait()
+    ends, left = asyncio.ensure_future(ending.wait()), asyncio.ensure_future(leave.wait())
+    await asyncio.wait({ends, left}, return_when=asyncio.FIRST_COMPLETED)
 
-    log.info("model server leaves", calls=runs.count)
-    await data.close(_GRACE)
-    await port.close()
-    await runs.close()
-    loader.close()
-    await spi.stop(1.0)
-    watch.close()
-    for task in tasks:
-        task.cancel()
-    board.beat(time.monotonic_ns())
+    async def close() -> None:
+        log.info("model server leaves", calls=runs.count)
+        await data.close(_GRACE)
+        await port.close()
+        await runs.close()
+        loader.close()
+        await spi.stop(1.0)
+        watch.close()
+        await tasks.close()
+        board.beat(time.monotonic_ns())
+
+    return await ending.close(close(), within=_GRACE + _STOPPING)
 
 
 def _board(settings: Settings) -> Board:
@@ -140,6 +150,7 @@ def _board(settings: Settings) -> Board:
 async def _beat(board: Board, loader: Loader, runs: Runs, used: device.Device, budget: Budget) -> None:
     refused = 0
     while True:
+        turned()
         board.beat(time.monotonic_ns(), device_bytes=used.used(), stuck=loader.stuck + runs.stuck)
         loader.trimmer.look()
         if budget.settle():
@@ -156,6 +167,7 @@ async def _make_room(data: Server, limit: int) -> None:
     given = 0
     while True:
         wanted = data.statistics().connections * memory.TLS_CONNECTION
+        turned()
         if wanted != given:
             given = wanted
             memory.widen(limit + wanted)

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from mesh.process.tasks import turned
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
@@ -44,6 +45,7 @@ class Relief:
         """Watches the count, and replaces the server where it must, until cancelled."""
         while True:
             await asyncio.sleep(self._look)
+            turned()
             stuck, server = self._stuck(), self._server()
             if stuck <= MOST or server is None:  # after a replacement: once the agent has cleared the board
                 self.refusal = ""

@@ -104,12 +104,12 @@ class ServerProcess:
         *,
         on_death: Callable[[Death], None],
         on_ready: Callable[[], None],
-        on_given_up: Callable[[], None],
+        on_given_up: Callable[[str], None],
         on_hung: Callable[[], None] = lambda: None,
         on_line: Callable[[str], None] | None = None,
     ) -> None:
         """`on_death` gets how it ended. `on_ready` is called at each start, the first included,
-        `on_given_up` when no other one will be started, `on_hung` before one that hangs is killed."""
+        `on_given_up` gets why no other one will be started, `on_hung` is called before one that hangs is killed."""
         self.plan = plan
         self._board = board
         self._on_death = on_death
@@ -284,14 +284,14 @@ class ServerProcess:
                     log.error("model server does not start", why=str(error), tries=in_vain)
             else:
                 log.error("model server is given up", why=self.why_down)
-                self._on_given_up()
+                self._on_given_up(f"the model server does not start any more: {self.why_down}")
                 return
 
     def _mind_ended(self, task: asyncio.Task[None]) -> None:
         """Nobody would start the server again: that must not go unnoticed."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the model server is minded no more", exc_info=error)
-            self._on_given_up()
+            self._on_given_up(f"nothing looks after the model server any more: {error!r}")
 
     async def _until_dead(self, child: process.Process) -> Death:
         """Waits for the end of a ready server."""

@@ -5,6 +5,7 @@ again while the others go on.
 """
 
 import asyncio
+import functools
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from router.state.feed.ranges import Range, Reader
 
 
 class Following:
-    """See the module's text. `spawn` starts a task that must not end; `apply` gets every change."""
+    """See the module's text. `run` starts a duty, with a name for it; `apply` gets every change."""
 
     def __init__(
         self,
@@ -24,14 +25,14 @@ class Following:
         *,
         readers: Mapping[Range, Reader],
         apply: Callable[[Range, Change], None],
-        spawn: Callable[[Coroutine[Any, Any, None], str], object],
+        run: Callable[[Callable[[], Coroutine[Any, Any, None]], str], object],
     ) -> None:
         """`readers` are this process's own."""
         self._etcd = etcd
         self._keys = keys
         self._readers = readers
         self._apply = apply
-        self._spawn = spawn
+        self._run = run
         self._wanted: dict[Range, None] = dict.fromkeys(readers)
         self._mirrors: dict[Range, Mirror] = {}
         self._unread = set(readers)
@@ -44,7 +45,7 @@ class Following:
         self._wanted[range] = None
         if self._begun and range not in self._mirrors:
             self._mirrors[range] = Mirror(self._etcd, *range.bounds(self._keys))
-            self._spawn(self._follow(range), f"follow {range.name} in etcd")
+            self._run(functools.partial(self._follow, range), range.name)
 
     def begin(self) -> None:
         """Follows what is wanted: what lies there is known to be this mesh's."""

@@ -13,11 +13,11 @@ import os
 from collections.abc import Awaitable, Callable
 
 from mesh.etcd import Change
+from mesh.process.tasks import Tasks
 from mesh.telemetry import logs, metrics
 from router.state.feed.messages import MAX_MESSAGE, encode, receive
 from router.state.feed.rangelog import Cursor, RangeLog
 from router.state.feed.ranges import RANGES, Range
-from router.tasks import Tasks
 
 log = logs.get(__name__)
 
@@ -154,7 +154,7 @@ class FeedServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = _Peer(writer)
-        writing = self._tasks.spawn(_written(peer), "write the feed")
+        writing = self._tasks.start(_written(peer), "write the feed")
         self._peers.add(peer)
         if self._draining:
             peer.say(encode(["drain"]))
@@ -171,7 +171,7 @@ class FeedServer:
                         if future is not None and not future.done():
                             future.set_result(snapshot)
                     case ["stats", int(number)]:
-                        self._tasks.spawn(self._answer(peer, number), "merged metrics")
+                        self._tasks.start(self._answer(peer, number), "merged metrics")
                     case other:
                         log.warning("a worker said something unknown", worker=peer.name, what=str(other[0]))
         except (EOFError, OSError):

@@ -1,12 +1,15 @@
 """Settings that change while the mesh runs, on a real etcd."""
 
+import functools
+
 import pytest
 
+from mesh.process.tasks import Tasks
 from mesh.statuses import MeshError, Reason
+from router.process import duties
 from router.state.dynamic import TYPE_CONSTRAINTS, TYPE_LIMITS, Dynamic
 from router.state.feed import ranges
 from router.state.feed.following import Following
-from router.tasks import Tasks
 from tests.support.waiting import until
 
 
@@ -15,7 +18,11 @@ async def dynamic(etcd, keys):
     made = Dynamic(etcd, keys)
     tasks = Tasks()
     following = Following(
-        etcd, keys, readers={ranges.CONFIG: made}, apply=lambda range, change: None, spawn=tasks.spawn
+        etcd,
+        keys,
+        readers={ranges.CONFIG: made},
+        apply=lambda range, change: None,
+        run=functools.partial(tasks.run, duties.FOLLOW_ETCD),
     )
     following.begin()
     yield made

@@ -29,6 +29,7 @@ class Pod:
         self.on_stale: Callable[[str], Awaitable[None]] | None = None
         self.silencing = False
         self.usurped: list[str] = []
+        self.lost: list[str] = []
         self.alive: Callable[[PodRecord], Awaitable[bool | None]] = self._dead
         self.presence = Presence(
             etcd,
@@ -40,6 +41,7 @@ class Pod:
             on_stale=self.outdated,
             on_usurped=self.usurped.append,
             is_alive=lambda record: self.alive(record),
+            on_lost=self.lost.append,
         )
         self.claims = Claims(etcd, keys, self.presence)
 

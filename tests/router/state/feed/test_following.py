@@ -1,15 +1,17 @@
 """The pod's end, on a real etcd: each range by itself, and only those that somebody reads."""
 
 import asyncio
+import functools
 
 import pytest
 
 from mesh.etcd import Change, Etcd, Snapshot
+from mesh.process.tasks import Tasks
 from mesh.schema.keys import Keys
+from router.process import duties
 from router.state.feed import ranges
 from router.state.feed.following import Following
 from router.state.feed.ranges import Item, Range
-from router.tasks import Tasks
 from tests.support.waiting import until
 
 
@@ -42,7 +44,7 @@ class Pod:
             keys,
             readers={ranges.PRESENCE: self.presence, ranges.CONFIG: self.config},
             apply=lambda range, change: self.passed.append((range, change)),
-            spawn=self.tasks.spawn,
+            run=functools.partial(self.tasks.run, duties.FOLLOW_ETCD),
         )
 
     def followed(self) -> set[str]:

@@ -1,0 +1,57 @@
+"""The end of a process that cannot go on: in order, within a bound, with the reason as the last line of its log.
+
+What cannot go on may not be able to end in order either. So where there is a reason, ending is bounded, and the process
+ends all the same; its children die with it (`child`). An ordinary end, by a signal, is bounded by whoever sent it.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Awaitable
+
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+
+class Ending:
+    """Why this process must end, once that is known. The first reason stands."""
+
+    __slots__ = ("_known", "_leaving", "why")
+
+    def __init__(self) -> None:
+        self.why = ""
+        self._leaving = False
+        self._known = asyncio.Event()
+
+    def because(self, why: str) -> None:
+        """Takes a reason, unless the process ends anyway: then its tasks may end as they like."""
+        if not self.why and not self._leaving:
+            self.why = why
+            self._known.set()
+
+    async def wait(self) -> str:
+        """Returns the reason, once there is one."""
+        await self._known.wait()
+        return self.why
+
+    async def close(self, closing: Awaitable[None], *, within: float) -> int:
+        """Awaits what ends the parts of the process, `within` seconds at most where there is a reason. Returns the exit
+        status, 1 where there is a reason; where the parts do not end in time, the process does."""
+        self._leaving = True
+        if not self.why:
+            await closing
+            return 0
+        task = asyncio.ensure_future(closing)
+        done, _ = await asyncio.wait({task}, timeout=within)
+        if not done:
+            log.warning("what this process is made of does not end in order", waited=within)
+        elif not task.cancelled() and (error := task.exception()) is not None:
+            log.error("ending in order failed", exc_info=error)
+        log.error("this process ends: it cannot go on", why=self.why)
+        if not done:
+            logging.shutdown()
+            sys.stderr.flush()
+            os._exit(1)
+        return 1

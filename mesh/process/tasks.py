@@ -1,0 +1,183 @@
+"""The background tasks of a process: held while they run, their failures logged, all ended together.
+
+A long-lived one is a *duty*, and stands in its process's table: what the process is without it, and so whether it is
+*essential* or *expendable*. A process whose essential duty ends only looks alive: it follows nothing any more, or
+starts no workers. So the end of one, however it comes, ends the process with that reason; its parent, or Kubernetes,
+starts it again. An expendable duty that fails is logged and started again after a growing pause.
+
+A duty may hang rather than end: it awaits what never comes. The loop of one that turns by itself says so (`turned`);
+where it has not for its `turns` seconds, that is its end. Silence is counted as for processes (`hang`): time in which
+this process was stopped, or late itself, does not count. A loop that waits for events has no such limit.
+"""
+
+import asyncio
+import contextvars
+import random
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from mesh.process import hang, restarts
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+AGAIN = restarts.Policy(first=1.0, longest=60.0, steady=300.0)
+"""When an expendable duty that failed is started again."""
+
+_LOOK = 1.0  # seconds between two looks at whether the duties' loops turn
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """A long-lived task of a process: a row of the process's table."""
+
+    name: str
+    without: str  # what the process is without it
+    essential: bool = True
+    turns: float = 0.0  # seconds within which its loop turns; 0: it waits for events, however long
+
+
+class _Pulse:
+    """When a duty's loop turned last, by the monotonic clock."""
+
+    __slots__ = ("last",)
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+
+_pulse: contextvars.ContextVar[_Pulse | None] = contextvars.ContextVar("pulse", default=None)
+
+
+def turned() -> None:
+    """Tells that the loop of the running duty has turned. Outside of a duty, nothing."""
+    if (pulse := _pulse.get()) is not None:
+        pulse.last = time.monotonic()
+
+
+class _Standing:
+    """A duty that runs."""
+
+    __slots__ = ("hang", "pulse", "task", "turns")
+
+    def __init__(self, task: "asyncio.Task[None]", pulse: _Pulse, turns: float) -> None:
+        self.task = task
+        self.pulse = pulse
+        self.turns = turns
+        self.hang = hang.Hang(hang.Limits(silent=turns, suspect=turns, interval=_LOOK))
+
+    def hangs(self, now: float) -> bool:
+        """Takes a look at it."""
+        verdict = self.hang.look(hang.Look(now, "S", 0.0, False, self.pulse.last))
+        return verdict.doing is hang.Doing.HUNG
+
+
+class Tasks:
+    """A set of running tasks. asyncio itself holds them only weakly."""
+
+    __slots__ = ("_awaited", "_closing", "_duties", "_held", "_on_lost", "_timer")
+
+    def __init__(
+        self, on_lost: Callable[[str], None] | None = None, *, awaited: tuple[type[Exception], ...] = ()
+    ) -> None:
+        """`on_lost` gets why an essential duty ended, once for each. `awaited`: errors that somebody awaits these tasks
+        for, and hears of; they are not logged."""
+        self._awaited = awaited
+        self._on_lost = on_lost
+        self._held: set[asyncio.Task[Any]] = set()
+        self._duties: list[_Standing] = []  # those whose loops are looked at
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing = False
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Starts what ends by itself. An exception out of it is logged, once."""
+        return self._hold(asyncio.get_running_loop().create_task(work, name=name))
+
+    def run(self, duty: Duty, work: Callable[[], Coroutine[Any, Any, None]], which: str = "") -> asyncio.Task[None]:
+        """Starts a duty; `which` tells several of one kind apart. Only `close` ends it in silence."""
+        pulse = _Pulse()
+        context = contextvars.copy_context()
+        context.run(_pulse.set, pulse)
+        name = f"{duty.name} {which}".rstrip()
+        coroutine = work() if duty.essential else self._again(name, work)
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine, name=name, context=context)
+        if duty.essential:
+            task.add_done_callback(self._essential_ended)
+        if duty.turns and duty.essential:
+            self._duties.append(_Standing(task, pulse, duty.turns))
+            if self._timer is None:
+                self._look()
+        return self._hold(task)
+
+    async def settle(self, timeout: float) -> None:
+        """Waits until all that run now have ended, `timeout` seconds at most; they go on if they have not."""
+        if self._held:
+            await asyncio.wait(set(self._held), timeout=timeout)
+
+    async def close(self) -> None:
+        """Cancels all of them and waits until they have ended."""
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        try:
+            while self._held:
+                tasks = set(self._held)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+        finally:
+            self._closing = False
+
+    def _hold(self, task: asyncio.Task[Any]) -> asyncio.Task[Any]:
+        self._held.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._held.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if not isinstance(error, self._awaited):
+            log.error("background task failed", task=task.get_name(), exc_info=error)
+
+    def _essential_ended(self, task: asyncio.Task[None]) -> None:
+        if self._closing:
+            return
+        if task.cancelled():
+            how = "was cancelled"
+        else:
+            error = task.exception()
+            how = "ended" if error is None else f"failed: {type(error).__name__}: {error}"
+        self._lose(task, how)
+
+    def _lose(self, task: "asyncio.Task[None]", how: str) -> None:
+        self._duties = [standing for standing in self._duties if standing.task is not task]
+        if self._on_lost is not None:
+            self._on_lost(f"the task '{task.get_name()}', which this process cannot do without, {how}")
+
+    async def _again(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Does the work of an expendable duty until it is done."""
+        lives = restarts.Restarts(AGAIN)
+        while True:
+            lives.began(time.monotonic())
+            lives.ready(time.monotonic())
+            try:
+                return await work()
+            except Exception:
+                decided = lives.ended(time.monotonic(), luck=random.random())
+                assert isinstance(decided, restarts.Again)  # there is no limit
+                log.exception("background task failed and is started again", task=name, pause_s=round(decided.pause, 1))
+                await asyncio.sleep(decided.pause)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for standing in list(self._duties):
+            if standing.hangs(now):
+                self._lose(standing.task, f"hangs: it should turn at least every {standing.turns:g} s")
+        self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look) if self._duties else None
