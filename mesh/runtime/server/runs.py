@@ -201,7 +201,7 @@ class Runs:
         line.waiting.append(run)
         self._live.add(run)
         self._waiting += 1
-        self._bytes += run.size
+        self._bytes += run.held
         if self._timer is None:
             self._timer = self._loop.call_later(_SWEEP, self._sweep)
         run.call.on_cancel(run.cancel)

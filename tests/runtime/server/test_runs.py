@@ -172,6 +172,18 @@ async def test_too_many_calls_are_refused(make, monkeypatch):
     await until(lambda: parts.runs.count == 0, why="the call that waited is answered")
 
 
+@pytest.mark.parametrize("values", [1, 1 << 19], ids=["read at once", "read in its thread"])
+async def test_what_calls_hold_is_counted_while_they_are_here_and_not_after(parts, values):
+    """A large request that was given back and never counted would let others in without a bound."""
+    copy = await parts.load("m", models.identity(shape=(None,)))
+    x = np.zeros(values, np.float32)
+    copy.pace.too_long(x.nbytes)
+    call = parts.infer("m", x=x)
+    assert parts.runs.statistics().bytes >= x.nbytes
+    assert (await answered(call)).code is Code.OK
+    assert parts.runs.statistics().bytes == 0
+
+
 class Deaf:
     """A model that does not look at `terminate`: an endless operator."""
 
