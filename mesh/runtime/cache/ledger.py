@@ -454,9 +454,10 @@ class Ledger:
 
         all_bytes = sum(entry.disk_bytes for entry in self.entries.values())
         busy = [
-            room.Held(entry.model_id, entry.disk_bytes or short_bytes, 0, busy_reason="loading")
-            for entry in self._under_way()
-            if entry.disk_bytes or (entry.state is State.PULLING and entry.key not in without)
+            room.Held(entry.model_id, entry.disk_bytes or short_bytes, 0, busy_reason=entry.state.value)
+            for entry in self.entries.values()
+            if entry.state is not State.LOADED
+            and (entry.disk_bytes or (entry.state is State.PULLING and entry.key not in without))
         ]
         looked: list[room.Held] = []
         found = room.search(
@@ -474,6 +475,15 @@ class Ledger:
             (Question(for_whom, short_bytes, 0, max(short_bytes, all_bytes), idle_ms, tuple(looked)), found)
         )
         return found
+
+    def leaving_disk_bytes(self, promised: Collection[str]) -> int:
+        """Bytes of files that will have gone from the disk in a moment, with copies that have just begun to be
+        unloaded, but for those that are `promised` to somebody, by key."""
+        return sum(
+            entry.disk_bytes
+            for entry in self.entries.values()
+            if entry.state is State.UNLOADING and entry.key not in promised and self.age(entry) < room.FRESH_MS / 1000
+        )
 
     def _under_way(self) -> Iterator[Entry]:
         """Loads that have not ended."""

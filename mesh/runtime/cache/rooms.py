@@ -91,6 +91,7 @@ class Rooms:
         self._gone = gone
         self._places = itertools.count()
         self._waiting: dict[int, _Waiting] = {}  # by place
+        self._going: set[str] = set()  # keys of copies whose files go for a pull that waits until they have gone
         self._wake = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
@@ -174,6 +175,8 @@ class Rooms:
         def ask() -> Room:
             if (bytes_short := short()) <= 0:  # somebody else's pull has ended
                 return Room(RoomVerdict.FITS, (), 0, "the disk has room by now")
+            if not entry.idle_ms and bytes_short <= self._ledger.leaving_disk_bytes(self._going):
+                return Room(RoomVerdict.NO_ROOM, (), 0, "files of copies that are being unloaded go first", passes=True)
             return self._ledger.disk_room_for(
                 bytes_short,
                 idle_ms=entry.idle_ms,
@@ -185,20 +188,23 @@ class Rooms:
         def take(room: Room) -> None:
             nonlocal victims
             victims = room.victims
+            self._going.update(victims)
             self._evict(room, entry.model_id)
 
         waiter = line.Waiter(place, place, _now_ms())
-        answer = await self._made(_Waiting(entry, waiter, ask, take, lambda: None))
-        assert not isinstance(answer, GivesWay)
-        if answer is not None:
-            return Refused(answer.reason, f"the pod's disk: {answer.text}")
         try:
+            answer = await self._made(_Waiting(entry, waiter, ask, take, lambda: None))
+            assert not isinstance(answer, GivesWay)
+            if answer is not None:
+                return Refused(answer.reason, f"the pod's disk: {answer.text}")
             async with asyncio.timeout(WAIT):
                 for victim in victims:
                     await self._gone(victim.removesuffix("\0"))
         except TimeoutError:
             text = f"files of {len(victims)} copies were not gone from the pod's disk after {WAIT:g} s"
             return Refused(Reason.NO_ROOM, text)
+        finally:
+            self._going.difference_update(victims)
         return None
 
     def freed(self) -> None:

@@ -7,6 +7,7 @@ its way: a load or an unload in the server, or a call.
 """
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +21,9 @@ from mesh.runtime.cache import rooms
 from mesh.runtime.cache.ledger import State
 from mesh.runtime.cache.outcomes import Loaded, Outcome, Refused
 from mesh.runtime.servers.spi import Size, Spi, SpiError
+from mesh.schema.records import ModelRecord
 from mesh.statuses import Code, Reason
+from placement.blame import Blame
 from tests.runtime.pod_of_fakes import FakePod
 from tests.support.modelserver import FakeModelServer
 
@@ -82,6 +85,7 @@ class Model:
     file: int
     known: bool  # its size, from earlier
     long: bool  # its call goes on until it is ended
+    blamed: bool  # a server has died of it: its load is made apart from others
 
 
 MODELS = st.builds(
@@ -90,6 +94,7 @@ MODELS = st.builds(
     file=st.sampled_from((500, 400_000, 2_000_000, 4_500_000)),
     known=st.booleans(),
     long=st.booleans(),
+    blamed=st.sampled_from((False, False, False, True)),
 )
 
 
@@ -106,6 +111,9 @@ class Story:
         self.calls: dict[str, int] = {}  # in flight: by model, the slot
         self.withdrawn: set[str] = set()
         self.died: set[str] = set()
+        blames = (Blame("pod-2", time.time_ns() // 1_000_000, ""),)
+        for name in [name for name, model in self.models.items() if model.blamed]:
+            pod.claims.records[name] = ModelRecord(type="t", killed=("died",), blames=blames)
 
     async def call(self, model_id: str) -> Outcome:
         model = self.models[model_id]
@@ -158,6 +166,7 @@ class Story:
             ledger.remove(entry)
             self.pod.keys.drop(entry.model_id)
             self.calls.pop(entry.model_id, None)
+            self.pod.files.sizes.pop(entry.model_id, None)
         for answer in (*server.loads.values(), *server.unloads.values()):
             if not answer.done():
                 answer.set_exception(SpiError(Code.UNAVAILABLE, "the connection was lost"))
@@ -207,12 +216,14 @@ def looking_all_the_time() -> Iterator[None]:
     choices=st.lists(st.integers(0, 1000), max_size=60),
     concurrency=st.sampled_from((1, 2, 4)),
     deaths=st.booleans(),
+    disk=st.sampled_from((None, 5_000_000)),
 )
 def test_nobody_waits_for_what_nobody_gives_back(
-    models: list[Model], choices: list[int], concurrency: int, deaths: bool
+    models: list[Model], choices: list[int], concurrency: int, deaths: bool, disk: int | None
 ) -> None:
     async def run() -> None:
         async with FakePod(capacity=CAPACITY, concurrency=concurrency, server=ServerByHand()) as pod:
+            pod.files.budget = disk
             story = Story(pod, models)
             for choice in choices:
                 actions = [("come", name) for name in story.to_come[:3]] + story.actions()

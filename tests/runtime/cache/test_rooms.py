@@ -296,6 +296,23 @@ async def test_a_pull_waits_for_the_disk_that_another_pull_holds(pod: FakePod) -
     assert isinstance(await load, Loaded)
 
 
+async def test_a_pull_waits_for_files_that_are_on_their_way_out(pod: FakePod) -> None:
+    """Those of a copy that was withdrawn; nothing else goes for it."""
+    pod.files.budget = 2_000
+    for model_id in "ab":
+        await pod.loads.load(replace(pod.want(model_id, known=False), path=f"/{model_id}/1000"))
+        pod.called(model_id)
+    unload = pod.server.hold("unload", "b")
+    withdrawal = asyncio.create_task(pod.loads.withdraw("b", 1, "unregistered"))
+    await pod.asked("unload", "b")
+    load = asyncio.create_task(pod.loads.load(replace(pod.want("m", known=False), path="/m/1000")))
+    await until(lambda: pod.loads.loading.waiting_for_room().waiting, why="m waits for the disk")
+    unload.set()
+    assert await withdrawal
+    assert isinstance(await load, Loaded)
+    assert pod.resident == {"a", "m"}
+
+
 async def test_pulls_that_wait_for_the_disk_do_not_wait_for_each_other(pod: FakePod) -> None:
     """What is in their way is pinned: they are refused at once."""
     pod.files.budget = 1_000
