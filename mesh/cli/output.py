@@ -15,16 +15,17 @@ from rich.table import Table
 from mesh.cli.exits import CommandError
 from mesh.local.lines import one_line
 from mesh.options.values import format_bytes
+from mesh.schema.modelstatus import ModelStatus
 
 PIPE_WIDTH = 4000
 """Columns where there is no terminal: wider than any line, because rich would cut at 80."""
 
 STATUS_STYLES = {
-    "LOADED": "green",
-    "LOADING": "yellow",
-    "NOT_LOADED": "dim",
-    "LOADING_FAILED": "red",
-    "NOT_FOUND": "red",
+    ModelStatus.LOADED: "green",
+    ModelStatus.LOADING: "yellow",
+    ModelStatus.NOT_LOADED: "dim",
+    ModelStatus.LOADING_FAILED: "red",
+    ModelStatus.NOT_FOUND: "red",
     "UNKNOWN": "yellow",
     "ready": "green",
     "leaving": "yellow",

@@ -13,6 +13,7 @@ from mesh.cli.client import PAGE, Client, model_path
 from mesh.cli.exits import CommandError, Exit
 from mesh.cli.serving import LOAD_SECONDS, show_status
 from mesh.local.lines import one_line
+from mesh.schema.modelstatus import ModelStatus
 
 _WHY = 160  # characters of a reason that are shown; `mesh status` shows all
 
@@ -58,7 +59,7 @@ def register(
             body["sha256"] = sha256
         answer = await client.request("PUT", model_path(model), body=body, timeout=timeout)
         show_status(answer, as_json=as_json)
-        if wait and answer.get("status") != "LOADED":
+        if wait and answer.get("status") != ModelStatus.LOADED:
             raise CommandError(
                 f"{model} is registered, and not loaded", code=Exit.LOAD_FAILED, reason="LOAD_FAILED", answered=True
             )

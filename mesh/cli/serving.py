@@ -9,6 +9,7 @@ import typer
 from mesh.cli import options, output
 from mesh.cli.client import Client, model_path
 from mesh.cli.exits import CommandError, Exit
+from mesh.schema.modelstatus import ModelStatus
 
 _LOOK = 0.3  # seconds between two looks at a model that is reloaded
 
@@ -242,8 +243,8 @@ def pulling(pull: dict[str, Any] | None) -> str:
 
 def _end_with(answer: dict[str, Any]) -> None:
     """A failed load is a failure of the command, after everything has been shown."""
-    if answer.get("status") == "NOT_FOUND":
+    if answer.get("status") == ModelStatus.NOT_FOUND:
         text = f"{answer.get('id')} is not registered"
         raise CommandError(text, code=Exit.NOT_FOUND, reason="UNKNOWN_MODEL", answered=True)
-    if answer.get("status") == "LOADING_FAILED" or answer.get("quarantined"):
+    if answer.get("status") == ModelStatus.LOADING_FAILED or answer.get("quarantined"):
         raise CommandError("it cannot be loaded", code=Exit.LOAD_FAILED, reason="LOAD_FAILED", answered=True)

@@ -8,6 +8,7 @@ A transaction has at most 128 operations and 1.5 MiB, limits of etcd.
 from typing import Literal
 
 from mesh.etcd.ranges import after_prefix
+from mesh.etcd.records import KeyValue
 from mesh.pb import etcd_pb2 as pb
 
 MAX_OPERATIONS = 128
@@ -106,3 +107,8 @@ def count_op(start: bytes, end: bytes, *, revision: int = 0) -> Op:
 def counted(response: object) -> int:
     """Returns the number that a `count_op` was answered with."""
     return response if isinstance(response, int) else 0
+
+
+def found(response: object) -> tuple[KeyValue, ...]:
+    """Returns the keys that a `get_op` or a `get_range_op` was answered with."""
+    return response if isinstance(response, tuple) else ()

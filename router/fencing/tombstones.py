@@ -33,6 +33,7 @@ from mesh.etcd import (
     get_range_op,
     modified,
 )
+from mesh.etcd import found as kvs_of
 from mesh.etcd.ranges import after_prefix
 from mesh.pb import agent_pb2
 from mesh.schema.keys import Keys
@@ -132,9 +133,9 @@ class Tombstones:
         found = await self._etcd.txn(
             [], [get_range_op(lives, after_prefix(lives)), get_range_op(pods, after_prefix(pods), keys_only=True)]
         )
-        present = {(kv.key[len(pods) :], kv.lease) for kv in _kvs(found.responses[1])}
+        present = {(kv.key[len(pods) :], kv.lease) for kv in kvs_of(found.responses[1])}
         result = []
-        for kv in _kvs(found.responses[0]):
+        for kv in kvs_of(found.responses[0]):
             try:
                 pod, incarnation = self._keys.life_of(kv.key)
                 life = Life.decode(kv.value)
@@ -202,8 +203,8 @@ class Tombstones:
         found = (await self._etcd.txn([], reads)).responses
         standing = []
         for model_id, tombstones, copies in zip(model_ids, found[2::2], found[3::2], strict=True):
-            if kvs := _kvs(tombstones):
-                holders = tuple(self._keys.copy_of(kv.key)[1] for kv in _kvs(copies))
+            if kvs := kvs_of(tombstones):
+                holders = tuple(self._keys.copy_of(kv.key)[1] for kv in kvs_of(copies))
                 standing.append(_Standing(model_id, kvs[0].mod_revision, holders))
         return standing, all_present(found[:2])
 
@@ -320,7 +321,3 @@ def _incarnation(kv: KeyValue) -> str:
         return PodRecord.decode(kv.value).incarnation
     except ValueError:
         return ""
-
-
-def _kvs(response: object) -> tuple[KeyValue, ...]:
-    return response if isinstance(response, tuple) else ()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from cachetools import LRUCache
 
 from mesh.etcd import Etcd, KeyValue, absent, delete_op, get_op, modified
+from mesh.etcd import found as kvs_of
 from mesh.etcd.ranges import after_prefix
 from mesh.pb import agent_pb2
 from mesh.schema.keys import Keys
@@ -99,7 +100,7 @@ class Observer:
             batch = ids[start : start + _BATCH]
             result = await self._etcd.txn([], [get_op(self._keys.model(model_id)) for model_id in batch])
             for model_id, response in zip(batch, result.responses, strict=True):
-                kvs: tuple[KeyValue, ...] = response if isinstance(response, tuple) else ()
+                kvs = kvs_of(response)
                 with contextlib.suppress(MeshError):  # it cannot be read: told in the log already
                     found[model_id] = decode(model_id, kvs[0]) if kvs else None
         return found

@@ -94,7 +94,7 @@ class RouterPod:
         self._agents = Agents(self._identity)
         self._view.listen(self._on_pod)
         self._registry = Registry(self._etcd, keys, timeout=settings.registry_timeout)
-        self._dynamic = Dynamic(self._etcd, keys)
+        self._dynamic = Dynamic(keys)
         self._feed = FeedServer(self._snapshot, wanted=lambda range: self._following.want(range))
         self._following = Following(
             self._etcd,

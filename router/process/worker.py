@@ -39,7 +39,7 @@ from router.inference.models import Models
 from router.inference.server import Server as V2Server
 from router.loads.agents import Agents
 from router.loads.coldstart import ColdStart
-from router.management.models import Management
+from router.management.handlers import Management
 from router.process import duties, sockets
 from router.rest import app
 from router.rest.bodies import Bodies
@@ -89,7 +89,7 @@ class Process:
         self.view.listen(self._on_pod)
         self.registry = Registry(self.etcd, keys, timeout=settings.registry_timeout, remember=settings.registry_cache)
         meter = Meter(self.metrics)
-        self.dynamic = Dynamic(self.etcd, keys)
+        self.dynamic = Dynamic(keys)
         self.coldstart = ColdStart(
             view=self.view,
             registry=self.registry,
@@ -106,7 +106,7 @@ class Process:
             settings=settings,
             budget=self.budget,
         )
-        self.management = Management(
+        self.management = Management.of(
             etcd=self.etcd,
             keys=keys,
             registry=self.registry,
@@ -135,7 +135,6 @@ class Process:
             models=Models(self.dispatcher.dispatch, max_message=settings.max_message),
             management=self.management,
             view=self.view,
-            dynamic=self.dynamic,
             bodies=bodies,
             conversions=self.conversions,
             snapshots=self.feed.merged,

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from mesh.statuses import MeshError, Reason
 from mesh.wire import inflate
-from placement.copies import UNLIMITED, Limits
-from router.management.models import Item
+from router.management.requests import Item
+from router.rest import modeldocuments
 
 if TYPE_CHECKING:
-    from router.management.models import Management
+    from router.management.registration import Registrar
 
 MAX_LINE = 64 * 1024  # bytes
 MAX_LINES = 5_000_000
@@ -46,13 +46,6 @@ BATCH_BYTES = 256 * 1024
 
 IN_FLIGHT = 4
 """Batches at a time."""
-
-LIMITS = ("min_copies", "max_copies", "pinned")
-"""What may be said of a model's copies."""
-
-_LIMITS = frozenset(LIMITS)
-
-MAX_COPIES = 1000
 
 _PROGRESS = 0.5  # seconds between lines of progress
 _LOOK = 64  # short lines between looks at the clock: 0.3 ms where all are bad
@@ -94,8 +87,8 @@ class Pace:
 class Import:
     """One import. `write` sends one line of the answer."""
 
-    def __init__(self, management: "Management", write: Write) -> None:
-        self._management = management
+    def __init__(self, registration: "Registrar", write: Write) -> None:
+        self._registration = registration
         self._write = write
         self._totals = Totals()
         self._reported = 0
@@ -173,7 +166,7 @@ class Import:
                 raise result
 
     async def _register(self, batch: list[tuple[int, Item]]) -> None:
-        fates = await self._management.register_many([item for _, item in batch])
+        fates = await self._registration.register_many([item for _, item in batch])
         away: MeshError | None = None
         for (number, item), fate in zip(batch, fates, strict=True):
             if fate is None:
@@ -206,61 +199,7 @@ def parse(line: bytes) -> Item:
         raise MeshError(Reason.BAD_REQUEST, f"not JSON: {error}") from error
     if not isinstance(item, dict):
         raise MeshError(Reason.BAD_REQUEST, "not a JSON object")
-    return model_of(item, item.get("id"))
-
-
-def model_of(item: dict[str, Any], model_id: object) -> Item:
-    """What is registered; the key may be given as text or as an object. Raises MeshError.
-
-    What an id may hold is `Management`'s to check, once."""
-    if not isinstance(model_id, str):
-        raise MeshError(Reason.BAD_REQUEST, "id must be a string")
-    key = item.get("key")
-    if isinstance(key, dict):
-        key = json.dumps(key, separators=(",", ":"))
-    texts = [model_id]
-    for name, value in (
-        ("type", item.get("type")),
-        ("path", item.get("path")),
-        ("key", key),
-        ("sha256", item.get("sha256")),
-    ):
-        text = "" if value is None else value
-        if not isinstance(text, str):
-            raise MeshError(Reason.BAD_REQUEST, f"{name} must be a string{' or an object' * (name == 'key')}")
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise MeshError(Reason.BAD_REQUEST, f"{name} is no valid text") from error
-        texts.append(text)
-    if not texts[1]:
-        raise MeshError(Reason.BAD_REQUEST, "Must provide non-empty model type string")
-    id_, type_, path, key_, sha256 = texts
-    return Item(id_, type_, path, key_, sha256, limits_of(item))
-
-
-def limits_of(item: dict[str, Any], base: Limits = UNLIMITED) -> Limits:
-    """The limits that a document sets, over those of `base`; null takes one away. Raises MeshError."""
-    if _LIMITS.isdisjoint(item):
-        return base
-    values: list[int | bool | None] = [base.minimum, base.maximum, base.pinned]
-    for index, name in enumerate(LIMITS):
-        if name not in item:
-            continue
-        value = item[name]
-        kind = bool if name == "pinned" else int
-        if value is not None and type(value) is not kind:
-            raise MeshError(
-                Reason.BAD_REQUEST, f"{name} must be {'true, false' if kind is bool else 'a number'} or null"
-            )
-        values[index] = value
-    if any(isinstance(value, int) and value > MAX_COPIES for value in values[:2]):
-        raise MeshError(Reason.BAD_REQUEST, f"more than {MAX_COPIES} copies cannot be asked for")
-    try:
-        return Limits(values[0], values[1], None if values[2] is None else bool(values[2]))
-    except ValueError as error:
-        raise MeshError(Reason.BAD_REQUEST, str(error)) from error
+    return modeldocuments.item_of(item, item.get("id"))
 
 
 def _too_much(what: str) -> MeshError:

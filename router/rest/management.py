@@ -1,31 +1,72 @@
-"""The management API of REST, `/mesh/v1/`: models, pods, numbers. The same `Management` as behind gRPC.
+"""The management API of REST, `/mesh/v1/`: models, pods, numbers: the table of routes, and documents in and out.
 
-Importing many models is in `router.rest.bulk`.
+What is done is `router.management`'s, the same as behind gRPC. Importing many models is in `router.rest.bulk`.
 """
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from aiohttp import web
 
-from mesh.schema import confidential, records
+from mesh.schema import records
+from mesh.schema.modelstatus import ModelStatus
 from mesh.statuses import MeshError, Reason, too_large
-from mesh.telemetry import logs, metrics
-from router.management.models import ModelStatus
-from router.rest import bulk, documents, v2
+from mesh.telemetry import logs
+from router.management import operations, statistics, tuning
+from router.management.operations import Operation
+from router.management.requests import Load, Register
+from router.rest import bulk, documents, modeldocuments, v2
 from router.rest.asked import decoded
 from router.rest.parts import Parts
-from router.state import dynamic
 
 log = logs.get(__name__)
 
-_PREFIX = "/mesh/v1/"
+PREFIX = "/mesh/v1/"
 _MAX_LIMIT = 1000
 _MAX_BODY = 64 * 1024  # bytes of one model, or one setting, as of a line of an import: 15 ms at most
 _BODY_TIMEOUT = 30.0  # seconds
 _READ_TIMEOUT = 60.0  # seconds that an import waits for more of its body, or for its answer to be read
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A method and a path, what they do, and which function of `ManagementApi` does it."""
+
+    method: str
+    path: str
+    operation: Operation
+    handler: str
+
+
+def _route(method: str, path: str, operation: Operation, handler: str) -> Route:
+    """Ids are one segment: a `/` inside them is written `%2F`."""
+    return Route(method, PREFIX + path.replace("{id}", "{id:[^/]+}"), operation, handler)
+
+
+ROUTES = (
+    _route("GET", "models", operations.LIST, "list_models"),
+    _route("POST", "models:import", operations.IMPORT, "import_models"),
+    _route("PUT", "models/{id}", operations.REGISTER, "register"),
+    _route("GET", "models/{id}", operations.STATUS, "status"),
+    _route("PATCH", "models/{id}", operations.LIMIT, "change"),
+    _route("DELETE", "models/{id}", operations.UNREGISTER, "unregister"),
+    _route("POST", "models/{id}/load", operations.LOAD, "load"),
+    _route("POST", "models/{id}/release", operations.RELEASE, "release"),
+    _route("POST", "models/{id}/reload", operations.RELOAD, "reload"),
+    _route("GET", "models/{id}/explain", operations.EXPLAIN, "explain"),
+    _route("GET", "pods", operations.PODS, "pods"),
+    _route("GET", "pods/{id}", operations.POD, "describe_pod"),
+    _route("GET", "pods/{id}/decisions", operations.QUESTIONS, "questions"),
+    _route("DELETE", "pods/{id}/lives", operations.FORGET_POD, "forget_pod"),
+    _route("GET", "routers", operations.ROUTERS, "routers"),
+    _route("GET", "stats", operations.STATISTICS, "stats"),
+    _route("GET", "settings", operations.SETTINGS, "dynamic_settings"),
+    _route("PUT", "settings/{id}", operations.SET, "set_dynamic"),
+)
+"""All of them. Who may ask for what follows from the operation, not from the door."""
 
 
 class ManagementApi:
@@ -37,33 +78,16 @@ class ManagementApi:
         self._imports = 0  # under way
 
     def add_to(self, app: web.Application) -> None:
-        """Registers the paths. Ids are one segment: a `/` inside them is written `%2F`."""
-        routes = app.router
-        routes.add_get(_PREFIX + "models", self.list_models)
-        routes.add_post(_PREFIX + "models:import", self.import_models)
-        routes.add_put(_PREFIX + "models/{id:[^/]+}", self.register)
-        routes.add_get(_PREFIX + "models/{id:[^/]+}", self.status)
-        routes.add_patch(_PREFIX + "models/{id:[^/]+}", self.change)
-        routes.add_delete(_PREFIX + "models/{id:[^/]+}", self.unregister)
-        routes.add_post(_PREFIX + "models/{id:[^/]+}/load", self.load)
-        routes.add_post(_PREFIX + "models/{id:[^/]+}/release", self.release)
-        routes.add_post(_PREFIX + "models/{id:[^/]+}/reload", self.reload)
-        routes.add_get(_PREFIX + "models/{id:[^/]+}/explain", self.explain)
-        routes.add_get(_PREFIX + "pods", self.pods)
-        routes.add_get(_PREFIX + "pods/{id:[^/]+}", self.describe_pod)
-        routes.add_get(_PREFIX + "pods/{id:[^/]+}/decisions", self.questions)
-        routes.add_delete(_PREFIX + "pods/{id:[^/]+}/lives", self.forget_pod)
-        routes.add_get(_PREFIX + "routers", self.routers)
-        routes.add_get(_PREFIX + "stats", self.stats)
-        routes.add_get(_PREFIX + "settings", self.dynamic_settings)
-        routes.add_put(_PREFIX + "settings/{id:[^/]+}", self.set_dynamic)
+        """Registers the paths."""
+        for route in ROUTES:
+            app.router.add_route(route.method, route.path, getattr(self, route.handler))
 
     # --- models ---
 
     async def list_models(self, request: web.Request) -> web.Response:
         """A page of what is registered."""
         query = request.query
-        page = await self._management.list(
+        page = await self._management.status.page(
             prefix=query.get("prefix", ""),
             after=query.get("after", ""),
             limit=v2.whole_number(request, "limit", 100, least=1, most=_MAX_LIMIT),
@@ -71,8 +95,8 @@ class ManagementApi:
         models = []
         for model_id, record in page.models:
             pods = self._pods_of(model_id)
-            document = {**_registered(model_id, record), "resident": bool(pods), "pods": pods}
-            if errors := self._management.errors(record):
+            document = {**modeldocuments.registered(model_id, record), "resident": bool(pods), "pods": pods}
+            if errors := self._management.status.errors(record):
                 document |= {"errors": list(errors), "quarantined": record.quarantined}
             models.append(document)
         return web.json_response({"models": models, "next": page.next})
@@ -81,64 +105,63 @@ class ManagementApi:
         """Registers a model; 201 where it is new."""
         model_id = _id(request)
         body = await _object(request)
-        item = bulk.model_of(body, model_id)
-        status = await self._management.register(
-            *item[:4],
-            sha256=item.sha256,
-            limits=item.limits,
-            load_now=_flag(body, "load"),
-            sync=_flag(body, "sync"),
-        )
-        return web.json_response(_status(model_id, status), status=201 if status.created else 200)
+        item = modeldocuments.item_of(body, model_id)
+        request_ = Register(item, load_now=_flag(body, "load"), sync=_flag(body, "sync"))
+        status = await self._management.registration.register(request_)
+        return web.json_response(modeldocuments.status_of(model_id, status), status=201 if status.created else 200)
 
     async def status(self, request: web.Request) -> web.Response:
         """How a model is. Never loads it."""
         model_id = _id(request)
-        status = await self._management.status(model_id)
-        document = _status(model_id, status)
-        if status.status == "LOADING":
-            progress = await self._management.progress(model_id, status)
+        status = await self._management.status.of(model_id)
+        document = modeldocuments.status_of(model_id, status)
+        if status.status is ModelStatus.LOADING:
+            progress = await self._management.inspection.progress(model_id, status)
             for copy in document["copies"]:
-                copy.update(progress.get(copy["pod"], {}))
+                if (known := progress.get(copy["pod"])) is not None:
+                    copy.update({name: value for name, value in asdict(known).items() if value is not None})
         return web.json_response(document)
 
     async def change(self, request: web.Request) -> web.Response:
         """Changes how many copies a model has; null takes a limit away."""
         model_id = _id(request)
         body = await _object(request)
-        if unknown := sorted(body.keys() - set(bulk.LIMITS)):
-            text = f"{', '.join(unknown)[:200]} cannot be changed; {', '.join(bulk.LIMITS)} can"
+        if unknown := sorted(body.keys() - set(modeldocuments.LIMITS)):
+            text = f"{', '.join(unknown)[:200]} cannot be changed; {', '.join(modeldocuments.LIMITS)} can"
             raise MeshError(Reason.BAD_REQUEST, text)
-        status = await self._management.set_limits(model_id, lambda limits: bulk.limits_of(body, limits))
-        return web.json_response(_status(model_id, status))
+        status = await self._management.registration.set_limits(
+            model_id, lambda limits: modeldocuments.limits_of(body, limits)
+        )
+        return web.json_response(modeldocuments.status_of(model_id, status))
 
     async def unregister(self, request: web.Request) -> web.Response:
         """Unregisters a model."""
         model_id = _id(request)
-        return web.json_response({"id": model_id, "existed": await self._management.unregister(model_id)})
+        return web.json_response({"id": model_id, "existed": await self._management.registration.unregister(model_id)})
 
     async def load(self, request: web.Request) -> web.Response:
         """Has a model loaded; with `sync`, answers once it is, or has failed."""
         model_id = _id(request)
         body = await _object(request, optional=True)
-        return web.json_response(
-            _status(model_id, await self._management.ensure_loaded(model_id, sync=_flag(body, "sync")))
-        )
+        status = await self._management.loading.ensure(Load(model_id, sync=_flag(body, "sync")))
+        return web.json_response(modeldocuments.status_of(model_id, status))
 
     async def release(self, request: web.Request) -> web.Response:
         """Ends a model's quarantine."""
         model_id = _id(request)
-        await self._management.release(model_id)
-        return web.json_response(_status(model_id, await self._management.status(model_id)))
+        await self._management.registration.release(model_id)
+        return web.json_response(modeldocuments.status_of(model_id, await self._management.status.of(model_id)))
 
     async def reload(self, request: web.Request) -> web.Response:
         """Has a model's copies move to the content that lies at its path now. Answers once that has begun."""
         model_id = _id(request)
-        return web.json_response(_status(model_id, await self._management.reload(model_id)))
+        return web.json_response(
+            modeldocuments.status_of(model_id, await self._management.registration.reload(model_id))
+        )
 
     async def explain(self, request: web.Request) -> web.Response:
         """Why a model is where it is."""
-        return web.json_response(await self._management.explain(_id(request)))
+        return web.json_response(asdict(await self._management.inspection.explain(_id(request))))
 
     async def import_models(self, request: web.Request) -> web.StreamResponse:
         """Registers many models from newline-delimited JSON."""
@@ -170,7 +193,7 @@ class ManagementApi:
         chunks = _chunks(request)
         lines = bulk.lines_of(bulk.bounded(bulk.gunzip(chunks) if gzipped else chunks))
         try:
-            await bulk.Import(self._management, write).run(lines)
+            await bulk.Import(self._management.registration, write).run(lines)
         except ConnectionError:  # the client has gone
             raise
         except Exception:  # the answer has begun: it cannot become an error any more
@@ -185,29 +208,32 @@ class ManagementApi:
 
     async def pods(self, _: web.Request) -> web.Response:
         """All pods, as they say they are."""
-        return web.json_response({"pods": await self._management.pods(), "open": self._management.open_lives()})
+        pods = self._management.pods
+        return web.json_response(
+            {"pods": list(map(asdict, pods.published())), "open": list(map(asdict, pods.open_lives()))}
+        )
 
     async def forget_pod(self, request: web.Request) -> web.Response:
         """Forgets a pod that is cut off: nobody waits for it any longer before an id is registered again."""
         name = _id(request)
-        return web.json_response({"pod": name, "incarnations": await self._management.forget_pod(name)})
+        return web.json_response({"pod": name, "incarnations": await self._management.pods.forget(name)})
 
     async def routers(self, _: web.Request) -> web.Response:
         """All routers of the mesh, as they stand in etcd."""
-        return web.json_response({"routers": await self._management.routers()})
+        return web.json_response({"routers": list(map(asdict, await self._management.pods.routers()))})
 
     async def describe_pod(self, request: web.Request) -> web.Response:
         """One pod, asked just now."""
-        return web.json_response(await self._management.describe_pod(_id(request)))
+        return web.json_response(asdict(await self._management.pods.describe(_id(request))))
 
     async def questions(self, request: web.Request) -> web.Response:
         """A pod's latest evictions and refusals for lack of room, with all that they rest on."""
-        lines = await self._management.questions(_id(request))
+        lines = await self._management.pods.questions(_id(request))
         return web.json_response({"decisions": [json.loads(line) for line in lines]})
 
     async def stats(self, _: web.Request) -> web.Response:
         """What this router has done, all of its workers together."""
-        numbers = summary(await self._parts.snapshots())
+        numbers = statistics.summary(await self._parts.snapshots())
         view = self._parts.view
         return web.json_response(
             {**numbers, "resident": len(view.copies), "pods": len(view.pods), "workers": self._parts.settings.workers}
@@ -215,48 +241,19 @@ class ManagementApi:
 
     async def dynamic_settings(self, _: web.Request) -> web.Response:
         """What can be changed while the mesh runs, as JSON texts."""
-        return web.json_response({"settings": await self._parts.dynamic.read()})
+        return web.json_response({"settings": await self._management.tuning.read()})
 
     async def set_dynamic(self, request: web.Request) -> web.Response:
         """Sets one of them: the body is the setting, a JSON object; an empty one takes it away."""
         name = _id(request)
-        dynamic.check(name)
+        tuning.check(name)
         body = await _object(request, optional=True)
         text = json.dumps(body) if body else ""
-        await self._parts.dynamic.write(name, text)
+        await self._management.tuning.write(name, text)
         return web.json_response({"name": name, "value": text})
 
     def _pods_of(self, model_id: str) -> list[str]:
         return sorted(copy.pod.name for copy in self._parts.view.copies.get(model_id, ()))
-
-
-def summary(snapshot: metrics.Snapshot) -> dict[str, Any]:
-    """Calls, hits, cold starts and their latencies, of a snapshot of the workers' metrics."""
-    found = {metric["name"]: metric for metric in snapshot["metrics"]}
-
-    def count(name: str) -> int:
-        return int(sum(value for _, value in found.get(name, {}).get("series", ())))
-
-    def latency(name: str) -> dict[str, float]:
-        metric = found.get(name)
-        if metric is None or not metric["series"]:
-            return {"p50": 0.0, "p90": 0.0, "p99": 0.0, "count": 0}
-        counts = [sum(column) for column in zip(*(value[0] for _, value in metric["series"]), strict=True)]
-        quantiles = {f"p{q}": round(metrics.quantile(metric["buckets"], counts, q / 100), 3) for q in (50, 90, 99)}
-        return {**quantiles, "count": sum(counts)}
-
-    calls: dict[str, dict[str, int]] = {}
-    for (method, code), value in found.get("modelmesh_api_request_milliseconds", {}).get("series", ()):
-        calls.setdefault(method, {})[code] = sum(value[0])
-    hit, cold = latency("mesh_hit_milliseconds"), latency("mesh_cold_milliseconds")
-    return {
-        "calls": calls,
-        "hits": hit["count"],
-        "cold_starts": cold["count"],
-        "loads": count("mesh_loads"),
-        "load_failures": count("mesh_load_failures"),
-        "latency_ms": {"hit": hit, "cold": cold},
-    }
 
 
 async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
@@ -272,60 +269,9 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _registered(model_id: str, record: records.ModelRecord) -> dict[str, Any]:
-    document: dict[str, Any] = {
-        "id": model_id,
-        "type": record.type,
-        "path": confidential.masked_path(record.path),
-        "key": confidential.masked_key(record.key),
-    }
-    for name, text in (("sha256", record.sha256), ("digest", record.digest)):
-        if text:
-            document[name] = text
-    limits = record.limits
-    for name, value in zip(bulk.LIMITS, (limits.minimum, limits.maximum, limits.pinned), strict=True):
-        if value is not None:
-            document[name] = value
-    return document
-
-
-def _status(model_id: str, status: ModelStatus) -> dict[str, Any]:
-    """A model's status as JSON. Raises MeshError where it is not registered."""
-    record = status.record
-    if status.status == "NOT_FOUND":
-        raise MeshError(Reason.UNKNOWN_MODEL, f"model {model_id} is not registered")
-    document: dict[str, Any] = {"id": model_id, "type": "", "path": "", "key": ""}
-    if record is not None:
-        document |= _registered(model_id, record)
-    return document | {
-        "status": status.status,
-        "errors": list(status.errors),
-        "copies": [
-            {
-                "pod": copy.pod,
-                "status": copy.status,
-                "time_ms": copy.time_ms,
-                "bytes": copy.bytes,
-                "generation": copy.generation,
-                "digest": copy.digest,
-            }
-            for copy in status.copies
-        ],
-        "digest": record.digest if record else "",
-        "digest_ms": record.digest_ms if record else 0,
-        "generation": record.generation if record else 0,
-        "reload": {"generation": status.reload.generation, "why": status.reload.why} if status.reload else None,
-        "host_bytes": record.host_bytes if record else 0,
-        "device_bytes": record.device_bytes if record else 0,
-        "load_ms": record.load_ms if record else 0,
-        "quarantined": record.quarantined if record else False,
-        "killed": list(record.killed) if record else [],
-    }
-
-
 def _id(request: web.Request) -> str:
     """The id in the path, from the path as it came. Raises MeshError."""
-    below = request.rel_url.raw_path.removeprefix(_PREFIX).split("/")
+    below = request.rel_url.raw_path.removeprefix(PREFIX).split("/")
     try:
         return records.check_id(decoded(below[1]))
     except ValueError as error:

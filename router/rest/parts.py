@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from mesh.telemetry import metrics
 from router.inference.models import Models
 from router.inference.server import Server
-from router.management.models import Management
+from router.management.handlers import Management
 from router.rest.bodies import Bodies
 from router.rest.conversions import Conversions
 from router.settings import RouterSettings
-from router.state.dynamic import Dynamic
 from router.state.view import View
 
 
@@ -23,7 +22,6 @@ class Parts:
     models: Models
     management: Management
     view: View
-    dynamic: Dynamic
     bodies: Bodies
     conversions: Conversions
     snapshots: Callable[[], Awaitable[metrics.Snapshot]]  # metrics of all workers of this router pod, merged; bounded

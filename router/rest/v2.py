@@ -65,7 +65,7 @@ class V2:
     async def models(self, request: web.Request) -> web.Response:
         """The registered ids, a page at a time: `?limit=`, `?after=`."""
         limit = whole_number(request, "limit", _LISTED, least=1, most=_LISTED)
-        page = await self._management.list(limit=limit, after=request.query.get("after", ""))
+        page = await self._management.status.page(limit=limit, after=request.query.get("after", ""))
         return _json({"models": [model_id for model_id, _ in page.models], "next": page.next})
 
     async def extension(self, request: web.Request) -> web.Response:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from mesh.wire.call import Handler
 from router.inference.server import Server
-from router.management.models import Management
+from router.management.handlers import Management
 from router.services import health, modelmesh, reflection, v2server
 
 

@@ -1,8 +1,8 @@
 """The management API over gRPC: `mmesh.ModelMesh`, and the older names its clients still use.
 
-Only the form is here: messages to `Management` and back (`ModelMesh`, functions of the API's messages), and those as
-methods of gRPC (`methods`). Requests have no id in their metadata and go nowhere else, so each is a task that ends with
-its call; a load that a request began goes on when its caller leaves.
+Only the form is here: messages to management's requests and results back (`ModelMesh`, functions of the API's
+messages), and those as methods of gRPC (`methods`). Requests have no id in their metadata and go nowhere else, so each
+is a task that ends with its call; a load that a request began goes on when its caller leaves.
 """
 
 import asyncio
@@ -16,11 +16,14 @@ from mesh.pb import modelmesh_pb2 as pb
 from mesh.statuses import Code, MeshError, Reason
 from mesh.wire import call as wire
 from mesh.wire import framing
-from router.management.models import Management, ModelStatus
+from router.management import operations
+from router.management.handlers import Management
+from router.management.operations import Operation
+from router.management.requests import Item, Load, Register
+from router.management.status import StatusInfo
 from router.services.methods import decode, run, streaming
 
 _NAMES = (b"/mmesh.ModelMesh/", b"/com.ibm.watson.tas.proto.TasRuntime/")
-_WITH_COPIES = ("LOADED", "LOADING", "LOADING_FAILED")
 
 M = TypeVar("M", bound=Message)
 
@@ -28,10 +31,10 @@ Managed = Callable[[str, int, float], None]
 """Takes note of a call that has ended: the method's name, the gRPC code, milliseconds."""
 
 
-def status_info(status: ModelStatus) -> pb.ModelStatusInfo:
+def status_info(status: StatusInfo) -> pb.ModelStatusInfo:
     """A model's status as the API has it."""
     info = pb.ModelStatusInfo(status=status.status, errors=status.errors)
-    if status.status in _WITH_COPIES:
+    if status.status.has_copies:
         for copy in status.copies:
             info.modelCopyInfos.add(
                 location=copy.pod,
@@ -50,50 +53,54 @@ class ModelMesh:
     async def register(self, request: pb.RegisterModelRequest) -> pb.ModelStatusInfo:
         """Registers a model, and has it loaded where that is asked for."""
         info = request.modelInfo
-        return status_info(
-            await self._management.register(
-                request.modelId,
-                info.type,
-                info.path,
-                info.key,
-                load_now=request.loadNow,
-                sync=request.sync,
-                last_used_ms=request.lastUsedTime,
-            )
-        )
+        item = Item(request.modelId, info.type, info.path, info.key)
+        wanted = Register(item, load_now=request.loadNow, sync=request.sync, last_used_ms=request.lastUsedTime)
+        return status_info(await self._management.registration.register(wanted))
 
     async def unregister(self, request: pb.UnregisterModelRequest) -> pb.UnregisterModelResponse:
         """Unregisters a model."""
-        await self._management.unregister(request.modelId)
+        await self._management.registration.unregister(request.modelId)
         return pb.UnregisterModelResponse()
 
     async def status(self, request: pb.GetStatusRequest) -> pb.ModelStatusInfo:
         """Returns how a model is."""
-        return status_info(await self._management.status(request.modelId))
+        return status_info(await self._management.status.of(request.modelId))
 
     async def ensure_loaded(self, request: pb.EnsureLoadedRequest) -> pb.ModelStatusInfo:
         """Has a model loaded."""
-        management = self._management
-        return status_info(
-            await management.ensure_loaded(request.modelId, last_used_ms=request.lastUsedTime, sync=request.sync)
-        )
+        wanted = Load(request.modelId, sync=request.sync, last_used_ms=request.lastUsedTime)
+        return status_info(await self._management.loading.ensure(wanted))
+
+
+OPERATIONS: Mapping[str, Operation] = {
+    "registerModel": operations.REGISTER,
+    "addModel": operations.REGISTER,
+    "unregisterModel": operations.UNREGISTER,
+    "deleteModel": operations.UNREGISTER,
+    "getModelStatus": operations.STATUS,
+    "ensureLoaded": operations.LOAD,
+    "setVModel": operations.SET_VMODEL,
+    "deleteVModel": operations.DELETE_VMODEL,
+    "getVModelStatus": operations.VMODEL_STATUS,
+}
+"""What each method does, by its short name. Who may call it follows from that, not from the door."""
 
 
 def methods(management: Management, managed: Managed) -> Mapping[bytes, wire.Handler]:
     """Returns them by full name, with the leading slash."""
     served = ModelMesh(management)
-    found = {
-        "registerModel": _method("registerModel", pb.RegisterModelRequest, served.register, managed),
-        "unregisterModel": _method("unregisterModel", pb.UnregisterModelRequest, served.unregister, managed),
-        "getModelStatus": _method("getModelStatus", pb.GetStatusRequest, served.status, managed),
-        "ensureLoaded": _method("ensureLoaded", pb.EnsureLoadedRequest, served.ensure_loaded, managed),
-        "setVModel": _later,
-        "deleteVModel": _later,
-        "getVModelStatus": _later,
+    handlers: Mapping[Operation, wire.Handler] = {
+        operations.REGISTER: _method("registerModel", pb.RegisterModelRequest, served.register, managed),
+        operations.UNREGISTER: _method("unregisterModel", pb.UnregisterModelRequest, served.unregister, managed),
+        operations.STATUS: _method("getModelStatus", pb.GetStatusRequest, served.status, managed),
+        operations.LOAD: _method("ensureLoaded", pb.EnsureLoadedRequest, served.ensure_loaded, managed),
+        operations.SET_VMODEL: _later,
+        operations.DELETE_VMODEL: _later,
+        operations.VMODEL_STATUS: _later,
     }
-    found["addModel"] = found["registerModel"]
-    found["deleteModel"] = found["unregisterModel"]
-    return {service + name.encode(): method for service in _NAMES for name, method in found.items()}
+    return {
+        service + name.encode(): handlers[operation] for service in _NAMES for name, operation in OPERATIONS.items()
+    }
 
 
 def _method(name: str, message: type[M], serve: Callable[[M], Awaitable[Message]], managed: Managed) -> wire.Handler:

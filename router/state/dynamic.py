@@ -1,16 +1,14 @@
 """Settings that change while the mesh runs: what stands below `config/` in etcd, as the feed tells it.
 
-Each is a text that a parser of `placement` understands, checked before it is written. One that cannot be understood all
-the same (somebody else wrote it) is told in the log, and what held before goes on holding.
+Each is a text that a parser of `placement` understands, checked before it is written (`router.management.tuning`). One
+that cannot be understood all the same (somebody else wrote it) is told in the log, and what held before goes on
+holding.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from mesh.etcd import Etcd
-from mesh.etcd.ranges import after_prefix
 from mesh.schema.keys import Keys
-from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from placement import constraints, limits
 from placement.constraints import NONE, Constraints
@@ -39,11 +37,15 @@ _SETTERS: Mapping[str, Callable[[Current, str], Current]] = {
 NAMES = tuple(_SETTERS)
 
 
+def parse(name: str, text: str) -> Current:
+    """Returns what would hold with that setting alone. Raises ValueError for what cannot be understood."""
+    return _SETTERS[name](Current(), text)
+
+
 class Dynamic:
     """The settings as they are; `current` is replaced as a whole whenever one changes."""
 
-    def __init__(self, etcd: Etcd, keys: Keys) -> None:
-        self._etcd = etcd
+    def __init__(self, keys: Keys) -> None:
         self._keys = keys
         self._texts: dict[str, str] = {}
         self.current = Current()
@@ -71,29 +73,3 @@ class Dynamic:
             return
         self._texts[name] = text
         log.info("setting changed", name=name)
-
-    # --- for people ---
-
-    async def read(self) -> dict[str, str]:
-        """All settings as they stand in etcd, "" for those that are not set. Raises REGISTRY_AWAY."""
-        page = await self._etcd.page(self._keys.config, after_prefix(self._keys.config), limit=100)
-        found = {self._keys.setting_of(kv.key): kv.value.decode(errors="replace") for kv in page.kvs}
-        return {name: found.get(name, "") for name in NAMES}
-
-    async def write(self, name: str, text: str) -> None:
-        """Sets one; "" takes it away. Raises BAD_REQUEST, REGISTRY_AWAY."""
-        check(name)
-        try:
-            _SETTERS[name](Current(), text)
-        except ValueError as error:
-            raise MeshError(Reason.BAD_REQUEST, str(error)) from error
-        if text.strip():
-            await self._etcd.put(self._keys.setting(name), text.encode())
-        else:
-            await self._etcd.delete(self._keys.setting(name))
-
-
-def check(name: str) -> None:
-    """Raises BAD_REQUEST where there is no such setting."""
-    if name not in _SETTERS:
-        raise MeshError(Reason.BAD_REQUEST, f"there is no setting {name[:80]!r}; there are {', '.join(NAMES)}")

@@ -19,10 +19,12 @@ from router.fencing.tombstones import Tombstones
 from router.leader import lives
 from router.leader.lives import REPLACED, Lives
 from router.loads.coldstart import ColdStart
-from router.management.models import Item, Management
+from router.management.handlers import Management
+from router.management.requests import Item
 from router.settings import RouterSettings
 from router.state.registry import Registry
 from router.state.view import View
+from tests.support.asked import Asked
 from tests.support.fakecalls import FakeAgents, FakePool, unreachable
 from tests.support.waiting import until
 
@@ -35,7 +37,7 @@ class Town:
     keys: Keys
     agents: FakeAgents
     view: View
-    management: Management
+    management: Asked
     tombstones: Tombstones
     lives: Lives
     deaf: socket.socket  # takes connections and says nothing, as a server does that is stopped
@@ -123,7 +125,7 @@ async def build(etcd: Etcd, keys: Keys, deaf: socket.socket, after: float | None
     registry = Registry(etcd, keys, timeout=2.0)
     meter = Meter(metrics.Registry())
     tombstones = Tombstones(etcd, keys, agents)
-    management = Management(
+    management = Management.of(
         etcd=etcd,
         keys=keys,
         registry=registry,
@@ -134,7 +136,7 @@ async def build(etcd: Etcd, keys: Keys, deaf: socket.socket, after: float | None
         settings=settings,
     )
     lives = Lives(view, etcd, keys, Tombstones(etcd, keys, agents), reregister_after=after)
-    return Town(etcd, keys, agents, view, management, tombstones, lives, deaf)
+    return Town(etcd, keys, agents, view, Asked(management), tombstones, lives, deaf)
 
 
 @pytest.fixture
@@ -362,17 +364,17 @@ async def test_a_life_is_forgotten_by_hand(town):
     await town.pod("a", "m")
     for name, reason in (("a", Reason.PRECONDITION), ("b", Reason.UNKNOWN_MODEL)):
         with pytest.raises(MeshError) as error:
-            await town.management.forget_pod(name)
+            await town.management.handlers.pods.forget(name)
         assert error.value.reason is reason
     await town.cut_off("a")
     await town.management.unregister("m")
     await town.look()
-    (shown,) = town.management.open_lives()
-    assert (shown["pod"], shown["incarnation"], shown["data"]) == ("a", "i", town.address)
-    assert await town.management.forget_pod("a") == ["i"]
+    (shown,) = town.management.handlers.pods.open_lives()
+    assert (shown.pod, shown.incarnation, shown.data) == ("a", "i", town.address)
+    assert await town.management.handlers.pods.forget("a") == ["i"]
     await town.look()
     assert not await town.buried()
-    assert town.management.open_lives() == []
+    assert town.management.handlers.pods.open_lives() == []
 
 
 @pytest.mark.parametrize("after", [0.0, None])
@@ -405,8 +407,8 @@ async def test_the_next_leader_goes_on_counting(etcd, keys, deaf):
     await etcd.put(keys.life("a", "i"), old.encode())
     await town.look()
     assert await town.open() == ["a"]
-    (shown,) = town.management.open_lives()
-    assert shown["left_s"] == 1
+    (shown,) = town.management.handlers.pods.open_lives()
+    assert shown.left_s == 1
     nearly_over = Life(old.data_address, old.control_address, old.ended_revision, open_seconds=600)
     await etcd.put(keys.life("a", "i"), nearly_over.encode())
     await (await build(etcd, keys, deaf, 600.0)).look()
@@ -611,7 +613,7 @@ async def test_junk_under_lives_and_tombstones_is_passed_over(town, junk):
     await town.cut_off("a")
     await town.look()
     assert await town.open() == ["a"]
-    assert [life["pod"] for life in town.management.open_lives()] == ["a"]
+    assert [life.pod for life in town.management.handlers.pods.open_lives()] == ["a"]
     await town.management.unregister("m")
     await town.look()
     await town.refused()

@@ -21,12 +21,14 @@ from router.calls.meter import Meter
 from router.calls.routes import Routes
 from router.fencing.tombstones import Tombstones
 from router.loads.coldstart import ColdStart
-from router.management.models import Item, Management
+from router.management.handlers import Management
+from router.management.requests import Item
 from router.services import modelmesh
 from router.settings import RouterSettings
 from router.state.registry import Registry
 from router.state.view import View
 from tests.support import fakecalls
+from tests.support.asked import Asked
 from tests.support.fakecalls import FakeAgents, FakeCall, FakePool
 from tests.support.waiting import until
 
@@ -38,7 +40,7 @@ HOUR = 3_600_000
 class Desk:
     """A management with agents that do as they are told, and a view that the test fills."""
 
-    management: Management
+    management: Asked
     etcd: Etcd
     keys: Keys
     agents: FakeAgents
@@ -92,7 +94,7 @@ async def desk(etcd: Etcd, keys: Keys) -> AsyncIterator[Desk]:
     coldstart = ColdStart(view=view, registry=registry, agents=agents, meter=meter, settings=settings, wall=lambda: NOW)
     forwarder = Forwarder(view=view, coldstart=coldstart, registry=registry, meter=meter, settings=settings)
     dispatcher = Dispatcher(forwarder, Routes())
-    management = Management(
+    management = Management.of(
         etcd=etcd,
         keys=keys,
         registry=registry,
@@ -104,7 +106,7 @@ async def desk(etcd: Etcd, keys: Keys) -> AsyncIterator[Desk]:
         wall=lambda: NOW,
     )
     dispatcher.serve(modelmesh.methods(management, meter.managed))
-    yield Desk(management, etcd, keys, agents, view, dispatcher)
+    yield Desk(Asked(management), etcd, keys, agents, view, dispatcher)
     await coldstart.close()
     await forwarder.close()
     await registry.close()
@@ -403,7 +405,7 @@ async def test_a_reload_begins_a_generation_and_is_left_to_the_leader(desk):
     assert (await desk.management.reload("m")).reload == Reload(2)
     assert (await desk.management.register("m", "onnx", "/m")).created is False
     told = await desk.management.explain("m")
-    assert any("generation 2" in line for line in told["lines"])
+    assert any("generation 2" in line for line in told.lines)
     await desk.change(refs=0)
     await desk.etcd.delete(desk.keys.copy("m", "a"))
     await desk.management.unregister("m")
@@ -502,14 +504,14 @@ async def test_models_are_listed_page_by_page(desk):
         await desk.management.register(name, "onnx")
     found, after = [], ""
     while after is not None:
-        page = await desk.management.list(prefix="p", after=after, limit=10)
+        page = await desk.management.page(prefix="p", after=after, limit=10)
         assert len(page.models) <= 10
         found += [model_id for model_id, _ in page.models]
         after = page.next
     assert found == [name for name in names if name.startswith("p")]
-    assert (await desk.management.list(prefix="p", after="z")).models == []
-    assert (await desk.management.list(prefix="none")).models == []
-    assert len((await desk.management.list(limit=10**9)).models) == len(names)
+    assert (await desk.management.page(prefix="p", after="z")).models == []
+    assert (await desk.management.page(prefix="none")).models == []
+    assert len((await desk.management.page(limit=10**9)).models) == len(names)
 
 
 async def test_many_are_registered_in_few_transactions(desk, monkeypatch):
@@ -571,7 +573,7 @@ async def test_registering_while_etcd_is_away_fails_at_once_for_all(own_etcd, ke
     settings = replace(own_etcd.settings, timeout=0.5)
     async with Etcd(settings) as etcd:
         registry = Registry(etcd, keys)
-        management = Management(
+        management = Management.of(
             etcd=etcd,
             keys=keys,
             registry=registry,
@@ -581,19 +583,21 @@ async def test_registering_while_etcd_is_away_fails_at_once_for_all(own_etcd, ke
             tombstones=Tombstones(etcd, keys, FakeAgents()),
             settings=RouterSettings("r"),
         )
+        creation = management.registration._creation
+        management = Asked(management)
         await management.register("first", "onnx")
         own_etcd.kill9()
         began = time.monotonic()
         results = await management.register_many([Item(f"m{number}", "onnx") for number in range(500)])
         assert {result.reason for result in results} == {Reason.REGISTRY_AWAY}
         asked = []
-        create = management._create_one
+        create = creation._create_one
 
         async def count(index, *more):
             asked.append(index)
             return await create(index, *more)
 
-        management._create_one = count
+        creation._create_one = count
         results = await management.register_many([Item(f"m{number % 3}", "onnx") for number in range(300)])
         assert {result.reason for result in results} == {Reason.REGISTRY_AWAY}
         assert asked == [], "ids that come twice do not wait once more each"
@@ -613,10 +617,10 @@ async def test_a_model_is_explained(desk):
     await desk.management.register("m", "onnx")
     await desk.copy("m", "a")
     told = await desk.management.explain("m")
-    assert told["id"] == "m"
-    assert any("loaded in a" in line for line in told["lines"])
-    assert {entry["pod"] for entry in told["ranking"]} == {"a", "b"}
-    assert [copy["pod"] for copy in told["copies"]] == ["a"]
+    assert told.id == "m"
+    assert any("loaded in a" in line for line in told.lines)
+    assert {entry.pod for entry in told.ranking} == {"a", "b"}
+    assert [copy.pod for copy in told.copies] == ["a"]
     with pytest.raises(MeshError):
         await desk.management.explain("nobody")
 
@@ -639,7 +643,7 @@ async def test_it_is_told_why_a_copy_is_there_and_why_one_went(desk):
         ],
         "b": [decision("evict", "other", "m", ago=1), decision("evict", "m", "x", ago=5000), "no json"],
     }
-    lines = (await desk.management.explain("m"))["lines"]
+    lines = (await desk.management.explain("m")).lines
     assert "It was loaded in a 3 s ago: because of 3000." in lines
     assert "It was last evicted from b 5 s ago, for x: because of 5000." in lines
     assert not any("9000" in line or "9500" in line or "because of 1." in line for line in lines)
@@ -647,15 +651,16 @@ async def test_it_is_told_why_a_copy_is_there_and_why_one_went(desk):
 
 async def test_pods_are_listed_and_described(desk):
     desk.pod("a", labels=("cpu",), zone="z")
-    (pod,) = await desk.management.pods()
-    assert (pod["pod"], pod["state"], pod["labels"], pod["suspect"]) == ("a", "ready", ["cpu"], False)
-    assert (await desk.management.describe_pod("a"))["incarnation"] == "i"
+    pods = desk.management.handlers.pods
+    (pod,) = pods.published()
+    assert (pod.pod, pod.state, pod.labels, pod.suspect) == ("a", "ready", ("cpu",), False)
+    assert (await pods.describe("a")).incarnation == "i"
     desk.agents.answers["a"] = fakecalls.unreachable()
     with pytest.raises(MeshError) as away:
-        await desk.management.describe_pod("a")
+        await pods.describe("a")
     assert away.value.reason is Reason.UNAVAILABLE
     with pytest.raises(MeshError) as unknown:
-        await desk.management.describe_pod("nobody")
+        await pods.describe("nobody")
     assert unknown.value.reason is Reason.UNKNOWN_MODEL
 
 

@@ -19,6 +19,7 @@ from router.settings import RouterSettings
 from router.state.feed import ranges
 from router.state.feed.server import FeedServer
 from tests.support import fakecalls
+from tests.support.asked import Asked
 from tests.support.fakepod import INFER, FakePod, Refuses, answer, request
 from tests.support.waiting import until
 from tests.support.workers import workers
@@ -38,7 +39,7 @@ async def test_registered_on_one_worker_served_by_the_other_at_once(etcd, etcd_s
         for number in range(10):
             name = f"model/{number} é"
             assert (await mesh.infer(name, 1)).code == Code.NOT_FOUND
-            await mesh.processes[0].management.register(name, "onnx", "file:///m")
+            await Asked(mesh.processes[0].management).register(name, "onnx", "file:///m")
             reply = await mesh.infer(name, 1)
             assert answer(reply.frame)[0] == "a"
         assert len(pod.loads) == 10
@@ -53,7 +54,7 @@ async def test_a_hundred_callers_of_two_routers_load_a_model_once(etcd, etcd_ser
         workers(etcd_server.settings, keys, 2) as mesh,
     ):
         await mesh.sees("a", "b", "c")
-        await mesh.processes[0].management.register("m", "onnx")
+        await Asked(mesh.processes[0].management).register("m", "onnx")
         replies = await asyncio.gather(*(mesh.infer("m", number % 2) for number in range(100)))
         assert len({answer(reply.frame) for reply in replies}) == 1
         assert sum(len(pod.models) for pod in (a, b, c)) == 1
@@ -67,7 +68,7 @@ async def test_an_id_registered_anew_never_answers_from_its_former_life(etcd, et
         workers(etcd_server.settings, keys, 2) as mesh,
     ):
         await mesh.sees("a", "b")
-        management = [process.management for process in mesh.processes]
+        management = [Asked(process.management) for process in mesh.processes]
         await management[0].register("m", "onnx")
         floor = 0
         wrong: list[object] = []
@@ -108,7 +109,7 @@ async def test_a_pod_that_dies_without_a_word(etcd, etcd_server, keys):
         workers(etcd_server.settings, keys) as mesh,
     ):
         await mesh.sees("a", "b")
-        await mesh.processes[0].management.register("m", "onnx")
+        await Asked(mesh.processes[0].management).register("m", "onnx")
         first = answer((await mesh.infer("m")).frame)[0]
         dead, other = (a, b) if first == "a" else (b, a)
         await dead.die()
@@ -130,7 +131,7 @@ async def test_every_lease_lost_at_once_costs_nothing(etcd, etcd_server, keys):
     ):
         await mesh.sees("a", "b")
         for number in range(6):
-            await mesh.processes[0].management.register(f"m{number}", "onnx", load_now=True, sync=True)
+            await Asked(mesh.processes[0].management).register(f"m{number}", "onnx", load_now=True, sync=True)
         loads = len(a.loads) + len(b.loads)
         view = mesh.processes[0].view
         await asyncio.gather(a.lose_lease(), b.lose_lease())
@@ -148,7 +149,7 @@ async def test_a_suspect_never_answers_for_a_model_that_was_unregistered(etcd, e
     """Its agent is not told (it has lost its lease, and here its ear): the record is what counts."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys, 2) as mesh:
         await mesh.sees("a")
-        management = mesh.processes[0].management
+        management = Asked(mesh.processes[0].management)
         await management.register("m", "onnx", load_now=True, sync=True)
         assert (await mesh.infer("m", 1)).code == Code.OK
         await a.lose_lease()
@@ -161,7 +162,7 @@ async def test_a_suspect_never_answers_for_a_model_that_was_unregistered(etcd, e
 async def test_a_suspect_whose_agent_is_gone_is_dropped_without_any_call(etcd, etcd_server, keys):
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
-        await mesh.processes[0].management.register("m", "onnx", load_now=True, sync=True)
+        await Asked(mesh.processes[0].management).register("m", "onnx", load_now=True, sync=True)
         await a.die()
         await a.lose_lease()
         await until(lambda: "a" not in mesh.processes[0].view.pods, why="a probe has found out")
@@ -170,7 +171,7 @@ async def test_a_suspect_whose_agent_is_gone_is_dropped_without_any_call(etcd, e
 async def test_a_pod_that_leaves_is_not_suspect(etcd, etcd_server, keys):
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
-        await mesh.processes[0].management.register("m", "onnx", load_now=True, sync=True)
+        await Asked(mesh.processes[0].management).register("m", "onnx", load_now=True, sync=True)
         await a.publish(LEAVING)
         await a.lose_lease()
         view = mesh.processes[0].view
@@ -182,7 +183,7 @@ async def test_an_eviction_that_the_view_has_not_heard_of(etcd, etcd_server, key
     """Not here, and loaded again, without the caller learning of it."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
-        await mesh.processes[0].management.register("m", "onnx", load_now=True, sync=True)
+        await Asked(mesh.processes[0].management).register("m", "onnx", load_now=True, sync=True)
         revision = a.models.pop("m")
         await etcd.delete(keys.copy("m", "a"))
         assert (await mesh.infer("m")).code == Code.OK
@@ -198,7 +199,7 @@ async def test_a_load_that_fails_is_the_callers_answer(etcd, etcd_server, keys):
             raise Refuses(fakecalls.failed("no such file"))
 
         a.on_load = fail
-        status = await mesh.processes[0].management.register("m", "onnx", load_now=True, sync=True)
+        status = await Asked(mesh.processes[0].management).register("m", "onnx", load_now=True, sync=True)
         assert status.status == "LOADING_FAILED"
         assert status.errors[0].startswith("no such file (")
         reply = await mesh.infer("m")
@@ -209,7 +210,7 @@ async def test_a_load_that_fails_is_the_callers_answer(etcd, etcd_server, keys):
 async def test_a_cancel_closes_the_call_in_the_pod(etcd, etcd_server, keys):
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
-        await mesh.processes[0].management.register("m", "onnx")
+        await Asked(mesh.processes[0].management).register("m", "onnx")
         calls = []
         a.on_call = calls.append
         with pytest.raises(TimeoutError):
@@ -223,7 +224,7 @@ async def test_streams_of_every_shape_pass(etcd, etcd_server, keys, shape):
     """Message by message, in order, with metadata at both ends; the model is loaded for them."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
-        await mesh.processes[0].management.register("m", "onnx")
+        await Asked(mesh.processes[0].management).register("m", "onnx")
 
         async def echo(call) -> None:
             call.start([(b"x-start", b"s"), (b"mesh-load", b"2")])
@@ -275,7 +276,7 @@ async def test_a_stream_whose_copy_has_gone_is_sent_again(etcd, etcd_server, key
     """The messages it had sent are sent once more, to wherever the model is loaded then."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
-        await mesh.processes[0].management.register("m", "onnx", load_now=True, sync=True)
+        await Asked(mesh.processes[0].management).register("m", "onnx", load_now=True, sync=True)
         a.models.pop("m")
         await etcd.delete(keys.copy("m", "a"))
 
@@ -302,7 +303,7 @@ async def test_what_a_stream_keeps_to_be_sent_again_counts(etcd, etcd_server, ke
     """Its first message, until the reply begins, however many follow."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
-        await mesh.processes[0].management.register("m", "onnx", load_now=True, sync=True)
+        await Asked(mesh.processes[0].management).register("m", "onnx", load_now=True, sync=True)
         calls, got = [], []
 
         async def take(call) -> None:
@@ -335,7 +336,7 @@ async def test_a_stream_without_a_free_connection_is_refused_once(etcd, etcd_ser
         workers(etcd_server.settings, keys, max_connections_per_pod=1) as mesh,
     ):
         await mesh.sees("a")
-        await mesh.processes[0].management.register("m", "onnx", load_now=True, sync=True)
+        await Asked(mesh.processes[0].management).register("m", "onnx", load_now=True, sync=True)
         calls = []
         a.on_call = calls.append
         metadata = [(b"mm-model-id", b"m")]
@@ -355,7 +356,7 @@ async def test_a_stream_without_a_free_connection_is_refused_once(etcd, etcd_ser
 async def test_a_client_that_leaves_its_stream_ends_it_in_the_pod(etcd, etcd_server, keys):
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
-        await mesh.processes[0].management.register("m", "onnx", load_now=True, sync=True)
+        await Asked(mesh.processes[0].management).register("m", "onnx", load_now=True, sync=True)
         calls = []
         a.on_call = calls.append
         stream = mesh.pools[0].open(b"/some.Service/stream", [(b"mm-model-id", b"m")])
@@ -369,7 +370,7 @@ async def test_a_client_that_leaves_its_stream_ends_it_in_the_pod(etcd, etcd_ser
 async def test_metrics_of_all_workers_are_merged(etcd, etcd_server, keys):
     async with FakePod("a", etcd, keys), workers(etcd_server.settings, keys, 2) as mesh:
         await mesh.sees("a")
-        await mesh.processes[0].management.register("m", "onnx")
+        await Asked(mesh.processes[0].management).register("m", "onnx")
         for number in range(6):
             await mesh.infer("m", number % 2)
         merged = await mesh.processes[0].feed.merged()
@@ -381,7 +382,7 @@ async def test_a_draining_worker_says_so_and_finishes_what_it_has(etcd, etcd_ser
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
         process = mesh.processes[0]
-        await process.management.register("m", "onnx", load_now=True, sync=True)
+        await Asked(process.management).register("m", "onnx", load_now=True, sync=True)
         calls = []
         a.on_call = calls.append
         call = asyncio.create_task(mesh.infer("m"))

@@ -7,15 +7,17 @@ import pytest
 
 from mesh.pb import inference_pb2 as pb
 from mesh.schema import records
+from mesh.schema.modelstatus import ModelStatus
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import metrics
 from mesh.wire import framing
 from mesh.wire.budget import Budget
-from placement.copies import UNLIMITED
 from router.calls import answers
 from router.inference.models import Models
 from router.inference.server import Server
-from router.management.models import CopyInfo, ModelStatus
+from router.management.explanation import Explanation
+from router.management.requests import Item, Register
+from router.management.status import CopyInfo, Page, StatusInfo
 from router.rest import app
 from router.rest.bodies import Bodies
 from router.rest.conversions import Conversions
@@ -66,7 +68,7 @@ class FakeDispatcher:
         return pb.ModelInferRequest.FromString(framing.unpack(self.calls[index].frame, limit=1 << 30))
 
 
-class FakeDynamic:
+class FakeTuning:
     """Settings in a dictionary."""
 
     def __init__(self):
@@ -79,6 +81,49 @@ class FakeDynamic:
         self.texts[name] = text
 
 
+class FakeStatus:
+    """How the models are that `FakeManagement` has."""
+
+    def __init__(self, models):
+        self._models = models
+
+    async def of(self, model_id, *, created=False):
+        record = self._models.get(model_id)
+        return StatusInfo(
+            status=ModelStatus.NOT_FOUND if record is None else ModelStatus.LOADED,
+            errors=("an old failure",),
+            copies=(CopyInfo("pod-0", ModelStatus.LOADED, 1, 2),),
+            record=record,
+            created=created,
+        )
+
+    async def page(self, *, prefix="", after="", limit=100):
+        ids = sorted(i for i in self._models if i.startswith(prefix) and i > after)
+        page, rest = ids[:limit], ids[limit:]
+        return Page(models=[(i, self._models[i]) for i in page], next=page[-1] if rest else None)
+
+    def errors(self, record):
+        return tuple(failure.text for failure in record.failures) + record.killed
+
+
+@dataclass(frozen=True)
+class FakePod:
+    pod: str
+
+
+class FakePods:
+    """One pod."""
+
+    def published(self):
+        return [FakePod("pod-0")]
+
+    def open_lives(self):
+        return []
+
+    async def describe(self, pod):
+        return FakePod(pod)
+
+
 class FakeManagement:
     """Models in a dictionary."""
 
@@ -87,64 +132,53 @@ class FakeManagement:
         self.batches = []
         self.error = None
         self.loaded = []
+        self.status = FakeStatus(self.models)
+        self.pods = FakePods()
+        self.tuning = FakeTuning()
+        self.registration = self.loading = self.inspection = self
 
-    async def list(self, *, prefix="", after="", limit=100):
-        ids = sorted(i for i in self.models if i.startswith(prefix) and i > after)
-        page, rest = ids[:limit], ids[limit:]
-        return types.SimpleNamespace(models=[(i, self.models[i]) for i in page], next=page[-1] if rest else None)
+    async def add(self, model_id, type, path, key):
+        """A shorthand for tests."""
+        return await self.register(Register(Item(model_id, type, path, key)))
 
-    async def register(self, model_id, type, path, key, *, sha256="", limits=UNLIMITED, load_now=False, sync=False):
+    async def register(self, request):
+        model_id, type, path, key, sha256, limits = request.item
         record = records.ModelRecord(type=type, path=path, key=key, sha256=sha256, limits=limits)
         known = self.models.get(model_id)
         if known is not None and not known.same_registration(record):
             raise MeshError(Reason.CONFLICT, "Model already exists with different attribute values")
         self.models[model_id] = record
-        if load_now:
-            self.loaded.append((model_id, sync))
-        return self._status(model_id, created=known is None)
-
-    def errors(self, record):
-        return tuple(failure.text for failure in record.failures) + record.killed
+        if request.load_now:
+            self.loaded.append((model_id, request.sync))
+        return await self.status.of(model_id, created=known is None)
 
     async def unregister(self, model_id):
         return self.models.pop(model_id, None) is not None
 
-    async def status(self, model_id):
-        return self._status(model_id)
-
-    async def ensure_loaded(self, model_id, *, last_used_ms=0, sync=False):
+    def _known(self, model_id):
         if model_id not in self.models:
             raise MeshError(Reason.UNKNOWN_MODEL, f"model {model_id} is not registered")
-        self.loaded.append((model_id, sync))
-        return self._status(model_id)
+        return self.models[model_id]
+
+    async def ensure(self, request):
+        self._known(request.model_id)
+        self.loaded.append((request.model_id, request.sync))
+        return await self.status.of(request.model_id)
 
     async def release(self, model_id):
         pass
 
     async def reload(self, model_id):
-        if model_id not in self.models:
-            raise MeshError(Reason.UNKNOWN_MODEL, f"model {model_id} is not registered")
-        self.models[model_id] = self.models[model_id].reloaded()
-        return self._status(model_id)
+        self.models[model_id] = self._known(model_id).reloaded()
+        return await self.status.of(model_id)
 
     async def set_limits(self, model_id, change):
-        if model_id not in self.models:
-            raise MeshError(Reason.UNKNOWN_MODEL, f"model {model_id} is not registered")
-        record = self.models[model_id]
+        record = self._known(model_id)
         self.models[model_id] = dataclasses.replace(record, limits=change(record.limits))
-        return self._status(model_id)
+        return await self.status.of(model_id)
 
     async def explain(self, model_id):
-        return {"id": model_id, "lines": ["it is so"], "ranking": [], "copies": []}
-
-    async def pods(self):
-        return [{"pod": "pod-0"}]
-
-    def open_lives(self):
-        return []
-
-    async def describe_pod(self, pod):
-        return {"pod": pod}
+        return Explanation(model_id, ModelStatus.LOADED, ("it is so",), (), (), ())
 
     async def register_many(self, items):
         if self.error is not None:
@@ -161,22 +195,11 @@ class FakeManagement:
                 fates.append(None)
         return fates
 
-    def _status(self, model_id, *, created=False):
-        record = self.models.get(model_id)
-        return ModelStatus(
-            status="NOT_FOUND" if record is None else "LOADED",
-            errors=("an old failure",),
-            copies=(CopyInfo("pod-0", "LOADED", 1, 2),),
-            record=record,
-            created=created,
-        )
-
 
 @dataclass
 class FakeWorker:
     dispatcher: FakeDispatcher = field(default_factory=FakeDispatcher)
     management: FakeManagement = field(default_factory=FakeManagement)
-    dynamic: FakeDynamic = field(default_factory=FakeDynamic)
     settings: RouterSettings = field(default_factory=lambda: RouterSettings(name="t", max_message=1 << 20, workers=2))
     view: object = field(
         default_factory=lambda: types.SimpleNamespace(

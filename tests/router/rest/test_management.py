@@ -13,7 +13,8 @@ from yarl import URL
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import metrics
 from placement.copies import Limits
-from router.rest import bulk, management
+from router.management import statistics
+from router.rest import bulk
 from tests.support.waiting import until
 
 IMPORT = "/mesh/v1/models:import"
@@ -86,7 +87,7 @@ async def test_settings_are_read_and_written(http, path, worker):
         assert (await answer.json())["settings"]["type_limits"] == '{"_default": {"max": 2}}'
     async with http.put(path("settings/type_limits")) as answer:
         assert answer.status == 200
-    assert worker.dynamic.texts["type_limits"] == ""
+    assert worker.management.tuning.texts["type_limits"] == ""
     async with http.put(path("settings/other"), json={"a": 1}) as answer:
         assert answer.status == 400
         assert "type_constraints" in (await answer.json())["error"]
@@ -141,7 +142,7 @@ async def test_an_unknown_model_is_404_and_unregistering_says_whether_it_existed
 
 
 async def test_loading_with_and_without_a_body(http, path, worker):
-    await worker.management.register("a/b", "t", "", "")
+    await worker.management.add("a/b", "t", "", "")
     async with http.post(path("models/a%2Fb/load")) as answer:
         assert answer.status == 200
     async with http.post(path("models/a%2Fb/load"), json={"sync": True}) as answer:
@@ -150,7 +151,7 @@ async def test_loading_with_and_without_a_body(http, path, worker):
 
 
 async def test_explain_release_and_pods(http, path, worker):
-    await worker.management.register("a/b", "t", "", "")
+    await worker.management.add("a/b", "t", "", "")
     async with http.get(path("models/a%2Fb/explain")) as answer:
         assert (await answer.json())["id"] == "a/b"
     async with http.post(path("models/a%2Fb/release")) as answer:
@@ -164,7 +165,7 @@ async def test_explain_release_and_pods(http, path, worker):
 async def test_secrets_of_older_registrations_are_masked_wherever_they_are_shown(http, path, worker):
     """One by one and in the list."""
     key = json.dumps({"storage_params": {"type": "s3", "secret_access_key": "hunter2"}})
-    await worker.management.register("m", "t", "https://user:hunter2@host/m", key)
+    await worker.management.add("m", "t", "https://user:hunter2@host/m", key)
     for url in ("models/m", "models"):
         async with http.get(path(url)) as answer:
             text = await answer.text()
@@ -175,7 +176,7 @@ async def test_secrets_of_older_registrations_are_masked_wherever_they_are_shown
 
 async def test_a_reload_is_asked_for(http, path, worker):
     """The generation is the next; an id that is not registered is 404."""
-    await worker.management.register("a/b", "t", "", "")
+    await worker.management.add("a/b", "t", "", "")
     async with http.post(path("models/a%2Fb/reload")) as answer:
         assert (answer.status, (await answer.json())["generation"]) == (200, 1)
     async with http.post(path("models/b/reload")) as answer:
@@ -184,7 +185,7 @@ async def test_a_reload_is_asked_for(http, path, worker):
 
 async def test_models_are_listed_with_where_they_are(http, path, worker):
     for model_id in ("a1", "a2", "b"):
-        await worker.management.register(model_id, "t", "/p", "")
+        await worker.management.add(model_id, "t", "/p", "")
     pods = [types.SimpleNamespace(pod=types.SimpleNamespace(name=name)) for name in ("p2", "p1")]
     worker.view.copies["a2"] = pods
     async with http.get(path("models?prefix=a&limit=1")) as answer:
@@ -200,7 +201,7 @@ async def test_models_are_listed_with_where_they_are(http, path, worker):
 async def test_what_is_wrong_with_models_is_listed(http, path, worker):
     """Whoever looks for trouble need not ask for each model."""
     for model_id in ("good", "killer"):
-        await worker.management.register(model_id, "t", "/p", "")
+        await worker.management.add(model_id, "t", "/p", "")
     killer = worker.management.models["killer"]
     worker.management.models["killer"] = dataclasses.replace(killer, killed=("pod-1: died", "pod-2: died"))
     async with http.get(path("models")) as answer:
@@ -235,7 +236,7 @@ def test_stats_add_up_workers():
         registry = metrics.Registry()
         registry.histogram("mesh_hit_milliseconds", "", metrics.BUCKETS_MS).observe(ms)
         snapshots.append(registry.snapshot())
-    assert management.summary(metrics.merge(snapshots))["latency_ms"]["hit"]["count"] == 2
+    assert statistics.summary(metrics.merge(snapshots))["latency_ms"]["hit"]["count"] == 2
 
 
 # --- import ---
@@ -300,7 +301,8 @@ async def test_an_import_goes_in_batches_and_tells_its_progress(http, worker, mo
 async def test_an_import_ends_where_the_registry_is_away(http, worker):
     worker.management.error = MeshError(Reason.REGISTRY_AWAY, "etcd does not answer")
     async with http.post(IMPORT, data=ndjson(*({"id": f"m{n}", "type": "t"} for n in range(5000)))) as answer:
-        error, last = await told(answer)
+        *progress, error, last = await told(answer)
+    assert all(not line["created"] for line in progress)
     assert error["error"]["reason"] == "REGISTRY_AWAY"
     assert last["finished"] is False
 
@@ -478,7 +480,7 @@ def test_no_line_does_anything_but_pass_or_be_refused(line):
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(served, monkeypatch):
-    monkeypatch.setattr(management, "_BODY_TIMEOUT", 0.1)
+    monkeypatch.setattr("router.rest.management._BODY_TIMEOUT", 0.1)
     reader, writer = await asyncio.open_connection("127.0.0.1", served)
     writer.write(
         b'PUT /mesh/v1/models/m HTTP/1.1\r\nHost: localhost\r\nX-Mesh-Request: 1\r\nContent-Length: 9\r\n\r\n{"a"'

@@ -390,7 +390,7 @@ async def test_the_server_is_live_and_ready_or_says_why_not(http, worker):
 
 async def test_models_are_listed_by_pages(http, worker):
     for model_id in ("a", "b", "c"):
-        await worker.management.register(model_id, "t", "", "")
+        await worker.management.add(model_id, "t", "", "")
     async with http.get("/v2/models?limit=2") as answer:
         assert await answer.json() == {"models": ["a", "b"], "next": "b"}
     async with http.get("/v2/models?limit=2&after=b") as answer:

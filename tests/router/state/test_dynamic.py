@@ -6,6 +6,7 @@ import pytest
 
 from mesh.process.tasks import Tasks
 from mesh.statuses import MeshError, Reason
+from router.management.tuning import Tuning
 from router.process import duties
 from router.state.dynamic import TYPE_CONSTRAINTS, TYPE_LIMITS, Dynamic
 from router.state.feed import ranges
@@ -15,7 +16,7 @@ from tests.support.waiting import until
 
 @pytest.fixture
 async def dynamic(etcd, keys):
-    made = Dynamic(etcd, keys)
+    made = Dynamic(keys)
     tasks = Tasks()
     following = Following(
         etcd,
@@ -31,26 +32,27 @@ async def dynamic(etcd, keys):
 
 async def test_what_is_written_holds_everywhere_a_moment_later(dynamic, etcd, keys):
     """And what is taken away holds no more."""
-    other = Dynamic(etcd, keys)
-    await other.write(TYPE_CONSTRAINTS, '{"big": {"required": ["gpu"]}}')
-    await other.write(TYPE_LIMITS, '{"big": {"max": 2}, "_default": {"min": 1}}')
+    tuning = Tuning(etcd, keys)
+    await tuning.write(TYPE_CONSTRAINTS, '{"big": {"required": ["gpu"]}}')
+    await tuning.write(TYPE_LIMITS, '{"big": {"max": 2}, "_default": {"min": 1}}')
     await until(lambda: dynamic.current.limits.types)
     await until(lambda: dynamic.current.constraints.types)
     assert not dynamic.current.constraints.allows("big", frozenset({"cpu"}))
     assert dynamic.current.limits.of("big").maximum == 2
     assert dynamic.current.limits.of("other").minimum == 1
-    assert await other.read() == {
+    assert await tuning.read() == {
         TYPE_CONSTRAINTS: '{"big": {"required": ["gpu"]}}',
         TYPE_LIMITS: '{"big": {"max": 2}, "_default": {"min": 1}}',
     }
-    await other.write(TYPE_CONSTRAINTS, "")
+    await tuning.write(TYPE_CONSTRAINTS, "")
     await until(lambda: not dynamic.current.constraints.types)
     assert dynamic.current.limits.types
 
 
 async def test_nonsense_is_refused_and_changes_nothing(dynamic, etcd, keys):
     """Also where somebody else wrote it past all checks."""
-    await dynamic.write(TYPE_LIMITS, '{"a": {"max": 3}}')
+    tuning = Tuning(etcd, keys)
+    await tuning.write(TYPE_LIMITS, '{"a": {"max": 3}}')
     await until(lambda: dynamic.current.limits.types)
     for name, text in (
         (TYPE_LIMITS, "{"),
@@ -60,9 +62,9 @@ async def test_nonsense_is_refused_and_changes_nothing(dynamic, etcd, keys):
         ("other", "{}"),
     ):
         with pytest.raises(MeshError) as caught:
-            await dynamic.write(name, text)
+            await tuning.write(name, text)
         assert caught.value.reason is Reason.BAD_REQUEST
     await etcd.put(keys.setting(TYPE_LIMITS), b"\xff{")
-    await dynamic.write(TYPE_CONSTRAINTS, '{"b": {"preferred": ["x"]}}')
+    await tuning.write(TYPE_CONSTRAINTS, '{"b": {"preferred": ["x"]}}')
     await until(lambda: dynamic.current.constraints.types)
     assert dynamic.current.limits.of("a").maximum == 3

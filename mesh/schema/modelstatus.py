@@ -1,0 +1,18 @@
+"""How a model is, in the words of the predecessor's API."""
+
+import enum
+
+
+class ModelStatus(enum.StrEnum):
+    """The status of a model, or of one of its copies. The names are those of `mmesh.ModelStatusInfo.ModelStatus`."""
+
+    NOT_FOUND = "NOT_FOUND"
+    NOT_LOADED = "NOT_LOADED"
+    LOADING = "LOADING"
+    LOADED = "LOADED"
+    LOADING_FAILED = "LOADING_FAILED"
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether copies are told of a model in it: they are there, on their way, or failed."""
+        return self in (ModelStatus.LOADED, ModelStatus.LOADING, ModelStatus.LOADING_FAILED)

@@ -1,0 +1,263 @@
+"""Writing registrations into etcd: one, or many together, and never beside what is left of a former life of an id.
+
+Registering is idempotent, so a write that etcd has not confirmed is looked up. Where copies of a former life are left,
+their agents are told to unload them, and the registration waits for that, bounded.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+from mesh import etcd as etcds
+from mesh.etcd import Etcd, KeyValue
+from mesh.etcd.ranges import after_prefix
+from mesh.schema.keys import TOMBSTONE, Keys
+from mesh.schema.lives import Tombstone
+from mesh.schema.records import ModelRecord
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from placement.copies import UNLIMITED
+from router.fencing.tombstones import Holder, Tombstones, waits
+from router.management.requests import Item
+from router.management.withdrawal import Withdrawal
+from router.state.registry import Registration, Registry, decode
+
+log = logs.get(__name__)
+
+BATCH = 60
+"""Registrations in one transaction: each takes two compares, and etcd allows 128."""
+
+BATCHES = 16
+"""Transactions in flight."""
+
+EXISTING = "existing"
+"""The fate of an item that is registered already, with the same attributes."""
+
+Fate = str | MeshError | None
+"""What became of one item of many: None (created), EXISTING, or why it was not registered."""
+
+_ROUNDS = 8  # attempts at a transaction that others keep changing
+_PAUSE = 0.1  # seconds between looks at copies of a former life
+_TELL = 1.0  # seconds between telling the agents of those copies: the view of who they are may lag
+
+
+class Creation:
+    """One worker's."""
+
+    def __init__(
+        self,
+        *,
+        etcd: Etcd,
+        keys: Keys,
+        registry: Registry,
+        withdrawal: Withdrawal,
+        tombstones: Tombstones,
+        wait: float,
+        reregister_after: float | None,
+    ) -> None:
+        """Waits for copies of a former life to be withdrawn for `wait` seconds. A pod that is cut off is waited for
+        `reregister_after` seconds, which callers are told; None: as long as it takes."""
+        self._etcd = etcd
+        self._keys = keys
+        self._registry = registry
+        self._withdrawal = withdrawal
+        self._tombstones = tombstones
+        self._wait = wait
+        self._reregister_after = reregister_after
+        self._batches = asyncio.Semaphore(BATCHES)
+
+    async def create(self, model_id: str, record: ModelRecord) -> tuple[Registration, bool]:
+        """Returns the registration, and whether it is new. Raises CONFLICT where the id is registered with other
+        attributes, FORMER_LIFE where pods may still answer for what it was, REGISTRY_AWAY."""
+        key, copies = self._keys.model(model_id), self._keys.copies(model_id)
+        value = record.encode()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._wait
+        told = 0.0
+        holders: list[Holder] = []
+        while True:
+            try:
+                result = await self._etcd.txn(
+                    [etcds.absent(key), etcds.absent_prefix(copies)],
+                    self._puts(model_id, record, value),
+                    [etcds.get_op(key), etcds.get_range_op(copies, after_prefix(copies))],
+                )
+            except etcds.EtcdUnavailable as error:
+                return await self._done(model_id, record, error), True
+            if result.succeeded:
+                return self._created(model_id, record, result.revision), True
+            existing, lingering = etcds.found(result.responses[0]), etcds.found(result.responses[1])
+            if existing:
+                return self._existing(decode(model_id, existing[0]), record), False
+            if (former := self._former(lingering)) is not None and former.allows(record):
+                tombstone, buried = self._keys.tombstone(model_id), lingering[0].mod_revision
+                try:
+                    result = await self._etcd.txn(
+                        [etcds.absent(key), etcds.modified(tombstone, buried), etcds.absent_range(copies, tombstone)],
+                        [*self._puts(model_id, record, value), etcds.delete_op(tombstone)],
+                    )
+                except etcds.EtcdUnavailable as error:
+                    return await self._done(model_id, record, error), True
+                if result.succeeded:
+                    return self._created(model_id, record, result.revision), True
+                continue
+            if loop.time() - told > _TELL:
+                told = loop.time()
+                await self._withdrawal.withdraw(model_id, lingering, "its id is registered again")
+                holders = await self._tombstones.resolve(model_id)
+            elif loop.time() > deadline:
+                holders = holders or [Holder(pod, None) for pod in self._withdrawal.pods_of(lingering)]
+                raise waits(model_id, holders, self._reregister_after)
+            else:
+                await asyncio.sleep(_PAUSE)
+
+    async def _done(self, model_id: str, record: ModelRecord, error: etcds.EtcdUnavailable) -> Registration:
+        """Returns the registration where a write that etcd has not confirmed was done: that is all that counts, for
+        registering is idempotent. Else raises the error."""
+        if error.ambiguous:
+            found = await self._registry.read(model_id, fresh=True)
+            if found is not None and found.record.same_registration(record):
+                return found
+        raise error
+
+    def _created(self, model_id: str, record: ModelRecord, revision: int) -> Registration:
+        registration = Registration(model_id, record, revision, revision)
+        self._registry.remember(registration)
+        return registration
+
+    def _former(self, lingering: Sequence[KeyValue]) -> Tombstone | None:
+        """What the id stood for before, where a tombstone is all that is left of it."""
+        if len(lingering) != 1 or self._keys.copy_of(lingering[0].key)[1] != TOMBSTONE:
+            return None
+        try:
+            return Tombstone.decode(lingering[0].value)
+        except ValueError as error:
+            log.warning("a tombstone cannot be read", key=lingering[0].key, error=str(error))
+            return None
+
+    def _puts(self, model_id: str, record: ModelRecord, value: bytes) -> list[etcds.Op]:
+        puts = [etcds.put_op(self._keys.model(model_id), value)]
+        if record.limits != UNLIMITED:
+            puts.append(etcds.put_op(self._keys.want(model_id), b""))
+        return puts
+
+    @staticmethod
+    def _existing(registration: Registration, record: ModelRecord) -> Registration:
+        if not registration.record.same_registration(record):
+            raise MeshError(Reason.CONFLICT, "Model already exists with different attribute values")
+        return registration
+
+    async def create_many(self, items: Sequence[Item], records: Sequence[ModelRecord | MeshError]) -> list[Fate]:
+        """Creates those whose record is one. Returns the fate of each item. Never raises."""
+        fates: list[Fate] = [None] * len(items)
+        good: list[int] = []
+        again: list[int] = []  # ids that came before in `items`: their turn is after that
+        seen: set[str] = set()
+        values: dict[int, ModelRecord] = {}
+        for index, (item, record) in enumerate(zip(items, records, strict=True)):
+            if isinstance(record, MeshError):
+                fates[index] = record
+                continue
+            values[index] = record
+            (again if item.model_id in seen else good).append(index)
+            seen.add(item.model_id)
+
+        async def batch(indexes: list[int]) -> None:
+            async with self._batches:
+                await self._create_batch(indexes, items, values, fates)
+
+        parts = [good[start : start + BATCH] for start in range(0, len(good), BATCH)]
+        await asyncio.gather(*(batch(part) for part in parts))
+        # Where etcd was away for the others, these would each wait for the same time-out in its turn.
+        away = next((r for r in fates if isinstance(r, MeshError) and r.reason is Reason.REGISTRY_AWAY), None)
+        await self._create_each(again, items, values, fates, away)
+        return fates
+
+    async def _create_batch(
+        self,
+        indexes: list[int],
+        items: Sequence[Item],
+        values: dict[int, ModelRecord],
+        fates: list[Fate],
+    ) -> None:
+        keys = self._keys
+        late: list[int] = []  # what was there before is still being withdrawn: they wait for it side by side
+        for _ in range(_ROUNDS):
+            if not indexes:
+                break
+            compares, puts = [], []
+            for index in indexes:
+                key, copies = keys.model(items[index].model_id), keys.copies(items[index].model_id)
+                compares += [etcds.absent(key), etcds.absent_prefix(copies)]
+                puts += self._puts(items[index].model_id, values[index], values[index].encode())
+            try:
+                if (await self._etcd.txn(compares, puts)).succeeded:
+                    indexes = []
+                    break
+                # Somebody has registered some of them, or copies linger. Asked apart: mostly nobody has, and reads in
+                # the transaction's other branch would double what every batch costs.
+                gets = []
+                for index in indexes:
+                    key, copies = keys.model(items[index].model_id), keys.copies(items[index].model_id)
+                    gets += [
+                        etcds.get_op(key),
+                        etcds.get_range_op(copies, after_prefix(copies), limit=1, keys_only=True),
+                    ]
+                seen = (await self._etcd.txn((), gets)).responses
+            except etcds.EtcdUnavailable as error:
+                if not error.ambiguous:
+                    for index in indexes:
+                        fates[index] = error
+                    return
+                break  # it may have been done: one by one, each is looked up
+            except etcds.EtcdError:  # too large together, most likely
+                break
+            # Those are settled, the rest is tried together.
+            rest = []
+            for place, index in enumerate(indexes):
+                existing, lingering = etcds.found(seen[2 * place]), etcds.found(seen[2 * place + 1])
+                if existing:
+                    try:
+                        self._existing(decode(items[index].model_id, existing[0]), values[index])
+                        fates[index] = EXISTING
+                    except MeshError as error:
+                        fates[index] = error
+                elif lingering:
+                    late.append(index)
+                else:
+                    rest.append(index)
+            indexes = rest
+        if late:
+            await asyncio.gather(*(self._create_one(index, items, values, fates) for index in late))
+        await self._create_each(indexes, items, values, fates, None)
+
+    async def _create_each(
+        self,
+        indexes: Iterable[int],
+        items: Sequence[Item],
+        values: dict[int, ModelRecord],
+        fates: list[Fate],
+        away: MeshError | None,
+    ) -> None:
+        """Creates them in turn, until etcd is away: the rest would only wait for the same time-out, each in its turn.
+        `away`: it is already, and this is why."""
+        for index in indexes:
+            if away is None:
+                away = await self._create_one(index, items, values, fates)
+            else:
+                fates[index] = away
+
+    async def _create_one(
+        self,
+        index: int,
+        items: Sequence[Item],
+        values: dict[int, ModelRecord],
+        fates: list[Fate],
+    ) -> MeshError | None:
+        """Sets its fate, and returns it where etcd is away."""
+        try:
+            _, created = await self.create(items[index].model_id, values[index])
+            fates[index] = None if created else EXISTING
+        except MeshError as error:
+            fates[index] = error
+            return error if error.reason is Reason.REGISTRY_AWAY else None
+        return None

@@ -1,0 +1,182 @@
+"""Pods as people are told of them: as they have published themselves, and as their agents describe them."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mesh.pb import agent_pb2
+from router.state.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class PodInfo:
+    """A pod that has published itself, as this router sees it. Sizes in bytes."""
+
+    pod: str
+    state: str
+    suspect: bool
+    incarnation: str
+    data: str  # its addresses
+    control: str
+    probe: str
+    labels: tuple[str, ...]
+    zone: str
+    capacity: int
+    used: int
+    device_capacity: int
+    device_used: int
+    oldest_idle_ms: int
+    oldest_unused: bool
+    copies: int
+    loading: int
+    threads: int
+    rate: int  # calls a minute
+    in_flight: int  # calls of this worker
+    load: int  # calls in flight, as it last said
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far a load is: its state, how many have their turn before it, and ms until it should be done (0: unknown)."""
+
+    state: str
+    ahead: int
+    expected_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress:
+    """How far the pull of a model's files is: bytes here, of how many (0: not known), bytes a second."""
+
+    bytes: int
+    of: int
+    rate: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopyDescription:
+    """A copy as its agent describes it."""
+
+    model_id: str
+    create_revision: int
+    state: str
+    host_bytes: int
+    device_bytes: int
+    idle_ms: int
+    calls: int
+    in_flight: int
+    busy_us: int
+    load_ms: int
+    age_ms: int
+    generation: int
+    digest: str
+    pull: PullProgress | None
+    load: LoadProgress | None
+
+
+@dataclass(frozen=True, slots=True)
+class PodDescription:
+    """An agent's description of itself."""
+
+    pod: str
+    incarnation: str
+    state: str
+    capacity_bytes: int
+    used_bytes: int
+    device_capacity_bytes: int
+    device_used_bytes: int
+    resident_bytes: int
+    copies: tuple[CopyDescription, ...]
+    decisions: tuple[Any, ...]
+    counters: dict[str, int]
+
+
+def published(view: View) -> Iterable[PodInfo]:
+    """Every pod that has published itself, by name."""
+    for pod in sorted(view.pods.values(), key=lambda pod: pod.name):
+        record = pod.record
+        if record is None:
+            continue
+        yield PodInfo(
+            pod=pod.name,
+            state=record.state,
+            suspect=pod.suspect,
+            incarnation=record.incarnation,
+            data=record.data_address,
+            control=record.control_address,
+            probe=record.probe_address,
+            labels=tuple(record.labels),
+            zone=record.zone,
+            capacity=record.capacity_bytes,
+            used=record.used_bytes,
+            device_capacity=record.device_capacity_bytes,
+            device_used=record.device_used_bytes,
+            oldest_idle_ms=record.oldest_idle_ms,
+            oldest_unused=record.oldest_unused,
+            copies=record.copies,
+            loading=record.loads_in_progress,
+            threads=record.loading_threads,
+            rate=record.rate,
+            in_flight=pod.in_flight,
+            load=pod.load,
+        )
+
+
+def described(reply: agent_pb2.DescribeReply) -> PodDescription:
+    """An agent's reply."""
+    return PodDescription(
+        pod=reply.pod,
+        incarnation=reply.incarnation,
+        state=reply.state,
+        capacity_bytes=reply.capacity_bytes,
+        used_bytes=reply.used_bytes,
+        device_capacity_bytes=reply.device_capacity_bytes,
+        device_used_bytes=reply.device_used_bytes,
+        resident_bytes=reply.resident_bytes,
+        copies=tuple(_copy(copy) for copy in reply.copies),
+        decisions=tuple(decision(text) for text in reply.decisions),
+        counters=dict(reply.counters),
+    )
+
+
+def _copy(copy: agent_pb2.CopyState) -> CopyDescription:
+    return CopyDescription(
+        model_id=copy.model_id,
+        create_revision=copy.create_revision,
+        state=copy.state,
+        host_bytes=copy.host_bytes,
+        device_bytes=copy.device_bytes,
+        idle_ms=copy.idle_ms,
+        calls=copy.calls,
+        in_flight=copy.in_flight,
+        busy_us=copy.busy_us,
+        load_ms=copy.load_ms,
+        age_ms=copy.age_ms,
+        generation=copy.generation,
+        digest=copy.digest,
+        pull=pull(copy),
+        load=load(copy),
+    )
+
+
+def load(copy: agent_pb2.CopyState) -> LoadProgress | None:
+    """How far a load is; None: it is none."""
+    if copy.state in ("loaded", "unloading"):
+        return None
+    return LoadProgress(copy.state, copy.ahead, copy.expected_ms)
+
+
+def pull(copy: agent_pb2.CopyState) -> PullProgress | None:
+    """How far a pull is; None: it is none."""
+    if copy.state != "pulling":
+        return None
+    return PullProgress(copy.pulled_bytes, copy.pull_bytes, copy.pull_rate)
+
+
+def decision(text: str) -> Any:
+    """An agent's decision is a line of JSON; whatever else it is stands as text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

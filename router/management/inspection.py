@@ -1,0 +1,87 @@
+"""Why a model is where it is, of what etcd, this router and the agents know; and how far its loads have come."""
+
+import asyncio
+import json
+from dataclasses import dataclass
+
+from mesh.schema.modelstatus import ModelStatus
+from mesh.statuses import MeshError, Reason
+from router.loads.agents import Agent, Unreachable
+from router.loads.coldstart import ColdStart
+from router.management import descriptions
+from router.management.descriptions import LoadProgress, PullProgress
+from router.management.explanation import Explanation, explained
+from router.management.requests import check_id
+from router.management.status import Reporter, StatusInfo
+from router.state.view import Pod, View
+
+_DESCRIBE = 2.0  # seconds
+_PROGRESS = 1.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a pod has come that loads a model; `pull` while its files are fetched."""
+
+    load: LoadProgress
+    pull: PullProgress | None
+
+
+class Inspector:
+    """One worker's."""
+
+    def __init__(self, *, view: View, coldstart: ColdStart, agents: Agent, status: Reporter) -> None:
+        self._view = view
+        self._coldstart = coldstart
+        self._agents = agents
+        self._status = status
+
+    async def explain(self, model_id: str) -> Explanation:
+        """Where a model is, or would go, and why. Raises BAD_REQUEST, UNKNOWN_MODEL, REGISTRY_AWAY."""
+        check_id(model_id)
+        seen = await self._status.look(model_id)
+        if seen.registration is None:
+            raise MeshError(Reason.UNKNOWN_MODEL, "model not found")
+        record = seen.registration.record
+        return explained(
+            seen.registration,
+            self._status.info(seen.registration, seen),
+            lambda excluded: self._coldstart.choose(model_id, record, excluded=excluded),
+            size=self._coldstart.footprint_of(seen.registration.record).total_bytes,
+            decisions=await self._decisions(model_id),
+        )
+
+    async def _decisions(self, model_id: str) -> dict[str, list[str]]:
+        """What the agents have lately decided about the model, by pod."""
+
+        async def ask(name: str) -> tuple[str, list[str]]:
+            try:
+                reply = await self._agents.describe(self._view.pods[name], model_id, timeout=_DESCRIBE)
+            except (Unreachable, KeyError):
+                return name, []
+            # Of a copy that is there the agent knows for good why it was loaded; decisions are forgotten some time.
+            loads = [
+                json.dumps({"what": "load", "models": [model_id], "why": copy.reason, "ago_ms": copy.age_ms})
+                for copy in reply.copies
+                if copy.reason and copy.state == "loaded"
+            ]
+            return name, [*loads, *reply.decisions]
+
+        return dict(await asyncio.gather(*(ask(name) for name in list(self._view.pods))))
+
+    async def progress(self, model_id: str, status: StatusInfo) -> dict[str, Progress]:
+        """How far the pods have come that load the model, by pod. Who does not answer is left out."""
+        found: dict[str, Progress] = {}
+
+        async def ask(pod: Pod) -> None:
+            try:
+                reply = await self._agents.describe(pod, model_id, timeout=_PROGRESS)
+            except Unreachable:
+                return
+            for copy in reply.copies:
+                if (load := descriptions.load(copy)) is not None:
+                    found[pod.name] = Progress(load, descriptions.pull(copy))
+
+        loading = {info.pod for info in status.copies if info.status is ModelStatus.LOADING}
+        await asyncio.gather(*(ask(pod) for name in loading if (pod := self._view.pods.get(name)) is not None))
+        return found

@@ -1,0 +1,58 @@
+"""What can be asked of management, one line each: the table that doors and permissions share.
+
+Each route of REST and each method of gRPC names its operation from here, so what an operation does and which verb it is
+do not depend on the door it came through.
+"""
+
+import enum
+from dataclasses import dataclass
+
+
+class Verb(enum.Enum):
+    """What kind of thing an operation does."""
+
+    READ = "read"  # tells; changes nothing
+    REGISTER = "register"  # changes models, or what is loaded of them
+    ADMIN = "admin"  # changes the mesh
+
+
+class Noun(enum.Enum):
+    """What the name in a request names."""
+
+    MODEL = "model"
+    MODELS = "models"  # each line of the body names one
+    POD = "pod"
+    SETTING = "setting"
+    MESH = "mesh"  # nothing: it is about all
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One thing that can be asked for."""
+
+    name: str
+    verb: Verb
+    noun: Noun
+
+
+REGISTER = Operation("register", Verb.REGISTER, Noun.MODEL)
+IMPORT = Operation("import", Verb.REGISTER, Noun.MODELS)
+UNREGISTER = Operation("unregister", Verb.REGISTER, Noun.MODEL)
+LIMIT = Operation("limit", Verb.REGISTER, Noun.MODEL)
+LOAD = Operation("load", Verb.REGISTER, Noun.MODEL)
+RELEASE = Operation("release", Verb.REGISTER, Noun.MODEL)
+RELOAD = Operation("reload", Verb.REGISTER, Noun.MODEL)
+STATUS = Operation("status", Verb.READ, Noun.MODEL)
+EXPLAIN = Operation("explain", Verb.READ, Noun.MODEL)
+LIST = Operation("list", Verb.READ, Noun.MESH)
+PODS = Operation("pods", Verb.READ, Noun.MESH)
+POD = Operation("pod", Verb.READ, Noun.POD)
+QUESTIONS = Operation("questions", Verb.READ, Noun.POD)
+FORGET_POD = Operation("forget-pod", Verb.ADMIN, Noun.POD)
+ROUTERS = Operation("routers", Verb.READ, Noun.MESH)
+STATISTICS = Operation("statistics", Verb.READ, Noun.MESH)
+SETTINGS = Operation("settings", Verb.READ, Noun.MESH)
+SET = Operation("set", Verb.ADMIN, Noun.SETTING)
+SET_VMODEL = Operation("set-vmodel", Verb.REGISTER, Noun.MODEL)
+DELETE_VMODEL = Operation("delete-vmodel", Verb.REGISTER, Noun.MODEL)
+VMODEL_STATUS = Operation("vmodel-status", Verb.READ, Noun.MODEL)

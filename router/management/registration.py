@@ -1,0 +1,143 @@
+"""Registering, changing and unregistering models.
+
+Semantics and texts are the predecessor's where its clients can observe them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from mesh import etcd as etcds
+from mesh.etcd import Etcd
+from mesh.schema.keys import Keys
+from mesh.schema.modelstatus import ModelStatus
+from mesh.schema.records import ModelRecord, Reload
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from placement.copies import Limits
+from router.management.creation import Creation, Fate
+from router.management.loading import Loading
+from router.management.requests import Item, Register, check_id, record_of
+from router.management.status import Reporter, StatusInfo
+from router.management.withdrawal import Withdrawal, changed_all_the_time
+from router.state.registry import Registry
+
+log = logs.get(__name__)
+
+_ROUNDS = 8  # attempts at a transaction that others keep changing
+
+
+class Registrar:
+    """One worker's. `wall` gives ms since the epoch."""
+
+    def __init__(
+        self,
+        *,
+        etcd: Etcd,
+        keys: Keys,
+        registry: Registry,
+        creation: Creation,
+        withdrawal: Withdrawal,
+        loading: Loading,
+        status: Reporter,
+        wall: Callable[[], int],
+    ) -> None:
+        self._etcd = etcd
+        self._keys = keys
+        self._registry = registry
+        self._creation = creation
+        self._withdrawal = withdrawal
+        self._loading = loading
+        self._status = status
+        self._wall = wall
+
+    async def register(self, request: Register) -> StatusInfo:
+        """Registers a model; idempotent for equal attributes. A load that fails does not fail this.
+
+        Raises BAD_REQUEST; CONFLICT where it is registered with other attributes; UNAVAILABLE where copies of a
+        former life of the id are not withdrawn in time; REGISTRY_AWAY.
+        """
+        model_id, load_now = request.item.model_id, request.load_now
+        record = record_of(request.item, now_ms=self._wall(), load_now=load_now, last_used_ms=request.last_used_ms)
+        registration, created = await self._creation.create(model_id, record)
+        if not created and not load_now:
+            await self._loading.touch(registration, record.last_used_ms)
+        if load_now:
+            idle_ms = max(0, self._wall() - max(record.last_used_ms, registration.record.last_used_ms))
+            return replace(await self._loading.load(model_id, idle_ms=idle_ms, sync=request.sync), created=created)
+        if created:
+            return StatusInfo(ModelStatus.NOT_LOADED, record=record, created=True)
+        return await self._status.of(model_id)
+
+    async def register_many(self, items: Sequence[Item]) -> list[Fate]:
+        """Registers many. Returns the fate of each. Never raises."""
+        now_ms = self._wall()
+        records: list[ModelRecord | MeshError] = []
+        for item in items:
+            try:
+                records.append(record_of(item, now_ms=now_ms))
+            except MeshError as error:
+                records.append(error)
+        return await self._creation.create_many(items, records)
+
+    async def unregister(self, model_id: str) -> bool:
+        """Forgets a model and has its copies withdrawn; whether there was one. Raises PRECONDITION, REGISTRY_AWAY."""
+        check_id(model_id)
+        return await self._withdrawal.unregister(model_id)
+
+    async def release(self, model_id: str) -> StatusInfo:
+        """Forgets that servers died of it and that loads failed: it may be loaded again. Raises UNKNOWN_MODEL."""
+        check_id(model_id)
+        found = await self._registry.change(
+            model_id,
+            lambda record: record.absolved() if record != record.absolved() else None,
+        )
+        if found is None:
+            raise MeshError(Reason.UNKNOWN_MODEL, "model not found")
+        return await self._status.of(model_id)
+
+    async def reload(self, model_id: str) -> StatusInfo:
+        """Has all copies of a model move to what lies at its path now; the leader sees to it (`leader.reloading`).
+
+        Returns at once: until they have moved, old and new copies answer. Raises UNKNOWN_MODEL; PRECONDITION where the
+        registration itself names a digest; REGISTRY_AWAY.
+        """
+        check_id(model_id)
+        key = self._keys.model(model_id)
+        for _ in range(_ROUNDS):
+            registration = await self._registry.read(model_id, fresh=True)
+            if registration is None:
+                raise MeshError(Reason.UNKNOWN_MODEL, "model not found")
+            if registration.record.sha256:
+                text = (
+                    f"model {model_id} is registered with the sha256 of its file, so other content is never loaded "
+                    "for it: register the new file, under another id or after unregistering this one"
+                )
+                raise MeshError(Reason.PRECONDITION, text)
+            record = registration.record.reloaded()
+            result = await self._etcd.txn(
+                [etcds.modified(key, registration.modified)],
+                [
+                    etcds.put_op(key, record.encode()),
+                    etcds.put_op(self._keys.reload(model_id), Reload(record.generation).encode()),
+                ],
+            )
+            if result.succeeded:
+                self._registry.forget(model_id)
+                log.info("a model is to be reloaded", model=model_id, generation=record.generation)
+                return await self._status.of(model_id)
+        raise changed_all_the_time(model_id)
+
+    async def set_limits(self, model_id: str, change: Callable[[Limits], Limits]) -> StatusInfo:
+        """Changes how many copies a model has. Raises UNKNOWN_MODEL, and what `change` raises."""
+        check_id(model_id)
+
+        def changed(record: ModelRecord) -> ModelRecord | None:
+            limits = change(record.limits)
+            return None if limits == record.limits else replace(record, limits=limits)
+
+        # Before, so that there is no moment in which limits hold that the leader does not know of; it tidies up.
+        await self._etcd.put(self._keys.want(model_id), b"")
+        found = await self._registry.change(model_id, changed)
+        if found is None:
+            raise MeshError(Reason.UNKNOWN_MODEL, "model not found")
+        return await self._status.of(model_id)

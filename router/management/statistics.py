@@ -1,0 +1,34 @@
+"""What a router has done, in the numbers that people look at, of a snapshot of its metrics."""
+
+from typing import Any
+
+from mesh.telemetry import metrics
+
+
+def summary(snapshot: metrics.Snapshot) -> dict[str, Any]:
+    """Calls, hits, cold starts and their latencies, of a snapshot of the workers' metrics."""
+    found = {metric["name"]: metric for metric in snapshot["metrics"]}
+
+    def count(name: str) -> int:
+        return int(sum(value for _, value in found.get(name, {}).get("series", ())))
+
+    def latency(name: str) -> dict[str, float]:
+        metric = found.get(name)
+        if metric is None or not metric["series"]:
+            return {"p50": 0.0, "p90": 0.0, "p99": 0.0, "count": 0}
+        counts = [sum(column) for column in zip(*(value[0] for _, value in metric["series"]), strict=True)]
+        quantiles = {f"p{q}": round(metrics.quantile(metric["buckets"], counts, q / 100), 3) for q in (50, 90, 99)}
+        return {**quantiles, "count": sum(counts)}
+
+    calls: dict[str, dict[str, int]] = {}
+    for (method, code), value in found.get("modelmesh_api_request_milliseconds", {}).get("series", ()):
+        calls.setdefault(method, {})[code] = sum(value[0])
+    hit, cold = latency("mesh_hit_milliseconds"), latency("mesh_cold_milliseconds")
+    return {
+        "calls": calls,
+        "hits": hit["count"],
+        "cold_starts": cold["count"],
+        "loads": count("mesh_loads"),
+        "load_failures": count("mesh_load_failures"),
+        "latency_ms": {"hit": hit, "cold": cold},
+    }

@@ -1,0 +1,193 @@
+"""How models are: one with its copies, and pages of all that are registered."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mesh import etcd as etcds
+from mesh.etcd import Etcd
+from mesh.etcd.ranges import after_prefix
+from mesh.schema import records
+from mesh.schema.keys import Keys
+from mesh.schema.modelstatus import ModelStatus
+from mesh.schema.records import CopyRecord, ModelRecord, Reload
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from router.loads.coldstart import ColdStart
+from router.management.requests import check_id
+from router.state.registry import Registration, decode
+from router.state.view import View
+
+log = logs.get(__name__)
+
+MAX_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class CopyInfo:
+    """One copy, or one failure to make one."""
+
+    pod: str
+    status: ModelStatus  # LOADED, LOADING, LOADING_FAILED
+    time_ms: int  # epoch: when it came into this status, by its pod's clock
+    bytes: int = 0
+    generation: int = 0  # of the registration's content
+    digest: str = ""  # hex, of what it was loaded from
+
+
+@dataclass(frozen=True, slots=True)
+class StatusInfo:
+    """How a model is."""
+
+    status: ModelStatus
+    errors: tuple[str, ...] = ()  # newest first
+    copies: tuple[CopyInfo, ...] = ()  # newest first
+    record: ModelRecord | None = None
+    created: bool = False  # by this very call
+    reload: Reload | None = None  # its copies move to new content
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of the registered models, in the order of their ids."""
+
+    models: list[tuple[str, ModelRecord]]
+    next: str | None  # the `after` of the next page
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A model as it stood in etcd at one revision."""
+
+    registration: Registration | None
+    copies: dict[str, CopyRecord]  # by pod
+    revision: int
+    reload: Reload | None = None
+
+
+class Reporter:
+    """One worker's. `wall` gives ms since the epoch; a failed load is told of for `failure_expiry` seconds."""
+
+    def __init__(
+        self,
+        *,
+        etcd: Etcd,
+        keys: Keys,
+        view: View,
+        coldstart: ColdStart,
+        failure_expiry: float,
+        wall: Callable[[], int],
+    ) -> None:
+        self._etcd = etcd
+        self._keys = keys
+        self._view = view
+        self._coldstart = coldstart
+        self._failure_expiry_ms = int(failure_expiry * 1000)
+        self._wall = wall
+
+    async def of(self, model_id: str) -> StatusInfo:
+        """How a model is. Never loads it, never counts as a use. Raises BAD_REQUEST, REGISTRY_AWAY."""
+        check_id(model_id)
+        seen = await self.look(model_id)
+        return StatusInfo(ModelStatus.NOT_FOUND) if seen.registration is None else self.info(seen.registration, seen)
+
+    async def look(self, model_id: str) -> Seen:
+        """Record and copies as they stand in etcd, at one revision."""
+        key, copies = self._keys.model(model_id), self._keys.copies(model_id)
+        result = await self._etcd.txn(
+            [],
+            [
+                etcds.get_op(key),
+                etcds.get_range_op(copies, self._keys.tombstone(model_id)),
+                etcds.get_op(self._keys.reload(model_id)),
+            ],
+        )
+        registered, moves = etcds.found(result.responses[0]), etcds.found(result.responses[2])
+        reload = None
+        published = {}
+        for kv in etcds.found(result.responses[1]):
+            try:
+                published[self._keys.copy_of(kv.key)[1]] = CopyRecord.decode(kv.value)
+            except ValueError as error:
+                log.warning("a record in etcd cannot be read", key=kv.key, error=str(error))
+        for kv in moves:
+            try:
+                reload = Reload.decode(kv.value)
+            except ValueError as error:
+                log.warning("a record in etcd cannot be read", key=kv.key, error=str(error))
+        return Seen(decode(model_id, registered[0]) if registered else None, published, result.revision, reload)
+
+    def info(self, registration: Registration, seen: Seen) -> StatusInfo:
+        """Returns how a model is that was seen so."""
+        record, now = registration.record, self._wall()
+        current = {pod: copy for pod, copy in seen.copies.items() if copy.create_revision == registration.created}
+        newer = self._view.revision > seen.revision  # the watch has been quicker than the read
+        for copy in self._view.known(registration.model_id):
+            # Suspects are served though etcd has lost them, and what an agent has answered is newer than its key.
+            if (newer or copy.suspect or copy.answered) and copy.record.create_revision == registration.created:
+                current[copy.pod.name] = copy.record
+        failures = record.recent_failures(now, self._failure_expiry_ms)
+        infos = [
+            CopyInfo(
+                pod,
+                ModelStatus.LOADED if copy.state == records.LOADED else ModelStatus.LOADING,
+                copy.since_ms or now - copy.age_ms,  # the time is in the key, which an answer may be ahead of
+                copy.host_bytes + copy.device_bytes,
+                copy.generation,
+                copy.digest,
+            )
+            for pod, copy in current.items()
+        ]
+        if any(info.status is ModelStatus.LOADED for info in infos):
+            status = ModelStatus.LOADED
+        elif infos or self._coldstart.loading(registration.model_id):
+            status = ModelStatus.LOADING
+        elif (
+            failures
+            or record.quarantined
+            or self._changed(record)
+            or self._coldstart.nowhere(registration.model_id, record)
+        ):
+            status = ModelStatus.LOADING_FAILED
+        else:
+            return StatusInfo(ModelStatus.NOT_LOADED, record=record, reload=seen.reload)
+        infos += [CopyInfo(failure.pod, ModelStatus.LOADING_FAILED, failure.at_ms) for failure in failures]
+        infos.sort(key=lambda info: -info.time_ms)
+        errors = self.errors(record)
+        if status is ModelStatus.LOADING_FAILED and (nowhere := self._coldstart.nowhere(registration.model_id, record)):
+            errors = (nowhere, *errors)
+        return StatusInfo(status, errors, tuple(infos), record, reload=seen.reload)
+
+    def errors(self, record: ModelRecord) -> tuple[str, ...]:
+        """Why a model is not loaded, or has not been in some pod: what its record remembers and has not expired."""
+        failures = record.recent_failures(self._wall(), self._failure_expiry_ms)
+        errors = tuple(failure.text for failure in failures if failure.text)
+        if self._changed(record):
+            errors = (record.contradiction(record.changed), *errors)
+        if record.quarantined:
+            errors = (*(f"quarantined, a server died of it: {text}" for text in record.killed), *errors)
+        return errors
+
+    def _changed(self, record: ModelRecord) -> bool:
+        """Whether a load has lately found other content than the registration's."""
+        return bool(record.changed) and self._wall() - record.changed_ms < self._failure_expiry_ms
+
+    async def page(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Page:
+        """Registered models whose id begins with `prefix`, after the id `after`. At most MAX_PAGE a page."""
+        limit = max(1, min(limit, MAX_PAGE))
+        try:
+            first = self._keys.registry + prefix.encode()
+            start = max(first, self._keys.registry + after.encode() + b"\0") if after else first
+        except UnicodeEncodeError as error:
+            raise MeshError(Reason.BAD_REQUEST, "prefix and after must be valid text") from error
+        end = after_prefix(first)
+        if start >= end:
+            return Page([], None)
+        page = await self._etcd.page(start, end, limit=limit)
+        models = []
+        for kv in page.kvs:
+            try:
+                models.append((self._keys.model_of(kv.key), ModelRecord.decode(kv.value)))
+            except ValueError as error:
+                log.warning("a model record in etcd cannot be read", key=kv.key, error=str(error))
+        last = page.kvs[-1].key[len(self._keys.registry) :].decode("utf-8", "replace") if page.kvs else None
+        return Page(models, last if page.more else None)

@@ -1,0 +1,40 @@
+"""The settings that change while the mesh runs, as people read and write them. `router.state.dynamic` follows them."""
+
+from mesh.etcd import Etcd
+from mesh.etcd.ranges import after_prefix
+from mesh.schema.keys import Keys
+from mesh.statuses import MeshError, Reason
+from router.state import dynamic
+
+
+class Tuning:
+    """One worker's."""
+
+    def __init__(self, etcd: Etcd, keys: Keys) -> None:
+        self._etcd = etcd
+        self._keys = keys
+
+    async def read(self) -> dict[str, str]:
+        """All settings as they stand in etcd, "" for those that are not set. Raises REGISTRY_AWAY."""
+        page = await self._etcd.page(self._keys.config, after_prefix(self._keys.config), limit=100)
+        found = {self._keys.setting_of(kv.key): kv.value.decode(errors="replace") for kv in page.kvs}
+        return {name: found.get(name, "") for name in dynamic.NAMES}
+
+    async def write(self, name: str, text: str) -> None:
+        """Sets one; "" takes it away. Raises BAD_REQUEST, REGISTRY_AWAY."""
+        check(name)
+        try:
+            dynamic.parse(name, text)
+        except ValueError as error:
+            raise MeshError(Reason.BAD_REQUEST, str(error)) from error
+        if text.strip():
+            await self._etcd.put(self._keys.setting(name), text.encode())
+        else:
+            await self._etcd.delete(self._keys.setting(name))
+
+
+def check(name: str) -> None:
+    """Raises BAD_REQUEST where there is no such setting."""
+    if name not in dynamic.NAMES:
+        text = f"there is no setting {name[:80]!r}; there are {', '.join(dynamic.NAMES)}"
+        raise MeshError(Reason.BAD_REQUEST, text)

@@ -1,0 +1,123 @@
+"""Taking registrations out of etcd, and their copies out of pods.
+
+Who may answer for a model after it was unregistered (pods with a copy, pods that are cut off) is left behind in a
+tombstone; mostly there is nobody. `router.fencing.tombstones` sees to its end.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
+from mesh import etcd as etcds
+from mesh.etcd import Etcd, KeyValue
+from mesh.pb import agent_pb2
+from mesh.schema.keys import TOMBSTONE, Keys
+from mesh.schema.lives import Tombstone, all_present, census
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from router.fencing.tombstones import Tombstones
+from router.loads.agents import Agent, Unreachable
+from router.state.registry import Registry, decode
+from router.state.view import View
+
+log = logs.get(__name__)
+
+_ROUNDS = 8  # attempts at a transaction that others keep changing
+
+
+def changed_all_the_time(model_id: str) -> MeshError:
+    """What a caller is told whose transaction others kept changing."""
+    return MeshError(Reason.UNAVAILABLE, f"model {model_id} is being changed by others all the time", retry_after=1.0)
+
+
+class Withdrawal:
+    """One worker's. `wait`: seconds that agents have for unloading."""
+
+    def __init__(
+        self,
+        *,
+        etcd: Etcd,
+        keys: Keys,
+        registry: Registry,
+        view: View,
+        agents: Agent,
+        tombstones: Tombstones,
+        wait: float,
+    ) -> None:
+        self._etcd = etcd
+        self._keys = keys
+        self._registry = registry
+        self._view = view
+        self._agents = agents
+        self._tombstones = tombstones
+        self._wait = wait
+
+    async def unregister(self, model_id: str) -> bool:
+        """Forgets a model and has its copies withdrawn; whether there was one. Raises PRECONDITION, REGISTRY_AWAY."""
+        key, copies = self._keys.model(model_id), self._keys.copies(model_id)
+        tombstone = self._keys.tombstone(model_id)
+        for _ in range(_ROUNDS):
+            seen = await self._etcd.txn(
+                [],
+                [etcds.get_op(key), etcds.get_range_op(copies, tombstone, keys_only=True), *census(self._keys)],
+            )
+            found = etcds.found(seen.responses[0])
+            if not found:
+                self._registry.forget(model_id)
+                return False
+            registration = decode(model_id, found[0])
+            if registration.record.refs > 0:
+                raise MeshError(Reason.PRECONDITION, f"Model {model_id} has referents")
+            # Who may answer for it after this: pods with a copy, and pods that are cut off. Mostly there is nobody.
+            nobody = not etcds.found(seen.responses[1]) and all_present(seen.responses[2:])
+            unchanged = [etcds.modified(key, registration.modified)]
+            burial = etcds.put_op(tombstone, Tombstone.of(registration.record).encode())
+            result = await self._etcd.txn(
+                [*unchanged, etcds.absent_prefix(copies)] if nobody else unchanged,
+                [
+                    etcds.delete_op(key),
+                    etcds.delete_op(self._keys.want(model_id)),
+                    etcds.delete_op(self._keys.reload(model_id)),
+                    etcds.get_range_op(copies, tombstone),
+                    *census(self._keys),
+                    *([] if nobody else [burial]),
+                ],
+            )
+            if not result.succeeded:
+                continue
+            self._registry.forget(model_id)
+            if nobody and not all_present(result.responses[4:6]):
+                # A pod was cut off in this very moment. It had no copy a moment before.
+                nobody = not (await self._etcd.txn([etcds.absent(key)], [burial])).succeeded
+            await self.withdraw(model_id, etcds.found(result.responses[3]), "it was unregistered")
+            if not nobody:
+                with contextlib.suppress(etcds.EtcdError):  # it is unregistered; the leader sees to the rest
+                    await self._tombstones.resolve(model_id)
+            return True
+        raise changed_all_the_time(model_id)
+
+    async def withdraw(self, model_id: str, lingering: Sequence[KeyValue], reason: str) -> None:
+        """Tells the agents that have copies to unload them, all at once, and waits for them, bounded."""
+        pods = set(self.pods_of(lingering))
+        pods |= {copy.pod.name for copy in self._view.known(model_id)}  # suspects have no keys any more
+
+        async def unload(name: str) -> None:
+            pod = self._view.pods.get(name)
+            if pod is None:
+                return
+            request = agent_pb2.UnloadRequest(model_id=model_id, reason=reason)
+            try:
+                await self._agents.unload(pod, request, timeout=self._wait)
+            except Unreachable as error:
+                log.warning("a copy could not be withdrawn", model=model_id, pod=name, why=str(error))
+                return
+            for copy in self._view.known(model_id):
+                if copy.pod is pod:
+                    self._view.drop(copy)
+
+        await asyncio.gather(*(unload(name) for name in pods))
+
+    def pods_of(self, lingering: Sequence[KeyValue]) -> list[str]:
+        """Returns the pods whose copies those are."""
+        pods = (self._keys.copy_of(kv.key)[1] for kv in lingering)
+        return [pod for pod in pods if pod != TOMBSTONE]

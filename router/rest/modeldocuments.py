@@ -1,0 +1,116 @@
+"""Models as JSON documents: what REST takes and gives for management's requests and results."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from mesh.schema import confidential
+from mesh.schema.modelstatus import ModelStatus
+from mesh.schema.records import ModelRecord
+from mesh.statuses import MeshError, Reason
+from placement.copies import UNLIMITED, Limits
+from router.management.requests import Item
+from router.management.status import StatusInfo
+
+LIMITS = ("min_copies", "max_copies", "pinned")
+"""What may be said of a model's copies."""
+
+_LIMITS = frozenset(LIMITS)
+
+MAX_COPIES = 1000
+
+
+def item_of(item: dict[str, Any], model_id: object) -> Item:
+    """What a document registers; the key may be given as text or as an object. Raises MeshError.
+
+    What an id may hold is management's to check, once."""
+    if not isinstance(model_id, str):
+        raise MeshError(Reason.BAD_REQUEST, "id must be a string")
+    key = item.get("key")
+    if isinstance(key, dict):
+        key = json.dumps(key, separators=(",", ":"))
+    texts = [model_id]
+    for name, value in (
+        ("type", item.get("type")),
+        ("path", item.get("path")),
+        ("key", key),
+        ("sha256", item.get("sha256")),
+    ):
+        text = "" if value is None else value
+        if not isinstance(text, str):
+            raise MeshError(Reason.BAD_REQUEST, f"{name} must be a string{' or an object' * (name == 'key')}")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise MeshError(Reason.BAD_REQUEST, f"{name} is no valid text") from error
+        texts.append(text)
+    if not texts[1]:
+        raise MeshError(Reason.BAD_REQUEST, "Must provide non-empty model type string")
+    id_, type_, path, key_, sha256 = texts
+    return Item(id_, type_, path, key_, sha256, limits_of(item))
+
+
+def limits_of(item: dict[str, Any], base: Limits = UNLIMITED) -> Limits:
+    """The limits that a document sets, over those of `base`; null takes one away. Raises MeshError."""
+    if _LIMITS.isdisjoint(item):
+        return base
+    values: list[int | bool | None] = [base.minimum, base.maximum, base.pinned]
+    for index, name in enumerate(LIMITS):
+        if name not in item:
+            continue
+        value = item[name]
+        kind = bool if name == "pinned" else int
+        if value is not None and type(value) is not kind:
+            raise MeshError(
+                Reason.BAD_REQUEST, f"{name} must be {'true, false' if kind is bool else 'a number'} or null"
+            )
+        values[index] = value
+    if any(isinstance(value, int) and value > MAX_COPIES for value in values[:2]):
+        raise MeshError(Reason.BAD_REQUEST, f"more than {MAX_COPIES} copies cannot be asked for")
+    try:
+        return Limits(values[0], values[1], None if values[2] is None else bool(values[2]))
+    except ValueError as error:
+        raise MeshError(Reason.BAD_REQUEST, str(error)) from error
+
+
+def registered(model_id: str, record: ModelRecord) -> dict[str, Any]:
+    """What is registered, without secrets."""
+    document: dict[str, Any] = {
+        "id": model_id,
+        "type": record.type,
+        "path": confidential.masked_path(record.path),
+        "key": confidential.masked_key(record.key),
+    }
+    for name, text in (("sha256", record.sha256), ("digest", record.digest)):
+        if text:
+            document[name] = text
+    limits = record.limits
+    for name, value in zip(LIMITS, (limits.minimum, limits.maximum, limits.pinned), strict=True):
+        if value is not None:
+            document[name] = value
+    return document
+
+
+def status_of(model_id: str, status: StatusInfo) -> dict[str, Any]:
+    """A model's status as JSON. Raises MeshError where it is not registered."""
+    record = status.record
+    if status.status is ModelStatus.NOT_FOUND:
+        raise MeshError(Reason.UNKNOWN_MODEL, f"model {model_id} is not registered")
+    document: dict[str, Any] = {"id": model_id, "type": "", "path": "", "key": ""}
+    if record is not None:
+        document |= registered(model_id, record)
+    return document | {
+        "status": status.status,
+        "errors": list(status.errors),
+        "copies": [asdict(copy) for copy in status.copies],
+        "digest": record.digest if record else "",
+        "digest_ms": record.digest_ms if record else 0,
+        "generation": record.generation if record else 0,
+        "reload": {"generation": status.reload.generation, "why": status.reload.why} if status.reload else None,
+        "host_bytes": record.host_bytes if record else 0,
+        "device_bytes": record.device_bytes if record else 0,
+        "load_ms": record.load_ms if record else 0,
+        "quarantined": record.quarantined if record else False,
+        "killed": list(record.killed) if record else [],
+    }

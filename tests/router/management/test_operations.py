@@ -1,0 +1,58 @@
+"""The one table of what can be asked for: every door names its operations from it."""
+
+from collections import defaultdict
+
+from mesh.pb import modelmesh_pb2 as pb
+from mesh.schema.modelstatus import ModelStatus
+from router.management import operations
+from router.management.operations import Operation, Verb
+from router.rest.management import ROUTES, ManagementApi
+from router.services import modelmesh
+
+OPERATIONS = {name: value for name, value in vars(operations).items() if isinstance(value, Operation)}
+
+
+def test_every_operation_has_one_name_and_a_door():
+    """And no door leads anywhere else."""
+    assert len({operation.name for operation in OPERATIONS.values()}) == len(OPERATIONS)
+    reached = [route.operation for route in ROUTES] + list(modelmesh.OPERATIONS.values())
+    assert set(reached) == set(OPERATIONS.values())
+
+
+def test_what_reads_changes_nothing_by_its_method():
+    """GET is what asks; everything else changes something, and none of it twice."""
+    assert all((route.method == "GET") == (route.operation.verb is Verb.READ) for route in ROUTES)
+    assert len({(route.method, route.path) for route in ROUTES}) == len(ROUTES)
+    assert all(callable(getattr(ManagementApi, route.handler)) for route in ROUTES)
+
+
+def test_a_name_in_the_path_is_of_the_operations_noun():
+    """Whoever decides on the name finds it where the table says."""
+    nouns = defaultdict(set)
+    for route in ROUTES:
+        if "{id" in route.path:
+            nouns[route.path.split("/")[3]].add(route.operation.noun)
+    assert nouns == {
+        "models": {operations.Noun.MODEL},
+        "pods": {operations.Noun.POD},
+        "settings": {operations.Noun.SETTING},
+    }
+    assert not any(
+        "{id" in r.path for r in ROUTES if r.operation.noun in (operations.Noun.MESH, operations.Noun.MODELS)
+    )
+
+
+def test_every_method_of_the_service_is_in_the_table():
+    """Those of the older service too, by its names."""
+    by_name = modelmesh.OPERATIONS
+    assert {method.name for method in pb.DESCRIPTOR.services_by_name["ModelMesh"].methods} <= by_name.keys()
+    assert by_name["addModel"] is by_name["registerModel"] is operations.REGISTER
+    assert by_name["deleteModel"] is by_name["unregisterModel"] is operations.UNREGISTER
+
+
+def test_statuses_are_the_predecessors():
+    """Each can be written into its messages by name."""
+    known = pb.ModelStatusInfo.ModelStatus.keys()
+    for status in ModelStatus:
+        assert status in known
+        assert pb.ModelStatusInfo(status=status).status == pb.ModelStatusInfo.ModelStatus.Value(status)

@@ -1,0 +1,52 @@
+"""Management as tests ask it: requests made of plain arguments."""
+
+from collections.abc import Callable, Sequence
+
+from placement.copies import UNLIMITED, Limits
+from router.management.creation import Fate
+from router.management.handlers import Management
+from router.management.requests import Item, Load, Register
+from router.management.status import StatusInfo
+
+
+class Asked:
+    """Shorthands for one worker's management."""
+
+    def __init__(self, management: Management) -> None:
+        self.handlers = management
+        self.explain = management.inspection.explain
+        self.page = management.status.page
+        self.errors = management.status.errors
+        self.status = management.status.of
+        self.unregister = management.registration.unregister
+        self.release = management.registration.release
+        self.reload = management.registration.reload
+
+    async def register(
+        self,
+        model_id: str,
+        type: str,
+        path: str = "",
+        key: str = "",
+        *,
+        sha256: str = "",
+        limits: Limits = UNLIMITED,
+        load_now: bool = False,
+        sync: bool = False,
+        last_used_ms: int = 0,
+    ) -> StatusInfo:
+        """Registers a model."""
+        item = Item(model_id, type, path, key, sha256, limits)
+        return await self.handlers.registration.register(Register(item, load_now, sync, last_used_ms))
+
+    async def register_many(self, items: Sequence[Item]) -> list[Fate]:
+        """Registers many."""
+        return await self.handlers.registration.register_many(items)
+
+    async def ensure_loaded(self, model_id: str, *, sync: bool = False, last_used_ms: int = 0) -> StatusInfo:
+        """Has a model loaded."""
+        return await self.handlers.loading.ensure(Load(model_id, sync, last_used_ms))
+
+    async def set_limits(self, model_id: str, change: Callable[[Limits], Limits]) -> StatusInfo:
+        """Changes how many copies a model has."""
+        return await self.handlers.registration.set_limits(model_id, change)
