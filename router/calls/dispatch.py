@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from mesh.statuses import MeshError, Reason
 from mesh.wire.call import Call, Handler
 from router.calls import answers, streams
-from router.calls.forward import Carry, Forwarder
+from router.calls.forwarder import Forwarder
 from router.calls.routes import Routes
+from router.calls.unary import Carry
 
 
 class Dispatcher:

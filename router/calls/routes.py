@@ -40,12 +40,13 @@ class Method:
     label: str  # for metrics: the part after the last slash
     path: tuple[int, ...] = ()  # field numbers of the id in the request; empty: metadata only
     safe: bool = False  # may be sent a second time although the first server may have seen it
+    unary: bool = False  # known to have one message and one reply, and so to end soon
     refused: str = ""  # never forwarded, and why
     lacking: str = ""  # why a call that names no model is refused, where that is more than the lack of a header
 
 
 V2_METHODS: Mapping[bytes, Method] = {
-    PREFIX + name.encode(): Method(PREFIX + name.encode(), name, path=(1,), safe=True)
+    PREFIX + name.encode(): Method(PREFIX + name.encode(), name, path=(1,), safe=True, unary=True)
     for name in ("ModelInfer", "ModelMetadata", "ModelReady")
 }
 

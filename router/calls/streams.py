@@ -1,6 +1,6 @@
 """Calls whose request comes message by message: carried by two coroutines, one each way, full duplex.
 
-The same rules as for unary calls (`forward`). What differs is what can be sent a second time: the messages that have
+The same rules as for unary calls (`attempts`). What differs is what can be sent a second time: the messages that have
 been passed on are kept until the reply begins, the first one always, more of them up to a bound. A call that has sent
 more than that is not tried again.
 
@@ -15,13 +15,14 @@ import time
 from mesh.statuses import Code, MeshError, Reason
 from mesh.telemetry import logs
 from mesh.wire import framing, metadata
-from mesh.wire import headers as names
-from mesh.wire.call import Call, CallCancelled
-from mesh.wire.client import Lost, LostKind, Reply, ReplyStream, RequestStream
-from router.calls import answers, routes, shares
-from router.calls.forward import MAX_SENDS, Forwarder, call_lost, pump, reply_lost, returned
+from mesh.wire.call import Call, CallCancelled, Header
+from mesh.wire.client import Lost, Reply, ReplyStream, RequestStream
+from placement.retry import MAX_TRIES, Decision
+from router.calls import answers, replies, routes
+from router.calls.attempts import Attempts
+from router.calls.forwarder import Forwarder
 from router.calls.routes import Method, Routes
-from router.fencing.verify import AWAY, VERIFIED
+from router.fencing.verify import NOTHING, Said
 from router.state.view import Copy
 
 log = logs.get(__name__)
@@ -67,6 +68,32 @@ async def carry(forwarder: Forwarder, known: Routes, call: Call, method: Method)
         (forwarder.meter.cold if stream.cold else forwarder.meter.hits).observe(ms)
 
 
+class _Turn:
+    """A call's turn to take a connection to a copy's pod. It is kept for it once it has come."""
+
+    def __init__(self, forwarder: Forwarder, copy: Copy) -> None:
+        self._forwarder = forwarder
+        self._copy = copy
+        self._came: asyncio.Future[None] = forwarder.loop.create_future()
+
+    def resume(self) -> None:
+        """It has come."""
+        self._forwarder.began(self._copy)
+        self._came.set_result(None)
+
+    async def wait(self) -> None:
+        """Waits for it. Cancelled, it is given back."""
+        self._forwarder.wait(self._copy, self)
+        try:
+            await asyncio.shield(self._came)
+        except asyncio.CancelledError:
+            if self._came.done():
+                self._forwarder.ended(self._copy)
+            else:
+                self._copy.waiting.pop(self, None)
+            raise
+
+
 class _Stream:
     """One call and what is kept of it."""
 
@@ -80,85 +107,116 @@ class _Stream:
         self._keeping = True  # the reply has not begun
         self._whole = True  # everything that was read is kept
         self._ended = False
-        self.cold = False
+        self.cold = False  # it has waited for a load
         self.sent = 0  # bytes of messages
         self.received = -1
 
     async def run(self, known: Routes) -> int:
-        """The code it ended with. Raises MeshError, CallCancelled."""
+        """Carries it and returns the code it ended with. Raises MeshError, CallCancelled."""
         call, method, forwarder = self._call, self._method, self._forwarder
         first = await self._read() if method.path else None
         model_id = known.model_id(call, method, first)
-        self.cold = model_id not in forwarder.view.copies
         passes = routes.passes
         headers = tuple(header for header in call.headers if passes[header[0]])
-        tried: list[Copy] = []
-        retried = insist = False
-        for _ in range(MAX_SENDS):
-            copy, said = await forwarder.copy(model_id, tried, call.deadline, first=first, insist=insist)
-            insist = False
-            pool = copy.pod.pool
-            if pool is None:
-                tried.append(copy)
-                continue
-            if not forwarder.has_room(copy):
-                raise shares.refusal(model_id, copy.pod.name, copy.calls)
-            deadline = call.deadline
-            timeout = None if deadline is None else metadata.format_timeout(deadline - forwarder.loop.time())
+        attempts = Attempts(forwarder, model_id, safe=method.safe, deadline=call.deadline)
+        copy, said = await self._place(model_id, attempts, first)
+        while True:
             try:
-                request = pool.open(call.method, headers + copy.headers + said, timeout=timeout, encoding=call.encoding)
-            except ValueError as error:
-                raise MeshError(Reason.BAD_REQUEST, str(error)) from error
-            forwarder.began(copy)
-            sender = asyncio.create_task(self._send(request))
-            try:
-                answer = await request.first()
-                refusal = returned(answer.headers, copy.pod)[1] if isinstance(answer, Reply) and answer.code else None
-                if refusal is not None:
-                    if refusal == names.VERIFY_FIRST and said is not VERIFIED:
-                        forwarder.not_verified(copy)
-                        insist = said is AWAY
-                        if insist and forwarder.other(copy, tried):
-                            tried.append(copy)
-                            insist = False
-                        why = "must verify it first"
-                    else:
-                        forwarder.meter.not_here.inc()
-                        forwarder.view.drop(copy)
-                        why = "does not hold it"
-                    if not self._whole:
-                        text = f"{model_id}: {copy.pod.name} {why}, and too much was sent to send it again"
-                        raise MeshError(Reason.UNAVAILABLE, text, retry_after=0)
-                    continue
-                self._keeping = False
-                self._kept.clear()
-                self.hold.counts(0)
-                if copy.pod.failed_at:
-                    forwarder.reached(copy.pod)
-                return await self._answer(copy, answer)
-            except Lost as lost:
-                if not self._keeping:
-                    raise reply_lost(lost) from lost
-                if lost.kind is LostKind.UNSENT:
-                    if not forwarder.unsent(copy, pool) and forwarder.exhausted(model_id, [*tried, copy]):
-                        # All connections are in use: trying again would find the same, at once, as often as it may.
-                        raise MeshError(Reason.OVERLOADED, lost.why, retry_after=0.1) from lost
-                elif forwarder.lost(copy, lost.why) >= 2 or retried or not method.safe:
-                    raise call_lost(copy, lost) from lost
-                elif lost.kind is LostKind.STARTED:
-                    raise reply_lost(lost) from lost
-                else:
-                    retried = True
-                    forwarder.meter.retried.inc()
-                if not self._whole:
-                    raise call_lost(copy, lost) from lost
-                tried.append(copy)
+                outcome = await self._try(copy, headers, said, attempts)
             finally:
-                sender.cancel()
-                request.cancel()
                 forwarder.ended(copy)
-                await asyncio.gather(sender, return_exceptions=True)
-        raise MeshError(Reason.UNAVAILABLE, f"no copy of {model_id} could be called", retry_after=1.0)
+            if isinstance(outcome, int):
+                return outcome
+            if outcome.pause:
+                await asyncio.sleep(outcome.pause)
+            again = copy if outcome.verify else None
+            copy, said = await self._place(model_id, attempts, first, again, insist=outcome.insist)
+
+    # --- where to ---
+
+    async def _place(
+        self, model_id: str, attempts: Attempts, first: bytes | None, again: Copy | None = None, *, insist: bool = False
+    ) -> tuple[Copy, Said]:
+        """Takes a connection to a copy that may be called now, once there is one; returns it, and what the call says of
+        its record. `again`: this one, where it still is there; `insist`: as `Verifier.verify` has it. Raises MeshError.
+        """
+        forwarder, tried = self._forwarder, attempts.tried
+        for _ in range(MAX_TRIES):
+            copies = forwarder.view.copies.get(model_id, [])
+            copy, again = again if again in copies else forwarder.pick(copies, tried), None
+            if copy is None:
+                self.cold = True
+                tried.clear()
+                await forwarder.coldstart.load(model_id, deadline=self._call.deadline)
+                continue
+            said = await self._verified(copy, first, insist=insist)
+            insist = False
+            if said is None:
+                continue
+            if forwarder.has_room(copy):
+                forwarder.began(copy)
+                return copy, said
+            other = forwarder.turn(copy, tried, unary=self._method.unary)
+            if other is not None:
+                forwarder.began(other)
+                return other, NOTHING
+            await _Turn(forwarder, copy).wait()
+            if copy in forwarder.view.copies.get(model_id, ()):
+                if not forwarder.must_verify(copy):
+                    return copy, NOTHING
+                if said := forwarder.known(copy):
+                    return copy, said
+            forwarder.ended(copy)
+        raise MeshError(Reason.UNAVAILABLE, f"no copy of {model_id} stays where it is", retry_after=1.0)
+
+    async def _verified(self, copy: Copy, first: bytes | None, *, insist: bool) -> Said | None:
+        """What the call may say of the copy's record; None: the copy is gone. Raises MeshError."""
+        forwarder = self._forwarder
+        if not insist:
+            if not forwarder.must_verify(copy):
+                return NOTHING
+            if said := forwarder.known(copy):
+                return said
+        said = await forwarder.verifier.verify(copy, insist=insist)
+        if first is not None and (refusal := forwarder.refusal(copy.model, first)) is not None:
+            raise refusal
+        return said or None
+
+    # --- one try ---
+
+    async def _try(self, copy: Copy, headers: tuple[Header, ...], said: Said, attempts: Attempts) -> int | Decision:
+        """Sends the call to the copy. Returns the code it ended with, or what follows. Raises MeshError."""
+        call, forwarder, pool = self._call, self._forwarder, copy.pod.pool
+        if pool is None:
+            return attempts.missed(copy, kept=self._whole)
+        deadline = call.deadline
+        timeout = None if deadline is None else metadata.format_timeout(deadline - forwarder.loop.time())
+        try:
+            request = pool.open(call.method, headers + copy.headers + said, timeout=timeout, encoding=call.encoding)
+        except ValueError as error:
+            raise MeshError(Reason.BAD_REQUEST, str(error)) from error
+        sender = asyncio.create_task(self._send(request))
+        try:
+            answer = await request.first()
+            if isinstance(answer, Reply) and answer.code:
+                refusal = replies.returned(answer.headers, copy.pod)[1]
+                if refusal is not None:
+                    return attempts.refused(copy, refusal, said, kept=self._whole)
+            self._keeping = False
+            self._kept.clear()
+            self.hold.counts(0)
+            if copy.pod.failed_at:
+                forwarder.reached(copy.pod)
+            return await self._answer(copy, answer)
+        except Lost as lost:
+            if self._keeping:
+                return attempts.lost(copy, pool, lost, kept=self._whole)
+            forwarder.lost(copy, lost.why)
+            raise replies.broken(lost.why) from lost
+        finally:
+            sender.cancel()
+            request.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
 
     async def _read(self) -> bytes | None:
         frame = await self._call.read()
@@ -185,12 +243,12 @@ class _Stream:
                     await request.write(read)
             request.end()
         except (Lost, CallCancelled):
-            pass  # whoever waits for the reply is told too
+            pass  # who waits for the reply is told too
 
     async def _answer(self, copy: Copy, answer: Reply | ReplyStream) -> int:
         call = self._call
         if isinstance(answer, Reply):
-            headers, _ = returned(answer.headers, copy.pod)
+            headers, _ = replies.returned(answer.headers, copy.pod)
             returns = routes.returns
             trailers = [header for header in answer.trailers if returns[header[0]]]
             if answer.frame is not None and not answer.code:
@@ -201,8 +259,8 @@ class _Stream:
             else:
                 call.fail(answer.code, answer.text, headers, trailers)
             return answer.code
-        headers, _ = returned(answer.headers, copy.pod)
+        headers, _ = replies.returned(answer.headers, copy.pod)
         if answer.encoding:
             headers.append((_ENCODING, answer.encoding))
-        code, self.received = await pump(call, answer, headers)
+        code, self.received = await replies.pump(call, answer, headers)
         return code

@@ -31,7 +31,7 @@ from mesh.wire.client import Pool
 from mesh.wire.server import Server
 from router import services
 from router.calls.dispatch import Dispatcher
-from router.calls.forward import Forwarder
+from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
 from router.calls.routes import Routes
 from router.fencing.tombstones import Tombstones

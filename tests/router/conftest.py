@@ -10,7 +10,7 @@ from mesh.etcd import EtcdUnavailable, KeyValue
 from mesh.schema.records import Failure, ModelRecord
 from mesh.telemetry import metrics
 from router.calls.dispatch import Dispatcher
-from router.calls.forward import Forwarder
+from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
 from router.calls.routes import Routes
 from router.loads.coldstart import ColdStart

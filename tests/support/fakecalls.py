@@ -1,14 +1,14 @@
 """Calls, pools and agents that do nothing by themselves: a test says what happens, and when."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mesh.pb import agent_pb2
 from mesh.statuses import Code
 from mesh.wire.call import Call, CallCancelled, Header, Headers
-from mesh.wire.client import Lost, LostKind, PoolStatistics, Reply, Sink
+from mesh.wire.client import Lost, LostKind, PoolStatistics, Reply, RequestStream, Sink
 from router.loads.agents import Timeout, Unreachable
 from router.state.view import Pod
 
@@ -90,6 +90,32 @@ class FakeCall(Call):
         return self.answers[0][1]
 
 
+class StreamCall(FakeCall):
+    """A call whose messages are still to come: those it is given, then, unless it stays `open`, its end."""
+
+    def __init__(
+        self,
+        method: bytes = b"/inference.GRPCInferenceService/ModelInfer",
+        headers: list[Header] | None = None,
+        messages: Sequence[bytes] = (b"\0\0\0\0\x03\x0a\x01m",),
+        *,
+        open: bool = False,
+        deadline: float | None = None,
+    ) -> None:
+        super().__init__(method, headers, None, deadline=deadline)
+        self.messages = list(messages)
+        self.open = open
+
+    async def read(self) -> bytes | None:
+        if self._cancelled:
+            raise CallCancelled("gone")
+        if self.messages:
+            return self.messages.pop(0)
+        if self.open:
+            await asyncio.Event().wait()
+        return None
+
+
 def _running() -> bool:
     try:
         asyncio.get_running_loop()
@@ -110,6 +136,7 @@ class Sent:
     timeout: bytes | None
     cancelled: bool = False
     over: bool = False  # answered, lost or cancelled
+    messages: list[bytes] = field(default_factory=list)  # of a stream
 
     def cancel(self) -> None:
         self.cancelled = self.over = True
@@ -159,11 +186,40 @@ class FakePool:
         self.sent.append(sent)
         return sent
 
+    def open(
+        self, method: bytes, headers: Headers, *, timeout: bytes | None = None, encoding: bytes = b""
+    ) -> RequestStream:
+        assert not self.closed
+        stream = RequestStream()
+        sent = Sent(self, method, dict(headers), b"", stream, timeout)
+        stream.exchange = _FakeExchange(sent)  # type: ignore[assignment]
+        self.sent.append(sent)
+        return stream
+
     def close(self) -> None:
         self.closed = True
 
     def statistics(self) -> PoolStatistics:
         return PoolStatistics(connections=10**6 if self.full else 0, idle=0, connecting=0, waiting=0, calls=0)
+
+
+class _FakeExchange:
+    """What a stream writes to."""
+
+    def __init__(self, sent: Sent) -> None:
+        self._sent = sent
+        self.over: Lost | None = None
+
+    async def write(self, frame: bytes) -> None:
+        self._sent.messages.append(frame)
+
+    def end(self) -> None:
+        pass
+
+    def cancel(self) -> None:
+        if not self._sent.over:
+            self._sent.cancel()
+        self.over = Lost(LostKind.STARTED, "cancelled by us")
 
 
 Answer = agent_pb2.LoadReply | Exception

@@ -1,6 +1,5 @@
 """One model's calls do not take all connections to its pod: they wait for each other, or are refused, alone."""
 
-import asyncio
 from dataclasses import dataclass
 
 import pytest
@@ -13,7 +12,7 @@ from mesh.wire.client import LostKind
 from router.calls import shares
 from router.settings import RouterSettings
 from tests.support import fakecalls
-from tests.support.fakecalls import FakeCall
+from tests.support.fakecalls import StreamCall
 from tests.support.waiting import until
 
 CONNECTIONS, WAITERS = 8, 10
@@ -133,16 +132,86 @@ async def test_those_that_wait_for_a_copy_that_is_gone_go_elsewhere(mesh, how):
     assert {call.code for call in calls} == {Code.OK}
 
 
+def stream(mesh):
+    call = StreamCall(b"/some.Predictor/stream", [(b"mm-model-id", b"slow")], [framing.pack(b"")])
+    mesh.dispatcher.dispatch(call)
+    return call
+
+
+def late(mesh, model="slow"):
+    """A unary call whose end comes later than its message."""
+    call = StreamCall(messages=[mesh.frame(model)])
+    mesh.dispatcher.dispatch(call)
+    return call
+
+
 async def test_a_stream_beyond_the_share_is_refused(mesh):
+    """Those that hold the connections may do so for hours."""
     for _ in range(CONNECTIONS // 2):
         mesh.call("slow")
-    stream = FakeCall(b"/some.Predictor/stream", [(b"mm-model-id", b"slow")], None)
-    mesh.dispatcher.dispatch(stream)
-    async with asyncio.timeout(10):
-        await stream.answered.wait()
-    assert stream.code is Code.RESOURCE_EXHAUSTED
+    refused = stream(mesh)
+    await until(lambda: refused.answers, interval=0.001)
+    assert refused.code is Code.RESOURCE_EXHAUSTED
     for sent in of(mesh, "a", "slow"):
         sent.reply(framing.pack(b""))
+
+
+async def test_a_unary_call_whose_end_comes_late_waits_for_its_turn(mesh):
+    calls = [mesh.call("slow") for _ in range(CONNECTIONS // 2)]
+    waits = late(mesh)
+    (copy,) = mesh.world.view.copies["slow"]
+    await until(lambda: copy.waiting, interval=0.001)
+    of(mesh, "a", "slow")[0].reply()
+    await until(lambda: len(of(mesh, "a", "slow")) > CONNECTIONS // 2, interval=0.001)
+    assert not waits.answers
+    for sent in of(mesh, "a", "slow"):
+        if not sent.over:
+            sent.reply(framing.pack(b""))
+    await until(lambda: waits.answers, interval=0.001)
+    assert {call.code for call in [*calls, waits]} == {Code.OK}
+
+
+async def test_late_calls_beyond_those_that_may_wait_are_refused(mesh):
+    for _ in range(CONNECTIONS // 2):
+        mesh.call("slow")
+    waiting = [late(mesh) for _ in range(WAITERS)]
+    (copy,) = mesh.world.view.copies["slow"]
+    await until(lambda: len(copy.waiting) == WAITERS, interval=0.001)
+    refused = late(mesh)
+    await until(lambda: refused.answers, interval=0.001)
+    assert refused.code is Code.RESOURCE_EXHAUSTED
+    for call in waiting:
+        call.cancel()
+    await until(lambda: not copy.waiting, interval=0.001, why="who leaves waits no longer")
+    for sent in of(mesh, "a", "slow"):
+        sent.reply(framing.pack(b""))
+
+
+async def test_a_late_call_that_leaves_as_its_turn_comes_gives_it_back(mesh):
+    calls = [mesh.call("slow") for _ in range(CONNECTIONS // 2)]
+    first, second = late(mesh), late(mesh)
+    (copy,) = mesh.world.view.copies["slow"]
+    await until(lambda: len(copy.waiting) == 2, interval=0.001)
+    of(mesh, "a", "slow")[0].reply()
+    first.cancel()
+    await until(lambda: len(of(mesh, "a", "slow")) > CONNECTIONS // 2, interval=0.001, why="the second has the turn")
+    for sent in of(mesh, "a", "slow"):
+        if not sent.over:
+            sent.reply(framing.pack(b""))
+    await until(lambda: second.answers, interval=0.001)
+    assert not first.answers
+    assert {call.code for call in calls} == {Code.OK}
+    assert copy.calls == 0
+
+
+async def test_a_late_call_uses_another_copy_that_has_room(mesh):
+    calls = [mesh.call("wide") for _ in range(CONNECTIONS - 1)]
+    other = late(mesh, "wide")
+    await until(lambda: len(of(mesh, "a", "wide")) == len(of(mesh, "b", "wide")) == CONNECTIONS // 2, interval=0.001)
+    for sent in [*of(mesh, "a", "wide"), *of(mesh, "b", "wide")]:
+        sent.reply(framing.pack(b""))
+    await until(lambda: other.answers, interval=0.001)
+    assert {call.code for call in [*calls, other]} == {Code.OK}
 
 
 # --- the rule ---

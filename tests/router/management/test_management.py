@@ -16,7 +16,7 @@ from mesh.statuses import Code, MeshError, Reason
 from mesh.telemetry import metrics
 from mesh.wire import framing
 from router.calls.dispatch import Dispatcher
-from router.calls.forward import Forwarder
+from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
 from router.calls.routes import Routes
 from router.fencing.tombstones import Tombstones

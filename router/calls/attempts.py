@@ -1,0 +1,101 @@
+"""The tries of one call that was not answered at once: what came of each, and what follows by `placement.retry`.
+
+Both carriers have one, and do what it says: call again, after a pause, verify, or give up with the error that it
+raises. What a try teaches of pods and copies is noted here as well. A call whose first try is answered needs none.
+"""
+
+from mesh.statuses import MeshError, Reason
+from mesh.wire import headers as names
+from mesh.wire.client import Lost, LostKind, Pool
+from placement import fence, retry
+from placement.retry import Decision, End, Trouble
+from router.calls import replies
+from router.calls.forwarder import Forwarder
+from router.fencing.verify import AWAY, NOTHING, VERIFIED, Said
+from router.state.view import Copy
+
+_SAID = {NOTHING: fence.Said.NOTHING, VERIFIED: fence.Said.VERIFIED, AWAY: fence.Said.AWAY}
+
+
+class Attempts:
+    """Those of one call."""
+
+    __slots__ = ("_deadline", "_forwarder", "_model_id", "_repeated", "_safe", "_tries", "tried")
+
+    def __init__(self, forwarder: Forwarder, model_id: str, *, safe: bool, deadline: float | None) -> None:
+        self._forwarder = forwarder
+        self._model_id = model_id
+        self._safe = safe
+        self._deadline = deadline
+        self._tries = 0
+        self._repeated = False
+        self.tried: list[Copy] = []
+        """The copies that are not called again as long as there is another. A load makes it void."""
+
+    def refused(self, copy: Copy, refusal: bytes, said: Said, *, kept: bool = True) -> Decision:
+        """The pod has run nothing. `refusal` is the header that says why, `said` what the call said of the record,
+        `kept`: all of it can be sent again. Raises MeshError where the call is given up; so do the others."""
+        verify = refusal == names.VERIFY_FIRST
+        if verify and said is not VERIFIED:
+            self._forwarder.not_verified(copy)
+        trouble = Trouble.VERIFY_FIRST if verify else Trouble.NOT_HERE
+        why = f"{copy.pod.name} must verify it first" if verify else f"{copy.pod.name} does not hold it"
+        return self._after(copy, trouble, why, said=said, kept=kept)
+
+    def lost(self, copy: Copy, pool: Pool | None, lost: Lost, *, kept: bool = True) -> Decision:
+        """Its connection broke, or there was none."""
+        forwarder = self._forwarder
+        if lost.kind is LostKind.UNSENT:
+            trouble = Trouble.UNREACHED if forwarder.unsent(copy, pool) else Trouble.BUSY
+            return self._after(copy, trouble, lost.why, kept=kept)
+        deaths = forwarder.lost(copy, lost.why)
+        trouble = Trouble.BROKEN if lost.kind is LostKind.STARTED else Trouble.LOST
+        return self._after(copy, trouble, lost.why, kept=kept, deaths=deaths)
+
+    def missed(self, copy: Copy, *, kept: bool = True) -> Decision:
+        """Its pod has gone before anything could be sent there."""
+        return self._after(copy, Trouble.UNREACHED, f"{copy.pod.name} has gone", kept=kept)
+
+    def _after(
+        self, copy: Copy, trouble: Trouble, why: str, *, said: Said = NOTHING, kept: bool, deaths: int = 0
+    ) -> Decision:
+        forwarder = self._forwarder
+        self._tries += 1
+        alone = trouble is Trouble.BUSY or (trouble is Trouble.VERIFY_FIRST and said is AWAY)  # others matter only then
+        decision = retry.decide(
+            retry.Try(
+                trouble=trouble,
+                tries=self._tries,
+                safe=self._safe,
+                repeated=self._repeated,
+                kept=kept,
+                said=_SAID[said],
+                others=alone and forwarder.other(copy, self.tried),
+                deaths=deaths,
+                remaining=None if self._deadline is None else self._deadline - forwarder.loop.time(),
+            )
+        )
+        if decision.forget:
+            forwarder.meter.not_here.inc()
+            forwarder.view.drop(copy)
+        if decision.avoid:
+            self.tried.append(copy)
+        if decision.end is not None:
+            raise self._error(decision.end, trouble, copy, why)
+        if trouble is Trouble.LOST:
+            self._repeated = True
+            forwarder.meter.retried.inc()
+        return decision
+
+    def _error(self, end: End, trouble: Trouble, copy: Copy, why: str) -> MeshError:
+        if end is End.EXHAUSTED:
+            return MeshError(Reason.UNAVAILABLE, f"no copy of {self._model_id} could be called: {why}", retry_after=1.0)
+        if end is End.UNKEPT:
+            text = f"{self._model_id}: {why}, and too much was sent to send it again"
+            return MeshError(Reason.UNAVAILABLE, text, retry_after=0)
+        if end is End.BUSY:
+            return MeshError(Reason.OVERLOADED, why, retry_after=0.1)
+        if trouble is Trouble.BROKEN:
+            return replies.broken(why)
+        text = f"the model server of {copy.pod.name} was lost in the middle of the call: {why}"
+        return MeshError(Reason.LOST, text)

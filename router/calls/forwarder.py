@@ -1,0 +1,211 @@
+"""What the calls of one worker share: which copy is called next, what is learnt of pods, who waits for a connection.
+
+How a call is carried is `unary`'s and `streams`', what becomes of one that went wrong `attempts`'.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from typing import Protocol
+
+from mesh.process.tasks import Tasks
+from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
+from mesh.wire import budget as budgets
+from mesh.wire import requestdigest
+from mesh.wire.client import Pool
+from placement import retry
+from placement.balance import least_loaded
+from router.calls import shares
+from router.calls.deaths import Deaths
+from router.calls.meter import Meter
+from router.fencing.verify import NOTHING, Said, Verifier
+from router.loads.coldstart import ColdStart
+from router.settings import RouterSettings
+from router.state.registry import Registry
+from router.state.view import AVOID, Copy, Pod, View, Waiter
+
+log = logs.get(__name__)
+
+_SWEEP = 0.05  # seconds between looks for deadlines that have passed; the model server watches them more closely
+
+
+class Timed(Protocol):
+    """A call in flight that has a deadline."""
+
+    deadline: float
+
+    def expired(self) -> None:
+        """It has passed."""
+
+
+class Forwarder:
+    """What the calls of one worker share."""
+
+    def __init__(
+        self,
+        *,
+        view: View,
+        coldstart: ColdStart,
+        registry: Registry,
+        meter: Meter,
+        settings: RouterSettings,
+        budget: budgets.Budget = budgets.UNBOUNDED,
+    ) -> None:
+        self.view = view
+        self.budget = budget  # what streams keep to be sent again counts in it
+        self.coldstart = coldstart
+        self.registry = registry
+        self.meter = meter
+        self.settings = settings
+        self.verifier = Verifier(
+            registry,
+            view,
+            timeout=settings.verify_timeout,
+            reach=lambda timeout: registry.etcd.get(registry.keys.owner, timeout=timeout),
+        )
+        self.deaths = Deaths()
+        self.tasks = Tasks()
+        self.loop = asyncio.get_running_loop()
+        self.timed: set[Timed] = set()  # in flight, with a deadline
+        self.in_flight = 0
+        self._turn = 0
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def pick(self, copies: list[Copy], tried: Iterable[Copy] = ()) -> Copy | None:
+        """The copy to call: least loaded, those of pods that have just failed last and only after a while."""
+        now = self.loop.time()
+        fit = [
+            copy
+            for copy in copies
+            if copy not in tried and not (copy.pod.failed_at and now - copy.pod.failed_at < AVOID)
+        ]
+        if not fit:
+            return None
+        if len(fit) == 1:
+            return fit[0]
+        self._turn += 1
+        return fit[least_loaded(fit, self._turn)]
+
+    def must_verify(self, copy: Copy) -> bool:
+        """Whether a call must say what its model's record is, before this copy may be called."""
+        return copy.suspect or copy.pod.wary or copy.record.blamed or copy.model in self.deaths.watched
+
+    def refusal(self, model_id: str, frame: bytes) -> MeshError | None:
+        """Why this request is not sent to a model whose record was just read: a server died in the same one lately."""
+        registration = self.registry.remembered(model_id)
+        if registration is None or not registration.record.blames:
+            return None
+        refused = registration.record.refuses(time.time_ns() // 1_000_000)
+        if not refused:
+            return None
+        self.deaths.watch(model_id, self.loop.time())
+        if requestdigest.digest(frame).hex() not in refused:
+            return None
+        text = f"a model server died in this very request to {model_id[:200]} less than 10 minutes ago"
+        return MeshError(Reason.QUARANTINED, f"{text}: it is not sent again. Other requests are")
+
+    def known(self, copy: Copy) -> Said:
+        """Returns what a call to the copy may say without a read; NOTHING where one is needed. A model that has killed
+        servers a moment ago may be quarantined by now, so its record is read for each call."""
+        watched = copy.record.blamed or copy.model in self.deaths.watched
+        if watched and not self.verifier.away:
+            return NOTHING
+        return self.verifier.known(copy)
+
+    def other(self, copy: Copy, tried: list[Copy]) -> bool:
+        """Returns whether there is another copy of the model that has not been tried and may be called."""
+        return self.pick(self.view.copies.get(copy.model, []), [*tried, copy]) is not None
+
+    def not_verified(self, copy: Copy) -> None:
+        """The pod demands that calls of its copies say what their records are."""
+        self.meter.verify_first.inc()
+        copy.pod.wary = True
+
+    def unsent(self, copy: Copy, pool: Pool | None) -> bool:
+        """Notes that a call could not be sent. False where that was for want of connections, not the pod's fault."""
+        pod = copy.pod
+        self.meter.unsent.inc()
+        if pool is not None and pod.pool is pool:
+            if pool.statistics().connections >= self.settings.max_connections_per_pod:
+                return False
+            self.view.failed(pod, self.loop.time())
+        return True
+
+    def lost(self, copy: Copy, why: str) -> int:
+        """Notes that a connection broke in the middle of a call; returns how many servers this model has lost so."""
+        self.meter.lost.inc()
+        deaths = self.deaths.lost(copy.model, copy.pod, self.loop.time())
+        log.info("connection lost in a call", model=copy.model, pod=copy.pod.name, deaths=deaths, why=why)
+        if copy.suspect:
+            self.view.drop(copy)
+        return deaths
+
+    def began(self, copy: Copy) -> None:
+        """A call is on its way to a copy."""
+        copy.pod.in_flight += 1
+        copy.calls += 1
+
+    def ended(self, copy: Copy) -> None:
+        """A call to a copy has ended, in whatever way: those that wait for a connection to its pod go on."""
+        pod = copy.pod
+        pod.in_flight -= 1
+        copy.calls -= 1
+        if pod.waited_for:
+            self._resume(copy)
+
+    def _resume(self, ended: Copy) -> None:
+        """Those of the same model first; then those of others, whose share grows with what is free."""
+        waited_for = ended.pod.waited_for
+        for copy in (ended, *waited_for):
+            waiting = copy.waiting
+            while waiting and not shares.full(copy, self.settings.max_connections_per_pod):
+                waiter = next(iter(waiting))
+                del waiting[waiter]
+                waiter.resume()
+            if not waiting:
+                waited_for.pop(copy, None)
+
+    def has_room(self, copy: Copy) -> bool:
+        """Tells whether its model may take one more connection to its pod."""
+        return not shares.full(copy, self.settings.max_connections_per_pod)
+
+    def turn(self, copy: Copy, tried: Iterable[Copy], *, unary: bool = True) -> Copy | None:
+        """Returns where a call goes whose model has its share of the connections to this copy's pod; None: it waits for
+        its turn there (`wait`). Raises MeshError where it must not wait, or too many do."""
+        others = self.view.copies.get(copy.model, ())
+        other = self.pick([other for other in others if other not in tried and self.has_room(other)])
+        elsewhere = other is not None and not self.must_verify(other)
+        most = self.settings.max_waiters_per_model
+        turn = retry.turn(elsewhere=elsewhere, unary=unary, waiting=len(copy.waiting), most=most)
+        if turn is retry.Turn.REFUSE:
+            raise shares.refusal(copy.model, copy.pod.name, copy.calls)
+        return other if turn is retry.Turn.ELSEWHERE else None
+
+    def wait(self, copy: Copy, waiter: Waiter) -> None:
+        """Has the waiter resumed once a call in the copy's pod has ended, and it is its turn."""
+        copy.waiting[waiter] = copy.pod.waited_for[copy] = None
+
+    def reached(self, pod: Pod) -> None:
+        """The pod has answered after it had failed."""
+        pod.failed_at = 0.0
+
+    def watch(self, carry: Timed) -> None:
+        """Sees to the deadline of a call in flight."""
+        self.timed.add(carry)
+        if self._sweeper is None:
+            self._sweeper = self.loop.call_later(_SWEEP, self._sweep)
+
+    def _sweep(self) -> None:
+        # One look at all of them is cheaper than a timer each: nearly all calls end long before their deadline.
+        now = self.loop.time()
+        for carry in [carry for carry in self.timed if carry.deadline < now]:
+            carry.expired()
+        self._sweeper = self.loop.call_later(_SWEEP, self._sweep) if self.timed else None
+
+    async def close(self) -> None:
+        """Ends the tasks of streams."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await self.tasks.close()
+        await self.verifier.close()

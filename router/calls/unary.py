@@ -1,0 +1,339 @@
+"""Carrying a unary call to a copy and its reply back: a small state machine of plain callbacks, no task on a hit.
+
+A `Carry` is one call. It picks a copy from the view, sends the bytes, and passes back what comes: status, metadata,
+trailers, or a stream. Where there is no copy, `coldstart` calls back; what follows from a try that brought no answer is
+`attempts`'. When the caller goes away, or its deadline passes, the server is told by closing the connection.
+
+The record of a *suspect* copy is read before the first try, as is that of a model whose calls lost servers; see
+`verify`. What calls share is `forwarder`'s, how they reach a `Carry` `dispatch`'s, streaming requests are `streams`'.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import ParamSpec
+
+from mesh.statuses import Code, MeshError, Reason
+from mesh.wire import framing, metadata
+from mesh.wire.call import Call, CallCancelled, Header
+from mesh.wire.client import Exchange, Lost, Pool, Reply, ReplyStream
+from placement.retry import Decision
+from router.calls import answers, replies, routes
+from router.calls.attempts import Attempts
+from router.calls.forwarder import Forwarder
+from router.calls.routes import Method
+from router.fencing.verify import NOTHING, Said
+from router.state.view import Copy
+
+P = ParamSpec("P")
+
+_OK = int(Code.OK)
+_ENCODING = b"grpc-encoding"
+
+
+class Carry:
+    """One unary call on its way. A sink for the pool, a waiter for the cold start."""
+
+    __slots__ = (
+        "_attempts",
+        "_began",
+        "_call",
+        "_cold",
+        "_copy",
+        "_done",
+        "_exchange",
+        "_forwarder",
+        "_frame",
+        "_headers",
+        "_method",
+        "_model_id",
+        "_pool",
+        "_said",
+        "_waits_for",
+        "deadline",
+    )
+
+    def __init__(self, forwarder: Forwarder, call: Call, frame: bytes, method: Method, model_id: str) -> None:
+        self._forwarder = forwarder
+        self._call = call
+        self._frame = frame
+        self._method = method
+        self._model_id = model_id
+        passes = routes.passes
+        self._headers: tuple[Header, ...] = tuple([header for header in call.headers if passes[header[0]]])
+        self._copy: Copy | None = None
+        self._pool: Pool | None = None
+        self._exchange: Exchange | None = None
+        self._said = NOTHING
+        self._attempts: Attempts | None = None  # from its first trouble on
+        self._cold = False
+        self._done = False
+        self._waits_for: Copy | None = None
+        self._began = time.perf_counter()
+        self.deadline = 0.0
+
+    def begin(self) -> None:
+        """Sends it, or sees to it that there is something to send it to."""
+        forwarder = self._forwarder
+        call = self._call
+        forwarder.in_flight += 1
+        if call.deadline is not None:
+            self.deadline = call.deadline
+            forwarder.watch(self)
+        copies = forwarder.view.copies.get(self._model_id)
+        if (
+            copies is not None
+            and len(copies) == 1
+            and not copies[0].pod.failed_at
+            and not forwarder.must_verify(copies[0])
+        ):
+            self._send(copies[0])
+        else:
+            self._next()
+        if not self._done:  # else it was refused at once, and the two would keep each other
+            call.on_cancel(self.cancelled)
+
+    # --- where to ---
+
+    def _next(self) -> None:
+        forwarder = self._forwarder
+        copies = forwarder.view.copies.get(self._model_id)
+        copy = forwarder.pick(copies, self._tried) if copies is not None else None
+        if copy is None:
+            self._wait()
+        elif not forwarder.must_verify(copy):
+            self._send(copy)
+        elif said := forwarder.known(copy):
+            self._send(copy, said)
+        else:
+            self._verify(copy)
+
+    def _verify(self, copy: Copy, *, insist: bool = False) -> None:
+        self._forwarder.tasks.start(self._verified(copy, insist), f"verify {self._model_id}")
+
+    async def _verified(self, copy: Copy, insist: bool) -> None:
+        try:
+            said = await self._forwarder.verifier.verify(copy, insist=insist)
+        except MeshError as error:
+            self._fail(error)
+            return
+        if self._done:
+            return
+        if (refusal := self._forwarder.refusal(self._model_id, self._frame)) is not None:
+            self._fail(refusal)
+        elif said:
+            self._send(copy, said)
+        else:
+            self._next()
+
+    def _wait(self) -> None:
+        self._cold = True
+        if self._attempts is not None:
+            self._attempts.tried.clear()
+        try:
+            self._forwarder.coldstart.join(self._model_id, self, size=len(self._frame), deadline=self._call.deadline)
+        except MeshError as error:
+            self._fail(error)
+
+    def _send(self, copy: Copy, said: Said = NOTHING) -> None:
+        call = self._call
+        pod = copy.pod
+        pool = pod.pool
+        if pool is None:  # it has gone meanwhile
+            self._after(copy, self._tries().missed, copy)
+            return
+        if copy.calls and not self._forwarder.has_room(copy):
+            self._await_turn(copy)
+            return
+        deadline = call.deadline
+        self._copy = copy
+        self._pool = pool
+        self._said = said
+        try:
+            self._exchange = pool.send(
+                call.method,
+                self._headers + copy.headers + said,
+                self._frame,
+                self,
+                timeout=None if deadline is None else metadata.format_timeout(deadline - self._forwarder.loop.time()),
+                encoding=call.encoding,
+            )
+        except ValueError as error:
+            self._fail(MeshError(Reason.BAD_REQUEST, str(error)))
+        else:
+            self._forwarder.began(copy)
+
+    def _await_turn(self, copy: Copy) -> None:
+        """Its model has its share of the connections: goes to another copy that has not, or waits for a call to end."""
+        forwarder = self._forwarder
+        try:
+            other = forwarder.turn(copy, self._tried)
+        except MeshError as error:
+            self._fail(error)
+            return
+        if other is not None:
+            self._send(other)
+        else:
+            forwarder.wait(copy, self)
+            self._waits_for = copy
+
+    def resume(self) -> None:
+        """A call in the same pod has ended."""
+        self._waits_for = None
+        if not self._done:
+            self._next()
+
+    # --- from the cold start ---
+
+    def on_copy(self) -> None:
+        """There is a copy now."""
+        if not self._done:
+            self._next()
+
+    def on_error(self, error: MeshError) -> None:
+        """There will be none."""
+        self._fail(error)
+
+    # --- from the pool ---
+
+    def on_reply(self, reply: Reply) -> None:
+        """Passes it back, unless the pod did not hold the copy."""
+        copy = self._copy
+        assert copy is not None
+        pod = copy.pod
+        self._forwarder.ended(copy)
+        self._exchange = None
+        if pod.failed_at:
+            self._forwarder.reached(pod)
+        headers = reply.headers
+        if headers:
+            headers, refusal = replies.returned(headers, pod)
+            if refusal is not None and reply.code:
+                self._after(copy, self._tries().refused, copy, refusal, self._said)
+                return
+        frame = reply.frame
+        trailers = reply.trailers
+        if trailers:
+            returns = routes.returns
+            trailers = [header for header in trailers if returns[header[0]]]
+        if frame is not None and not reply.code:
+            if reply.encoding:
+                headers = [*headers, (_ENCODING, reply.encoding)]
+            self._call.reply(frame, headers, trailers)
+            self._ended(_OK, len(frame) - framing.PREFIX)
+        else:
+            self._call.fail(reply.code, reply.text, headers, trailers)
+            self._ended(reply.code, -1)
+
+    def on_stream(self, stream: ReplyStream) -> None:
+        """The reply comes message by message."""
+        assert self._copy is not None
+        headers, _ = replies.returned(stream.headers, self._copy.pod)
+        if stream.encoding:
+            headers = [*headers, (_ENCODING, stream.encoding)]
+        self._forwarder.tasks.start(self._pump(stream, headers), f"reply of {self._model_id}")
+
+    async def _pump(self, stream: ReplyStream, headers: list[Header]) -> None:
+        code, size = int(Code.CANCELLED), 0
+        try:
+            code, size = await replies.pump(self._call, stream, headers)
+        except CallCancelled:
+            stream.cancel()
+        except Lost as lost:
+            if not self._done:  # else it was lost because we have given it up
+                assert self._copy is not None
+                self._forwarder.lost(self._copy, lost.why)
+                error = replies.broken(lost.why)
+                code = int(error.reason.code)
+                answers.fail(self._call, error)
+        finally:
+            if self._exchange is not None:
+                assert self._copy is not None
+                self._forwarder.ended(self._copy)
+                self._exchange = None
+            self._ended(code, size)
+
+    def on_lost(self, lost: Lost) -> None:
+        """Tries again where that is allowed."""
+        copy, pool = self._copy, self._pool
+        assert copy is not None
+        self._forwarder.ended(copy)
+        self._exchange = None
+        self._after(copy, self._tries().lost, copy, pool, lost)
+
+    # --- another try ---
+
+    @property
+    def _tried(self) -> Sequence[Copy]:
+        return self._attempts.tried if self._attempts is not None else ()
+
+    def _tries(self) -> Attempts:
+        attempts = self._attempts
+        if attempts is None:
+            self._attempts = attempts = Attempts(
+                self._forwarder, self._model_id, safe=self._method.safe, deadline=self._call.deadline
+            )
+        return attempts
+
+    def _after(self, copy: Copy, outcome: Callable[P, Decision], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Does what follows from the outcome of a try to call the copy."""
+        try:
+            decision = outcome(*args, **kwargs)
+        except MeshError as error:
+            self._fail(error)
+            return
+        if decision.verify:
+            self._verify(copy, insist=decision.insist)
+        elif decision.pause:
+            self._forwarder.loop.call_later(decision.pause, self._again)
+        else:
+            self._next()
+
+    def _again(self) -> None:
+        if not self._done:
+            self._next()
+
+    # --- how it ends ---
+
+    def cancelled(self) -> None:
+        """The caller has gone."""
+        if not self._done:
+            self._withdraw()
+            self._ended(int(Code.CANCELLED), -1)
+
+    def expired(self) -> None:
+        """The deadline has passed."""
+        if not self._done:
+            self._fail(MeshError(Reason.DEADLINE, "the deadline has passed"))
+
+    def _withdraw(self) -> None:
+        if self._exchange is not None:
+            self._exchange.cancel()
+            self._exchange = None
+            assert self._copy is not None
+            self._forwarder.ended(self._copy)
+        elif self._waits_for is not None:
+            self._waits_for.waiting.pop(self, None)
+            self._waits_for = None
+        elif self._cold:
+            self._forwarder.coldstart.leave(self._model_id, self)
+
+    def _fail(self, error: MeshError) -> None:
+        if self._done:
+            return
+        self._withdraw()
+        answers.fail(self._call, error)
+        self._ended(int(error.reason.code), -1)
+
+    def _ended(self, code: int, size: int) -> None:
+        if self._done:
+            return
+        self._done = True
+        self._call.on_cancel(None)  # call and carry would keep each other, and leave it to the garbage collector
+        forwarder = self._forwarder
+        forwarder.in_flight -= 1
+        if self.deadline:
+            forwarder.timed.discard(self)
+        ms = (time.perf_counter() - self._began) * 1000
+        meter = forwarder.meter
+        meter.call(self._method.label, code, ms, len(self._frame) - framing.PREFIX, size)
+        (meter.cold if self._cold else meter.hits).observe(ms)

@@ -1,0 +1,163 @@
+"""What becomes of a call whose try brought no answer: the table, and what holds whatever happens."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from placement import retry
+from placement.fence import Said
+from placement.retry import KILLER, MAX_TRIES, SETTLE, Decision, End, Trouble, Try, Turn
+
+NOTHING_RAN = (Trouble.NOT_HERE, Trouble.VERIFY_FIRST, Trouble.UNREACHED, Trouble.BUSY)
+
+
+def one(trouble, **more):
+    """A first try of a call that may be sent again."""
+    known = {"tries": 1, "safe": True, "repeated": False, "kept": True, "said": Said.NOTHING, "others": True}
+    return Try(trouble=trouble, **(known | more))
+
+
+TABLE = {
+    "not here": (one(Trouble.NOT_HERE), {"forget": True}),
+    "not here, unsafe": (one(Trouble.NOT_HERE, safe=False), {"forget": True}),
+    "not here, not kept": (one(Trouble.NOT_HERE, kept=False), {"forget": True, "end": End.UNKEPT}),
+    "not here once more": (one(Trouble.NOT_HERE, tries=MAX_TRIES), {"forget": True, "end": End.EXHAUSTED}),
+    "not here after a loss": (one(Trouble.NOT_HERE, repeated=True), {"forget": True}),
+    "verify first": (one(Trouble.VERIFY_FIRST), {"verify": True}),
+    "verify first, unsafe": (one(Trouble.VERIFY_FIRST, safe=False), {"verify": True}),
+    "verify first, alone": (one(Trouble.VERIFY_FIRST, others=False), {"verify": True}),
+    "verify first, not kept": (one(Trouble.VERIFY_FIRST, kept=False), {"end": End.UNKEPT}),
+    "verify first once more": (one(Trouble.VERIFY_FIRST, tries=MAX_TRIES), {"end": End.EXHAUSTED}),
+    "verified, and verify first": (one(Trouble.VERIFY_FIRST, said=Said.VERIFIED), {"forget": True}),
+    "away, and verify first": (one(Trouble.VERIFY_FIRST, said=Said.AWAY), {"avoid": True}),
+    "away, and verify first, alone": (
+        one(Trouble.VERIFY_FIRST, said=Said.AWAY, others=False),
+        {"verify": True, "insist": True},
+    ),
+    "unreached": (one(Trouble.UNREACHED), {"avoid": True}),
+    "unreached, unsafe": (one(Trouble.UNREACHED, safe=False), {"avoid": True}),
+    "unreached, alone": (one(Trouble.UNREACHED, others=False), {"avoid": True}),
+    "unreached once more": (one(Trouble.UNREACHED, tries=MAX_TRIES), {"end": End.EXHAUSTED}),
+    "busy": (one(Trouble.BUSY), {"avoid": True}),
+    "busy, alone": (one(Trouble.BUSY, others=False), {"avoid": True, "end": End.BUSY}),
+    "lost": (one(Trouble.LOST, deaths=1), {"avoid": True, "pause": SETTLE}),
+    "lost, alone": (one(Trouble.LOST, deaths=1, others=False), {"avoid": True, "pause": SETTLE}),
+    "lost, unsafe": (one(Trouble.LOST, deaths=1, safe=False), {"end": End.LOST}),
+    "lost twice": (one(Trouble.LOST, deaths=1, repeated=True), {"end": End.LOST}),
+    "lost, not kept": (one(Trouble.LOST, deaths=1, kept=False), {"end": End.LOST}),
+    "lost by a killer": (one(Trouble.LOST, deaths=KILLER), {"end": End.LOST}),
+    "lost once more": (one(Trouble.LOST, deaths=1, tries=MAX_TRIES), {"end": End.LOST}),
+    "lost, no time left": (one(Trouble.LOST, deaths=1, remaining=SETTLE), {"end": End.LOST}),
+    "lost, time left": (one(Trouble.LOST, deaths=1, remaining=2 * SETTLE), {"avoid": True, "pause": SETTLE}),
+    "broken": (one(Trouble.BROKEN, deaths=1), {"end": End.LOST}),
+}
+
+
+@pytest.mark.parametrize(("tried", "follows"), TABLE.values(), ids=TABLE)
+def test_the_table(tried, follows):
+    decision = retry.decide(tried)
+    assert decision == Decision(why=decision.why, **follows)
+    assert decision.why
+
+
+tries = st.builds(
+    Try,
+    trouble=st.sampled_from(Trouble),
+    tries=st.integers(1, MAX_TRIES + 2),
+    safe=st.booleans(),
+    repeated=st.booleans(),
+    kept=st.booleans(),
+    said=st.sampled_from(Said),
+    others=st.booleans(),
+    deaths=st.integers(0, 5),
+    remaining=st.none() | st.floats(0, 10),
+)
+
+
+@given(tries)
+def test_what_may_have_run_is_sent_again_only_where_that_does_no_harm(tried):
+    """Once, of a method that is safe, while the model kills no servers, before its deadline; never within a reply."""
+    decision = retry.decide(tried)
+    if decision.end is None and tried.trouble not in NOTHING_RAN:
+        assert tried.trouble is Trouble.LOST
+        assert tried.safe
+        assert not tried.repeated
+        assert tried.deaths < KILLER
+        assert decision.pause == SETTLE
+        assert tried.remaining is None or tried.remaining > SETTLE
+
+
+@given(tries)
+def test_nothing_is_sent_that_is_not_at_hand_nor_more_often_than_may_be(tried):
+    decision = retry.decide(tried)
+    if decision.end is None:
+        assert tried.kept
+        assert tried.tries < MAX_TRIES
+
+
+@given(tries)
+def test_what_follows_makes_sense(tried):
+    """One of: another copy, the same one verified, the end; the safety of a method matters only where it may have
+    run; a copy is forgotten only by what its pod says."""
+    decision = retry.decide(tried)
+    assert decision.why
+    if decision.end is not None:
+        assert (decision.verify, decision.insist, decision.pause) == (False, False, 0.0)
+    else:
+        assert decision.forget + decision.avoid + decision.verify == 1
+    assert decision.verify or not decision.insist
+    if tried.trouble in NOTHING_RAN:
+        flipped = Try(**({name: getattr(tried, name) for name in Try.__slots__} | {"safe": not tried.safe}))
+        assert retry.decide(flipped) == decision
+    if decision.forget:
+        assert tried.trouble in (Trouble.NOT_HERE, Trouble.VERIFY_FIRST)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(Trouble), st.sampled_from(Said), st.booleans(), st.integers(1, 3))),
+    st.booleans(),
+    st.floats(0, 5),
+)
+def test_every_call_ends(troubles, safe, deadline):
+    """Whatever goes wrong, and in whatever order: after `MAX_TRIES` at most, with one repeat of what may have run."""
+    repeated, elapsed, ran = False, 0.0, 0
+    endless = itertools.chain(troubles, itertools.repeat((Trouble.NOT_HERE, Said.NOTHING, True, 1)))
+    for number, (trouble, said, others, deaths) in enumerate(endless, start=1):
+        ran += trouble in (Trouble.LOST, Trouble.BROKEN)
+        decision = retry.decide(
+            one(
+                trouble,
+                tries=number,
+                said=said,
+                others=others,
+                deaths=deaths,
+                safe=safe,
+                repeated=repeated,
+                remaining=deadline - elapsed,
+            )
+        )
+        if decision.end is not None:
+            assert number <= MAX_TRIES
+            break
+        repeated |= trouble is Trouble.LOST
+        elapsed += decision.pause
+        assert elapsed < max(deadline, SETTLE)
+    assert ran <= (2 if safe else 1)
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "unary", "waiting", "turn"),
+    [
+        (True, True, 0, Turn.ELSEWHERE),
+        (True, True, 9, Turn.ELSEWHERE),
+        (True, False, 0, Turn.ELSEWHERE),
+        (False, True, 0, Turn.WAIT),
+        (False, True, 1, Turn.WAIT),
+        (False, True, 2, Turn.REFUSE),
+        (False, False, 0, Turn.REFUSE),
+    ],
+)
+def test_a_call_beyond_its_models_share_goes_elsewhere_or_waits_where_it_may(elsewhere, unary, waiting, turn):
+    assert retry.turn(elsewhere=elsewhere, unary=unary, waiting=waiting, most=2) is turn
