@@ -11,6 +11,7 @@ Where lines go and are kept is left to whoever started the process: everything i
 import contextlib
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -194,6 +195,13 @@ structlog.configure(
     wrapper_class=structlog.stdlib.BoundLogger,
     cache_logger_on_first_use=True,
 )
+
+# Where nothing is configured, as in the commands of a terminal, Python itself writes warnings to standard error: as
+# lines like ours, rather than as the dict that a record is.
+if logging.lastResort is not None:
+    logging.lastResort.setFormatter(
+        Lines(fmt="json" if os.environ.get("MESH_LOG_FORMAT") == "json" else "text", process="mesh")
+    )
 
 
 def configure(*, level: str = "info", fmt: Format = "text", process: str = "", stream: TextIO | None = None) -> None:

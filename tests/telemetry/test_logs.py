@@ -152,6 +152,20 @@ def test_unknown_level_or_format_is_refused(stream, level, fmt):
         logs.configure(level=level, fmt=fmt, process="p", stream=stream)
 
 
+@pytest.mark.parametrize("fmt", ["text", "json"])
+def test_a_process_that_configures_nothing_writes_lines_too(fmt: str):
+    """As commands of a terminal: warnings and worse, not as the dict that a record is."""
+    program = "from mesh.telemetry import logs; log = logs.get('x'); log.info('no'); log.warning('it ended', pid=1)"
+    argv = [sys.executable, "-P", "-c", program]
+    environment = {**os.environ, "MESH_LOG_FORMAT": fmt}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    (line,) = done.stderr.splitlines()
+    if fmt == "json":
+        assert (json.loads(line)["event"], json.loads(line)["pid"]) == ("it ended", 1)
+    else:
+        assert line.endswith("warning mesh: it ended pid=1")
+
+
 # --- gRPC's core, which writes to standard error by itself ---
 
 _REFUSED = """

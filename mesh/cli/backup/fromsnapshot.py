@@ -105,7 +105,8 @@ async def _etcd(snapshot: Path, folder: Path) -> AsyncIterator[str]:
         await _answers(serving, f"http://127.0.0.1:{client}", snapshot)
         yield f"http://127.0.0.1:{client}"
     finally:
-        await serving.terminate(0.0)
+        serving.kill()  # what it holds is thrown away
+        await serving.wait(10.0)
 
 
 async def _answers(serving: process.Process, url: str, snapshot: Path) -> None:
