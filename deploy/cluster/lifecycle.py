@@ -37,7 +37,7 @@ def build(more: int = 0) -> Steps:
     unbuilt, missing = programs.unbuilt(), needs.missing_packages()
     steps = Steps(bool(missing) + len(unbuilt) + 1 + more)
     if unbuilt:
-        print(_FIRST, flush=True)
+        print(_FIRST, file=sys.stderr, flush=True)
     with steps.step(f"installing Debian packages: {' '.join(missing)}") if missing else contextlib.nullcontext():
         needs.obtain()
     programs.build(steps)

@@ -1,4 +1,7 @@
-"""What `make cluster` says while it works: which step of how many, for how long already, and never nothing for long."""
+"""What `make cluster` says while it works: which step of how many, for how long already, and never nothing for long.
+
+On standard error: standard output has the answer alone, such as an image's name.
+"""
 
 import contextlib
 import sys
@@ -23,7 +26,7 @@ class Steps:
         silence: float = SILENCE,
     ) -> None:
         self.total = total
-        self._stream = sys.stdout if stream is None else stream
+        self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._silence = silence
         self._started = clock()

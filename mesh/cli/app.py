@@ -15,6 +15,7 @@ from mesh.cli import (
     limits,
     options,
     pods,
+    prefix,
     processes,
     registry,
     replay,
@@ -36,7 +37,7 @@ Thousands of models behind one endpoint.
 
 _MODULES = (
     *(processes, certificates, registry, bulk, serving, limits, infer, pods, top),
-    *(simulate, replay, backup, snapshot, doctor, context),
+    *(simulate, replay, backup, snapshot, prefix, doctor, context),
 )
 """In the order of the help's panels."""
 

@@ -21,11 +21,16 @@ class OwnedByAnother(Exception):
     """Why this process must not use the prefix; the text says what to do."""
 
 
+def record(install_id: str, schema: int = SCHEMA) -> bytes:
+    """Returns the value of the owner's key."""
+    return json.dumps({"install": install_id, "schema": schema or SCHEMA}, separators=(",", ":")).encode()
+
+
 async def claim(etcd: Etcd, keys: Keys, install_id: str) -> None:
     """Takes the prefix, or finds that it is ours already. Raises OwnedByAnother, EtcdError."""
     if not install_id:
         return
-    ours = json.dumps({"install": install_id, "schema": SCHEMA}, separators=(",", ":")).encode()
+    ours = record(install_id)
     result = await etcd.txn([absent(keys.owner)], [put_op(keys.owner, ours)], [get_op(keys.owner)])
     if result.succeeded:
         log.info("this prefix is ours now", base=keys.base, install=install_id)
@@ -38,12 +43,13 @@ async def claim(etcd: Etcd, keys: Keys, install_id: str) -> None:
     except (ValueError, ArithmeticError, KeyError, TypeError) as error:
         raise OwnedByAnother(
             f"the key {keys.owner.decode()} in etcd cannot be read, so nobody can tell whose this prefix is: "
-            "look at it with etcdctl, and delete it if it is not another mesh's"
+            "look at it with etcdctl, and delete it if it is not another mesh's (`mesh prefix transfer`)"
         ) from error
     if install != install_id:
         raise OwnedByAnother(
             f"the prefix {keys.base} in etcd belongs to the mesh {install!r}, and this is {install_id!r}: give this "
-            f"one another root prefix or base, or, if {install!r} is gone, delete the key {keys.owner.decode()}"
+            f"one another root prefix or base, or, if {install!r} is gone, hand its models over to this one "
+            f"(`mesh prefix transfer --to {install_id}`) or remove them (`mesh prefix remove`)"
         )
     if schema > SCHEMA:
         raise OwnedByAnother(

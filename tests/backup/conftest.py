@@ -1,6 +1,7 @@
 """The command line against a real etcd, as an admin uses it."""
 
 import asyncio
+import threading
 from collections.abc import Mapping
 
 import pytest
@@ -31,6 +32,12 @@ class Admin:
                     await etcd.put(key, value)
 
         asyncio.run(work())
+
+    def put_aside(self, values: Mapping[bytes, bytes]) -> None:
+        """The same from within a command, whose event loop runs."""
+        thread = threading.Thread(target=self.put, args=(values,))
+        thread.start()
+        thread.join()
 
     def delete(self, key: bytes) -> None:
         async def work() -> None:

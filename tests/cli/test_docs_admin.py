@@ -24,7 +24,7 @@ def test_each_command_is_one(line: str) -> None:
     """It and its options are in the help."""
     words = re.sub(r"^mesh (--context \S+ )?", "", line)
     names = [word for word in shlex.split(words) if not word.startswith("-")]
-    path = names[:2] if names[0] == "context" else names[:1]
+    path = names[:2] if names[0] in ("context", "prefix") else names[:1]
     result = CliRunner().invoke(build(), [*path, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     for option in re.findall(r"--[a-z-]+", words):

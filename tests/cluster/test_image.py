@@ -1,10 +1,12 @@
 """The image, where it has the fewest rights: any uid, a read-only root, nothing but /tmp to write to."""
 
+import base64
 import json
 
 import pytest
 
 from deploy.cluster import layout
+from tests.support import models
 from tests.support.cluster import Kube, pod
 
 _ETCD = layout.ETCD_VERSION.removeprefix("v")
@@ -55,3 +57,21 @@ async def test_a_whole_mesh_runs_from_it(namespace: Kube, image: str) -> None:
     await namespace.wait("pod/mesh", "condition=Ready", timeout=90.0)
     pods = json.loads(namespace.exec("mesh", "mesh", "pods", "--json", container="router"))
     assert "mesh" in json.dumps(pods), "the runtime pod bears its host's name"
+
+
+_LOWER = """
+import base64, sys
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession(base64.b64decode(sys.stdin.read()))
+((text,),) = session.run(None, {session.get_inputs()[0].name: numpy.array(["GR\\u00d6SSE"], object)})
+print(ascii(text))
+"""
+
+
+async def test_models_that_work_on_texts_have_their_locale(namespace: Kube, image: str) -> None:
+    """That which scikit-learn's converter writes into them."""
+    namespace.apply(pod("texts", {"name": "it", "image": image, "command": ["sleep", "600"]}))
+    await namespace.wait("pod/texts", "condition=Ready")
+    given = base64.b64encode(models.lower("en_US.UTF-8")).decode()
+    said = namespace.kubectl("exec", "--stdin", "texts", "--", "python", "-c", _LOWER, given=given)
+    assert said.strip() == ascii("gr\u00f6sse")

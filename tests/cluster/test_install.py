@@ -199,7 +199,7 @@ async def test_a_second_mesh_is_refused(mesh: Installed) -> None:
 
 async def test_nothing_is_left(mesh: Installed) -> None:
     """`helm uninstall` removes everything that it and the mesh have made; the admin's own things stay."""
-    mesh.typed("Uninstall")
+    mesh.typed("Uninstall", "helm uninstall")
     await mesh.kube.until(lambda: not mesh.left(), "nothing is left", timeout=150.0)
 
 

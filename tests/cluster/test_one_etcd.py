@@ -1,12 +1,16 @@
 """An etcd that is there already, for meshes of several namespaces: its Secret decides, and mistakes are named."""
 
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+import yaml
 
+from tests.support import documented
 from tests.support.cluster import Kube, KubeError, pod
 from tests.support.installed import Installed
 from tests.support.visits import Visits
@@ -118,3 +122,50 @@ async def test_a_wrong_password_is_named(first: Installed, namespace: Kube, endp
     assert visits.found("fail", "etcd", "password", "check user and password"), visits.findings
     namespace.apply(secret(endpoint, prefix="third", userid="root", password="right"))
     await mesh.ready(180.0)
+
+
+def gone(mesh: Installed, *argv: str) -> dict[str, object]:
+    """The pod of the docs that deals with the prefix of a mesh that is gone; `argv`: in place of its command."""
+    page = (documented.DOCS / "kubernetes.md").read_text()
+    (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "mesh-prefix" in block]
+    found: dict[str, Any] = yaml.safe_load(text)
+    (container,) = found["spec"]["containers"]
+    assert container["args"][:2] == ["prefix", "remove"]
+    container["image"] = mesh.image
+    container["args"][1:2] = argv or ["remove"]
+    return found
+
+
+@pytest.mark.timeout(420)
+async def test_what_a_mesh_has_left_is_handed_over_and_removed(
+    first: Installed, namespace: Kube, endpoint: str, tmp_path: Path
+) -> None:
+    """The first one is uninstalled. Its prefix is still its own, until the docs' pod hands it to the mesh that waits
+    for it, models included; and once that one is gone, the same pod removes all of it, and nothing beside it."""
+
+    def left(prefix: str) -> list[str]:
+        words = ("etcdctl", "--user=root:right", "get", f"{prefix}/", "--prefix", "--keys-only")
+        return first.kube.exec("outside", *words).split()
+
+    await first.offer(3)
+    first.kube.exec("outside", "etcdctl", "--user=root:right", "put", "shared2/theirs", "x")
+    first.kube.helm("uninstall", "mesh")
+    await first.kube.until(lambda: not first.names(), "its pods are gone", timeout=120.0)
+    heir = Installed(namespace, first.image)
+    namespace.apply(secret(endpoint, userid="root", password="right"))
+    heir.helm("install", "mesh", over=SMALL)
+    await refused(heir, lambda text: "mesh prefix transfer" in text)
+    namespace.apply(gone(heir, "transfer", f"--to={namespace.namespace}/mesh"))
+    await namespace.wait("pod/mesh-prefix", "jsonpath={.status.phase}=Succeeded")
+    assert "handed over: 3 models" in namespace.logs("mesh-prefix")
+    namespace.kubectl("delete", "pod", "mesh-prefix")
+    await heir.ready(240.0)
+    assert {one["id"] for one in json.loads(await heir.mesh("ls", "--json"))["models"]} == {"m0", "m1", "m2"}
+
+    file = tmp_path / "prefix.yaml"
+    file.write_text(json.dumps(gone(heir)))
+    heir.typed("Uninstall", "helm uninstall")
+    said = heir.typed("Uninstall", "mesh-prefix", "prefix.yaml", words={"prefix.yaml": str(file)})
+    assert "removed: 3 models" in said
+    assert left("shared") == []
+    assert left("shared2") == ["shared2/theirs"]

@@ -9,6 +9,7 @@ import pytest
 from tests.support import authority, certificates
 from tests.support.cluster import Kube, KubeError
 from tests.support.installed import NAME, Installed
+from tests.support.visits import Visits
 
 ETCD = ("mesh.internal", "localhost", "mesh-etcd-0.mesh-etcd")
 
@@ -75,4 +76,29 @@ async def test_certificates_that_have_expired(namespace: Kube, image: str) -> No
     )
 
     namespace.apply(edge())
+    await mesh.ready(180.0)
+
+
+@pytest.mark.timeout(240)
+async def test_a_container_that_is_too_small_for_models(namespace: Kube, image: str) -> None:
+    """With `capacity: auto` a runtime pod ends at once, and says what it has and what it takes; doctor shows it."""
+    mesh = Installed(namespace, image)
+    memory = {"memory": "192Mi"}
+    resources = {"requests": {"cpu": "20m", **memory}, "limits": {"cpu": "2", **memory}}
+    pools = [{"name": "cpu", "replicas": 1, "resources": resources}]
+    mesh.helm("install", "mesh", over={"router": {"replicas": 1}, "pools": pools})
+
+    def told() -> bool:
+        (name,) = mesh.names("runtime")
+        said = namespace.kubectl("logs", name, "--tail=-1")
+        return "192 MiB" in said and "282 MiB" in said
+
+    await namespace.until(told, "the pod names both numbers", timeout=120.0)
+    await namespace.until(
+        lambda: bool(mesh.metric(mesh.names("router")[0], "mesh_suspect_pods") == 0), "a router is up"
+    )
+    visits = Visits(mesh, "--only", "kubernetes")
+    await visits.until_said([("fail", "kubernetes", "pods", "mesh-runtime-cpu", "kubectl logs")])
+    resources["requests"]["memory"] = resources["limits"]["memory"] = "512Mi"
+    mesh.helm("upgrade", "mesh", over={"router": {"replicas": 1}, "pools": pools})
     await mesh.ready(180.0)

@@ -11,6 +11,7 @@ import pytest_asyncio
 from tests.support import certificates
 from tests.support.cluster import Kube, KubeError
 from tests.support.installed import NAME, Installed, Traffic
+from tests.support.visits import Visits
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -70,3 +71,33 @@ async def test_a_certificate_is_replaced_under_traffic(mesh: Installed, pairs: l
     assert traffic.errors == []
     assert len(shown(mesh)) == 1
     assert started == {one["metadata"]["name"]: one["status"]["containerStatuses"] for one in mesh.pods("router")}
+
+
+async def test_an_expired_certificate_is_not_taken(mesh: Installed) -> None:
+    """Routers that run keep the valid one, say so in log and metrics, and doctor names the Secret; no call fails. A new
+    one is taken as ever."""
+    (valid,) = shown(mesh)
+    before = mesh.kube.get("secret", "edge")
+    _, expired = certificates.certificate(NAME, ends=-certificates.HOUR)
+    async with Traffic(mesh) as traffic:
+        mesh.kube.apply(secret(expired))
+        await mesh.kube.until(
+            lambda: all(mesh.metric(name, "mesh_edge_certificate_refused") == 1 for name in mesh.names("router")),
+            "the routers tell that they refuse it",
+            timeout=150.0,
+        )
+        assert shown(mesh) == {valid}
+        for name in mesh.names("router"):
+            assert "new edge certificate is not used, the former one is kept" in mesh.kube.logs(name)
+            assert mesh.metric(name, "mesh_edge_certificate_expires_seconds") > 0
+        visits = Visits(mesh, "--only", "kubernetes")
+        await visits.until_said([("fail", "secrets", "expiry", "tls.crt of the Secret edge", "has expired")])
+        mesh.kube.apply({**secret(expired), "data": before["data"]})
+        await mesh.kube.until(
+            lambda: all(mesh.metric(name, "mesh_edge_certificate_refused") == 0 for name in mesh.names("router")),
+            "the routers refuse nothing any longer",
+            timeout=150.0,
+        )
+        await traffic.some(50)
+    assert traffic.errors == []
+    assert shown(mesh) == {valid}

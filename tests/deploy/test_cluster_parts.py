@@ -172,7 +172,7 @@ def test_the_first_build_says_what_it_takes(monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setattr(lifecycle.images, "prepare", lambda tell: tell("none"))
     monkeypatch.setattr(lifecycle.images, "tidy", lambda: None)
     lifecycle.build()
-    first, *lines = capsys.readouterr().out.splitlines()
+    first, *lines = capsys.readouterr().err.splitlines()
     assert "2.5 GB" in first
     assert "15 minutes" in first
     assert [line.split("]")[0] for line in lines] == [f"[{number}/8" for number in range(1, 9)]

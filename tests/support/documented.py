@@ -42,6 +42,11 @@ RUN_BY = {
     ("admin.md", "Contexts"): By(LOCAL),
     ("gpu.md", "Two memories"): By(LOCAL, but="the pods that it shows have no GPU; tests/gpu has one"),
     ("gpu.md", "Which models go there"): By(LOCAL),
+    ("admin.md", "A prefix in an etcd that others use"): By(LOCAL),
+    ("kubernetes.md", "On this machine, without a registry"): By(
+        "tests/cluster/test_trial.py", but="cluster and image are there, and the namespace is the test's"
+    ),
+    ("kubernetes.md", "Secrets"): By("tests/cluster/test_authority.py"),
     ("kubernetes.md", "Install with Helm"): By(INSTALL, but="with values for a node of a few CPUs"),
     ("kubernetes.md", "Install with kustomize"): By("tests/cluster/test_kustomize.py"),
     ("kubernetes.md", "Scale"): By(INSTALL, but="other numbers: the node has room for no more"),
@@ -51,7 +56,7 @@ RUN_BY = {
     ("kubernetes.md", "Upgrade"): By(INSTALL),
     ("kubernetes.md", "Back up"): By(THREE),
     ("kubernetes.md", "Restore from a snapshot"): By(THREE),
-    ("kubernetes.md", "Uninstall"): By(INSTALL),
+    ("kubernetes.md", "Uninstall"): By(INSTALL, but="what stays in an external etcd: tests/cluster/test_one_etcd.py"),
     ("placement.md", "How many copies"): By(LOCAL),
     ("placement.md", "Where a type may run"): By(LOCAL),
     ("placement.md", "Trying it without a mesh"): By(LOCAL, but="a tenth of the requests"),

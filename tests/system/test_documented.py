@@ -155,6 +155,20 @@ def test_snapshots(shell, mesh, tmp_path):
     assert (shell.folder / "NEW" / "member").is_dir()
 
 
+def test_a_prefix_that_a_mesh_has_left(shell, mesh):
+    """Shown, handed over and removed: one of a mesh that is gone, beside the one that runs."""
+    words = {"team-a/mm/modelmesh-serving": "gone", "mm/modelmesh-serving": "gone"}
+    shown, transfer, remove = texts("admin.md", "A prefix in an etcd that others use", words)
+    shell.environment["MESH_ETCD"] = mesh.etcd.endpoint
+    mesh.etcd.etcdctl("put", "team-a/gone/registry/old", "{}")
+    mesh.etcd.etcdctl("put", "team-a/gone/owner", '{"install":"team-a/mesh","schema":1}')
+    assert "team-a/gone: of the mesh 'team-a/mesh', 1 model, 2 keys" in typed(shell, shown)
+    assert "handed over" in typed(shell, f"{transfer} --yes")
+    assert "of the mesh 'team-b/mesh'" in typed(shell, shown)
+    assert "removed: 1 model" in typed(shell, f"{remove} --yes")
+    assert mesh.etcd.etcdctl("get", "team-a/gone/", "--prefix", "--keys-only").strip() == ""
+
+
 def test_contexts(shell, mesh):
     """Several meshes, of which one is there."""
     del shell.environment["MESH_ENDPOINT"]
