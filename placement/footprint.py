@@ -6,7 +6,7 @@ same model has a footprint on either kind of pod: measured on the one, and on th
 sessions take besides weights is alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +36,21 @@ class Footprint:
             return Footprint(host, SESSION_BYTES + self.host_bytes - host)
         return Footprint(self.host_bytes + max(0, self.device_bytes - SESSION_BYTES))
 
+    def __add__(self, other: "Footprint") -> "Footprint":
+        return Footprint(self.host_bytes + other.host_bytes, self.device_bytes + other.device_bytes)
+
+    def __sub__(self, other: "Footprint") -> "Footprint":
+        return Footprint(self.host_bytes - other.host_bytes, self.device_bytes - other.device_bytes)
+
+    @property
+    def positive(self) -> "Footprint":
+        """What is above nothing, in each memory."""
+        return Footprint(max(0, self.host_bytes), max(0, self.device_bytes))
+
+    def within(self, room: "Footprint") -> bool:
+        """Whether there is room for it, in both memories."""
+        return self.host_bytes <= room.host_bytes and self.device_bytes <= room.device_bytes
+
     @property
     def total_bytes(self) -> int:
         """In both memories."""
@@ -50,6 +65,14 @@ class Footprint:
     def __str__(self) -> str:
         host = words.size(self.host_bytes)
         return f"{host} and {words.size(self.device_bytes)} of device memory" if self.device_bytes else host
+
+
+NOTHING = Footprint()
+
+
+def total(footprints: Iterable[Footprint]) -> Footprint:
+    """Returns their sum."""
+    return sum(footprints, NOTHING)
 
 
 class Figures(Protocol):

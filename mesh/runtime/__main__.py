@@ -16,9 +16,10 @@ from mesh.options import checked, groups, startup, tls
 from mesh.options import etcd as etcdoptions
 from mesh.options.logs import Logging
 from mesh.process import begin_beating
-from mesh.runtime import options
-from mesh.runtime.agent import Agent, StartError
-from mesh.runtime.settings import RuntimeSettings
+from mesh.runtime.agent import options
+from mesh.runtime.agent.lifecycle import Agent
+from mesh.runtime.agent.serverstart import StartError
+from mesh.runtime.agent.settings import RuntimeSettings
 from mesh.telemetry import logs
 
 log = logs.get("mesh.runtime")

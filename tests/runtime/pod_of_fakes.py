@@ -7,22 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from mesh.runtime.blame.history import Took
-from mesh.runtime.cache.decisions import Decisions
-from mesh.runtime.cache.ledger import Entry, Ledger, State
-from mesh.runtime.cache.loading import Parts
-from mesh.runtime.cache.loads import Loads
-from mesh.runtime.cache.meters import Meters
+from mesh.runtime.cache import demand
+from mesh.runtime.cache.assembly import Below, Cache, Limits
+from mesh.runtime.cache.entries import Entry, State
+from mesh.runtime.cache.ledger import Ledger
 from mesh.runtime.cache.outcomes import Loaded, Outcome, Refused, Want
-from mesh.runtime.cache.unloads import Unloads
 from mesh.runtime.presence import verdicts
 from mesh.runtime.presence.verdicts import Stale
+from mesh.runtime.servers.relief import Relief
 from mesh.runtime.sharedmemory.board import State as SlotState
 from mesh.runtime.sharedmemory.board import Use
-from mesh.schema import copytoken
 from mesh.schema.records import CopyRecord, Failure, ModelRecord
 from placement.failures import Kind
 from placement.footprint import Footprint
-from placement.room import Room
 from puller.errors import PullError, PullErrorKind
 from puller.puller import Pulled
 from puller.source import Source
@@ -42,6 +39,9 @@ class FakeBoard:
 
 class FakeKeys:
     """etcd, as far as this pod's keys are in it."""
+
+    published = True
+    away = ""
 
     def __init__(self) -> None:
         self.keys: dict[str, CopyRecord] = {}
@@ -188,6 +188,28 @@ class FakeHistory:
         self.contents[model_id] = digest
 
 
+class FakeFence:
+    """Permits everything, unless the test says why not."""
+
+    def __init__(self) -> None:
+        self.why = ""
+
+    def why_silent(self) -> str:
+        return self.why
+
+
+class FakeOptimising:
+    """What the optimiser is told of."""
+
+    tag = "tag"
+
+    def __init__(self) -> None:
+        self.slow: list[tuple[str, Path]] = []
+
+    def loaded(self, model_id: str, pulled: Pulled, server_ms: float) -> None:
+        self.slow.append((model_id, pulled.path))
+
+
 class FakePod:
     """`async with FakePod(capacity=...) as pod`: loads on a fake server, capacity in bytes."""
 
@@ -205,51 +227,28 @@ class FakePod:
         self.claims = FakeClaims(self.keys)
         self.files = FakeFiles()
         self.history = FakeHistory()
-        self.decisions = Decisions()
-        self.meters = Meters()
+        self.fence = FakeFence()
+        self.optimising = FakeOptimising()
         self.refusal: Refused | None = None
-        self.silent: Refused | None = None
-        self.slow: list[tuple[str, Path]] = []  # loads that the optimiser was told of
         self.later_ns = 0  # by how much the ledger's clock is ahead
         self.ledger = Ledger(capacity, self.board, slots=slots, clock=lambda: time.monotonic_ns() + self.later_ns)
-        self.unloads = Unloads(
-            self.ledger,
-            self.server,
-            self.keys,
-            self.files,
-            token=lambda entry: copytoken.make("life", entry.revision, entry.generation),
-            meters=self.meters,
-            decisions=self.decisions,
-            on_freed=lambda: self.loads.freed(),
+        below = Below(
+            incarnation="life",
+            server=self.server,
+            relief=Relief(lambda: 0, self.server),
+            presence=self.keys,
+            claims=self.claims,
+            fence=self.fence,
+            history=self.history,
+            files=self.files,
+            optimising=self.optimising,
+            resident_bytes=lambda: 0,
+            device_bytes=lambda: 0,
         )
-        self.loads = Loads(
-            Parts(
-                ledger=self.ledger,
-                server=self.server,
-                unloads=self.unloads,
-                keys=self.keys,
-                claiming=self.claims,
-                pulling=self.files,
-                history=self.history,
-                meters=self.meters,
-                incarnation="life",
-                pod="pod-1",
-                concurrency=concurrency,
-                load_timeout=30.0,
-                evict=self._evict,
-                why_refused=lambda: self.refusal,
-                why_silent=lambda: self.silent,
-                why_down=lambda: self.server.why_down,
-                optimised_tag=lambda: "tag",
-                slow=lambda model_id, pulled, ms: self.slow.append((model_id, pulled.path)),
-            ),
-            self.decisions,
-        )
-
-    def _evict(self, room: Room, cause: str) -> None:
-        for victim in room.victims:
-            self.decisions.note("evict", victim, cause, why=room.why)
-            self.unloads.start(self.ledger.entries[victim], f"makes way for {cause}", evict=True)
+        self.cache = Cache(self.ledger, below, Limits(0, concurrency, 30.0, demand.WINDOW))
+        self.cache.gate.why_refused = lambda: self.refusal
+        self.loads, self.unloads, self.victims = self.cache.loads, self.cache.unloads, self.cache.victims
+        self.decisions, self.meters = self.cache.decisions, self.cache.meters
 
     async def __aenter__(self) -> "FakePod":
         await self.server.__aenter__()
@@ -265,7 +264,7 @@ class FakePod:
         """A model of that size, known from an earlier load or to be found out; its file has 10 bytes."""
         path = f"/{model_id}/10"
         self.server.sizes[path] = size
-        return Want(model_id, revision, "t", path, host_bytes=size if known else 0, **fields)
+        return Want(model_id, revision, "t", path, footprint=Footprint(size if known else 0), **fields)
 
     async def load(self, model_id: str, size: int = 1000, **fields: int) -> Outcome:
         """Loads it."""

@@ -377,7 +377,7 @@ async def test_a_call_that_crashes_the_server_is_blamed_alone(pod: AgentProcess)
 
 async def test_a_pod_killed_whole_by_hand_blames_nobody(pod: AgentProcess) -> None:
     """Twice, in the middle of calls, with memory to spare: its next life finds who was at work, and no reason to blame
-    it. (Where the memory is gone: test_parts, and tests/cluster/test_exhaustion.)"""
+    it. (Where the memory is gone: blame/test_earlier, and tests/cluster/test_exhaustion.)"""
     running = await pod.loaded("running", models.slow())
 
     async def runs() -> bool:

@@ -76,6 +76,6 @@ class Earlier:
             for kv in page.kvs:
                 model = keys.model_of(kv.key)
                 log.warning("suspect of an earlier life of this pod", model=model, doing=doing)
-                text = f"{self._pod}: the whole pod was killed while it was {doing} this model"
+                text = f"the whole pod was killed while it was {doing} this model"
                 alone = len(self.suspects) == 1
                 history.killed(model, revision, f"{text}, its memory having run out", sure=alone)

@@ -176,7 +176,7 @@ class History:
         those of the requests that the model ran for."""
         # Made different from any other, so that each death counts even where a write is of unknown outcome.
         now = self._clock_ms()
-        line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(now / 1000))} {text[:_TEXT]}"
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(now / 1000))} {self._pod}: {text[:_TEXT]}"
         one = blame.Blame(self._pod, now, line, sure, digests[: blame.DIGESTS])
 
         def change(record: ModelRecord) -> ModelRecord:

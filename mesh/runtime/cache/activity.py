@@ -11,7 +11,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from mesh.runtime.cache.ledger import Entry, Ledger, State
+from mesh.runtime.cache.entries import Entry, State
+from mesh.runtime.cache.ledger import Ledger
 
 STEP = 3.0
 """Seconds between two looks. A look at 2,000 copies takes 10 ms."""

@@ -12,8 +12,9 @@ and takes it back afterwards. Placement prefers the same pod for the same model,
 import time
 from collections.abc import Callable
 
-from mesh.runtime.cache.ledger import Entry, Ledger, State
-from placement.footprint import Footprint
+from mesh.runtime.cache.entries import Entry, State
+from mesh.runtime.cache.ledger import Ledger
+from placement.footprint import Footprint, total
 
 WINDOW = 600.0
 """Seconds. Shorter: fewer pods, and more models that are loaded again when they are called again."""
@@ -50,7 +51,7 @@ class Demand:
         }
         sizes = [size for _, size in self._left.values()]
         sizes += [entry.footprint for entry in here if entry.pinned or ledger.idle_ms(entry) <= self._window * 1000]
-        return Footprint(sum(size.host_bytes for size in sizes), sum(size.device_bytes for size in sizes))
+        return total(sizes)
 
     def pods(self) -> float:
         """Pods such as this one that it would fill, by the memory that it fills more of."""

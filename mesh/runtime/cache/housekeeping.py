@@ -9,11 +9,12 @@ been carried out after it was given up.
 import asyncio
 import itertools
 import random
-from collections.abc import Awaitable, Callable
 
 from mesh.etcd import Etcd, EtcdError, created, get_range_op
 from mesh.process.tasks import turned
-from mesh.runtime.cache.ledger import Ledger, State
+from mesh.runtime.cache.entries import State
+from mesh.runtime.cache.ledger import Ledger
+from mesh.runtime.cache.loads import Loads
 from mesh.runtime.presence.presence import BATCH, Presence
 from mesh.schema.keys import Keys
 from mesh.telemetry import logs
@@ -25,7 +26,7 @@ OWN_KEYS_EVERY = 10
 
 
 class Housekeeping:
-    """Checks every `interval` seconds, more or less. `outdated` is given id and create revision."""
+    """Checks every `interval` seconds, more or less."""
 
     def __init__(
         self,
@@ -33,16 +34,16 @@ class Housekeeping:
         keys: Keys,
         ledger: Ledger,
         presence: Presence,
+        loads: Loads,
         *,
         interval: float,
-        outdated: Callable[[str, int], Awaitable[bool]],
     ) -> None:
         self._etcd = etcd
         self._keys = keys
         self._ledger = ledger
         self._presence = presence
         self._interval = interval
-        self._outdated = outdated
+        self._loads = loads
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -68,7 +69,7 @@ class Housekeeping:
         for start in range(0, len(held), BATCH):
             stale += await self._stale(held[start : start + BATCH])
         for model_id, revision in stale:
-            await self._outdated(model_id, revision)
+            await self._loads.outdated(model_id, revision)
         return len(stale)
 
     async def _stale(self, batch: list[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -7,18 +7,23 @@ registration is not taken out: the newer one is loaded beside it and then takes 
 """
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from mesh.process.tasks import Tasks
+from mesh.runtime.cache.admission import Admission
 from mesh.runtime.cache.decisions import Decisions
-from mesh.runtime.cache.ledger import Entry, Ledger, State
-from mesh.runtime.cache.loading import Loading, Parts
+from mesh.runtime.cache.entries import Entry, State
+from mesh.runtime.cache.gate import Gate
+from mesh.runtime.cache.ledger import Ledger
+from mesh.runtime.cache.loading import Loading
 from mesh.runtime.cache.meters import Meters
 from mesh.runtime.cache.outcomes import Failed, Loaded, Outcome, Refused, Want
 from mesh.runtime.cache.rooms import no_room
-from mesh.runtime.cache.unloads import Server, Unloads
+from mesh.runtime.cache.unloads import Unloads
+from mesh.runtime.cache.victims import Victims
+from mesh.runtime.presence.fence import Fence
 from mesh.runtime.presence.verdicts import Stale
+from mesh.runtime.servers.serverprocess import ServerProcess
 from mesh.statuses import Reason
 from mesh.telemetry import logs
 
@@ -65,15 +70,30 @@ class LoadsStatistics:
 class Loads:
     """All loads of one pod."""
 
-    def __init__(self, parts: Parts, decisions: Decisions, *, loading: Loading | None = None) -> None:
-        self._ledger: Ledger = parts.ledger
-        self._unloads: Unloads = parts.unloads
-        self._server: Server = parts.server
-        self._meters: Meters = parts.meters
-        self._why_refused: Callable[[], Refused | None] = parts.why_refused
-        self._why_silent: Callable[[], Refused | None] = parts.why_silent
+    def __init__(
+        self,
+        ledger: Ledger,
+        victims: Victims,
+        loading: Loading,
+        admission: Admission,
+        unloads: Unloads,
+        gate: Gate,
+        *,
+        server: ServerProcess,
+        fence: Fence,
+        meters: Meters,
+        decisions: Decisions,
+    ) -> None:
+        self._ledger = ledger
+        self._victims = victims
+        self._loading = loading
+        self._admission = admission
+        self._unloads = unloads
+        self._gate = gate
+        self._server = server
+        self._fence = fence
+        self._meters = meters
         self._decisions = decisions
-        self._loading = loading or Loading(parts)
         self._flights: dict[str, _Flight] = {}
         self._tasks = Tasks()
         self._closed = ""
@@ -90,7 +110,7 @@ class Loads:
             if flight is not None:
                 if flight.want.revision == want.revision and not flight.withdrawn:
                     if not want.idle_ms:
-                        self._loading.lift(flight.entry)
+                        self._admission.lift(flight.entry)
                     outcome = await asyncio.shield(flight.future)
                     return replace(outcome, load_ms=0) if isinstance(outcome, Loaded) else outcome
                 if flight.want.revision > want.revision:
@@ -105,10 +125,10 @@ class Loads:
                     continue
                 if held and _will_do(entry, want):
                     # Told that it is here, routers would send their calls, be told that it is not, and ask again.
-                    if (silent := self._why_silent()) is not None:
+                    if (silent := self._silent()) is not None:
                         return self._note(want, silent)
                     entry.pinned = want.pinned
-                    return Loaded(entry.host_bytes, entry.device_bytes, 0, entry.generation, entry.digest, entry.blamed)
+                    return Loaded(entry.footprint, 0, entry.generation, entry.digest, entry.blamed)
                 if held:
                     aside = True
                     break
@@ -161,15 +181,6 @@ class Loads:
             await self._unloads.silent(model_id)
         return had
 
-    @property
-    def loading(self) -> Loading:
-        """Who carries them out."""
-        return self._loading
-
-    def freed(self) -> None:
-        """To be called whenever memory has become free."""
-        self._loading.freed()
-
     def close(self, why: str) -> None:
         """Takes no more loads, and ends those that have not reached the model server."""
         self._closed = self._closed or why
@@ -194,16 +205,22 @@ class Loads:
         """Why it is not even tried."""
         if self._closed:
             return Refused(Reason.UNAVAILABLE, self._closed)
-        if (why := self._why_refused()) is not None:
+        if (why := self._gate.why_refused()) is not None:
             return why
         if len(self._flights) >= MAX_LOADS:
             return Refused(Reason.OVERLOADED, f"{len(self._flights)} loads are in progress in this pod")
         if not want.footprint.total_bytes:
             return None
         keep = (want.model_id,)
-        room = self._ledger.room_for(want.footprint, idle_ms=want.idle_ms, keep=keep, for_whom=want.model_id)
+        room = self._victims.room_for(want.footprint, idle_ms=want.idle_ms, keep=keep, for_whom=want.model_id)
         # A caller's load waits for what passes, once its files are here.
         return None if room.passes and not want.idle_ms else no_room(room)
+
+    def _silent(self) -> Refused | None:
+        """Why no copy may be told of as loaded: the model server may answer for none at the moment."""
+        if not (why := self._fence.why_silent()):
+            return None
+        return Refused(Reason.UNAVAILABLE if self._closed else Reason.REGISTRY_AWAY, why)
 
     async def _fly(self, flight: _Flight) -> None:
         want = flight.want

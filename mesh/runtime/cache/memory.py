@@ -18,7 +18,9 @@ from collections.abc import Callable
 
 from mesh.options.values import format_bytes
 from mesh.process.tasks import turned
-from mesh.runtime.cache.ledger import Entry, Ledger, State
+from mesh.runtime.cache.entries import Entry, State
+from mesh.runtime.cache.eviction import Eviction
+from mesh.runtime.cache.ledger import Ledger
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
@@ -31,15 +33,15 @@ INTERVAL = 1.0
 
 
 class MemoryWatch:
-    """Looks every second. `used` gives the bytes, 0 where there is no server; `evict` lets a copy go."""
+    """Looks every second. `used` gives the bytes, 0 where there is no server."""
 
     def __init__(
         self,
         ledger: Ledger,
+        eviction: Eviction,
         *,
         limit_bytes: int,
         used: Callable[[], int],
-        evict: Callable[[Entry, str], None],
         device: bool = False,
     ) -> None:
         """`device`: it is a device's memory that is watched. A limit of 0 watches nothing."""
@@ -47,7 +49,7 @@ class MemoryWatch:
         self.refusal = ""  # why no loads are taken; empty: they are
         self._ledger = ledger
         self._used = used
-        self._evict = evict
+        self._eviction = eviction
         self._device = device
         self._what = "the device's memory is taken to" if device else "the model server takes"
         self._shares = (DEVICE_EVICT, DEVICE_REFUSE) if device else (EVICT, REFUSE)
@@ -84,7 +86,7 @@ class MemoryWatch:
             use = self._ledger.use(entry)
             if not entry.pinned and (use is None or not use.in_flight):
                 victims.append(entry)
-                excess -= max(entry.device_bytes if self._device else entry.host_bytes, 1)
+                excess -= max(self._of(entry), 1)
             return excess <= 0
 
         # A device's figure may be as old as the pause between two looks: the next may not tell yet of what has gone.
@@ -92,8 +94,11 @@ class MemoryWatch:
         if self._acted:
             self._ledger.order(enough)
         for entry in victims:
-            self._evict(entry, f"{text}, copies go above {evict:.0%}")
+            self._eviction.evict(entry, f"{text}, copies go above {evict:.0%}")
 
     def _leaving(self) -> int:
-        leaving = [entry for entry in self._ledger.entries.values() if entry.state is State.UNLOADING]
-        return sum(entry.device_bytes if self._device else entry.host_bytes for entry in leaving)
+        return sum(self._of(entry) for entry in self._ledger.entries.values() if entry.state is State.UNLOADING)
+
+    def _of(self, entry: Entry) -> int:
+        """Bytes that a copy takes in the memory that is watched."""
+        return entry.footprint.device_bytes if self._device else entry.footprint.host_bytes

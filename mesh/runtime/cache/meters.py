@@ -83,9 +83,9 @@ class Meters:
             first = ledger.first()
             return 0.0 if first is None else ledger.idle_ms(first) / 1000
 
-        gauge("modelmesh_instance_capacity_bytes", "Memory for models.").follow(lambda: ledger.capacity_bytes)
+        gauge("modelmesh_instance_capacity_bytes", "Memory for models.").follow(lambda: ledger.capacity.host_bytes)
         gauge("modelmesh_instance_used_bytes", "Memory used by models, loads included.").follow(
-            lambda: ledger.committed_bytes
+            lambda: ledger.committed.host_bytes
         )
         gauge(
             "modelmesh_instance_used_bps",
@@ -93,10 +93,10 @@ class Meters:
             merge="max",
         ).follow(lambda: int(10_000 * ledger.fullness))
         gauge("mesh_device_capacity_bytes", "Device memory for models; 0: no device.").follow(
-            lambda: ledger.device_capacity_bytes
+            lambda: ledger.capacity.device_bytes
         )
         gauge("mesh_device_used_bytes", "Device memory used by models, loads included.").follow(
-            lambda: ledger.committed_device_bytes
+            lambda: ledger.committed.device_bytes
         )
         gauge("mesh_pods_wanted", "Pods such as this one that its models in use would fill.").follow(wanted)
         gauge("modelmesh_instance_models_total", "Copies in this pod.").follow(lambda: ledger.statistics().copies)

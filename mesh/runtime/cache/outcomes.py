@@ -1,11 +1,11 @@
 """What may be asked of a pod's loads, and what may come of it, as data that no transport knows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mesh.runtime.presence.verdicts import Elsewhere, Stale
 from mesh.statuses import Reason
 from placement.failures import Kind
-from placement.footprint import Footprint
+from placement.footprint import NOTHING, Footprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,26 +18,23 @@ class Want:
     path: str
     key: str = ""
     sha256: str = ""  # hex, of its file, where the registration names it
-    host_bytes: int = 0  # as measured by an earlier load; 0: unknown
-    device_bytes: int = 0
+    footprint: Footprint = NOTHING  # as measured by an earlier load; none: unknown
     idle_ms: int = 0  # since the model's last use; 0: a caller waits
     expected_copies: int = 0
     reason: str = ""  # why it is loaded, and why here, for people
     pinned: bool = False  # no copy of it is evicted
     generation: int = 0  # a copy of an older one is replaced, once the new one can answer; 0: any will do
 
-    @property
-    def footprint(self) -> Footprint:
-        """Bytes that it is known to take; none: unknown."""
-        return Footprint(self.host_bytes, self.device_bytes)
+    def of_size(self, footprint: Footprint) -> "Want":
+        """Returns the same, its size being known."""
+        return replace(self, footprint=footprint)
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """It can serve."""
 
-    host_bytes: int
-    device_bytes: int
+    footprint: Footprint
     load_ms: int  # 0: it was there already, or somebody else's load was joined
     generation: int = 0  # of the registration's content
     digest: str = ""  # hex, of what it was loaded from

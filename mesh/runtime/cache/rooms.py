@@ -13,11 +13,16 @@ A load for which no caller waits never waits: it is refused, and made some other
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from mesh.runtime.cache.ledger import Entry, Ledger
+from mesh.runtime.cache.entries import Entry
+from mesh.runtime.cache.eviction import Eviction
+from mesh.runtime.cache.gate import Gate
+from mesh.runtime.cache.ledger import Ledger
 from mesh.runtime.cache.outcomes import Refused
+from mesh.runtime.cache.space import Space
+from mesh.runtime.cache.victims import Victims
 from mesh.statuses import Reason
 from mesh.telemetry import logs
 from placement import line
@@ -80,19 +85,17 @@ class _Waiting:
 
 
 class Rooms:
-    """See the module's text. `evict` carries a decision out for somebody; `gone` returns once nothing of a copy that is
-    being unloaded is left, its files included."""
+    """See the module's text."""
 
-    def __init__(
-        self, ledger: Ledger, *, evict: Callable[[Room, str], None], gone: Callable[[str], Awaitable[None]]
-    ) -> None:
+    def __init__(self, ledger: Ledger, victims: Victims, eviction: Eviction, gate: Gate, space: Space) -> None:
         self._ledger = ledger
-        self._evict = evict
-        self._gone = gone
+        self._victims = victims
+        self._eviction = eviction
+        self._gate = gate
+        self._space = space
         self._places = itertools.count()
         self._waiting: dict[int, _Waiting] = {}  # by place
         self._going: set[str] = set()  # keys of copies whose files go for a pull that waits until they have gone
-        self._wake = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
     def place(self) -> int:
@@ -106,18 +109,15 @@ class Rooms:
         *,
         place: int,
         spares: Mapping[str, int],
-        why_not: Callable[[], Refused | None],
     ) -> Refused | None:
-        """Room for it on the books; victims begin to go. Why not, where there is none. `why_not` gives a reason to take
-        no loads at all."""
+        """Room for it on the books; victims begin to go. Why not, where there is none, or no loads are taken at all."""
         need = prediction.footprint
         keep = (entry.model_id, entry.key)  # the copy that it may be about to replace stays until then
 
         def ask() -> Room:
             nonlocal need
-            free = Footprint(max(0, self._ledger.free_bytes), max(0, self._ledger.free_device_bytes))
-            for need in prediction.steps(free):
-                room = self._ledger.room_for(
+            for need in prediction.steps(self._ledger.free.positive):
+                room = self._victims.room_for(
                     need, idle_ms=entry.idle_ms, spares=spares, keep=keep, for_whom=entry.model_id
                 )
                 if room.verdict is not RoomVerdict.NO_ROOM:
@@ -125,13 +125,13 @@ class Rooms:
             return room
 
         def take(room: Room) -> None:
-            self._ledger.weigh(entry, need.host_bytes, need.device_bytes)
-            self._evict(room, entry.model_id)
+            self._ledger.weigh(entry, need)
+            self._eviction.make_way(room, entry.model_id)
 
         # What keeps a copy that others may push out says nothing about their room.
         least = None if entry.aside else prediction.steps(Footprint())[-1]
         waiter = line.Waiter(place, place, _now_ms(), least)
-        answer = await self._made(_Waiting(entry, waiter, ask, take, why_not))
+        answer = await self._made(_Waiting(entry, waiter, ask, take, self._gate.why_refused))
         assert not isinstance(answer, GivesWay)
         return answer
 
@@ -140,13 +140,10 @@ class Rooms:
 
         It is in memory already, so it may take what is only promised to loads that have not begun; they find out when
         their turn comes (`Ledger.fits`). And until there is room the books keep what was reserved."""
-        reserved = entry.footprint
-        more = Footprint(
-            max(0, measured.host_bytes - reserved.host_bytes), max(0, measured.device_bytes - reserved.device_bytes)
-        )
+        more = (measured - entry.footprint).positive
 
         def ask() -> Room:
-            return self._ledger.room_for(
+            return self._victims.room_for(
                 more,
                 idle_ms=entry.idle_ms,
                 spares=spares,
@@ -156,11 +153,11 @@ class Rooms:
             )
 
         def take(room: Room) -> None:
-            self._ledger.weigh(entry, measured.host_bytes, measured.device_bytes)
-            self._evict(room, entry.model_id)
+            self._ledger.weigh(entry, measured)
+            self._eviction.make_way(room, entry.model_id)
 
         if not more.total_bytes:
-            self._ledger.weigh(entry, measured.host_bytes, measured.device_bytes)
+            self._ledger.weigh(entry, measured)
             return None
         waiter = line.Waiter(place, place, _now_ms(), more, in_memory=True)
         return await self._made(_Waiting(entry, waiter, ask, take, lambda: None))
@@ -170,14 +167,14 @@ class Rooms:
     ) -> Refused | None:
         """Has copies go until a model's files find room on the disk: as for memory, and in the same order. Returns when
         their files are gone, or why they cannot go. `short` says how many bytes of files in use are in the way."""
-        victims: tuple[str, ...] = ()
+        took = Room(RoomVerdict.FITS, (), 0, "")
 
         def ask() -> Room:
             if (bytes_short := short()) <= 0:  # somebody else's pull has ended
                 return Room(RoomVerdict.FITS, (), 0, "the disk has room by now")
-            if not entry.idle_ms and bytes_short <= self._ledger.leaving_disk_bytes(self._going):
+            if not entry.idle_ms and bytes_short <= self._victims.leaving_disk_bytes(self._going):
                 return Room(RoomVerdict.NO_ROOM, (), 0, "files of copies that are being unloaded go first", passes=True)
-            return self._ledger.disk_room_for(
+            return self._victims.disk_room_for(
                 bytes_short,
                 idle_ms=entry.idle_ms,
                 spares=spares,
@@ -186,10 +183,10 @@ class Rooms:
             )
 
         def take(room: Room) -> None:
-            nonlocal victims
-            victims = room.victims
-            self._going.update(victims)
-            self._evict(room, entry.model_id)
+            nonlocal took
+            took = room
+            self._going.update(room.victims)
+            self._eviction.make_way(room, entry.model_id)
 
         waiter = line.Waiter(place, place, _now_ms())
         try:
@@ -198,18 +195,13 @@ class Rooms:
             if answer is not None:
                 return Refused(answer.reason, f"the pod's disk: {answer.text}")
             async with asyncio.timeout(WAIT):
-                for victim in victims:
-                    await self._gone(victim.removesuffix("\0"))
+                await self._eviction.gone(took)
         except TimeoutError:
-            text = f"files of {len(victims)} copies were not gone from the pod's disk after {WAIT:g} s"
+            text = f"files of {len(took.victims)} copies were not gone from the pod's disk after {WAIT:g} s"
             return Refused(Reason.NO_ROOM, text)
         finally:
-            self._going.difference_update(victims)
+            self._going.difference_update(took.victims)
         return None
-
-    def freed(self) -> None:
-        """To be called whenever memory has become free, or a load has ended."""
-        self._wake.set()
 
     def statistics(self) -> RoomsStatistics:
         """The loads that wait."""
@@ -245,7 +237,7 @@ class Rooms:
         """While somebody waits."""
         try:
             while self._waiting:
-                began = time.monotonic()
+                began, news = time.monotonic(), self._space.news
                 try:
                     self._serve()
                 except Exception:
@@ -253,10 +245,9 @@ class Rooms:
                 await asyncio.sleep((time.monotonic() - began) / _LOOK_SHARE)
                 try:
                     async with asyncio.timeout(LOOK):
-                        await self._wake.wait()
+                        await news.wait()
                 except TimeoutError:
                     pass
-                self._wake.clear()
         finally:
             self._looking = None
 

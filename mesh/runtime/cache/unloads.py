@@ -12,15 +12,19 @@ use, until the server's next life. If etcd is away the key goes later; the unloa
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Protocol
 
 from mesh.process.tasks import Tasks
 from mesh.runtime.cache.decisions import Decisions
-from mesh.runtime.cache.ledger import Entry, Ledger, State
+from mesh.runtime.cache.entries import Entry, State
+from mesh.runtime.cache.files import Files
+from mesh.runtime.cache.ledger import Ledger
 from mesh.runtime.cache.meters import Meters
-from mesh.runtime.servers.spi import Spi, SpiError
+from mesh.runtime.cache.space import Space
+from mesh.runtime.presence.presence import Presence
+from mesh.runtime.servers.serverprocess import ServerProcess
+from mesh.runtime.servers.spi import SpiError
 from mesh.runtime.sharedmemory.board import State as SlotState
+from mesh.schema import copytoken
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
@@ -32,37 +36,6 @@ _TIMEOUT = GRACE + 12.0  # of one unload call
 _RETRY = 10.0  # seconds between attempts at a copy that does not go
 _LOOK_FIRST, _LOOK_MAX = 0.0005, 0.02  # seconds between two looks at the slot
 _KEY_WAIT = 2.0  # seconds that whoever asked waits for the key to go
-
-
-class Server(Protocol):
-    """The model server as it is needed here."""
-
-    @property
-    def lives(self) -> int:
-        """Counts its lives."""
-
-    async def ready(self, timeout: float) -> Spi | None:
-        """Its connection."""
-
-    async def died(self, life: int, timeout: float) -> bool:
-        """Whether that life has ended, or does within `timeout` seconds."""
-
-
-class Keys(Protocol):
-    """This pod's keys in etcd, as they are needed here."""
-
-    def drop(self, model_id: str) -> None:
-        """The copy has gone."""
-
-    async def settled(self, model_id: str, timeout: float) -> bool:
-        """Whether etcd says so."""
-
-
-class Files(Protocol):
-    """The pulled files."""
-
-    async def remove(self, into: str) -> None:
-        """Removes what was pulled into that name."""
 
 
 class _Going:
@@ -77,46 +50,46 @@ class _Going:
 
 
 class Unloads:
-    """Carries them out, one a copy. `on_freed` is called whenever memory has become free."""
+    """Carries them out, one a copy."""
 
     def __init__(
         self,
         ledger: Ledger,
-        server: Server,
-        keys: Keys,
+        server: ServerProcess,
+        presence: Presence,
         files: Files,
+        space: Space,
         *,
-        token: Callable[[Entry], bytes],
+        incarnation: str,
         meters: Meters,
         decisions: Decisions,
-        on_freed: Callable[[], None],
     ) -> None:
         self._ledger = ledger
         self._server = server
-        self._keys = keys
+        self._presence = presence
         self._files = files
-        self._token = token
+        self._space = space
+        self._incarnation = incarnation
         self._meters = meters
         self._decisions = decisions
-        self._on_freed = on_freed
         self._going: dict[Entry, _Going] = {}
         self._tasks = Tasks()
 
-    def start(self, entry: Entry, why: str, *, evict: bool = False) -> None:
+    def start(self, entry: Entry, why: str) -> None:
         """Begins to unload a copy, or what a load has left. Nothing happens where that is under way."""
-        if entry in self._going or entry not in self._ledger:
-            return
-        if evict:
-            idle = self._ledger.idle_ms(entry)
-            self._meters.age_at_eviction.observe(idle)
-            self._meters.evictions.inc()
-            log.info("evicting", model=entry.model_id, why=why, idle_ms=idle, bytes=entry.weight)
-        else:
+        if self.begin(entry):
             log.info("unloading", model=entry.model_id, why=why)
             self._decisions.note("unload", entry.model_id, why=why)
-        self._ledger.enter(entry, State.UNLOADING, evicted=evict)
+
+    def begin(self, entry: Entry, *, evicted: bool = False) -> bool:
+        """Begins to unload a copy, and leaves it to the caller to say why. Returns whether that was not under way.
+        `evicted`: it makes way for another, which some policies learn from."""
+        if entry in self._going or entry not in self._ledger:
+            return False
+        self._ledger.enter(entry, State.UNLOADING, evicted=evicted)
         going = self._going[entry] = _Going(entry)
         going.task = self._tasks.start(self._unload(going), f"unload {entry.model_id}")
+        return True
 
     async def take_out(self, entry: Entry) -> bool:
         """Takes a load out of the server that is to begin again: its entry, its key and its files stay. One attempt;
@@ -175,7 +148,7 @@ class Unloads:
                 del self._going[entry]
             if entry in self._ledger:
                 self._ledger.remove(entry)
-                self._on_freed()
+                self._space.freed()
 
     async def _free(self, entry: Entry) -> bool:
         """One attempt. Whether nothing of it is left in the server."""
@@ -183,8 +156,9 @@ class Unloads:
         spi = await self._server.ready(0.0)
         if spi is None:
             return entry not in self._ledger
+        token = copytoken.make(self._incarnation, entry.revision, entry.generation)
         try:
-            await spi.unload(entry.model_id, copy=self._token(entry), timeout=_TIMEOUT)
+            await spi.unload(entry.model_id, copy=token, timeout=_TIMEOUT)
         except SpiError as error:
             if self._server.lives == life:
                 log.warning("unloading failed", model=entry.model_id, error=error.text)
@@ -203,6 +177,6 @@ class Unloads:
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _LOOK_MAX)
         if not entry.aside:  # else the key is the other one's
-            self._keys.drop(entry.model_id)
-            await self._keys.settled(entry.model_id, _KEY_WAIT)
+            self._presence.drop(entry.model_id)
+            await self._presence.settled(entry.model_id, _KEY_WAIT)
         going.silent.set()

@@ -33,7 +33,7 @@ class Server(Protocol):
 class Relief:
     """Watch over lost threads: `run` it beside the server. `refusal` says why no loads are taken meanwhile."""
 
-    def __init__(self, stuck: Callable[[], int], server: Callable[[], Server | None], *, look: float = _LOOK) -> None:
+    def __init__(self, stuck: Callable[[], int], server: Server, *, look: float = _LOOK) -> None:
         """Takes `stuck`, which returns the number of lost threads."""
         self._stuck = stuck
         self._server = server
@@ -46,8 +46,8 @@ class Relief:
         while True:
             await asyncio.sleep(self._look)
             turned()
-            stuck, server = self._stuck(), self._server()
-            if stuck <= MOST or server is None:  # after a replacement: once the agent has cleared the board
+            stuck = self._stuck()
+            if stuck <= MOST:  # after a replacement: once the agent has cleared the board
                 self.refusal = ""
                 continue
             if self.refusal:
@@ -56,4 +56,4 @@ class Relief:
             log.error("model server has lost threads, replacing it", stuck=stuck)
             self.refusal = f"the model server has {stuck} loads and calls that cannot be ended, and is being replaced"
             self.count += 1
-            await server.replace(why, GRACE)
+            await self._server.replace(why, GRACE)

@@ -83,23 +83,14 @@ class Death:
     thread: int = 0  # that crashed, as `threading.get_ident` gives it there; 0: not known
 
 
-@dataclass(frozen=True, slots=True)
-class ServerStatistics:
-    """How it has fared."""
-
-    state: str
-    pid: int  # 0: none
-    lives: int
-    deaths: int
-    resident_bytes: int  # private ones: files that it maps are not its own
-
-
 class ServerProcess:
     """See the module's text. Callbacks come from the event loop and must be quick."""
 
+    plan: Plan
+    """How it is started: as `start` was given it, or as it was replaced since."""
+
     def __init__(
         self,
-        plan: Plan,
         board: Board,
         *,
         on_death: Callable[[Death], None],
@@ -110,7 +101,6 @@ class ServerProcess:
     ) -> None:
         """`on_death` gets how it ended. `on_ready` is called at each start, the first included,
         `on_given_up` gets why no other one will be started, `on_hung` is called before one that hangs is killed."""
-        self.plan = plan
         self._board = board
         self._on_death = on_death
         self._on_ready = on_ready
@@ -138,9 +128,10 @@ class ServerProcess:
         """Of the running server; 0: none."""
         return self._child.pid if self._child is not None and self._child.returncode is None else 0
 
-    def statistics(self) -> ServerStatistics:
-        """How it has fared."""
-        return ServerStatistics(self.state.value, self.pid, self.lives, self.deaths, private_bytes(self.pid))
+    @property
+    def resident_bytes(self) -> int:
+        """Private memory of the running server: files that it maps are not its own. 0: none runs."""
+        return _private_bytes(self.pid)
 
     @property
     def trouble(self) -> str | None:
@@ -152,9 +143,10 @@ class ServerProcess:
         """For how many seconds a server that has served has been down; 0: it is not."""
         return time.monotonic() - self._down_since if self._down_since else 0.0
 
-    async def start(self) -> Status:
-        """Starts it for the first time. Raises ServerFailed with its last lines."""
+    async def start(self, plan: Plan) -> Status:
+        """Starts it for the first time. Raises ServerFailed with its last lines; it may be called again then."""
         began = time.monotonic()
+        self.plan = plan
         status = await self._launch()
         self._task = asyncio.get_running_loop().create_task(self._mind(), name="model server")
         self._task.add_done_callback(self._mind_ended)
@@ -351,47 +343,7 @@ class ServerProcess:
     _closing: asyncio.Task[None] | None = None
 
 
-def argv(
-    *,
-    module: str,
-    data: str,
-    incarnation: str,
-    board: Path,
-    capacity: int,
-    threads: int,
-    load_timeout: float,
-    load_concurrency: int,
-    device: str,
-    max_message: int,
-    max_body_bytes: int,
-    internal_tls: Path | None,
-    memory_limit: int,
-    log_format: str,
-    log_level: str,
-) -> tuple[str, ...]:
-    """The command line of our ONNX server, or of a module that takes the same one, without its socket."""
-    options = {
-        "data": data,
-        "incarnation": incarnation,
-        "board": str(board),
-        "capacity": str(capacity),
-        "threads": str(threads),
-        "load-timeout": f"{load_timeout:g}",
-        "load-concurrency": str(load_concurrency),
-        "device": device,
-        "max-message": str(max_message),
-        "max-body-bytes": str(max_body_bytes),
-        "memory-limit": str(memory_limit),
-        "log-format": log_format,
-        "log-level": log_level,
-    }
-    if internal_tls is not None:
-        options["internal-tls"] = str(internal_tls)
-    words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    return tuple(process.python(module, *words))
-
-
-def private_bytes(pid: int) -> int:
+def _private_bytes(pid: int) -> int:
     """Resident memory of a process that is not of a file; 0 where there is no such process."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as statm:

@@ -21,6 +21,7 @@ from mesh.pb import modelruntime_pb2 as pb
 from mesh.pb import modelruntime_pb2_grpc
 from mesh.statuses import Code
 from mesh.wire import headers
+from placement.footprint import NOTHING, Footprint
 
 HOST_BYTES = "mesh-host-bytes"
 DEVICE_BYTES = "mesh-device-bytes"
@@ -73,10 +74,9 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a model takes, as measured by its server. Both 0: it does not know."""
+    """What a model takes, as measured by its server. None: it does not know."""
 
-    host_bytes: int
-    device_bytes: int = 0
+    footprint: Footprint
     note: str = ""  # what people should know of it
 
 
@@ -129,7 +129,7 @@ class Spi:
         reply, told = await self._call(self._stub.loadModel, request, timeout=timeout, metadata=metadata)
         if (size := _told_size(told)) is not None:
             return replace(size, note=told.get(headers.SPI_NOTE, ""))
-        return Size(reply.sizeInBytes) if reply.sizeInBytes else await self._size(model_id)
+        return Size(Footprint(reply.sizeInBytes)) if reply.sizeInBytes else await self._size(model_id)
 
     async def _size(self, model_id: str) -> Size:
         try:
@@ -138,8 +138,8 @@ class Spi:
         except SpiError as error:
             if error.lost:
                 raise
-            return Size(0)  # it serves; what was predicted stands
-        return _told_size(told) or Size(reply.sizeInBytes)
+            return Size(NOTHING)  # it serves; what was predicted stands
+        return _told_size(told) or Size(Footprint(reply.sizeInBytes))
 
     async def holds(self, model_id: str, *, timeout: float) -> bool:
         """Whether the server has that model; also where it does not say. False: it says that it has not."""
@@ -196,4 +196,4 @@ def _number(text: str | None) -> int:
 
 def _told_size(told: dict[str, str]) -> Size | None:
     host, device = _number(told.get(HOST_BYTES)), _number(told.get(DEVICE_BYTES))
-    return Size(host, device) if host > 0 or device > 0 else None
+    return Size(Footprint(host, device)) if host > 0 or device > 0 else None

@@ -100,7 +100,7 @@ async def test_deaths_in_two_pods_are_a_quarantine(records: Records) -> None:
         assert len((await records.get()).killed) == number + 1
     record = await records.get()
     assert record.quarantined
-    assert "server 0 died" in record.quarantine("m")
+    assert "pod-0: server 0 died" in record.quarantine("m")
     assert "server 1 died" in record.quarantine("m")
 
 

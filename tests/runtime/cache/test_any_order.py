@@ -18,12 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.runtime.cache import rooms
-from mesh.runtime.cache.ledger import State
+from mesh.runtime.cache.entries import State
 from mesh.runtime.cache.outcomes import Loaded, Outcome, Refused
 from mesh.runtime.servers.spi import Size, Spi, SpiError
 from mesh.schema.records import ModelRecord
 from mesh.statuses import Code, Reason
 from placement.blame import Blame
+from placement.footprint import Footprint, total
 from tests.runtime.pod_of_fakes import FakePod
 from tests.support.modelserver import FakeModelServer
 
@@ -141,7 +142,7 @@ class Story:
                 entry = self.pod.entry(name)
                 if entry.slot is not None:
                     self.pod.board.uses.pop(entry.slot, None)  # as a server does with the slot it is given
-                self.server.loads[name].set_result(Size(self.models[name].size))
+                self.server.loads[name].set_result(Size(Footprint(self.models[name].size)))
             case "unload":
                 self.server.unloads[name].set_result(None)
             case "end":
@@ -170,7 +171,7 @@ class Story:
         for answer in (*server.loads.values(), *server.unloads.values()):
             if not answer.done():
                 answer.set_exception(SpiError(Code.UNAVAILABLE, "the connection was lost"))
-        self.pod.loads.freed()
+        self.pod.cache.space.freed()
 
     async def settles(self) -> None:
         """Runs the loop until nothing moves, and looks at the books."""
@@ -181,9 +182,9 @@ class Story:
                 break
         ledger = self.pod.ledger
         entries = ledger.entries.values()
-        assert ledger.committed_bytes == sum(one.host_bytes for one in entries if one.state is not State.UNLOADING)
-        assert ledger.physical_bytes == sum(one.host_bytes for one in entries if one.physical)
-        assert ledger.committed_bytes - ledger.promised().host_bytes <= CAPACITY, "promised twice"
+        assert ledger.committed == total(one.footprint for one in entries if one.state is not State.UNLOADING)
+        assert ledger.physical == total(one.footprint for one in entries if one.physical)
+        assert ledger.committed.host_bytes - ledger.promised().host_bytes <= CAPACITY, "promised twice"
         if self.pod.loads.statistics().in_progress:
             assert self.actions(), f"waiting for nothing: {list(entries)}"
 
@@ -199,7 +200,7 @@ class Story:
                 assert name in self.died, outcome
                 assert outcome.reason is Reason.UNAVAILABLE
         assert all(task.done() for task in self.callers.values())
-        assert self.pod.ledger.committed_bytes <= CAPACITY
+        assert self.pod.ledger.committed.host_bytes <= CAPACITY
 
 
 @contextmanager

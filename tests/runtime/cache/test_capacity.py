@@ -75,3 +75,43 @@ def test_automatic_capacity_is_refused_at_the_start_in_a_small_container(monkeyp
     assert result.exit_code == 2
     assert "192 MiB" in result.output
     assert "282 MiB" in result.output
+
+
+def test_a_full_cache_is_below_the_limits() -> None:
+    """At any capacity: else the watch would evict from every cache that is merely full. 100 MB are the server's own."""
+    for models in (1 << 20, 64 << 20, 1 << 30, 16 << 30, 256 << 30):
+        assert models + (100 << 20) < EVICT * capacity.limit(models)
+
+
+def test_the_automatic_capacity_fits() -> None:
+    for available in (1 << 30, 4 << 30, 64 << 30):
+        assert capacity.limit(capacity.auto_capacity(available)) == capacity.auto_limit(available) <= available
+    assert capacity.auto_capacity(0) == 64 << 20
+
+
+def test_a_small_container_is_not_planned_beyond_what_it_has() -> None:
+    """There is the least capacity, and less room beside it; the agent takes 90 MB too."""
+    for available in (400 << 20, 512 << 20, 640 << 20, 768 << 20):
+        assert capacity.auto_capacity(available) >= 64 << 20
+        assert capacity.auto_limit(available) + (90 << 20) < available
+
+
+@pytest.mark.parametrize(
+    ("wanted", "used", "models"),
+    [
+        pytest.param(950, 0, 950, id="all that the watch leaves alone"),
+        pytest.param(900, 50, 900, id="what others leave of that"),
+        pytest.param(951, 0, None, id="more than the watch leaves alone"),
+        pytest.param(901, 50, None, id="more than others leave"),
+        pytest.param(1, 990, None, id="nothing left"),
+        pytest.param(0, 945, None, id="nothing left, and none asked for"),
+    ],
+)
+def test_capacity_of_a_device(wanted: int, used: int, models: int | None) -> None:
+    """Copies go above 95 % of it: more than that is no capacity."""
+    if models is None:
+        with pytest.raises(ValueError, match=r"are asked for models, of the device's|use --device cpu"):
+            capacity.device_capacity(wanted << 20, used << 20, 1000 << 20)
+    else:
+        assert capacity.device_capacity(wanted << 20, used << 20, 1000 << 20) == models << 20
+        assert 0 < capacity.device_capacity(0, used << 20, 1000 << 20) < models << 20

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from mesh.runtime.cache.activity import Activity, active
 from mesh.runtime.cache.demand import Demand
-from mesh.runtime.cache.ledger import Entry, Ledger, State
+from mesh.runtime.cache.entries import Entry, State
+from mesh.runtime.cache.ledger import Ledger
+from mesh.runtime.cache.victims import Victims
 from mesh.runtime.sharedmemory.board import State as SlotState
 from mesh.runtime.sharedmemory.board import Use
 from placement.footprint import SESSION_BYTES, Footprint
@@ -41,10 +43,11 @@ class Pod:
         self.board = FakeBoard()
         self.now_ms = 1000
         self.ledger = Ledger(capacity, self.board, slots=slots, eviction=eviction, clock=lambda: self.now_ms * MS)
+        self.victims = Victims(self.ledger)
 
     def reserve(self, model_id: str, size: int, *, idle_ms: int = 0, device: int = 0) -> Entry:
         entry = self.ledger.add(model_id, 1, idle_ms=idle_ms)
-        self.ledger.weigh(entry, size, device)
+        self.ledger.weigh(entry, Footprint(size, device))
         return entry
 
     def load(self, model_id: str, size: int = 10, *, idle_ms: int = 0, device: int = 0) -> Entry:
@@ -69,28 +72,28 @@ def test_space_is_promised_from_the_reservation_and_physical_until_really_freed(
     """A copy being unloaded no longer counts for decisions, but memory is not free before it is gone."""
     old = pod.load("old", 80)
     pod.ledger.enter(old, State.UNLOADING)
-    assert (pod.ledger.committed_bytes, pod.ledger.physical_bytes) == (0, 80)
+    assert (pod.ledger.committed.host_bytes, pod.ledger.physical.host_bytes) == (0, 80)
     new = pod.reserve("new", 50)
-    assert (pod.ledger.committed_bytes, pod.ledger.physical_bytes) == (50, 80)
+    assert (pod.ledger.committed.host_bytes, pod.ledger.physical.host_bytes) == (50, 80)
     assert not pod.ledger.begin(new)
     pod.ledger.remove(old)
     assert pod.ledger.begin(new)
-    assert (pod.ledger.committed_bytes, pod.ledger.physical_bytes) == (50, 50)
+    assert (pod.ledger.committed.host_bytes, pod.ledger.physical.host_bytes) == (50, 50)
 
 
 def test_a_measured_size_replaces_the_predicted_one(pod: Pod) -> None:
     """Also beyond the capacity: then more is promised than there is, and the ledger says so."""
     entry = pod.load("m", 10)
-    pod.ledger.weigh(entry, 130)
-    assert pod.ledger.free_bytes == -30
-    assert pod.ledger.room_for(Footprint(0), keep=("m",)).verdict is RoomVerdict.NO_ROOM
+    pod.ledger.weigh(entry, Footprint(130))
+    assert pod.ledger.free.host_bytes == -30
+    assert pod.victims.room_for(Footprint(0), keep=("m",)).verdict is RoomVerdict.NO_ROOM
 
 
 def test_without_a_device_everything_is_host_memory(pod: Pod) -> None:
     pod.load("m", 10, device=30)
-    assert (pod.ledger.committed_bytes, pod.ledger.committed_device_bytes) == (40, 0)
-    assert pod.ledger.room_for(Footprint(10, SESSION_BYTES + 60)).verdict is RoomVerdict.EVICT
-    assert pod.ledger.room_for(Footprint(10, SESSION_BYTES + 50)).verdict is RoomVerdict.FITS
+    assert (pod.ledger.committed.host_bytes, pod.ledger.committed.device_bytes) == (40, 0)
+    assert pod.victims.room_for(Footprint(10, SESSION_BYTES + 60)).verdict is RoomVerdict.EVICT
+    assert pod.victims.room_for(Footprint(10, SESSION_BYTES + 50)).verdict is RoomVerdict.FITS
 
 
 def test_a_device_is_a_memory_of_its_own(pod: Pod) -> None:
@@ -102,14 +105,14 @@ def test_a_device_is_a_memory_of_its_own(pod: Pod) -> None:
     assert pod.ledger.fullness == 0.9
     assert pod.ledger.fits(Footprint(10, 10))
     assert not pod.ledger.fits(Footprint(10, 11))
-    assert pod.ledger.room_for(Footprint(5, 20)).victims == ("on device",)
-    assert pod.ledger.room_for(Footprint(30, 10)).victims == ("on host",)
-    assert pod.ledger.room_for(Footprint(1, 51)).verdict is RoomVerdict.TOO_LARGE
+    assert pod.victims.room_for(Footprint(5, 20)).victims == ("on device",)
+    assert pod.victims.room_for(Footprint(30, 10)).victims == ("on host",)
+    assert pod.victims.room_for(Footprint(1, 51)).verdict is RoomVerdict.TOO_LARGE
     assert not pod.ledger.holds(Footprint(1, 51))
     waiting = pod.reserve("waiting", 1, device=20)
     assert not pod.ledger.begin(waiting)
     pod.ledger.enter(on_device, State.UNLOADING)
-    assert (pod.ledger.free_device_bytes, pod.ledger.physical_device_bytes) == (30, 40)
+    assert (pod.ledger.free.device_bytes, pod.ledger.physical.device_bytes) == (30, 40)
     assert not pod.ledger.begin(waiting)
     pod.ledger.remove(on_device)
     assert pod.ledger.begin(waiting)
@@ -119,12 +122,12 @@ def test_a_device_is_a_memory_of_its_own(pod: Pod) -> None:
 def test_what_a_server_measures_on_a_device_stands_as_it_is(pod: Pod) -> None:
     """What was measured elsewhere, in host memory alone, is looked for on the device."""
     pod.ledger.equip(SESSION_BYTES + (1 << 20))
-    pod.ledger.capacity_bytes = 1 << 20
+    pod.ledger.capacity = Footprint(1 << 20, pod.ledger.capacity.device_bytes)
     pod.load("all on the host", 100_000)
     assert pod.ledger.committed == Footprint(100_000, 0)
     assert not pod.ledger.fits(Footprint(2 << 20))
-    assert pod.ledger.room_for(Footprint(2 << 20)).verdict is RoomVerdict.TOO_LARGE
-    assert pod.ledger.room_for(Footprint(1 << 20)).verdict is RoomVerdict.FITS
+    assert pod.victims.room_for(Footprint(2 << 20)).verdict is RoomVerdict.TOO_LARGE
+    assert pod.victims.room_for(Footprint(1 << 20)).verdict is RoomVerdict.FITS
 
 
 def test_least_recently_used_goes_first(pod: Pod) -> None:
@@ -153,28 +156,28 @@ def test_calls_in_flight_protect(pod: Pod) -> None:
     pod.board.use(busy, 1000, in_flight=1)
     pod.board.use(idle, 2000)
     pod.now_ms = 3000
-    room = pod.ledger.room_for(Footprint(30))
+    room = pod.victims.room_for(Footprint(30))
     assert (room.verdict, room.victims) == (RoomVerdict.EVICT, ("idle",))
-    assert pod.ledger.room_for(Footprint(60)).verdict is RoomVerdict.NO_ROOM
+    assert pod.victims.room_for(Footprint(60)).verdict is RoomVerdict.NO_ROOM
 
 
 def test_a_copy_with_a_spare_elsewhere_goes_before_one_of_similar_age(pod: Pod) -> None:
     for name in ("sole", "spare"):
         pod.load(name, 50)
     pod.now_ms = 60_000
-    assert pod.ledger.room_for(Footprint(10)).victims == ("sole",)
-    assert pod.ledger.room_for(Footprint(10), spares={"spare": 1}).victims == ("spare",)
+    assert pod.victims.room_for(Footprint(10)).victims == ("sole",)
+    assert pod.victims.room_for(Footprint(10), spares={"spare": 1}).victims == ("spare",)
 
 
 def test_two_loads_are_not_promised_the_same_victim(pod: Pod) -> None:
     """The first one's victim is on its way out when the second one asks."""
     pod.load("a", 50)
     pod.load("b", 50)
-    first = pod.ledger.room_for(Footprint(50))
+    first = pod.victims.room_for(Footprint(50))
     for victim in first.victims:
         pod.ledger.enter(pod.ledger.entries[victim], State.UNLOADING)
     pod.reserve("new1", 50)
-    second = pod.ledger.room_for(Footprint(50))
+    second = pod.victims.room_for(Footprint(50))
     assert first.victims == ("a",)
     assert second.victims == ("b",)
 
@@ -207,14 +210,14 @@ def test_finding_a_victim_does_not_read_the_whole_board() -> None:
     for number in range(1000):
         pod.load(str(number), 10, idle_ms=1)
     pod.board.reads = 0
-    assert pod.ledger.room_for(Footprint(10)).victims == ("0",)
+    assert pod.victims.room_for(Footprint(10)).victims == ("0",)
     assert pod.board.reads <= 16
 
 
 def test_nothing_is_asked_about_where_it_fits_anyway(pod: Pod) -> None:
     pod.load("a", 60)
-    assert pod.ledger.candidates(Footprint(40)) == []
-    assert pod.ledger.candidates(Footprint(41)) == ["a"]
+    assert pod.victims.candidates(Footprint(40)) == []
+    assert pod.victims.candidates(Footprint(41)) == ["a"]
 
 
 actions = st.lists(
@@ -240,7 +243,7 @@ def test_the_sums_are_those_of_the_entries(steps: list[tuple[str, str, int]]) ->
         if what == "load" and entry is None:
             entry = pod.reserve(name, number)
             if ledger.begin(entry):
-                assert ledger.physical_bytes <= max(
+                assert ledger.physical.host_bytes <= max(
                     100, sum(e.weight for e in ledger.entries.values() if e is not entry)
                 )
                 ledger.take_slot(entry)
@@ -255,10 +258,10 @@ def test_the_sums_are_those_of_the_entries(steps: list[tuple[str, str, int]]) ->
                 pod.board.uses.pop(entry.slot, None)
             ledger.remove(entry)
         elif what == "weigh" and entry is not None:
-            ledger.weigh(entry, number)
+            ledger.weigh(entry, Footprint(number))
         entries = ledger.entries.values()
-        assert ledger.committed_bytes == sum(e.weight for e in entries if e.state is not State.UNLOADING)
-        assert ledger.physical_bytes == sum(e.weight for e in entries if e.physical)
+        assert ledger.committed.host_bytes == sum(e.weight for e in entries if e.state is not State.UNLOADING)
+        assert ledger.physical.host_bytes == sum(e.weight for e in entries if e.physical)
         loaded = [e for e in entries if e.state is State.LOADED]
         assert sorted(pod.order()) == sorted(e.model_id for e in loaded)
         idle = [ledger.idle_ms(e) for e in ledger.order()]
@@ -272,10 +275,10 @@ def test_a_pinned_copy_is_never_a_victim(pod: Pod) -> None:
     pinned.pinned = True
     pod.load("other", 50)
     assert pod.ledger.first() is pod.ledger.entries["other"]
-    assert pod.ledger.room_for(Footprint(50)).victims == ("other",)
-    assert pod.ledger.room_for(Footprint(60)).verdict is RoomVerdict.NO_ROOM
+    assert pod.victims.room_for(Footprint(50)).victims == ("other",)
+    assert pod.victims.room_for(Footprint(60)).verdict is RoomVerdict.NO_ROOM
     pinned.pinned = False
-    assert pod.ledger.room_for(Footprint(60)).victims == ("pinned", "other")
+    assert pod.victims.room_for(Footprint(60)).victims == ("pinned", "other")
 
 
 def test_the_policy_decides_who_goes() -> None:
@@ -287,7 +290,7 @@ def test_the_policy_decides_who_goes() -> None:
         pod.ledger.take_slot(entry)
         pod.ledger.enter(entry, State.LOADED)
         pod.now_ms += 5000
-    assert pod.ledger.room_for(Footprint(50)).victims == ("quick",)
+    assert pod.victims.room_for(Footprint(50)).victims == ("quick",)
     with pytest.raises(ValueError, match="lfu"):
         Pod(eviction="lfu")
 
@@ -400,7 +403,7 @@ def test_demand_is_of_the_memory_that_is_shorter() -> None:
     pod = Pod(capacity=100)
     pod.ledger.equip(40)
     demand = a_demand(pod)
-    pod.ledger.weigh(pod.ledger.add("a", 1), 30, 20)
+    pod.ledger.weigh(pod.ledger.add("a", 1), Footprint(30, 20))
     assert demand.pods() == 0.5
-    pod.ledger.weigh(pod.ledger.add("b", 1), 60, 0)
+    pod.ledger.weigh(pod.ledger.add("b", 1), Footprint(60))
     assert demand.pods() == 0.9

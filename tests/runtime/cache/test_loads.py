@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from mesh.runtime.cache import loads, rooms
-from mesh.runtime.cache.ledger import State
+from mesh.runtime.cache.entries import State
 from mesh.runtime.cache.outcomes import Failed, Loaded, Refused
 from mesh.runtime.presence import verdicts
 from mesh.runtime.presence.verdicts import Elsewhere, Stale
@@ -35,9 +35,9 @@ async def test_a_load_claims_pulls_measures_publishes_and_answers(pod: FakePod) 
     """The measured size is what counts afterwards; the server was told which copy it makes, and where it counts it."""
     outcome = await pod.load("m", 5000, known=False)
     assert isinstance(outcome, Loaded)
-    assert outcome.host_bytes == 5000
+    assert outcome.footprint.host_bytes == 5000
     assert outcome.load_ms >= 1
-    assert pod.ledger.committed_bytes == pod.ledger.physical_bytes == 5000
+    assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 5000
     copy = pod.keys.keys["m"]
     assert (copy.state, copy.create_revision, copy.host_bytes) == (records.LOADED, 1, 5000)
     assert pod.server.told["m"]["mesh-copy"] == "life.1"
@@ -55,7 +55,7 @@ async def test_a_server_that_tells_sizes_only_when_asked(pod: FakePod) -> None:
 
 async def test_what_is_there_is_answered_at_once(pod: FakePod) -> None:
     await pod.fill("m", size=10)
-    assert await pod.load("m", 10) == Loaded(10, 0, 0)
+    assert await pod.load("m", 10) == Loaded(Footprint(10), 0)
     assert pod.server.asked == [("load", "m")]
 
 
@@ -67,7 +67,7 @@ async def test_what_the_server_has_lost_is_loaded_again(pod: FakePod) -> None:
     assert all(isinstance(outcome, Loaded) for outcome in outcomes)
     assert pod.server.asked == [("load", "m"), ("unload", "m"), ("load", "m")]
     assert pod.server.models == {"m": "/m/10"}
-    assert pod.ledger.committed_bytes == pod.ledger.physical_bytes == 10
+    assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 10
 
 
 async def test_callers_share_one_load(pod: FakePod) -> None:
@@ -181,7 +181,7 @@ async def test_concurrent_loads_on_a_full_pod_evict_no_more_than_they_need(pod: 
     outcomes = await asyncio.gather(*(pod.load(f"new{number}", 50_000) for number in range(10)))
     assert all(isinstance(outcome, Loaded) for outcome in outcomes), outcomes
     assert pod.resident == {f"new{number}" for number in range(10)} | {f"old{number}" for number in range(10, 20)}
-    assert pod.ledger.physical_bytes == 1_000_000
+    assert pod.ledger.physical.host_bytes == 1_000_000
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ async def test_what_fits_nowhere_is_not_loaded_to_find_out_again(pod: FakePod) -
     assert isinstance(outcome, Refused)
     assert outcome.reason is Reason.NOWHERE
     assert not pod.server.asked
-    assert pod.loads.loading.sizes().predictions == 1, "of the old one"
+    assert pod.cache.admission.sizes().predictions == 1, "of the old one"
 
 
 async def test_a_model_whose_files_are_larger_than_the_pod_is_not_pulled_again(pod: FakePod) -> None:
@@ -287,7 +287,7 @@ async def test_larger_than_predicted_evicts_more(pod: FakePod) -> None:
     await pod.fill("a", "b", "c", size=300_000)
     assert isinstance(await pod.load("m", 650_000, known=False), Loaded)
     assert pod.resident == {"c", "m"}
-    await until(lambda: pod.ledger.physical_bytes == 950_000, why="the victims are gone")
+    await until(lambda: pod.ledger.physical.host_bytes == 950_000, why="the victims are gone")
 
 
 @pytest.mark.usefixtures("impatient")
@@ -317,7 +317,7 @@ async def test_a_failed_load_leaves_nothing_but_its_reason(pod: FakePod) -> None
     assert pod.history.failures == {"m": "this is no model"}
     await pod.nothing_left("m")
     assert pod.unloaded() == ["m"]
-    assert pod.ledger.committed_bytes == pod.ledger.physical_bytes == 0
+    assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 0
 
 
 async def test_a_failed_load_tells_no_path_of_the_pod(pod: FakePod) -> None:
@@ -451,7 +451,7 @@ async def test_a_load_can_be_withdrawn_at_any_stage(pod: FakePod, stage: str) ->
     assert isinstance(outcome, Refused)
     assert "unregistered" in outcome.text
     await pod.nothing_left("m")
-    assert pod.ledger.committed_bytes == pod.ledger.physical_bytes == 0
+    assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 0
 
 
 @pytest.mark.parametrize("turns", range(12))
@@ -517,7 +517,7 @@ async def test_a_server_that_dies_while_it_loads(pod: FakePod, suspect: bool) ->
         assert isinstance(outcome, Refused)
         assert outcome.reason is Reason.UNAVAILABLE
         assert not pod.history.failures
-    assert pod.ledger.physical_bytes == 0
+    assert pod.ledger.physical.host_bytes == 0
 
 
 async def test_no_server_no_load(pod: FakePod) -> None:
@@ -543,10 +543,10 @@ async def test_a_pod_that_may_not_answer_tells_of_no_copy(pod: FakePod) -> None:
     """Routers would send their calls, be told that it is not here, and ask again; so they go elsewhere."""
     await pod.fill("here", size=10)
     pod.loads.close("this pod is leaving")
-    pod.silent = Refused(Reason.UNAVAILABLE, "the pod leaves")
-    assert await pod.load("here", 10) == pod.silent
+    pod.fence.why = "the pod leaves"
+    assert await pod.load("here", 10) == Refused(Reason.UNAVAILABLE, pod.fence.why)
     assert pod.resident == {"here"}, "it is not the copy's fault"
-    pod.silent = None
+    pod.fence.why = ""
     assert isinstance(await pod.load("here", 10), Loaded)
 
 
@@ -571,7 +571,7 @@ async def test_what_a_load_has_had_is_not_expected_again() -> None:
         loads = [asyncio.create_task(pod.load(name)) for name in ("a", "b")]
         await pod.asked("load", "a")
         await until(lambda: pod.entry("b").state is State.WAITING, why="b waits for its turn")
-        expected = pod.loads.loading.expected
+        expected = pod.cache.admission.expected
         assert 9_000 < expected(pod.entry("a")).expected_ms <= 10_000
         pod.later_ns += 4_000_000_000
         for name in ("a", "b"):
@@ -652,7 +652,7 @@ async def test_a_load_that_cannot_be_ended_is_held_against_its_model(pod: FakePo
     assert await pod.load("ended", 10) == Failed(Reason.LOAD_FAILED, "its load cannot be ended")
     assert not pod.history.deaths
     assert await pod.load("endless", 10) == Failed(Reason.LOAD_FAILED, "its load cannot be ended")
-    assert pod.history.deaths == [("endless", "pod-1: its load cannot be ended")]
+    assert pod.history.deaths == [("endless", "its load cannot be ended")]
 
 
 async def test_nothing_is_loaded_after_the_lease_was_lost(pod: FakePod) -> None:

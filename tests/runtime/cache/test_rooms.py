@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mesh.runtime.cache import rooms
-from mesh.runtime.cache.ledger import State
+from mesh.runtime.cache.entries import State
 from mesh.runtime.cache.outcomes import Failed, Loaded, Outcome, Refused
 from mesh.runtime.presence.verdicts import Elsewhere
 from mesh.statuses import Reason
@@ -48,7 +48,7 @@ async def test_a_storm_of_cold_calls_is_served_in_turn(known: bool) -> None:
 
         outcomes = await asyncio.gather(*(call(f"m{number}") for number in range(200)))
         assert all(isinstance(outcome, Loaded) for outcome in outcomes), [o for o in outcomes if isinstance(o, Refused)]
-        assert pod.ledger.physical_bytes <= 65_000_000
+        assert pod.ledger.physical.host_bytes <= 65_000_000
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -74,7 +74,7 @@ async def test_any_storm_is_served_and_no_promise_is_given_twice(seed: int) -> N
         outcomes = await asyncio.gather(*(call(f"m{number}") for number in range(60)))
         assert all(isinstance(outcome, Loaded) for outcome in outcomes), [o for o in outcomes if isinstance(o, Refused)]
         loaded = [entry.weight for entry in pod.ledger.entries.values() if entry.state is State.LOADED]
-        assert sum(loaded) == pod.ledger.committed_bytes <= 10_000_000
+        assert sum(loaded) == pod.ledger.committed.host_bytes <= 10_000_000
 
 
 async def test_loads_that_were_all_guessed_too_small_do_not_wait_for_each_other() -> None:
@@ -89,7 +89,7 @@ async def test_loads_that_were_all_guessed_too_small_do_not_wait_for_each_other(
 
         outcomes = await asyncio.gather(*(call(f"m{number}") for number in range(20)))
         assert all(isinstance(outcome, Loaded) for outcome in outcomes)
-        assert pod.ledger.committed_bytes <= 5_000_000
+        assert pod.ledger.committed.host_bytes <= 5_000_000
 
 
 async def test_who_waits_is_served_when_a_call_ends(pod: FakePod) -> None:
@@ -167,7 +167,7 @@ async def test_a_load_that_is_withdrawn_while_it_waits_takes_no_room(pod: FakePo
     assert isinstance(await load, Refused)
     pod.called("a")
     await pod.nothing_left("m")
-    assert pod.ledger.committed_bytes == pod.ledger.physical_bytes == 900_000
+    assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 900_000
 
 
 async def test_copies_make_way_for_the_disk_as_for_memory(pod: FakePod) -> None:
@@ -180,7 +180,7 @@ async def test_copies_make_way_for_the_disk_as_for_memory(pod: FakePod) -> None:
         pod.called(f"m{number}")
     assert pod.resident == {f"m{number}" for number in range(3, 8)}
     assert pod.files.sizes.keys() == pod.resident
-    assert sum(1 for question, _ in pod.ledger.questions if question.need_bytes == 1000) == 3
+    assert sum(1 for question, _ in pod.victims.questions if question.need_bytes == 1000) == 3
 
 
 async def test_nothing_goes_from_the_disk_for_a_load_that_loses_its_claim(pod: FakePod) -> None:
@@ -227,7 +227,7 @@ async def test_of_loads_in_memory_that_wait_for_each_other_one_gives_way_and_beg
         (first,) = (model_id for model_id, load in loads.items() if load in done)
         (other,) = loads.keys() - {first}
         assert isinstance(await loads[first], Loaded)
-        assert pod.ledger.committed_bytes == pod.ledger.physical_bytes == 6_000_000
+        assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 6_000_000
         assert pod.entry(other).state is State.WAITING
         assert other not in pod.server.models
         assert other in pod.keys.keys  # its claim
@@ -235,7 +235,7 @@ async def test_of_loads_in_memory_that_wait_for_each_other_one_gives_way_and_beg
         pod.called(first)
         assert isinstance(await loads[other], Loaded)
         assert pod.resident == {other}
-        assert pod.ledger.committed_bytes == 6_000_000
+        assert pod.ledger.committed.host_bytes == 6_000_000
         assert pod.server.asked.count(("load", other)) == 2
 
 
@@ -250,7 +250,7 @@ async def test_a_load_that_is_withdrawn_while_it_gives_way_leaves_nothing() -> N
         assert isinstance(await loads[other], Refused)
         assert isinstance(await loads[first], Loaded)
         await pod.nothing_left(other)
-        assert pod.ledger.committed_bytes == pod.ledger.physical_bytes == 6_000_000
+        assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 6_000_000
 
 
 async def test_what_a_dead_server_held_is_promised_to_nobody(pod: FakePod) -> None:
@@ -258,15 +258,15 @@ async def test_what_a_dead_server_held_is_promised_to_nobody(pod: FakePod) -> No
     await pod.fill("a", size=400_000)
     pod.busy("a")
     (load,) = (await in_memory(pod, "m", size=800_000, file=400_000)).values()
-    await until(lambda: pod.loads.loading.waiting_for_room().waiting, why="it waits for more room")
+    await until(lambda: pod.cache.rooms.statistics().waiting, why="it waits for more room")
     pod.server.why_down = "died"
     for entry in list(pod.ledger.entries.values()):  # as the agent does
         pod.ledger.remove(entry)
-    pod.loads.freed()
+    pod.cache.space.freed()
     outcome = await load
     assert isinstance(outcome, Refused)
     assert outcome.reason is Reason.UNAVAILABLE
-    assert pod.ledger.committed_bytes == pod.ledger.physical_bytes == 0
+    assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 0
 
 
 async def test_a_load_that_was_not_even_asked_about_is_refused_in_the_end(
@@ -289,7 +289,7 @@ async def test_a_pull_waits_for_the_disk_that_another_pull_holds(pod: FakePod) -
     await until(lambda: "a" in pod.ledger.entries and pod.entry("a").state is State.PULLING, why="a is pulled")
     pod.files.sizes["a"] = 1_000
     load = asyncio.create_task(pod.loads.load(replace(pod.want("m", known=False), path="/m/1000")))
-    await until(lambda: pod.loads.loading.waiting_for_room().waiting, why="m waits for the disk")
+    await until(lambda: pod.cache.rooms.statistics().waiting, why="m waits for the disk")
     pod.files.errors["/a/1000"] = PullError(PullErrorKind.NOT_FOUND, "nothing there")
     pod.files.held["a"].set()
     assert isinstance(await first, Failed)
@@ -306,7 +306,7 @@ async def test_a_pull_waits_for_files_that_are_on_their_way_out(pod: FakePod) ->
     withdrawal = asyncio.create_task(pod.loads.withdraw("b", 1, "unregistered"))
     await pod.asked("unload", "b")
     load = asyncio.create_task(pod.loads.load(replace(pod.want("m", known=False), path="/m/1000")))
-    await until(lambda: pod.loads.loading.waiting_for_room().waiting, why="m waits for the disk")
+    await until(lambda: pod.cache.rooms.statistics().waiting, why="m waits for the disk")
     unload.set()
     assert await withdrawal
     assert isinstance(await load, Loaded)

@@ -7,13 +7,14 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from mesh.runtime.cache.ledger import State
+from mesh.runtime.cache.entries import State
 from mesh.runtime.cache.outcomes import Failed, Loaded, Outcome, Refused
 from mesh.runtime.presence import verdicts
 from mesh.runtime.presence.verdicts import Stale
 from mesh.schema import records
 from mesh.schema.records import ModelRecord
 from mesh.statuses import Reason
+from placement.footprint import Footprint
 from puller.errors import PullError, PullErrorKind
 from tests.runtime.pod_of_fakes import FakePod
 from tests.support.waiting import until
@@ -86,7 +87,7 @@ async def test_of_two_first_loads_the_second_is_refused_where_it_holds_something
     assert pod.history.contents == {"m": "one"}
     assert not pod.history.sizes, "what it took is no news of the registration's content"
     await pod.nothing_left("m")
-    assert pod.ledger.physical_bytes == 0
+    assert pod.ledger.physical.host_bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ async def test_a_reload_loads_beside_and_then_takes_the_place(pod: FakePod) -> N
     assert pod.server.asked == [("load", "m"), ("load", "m"), ("unload", "m")]
     assert (pod.keys.keys["m"].generation, pod.keys.keys["m"].digest) == (1, "two")
     assert pod.claims.records["m"].digest == "two"
-    assert pod.ledger.committed_bytes == pod.ledger.physical_bytes == 20
+    assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 20
     assert "m" in pod.files.present
     assert pod.resident == {"m"}
 
@@ -152,7 +153,7 @@ async def test_while_a_reload_is_under_way_the_old_copy_is_the_copy(pod: FakePod
     go = pod.server.hold("load", "m")
     one, two = asyncio.create_task(reload(pod)), asyncio.create_task(reload(pod))
     await until(lambda: len(pod.server.asked) == 2, why="it is being loaded")
-    assert await pod.load("m", 10) == Loaded(10, 0, 0, 0, "one")
+    assert await pod.load("m", 10) == Loaded(Footprint(10), 0, 0, "one")
     assert pod.keys.keys["m"].generation == 0
     assert pod.entry("m").state is State.LOADED
     go.set()
@@ -179,7 +180,7 @@ async def test_a_reload_that_fails_leaves_the_old_copy_as_it_was(pod: FakePod, h
     await until(lambda: pod.ledger.aside_of("m") is None, why="nothing of the new one is left")
     assert pod.keys.keys["m"] == before
     assert pod.resident == {"m"}
-    assert pod.ledger.committed_bytes == pod.ledger.physical_bytes == 10
+    assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 10
     assert "m" in pod.files.present
 
 
@@ -221,7 +222,7 @@ async def test_unregistered_in_the_middle_of_a_reload(pod: FakePod, when: str) -
     assert not pod.server.models
     assert "m" not in pod.keys.keys
     await until(lambda: "m" not in pod.files.present, why="its files are gone")
-    assert pod.ledger.committed_bytes == pod.ledger.physical_bytes == 0
+    assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 0
 
 
 async def test_the_old_copy_is_evicted_while_the_new_one_loads(pod: FakePod) -> None:
@@ -231,7 +232,7 @@ async def test_the_old_copy_is_evicted_while_the_new_one_loads(pod: FakePod) -> 
     go = pod.server.hold("load", "m")
     load = asyncio.create_task(reload(pod))
     await until(lambda: len(pod.server.asked) == 2, why="it is being loaded")
-    pod.unloads.start(pod.entry("m"), "makes way", evict=True)
+    pod.cache.eviction.evict(pod.entry("m"), "makes way")
     await until(lambda: "m" not in pod.ledger.entries, why="the old one is gone")
     assert "m" not in pod.keys.keys
     go.set()
@@ -239,7 +240,7 @@ async def test_the_old_copy_is_evicted_while_the_new_one_loads(pod: FakePod) -> 
     assert pod.keys.keys["m"].generation == 1
     assert pod.resident == {"m"}
     assert "m" in pod.files.present
-    assert pod.ledger.physical_bytes == 10
+    assert pod.ledger.physical.host_bytes == 10
 
 
 @pytest.mark.parametrize("key", ["stays", "goes again"])
@@ -252,7 +253,7 @@ async def test_a_key_is_claimed_again_where_the_old_copy_took_it_along(pod: Fake
     go = pod.server.hold("load", "m")
     load = asyncio.create_task(reload(pod))
     await until(lambda: len(pod.server.asked) == 2, why="it is being loaded")
-    pod.unloads.start(pod.entry("m"), "makes way", evict=True)
+    pod.cache.eviction.evict(pod.entry("m"), "makes way")
     await until(lambda: "m" not in pod.keys.keys, why="the old one has taken its key away")
     published: list[str] = []
     publish = pod.claims.publish
@@ -328,5 +329,5 @@ async def test_a_server_that_dies_during_a_reload(pod: FakePod) -> None:
     await pod.server.server.stop(None)
     assert isinstance(await load, Refused)
     assert not pod.ledger.entries
-    assert pod.ledger.physical_bytes == 0
+    assert pod.ledger.physical.host_bytes == 0
     assert "m" not in pod.keys.keys

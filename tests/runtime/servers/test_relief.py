@@ -22,7 +22,7 @@ class Server:
 async def test_a_few_lost_threads_are_borne_and_more_are_not() -> None:
     """Loads are refused from the moment on at which it is found out, until the next server's board is clear."""
     server = Server()
-    relief = Relief(lambda: server.stuck, lambda: server, look=0.001)
+    relief = Relief(lambda: server.stuck, server, look=0.001)
     task = asyncio.create_task(relief.run())
     looked = 0
 

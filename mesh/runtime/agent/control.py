@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 
@@ -10,15 +10,17 @@ from mesh.identity import Identity, rpc
 from mesh.options.values import format_address, parse_address
 from mesh.pb import agent_pb2 as pb
 from mesh.pb import agent_pb2_grpc
-from mesh.runtime.cache import loads, outcomes
+from mesh.runtime.agent.standing import Standing
+from mesh.runtime.cache import outcomes
 from mesh.runtime.cache.activity import active
-from mesh.runtime.cache.ledger import Entry, Ledger, State
+from mesh.runtime.cache.assembly import Cache
+from mesh.runtime.cache.entries import Entry, State
 from mesh.runtime.presence import verdicts
 from mesh.schema.records import PodRecord
 from mesh.statuses import Reason
 from mesh.telemetry import logs
+from placement.footprint import Footprint
 from placement.replay import render
-from puller.progress import Progress
 
 log = logs.get(__name__)
 
@@ -32,39 +34,17 @@ _OPTIONS = (
 )
 
 
-class Pod(Protocol):
-    """The agent, as far as it is described here."""
-
-    name: str
-    incarnation: str
-    ledger: Ledger
-
-    @property
-    def state(self) -> str:
-        """starting, ready, leaving, server-down."""
-
-    def resident_bytes(self) -> int:
-        """Of the model server."""
-
-    def progress(self, model_id: str) -> Progress | None:
-        """How far the pull of a model's files is; None: there is none."""
-
-    def decisions(self, model_id: str) -> Iterable[str]:
-        """The latest, as JSON."""
-
-    def counters(self) -> dict[str, int]:
-        """Counts for people and tests."""
-
-
 class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
-    """The service and its server. `load` and `withdraw` are those of `Loads`."""
+    """The service and its server."""
 
-    def __init__(self, pod: Pod, loads: loads.Loads, token: str, identity: Identity | None = None) -> None:
+    def __init__(self, standing: Standing, cache: Cache, token: str, identity: Identity | None = None) -> None:
         """Whoever asks must show `token`; with an `identity`, by mutual TLS only."""
-        self._pod = pod
+        self._standing = standing
+        self._cache = cache
+        self._ledger = cache.ledger
+        self._loads = cache.loads
         self._token = token
         self._identity = identity
-        self._loads = loads
         self._server: grpc.aio.Server | None = None
 
     async def start(self, address: str) -> str:
@@ -97,8 +77,7 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
             path=request.model_path,
             key=request.model_key,
             sha256=request.sha256,
-            host_bytes=request.host_bytes,
-            device_bytes=request.device_bytes,
+            footprint=Footprint(request.host_bytes, request.device_bytes),
             idle_ms=request.idle_ms,
             expected_copies=request.expected_copies,
             reason=request.reason,
@@ -108,7 +87,7 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
         if not want.model_id or want.revision <= 0:
             refused = pb.LoadReply.Refused(reason=Reason.BAD_REQUEST.name, text="no model id, or no create revision")
             return pb.LoadReply(refused=refused)
-        return _reply(await self._loads.load(want), self._pod.incarnation)
+        return _reply(await self._loads.load(want), self._standing.incarnation)
 
     async def Unload(self, request: pb.UnloadRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.UnloadReply:
         """Withdraws a copy."""
@@ -120,9 +99,9 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
         self, request: pb.DescribeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.DescribeReply:
         """How this pod is."""
-        pod, ledger = self._pod, self._pod.ledger
+        pod, ledger = self._standing, self._ledger
         if request.questions:
-            lines = [render(question, answer) for question, answer in ledger.questions]
+            lines = [render(question, answer) for question, answer in self._cache.victims.questions]
             return pb.DescribeReply(pod=pod.name, incarnation=pod.incarnation, decisions=lines)
         entries: Iterable[Entry] = list(ledger.entries.values())
         if request.model_id:
@@ -130,15 +109,15 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
         elif request.active:
             asked = set(request.models)
             entries = [e for e in entries if not e.aside and (e.model_id in asked or active(ledger, e))]
-        now_ns = time.monotonic_ns()
+        now_ns, used = time.monotonic_ns(), ledger.committed.positive
         return pb.DescribeReply(
             pod=pod.name,
             incarnation=pod.incarnation,
             state=pod.state,
-            capacity_bytes=ledger.capacity_bytes,
-            used_bytes=max(0, ledger.committed_bytes),
-            device_capacity_bytes=ledger.device_capacity_bytes,
-            device_used_bytes=max(0, ledger.committed_device_bytes),
+            capacity_bytes=ledger.capacity.host_bytes,
+            used_bytes=used.host_bytes,
+            device_capacity_bytes=ledger.capacity.device_bytes,
+            device_used_bytes=used.device_bytes,
             resident_bytes=pod.resident_bytes(),
             copies=[self._copy(entry, now_ns) for entry in entries],
             decisions=() if request.active else pod.decisions(request.model_id),
@@ -146,16 +125,16 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
         )
 
     def _copy(self, entry: Entry, now_ns: int) -> pb.CopyState:
-        ledger, loading = self._pod.ledger, self._loads.loading
-        use, pull = ledger.use(entry), self._pod.progress(entry.model_id)
+        ledger, admission = self._ledger, self._cache.admission
+        use, pull = ledger.use(entry), self._standing.progress(entry.model_id)
         waits = entry.state is State.WAITING
         under_way = entry.usual_ms and (waits or entry.state is State.LOADING)
         return pb.CopyState(
             model_id=entry.model_id,
             create_revision=entry.revision,
             state=entry.state.value,
-            host_bytes=entry.host_bytes,
-            device_bytes=entry.device_bytes,
+            host_bytes=entry.footprint.host_bytes,
+            device_bytes=entry.footprint.device_bytes,
             idle_ms=ledger.idle_ms(entry),
             calls=use.calls if use else 0,
             in_flight=use.in_flight if use else 0,
@@ -168,8 +147,8 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
             rate=entry.rate,
             peak_rate=entry.peak_rate,
             queue_ms=entry.queue_ms,
-            ahead=loading.ahead_of(entry) if waits else 0,
-            expected_ms=loading.expected(entry).expected_ms if under_way else 0,
+            ahead=admission.ahead_of(entry) if waits else 0,
+            expected_ms=admission.expected(entry).expected_ms if under_way else 0,
             pinned=entry.pinned,
             model_type=entry.model_type,
             reason=entry.reason,
@@ -184,8 +163,8 @@ def _reply(outcome: outcomes.Outcome, incarnation: str) -> pb.LoadReply:
             return pb.LoadReply(
                 loaded=pb.LoadReply.Loaded(
                     incarnation=incarnation,
-                    host_bytes=outcome.host_bytes,
-                    device_bytes=outcome.device_bytes,
+                    host_bytes=outcome.footprint.host_bytes,
+                    device_bytes=outcome.footprint.device_bytes,
                     load_ms=outcome.load_ms,
                     generation=outcome.generation,
                     digest=outcome.digest,

@@ -9,8 +9,8 @@ import typer
 from mesh.host import memory
 from mesh.options import checked, tls
 from mesh.options.values import format_bytes
+from mesh.runtime.agent.settings import SERVER
 from mesh.runtime.cache import capacity, demand
-from mesh.runtime.settings import SERVER
 from mesh.telemetry import logs
 from placement import policies
 from puller.proxies import Proxies

@@ -1,0 +1,181 @@
+"""One pod, put together: every part of the agent, each made of what stands below it.
+
+What is made earlier never knows what is made later. Where something happens below that concerns somebody above (a
+server dies, a copy's registration is gone, another pod takes the name), it goes up by a callback, and all of those are
+bound here.
+"""
+
+import functools
+import secrets
+from collections.abc import Callable
+
+from mesh.etcd import Etcd, Patience
+from mesh.host import memory
+from mesh.identity import Identity
+from mesh.runtime.agent import control
+from mesh.runtime.agent.leaving import Leaving
+from mesh.runtime.agent.rundir import RunDir
+from mesh.runtime.agent.serverstart import ServerStart
+from mesh.runtime.agent.settings import RuntimeSettings
+from mesh.runtime.agent.standing import Standing
+from mesh.runtime.blame import earlier
+from mesh.runtime.blame.earlier import BOARD, Earlier
+from mesh.runtime.blame.history import History
+from mesh.runtime.blame.lastlooks import LastLooks
+from mesh.runtime.cache import capacity
+from mesh.runtime.cache.activity import Activity
+from mesh.runtime.cache.assembly import Below, Cache, Limits
+from mesh.runtime.cache.files import Files
+from mesh.runtime.cache.housekeeping import Housekeeping
+from mesh.runtime.cache.ledger import Ledger
+from mesh.runtime.cache.optimising import Optimising
+from mesh.runtime.presence.claims import Claims
+from mesh.runtime.presence.fence import Fence
+from mesh.runtime.presence.presence import Presence
+from mesh.runtime.servers.relief import Relief
+from mesh.runtime.servers.serverprocess import Death, ServerProcess
+from mesh.runtime.sharedmemory.board import Board
+from mesh.schema.keys import Keys
+from mesh.telemetry.probes import Probes
+from puller import limits
+from puller.http_client import HttpPolicy
+from puller.puller import Puller
+
+
+class Pod:
+    """The parts, as attributes. `lifecycle` starts and ends them."""
+
+    def __init__(self, settings: RuntimeSettings, *, cannot_go_on: Callable[[str], None]) -> None:
+        """`cannot_go_on` gets why, once the pod cannot. Raises OSError, ValueError."""
+        self.settings = settings
+        self.incarnation = incarnation = secrets.token_hex(8)
+        self._cannot_go_on = cannot_go_on
+        token = secrets.token_hex(16)
+        self.identity = Identity(settings.internal_tls) if settings.internal_tls is not None else None
+        self.earlier = Earlier(settings.name)
+        whose = earlier.owner(base=settings.base, pod=settings.name)
+        self.run_dir = RunDir(whose=whose, on_left=self.earlier.read)
+        self.board = board = Board.create(self.run_dir.path / BOARD, settings.slots, incarnation=incarnation)
+        self.patience = Patience()
+        self.etcd = Etcd(settings.etcd, follow=True)
+        self.keys = Keys(settings.base)
+        self.puller = _puller(settings, self.run_dir)
+        self.files = Files(self.puller)
+        self.optimising = Optimising(self.puller, free_bytes=memory.available_bytes)
+        there = memory.whole()
+        self.last_looks = LastLooks(self.run_dir.path, memory.available_bytes, there.bytes if there else 0)
+        self.history = History(self.etcd, self.keys, pod=settings.name, secrets=lambda: self.puller.secrets)
+
+        self.server = ServerProcess(
+            board,
+            on_death=self._on_death,
+            on_ready=lambda: self.presence.changed(),
+            on_given_up=cannot_go_on,
+            on_hung=lambda: self.cache.meters.server_hangs.inc(),
+        )
+        self.relief = Relief(lambda: board.stuck, self.server)
+        self.presence = Presence(
+            self.etcd,
+            self.keys,
+            pod=settings.name,
+            incarnation=incarnation,
+            ttl=settings.lease_ttl,
+            record=lambda: self.standing.record(),
+            on_stale=lambda model_id: self.cache.loads.outdated(model_id, 0),
+            on_usurped=self._on_usurped,
+            is_alive=functools.partial(control.is_alive, identity=self.identity),
+            on_lost=cannot_go_on,
+        )
+        self.fence = Fence(
+            board,
+            self.presence,
+            ttl=settings.lease_ttl,
+            serve_without_etcd=settings.serve_without_etcd,
+            reach=lambda timeout: self.etcd.get(self.presence.key, timeout=timeout),
+        )
+        self.presence.listen(self.fence.wake)
+
+        ledger = Ledger(settings.capacity, board, slots=settings.slots, eviction=settings.eviction)
+        self.cache = Cache(
+            ledger,
+            Below(
+                incarnation=incarnation,
+                server=self.server,
+                relief=self.relief,
+                presence=self.presence,
+                claims=Claims(self.etcd, self.keys, self.presence),
+                fence=self.fence,
+                history=self.history,
+                files=self.files,
+                optimising=self.optimising,
+                resident_bytes=lambda: self.server.resident_bytes,
+                device_bytes=lambda: board.device_bytes,
+            ),
+            Limits(
+                memory_bytes=settings.memory_limit or capacity.limit(settings.capacity),
+                load_concurrency=settings.load_concurrency,
+                load_timeout=settings.load_timeout,
+                demand_window=settings.demand_window,
+            ),
+        )
+        self.activity = Activity(ledger)
+        self.housekeeping = Housekeeping(
+            self.etcd,
+            self.keys,
+            ledger,
+            self.presence,
+            self.cache.loads,
+            interval=settings.check_interval,
+        )
+
+        self.standing = Standing(
+            settings,
+            self.cache,
+            self.server,
+            board,
+            self.presence,
+            self.puller,
+            self.optimising,
+            self.patience,
+            incarnation=incarnation,
+            token=token,
+        )
+        self.server_start = ServerStart(
+            settings,
+            self.server,
+            self.cache,
+            self.optimising,
+            incarnation=incarnation,
+            run_dir=self.run_dir.path,
+        )
+        self.leaving = Leaving(
+            self.etcd, self.keys, self.cache, self.presence, self.fence, board, incarnation=incarnation
+        )
+        self.control = control.Control(self.standing, self.cache, token, self.identity)
+        standing = self.standing
+        self.probes = Probes(settings.probe, standing.why_not_ready, standing.why_not_live, standing.metrics)
+
+        meters = self.cache.meters
+        if self.identity is not None:
+            self.identity.follow(meters.registry)
+        meters.follow(ledger, self.puller.statistics, self.cache.demand.pods, published=lambda: self.presence.published)
+
+    def _on_death(self, death: Death) -> None:
+        self.cache.deaths.happened(death, self.board.at_work)
+
+    def _on_usurped(self, why: str) -> None:
+        self.fence.close()  # with another incarnation in its place, the mesh counts this one as ended
+        self._cannot_go_on(why)
+
+
+def _puller(settings: RuntimeSettings, run_dir: RunDir) -> Puller:
+    http = HttpPolicy(allow_private=settings.http_allow_private, ca=settings.storage_ca, proxies=settings.proxies)
+    return Puller(
+        directory=settings.model_dir or run_dir.path / "models",
+        file_roots=settings.file_roots,
+        volumes=settings.pvc_root,
+        secrets=settings.storage_config,
+        http=http,
+        budget_bytes=settings.disk_budget,
+        limits=limits.Limits(bytes_per_second=settings.pull_bandwidth, connections=settings.pull_connections),
+    )

@@ -1,0 +1,101 @@
+"""The first start of the pod's model server: its command line, a port for it, and what it finds of a device."""
+
+from pathlib import Path
+
+from mesh import process
+from mesh.options.values import format_address, format_bytes, parse_address
+from mesh.runtime.agent.settings import RuntimeSettings
+from mesh.runtime.blame.earlier import BOARD
+from mesh.runtime.cache import capacity
+from mesh.runtime.cache.assembly import Cache
+from mesh.runtime.cache.optimising import Optimising
+from mesh.runtime.servers.commandline import CommandLine
+from mesh.runtime.servers.serverprocess import Plan, ServerFailed, ServerProcess
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+_PORT_TRIES = 3  # of a port that we chose and somebody else took meanwhile
+
+
+class StartError(Exception):
+    """Why the pod cannot start; the text says what to do."""
+
+
+class ServerStart:
+    """Starts the model server of one pod."""
+
+    def __init__(
+        self,
+        settings: RuntimeSettings,
+        server: ServerProcess,
+        cache: Cache,
+        optimising: Optimising,
+        *,
+        incarnation: str,
+        run_dir: Path,
+    ) -> None:
+        """`run_dir` has the use board, and will have the server's socket."""
+        self._settings = settings
+        self._server = server
+        self._cache = cache
+        self._optimising = optimising
+        self._incarnation = incarnation
+        self._run_dir = run_dir
+
+    async def start(self) -> tuple[str, str]:
+        """Returns the address that it answers on, and the device that it uses: "cpu" or "cuda". Raises StartError."""
+        settings = self._settings
+        host, port = parse_address(settings.data)
+        for attempt in range(1, _PORT_TRIES + 1):
+            data = format_address(host, port or process.free_port(host))
+            try:
+                status = await self._server.start(self._plan(data, settings.device))
+            except (ServerFailed, OSError) as error:
+                if port or attempt == _PORT_TRIES or "listen" not in str(error):
+                    raise StartError(str(error)) from error
+                continue
+            device = status.told.get("mesh-device", "")
+            # What "auto" has found is what this pod has: a server that no longer finds its GPU has failed. It must not
+            # go on as a slow one whose memory is counted on a device.
+            self._server.plan = self._plan(data, device or settings.device)
+            self._optimising.server(status.version, device)
+            self._equip(*status.device_memory)
+            return data, device
+        raise AssertionError("not reached")
+
+    def _plan(self, data: str, device: str) -> Plan:
+        settings = self._settings
+        line = CommandLine(
+            module=settings.server_module,
+            data=data,
+            incarnation=self._incarnation,
+            board=self._run_dir / BOARD,
+            capacity=settings.capacity,
+            threads=settings.threads,
+            load_timeout=settings.load_timeout,
+            load_concurrency=settings.load_concurrency,
+            device=device,
+            max_message=settings.max_message,
+            max_body_bytes=settings.max_body_bytes,
+            internal_tls=settings.internal_tls,
+            memory_limit=self._cache.memory.limit_bytes,
+            log_format=settings.log_format,
+            log_level=settings.log_level,
+        )
+        return Plan(line.argv(), self._run_dir, settings.hang_timeout)
+
+    def _equip(self, used: int, total: int) -> None:
+        """The device's memory, as the model server tells it, is for models too. Raises StartError."""
+        wanted = self._settings.device_capacity
+        if not total:
+            if wanted:
+                log.warning("--device-capacity has no effect: the model server tells of no device's memory")
+            return
+        try:
+            models = capacity.device_capacity(wanted, used, total)
+        except ValueError as error:
+            raise StartError(f"--device-capacity: {error}") from error
+        self._cache.ledger.equip(models)
+        self._cache.device_memory.limit_bytes = total
+        log.info("a device is used", capacity=format_bytes(models), of=format_bytes(total))

@@ -1,0 +1,163 @@
+"""How this pod is: as the mesh is told in its record, as the probes say, and as routers and people ask."""
+
+import time
+from collections.abc import Iterable
+
+from mesh.etcd import Patience
+from mesh.runtime.agent.settings import RuntimeSettings
+from mesh.runtime.cache.assembly import Cache
+from mesh.runtime.cache.meters import calls_snapshot
+from mesh.runtime.cache.optimising import Optimising
+from mesh.runtime.cache.rate import Rate
+from mesh.runtime.presence import figures
+from mesh.runtime.presence.ondisk import OnDisk
+from mesh.runtime.presence.presence import Presence
+from mesh.runtime.servers.serverprocess import ServerProcess, State
+from mesh.runtime.sharedmemory.board import Board
+from mesh.schema.records import READY, PodRecord
+from mesh.telemetry import metrics
+from puller.progress import Progress
+from puller.puller import Puller
+
+STARTING, SERVER_DOWN = "starting", "server-down"
+
+_DEAD = 180.0  # seconds without a model server, starting new ones all the while, after which the pod is not live
+
+
+class Standing:
+    """Told by the agent how far the pod is; what else there is to say, it reads from the parts."""
+
+    def __init__(
+        self,
+        settings: RuntimeSettings,
+        cache: Cache,
+        server: ServerProcess,
+        board: Board,
+        presence: Presence,
+        puller: Puller,
+        optimising: Optimising,
+        patience: Patience,
+        *,
+        incarnation: str,
+        token: str,
+    ) -> None:
+        """`token`: what whoever asks this agent has to show. `patience` knows what a start waits for."""
+        self.name = settings.name
+        self.incarnation = incarnation
+        self.phase = STARTING  # starting, ready or leaving, whatever the model server does
+        self.known = False  # to the mesh: it was published once
+        self.addresses = ("", "", "")  # data, control, probe, as published
+        self.labels = settings.labels
+        self.rate = Rate(self.calls)
+        self._settings = settings
+        self._cache = cache
+        self._server = server
+        self._board = board
+        self._presence = presence
+        self._puller = puller
+        self._optimising = optimising
+        self._patience = patience
+        self._token = token
+        self._began = time.monotonic()
+        self._on_disk = OnDisk(puller.remembered)
+        puller.listen(self._on_disk.changed)
+
+    @property
+    def state(self) -> str:
+        """starting, ready, leaving or server-down."""
+        return SERVER_DOWN if self.phase == READY and self._server.state is not State.READY else self.phase
+
+    # --- for the mesh
+
+    def record(self) -> PodRecord:
+        """What the pod publishes of itself, as it is now."""
+        ledger = self._cache.ledger
+        statistics, first = ledger.statistics(), ledger.first()
+        used = statistics.committed.positive
+        data, control_address, probe = self.addresses
+        return PodRecord(
+            incarnation=self.incarnation,
+            data_address=data,
+            control_address=control_address,
+            state=self.state,
+            labels=self.labels,
+            zone=self._settings.zone,
+            capacity_bytes=self._settings.capacity,
+            used_bytes=used.host_bytes,
+            device_capacity_bytes=ledger.capacity.device_bytes,
+            device_used_bytes=used.device_bytes,
+            oldest_idle_ms=0 if first is None else ledger.idle_ms(first),
+            oldest_unused=first is not None and not ledger.used(first),
+            copies=statistics.copies,
+            loads_in_progress=statistics.loading,
+            loading_threads=self._settings.load_concurrency,
+            rate=self.rate.per_minute,
+            probe_address=probe,
+            age_ms=figures.coarse_age_ms(time.monotonic() - self._began),
+            disk=self._on_disk.text,
+            secrets=self._puller.secrets,
+            token=self._token,
+        )
+
+    # --- for the probes
+
+    def why_not_ready(self) -> str | None:
+        """Why the pod is not ready. One that has lost etcd serves what it has, and stays ready."""
+        state = self.state
+        if state == READY:
+            if (trouble := self._server.trouble) is not None:
+                return trouble
+            return None if self.known else self._patience.why or "the pod is being published"
+        if state == SERVER_DOWN:
+            return f"{self._server.why_down}; another one is being started"
+        return self._patience.why or f"the pod is {state}"
+
+    def why_not_live(self) -> str | None:
+        """Why a new container is wanted: no server could be had for minutes. That etcd is away, or that a server takes
+        its time at its first start, is no reason."""
+        if self._server.down_for > _DEAD:
+            return f"for {self._server.down_for:.0f} s no model server could be had: {self._server.why_down}"
+        return None
+
+    def metrics(self) -> bytes:
+        """What Prometheus reads, of the agent and of its model server."""
+        snapshots = [self._cache.meters.registry.snapshot(), calls_snapshot(self._board.calls())]
+        if self._server.pid:
+            snapshots.append(metrics.process_snapshot("model-server", self._server.pid))
+        return metrics.render(metrics.merge(snapshots))
+
+    # --- for whoever asks
+
+    def resident_bytes(self) -> int:
+        """Private memory of the model server."""
+        return self._server.resident_bytes
+
+    def calls(self) -> int:
+        """Calls that the model server has answered so far."""
+        return sum(sum(series.buckets) for series in self._board.calls())
+
+    def progress(self, model_id: str) -> Progress | None:
+        """How far the pull of a model's files is; None: there is none."""
+        return self._puller.progress(model_id)
+
+    def decisions(self, model_id: str) -> Iterable[str]:
+        """The latest, as JSON."""
+        return self._cache.decisions.lines(model_id)
+
+    def counters(self) -> dict[str, int]:
+        """Counts since the start, for people and tests."""
+        loads, pulls = self._cache.loads.statistics(), self._puller.statistics()
+        return {
+            "loads": loads.loads,
+            "load_failures": loads.failures,
+            "load_refusals": loads.refusals,
+            "loads_in_progress": loads.in_progress,
+            "evictions": int(self._cache.meters.evictions.value),
+            "calls": self.calls(),
+            "calls_in_flight": self._board.in_flight,
+            "server_lives": self._server.lives,
+            "leases": self._presence.statistics().leases,
+            "pulled_bytes": pulls.bytes,
+            "fetched_bytes": pulls.fetched_bytes,
+            "optimised": self._optimising.statistics().made,
+        }

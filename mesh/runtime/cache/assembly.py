@@ -1,0 +1,147 @@
+"""The cache of one pod, put together: what is in the model server's memory, and how it gets in and out.
+
+`Cache` makes the parts of this room from what stands below it: the server, the use board, this pod in etcd, what is
+written into models' records, and the pulled files. Each part gets what it uses when it is made, and nothing calls back.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mesh.runtime.blame.history import History
+from mesh.runtime.cache.admission import Admission
+from mesh.runtime.cache.deaths import Deaths
+from mesh.runtime.cache.decisions import Decisions
+from mesh.runtime.cache.demand import Demand
+from mesh.runtime.cache.eviction import Eviction
+from mesh.runtime.cache.fetching import Fetching
+from mesh.runtime.cache.files import Files
+from mesh.runtime.cache.gate import Gate
+from mesh.runtime.cache.ledger import Ledger
+from mesh.runtime.cache.loading import Loading
+from mesh.runtime.cache.loads import Loads
+from mesh.runtime.cache.memory import MemoryWatch
+from mesh.runtime.cache.meters import Meters
+from mesh.runtime.cache.optimising import Optimising
+from mesh.runtime.cache.rooms import Rooms
+from mesh.runtime.cache.serverside import ServerSide
+from mesh.runtime.cache.space import Space
+from mesh.runtime.cache.unloads import Unloads
+from mesh.runtime.cache.victims import Victims
+from mesh.runtime.presence.claims import Claims
+from mesh.runtime.presence.fence import Fence
+from mesh.runtime.presence.presence import Presence
+from mesh.runtime.servers.relief import Relief
+from mesh.runtime.servers.serverprocess import ServerProcess
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the operator grants the cache."""
+
+    memory_bytes: int  # of the model server in all
+    load_concurrency: int  # loads in the model server at once
+    load_timeout: float  # seconds, the model server's own
+    demand_window: float  # seconds after its last call for which a model counts as in use
+
+
+@dataclass(frozen=True, slots=True)
+class Below:
+    """What the cache stands on."""
+
+    incarnation: str  # of the agent
+    server: ServerProcess
+    relief: Relief
+    presence: Presence
+    claims: Claims
+    fence: Fence
+    history: History
+    files: Files
+    optimising: Optimising
+    resident_bytes: Callable[[], int]  # of the model server
+    device_bytes: Callable[[], int]  # in use on its device, by anybody
+
+
+class Cache:
+    """The parts, as attributes."""
+
+    def __init__(self, ledger: Ledger, below: Below, limits: Limits) -> None:
+        self.ledger = ledger
+        self.meters = meters = Meters()
+        self.decisions = Decisions()
+        self.demand = Demand(ledger, window=limits.demand_window)
+        self.victims = Victims(ledger)
+        self.space = space = Space()
+        self.unloads = Unloads(
+            ledger,
+            below.server,
+            below.presence,
+            below.files,
+            space,
+            incarnation=below.incarnation,
+            meters=meters,
+            decisions=self.decisions,
+        )
+        self.eviction = Eviction(ledger, self.unloads, self.demand, decisions=self.decisions, meters=meters)
+        self.memory = MemoryWatch(ledger, self.eviction, limit_bytes=limits.memory_bytes, used=below.resident_bytes)
+        # Without a limit until the model server has told of a device.
+        self.device_memory = MemoryWatch(ledger, self.eviction, limit_bytes=0, used=below.device_bytes, device=True)
+        watches = (self.memory, self.device_memory)
+        self.gate = gate = Gate(below.presence, below.server, below.relief, watches)
+        self.rooms = Rooms(ledger, self.victims, self.eviction, gate, space)
+        server = ServerSide(
+            ledger,
+            below.server,
+            gate,
+            below.history,
+            below.optimising,
+            meters,
+            incarnation=below.incarnation,
+            load_timeout=limits.load_timeout,
+        )
+        self.admission = Admission(
+            ledger,
+            self.rooms,
+            server,
+            self.unloads,
+            gate,
+            space,
+            meters,
+            concurrency=limits.load_concurrency,
+        )
+        loading = Loading(
+            ledger,
+            self.victims,
+            Fetching(ledger, below.files, self.rooms, below.optimising, meters),
+            self.admission,
+            self.unloads,
+            space,
+            meters,
+            files=below.files,
+            server=below.server,
+            presence=below.presence,
+            claims=below.claims,
+            history=below.history,
+            incarnation=below.incarnation,
+        )
+        self.loads = Loads(
+            ledger,
+            self.victims,
+            loading,
+            self.admission,
+            self.unloads,
+            gate,
+            server=below.server,
+            fence=below.fence,
+            meters=meters,
+            decisions=self.decisions,
+        )
+        self.deaths = Deaths(
+            ledger,
+            self.unloads,
+            space,
+            meters,
+            files=below.files,
+            presence=below.presence,
+            history=below.history,
+        )
+        meters.follow_loads(self.admission.queued, self.admission.sizes)

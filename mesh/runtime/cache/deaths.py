@@ -1,0 +1,81 @@
+"""What follows from the death of the model server: everything that was in its memory is gone.
+
+What was loading or running is written into those models' records first of all, because it may be the cause. Then the
+books, the keys and the files follow. Where the agent itself was killed with its server, its next life does the former
+(`blame.earlier`).
+"""
+
+from mesh.runtime.blame import suspects
+from mesh.runtime.blame.history import History
+from mesh.runtime.cache.entries import Entry, State
+from mesh.runtime.cache.files import Files
+from mesh.runtime.cache.ledger import Ledger
+from mesh.runtime.cache.meters import Meters
+from mesh.runtime.cache.space import Space
+from mesh.runtime.cache.unloads import Unloads
+from mesh.runtime.presence.presence import Presence
+from mesh.runtime.servers.serverprocess import Death
+from mesh.runtime.sharedmemory.atwork import AtWork
+from mesh.telemetry import logs
+from placement.suspects import suspects as judge
+
+log = logs.get(__name__)
+
+_GONE = (State.LOADING, State.LOADED, State.UNLOADING)
+
+
+class Deaths:
+    """Clears up after the deaths of one pod's servers."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        unloads: Unloads,
+        space: Space,
+        meters: Meters,
+        *,
+        files: Files,
+        presence: Presence,
+        history: History,
+    ) -> None:
+        self._ledger = ledger
+        self._unloads = unloads
+        self._space = space
+        self._meters = meters
+        self._files = files
+        self._presence = presence
+        self._history = history
+
+    def happened(self, death: Death, at_work: AtWork) -> None:
+        """To be called at each death, while the use board still says what was loading and running."""
+        self._meters.server_deaths.inc()
+        gone = [entry for entry in self._ledger.entries.values() if entry.state in _GONE]
+        self._accuse(death, gone, at_work)
+        self._unloads.clear()
+        for entry in gone:
+            self._ledger.remove(entry)
+            self._presence.drop(entry.model_id)
+            if entry.state is not State.LOADING:  # of those, the load itself removes the files
+                self._files.discard(entry.model_id)
+        self._space.freed()
+        self._presence.changed()
+
+    def _accuse(self, death: Death, gone: list[Entry], at_work: AtWork) -> None:
+        held = [(one, one.slot, use) for one in gone if one.slot is not None and (use := self._ledger.use(one))]
+        accused = judge(death.cause, suspects.work(held, at_work), thread=death.thread)
+        for suspect in accused:
+            entry, doing = suspect.model, suspect.doing.value
+            text = f"the model server {death.how} while it was {doing} this model"
+            if suspect.digests:
+                text += f" (request {', '.join(suspect.digests[:3])})"
+            log.warning(
+                "suspect",
+                model=entry.model_id,
+                doing=doing,
+                sure=suspect.sure,
+                why=suspect.why,
+                requests=",".join(suspect.digests[:10]),
+            )
+            # Where it may be another one, whoever waits for its load is told that this pod could not take it.
+            entry.suspect = suspect.sure or len(accused) == 1
+            self._history.killed(entry.model_id, entry.revision, text, sure=entry.suspect, digests=suspect.digests)

@@ -1,0 +1,92 @@
+"""One model in this pod, from the moment its load begins until nothing of it is left."""
+
+import enum
+
+from placement.footprint import NOTHING
+
+
+class State(enum.Enum):
+    """How far an entry is; the values are those of `CopyState.state`."""
+
+    QUEUED = "queued"
+    PULLING = "pulling"
+    WAITING = "waiting"  # for space, or for its turn
+    LOADING = "loading"
+    LOADED = "loaded"
+    UNLOADING = "unloading"
+
+
+_PHYSICAL = frozenset({State.LOADING, State.LOADED, State.UNLOADING})
+
+
+class Entry:
+    """One model in this pod. Changed by its ledger only, except what others note in it: `load_ms`, `usual_ms`,
+    `disk_bytes`, `suspect`, `model_type`, `reason`, `pinned`, `generation`, `digest`, `blamed`, the rates."""
+
+    __slots__ = (
+        "aside",
+        "begun",
+        "blamed",
+        "digest",
+        "disk_bytes",
+        "footprint",
+        "generation",
+        "idle_ms",
+        "load_ms",
+        "loaded_ns",
+        "model_id",
+        "model_type",
+        "peak_rate",
+        "pinned",
+        "queue_ms",
+        "rate",
+        "reason",
+        "revision",
+        "since_ns",
+        "slot",
+        "state",
+        "suspect",
+        "usual_ms",
+    )
+
+    def __init__(self, model_id: str, revision: int, *, idle_ms: int, now_ns: int, aside: bool = False) -> None:
+        self.model_id = model_id
+        self.revision = revision  # create revision of the registration that it is a copy of
+        self.generation = 0  # of that registration's content
+        self.digest = ""  # hex, of what it was loaded from
+        self.aside = aside  # another generation of the same registration is the copy of that id here
+        self.idle_ms = idle_ms  # since the model's last use, when its load was asked for; 0: a caller waits
+        self.state = State.QUEUED
+        self.since_ns = now_ns  # when the state was entered
+        self.loaded_ns = now_ns  # until then: when it was asked for; counts as its last use until it is called
+        self.begun = False  # whether it counts as physical, though perhaps still waiting for its turn
+        self.footprint = NOTHING  # what it takes in each memory: predicted, then measured; none until room is reserved
+        self.disk_bytes = 0  # of its files, once they are here
+        self.slot: int | None = None
+        self.load_ms = 0
+        self.usual_ms = 0  # what a load of it took before, pull and waiting included; 0: unknown
+        self.blamed = False  # servers have died in calls of it
+        self.suspect = False  # at work when its server died
+        self.model_type = ""
+        self.reason = ""  # why it was loaded here
+        self.pinned = False  # is never a victim
+        self.rate = self.peak_rate = 0  # calls a minute (`activity`)
+        self.queue_ms = 0  # that its calls wait before they run, lately
+
+    @property
+    def key(self) -> str:
+        """Under which it stands in the ledger. No id holds a NUL."""
+        return self.model_id + "\0" if self.aside else self.model_id
+
+    @property
+    def weight(self) -> int:
+        """Bytes in both memories."""
+        return self.footprint.total_bytes
+
+    @property
+    def physical(self) -> bool:
+        """Whether the server's memory may hold it."""
+        return self.begun or self.state in _PHYSICAL
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.model_id!r} of {self.revision}: {self.state.value}, {self.footprint}>"

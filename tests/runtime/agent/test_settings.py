@@ -1,0 +1,40 @@
+"""What an agent is told, and refuses."""
+
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from mesh.runtime.__main__ import app
+from mesh.runtime.agent.settings import RuntimeSettings
+
+
+def test_addresses_that_others_can_reach() -> None:
+    settings = RuntimeSettings("pod", data="127.0.0.1:0")
+    assert settings.reachable("127.0.0.1:5") == "127.0.0.1"
+    assert settings.reachable("0.0.0.0:5") not in ("", "0.0.0.0")
+    assert replace(settings, advertise="pod-1.svc").reachable("0.0.0.0:5") == "pod-1.svc"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--capacity", "lots", "is not a size"),
+        ("--data", "nowhere", "is not an address"),
+        ("--device", "tpu", "neither auto, cpu nor cuda"),
+        ("--lease-ttl", "1", "greater than or equal"),
+        ("--etcd-ca", "/no/such/file", "No such file"),
+        ("--log-level", "loud", "not a log level"),
+    ],
+)
+def test_wrong_options_are_refused_with_a_text(option: str, value: str, says: str) -> None:
+    result = CliRunner().invoke(app, [option, value], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert says in " ".join(result.output.split())
+
+
+def test_slots_follow_the_capacity() -> None:
+    """Enough for the smallest models, bounded at both ends."""
+    assert RuntimeSettings("pod", capacity=1 << 20).slots == 1024
+    assert RuntimeSettings("pod", capacity=256 << 20).slots == 8192
+    assert RuntimeSettings("pod", capacity=1 << 40).slots == 32768

@@ -1,0 +1,15 @@
+"""How a pod is."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from mesh.runtime.agent.standing import Standing
+
+
+@pytest.mark.parametrize(("down_for", "live"), [(0.0, True), (170.0, True), (190.0, False)])
+def test_a_pod_without_a_server_for_minutes_is_not_live(down_for: float, live: bool) -> None:
+    """Others are started all the while, so seconds without one are nothing."""
+    server = SimpleNamespace(down_for=down_for, why_down="the model server ended with status 3")
+    why = Standing.why_not_live(SimpleNamespace(_server=server))
+    assert why is None if live else "no model server could be had: the model server ended with status 3" in str(why)

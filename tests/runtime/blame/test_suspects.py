@@ -1,0 +1,66 @@
+"""Who was at work in a server when it died."""
+
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+
+from mesh.runtime.blame.suspects import work
+from mesh.runtime.sharedmemory.board import Board, Use
+from mesh.runtime.sharedmemory.board import State as SlotState
+from mesh.wire import requestdigest
+from placement.suspects import Doing, Work
+from tests.runtime.pod_of_fakes import FakePod
+
+
+@pytest.fixture
+async def pod() -> AsyncIterator[FakePod]:
+    async with FakePod() as running:
+        yield running
+
+
+async def test_who_was_at_work_when_the_server_died(pod: FakePod) -> None:
+    """Each thread with its request, the event loop's included, and what is known without threads; never what merely
+    waited or was idle."""
+    board = Board.private(64)
+    await pod.fill("idle", "queued", "running", "loading", "freeing", "looping", size=10)
+    states = {
+        "idle": Use(SlotState.LOADED, 1, 0, 0, 0, 9, 0, 0),
+        "queued": Use(SlotState.LOADED, 1, 5, 0, 0, 9, 0, 0),
+        "running": Use(SlotState.LOADED, 1, 2, 1, 0, 9, 0, 0),
+        "loading": Use(SlotState.LOADING, 1, 0, 0, 0, 0, 0, 0),
+        "freeing": Use(SlotState.UNLOADING, 1, 0, 0, 0, 9, 0, 0),
+        "looping": Use(SlotState.LOADED, 1, 2, 2, 0, 9, 0, 0),
+    }
+    for name, use in states.items():
+        slot = pod.entry(name).slot
+        assert slot is not None
+        pod.board.uses[slot] = use
+
+    def at_work() -> list[Work[str]]:
+        entries = pod.ledger.entries.values()
+        held = [
+            (one.model_id, one.slot, use) for one in entries if one.slot is not None and (use := pod.ledger.use(one))
+        ]
+        return work(held, board.at_work)
+
+    frame = b"\0\0\0\0\0"
+    digest = requestdigest.digest(frame).hex()
+    me = threading.get_ident()
+    board.attach(1)
+    for name in ("running", "looping"):
+        board.at_work.begin(pod.entry(name).slot or 0, frame)
+    board.at_work.begin(pod.entry("loading").slot or 0)
+    board.at_work.inline(frame)
+    assert at_work() == [
+        Work("running", Doing.RUNNING, me, digest=digest),
+        Work("loading", Doing.LOADING, me),
+        Work("freeing", Doing.FREEING),
+        Work("looping", Doing.RUNNING, me, digest=digest),
+        Work("looping", Doing.RUNNING, me, in_loop=True, digest=digest),
+    ]
+    slot = pod.entry("idle").slot
+    assert slot is not None
+    pod.board.uses[slot] = Use(SlotState.LOADED, 1, 2, 1, 0, 9, 0, 0)  # in a thread that is not noted, or in the loop
+    assert [one.model for one in at_work() if not one.thread] == ["freeing", "idle", "looping"]
+    board.close()
