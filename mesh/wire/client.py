@@ -19,8 +19,8 @@ from mesh.identity import NAME, Identity
 from mesh.options import values
 from mesh.wire import budget as budgets
 from mesh.wire import call, clientconnection, exchange, heads, metadata
-from mesh.wire.exchange import Exchange
-from mesh.wire.reply import Lost, LostKind, Reply, Sink
+from mesh.wire.exchange import Exchange, Sink
+from mesh.wire.reply import Lost, LostKind, Reply
 from mesh.wire.streams import ReplyStream, RequestStream
 
 __all__ = ["Exchange", "Lost", "LostKind", "Pool", "PoolStatistics", "Reply", "ReplyStream", "RequestStream", "Sink"]

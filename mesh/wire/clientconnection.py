@@ -9,7 +9,7 @@ import asyncio
 import http
 import socket
 import struct
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import httptools
 
@@ -17,9 +17,7 @@ from mesh import statuses
 from mesh.wire import budget as budgets
 from mesh.wire import call, exchange, framing, heads, inbox, metadata, refusals
 from mesh.wire import reply as replies
-
-if TYPE_CHECKING:
-    from mesh.wire import client
+from mesh.wire.heads import Memo
 
 _MAX_HEADERS = 64 * 1024  # bytes of a reply's head, or of its trailers
 _RESET = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
@@ -27,6 +25,21 @@ _CODES = {b"%d" % code: int(code) for code in statuses.Code}
 _OK = int(statuses.Code.OK)
 _UNKNOWN = int(statuses.Code.UNKNOWN)
 _HTTP_OK = int(http.HTTPStatus.OK)
+
+
+class Owner(Protocol):
+    """Who keeps connections, and what those to one address have in common."""
+
+    address: str
+    budget: budgets.Budget
+    heads: Memo[tuple[list[call.Header], bytes]]
+    tails: Memo[list[call.Header]]
+
+    def release(self, connection: "ClientConnection") -> None:
+        """A connection has nothing to do."""
+
+    def left(self, connection: "ClientConnection") -> None:
+        """A connection is gone, or as good as."""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -60,7 +73,7 @@ class ClientConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, pool: "client.Pool", limit: int, patience: int) -> None:
+    def __init__(self, pool: Owner, limit: int, patience: int) -> None:
         self._pool = pool
         self._limit = limit
         self._parser = httptools.HttpResponseParser(self)

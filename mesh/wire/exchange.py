@@ -6,14 +6,11 @@ later finds it over.
 """
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from mesh.telemetry import logs
 from mesh.wire import call, inbox, streams
 from mesh.wire import reply as replies
-
-if TYPE_CHECKING:
-    from mesh.wire import client, clientconnection
 
 log = logs.get(__name__)
 
@@ -22,17 +19,55 @@ _ENDED = replies.Lost(replies.LostKind.STARTED, "the reply has ended")  # never 
 _LAST_CHUNK = b"0\r\n\r\n"
 
 
+class Sink(Protocol):
+    """Who waits for a reply: exactly one of these is called, once, from the event loop, never from within `send()`.
+
+    After `Exchange.cancel()` none is.
+    """
+
+    def on_reply(self, reply: replies.Reply) -> None:
+        """The whole reply: OK with one message, or a failure without any."""
+
+    def on_stream(self, stream: streams.ReplyStream) -> None:
+        """The reply has begun, and is to be taken message by message: several, none at all with OK, or one whose end
+        has not come yet."""
+
+    def on_lost(self, lost: replies.Lost) -> None:
+        """There will be no reply."""
+
+
+class Carrier(Protocol):
+    """The connection that carries a call."""
+
+    transport: asyncio.Transport
+    stalled: bool  # the peer does not take what is written
+
+    @property
+    def how_far(self) -> replies.LostKind:
+        """What the call counts as if it is lost now."""
+
+    def drop(self) -> None:
+        """Closes at once, without telling the call."""
+
+
+class Line(Protocol):
+    """Where a call waits that has no connection yet."""
+
+    def forget(self, owner: "Exchange") -> None:
+        """It needs none any more."""
+
+
 class Exchange:
     """A call in flight, or over."""
 
     __slots__ = ("_pool", "_rooms", "_sink", "_stream", "connection", "ended", "over", "request")
 
-    def __init__(self, pool: "client.Pool", sink: replies.Sink, request: tuple[bytes, ...], ended: bool) -> None:
+    def __init__(self, pool: Line, sink: Sink, request: tuple[bytes, ...], ended: bool) -> None:
         self._pool = pool
-        self._sink: replies.Sink | None = sink
+        self._sink: Sink | None = sink
         self._stream: streams.ReplyStream | None = None
         self._rooms: list[asyncio.Future[None]] = []  # writers that wait for a connection or for room
-        self.connection: clientconnection.ClientConnection | None = None
+        self.connection: Carrier | None = None
         self.request = request  # what is written as soon as there is a connection
         self.ended = ended  # the whole request is written, or will be with `request`
         self.over: replies.Lost | None = None  # why nothing can be written any more
@@ -134,7 +169,7 @@ class Exchange:
             self.request = (*self.request, _LAST_CHUNK)
 
 
-def _tell(sink: replies.Sink | None, callback: str, outcome: object) -> bool:
+def _tell(sink: Sink | None, callback: str, outcome: object) -> bool:
     """Calls the sink; what it raises is logged and harms neither the connection nor other calls."""
     try:
         getattr(sink, callback)(outcome)

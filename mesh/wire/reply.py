@@ -6,12 +6,8 @@ method is known to be safe; once the reply has begun, never. The client reports 
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
 
 from mesh.wire import call
-
-if TYPE_CHECKING:
-    from mesh.wire import streams
 
 
 @dataclass(slots=True)
@@ -49,20 +45,3 @@ class Lost(Exception):
 
     def __str__(self) -> str:
         return f"{self.why} ({self.kind.value})"
-
-
-class Sink(Protocol):
-    """Who waits for a reply: exactly one of these is called, once, from the event loop, never from within `send()`.
-
-    After `Exchange.cancel()` none is.
-    """
-
-    def on_reply(self, reply: Reply) -> None:
-        """The whole reply: OK with one message, or a failure without any."""
-
-    def on_stream(self, stream: "streams.ReplyStream") -> None:
-        """The reply has begun, and is to be taken message by message: several, none at all with OK, or one whose end
-        has not come yet."""
-
-    def on_lost(self, lost: Lost) -> None:
-        """There will be no reply."""

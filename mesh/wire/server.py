@@ -179,14 +179,14 @@ class Server:
 
     # --- for its connections ---
 
-    def joined(self, connection: "serverconnection.ServerConnection") -> None:
+    def joined(self, connection: serverconnection.ServerConnection) -> None:
         """A connection was made."""
         self._connections.add(connection)
         self._empty.clear()
         if self.closing:
             connection.retire()
 
-    def left(self, connection: "serverconnection.ServerConnection") -> None:
+    def left(self, connection: serverconnection.ServerConnection) -> None:
         """A connection is gone."""
         self._connections.discard(connection)
         self._unread.discard(connection)
@@ -194,7 +194,7 @@ class Server:
         if not self._connections:
             self._empty.set()
 
-    def watch(self, connection: "serverconnection.ServerConnection", unread: bool) -> None:
+    def watch(self, connection: serverconnection.ServerConnection, unread: bool) -> None:
         """A connection is not read for now, or is read again."""
         if unread:
             self._unread.add(connection)
@@ -203,7 +203,7 @@ class Server:
         else:
             self._unread.discard(connection)
 
-    def guard(self, connection: "serverconnection.ServerConnection") -> float:
+    def guard(self, connection: serverconnection.ServerConnection) -> float:
         """The peer of a connection owes bytes, or the reading of some. Gives the bytes by which it may fall behind."""
         if self.min_rate:
             self._owing.add(connection)

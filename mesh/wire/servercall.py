@@ -8,15 +8,14 @@ head and nothing else. Every answer says `connection: close` where the connectio
 peer does not send its next request into it.
 """
 
+import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from mesh import statuses
 from mesh.telemetry import logs
+from mesh.wire import budget as budgets
 from mesh.wire import call, framing, inbox, metadata, refusals
-
-if TYPE_CHECKING:
-    from mesh.wire import serverconnection
 
 log = logs.get(__name__)
 
@@ -33,6 +32,28 @@ _REPLY_TAIL = b"\r\n0\r\ngrpc-status: 0\r\n%b\r\n"
 
 # How far the answer is. GONE: whatever the handler does now has no effect.
 OPEN, STARTED, ANSWERED, GONE = range(4)
+
+
+class Connection(Protocol):
+    """What carries a call."""
+
+    transport: asyncio.Transport
+    budget: budgets.Budget
+    limit: int  # bytes of a message
+    peer: str
+    stalled: bool  # the peer does not take what is written
+
+    def keeps(self, made: "ServerCall") -> bool:
+        """Tells whether it can be used again once this call is answered."""
+
+    def answered(self, made: "ServerCall") -> None:
+        """The last byte of the answer was written."""
+
+    def hold(self, holding: bool) -> None:
+        """The taker of the call's messages wants no more for now, or wants more again."""
+
+    async def room(self) -> None:
+        """Waits until the peer has taken most of what was written. Raises `CallCancelled`."""
 
 
 class ServerCall(call.Call):
@@ -53,7 +74,7 @@ class ServerCall(call.Call):
 
     def __init__(
         self,
-        connection: "serverconnection.ServerConnection",
+        connection: Connection,
         method: bytes,
         headers: list[call.Header],
         encoding: bytes,

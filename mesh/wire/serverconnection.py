@@ -12,17 +12,15 @@ because a close with unread bytes can destroy the answer on its way; it lingers,
 import asyncio
 import socket
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import httptools
 
 from mesh import statuses
 from mesh.identity.identity import known
 from mesh.telemetry import logs
+from mesh.wire import budget as budgets
 from mesh.wire import call, framing, heads, metadata, refusals, servercall
-
-if TYPE_CHECKING:
-    from mesh.wire import server
 
 log = logs.get(__name__)
 
@@ -39,6 +37,32 @@ class Known(NamedTuple):
     headers: list[call.Header]
     encoding: bytes
     sized: bool
+
+
+class Owner(Protocol):
+    """Who keeps connections: the bounds that they all obey, and what counts over all of them."""
+
+    handler: call.Handler
+    budget: budgets.Budget
+    memo: heads.Memo[Known]
+    max_message: int  # bytes
+    max_headers: int  # bytes
+    closing: bool
+    calls: int
+    errors: int
+    refused: int
+
+    def joined(self, connection: "ServerConnection") -> None:
+        """A connection was made."""
+
+    def left(self, connection: "ServerConnection") -> None:
+        """A connection is gone."""
+
+    def watch(self, connection: "ServerConnection", unread: bool) -> None:
+        """A connection is not read for now, or is read again."""
+
+    def guard(self, connection: "ServerConnection") -> float:
+        """Watches how fast the peer of a connection is; returns the bytes by which it may fall behind."""
 
 
 class ServerConnection(asyncio.Protocol):
@@ -80,7 +104,7 @@ class ServerConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, owner: "server.Server", loop: asyncio.AbstractEventLoop, *, secure: bool = False) -> None:
+    def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop, *, secure: bool = False) -> None:
         """`secure`: over mutual TLS, and only for peers whose certificate bears the mesh's name."""
         self._server = owner
         self._secure = secure

@@ -5,13 +5,25 @@ connection is raised as `reply.Lost` from whatever waits.
 """
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from mesh.wire import call, inbox
 from mesh.wire import reply as replies
 
-if TYPE_CHECKING:
-    from mesh.wire import exchange
+
+class Request(Protocol):
+    """The call that a stream belongs to."""
+
+    over: replies.Lost | None  # why nothing can be written any more
+
+    async def write(self, frame: bytes) -> None:
+        """Sends one message, once there is a connection and room. Raises `Lost`."""
+
+    def end(self) -> None:
+        """Ends the request."""
+
+    def cancel(self) -> None:
+        """Ends the call: closes its connection."""
 
 
 class ReplyStream:
@@ -25,9 +37,7 @@ class ReplyStream:
     encoding: bytes
     """What `grpc-encoding` said."""
 
-    def __init__(
-        self, owner: "exchange.Exchange", box: inbox.Inbox, headers: list[call.Header], encoding: bytes
-    ) -> None:
+    def __init__(self, owner: Request, box: inbox.Inbox, headers: list[call.Header], encoding: bytes) -> None:
         self.headers = headers
         self.encoding = encoding
         self._exchange = owner
@@ -72,7 +82,7 @@ class RequestStream:
     __slots__ = ("_answer", "_waiters", "exchange")
 
     def __init__(self) -> None:
-        self.exchange: exchange.Exchange  # set by the pool, at once
+        self.exchange: Request  # set by the pool, at once
         self._answer: replies.Reply | ReplyStream | replies.Lost | None = None
         self._waiters: list[asyncio.Future[None]] = []
 
