@@ -38,7 +38,7 @@ class Impossible(Exception):
 
     def __init__(self, event: Event, why: str, story: Story | None = None) -> None:
         text = f"{brief(event)}: {why}"
-        super().__init__(text if story is None else f"{text}. The flight so far:\n{story}")
+        super().__init__(text if story is None else f"{text}\n{story}")
         self.event = event
 
 

@@ -21,7 +21,6 @@ from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from mesh.wire import headers
 from mesh.wire.call import Header
-from router.loads.coldstart import quarantined
 from router.state.registry import Registration, Registry
 from router.state.view import Copy, View
 
@@ -106,7 +105,7 @@ class Verifier:
                 continue
             self._away = False
             if registration is not None and registration.record.quarantined:
-                raise quarantined(copy.model, registration.record)
+                raise MeshError(Reason.QUARANTINED, registration.record.quarantine(copy.model))
             if registration is None or not _current(copy.record, registration):
                 self._view.drop(copy)
                 return NOTHING

@@ -84,7 +84,7 @@ class Management:
             registration,
             loading,
             status,
-            Inspector(view=view, coldstart=coldstart, agents=agents, status=status),
+            Inspector(view=view, choosing=coldstart.choosing, agents=agents, status=status),
             Pods(
                 etcd=etcd,
                 keys=keys,

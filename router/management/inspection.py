@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mesh.schema.modelstatus import ModelStatus
 from mesh.statuses import MeshError, Reason
 from router.loads.agents import Agent, Unreachable
-from router.loads.coldstart import ColdStart
+from router.loads.choosing import Choosing
 from router.management import descriptions
 from router.management.descriptions import LoadProgress, PullProgress
 from router.management.explanation import Explanation, explained
@@ -30,9 +30,9 @@ class Progress:
 class Inspector:
     """One worker's."""
 
-    def __init__(self, *, view: View, coldstart: ColdStart, agents: Agent, status: Reporter) -> None:
+    def __init__(self, *, view: View, choosing: Choosing, agents: Agent, status: Reporter) -> None:
         self._view = view
-        self._coldstart = coldstart
+        self._choosing = choosing
         self._agents = agents
         self._status = status
 
@@ -46,8 +46,8 @@ class Inspector:
         return explained(
             seen.registration,
             self._status.info(seen.registration, seen),
-            lambda excluded: self._coldstart.choose(model_id, record, excluded=excluded),
-            size=self._coldstart.footprint_of(seen.registration.record).total_bytes,
+            lambda excluded: self._choosing.choose(model_id, record, excluded=excluded),
+            size=self._choosing.footprint_of(seen.registration.record).total_bytes,
             decisions=await self._decisions(model_id),
         )
 

@@ -145,7 +145,7 @@ class Reporter:
             failures
             or record.quarantined
             or self._changed(record)
-            or self._coldstart.nowhere(registration.model_id, record)
+            or self._coldstart.choosing.nowhere(registration.model_id, record)
         ):
             status = ModelStatus.LOADING_FAILED
         else:
@@ -153,7 +153,9 @@ class Reporter:
         infos += [CopyInfo(failure.pod, ModelStatus.LOADING_FAILED, failure.at_ms) for failure in failures]
         infos.sort(key=lambda info: -info.time_ms)
         errors = self.errors(record)
-        if status is ModelStatus.LOADING_FAILED and (nowhere := self._coldstart.nowhere(registration.model_id, record)):
+        if status is ModelStatus.LOADING_FAILED and (
+            nowhere := self._coldstart.choosing.nowhere(registration.model_id, record)
+        ):
             errors = (nowhere, *errors)
         return StatusInfo(status, errors, tuple(infos), record, reload=seen.reload)
 

@@ -145,8 +145,8 @@ async def test_a_stale_record_of_a_model_that_is_gone(core):
     assert error.value.reason is Reason.UNKNOWN_MODEL
 
 
-async def test_an_agent_that_calls_every_registration_stale_is_given_up(core, monkeypatch):
-    monkeypatch.setattr("router.loads.coldstart._PAUSE", 0.001)
+async def test_an_agent_that_calls_every_registration_stale_is_given_up(core):
+    core.rules(pause_ms=1)
     one_pod(core, fakecalls.stale())
     with pytest.raises(MeshError, match="does not accept the current registration") as error:
         await core.coldstart.load("m")
@@ -186,9 +186,9 @@ async def test_a_claim_of_a_former_life_is_not_joined(core):
     assert core.agents.loads[0][1].create_revision == 9
 
 
-async def test_the_claim_of_a_dead_pod_is_waited_for(core, monkeypatch):
+async def test_the_claim_of_a_dead_pod_is_waited_for(core):
     """Until its lease ends nobody else may load it; then somebody does, and the callers never learn of it."""
-    monkeypatch.setattr("router.loads.coldstart._PAUSE", 0.005)
+    core.rules(pause_ms=5)
     core.register()
     core.world.pod("dead")
     core.world.pod("b")
@@ -204,9 +204,9 @@ async def test_the_claim_of_a_dead_pod_is_waited_for(core, monkeypatch):
     assert call.code is Code.OK
 
 
-async def test_a_load_seen_in_etcd_ends_the_waiting(core, monkeypatch):
+async def test_a_load_seen_in_etcd_ends_the_waiting(core):
     """An agent that answers nothing useful, while another router's load comes to its end."""
-    monkeypatch.setattr("router.loads.coldstart._PAUSE", 30.0)
+    core.rules(pause_ms=30000)
     core.register()
     core.world.pod("a")
     core.agents.answers["a"] = fakecalls.elsewhere("b")
@@ -229,10 +229,9 @@ async def test_an_agent_that_cannot_be_reached_is_passed_over(core):
     assert core.world.callable("m") == ["c"]
 
 
-async def test_a_suspect_is_not_asked_to_load(core, monkeypatch):
+async def test_a_suspect_is_not_asked_to_load(core):
     """It may be back in a moment, so the caller waits; it is told why if nobody comes."""
-    monkeypatch.setattr("router.loads.coldstart._PAUSE", 0.001)
-    monkeypatch.setattr("router.loads.coldstart.PATIENCE", 0.02)
+    core.rules(pause_ms=1, patience_ms=20)
     one_pod(core)
     core.world.copy("other", "a")
     core.world.lose("a")
@@ -303,16 +302,16 @@ async def test_a_model_that_fits_nowhere_is_tried_once(core):
     with pytest.raises(MeshError, match="400 MiB"):
         await core.coldstart.load("m")
     assert len(core.agents.loads) == 2
-    assert "400 MiB" in core.coldstart.nowhere("m", core.registry.remembered("m").record)
+    assert "400 MiB" in core.coldstart.choosing.nowhere("m", core.registry.remembered("m").record)
     core.world.pod("large", capacity=512 << 20)
     core.agents.answers["large"] = GO_ON
     await core.coldstart.load("m")
     assert core.world.callable("m") == ["large"]
 
 
-async def test_nobody_is_asked_for_room_for_nobody(core, monkeypatch):
+async def test_nobody_is_asked_for_room_for_nobody(core):
     """The caller's deadline has passed while it waited for room in a pod."""
-    monkeypatch.setattr("router.loads.coldstart._WAITED", 0.0)
+    core.rules(waited_ms=-1)
     core.register()
     for name in "ab":
         core.world.pod(name)
@@ -352,9 +351,9 @@ async def test_only_some_pods_are_asked_in_one_go(core):
     assert len(core.agents.loads) <= 6
 
 
-async def test_etcd_away_in_the_middle_of_a_load(core, monkeypatch):
+async def test_etcd_away_in_the_middle_of_a_load(core):
     """The record was remembered and no agent can claim: the next look at the registry says why."""
-    monkeypatch.setattr("router.loads.coldstart._PAUSE", 0.001)
+    core.rules(pause_ms=1)
     one_pod(core, fakecalls.refused("REGISTRY_AWAY"))
     await core.registry.read("m")
     core.etcd.away = True
@@ -364,9 +363,9 @@ async def test_etcd_away_in_the_middle_of_a_load(core, monkeypatch):
 
 
 @pytest.mark.parametrize("reason", ["UNAVAILABLE", "REGISTRY_AWAY", "INTERNAL"])
-async def test_a_pod_that_is_not_up_to_it_yet_is_asked_again(core, monkeypatch, reason):
+async def test_a_pod_that_is_not_up_to_it_yet_is_asked_again(core, reason):
     """Its model server is being restarted, or it has no lease at the moment."""
-    monkeypatch.setattr("router.loads.coldstart._PAUSE", 0.001)
+    core.rules(pause_ms=1)
     one_pod(core)
     answers = [fakecalls.refused(reason), fakecalls.refused(reason), GO_ON]
     core.agents.answers["a"] = lambda request: answers.pop(0)
@@ -597,9 +596,9 @@ async def test_a_remembered_failure_is_read_again(core):
     await core.coldstart.load("m")
 
 
-async def test_an_answer_from_another_life_of_the_pod_is_not_believed(core, monkeypatch):
+async def test_an_answer_from_another_life_of_the_pod_is_not_believed(core):
     """It has restarted and its presence is on its way."""
-    monkeypatch.setattr("router.loads.coldstart._PAUSE", 30.0)
+    core.rules(pause_ms=30000)
     one_pod(core, fakecalls.loaded("second"))
     call = core.call()
     await until(lambda: core.agents.loads)
@@ -750,11 +749,11 @@ async def test_what_a_pod_has_published_together_with_the_copy_is_counted_once(c
     core.agents.answers["a"] = fakecalls.loaded(host_bytes=50)
     await core.coldstart.load("m")
     core.world.pod("a", capacity=100, used=50)
-    (seen,) = core.coldstart.candidates("other")
+    (seen,) = core.coldstart.choosing.candidates("other")
     assert seen.used_bytes == 100, "the copy is not in view yet: who knows what these figures contain"
     core.world.copy("m", "a")
     core.world.pod("a", capacity=100, used=50)
-    (seen,) = core.coldstart.candidates("other")
+    (seen,) = core.coldstart.choosing.candidates("other")
     assert seen.used_bytes == 50
 
 
@@ -841,6 +840,19 @@ async def test_a_mistake_in_the_router_is_told_and_ends_the_flight(core):
     call = await core.answered(core.call())
     assert call.code is Code.INTERNAL
     assert not core.coldstart.loading("m")
+
+
+async def test_an_answer_that_cannot_be_ends_the_flight(core, monkeypatch):
+    """A mistake of ours, not of the caller's model; the next call begins afresh."""
+    one_pod(core)
+    monkeypatch.setattr(core.coldstart._finder, "look", core.coldstart._finder.recall)
+    call = await core.answered(core.call())
+    assert call.code is Code.INTERNAL
+    assert call.text.endswith("the flight is looking"), "the story is for the log"
+    assert not core.coldstart.loading("m")
+    monkeypatch.undo()
+    core.call()
+    (await core.reaches("a")).reply()
 
 
 def test_settings_travel_to_the_workers(tmp_path):

@@ -570,18 +570,18 @@ async def test_models_too_large_for_one_transaction_are_registered_one_by_one(de
 
 async def test_registering_while_etcd_is_away_fails_at_once_for_all(own_etcd, keys):
     """Not once for each of them."""
-    settings = replace(own_etcd.settings, timeout=0.5)
-    async with Etcd(settings) as etcd:
-        registry = Registry(etcd, keys)
+    async with Etcd(replace(own_etcd.settings, timeout=0.5)) as etcd:
+        registry, view, agents, settings = Registry(etcd, keys), View(keys, FakePool), FakeAgents(), RouterSettings("r")
+        meter = Meter(metrics.Registry())
         management = Management.of(
             etcd=etcd,
             keys=keys,
             registry=registry,
-            view=View(keys, FakePool),
-            coldstart=None,
-            agents=FakeAgents(),
-            tombstones=Tombstones(etcd, keys, FakeAgents()),
-            settings=RouterSettings("r"),
+            view=view,
+            coldstart=ColdStart(view=view, registry=registry, agents=agents, meter=meter, settings=settings),
+            agents=agents,
+            tombstones=Tombstones(etcd, keys, agents),
+            settings=settings,
         )
         creation = management.registration._creation
         management = Asked(management)

@@ -1,0 +1,234 @@
+"""What cold starts ask to be found out: the record from the registry, the copies from the view, the rest from agents.
+
+Each request of `placement.coldstart` becomes one answer. What is learnt on the way is written where it belongs: copies
+into the view, debits for the choice, and whether agents answer.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from mesh.pb import agent_pb2
+from mesh.statuses import MeshError
+from mesh.telemetry import logs
+from placement.coldstart import events
+from placement.coldstart.events import Answer, Record, Sighting
+from placement.coldstart.instructions import Ask, Choose, Hurry, Look, Read, Request
+from placement.coldstart.problems import Reason
+from placement.failures import Failure, Kind
+from placement.recorded import on_clock
+from router.loads import asking, errors
+from router.loads.agents import Agent, Timeout, Unreachable, load_request
+from router.loads.choosing import Choosing
+from router.state.registry import Registration, Registry
+from router.state.view import Pod, View
+
+log = logs.get(__name__)
+
+_FINAL = frozenset({Reason.QUARANTINED, Reason.NOWHERE, Reason.CONTENT_CHANGED})
+
+
+class Counter(Protocol):
+    """Something that is counted."""
+
+    def inc(self) -> None:
+        """Counts one more."""
+
+
+class Distribution(Protocol):
+    """Something whose values are counted."""
+
+    def observe(self, value: float) -> None:
+        """Counts one more value."""
+
+
+class Counts(Protocol):
+    """What is counted of loads."""
+
+    @property
+    def misses(self) -> Distribution:
+        """Waits for models that were not loaded, in milliseconds."""
+
+    @property
+    def loads(self) -> Counter:
+        """Loads that agents carried out."""
+
+    @property
+    def load_failures(self) -> Counter:
+        """Loads that failed."""
+
+
+class Finder:
+    """One worker's. `wall` gives ms since the epoch, for the times in records; `timeout` of one load, in seconds."""
+
+    def __init__(
+        self,
+        *,
+        view: View,
+        registry: Registry,
+        agents: Agent,
+        choosing: Choosing,
+        counts: Counts,
+        wall: Callable[[], int],
+        timeout: float,
+    ) -> None:
+        self._view = view
+        self._registry = registry
+        self._agents = agents
+        self._choosing = choosing
+        self._counts = counts
+        self._wall = wall
+        self._timeout = timeout
+        self._registrations: dict[str, Registration] = {}  # that the flights under way go by
+
+    def forget(self, model_id: str) -> None:
+        """Forgets the record that a flight went by."""
+        self._registrations.pop(model_id, None)
+
+    # --- the record ---
+
+    def recall(self, request: Request) -> Answer:
+        """Returns what is remembered of the record."""
+        registration = self._registry.remembered(request.model_id)
+        record = None if registration is None else self._record(registration)
+        return events.Recalled(*self._head(request), record)
+
+    async def read(self, request: Read) -> Answer:
+        """Reads the record."""
+        try:
+            registration = await self._registry.read(request.model_id, fresh=request.fresh)
+        except MeshError as error:
+            return events.ReadFailed(*self._head(request), errors.problem_of(error))
+        if registration is None:
+            return events.RecordMissing(*self._head(request))
+        return events.RecordRead(*self._head(request), self._record(registration))
+
+    def _record(self, registration: Registration) -> Record:
+        model_id, record = registration.model_id, registration.record
+        self._registrations[model_id] = registration
+        failures: tuple[Failure, ...] = ()
+        if record.failures:
+            pods = (self._view.pods.get(failure.pod) for failure in record.failures)
+            secrets = {pod.name: pod.record.secrets for pod in pods if pod is not None and pod.record is not None}
+            failures = on_clock(record.failures, secrets=secrets, now_ms=self._choosing.now_ms(), wall_ms=self._wall())
+        return Record(
+            registration.created,
+            record.load_ms,
+            record.quarantine(model_id) if record.quarantined else "",
+            failures,
+            marked=bool(record.failures or record.killed),
+        )
+
+    # --- the view ---
+
+    def look(self, request: Look) -> Answer:
+        """Returns what is in view."""
+        copies = []
+        for copy in self._view.known(request.model_id):
+            pod = copy.pod
+            present = pod.record is not None and pod.record.incarnation == copy.record.incarnation and not pod.suspect
+            usable = copy.callable and not pod.failed_at
+            copies.append(Sighting(pod.name, copy.record.create_revision, usable, present, _silent_ms(pod)))
+        return events.Seen(*self._head(request), tuple(copies), tuple(self._view.pods))
+
+    def choose(self, request: Choose) -> Answer:
+        """Chooses a pod."""
+        record = self._registrations[request.model_id].record
+        chosen = self._choosing.choose(request.model_id, record, excluded=request.excluded, idle_ms=request.idle_ms)
+        return events.Chosen(*self._head(request), chosen)
+
+    # --- agents ---
+
+    async def ask(self, ask: Ask) -> Answer:
+        """Asks an agent."""
+        pod, registration = self._view.pods.get(ask.pod), self._registrations[ask.model_id]
+        if pod is None:
+            return events.Unreachable(*self._head(ask))
+        try:
+            reply = await asking.load(
+                pod,
+                self._load_request(registration, ask.idle_ms, ask.why),
+                agents=self._agents,
+                debits=self._choosing.debits,
+                footprint=self._choosing.footprint_of(registration.record),
+                now_ms=self._choosing.now_ms,
+                timeout=self._timeout,
+            )
+        except Timeout:
+            return events.TimedOut(*self._head(ask))
+        except Unreachable as error:
+            log.info("agent cannot be reached", pod=pod.name, model=ask.model_id, why=str(error))
+            pod.agent_failed_at = now = self._choosing.now()
+            if pod.suspect:
+                self._view.failed(pod, now)
+            return events.Unreachable(*self._head(ask))
+        pod.agent_failed_at = 0.0
+        return self._answer(ask, pod, registration, reply)
+
+    async def hurry(self, hurry: Hurry) -> None:
+        """Tells an agent that a call waits now for what it was asked to load in its own time."""
+        pod, registration = self._view.pods.get(hurry.pod), self._registrations.get(hurry.model_id)
+        if pod is None or registration is None:
+            return  # the load that was to be hurried is over
+        try:
+            await self._agents.load(pod, self._load_request(registration, 0, hurry.why), timeout=self._timeout)
+        except Unreachable:
+            pass  # the question that is hurried gets the same answer, and that is acted on
+
+    def _load_request(self, registration: Registration, idle_ms: int, why: str) -> agent_pb2.LoadRequest:
+        record = registration.record
+        return load_request(
+            registration,
+            idle_ms=idle_ms,
+            reason=why,
+            pinned=self._choosing.pinned(record),
+            # A pod that has been away may hold what a reload has replaced since: that is no answer any more.
+            generation=record.generation if record.digest else 0,
+        )
+
+    def _answer(self, ask: Ask, pod: Pod, registration: Registration, reply: agent_pb2.LoadReply) -> Answer:
+        head = self._head(ask)
+        match reply.WhichOneof("outcome"):
+            case "loaded":
+                return events.Loaded(*head, self._loaded(pod, registration, reply.loaded))
+            case "elsewhere":
+                found = self._view.pods.get(reply.elsewhere.pod)
+                there = found is not None and found.record is not None
+                silent_ms = None if found is None else _silent_ms(found)
+                return events.Elsewhere(*head, reply.elsewhere.pod, there, silent_ms)
+            case "failed":
+                self._counts.load_failures.inc()
+                failed, final = reply.failed, Reason.named(reply.failed.reason)
+                kind = Kind.named(failed.kind)
+                return events.Failed(*head, failed.text, kind, failed.asked_ms, final if final in _FINAL else None)
+            case "refused":
+                return events.Refused(*head, Reason.named(reply.refused.reason), reply.refused.text)
+            case "stale":
+                return events.Stale(*head)
+        return events.Garbled(*head)
+
+    def _loaded(self, pod: Pod, registration: Registration, answer: agent_pb2.LoadReply.Loaded) -> bool:
+        """Puts the copy into the view. Returns whether that was possible."""
+        if answer.load_ms:
+            self._counts.loads.inc()
+        copy = self._view.loaded(
+            registration.model_id,
+            pod,
+            answer.incarnation,
+            registration.created,
+            answer.host_bytes,
+            answer.device_bytes,
+            answer.generation,
+            answer.digest,
+            blamed=answer.blamed,
+        )
+        if copy is not None:
+            pod.failed_at = 0.0
+        return copy is not None
+
+    def _head(self, request: Request) -> tuple[int, str, int]:
+        return self._choosing.now_ms(), request.model_id, request.cause
+
+
+def _silent_ms(pod: Pod) -> int | None:
+    """Returns when the pod's agent last did not answer; None if it did."""
+    return round(pod.agent_failed_at * 1000) if pod.agent_failed_at else None
