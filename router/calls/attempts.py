@@ -12,7 +12,7 @@ from placement.retry import Decision, End, Trouble
 from router.calls import replies
 from router.calls.forwarder import Forwarder
 from router.fencing.verify import AWAY, NOTHING, VERIFIED, Said
-from router.state.view import Copy
+from router.state.pods import Copy
 
 _SAID = {NOTHING: fence.Said.NOTHING, VERIFIED: fence.Said.VERIFIED, AWAY: fence.Said.AWAY}
 

@@ -10,7 +10,7 @@ A model that merely shared a server with a killer is counted too; it loses a ret
 
 from cachetools import TTLCache
 
-from router.state.view import Pod
+from router.state.pods import Pod
 
 REMEMBER = 60.0
 """Seconds that a loss counts."""

@@ -22,8 +22,10 @@ from router.calls.meter import Meter
 from router.fencing.verify import NOTHING, Said, Verifier
 from router.loads.coldstart import ColdStart
 from router.settings import RouterSettings
+from router.state.candidates import AVOID
+from router.state.pods import Copy, Pod, Waiter
 from router.state.registry import Registry
-from router.state.view import AVOID, Copy, Pod, View, Waiter
+from router.state.view import View
 
 log = logs.get(__name__)
 

@@ -7,7 +7,7 @@ from mesh.wire import headers as names
 from mesh.wire.call import Call, Header
 from mesh.wire.client import ReplyStream
 from router.calls import routes
-from router.state.view import Pod
+from router.state.pods import Pod
 
 log = logs.get(__name__)
 

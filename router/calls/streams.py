@@ -23,7 +23,7 @@ from router.calls.attempts import Attempts
 from router.calls.forwarder import Forwarder
 from router.calls.routes import Method, Routes
 from router.fencing.verify import NOTHING, Said
-from router.state.view import Copy
+from router.state.pods import Copy
 
 log = logs.get(__name__)
 

@@ -42,7 +42,7 @@ from mesh.schema.records import PodRecord
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from router.loads.agents import Agent, Unreachable
-from router.state.view import Pod
+from router.state.pods import Pod
 
 log = logs.get(__name__)
 

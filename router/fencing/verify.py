@@ -21,8 +21,9 @@ from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from mesh.wire import headers
 from mesh.wire.call import Header
+from router.state.pods import Copy
 from router.state.registry import Registration, Registry
-from router.state.view import Copy, View
+from router.state.view import View
 
 log = logs.get(__name__)
 

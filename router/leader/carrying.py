@@ -17,8 +17,9 @@ from placement.footprint import Footprint
 from placement.limits import TypeLimits
 from router.loads import asking
 from router.loads.agents import Agent, Timeout, Unreachable, load_request
+from router.state.pods import News
 from router.state.registry import Registry
-from router.state.view import News, View
+from router.state.view import View
 
 log = logs.get(__name__)
 

@@ -96,11 +96,11 @@ class Lives:
             await asyncio.gather(*(self._judge(life) for life in lives))
         else:
             self._since.clear()
-        await self._tombstones.sweep(self._view.tombstones)
+        await self._tombstones.sweep(self._view.lives.tombstones)
 
     def statistics(self) -> LivesStatistics:
         """Returns what this router sees of lives and tombstones."""
-        return LivesStatistics(len(self._view.open_lives()), len(self._view.tombstones), self._expired)
+        return LivesStatistics(len(self._view.open_lives()), len(self._view.lives.tombstones), self._expired)
 
     async def _judge(self, life: Open) -> None:
         if self._view.revision < life.revision:
@@ -132,7 +132,7 @@ class Lives:
                     open_s=age,
                 )
             return
-        ended = life.life.ended_revision or self._view.ended.get(who, 0)
+        ended = life.life.ended_revision or self._view.lives.ended.get(who, 0)
         if age - life.life.open_seconds >= NOTE or ended != life.life.ended_revision:
             await self._note(life, replace(life.life, ended_revision=ended, open_seconds=age))
 

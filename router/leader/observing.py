@@ -22,8 +22,9 @@ from mesh.statuses import MeshError
 from mesh.telemetry import logs
 from placement.copies import UNLIMITED
 from router.loads.agents import Agent, Unreachable
+from router.state.pods import Pod
 from router.state.registry import Registration, decode
-from router.state.view import Pod, View
+from router.state.view import View
 
 log = logs.get(__name__)
 

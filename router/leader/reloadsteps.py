@@ -19,8 +19,9 @@ from placement.footprint import Footprint
 from placement.limits import TypeLimits
 from router.loads import asking
 from router.loads.agents import Agent, Unreachable, load_request
+from router.state.pods import Pod
 from router.state.registry import Registration
-from router.state.view import Pod, View
+from router.state.view import View
 
 _AGAIN = 1.0  # seconds after which an agent that did not answer is asked again
 _LOAD_TIMEOUT = 300.0

@@ -31,8 +31,9 @@ from router.leader.reloading import Reloading
 from router.leader.warming import Warming
 from router.loads.agents import Agent
 from router.state.dynamic import Current
+from router.state.pods import Copy, Pod
 from router.state.registry import Registration, Registry
-from router.state.view import Copy, Pod, View
+from router.state.view import View
 
 log = logs.get(__name__)
 

@@ -13,8 +13,8 @@ import grpc
 
 from mesh.identity import Identity, rpc
 from mesh.pb import agent_pb2, agent_pb2_grpc
+from router.state.pods import Pod
 from router.state.registry import Registration
-from router.state.view import Pod
 
 _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),

@@ -8,7 +8,8 @@ from mesh.pb import agent_pb2
 from placement.debits import Debits
 from placement.footprint import Footprint
 from router.loads.agents import Agent
-from router.state.view import News, Pod, View
+from router.state.pods import News, Pod
+from router.state.view import View
 
 
 def settle(view: View, debits: Debits, now_ms: Callable[[], int]) -> None:

@@ -37,8 +37,9 @@ from router.loads.errors import error_of
 from router.loads.finder import Counts, Finder
 from router.settings import RouterSettings
 from router.state.dynamic import Current
+from router.state.pods import News
 from router.state.registry import Registry
-from router.state.view import News, View
+from router.state.view import View
 
 log = logs.get(__name__)
 

@@ -19,8 +19,9 @@ from placement.recorded import on_clock
 from router.loads import asking, errors
 from router.loads.agents import Agent, Timeout, Unreachable, load_request
 from router.loads.choosing import Choosing
+from router.state.pods import Pod
 from router.state.registry import Registration, Registry
-from router.state.view import Pod, View
+from router.state.view import View
 
 log = logs.get(__name__)
 

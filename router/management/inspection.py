@@ -13,7 +13,8 @@ from router.management.descriptions import LoadProgress, PullProgress
 from router.management.explanation import Explanation, explained
 from router.management.requests import check_id
 from router.management.status import Reporter, StatusInfo
-from router.state.view import Pod, View
+from router.state.pods import Pod
+from router.state.view import View
 
 _DESCRIBE = 2.0  # seconds
 _PROGRESS = 1.0  # seconds

@@ -70,7 +70,7 @@ class Pods:
         found = []
         for pod, incarnation in sorted(self._view.open_lives()):
             try:
-                life = Life.decode(self._view.lives[pod, incarnation])
+                life = Life.decode(self._view.lives.standing[pod, incarnation])
             except ValueError as error:
                 log.warning("a pod's life cannot be read", pod=pod, incarnation=incarnation, error=str(error))
                 continue

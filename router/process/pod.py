@@ -45,9 +45,10 @@ from router.state.dynamic import Dynamic
 from router.state.feed import ranges
 from router.state.feed.following import Following
 from router.state.feed.server import FeedServer
+from router.state.pods import News
 from router.state.prober import Prober
 from router.state.registry import Registry
-from router.state.view import News, View
+from router.state.view import View
 
 log = logs.get(__name__)
 

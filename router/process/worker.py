@@ -49,9 +49,10 @@ from router.settings import RouterSettings
 from router.state.dynamic import Dynamic
 from router.state.feed import ranges
 from router.state.feed.client import FeedClient
+from router.state.pods import News
 from router.state.prober import Prober
 from router.state.registry import Registry
-from router.state.view import News, View
+from router.state.view import View
 
 if TYPE_CHECKING:
     from router.edge import grpc as edges

@@ -10,7 +10,8 @@ import asyncio
 from mesh.process.tasks import Tasks
 from mesh.telemetry import logs
 from router.loads.agents import Agent, Unreachable
-from router.state.view import Pod, View
+from router.state.pods import Pod
+from router.state.view import View
 
 log = logs.get(__name__)
 

@@ -17,146 +17,24 @@ A copy is callable when it is loaded and its incarnation is the one that its pod
 loaded is known, so that callers join that load instead of starting another.
 """
 
-import enum
 import math
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 import placement.pod
 from mesh.schema import idset, records
-from mesh.schema.keys import TOMBSTONE, Keys
+from mesh.schema.keys import Keys
 from mesh.telemetry import logs
-from mesh.wire import headers
 from mesh.wire.client import Pool
-from placement import rollout
+from router.state import candidates, published
 from router.state.feed.ranges import Item
+from router.state.lives import Lives
+from router.state.pods import Copy, News, Pod
+from router.state.published import CopySaid, LifeSaid, PodSaid, TombstoneSaid
 
 log = logs.get(__name__)
 
-R = TypeVar("R")
-
-_TOMBSTONE = f"/{TOMBSTONE}".encode()
-
-AVOID = 1.0
-"""Seconds for which what could not be reached is tried last."""
-
 SETTLE = 30.0
 """Seconds after which a copy is forgotten that its pod, back again, has not published: it has let it go."""
-
-
-class Waiter(Protocol):
-    """A call that waits for another one of its model to end."""
-
-    def resume(self) -> None:
-        """It may be sent."""
-
-
-class News(enum.Enum):
-    """What a listener is told of a pod."""
-
-    PUBLISHED = "published"
-    SUSPECT = "suspect"
-    GONE = "gone"
-
-
-class Pod:
-    """One pod. `in_flight` and `load` are what a copy is chosen by: they count all of its models."""
-
-    __slots__ = (
-        "agent_failed_at",
-        "born",
-        "copies",
-        "disk",
-        "failed_at",
-        "in_flight",
-        "load",
-        "losses",
-        "lost_at",
-        "name",
-        "pool",
-        "record",
-        "suspect",
-        "unsettled",
-        "unsettled_since",
-        "waited_for",
-        "wary",
-    )
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.record: records.PodRecord | None = None  # None: only its copies have been seen so far
-        self.born = math.inf  # when it started, on the router's clock, as far as is known
-        self.pool: Pool | None = None
-        self.copies: dict[str, Copy] = {}
-        self.disk = idset.EMPTY  # the models whose files it has on disk
-        self.in_flight = 0  # our calls there
-        self.waited_for: dict[Copy, None] = {}  # its copies for which calls wait, and perhaps some for which none does
-        self.load = 0  # calls in flight there, as its last reply said
-        self.suspect = False  # vanished without a word
-        self.wary = False  # it has just demanded that its copies be verified
-        self.unsettled = False  # was suspect, and some of its copies may still be
-        self.unsettled_since = 0.0
-        self.failed_at = 0.0  # when its data port could not be reached last; 0: it could, or was not tried
-        self.agent_failed_at = 0.0  # the same of its agent
-        self.losses = 0  # how often connections broke in the middle of calls, those of one moment as one
-        self.lost_at = 0.0  # when that was last
-
-    @property
-    def leaving(self) -> bool:
-        """Whether it has said that it goes."""
-        return self.record is not None and self.record.state == records.LEAVING
-
-
-class Copy:
-    """A model in a pod."""
-
-    __slots__ = ("answered", "calls", "headers", "model", "pod", "record", "suspect", "token", "verified_at", "waiting")
-
-    def __init__(self, model: str, pod: Pod, record: records.CopyRecord) -> None:
-        self.model = model
-        self.pod = pod
-        self.record = record
-        self.token = record.token
-        self.headers = headers.addressed(model, record.token)  # made once, sent with every call
-        self.calls = 0  # ours in flight to it
-        self.waiting: dict[Waiter, None] = {}  # calls for which there is no connection of the model's share, in order
-        self.suspect = False
-        self.verified_at = -math.inf  # when the last read of its record began that found it unchanged
-        self.answered = False  # known from the agent's answer; etcd's news of it are still to come
-
-    @property
-    def in_flight(self) -> int:
-        """Our calls in flight in its pod."""
-        return self.pod.in_flight
-
-    @property
-    def load(self) -> int:
-        """Calls in flight in its pod, as the pod last said."""
-        return self.pod.load
-
-    @property
-    def loaded(self) -> bool:
-        """Whether it is loaded, as far as is known."""
-        return self.record.state == records.LOADED
-
-    @property
-    def callable(self) -> bool:
-        """Whether a call may be sent to it."""
-        record = self.pod.record
-        return self.loaded and record is not None and record.incarnation == self.record.incarnation
-
-
-@dataclass(frozen=True, slots=True)
-class ViewStatistics:
-    """How much is known."""
-
-    revision: int
-    pods: int
-    suspect_pods: int
-    models: int  # with a copy that may be called
-    copies: int
-    loading: int
 
 
 class View:
@@ -169,17 +47,12 @@ class View:
         self._listeners: list[Callable[[str, News], None]] = []
         self._watchers: dict[str, list[Callable[[], None]]] = {}
         self._retired: list[Pool] = []
-        self._outgoing: dict[str, str] = {}  # pods that a rollout is replacing, and by what
+        self._rollouts = candidates.Rollouts()
         self.revision = 0
         self.pods: dict[str, Pod] = {}
         self.copies: dict[str, list[Copy]] = {}
         """Those that may be called, by model. A list is replaced, never changed; there are no empty ones."""
-        self.lives: dict[tuple[str, str], bytes] = {}
-        """The lives of pods as they stand in etcd (`mesh.schema.lives`), by pod and incarnation."""
-        self.ended: dict[tuple[str, str], int] = {}
-        """The revisions at which the presence of those lives ended, where that was seen."""
-        self.tombstones: set[str] = set()
-        """The models that were unregistered while somebody may still have answered for them."""
+        self.lives = Lives()
 
     # --- the mirror ---
 
@@ -188,21 +61,14 @@ class View:
         pods: dict[str, records.PodRecord] = {}
         copies: dict[tuple[str, str], records.CopyRecord] = {}
         self.lives.clear()
-        self.ended.clear()  # a pod may have come back and been cut off again, unseen
-        self.tombstones.clear()
-        for key, value in items:
-            if value is None:
-                continue
-            if self._aside(key, value):
-                continue
-            if (names := self._copy_of(key)) is not None:
-                if (copy_record := _decode(records.CopyRecord.decode, key, value)) is not None:
-                    copies[names] = copy_record
-                continue
-            name = self._pod_of(key)
-            pod_record = None if name is None else _decode(records.PodRecord.decode, key, value)
-            if name is not None and pod_record is not None:
-                pods[name] = pod_record
+        for said in published.read(self._keys, items):
+            match said:
+                case CopySaid(model, name, records.CopyRecord() as copy_record):
+                    copies[model, name] = copy_record
+                case PodSaid(name, records.PodRecord() as pod_record):
+                    pods[name] = pod_record
+                case LifeSaid() | TombstoneSaid():
+                    self.lives.take(said)
         for pod in list(self.pods.values()):
             if pod.name not in pods:
                 self._vanished(pod, still_there={model for model, name in copies if name == pod.name})
@@ -218,69 +84,26 @@ class View:
 
     def delta(self, revision: int, items: Iterable[Item]) -> None:
         """The events of one revision, all of them."""
-        items = list(items)
-        gone = {name for key, value in items if value is None and (name := self._pod_of(key)) is not None}
+        events = list(published.read(self._keys, items))
+        gone = {said.name for said in events if isinstance(said, PodSaid) and said.record is None}
         for name in gone:
             if (pod := self.pods.get(name)) is not None and pod.record is not None and not pod.suspect:
-                life = name, pod.record.incarnation
-                if life in self.lives:
-                    self.ended[life] = revision
-        for key, value in items:
-            if self._aside(key, value):
-                continue
-            if (names := self._copy_of(key)) is not None:
-                model, name = names
-                if value is not None:
-                    if (copy_record := _decode(records.CopyRecord.decode, key, value)) is not None:
-                        self._publish_copy(model, name, copy_record)
-                elif name not in gone and (copy := self._known.get(model, {}).get(name)) is not None:
-                    self._withdraw(copy)
-                continue
-            found = self._pod_of(key)  # None: `leader` and `owner` lie in the range too
-            pod_record = None if value is None or not found else _decode(records.PodRecord.decode, key, value)
-            if found is not None and pod_record is not None:
-                self._publish_pod(found, pod_record)
+                self.lives.gone(name, pod.record.incarnation, revision)
+        for said in events:
+            match said:
+                case CopySaid(model, name, None):
+                    if name not in gone and (copy := self._known.get(model, {}).get(name)) is not None:
+                        self._withdraw(copy)
+                case CopySaid(model, name, records.CopyRecord() as copy_record):
+                    self._publish_copy(model, name, copy_record)
+                case PodSaid(name, records.PodRecord() as pod_record):
+                    self._publish_pod(name, pod_record)
+                case LifeSaid() | TombstoneSaid():
+                    self.lives.take(said)
         for name in gone:
             if (pod := self.pods.get(name)) is not None:
                 self._vanished(pod)
         self.revision = revision
-
-    def _aside(self, key: bytes, value: bytes | None) -> bool:
-        """Notes lives and tombstones, which no call depends on. Whether the key was one."""
-        if key.startswith(self._keys.lives):
-            try:
-                life = self._keys.life_of(key)
-            except ValueError:
-                log.warning("a key in etcd cannot be read", key=key)
-                return True
-            if value is None:
-                self.lives.pop(life, None)
-                self.ended.pop(life, None)
-            else:
-                self.lives[life] = value
-            return True
-        if key.endswith(_TOMBSTONE) and (names := self._copy_of(key)) is not None and names[1] == TOMBSTONE:
-            (self.tombstones.discard if value is None else self.tombstones.add)(names[0])
-            return True
-        return False
-
-    def _copy_of(self, key: bytes) -> tuple[str, str] | None:
-        if not key.startswith(self._keys.all_copies):
-            return None
-        try:
-            return self._keys.copy_of(key)
-        except ValueError:
-            log.warning("a key in etcd cannot be read", key=key)
-            return None
-
-    def _pod_of(self, key: bytes) -> str | None:
-        if not key.startswith(self._keys.pods):
-            return None
-        try:
-            return self._keys.pod_of(key)
-        except ValueError:
-            log.warning("a key in etcd cannot be read", key=key)
-            return None
 
     def _publish_pod(self, name: str, record: records.PodRecord) -> None:
         pod = self._pod(name)
@@ -294,7 +117,7 @@ class View:
             pod.disk = _disk(name, record.disk)
         pod.suspect = pod.wary = False
         pod.failed_at = pod.agent_failed_at = 0.0
-        self.ended.pop((name, record.incarnation), None)
+        self.lives.present(name, record.incarnation)
         if old is None or old.incarnation != record.incarnation:
             pod.born = math.inf
             for copy in list(pod.copies.values()):
@@ -384,7 +207,7 @@ class View:
     def settle(self, now: float, *, away: bool = False) -> None:
         """To be called every second or so: forgets the copies that did not come back with their pod, and sees which
         pods are being replaced. `away`: etcd does not answer this router."""
-        self._see_rollouts(now)
+        self._rollouts.look(self.pods.values(), now)
         for pod in list(self.pods.values()):
             # It says so again if it is still so; but of one that is cut off as long as etcd is away, each time costs a
             # call a second try, and a stream too long to be sent twice its life.
@@ -400,16 +223,6 @@ class View:
                 for copy in left:
                     self._remove(copy)
 
-    def _see_rollouts(self, now: float) -> None:
-        members = []
-        for pod in self.pods.values():
-            if pod.record is not None:
-                pod.born = min(pod.born, now - pod.record.age_ms / 1000)  # what it said last may have been long ago
-                members.append(rollout.Member(pod.name, int((now - pod.born) * 1000), frozenset(pod.record.labels)))
-        before, self._outgoing = self._outgoing, rollout.outgoing(members)
-        for name in self._outgoing.keys() - before.keys():
-            log.info("a pod is being replaced: it gets loads only where no other has room", pod=name)
-
     # --- questions ---
 
     def published(self, pod: str) -> records.PodRecord | None:
@@ -421,7 +234,7 @@ class View:
         """Returns pod and incarnation of the lives without presence."""
         return [
             (pod, incarnation)
-            for pod, incarnation in self.lives
+            for pod, incarnation in self.lives.standing
             if (record := self.published(pod)) is None or record.incarnation != incarnation
         ]
 
@@ -439,54 +252,7 @@ class View:
 
     def candidates(self, now: float, model: str) -> list[placement.pod.Pod]:
         """The pods as placement looks at them for a load of that model."""
-        found = []
-        for pod in self.pods.values():
-            record = pod.record
-            if record is None:
-                continue
-            why_not = ""
-            if pod.suspect:
-                why_not = "has lost its lease and may be gone"
-            elif record.state != records.READY:
-                why_not = "is leaving" if pod.leaving else f"is {record.state}"
-            elif record.protocol[0] > records.PROTOCOL or record.protocol[1] < records.PROTOCOL - 1:
-                low, high = record.protocol
-                why_not = f"speaks versions {low} to {high} of the agents' protocol, this router {records.PROTOCOL}"
-            elif pod.agent_failed_at and now - pod.agent_failed_at < AVOID:
-                why_not = "has just not answered"
-            found.append(
-                placement.pod.Pod(
-                    name=pod.name,
-                    capacity_bytes=record.capacity_bytes,
-                    used_bytes=record.used_bytes,
-                    copies=record.copies,
-                    oldest_idle_ms=record.oldest_idle_ms,
-                    loads_in_progress=record.loads_in_progress,
-                    loading_threads=record.loading_threads,
-                    rate=record.rate,
-                    labels=frozenset(record.labels),
-                    zone=record.zone,
-                    accepts=not why_not,
-                    why_not=why_not,
-                    device_capacity_bytes=record.device_capacity_bytes,
-                    device_used_bytes=record.device_used_bytes,
-                    outgoing=pod.name in self._outgoing,
-                    on_disk=model in pod.disk,
-                )
-            )
-        return found
-
-    def statistics(self) -> ViewStatistics:
-        """How much is known now."""
-        copies = sum(len(copies) for copies in self.copies.values())
-        return ViewStatistics(
-            revision=self.revision,
-            pods=len(self.pods),
-            suspect_pods=sum(pod.suspect for pod in self.pods.values()),
-            models=len(self.copies),
-            copies=copies,
-            loading=sum(len(pods) for pods in self._known.values()) - copies,
-        )
+        return candidates.of(self.pods.values(), now=now, model=model, outgoing=self._rollouts.outgoing)
 
     # --- whoever waits for a change ---
 
@@ -575,11 +341,3 @@ def _disk(pod: str, text: str) -> idset.IdSet:
     except ValueError as error:
         log.warning("what a pod has on disk cannot be read", pod=pod, error=str(error))
         return idset.EMPTY
-
-
-def _decode(decode: Callable[[bytes], R], key: bytes, value: bytes) -> R | None:
-    try:
-        return decode(value)
-    except ValueError as error:
-        log.warning("a record in etcd cannot be read", key=key, error=str(error))
-        return None

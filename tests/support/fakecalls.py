@@ -10,7 +10,7 @@ from mesh.statuses import Code
 from mesh.wire.call import Call, CallCancelled, Header, Headers
 from mesh.wire.client import Lost, LostKind, PoolStatistics, Reply, RequestStream, Sink
 from router.loads.agents import Timeout, Unreachable
-from router.state.view import Pod
+from router.state.pods import Pod
 
 
 class FakeCall(Call):

@@ -2,7 +2,8 @@
 
 from mesh.schema.keys import Keys
 from mesh.schema.records import LOADED, LOADING, READY, CopyRecord, PodRecord
-from router.state.view import Copy, View
+from router.state.pods import Copy
+from router.state.view import View
 from tests.support.fakecalls import FakePool
 
 

@@ -74,16 +74,16 @@ class Town:
         await self.see()
         if seen:
             page = await self.etcd.page(self.keys.pods, self.keys.pods + b"\0", limit=1)
-            self.view.ended[name, incarnation] = page.revision
+            self.view.lives.ended[name, incarnation] = page.revision
         self.agents.answers[f"{name} ({incarnation})"] = unreachable(name)
 
     async def see(self) -> None:
         """The view is as etcd is."""
         start, end = self.keys.presence_range
-        ended = dict(self.view.ended)
+        ended = dict(self.view.lives.ended)
         page = await self.etcd.page(start, end, limit=1000)
         self.view.snapshot(page.revision, [(kv.key, kv.value) for kv in page.kvs])
-        self.view.ended.update(ended)
+        self.view.lives.ended.update(ended)
 
     async def look(self) -> None:
         """The leader looks, and everybody sees what has come of it; twice, since it notes first what it then uses."""
@@ -454,7 +454,7 @@ async def test_a_leader_that_was_stopped_judges_nothing_by_what_it_knew_before(t
     await town.cut_off("a", "next")
     await town.management.unregister("m")
     town.view.snapshot(revision, stopped)
-    town.view.ended["a", "next"] = 1  # of an earlier time that it was cut off: it had no copy then
+    town.view.lives.ended["a", "next"] = 1  # of an earlier time that it was cut off: it had no copy then
     await town.lives.look()
     assert await town.open() == ["a"]
     (life,) = await town.tombstones.open_lives()
@@ -532,14 +532,14 @@ async def test_thousands_of_tombstones_wait_for_one_life_at_little_cost(town, mo
         return counted
 
     monkeypatch.setattr(town.etcd, "txn", counting("txn", town.etcd.txn))
-    await sweeper.sweep(town.view.tombstones)
+    await sweeper.sweep(town.view.lives.tombstones)
     assert asked["txn"] == 6, "three of tombstones, one of lives, two of history"
-    await sweeper.sweep(town.view.tombstones)
+    await sweeper.sweep(town.view.lives.tombstones)
     assert asked["txn"] == 6 + 4
     await town.etcd.delete(town.keys.life("a", "i"))
-    await sweeper.sweep(town.view.tombstones)
+    await sweeper.sweep(town.view.lives.tombstones)
     await town.see()
-    assert not town.view.tombstones
+    assert not town.view.lives.tombstones
 
 
 async def test_a_lost_zone_takes_the_leader_few_connections_at_a_time(town, monkeypatch):
@@ -595,13 +595,13 @@ async def test_tombstones_are_no_copies(town):
     await town.pod("a", "m")
     await town.management.unregister("m")
     await town.see()
-    assert town.view.tombstones == {"m"}
+    assert town.view.lives.tombstones == {"m"}
     assert [copy.pod.name for copy in town.view.known("m")] == ["a"]
     assert TOMBSTONE not in town.view.pods
     await town.pod(TOMBSTONE, "n")
     assert [copy.pod.name for copy in town.view.known("n")] == [TOMBSTONE]
     assert (await town.management.status("n")).copies[0].pod == TOMBSTONE
-    assert town.view.tombstones == {"m"}
+    assert town.view.lives.tombstones == {"m"}
 
 
 @pytest.mark.parametrize("junk", [b"", b"\xff", b"[]", b'{"data":1}', b'{"data":"a","control":"b","open":1e999}'])

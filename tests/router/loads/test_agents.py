@@ -6,7 +6,7 @@ import pytest
 from mesh.process import free_port
 from mesh.schema.records import PodRecord
 from router.loads.agents import Agents, Timeout, Unreachable
-from router.state.view import Pod
+from router.state.pods import Pod
 
 
 def pod(port: int) -> Pod:

@@ -1,0 +1,72 @@
+"""The pods as `placement` looks at them, for a load."""
+
+from collections.abc import Container, Iterable
+
+import placement.pod
+from mesh.schema import records
+from mesh.telemetry import logs
+from placement import rollout
+from router.state.pods import Pod
+
+log = logs.get(__name__)
+
+AVOID = 1.0
+"""Seconds for which what could not be reached is tried last."""
+
+
+class Rollouts:
+    """Which pods are being replaced by others."""
+
+    def __init__(self) -> None:
+        self.outgoing: dict[str, str] = {}  # the pods, and by what
+
+    def look(self, pods: Iterable[Pod], now: float) -> None:
+        """Looks again, at `now` (seconds, any clock)."""
+        members = []
+        for pod in pods:
+            if pod.record is not None:
+                pod.born = min(pod.born, now - pod.record.age_ms / 1000)  # what it said last may have been long ago
+                members.append(rollout.Member(pod.name, int((now - pod.born) * 1000), frozenset(pod.record.labels)))
+        before, self.outgoing = self.outgoing, rollout.outgoing(members)
+        for name in self.outgoing.keys() - before.keys():
+            log.info("a pod is being replaced: it gets loads only where no other has room", pod=name)
+
+
+def of(pods: Iterable[Pod], *, now: float, model: str, outgoing: Container[str]) -> list[placement.pod.Pod]:
+    """Returns the pods for a load of that model."""
+    found = []
+    for pod in pods:
+        record = pod.record
+        if record is None:
+            continue
+        why_not = ""
+        if pod.suspect:
+            why_not = "has lost its lease and may be gone"
+        elif record.state != records.READY:
+            why_not = "is leaving" if pod.leaving else f"is {record.state}"
+        elif record.protocol[0] > records.PROTOCOL or record.protocol[1] < records.PROTOCOL - 1:
+            low, high = record.protocol
+            why_not = f"speaks versions {low} to {high} of the agents' protocol, this router {records.PROTOCOL}"
+        elif pod.agent_failed_at and now - pod.agent_failed_at < AVOID:
+            why_not = "has just not answered"
+        found.append(
+            placement.pod.Pod(
+                name=pod.name,
+                capacity_bytes=record.capacity_bytes,
+                used_bytes=record.used_bytes,
+                copies=record.copies,
+                oldest_idle_ms=record.oldest_idle_ms,
+                loads_in_progress=record.loads_in_progress,
+                loading_threads=record.loading_threads,
+                rate=record.rate,
+                labels=frozenset(record.labels),
+                zone=record.zone,
+                accepts=not why_not,
+                why_not=why_not,
+                device_capacity_bytes=record.device_capacity_bytes,
+                device_used_bytes=record.device_used_bytes,
+                outgoing=pod.name in outgoing,
+                on_disk=model in pod.disk,
+            )
+        )
+    return found

@@ -1,0 +1,45 @@
+"""The lives of pods and the tombstones of models, as etcd tells them: what the fence rests on, and no call."""
+
+from router.state.published import LifeSaid, TombstoneSaid
+
+Life = tuple[str, str]
+"""A pod and its incarnation."""
+
+
+class Lives:
+    """Those that stand. The records' meaning is `mesh.schema.lives`'."""
+
+    def __init__(self) -> None:
+        self.standing: dict[Life, bytes] = {}
+        """The lives of pods, as their keys' values."""
+        self.ended: dict[Life, int] = {}
+        """The revisions at which the presence of those lives ended, where that was seen."""
+        self.tombstones: set[str] = set()
+        """The models that were unregistered while somebody may still have answered for them."""
+
+    def clear(self) -> None:
+        """Forgets all: what stands is about to be told. A pod may have come back and been cut off again, unseen."""
+        self.standing.clear()
+        self.ended.clear()
+        self.tombstones.clear()
+
+    def take(self, said: LifeSaid | TombstoneSaid) -> None:
+        """Takes note of what etcd says."""
+        if isinstance(said, TombstoneSaid):
+            (self.tombstones.add if said.stands else self.tombstones.discard)(said.model)
+            return
+        life = (said.pod, said.incarnation)
+        if said.value is None:
+            self.standing.pop(life, None)
+            self.ended.pop(life, None)
+        else:
+            self.standing[life] = said.value
+
+    def present(self, pod: str, incarnation: str) -> None:
+        """The pod has published itself in that life."""
+        self.ended.pop((pod, incarnation), None)
+
+    def gone(self, pod: str, incarnation: str, revision: int) -> None:
+        """Its presence ended at that revision."""
+        if (pod, incarnation) in self.standing:
+            self.ended[pod, incarnation] = revision

@@ -1,0 +1,84 @@
+"""What etcd's range `presence` says, one key after the other: pods, copies, lives, tombstones.
+
+Keys and records that cannot be read are passed over with a line in the log, as are the few keys of others in the range.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
+
+from mesh.schema import records
+from mesh.schema.keys import TOMBSTONE, Keys
+from mesh.telemetry import logs
+from router.state.feed.ranges import Item
+
+log = logs.get(__name__)
+
+R = TypeVar("R")
+
+_TOMBSTONE = f"/{TOMBSTONE}".encode()
+
+
+class PodSaid(NamedTuple):
+    """A pod published itself; None: its presence ended."""
+
+    name: str
+    record: records.PodRecord | None
+
+
+class CopySaid(NamedTuple):
+    """A pod published a copy; None: the key was deleted."""
+
+    model: str
+    pod: str
+    record: records.CopyRecord | None
+
+
+class LifeSaid(NamedTuple):
+    """A life began, or was changed (`mesh.schema.lives`); None: it is closed."""
+
+    pod: str
+    incarnation: str
+    value: bytes | None
+
+
+class TombstoneSaid(NamedTuple):
+    """A model was unregistered while somebody may still answer for it; or nobody may any more."""
+
+    model: str
+    stands: bool
+
+
+Said = PodSaid | CopySaid | LifeSaid | TombstoneSaid
+
+
+def read(keys: Keys, items: Iterable[Item]) -> Iterator[Said]:
+    """Gives what the items say, in their order."""
+    lives, copies, pods = keys.lives, keys.all_copies, keys.pods
+    for key, value in items:
+        try:
+            if key.startswith(copies):
+                model, pod = keys.copy_of(key)
+                if key.endswith(_TOMBSTONE):  # not a pod of that name: its key has it escaped
+                    yield TombstoneSaid(model, value is not None)
+                elif value is None:
+                    yield CopySaid(model, pod, None)
+                elif (copy := _decoded(records.CopyRecord.decode, key, value)) is not None:
+                    yield CopySaid(model, pod, copy)
+            elif key.startswith(pods):
+                name = keys.pod_of(key)
+                if value is None:
+                    yield PodSaid(name, None)
+                elif name and (record := _decoded(records.PodRecord.decode, key, value)) is not None:
+                    yield PodSaid(name, record)
+            elif key.startswith(lives):
+                yield LifeSaid(*keys.life_of(key), value)
+        except ValueError:
+            log.warning("a key in etcd cannot be read", key=key)
+
+
+def _decoded(decode: Callable[[bytes], R], key: bytes, value: bytes) -> R | None:
+    try:
+        return decode(value)
+    except ValueError as error:
+        log.warning("a record in etcd cannot be read", key=key, error=str(error))
+        return None
