@@ -8,13 +8,14 @@ decompression has no bound that is ours.
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 
 from aiohttp import web
 
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from router.inference.models import Failed
-from router.rest import errors, origins
+from router.rest import bodies, errors, origins
 from router.rest.management import ManagementApi
 from router.rest.parts import Parts
 from router.rest.v2 import V2
@@ -40,7 +41,7 @@ def make_app(parts: Parts) -> web.Application:
             origins.check(request, loopback=loopback)
         return await handler(request)
 
-    app = web.Application(middlewares=[_failures, guard])
+    app = web.Application(middlewares=[_heard_out, _failures, guard])
     app.on_response_prepare.append(_anonymous)
     V2(parts).add_to(app)
     ManagementApi(parts).add_to(app)
@@ -99,6 +100,15 @@ async def serve_tcp(
 
 async def _anonymous(_: web.Request, response: web.StreamResponse) -> None:
     response.headers.pop("Server", None)  # the versions of our libraries are nobody's business
+
+
+@web.middleware
+async def _heard_out(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Reads the body of what is refused to its end, unless it is refused for being slow."""
+    response = await handler(request)
+    if response.status >= HTTPStatus.BAD_REQUEST and response.status != Reason.TOO_SLOW.http:
+        await bodies.drop(request)
+    return response
 
 
 @web.middleware

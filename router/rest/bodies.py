@@ -1,9 +1,13 @@
 """Bodies of REST requests and replies: read and written within the worker's budget, and not at any pace.
 
 aiohttp would read a whole body for whoever asks, and hand a whole reply to a connection that nobody reads. Here a body
-is refused before it is read where its size is above the limit or finds no room, is read in the pieces in which it came,
+is refused before it is held where its size is above the limit or finds no room, is read in the pieces in which it came,
 and must keep up the least rate; a large reply is written piece by piece, and is given up where its client takes it too
 slowly. What is in a body is for others to know.
+
+What is refused is read to its end all the same, and dropped, as far as a bound. Simple clients (Python's urllib, Java's
+HttpURLConnection) write all of a request before they look for an answer, and Envoy ends a connection over HTTP/1.1 once
+it has passed an answer on: they would see a connection that is reset, and not why.
 """
 
 import asyncio
@@ -21,6 +25,9 @@ from router.rest.asked import Body
 log = logs.get(__name__)
 
 _PIECE = 256 * 1024  # bytes written at once: the event loop copies them in 0.1 ms
+_DROPPED = 64 << 20  # bytes of a refused body that are read to their end
+_SILENCE = 1.0  # seconds without any of them after which the answer goes out: the client waits for it
+_DROPPING = 20.0  # seconds for all of them
 
 
 class Bodies:
@@ -94,6 +101,19 @@ class Bodies:
                 pace.moved(len(piece))
         await response.write_eof()
         return response
+
+
+async def drop(request: web.Request) -> None:
+    """Reads what still comes of the body of a request that was refused."""
+    dropped = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DROPPING):
+            while dropped < _DROPPED:
+                async with asyncio.timeout(_SILENCE):
+                    piece = await request.content.readany()
+                if not piece:
+                    return
+                dropped += len(piece)
 
 
 class _Pace:

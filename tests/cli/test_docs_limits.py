@@ -7,10 +7,10 @@ import typer
 
 import mesh.runtime.__main__ as runtime_main
 import router.__main__ as router_main
+from mesh.runtime.agent.settings import RuntimeSettings
 from mesh.runtime.cache import loads
 from mesh.runtime.server import loader, runs, tensors
 from mesh.runtime.server import settings as server_settings
-from mesh.runtime.settings import RuntimeSettings
 from mesh.wire import budget, server
 from router.calls import meter
 from router.rest import bulk

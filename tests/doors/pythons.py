@@ -41,16 +41,28 @@ def calls(ask: Ask, base: str) -> None:
     status, found, answer = ask("POST", f"{base}/v2/models/a%2Fslash/infer", headers, head + tensor)
     assert status == 200, answer[:500]
     assert answer[int(found[LENGTH]) :] == tensor
+    for method, path, expected in (
+        ("POST", "/v2/models/a%2Fslash/generate", 501),
+        ("PUT", "/mesh/v1/models/large", 413),
+        ("POST", "/v2/models/a%2Fslash/infer", 413),
+    ):
+        status, _, answer = ask(method, base + path, headers | JSON, bytes(20 << 20))
+        assert status in (expected, 413), answer[:500]
+    assert b"--max-message" in answer or b"nginx" in answer  # whose own limit is as large
 
 
 def by_urllib(base: str) -> None:
-    """No kept connections."""
+    """No kept connections, and all of a request is written before the answer is looked for."""
+    import urllib.error
     import urllib.request
 
     def ask(method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
         request = urllib.request.Request(url, body, dict(headers), method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, answer.headers, answer.read()
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, answer.headers, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers, error.read()
 
     calls(ask, base)
 

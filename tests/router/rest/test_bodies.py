@@ -55,6 +55,25 @@ async def test_a_chunked_body_above_the_limit_is_refused_when_it_is(http, worker
         assert (answer.status, (await answer.json())["reason"]) == (413, "TOO_LARGE")
 
 
+@pytest.mark.parametrize("head", ["Content-Length: {}", "Transfer-Encoding: chunked"])
+async def test_a_client_that_writes_all_before_it_reads_hears_why(served, worker, head):
+    """What is refused is read to its end before it is answered, and not held."""
+    size = 40 << 20
+    body = bytes(size)
+    if "chunked" in head:
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (size, body)
+    reader, writer = await begin(served, head.format(size))
+    for start in range(0, len(body), 1 << 20):
+        writer.write(body[start : start + (1 << 20)])
+        async with asyncio.timeout(10):
+            await writer.drain()
+        assert worker.budget.held <= worker.settings.max_message
+    status, head = await status_of(reader)
+    assert status == 413
+    assert b"connection: close" not in head
+    writer.close()
+
+
 async def test_what_finds_no_room_is_refused_before_it_is_read_and_small_calls_go_on(served, http, worker):
     """As many clients as they like send nearly all of a large body, and stop."""
     worker.budget.limit, worker.budget.large = 4 << 20, 2 << 20

@@ -59,6 +59,10 @@ public final class Calls {
     expect(client.get(base + "/mesh/v1/models"), "\"seven\"");
     expect(client.post(infer, packed(ONE), Map.of("Content-Type", "application/json", "Content-Encoding", "gzip")), "7.0");
     large(client, base);
+    Answer refused = client.post(base + "/v2/models/a%2Fslash/infer", new byte[20 << 20], json);
+    if (refused.status() != 413 || !refused.text().contains("--max-message")) {
+      throw new AssertionError(refused.status() + ": " + refused.text());
+    }
     System.out.println("served");
     System.exit(0); // HttpClient's threads do not end by themselves
   }
