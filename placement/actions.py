@@ -1,6 +1,6 @@
-"""What the slow loops ask for: a copy here, none there. The same list carried out twice has the effect of once.
+"""Actions: the loads and unloads that a plan consists of. Carried out twice they have the same effect as once.
 
-An action names the model and the pod, so an agent that has the copy already, or has none to let go, is done at once;
+An action names the model and the pod, so an agent that already has the copy, or has none to unload, is done at once;
 and two leaders that see the same mesh for a moment ask for the same.
 """
 
@@ -14,7 +14,7 @@ from placement.pod import Pod
 
 
 class Kind(enum.Enum):
-    """What is to be done."""
+    """The kind of an action."""
 
     LOAD = "load"
     UNLOAD = "unload"
@@ -34,7 +34,7 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Unmet:
-    """What would be wanted and cannot be done now."""
+    """A wanted action that is not possible now."""
 
     model_id: str
     why: str
@@ -42,7 +42,7 @@ class Unmet:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done now, what cannot be, and how much waits for another round because too much moves already."""
+    """The actions of this round, those that are not possible, and the number put off because too much is moving."""
 
     actions: tuple[Action, ...]
     unmet: tuple[Unmet, ...] = ()
@@ -66,11 +66,11 @@ class Room:
         return self._pods[name]
 
     def get(self, name: str) -> Pod | None:
-        """A pod, where it is there."""
+        """Returns a pod; None if it is not there."""
         return self._pods.get(name)
 
     def take(self, name: str, footprint: Footprint) -> None:
-        """A load is sent there."""
+        """Counts a load as sent there."""
         pod = self._pods[name]
         need = footprint.on(device=pod.has_device)
         self._pods[name] = pod.with_more(
@@ -78,7 +78,7 @@ class Room:
         )
 
     def preferences(self, model_type: str) -> Mapping[frozenset[str], bool] | None:
-        """Which labels of pods that type prefers, stated or inferred; None where no type asks anything."""
+        """Returns the sets of labels that a type prefers, stated or inferred; None if there are no constraints."""
         if self._constraints is NONE:
             return None
         if model_type not in self._preferences:
@@ -87,17 +87,17 @@ class Room:
         return self._preferences[model_type]
 
     def zones(self, names: Iterable[str]) -> list[str]:
-        """The zones of those pods."""
+        """Returns the zones of those pods."""
         return [self._pods[name].zone for name in names if name in self._pods]
 
     @property
     def capacity_bytes(self) -> int:
-        """Of all pods, both memories."""
+        """Returns the capacity of all pods, both memories together."""
         return sum(pod.capacity_bytes + pod.device_capacity_bytes for pod in self._pods.values())
 
     @property
     def free_share(self) -> float:
-        """Of that, how much is free: in each pod, of the memory that is fuller."""
+        """Returns the free share of it: in each pod, of the memory that is fuller."""
         free = 0.0
         for pod in self._pods.values():
             capacity = Footprint(pod.capacity_bytes, pod.device_capacity_bytes)
@@ -107,5 +107,5 @@ class Room:
 
     @property
     def oldest_idle_ms(self) -> int:
-        """How long the stalest copy of the mesh has been idle."""
+        """Returns the idle time of the stalest copy of the mesh."""
         return max((pod.oldest_idle_ms for pod in self._pods.values()), default=0)

@@ -1,17 +1,17 @@
-"""What follows from the deaths of model servers: whose requests are refused, and which models are quarantined.
+"""The consequences of a model server's death: which requests are refused, and which models are quarantined.
 
-Who may have caused a death is decided in `placement.suspects`, from how the server ended; nobody is blamed for an end
-that came from outside. Here is the memory of that. A blame expires, so that chance does not add up over days, and one
-death alone has no consequence but that the model's next load is made apart from others (`on_probation`), which tells it
-from those that were merely there.
+`placement.suspects` decides which models may have caused a death, from how the server ended; an end that came from
+outside is blamed on no model. This module remembers the blames. A blame expires, so that coincidences do not add up
+over days. A single death only puts the model on probation (`on_probation`): its next load runs apart from others, which
+tells the culprit from bystanders.
 
 A load that kills its server does so again: after the second blame, of another pod, or where nothing else can have done
 it, the model is quarantined. A call that kills its server (a division that overflows, say) is the request's fault
 first: that request is refused for `REFUSED_MS`, and only a model whose servers died in `REQUESTS` different ones is
 quarantined.
 
-A whole pod that is killed leaves no account of why. It is taken for its memory's end only where the last looks at its
-memory say so (`exhausted`).
+A whole pod that is killed leaves no account of the cause. Running out of memory is assumed only where its last memory
+samples suggest it (`exhausted`).
 
 Times in milliseconds since the epoch, as they stand in records: hosts' clocks differ by less than what counts here.
 """
@@ -20,22 +20,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 EXPIRY_MS = 3_600_000
-"""A blame counts for so long."""
+"""Lifetime of a blame."""
 
 REFUSED_MS = 600_000
-"""A request in which a server died is refused for so long."""
+"""Time for which a request that killed a server is refused."""
 
 PODS = 2
-"""Different pods whose servers must have died of a model."""
+"""Different pods whose servers a model's loads must have killed before it is quarantined."""
 
 REQUESTS = 3
-"""Different requests that must have killed a server each."""
+"""Different requests that must have killed a server before the model is quarantined."""
 
 KEPT = 16
-"""Blames that are kept of a model, the newest."""
+"""Blames kept for each model, the newest ones."""
 
 DIGESTS = 8
-"""Requests that are kept of a blame."""
+"""Requests kept for each blame."""
 
 _LOOKS = 3  # as much memory as went between the last two looks may have gone so many times before the kill
 _LITTLE = 0.05  # of all memory
@@ -53,17 +53,17 @@ class Blame:
 
     @property
     def requests(self) -> bool:
-        """Whether it was a call."""
+        """Tells whether a call caused it, rather than a load."""
         return bool(self.digests)
 
 
 def alive(blames: Iterable[Blame], now_ms: int) -> tuple[Blame, ...]:
-    """Those that have not expired."""
+    """Returns the blames that have not expired."""
     return tuple(blame for blame in blames if now_ms - blame.at_ms < EXPIRY_MS)
 
 
 def quarantine(blames: Iterable[Blame], now_ms: int) -> str:
-    """Why the model is to be quarantined, "" where it is not."""
+    """Returns the reason for a quarantine of the model, "" if there is none."""
     blames = alive(blames, now_ms)
     loads = [blame for blame in blames if not blame.requests]
     if len({blame.pod for blame in loads}) >= PODS:
@@ -79,7 +79,7 @@ def quarantine(blames: Iterable[Blame], now_ms: int) -> str:
 
 
 def refused(blames: Iterable[Blame], now_ms: int) -> frozenset[str]:
-    """The requests that are not sent to the model: those that surely killed a server lately."""
+    """Returns the digests of requests that are not sent to the model: each surely killed a server recently."""
     return frozenset(
         digest
         for blame in blames
@@ -89,18 +89,18 @@ def refused(blames: Iterable[Blame], now_ms: int) -> frozenset[str]:
 
 
 def on_probation(blames: Iterable[Blame], now_ms: int) -> bool:
-    """Whether its next load is made apart from others: a server has died, perhaps of its load."""
+    """Tells whether the model's next load runs apart from others: a server has died, perhaps of its load."""
     return any(not blame.requests for blame in alive(blames, now_ms))
 
 
 def exhausted(left_bytes: int, fallen_bytes: int, whole_bytes: int) -> bool:
-    """Whether a pod that was killed whole had run out of memory: `left_bytes` of it were left at the last look,
-    `fallen_bytes` less than at the look before."""
+    """Tells whether a pod that was killed whole had run out of memory: `left_bytes` were left at the last sample,
+    `fallen_bytes` less than at the one before."""
     return left_bytes - _LOOKS * max(0, fallen_bytes) <= _LITTLE * whole_bytes
 
 
 def _different(blames: Iterable[Blame]) -> int:
-    """How many of them came with a request that none before had."""
+    """Counts the blames whose requests do not occur in an earlier one."""
     seen: set[str] = set()
     count = 0
     for blame in blames:

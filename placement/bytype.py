@@ -1,4 +1,4 @@
-"""Documents of an operator that say something of each type of model: a JSON object, type by type, and `_default`."""
+"""Documents by model type: a JSON object with an entry for each type, and one for all others, `_default`."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 DEFAULT = "_default"
 
 MAX_BYTES = 1 << 20
-"""Of the JSON: a mapping of types is written by a person."""
+"""Longest document: a mapping of types is written by a person."""
 
 _T = TypeVar("_T")
 
 
 def parse(text: str | bytes, what: str, one: Callable[[str, Any], _T], default: _T) -> tuple[Mapping[str, _T], _T]:
-    """What `one` makes of each type's entry, and of the default's. An empty text says nothing.
+    """Parses each type's entry, and the default's, with `one`. An empty text has no entries.
 
     Raises ValueError with a text for the operator, who knows the document as `what`."""
     if len(text) > MAX_BYTES:

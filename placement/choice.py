@@ -1,24 +1,23 @@
-"""Which pod loads a model: filter, rank coarsely, draw.
+"""The choice of a pod to load a model: filter, rank coarsely, draw.
 
-Views of pods lag by seconds, so "the best pod" by exact figures is the same pod for everybody until it publishes again,
-and all of them fall upon it. Hence three steps:
+Views of pods lag by seconds, so "the best pod" by exact figures is the same pod for every router until it publishes
+again, and all of them would choose it at once. So there are three steps:
 
 1. **Filter**: each pod that may not take the model is refused, with the cause: too small, without a label that the
    model's type requires, excluded, accepting no loads, full of what was used more recently.
-2. **Rank** the others in coarse buckets, in this order. First what kind of place it is: pods that a rollout is about to
-   replace come last, and before any pod of a zone that has a copy already come those of others. Then room: it fits
-   into free space, before it needs an eviction. Then the type's preference; among full pods it counts only where the
-   preferred one's oldest copy has been idle for about as long. Where an eviction is needed, the pod whose oldest copy
-   has been idle longer, in powers of two (that makes the pods' caches work as one: whoever holds the stalest copies
-   gets the next load); fewer loads queued for each loading thread; fewer calls a minute. Ages and rates are compared
-   with the best of the candidates, not with fixed marks: two pods at 63 and 65 s are equal. Last, among otherwise equal
-   pods, one that has the files on its disk.
+2. **Rank** the others in coarse buckets, in this order. Pods that a rollout is about to replace come last; pods in a
+   zone without a copy come before those in a zone with one. Pods with free space come before those that must evict.
+   Then the type's preference; among full pods it counts only if the preferred pod's oldest copy has been idle for
+   about as long. Where an eviction is needed, pods whose oldest copy has been idle longer, in powers of two (so the
+   pods' caches work as one: the pod with the stalest copies gets the next load); fewer loads queued for each loading
+   thread; fewer calls a minute. Ages and rates are compared with the best candidate's, not with fixed marks: two pods
+   at 63 and 65 s are equal. Last, among otherwise equal pods, those that have the files on disk.
 3. **Draw** within the best bucket by rendezvous hash, weighted by free space (by capacity where all are full).
 
-The predecessor also refuses a load where the oldest copy is younger than a "churn age". Left out: a caller who waits is
-served, even if the cache turns over quickly; refusing would make the model unavailable for as long as traffic lasts.
+The predecessor also refuses a load if the oldest copy is younger than a "churn age". Mesh does not: a waiting caller is
+served even if the cache turns over quickly; a refusal would make the model unavailable for as long as traffic lasts.
 
-The caller brings the figures up to date (`debits`), carries the choice out, and asks again with what failed in
+The caller brings the figures up to date (`debits`), carries out the choice, and asks again with failed pods in
 `excluded`.
 """
 
@@ -37,26 +36,26 @@ QUIET_RATE = 600
 """Calls a minute below which pods count as equally idle: 10 a second is nothing to a pod."""
 
 PREFERRED_MS = 120_000
-"""How much younger than the oldest a full pod's oldest copy may be, or a quarter of that age, for the pod's being
-preferred to count. The predecessor's figures."""
+"""Largest lag of a full pod's oldest copy behind the oldest of all with which the type's preference still counts; or a
+quarter of that age, if more. The predecessor's figures."""
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Verdict(enum.Enum):
-    """How a choice ended."""
+    """The outcome of a choice."""
 
     CHOSEN = "chosen"
     NO_PODS = "no pods"
-    """None is there, or each that could hold it is excluded or does not accept loads: another moment may differ."""
+    """There are no pods, or each that could hold the model is excluded or accepts no loads: a retry may succeed."""
     NOWHERE = "nowhere"
-    """Larger than the capacity of every pod that its type may run on, or there is none: waiting does not help."""
+    """The model exceeds the capacity of every pod that its type may run on: waiting does not help."""
     NO_ROOM = "no room"
     """Every pod that could hold it is full of copies used more recently than the model."""
 
 
 class Cause(enum.Enum):
-    """Why a pod was refused."""
+    """The reason why a pod was ruled out."""
 
     TOO_SMALL = "too small"
     NOT_ALLOWED = "not allowed"
@@ -97,7 +96,7 @@ class Ranked:
 
     @property
     def bucket(self) -> "_Bucket":
-        """What is compared before the draw."""
+        """Returns what is compared before the draw."""
         return (
             self.outgoing,
             self.zone_copies,
@@ -111,7 +110,7 @@ class Ranked:
 
     @property
     def why(self) -> str:
-        """The figures as part of a sentence that begins with the pod's name."""
+        """Returns the figures as part of a sentence that begins with the pod's name."""
         if not self.evicts:
             room = f"has {words.size(self.free_bytes)} free"
         elif self.oldest_idle_ms:
@@ -147,14 +146,13 @@ class Choice:
 
     @cached_property
     def ranking(self) -> tuple[Ranked, ...]:
-        """The candidates, best first. Worked out when it is asked for: it is for people, and costs more than the
-        choice itself."""
+        """The candidates, best first. Computed on demand: it is for people, and costs more than the choice itself."""
         ranked = [_ranked(self.model_id, *candidate) for candidate in self.candidates]
         return tuple(sorted(ranked, key=lambda r: (r.bucket, -r.score, r.pod)))
 
     @property
     def why(self) -> str:
-        """The decision in one plain sentence."""
+        """The decision in one sentence."""
         size = str(Footprint(self.size_bytes, self.device_bytes))
         if self.verdict is Verdict.CHOSEN:
             best = self.ranking[0]
@@ -186,13 +184,13 @@ def choose(
     preferences: Mapping[frozenset[str], bool] | None = None,
     zones: Collection[str] = (),
 ) -> Choice:
-    """Chooses a pod to load the model. `size` in bytes, where a number: of host memory.
+    """Chooses a pod to load the model. A plain number as `size` is bytes of host memory.
 
     `excluded` names pods not to use, each with the reason as it follows the pod's name ("holds a copy already").
     `idle_ms` is the time since the model's last use, 0 where a caller waits for it: a model is never loaded in place of
-    copies used more recently. `constraint` is what its type asks, `preferences` which pods' labels are preferred where
-    that is not the constraint's own list alone (`Constraints.preferences`). `zones` are those of the copies that it
-    has, one for each.
+    copies used more recently. `constraint` holds the labels that its type requires and prefers, `preferences` which
+    sets of labels are preferred if not by the constraint's own list (`Constraints.preferences`). `zones` lists the zone
+    of each existing copy.
     """
     footprint = size if isinstance(size, Footprint) else Footprint(size)
     host, device = footprint.host_bytes, footprint.device_bytes
@@ -201,7 +199,7 @@ def choose(
     candidates: list[tuple[Pod, bool]] = []
     refused: list[Refused] = []
     for pod in pods:
-        # Most pods are full, fine and without a device: they are not looked at twice, and no function is called.
+        # Most pods are full, healthy and without a device: they are checked here, without a function call.
         if pod.device_capacity_bytes:
             need = on_device = on_device or footprint.on(device=True)
             fit = _has_free(pod, need)
@@ -233,7 +231,7 @@ def choose(
 
 
 def fits(pod: Pod, footprint: Footprint) -> bool:
-    """Whether it fits into what is free there, in both memories."""
+    """Tells whether the model fits into the free space of the pod, in both memories."""
     return _has_free(pod, footprint.on(device=pod.has_device))
 
 
@@ -248,7 +246,7 @@ def _holds(pod: Pod, need: Footprint) -> bool:
 def _refuse(
     pod: Pod, need: Footprint, fit: bool, excluded: Mapping[str, str], idle_ms: int, constraint: Constraint
 ) -> Refused | None:
-    # What can never change comes first: a pod that is too small and also leaving is no hope for later.
+    # Permanent causes come first: a pod that is too small and also leaving will not help later.
     if not _holds(pod, need):
         capacity = Footprint(pod.capacity_bytes, pod.device_capacity_bytes)
         return Refused(pod.name, Cause.TOO_SMALL, f"has a capacity of {capacity} where {need} are needed")
@@ -272,7 +270,7 @@ def _rate(
     preferences: Mapping[frozenset[str], bool] | None,
     zones: Collection[str],
 ) -> list[tuple[_Bucket, Pod, bool]]:
-    """Each candidate with its bucket (`Ranked.bucket`), and whether its type prefers it."""
+    """Returns each candidate with its bucket (`Ranked.bucket`), and whether its type prefers it."""
     oldest, calmest = 0, candidates[0][0].rate
     for pod, fit in candidates:
         if not fit and pod.oldest_idle_ms > oldest:
@@ -280,7 +278,7 @@ def _rate(
         if pod.rate < calmest:
             calmest = pod.rate
     calmest = max(QUIET_RATE, calmest)
-    # A preference counts among full pods only where it costs no fresher copies than elsewhere.
+    # Among full pods a preference counts only if it costs no fresher copies than elsewhere.
     stale_enough = oldest - max(PREFERRED_MS, oldest // 4)
     rated: list[tuple[_Bucket, Pod, bool]] = []
     for pod, fit in candidates:
@@ -308,7 +306,7 @@ def _score(model_id: str, pod: Pod, evicts: bool) -> float:
 
 
 def _drawn(model_id: str, pods: list[Pod], *, evicts: bool) -> Pod:
-    """One of equally good pods: the highest score, of equal ones the first name."""
+    """Draws one of equally good pods: the highest score, then the first name."""
     chosen, highest = pods[0], -1.0
     for pod in pods:
         score = _score(model_id, pod, evicts)
@@ -340,5 +338,5 @@ def _ranked(model_id: str, bucket: _Bucket, pod: Pod, preferred: bool) -> Ranked
 
 
 def _doublings(large: int, small: int) -> int:
-    """How often `small` can be doubled without exceeding `large`: floor(log2(large / small)), at least 0."""
+    """Counts how often `small` can be doubled without exceeding `large`: floor(log2(large / small)), at least 0."""
     return max(0, (large // max(1, small)).bit_length() - 1)

@@ -1,21 +1,20 @@
-"""Which pods may hold a model of a type, and which should: the predecessor's type constraints.
+"""Type constraints, as in the predecessor: which pods may hold a model of a type, and which are preferred.
 
 A pod has labels; a type may require some (the pod must have **all** of them) and prefer others (**any** of them is
 enough). The JSON is the predecessor's, so that its configuration works as it is:
 
     {"type-a": {"required": ["l1", "l2"]}, "type-b": {"preferred": ["l3"]}, "_default": {"required": ["none"]}}
 
-Types that are not listed use `_default`, else they may go anywhere. Attributes that we do not know are ignored; a label
-in both lists counts as required.
+Types that are not listed use `_default`; without one they may go anywhere. Unknown attributes are ignored; a label in
+both lists counts as required.
 
-GPU pods and CPU pods are told apart like this too: pods with a device carry a label, a type that requires it never
-runs without, one that prefers it falls back where no such pod has room.
+GPU pods and CPU pods are distinguished in the same way: pods with a device carry a label; a type that requires it never
+runs without one, a type that prefers it falls back if no such pod has room.
 
-Where a type states no preference the predecessor infers one: pods on which fewer types may run are taken first, so that
-the pods open to everybody stay open. The same here: among pods that are allowed, those that exclude more of the other
-types are preferred.
+If a type states no preference one is inferred, as in the predecessor: pods on which fewer types may run come first, so
+that pods open to every type stay open. Among allowed pods, those that exclude more of the other types are preferred.
 
-Changing it at run time is a new `Constraints`; what stands on the wrong pod then is moved by `copies`.
+A change at run time is a new `Constraints`; `copies` then moves the copies on pods that are no longer allowed.
 """
 
 import json
@@ -30,17 +29,17 @@ from placement.bytype import DEFAULT
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What one type asks of a pod."""
+    """The labels that one type requires of a pod, and those that it prefers."""
 
     required: frozenset[str] = frozenset()  # all of them
     preferred: frozenset[str] = frozenset()  # any of them; without those that are required
 
     def lacking(self, labels: frozenset[str]) -> frozenset[str]:
-        """The required labels that are not among these."""
+        """Returns the required labels that are missing."""
         return self.required - labels
 
     def prefers(self, labels: frozenset[str]) -> bool:
-        """Whether a pod of these labels is a preferred one."""
+        """Tells whether a pod with these labels is preferred."""
         return bool(self.preferred & labels)
 
 
@@ -49,22 +48,22 @@ ANYWHERE = Constraint()
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """What all types ask."""
+    """The constraints of all types."""
 
     types: Mapping[str, Constraint] = field(default_factory=lambda: MappingProxyType({}))
     default: Constraint = ANYWHERE
 
     def of(self, model_type: str) -> Constraint:
-        """What that type asks: its own entry, else the default."""
+        """Returns the constraint of a type: its own entry, else the default."""
         return self.types.get(model_type, self.default)
 
     def allows(self, model_type: str, labels: frozenset[str]) -> bool:
-        """Whether a pod of these labels may hold that type."""
+        """Tells whether a pod with these labels may hold that type."""
         return not self.of(model_type).lacking(labels)
 
     def preferences(self, model_type: str, labels: Iterable[frozenset[str]]) -> dict[frozenset[str], bool]:
-        """Of each set of labels in the mesh, whether a pod with it is preferred for that type: as it is stated, else
-        as it is inferred. Where all are alike none is preferred."""
+        """Returns for each set of labels whether pods with it are preferred for that type, as stated or as inferred.
+        If all are alike none is preferred."""
         kinds = set(labels)
         own = self.of(model_type)
         if own.preferred:
@@ -76,8 +75,8 @@ class Constraints:
         return {kind: not alike and scores.get(kind) == best for kind in kinds}
 
     def _reserved(self, model_type: str, labels: frozenset[str]) -> int:
-        """How little wanted a pod of these labels is by the other types; higher is better to take. The weight is the
-        predecessor's: a type that may not run there counts four times one that would like to."""
+        """Scores how little other types want pods with these labels; a higher score is better to take. The weights
+        are the predecessor's: a type that may not run there counts four times one that prefers them."""
         others = [constraint for name, constraint in self.types.items() if name != model_type]
         prohibited = sum(1 for constraint in others if constraint.lacking(labels))
         preferring = sum(1 for constraint in others if constraint.prefers(labels))
@@ -88,13 +87,13 @@ NONE = Constraints()
 
 
 def parse(text: str | bytes) -> Constraints:
-    """From the predecessor's JSON; an empty text asks nothing. Raises ValueError with a text for the operator."""
+    """Parses the predecessor's JSON; an empty text has no constraints. Raises ValueError with a text for operators."""
     types, default = bytype.parse(text, "type constraints", _constraint, ANYWHERE)
     return Constraints(types, default) if types or default != ANYWHERE else NONE
 
 
 def render(constraints: Constraints) -> str:
-    """The JSON that `parse` reads as these."""
+    """Returns the JSON that `parse` turns into these constraints."""
     entries = dict(sorted(constraints.types.items()))
     if constraints.default != ANYWHERE:
         entries[DEFAULT] = constraints.default

@@ -1,21 +1,21 @@
-"""How many copies each model should have, and what is to be done about it now.
+"""The number of copies that each model should have, and the loads and unloads that lead there.
 
-Wanted is the largest of what several reasons ask for: the model's own minimum, or its type's; its being pinned; calls a
-minute; calls at once; time that calls wait in a copy's queue; and, while the mesh has plenty of room, a second copy of
-what is used regularly, so that the death of a pod is no cold start. A model that has just proven hot gets its second
-copy in the next round, seconds later: no pattern over minutes is waited for.
+The number is the largest that any of these reasons asks for: the minimum of the model or its type; pinning; calls a
+minute; concurrent calls; the time that calls wait in a copy's queue; and, while the mesh has plenty of room, a second
+copy of regularly used models, so that the death of a pod causes no cold start. A model that turns hot gets its second
+copy in the next round, seconds later, without waiting for a pattern over minutes.
 
-Fewer is slower than more. A copy too many goes only when room is scarce, when the *highest* rate of the last minutes
-would load the rest to two thirds at most, and none of the model's copies is young; so what made a copy never unmakes
-it. Above the maximum a copy goes at once.
+Copies are removed more slowly than added. A surplus copy goes only if room is scarce, the *highest* rate of the last
+minutes would load the remaining ones to two thirds at most, and none of the model's copies is young; so the cause of a
+copy never removes it. Above the maximum a copy goes at once.
 
-What stands on a pod that its type may no longer use counts as no copy: another is loaded first, then it is let go; at
-once where no other pod has room for something used as long ago. A model whose last copy vanished with a pod gets one
-again, if it was used lately; it takes no room from what was used more recently.
+A copy on a pod that its type may no longer use does not count: another one is loaded first, then it is unloaded; at
+once if no other pod has room for a model that has been idle for as long. A model whose last copy vanished with a pod
+gets one again if it was used recently; it takes no room from models used more recently.
 
-Each round is bounded: what is loading already and what is newly asked for is at most a share of the mesh's memory, the
-most urgent first, so that a change of constraints over a thousand models is a stream and not a flood. The plan is a
-function of what is given; the caller brings rates and ages, and asks again in a few seconds.
+Each round is bounded: loads under way and new ones may take only a share of the mesh's memory, the most urgent first,
+so that a change of constraints for a thousand models causes a stream of loads and not a flood. The plan is a pure
+function; the caller provides rates and ages, and asks again in a few seconds.
 """
 
 import math
@@ -33,7 +33,7 @@ NOTHING: Mapping[str, str] = choice.NOTHING
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What was set for a model, or for a type; None where nothing was."""
+    """Settings of a model or a type; None where nothing was set."""
 
     minimum: int | None = None
     maximum: int | None = None
@@ -47,8 +47,8 @@ class Limits:
             raise ValueError(f"a maximum of {self.maximum} copies is below {max(1, self.minimum or 0)}")
 
     def over(self, other: "Limits") -> "Limits":
-        """These, and the other's where nothing was set here; a maximum that is set here wins over the other's minimum
-        and the other way round."""
+        """Returns these limits, completed by the other's; a maximum set here wins over the other's minimum, and vice
+        versa."""
         minimum = other.minimum if self.minimum is None else self.minimum
         maximum = other.maximum if self.maximum is None else self.maximum
         if minimum is not None and maximum is not None and minimum > maximum:
@@ -61,46 +61,46 @@ UNLIMITED = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A copy, or a load, as its pod last said. Times in milliseconds."""
+    """A copy, or a load, as its pod last reported it. Times in milliseconds."""
 
     pod: str
-    loaded: bool = True  # False: it is loading still
+    loaded: bool = True  # False: still loading
     rate: int = 0  # calls a minute, over the last seconds
     peak_rate: int = 0  # the highest such rate of the last minutes (`Settings.remember_ms`)
     in_flight: int = 0
-    queue_ms: int = 0  # that calls wait there before they run, lately
+    queue_ms: int = 0  # recent wait of calls before they run
     age_ms: int = 0  # since it was loaded
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that has copies, or should have."""
+    """A model that has copies, or should have some."""
 
     model_id: str
     footprint: Footprint
     copies: tuple[Copy, ...] = ()
     model_type: str = ""
-    idle_ms: int = 0  # since its last use, by whichever copy
+    idle_ms: int = 0  # since its last use, in any copy
     limits: Limits = UNLIMITED  # the model's own over its type's
-    lost: bool = False  # a pod with a copy of it has gone lately
-    stuck: bool = False  # its last load did not work: none is asked for now
+    lost: bool = False  # a pod with a copy of it vanished recently
+    stuck: bool = False  # its last load failed: no load is planned now
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The numbers. Those of the predecessor where it has such."""
+    """Thresholds; the predecessor's figures where it has them."""
 
-    rate_per_copy: int = 2000  # calls a minute from which on another copy is wanted
+    rate_per_copy: int = 2000  # calls a minute above which another copy is wanted
     in_flight_per_copy: int = 16
-    queue_ms: int = 50  # of waiting, from which on another copy is wanted
+    queue_ms: int = 50  # wait above which another copy is wanted
     second_rate: int = 60  # calls a minute that count as regular use: a second copy, where there is plenty of room
     plenty: float = 0.10  # share of the mesh's memory that is free
     scarce: float = 0.05
     settle_ms: int = 10_000  # after a copy has come, before its effect on the queues is judged
     remember_ms: int = 5 * 60_000  # how far back peak rates reach, and how young a copy keeps all of the model's
-    # Unused for so long, or a tenth of the stalest copy's time, one copy of two is enough.
+    # Idle for this long, or a tenth of the stalest copy's idle time, a model needs one copy only.
     second_idle_ms: int = 10 * 3_600_000
-    recreate_idle_ms: int = 3_600_000  # used within this, a model that was lost with a pod gets a copy again
+    recreate_idle_ms: int = 3_600_000  # a model lost with its pod gets a copy again if used within this time
     moving: float = 0.05  # share of the mesh's memory that may be loading for these reasons at a time
     most: int = 64  # actions in one round
 
@@ -110,16 +110,16 @@ DEFAULTS = Settings()
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """How many copies a model should have, and for which reason so many."""
+    """The number of copies that a model should have, and why."""
 
     copies: int
     why: str
-    spare: bool = False  # only in case: it pushes nothing out
+    spare: bool = False  # a precaution: it evicts nothing
 
 
 @dataclass(order=True, slots=True)
 class _Wish:
-    """A load that is wanted; the lowest is the most urgent."""
+    """A wanted load; the lowest is the most urgent."""
 
     urgency: int
     order: int
@@ -131,7 +131,8 @@ class _Wish:
 
 
 def wanted(model: Model, pods: int, free_share: float, settings: Settings = DEFAULTS) -> Wanted:
-    """How many copies it should have. `pods` are those that may hold it, `free_share` is that of their memory."""
+    """Returns the number of copies that a model should have. `pods` is the number of pods that may hold it,
+    `free_share` the free share of their memory."""
     limits = model.limits
     reasons = [Wanted(0, "nothing asks for a copy")]
     if limits.minimum:
@@ -173,11 +174,11 @@ def plan(
     settings: Settings = DEFAULTS,
     avoided: Mapping[str, str] = NOTHING,
 ) -> Plan:
-    """What is to be done now. `avoided` are pods that get no loads, with the reason (`failures.avoided`)."""
+    """Plans this round. `avoided` maps pods that get no loads to the reason (`failures.avoided`)."""
     models = list(models)
     room = Room(pods, constraints)
     stalest = room.oldest_idle_ms
-    allowed_by: dict[str, tuple[set[str], float]] = {}  # of each type: the pods, and how much of their memory is free
+    allowed_by: dict[str, tuple[set[str], float]] = {}  # by type: the allowed pods, and the free share of their memory
     budget = settings.moving * room.capacity_bytes
     wishes: list[_Wish] = []
     drops: list[Action] = []
@@ -234,13 +235,13 @@ def plan(
 
 
 def _wishes(model: Model, standing: Sequence[Copy], want: Wanted) -> Iterable[_Wish]:
-    """The loads that are missing. `standing` are the copies on pods that may hold it."""
+    """Yields the missing loads. `standing` are the copies on allowed pods."""
     minimum = max(model.limits.minimum or 0, 1 if model.limits.pinned else 0)
     misplaced = len(model.copies) - len(standing)
     hottest = -sum(copy.rate for copy in model.copies)
     for number in range(len(standing) + 1, want.copies + 1):
         if number <= minimum:
-            urgency, idle_ms = 0, 0  # it was asked for: it may take room from others
+            urgency, idle_ms = 0, 0  # somebody set it: it may evict others
         elif not standing and misplaced:
             urgency, idle_ms = 2, model.idle_ms
         elif not standing:
@@ -257,7 +258,7 @@ def _wishes(model: Model, standing: Sequence[Copy], want: Wanted) -> Iterable[_W
 def _drops(
     model: Model, standing: Sequence[Copy], want: Wanted, room: Room, *, scarce: bool, stalest: int, by: Settings
 ) -> Iterable[Action]:
-    """The copies that go."""
+    """Yields the unloads."""
     loaded = [copy for copy in standing if copy.loaded]
     least = max(1, model.limits.minimum or 0)
     if len(loaded) >= least:
@@ -278,8 +279,8 @@ def _drops(
 
 
 def _expelled(model: Model, pods: Sequence[Pod], constraints: Constraints) -> Iterable[Action]:
-    """The copies on pods that its type may no longer use, where all others are full of what was used more recently: it
-    would be the next to go there too."""
+    """Yields unloads on pods that the type may no longer use, if all allowed pods are full of models used more
+    recently: the copy would be the next victim there."""
     labels = {pod.name: pod.labels for pod in pods}
     for copy in model.copies:
         if copy.loaded and copy.pod in labels and not constraints.allows(model.model_type, labels[copy.pod]):
@@ -288,7 +289,7 @@ def _expelled(model: Model, pods: Sequence[Pod], constraints: Constraints) -> It
 
 
 def _superfluous(model: Model, loaded: Sequence[Copy], stalest: int, by: Settings) -> str:
-    """Why one copy fewer is enough; "" where it is not."""
+    """Returns the reason why one copy fewer is enough; "" if it is not."""
     if len(loaded) == 2:
         limit = min(by.second_idle_ms, stalest // 10)
         if model.idle_ms > limit:
@@ -305,7 +306,7 @@ def _superfluous(model: Model, loaded: Sequence[Copy], stalest: int, by: Setting
 
 
 def _least_wanted(loaded: Sequence[Copy], room: Room) -> list[Copy]:
-    """Those that would be missed least come first: on a pod that goes, beside another in its zone, little called."""
+    """Sorts copies, the least useful first: on a leaving pod, beside another in its zone, rarely called."""
     zones = room.zones(copy.pod for copy in loaded)
 
     def missed(copy: Copy) -> tuple[bool, int, int, str]:

@@ -1,13 +1,12 @@
-"""What an observer has sent to pods since they last published: the part of the view that it knows better.
+"""Debits: loads that an observer has sent to pods which their published figures do not show yet.
 
 A pod publishes every few seconds; a router may send it twenty loads in between. Each load is debited when it is sent
-(its bytes, a copy, a load in progress), and the debit ends when the pod's own figures must contain it: at a
-publication that follows the copy's own or comes some time after the sending, or after `expiry_ms` whatever happens, so
-that nothing sticks. A load that failed is taken back at once; one that succeeded keeps its bytes debited until they are
-published.
+(its bytes, a copy, a load in progress). The debit ends when the pod's own figures must contain it: at a publication
+that follows the copy's own or comes some time after the sending, and in any case after `expiry_ms`, so that none is
+left behind. The debit of a failed load ends at once; that of a successful one lasts until its bytes are published.
 
-Kept by each router for itself. Other routers' loads show only in what the pods publish; that remaining error is what
-the coarse ranking of `choice` is for.
+Each router keeps its own debits. Loads of other routers only show in what pods publish; the coarse ranking of `choice`
+absorbs that error.
 """
 
 from collections.abc import Callable, Hashable, Iterable
@@ -18,8 +17,8 @@ from placement.pod import Pod
 
 EXPIRY_MS = 15_000
 SETTLE_MS = 500
-"""A publication that arrives sooner than this after the sending may have been written before the load arrived, where
-nothing else tells."""
+"""A publication that arrives sooner than this after the sending may have been written before the load arrived, unless
+there is other evidence."""
 
 
 @dataclass(slots=True)
@@ -33,7 +32,7 @@ class _Debit:
 
 @dataclass(slots=True)
 class _Total:
-    """All debits of a pod, added up."""
+    """The sum of a pod's debits."""
 
     bytes: int = 0
     device_bytes: int = 0
@@ -47,7 +46,7 @@ class _Total:
 
 @dataclass(frozen=True, slots=True)
 class DebitsStatistics:
-    """How much is debited now."""
+    """Debits at this moment."""
 
     debits: int
     bytes: int
@@ -67,7 +66,7 @@ class Debits:
         self._debited: dict[str, tuple[Pod, Pod]] = {}  # a pod as published, and debited; void when a debit changes
 
     def sent(self, pod: str, size_bytes: int, now_ms: int, key: Hashable, *, device_bytes: int = 0) -> None:
-        """A load has been sent to the pod. The same key sent again replaces its former debit."""
+        """Debits a load that was sent to the pod. The same key sent again replaces its former debit."""
         self._expire(now_ms)
         self._drop(key)
         debit = _Debit(pod, size_bytes, device_bytes, now_ms, loading=True)
@@ -77,8 +76,8 @@ class Debits:
         self._debited.pop(pod, None)
 
     def done(self, key: Hashable, *, loaded: bool = True, measured: Footprint | None = None) -> None:
-        """The load has ended. Without `loaded` its bytes are free again; with it, they wait for the publication, as
-        many as were `measured`."""
+        """Notes that the load has ended. Without `loaded` its bytes are free again; otherwise they stay debited until
+        they are published, as many as were `measured`."""
         debit = self._debits.get(key)
         if debit is None:
             return
@@ -94,20 +93,20 @@ class Debits:
             self._drop(key)
 
     def published(self, pod: str, now_ms: int, *, shown: Callable[[Hashable], bool] | None = None) -> None:
-        """New figures of the pod have arrived: they contain what was sent to it before, and whatever has been `shown`,
-        the loads whose copies the pod had published by then."""
+        """Ends the debits that new figures of the pod contain: loads sent some time before, and those `shown`, whose
+        copies the pod has published."""
         before, of = now_ms - self._settle_ms, self._of.get(pod, {})
         settled = [key for key, debit in of.items() if debit.sent_ms <= before or (shown is not None and shown(key))]
         for key in settled:
             self._drop(key)
 
     def forget(self, pod: str) -> None:
-        """The pod has gone."""
+        """Drops all debits of a pod that is gone."""
         for key in list(self._of.get(pod, ())):
             self._drop(key)
 
     def apply(self, pods: Iterable[Pod], now_ms: int) -> list[Pod]:
-        """The pods as they will look once they have published what was sent to them."""
+        """Returns the pods as they will look once they have published the loads sent to them."""
         self._expire(now_ms)
         if not self._debits:
             return list(pods)
@@ -122,7 +121,7 @@ class Debits:
         return found
 
     def statistics(self) -> DebitsStatistics:
-        """What is debited now; expired debits count until the next `sent` or `apply`."""
+        """Returns the debits now; expired ones count until the next `sent` or `apply`."""
         return DebitsStatistics(len(self._debits), sum(debit.bytes for debit in self._debits.values()))
 
     def _apply(self, pod: Pod) -> Pod:

@@ -1,11 +1,11 @@
-"""In which order a pod that leaves hands its copies over: loaded elsewhere first, let go afterwards, so that nobody
-waits.
+"""The order in which a draining pod hands over its copies: each is loaded elsewhere first and unloaded afterwards, so
+that no call waits.
 
-The most recently used go first, as there may not be time for all. A copy that has a loaded one elsewhere is let go at
-once. One that nobody has used for long is let go without a replacement, at the end. What has no room elsewhere (it
-would have to push out what was used more recently) stays until the pod goes.
+The most recently used go first, as there may not be time for all. A copy whose model is loaded elsewhere is unloaded at
+once. A copy that has not been used for long is unloaded without a replacement, at the end. One without room elsewhere
+(it would have to evict models used more recently) stays until the pod ends.
 
-The caller asks again whenever a load elsewhere has ended; what is loading already is not asked for twice.
+The caller asks again whenever a load elsewhere has ended; loads under way are not planned twice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,15 +18,15 @@ from placement.footprint import Footprint
 from placement.pod import Pod
 
 RECENT_MS = 3_600_000
-"""Used within this, a model is loaded elsewhere before it is let go; the predecessor's figure."""
+"""A model used within this time is loaded elsewhere before it is unloaded; the predecessor's figure."""
 
 WIDTH = 16
-"""Loads elsewhere at once."""
+"""Concurrent loads elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A copy in the pod that leaves, and those elsewhere."""
+    """A copy in the draining pod, and the pods that have others."""
 
     model_id: str
     footprint: Footprint
@@ -45,8 +45,8 @@ def plan(
     avoided: Mapping[str, str] = choice.NOTHING,
     width: int = WIDTH,
 ) -> Plan:
-    """What to do now. It is over when there is neither an action nor anything loading elsewhere: what is unmet then
-    finds no room anywhere."""
+    """Plans the next step. The drain is over when there is neither an action nor a load elsewhere; models still unmet
+    then have no room anywhere."""
     room = Room(pods, constraints)
     under_way = sum(1 for copy in held if copy.loading_in and not copy.loaded_in)
     loads: list[Action] = []
@@ -81,7 +81,7 @@ def plan(
             room.take(chosen.pod, copy.footprint)
             why = f"{leaving} leaves: {chosen.why}"
             loads.append(Action(Kind.LOAD, copy.model_id, chosen.pod, why, copy.idle_ms, 1))
-    # Stale ones keep their callers' chance until everything else has moved.
+    # Idle copies stay callable until all others have moved.
     if not loads and not put_off and not under_way:
         unloads += stale
     else:
