@@ -52,8 +52,14 @@ def test_values_are_read(found):
     """Sizes and addresses are in a form that the processes read."""
     for _, container in installs.containers(found):
         env = installs.env(container)
-        for name in ("MESH_DISK_BUDGET", "MESH_MAX_MESSAGE"):
-            if name in env:
+        for name in (
+            "MESH_DISK_BUDGET",
+            "MESH_MAX_MESSAGE",
+            "MESH_MAX_BODY_BYTES",
+            "MESH_MIN_BODY_RATE",
+            "MESH_EDGE_MEMORY",
+        ):
+            if env.get(name, "auto") != "auto":
                 assert values.parse_bytes(env[name]) > 0
         for name in ("MESH_LISTEN", "MESH_PROBE", "MESH_DATA", "MESH_CONTROL"):
             if name in env:
