@@ -11,6 +11,7 @@ from typing import Protocol
 
 from mesh.process import hang, proc
 from mesh.process.heartbeat import PERIOD
+from mesh.process.tasks import turned
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
@@ -77,6 +78,7 @@ class Watch:
     async def _run(self) -> None:
         child, limits = self._child, self._hang.limits
         while child.returncode is None:
+            turned()  # whoever keeps the child waits for its end, however long it lives
             before = self.verdict
             try:
                 self.verdict = verdict = self._hang.look(self._look())

@@ -13,6 +13,7 @@ import pytest
 
 from mesh import process
 from mesh.process import heartbeat, proc
+from mesh.process.tasks import Duty, Tasks
 from tests.support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +77,32 @@ async def test_a_child_that_ends_by_itself_did_not_hang() -> None:
     assert await child.wait(10) == 0
     await until(lambda: watch._task.done(), why="the watching ends with it")
     assert watch.hung is None
+
+
+async def test_whoever_keeps_a_child_turns_while_it_is_watched() -> None:
+    """He waits for its end, for days perhaps, and must not be taken for one who hangs."""
+    lost: list[str] = []
+    tasks = Tasks(lost.append)
+    watched = asyncio.get_running_loop().create_future()
+
+    async def keep() -> None:
+        child = await process.spawn(["sleep", "60"], name="child")
+        watch = process.Watch(child, lambda: time.monotonic())
+        watched.set_result(child)
+        try:
+            await child.wait()
+        finally:
+            watch.close()
+
+    tasks.run(Duty("keep a child", "nothing", turns=60), keep)
+    child = await watched
+    (standing,) = tasks._duties
+    for _ in range(2):
+        last = standing.pulse.last
+        await until(lambda last=last: standing.pulse.last > last, why="it turns")
+    child.kill()
+    await tasks.settle(10.0)
+    assert [why.partition(",")[0] for why in lost] == ["the task 'keep a child'"]
 
 
 async def test_who_is_watched_no_more_is_left_alone() -> None:
