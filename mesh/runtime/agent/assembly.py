@@ -31,7 +31,7 @@ from mesh.runtime.cache.ledger import Ledger
 from mesh.runtime.cache.optimising import Optimising
 from mesh.runtime.presence.claims import Claims
 from mesh.runtime.presence.fence import Fence
-from mesh.runtime.presence.presence import Presence
+from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.servers.relief import Relief
 from mesh.runtime.servers.serverprocess import Death, ServerProcess
 from mesh.runtime.sharedmemory.board import Board

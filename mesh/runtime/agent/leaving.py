@@ -14,7 +14,7 @@ from mesh.etcd.ranges import after_prefix
 from mesh.runtime.cache.assembly import Cache
 from mesh.runtime.cache.entries import State
 from mesh.runtime.presence.fence import Fence
-from mesh.runtime.presence.presence import Presence
+from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.sharedmemory.board import Board
 from mesh.schema.keys import Keys
 from mesh.schema.records import READY, PodRecord

@@ -11,7 +11,7 @@ from mesh.runtime.cache.optimising import Optimising
 from mesh.runtime.cache.rate import Rate
 from mesh.runtime.presence import figures
 from mesh.runtime.presence.ondisk import OnDisk
-from mesh.runtime.presence.presence import Presence
+from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.servers.serverprocess import ServerProcess, State
 from mesh.runtime.sharedmemory.board import Board
 from mesh.schema.records import READY, PodRecord

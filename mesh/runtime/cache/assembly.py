@@ -29,7 +29,7 @@ from mesh.runtime.cache.unloads import Unloads
 from mesh.runtime.cache.victims import Victims
 from mesh.runtime.presence.claims import Claims
 from mesh.runtime.presence.fence import Fence
-from mesh.runtime.presence.presence import Presence
+from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.servers.relief import Relief
 from mesh.runtime.servers.serverprocess import ServerProcess
 

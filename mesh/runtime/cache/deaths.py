@@ -13,7 +13,7 @@ from mesh.runtime.cache.ledger import Ledger
 from mesh.runtime.cache.meters import Meters
 from mesh.runtime.cache.space import Space
 from mesh.runtime.cache.unloads import Unloads
-from mesh.runtime.presence.presence import Presence
+from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.servers.serverprocess import Death
 from mesh.runtime.sharedmemory.atwork import AtWork
 from mesh.telemetry import logs

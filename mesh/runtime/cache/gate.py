@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from mesh.runtime.cache.memory import MemoryWatch
 from mesh.runtime.cache.outcomes import Refused
-from mesh.runtime.presence.presence import Presence
+from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.servers.relief import Relief
 from mesh.runtime.servers.serverprocess import ServerProcess, State
 from mesh.statuses import Reason

@@ -15,7 +15,8 @@ from mesh.process.tasks import turned
 from mesh.runtime.cache.entries import State
 from mesh.runtime.cache.ledger import Ledger
 from mesh.runtime.cache.loads import Loads
-from mesh.runtime.presence.presence import BATCH, Presence
+from mesh.runtime.presence.copykeys import BATCH
+from mesh.runtime.presence.publishing import Presence
 from mesh.schema.keys import Keys
 from mesh.telemetry import logs
 

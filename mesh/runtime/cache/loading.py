@@ -34,7 +34,7 @@ from mesh.runtime.cache.unloads import Unloads
 from mesh.runtime.cache.victims import Victims
 from mesh.runtime.presence import verdicts
 from mesh.runtime.presence.claims import Claims
-from mesh.runtime.presence.presence import Presence
+from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.presence.verdicts import Stale
 from mesh.runtime.servers.serverprocess import ServerProcess
 from mesh.runtime.servers.spi import Size

@@ -20,7 +20,7 @@ from mesh.runtime.cache.files import Files
 from mesh.runtime.cache.ledger import Ledger
 from mesh.runtime.cache.meters import Meters
 from mesh.runtime.cache.space import Space
-from mesh.runtime.presence.presence import Presence
+from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.servers.serverprocess import ServerProcess
 from mesh.runtime.servers.spi import SpiError
 from mesh.runtime.sharedmemory.board import State as SlotState

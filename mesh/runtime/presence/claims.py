@@ -30,7 +30,7 @@ from mesh.etcd import (
     put_op,
 )
 from mesh.etcd.ranges import after_prefix
-from mesh.runtime.presence.presence import Presence
+from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.presence.verdicts import (
     Away,
     Claimed,

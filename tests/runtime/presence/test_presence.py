@@ -9,7 +9,7 @@ import pytest
 from mesh.etcd import Etcd, EtcdError
 from mesh.runtime.presence.claims import Claims
 from mesh.runtime.presence.place import NameTaken
-from mesh.runtime.presence.presence import Presence
+from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.presence.verdicts import Away, Claimed, Contradicted, Elsewhere, Published, Stale
 from mesh.schema.keys import Keys
 from mesh.schema.lives import Life

@@ -1,21 +1,15 @@
 """This pod in etcd: a lease, the pod's record and its copies' keys under it, kept as they should be.
 
-Whoever changes what should stand there says so (`put`, `drop`, `changed`) and goes on; one task writes the difference,
-many keys a transaction, and tries again for as long as etcd is away. One writer means that a put and a deletion of the
-same key cannot overtake each other. The one exception is a claim, which must be decided by etcd: it takes its key out
-of the writer's hands while it runs (`claiming`).
-
-Every write is a transaction that holds only while `pods/<pod>` hangs on our lease. So nothing of ours appears in etcd
-without our presence, and a process that was stopped and goes on after its place was taken cannot write over its
-successor. Where there is nothing to write for some seconds, an empty one asks: a pod whose place was taken while it
-lives must not go on answering.
+Whoever changes what should stand there says so (`put`, `drop`, `changed`) and goes on; one task writes the difference
+(`copykeys` knows it), many keys a transaction (`batch`), and tries again for as long as etcd is away. Where there is
+nothing to write for some seconds, an empty transaction asks whether `pods/<pod>` still hangs on our lease: a pod whose
+place was taken while it lives must not go on answering.
 
 A lost lease is an ordinary event: etcd stalls, and every lease of the mesh ends at once. Then everything is published
 again, after a random pause so that not all pods do it at the same moment, and each copy only if its model is still the
 registration that it was loaded from, and its content was not replaced meanwhile by a reload; for the others `on_stale`
-is called. The copies come first and the pod's record
-last: whoever sees the pod published may rely on it that each copy that answers has its key. That is what the fence
-rests on (`placement.fence`), and what unregistering asks.
+is called. The copies come first and the pod's record last: whoever sees the pod published may rely on it that each copy
+that answers has its key. That is what the fence rests on (`placement.fence`), and what unregistering asks.
 """
 
 import asyncio
@@ -31,30 +25,23 @@ from mesh.etcd import (
     Etcd,
     EtcdError,
     EtcdLeaseLost,
-    KeyValue,
     Lease,
-    Op,
     Patience,
-    created,
-    delete_op,
-    get_op,
-    get_range_op,
     leased,
     modified,
-    put_op,
 )
 from mesh.process.tasks import Tasks, turned
 from mesh.runtime import duties
 from mesh.runtime.presence import figures, place
+from mesh.runtime.presence.batch import Batch
+from mesh.runtime.presence.copykeys import Claiming, CopyKeys
+from mesh.runtime.presence.outdated import Outdated
 from mesh.runtime.presence.place import NameTaken
 from mesh.schema import records
 from mesh.schema.keys import Keys
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
-
-BATCH = 100
-"""Keys a transaction; etcd allows 128 operations."""
 
 _LINGER = 0.003  # seconds; a write costs the event loop 0.3 ms, and what comes close together shares one
 _TICK = 1.0  # seconds between two looks at the pod's figures
@@ -74,17 +61,6 @@ class PresenceStatistics:
     behind: int  # keys that are not as they should be
     leases: int  # granted so far
     writes: int
-
-
-class Claiming:
-    """A model's key in the hands of a claim."""
-
-    __slots__ = ("lease", "record", "unsure")
-
-    def __init__(self, lease: int | None) -> None:
-        self.lease = lease  # None: not published at the moment
-        self.record: records.CopyRecord | None = None  # what the claim has written; None: it was not won
-        self.unsure = False  # a claim was sent, and what became of it is not known
 
 
 class Presence:
@@ -119,22 +95,16 @@ class Presence:
         self._place = place.Place(
             etcd, self.key, life, incarnation=incarnation, ttl=ttl, record=record, is_alive=is_alive
         )
-        self._on_stale = on_stale
         self._on_usurped = on_usurped
         self._lease: Lease | None = None
         self._published: figures.Published | None = None
-        self._wanted: dict[str, records.CopyRecord] = {}
-        self._dirty: dict[str, bool] = {}  # ids whose key is not as wanted -> whether to check the registration first
-        self._unkeyed: set[str] = set()  # wanted ids that may have no key under the lease that is held
-        self._writing: frozenset[str] = frozenset()
-        self._claiming: set[str] = set()
         self._wake = asyncio.Event()
-        self._written = asyncio.Event()  # replaced after each batch
+        self._copies = CopyKeys(self._wake.set)
         self._tasks = Tasks(on_lost)
+        self._outdated = Outdated(etcd, keys, self._copies, self._tasks, withdraw=on_stale, on_gone=self._tell)
         self._leases = self._writes = 0
         self._away = ""
         self._next: Lease | None = None  # the lease under which the pod is about to be published again
-        self._stale: dict[str, asyncio.Future[object]] = {}  # copies on their way out, by id
         self._listeners: list[Callable[[], None]] = []
 
     # --- life ---
@@ -181,7 +151,7 @@ class Presence:
     @property
     def keyed(self) -> bool:
         """Whether the pod is published and each copy that may answer has its key, as far as this pod can tell."""
-        return self.published and not self._unkeyed
+        return self.published and self._copies.all_keyed
 
     @property
     def published(self) -> bool:
@@ -197,8 +167,8 @@ class Presence:
         """How it stands."""
         return PresenceStatistics(
             lease=self._lease.id if self._lease is not None and self.published else 0,
-            wanted=len(self._wanted),
-            behind=len(self._dirty) + len(self._writing),
+            wanted=len(self._copies.wanted),
+            behind=self._copies.behind,
             leases=self._leases,
             writes=self._writes,
         )
@@ -207,20 +177,13 @@ class Presence:
 
     def put(self, model_id: str, record: records.CopyRecord) -> None:
         """This pod has that copy. Written a moment later: the answer to whoever waits for the copy goes first."""
-        claimed = model_id in self._wanted
-        self._wanted[model_id] = record
-        self._dirty.setdefault(model_id, False)
-        if not claimed:  # nothing has kept the id from being registered anew
-            self._dirty[model_id] = True
-            self._unkeyed.add(model_id)
+        if self._copies.put(model_id, record):
             self._tell()
         asyncio.get_running_loop().call_later(_LINGER, self._wake.set)
 
     def drop(self, model_id: str) -> None:
         """This pod has no copy of that model, or none that answers any more."""
-        self._unkeyed.discard(model_id)
-        if self._wanted.pop(model_id, None) is not None:
-            self._touch(model_id)
+        self._copies.drop(model_id)
 
     def changed(self) -> None:
         """The pod's record may have changed in what concerns everybody."""
@@ -228,7 +191,7 @@ class Presence:
 
     def wanted(self, model_id: str) -> records.CopyRecord | None:
         """What should stand there for that model."""
-        return self._wanted.get(model_id)
+        return self._copies.wanted.get(model_id)
 
     def lease_gone(self, lease: int, why: str) -> None:
         """Gives that lease up: etcd has told somebody that it, or our presence under it, is gone. By now there may be
@@ -241,41 +204,20 @@ class Presence:
 
     async def settled(self, model_id: str, timeout: float) -> bool:
         """Waits until the key of that model is as it should be; False after `timeout` seconds."""
-        try:
-            async with asyncio.timeout(timeout):
-                while model_id in self._dirty or model_id in self._writing:
-                    await self._written.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await self._copies.settled(model_id, timeout)
 
     @contextlib.asynccontextmanager
     async def claiming(self, model_id: str) -> AsyncIterator[Claiming]:
         """Leaves that model's key to a claim. Nothing else must claim or put it meanwhile."""
-        while model_id in self._writing:
-            await self._written.wait()
-        left = self._dirty.pop(model_id, None) is not None  # a deletion that the claim makes needless, if it is won
-        self._claiming.add(model_id)
-        claim = Claiming(self._lease.id if self._lease is not None and self.published else None)
         try:
-            yield claim
+            async with self._copies.claiming(model_id, self._held) as claim:
+                yield claim
         finally:
-            self._claiming.discard(model_id)
-            if claim.record is not None:
-                self._wanted[model_id] = claim.record
-                if self._lease is not None and self._lease.id == claim.lease:
-                    self._unkeyed.discard(model_id)
-                else:
-                    self._dirty[model_id] = True  # the lease was lost meanwhile, and the key with it
-                    self._unkeyed.add(model_id)
-                    self._wake.set()
-                self._tell()
-            elif left or claim.unsure:
-                self._touch(model_id)
+            self._tell()
 
-    def _touch(self, model_id: str) -> None:
-        self._dirty.setdefault(model_id, False)
-        self._wake.set()
+    def _held(self) -> int | None:
+        """The lease under which the pod is published; None: under none."""
+        return self._lease.id if self._lease is not None and self.published else None
 
     # --- writing it ---
 
@@ -296,7 +238,7 @@ class Presence:
                 return
             except EtcdError as error:
                 if not self._away:
-                    log.warning("etcd is away", error=error.detail, behind=len(self._dirty))
+                    log.warning("etcd is away", error=error.detail, behind=self._copies.behind)
                 self._away = error.text
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, _PAUSE_MAX)
@@ -313,32 +255,23 @@ class Presence:
     async def _write_all(self) -> None:
         while self.published:
             assert self._lease is not None
-            batch = self._next_batch()
+            batch = self._copies.next_batch()
             record = self._figures()
             if not batch and record is None and time.monotonic() - self._assured < min(_ASSURED, self._ttl / 2):
                 return
             await self._write_batch(batch, self._lease.id, leased(self.key, self._lease.id), record)
-
-    def _next_batch(self) -> list[str]:
-        return [model_id for model_id in self._dirty if model_id not in self._claiming][:BATCH]
 
     async def _write_batch(
         self, batch: list[str], lease: int, guard: Compare, record: records.PodRecord | None = None
     ) -> bool:
         """Writes the keys of those models as they should be. Whether that is done; if not, they are to be written
         again."""
-        checked = {model_id: self._dirty.pop(model_id) for model_id in batch}
-        self._writing = frozenset(batch)
+        checked = self._copies.begin(batch)
         done = False
         try:
             done = await self._write(checked, lease, guard, record)
         finally:
-            self._writing = frozenset()
-            if not done:
-                for model_id, check in checked.items():
-                    self._dirty[model_id] = check or self._dirty.get(model_id, False)
-            written, self._written = self._written, asyncio.Event()
-            written.set()
+            self._copies.end(checked, done=done)
         return done
 
     def _figures(self) -> records.PodRecord | None:
@@ -349,68 +282,33 @@ class Presence:
         return record
 
     async def _write(
-        self, batch: dict[str, bool], lease: int, guard: Compare, record: records.PodRecord | None
+        self, checked: dict[str, bool], lease: int, guard: Compare, record: records.PodRecord | None
     ) -> bool:
         """One transaction, which holds only where `guard` does. Whether it is settled."""
-        compares = [guard]
-        success: list[Op] = []
-        failure: list[Op] = [get_op(self.key)]
-        checked: list[tuple[str, int]] = []
-        keyed = []
-        for model_id, check in batch.items():
-            key, wanted = self._keys.copy(model_id, self.pod), self._wanted.get(model_id)
-            if wanted is None:
-                success.append(delete_op(key))
-                continue
-            success.append(put_op(key, wanted.encode(), lease))
-            keyed.append(model_id)
-            if check:
-                model = self._keys.model(model_id)
-                compares.append(created(model, "==", wanted.create_revision))
-                failure.append(get_range_op(model, model + b"\0", keys_only=True))
-                checked.append((model_id, wanted.create_revision))
+        batch = Batch(self._keys, self.pod, guard, lease)
+        batch.add_copies(checked, self._copies.wanted)
         if record is not None:
-            success.append(put_op(self.key, record.encode(), lease))
+            batch.add_pod(record)
         try:
-            result = await self._etcd.txn(compares, success, failure)
+            result = await self._etcd.txn(batch.compares, batch.success, batch.failure)
         except EtcdLeaseLost:
             self.lease_gone(lease, "etcd does not know it any more")
             return False
-        self._writes += bool(success)
+        self._writes += bool(batch.success)
         if result.succeeded:
             self._assured = time.monotonic()
             if record is not None:
                 self._published = figures.Published(record, time.monotonic())
             current = self._lease or self._next
-            if self._unkeyed and current is not None and current.id == lease:
-                self._unkeyed.difference_update(keyed)
+            if current is not None and current.id == lease and self._copies.stand(batch.keyed):
                 self._tell()
             return True
-        pods, *models = result.responses
-        if self.published and not _under(pods, lease):
+        if self.published and batch.unguarded(result):
             self.lease_gone(lease, "its presence is not in etcd")
             return False
-        for (model_id, revision), found in zip(checked, models, strict=True):
-            if not isinstance(found, tuple) or not found or found[0].create_revision != revision:
-                self._wanted.pop(model_id, None)
-                self._outdate(model_id)
+        for model_id in batch.outdated(result):
+            self._outdated.begin(model_id)
         return False
-
-    def _outdate(self, model_id: str) -> None:
-        """Has a copy withdrawn whose model is registered anew, or not at all. It may answer until that is done, and has
-        no key."""
-        if model_id in self._stale:
-            return
-        self._unkeyed.add(model_id)
-        self._stale[model_id] = stale = self._tasks.start(self._on_stale(model_id), f"withdraw {model_id}")
-
-        def over(_: object) -> None:
-            del self._stale[model_id]
-            if model_id not in self._wanted:
-                self._unkeyed.discard(model_id)
-                self._tell()
-
-        stale.add_done_callback(over)
 
     def _tell(self) -> None:
         for listener in self._listeners:
@@ -428,7 +326,7 @@ class Presence:
                 lease, self._next = self._next, None
                 if (taken := await self._place.publish(lease, revision)) is not None:
                     self._hold(taken)
-                    log.info("published again", copies=len(self._wanted), lease=f"{lease.id:x}")
+                    log.info("published again", copies=len(self._copies.wanted), lease=f"{lease.id:x}")
         finally:
             if self._next is not None:
                 await self._next.close()
@@ -438,34 +336,14 @@ class Presence:
         """Writes all keys but the pod's own, whose revision is known, and waits until no stale copy answers any more.
         Whether that is done: not where the pod's own key has changed meanwhile."""
         guard = modified(self.key, revision)
-        await self._outdate_replaced()
-        for model_id in self._wanted:
-            self._dirty[model_id] = True
-        while batch := self._next_batch():
+        await self._outdated.begin_replaced()
+        self._copies.renew()
+        while batch := self._copies.next_batch():
             if await self._write_batch(batch, lease.id, guard):
                 continue
-            if not self._stale:
+            if not await self._outdated.wait():
                 return False
-            for model_id in self._stale:
-                self._dirty.pop(model_id, None)  # its key ended with the lease
-            await asyncio.wait(tuple(self._stale.values()))
         return True
-
-    async def _outdate_replaced(self) -> None:
-        """Has the copies withdrawn whose content a reload has replaced while this pod was away, and waits for that. As
-        long as nobody has loaded the new content, the old may answer."""
-        ids = list(self._wanted)
-        for start in range(0, len(ids), BATCH):
-            batch = ids[start : start + BATCH]
-            result = await self._etcd.txn([], [get_op(self._keys.model(model_id)) for model_id in batch])
-            for model_id, found in zip(batch, result.responses, strict=True):
-                wanted = self._wanted.get(model_id)
-                if wanted is not None and isinstance(found, tuple) and found and _replaced(wanted, found[0]):
-                    del self._wanted[model_id]
-                    self._unkeyed.discard(model_id)
-                    self._outdate(model_id)
-        if self._stale:
-            await asyncio.wait(tuple(self._stale.values()))
 
     def _hold(self, taken: place.Taken) -> None:
         self._leases += 1
@@ -484,7 +362,7 @@ class Presence:
 
     def _forget_lease(self) -> None:
         lease, self._lease = self._lease, None
-        self._unkeyed |= self._wanted.keys()
+        self._copies.lost()
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None
@@ -493,9 +371,9 @@ class Presence:
 
     async def _sweep(self) -> None:
         """Deletes copies that earlier lives of this pod have left under leases that have not ended yet."""
-        left = [key for key in await self.own_keys() if key not in self._wanted]
+        left = self._copies.stray(await self.own_keys())
         for model_id in left:
-            self._touch(model_id)
+            self._copies.touch(model_id)
         if left:
             log.info("deleting what an earlier life left", copies=len(left))
 
@@ -514,29 +392,12 @@ class Presence:
     async def tidy(self) -> None:
         """Deletes keys of this pod that nobody wants, late fruits of claims that timed out, and writes those again that
         are missing: etcd may have been restored from a snapshot. Reads the keys of all copies of the mesh."""
-        expected = [model_id for model_id in self._wanted if model_id not in self._dirty]
+        expected = self._copies.as_wanted
         found = set(await self.own_keys())
-        for model_id in found:
-            if model_id not in self._wanted and model_id not in self._claiming:
-                self._touch(model_id)
-        missing = [model_id for model_id in expected if model_id in self._wanted and model_id not in found]
-        for model_id in missing:
-            self._unkeyed.add(model_id)
-            self._dirty[model_id] = True
+        for model_id in self._copies.stray(found):
+            self._copies.touch(model_id)
+        missing = [one for one in expected if one in self._copies.wanted and one not in found]
         if missing:
             log.warning("keys of copies are missing in etcd and written again", copies=len(missing))
+            self._copies.missing(missing)
             self._tell()
-            self._wake.set()
-
-
-def _replaced(copy: records.CopyRecord, model: KeyValue) -> bool:
-    """Whether a copy's content is known to have been replaced, by the record of its model."""
-    try:
-        record = records.ModelRecord.decode(model.value)
-    except ValueError:
-        return False  # whoever reads it for a load says so
-    return model.create_revision == copy.create_revision and record.generation > copy.generation and bool(record.digest)
-
-
-def _under(response: object, lease: int) -> bool:
-    return isinstance(response, tuple) and bool(response) and response[0].lease == lease

@@ -1,0 +1,59 @@
+"""One transaction that writes keys of this pod's copies, and perhaps the pod's record.
+
+It holds only where its guard does: while `pods/<pod>` hangs on our lease, or stands as it was read. So nothing of ours
+appears in etcd without our presence, and a process that was stopped and goes on after its place was taken cannot write
+over its successor. Where it fails, its answers say why.
+"""
+
+from collections.abc import Mapping
+
+from mesh.etcd import Compare, Op, TxnResult, created, delete_op, get_op, get_range_op, put_op
+from mesh.schema.keys import Keys
+from mesh.schema.records import CopyRecord, PodRecord
+
+
+class Batch:
+    """What one transaction is about."""
+
+    def __init__(self, keys: Keys, pod: str, guard: Compare, lease: int) -> None:
+        self._keys = keys
+        self._pod = pod
+        self._lease = lease
+        self.compares = [guard]
+        self.success: list[Op] = []
+        self.failure: list[Op] = [get_op(keys.pod(pod))]
+        self.keyed: list[str] = []  # models whose keys stand where it succeeds
+        self._checked: list[tuple[str, int]] = []
+
+    def add_copies(self, checked: Mapping[str, bool], wanted: Mapping[str, CopyRecord]) -> None:
+        """Writes or deletes the key of each of those models; where it is to be checked, only if the model is still the
+        registration that the copy was loaded from."""
+        for model_id, check in checked.items():
+            key, record = self._keys.copy(model_id, self._pod), wanted.get(model_id)
+            if record is None:
+                self.success.append(delete_op(key))
+                continue
+            self.success.append(put_op(key, record.encode(), self._lease))
+            self.keyed.append(model_id)
+            if check:
+                model = self._keys.model(model_id)
+                self.compares.append(created(model, "==", record.create_revision))
+                self.failure.append(get_range_op(model, model + b"\0", keys_only=True))
+                self._checked.append((model_id, record.create_revision))
+
+    def add_pod(self, record: PodRecord) -> None:
+        """Writes the pod's own record, too."""
+        self.success.append(put_op(self._keys.pod(self._pod), record.encode(), self._lease))
+
+    def unguarded(self, result: TxnResult) -> bool:
+        """Whether it failed because `pods/<pod>` does not hang on the lease any more."""
+        pods = result.responses[0]
+        return not (isinstance(pods, tuple) and pods and pods[0].lease == self._lease)
+
+    def outdated(self, result: TxnResult) -> list[str]:
+        """The models because of which it failed: registered anew, or not at all."""
+        return [
+            model_id
+            for (model_id, revision), found in zip(self._checked, result.responses[1:], strict=True)
+            if not (isinstance(found, tuple) and found and found[0].create_revision == revision)
+        ]
