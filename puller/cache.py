@@ -109,7 +109,6 @@ class CacheStatistics:
     blobs: int
     bytes: int
     used_bytes: int  # of models' folders and pulls, which cannot go
-    budget_bytes: int | None
     hits: int
     misses: int
     evictions: int
@@ -378,7 +377,6 @@ class Cache:
                 self._blobs,
                 self._bytes,
                 self._used_bytes,
-                self._budget,
                 self._hits,
                 self._misses,
                 self._evictions,

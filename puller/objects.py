@@ -54,13 +54,6 @@ _SETTLED = timedelta(seconds=60)  # since its last change, by two clocks; times 
 _Errors = (obstore.exceptions.BaseError, OSError, ValueError)
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectsStatistics:
-    """What it holds."""
-
-    clients: int
-
-
 @dataclass(slots=True)
 class _Client:
     target: Target
@@ -131,10 +124,6 @@ class ObjectProvider:
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = None
-
-    def statistics(self) -> ObjectsStatistics:
-        """What it holds."""
-        return ObjectsStatistics(len(self._clients))
 
     async def _target(self, location: Location) -> Target:
         """The client for a location, from an earlier use with the same settings or a new one."""

@@ -136,6 +136,8 @@ class Pod:
             self.presence,
             self.puller,
             self.optimising,
+            self.history,
+            self.relief,
             self.patience,
             incarnation=incarnation,
             token=token,

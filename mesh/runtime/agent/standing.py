@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from mesh.etcd import Patience
 from mesh.runtime.agent.settings import RuntimeSettings
+from mesh.runtime.blame.history import History
 from mesh.runtime.cache.assembly import Cache
 from mesh.runtime.cache.meters import calls_snapshot
 from mesh.runtime.cache.optimising import Optimising
@@ -12,6 +13,7 @@ from mesh.runtime.cache.rate import Rate
 from mesh.runtime.presence import figures
 from mesh.runtime.presence.ondisk import OnDisk
 from mesh.runtime.presence.publishing import Presence
+from mesh.runtime.servers.relief import Relief
 from mesh.runtime.servers.serverprocess import ServerProcess, State
 from mesh.runtime.sharedmemory.board import Board
 from mesh.schema.records import READY, PodRecord
@@ -36,6 +38,8 @@ class Standing:
         presence: Presence,
         puller: Puller,
         optimising: Optimising,
+        history: History,
+        relief: Relief,
         patience: Patience,
         *,
         incarnation: str,
@@ -56,6 +60,8 @@ class Standing:
         self._presence = presence
         self._puller = puller
         self._optimising = optimising
+        self._history = history
+        self._relief = relief
         self._patience = patience
         self._token = token
         self._began = time.monotonic()
@@ -73,7 +79,7 @@ class Standing:
         """What the pod publishes of itself, as it is now."""
         ledger = self._cache.ledger
         statistics, first = ledger.statistics(), ledger.first()
-        used = statistics.committed.positive
+        used = ledger.committed.positive
         data, control_address, probe = self.addresses
         return PodRecord(
             incarnation=self.incarnation,
@@ -146,18 +152,38 @@ class Standing:
 
     def counters(self) -> dict[str, int]:
         """Counts since the start, for people and tests."""
-        loads, pulls = self._cache.loads.statistics(), self._puller.statistics()
+        cache, presence = self._cache, self._presence.statistics()
+        loads, pulls = cache.loads.statistics(), self._puller.statistics()
+        optimised, records = self._optimising.statistics(), self._history.statistics()
         return {
             "loads": loads.loads,
             "load_failures": loads.failures,
             "load_refusals": loads.refusals,
             "loads_in_progress": loads.in_progress,
-            "evictions": int(self._cache.meters.evictions.value),
+            "loads_waiting_for_room": cache.rooms.statistics().waiting,
+            "unloads_in_progress": cache.ledger.statistics().unloading,
+            "evictions": int(cache.meters.evictions.value),
             "calls": self.calls(),
             "calls_in_flight": self._board.in_flight,
             "server_lives": self._server.lives,
-            "leases": self._presence.statistics().leases,
+            "server_replacements": self._relief.count,
+            "leases": presence.leases,
+            "keys_behind": presence.behind,
+            "key_writes": presence.writes,
+            "records_pending": records.pending,
+            "records_written": records.written,
+            "records_given_up": records.given_up,
+            "pulls": pulls.pulls,
+            "pulls_cancelled": pulls.cancelled,
             "pulled_bytes": pulls.bytes,
+            "fetched_files": pulls.fetched_files,
             "fetched_bytes": pulls.fetched_bytes,
-            "optimised": self._optimising.statistics().made,
+            "store_connections": pulls.limits.connections,
+            "store_connections_waited_for": pulls.limits.waiting,
+            "disk_files": pulls.cache.blobs,
+            "disk_files_unsafe": pulls.cache.unsafe,
+            "disk_leftovers": pulls.leftovers,
+            "optimised": optimised.made,
+            "optimised_in_vain": optimised.in_vain,
+            "optimising_waiting": optimised.waiting,
         }

@@ -23,18 +23,16 @@ class Decision:
 
 
 class Decisions:
-    """A bounded list of them, and how many there were of each kind."""
+    """A bounded list of them."""
 
-    __slots__ = ("_kept", "counts")
+    __slots__ = ("_kept",)
 
     def __init__(self) -> None:
         self._kept: deque[Decision] = deque(maxlen=KEPT)
-        self.counts: dict[str, int] = {}
 
     def note(self, kind: str, *models: str, why: str) -> None:
         """Keeps one."""
         self._kept.append(Decision(kind, models, why, time.monotonic()))
-        self.counts[kind] = self.counts.get(kind, 0) + 1
 
     def lines(self, model_id: str = "", *, limit: int = 50) -> Iterator[str]:
         """The newest first, as JSON objects of one line; with an id, only those that concern it."""

@@ -37,9 +37,6 @@ class Uses(Protocol):
 class LedgerStatistics:
     """The ledger in numbers."""
 
-    capacity: Footprint
-    committed: Footprint
-    physical: Footprint
     copies: int  # loaded
     loading: int  # loads in progress, whatever they wait for
     unloading: int
@@ -251,9 +248,6 @@ class Ledger:
         """The ledger in numbers."""
         loaded, unloading = self._counts[State.LOADED], self._counts[State.UNLOADING]
         return LedgerStatistics(
-            capacity=self.capacity,
-            committed=self.committed,
-            physical=self.physical,
             copies=loaded,
             loading=len(self.entries) - loaded - unloading,
             unloading=unloading,

@@ -8,7 +8,6 @@ The clock is CLOCK_BOOTTIME: it goes on while the machine sleeps, as etcd's does
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from time import CLOCK_BOOTTIME, clock_gettime_ns
 from typing import Protocol
 
@@ -32,15 +31,6 @@ class Presence(Protocol):
     @property
     def keyed(self) -> bool:
         """Returns whether the pod and every copy that may answer have their keys under that lease."""
-
-
-@dataclass(frozen=True, slots=True)
-class FenceStatistics:
-    """The fence as it stands."""
-
-    mode: Mode
-    remaining: float  # seconds until the permission runs out; 0 where it has
-    why: str
 
 
 class Fence:
@@ -71,12 +61,6 @@ class Fence:
         self._permission = fence.Permission(0, Mode.CLOSED, "the pod has not been published yet")
         self._news = asyncio.Event()
         self._probe: asyncio.Task[None] | None = None
-
-    @property
-    def statistics(self) -> FenceStatistics:
-        """Returns the fence as it stands."""
-        permission = self._permission
-        return FenceStatistics(permission.mode, max(0, permission.until - self._clock()) / SECOND, permission.why)
 
     async def run(self) -> None:
         """Grants permission again and again, until cancelled. The pod cannot do without it."""

@@ -56,8 +56,6 @@ _PAUSE_FIRST, _PAUSE_MAX = 0.1, 2.0  # seconds between attempts while etcd is aw
 class PresenceStatistics:
     """How it stands."""
 
-    lease: int  # 0: none
-    wanted: int  # copies that should be there
     behind: int  # keys that are not as they should be
     leases: int  # granted so far
     writes: int
@@ -159,6 +157,11 @@ class Presence:
         return self._lease is not None and not self._lease.lost.is_set()
 
     @property
+    def lease(self) -> int | None:
+        """The lease under which the pod is published; None: under none."""
+        return self._lease.id if self._lease is not None and self.published else None
+
+    @property
     def away(self) -> str:
         """Why what should stand in etcd does not; empty where all is well."""
         return self._away
@@ -166,8 +169,6 @@ class Presence:
     def statistics(self) -> PresenceStatistics:
         """How it stands."""
         return PresenceStatistics(
-            lease=self._lease.id if self._lease is not None and self.published else 0,
-            wanted=len(self._copies.wanted),
             behind=self._copies.behind,
             leases=self._leases,
             writes=self._writes,
@@ -210,14 +211,10 @@ class Presence:
     async def claiming(self, model_id: str) -> AsyncIterator[Claiming]:
         """Leaves that model's key to a claim. Nothing else must claim or put it meanwhile."""
         try:
-            async with self._copies.claiming(model_id, self._held) as claim:
+            async with self._copies.claiming(model_id, lambda: self.lease) as claim:
                 yield claim
         finally:
             self._tell()
-
-    def _held(self) -> int | None:
-        """The lease under which the pod is published; None: under none."""
-        return self._lease.id if self._lease is not None and self.published else None
 
     # --- writing it ---
 

@@ -12,7 +12,6 @@ The newer one answers only the calls that name it until the older one has gone.
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from mesh.pb import inference_pb2
 from mesh.runtime.server import tensors
@@ -102,16 +101,6 @@ class Copy:
         return self._metadata
 
 
-@dataclass(frozen=True, slots=True)
-class CopiesStatistics:
-    """The loaded models in numbers."""
-
-    copies: int
-    host_bytes: int
-    device_bytes: int
-    in_flight: int
-
-
 class Copies:
     """All copies, by id as it stands on the wire."""
 
@@ -159,13 +148,3 @@ class Copies:
                 self._by_id[name] = newer
             else:
                 del self._by_id[name]
-
-    def statistics(self) -> CopiesStatistics:
-        """The loaded models in numbers."""
-        copies = list(self)
-        return CopiesStatistics(
-            copies=len(copies),
-            host_bytes=sum(copy.host_bytes for copy in copies),
-            device_bytes=sum(copy.device_bytes for copy in copies),
-            in_flight=sum(copy.row.in_flight for copy in copies),
-        )

@@ -51,18 +51,6 @@ class Order:
     optimised: str = ""  # path of its optimised form, where the agent has one
 
 
-@dataclass(frozen=True, slots=True)
-class LoaderStatistics:
-    """Loads in numbers."""
-
-    loading: int
-    loads: int
-    failures: int
-    unloads: int
-    trims: int
-    stuck: int  # loads that cannot be ended
-
-
 class _Load:
     """A load under way, until nothing of it is left running."""
 
@@ -129,18 +117,11 @@ class Loader:
         self._loading: dict[str, _Load] = {}
         self._unloading: dict[tuple[str, bytes], asyncio.Task[None]] = {}  # by id and token
         self.trimmer = Trimmer(self._workers)
-        self._loads = self._failures = self._unloads = 0
 
     @property
     def stuck(self) -> int:
         """Loads that cannot be ended."""
         return len(self._stuck)
-
-    def statistics(self) -> LoaderStatistics:
-        """Loads in numbers."""
-        return LoaderStatistics(
-            len(self._loading), self._loads, self._failures, self._unloads, self.trimmer.count, self.stuck
-        )
 
     # -- in
 
@@ -205,7 +186,6 @@ class Loader:
                 load.thread = load.lone.future
                 made = await self._in_time(load, load.thread)
         except BaseException as error:
-            self._failures += 1
             log.info("a model was not loaded", model=order.model_id, why=str(error) or type(error).__name__)
             if load.thread is None or load.thread.done():
                 self._came_to_nothing(load, row)
@@ -228,7 +208,6 @@ class Loader:
         row.mark(State.LOADED)
         self._copies.add(copy)
         self._ended(load)
-        self._loads += 1
         took = (time.monotonic() - started) * 1000
         log.debug(
             "model loaded",
@@ -340,7 +319,6 @@ class Loader:
             self._meter.others -= copy.host_bytes
             self._meter.others_device -= copy.device_bytes
             row.mark(State.FREE)
-            self._unloads += 1
             log.debug("model unloaded", model=copy.model_id)
         finally:
             del self._unloading[copy.model_id, copy.token]

@@ -14,7 +14,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from mesh.runtime.server import answers, session
@@ -40,17 +39,6 @@ MAX_SECONDS = 600.0
 
 _SWEEP = 0.05  # seconds between two looks at the deadlines
 _STUCK = 5.0  # seconds after which a run that was told to end is taken for one that cannot
-
-
-@dataclass(frozen=True, slots=True)
-class RunsStatistics:
-    """Threaded calls in numbers."""
-
-    threads: int
-    running: int
-    waiting: int
-    bytes: int
-    stuck: int
 
 
 class Run:
@@ -157,7 +145,6 @@ class Runs:
         self._live: set[Run] = set()
         self._waiting = 0
         self._bytes = 0
-        self._stuck = 0  # threads in whose place there is another
         self._endless = 0  # calls that were told to end and do not
         self._spare = 0  # threads that came back after another had taken their place
         self._timer: asyncio.TimerHandle | None = None
@@ -175,11 +162,6 @@ class Runs:
     def stuck(self) -> int:
         """Calls that cannot be ended."""
         return self._endless
-
-    def statistics(self) -> RunsStatistics:
-        """Threaded calls in numbers."""
-        running = len(self._live) - self._waiting
-        return RunsStatistics(self._workers.count, running, self._waiting, self._bytes, self._stuck)
 
     def refuse(self, size: int) -> MeshError | None:
         """Why no call with so many bytes of input can be taken now."""
@@ -286,7 +268,6 @@ class Runs:
         if run.stopped_at == math.inf:
             self._endless -= 1
         if run.stuck:
-            self._stuck -= 1
             self._idle -= 1
             self._spare += 1
         if run.error is None or run.ended_by is not None:
@@ -338,6 +319,5 @@ class Runs:
         else:
             return
         run.stuck = True
-        self._stuck += 1
         self._idle += 1
         self._pump()

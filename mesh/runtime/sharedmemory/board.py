@@ -112,16 +112,6 @@ class Series:
     sum_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class BoardStatistics:
-    """The board in numbers."""
-
-    slots: int
-    used: int
-    in_flight: int
-    lives: int  # servers that have attached so far
-
-
 class Board:
     """A mapped use board. Make one with `create`, `open` or `private`; `close` unmaps it and leaves the file."""
 
@@ -267,11 +257,6 @@ class Board:
                 if any(words[:_SUM]):
                     found.append(Series(name, code, tuple(words[:_SUM]), words[_SUM]))
         return found
-
-    def statistics(self) -> BoardStatistics:
-        """The board in numbers."""
-        used = sum(1 for _ in self.uses())
-        return BoardStatistics(self.slots, used, self.in_flight, self._words[_H_LIVES])
 
     # -- writing: the agent
 

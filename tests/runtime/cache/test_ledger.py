@@ -100,8 +100,7 @@ def test_a_device_is_a_memory_of_its_own(pod: Pod) -> None:
     """Neither overflows, and room in one is made by what takes of it."""
     pod.ledger.equip(50)
     on_device, on_host = pod.load("on device", 10, device=40), pod.load("on host", 80)
-    statistics = pod.ledger.statistics()
-    assert (statistics.committed, statistics.physical) == (Footprint(90, 40), Footprint(90, 40))
+    assert (pod.ledger.committed, pod.ledger.physical) == (Footprint(90, 40), Footprint(90, 40))
     assert pod.ledger.fullness == 0.9
     assert pod.ledger.fits(Footprint(10, 10))
     assert not pod.ledger.fits(Footprint(10, 11))

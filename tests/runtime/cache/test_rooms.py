@@ -68,7 +68,7 @@ async def test_any_storm_is_served_and_no_promise_is_given_twice(seed: int) -> N
             outcome = await pod.loads.load(want)
             if isinstance(outcome, Loaded):
                 pod.called(model_id)
-            assert pod.ledger.statistics().committed.host_bytes <= 16_000_000
+            assert pod.ledger.committed.host_bytes <= 16_000_000
             return outcome
 
         outcomes = await asyncio.gather(*(call(f"m{number}") for number in range(60)))

@@ -95,7 +95,7 @@ async def test_a_lease_that_is_renewed_proves_and_one_that_is_not_lets_routers_v
             world.proof_ns, world.keyed = None, False  # the lease counts as lost
         await asyncio.sleep(0)
         world.sleep(1)
-    assert fence.statistics.mode is Mode.GRACE
+    assert fence._permission.mode is Mode.GRACE
 
 
 async def test_an_agent_that_was_stopped_does_not_take_etcds_absence_for_granted(world):

@@ -103,7 +103,7 @@ async def test_everything_hangs_on_the_lease_and_goes_with_it(pod: Pod) -> None:
     pod.presence.put("m", pod.copy(created, LOADED))
     assert await pod.presence.settled("m", 5.0)
     assert await pod.stands("m") == pod.copy(created, LOADED)
-    assert await pod.lease_of("m") == pod.presence.statistics().lease
+    assert await pod.lease_of("m") == pod.presence.lease
     await pod.presence.close(revoke=True)
     assert await pod.stands("m") is None
     assert await published(pod) is None
@@ -235,14 +235,14 @@ async def test_a_lost_lease_is_replaced_and_everything_published_again(pod: Pod,
     for model_id, digest in (("m8", "new"), ("m9", "")):
         after = replace(ModelRecord("t").reloaded(), digest=digest)
         await pod.etcd.put(pod.keys.model(model_id), after.encode())
-    before = pod.presence.statistics()
-    etcd_server.etcdctl("lease", "revoke", f"{before.lease:x}")
+    before = pod.presence.lease
+    etcd_server.etcdctl("lease", "revoke", f"{before:x}")
     await until(lambda: pod.presence.statistics().leases == 2, why="another lease", timeout=15)
     for model_id in created:
         assert await pod.presence.settled(model_id, 10.0)
     assert sorted(pod.stale) == ["m150", "m7", "m8"]
     assert set(await pod.presence.own_keys()) == set(created) - {"m7", "m8", "m150"}
-    assert await pod.lease_of("m3") == pod.presence.statistics().lease != before.lease
+    assert await pod.lease_of("m3") == pod.presence.lease != before
 
 
 async def test_etcd_frozen_for_longer_than_the_lease(own_etcd: EtcdServer, keys: Keys) -> None:
@@ -282,8 +282,8 @@ async def test_a_pod_that_returns_publishes_its_copies_first(own_etcd: EtcdServe
 
         pod.on_stale = outdated
         await etcd.delete(keys.model("m7"))
-        before = pod.presence.statistics()
-        own_etcd.etcdctl("lease", "revoke", f"{before.lease:x}")
+        before = pod.presence.lease
+        own_etcd.etcdctl("lease", "revoke", f"{before:x}")
         await until(lambda: not pod.presence.keyed, timeout=15, why="the lease is gone")
         await until(lambda: pod.silencing, timeout=15, why="the stale copy is on its way out")
         assert await etcd.get(keys.pod("pod-1")) is None, "published while a stale copy may answer"
@@ -387,7 +387,7 @@ async def test_a_life_stands_until_its_agent_has_ended_it(etcd: Etcd, keys: Keys
     life = await etcd.get(keys.life("pod-1", pod.incarnation))
     assert life is not None
     assert life.lease == 0
-    assert Life.decode(life.value) == Life("host:1", "host:2", lease=pod.presence.statistics().lease)
+    assert Life.decode(life.value) == Life("host:1", "host:2", lease=pod.presence.lease)
     await pod.presence.close(revoke=False)
     assert await etcd.get(keys.life("pod-1", pod.incarnation)) is not None
     again = Pod(etcd, keys, incarnation="next")
@@ -406,7 +406,7 @@ async def test_a_claim_writes_the_copy_and_brings_the_record(pod: Pod) -> None:
     assert isinstance(verdict, Claimed)
     assert verdict.record.host_bytes == 77
     assert await pod.stands("m") == pod.copy(created)
-    assert await pod.lease_of("m") == pod.presence.statistics().lease
+    assert await pod.lease_of("m") == pod.presence.lease
 
 
 async def test_one_of_two_pods_wins(pod: Pod, other: Pod) -> None:
@@ -520,7 +520,7 @@ async def test_a_claim_that_comes_late_does_not_give_another_lease_up(
 ) -> None:
     """It was begun under a lease that was lost and replaced meanwhile."""
     created = await register(pod, "m")
-    before = pod.presence.statistics()
+    before = pod.presence.lease
     txn, held = pod.etcd.txn, asyncio.Event()
 
     async def late(compares: object, success: object, failure: object = (), **options: object) -> object:
@@ -531,7 +531,7 @@ async def test_a_claim_that_comes_late_does_not_give_another_lease_up(
     monkeypatch.setattr(pod.etcd, "txn", late)
     claim = asyncio.create_task(pod.claims.claim("m", pod.copy(created)))
     await asyncio.sleep(0)
-    etcd_server.etcdctl("lease", "revoke", f"{before.lease:x}")
+    etcd_server.etcdctl("lease", "revoke", f"{before:x}")
     await until(lambda: pod.presence.statistics().leases == 2, why="another lease", timeout=15)
     held.set()
     assert isinstance(await claim, Away)

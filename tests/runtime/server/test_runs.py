@@ -82,7 +82,7 @@ async def test_a_call_is_ended_at_its_deadline(parts):
     await running(parts, 0)
     use = parts.board.read(1)
     assert (use.calls, use.failed, use.in_flight) == (1, 1, 0)
-    assert parts.runs.statistics().running == 0
+    assert parts.runs.count == 0
 
 
 async def test_a_call_is_ended_when_its_caller_goes(parts):
@@ -90,12 +90,12 @@ async def test_a_call_is_ended_when_its_caller_goes(parts):
     await slow(parts)
     calls = [parts.infer("slow", **FOREVER) for _ in range(4)]  # two threads for one model
     await running(parts, 2)
-    assert (parts.board.read(1).in_flight, parts.runs.statistics().waiting) == (4, 2)
+    assert (parts.board.read(1).in_flight, parts.runs._waiting) == (4, 2)
     for call in calls:
         call.cancel()
     await running(parts, 0)
     assert parts.board.read(1).in_flight == 0
-    assert parts.runs.statistics() == runs_module.RunsStatistics(threads=3, running=0, waiting=0, bytes=0, stuck=0)
+    assert (parts.runs.count, parts.runs._waiting, parts.runs._bytes, parts.runs.stuck) == (0, 0, 0, 0)
     assert (await outputs(parts.infer("slow", **SHORT)))[0].item() == 20
 
 
@@ -179,9 +179,9 @@ async def test_what_calls_hold_is_counted_while_they_are_here_and_not_after(part
     x = np.zeros(values, np.float32)
     copy.pace.too_long(x.nbytes)
     call = parts.infer("m", x=x)
-    assert parts.runs.statistics().bytes >= x.nbytes
+    assert parts.runs._bytes >= x.nbytes
     assert (await answered(call)).code is Code.OK
-    assert parts.runs.statistics().bytes == 0
+    assert parts.runs._bytes == 0
 
 
 class Deaf:
@@ -206,16 +206,15 @@ async def test_a_run_that_cannot_be_ended_costs_its_thread_alone(make, monkeypat
     monkeypatch.setattr(session, "_run", deaf.run)
     call = await answered(parts.infer("slow", seconds=0.05, **SHORT))
     assert call.code is Code.DEADLINE_EXCEEDED
-    await until(lambda: parts.runs.statistics().stuck == 1, why="it is found not to end")
-    assert parts.runs.statistics().threads == 3
-    assert parts.runs.stuck == 1
+    await until(lambda: parts.runs.stuck == 1, why="it is found not to end")
+    assert parts.runs._workers.count == 3
     assert parts.board.read(1).running == 1  # still a suspect
     others = [parts.infer("other", **SHORT) for _ in range(3)]
     for other in others:
         assert (await outputs(other))[0].item() == 20
     deaf.go.set()
     await running(parts, 0)
-    assert parts.runs.statistics().stuck == parts.runs.stuck == 0
+    assert parts.runs.stuck == 0
     assert parts.board.read(1).in_flight == 0
 
 

@@ -102,7 +102,6 @@ def test_clear_and_reset_free_slots(board):
     board.reset()
     assert list(board.uses()) == []
     assert (board.pid, board.beat_ns) == (0, 0)
-    assert board.statistics().lives == 1
 
 
 def test_the_histogram_counts_by_method_code_and_time(board):
