@@ -11,13 +11,12 @@ _SLACK = 64  # alarms that were called off and may stay in the heap, beside as m
 class Alarm(Generic[T]):
     """One time, and whose it is."""
 
-    __slots__ = ("at_ms", "number", "off", "whose")
+    __slots__ = ("at_ms", "number", "whose")
 
     def __init__(self, at_ms: int, number: int, whose: T) -> None:
         self.at_ms = at_ms
         self.number = number  # in the order of setting: those of one time ring in this order
-        self.whose = whose
-        self.off = False
+        self.whose: T | None = whose  # None: it has rung or was called off, and may stay in the heap for minutes
 
     def __lt__(self, other: "Alarm[T]") -> bool:
         return (self.at_ms, self.number) < (other.at_ms, other.number)
@@ -42,19 +41,19 @@ class Alarms(Generic[T]):
 
     def call_off(self, alarm: Alarm[T]) -> None:
         """Calls one off; nothing happens if it has rung."""
-        if alarm.off:
+        if alarm.whose is None:
             return
-        alarm.off = True
+        alarm.whose = None
         self._off += 1
         if self._off > _SLACK + len(self._heap) // 2:
-            self._heap = [alarm for alarm in self._heap if not alarm.off]
+            self._heap = [alarm for alarm in self._heap if alarm.whose is not None]
             heapq.heapify(self._heap)
             self._off = 0
 
     def earliest_ms(self) -> int | None:
         """Returns when the next one rings."""
         heap = self._heap
-        while heap and heap[0].off:
+        while heap and heap[0].whose is None:
             heapq.heappop(heap)
             self._off -= 1
         return heap[0].at_ms if heap else None
@@ -65,8 +64,8 @@ class Alarms(Generic[T]):
         if due_ms is None or due_ms > now_ms:
             return None
         alarm = heapq.heappop(self._heap)
-        alarm.off = True
-        return alarm.whose
+        whose, alarm.whose = alarm.whose, None
+        return whose
 
     def __len__(self) -> int:
         """Returns how many are on."""

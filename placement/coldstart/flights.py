@@ -134,6 +134,7 @@ class Flights:
         self.waiters.remove(place)
         if place.alarm is not None:
             self.alarms.call_off(place.alarm)
+            place.alarm = None
         return self.now_ms - place.joined_ms
 
     def tell_problem(self, flight: Flight, place: Place, problem: Problem) -> None:

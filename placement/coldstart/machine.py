@@ -48,7 +48,8 @@ class Machine:
         elif not isinstance(event, Answer):
             self._happened(event)
         self._want_time()
-        return flights.out
+        given, flights.out = flights.out, []  # what it names is not kept until the next event
+        return given
 
     def loading(self, model_id: str) -> bool:
         """Returns whether a flight of this model is under way."""

@@ -1,5 +1,7 @@
 """Who waits for a cold start: bounds, deadlines, and being told once; and events that cannot happen."""
 
+import weakref
+
 import pytest
 
 from placement.coldstart import events, instructions
@@ -114,6 +116,28 @@ def test_closing_tells_all_and_takes_no_more():
     assert waits(carrier) == (0, 0, 0)
     carrier.read()  # the answer to a question of a flight that has ended
     assert waits(carrier) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("how", ["left", "told", "expired"])
+def test_nothing_of_a_waiter_is_kept_once_it_is_released(how):
+    """It holds a message, of megabytes perhaps; its alarm may be due in minutes only."""
+
+    class Waiter:
+        pass
+
+    carrier = Carrier("a")
+    waiter = Waiter()
+    kept = weakref.ref(waiter)
+    carrier.join(waiter, deadline_ms=50)
+    if how == "left":
+        carrier.leave(waiter)
+    elif how == "told":
+        carrier.read(None)
+    else:
+        carrier.after(50)
+    carrier.given.clear()
+    del waiter
+    assert kept() is None, "and no garbage collection is needed for that"
 
 
 class TestImpossible:
