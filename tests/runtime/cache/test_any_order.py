@@ -29,6 +29,7 @@ from tests.runtime.pod_of_fakes import FakePod
 from tests.support.modelserver import FakeModelServer
 
 CAPACITY = 10_000_000
+SLOTS = 20
 _TURNS_OF_THE_LOOP = 15  # in which most has moved that can
 _AGAIN = 20  # times as many, before something counts as waiting
 
@@ -185,6 +186,8 @@ class Story:
         assert ledger.committed == total(one.footprint for one in entries if one.state is not State.UNLOADING)
         assert ledger.physical == total(one.footprint for one in entries if one.physical)
         assert ledger.committed.host_bytes - ledger.promised().host_bytes <= CAPACITY, "promised twice"
+        slots = [entry.slot for entry in entries if entry.slot is not None]
+        assert sorted([*slots, *ledger._slots]) == list(range(SLOTS))
         if self.pod.loads.statistics().in_progress:
             assert self.actions(), f"waiting for nothing: {list(entries)}"
 
@@ -223,7 +226,7 @@ def test_nobody_waits_for_what_nobody_gives_back(
     models: list[Model], choices: list[int], concurrency: int, deaths: bool, disk: int | None
 ) -> None:
     async def run() -> None:
-        async with FakePod(capacity=CAPACITY, concurrency=concurrency, server=ServerByHand()) as pod:
+        async with FakePod(capacity=CAPACITY, concurrency=concurrency, slots=SLOTS, server=ServerByHand()) as pod:
             pod.files.budget = disk
             story = Story(pod, models)
             for choice in choices:
