@@ -1,1 +1,1 @@
-"""The router's side of the fence: what must be verified before a pod that is cut off may answer."""
+"""The router's side of the fence: who may still be there, and what must be verified before a pod cut off may answer."""

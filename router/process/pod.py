@@ -33,6 +33,7 @@ from mesh.schema.lives import RouterRecord
 from mesh.telemetry import logs, metrics
 from mesh.telemetry.probes import Probes
 from mesh.wire.client import Pool
+from router.fencing.prober import Prober
 from router.fencing.roster import Roster
 from router.fencing.tombstones import Tombstones
 from router.leader.election import Election
@@ -46,7 +47,6 @@ from router.state.feed import ranges
 from router.state.feed.following import Following
 from router.state.feed.server import FeedServer
 from router.state.pods import News
-from router.state.prober import Prober
 from router.state.registry import Registry
 from router.state.view import View
 

@@ -34,6 +34,7 @@ from router.calls.dispatch import Dispatcher
 from router.calls.forwarder import Forwarder
 from router.calls.meter import Meter
 from router.calls.routes import Routes
+from router.fencing.prober import Prober
 from router.fencing.tombstones import Tombstones
 from router.inference.models import Models
 from router.inference.server import Server as V2Server
@@ -50,7 +51,6 @@ from router.state.dynamic import Dynamic
 from router.state.feed import ranges
 from router.state.feed.client import FeedClient
 from router.state.pods import News
-from router.state.prober import Prober
 from router.state.registry import Registry
 from router.state.view import View
 
