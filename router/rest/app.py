@@ -15,7 +15,7 @@ from aiohttp import web
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from router.inference.models import Failed
-from router.rest import bodies, errors, origins
+from router.rest import bodies, errors, origins, responses
 from router.rest.management import ManagementApi
 from router.rest.parts import Parts
 from router.rest.v2 import V2
@@ -117,16 +117,16 @@ async def _failures(request: web.Request, handler: Handler) -> web.StreamRespons
     try:
         return await handler(request)
     except Failed as failed:
-        return errors.response(*errors.of_answer(failed.answer))
+        return responses.response(*errors.of_answer(failed.answer))
     except MeshError as error:
-        return errors.response(*errors.of_error(error))
+        return responses.of_error(error)
     except web.HTTPException as error:
         return _plain(request, error)
     except ConnectionError:  # the client has gone
         raise
     except Exception:
         log.exception("request failed", method=request.method, path=request.rel_url.raw_path)
-        return errors.response(*errors.of_error(MeshError(Reason.INTERNAL, "internal error, see the router's log")))
+        return responses.of_error(MeshError(Reason.INTERNAL, "internal error, see the router's log"))
 
 
 def _plain(request: web.Request, error: web.HTTPException) -> web.Response:
@@ -135,7 +135,7 @@ def _plain(request: web.Request, error: web.HTTPException) -> web.Response:
     if error.status == Reason.TOO_LARGE.http:
         reason = Reason.TOO_LARGE
     _, body = errors.of_error(MeshError(reason, f"{request.method} {request.rel_url.raw_path:.200}: {error.reason}"))
-    response = errors.response(error.status, body)
+    response = responses.response(error.status, body)
     if "Allow" in error.headers:
         response.headers["Allow"] = error.headers["Allow"]
     return response

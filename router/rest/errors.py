@@ -5,11 +5,8 @@ from there, because several reasons with different HTTP statuses share a gRPC co
 such details: then the code decides.
 """
 
-import json
-import math
 from typing import Any
 
-from aiohttp import web
 from google.protobuf.message import DecodeError
 
 from mesh import statuses
@@ -44,14 +41,6 @@ def of_error(error: MeshError) -> tuple[int, dict[str, Any]]:
     if error.details:
         body["details"] = error.details
     return error.reason.http, body
-
-
-def response(status: int, body: dict[str, Any]) -> web.Response:
-    """The response with that body, and `Retry-After` where it says how long to wait."""
-    headers = {}
-    if "retry_after" in body:
-        headers["Retry-After"] = str(max(1, math.ceil(body["retry_after"])))
-    return web.Response(status=status, body=json.dumps(body).encode(), content_type="application/json", headers=headers)
 
 
 def _our_own(answer: Answer) -> MeshError | None:

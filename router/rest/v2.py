@@ -13,7 +13,7 @@ from mesh.pb import inference_pb2 as pb
 from mesh.statuses import Code, MeshError, Reason
 from router.calls import extensions
 from router.inference.models import Failed
-from router.rest import documents, errors
+from router.rest import documents, errors, responses
 from router.rest.asked import MODELS, Asked
 from router.rest.inference import Inference
 from router.rest.parts import Parts
@@ -59,7 +59,7 @@ class V2:
         reason = self._server.why_not_ready()
         if reason is not None:
             status, body = errors.of_error(MeshError(Reason.UNAVAILABLE, reason))
-            return errors.response(status, {"ready": False, **body})
+            return responses.response(status, {"ready": False, **body})
         return _json({"ready": True})
 
     async def models(self, request: web.Request) -> web.Response:
