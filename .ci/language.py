@@ -20,36 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-VERBS = frozenset(
-    """
-    Accepts Acquires Adds Adjusts Adopts Advances Aligns Allows Announces Answers Appends Applies Asks Asserts Assigns
-    Attaches Awaits Begins Binds Blames Blocks Bounds Breaks Brings Builds Calculates Calls Cancels Carries Changes
-    Checks Chooses Claims Classifies Cleans Clears Closes Collects Colours Combines Compares Compiles Completes Composes
-    Compresses Computes Configures Connects Consumes Converts Copies Counts Covers Creates Cuts Debits Decides Declares
-    Decodes Decompresses Deletes Delivers Demands Derives Describes Detects Determines Digests Discards Disconnects Does
-    Doubles Downloads Drains Draws Drives Drops Emits Empties Enables Encodes Ends Enforces Enters Escapes Estimates
-    Evaluates Evicts Examines Exchanges Excludes Executes Exits Expands Expects Expires Explains Extends Extracts Fails
-    Feeds Fetches Fills Filters Finds Finishes Flattens Flushes Follows Forecasts Forgets Formats Forwards Frees Gathers
-    Generates Gets Gives Goes Grants Groups Grows Guards Guesses Handles Hands Has Hides Holds Identifies Ignores
-    Imports Increments Indexes Indicates Infers Initializes Inserts Inspects Installs Invokes Issues Iterates Joins
-    Judges Keeps Kills Labels Lays Leaves Lets Limits Listens Lists Loads Locates Locks Logs Looks Lowers Makes Maps
-    Marks Masks Matches Measures Merges Mirrors Moves Names Narrows Needs Normalizes Notes Notices Notifies Numbers
-    Observes Offers Opens Orders Owns Packs Pads Parses Passes Pauses Performs Picks Pins Plans Plays Points Polls Posts
-    Predicts Prefers Prepares Prevents Prints Probes Processes Produces Promises Protects Proves Provides Publishes
-    Pulls Pushes Puts Quarantines Queries Queues Quotes Raises Ranks Rates Reads Rebuilds Recalls Receives Recognizes
-    Reconnects Records Recovers Redirects Reduces Refers Refreshes Refuses Registers Rejects Relays Releases Reloads
-    Remembers Removes Renames Renders Renews Repeats Replaces Replays Replies Reports Represents Requests Requires
-    Reserves Resets Resolves Responds Restarts Restores Resumes Retires Retries Retrieves Returns Reuses Reverts Revokes
-    Rewrites Rolls Rotates Rounds Routes Runs Samples Saves Says Scales Scans Schedules Scores Seals Searches Sees
-    Selects Sends Separates Serializes Serves Sets Settles Shares Shortens Shows Shrinks Shuts Signals Signs Simulates
-    Skips Sleeps Sorts Spawns Spends Splits Spreads Stamps Stands Starts States Stays Steps Stops Stores Strips Submits
-    Subtracts Sums Supplies Supports Suspects Sweeps Switches Takes Tells Terminates Tests Throws Touches Tracks Trains
-    Transfers Translates Treats Tries Trims Trips Truncates Trusts Turns Unblocks Undoes Unlinks Unloads Unlocks Unmaps
-    Unmounts Unpacks Unregisters Updates Upgrades Uploads Uses Validates Verifies Visits Waits Wakes Walks Warms Warns
-    Watches Weighs Withdraws Withholds Works Wraps Writes Yields
-    """.split()  # noqa: SIM905 - seventy lines of one word each say no more
-)
-"""Verbs that docstrings of functions begin with. One that is missing here is simply added."""
+VERBS = frozenset((ROOT / ".ci" / "verbs.txt").read_text().split())
+"""Verbs that docstrings of functions begin with. One that is missing there is simply added."""
 
 HEADLESS = frozenset(
     """

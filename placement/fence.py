@@ -1,22 +1,22 @@
-"""Decides until when, and for which calls, a pod may answer: a lease alone is no fence.
+"""The fence: until when, and which calls, a pod may answer. A lease alone is no fence.
 
 A pod that is cut off from etcd keeps its models in memory, a router that is cut off keeps its view, and together they
-would go on answering for a registration that is gone. So the agent grants its model server permission to answer, a
-short time at a time, and the model server obeys by itself: when the agent stops, the permission runs out before etcd
-lets go of the pod's keys.
+would go on answering for a registration that is gone. So the agent grants its model server permission to answer, for a
+short time each, and the model server enforces it by itself: if the agent stops, the permission expires before etcd
+deletes the pod's keys.
 
 What is permitted depends on what the agent can prove:
 
-- *proven*: the lease was renewed a moment ago, and a key of this pod stands in etcd for every copy it holds. While
-  those keys stand, nobody can have registered the ids anew, so every call may be answered.
-- *verified*: the agent cannot prove it, and does not know etcd to be away: only calls whose router has just read the
-  model's record are answered. Registering an id anew waits for the pods that may still hold its former life, so a
-  record that stands unchanged proves the copy.
-- *grace*: the agent knows that etcd is away. Calls whose router could not reach etcd either are answered too, for as
-  long as the operator allows.
+- *proven*: the lease was renewed a moment ago, and etcd holds a key of this pod for each of its copies. While those
+  keys exist, no id can have been registered again, so every call may be answered.
+- *verified*: the agent cannot prove it, and does not know that etcd is unavailable: only calls whose router has just
+  read the model's record are answered. Registering an id again waits for the pods that may still hold a copy of its
+  former registration, so an unchanged record proves the copy.
+- *grace*: the agent knows that etcd is unavailable. Calls whose router could not reach etcd either are answered too,
+  for as long as the operator allows.
 - *closed*: no call is answered.
 
-Times are nanoseconds of one clock that goes on while the machine sleeps. The agent writes the permission into the use
+Times are nanoseconds of one clock that also runs while the machine sleeps. The agent writes the permission into the use
 board (`mesh.runtime.presence.fence`), the data port obeys it.
 """
 
@@ -27,7 +27,7 @@ SECOND = 1_000_000_000
 
 
 class Mode(enum.IntEnum):
-    """Which calls may be answered. The numbers stand in the use board."""
+    """The calls that may be answered. The numbers stand in the use board."""
 
     CLOSED = 0
     PROVEN = 1
@@ -36,15 +36,15 @@ class Mode(enum.IntEnum):
 
 
 class Said(enum.Enum):
-    """What a call says of its model's record."""
+    """A call's statement about its model's record."""
 
     NOTHING = "nothing"
-    VERIFIED = "verified"  # its router has read the record within the last second: it stands unchanged
+    VERIFIED = "verified"  # its router has read the record within the last second: it is unchanged
     AWAY = "etcd away"  # its router could not
 
 
 class Verdict(enum.Enum):
-    """What becomes of a call."""
+    """The answer to a call."""
 
     ANSWER = "answer"
     VERIFY_FIRST = "verify first"  # not run; the router reads the record and sends the call again
@@ -53,20 +53,20 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What an agent knows of its pod's standing at one moment. Times in nanoseconds, on one clock."""
+    """An agent's knowledge of its pod's standing at one moment. Times in nanoseconds, on one clock."""
 
     now: int
     ttl: int  # of the lease
-    proof: int | None  # when the keep-alive was sent that etcd has answered last; None: there is no lease
+    proof: int | None  # when the last answered keep-alive was sent; None: there is no lease
     keyed: bool  # the pod's presence, and a key for every copy that may answer, stand under that lease
     away: bool  # an attempt to reach etcd has failed since the agent could last be sure
-    last_proof: int  # the latest proof of this life, whichever lease it was for
-    serve_without_etcd: int | None  # how long after `last_proof` calls may be answered; None: without end
+    last_proof: int  # the latest proof of this life, for any lease
+    serve_without_etcd: int | None  # time after `last_proof` in which calls may be answered; None: no limit
 
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """Until when a pod may answer, and which calls. `why` is for people."""
+    """A pod's permission to answer: until when, and which calls. `why` is for people."""
 
     until: int
     mode: Mode
@@ -89,8 +89,8 @@ def permit(standing: Standing) -> Permission:
     now, ttl = standing.now, standing.ttl
     if standing.proof is not None and standing.keyed:
         proven = standing.proof + ttl - margin(ttl)
-        # A proof that is about to end without a renewal is given up early, or calls would find the fence shut until
-        # the agent's next look.
+        # A proof that is about to expire is given up early; otherwise calls would find the fence closed until the
+        # agent decides again.
         if proven - now > margin(ttl):
             return Permission(proven, Mode.PROVEN, "the lease is held")
     until = now + ttl
@@ -104,7 +104,7 @@ def permit(standing: Standing) -> Permission:
 
 
 def judge(mode: Mode, until: int, now: int, said: Said) -> Verdict:
-    """Decides what becomes of a call that arrives at `now` under a permission."""
+    """Decides on a call that arrives at `now` under a permission."""
     if mode is Mode.CLOSED or now >= until:
         return Verdict.NOT_HERE
     if mode is Mode.PROVEN or said is Said.VERIFIED:

@@ -1,9 +1,8 @@
-"""What a model takes in a pod: host memory and device memory. They are counted apart, and neither may overflow.
+"""The memory that a model takes in a pod, host and device. They are counted apart, and neither may overflow.
 
-A pod without a device has one memory, and whatever a model keeps on a device elsewhere, its weights above all, it keeps
-in host memory there. The other way round, what was measured in host memory alone is weights, but for a little. So the
-same model has a footprint on either kind of pod: measured on the one, and on the other an estimate, as good as what
-sessions take besides weights is alike.
+In a pod without a device a model keeps in host memory what it keeps on a device elsewhere, above all its weights.
+Conversely, a measurement in host memory alone is mostly weights. So the same model has a footprint on either kind of
+pod: measured on one, and estimated for the other from what sessions usually take besides weights.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,10 +12,10 @@ from typing import Protocol
 from placement import words
 
 OVERHEAD_BYTES = 64 << 10
-"""What a session takes of host memory beyond its weights: 33 to 87 KB of resident memory for the smallest models."""
+"""Host memory of a session beyond its weights: 33 to 87 KB of resident memory for the smallest models."""
 
 SESSION_BYTES = 8 << 20
-"""What a session takes of a device beyond its weights: 7 to 9 MiB, and each is counted with so much at least
+"""Device memory of a session beyond its weights: 7 to 9 MiB were measured; each session counts for at least this much
 (`mesh.runtime.server.device`)."""
 
 
@@ -28,7 +27,7 @@ class Footprint:
     device_bytes: int = 0
 
     def on(self, *, device: bool) -> "Footprint":
-        """On a pod with, or without, a device. One of 0 bytes is unknown, and is so on either."""
+        """Returns the footprint on a pod with, or without, a device. One of 0 bytes is unknown, and stays so."""
         if device == bool(self.device_bytes) or not self.total_bytes:
             return self
         if device:
@@ -44,21 +43,21 @@ class Footprint:
 
     @property
     def positive(self) -> "Footprint":
-        """What is above nothing, in each memory."""
+        """The footprint without negative parts."""
         return Footprint(max(0, self.host_bytes), max(0, self.device_bytes))
 
     def within(self, room: "Footprint") -> bool:
-        """Whether there is room for it, in both memories."""
+        """Tells whether it fits into `room`, in both memories."""
         return self.host_bytes <= room.host_bytes and self.device_bytes <= room.device_bytes
 
     @property
     def total_bytes(self) -> int:
-        """In both memories."""
+        """Bytes in both memories together."""
         return self.host_bytes + self.device_bytes
 
     def share_of(self, capacity: "Footprint") -> float:
-        """How much of that capacity it fills, by the memory that it fills more of; where there is no device, by the
-        host's."""
+        """Returns the share of a capacity that it fills, in the memory that it fills more of; without a device, in host
+        memory."""
         share = self.host_bytes / max(1, capacity.host_bytes)
         return max(share, self.device_bytes / capacity.device_bytes) if capacity.device_bytes else share
 
@@ -76,32 +75,32 @@ def total(footprints: Iterable[Footprint]) -> Footprint:
 
 
 class Figures(Protocol):
-    """What a pod says of its memory and its copies. Sizes in bytes."""
+    """A pod's figures on its memory and copies. Sizes in bytes."""
 
     @property
     def capacity_bytes(self) -> int:
-        """Of host memory."""
+        """Capacity in host memory."""
 
     @property
     def used_bytes(self) -> int:
-        """Of that, by copies."""
+        """Host memory that copies take."""
 
     @property
     def copies(self) -> int:
-        """How many it has."""
+        """Number of copies."""
 
     @property
     def device_capacity_bytes(self) -> int:
-        """Of device memory; 0: no device."""
+        """Capacity in device memory; 0: no device."""
 
     @property
     def device_used_bytes(self) -> int:
-        """Of that, by copies."""
+        """Device memory that copies take."""
 
 
 def guess(pods: Sequence[Figures]) -> Footprint:
-    """Returns what a model is taken to need that was never measured: what copies have on the average, those on devices
-    where there are any. A guess is never the reason why a model is refused, by a pod of either kind."""
+    """Returns the estimate for a model that was never measured: the average of copies, of those on devices if there are
+    any. An estimate is never the reason for a refusal, by a pod of either kind."""
     devices = [pod for pod in pods if pod.device_capacity_bytes and pod.copies]
     seen = devices or pods
     on_devices = [pod.device_capacity_bytes for pod in pods if pod.device_capacity_bytes]

@@ -1,4 +1,4 @@
-"""How many copies models of a type should have, where nothing was set for the model itself.
+"""Limits by type: how many copies its models should have, unless a model has its own.
 
 {"fraud": {"min": 1, "max": 4, "pinned": true}, "_default": {"max": 8}}
 """
@@ -14,18 +14,18 @@ from placement.copies import UNLIMITED, Limits
 
 @dataclass(frozen=True, slots=True)
 class TypeLimits:
-    """What was set for types."""
+    """The limits set for types."""
 
     types: Mapping[str, Limits] = field(default_factory=lambda: MappingProxyType({}))
     default: Limits = UNLIMITED
 
     def of(self, model_type: str, own: Limits = UNLIMITED) -> Limits:
-        """What holds for a model: its own, over its type's, over those of all types."""
+        """Returns the limits of a model: its own, over its type's, over those of all types."""
         return own.over(self.types.get(model_type, UNLIMITED)).over(self.default)
 
 
 def parse(text: str | bytes) -> TypeLimits:
-    """From JSON; an empty text sets nothing. Raises ValueError with a text for the operator."""
+    """Parses JSON; an empty text sets nothing. Raises ValueError with a text for the operator."""
     return TypeLimits(*bytype.parse(text, "type limits", _limits, UNLIMITED))
 
 

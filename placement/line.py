@@ -1,19 +1,17 @@
-"""The line of loads that wait for room: whom one look at it serves, who goes on waiting, and who gives way.
+"""The line of loads that wait for room: which ones a look at it serves, which go on waiting, and which yield.
 
-There are two kinds. A *newcomer* has its files and nothing else; it holds no memory while it waits, so nobody waits for
-it. A load *in memory* was measured there, larger than the room that was reserved for it, and holds that room and its
-turn at the model server until it gets the rest. Loads in memory come first, and may take what is only promised to loads
-that have not begun (those come back into the line). Then newcomers in the order of their arrival; one for whom there is
-no room lets smaller ones pass.
+There are two kinds. A *newcomer* has only its files; it holds no memory while it waits, so no load waits for it. A load
+*in memory* was measured there, larger than its reservation, and holds that memory and its turn at the model server
+until it gets the rest. Loads in memory come first, and may take reservations of loads that have not begun (those come
+back into the line). Then come newcomers in the order of arrival; one without room lets smaller ones pass.
 
-What somebody waits for must end by itself. Calls end, loads under way end, copies that were loaded a moment ago are
-called. Only loads in memory could wait for each other, each holding what the next one needs, so what the others of them
-hold does not count as what comes to rest (`placement.room.LASTING`). Where all of them are left without hope in this
-way, the one that came last *gives way*: it leaves memory, and comes back into the line, at its former place, as a
-newcomer of known size. The first of them never does, so each time one is served in the end. The last one alone that is
-without hope is refused, for what is in its way then stays.
+A wait must end by itself. Calls end, loads under way end, copies that were just loaded are called. Only loads in memory
+could wait for each other, each holding what the next one needs, so memory held by the others does not count as
+temporarily busy (`placement.room.LASTING`). If all of them are stuck in this way, the last one to arrive *yields*: it
+leaves memory and comes back into the line, at its former place, as a newcomer of known size. The first one never
+yields, so one is always served in the end. A single stuck load is refused, because what is in its way will stay.
 
-A newcomer for whom room would take copies whose callers are on their way waits for those for a moment.
+A newcomer whose room would take copies with callers on their way waits for those for a moment.
 """
 
 import enum
@@ -28,7 +26,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Fate(enum.Enum):
-    """What becomes of one that waits."""
+    """The outcome for one that waits."""
 
     GOES = "goes"
     WAITS = "waits"
@@ -41,15 +39,15 @@ class Waiter(Generic[K]):
     """One that waits."""
 
     key: K
-    place: int  # in the order of arrival; one that comes back has its former place
+    place: int  # in the order of arrival; kept by one that comes back
     since_ms: int  # when this wait began, by any clock
-    least: Footprint | None = None  # what it needs in any case; None: that cannot be compared with others' needs
+    least: Footprint | None = None  # what it needs in any case; None: not comparable with others' needs
     in_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Step(Generic[K]):
-    """What becomes of one of them at this look, and the answer to its question for room."""
+    """The outcome for one of them at this look, and the answer to its question for room."""
 
     waiter: Waiter[K]
     fate: Fate
@@ -59,12 +57,12 @@ class Step(Generic[K]):
 def look(waiters: Collection[Waiter[K]], ask: Callable[[K], Room], *, now_ms: int) -> Iterator[Step[K]]:
     """Looks once at all that wait.
 
-    Each step is to be carried out before the next one is taken: room that one has got is not there for another. For a
-    load in memory, `ask` counts what others in memory that wait hold as `growing`. One that needs no less than another
-    before it that found no room is not asked about, and has no step: with thousands of copies that is too dear."""
+    Carry out each step before taking the next one: room given to one is not there for another. For a load in memory,
+    `ask` counts memory held by other waiting loads in memory as `growing`. A waiter that needs no less than one before
+    it that found no room is skipped and has no step: with thousands of copies, asking is too expensive."""
     hopeless: list[Step[K]] = []
-    hope = False  # one of those in memory goes, or waits for what ends
-    short: Footprint | None = None  # the least that there was no room for
+    hope = False  # one of those in memory proceeds, or waits for something that ends
+    short: Footprint | None = None  # the least need without room
     short_for_now: Footprint | None = None  # likewise, for those that wait for callers on their way
     for waiter in sorted(waiters, key=lambda waiter: (not waiter.in_memory, waiter.place)):
         patient = now_ms - waiter.since_ms < FRESH_MS
@@ -100,7 +98,7 @@ def _fate(room: Room, patient: bool) -> tuple[Fate, Room]:
 
 
 def _settled(hopeless: list[Step[K]], hope: bool) -> Iterator[Step[K]]:
-    """Those in memory that nothing but each other's end helps, in their order."""
+    """Yields the steps of loads in memory that only wait for each other, in their order."""
     *others, last = hopeless
     if not hope and not others:
         yield last

@@ -1,7 +1,7 @@
 """A pod as a decision sees it: figures that the pod published some time ago, seen from one router.
 
-The figures lag, and different routers see different ones. Nothing here pretends otherwise: the choice ranks them
-coarsely, and `debits` adds what the observer itself has sent meanwhile.
+The figures lag, and different routers see different ones. So the choice ranks them coarsely, and `debits` adds what the
+observer itself has sent since.
 """
 
 from dataclasses import dataclass
@@ -11,29 +11,29 @@ from dataclasses import dataclass
 class Pod:
     """One candidate for a load. Sizes in bytes, ages in milliseconds.
 
-    Never changed once it is made. It is not frozen, because that makes making one four times as slow, and every cold
-    start makes some."""
+    Never changed once it exists. It is not frozen, because construction would take four times as long, and every cold
+    start constructs some."""
 
     name: str
     capacity_bytes: int  # of host memory
-    used_bytes: int = 0  # may exceed the capacity: debits, or sizes that were predicted too small
+    used_bytes: int = 0  # may exceed the capacity: debits, or sizes estimated too small
     copies: int = 0
-    oldest_idle_ms: int = 0  # since the use of the copy that would go first; 0: empty, or everything in use
+    oldest_idle_ms: int = 0  # since the last use of the next victim; 0: empty, or all in use
     loads_in_progress: int = 0
     loading_threads: int = 1
     rate: int = 0  # calls a minute
     labels: frozenset[str] = frozenset()
-    zone: str = ""  # "": unknown, and shared with nobody
+    zone: str = ""  # "": unknown, and shared with no pod
     accepts: bool = True
-    why_not: str = ""  # where it does not accept: "it is leaving", "it is suspect"
+    why_not: str = ""  # why it accepts no loads: "it is leaving", "it is suspect"
     device_capacity_bytes: int = 0  # 0: no device
     device_used_bytes: int = 0
-    outgoing: bool = False  # being replaced by a rollout (`rollout`): its copies will have to move soon
-    on_disk: bool = False  # has the files of the model that is asked about
+    outgoing: bool = False  # being replaced by a rollout (`rollout`): its copies will move soon
+    on_disk: bool = False  # has the files of the model in question
 
     @property
     def free_bytes(self) -> int:
-        """What a load may take without an eviction; never negative."""
+        """Host memory that a load may take without an eviction; never negative."""
         return max(0, self.capacity_bytes - self.used_bytes)
 
     @property
@@ -43,22 +43,22 @@ class Pod:
 
     @property
     def has_device(self) -> bool:
-        """Whether models may be kept on a device there."""
+        """True if the pod keeps models on a device."""
         return self.device_capacity_bytes > 0
 
     @property
     def weights_capacity_bytes(self) -> int:
-        """Of the memory that models' weights are kept in: the device's, where there is one."""
+        """Capacity of the memory that holds weights: the device's, if there is one."""
         return self.device_capacity_bytes or self.capacity_bytes
 
     @property
     def weights_free_bytes(self) -> int:
-        """How much of that is free."""
+        """Free part of the memory that holds weights."""
         return self.device_free_bytes if self.device_capacity_bytes else self.free_bytes
 
     def with_more(self, *, used_bytes: int, device_used_bytes: int, copies: int, loads_in_progress: int) -> "Pod":
-        """This pod with so much more in it. (`dataclasses.replace` takes six times as long, and this is done for every
-        pod at every cold start.)"""
+        """Returns this pod with so much more in it. (`dataclasses.replace` takes six times as long, and every cold
+        start does this for every pod.)"""
         return Pod(
             self.name,
             self.capacity_bytes,

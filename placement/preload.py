@@ -1,9 +1,8 @@
-"""Which models are loaded though nobody waits for them: into space that is free anyway, the last used first.
+"""Preloading: models are loaded into free space without a caller, the most recently used first.
 
-That is how a mesh that was restarted gets warm again, and how a new pod comes to use. It never takes room from anybody
-(the loads say how long their models have been idle, and only pods with free space are asked), leaves an eighth of each
-pod free so that a first call finds room without an eviction, and keeps no more loads going in a pod than it can turn to
-at once, so that callers do not stand behind preloads.
+This is how a restarted mesh warms up, and how a new pod gets models. It evicts nothing (loads carry the idle time of
+their models, and only pods with free space are asked), leaves an eighth of each pod free so that a first call finds
+room without an eviction, and bounds the loads in progress of each pod, so that callers do not queue behind preloads.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,14 +15,14 @@ from placement.footprint import Footprint
 from placement.pod import Pod
 
 RESERVE = 8
-"""A pod is filled until one part in so many is left free."""
+"""One part in so many of a pod's memory stays free."""
 
 AHEAD = 8
-"""Loads in progress for each loading thread of a pod, whoever asked for them, up to which it is given more. Callers
-overtake them in the pod's queue."""
+"""Loads in progress for each loading thread of a pod, up to which it gets more. Callers overtake them in the pod's
+queue."""
 
 TRIES = 1000
-"""Models that are considered in one round, fitting or not."""
+"""Models considered in one round, fitting or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ def plan(
     avoided: Mapping[str, str] = choice.NOTHING,
     most: int = 64,
 ) -> Plan:
-    """What to load now: `most` loads at most. `avoided` are pods that get none, with the reason."""
+    """Plans at most `most` loads. `avoided` maps pods that get none to the reason."""
     room = Room(pods, constraints)
     actions: list[Action] = []
     for number, model in enumerate(sorted(models, key=lambda model: (model.idle_ms, model.model_id))):
@@ -55,7 +54,7 @@ def plan(
             if (why := _why_not(pod, model.footprint)) is not None:
                 excluded.setdefault(pod.name, why)
         if len(excluded) >= len(pods) and not any(_has_turns(pod) for pod in room):
-            break  # no pod takes another one now, whatever it is
+            break  # no pod takes another one now
         chosen = choice.choose(
             model.model_id,
             model.footprint,
@@ -73,7 +72,7 @@ def plan(
 
 
 def has_space(pod: Pod) -> bool:
-    """Whether a pod can be given anything at all."""
+    """Tells whether a pod can take any preload."""
     return _why_not(pod, Footprint(1, 1)) is None
 
 

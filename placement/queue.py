@@ -1,10 +1,10 @@
-"""In which order a pod's loads get their turn, and when one will be done.
+"""The queue of a pod's loads: the order of their turns, and the forecast of when one will be done.
 
-A model server loads a few models at once; the others wait. First come those that a caller waits for, in the order in
-which the callers came, so that none is starved. Then those that nobody waits for (preloads, copies for a drain, a
-cluster that warms up), the most recently used first. A caller that comes for a model that is queued already lifts it.
+A model server loads a few models at once; the others wait. Loads with a waiting caller come first, in the order of the
+callers' arrival, so that none starves. Then come loads without one (preloads, copies for a drain), the most recently
+used first. A caller that arrives for a queued model moves it up.
 
-A caller that cannot be served by its deadline is told at once, with how long to wait, while the load goes on: see
+A caller that cannot be served by its deadline gets an error at once, with the time to wait, while the load goes on: see
 `forecast`.
 """
 
@@ -29,7 +29,7 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class QueueStatistics:
-    """How long the queue is."""
+    """Length of the queue."""
 
     queued: int
     waiting: int  # with a caller
@@ -52,7 +52,7 @@ class LoadQueue(Generic[K]):
         return key in self._items
 
     def push(self, key: K, *, waiting: bool, idle_ms: int = 0) -> None:
-        """Queues a load. One that is queued already is lifted, where it comes earlier now, and never put back."""
+        """Queues a load. One that is queued already may move up, and never moves back."""
         known = self._items.get(key)
         if known is not None and (known[0] == 0 or (not waiting and known[1] <= idle_ms)):
             return
@@ -62,11 +62,11 @@ class LoadQueue(Generic[K]):
         heapq.heappush(self._heap, (*item, key))
 
     def cancel(self, key: K) -> bool:
-        """Nobody wants it any more. Whether it was queued."""
+        """Removes a load that is no longer wanted; false if it was not queued."""
         return self._items.pop(key, None) is not None
 
     def pop(self) -> K | None:
-        """Whose turn it is; None where nothing waits."""
+        """Returns the load whose turn it is; None if the queue is empty."""
         while self._heap:
             kind, order, arrival, key = heapq.heappop(self._heap)
             if self._items.get(key) == (kind, order, arrival):
@@ -75,31 +75,31 @@ class LoadQueue(Generic[K]):
         return None
 
     def ahead_of(self, key: K) -> int:
-        """How many have their turn before it; all of them, where it is not queued. O(n): for forecasts and people."""
+        """Counts the loads before it; all of them if it is not queued. O(n): for forecasts and people."""
         item = self._items.get(key)
         return len(self._items) if item is None else sum(1 for other in self._items.values() if other < item)
 
     def ahead_of_a_caller(self) -> int:
-        """How many have their turn before a load that a caller would bring now. O(n)."""
+        """Counts the loads before one that a caller would bring now. O(n)."""
         return sum(1 for kind, _, _ in self._items.values() if kind == 0)
 
     def __iter__(self) -> Iterator[Queued]:
-        """In the order of their turns."""
+        """Iterates in the order of turns."""
         for key, (kind, order, _) in sorted(self._items.items(), key=lambda item: item[1]):
             yield Queued(key, kind == 0, 0 if kind == 0 else order)
 
     def statistics(self) -> QueueStatistics:
-        """How long it is."""
+        """Returns its length."""
         return QueueStatistics(len(self._items), self.ahead_of_a_caller())
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """When a load is expected to be done, and whether that is soon enough."""
+    """The expected end of a load, and whether it is soon enough."""
 
     expected_ms: int  # from now
     in_time: bool
-    retry_after_ms: int  # 0 where it is in time
+    retry_after_ms: int  # 0 if it is in time
     why: str
 
 
@@ -113,11 +113,11 @@ def forecast(
     mean_load_ms: int = 0,
     begun_ms: int | None = None,
 ) -> Forecast:
-    """What a caller may expect of a load. Times in milliseconds from now.
+    """Forecasts the end of a load for a caller. Times in milliseconds from now.
 
-    `load_ms` is what this model's load takes, 0 where nobody knows: then nobody is turned away. `ahead` loads have
-    their turn before, `in_progress` have it now, each taking `mean_load_ms` (what is in progress: half of it still).
-    `begun_ms` is how long this load has been going on, None while it waits. `deadline_ms` None: the caller has none.
+    `load_ms` is the usual time of this model's load, 0 if unknown: then no caller is turned away. `ahead` loads have
+    their turn before it, `in_progress` have it now, each taking `mean_load_ms` (those in progress half of it still).
+    `begun_ms` is the time since this load began, None while it waits. `deadline_ms` None: the caller has none.
     """
     if begun_ms is not None:
         left = load_ms - begun_ms
@@ -126,7 +126,7 @@ def forecast(
         wait = 0
     else:
         left = load_ms
-        # Each thread ends what it has and takes the next; a free thread waits for nothing.
+        # Each thread finishes its load and takes the next; a free thread starts at once.
         busy = min(in_progress, max(1, threads))
         rounds = (ahead + busy) // max(1, threads)
         wait = max(0, rounds * mean_load_ms - (mean_load_ms // 2 if rounds else 0))

@@ -1,10 +1,10 @@
-"""In which order a model's copies move to the new content of its registration.
+"""The order in which a model's copies move to the new content of its registration.
 
-A pod that holds a copy of the old content loads the new beside it, as long as there is room for both, so nobody waits.
+A pod that holds a copy of the old content loads the new one beside it if there is room for both, so that no call waits.
 One pod goes first: new content that cannot be loaded costs one failed load, and no old copy. The others follow at once.
 
-A pod without room for both lets the old copy go once another pod has the new content. Where no pod has room for both,
-the new content goes to a pod that holds no copy. Where there is none either, the old copies stay.
+A pod without room for both unloads the old copy once another pod has the new content. If no pod has room for both, the
+new content goes to a pod without a copy. If there is none either, the old copies stay.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,22 +18,22 @@ class Held:
     pod: str
     generation: int
     loaded: bool = True
-    reachable: bool = True  # its pod takes requests: it is not leaving, and has not vanished
+    reachable: bool = True  # its pod takes requests: it neither leaves nor has vanished
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What to do next, and why. None of it, and not `done`: wait."""
+    """The next step, and why. Without any action, and not `done`: wait."""
 
     why: str
     beside: tuple[str, ...] = ()  # pods that load the new content beside the old
-    elsewhere: bool = False  # a pod that holds no copy loads it
-    unload: tuple[str, ...] = ()  # pods that let the old copy go
+    elsewhere: bool = False  # a pod without a copy loads it
+    unload: tuple[str, ...] = ()  # pods that unload the old copy
     done: bool = False
 
 
 def step(copies: Sequence[Held], generation: int, no_room: Mapping[str, str]) -> Step:
-    """Returns the next step of the move to `generation`. `no_room` are pods that cannot hold both, and why."""
+    """Returns the next step towards `generation`. `no_room` maps pods that cannot hold both to the reason."""
     old = [copy for copy in copies if copy.generation < generation]
     if not old:
         return Step("no copy of older content is left", done=True)

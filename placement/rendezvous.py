@@ -1,4 +1,4 @@
-"""A draw among pods that every router makes alike: rendezvous (highest random weight) hashing.
+"""Rendezvous (highest random weight) hashing: a draw among pods with the same outcome in every router.
 
 Each (model, pod) pair has a fixed number between 0 and 1; the pod with the best score takes the model. Routers with
 equal views therefore agree without talking; different models spread over the pods in proportion to their weights; a
@@ -14,7 +14,7 @@ import math
 
 
 def score(model_id: str, pod: str, weight: float) -> float:
-    """How strongly this pod draws this model; larger wins. `weight` must be positive."""
+    """Returns the score of a pod for a model; the largest wins. `weight` must be positive."""
     # The length in front keeps ("ab", "c") and ("a", "bc") apart.
     pair = f"{len(model_id)}:{model_id}{pod}".encode("utf-8", "surrogatepass")
     drawn = int.from_bytes(hashlib.blake2b(pair, digest_size=8).digest(), "big")

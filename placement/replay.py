@@ -1,8 +1,8 @@
 """Questions for room as an agent asked them, written down and asked again.
 
-An agent's evictions rest on what it knew at that moment: sizes, ages, calls in flight, who has a spare elsewhere. Each
-such question is kept as one line of JSON with the answer that it got, so that anybody can ask the same of this version
-of the library, or of a changed one, and see what would have been decided.
+An agent's evictions depend on what it knew at that moment: sizes, ages, calls in flight, spare copies elsewhere. Each
+such question is kept as one line of JSON with its answer, so that it can be asked again of this version of the library,
+or of a changed one, to see what would have been decided.
 """
 
 import json
@@ -15,7 +15,7 @@ from placement.room import Held, Room, RoomVerdict, make_room
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Who makes way for so many bytes? `held` are the copies that were looked at."""
+    """A question for room: which copies to evict for so many bytes. `held` are the copies that were examined."""
 
     model_id: str
     need_bytes: int
@@ -28,7 +28,7 @@ class Question:
     capacity_device_bytes: int = 0
 
     def ask(self) -> Room:
-        """The answer of the code as it is."""
+        """Answers it with the installed code."""
         return make_room(
             self.need_bytes,
             self.free_bytes,
@@ -43,7 +43,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A question that gets another answer now."""
+    """A question that has another answer now."""
 
     line: int
     question: Question
@@ -53,7 +53,7 @@ class Difference:
 
 
 def render(question: Question, answer: Room) -> str:
-    """One line."""
+    """Renders a question and its answer as one line."""
     device = {
         "need": question.need_device_bytes,
         "free": question.free_device_bytes,
@@ -80,7 +80,7 @@ def render(question: Question, answer: Room) -> str:
 
 
 def parse(line: str) -> tuple[Question, RoomVerdict, tuple[str, ...]]:
-    """The question of a line, and the answer that it got. Raises ValueError."""
+    """Parses a line into the question and the answer that it got. Raises ValueError."""
     try:
         data = json.loads(line)
         held = tuple(_held(item) for item in data["held"])
@@ -117,7 +117,7 @@ def _held(item: dict[str, Any]) -> Held:
 
 
 def replay(lines: Iterable[str]) -> tuple[int, list[Difference]]:
-    """How many questions there were, and those that get another answer now. Raises ValueError with the line."""
+    """Counts the questions, and returns those that have another answer now. Raises ValueError with the line."""
     count, found = 0, []
     for number, line in enumerate(lines, 1):
         if not line.strip():

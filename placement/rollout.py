@@ -1,12 +1,12 @@
-"""Which pods are about to be replaced by a rolling update, so that nothing new is put where it would not stay.
+"""Detection of pods that a rolling update is about to replace, so that new copies go to pods that will stay.
 
-Nobody tells the mesh that a rollout has begun. It shows in the pods: those of a deployment come in groups (on
-Kubernetes a ReplicaSet, the part of the name before the last dash), and while an update goes on there is a new group
-beside an old one. A group counts as outgoing while another of the same labels has a pod that is younger than `LASTS_MS`
-and no pod that is older than the youngest of the old one: a group that still grows itself is not being replaced. As the
-marks rest on ages alone, they end by themselves, also where a rollout stops half way or is undone.
+The mesh is not notified of a rollout. It shows in the pods: those of a deployment come in groups (on Kubernetes a
+ReplicaSet, the part of the name before the last dash), and during an update a new group stands beside an old one. A
+group counts as outgoing while another one with the same labels has a pod that is younger than `LASTS_MS` and no pod
+that is older than the youngest of the old group: a group that still grows is not being replaced. As only ages count,
+the state ends by itself, even if a rollout stops half way or is undone.
 
-What is outgoing is avoided, never forbidden: see `choice`.
+Outgoing pods are avoided, never forbidden: see `choice`.
 """
 
 import re
@@ -14,14 +14,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 LASTS_MS = 20 * 60_000
-"""After the last pod of the new group has come; the predecessor's figure."""
+"""Time after the start of the new group's last pod for which the old group counts as outgoing; the predecessor's."""
 
 _MEMBER = re.compile(r"(?P<deployment>.+)-(?P<template>[a-z0-9]{5,10})-[a-z0-9]{5}")
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A pod that is there."""
+    """A pod in the mesh."""
 
     name: str
     age_ms: int  # since it started
@@ -29,13 +29,13 @@ class Member:
 
 
 def group_of(name: str) -> tuple[str, str] | None:
-    """Deployment and group of a pod's name; None where the name does not tell."""
+    """Returns deployment and group of a pod's name; None if the name does not tell."""
     match = _MEMBER.fullmatch(name)
     return None if match is None else (match["deployment"], match["template"])
 
 
 def outgoing(members: Iterable[Member]) -> dict[str, str]:
-    """The pods that are being replaced, each with the reason as it follows the pod's name."""
+    """Returns the pods that are being replaced, each with the reason as it follows the pod's name."""
     groups: dict[tuple[str, str], list[Member]] = {}
     for member in members:
         group = group_of(member.name)

@@ -1,23 +1,23 @@
-"""Which copies make way for a load: all that is needed or nothing, and nothing that need not go.
+"""The search for room: which copies to evict for a load. All that is needed or none, and none without need.
 
-In which order copies go is an eviction policy's (`policies`; by default least recently used first). A copy whose model
-has another copy elsewhere counts as `SPARE` times as idle as it is: losing it costs no cold start, only capacity, so it
-goes before a sole copy of similar age; but a second copy was made because its model is busy, so it does not go before a
-sole copy that nobody has wanted for long. An absolute preference would make the second copy of the busiest model the
-first victim of every load.
+The order of eviction is up to a policy (`policies`; by default least recently used first). A copy whose model has
+another copy elsewhere counts as `SPARE` times as idle as it is: its loss costs capacity but no cold start, so it goes
+before a sole copy of similar age. Yet a second copy exists because its model is busy, so it does not go before a sole
+copy that has been idle for long. An absolute preference would make the second copy of the busiest model the first
+victim of every load.
 
-Never a victim, whatever the policy: a copy with a call in flight, a pinned one, one that is loading or unloading, one
-used more recently than the newcomer. The last means that what is loaded for nobody in particular (a preload, a
-registration) cannot push out what is in use, while a load that a caller waits for (`idle_ms` 0) may push out anything
-at rest; and that two loads cannot push out one another in turn. A copy that was loaded a moment ago and whose caller
-has not come yet goes only if nothing else can: some policies would let go of it first. Whoever can wait should wait for
-that (`Room.hasty`), and where only what is at work is in the way (`Room.passes`).
+Some copies are never victims, whatever the policy: those with a call in flight, pinned ones, those loading or
+unloading, and those used more recently than the newcomer. By the last rule a load without a caller (a preload, a
+registration) cannot evict what is in use, a load with a waiting caller (`idle_ms` 0) may evict any idle copy, and two
+loads cannot evict each other in turn. A freshly loaded copy whose caller has not come yet goes only if nothing else
+can, although some policies would evict it first. A caller that can wait should do so in that case (`Room.hasty`), and
+if only busy copies are in the way (`Room.passes`).
 
-Memory is of two kinds, host and device, and room is found in both or not at all. Where a pod has one only, the figures
-of the other are 0.
+There are two kinds of memory, host and device; room is found in both or not at all. In a pod with one of them, the
+figures of the other are 0.
 
-The agent brings the ages from its use board and carries the evictions out. With a negative `free_bytes` (a size was
-predicted too small) and nothing needed, the same function says what repairs it.
+The agent provides the ages from its use board and carries out the evictions. With a negative `free_bytes` (a size was
+estimated too small) and no need, the same function returns the evictions that repair it.
 """
 
 import enum
@@ -32,13 +32,13 @@ from placement.policies.base import SPARE
 __all__ = ["CANDIDATES", "FRESH_MS", "SPARE", "Held", "Room", "RoomVerdict", "make_room", "search"]
 
 CANDIDATES = 16
-"""How many copies are looked at, where some may have a spare elsewhere, before one is taken."""
+"""Copies to examine before one is taken, if some may have a spare elsewhere."""
 
 LASTING = frozenset({"pinned", "kept", "growing"})
-"""Reasons to be busy (`Held.busy_reason`) that do not pass by themselves; for `growing` see `line`."""
+"""Reasons to be busy (`Held.busy_reason`) that do not end by themselves; for `growing` see `line`."""
 
 FRESH_MS = 2_000
-"""How long a copy counts as fresh that was loaded and not called yet: its caller waits in a router."""
+"""Time for which a loaded copy counts as fresh if it was not called yet: its caller waits in a router."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Held:
 
 
 class RoomVerdict(enum.Enum):
-    """How the search ended."""
+    """The outcome of a search."""
 
     FITS = "fits"
     EVICT = "evict"
@@ -74,8 +74,8 @@ class Room:
     freed_bytes: int
     why: str
     freed_device_bytes: int = 0
-    passes: bool = False  # of NO_ROOM: with what is at work now, there would be room once that is at rest
-    hasty: bool = False  # of EVICT: a victim's caller has not come yet; there is a better one in a moment
+    passes: bool = False  # NO_ROOM only: there will be room once busy copies are idle
+    hasty: bool = False  # EVICT only: a victim's caller has not come yet; a better victim is near
 
 
 def make_room(
@@ -91,7 +91,7 @@ def make_room(
 ) -> Room:
     """Finds room for `need_bytes`. `idle_ms` is the time since the newcomer's last use, 0 where a caller waits.
 
-    `held` is not read where the need fits into what is free, so it may be a generator that is costly to run.
+    `held` is not read if the need fits into free space, so it may be a costly generator.
     """
     host = _without_looking(need_bytes, free_bytes, capacity_bytes, "")
     device = _without_looking(need_device_bytes, free_device_bytes, capacity_device_bytes, "device memory ")
@@ -103,10 +103,10 @@ def make_room(
     short = max(0, need_bytes - free_bytes)
     short_device = max(0, need_device_bytes - free_device_bytes)
 
-    # A heap, not a sort: of thousands of copies, mostly one or two are taken.
+    # A heap, not a sort: usually one or two of thousands of copies are taken.
     evictable: list[tuple[bool, Standing, bool, int, str, Held]] = []
     busy = recent = 0  # bytes that may not go
-    soon = soon_device = 0  # bytes of those that may go in a moment
+    soon = soon_device = 0  # bytes of copies that may go shortly
     for copy in held:
         if copy.in_flight or copy.busy_reason:
             busy += copy.bytes
@@ -134,7 +134,7 @@ def make_room(
         passes = freed + soon >= short and freed_device + soon_device >= short_device
         return replace(refusal, passes=passes)
 
-    # A large copy may have made the smaller ones before it superfluous: those stay, the most valuable first.
+    # A large victim may have made smaller ones before it superfluous: those stay, the most valuable first.
     victims: list[Held] = []
     for copy in reversed(taken):
         if freed - copy.bytes >= short and freed_device - copy.device_bytes >= short_device:
@@ -163,12 +163,11 @@ def search(
     free_device_bytes: int = 0,
     capacity_device_bytes: int = 0,
 ) -> Room:
-    """`make_room` over the copies that a policy keeps, of which only as many are looked at as it takes.
+    """Runs `make_room` over the copies of a policy, and examines only as many as it takes.
 
-    `look` says how a copy is at this moment, its `standing` by the same policy. `spares` are the copies elsewhere of
-    those that were asked about; with any, a few more are looked at than are needed, so that a spare can go first.
-    `busy` are those that the policy does not know, as they are loading still. `on_looked` is told which were looked at.
-    """
+    `look` returns a copy's current state, with its `standing` by the same policy. `spares` counts copies elsewhere;
+    with any, a few more copies are examined than are needed, so that a spare can go first. `busy` are copies that the
+    policy does not know because they are still loading. `on_looked` is called with the copies that were examined."""
     short = need_bytes - free_bytes
     short_device = need_device_bytes - free_device_bytes
     looked: list[Held] = []
@@ -203,7 +202,7 @@ def search(
 
 
 def _without_looking(need: int, free: int, capacity: int, kind: str) -> Room | None:
-    """The decision where it does not depend on the copies."""
+    """Decides where the copies do not matter; None where they do."""
     if need > capacity:
         why = f"needs {kind}{words.size(need)}, the {kind}capacity is {words.size(capacity)}"
         return Room(RoomVerdict.TOO_LARGE, (), 0, why)

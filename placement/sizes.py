@@ -1,17 +1,17 @@
-"""How much memory a model will take, before anybody knows, and how wrong that was.
+"""Estimates of the memory that a model will take before it is measured, and how wrong they were.
 
-Best is what an earlier load of this very model measured. Else what its type has shown: a line through measured bytes
-over file bytes, learned from every load. Its slope is what a byte of a file becomes, its intercept what a session takes
-without any; both are middle values over the last few loads, so that neither one odd model nor an old time decides.
-Files below `SMALL_BYTES` say what a session takes and nothing about the slope: 80 KB for a file of 558 bytes is no
-factor of 150. Else a default: about its file. Apart for pods with and without a device.
+The best source is the measurement of an earlier load of the same model. The next one is its type: a line through
+measured bytes over file bytes, learned from every load. The slope is what a byte of a file becomes, the intercept what
+a session takes without any; both are medians over the last loads, so that neither an odd model nor the distant past
+decides. Files below `SMALL_BYTES` only teach the intercept: 80 KB for a file of 558 bytes is no factor of 150. The last
+source is the file's size. Pods with and without a device are kept apart.
 
-Guesses are low on purpose: guessing high evicts copies that need not go, guessing low is put right by the measurement
-a moment later. A guess is never larger than a pod and so never the reason why a model is refused; a measurement, or a
-file, that is larger than any pod is. And a guess alone evicts no more than about twice the file: `Prediction.steps`
-says what to reserve for one, where there is little room.
+Estimates are low on purpose: a high one evicts copies without need, a low one is corrected by the measurement a moment
+later. An estimate is never larger than a pod, and so never the reason for a refusal; a measurement, or a file, that is
+larger than any pod is. An estimate alone evicts no more than about twice the file: `Prediction.steps` lists what to
+reserve for one if there is little room.
 
-What is kept is bounded: some loads of each of the types that were seen last.
+Memory is bounded: a few loads of each of the types seen last.
 """
 
 import enum
@@ -26,29 +26,28 @@ from placement import words
 from placement.footprint import OVERHEAD_BYTES, SESSION_BYTES, Footprint
 
 SAMPLES = 33
-"""Loads that are kept of a type, as many again of small files; odd, so that there is a middle one."""
+"""Loads kept for each type, and as many of small files; odd, so that there is a median."""
 
 ENOUGH = 3
-"""Loads of a type from which on they are believed."""
+"""Loads of a type before they are trusted."""
 
 SMALL_BYTES = 64 << 10
-"""Files below this teach no slope: their session takes more than they do."""
+"""Files below this size teach no slope: their session takes more than the file."""
 
 SPREAD = 4
-"""How many times as large as the smallest the largest file must be for loads of larger files alone to tell slope and
-intercept apart."""
+"""Least ratio of the largest to the smallest file for larger files alone to separate slope and intercept."""
 
 MOST = 2
-"""Times its file that a guess may evict."""
+"""Multiple of its file that an estimate may evict."""
 
 TYPES = 1024
 
 TOLERANCE = 0.10
-"""A prediction within this share of what was measured was right."""
+"""Largest relative error of an estimate that counts as right."""
 
 
 class Source(enum.Enum):
-    """What a prediction rests on."""
+    """The source of an estimate."""
 
     MEASURED = "measured"
     TYPE = "type"
@@ -57,7 +56,7 @@ class Source(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a load is reckoned with."""
+    """The memory that a load is expected to take."""
 
     footprint: Footprint
     source: Source
@@ -65,11 +64,11 @@ class Prediction:
     file_bytes: int = 0
 
     def steps(self, free: Footprint) -> tuple[Footprint, ...]:
-        """What to reserve, in this order, until there is room for one, where `free` is what nobody has.
+        """Returns what to reserve, in this order, until there is room for one; `free` is unused memory.
 
-        A measurement, all of it. A guess, as much as is free anyway, or about twice the file; and where there is no
-        room even for that, about the file itself. So nobody is refused, and no more evicted, for a guess alone: the
-        load is tried, and measured."""
+        A measurement is reserved whole. An estimate takes as much as is free anyway, or about twice the file; without
+        room even for that, about the file itself. So no load is refused, and no more evicted, for an estimate alone:
+        the load is tried and measured."""
         if self.source is Source.MEASURED:
             return (self.footprint,)
         device = self.footprint.device_bytes > 0
@@ -85,46 +84,46 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A line through what loads of a type took, over the sizes of their files."""
+    """A line through the memory that loads of a type took, over the sizes of their files."""
 
     base_bytes: int
     ratio: float
 
     def of(self, file_bytes: int) -> int:
-        """Bytes for a file of that size."""
+        """Returns the bytes for a file of that size."""
         return round(self.base_bytes + self.ratio * file_bytes)
 
 
 class _Seen:
-    """What was learned of a type: (file, measured) of its last loads, small files apart."""
+    """Observations of a type: (file, measured) of its last loads, small files apart."""
 
     __slots__ = ("fit", "large", "small")
 
     def __init__(self) -> None:
         self.small: deque[tuple[int, int]] = deque(maxlen=SAMPLES)
         self.large: deque[tuple[int, int]] = deque(maxlen=SAMPLES)
-        self.fit: Fit | None = None  # worked out when it is asked for
+        self.fit: Fit | None = None  # computed on demand
 
 
 @dataclass(frozen=True, slots=True)
 class SizesStatistics:
-    """How predictions did. Bytes are sums over both memories."""
+    """Accuracy of estimates. Bytes are sums over both memories."""
 
-    predictions: int  # that were compared with a measurement
-    over: int  # predicted too large: copies were evicted for nothing
-    under: int  # predicted too small: memory was promised twice for a moment
+    predictions: int  # compared with a measurement
+    over: int  # too large: copies were evicted for nothing
+    under: int  # too small: memory was reserved twice for a moment
     over_bytes: int
     under_bytes: int
-    types: int  # that something was learned of
+    types: int  # with observations
 
 
 class Sizes:
-    """Predicts, and learns from what is measured."""
+    """Estimates of sizes that learn from measurements."""
 
     __slots__ = ("_default_bytes", "_over", "_over_bytes", "_predictions", "_seen", "_under", "_under_bytes")
 
     def __init__(self, *, default_bytes: int = 0) -> None:
-        """`default_bytes` is reckoned with where neither the model, nor its type, nor its file is known."""
+        """Starts without observations; `default_bytes` is the estimate if neither model, type nor file is known."""
         self._default_bytes = default_bytes
         self._seen: LRUCache[tuple[str, bool], _Seen] = LRUCache(maxsize=2 * TYPES)
         self._predictions = self._over = self._under = 0
@@ -139,9 +138,8 @@ class Sizes:
         device: bool = False,
         limit_bytes: int | None = None,
     ) -> Prediction:
-        """What a model will take. `file_bytes` 0: not known yet. `device`: on a pod that keeps models on one.
-        `limit_bytes` bounds a guess, not what was measured: the capacity of the largest pod, of its device's memory
-        where it has one."""
+        """Estimates what a model will take. `file_bytes` 0: not known yet. `device`: on a pod that keeps models on one.
+        `limit_bytes` bounds an estimate, not a measurement: the capacity of the largest pod, or of its device."""
         if measured is not None and measured.total_bytes:
             footprint = measured.on(device=device)
             where = " without a device" if device and not measured.device_bytes else ""
@@ -168,7 +166,7 @@ class Sizes:
         file_bytes: int = 0,
         device: bool = False,
     ) -> None:
-        """A load has ended and was measured. Nothing is learned of a server that does not measure (0 bytes)."""
+        """Learns from a load that was measured. A server that does not measure (0 bytes) teaches nothing."""
         took = measured.total_bytes
         if not took:
             return
@@ -188,7 +186,7 @@ class Sizes:
             seen.fit = None
 
     def fit(self, model_type: str, *, device: bool = False) -> Fit | None:
-        """What the type has shown; None while too few loads are known."""
+        """Returns the line of a type; None while too few loads are known."""
         seen = self._seen.get((model_type, device))
         if seen is None or max(len(seen.small), len(seen.large)) < ENOUGH:
             return None
@@ -197,7 +195,7 @@ class Sizes:
         return seen.fit
 
     def statistics(self) -> SizesStatistics:
-        """How predictions did so far."""
+        """Returns the accuracy so far."""
         types = len({model_type for model_type, _ in self._seen})
         return SizesStatistics(self._predictions, self._over, self._under, self._over_bytes, self._under_bytes, types)
 
@@ -210,8 +208,8 @@ class Sizes:
 
 
 def _fit(seen: _Seen, usual_base: int) -> Fit:
-    """The line: intercept from small files where there are enough, else from larger ones where their sizes differ
-    enough to tell, else what sessions usually take."""
+    """Fits the line: the intercept from small files if there are enough, else from larger ones if their sizes differ
+    enough, else what sessions usually take."""
     base, ratio = usual_base, 1.0
     if len(seen.small) >= ENOUGH:
         base = max(0, _middle([took - file for file, took in seen.small]))
@@ -233,15 +231,15 @@ _Number = TypeVar("_Number", int, float)
 
 
 def _middle(values: list[_Number]) -> _Number:
-    """The lower median."""
+    """Returns the lower median."""
     return sorted(values)[(len(values) - 1) // 2]
 
 
 def _in(took: int, device: bool) -> Footprint:
-    """So much in the memory that weights are kept in."""
+    """Returns a footprint in the memory that weights are kept in."""
     return Footprint(min(OVERHEAD_BYTES, took), max(0, took - OVERHEAD_BYTES)) if device else Footprint(took)
 
 
 def _with_weights(weights: int, device: bool) -> Footprint:
-    """What a session with such weights takes."""
+    """Returns the footprint of a session with such weights."""
     return Footprint(OVERHEAD_BYTES, SESSION_BYTES + weights) if device else Footprint(OVERHEAD_BYTES + weights)

@@ -1,15 +1,15 @@
-"""Who may have brought a model server down, from how it ended and what each of its threads was at.
+"""Suspects: the models that may have brought a model server down, by how it ended and what its threads were doing.
 
-A crash happens in one thread. Where it is known which, and that one was inside a model, that model is the cause, and
-nobody else is asked. A thread that was in none may have stumbled over memory that a model has spoilt, so then everybody
-who was at work is suspect, as where nothing is known of threads. A server that hung was held up by what its event loop
-ran; what runs or loads in threads holds nobody up. Freeing a model has crashed servers too, but copies come and go all
-the time, so it is a suspicion only where nothing else was going on.
+A crash happens in one thread. If that thread is known and was inside a model, that model is the cause. A thread that
+was inside no model may have hit memory that a model corrupted, so every model at work is suspect; likewise if nothing
+is known about threads. A server that hung was blocked by what its event loop ran; work in other threads does not block
+it. Freeing a model has crashed servers too, but copies come and go all the time, so it is a suspicion only if nothing
+else was going on.
 
-Nobody is blamed for an end that came from outside: a stop, a kill by hand, a replacement. A kill for memory is one from
-outside with a cause inside: who was at work may have taken it.
+An end that came from outside is blamed on no model: a stop, a kill by hand, a replacement. A kill for memory comes from
+outside too, but its cause is inside: the models at work may have taken the memory.
 
-One death is a suspicion, however sure: what follows from several is not decided here.
+A single death is only a suspicion, however sure; `placement.blame` decides what follows from several.
 """
 
 import enum
@@ -21,22 +21,22 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Cause(enum.Enum):
-    """How a model server ended, as far as that can be told."""
+    """The way in which a model server ended, as far as is known."""
 
     CRASH = "crash"  # by a signal that a thread causes: SIGSEGV, SIGABRT, SIGFPE, SIGBUS, SIGILL
     EXIT = "exit"  # by itself, with a status
-    MEMORY = "memory"  # killed by the kernel, which had no memory left, or killed by nobody knows whom
+    MEMORY = "memory"  # killed by the kernel for lack of memory, or by an unknown sender
     KILLED = "killed"  # by a signal from outside that had nothing to do with memory
-    HANG = "hang"  # killed by us: it gave no sign of life
-    STOPPED = "stopped"  # killed by us: somebody had stopped it
-    REPLACED = "replaced"  # ended by us, for reasons that are known already
+    HANG = "hang"  # killed by the agent: no sign of life
+    STOPPED = "stopped"  # killed by the agent: it was stopped (SIGSTOP)
+    REPLACED = "replaced"  # ended by the agent, for a known reason
 
 
 _FROM_OUTSIDE = {Cause.KILLED, Cause.STOPPED, Cause.REPLACED}
 
 
 class Doing(enum.Enum):
-    """What was done with a model."""
+    """The kind of work on a model."""
 
     LOADING = "loading"
     RUNNING = "running"
@@ -45,28 +45,28 @@ class Doing(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Work(Generic[Key]):
-    """A model that was at work when its server ended, or one thread of it."""
+    """A model, or one of its threads, that was at work when the server ended."""
 
     model: Key
     doing: Doing
-    thread: int = 0  # 0: not known
+    thread: int = 0  # 0: unknown
     in_loop: bool = False  # in the event loop's own thread
-    digest: str = ""  # of the request that it ran for
+    digest: str = ""  # of the request that it served
 
 
 @dataclass(frozen=True, slots=True)
 class Suspect(Generic[Key]):
-    """A model that may have caused it."""
+    """A model that may have caused the end."""
 
     model: Key
     doing: Doing
-    sure: bool  # nobody else can have
-    digests: tuple[str, ...] = ()  # of the requests that it ran for, where they are known
+    sure: bool  # no other model can have
+    digests: tuple[str, ...] = ()  # of the requests that it served, if known
     why: str = ""
 
 
 def suspects(cause: Cause, work: Iterable[Work[Key]], *, thread: int = 0) -> tuple[Suspect[Key], ...]:
-    """Names who may have caused an end. `thread`: the one that crashed, 0 where that is not known."""
+    """Names the models that may have caused an end. `thread`: the one that crashed, 0 if unknown."""
     work = tuple(work)
     if cause in _FROM_OUTSIDE:
         return ()

@@ -4,7 +4,7 @@ _SIZES = ("B", "KiB", "MiB", "GiB")
 
 
 def size(count: float) -> str:
-    """`1.5 MiB` of a number of bytes."""
+    """Formats a number of bytes: `1.5 MiB`."""
     for unit in _SIZES:
         if abs(count) < 1024:
             return f"{count:.0f} {unit}" if unit == "B" or abs(count) >= 100 else f"{count:.1f} {unit}"
@@ -13,7 +13,7 @@ def size(count: float) -> str:
 
 
 def span(ms: float) -> str:
-    """`12 s`, `3.5 min`, `2.0 h` of a number of milliseconds."""
+    """Formats a number of milliseconds: `12 s`, `3.5 min`, `2.0 h`."""
     if ms < 1000:
         return f"{ms:.0f} ms"
     if ms < 120_000:
@@ -24,5 +24,5 @@ def span(ms: float) -> str:
 
 
 def copies(count: int) -> str:
-    """`1 copy`, `2 copies`."""
+    """Formats a number of copies: `1 copy`, `2 copies`."""
     return "1 copy" if count == 1 else f"{count} copies"

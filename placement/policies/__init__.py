@@ -1,13 +1,13 @@
-"""Eviction as a strategy: in which order copies go, behind one interface.
+"""Eviction policies: the order in which copies are evicted, behind one interface.
 
-A policy knows only an order. Whether a copy may go at all (calls in flight, pinned, used more recently than whoever
-needs the room) and how many must is decided in `placement.room`, alike for all policies. So a policy can be exchanged
-without a word about safety, and the same property tests hold for each.
+A policy only knows an order. Whether a copy may be evicted (calls in flight, pinned, used more recently than the
+newcomer) and how many must be is decided in `placement.room`, the same for all policies. So a policy can be exchanged
+without regard to safety, and the same property tests hold for each.
 
-- `base`: the interface, and the heap that all of them stand on.
+- `base`: the interface, and the heap that all of them use.
 - `lru`: least recently used first; the default.
-- `gdsf`: what is cheap to load again, large and rarely used first.
-- `probation`: either of them behind a small queue in which newcomers prove themselves, against scans.
+- `gdsf`: cheap to load again, large and rarely used first.
+- `probation`: either of them behind a small queue of newcomers, against scans.
 - `named`: from a setting's text to a policy.
 """
 

@@ -1,12 +1,12 @@
-"""What every eviction policy is, and the heap that may be behind.
+"""The interface of eviction policies, and a heap whose ranks may be out of date.
 
-Uses are learned late. In an agent every call is counted on the use board, where reading one slot costs microseconds and
-a pod holds thousands of copies; so a policy is not told of uses. It asks, when a copy comes up as the next to go: the
-copy's rank is computed anew, and if it was used since, it sinks. That is exact, as long as a use never makes a copy
-rank lower, which holds for every policy here: what the heap knows of a copy is then never above the truth, so whoever
-is at the top with a fresh figure is really the first. The simulator asks in the same way, of plain lists.
+Uses are learned late. In an agent every call is counted on the use board; reading one slot costs microseconds, and a
+pod holds thousands of copies. So a policy is not notified of uses but asks when a copy comes up as the next victim: its
+rank is computed again, and if it was used since, it sinks. That is exact as long as a use never lowers a copy's rank,
+which holds for every policy here: the heap's rank is then never above the true one, so the copy at the top with a fresh
+rank is really the first. The simulator works in the same way, on plain lists.
 
-A use costs a policy nothing, a look at the first few copies O(log n) each.
+A use costs a policy nothing, a look at each of the first few copies O(log n).
 """
 
 import heapq
@@ -16,15 +16,15 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 K = TypeVar("K", bound=Hashable)
 
 Uses: TypeAlias = Callable[[K], tuple[int, int]]
-"""Of a copy: the time of its last use (its load, until it is called), and the calls since it was loaded. Times in any
-unit of one clock that does not go back; neither figure shrinks while the copy is there."""
+"""A copy's last use (its load, until it is called), and its calls since it was loaded. Times in any unit of one clock
+that does not go back; neither figure shrinks while the copy exists."""
 
 Standing: TypeAlias = tuple[int, float]
-"""How far a copy is from going; the lowest goes first. Comparable among the copies of one policy at one moment."""
+"""A copy's distance from eviction; the lowest goes first. Comparable among the copies of one policy at one moment."""
 
 SPARE = 4
-"""How much less a copy counts whose model has another copy elsewhere: losing it costs no cold start, only capacity. Not
-infinitely less: a second copy was made because the model is busy, and it would be the first victim of every load."""
+"""Discount of a copy whose model has another copy elsewhere: its loss costs capacity but no cold start. Not infinite: a
+second copy exists because the model is busy, and would be the first victim of every load."""
 
 
 class Policy(Protocol[K]):
@@ -32,23 +32,23 @@ class Policy(Protocol[K]):
 
     @property
     def name(self) -> str:
-        """As `named` understands it."""
+        """The name by which `named` finds it."""
 
     def add(self, key: K, *, size: int, cost: float) -> None:
-        """A copy is there now. `size` in bytes, `cost` of loading it again in milliseconds."""
+        """Adds a copy. `size` in bytes, `cost` of loading it again in milliseconds."""
 
     def resize(self, key: K, *, size: int, cost: float) -> None:
-        """What was predicted has been measured."""
+        """Replaces an estimate by the measurement."""
 
     def remove(self, key: K, *, evicted_at: int | None = None) -> None:
-        """It is gone. `evicted_at`: when, where it made way for another. An unknown key is ignored."""
+        """Removes a copy. `evicted_at`: when, if it was evicted. An unknown key is ignored."""
 
     def walk(self, enough: Callable[[K], bool]) -> list[K]:
-        """The copies in the order in which they would go, up to the first for which `enough` is true. Changes nothing
-        that a caller could see."""
+        """Returns the copies in the order of eviction, up to the first for which `enough` is true. Changes nothing that
+        a caller could see."""
 
     def standing(self, key: K, *, now: int, spare: bool = False) -> Standing:
-        """How far it is from going; with `spare`, as a copy that has another elsewhere."""
+        """Returns a copy's distance from eviction; with `spare`, as one whose model has another copy elsewhere."""
 
     def __len__(self) -> int: ...
 
@@ -60,7 +60,7 @@ R = TypeVar("R", float, tuple[float, int])
 
 
 class Order(Generic[K, R]):
-    """Keys by a rank that may have grown since it was last computed. Ties go by age in the order."""
+    """Keys by a rank that may have grown since it was computed. Ties are broken by age in the order."""
 
     __slots__ = ("_heap", "_live", "_rank", "_ties")
 
@@ -77,7 +77,7 @@ class Order(Generic[K, R]):
         return key in self._live
 
     def add(self, key: K) -> None:
-        """Puts it in, or in anew where its rank may have fallen."""
+        """Inserts a key, again if its rank may have fallen."""
         self._ties += 1
         self._live[key] = self._ties
         heapq.heappush(self._heap, (self._rank(key), self._ties, key))
@@ -86,18 +86,18 @@ class Order(Generic[K, R]):
             heapq.heapify(self._heap)
 
     def discard(self, key: K) -> None:
-        """Takes it out, if it is in."""
+        """Removes a key, if it is there."""
         self._live.pop(key, None)
 
     def lowest(self) -> R | None:
-        """A lower bound of all ranks; exact right after a `walk`."""
+        """Returns a lower bound of all ranks; exact right after a `walk`."""
         heap = self._heap
         while heap and self._live.get(heap[0][2]) != heap[0][1]:
             heapq.heappop(heap)
         return heap[0][0] if heap else None
 
     def walk(self, enough: Callable[[K], bool]) -> list[K]:
-        """Lowest rank first, up to and with the first key that is `enough`."""
+        """Returns keys, lowest rank first, up to and including the first that is `enough`."""
         heap, live, rank = self._heap, self._live, self._rank
         seen: list[tuple[R, int, K]] = []
         while heap:

@@ -1,14 +1,14 @@
-"""Greedy-dual-size-frequency: first goes what is cheap to load again, large, and rarely used.
+"""Greedy-dual-size-frequency: copies that are cheap to load again, large and rarely used are evicted first.
 
 Cherkasova, "Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency Caching Policy", HP Labs 1998. A copy is
-worth `calls x milliseconds to load it again / MiB`. Ranks are worth plus an *inflation*, the rank of whatever was
-evicted last at the time of the copy's last use: so what is not used falls behind, however much it was once worth.
+worth `calls x milliseconds to load it again / MiB`. Its rank is that worth plus an *inflation*, the rank of the last
+victim at the time of the copy's last use: so unused copies fall behind, however much they were once worth.
 
-With uses learned late (`base`), the inflation of the time of the use is needed, not that of now: its history is kept,
-thinned to a bounded length.
+As uses are learned late (`base`), the inflation at the time of the use is needed, not the current one: a history of it
+is kept, thinned to a bounded length.
 
 Calls count by their square root. With the plain number, a model that was hot for an hour stays for days, because the
-inflation needs as many evictions to reach it; see docs/placement.md for what either does to hit rates.
+inflation needs as many evictions to reach it; docs/placement.md compares the hit rates.
 """
 
 import math
@@ -19,13 +19,13 @@ from typing import Generic
 from placement.policies.base import SPARE, K, Order, Standing, Uses
 
 HISTORY = 4096
-"""Steps of the inflation that are remembered."""
+"""Steps of the inflation that are kept."""
 
 _MIB = 1 << 20
 
 
 class Gdsf(Generic[K]):
-    """See the module's text."""
+    """The policy `gdsf`."""
 
     __slots__ = ("_facts", "_levels", "_order", "_seen", "_times", "_uses")
 
@@ -46,19 +46,19 @@ class Gdsf(Generic[K]):
         return key in self._order
 
     def add(self, key: K, *, size: int, cost: float) -> None:
-        """Worth the more, the longer it takes to load and the smaller it is."""
+        """Adds a copy: worth the more, the longer it takes to load and the smaller it is."""
         self._facts[key] = max(cost, 1.0) * _MIB / max(size, 1)
         self._seen.pop(key, None)
         self._order.add(key)
 
     def resize(self, key: K, *, size: int, cost: float) -> None:
-        """Its worth may have fallen, so it is put in anew."""
+        """Replaces the size; the worth may have fallen, so the copy is inserted again."""
         if key in self._order:
             self._facts[key] = max(cost, 1.0) * _MIB / max(size, 1)
             self._order.add(key)
 
     def remove(self, key: K, *, evicted_at: int | None = None) -> None:
-        """An eviction raises the inflation to the rank of what went, or of who should have gone instead."""
+        """Removes a copy; an eviction raises the inflation to the victim's rank, or that of the right victim."""
         if key not in self._order:
             return
         if evicted_at is not None:
@@ -70,11 +70,11 @@ class Gdsf(Generic[K]):
         self._seen.pop(key, None)
 
     def walk(self, enough: Callable[[K], bool]) -> list[K]:
-        """The lowest rank first."""
+        """Returns copies, the lowest rank first."""
         return self._order.walk(enough)
 
     def standing(self, key: K, *, now: int, spare: bool = False) -> Standing:
-        """Its rank; a spare's worth counts `SPARE` times less."""
+        """Returns its rank; a spare's worth counts `SPARE` times less."""
         if not spare:
             return 1, self._place(key)[0]
         return 1, self._level(key, self._uses(key)[0]) + self._worth(key) / SPARE
@@ -83,12 +83,12 @@ class Gdsf(Generic[K]):
         return math.sqrt(max(1, self._uses(key)[1])) * self._facts[key]
 
     def _place(self, key: K) -> tuple[float, int]:
-        """Its rank; the time of its last use, which decides between equal ones."""
+        """Returns its rank, and the time of its last use as a tie-breaker."""
         last, calls = self._uses(key)
         return self._level(key, last) + math.sqrt(max(1, calls)) * self._facts[key], last
 
     def _level(self, key: K, last: int) -> float:
-        """The inflation when it was last used."""
+        """Returns the inflation at the time of its last use."""
         seen = self._seen.get(key)
         if seen is not None and seen[0] == last:
             return seen[1]

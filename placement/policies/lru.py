@@ -1,4 +1,4 @@
-"""Least recently used first. The default: simple to explain, and hard to beat where models are of one size."""
+"""Least recently used first. The default: simple to explain, and hard to beat if models have similar sizes."""
 
 from collections.abc import Callable
 from typing import Generic
@@ -7,7 +7,7 @@ from placement.policies.base import SPARE, K, Order, Standing, Uses
 
 
 class Lru(Generic[K]):
-    """See the module's text."""
+    """The policy `lru`."""
 
     __slots__ = ("_order", "_uses")
 
@@ -24,20 +24,20 @@ class Lru(Generic[K]):
         return key in self._order
 
     def add(self, key: K, *, size: int, cost: float) -> None:
-        """Size and cost do not matter here."""
+        """Adds a copy; size and cost do not matter."""
         self._order.add(key)
 
     def resize(self, key: K, *, size: int, cost: float) -> None:
         """Changes nothing."""
 
     def remove(self, key: K, *, evicted_at: int | None = None) -> None:
-        """It is gone."""
+        """Removes a copy."""
         self._order.discard(key)
 
     def walk(self, enough: Callable[[K], bool]) -> list[K]:
-        """Least recently used first."""
+        """Returns copies, the least recently used first."""
         return self._order.walk(enough)
 
     def standing(self, key: K, *, now: int, spare: bool = False) -> Standing:
-        """Time since its last use, the longest first; a spare counts as idle `SPARE` times as long."""
+        """Returns the negated idle time; a spare counts as idle `SPARE` times as long."""
         return 1, -max(0, now - self._uses(key)[0]) * (SPARE if spare else 1)

@@ -1,4 +1,4 @@
-"""From a setting's text to a policy: `lru`, `gdsf`, and either with `+probation`."""
+"""Eviction policies by name: `lru`, `gdsf`, and either with `+probation`."""
 
 from placement.policies.base import K, Policy, Uses
 from placement.policies.gdsf import Gdsf
@@ -9,14 +9,14 @@ NAMES = ("lru", "gdsf", "lru+probation", "gdsf+probation")
 
 
 def check(name: str) -> str:
-    """The name itself. Raises ValueError with the names that there are."""
+    """Returns the name itself. Raises ValueError with the names that exist."""
     if name not in NAMES:
         raise ValueError(f"no eviction policy is called {name!r}; there are {', '.join(NAMES)}")
     return name
 
 
 def named(name: str, uses: Uses[K]) -> Policy[K]:
-    """The policy of that name. Raises ValueError with the names that there are."""
+    """Returns the policy of that name. Raises ValueError with the names that exist."""
     check(name)
     base, _, behind = name.partition("+")
     inner: Policy[K] = Lru(uses) if base == "lru" else Gdsf(uses)

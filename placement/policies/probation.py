@@ -1,16 +1,16 @@
 """Newcomers prove themselves first: a small queue in front of another policy, so that a scan cannot flush the cache.
 
-A model that is called once, by a nightly job over all models say, is worth nothing to keep; under plain recency it
-pushes out one that is called every minute. Here a newcomer stands in a queue until newcomers after it have brought
-`share` of all bytes. If it was called again by then, it moves into the other policy's care; if not, it goes before all
-others. Who was let go from the queue is remembered for a while (its id, nothing else) and does not queue a second time:
-a model that comes back soon is no scan.
+A model that is called once, for example by a nightly job over all models, is not worth keeping; under plain recency it
+evicts one that is called every minute. Here a newcomer waits in a queue until later newcomers have brought `share` of
+all bytes. If it was called again by then, it moves to the other policy; if not, it is evicted before all others. A
+model evicted from the queue is remembered for a while (by its id alone) and does not queue a second time: a model that
+comes back soon is no scan.
 
-The queue's length is counted in bytes that came, not in those that are still in it: so the order does not depend on
-when somebody looked and found that one of them had proven itself.
+The queue's length is counted in bytes that have arrived, not in those still queued, so the order does not depend on
+when a newcomer was found to have proven itself.
 
 The idea is that of 2Q (Johnson and Shasha, VLDB 1994) and S3-FIFO (Yang and others, SOSP 2023), whose small queue of
-a tenth is taken over. "Called again" is learned late, as all uses are: when a copy comes up to go.
+a tenth is taken over. That a model was called again is learned late, like all uses: when a copy comes up for eviction.
 """
 
 from collections.abc import Callable
@@ -19,19 +19,19 @@ from typing import Generic
 from placement.policies.base import K, Policy, Standing, Uses
 
 SHARE = 0.10
-"""Of the bytes; see docs/placement.md for others."""
+"""Share of all bytes; docs/placement.md compares others."""
 
 GHOSTS = 1.0
-"""How many are remembered that were let go, as a multiple of the copies that are there."""
+"""Remembered evictions from the queue, as a multiple of the current copies."""
 
 MIN_GHOSTS = 16
 
 _PROVEN = 2
-"""Calls after which a copy is no newcomer: the one that it was loaded for, and another."""
+"""Calls after which a copy is no newcomer: the one that loaded it, and another."""
 
 
 class Probation(Generic[K]):
-    """`inner`, behind a queue of newcomers."""
+    """The policy `inner` behind a queue of newcomers."""
 
     __slots__ = (
         "_arrived",
@@ -55,8 +55,8 @@ class Probation(Generic[K]):
         self._bytes = 0  # sum of those
         self._arrived = 0  # bytes of all newcomers that ever came
         self._queue: dict[K, int] = {}  # newcomers, the oldest first; what had arrived before each
-        self._ghosts: dict[K, None] = {}  # let go from the queue, the oldest first
-        self._front: dict[K, int] = {}  # what the last walk would have let go from the queue, and its place
+        self._ghosts: dict[K, None] = {}  # evicted from the queue, the oldest first
+        self._front: dict[K, int] = {}  # what the last walk would have evicted from the queue, and its place
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -65,7 +65,7 @@ class Probation(Generic[K]):
         return key in self._sizes
 
     def add(self, key: K, *, size: int, cost: float) -> None:
-        """It queues, unless it was let go from the queue a short while ago."""
+        """Queues a copy, unless it was evicted from the queue recently."""
         self.remove(key)
         self._sizes[key] = (size, cost)
         self._bytes += size
@@ -77,7 +77,7 @@ class Probation(Generic[K]):
             self._arrived += size
 
     def resize(self, key: K, *, size: int, cost: float) -> None:
-        """It stays where it is."""
+        """Notes the size; the place stays."""
         if key not in self._sizes:
             return
         grown = size - self._sizes[key][0]
@@ -87,7 +87,7 @@ class Probation(Generic[K]):
             self._inner.resize(key, size=size, cost=cost)
 
     def remove(self, key: K, *, evicted_at: int | None = None) -> None:
-        """Evicted from the queue, it is remembered."""
+        """Removes a copy; one evicted from the queue is remembered."""
         if key not in self._sizes:
             return
         self._bytes -= self._sizes.pop(key)[0]
@@ -102,7 +102,7 @@ class Probation(Generic[K]):
                 del self._ghosts[next(iter(self._ghosts))]
 
     def walk(self, enough: Callable[[K], bool]) -> list[K]:
-        """Newcomers that have had their time, then the others, then the newcomers that are left."""
+        """Returns newcomers whose time is over, then the others, then the remaining newcomers."""
         found: list[K] = []
         ended = False
         self._front = {}
@@ -142,7 +142,7 @@ class Probation(Generic[K]):
         return found
 
     def standing(self, key: K, *, now: int, spare: bool = False) -> Standing:
-        """Those whose time had passed at the last walk come first, newcomers that are left last."""
+        """Returns the rank: newcomers whose time was over at the last walk first, remaining ones last."""
         place = self._front.get(key)
         if place is not None:
             return 0, place

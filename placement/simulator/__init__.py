@@ -1,6 +1,6 @@
-"""The mesh in miniature: a trace of requests goes through the very decisions that the processes make.
+"""A mesh in miniature: a trace of requests runs through the decisions that the real processes make.
 
-`traces` makes requests, `fleet` the models, `cluster` has the router's view and the pods' caches, `optimum` knows the
-future, and `run` drives and measures. Times are whole milliseconds from the trace's beginning. Nothing here reads files
-or clocks; equal inputs give equal results, to the last eviction.
+`traces` generates requests, `fleet` the models; `cluster` has the router's view and the pods' caches, `optimum` knows
+the future, and `run` drives and measures. Times are whole milliseconds since the beginning of the trace. Nothing here
+reads files or clocks; equal inputs give equal results, to the last eviction.
 """

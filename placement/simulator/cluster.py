@@ -1,11 +1,11 @@
 """One router's view and the pods behind it, with the decisions of `placement` and nothing else.
 
-What is as in life: a pod publishes its figures every two seconds, between which the router reckons with what it has
-sent (`debits`); the choice of a pod (`choice`), the search for victims (`room.search`, by the pod's policy), a few
-loads at a time for each pod, callers of a model that is loading wait for that load, refusals are followed by another
-pod. Optionally the leader's plan for copies runs every few seconds.
+As in a real mesh, a pod publishes its figures every two seconds, between which the router debits what it has sent
+(`debits`); a pod is chosen (`choice`), victims are searched (`room.search`, by the pod's policy), each pod makes a few
+loads at a time, callers of a loading model wait for that load, and a refusal is followed by another pod. Optionally the
+leader plans copies every few seconds.
 
-What is not: calls take no time and pods do not die; a load takes what its model says, once its turn has come.
+Unlike in a real mesh, calls take no time and pods do not die; a load takes as long as its model says.
 """
 
 import heapq
@@ -23,14 +23,14 @@ from placement.simulator.fleet import Model
 PUBLISH_MS = 2_000
 PLAN_MS = 10_000
 TRIES = 5
-"""Pods that are asked for one load."""
+"""Pods asked for one load."""
 
 _RATE_MS = 60_000
 
 
 @dataclass(slots=True)
 class Counts:
-    """What has happened. A request is a hit, waited for a load that was going on, missed, or was refused."""
+    """Counts of events. A request hits, waits for a load under way, misses, or is refused."""
 
     requests: int = 0
     hits: int = 0
@@ -77,7 +77,7 @@ class _Pod:
 
 
 class Cluster:
-    """See the module's text. Times in milliseconds, not going back."""
+    """A router and its pods. Times in milliseconds, not going back."""
 
     def __init__(
         self,
@@ -90,8 +90,8 @@ class Cluster:
         more_copies: bool = False,
         model: Callable[[str], Model],
     ) -> None:
-        """`capacity_bytes` is of each pod. With `more_copies`, hot models get further ones. Raises ValueError for an
-        unknown policy."""
+        """Sets up pods of `capacity_bytes` each. With `more_copies`, hot models get further copies. Raises ValueError
+        for an unknown policy."""
         self.counts = Counts()
         self._pods = {
             name: _Pod(name, capacity_bytes, policy, threads, f"zone-{number % zones}" if zones > 1 else "")
@@ -113,7 +113,7 @@ class Cluster:
         self._loaded_at: dict[tuple[str, str], int] = {}
 
     def request(self, now: int, model_id: str) -> None:
-        """One call."""
+        """Handles one call."""
         if now >= self._publish_at or (self._events and self._events[0][0] <= now):
             self._advance(now)
         counts = self.counts
@@ -135,17 +135,17 @@ class Cluster:
             self._calls[model_id] = self._calls.get(model_id, 0) + 1
 
     def resident(self) -> int:
-        """Copies that are loaded."""
+        """Counts the loaded copies."""
         return sum(len(pod.copies) for pod in self._pods.values())
 
     def used_share(self) -> float:
-        """Of all capacity."""
+        """Returns the used share of the whole capacity."""
         return sum(pod.used for pod in self._pods.values()) / max(1, sum(pod.capacity for pod in self._pods.values()))
 
     # --- time ---
 
     def _advance(self, now: int) -> None:
-        """Everything that happens until now, in its order."""
+        """Handles all events until now, in their order."""
         while True:
             done = self._events[0][0] if self._events else now + 1
             if done > now and self._publish_at > now:
@@ -196,7 +196,7 @@ class Cluster:
         return False
 
     def _begin(self, now: int, pod: _Pod, model_id: str, model: Model, idle_ms: int) -> bool:
-        """The agent's part: room, or a refusal; then a place in the queue of loads."""
+        """Acts as the agent: finds room or refuses, then queues the load."""
         if model_id in pod.copies or model_id in pod.loading:
             return False
 
@@ -286,7 +286,7 @@ class Cluster:
     # --- the leader ---
 
     def _plan(self, now: int) -> None:
-        """Copies for those that are hot."""
+        """Plans copies of hot models."""
         rates = {model_id: calls * 60_000 // PLAN_MS for model_id, calls in self._calls.items()}
         self._calls = {}
         self._peaks = {m: max(rates.get(m, 0), round(peak * 0.75)) for m, peak in {**self._peaks, **rates}.items()}

@@ -1,4 +1,4 @@
-"""The models of a simulation: how large each is, and how long it takes to load."""
+"""The models of a simulation: their sizes, and the time to load each."""
 
 import math
 import random
@@ -7,30 +7,30 @@ from dataclasses import dataclass
 
 MEDIAN_BYTES = 4 << 20
 SPREAD = 1.2
-"""Of the logarithm of sizes: nineteen in twenty models lie within a factor of ten of the median."""
+"""Standard deviation of the logarithm of sizes: 19 in 20 models lie within a factor of ten of the median."""
 
 LATENCY_MS = 10.0
-"""What a load takes however small the model is: claim, pull, session, answer."""
+"""Time of a load that does not depend on the size: claim, pull, session, answer."""
 
 BYTES_PER_MS = 100_000
-"""And what it takes by size: 100 MB/s from the store into a session."""
+"""Rate of a load beyond that: 100 MB/s from the store into a session."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What matters of one model."""
+    """The figures of one model."""
 
     bytes: int
     load_ms: int
 
 
 def load_ms(size: int) -> int:
-    """How long a model of that size takes to load, where nobody measured it."""
+    """Returns the time to load a model of that size, if it was not measured."""
     return max(1, round(LATENCY_MS + size / BYTES_PER_MS))
 
 
 def lognormal(seed: int = 0, *, median: int = MEDIAN_BYTES, spread: float = SPREAD) -> Callable[[str], Model]:
-    """Sizes as fleets have them: many small, a few large. A model's size depends on its id and the seed alone."""
+    """Returns realistic models: many small, a few large. A model's size depends on its id and the seed alone."""
 
     def model(model_id: str) -> Model:
         drawn = random.Random(f"{seed} {model_id}").normalvariate(0.0, spread)
@@ -41,6 +41,6 @@ def lognormal(seed: int = 0, *, median: int = MEDIAN_BYTES, spread: float = SPRE
 
 
 def equal(size: int) -> Callable[[str], Model]:
-    """All of one size."""
+    """Returns models of one size."""
     model = Model(size, load_ms(size))
     return lambda model_id: model

@@ -1,9 +1,9 @@
-"""What somebody who knows the future would reach: the bound that a policy is compared with.
+"""The clairvoyant bound: the hit rate that a policy with knowledge of the future would reach.
 
-One cache of the summed capacity, loads that take no time, and every model that is called must be loaded. With equal
+It assumes one cache of the total capacity and loads that take no time; every called model must be loaded. With equal
 sizes the best victim is the one whose next use is farthest away (Belady, "A study of replacement algorithms", 1966).
-With unequal ones the best choice is hard to find (the problem is NP-hard), and the usual stand-in takes the largest
-product of size and time to the next use. Both are tried, and the better result of the two is reported.
+With unequal sizes the problem is NP-hard, and the usual heuristic takes the largest product of size and time to the
+next use. Both are tried, and the better result is reported.
 """
 
 import heapq
@@ -18,16 +18,16 @@ _SAMPLE = 48  # of the residents, of which the largest product goes; more change
 
 
 def clairvoyant(models: Sequence[str], capacity_bytes: int, model: Callable[[str], Model], *, since: int = 0) -> Counts:
-    """The better of the two, for the models called in that order. A model that never fits is refused.
+    """Returns the better of the two for models called in that order. A model that never fits is refused.
 
-    Counts are of the requests from number `since` on."""
+    Only requests from number `since` on are counted."""
     next_use = _next_uses(models)
     found = [way(models, next_use, capacity_bytes, model, since) for way in (_farthest, _largest)]
     return max(found, key=lambda counts: counts.hits)
 
 
 def _next_uses(models: Sequence[str]) -> list[int]:
-    """Of each request, the index of the same model's next one."""
+    """Returns for each request the index of the same model's next one."""
     later: dict[str, int] = {}
     found = [0] * len(models)
     for index in range(len(models) - 1, -1, -1):

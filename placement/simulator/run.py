@@ -1,4 +1,4 @@
-"""Drives a trace through a cluster and says what came of it."""
+"""Simulation runs: a trace goes through a cluster, and hit rates come out."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from placement.simulator.cluster import Cluster, Counts
 from placement.simulator.fleet import Model
 
 WINDOWS = 60
-"""Into how many parts the time of a trace is cut, for the course of its hit rate."""
+"""Points in the course of a trace's hit rate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What is simulated."""
+    """The setup of a simulation."""
 
     pods: int
     capacity_bytes: int  # of each pod
@@ -24,7 +24,7 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of it."""
+    """The result of a simulation."""
 
     counts: Counts
     warm: Counts  # of the second half of the requests: without what filling an empty mesh costs
@@ -34,12 +34,12 @@ class Result:
 
 
 def hit_rate(counts: Counts) -> float:
-    """Of all requests, those that found their model loaded."""
+    """Returns the share of requests that found their model loaded."""
     return counts.hits / counts.requests if counts.requests else 0.0
 
 
 def load_seconds(counts: Counts) -> float:
-    """Seconds of loading for 1,000 requests."""
+    """Returns the seconds of loading for 1,000 requests."""
     return counts.load_ms / counts.requests if counts.requests else 0.0
 
 
@@ -51,7 +51,7 @@ def run(
     *,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Result:
-    """`total` is how many requests there are. Raises ValueError where they go back in time."""
+    """Runs `total` requests through a cluster. Raises ValueError if they go back in time."""
     cluster = Cluster(
         pods=setup.pods,
         capacity_bytes=setup.capacity_bytes,

@@ -1,7 +1,7 @@
-"""Requests to models, in the shapes that traffic has. Each is a stream of (milliseconds, model), in the order of time.
+"""Traces: requests in the shapes of real traffic. Each is a stream of (milliseconds, model), in the order of time.
 
-The rates are those of the whole mesh; what matters to a cache is the order of the models and, to a reload, the time
-between two uses. All draws come from a seed.
+Rates are those of the whole mesh. A cache only sees the order of the models and the time between two uses. All random
+numbers come from a seed.
 """
 
 import heapq
@@ -25,7 +25,7 @@ def _names(models: int) -> list[str]:
 
 
 def zipf(models: int, requests: int, *, alpha: float = 0.9, rate: float = RATE, seed: int = 0) -> Trace:
-    """Popularity falls with rank as `rank ** -alpha`, and does not change; requests come at random (Poisson)."""
+    """Generates a constant popularity that falls with rank as `rank ** -alpha`; arrivals are Poisson."""
     draw = random.Random(seed)
     names = _names(models)
     draw.shuffle(names)  # so that popularity has nothing to do with the name
@@ -40,7 +40,7 @@ def zipf(models: int, requests: int, *, alpha: float = 0.9, rate: float = RATE, 
 def scan(
     models: int, requests: int, *, alpha: float = 0.9, rate: float = RATE, share: float = 0.2, seed: int = 0
 ) -> Trace:
-    """Zipf, and from time to time a job that calls every model once, one after the other: `share` of all requests."""
+    """Generates Zipf, and now and then a job that calls every model once in turn: `share` of all requests."""
     names = _names(models)
     usual = zipf(models, requests, alpha=alpha, rate=rate, seed=seed)
     jobs = max(1, round(requests * share / models))
@@ -64,7 +64,7 @@ def scan(
 def diurnal(
     models: int, requests: int, *, alpha: float = 0.9, rate: float = RATE, zones: int = 24, seed: int = 0
 ) -> Trace:
-    """Zipf, with every model awake for about half of the day of its own time zone: the hot set wanders."""
+    """Generates Zipf with each model awake for about half the day of its own time zone: the hot set moves."""
     draw = random.Random(seed + 1)
     # A day of the trace is as long as its requests make it: a million at 200/s would see a twentieth of a real one.
     length = requests / rate * 1000
@@ -84,13 +84,13 @@ def diurnal(
 
 
 _TIMERS = ((60.0, 0.35), (300.0, 0.30), (900.0, 0.10), (3600.0, 0.20), (86_400.0, 0.05))
-"""Periods in seconds, and how many of the timers have them."""
+"""Periods in seconds, and the share of timers with each."""
 
 
 def azure(models: int, requests: int, *, rate: float = RATE, seed: int = 0) -> Trace:
-    """As functions are called in a public cloud (Shahrad and others, "Serverless in the Wild", USENIX ATC 2020): rates
-    over eight orders of magnitude, most models called once an hour or less while a hundredth takes nearly all calls, a
-    third of them by timers of round periods, others in bursts.
+    """Generates calls like those of functions in a public cloud (Shahrad and others, "Serverless in the Wild", USENIX
+    ATC 2020): rates over eight orders of magnitude, most models called once an hour or less while a hundredth takes
+    nearly all calls, a third of them by timers of round periods, others in bursts.
 
     The shape is theirs; the figures are rough, and scaled so that all together make `rate`."""
     draw = random.Random(seed)
