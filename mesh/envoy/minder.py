@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import re
 import resource
 import socket
@@ -24,9 +23,11 @@ from typing import Any
 import aiohttp
 
 from mesh import process
-from mesh.envoy import certificates, config
+from mesh.envoy import certificates, config, duties
 from mesh.options import values as addresses
 from mesh.process import ports
+from mesh.process.supervisor import Ended, Life, Program, StartFailed, State, Supervisor
+from mesh.process.tasks import Tasks
 from mesh.telemetry import logs, metrics
 
 log = logs.get(__name__)
@@ -34,8 +35,6 @@ log = logs.get(__name__)
 _LINE = re.compile(r"\[(trace|debug|info|warning|error|critical)\] ?(.*)", re.DOTALL)
 _START_TIMEOUT = 20.0  # seconds; measured 0.1, but a machine that starts everything at once is slow
 _ADMIN_TIMEOUT = 5.0
-_BACKOFF = (0.1, 5.0)  # seconds, first and longest pause before a restart
-_SETTLED = 30.0  # seconds of running after which a death counts as the first again
 _ACTIVE = f"http.{config.STAT_PREFIX}.downstream_rq_active"
 
 # What of Envoy's thousands of statistics is shown as metrics: (theirs, ours, kind, help).
@@ -103,20 +102,25 @@ class Minder:
         self._binary = binary
         self._name = name
         self._log_level = log_level
-        self._on_hung = on_hung
-        self._on_lost = on_lost
-        self._child: process.Process | None = None
-        self._watch: process.Watch | None = None
-        self._answers: process.Answers | None = None
         self._session: aiohttp.ClientSession | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._following: asyncio.Task[None] | None = None  # the certificates
+        self._tasks = Tasks(on_lost)
+        self._supervisor = Supervisor(
+            Program(
+                name,
+                self._spawn,
+                missing=self._missing,
+                ask=self._answers,  # it has no heartbeat
+                start_timeout=_START_TIMEOUT,
+                grace=1.0,
+                explain=self._explain,
+            ),
+            on_death=self._died,
+            on_hung=on_hung,
+        )
         tls = settings.tls
         self._certificates = None if tls is None else certificates.Certificates(tls, run_dir)
         self._complaints: deque[str] = deque(maxlen=5)  # its latest lines of weight, for the reason of a death
-        self._ready = False
         self._stopping = False
-        self._restarts = 0
         self._last_death = ""
 
     @property
@@ -127,24 +131,22 @@ class Minder:
     @property
     def why_not_ready(self) -> str | None:
         """None where clients are served, else the reason."""
-        if self._ready:
-            return self._watch.trouble if self._watch is not None else None
+        if self._supervisor.state is State.READY:
+            return self._supervisor.trouble
         return f"Envoy is not running: {self._last_death}" if self._last_death else "Envoy has not started yet"
 
     def statistics(self) -> MinderStatistics:
         """How it is now."""
         return MinderStatistics(
-            pid=None if self._child is None else self._child.pid,
+            pid=self._supervisor.pid,
             port=self.port,
-            ready=self._ready,
-            restarts=self._restarts,
+            ready=self._supervisor.state is State.READY,
+            restarts=max(0, self._supervisor.starts - 1),
             last_death=self._last_death,
         )
 
     async def start(self) -> int:
         """Starts Envoy and waits until it takes calls; returns the port. Raises EnvoyError, leaving nothing behind."""
-        if self._task is not None:
-            raise RuntimeError("already started")
         try:
             settings = replace(
                 self._settings,
@@ -162,29 +164,25 @@ class Minder:
                 connector=aiohttp.UnixConnector(path=settings.admin_socket),
                 timeout=aiohttp.ClientTimeout(total=_ADMIN_TIMEOUT),
             )
-            await self._launch()
-        except BaseException:
-            await self._let_go()
+            await self._supervisor.start()
+        except BaseException as error:
+            await self._end()
+            if isinstance(error, StartFailed):
+                raise EnvoyError(str(error)) from error
             raise
-        self._task = asyncio.create_task(self._mind(), name=f"mind {self._name}")
-        self._task.add_done_callback(self._mind_ended)
+        self._tasks.run(duties.EDGE, self._supervisor.run)
         if self._certificates is not None:
-            self._following = asyncio.create_task(self._certificates.run(), name="follow the edge's certificate")
-            self._following.add_done_callback(self._mind_ended)
-        log.info("edge listens", address=addresses.format_address(self._settings.host, self.port), pid=self._pid())
+            self._tasks.run(duties.EDGE_CERTIFICATE, self._certificates.run)
+        address = addresses.format_address(self._settings.host, self.port)
+        log.info("edge listens", address=address, pid=self._supervisor.pid)
         return self.port
 
     async def stop(self, grace: float = 10.0) -> None:
         """Closes the listener, lets the calls in flight end for up to `grace` seconds, ends Envoy. Never raises."""
         self._stopping = True
-        self._ready = False
-        if self._following is not None:
-            self._following.cancel()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-        if self._child is not None and self._child.returncode is None and grace > 0:
+        self._supervisor.leave()
+        await self._tasks.close()
+        if self._supervisor.pid is not None and grace > 0:
             try:
                 async with asyncio.timeout(grace):
                     # Failing health makes it end connections with the next reply on them: GOAWAY, connection: close.
@@ -196,7 +194,7 @@ class Minder:
                 log.warning("calls in flight were cut", grace=grace)
             except EnvoyError as error:
                 log.warning("draining failed", error=str(error))
-        await self._let_go()
+        await self._end()
 
     def follow(self, registry: metrics.Registry) -> None:
         """Adds the metrics of its certificate, where it has one."""
@@ -205,7 +203,7 @@ class Minder:
 
     async def snapshot(self) -> metrics.Snapshot:
         """A few of Envoy's own statistics, and its memory and CPU time, to merge with the workers' metrics."""
-        pid = self._pid()
+        pid = self._supervisor.pid
         if pid is None:
             return {"metrics": []}
         try:
@@ -227,9 +225,6 @@ class Minder:
         ]
         return {"metrics": [*found, *metrics.process_snapshot(self._name, pid)["metrics"]]}
 
-    def _pid(self) -> int | None:
-        return None if self._child is None else self._child.pid
-
     def _write_config(self) -> None:
         try:
             if self._certificates is not None:
@@ -239,16 +234,12 @@ class Minder:
             raise EnvoyError(str(error)) from error
         self._config_path.write_bytes(text)
 
-    async def _launch(self) -> None:
-        """One Envoy, ready; or EnvoyError and none."""
+    async def _spawn(self, _: Life) -> process.Process:
         self._complaints.clear()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._settings.admin_socket)  # of a former life: Envoy would not bind
         if self._binary is None:
-            try:
-                self._binary = process.find_binary("envoy")
-            except FileNotFoundError as error:
-                raise EnvoyError(str(error)) from error
+            self._binary = process.find_binary("envoy")
         argv = [
             self._binary,
             *("--config-path", str(self._config_path)),
@@ -260,108 +251,49 @@ class Minder:
             *("--drain-time-s", "1"),
         ]
         child = await process.spawn(argv, name=self._name, on_line=self._on_line)
-        self._child = child
-        self._observe(child)
         _raise_open_files(child.pid)
-        died = asyncio.create_task(child.wait())
-        ready = asyncio.create_task(self._wait_ready())
-        try:
-            async with asyncio.timeout(_START_TIMEOUT):
-                await asyncio.wait((died, ready), return_when=asyncio.FIRST_COMPLETED)
-                if not ready.done():
-                    raise EnvoyError(f"Envoy ended at its start: {self._why(died.result())}")
-                await ready
-        except BaseException as error:
-            await child.terminate(1.0)
-            if isinstance(error, TimeoutError):
-                raise EnvoyError(f"Envoy was not ready within {_START_TIMEOUT:g} s: {self._why(None)}") from error
-            raise
-        finally:
-            died.cancel()
-            ready.cancel()
-            await asyncio.gather(died, ready, return_exceptions=True)
-        self._ready = True
+        return child
 
-    async def _wait_ready(self) -> None:
-        while True:
-            try:
-                if (await self._admin("GET", "/ready")).strip() == "LIVE":
-                    break
-            except EnvoyError:
-                pass  # not listening yet, or starting; the caller bounds the wait
-            await asyncio.sleep(0.02)
-        if self._settings.port == 0:
-            port = await self._bound_port()
-            self._settings = replace(self._settings, port=port)
-            self._write_config()
+    async def _missing(self) -> str:
+        try:
+            if (state := (await self._admin("GET", "/ready")).strip()) != "LIVE":
+                return f"it says {state}"
+            if self._settings.port == 0:
+                port = await self._bound_port()
+                self._settings = replace(self._settings, port=port)
+                self._write_config()
+        except EnvoyError as error:
+            return str(error)  # it does not listen yet, or starts
+        return ""
 
     async def _bound_port(self) -> int:
         listeners = json.loads(await self._admin("GET", "/listeners?format=json"))
         return int(listeners["listener_statuses"][0]["local_address"]["socket_address"]["port_value"])
 
-    async def _mind(self) -> None:
-        loop = asyncio.get_running_loop()
-        pause = _BACKOFF[0]
-        while True:
-            started = loop.time()
-            assert self._child is not None
-            self._last_death = await self._until_dead(self._child)
-            self._ready = False
-            log.error("envoy died", why=self._last_death)
-            if loop.time() - started > _SETTLED:
-                pause = _BACKOFF[0]
-            while not self._ready:
-                await asyncio.sleep(pause * random.uniform(0.8, 1.2))
-                pause = min(pause * 2, _BACKOFF[1])
-                try:
-                    await self._launch()
-                except (EnvoyError, OSError) as error:
-                    self._last_death = str(error)
-                    log.error("envoy does not start again", error=str(error))
-            self._restarts += 1
-            log.info("envoy runs again", restarts=self._restarts, pid=self._pid())
-
-    async def _until_dead(self, child: process.Process) -> str:
-        """Waits for the end of one life of Envoy; how it ended."""
-        try:
-            code = await child.wait()
-        finally:
-            self._observe(None)
-        return self._why(code)
-
-    def _observe(self, child: process.Process | None) -> None:
-        """Watches this life of Envoy from now on, its start included; None: no life. It has no heartbeat: its admin
-        interface is asked."""
-        if self._watch is not None:
-            self._watch.close()
-        if self._answers is not None:
-            self._answers.close()
-            self._answers = None
-        if child is not None:
-            self._answers = process.Answers(self._answers_now, name=self._name)
-            self._watch = process.Watch(child, self._answers.last, on_hung=lambda _: self._on_hung())
-
-    async def _answers_now(self) -> bool:
+    async def _answers(self) -> bool:
         try:
             await self._admin("GET", "/ready")
         except EnvoyError:
             return False
         return True
 
-    def _mind_ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("envoy is minded no more", task=task.get_name(), exc_info=error)
-            self._on_lost(f"{task.get_name()} failed: {type(error).__name__}: {error}")
+    def _explain(self, how: str, lines: tuple[str, ...]) -> str:
+        why = f"Envoy {how}: {self._complained()}" if lines else f"Envoy {how}"
+        if self._supervisor.starts > 1:
+            self._last_death = why
+        return why
 
-    async def _let_go(self) -> None:
-        child, self._child = self._child, None
+    def _died(self, ended: Ended) -> None:
+        self._last_death = f"it {ended.how}" if ended.hung is not None else f"{self._complained()} ({ended.how})"
+
+    def _complained(self) -> str:
+        return "; ".join(self._complaints) or "it gave no reason"
+
+    async def _end(self) -> None:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
-        self._observe(None)
-        if child is not None:
-            await child.terminate(2.0)
-        self._ready = False
+        await self._supervisor.stop(2.0)
 
     async def _admin(self, method: str, path: str) -> str:
         if self._session is None:
@@ -389,12 +321,6 @@ class Minder:
         if self._stopping:
             level = "debug"  # it warns of each signal that we send
         getattr(log, "debug" if level == "trace" else level)("envoy says", text=text)
-
-    def _why(self, code: int | None) -> str:
-        if self._watch is not None and (hung := self._watch.hung) is not None:
-            return f"it {hung.why}"
-        text = "; ".join(self._complaints) or "it gave no reason"
-        return text if code is None else f"{text} ({process.describe_exit(code)})"
 
 
 async def _address_of(host: str) -> str:

@@ -32,7 +32,7 @@ def etcd(settings: UpSettings, *, binary: str, port: int, session: aiohttp.Clien
         # Not its health, which waits for its disk: whether it answers at all is the question.
         return await _answers(session, f"http://{LOOPBACK}:{port}/version")
 
-    return Part("etcd", argv, ready, KILL_AFTER, answers)
+    return Part("etcd", argv, ready, KILL_AFTER, answers, settings.start_timeout)
 
 
 class Pod:
@@ -48,7 +48,9 @@ class Pod:
 
     def part(self) -> Part:
         """What to run."""
-        return Part(self.name, self.argv, self.ready, self._settings.drain_timeout + KILL_AFTER)
+        settings = self._settings
+        grace = settings.drain_timeout + KILL_AFTER
+        return Part(self.name, self.argv, self.ready, grace, start_timeout=settings.start_timeout)
 
     def argv(self) -> list[str]:
         """Its command line, with fresh ports."""
@@ -93,7 +95,8 @@ def router(settings: UpSettings, *, etcd_url: str, run_dir: Path, session: aioht
         missing = await _probed(session, f"http://{reachable(settings.probe)}/ready")
         return missing or await _sees_pods(session, settings)
 
-    return Part("router", argv, ready, settings.drain_timeout + 2 * KILL_AFTER)
+    grace = settings.drain_timeout + 2 * KILL_AFTER
+    return Part("router", argv, ready, grace, start_timeout=settings.start_timeout)
 
 
 def _common(settings: UpSettings, etcd_url: str) -> list[str]:

@@ -8,18 +8,21 @@ child bound to this process's life: killed with SIGKILL, it leaves nothing behin
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import Awaitable, Callable, Iterator
 
 import aiohttp
 
 from mesh.etcdserver import single
-from mesh.local import parts
+from mesh.local import duties, parts
 from mesh.local.child import Child, ChildStatistics
 from mesh.local.folder import DataFolder
 from mesh.local.lines import Printer
 from mesh.local.settings import LOOPBACK, UpError, UpSettings
 from mesh.options.values import format_address, parse_address
 from mesh.process import ports
+from mesh.process.ending import Ending
+from mesh.process.tasks import Tasks
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
@@ -55,6 +58,8 @@ class LocalMesh:
         self._pods = [Child(pod.part(), printer.line) for pod in pods]
         router = parts.router(settings, etcd_url=self.etcd_url, run_dir=folder.run_dir, session=session)
         self._router = Child(router, printer.line)
+        self.ending = Ending()
+        self._tasks = Tasks(self.ending.because)
 
     def statistics(self) -> tuple[ChildStatistics, ...]:
         """Every child, in the order of their start."""
@@ -74,14 +79,21 @@ class LocalMesh:
         if warning := single.version_warning(version):
             log.warning(warning, binary=self._binary)
         settings.samples_dir.mkdir(parents=True, exist_ok=True)
-        await self._etcd.start(settings.start_timeout)
-        starts = [asyncio.ensure_future(child.start(settings.start_timeout)) for child in [*self._pods, self._router]]
+        await self._start(self._etcd)
+        starts = [asyncio.ensure_future(self._start(child)) for child in [*self._pods, self._router]]
         try:
             await asyncio.gather(*starts)
         finally:  # one has failed: the others need not go on waiting
             for start in starts:
                 start.cancel()
             await asyncio.gather(*starts, return_exceptions=True)
+
+    async def _start(self, child: Child) -> None:
+        began = time.monotonic()
+        log.info("starting", part=child.part.name)
+        await child.start()
+        log.info("ready", part=child.part.name, seconds=round(time.monotonic() - began, 1))
+        self._tasks.run(duties.PART, child.run, child.part.name)
 
     async def stop(self) -> None:
         """Takes everything down."""
@@ -90,18 +102,7 @@ class LocalMesh:
         await self._router.stop()
         await asyncio.gather(*(pod.stop() for pod in self._pods))
         await self._etcd.stop()
-
-    async def minded(self) -> None:
-        """Raises UpError once a child is minded no more: a fault of ours, after which its death would stay."""
-        tasks = [asyncio.ensure_future(child.minded()) for child in self._children]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        errors = [task.exception() for task in done if not task.cancelled()]
-        raise UpError(f"a part of the mesh is minded no more: {errors[0] if errors else 'its task was cancelled'}")
+        await self._tasks.close()
 
     def kill(self) -> None:
         """Ends everything at once."""
@@ -135,7 +136,7 @@ async def run(settings: UpSettings, printer: Printer, on_ready: Callable[[LocalM
 async def _serve(mesh: LocalMesh, on_ready: Callable[[LocalMesh], Awaitable[None]]) -> None:
     await mesh.start()
     await on_ready(mesh)
-    await mesh.minded()  # until a signal
+    raise UpError(await mesh.ending.wait())  # or a signal comes first
 
 
 async def _until(stopping: asyncio.Event, serving: Awaitable[None]) -> None:

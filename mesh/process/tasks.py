@@ -26,6 +26,7 @@ log = logs.get(__name__)
 AGAIN = restarts.Policy(first=1.0, longest=60.0, steady=300.0)
 """When an expendable duty that failed is started again."""
 
+_AGAIN = 1.0  # seconds
 _LOOK = 1.0  # seconds between two looks at whether the duties' loops turn
 
 
@@ -130,7 +131,8 @@ class Tasks:
                 tasks = set(self._held)
                 for task in tasks:
                     task.cancel()
-                await asyncio.wait(tasks)
+                # Again after a while: `wait_for` of Python 3.11 forgets a cancel that comes together with its result.
+                await asyncio.wait(tasks, timeout=_AGAIN)
         finally:
             self._closing = False
 

@@ -71,6 +71,11 @@ class Watch:
         """Why this child is not to be counted on now; None: it is well."""
         return None if self.verdict.doing is hang.Doing.WELL else f"{self._child.name} {self.verdict.why}"
 
+    @property
+    def failed(self) -> BaseException | None:
+        """Why the watching has ended, where that is a fault of ours; None: it has not."""
+        return self._task.exception() if self._task.done() and not self._task.cancelled() else None
+
     def close(self) -> None:
         """Ends the watching; the verdict stays."""
         self._task.cancel()

@@ -3,6 +3,7 @@
 All are essential: a router has nothing to lose that its next life, seconds later, does not have again.
 """
 
+from mesh.envoy.duties import EDGE, EDGE_CERTIFICATE
 from mesh.process.tasks import Duty
 
 FOLLOW_ETCD = Duty("follow etcd", "its workers go on with what was known when it ended")  # changes may be hours apart
@@ -11,8 +12,6 @@ TAKE_PART = Duty("take part in the mesh", "it never leads, or leads for as long 
 ROSTER = Duty("roster", "the mesh does not know of this router")
 POD_CERTIFICATES = Duty("follow certificates", "it shows the mesh a certificate until it expires", turns=30)
 WORKER = Duty("keep worker", "a worker that dies or hangs is not replaced", turns=60)
-EDGE = Duty("keep envoy", "an Envoy that dies or hangs is not replaced", turns=60)
-EDGE_CERTIFICATE = Duty("follow the edge's certificate", "clients are shown a certificate until it expires", turns=30)
 
 POD = (TAKE_PART, FOLLOW_ETCD, TICK, ROSTER, POD_CERTIFICATES, WORKER, EDGE, EDGE_CERTIFICATE)
 

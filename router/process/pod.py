@@ -10,7 +10,6 @@ of its own has failed, ends it with the reason: whoever started it starts it aga
 import asyncio
 import contextlib
 import functools
-import random
 import shutil
 import signal
 import sys
@@ -26,6 +25,7 @@ from mesh.identity import Identity
 from mesh.options import values as addresses
 from mesh.process import ports
 from mesh.process.ending import Ending
+from mesh.process.supervisor import Life, Program, Supervisor
 from mesh.process.tasks import Tasks, turned
 from mesh.schema import owner, records
 from mesh.schema.keys import Keys
@@ -52,8 +52,6 @@ from router.state.view import View
 
 log = logs.get(__name__)
 
-_BACKOFF = (0.1, 5.0)  # seconds, first and longest pause before a worker is started again
-_SETTLED = 30.0  # seconds of life after which a death counts as the first again
 _SAY = 0.5  # seconds between saying "not ready" and taking no more calls: for load balancers that look
 _TICK = 1.0  # seconds
 _DEAD = 60.0  # seconds without any worker or Envoy, starting new ones all the while, after which the pod is not live
@@ -118,8 +116,7 @@ class RouterPod:
         self._lives = Lives(self._view, self._etcd, keys, self._tombstones, reregister_after=settings.reregister_after)
         self._election = Election(self._etcd, keys, settings.name, self._lead)
         self._roster = Roster(self._etcd, keys, settings.name, self._record)
-        self._workers: dict[int, process.Process] = {}
-        self._watches: dict[str, process.Watch] = {}  # by the worker's name
+        self._workers: list[Supervisor] = []
         self._sockets: list[sockets.Sockets] = []
         self._restarts = self._metrics.counter("mesh_worker_restarts", "Workers that died and were started again.")
         self._hung = self._metrics.counter("mesh_hung_processes", process.HUNG_HELP, ("process",))
@@ -169,7 +166,7 @@ class RouterPod:
         connected = self._feed.ready()
         if not connected:
             return "no worker is running"
-        troubles = [watch.trouble for name, watch in self._watches.items() if name in connected]
+        troubles = [worker.trouble for worker in self._workers if worker.program.name in connected]
         return "; ".join(filter(None, troubles)) if troubles and all(troubles) else None
 
     def _why_not_live(self) -> str | None:
@@ -197,7 +194,9 @@ class RouterPod:
                     paths = {kind: settings.socket(kind, index) for kind in sockets.KINDS}
                     self._sockets.append(sockets.Sockets(paths))
             for index in range(settings.workers):
-                self._tasks.run(duties.WORKER, functools.partial(self._mind, index), str(index))
+                worker = self._make_worker(index)
+                self._workers.append(worker)
+                self._tasks.run(duties.WORKER, worker.run, str(index))
             if settings.edge == "envoy":
                 self._envoy = self._make_envoy(settings)
                 self._envoy.follow(self._metrics)
@@ -295,40 +294,20 @@ class RouterPod:
         if news is News.GONE:
             self._agents.forget(name)
 
-    async def _mind(self, index: int) -> None:
-        """Keeps one worker running."""
-        loop = asyncio.get_running_loop()
+    def _make_worker(self, index: int) -> Supervisor:
+        name = f"worker{index}"
         argv = process.python("router.process.worker", str(self._dir / "settings.json"), str(index))
         handed = self._sockets[index].descriptors if self._sockets else ()
         argv += map(str, handed)
-        pause = _BACKOFF[0]
-        while not self._stopping:
-            began = loop.time()
-            try:
-                worker = await process.spawn(argv, name=f"worker{index}", pass_fds=handed, on_line=_say, beats=True)
-            except OSError as error:  # out of processes, memory or descriptors: that passes
-                log.error("worker cannot be started", worker=index, error=str(error), again_s=pause)
-            else:
-                why = await self._until_dead(index, worker)
-                if self._stopping:
-                    return
-                self._restarts.inc()
-                log.error("worker died", worker=index, why=why)
-            if loop.time() - began > _SETTLED:
-                pause = _BACKOFF[0]
-            await asyncio.sleep(pause * random.uniform(0.8, 1.2))
-            pause = min(pause * 2, _BACKOFF[1])
 
-    async def _until_dead(self, index: int, worker: process.Process) -> str:
-        """Watches one life of a worker; how it ended."""
-        self._workers[index] = worker
-        watch = process.Watch(worker, worker.heard, on_hung=lambda _: self._hung.labels("worker").inc())
-        self._watches[worker.name] = watch
-        try:
-            code = await worker.wait()
-        finally:
-            watch.close()
-        return watch.hung.why if watch.hung is not None else process.describe_exit(code)
+        async def spawn(_: Life) -> process.Process:
+            return await process.spawn(argv, name=name, pass_fds=handed, on_line=_say, beats=True)
+
+        return Supervisor(
+            Program(name, spawn),
+            on_death=lambda _: self._restarts.inc(),
+            on_hung=self._hung.labels("worker").inc,
+        )
 
     async def _snapshot(self) -> metrics.Snapshot:
         parts = await self._feed.snapshots()
@@ -343,15 +322,15 @@ class RouterPod:
         """Stops in good order; calls in flight get `grace` seconds (None: the settings')."""
         grace = self.settings.drain if grace is None else grace
         self._stopping = True
-        for watch in self._watches.values():
-            watch.close()  # from now on the grace bounds them
+        for worker in self._workers:
+            worker.leave()  # from now on the grace bounds it
         self._feed.drain()
         if grace:
             log.info("router stops", grace=grace)
             await asyncio.sleep(min(_SAY, grace))
         if self._envoy is not None:
             await self._envoy.stop(grace)
-        await asyncio.gather(*(worker.terminate(grace + _KILL) for worker in self._workers.values()))
+        await asyncio.gather(*(worker.stop(grace + _KILL) for worker in self._workers))
         await self._tasks.close()
         await self._rounds.close()
         await self._prober.close()

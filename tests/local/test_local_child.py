@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from mesh.local import child as child_module
-from mesh.local import supervisor
+from mesh.local import duties, supervisor
 from mesh.local.child import Child, Part
 from mesh.local.settings import UpError, UpSettings
+from mesh.process.restarts import Policy
+from mesh.process.tasks import Tasks
 from tests.support.waiting import until
 
 
@@ -29,7 +31,8 @@ class FakeProcess:
         return 0.0
 
     async def wait(self, timeout=None):
-        await asyncio.wait_for(self._ended.wait(), timeout)
+        async with asyncio.timeout(timeout):
+            await self._ended.wait()
         return self.returncode
 
     async def terminate(self, grace):
@@ -66,29 +69,37 @@ class World:
         self.started.append(FakeProcess(self, name, argv, on_line))
         return self.started[-1]
 
-    def part(self, name="pod-1"):
+    def part(self, name="pod-1", start_timeout=5.0):
         counter = iter(range(100))
 
         async def ready():
             return self.missing.get(name, "")
 
-        return Part(name, lambda: ["run", name, str(next(counter))], ready, 1.0)
+        return Part(name, lambda: ["run", name, str(next(counter))], ready, 1.0, start_timeout=start_timeout)
 
-    def child(self, name="pod-1"):
-        return Child(self.part(name), lambda name, line: self.events.append(f"{name}: {line}"), spawn=self.spawn)
+    def child(self, name="pod-1", start_timeout=5.0):
+        part = self.part(name, start_timeout)
+        return Child(part, lambda name, line: self.events.append(f"{name}: {line}"), spawn=self.spawn)
 
 
 @pytest.fixture
 def world(monkeypatch):
-    monkeypatch.setattr(child_module, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(child_module, "POLL", 0.001)
+    monkeypatch.setattr(child_module, "POLICY", Policy(first=0.001, longest=0.01))
     return World()
 
 
-async def test_a_child_that_dies_is_started_again(world):
+@pytest.fixture
+async def tasks():
+    made = Tasks()
+    yield made
+    await made.close()
+
+
+async def test_a_child_that_dies_is_started_again(world, tasks):
     """With a command line of its own, until it is stopped."""
     child = world.child()
-    await child.start(5)
+    await child.start()
+    tasks.run(duties.PART, child.run)
     world.started[0].die(-9)
     await until(lambda: len(world.started) == 2)
     world.started[1].die(1)
@@ -105,7 +116,7 @@ async def test_a_child_that_cannot_start_tells_its_last_lines(world):
     """It is not started again: what is wrong would only be repeated. Structured lines are made readable."""
     world.missing["pod-1"] = "still starting"
     child = world.child()
-    starting = asyncio.ensure_future(child.start(5))
+    starting = asyncio.ensure_future(child.start())
     await until(lambda: world.started)
     world.started[0].die(1, "Traceback", '{"level": "error", "event": "no room", "bytes": 5}')
     with pytest.raises(UpError) as caught:
@@ -120,9 +131,9 @@ async def test_a_child_that_cannot_start_tells_its_last_lines(world):
 async def test_a_child_that_is_never_ready_is_given_up(world):
     """With what its probe says is missing."""
     world.missing["pod-1"] = "no lease yet"
-    child = world.child()
+    child = world.child(start_timeout=0.02)
     with pytest.raises(UpError, match=r"pod-1 is not ready after 0\.02 s: no lease yet"):
-        await child.start(0.02)
+        await child.start()
     await child.stop()
     assert world.events == ["pod-1 started", "pod-1 terminated"]
 
@@ -131,7 +142,7 @@ async def test_a_start_that_is_given_up_leaves_nothing(world):
     """Ctrl-C while it starts."""
     world.missing["pod-1"] = "starting"
     child = world.child()
-    starting = asyncio.ensure_future(child.start(60))
+    starting = asyncio.ensure_future(child.start())
     await until(lambda: world.started)
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
@@ -139,48 +150,7 @@ async def test_a_start_that_is_given_up_leaves_nothing(world):
     assert world.started[0].returncode == 0
 
 
-async def test_pauses_grow_and_are_bounded(world, monkeypatch):
-    """A child that keeps dying costs less and less."""
-    pauses = []
-
-    async def sleep(seconds):
-        pauses.append(seconds)
-        if len(pauses) == 12:
-            await asyncio.Event().wait()
-
-    child = world.child()
-    await child.start(5)
-    monkeypatch.setattr(child_module.asyncio, "sleep", sleep)
-    spawn = world.spawn
-
-    async def dying(argv, **how):
-        process = await spawn(argv, **how)
-        process.die(1)
-        return process
-
-    child._spawn = dying
-    world.started[0].die(1)
-    await asyncio.wait_for(asyncio.shield(_until_len(pauses, 12)), 10)
-    monkeypatch.undo()
-    assert pauses == sorted(pauses)
-    assert pauses[-1] == child_module.LONGEST_PAUSE
-    await child.stop()
-
-
-async def _until_len(items, count):
-    ready = asyncio.get_running_loop().create_future()
-
-    def look():
-        if len(items) >= count:
-            ready.set_result(None)
-        else:
-            asyncio.get_running_loop().call_soon(look)
-
-    look()
-    await ready
-
-
-async def test_a_real_child_is_minded():
+async def test_a_real_child_is_minded(tasks):
     """The fake above behaves as `mesh.process` does."""
     lines = []
 
@@ -188,9 +158,10 @@ async def test_a_real_child_is_minded():
         return "" if lines else "nothing said"
 
     code = "import sys, time; print('up', flush=True); time.sleep(600)"
-    part = Part("real", lambda: [sys.executable, "-c", code], ready, 5.0)
+    part = Part("real", lambda: [sys.executable, "-c", code], ready, 5.0, start_timeout=30.0)
     child = Child(part, lambda name, line: lines.append((name, line)))
-    await child.start(30)
+    await child.start()
+    tasks.run(duties.PART, child.run)
     first = child.statistics()
     assert lines == [("real", "up")]
     os.kill(first.pid, signal.SIGKILL)

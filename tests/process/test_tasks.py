@@ -162,3 +162,23 @@ async def test_errors_that_somebody_awaits_are_not_logged(caplog: pytest.LogCapt
         await asyncio.wait({task})
         await asyncio.sleep(0)
     assert not caplog.text
+
+
+async def test_a_task_that_forgets_its_cancel_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_AGAIN", 0.01)
+    forgotten = 0
+
+    async def forgetful() -> None:
+        nonlocal forgotten
+        while forgotten < 2:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                forgotten += 1
+        await asyncio.Event().wait()
+
+    held = Tasks()
+    held.start(forgetful(), "forgetful")
+    await asyncio.sleep(0)
+    await held.close()
+    assert (forgotten, len(held)) == (2, 0)

@@ -14,7 +14,7 @@ from mesh.runtime.presence import figures
 from mesh.runtime.presence.ondisk import OnDisk
 from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.servers.relief import Relief
-from mesh.runtime.servers.serverprocess import ServerProcess, State
+from mesh.runtime.servers.serverprocess import ServerProcess
 from mesh.runtime.sharedmemory.board import Board
 from mesh.schema.records import READY, PodRecord
 from mesh.telemetry import metrics
@@ -71,7 +71,7 @@ class Standing:
     @property
     def state(self) -> str:
         """starting, ready, leaving or server-down."""
-        return SERVER_DOWN if self.phase == READY and self._server.state is not State.READY else self.phase
+        return SERVER_DOWN if self.phase == READY and not self._server.serves else self.phase
 
     # --- for the mesh
 

@@ -7,7 +7,7 @@ from mesh.runtime.cache.memory import MemoryWatch
 from mesh.runtime.cache.outcomes import Refused
 from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.servers.relief import Relief
-from mesh.runtime.servers.serverprocess import ServerProcess, State
+from mesh.runtime.servers.serverprocess import ServerProcess
 from mesh.statuses import Reason
 
 
@@ -27,7 +27,7 @@ class Gate:
         if not self._presence.published:
             why = self._presence.away or "it is being published"
             return Refused(Reason.REGISTRY_AWAY, f"this pod has no lease in etcd: {why}")
-        if self._server.state is not State.READY:
+        if not self._server.serves:
             why = self._server.why_down or "the model server is down"
             return Refused(Reason.UNAVAILABLE, f"{why}; another one is being started")
         if self._relief.refusal:

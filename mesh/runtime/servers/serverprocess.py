@@ -15,17 +15,20 @@ handler writes; a SIGKILL is for memory where the kernel has counted one more su
 
 import asyncio
 import contextlib
-import enum
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mesh import process
 from mesh.host.oomkills import oom_kills
+from mesh.process.restarts import Policy
+from mesh.process.supervisor import Ended, Life, Program, StartFailed, State, Supervisor
+from mesh.process.tasks import Tasks
+from mesh.runtime import duties
 from mesh.runtime.servers.spi import Spi, SpiError, Status
 from mesh.runtime.sharedmemory.board import Board
 from mesh.telemetry import logs
@@ -45,23 +48,12 @@ START_TIMEOUT = 120.0
 
 _LEAST_SILENCE = 3.0  # seconds; its loop beats once a second
 _STATUS_TIMEOUT = 10.0
-_OOM_LOOK = 5.0  # seconds between two looks at how often the kernel has killed for memory
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGBUS, signal.SIGILL}
 _CRASHED_IN = "Current thread 0x"  # a line of Python's fault handler, at each of those signals
-_POLL_FIRST, _POLL_MAX = 0.005, 0.05  # seconds between two looks for its socket
 
 
 class ServerFailed(Exception):
     """The server cannot be started. The text has its last lines."""
-
-
-class State(enum.Enum):
-    """How the server is."""
-
-    STARTING = "starting"
-    READY = "ready"
-    DOWN = "down"  # died, and is waited for or started again
-    STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,28 +97,52 @@ class ServerProcess:
         self._on_death = on_death
         self._on_ready = on_ready
         self._on_given_up = on_given_up
-        self._hung = on_hung
         self._pass_on = on_line or _pass_on
         self._crashed_in = 0  # thread, as the fault handler of this life has told
         self._oom_kills = 0  # of this machine, as of the last look; -1: not told
-        self._child: process.Process | None = None
-        self._watch: process.Watch | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._supervisor = Supervisor(
+            Program(
+                "model-server",
+                self._spawn,
+                missing=self._missing,
+                heard=self._heard,
+                policy=Policy(
+                    first=PAUSE_FIRST, longest=PAUSE_MAX, steady=STEADY, at_once=1, give_up=GIVE_UP, spread=0.0
+                ),
+                start_timeout=START_TIMEOUT,
+                explain=self._explain,
+            ),
+            on_ready=self._started,
+            on_death=lambda ended: self._died(self._death(ended)),
+            on_hung=on_hung,
+            on_given_up=lambda why: on_given_up(f"the model server does not start any more: {why}"),
+            on_turn=self._count_kills,
+        )
+        self._tasks = Tasks(on_given_up)
         self._ready = asyncio.Event()
         self._dead = asyncio.Event()  # replaced at each death
         self._ended_for: tuple[str, Cause] | None = None  # why we have ended it ourselves
+        self._opening: Spi | None = None  # to the life that is not ready yet
         self.state = State.STARTING
         self.spi: Spi | None = None
         self.status: Status | None = None  # as it said when it became ready
-        self.lives = 0
-        self.deaths = 0
         self.why_down = ""
         self._down_since = 0.0  # monotonic; 0: it is not down
 
     @property
+    def lives(self) -> int:
+        """Started so far."""
+        return self._supervisor.starts
+
+    @property
+    def deaths(self) -> int:
+        """Of servers that were ready."""
+        return self._supervisor.deaths
+
+    @property
     def pid(self) -> int:
         """Of the running server; 0: none."""
-        return self._child.pid if self._child is not None and self._child.returncode is None else 0
+        return self._supervisor.pid or 0
 
     @property
     def resident_bytes(self) -> int:
@@ -134,9 +150,14 @@ class ServerProcess:
         return _private_bytes(self.pid)
 
     @property
+    def serves(self) -> bool:
+        """Whether it is ready."""
+        return self.state is State.READY
+
+    @property
     def trouble(self) -> str | None:
         """Why the running server is not to be counted on at the moment; None: nothing is known."""
-        return self._watch.trouble if self._watch is not None and self.state is State.READY else None
+        return self._supervisor.trouble if self.state is State.READY else None
 
     @property
     def down_for(self) -> float:
@@ -147,38 +168,41 @@ class ServerProcess:
         """Starts it for the first time. Raises ServerFailed with its last lines; it may be called again then."""
         began = time.monotonic()
         self.plan = plan
-        status = await self._launch()
-        self._task = asyncio.get_running_loop().create_task(self._mind(), name="model server")
-        self._task.add_done_callback(self._mind_ended)
-        log.info("model server is ready", pid=self.pid, version=status.version, s=round(time.monotonic() - began, 2))
-        return status
+        # Until it is ready, START_TIMEOUT bounds its silence.
+        limits = process.Limits(silent=max(plan.hang_timeout, _LEAST_SILENCE), start=START_TIMEOUT)
+        self._supervisor.program = replace(self._supervisor.program, limits=limits)
+        try:
+            await self._supervisor.start()
+        except StartFailed as error:
+            raise ServerFailed(str(error)) from error
+        assert self.status is not None
+        self._tasks.run(duties.SERVER, self._supervisor.run)
+        seconds = round(time.monotonic() - began, 2)
+        log.info("model server is ready", pid=self.pid, version=self.status.version, s=seconds)
+        return self.status
 
     async def stop(self, grace: float) -> None:
         """Ends it: asked first, killed after `grace` seconds."""
         self.state = State.STOPPED
         self._ready.clear()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-        if self._watch is not None:
-            self._watch.close()
-        if self._child is not None:
-            await self._child.terminate(grace)
-        if self.spi is not None:
-            await self.spi.close()
+        await self._supervisor.stop(grace)
+        await self._tasks.close()
+        for spi in filter(None, (self.spi, self._opening)):
+            await spi.close()
 
     def kill(self, why: str) -> None:
         """Ends it at once; what follows is as after any death."""
-        if self._child is not None and self._child.returncode is None:
+        if self.pid:
             self._ended_for = why, Cause.REPLACED
-            self._child.kill()
+            self._supervisor.kill()
 
     async def replace(self, why: str, grace: float) -> None:
         """Ends it in order: it takes no more calls and has `grace` seconds to answer those in flight. What follows is
         as after any death."""
-        if self._child is not None and self._child.returncode is None:
+        child = self._supervisor.child
+        if child is not None and child.returncode is None:
             self._ended_for = why, Cause.REPLACED
-            await self._child.terminate(grace)
+            await child.terminate(grace)
 
     async def ready(self, timeout: float) -> Spi | None:
         """The connection to a server that is ready; None after `timeout` seconds without one."""
@@ -201,102 +225,51 @@ class ServerProcess:
 
     # --- one life ---
 
-    async def _launch(self) -> Status:
-        """One start, until it is ready."""
-        self.lives += 1
+    async def _spawn(self, life: Life) -> process.Process:
         self._ended_for, self._crashed_in, self._oom_kills = None, 0, oom_kills()
-        socket = self.plan.run_dir / f"spi-{self.lives}"
-        child = await process.spawn([*self.plan.argv, "--spi", str(socket)], name="model-server", on_line=self._on_line)
-        self._child = child
-        if self._watch is not None:
-            self._watch.close()
-        # Until it is ready, START_TIMEOUT bounds its silence.
-        limits = process.Limits(silent=max(self.plan.hang_timeout, _LEAST_SILENCE), start=START_TIMEOUT)
-        self._watch = process.Watch(child, self._heard, limits=limits, on_hung=self._on_hung)
-        spi = Spi(socket)
+        socket = self.plan.run_dir / f"spi-{life.number}"
+        if self._opening is not None:  # of a start that came to nothing
+            self._tasks.start(self._opening.close(), "close spi")
+        self._opening = Spi(socket)
+        return await process.spawn([*self.plan.argv, "--spi", str(socket)], name="model-server", on_line=self._on_line)
+
+    async def _missing(self) -> str:
+        assert self._opening is not None
+        if not self._opening.listening:
+            return "it does not listen"
         try:
-            async with asyncio.timeout(START_TIMEOUT):
-                status = await self._until_ready(child, spi)
-        except BaseException as error:
-            await spi.close()
-            child.kill()
-            if isinstance(error, TimeoutError):
-                raise ServerFailed(f"the model server was not ready after {START_TIMEOUT:g} s") from error
-            raise
-        self.spi, self.status = spi, status
+            status = await self._opening.status(timeout=_STATUS_TIMEOUT)
+        except SpiError as error:
+            if not error.lost:
+                log.info("model server does not say how it is", why=error.text)
+            return error.text
+        if status.failing:
+            raise StartFailed("the model server says that it is failing")
+        if not status.ready:
+            return "it says that it is not ready"
+        self.status = status
+        return ""
+
+    def _explain(self, how: str, lines: tuple[str, ...]) -> str:
+        self.why_down = f"the model server {how}"
+        if last := "; ".join(line.strip() for line in lines[-5:]):
+            self.why_down += f": {last}"
+        return self.why_down
+
+    def _started(self) -> None:
+        self.spi, self._opening = self._opening, None
         self.state, self.why_down, self._down_since = State.READY, "", 0.0
         self._ready.set()
         self._on_ready()
-        return status
 
-    async def _until_ready(self, child: process.Process, spi: Spi) -> Status:
-        pause = _POLL_FIRST
-        while True:
-            if child.returncode is not None:
-                await child.wait(5.0)
-                last = "; ".join(line.strip() for line in child.tail[-5:])
-                hung = self._watch.hung if self._watch is not None else None
-                how = hung.why if hung is not None else process.describe_exit(child.returncode)
-                raise ServerFailed(f"the model server {how}: {last}")
-            if spi.listening:
-                try:
-                    status = await spi.status(timeout=_STATUS_TIMEOUT)
-                except SpiError as error:
-                    if not error.lost:
-                        log.info("model server does not say how it is", why=error.text)
-                else:
-                    if status.failing:
-                        raise ServerFailed("the model server says that it is failing")
-                    if status.ready:
-                        return status
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, _POLL_MAX)
+    def _count_kills(self) -> None:
+        self._oom_kills = oom_kills()
 
-    async def _mind(self) -> None:
-        failed = 0
-        while True:
-            assert self._child is not None
-            began = time.monotonic()
-            self._died(await self._until_dead(self._child))
-            failed = 0 if time.monotonic() - began > STEADY else failed + 1
-            in_vain = 0
-            while in_vain < GIVE_UP:
-                if failed > 1:
-                    pause = min(PAUSE_FIRST * 2 ** min(failed - 2, 16), PAUSE_MAX)
-                    log.warning("model server keeps dying", deaths=self.deaths, pause=pause)
-                    await asyncio.sleep(pause)
-                try:
-                    await self._launch()
-                    log.info("model server is ready again", pid=self.pid, life=self.lives)
-                    break
-                except (ServerFailed, OSError) as error:
-                    failed = max(failed, 1) + 1
-                    in_vain += 1
-                    self.why_down = str(error)
-                    log.error("model server does not start", why=str(error), tries=in_vain)
-            else:
-                log.error("model server is given up", why=self.why_down)
-                self._on_given_up(f"the model server does not start any more: {self.why_down}")
-                return
-
-    def _mind_ended(self, task: asyncio.Task[None]) -> None:
-        """Nobody would start the server again: that must not go unnoticed."""
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("the model server is minded no more", exc_info=error)
-            self._on_given_up(f"nothing looks after the model server any more: {error!r}")
-
-    async def _until_dead(self, child: process.Process) -> Death:
-        """Waits for the end of a ready server."""
-        while True:
-            try:
-                code = await child.wait(_OOM_LOOK)
-                break
-            except TimeoutError:
-                self._oom_kills = oom_kills()
-        how = process.describe_exit(code)
-        hung = self._watch.hung if self._watch is not None else None
-        if hung is not None:
-            return Death(f"{hung.why} and was killed", Cause.STOPPED if hung.stopped else Cause.HANG)
+    def _death(self, ended: Ended) -> Death:
+        """Tells how a server that was ready has ended, and for what cause."""
+        code, how = ended.code, ended.how
+        if ended.hung is not None:
+            return Death(f"{how} and was killed", Cause.STOPPED if ended.hung.stopped else Cause.HANG)
         if self._ended_for is not None:
             return Death(*self._ended_for)
         if code >= 0:
@@ -320,27 +293,21 @@ class ServerProcess:
         """When the server's event loop last turned, in seconds of the monotonic clock; 0 where it has not said yet."""
         return self._board.beat_ns / 1e9
 
-    def _on_hung(self, _: process.Verdict) -> None:
-        self._hung()
-
     def _died(self, death: Death) -> None:
         self.state = State.DOWN
         self.why_down = f"the model server {death.how}"
         self._down_since = time.monotonic()
-        self.deaths += 1
         self._ready.clear()
         spi, self.spi = self.spi, None
-        log.error("model server died", how=death.how, life=self.lives)
+        log.warning("the model server's death", how=death.how, cause=death.cause.value)
         if spi is not None:
-            self._closing = asyncio.get_running_loop().create_task(spi.close(), name="close spi")
+            self._tasks.start(spi.close(), "close spi")
         try:
             self._on_death(death)
         finally:
             self._board.reset()
             dead, self._dead = self._dead, asyncio.Event()
             dead.set()
-
-    _closing: asyncio.Task[None] | None = None
 
 
 def _private_bytes(pid: int) -> int:

@@ -174,7 +174,6 @@ async def test_a_router_serves_heals_drains_and_goes(a_router, etcd, keys, edge)
 
 async def test_a_worker_that_cannot_be_spawned_is_tried_again(tmp_path, monkeypatch):
     """Out of processes, say: that passes. It was never tried again."""
-    monkeypatch.setattr(pod_module, "_BACKOFF", (0.001, 0.01))
     spawned = []
 
     async def spawn(argv, **options):
@@ -186,13 +185,15 @@ async def test_a_worker_that_cannot_be_spawned_is_tried_again(tmp_path, monkeypa
     really = pod_module.process.spawn
     monkeypatch.setattr(pod_module.process, "spawn", spawn)
     router = pod_module.RouterPod(RouterSettings("r", run_dir=str(tmp_path)))
-    minding = asyncio.create_task(router._mind(0))
+    worker = router._make_worker(0)
+    keeping = asyncio.create_task(worker.run())
     try:
-        await until(lambda: router._workers, why="it runs at last")
+        await until(lambda: worker.pid, why="it runs at last")
         assert len(spawned) == 4
     finally:
-        minding.cancel()
-        await asyncio.gather(minding, return_exceptions=True)
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        await worker.stop(0.0)
         await router.stop(grace=0.0)
 
 

@@ -1,5 +1,6 @@
 """The model server as a child: how its start and its end are told."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from mesh import process
 from mesh.host import oomkills as tally
+from mesh.process.supervisor import Ended
 from mesh.runtime.servers import serverprocess
 from mesh.runtime.servers.commandline import CommandLine
 from mesh.runtime.servers.serverprocess import Plan, ServerFailed, ServerProcess
@@ -32,9 +34,10 @@ async def test_how_a_server_ended_is_told(tmp_path: Path, end: str, cause: Cause
     code = f"import faulthandler, os, signal; faulthandler.enable(); {end}"
     deaths: list[serverprocess.Death] = []
     server = a_server(Board.create(tmp_path / "b", 4), on_death=deaths.append)
-    server._child = await process.spawn([sys.executable, "-c", code], name="x", on_line=server._on_line)
+    child = await process.spawn([sys.executable, "-c", code], name="x", on_line=server._on_line)
     server._oom_kills = tally.oom_kills()
-    death = await server._until_dead(server._child)
+    status = await child.wait()
+    death = server._death(Ended(process.describe_exit(status), status, None))
     assert (death.cause, death.how) == (cause, how)
     assert bool(death.thread) is (cause is Cause.CRASH)
 
@@ -47,12 +50,9 @@ async def test_a_kill_is_for_memory_where_the_kernel_counts_one_more(
 ) -> None:
     """Or does not count at all: then nobody can tell."""
     server = a_server(Board.create(tmp_path / "b", 4), on_death=print)
-    server._child = await process.spawn(
-        [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"], name="x"
-    )
     monkeypatch.setattr(serverprocess, "oom_kills", lambda: after)
     server._oom_kills = before
-    assert (await server._until_dead(server._child)).cause is cause
+    assert server._death(Ended("killed by SIGKILL", -signal.SIGKILL, None)).cause is cause
 
 
 async def test_a_server_that_does_not_start_is_told_with_its_last_words(tmp_path: Path) -> None:

@@ -1,0 +1,7 @@
+"""The long-lived tasks of `mesh up`: what it is without them."""
+
+from mesh.process.tasks import Duty
+
+PART = Duty("keep", "a part of the mesh that dies or hangs is not replaced", turns=60)
+
+UP = (PART,)

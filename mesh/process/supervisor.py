@@ -1,0 +1,292 @@
+"""One child process that is kept running: started, waited for, watched, and started again when it dies or hangs.
+
+A first start that fails is told to its caller (`start`): trying again would repeat what is wrong, and hide it.
+Afterwards a death is an event: another one is started, after the pause that `restarts` decides on. A child that hangs
+is killed by its `Watch`, by the rules in `hang`, and is then one that has died.
+
+`run` is a duty of the process (`tasks`), and essential: without it, a death would stay. What to run, how one sees that
+it is ready, and what its death means, a `Program` and callbacks say. Callbacks come from the event loop and must be
+quick.
+"""
+
+import asyncio
+import enum
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from mesh.process import hang, restarts
+from mesh.process.child import Process, describe_exit
+from mesh.process.tasks import turned
+from mesh.process.watcher import Answers, Watch
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+_SLICE = 5.0  # seconds of waiting for its end, between two turns
+_POLL_FIRST, _POLL_MAX = 0.005, 0.05  # seconds between two looks at whether it is ready
+
+
+class StartFailed(Exception):
+    """A start came to nothing. The text is the program's (`Program.explain`)."""
+
+
+class State(enum.Enum):
+    """How the child is."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DOWN = "down"  # died, and is waited for or started again
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """Which life of the child it is."""
+
+    number: int  # from 1
+    innocent: bool  # the one before was stopped from outside, and killed for that: nothing that it did is the cause
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a life ended."""
+
+    how: str  # for people: "ended with status 1"
+    code: int  # its exit status; -N where signal N ended it
+    hung: hang.Verdict | None  # why it was killed from here; None: it was not
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What is kept running. Times in seconds."""
+
+    name: str
+    spawn: Callable[[Life], Awaitable[Process]]  # may raise OSError
+    missing: Callable[[], Awaitable[str]] | None = None
+    """What there is still to wait for, "" once it is ready; may raise StartFailed. None: it is ready when it runs."""
+    ask: Callable[[], Awaitable[bool]] | None = None
+    """Whether it answers: the signs of life of a program that has no heartbeat."""
+    heard: Callable[[], float] | None = None
+    """When it gave its last sign of life, where it does so in its own way; None: by its heartbeat, or `ask`."""
+    policy: restarts.Policy = restarts.Policy()  # noqa: RUF009 - frozen
+    limits: hang.Limits = hang.Limits()  # noqa: RUF009 - frozen
+    start_timeout: float = 60.0  # until it is ready
+    wait_again: bool = True  # whether that holds for later starts too; else those are ready when they run
+    grace: float = 0.0  # to end in, where it is not ready in time
+    explain: Callable[[str, tuple[str, ...]], str] = lambda how, lines: how
+    """Makes the text of StartFailed from what happened, a predicate, and the last lines of its output."""
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorStatistics:
+    """The child as it stands."""
+
+    name: str
+    state: State
+    pid: int | None  # None: not running
+    starts: int
+    deaths: int
+    last_death: str
+
+
+class Supervisor:
+    """See the module's text. `start` or not, then `run`, then `stop` in any case."""
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        on_ready: Callable[[], None] = lambda: None,
+        on_death: Callable[[Ended], None] = lambda ended: None,
+        on_hung: Callable[[], None] = lambda: None,
+        on_given_up: Callable[[str], None] = lambda why: None,
+        on_turn: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_ready` is called at each start, `on_death` at each end that was not asked for, before anything else is
+        done, `on_hung` before one that hangs is killed, `on_turn` every few seconds of a life. `on_given_up` gets why
+        no other one will be started."""
+        self.program = program
+        self.state = State.DOWN
+        self.child: Process | None = None
+        self.starts = self.deaths = 0
+        self.last_death = ""
+        self._on_ready = on_ready
+        self._on_death = on_death
+        self._on_hung = on_hung
+        self._on_given_up = on_given_up
+        self._on_turn = on_turn
+        self._lives = restarts.Restarts(program.policy)
+        self._watch: Watch | None = None
+        self._answers: Answers | None = None
+        self._spawning = asyncio.Lock()
+        self._leaving = False
+
+    @property
+    def pid(self) -> int | None:
+        """The running child's; None: there is none."""
+        return self.child.pid if self.child is not None and self.child.returncode is None else None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the running child is not to be counted on now; None: nothing is known."""
+        return self._watch.trouble if self._watch is not None and self.state is State.READY else None
+
+    def statistics(self) -> SupervisorStatistics:
+        """The child as it stands."""
+        return SupervisorStatistics(self.program.name, self.state, self.pid, self.starts, self.deaths, self.last_death)
+
+    async def start(self) -> None:
+        """Starts it for the first time, and waits until it is ready. Raises StartFailed; may be called again then."""
+        try:
+            await self._launch(self.program.missing)
+        except StartFailed:
+            self._lives.ended(time.monotonic())
+            raise
+
+    async def run(self) -> None:
+        """Keeps it running. Returns only where it is given up."""
+        again = self.program.missing if self.program.wait_again else None
+        while True:
+            if self.state is State.READY:
+                ended = await self._until_dead()
+                await self._unless_leaving()
+                self._died(ended)
+                why = ended.how
+            else:
+                try:
+                    await self._launch(again)
+                    if self.starts > 1:
+                        log.info("process runs again", process_name=self.program.name, pid=self.pid, life=self.starts)
+                    continue
+                except StartFailed as error:
+                    await self._unless_leaving()
+                    self.last_death = why = str(error)
+                    log.error("process does not start", process_name=self.program.name, why=why)
+            decided = self._lives.ended(time.monotonic(), luck=random.random())
+            if isinstance(decided, restarts.GivenUp):
+                log.error("process is given up", process_name=self.program.name, why=why, tries=decided.tries)
+                self._on_given_up(why)
+                return
+            if decided.row > 1:
+                pause = round(decided.pause, 1)
+                log.warning("process keeps dying", process_name=self.program.name, times=decided.row, pause_s=pause)
+            await asyncio.sleep(decided.pause)
+
+    def leave(self) -> None:
+        """Takes into account that its end is wanted from now on, and bounded by whoever wants it."""
+        self._leaving = True
+        self.state = State.STOPPED
+        self._unwatch()
+
+    async def stop(self, grace: float) -> None:
+        """Ends it: asked first, killed after `grace` seconds. Safe at any time, and more than once."""
+        self.leave()
+        async with self._spawning:
+            pass
+        if self.child is not None and self.child.returncode is None:
+            await self.child.terminate(grace)
+
+    def kill(self) -> None:
+        """Kills it; what follows is as after any death."""
+        if self.child is not None:
+            self.child.kill()
+
+    async def _launch(self, missing: Callable[[], Awaitable[str]] | None) -> None:
+        """Starts it and waits until it is ready, or raises StartFailed, leaving none."""
+        program = self.program
+        turned()
+        await self._unless_leaving()
+        self._lives.began(time.monotonic())
+        async with self._spawning:
+            self.state = State.DOWN if self.starts else State.STARTING
+            hung = self._watch.hung if self._watch is not None else None
+            self._unwatch()
+            self.starts += 1
+            try:
+                child = await program.spawn(Life(self.starts, innocent=hung is not None and hung.stopped))
+            except OSError as error:  # out of processes, memory or descriptors: that passes
+                raise StartFailed(program.explain(f"cannot be started: {error}", ())) from error
+            self.child = child
+            if not self._leaving:
+                self._watch_over(child)
+        await self._unless_leaving()
+        if missing is not None:
+            try:
+                await self._until_ready(child, missing)
+            except StartFailed:
+                await child.terminate(program.grace)
+                raise
+        await self._unless_leaving()
+        self._lives.ready(time.monotonic())
+        self.state = State.READY
+        self._on_ready()
+
+    async def _until_ready(self, child: Process, missing: Callable[[], Awaitable[str]]) -> None:
+        last, timeout = "nothing known", self.program.start_timeout
+
+        async def looking() -> None:
+            nonlocal last
+            pause = _POLL_FIRST
+            while last := await missing():
+                turned()
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.5, _POLL_MAX)
+
+        died, ready = asyncio.ensure_future(child.wait()), asyncio.ensure_future(looking())
+        try:
+            await asyncio.wait({died, ready}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                ready.result()
+            elif died.done():
+                raise StartFailed(self.program.explain(self._ended(died.result()).how, child.tail))
+            else:
+                raise StartFailed(self.program.explain(f"is not ready after {timeout:g} s: {last}", child.tail))
+        finally:
+            died.cancel()
+            ready.cancel()
+            await asyncio.wait({died, ready})
+
+    async def _until_dead(self) -> Ended:
+        """Waits for the end of a life."""
+        assert self.child is not None
+        while True:
+            turned()
+            try:
+                return self._ended(await self.child.wait(_SLICE))
+            except TimeoutError:
+                self._on_turn()
+                if self._watch is not None and self._watch.failed is not None:
+                    raise RuntimeError(f"{self.program.name} is not watched any more") from self._watch.failed
+
+    def _ended(self, code: int) -> Ended:
+        hung = self._watch.hung if self._watch is not None else None
+        return Ended(describe_exit(code) if hung is None else hung.why, code, hung)
+
+    def _died(self, ended: Ended) -> None:
+        self.state = State.DOWN
+        self.deaths += 1
+        self.last_death = ended.how
+        log.error("process died", process_name=self.program.name, how=ended.how, life=self.starts)
+        self._on_death(ended)
+
+    async def _unless_leaving(self) -> None:
+        """Returns where the child is still wanted; else, waits to be cancelled."""
+        if self._leaving:
+            await asyncio.Event().wait()
+
+    def _watch_over(self, child: Process) -> None:
+        """Watches this life, its start included."""
+        program = self.program
+        if program.ask is not None:
+            self._answers = Answers(program.ask, name=program.name)
+        heard = program.heard or (child.heard if self._answers is None else self._answers.last)
+        self._watch = Watch(child, heard, limits=program.limits, on_hung=lambda _: self._on_hung())
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+        if self._answers is not None:
+            self._answers.close()
+            self._answers = None
