@@ -182,7 +182,7 @@ def main() -> None:
         if len(peers) > 1 and not has_data(data) and _joins_in_time(name, peers, _peer_tls(environment)):
             environment["ETCD_INITIAL_CLUSTER_STATE"] = "existing"
     except (MemberError, OSError) as error:
-        log.error("the other members do not let this one join", why=str(error))
+        log.error("this member cannot start", why=str(error))
         sys.exit(1)
     etcd = find_binary("etcd")
     if copies is not None:
