@@ -10,6 +10,9 @@ from placement.coldstart.flights import Flights
 from placement.coldstart.instructions import ForgetRecord
 from placement.coldstart.problems import Problem, Reason
 
+_FINAL = frozenset({Reason.QUARANTINED, Reason.NOWHERE, Reason.CONTENT_CHANGED})
+"""Why a load has failed that fails in every other pod too."""
+
 # --- the record ---
 
 
@@ -134,8 +137,8 @@ def _failed(flights: Flights, flight: Flight, event: events.Failed) -> None:
     assert flight.record is not None, "a flight asks once it has a record"
     # The agent has written it into the record: the next flight reads it.
     flights.say(ForgetRecord(flights.number, flight.model_id), flight)
-    if event.final is not None:
-        flights.end(flight, Problem(event.final, event.text))
+    if event.reason in _FINAL:
+        flights.end(flight, Problem(event.reason, event.text))
         return
     flight.failed_in.add(flight.pod)
     flights.failures.failed(

@@ -175,7 +175,7 @@ class Failed(Answer):
     text: str
     kind: Kind = Kind.LASTING
     asked_ms: int = 0  # how long the store asks to be left alone; 0: it does not
-    final: Reason | None = None  # why no other pod may load it either
+    reason: Reason = Reason.LOAD_FAILED
 
 
 @dataclass(frozen=True, slots=True)

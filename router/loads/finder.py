@@ -25,8 +25,6 @@ from router.state.view import View
 
 log = logs.get(__name__)
 
-_FINAL = frozenset({Reason.QUARANTINED, Reason.NOWHERE, Reason.CONTENT_CHANGED})
-
 
 class Counter(Protocol):
     """Something that is counted."""
@@ -198,9 +196,9 @@ class Finder:
                 return events.Elsewhere(*head, reply.elsewhere.pod, there, silent_ms)
             case "failed":
                 self._counts.load_failures.inc()
-                failed, final = reply.failed, Reason.named(reply.failed.reason)
-                kind = Kind.named(failed.kind)
-                return events.Failed(*head, failed.text, kind, failed.asked_ms, final if final in _FINAL else None)
+                failed = reply.failed
+                kind, reason = Kind.named(failed.kind), Reason.named(failed.reason)
+                return events.Failed(*head, failed.text, kind, failed.asked_ms, reason)
             case "refused":
                 return events.Refused(*head, Reason.named(reply.refused.reason), reply.refused.text)
             case "stale":

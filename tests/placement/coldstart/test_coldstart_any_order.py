@@ -70,7 +70,7 @@ ANSWERS = {
             "text": st.just("no"),
             "kind": st.sampled_from(Kind),
             "asked_ms": st.sampled_from((0, 0, 2000)),
-            "final": st.sampled_from((None, None, Reason.CONTENT_CHANGED)),
+            "reason": st.sampled_from((Reason.LOAD_FAILED, Reason.LOAD_FAILED, Reason.CONTENT_CHANGED)),
         }
     ),
     events.Stale: nothing,

@@ -372,7 +372,7 @@ def test_a_failure_of_a_former_registration_does_not_count():
 def test_what_holds_for_every_pod_is_told_at_once(final):
     """Other content under the same registration, say: no other pod is asked."""
     carrier = asking("a", "b")
-    carrier.says(events.Failed, text="both digests", final=final)
+    carrier.says(events.Failed, text="both digests", reason=final)
     assert len(carrier.asked) == 1
     assert (reason(carrier), carrier.problems["w"].text) == (final, "both digests")
 
