@@ -2,8 +2,8 @@
 
 A registration names a file, or a folder in which the pods find the file (`mesh.runtime.server.onnxfile`). A folder is
 named where a model is more than a file: where it keeps tensors in other files (ONNX calls that external data), and
-where it has versions, each a folder with a number for its name, as in Triton's repositories. A single file is named
-itself.
+where it has versions, each a folder with a number for its name, as in Triton's repositories, where a version may hold
+its model in a folder `model.onnx`. A single file is named itself.
 
 Reads the file system only. Hidden files, and those that macOS and NFS leave behind (`._a.onnx`, `.nfs0001.onnx`), are
 no models; a folder that may not be read is skipped.
@@ -99,6 +99,9 @@ def _has_versions(folder: Path, names: list[str]) -> bool:
             files = _onnx(folder / name)
         except OSError:
             continue
+        inside = folder / name / "model.onnx"  # a folder, where a model has external data
+        if not files and inside.is_dir():
+            files = _onnx(inside)
         if len(files) == 1 or any(file.name == "model.onnx" for file in files):
             return True
     return False

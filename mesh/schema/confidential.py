@@ -4,8 +4,9 @@ A registration stands in etcd and is shown to everybody who may read the mesh, s
 it is known to all of them. What opens a store belongs into the storage secret, which only the pods read.
 
 What is secret is told by names, word by word (`session_token` is, `tokenizer` is not), in the JSON of a key at any
-depth and in the query of a URL; and by what cannot be mistaken for anything else: `user:password@` in a URL, a private
-key, an account's connection string. Pure functions; who asks decides what follows.
+depth, also where a text of it is JSON again, in settings such as `name=value`, and in the query or fragment of a URL;
+and by what cannot be mistaken for anything else: `user:password@` in a URL, a private key, an account's connection
+string. Pure functions; who asks decides what follows.
 
 A million models may be registered in one go, most of them with one of a few keys: what was found in a short key is
 remembered. Measured: 1.2 us a model with a plain path and such a key, where encoding its record takes 15.
@@ -49,7 +50,10 @@ _GLUED = ("password", "passwd", "secret", "apikey", "accesskey", "connectionstri
 _USERINFO = re.compile(r"(?<=://)[^/@\s?#]+(?=@)")
 _PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 _ACCOUNT = re.compile(r"(?i)\b(AccountKey|SharedAccessSignature|SharedAccessKey)=[^;\s]+")
-_PARAMETER = re.compile(r"(?<=[?&])([^=&#\s]+)=([^&#\s]+)")
+_PARAMETER = re.compile(r"(?<=[?&#])([^=&#\s]+)=([^&#\s]+)")
+_SETTING = re.compile(r"(?:^|(?<=[\s;,&]))([\w.-]+)=([^\s;,&]+)")
+"""Of a key that is no JSON, or a text in one: `secret_access_key=...`. Paths are not looked at so: they may be called
+`token=1/model.onnx`."""
 
 
 def found(path: str, key: str) -> list[str]:
@@ -71,7 +75,7 @@ def masked_key(key: str) -> str:
         return key
     document = _document(key)
     try:
-        return _masked_text(key) if document is None else json.dumps(_masked(document), ensure_ascii=False)
+        return _masked_setting(key) if document is None else json.dumps(_masked(document), ensure_ascii=False)
     except RecursionError:
         return MASK
 
@@ -105,7 +109,7 @@ def _in_key(key: str) -> tuple[str, ...]:
 def _looked_for(key: str) -> tuple[str, ...]:
     document = _document(key)
     try:
-        return tuple(dict.fromkeys(_in_text(key) if document is None else _in_document(document, "")))
+        return tuple(dict.fromkeys(_in_setting(key) if document is None else _in_document(document, "")))
     except RecursionError:
         return ("so many objects within each other that nobody can tell",)
 
@@ -126,10 +130,18 @@ def _in_document(value: Any, name: str) -> Iterator[str]:
             for inner in value:
                 yield from _in_document(inner, name)
         case str():
-            for what in _in_text(value):
+            if (document := _inner(value)) is not None:
+                yield from _in_document(document, name)
+                return
+            for what in _in_setting(value):
                 yield f"{what} in {name[:200]}" if name else what
         case _:
             return
+
+
+def _inner(text: str) -> Any:
+    """The JSON object or list that a text of a key is itself; None where it is none."""
+    return _document(text) if text.lstrip()[:1] in ("{", "[") else None
 
 
 def _is_value(inner: Any) -> bool:
@@ -143,6 +155,17 @@ def _may_hold(text: str) -> bool:
     return "@" in text or "=" in text or "-----" in text
 
 
+def _in_setting(text: str) -> Iterator[str]:
+    told = False
+    for what in _in_text(text):
+        told = True
+        yield what
+    if "=" in text and not told:
+        for name, _ in _SETTING.findall(text):
+            if is_secret(name):
+                yield name[:100]
+
+
 def _in_text(text: str) -> Iterator[str]:
     if not _may_hold(text):
         return
@@ -150,7 +173,7 @@ def _in_text(text: str) -> Iterator[str]:
         yield "a user or password before @"
     for name, _ in _PARAMETER.findall(text):
         if is_secret(unquote_plus(name)):
-            yield f"{unquote_plus(name)[:100]} in its query"
+            yield f"{unquote_plus(name)[:100]} in its query or fragment"
     if _PEM.search(text):
         yield "a private key"
     if _ACCOUNT.search(text):
@@ -167,9 +190,15 @@ def _masked(value: Any) -> Any:
         case list():
             return [_masked(inner) for inner in value]
         case str():
-            return _masked_text(value)
+            if (document := _inner(value)) is not None and any(_in_document(document, "")):
+                return json.dumps(_masked(document), ensure_ascii=False)
+            return _masked_setting(value)
         case _:
             return value
+
+
+def _masked_setting(text: str) -> str:
+    return _SETTING.sub(lambda m: f"{m[1]}={MASK}" if is_secret(m[1]) else m[0], _masked_text(text))
 
 
 def _masked_text(text: str) -> str:

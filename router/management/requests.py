@@ -71,7 +71,7 @@ def record_of(item: Item, *, now_ms: int, load_now: bool = False, last_used_ms: 
     if sha256 and _SHA256.fullmatch(sha256) is None:
         text = f"sha256 must be 64 hexadecimal digits, as `sha256sum` prints them, not {sha256[:80]!r}"
         raise MeshError(Reason.BAD_REQUEST, text)
-    if path in (".", "..") or path.startswith(("./", "../")):
+    if path in (".", "..") or path.startswith(("./", "../", "~/")):
         text = (
             f"the path {confidential.masked_path(path)[:500]!r} is relative to a folder that pods do not know: "
             "give an absolute path, a URI "

@@ -124,6 +124,8 @@ def test_a_repository_of_versions_is_a_model_each(mesh, run, tmp_path):
             "dense/config.pbtxt": b"",
             "dense/1/model.onnx": models.constant(1.0),
             "dense/2/model.onnx": models.constant(2.0),
+            "external/1/model.onnx/model.onnx": models.external_data("weights"),
+            "external/1/model.onnx/weights": bytes(64),
             "team/sparse/10/net.onnx": models.constant(1.0),
             "team/sparse/9/README": b"",
             "101/model.onnx": models.constant(1.0),
@@ -135,6 +137,7 @@ def test_a_repository_of_versions_is_a_model_each(mesh, run, tmp_path):
     )
     assert imported(mesh, run, tmp_path) == {
         "dense": "dense",
+        "external": "external",
         "team/sparse": "team/sparse",
         "101/model": "101/model.onnx",
         "years/2024/a/b": "years/2024/a/b.onnx",

@@ -40,6 +40,7 @@ def test_names_of_other_things(name):
         ("https://host/m?X-Amz-Signature=hunter2&v=1", "https://host/m?X-Amz-Signature=***&v=1"),
         ("https://a.blob.core.windows.net/c/m?sv=1&sig=hunter2%3D", None),
         ("https://host/m?v=1&access%5Ftoken=hunter2", None),
+        ("https://host/m#token=hunter2", "https://host/m#token=***"),
     ],
 )
 def test_secrets_of_a_path(path, shown):
@@ -85,7 +86,10 @@ def test_paths_without_secrets_stay_as_they_are(path):
         ({"a": [{"b": {"password": 122333}}]}, "a.b.password"),
         ({"x": "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----"}, "private key"),
         ({"x": "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=hunter2;"}, "account"),
-        ({"gcs": json.dumps({"private_key": "-----BEGIN PRIVATE KEY-----\nhunter2"})}, "private key"),
+        ({"gcs": json.dumps({"private_key": "-----BEGIN PRIVATE KEY-----\nhunter2"})}, "gcs.private_key"),
+        ({"storage_params": json.dumps({"secret_access_key": "hunter2"})}, "storage_params.secret_access_key"),
+        ({"x": json.dumps([json.dumps({"password": "hunter2"})])}, "x.password"),
+        ({"x": "region=eu;secret_access_key=hunter2"}, "secret_access_key in x"),
     ],
 )
 def test_secrets_of_a_key(key, where):
@@ -102,6 +106,8 @@ def test_secrets_of_a_key(key, where):
 def test_a_key_that_is_no_json_is_searched_too():
     assert confidential.found("", "https://user:hunter2@host")
     assert confidential.masked_key("https://user:hunter2@host") == "https://***@host"
+    assert confidential.found("", "region=eu secret_access_key=hunter2") == ["the key: secret_access_key"]
+    assert confidential.masked_key("region=eu secret_access_key=hunter2") == "region=eu secret_access_key=***"
     assert confidential.found("", "minio") == []
     assert confidential.masked_key("minio") == "minio"
 
@@ -120,7 +126,7 @@ def test_a_key_that_nobody_can_look_through_is_refused_and_not_shown():
         '{"storage_key": "minio", "schema_path": "s.json"}',
         '{ "storage_params" : {"type":"s3","bucket":"b","access_key_id":"AK","secret_access_key":""} }',
         '{"token": true, "password": null, "tokens": ["a"]}',
-        *("", "minio", "[]", "3", "not json {"),
+        *("", "minio", "[]", "3", "not json {", "region=eu", '{"x": "{\\"region\\":  1}"}', '{"x": "{not json"}'),
     ],
 )
 def test_keys_without_secrets_stay_as_they_are(key):

@@ -29,6 +29,9 @@ log = logs.get(__name__)
 MAX_BYTES = (1 << 31) - 1
 """Protobuf's own limit of one message. Larger models keep their tensors in external data."""
 
+INSIDE = "model.onnx"
+"""The name of a model's file, or of the folder that holds it and its external data."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
@@ -50,8 +53,9 @@ def find(path: str) -> ModelFile:
     """Finds the model at `path`, a file or a folder. Touches the disk: call it in a thread.
 
     In a folder it is `model.onnx`, else the only `*.onnx`, else the same within the subfolder with the highest number
-    (a version, as Triton lays them out) that holds a whole model. Raises `MeshError`: not there, not a model, not all
-    of it there, or reaching out of its folder.
+    (a version, as Triton lays them out) that holds a whole model, or within a subfolder `model.onnx` (as Triton has
+    models with external data). Raises `MeshError`: not there, not a model, not all of it there, or reaching out of its
+    folder.
     """
     return _find(Path(path))
 
@@ -67,13 +71,16 @@ def _find(path: Path) -> ModelFile:
         # Names with a dot at their beginning are what other programs leave beside a file: `._model.onnx`.
         models = [name for name in names if _suffix(name) and not name.startswith(".") and (path / name).is_file()]
         versions = [name for name in names if name.isascii() and name.isdigit() and (path / name).is_dir()]
+        inside = next((name for name in names if name.lower() == INSIDE and (path / name).is_dir()), "")
     except OSError as error:
         raise _unreadable(path, error) from error
     for name in models:
-        if name.lower() == "model.onnx" or len(models) == 1:
+        if name.lower() == INSIDE or len(models) == 1:
             return _described(path / name)
     if models:
         raise _unusable(f"{path} holds several models and none is model.onnx: {', '.join(models[:10])}")
+    if inside and path.name.lower() != INSIDE:
+        return _find(path / inside)
     if not versions:
         raise _Incomplete(f"{path} holds no *.onnx file; it has {', '.join(names[:10]) or 'nothing'}")
     return _newest(path, sorted(versions, key=int, reverse=True))

@@ -354,7 +354,7 @@ async def test_quarantine_is_told_and_released(desk):
     assert error.value.reason is Reason.UNKNOWN_MODEL
 
 
-@pytest.mark.parametrize("path", [".", "..", "./m.onnx", "../models/m.onnx"])
+@pytest.mark.parametrize("path", [".", "..", "./m.onnx", "../models/m.onnx", "~/m.onnx"])
 async def test_a_path_relative_to_no_folder_is_refused(desk, path):
     """Whatever the way in; nothing is registered."""
     with pytest.raises(MeshError) as error:

@@ -40,6 +40,10 @@ def test_a_file_is_the_model(tmp_path):
         pytest.param(["model_onnx", "other_onnx"], "model.onnx", id="by-name"),
         pytest.param(["9__model_onnx", "10__model_onnx"], "10/model.onnx", id="highest-version"),
         pytest.param(["1__2__x_onnx"], "1/2/x.onnx", id="nested"),
+        pytest.param(
+            ["1__model_onnx__model_onnx", "1__model_onnx__data"], "1/model.onnx/model.onnx", id="folder-as-file"
+        ),
+        pytest.param(["model_onnx__fraud_onnx"], "model.onnx/fraud.onnx", id="folder-as-file-without-version"),
         pytest.param(["top_onnx", "1__model_onnx"], "top.onnx", id="here-before-versions"),
         pytest.param(["M.ONNX", "readme"], "M.ONNX", id="upper-case"),
         pytest.param(["Model.Onnx", "other_onnx"], "Model.Onnx", id="by-name-in-any-case"),
@@ -58,6 +62,7 @@ def test_in_a_folder_it_is_found(tmp_path, files, expected):
         pytest.param(["a_onnx", "b_onnx"], "several models", id="two"),
         pytest.param(["readme", "weights"], "it has readme, weights", id="none"),
         pytest.param(["v1__model_onnx"], "no *.onnx", id="not-a-version"),
+        pytest.param(["1__model_onnx__model_onnx__a_onnx"], "no *.onnx", id="a-folder-as-file-in-another"),
     ],
 )
 def test_a_folder_without_the_model_is_refused(tmp_path, files, says):
