@@ -330,7 +330,7 @@ async def test_what_a_stream_keeps_to_be_sent_again_counts(etcd, etcd_server, ke
 
 
 async def test_a_stream_without_a_free_connection_is_refused_once(etcd, etcd_server, keys):
-    """As a unary call is, and not after eight tries that find the same. The pod is not to blame."""
+    """Not after eight tries that find the same, nor kept waiting for what may last hours. The pod is not to blame."""
     async with (
         FakePod("a", etcd, keys) as a,
         workers(etcd_server.settings, keys, max_connections_per_pod=1) as mesh,
