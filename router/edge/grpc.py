@@ -45,14 +45,6 @@ Context = Any  # grpc.aio.ServicerContext[bytes, bytes]
 Metadata = list[tuple[str, str | bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class EdgeStatistics:
-    """What the edge is doing and has done."""
-
-    calls: int
-    calls_in_flight: int
-
-
 @dataclass(slots=True)
 class _End:
     """How a call was answered: `frame` is a unary reply not yet sent."""
@@ -201,7 +193,6 @@ class GrpcEdge:
         self._budget = budget
         self._max_message = max_message
         self._credentials = credentials
-        self._calls = 0
         self._in_flight: set[GrpcCall] = set()
         self._server = grpc.aio.server(
             options=(
@@ -238,10 +229,6 @@ class GrpcEdge:
             call.end.cancel()
             call.cut()
 
-    def statistics(self) -> EdgeStatistics:
-        """How it is now."""
-        return EdgeStatistics(calls=self._calls, calls_in_flight=len(self._in_flight))
-
     async def unary(self, method: str, request: bytes, context: Context) -> bytes:
         """One call whose request has come whole."""
         call = GrpcCall(method, context, framing.pack(request), self._max_message)
@@ -277,7 +264,6 @@ class GrpcEdge:
         await self._conclude(call, context, end)
 
     async def _answered(self, call: GrpcCall) -> _End:
-        self._calls += 1
         self._in_flight.add(call)
         try:
             try:

@@ -5,7 +5,7 @@ again with other attributes waits until it is gone. It goes once nobody is left 
 
 - a pod that is published has let go of its copy: its key is gone;
 - a pod that is not published but whose life is open has never held the model, as etcd's history shows, or its agent has
-  just confirmed that the copy is unloaded. Otherwise its life must be closed first (`router.leader.lives`).
+  just confirmed that the copy is unloaded. Otherwise its life must be closed first (`closing`).
 
 Lives are read after copies, never before. That is enough: nobody can claim the id while it is not registered, and a
 pod's life is only seen open once its keys are gone, so what it held a moment ago was seen too.

@@ -12,7 +12,6 @@ old its own view is.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from mesh.etcd import EtcdError
 from mesh.process.tasks import Tasks
@@ -45,14 +44,6 @@ VERIFIED: Said = ((headers.VERIFIED, b"1"),)
 AWAY: Said = ((headers.ETCD_AWAY, b"1"),)
 
 
-@dataclass(frozen=True, slots=True)
-class VerifierStatistics:
-    """The verifier in numbers."""
-
-    away: bool  # etcd does not answer
-    reads: int  # verifications that needed a read
-
-
 class Verifier:
     """One worker's. `reach` asks etcd for anything and raises EtcdError where it does not answer."""
 
@@ -65,7 +56,6 @@ class Verifier:
         self._timeout = timeout
         self._reach = reach
         self._away = False
-        self._reads = 0
         self._tasks = Tasks()
         self._loop = asyncio.get_running_loop()
 
@@ -89,7 +79,6 @@ class Verifier:
         deadline = self._loop.time() + PATIENCE
         while insist or not self._away:
             began = self._loop.time()
-            self._reads += 1
             try:
                 async with asyncio.timeout(self._timeout):
                     registration = await self._registry.read(copy.model, fresh=True)
@@ -113,10 +102,6 @@ class Verifier:
             copy.verified_at = began
             return VERIFIED
         return AWAY
-
-    def statistics(self) -> VerifierStatistics:
-        """Returns the verifier in numbers."""
-        return VerifierStatistics(self._away, self._reads)
 
     async def close(self) -> None:
         """Ends the probe."""

@@ -2,21 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mesh.pb import agent_pb2
 from mesh.process.tasks import Tasks
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from placement.actions import Action, Kind
-from placement.debits import Debits
 from placement.failures import Failures
-from placement.footprint import Footprint
-from placement.limits import TypeLimits
-from router.loads import asking
-from router.loads.agents import Agent, Timeout, Unreachable, load_request
+from router.leader.orders import Orders, now_ms
+from router.loads.agents import Timeout, Unreachable
 from router.state.pods import News
 from router.state.registry import Registry
 from router.state.view import View
@@ -31,9 +27,6 @@ REST = 30.0
 
 REST_MOST = 900.0
 
-LOAD_TIMEOUT = 300.0
-UNLOAD_TIMEOUT = 60.0
-
 
 class _UnwellMeanwhile(Exception):
     """The pod has proved unwell since the load was planned: that is not the model's fault."""
@@ -41,28 +34,21 @@ class _UnwellMeanwhile(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CarryingStatistics:
-    """What has been done so far, and what is under way."""
+    """What has been done so far."""
 
-    under_way: int
     loads: int
     unloads: int
     failures: int  # loads that an agent refused or failed, or did not answer
-    resting: int
 
 
 class Carrying:
-    """One leader's. `limits` are the types' as they are now."""
+    """One leader's."""
 
-    def __init__(
-        self, *, view: View, agents: Agent, registry: Registry, limits: Callable[[], TypeLimits], debits: Debits
-    ) -> None:
+    def __init__(self, *, view: View, registry: Registry, orders: Orders) -> None:
         self._view = view
-        self._agents = agents
         self._registry = registry
-        self._limits = limits
-        self._debits = debits
+        self._orders = orders
         self._memory = Failures()  # of loads that failed
-        asking.settle(view, debits, _now_ms)
         view.listen(self._on_pod)
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._under_way: dict[tuple[str, str], tuple[asyncio.Task[None], bool]] = {}  # by model and pod; whether a load
@@ -108,7 +94,7 @@ class Carrying:
 
     def avoided(self) -> dict[str, str]:
         """The pods that get no loads, because there everything fails, and why."""
-        return self._memory.avoided(list(self._view.pods), _now_ms())
+        return self._memory.avoided(list(self._view.pods), now_ms())
 
     def resting(self, model_id: str) -> bool:
         """Whether the model is left alone because its last load did not work."""
@@ -121,9 +107,7 @@ class Carrying:
 
     def statistics(self) -> CarryingStatistics:
         """So far."""
-        return CarryingStatistics(
-            len(self._under_way), self._loads, self._unloads, self._failures, sum(map(self.resting, self._resting))
-        )
+        return CarryingStatistics(self._loads, self._unloads, self._failures)
 
     async def close(self) -> None:
         """Waits for nothing: the agents go on with what they were asked."""
@@ -164,35 +148,16 @@ class Carrying:
         loads = pinned is None  # else the copy is there, and is only told something
         if loads and name in self.avoided():
             raise _UnwellMeanwhile
-        if pinned is None:
-            pinned = bool(self._limits().of(record.type, record.limits).pinned)
-        request = load_request(registration, idle_ms=idle_ms, reason=reason, pinned=pinned, expected_copies=expected)
         if loads:
-            self._memory.tried(name, _now_ms())
+            self._memory.tried(name, now_ms())
         try:
-            reply = await asking.load(
-                pod,
-                request,
-                agents=self._agents,
-                debits=self._debits,
-                footprint=Footprint(record.host_bytes, record.device_bytes),
-                now_ms=_now_ms,
-                timeout=LOAD_TIMEOUT,
+            reply = await self._orders.load(
+                registration, pod, idle_ms=idle_ms, reason=reason, expected_copies=expected, pinned=pinned
             )
             outcome = reply.WhichOneof("outcome")
             if outcome == "loaded":
                 if loads:
-                    self._memory.loaded(model_id, name, _now_ms())
-                self._view.loaded(
-                    model_id,
-                    pod,
-                    reply.loaded.incarnation,
-                    registration.created,
-                    reply.loaded.host_bytes,
-                    reply.loaded.device_bytes,
-                    reply.loaded.generation,
-                    reply.loaded.digest,
-                )
+                    self._memory.loaded(model_id, name, now_ms())
                 return None
             match outcome:
                 case "refused":
@@ -200,7 +165,7 @@ class Carrying:
                 case "failed":
                     if reply.failed.reason != Reason.CONTENT_CHANGED.name:  # which is no fault of the pod's
                         elsewhere = any(copy.pod is not pod for copy in self._view.copies.get(model_id, ()))
-                        self._memory.failed(model_id, name, _now_ms(), reply.failed.text, elsewhere=elsewhere)
+                        self._memory.failed(model_id, name, now_ms(), reply.failed.text, elsewhere=elsewhere)
                     return f"{reply.failed.reason}: {reply.failed.text}"
                 case "elsewhere":
                     return f"{reply.elsewhere.pod} has it"
@@ -218,14 +183,9 @@ class Carrying:
         pod = self._view.pods.get(action.pod)
         if pod is None:
             return
-        request = agent_pb2.UnloadRequest(model_id=action.model_id, reason=action.why)
         try:
             async with self._turns:
-                await self._agents.unload(pod, request, timeout=UNLOAD_TIMEOUT)
+                await self._orders.unload(pod, action.model_id, reason=action.why)
             self._unloads += 1
         except Unreachable as error:
             log.info("a copy was not let go", model=action.model_id, pod=action.pod, why=str(error))
-
-
-def _now_ms() -> int:
-    return int(time.monotonic() * 1000)

@@ -23,10 +23,8 @@ from mesh.schema.records import Reload
 from mesh.statuses import MeshError
 from mesh.telemetry import logs
 from placement import reload
-from placement.debits import Debits
-from placement.limits import TypeLimits
+from router.leader.orders import Orders
 from router.leader.reloadsteps import Choose, Move, Steps
-from router.loads.agents import Agent
 from router.state.registry import Registration, Registry
 from router.state.view import View
 
@@ -59,12 +57,10 @@ class Reloading:
         self,
         *,
         view: View,
-        agents: Agent,
+        orders: Orders,
         registry: Registry,
         etcd: Etcd,
         keys: Keys,
-        limits: Callable[[], TypeLimits],
-        debits: Debits,
         choose: Choose,
         idle_ms: Callable[[str], int | None] = lambda _: None,
         on_done: Callable[[str], None] = lambda _: None,
@@ -75,7 +71,7 @@ class Reloading:
         self._registry = registry
         self._etcd = etcd
         self._keys = keys
-        self._steps = Steps(view=view, agents=agents, limits=limits, debits=debits, choose=choose, idle_ms=idle_ms)
+        self._steps = Steps(view=view, orders=orders, choose=choose, idle_ms=idle_ms)
         self._on_done = on_done
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._moves: dict[str, asyncio.Task[None]] = {}

@@ -14,18 +14,14 @@ from mesh.pb import agent_pb2
 from mesh.statuses import Reason
 from placement import reload
 from placement.choice import Choice
-from placement.debits import Debits
 from placement.footprint import Footprint
-from placement.limits import TypeLimits
-from router.loads import asking
-from router.loads.agents import Agent, Unreachable, load_request
+from router.leader.orders import Orders
+from router.loads.agents import Unreachable
 from router.state.pods import Pod
 from router.state.registry import Registration
 from router.state.view import View
 
 _AGAIN = 1.0  # seconds after which an agent that did not answer is asked again
-_LOAD_TIMEOUT = 300.0
-_UNLOAD_TIMEOUT = 60.0
 _QUIET_MS = 60_000
 _NO_ROOM = (Reason.NO_ROOM.name, Reason.NOWHERE.name)
 
@@ -66,20 +62,9 @@ class Move:
 class Steps:
     """Carries steps out for one leader. `idle_ms` tells the time since a model's last use, as agents told it last."""
 
-    def __init__(
-        self,
-        *,
-        view: View,
-        agents: Agent,
-        limits: Callable[[], TypeLimits],
-        debits: Debits,
-        choose: Choose,
-        idle_ms: Callable[[str], int | None],
-    ) -> None:
+    def __init__(self, *, view: View, orders: Orders, choose: Choose, idle_ms: Callable[[str], int | None]) -> None:
         self._view = view
-        self._agents = agents
-        self._limits = limits
-        self._debits = debits
+        self._orders = orders
         self._choose = choose
         self._told_idle_ms = idle_ms
 
@@ -158,58 +143,27 @@ class Steps:
         self, registration: Registration, pod: Pod, move: Move, idle_ms: int, *, expected: int, reason: str
     ) -> agent_pb2.LoadReply | None:
         """The agent's answer; None where it gave none, which is noted."""
-        record = registration.record
-        pinned = bool(self._limits().of(record.type, record.limits).pinned)
-        request = load_request(
-            registration,
-            idle_ms=idle_ms,
-            reason=reason,
-            pinned=pinned,
-            expected_copies=expected,
-            generation=record.generation,
-        )
         try:
-            reply = await asking.load(
+            reply = await self._orders.load(
+                registration,
                 pod,
-                request,
-                agents=self._agents,
-                debits=self._debits,
-                footprint=Footprint(record.host_bytes, record.device_bytes),
-                now_ms=_now_ms,
-                timeout=_LOAD_TIMEOUT,
+                idle_ms=idle_ms,
+                reason=reason,
+                expected_copies=expected,
+                generation=registration.record.generation,
             )
         except Unreachable as error:
             move.hush(pod.name, error.text)
             return None
         move.hear(pod.name)
-        if reply.WhichOneof("outcome") == "loaded":
-            told = reply.loaded
-            self._view.loaded(
-                registration.model_id,
-                pod,
-                told.incarnation,
-                registration.created,
-                told.host_bytes,
-                told.device_bytes,
-                told.generation,
-                told.digest,
-            )
         return reply
 
     async def _unload(self, registration: Registration, name: str, why: str, move: Move) -> None:
         pod = self._view.pods.get(name)
         if pod is None:
             return
-        request = agent_pb2.UnloadRequest(
-            model_id=registration.model_id,
-            create_revision=registration.created,
-            reason=f"its content was reloaded: {why}, and here is no room for both",
-        )
+        reason = f"its content was reloaded: {why}, and here is no room for both"
         try:
-            await self._agents.unload(pod, request, timeout=_UNLOAD_TIMEOUT)
+            await self._orders.unload(pod, registration.model_id, reason=reason, create_revision=registration.created)
         except Unreachable as error:
             move.hush(name, error.text)
-
-
-def _now_ms() -> int:
-    return int(time.monotonic() * 1000)

@@ -26,6 +26,7 @@ from placement.footprint import Footprint
 from placement.pod import Pod as Candidate
 from router.leader.carrying import Carrying
 from router.leader.observing import Observation, Observer
+from router.leader.orders import Orders
 from router.leader.recency import Recency
 from router.leader.reloading import Reloading
 from router.leader.warming import Warming
@@ -74,21 +75,14 @@ class Rounds:
         self._settings = settings
         self._debits = Debits()
         self._observer = Observer(view=view, agents=agents, etcd=etcd, keys=keys)
-        self.carrying = Carrying(
-            view=view,
-            agents=agents,
-            registry=registry,
-            limits=lambda: settings().limits,
-            debits=self._debits,
-        )
+        orders = Orders(view=view, agents=agents, limits=lambda: settings().limits, debits=self._debits)
+        self.carrying = Carrying(view=view, registry=registry, orders=orders)
         self.reloading = Reloading(
             view=view,
-            agents=agents,
+            orders=orders,
             registry=registry,
             etcd=etcd,
             keys=keys,
-            limits=lambda: settings().limits,
-            debits=self._debits,
             choose=self._choose,
             idle_ms=lambda model_id: self._idle.get(model_id),
             on_done=self.carrying.wake,

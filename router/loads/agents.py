@@ -6,7 +6,6 @@ does not answer is `Unreachable`, which says nothing about the model that was as
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import grpc
@@ -98,13 +97,6 @@ class Agent(Protocol):
         """Closes the channel to a pod that has gone; requests under way fail."""
 
 
-@dataclass(frozen=True, slots=True)
-class AgentsStatistics:
-    """How many are known."""
-
-    channels: int
-
-
 class Agents:
     """The agents of a mesh, by the control address that their pod has published."""
 
@@ -191,10 +183,6 @@ class Agents:
             task = asyncio.get_running_loop().create_task(known[1].close(None), name=f"close channel to {name}")
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
-
-    def statistics(self) -> AgentsStatistics:
-        """How many channels are open."""
-        return AgentsStatistics(len(self._channels))
 
     async def close(self) -> None:
         """Closes every channel."""

@@ -5,10 +5,12 @@ from collections.abc import Callable, Hashable
 from typing import cast
 
 from mesh.pb import agent_pb2
+from mesh.schema import records
 from placement.debits import Debits
 from placement.footprint import Footprint
 from router.loads.agents import Agent
 from router.state.pods import News, Pod
+from router.state.registry import Registration
 from router.state.view import View
 
 
@@ -57,3 +59,17 @@ async def load(
         return reply
     finally:
         debits.done(debit, loaded=measured is not None, measured=measured)
+
+
+def copy_of(registration: Registration, loaded: agent_pb2.LoadReply.Loaded) -> records.CopyRecord:
+    """Returns the copy that an agent has answered with, as its key will have it."""
+    return records.CopyRecord(
+        loaded.incarnation,
+        registration.created,
+        records.LOADED,
+        loaded.host_bytes,
+        loaded.device_bytes,
+        generation=loaded.generation,
+        digest=loaded.digest,
+        blamed=loaded.blamed,
+    )

@@ -209,17 +209,7 @@ class Finder:
         """Puts the copy into the view. Returns whether that was possible."""
         if answer.load_ms:
             self._counts.loads.inc()
-        copy = self._view.loaded(
-            registration.model_id,
-            pod,
-            answer.incarnation,
-            registration.created,
-            answer.host_bytes,
-            answer.device_bytes,
-            answer.generation,
-            answer.digest,
-            blamed=answer.blamed,
-        )
+        copy = self._view.loaded(registration.model_id, pod, asking.copy_of(registration, answer))
         if copy is not None:
             pod.failed_at = 0.0
         return copy is not None

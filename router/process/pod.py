@@ -33,14 +33,14 @@ from mesh.schema.lives import RouterRecord
 from mesh.telemetry import logs, metrics
 from mesh.telemetry.probes import Probes
 from mesh.wire.client import Pool
+from router.fencing.closing import Closing
 from router.fencing.prober import Prober
-from router.fencing.roster import Roster
 from router.fencing.tombstones import Tombstones
 from router.leader.election import Election
-from router.leader.lives import Lives
 from router.leader.rounds import Rounds
 from router.loads.agents import Agents
 from router.process import duties, sockets
+from router.process.roster import Roster
 from router.settings import RouterSettings
 from router.state.dynamic import Dynamic
 from router.state.feed import ranges
@@ -113,7 +113,9 @@ class RouterPod:
             failure_expiry=settings.failure_expiry,
         )
         self._tombstones = Tombstones(self._etcd, keys, self._agents)
-        self._lives = Lives(self._view, self._etcd, keys, self._tombstones, reregister_after=settings.reregister_after)
+        self._closing = Closing(
+            self._view, self._etcd, keys, self._tombstones, reregister_after=settings.reregister_after
+        )
         self._election = Election(self._etcd, keys, settings.name, self._lead)
         self._roster = Roster(self._etcd, keys, settings.name, self._record)
         self._workers: list[Supervisor] = []
@@ -130,18 +132,25 @@ class RouterPod:
         gauge = self._metrics.gauge
         gauge("mesh_workers", "Workers that are connected.").follow(lambda: len(self._feed.ready()))
         gauge("mesh_leader", "1 where this router leads.", merge="max").follow(lambda: int(self._election.leading))
+        carrying = self._rounds.carrying
         gauge("mesh_planned_loads", "Loads that the leader had made.", merge="max").follow(
-            lambda: self._rounds.carrying.statistics().loads
+            lambda: carrying.statistics().loads
+        )
+        gauge("mesh_planned_load_failures", "Loads that the leader asked for and did not get.", merge="max").follow(
+            lambda: carrying.statistics().failures
+        )
+        gauge("mesh_planned_unloads", "Copies that the leader had unloaded.", merge="max").follow(
+            lambda: carrying.statistics().unloads
         )
         gauge("mesh_open_lives", "Pods that are cut off from etcd and may still answer.", merge="max").follow(
-            lambda: self._lives.statistics().open
+            lambda: self._closing.statistics().open
         )
         gauge("mesh_tombstones", "Unregistered models that a pod may still answer for.", merge="max").follow(
-            lambda: self._lives.statistics().tombstones
+            lambda: self._closing.statistics().tombstones
         )
         gauge(
             "mesh_lives_expired", "Pods that were cut off for so long that they are not waited for.", merge="max"
-        ).follow(lambda: self._lives.statistics().expired)
+        ).follow(lambda: self._closing.statistics().expired)
         gauge("mesh_registry_stale_seconds", "For how long nothing has been heard from etcd.").follow(
             lambda: self._following.stale_for
         )
@@ -267,7 +276,7 @@ class RouterPod:
         failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         tasks = Tasks(lambda why: None if failed.done() else failed.set_result(why))
         tasks.run(duties.ROUNDS, self._rounds.lead)
-        tasks.run(duties.LIVES, self._lives.lead)
+        tasks.run(duties.LIVES, self._closing.lead)
         try:
             raise RuntimeError(await failed)
         finally:

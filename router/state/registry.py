@@ -34,16 +34,6 @@ class Registration:
     modified: int  # mod revision
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryStatistics:
-    """What reading cost."""
-
-    reads: int
-    joined: int  # answers that needed no read of their own
-    remembered: int
-    in_flight: int
-
-
 class _Read:
     """One read under way."""
 
@@ -65,8 +55,6 @@ class Registry:
         self._cache: LRUCache[str, Registration] = LRUCache(remember)
         self._tasks = Tasks(awaited=(MeshError,))
         self._clock = 0  # counts arrivals and beginnings, to tell which was first
-        self._count = 0
-        self._joined = 0
 
     async def read(self, model_id: str, *, fresh: bool = False) -> Registration | None:
         """The registration, or None where there is none, by a read that began after this was called.
@@ -81,8 +69,6 @@ class Registry:
             # it would not let the loop go on, so it would stand here for ever.
             if read is None or read.task.done():
                 read = self._begin(model_id)
-            else:
-                self._joined += 1
             enough = read.began > arrived
             try:
                 found = await asyncio.shield(read.task)
@@ -138,7 +124,6 @@ class Registry:
         return read
 
     async def _get(self, model_id: str) -> Registration | None:
-        self._count += 1
         kv = await self.etcd.get(self.keys.model(model_id), timeout=self._timeout)
         if kv is None:
             self._cache.pop(model_id, None)
@@ -146,10 +131,6 @@ class Registry:
         registration = decode(model_id, kv)
         self._cache[model_id] = registration
         return registration
-
-    def statistics(self) -> RegistryStatistics:
-        """What reading has cost so far."""
-        return RegistryStatistics(self._count, self._joined, len(self._cache), len(self._reads))
 
     async def close(self) -> None:
         """Ends the reads under way."""

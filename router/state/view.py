@@ -157,32 +157,10 @@ class View:
 
     # --- what calls and loads teach ---
 
-    def loaded(
-        self,
-        model: str,
-        pod: Pod,
-        incarnation: str,
-        create_revision: int,
-        host_bytes: int = 0,
-        device_bytes: int = 0,
-        generation: int = 0,
-        digest: str = "",
-        *,
-        blamed: bool = False,
-    ) -> Copy | None:
+    def loaded(self, model: str, pod: Pod, record: records.CopyRecord) -> Copy | None:
         """The agent has answered that the copy is there. None where the answer came from another life of the pod."""
-        if pod.record is None or pod.record.incarnation != incarnation or self.pods.get(pod.name) is not pod:
+        if pod.record is None or pod.record.incarnation != record.incarnation or self.pods.get(pod.name) is not pod:
             return None
-        record = records.CopyRecord(
-            incarnation,
-            create_revision,
-            records.LOADED,
-            host_bytes,
-            device_bytes,
-            generation=generation,
-            digest=digest,
-            blamed=blamed,
-        )
         known = pod.copies.get(model)
         if known is not None and known.token == record.token and known.loaded and not (known.answered or known.suspect):
             return known  # the mirror was quicker

@@ -520,7 +520,7 @@ async def test_where_etcd_is_away_the_call_says_so(core):
     core.sent("a")[2].reply()
     assert other.code is Code.OK
     core.etcd.away = False
-    await until(lambda: not core.forwarder.verifier.statistics().away, why="the probe finds etcd")
+    await until(lambda: not core.forwarder.verifier.away, why="the probe finds etcd")
 
 
 async def test_a_probe_that_breaks_does_not_make_etcd_away_for_ever(core, monkeypatch):

@@ -29,7 +29,6 @@ async def test_workers_share_the_port():
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
             assert await channel.unary_unary(INFER)(b"x") == b"x"
     assert sum(answered) == 12
-    assert one.statistics().calls + other.statistics().calls == 12
     await one.close(0)
     await other.close(0)
 
@@ -50,14 +49,12 @@ async def test_closing_lets_calls_in_flight_end_and_takes_no_more():
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         running = channel.unary_unary(INFER)(b"x")
         await until(lambda: calls, why="it is in flight")
-        assert edge.statistics().calls_in_flight == 1
         closing = asyncio.ensure_future(edge.close(30))
         with pytest.raises(grpc.aio.AioRpcError):
             await channel.unary_unary(INFER)(b"x", timeout=5)
         calls[0].reply(framing.pack(b"done"))
         assert await running == b"done"
         await closing
-    assert edge.statistics().calls_in_flight == 0
 
 
 async def test_closing_cuts_what_does_not_end():

@@ -15,9 +15,9 @@ from mesh.schema.records import LOADED, LOADING, CopyRecord, ModelRecord, PodRec
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import metrics
 from router.calls.meter import Meter
+from router.fencing import closing
+from router.fencing.closing import REPLACED, Closing
 from router.fencing.tombstones import Tombstones
-from router.leader import lives
-from router.leader.lives import REPLACED, Lives
 from router.loads.coldstart import ColdStart
 from router.management.handlers import Management
 from router.management.requests import Item
@@ -39,7 +39,7 @@ class Town:
     view: View
     management: Asked
     tombstones: Tombstones
-    lives: Lives
+    lives: Closing
     deaf: socket.socket  # takes connections and says nothing, as a server does that is stopped
 
     @property
@@ -135,7 +135,7 @@ async def build(etcd: Etcd, keys: Keys, deaf: socket.socket, after: float | None
         tombstones=tombstones,
         settings=settings,
     )
-    lives = Lives(view, etcd, keys, Tombstones(etcd, keys, agents), reregister_after=after)
+    lives = Closing(view, etcd, keys, Tombstones(etcd, keys, agents), reregister_after=after)
     return Town(etcd, keys, agents, view, Asked(management), tombstones, lives, deaf)
 
 
@@ -556,7 +556,7 @@ async def test_a_lost_zone_takes_the_leader_few_connections_at_a_time(town, monk
         trying -= 1
         return True
 
-    monkeypatch.setattr(lives, "_refuses", refuses)
+    monkeypatch.setattr(closing, "_refuses", refuses)
     await town.see()
     await town.lives.look()
     assert 1 < most <= 64
@@ -572,14 +572,14 @@ async def test_lives_are_read_once_for_all_who_ask_at_the_same_time(town, monkey
 
     async def slowly(*arguments, **named):
         nonlocal reads
-        reads += 1
         found = await txn(*arguments, **named)
+        reads += 1
         await asyncio.sleep(0.01)
         return found
 
     monkeypatch.setattr(town.etcd, "txn", slowly)
     first = asyncio.create_task(town.tombstones.open_lives())
-    await until(lambda: reads == 1, interval=0.001, why="the first is being read")
+    await until(lambda: reads == 1, interval=0.001, why="the first has been read, and not been told")
     await town.etcd.delete(town.keys.life("a", "i"))
     others = [asyncio.create_task(town.tombstones.open_lives()) for _ in range(20)]
     assert [life.pod for life in await first] == ["a"]

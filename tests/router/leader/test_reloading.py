@@ -10,6 +10,7 @@ from placement.choice import choose
 from placement.debits import Debits
 from placement.limits import TypeLimits
 from router.leader import reloading
+from router.leader.orders import Orders
 from router.leader.reloading import Reloading
 from router.loads.agents import Unreachable
 from router.state.registry import Registry
@@ -41,12 +42,10 @@ class Mesh:
     def leader(self) -> Reloading:
         return Reloading(
             view=self.view,
-            agents=self,
+            orders=Orders(view=self.view, agents=self, limits=TypeLimits, debits=Debits()),
             registry=Registry(self.etcd, self.keys),
             etcd=self.etcd,
             keys=self.keys,
-            limits=TypeLimits,
-            debits=Debits(),
             idle_ms=lambda _: self.idle,
             choose=lambda registration, size, excluded, idle_ms: choose(
                 registration.model_id, size, self.view.candidates(0.0, ""), excluded=excluded, idle_ms=idle_ms

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mesh.schema.idset import IdSet
 from mesh.schema.keys import Keys
-from mesh.schema.records import LEAVING, CopyRecord, PodRecord
+from mesh.schema.records import LEAVING, LOADED, CopyRecord, PodRecord
 from mesh.wire.client import Pool
 from router.state.pods import News
 from router.state.view import SETTLE, View
@@ -23,6 +23,11 @@ def two_pods() -> World:
     world.copy("m", "b")
     world.copy("n", "a")
     return world
+
+
+def loaded(created: int, incarnation: str = "i", **more: object) -> CopyRecord:
+    """A copy as an agent answers with it."""
+    return CopyRecord(incarnation, created, LOADED, **more)  # type: ignore[arg-type]
 
 
 def test_a_loaded_copy_of_a_published_pod_can_be_called():
@@ -226,7 +231,7 @@ def test_a_suspect_pod_whose_last_copy_is_dropped_is_gone():
 def test_a_load_is_known_at_once_and_late_news_of_its_claim_do_not_undo_it():
     world = two_pods()
     pod = world.view.pods["b"]
-    copy = world.view.loaded("x", pod, "i", 8, 50)
+    copy = world.view.loaded("x", pod, loaded(8, host_bytes=50))
     assert copy is not None
     assert world.callable("x") == ["b"]
     world.claim("x", "b", created=8)
@@ -241,7 +246,7 @@ def test_late_news_of_a_former_content_do_not_undo_a_reload():
     """Nor does the claim of a load, which knows no generation yet; what comes after the answer counts."""
     world = two_pods()
     pod = world.view.pods["a"]
-    copy = world.view.loaded("n", pod, "i", 7, generation=2, digest="d")
+    copy = world.view.loaded("n", pod, loaded(7, generation=2, digest="d"))
     assert copy is not None
     assert (copy.token, copy.record.digest) == (b"i.7.2", "d")
     world.copy("n", "a", generation=1)
@@ -258,10 +263,10 @@ def test_late_news_of_a_former_content_do_not_undo_a_reload():
 def test_a_load_answered_by_another_life_of_the_pod_is_not_believed():
     world = two_pods()
     pod = world.view.pods["b"]
-    assert world.view.loaded("x", pod, "other", 8) is None
+    assert world.view.loaded("x", pod, loaded(8, "other")) is None
     world.pod("b", state=LEAVING)
     world.lose("b")
-    assert world.view.loaded("x", pod, "i", 8) is None
+    assert world.view.loaded("x", pod, loaded(8)) is None
     assert world.callable("x") == []
 
 

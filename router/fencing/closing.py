@@ -44,7 +44,7 @@ _CONNECT = 1.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
-class LivesStatistics:
+class ClosingStatistics:
     """What the leader sees of lives and tombstones."""
 
     open: int
@@ -52,7 +52,7 @@ class LivesStatistics:
     expired: int  # lives that were closed because they had been open for too long, so far
 
 
-class Lives:
+class Closing:
     """One router's, for when it leads."""
 
     def __init__(
@@ -98,9 +98,9 @@ class Lives:
             self._since.clear()
         await self._tombstones.sweep(self._view.lives.tombstones)
 
-    def statistics(self) -> LivesStatistics:
+    def statistics(self) -> ClosingStatistics:
         """Returns what this router sees of lives and tombstones."""
-        return LivesStatistics(len(self._view.open_lives()), len(self._view.lives.tombstones), self._expired)
+        return ClosingStatistics(len(self._view.open_lives()), len(self._view.lives.tombstones), self._expired)
 
     async def _judge(self, life: Open) -> None:
         if self._view.revision < life.revision:

@@ -1,0 +1,75 @@
+"""What a leader asks of agents, and what their answers mean for the view: the same for plans and for reloads."""
+
+import time
+from collections.abc import Callable
+
+from mesh.pb import agent_pb2
+from placement.debits import Debits
+from placement.footprint import Footprint
+from placement.limits import TypeLimits
+from router.loads import asking
+from router.loads.agents import Agent, load_request
+from router.state.pods import Pod
+from router.state.registry import Registration
+from router.state.view import View
+
+LOAD_TIMEOUT = 300.0
+UNLOAD_TIMEOUT = 60.0
+
+
+class Orders:
+    """One leader's. `limits` are the types' as they are now."""
+
+    def __init__(self, *, view: View, agents: Agent, limits: Callable[[], TypeLimits], debits: Debits) -> None:
+        self._view = view
+        self._agents = agents
+        self._limits = limits
+        self._debits = debits
+        asking.settle(view, debits, now_ms)
+
+    async def load(
+        self,
+        registration: Registration,
+        pod: Pod,
+        *,
+        idle_ms: int,
+        reason: str,
+        expected_copies: int,
+        generation: int = 0,
+        pinned: bool | None = None,
+    ) -> agent_pb2.LoadReply:
+        """Has a pod load a model, or know whether its copy is pinned (None: as the limits say). Returns the agent's
+        answer, which the view knows then. Raises Unreachable."""
+        record = registration.record
+        if pinned is None:
+            pinned = bool(self._limits().of(record.type, record.limits).pinned)
+        request = load_request(
+            registration,
+            idle_ms=idle_ms,
+            reason=reason,
+            pinned=pinned,
+            expected_copies=expected_copies,
+            generation=generation,
+        )
+        reply = await asking.load(
+            pod,
+            request,
+            agents=self._agents,
+            debits=self._debits,
+            footprint=Footprint(record.host_bytes, record.device_bytes),
+            now_ms=now_ms,
+            timeout=LOAD_TIMEOUT,
+        )
+        if reply.WhichOneof("outcome") == "loaded":
+            self._view.loaded(registration.model_id, pod, asking.copy_of(registration, reply.loaded))
+        return reply
+
+    async def unload(self, pod: Pod, model_id: str, *, reason: str, create_revision: int = 0) -> None:
+        """Has a pod unload a model, whatever registration it is of (0), or only that one. Raises Unreachable."""
+        request = agent_pb2.UnloadRequest(model_id=model_id, create_revision=create_revision, reason=reason)
+        await self._agents.unload(pod, request, timeout=UNLOAD_TIMEOUT)
+
+
+def now_ms() -> int:
+    """The time on the leader's clock."""
+    return int(time.monotonic() * 1000)
