@@ -1,8 +1,8 @@
-"""One way to etcd: its members' connections and the token, made of one and the same settings.
+"""Access to etcd by one set of settings: connections to its members, and the token.
 
-A client that follows its files replaces the whole of it, because a channel shows for ever the certificate that it was
-made with, and a token is one of its user. What is under way on the former one: requests are left to end, streams are
-ended at once and begin anew on the next.
+A client that follows its files replaces the whole of it, because a channel keeps the certificate that it was created
+with, and a token belongs to a user. On the replaced one, requests may finish; streams end at once and are opened again
+on the next.
 """
 
 import weakref
@@ -14,24 +14,24 @@ from mesh.options.etcdsettings import EtcdSettings
 
 
 class Replaceable(Protocol):
-    """A stream, as far as its access ends it."""
+    """A stream that its access can end."""
 
     def replace(self) -> None:
         """Ends it with EtcdReplaced."""
 
 
 class Access:
-    """See the module's text. Raises ValueError for settings that cannot be meant."""
+    """Connections and token of one set of settings. Raises ValueError for invalid settings."""
 
     def __init__(self, settings: EtcdSettings) -> None:
         self.settings = settings
         self.endpoints = Endpoints(settings)
         self.auth = Auth(settings)
-        self.streams: weakref.WeakSet[Replaceable] = weakref.WeakSet()  # opened by it
+        self.streams: weakref.WeakSet[Replaceable] = weakref.WeakSet()  # opened on it
 
     async def retire(self, grace: float) -> None:
-        """Ends its streams with EtcdReplaced, and its connections once the requests on them have ended, within `grace`
-        seconds. No request may begin on it after this was called."""
+        """Ends its streams with EtcdReplaced, and its connections once their requests have ended, within `grace`
+        seconds. No request may begin after this call."""
         self.auth.retired = True
         for stream in tuple(self.streams):
             stream.replace()

@@ -1,8 +1,8 @@
-"""The token that stands for user and password.
+"""The token that a user and password are exchanged for.
 
-etcd hands it out for the password (a slow hash: 100 ms of etcd's time) and forgets it after some minutes, at a member's
-restart, or when users change. Nobody asks beforehand whether it still holds: the refused request says so, the token is
-forgotten, and the next request fetches one, once for all who wait.
+etcd issues it for the password (a slow hash: 100 ms of etcd's time) and forgets it after some minutes, at a member's
+restart, or when users change. Its validity is not checked in advance: when a request is refused for it, the token is
+dropped, and the next request fetches another one, shared by all that wait.
 """
 
 import asyncio
@@ -25,17 +25,17 @@ class Auth:
         self._token: str | None = None if settings.user else ""
         self._lock = asyncio.Lock()
         self.renewals = 0  # tokens fetched
-        self.retired = False  # none is fetched any more
+        self.retired = False  # no more are fetched
 
     @property
     def enabled(self) -> bool:
-        """Whether there is a user to authenticate."""
+        """True if there is a user to authenticate."""
         return bool(self._user)
 
     async def token(self, member: Member, timeout: float) -> str:
-        """The token to send, "" for none, and where this was retired meanwhile.
+        """Returns the token to send, "" for none, or if this was retired meanwhile.
 
-        Raises AioRpcError where etcd does not give one within `timeout` s."""
+        Raises AioRpcError if etcd does not issue one within `timeout` s."""
         if self._token is not None:
             return self._token
         async with self._lock:
@@ -46,7 +46,7 @@ class Auth:
             return self._token
 
     def forget(self, token: str) -> None:
-        """`token` was refused. One that came in its place meanwhile is kept."""
+        """Forgets a token that was refused. A newer one is kept."""
         if self._user and self._token == token:
             self._token = None
 

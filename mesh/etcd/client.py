@@ -1,8 +1,7 @@
 """The client: reads, writes and transactions on etcd's keys.
 
-What waits longer than one request is elsewhere: `Lease` keeps a lease alive, `Mirror` follows a range. How requests are
-sent, repeated and bounded is in `connection`.
-"""
+Anything longer than one request is elsewhere: `Lease` keeps a lease alive, `Mirror` follows a range. `connection`
+sends, repeats and bounds requests."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -20,16 +19,16 @@ from mesh.options.etcdsettings import EtcdSettings
 from mesh.pb import etcd_pb2 as pb
 from mesh.statuses import Reason
 
-_UPDATE_TIMEOUTS = 3  # an update may outlast one time-out, or it could never settle what that left open
+_UPDATE_TIMEOUTS = 3  # an update may outlast one time-out, or it could never settle a write of unknown outcome
 
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """What `update()` has found and left."""
+    """The outcome of `update()`."""
 
     changed: bool
-    before: KeyValue | None  # as it was when it was decided
-    value: bytes | None  # as it is now; None: there is no such key
+    before: KeyValue | None  # when the change was decided
+    value: bytes | None  # now; None: there is no such key
     mod_revision: int  # of the value; 0: there is no such key
 
 
@@ -41,14 +40,14 @@ class Etcd:
     """
 
     def __init__(self, settings: EtcdSettings, *, follow: bool = False) -> None:
-        """`follow`: for as long as it lives, the files of the settings are read anew as they change.
+        """Prepares a client. `follow`: the files behind the settings are read again as they change.
 
-        Raises ValueError for settings that cannot be meant."""
+        Raises ValueError for invalid settings."""
         self.connection = Connection(settings, follow=follow)  # for this package
 
     @property
     def settings(self) -> EtcdSettings:
-        """In use now."""
+        """The settings in use."""
         return self.connection.settings
 
     async def __aenter__(self) -> "Etcd":
@@ -60,15 +59,15 @@ class Etcd:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connections; whatever is in progress ends with EtcdClosed."""
+        """Closes the connections; anything in progress ends with EtcdClosed."""
         await self.connection.close()
 
     def statistics(self) -> EtcdStatistics:
-        """How it has fared."""
+        """Returns its counters."""
         return self.connection.statistics()
 
     async def get(self, key: bytes, *, timeout: float | None = None) -> KeyValue | None:
-        """The key as the whole cluster has it now (linearizable), or None."""
+        """Returns the key as the whole cluster has it now (linearizable), or None."""
         reply = await self._read(pb.RangeRequest(key=key), timeout)
         return key_value(reply.kvs[0]) if reply.kvs else None
 
@@ -83,10 +82,10 @@ class Etcd:
         keys_only: bool = False,
         timeout: float | None = None,
     ) -> Page:
-        """The first `limit` keys of [start, end) at `revision` (0: now), of those that were `created` at that one (0:
-        at any).
+        """Reads the first `limit` keys of [start, end) at `revision` (0: now), only those `created` at a revision (0:
+        any).
 
-        Raises EtcdCompacted where that revision is no longer kept, EtcdError(TOO_LARGE) where they fill more than 16
+        Raises EtcdCompacted if that revision is no longer kept, EtcdError(TOO_LARGE) if the keys fill more than 16
         MiB."""
         request = pb.RangeRequest(
             key=start,
@@ -101,17 +100,16 @@ class Etcd:
         return Page(key_values(reply.kvs), revision or reply.header.revision, reply.more, reply.count)
 
     async def count(self, start: bytes, end: bytes, *, timeout: float | None = None) -> int:
-        """How many keys are in [start, end)."""
+        """Counts the keys in [start, end)."""
         reply = await self._read(pb.RangeRequest(key=start, range_end=end, count_only=True), timeout)
         return int(reply.count)
 
     async def pages(
         self, start: bytes, end: bytes, *, page_size: int = 1000, keys_only: bool = False, revision: int = 0
     ) -> AsyncIterator[Page]:
-        """[start, end) page by page, all at one `revision` (0: now). `page_size` becomes smaller where values are
-        large.
+        """Yields [start, end) page by page, all at one `revision` (0: now). Pages shrink if values are large.
 
-        Raises EtcdCompacted where that revision is compacted meanwhile; what was yielded stays true of it."""
+        Raises EtcdCompacted if that revision is compacted meanwhile; pages already yielded stay valid for it."""
         while True:
             try:
                 page = await self.page(start, end, limit=page_size, revision=revision, keys_only=keys_only)
@@ -129,7 +127,7 @@ class Etcd:
     async def scan(
         self, prefix_or_range: bytes | tuple[bytes, bytes], *, page_size: int = 1000, keys_only: bool = False
     ) -> AsyncIterator[KeyValue]:
-        """Every key with a prefix, or in a range, one by one, as `pages()`."""
+        """Yields every key with a prefix, or in a range, one by one, as `pages()` does."""
         if isinstance(prefix_or_range, bytes):
             prefix_or_range = (prefix_or_range, after_prefix(prefix_or_range))
         start, end = prefix_or_range
@@ -138,19 +136,19 @@ class Etcd:
                 yield kv
 
     async def put(self, key: bytes, value: bytes, *, lease: int = 0, timeout: float | None = None) -> int:
-        """Writes the key, on a lease or on none (0). The revision at which it was written."""
+        """Writes the key, on a lease or on none (0). Returns the revision of the write."""
         request = pb.PutRequest(key=key, value=value, lease=lease)
         reply = await self._write("put", lambda m: m.kv.Put, request, timeout)
         return int(reply.header.revision)
 
     async def delete(self, key: bytes, *, timeout: float | None = None) -> bool:
-        """Deletes the key. Whether there was one."""
+        """Deletes the key. Returns False if there was none."""
         request = pb.DeleteRangeRequest(key=key)
         reply = await self._write("delete", lambda m: m.kv.DeleteRange, request, timeout)
         return bool(reply.deleted)
 
     async def delete_range(self, start: bytes, end: bytes, *, timeout: float | None = None) -> int:
-        """Deletes all keys in [start, end), in one transaction. How many there were."""
+        """Deletes all keys in [start, end), in one transaction. Returns their number."""
         request = pb.DeleteRangeRequest(key=start, range_end=end)
         reply = await self._write("delete range", lambda m: m.kv.DeleteRange, request, timeout)
         return int(reply.deleted)
@@ -163,7 +161,7 @@ class Etcd:
         *,
         timeout: float | None = None,
     ) -> TxnResult:
-        """Does `success` if all compares hold, else `failure`, as one step. See `mesh.etcd.txn` for both."""
+        """Performs `success` if all compares hold, else `failure`, as one step (`mesh.etcd.txn`)."""
         request = pb.TxnRequest(compare=compares, success=success, failure=failure)
         reply = await self._write("transaction", lambda m: m.kv.Txn, request, timeout)
         return TxnResult(
@@ -173,23 +171,24 @@ class Etcd:
     async def update(
         self, key: bytes, change: Callable[[KeyValue | None], bytes | None], *, timeout: float | None = None
     ) -> Updated:
-        """Replaces a value by what `change` makes of it, by compare-and-set, until nobody came in between.
+        """Replaces a value by the result of `change`, by compare-and-set, until no other writer interferes.
 
-        `change` is given the key as it is (None: there is none) and returns the new value; None or an equal one
-        leaves it. It is called again after each conflict, so it must decide by its argument alone. Its exceptions pass
+        `change` gets the current key (None: there is none) and returns the new value; None or an equal one leaves it
+        alone. It is called again after each conflict, so it must depend on its argument alone. Its exceptions pass
         through.
 
-        A write whose outcome is not known is settled by reading again: it was done if the value is the one written. So
-        where several writers may write equal bytes and each write must count, make the values differ; and a change that
-        was done, unknown to us, and overwritten by somebody else before we read again is made once more. The whole
-        takes at most `timeout` seconds (None: three times the settings'); EtcdUnavailable is ambiguous if a write is
-        not settled.
+        A write of unknown outcome is settled by reading again: it was done if the value is the one written. So if
+        several writers may write equal bytes and each write must count, make the values differ. A change that was done
+        unnoticed and overwritten by another writer before the next read is made once more. The whole takes at most
+        `timeout` seconds (None: three times the settings'); EtcdUnavailable is ambiguous if a write is not settled.
         """
         loop = asyncio.get_running_loop()
         whole = _UPDATE_TIMEOUTS * self.settings.timeout if timeout is None else timeout
         deadline = loop.time() + whole
         unsettled: EtcdUnavailable | None = None
-        tried: tuple[bytes, KeyValue | None] | None = None  # the write of unknown outcome, and what it was to replace
+        tried: tuple[bytes, KeyValue | None] | None = (
+            None  # the write of unknown outcome, and the key it was to replace
+        )
         while True:
             budget = min(self.settings.timeout, deadline - loop.time())
             if budget <= 0:
@@ -203,7 +202,7 @@ class Etcd:
                 if _revision(before) != _revision(base):
                     if before is not None and before.value == value:
                         return Updated(True, base, value, before.mod_revision)
-                    unsettled = tried = None  # what it was to replace is gone: it cannot be done any more
+                    unsettled = tried = None  # the key it was to replace is gone: it cannot be done any more
             after = change(before)
             if before is None and after is None:
                 return Updated(False, None, None, 0)
@@ -223,7 +222,7 @@ class Etcd:
                 return Updated(True, before, after, result.revision)
 
     async def status(self, *, timeout: float | None = None) -> Status:
-        """What the member in use says of itself."""
+        """Returns the status of the member in use."""
         reply, member = await self.connection.call(
             "status", lambda m: m.maintenance.Status, pb.StatusRequest(), repeatable=True, timeout=timeout
         )
@@ -242,14 +241,14 @@ class Etcd:
         )
 
     async def members(self, *, timeout: float | None = None) -> tuple[EtcdMember, ...]:
-        """The members of the cluster, as the member in use knows them."""
+        """Lists the members of the cluster, as the member in use knows them."""
         reply, _ = await self.connection.call(
             "members", lambda m: m.cluster.MemberList, pb.MemberListRequest(), repeatable=True, timeout=timeout
         )
         return tuple(EtcdMember(m.ID, m.name, tuple(m.clientURLs), bool(m.isLearner)) for m in reply.members)
 
     async def alarms(self, *, timeout: float | None = None) -> tuple[Alarm, ...]:
-        """What the cluster's members are alarmed about."""
+        """Lists the alarms of the cluster's members."""
         reply, _ = await self.connection.call(
             "alarms", lambda m: m.maintenance.Alarm, pb.AlarmRequest(), repeatable=True, timeout=timeout
         )
@@ -257,8 +256,8 @@ class Etcd:
         return tuple(Alarm(a.memberID, names.get(a.alarm, f"{a.alarm}")) for a in reply.alarms)
 
     async def database(self, *, idle: float) -> AsyncGenerator[tuple[bytes, int], None]:
-        """The database of the member in use, whole: its parts, each with the number of bytes still to come, and at the
-        end 32 bytes, the SHA-256 of all before. EtcdUnavailable where nothing comes for `idle` s."""
+        """Yields the whole database of the member in use in parts, each with the number of bytes still to come, and at
+        the end 32 bytes, the SHA-256 of all before. Raises EtcdUnavailable if nothing comes for `idle` s."""
         parts = self.connection.receive("snapshot", lambda m: m.maintenance.Snapshot, pb.SnapshotRequest(), idle=idle)
         async with aclosing(parts):
             async for part in parts:

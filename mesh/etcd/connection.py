@@ -3,10 +3,10 @@
 - Every request has one bound for all its attempts, passed to gRPC as a deadline. A caller may be cancelled at any time;
   the request in flight is then left to its deadline, because each one cancelled from asyncio leaks 0.95 KB inside
   grpc.aio and deadlines leak nothing.
-- Reads are repeated at will. A write is sent again only if it certainly was not done: the connection was not made, or
-  etcd refused it before looking at it. Any other failure of a write is reported as ambiguous.
-- Which credentials are used may change between two attempts (`succession`); a request that was refused for the old
-  ones is sent again by the new.
+- Reads are repeated freely. A write is sent again only if it certainly was not done: the connection failed, or etcd
+  refused it before looking at it. Any other failure of a write is reported as ambiguous.
+- Credentials may change between two attempts (`rotation`); a request that was refused for the old ones is sent again
+  with the new ones.
 - Each request carries `hasleader`: a member that has lost its quorum refuses at once, and the next one is asked.
 """
 
@@ -22,8 +22,8 @@ import grpc
 from mesh.etcd import errors
 from mesh.etcd.access import Access
 from mesh.etcd.endpoints import Member
+from mesh.etcd.rotation import Rotation
 from mesh.etcd.stream import EOF, Stream
-from mesh.etcd.succession import Succession
 from mesh.options.etcdsettings import EtcdFiles, EtcdSettings
 from mesh.pb import etcd_pb2 as pb
 from mesh.statuses import Code
@@ -32,42 +32,42 @@ Method = Callable[[Member], Any]
 """Picks a stub's method from a member."""
 
 _PAUSE_FIRST, _PAUSE_MAX = 0.05, 0.5  # seconds between rounds over all members
-_GRACE = 30.0  # seconds that requests may go on by credentials that were replaced
+_GRACE = 30.0  # seconds for requests to finish with replaced credentials
 _SHARE_MIN = 1.0  # seconds a member gets for a read before the next is asked
 
 
 @dataclass(frozen=True, slots=True)
 class EtcdStatistics:
-    """How a client has fared since it was made."""
+    """Counters of a client since it was created."""
 
     endpoint: str  # in use now
     requests: int
     repeats: int  # attempts beyond the first
     failures: int  # requests that raised
     rotations: int  # times a member was left for the next
-    tokens: int  # fetched with the password in use
-    successions: int  # times that changed credentials were taken
-    refusal: str  # why what its files hold now is not used; empty: it is
+    tokens: int  # fetched with the current password
+    credential_changes: int  # times that changed credentials were adopted
+    refusal: str  # why the current content of its files is not used; empty: it is
 
 
 class Connection:
-    """What the parts of a client share. Belongs to the event loop of its first request."""
+    """The connection that the parts of a client share. Belongs to the event loop of its first request."""
 
     def __init__(self, settings: EtcdSettings, *, follow: bool = False) -> None:
         self.closed = False
         self._access = Access(settings)
-        self._succession = Succession(self) if follow and settings.files != EtcdFiles() else None
-        self._last_read: pb.RangeRequest | None = None  # that etcd has answered
+        self._rotation = Rotation(self) if follow and settings.files != EtcdFiles() else None
+        self._last_read: pb.RangeRequest | None = None  # the last one that etcd answered
         self._retiring: dict[Access, asyncio.Task[None]] = {}
         self._requests = self._repeats = self._failures = 0
 
     @property
     def settings(self) -> EtcdSettings:
-        """In use now."""
+        """The settings in use."""
         return self._access.settings
 
     def statistics(self) -> EtcdStatistics:
-        """Counters, for metrics and people."""
+        """Returns counters, for metrics and people."""
         return EtcdStatistics(
             endpoint=self._access.endpoints.endpoint,
             requests=self._requests,
@@ -75,21 +75,21 @@ class Connection:
             failures=self._failures,
             rotations=self._access.endpoints.rotations,
             tokens=self._access.auth.renewals,
-            successions=self._succession.changes if self._succession else 0,
-            refusal=self._succession.refusal if self._succession else "",
+            credential_changes=self._rotation.changes if self._rotation else 0,
+            refusal=self._rotation.refusal if self._rotation else "",
         )
 
     async def close(self) -> None:
         """Closes the connections. Requests and streams in progress end with EtcdClosed."""
         self.closed = True
-        if self._succession is not None:
-            await self._succession.end()
+        if self._rotation is not None:
+            await self._rotation.end()
         await asyncio.gather(self._access.close(), *(access.close() for access in self._retiring))
 
-    async def succeed(self, settings: EtcdSettings, timeout: float) -> None:
-        """Goes over to other settings, if etcd answers to them within `timeout` s; else raises EtcdError, and nothing
-        has changed. Asked is what was read last: whether the user may do so is a part of the answer. Raises ValueError
-        for settings that cannot be meant (`endpoints.check`)."""
+    async def switch(self, settings: EtcdSettings, timeout: float) -> None:
+        """Switches to other settings if etcd accepts them within `timeout` s; otherwise raises EtcdError, and nothing
+        changes. The proof is the last read, which includes the user's permission. Raises ValueError for invalid
+        settings (`endpoints.check`)."""
         heir = Connection(settings)
         try:
             if (last := self._last_read) is not None:
@@ -110,10 +110,10 @@ class Connection:
     async def call(
         self, what: str, method: Method, request: Any, *, repeatable: bool, timeout: float | None = None
     ) -> tuple[Any, Member]:
-        """Sends one request and gives its reply and the member that gave it.
+        """Sends one request; returns its reply and the member that answered.
 
-        `what` names the request in errors; `repeatable`: doing it twice, or once more later, does no harm.
-        `timeout` is in seconds (None: the settings'), over all attempts. Raises EtcdError."""
+        `what` names the request in errors. `repeatable`: doing it twice, or once more later, is harmless. `timeout` is
+        in seconds (None: the settings'), for all attempts together. Raises EtcdError."""
         loop = asyncio.get_running_loop()
         timeout = self.settings.timeout if timeout is None else timeout
         deadline = loop.time() + timeout
@@ -142,7 +142,7 @@ class Connection:
                     renewed = True
                     continue
                 failure = errors.translate(error, f"{what} at {member.endpoint}", write=sent and not repeatable)
-                if isinstance(failure, errors.EtcdDenied) and await self._succeeded(access, deadline):
+                if isinstance(failure, errors.EtcdDenied) and await self._rotated(access, deadline):
                     renewed = False
                     continue
                 if not errors.is_transient(error):
@@ -164,39 +164,39 @@ class Connection:
                 await asyncio.sleep(pause)
 
     def _check(self, what: str) -> None:
-        """Before each attempt."""
+        """Checks before each attempt that the client is open, and begins to follow its files."""
         if self.closed:
             raise errors.EtcdClosed(f"{what}: this client is closed")
-        if self._succession is not None:
-            self._succession.begin()
+        if self._rotation is not None:
+            self._rotation.begin()
 
     def _leave(self, access: Access, member: Member) -> None:
-        """The next member is to be asked; the other end may as well have changed its certificates."""
+        """Switches to the next member, and suspects the credentials: etcd may have changed its certificates."""
         access.endpoints.leave(member)
-        if self._succession is not None:
-            self._succession.suspect()
+        if self._rotation is not None:
+            self._rotation.suspect()
 
-    async def _succeeded(self, refused: Access, deadline: float) -> bool:
-        """etcd does not let these credentials in: whether there are others now."""
-        if self._succession is not None and refused is self._access:
+    async def _rotated(self, refused: Access, deadline: float) -> bool:
+        """Looks for changed credentials after a refusal; tells whether there are any."""
+        if self._rotation is not None and refused is self._access:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
-                    await self._succession.settle()
+                    await self._rotation.settle()
         return refused is not self._access
 
     async def _finish(self, call: Any, what: str, repeatable: bool) -> Any:
-        """The reply, without cancelling the call when whoever waits for it is cancelled."""
+        """Awaits the reply without cancelling the call if the waiting task is cancelled."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         call.add_done_callback(lambda _: None if done.done() else done.set_result(None))
         await done
-        if call.cancelled():  # by us: awaiting it would raise CancelledError, as if the caller were cancelled
+        if call.cancelled():  # by this client: awaiting it would raise CancelledError, as if the caller were cancelled
             kind = errors.EtcdClosed if self.closed else errors.EtcdReplaced
             raise kind(f"{what}: this connection was closed", ambiguous=not repeatable)
         return await call
 
     async def receive(self, what: str, method: Method, request: Any, *, idle: float) -> AsyncGenerator[Any, None]:
-        """Sends one request to the member in use and gives the parts of its answer as they come. EtcdUnavailable where
-        none comes for `idle` s. A member without a leader answers too: for what it has itself."""
+        """Sends one request to the member in use and yields the parts of its answer. Raises EtcdUnavailable if none
+        comes for `idle` s. A member without a leader answers too, from its own data."""
         self._check(what)
         access = self._access
         member = access.endpoints.current
@@ -231,7 +231,7 @@ class Connection:
                 token = await access.auth.token(member, timeout)
             except grpc.aio.AioRpcError as error:
                 failure = errors.translate(error, f"{what} at {member.endpoint}", write=False)
-                if isinstance(failure, errors.EtcdDenied) and await self._succeeded(access, deadline):
+                if isinstance(failure, errors.EtcdDenied) and await self._rotated(access, deadline):
                     continue
                 self._leave(access, member)
                 raise failure from error
@@ -243,14 +243,14 @@ class Connection:
         return stream
 
     def blame(self, access: Access, member: Member, error: grpc.aio.AioRpcError | None, token: str) -> None:
-        """A stream at `member` has failed: takes the next member, and another token where that was refused."""
+        """Notes that a stream at `member` has failed: takes the next member, or drops a refused token."""
         if error is not None and errors.is_stale_token(error):
             access.auth.forget(token)
         elif error is None or errors.is_transient(error) or errors.code_of(error) is Code.INTERNAL:
             self._leave(access, member)
 
     def forget_token(self, token: str) -> bool:
-        """A token may have been refused under another name. Whether asking for a new one can help."""
+        """Drops a token that may have been refused by another name; tells whether another one can help."""
         self._access.auth.forget(token)
         return self._access.auth.enabled
 

@@ -1,10 +1,10 @@
-"""One gRPC channel for each etcd member, and which of them is used.
+"""The gRPC channels to etcd's members, and the choice among them.
 
 All requests go to one member until it fails, then to the next. gRPC could rotate itself over one target with several
-addresses, but then checks TLS host names against that target and fails. A request that failed decides nothing alone:
-only the member it was sent to is left, so that a hundred requests failing together rotate once.
+addresses, but then checks TLS host names against that target and fails. A failed request only leaves the member that
+it was sent to, so that a hundred requests failing together rotate once.
 
-A channel shows the certificate that it was made with for ever: other certificates take other `Endpoints` (`access`).
+A channel keeps the certificate that it was created with: other certificates take other `Endpoints` (`access`).
 """
 
 import asyncio
@@ -28,10 +28,10 @@ _OPTIONS = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    # Where a pod comes back its name has another address, which gRPC would look up again no sooner than after 30 s.
+    # A pod that comes back has another address, which gRPC would look up again no sooner than after 30 s.
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     ("grpc.max_receive_message_length", 16 * 2**20),
-    ("grpc.use_local_subchannel_pool", 1),  # closing a client closes its connections, nobody else's
+    ("grpc.use_local_subchannel_pool", 1),  # closing a client closes only its own connections
     ("grpc.enable_http_proxy", 0),  # etcd is inside; a proxy from the environment would keep it out of reach
 )
 
@@ -92,18 +92,18 @@ class Endpoints:
         return member
 
     def leave(self, member: Member) -> None:
-        """Goes on to the next member, if `member` still is the one in use."""
+        """Switches to the next member, if `member` is still in use."""
         if self._members[self._index] is member:
             self._index = (self._index + 1) % len(self._members)
             self.rotations += 1
 
     async def close(self, grace: float | None) -> None:
-        """Closes every channel; what still runs on them after `grace` seconds ends as cancelled."""
+        """Closes every channel; calls still running after `grace` seconds are cancelled."""
         await asyncio.gather(*(member.channel.close(grace) for member in self._members if member is not None))
 
 
 def parse_endpoint(endpoint: str) -> tuple[bool, str]:
-    """Whether TLS is used, and gRPC's target, from `http://HOST:PORT` or `https://HOST:PORT`. Raises ValueError."""
+    """Parses `http://HOST:PORT` or `https://HOST:PORT` into TLS or not, and gRPC's target. Raises ValueError."""
     try:
         parts = urlsplit(endpoint)
         host, port = parts.hostname, parts.port
@@ -115,7 +115,7 @@ def parse_endpoint(endpoint: str) -> tuple[bool, str]:
 
 
 def check(settings: EtcdSettings) -> None:
-    """Raises ValueError for what gRPC would only show as a connection that never comes about."""
+    """Raises ValueError for mistakes that gRPC would only show as a connection that is never established."""
     if not settings.endpoints:
         raise ValueError("no etcd endpoint is given")
     for endpoint in settings.endpoints:
@@ -138,7 +138,7 @@ def check(settings: EtcdSettings) -> None:
 
 
 def _system_trust() -> bytes | None:
-    """The system's certificate authorities as PEM; gRPC by itself would use a list of its own. None: that list."""
+    """Returns the system's certificate authorities as PEM, None for gRPC's own list."""
     paths = ssl.get_default_verify_paths()
     if paths.cafile:
         return Path(paths.cafile).read_bytes()

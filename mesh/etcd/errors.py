@@ -1,12 +1,12 @@
-"""What can go wrong with etcd, as a handful of errors.
+"""Errors of etcd.
 
-The difference that matters to callers is whether a failed write may have been done all the same: a put that timed out
-has been seen to land later. Only what certainly never reached etcd, or what etcd refused, is reported as not ambiguous.
-Which etcd message means what is known here alone; the texts are those of etcd's api/v3rpc/rpctypes/error.go.
+Callers need to know whether a failed write may have been done all the same: a put that timed out has been seen to land
+later. Only requests that certainly never reached etcd, or that etcd refused, are reported as not ambiguous. Only this
+module knows the meaning of etcd's messages; the texts are those of etcd's api/v3rpc/rpctypes/error.go.
 
-Each error has two texts. `text` is for whoever called the mesh: what is the matter and what still works, without
-addresses and without gRPC's words. `detail` is for the operator: which request, which member, and its very words. Logs
-and the commands that speak to etcd themselves show that.
+Each error has two texts. `text` is for callers of the mesh: what is wrong and what still works, without addresses and
+gRPC's words. `detail` is for the operator: which request, which member, and its exact words. It appears in logs and in
+commands that talk to etcd directly.
 """
 
 import grpc
@@ -26,36 +26,36 @@ class EtcdError(MeshError):
 
 
 class EtcdUnavailable(EtcdError):
-    """etcd cannot be reached, or did not answer in time, or takes no writes now.
+    """etcd cannot be reached, did not answer in time, or takes no writes now.
 
-    `ambiguous`: what was asked may have been done, or may still be done later. Always False for reads.
+    `ambiguous`: the request may have been done, or may still be done later. Always False for reads.
     """
 
     def __init__(self, detail: str, *, ambiguous: bool = False, why: str = "does not answer") -> None:
-        """`why` goes on from "etcd", for callers."""
+        """Makes the error; `why` continues a sentence that begins with "etcd", for callers."""
         super().__init__(detail, reason=Reason.REGISTRY_AWAY, text=_away(why))
         self.ambiguous = ambiguous
 
 
 class EtcdClosed(EtcdUnavailable):
-    """This client was closed, by its owner."""
+    """The client was closed by its owner."""
 
 
 class EtcdReplaced(EtcdUnavailable):
-    """This client has gone over to changed credentials; another attempt uses those."""
+    """The client has switched to changed credentials; another attempt uses those."""
 
 
 class EtcdDenied(EtcdError):
     """User, password or certificate are not accepted, or the user may not do this.
 
-    To callers the registry is away: it is no fault of theirs, and passes when the operator puts it right."""
+    Callers see an unavailable registry: it is not their fault, and ends when the operator corrects it."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, reason=Reason.REGISTRY_AWAY, text=_away("does not let this mesh in"))
 
 
 class EtcdCompacted(EtcdError):
-    """The revision asked for is no longer kept. `revision` is the oldest one that is, or 0 where etcd did not say."""
+    """The requested revision is no longer kept. `revision` is the oldest one that is, 0 if unknown."""
 
     def __init__(self, revision: int = 0) -> None:
         super().__init__(f"etcd has compacted its history up to revision {revision or '(not said)'}")
@@ -85,12 +85,12 @@ _STALE_TOKEN = ("etcdserver: invalid auth token", "revision of auth store is old
 
 
 def code_of(error: grpc.aio.AioRpcError) -> Code:
-    """The status code of a failed call."""
+    """Returns the status code of a failed call."""
     return Code(error.code().value[0])
 
 
 def is_refused(error: grpc.aio.AioRpcError) -> bool:
-    """Whether the request certainly was not carried out and may be sent again as it is, there or elsewhere."""
+    """Tells whether the request certainly was not carried out and may be sent again, to any member."""
     details = error.details() or ""
     if code_of(error) is Code.UNAVAILABLE and any(text in details for text in _UNSENT):
         return True
@@ -98,28 +98,28 @@ def is_refused(error: grpc.aio.AioRpcError) -> bool:
 
 
 def is_transient(error: grpc.aio.AioRpcError) -> bool:
-    """Whether another attempt may go better, here or at another member."""
+    """Tells whether another attempt may succeed, at this or another member."""
     return is_refused(error) or code_of(error) in (
         Code.UNAVAILABLE,
         Code.DEADLINE_EXCEEDED,
         Code.CANCELLED,
         Code.ABORTED,
-        Code.UNKNOWN,  # what a proxy in between makes of its own troubles, and HTTP errors
+        Code.UNKNOWN,  # from proxies in between, for faults of their own and HTTP errors
     )
 
 
 def is_stale_token(error: grpc.aio.AioRpcError) -> bool:
-    """Whether the token was refused rather than the user."""
+    """Tells whether the token was refused rather than the user."""
     return code_of(error) is Code.UNAUTHENTICATED or says_stale_token(error.details() or "")
 
 
 def says_stale_token(text: str) -> bool:
-    """The same, of a text: watches are refused with one in place of a status."""
+    """Tells the same from a text: watches are refused with a text instead of a status."""
     return any(known in text for known in _STALE_TOKEN)
 
 
 def translate(error: grpc.aio.AioRpcError, what: str, *, write: bool) -> EtcdError:
-    """The error for callers; `what` names the request and the member, for the text."""
+    """Translates a failed call; `what` names the request and the member."""
     code, details = code_of(error), error.details() or ""
     text = f"{what}: {details or code.name}"
     if is_stale_token(error) or code is Code.PERMISSION_DENIED or "authentication failed" in details:
@@ -138,7 +138,7 @@ def translate(error: grpc.aio.AioRpcError, what: str, *, write: bool) -> EtcdErr
 
 
 def _why(code: Code, details: str) -> str:
-    """What is the matter with etcd, in words that go on from "etcd"."""
+    """Returns what is wrong with etcd, in words that follow "etcd"."""
     if "no leader" in details:
         return "has no leader"
     if "too many requests" in details:

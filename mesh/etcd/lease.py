@@ -1,10 +1,9 @@
-"""A lease: keys written with it vanish when it is not renewed in time.
+"""A lease: keys written with it vanish if it is not renewed in time.
 
-Its holder must know of the loss no later than etcd acts on it, and without asking etcd, which may be the very thing
-that is away. So the lease counts as lost at *time of sending + TTL* of the last renewal that was answered, by the local
-monotonic clock, or as soon as etcd answers that it is gone. Once lost it stays lost: granting another one, and writing
-the keys anew under it, is the holder's business, because only the holder knows what stood there.
-"""
+Its holder must know of the loss no later than etcd acts on it, and without asking etcd, which may be unavailable. So
+the lease counts as lost at *time of sending + TTL* of the last answered renewal, by the local monotonic clock, or as
+soon as etcd answers that it is gone. Once lost it stays lost: only its holder knows the keys, so it is up to the holder
+to get another lease and write them again."""
 
 import asyncio
 import random
@@ -25,7 +24,7 @@ _PAUSE_FIRST, _PAUSE_MAX = 0.05, 1.0  # seconds between attempts to open the str
 
 @dataclass(frozen=True, slots=True)
 class LeaseStatistics:
-    """How a lease has fared."""
+    """Counters of a lease."""
 
     id: int
     ttl: int  # seconds
@@ -36,14 +35,14 @@ class LeaseStatistics:
 
 
 class Lease:
-    """Made by `Lease.grant()`; kept alive in the background until it is lost, revoked or closed."""
+    """A lease from `Lease.grant()`, kept alive in the background until it is lost, revoked or closed."""
 
     def __init__(self, etcd: Etcd, lease_id: int, ttl: int, deadline: float, proof_ns: int) -> None:
         self.id = lease_id
         self.ttl = ttl  # seconds, as etcd granted it
         self.proof_ns = proof_ns
-        """When the request was sent that etcd has answered last, in ns of CLOCK_BOOTTIME: its keys stand for a TTL from
-        then on, at the least."""
+        """Time at which the last answered request was sent, in ns of CLOCK_BOOTTIME: the keys exist for at least a TTL
+        from then on."""
         self.lost = asyncio.Event()
         self.why_lost = ""
         self._etcd = etcd
@@ -55,9 +54,9 @@ class Lease:
 
     @classmethod
     async def grant(cls, etcd: Etcd, *, ttl: int, timeout: float | None = None) -> "Lease":
-        """A new lease of `ttl` seconds (etcd grants at least 2 by default). Raises EtcdError.
+        """Gets a new lease of `ttl` seconds (etcd grants at least 2 by default). Raises EtcdError.
 
-        A grant whose answer got lost leaves a lease that nobody renews: asking again does no harm."""
+        A grant whose answer is lost leaves a lease that expires by itself, so a repeated request is harmless."""
         sent, proof_ns = asyncio.get_running_loop().time(), clock_gettime_ns(CLOCK_BOOTTIME)
         request = pb.LeaseGrantRequest(TTL=ttl)
         reply, _ = await etcd.connection.call(
@@ -76,13 +75,13 @@ class Lease:
         return 0.0 if self.lost.is_set() else max(0.0, self._deadline - self._loop.time())
 
     def statistics(self) -> LeaseStatistics:
-        """How it has fared."""
+        """Returns its counters."""
         return LeaseStatistics(self.id, self.ttl, self.remaining, self._renewals, self._streams, self.why_lost)
 
     async def revoke(self, *, timeout: float | None = None) -> None:
-        """Ends it: etcd deletes its keys at once. EtcdUnavailable: they go when it expires.
+        """Ends it: etcd deletes its keys at once. Raises EtcdUnavailable: they vanish when it expires.
 
-        Not a loss: `lost` stays unset."""
+        This is no loss: `lost` stays unset."""
         await self.close()
         request = pb.LeaseRevokeRequest(ID=self.id)
         try:
@@ -90,14 +89,14 @@ class Lease:
                 "lease revoke", lambda m: m.lease.LeaseRevoke, request, repeatable=True, timeout=timeout
             )
         except EtcdLeaseLost:
-            pass  # it has expired already, or an attempt before was done
+            pass  # it has already expired, or an earlier attempt was done
 
     async def give_back(self) -> None:
-        """Revokes it, however its holder ends; where etcd does not answer, it ends by itself."""
+        """Revokes it at the end of its holder; if etcd does not answer, it expires by itself."""
         try:
             await asyncio.shield(self.revoke(timeout=_GIVE_BACK))
         except EtcdError as error:
-            log.debug("a lease ends by itself", lease=f"{self.id:x}", why=error.detail)
+            log.debug("a lease is left to expire", lease=f"{self.id:x}", why=error.detail)
 
     async def close(self) -> None:
         """Stops keeping it alive: its keys vanish when it expires."""
@@ -118,7 +117,7 @@ class Lease:
         self.proof_ns = max(self.proof_ns, proof_ns)
         self._deadline = max(self._deadline, sent + ttl)
         self._expiry.cancel()
-        # In the past already, if this process was stopped meanwhile: then it fires at once.
+        # If this process was stopped meanwhile this is in the past, and fires at once.
         self._expiry = self._loop.call_at(self._deadline, self._lose, "not renewed in time")
 
     async def _keep_alive(self) -> None:
@@ -141,7 +140,7 @@ class Lease:
                     failed = 0
                     await asyncio.sleep(max(0.0, sent + self.ttl / 3 - self._loop.time()))
             except EtcdClosed:
-                return  # the client's owner has closed it; what remains is the deadline
+                return  # the owner has closed the client; only the deadline remains
             except EtcdUnavailable as error:
                 log.debug("lease renewal failed", lease=f"{self.id:x}", error=error.detail)
             except EtcdError as error:
@@ -149,7 +148,7 @@ class Lease:
             finally:
                 if stream is not None:
                     stream.cancel()
-            # The first attempt at once: a stream that broke while idle only shows at the next write.
+            # The first attempt is made at once: a stream that broke while idle only shows at the next write.
             if failed:
                 pause = min(_PAUSE_FIRST * 2 ** min(failed, 8), _PAUSE_MAX, self.ttl / 6)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))
@@ -163,5 +162,5 @@ class Lease:
 
     @property
     def _patience(self) -> float:
-        """Seconds to wait for one answer: short enough that another attempt, elsewhere, can still be in time."""
+        """Returns the seconds to wait for one answer: short enough for another attempt elsewhere to be in time."""
         return max(0.5, self.ttl / 4)

@@ -1,14 +1,14 @@
-"""Following a range of keys: its content, then every change, through whatever happens to etcd.
+"""A range of keys that is followed: its content, then every change, through all faults of etcd.
 
     async for change in Mirror(etcd, start, end):
         match change:
             case Snapshot(): ...
             case Delta(): ...
 
-A broken watch resumes after the last revision given out, at the same or another member, for ever, with back-off. Only
-where that revision is gone (compacted, or etcd has started anew on other data) the range is read again and a second
-`Snapshot` comes. Comparing it with what was known is left to the consumer. The stream is read only as fast as changes
-are consumed; what waits, waits in etcd.
+A broken watch resumes after the last revision delivered, at the same or another member, with back-off and without end.
+Only if that revision is gone (compacted, or etcd has other data) is the range read again, and a second `Snapshot`
+follows. Comparing it with the former content is up to the consumer. The stream is read only as fast as changes are
+consumed; the rest waits in etcd.
 """
 
 import asyncio
@@ -32,26 +32,26 @@ _SETTLED = 5.0  # seconds a watch must have lived for the back-off to start over
 
 @dataclass(frozen=True, slots=True)
 class MirrorStatistics:
-    """How a mirror has fared."""
+    """Counters of a mirror."""
 
     connected: bool
     stale_for: float  # seconds
-    revision: int  # everything up to it was given out
+    revision: int  # everything up to it was delivered
     snapshots: int
     deltas: int
     events: int
     watches: int  # opened
 
 
-class _StartedAnew(EtcdError):
-    """The store is not the one that was followed."""
+class _OtherData(EtcdError):
+    """The data are not those that were followed."""
 
 
 class Mirror:
     """A range followed from its first `Snapshot` on. For one consumer, in one task; iterate it once.
 
     It ends when that task is cancelled or `close()` is called, and raises EtcdClosed when its client is closed; nothing
-    else ends it. A consumer cancelled in the middle of a step loses the mirror, so no `wait_for` around single steps.
+    else ends it. A consumer that is cancelled within a step loses the mirror, so no `wait_for` around single steps.
     """
 
     def __init__(self, etcd: Etcd, start: bytes, end: bytes, *, page_size: int = 1000) -> None:
@@ -64,8 +64,8 @@ class Mirror:
         self._page_size = page_size
         self._loop = asyncio.get_running_loop()
         self._stale_since: float | None = self._loop.time()
-        self._told = False  # whether the log knows that it is stale
-        self._revision = 0  # 0: nothing was given out that still holds
+        self._told = False  # the log says that it is stale
+        self._revision = 0  # 0: nothing valid was delivered yet
         self._cluster_id = 0
         self._snapshots = self._deltas = self._events = self._watches = 0
         self._changes = self._follow()
@@ -74,12 +74,12 @@ class Mirror:
         return self._changes
 
     async def close(self) -> None:
-        """Ends it. Only while no task waits for the next change: otherwise cancel that task."""
+        """Ends it. Only if no task waits for the next change: otherwise cancel that task."""
         await self._changes.aclose()
 
     @property
     def connected(self) -> bool:
-        """Whether changes arrive, as far as is known: a member that stands still is noticed after 13 seconds."""
+        """True while changes arrive, as far as is known: a hung member is noticed after 13 seconds."""
         return self._stale_since is None
 
     @property
@@ -88,7 +88,7 @@ class Mirror:
         return 0.0 if self._stale_since is None else self._loop.time() - self._stale_since
 
     def statistics(self) -> MirrorStatistics:
-        """How it has fared."""
+        """Returns its counters."""
         return MirrorStatistics(
             self.connected,
             self.stale_for,
@@ -125,7 +125,7 @@ class Mirror:
                     raise
                 except EtcdReplaced:
                     continue
-                except (EtcdCompacted, _StartedAnew) as error:
+                except (EtcdCompacted, _OtherData) as error:
                     self._stale(error)
                     self._revision = self._cluster_id = 0
                 except EtcdError as error:
@@ -154,12 +154,12 @@ class Mirror:
         try:
             anew = self._cluster_id not in (0, watch.cluster_id)
             if watch.member_revision < self._revision:
-                # Either this member lags behind, which cures itself, or the store has begun again: a read that goes
-                # through the quorum tells.
+                # Either this member lags behind, which ends by itself, or etcd has other data: a read through the
+                # quorum tells.
                 page = await self._etcd.page(self._start, self._end, limit=1, keys_only=True)
                 anew = anew or page.revision < self._revision
             if anew:
-                raise _StartedAnew("etcd has started anew on other data")
+                raise _OtherData("etcd has restarted with other data")
         except BaseException:
             watch.cancel()
             raise

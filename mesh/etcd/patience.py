@@ -1,9 +1,9 @@
-"""Waiting for an etcd that is not there yet, for as long as that takes.
+"""Waiting for etcd at the start of a process, without a limit.
 
-The processes of an installation start in any order. One that ended because etcd was still starting would be started
-again with ever longer pauses by whoever minds it; so routers and runtime pods wait, alive and not ready, and say why:
-to `/ready`, and in the log at once and then each minute. What no waiting heals, such as a wrong password, is raised:
-then the process ends with that text, and its next life reads its credentials anew.
+The processes of an installation start in any order. One that ended because etcd was still starting would be restarted
+with ever longer pauses by its supervisor; so routers and runtime pods wait, live but not ready, and say why: at
+`/ready`, and in the log at once and then each minute. Faults that waiting does not cure, such as a wrong password, are
+raised: the process ends with that text, and its next life reads its credentials again.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _REMIND = 60.0  # seconds between two lines in the log
 
 
 class Patience:
-    """One process's, at its start. `why` is what it waits for at the moment; empty: for nothing."""
+    """The patience of one process at its start. `why` is what it waits for; empty: nothing."""
 
     def __init__(self, *, pause: float = _PAUSE, remind: float = _REMIND) -> None:
         self._pause = pause
@@ -31,8 +31,8 @@ class Patience:
         self.why = ""
 
     async def until_done(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Does something with etcd as soon as that can be done: `work` is called until it does not raise
-        EtcdUnavailable. Raises EtcdDenied, EtcdClosed, and what else `work` raises."""
+        """Calls `work` until it does not raise EtcdUnavailable. Raises EtcdDenied, EtcdClosed, and any other error of
+        `work`."""
         began = time.monotonic()
         told: float | None = None
         while True:

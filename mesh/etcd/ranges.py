@@ -1,7 +1,7 @@
-"""Ranges of keys, as etcd takes them: half-open, by the bytes of the keys."""
+"""Ranges of keys: half-open, in the order of the keys' bytes."""
 
 
 def after_prefix(prefix: bytes) -> bytes:
-    """The end of the half-open range of all keys that begin with `prefix`; b"\\0" (no end) where there is none."""
+    """Returns the end of the half-open range of all keys with a prefix; b"\\0" (no end) if there is none."""
     head = prefix.rstrip(b"\xff")
     return head[:-1] + bytes([head[-1] + 1]) if head else b"\0"

@@ -1,4 +1,4 @@
-"""What etcd holds and says, as frozen records, so that no generated message leaves this package."""
+"""Frozen records for etcd's data and answers, so that no generated message leaves this package."""
 
 import enum
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ class KeyValue:
     """One key as it was at some revision."""
 
     key: bytes
-    value: bytes  # empty where only keys were asked for, and in deletions
+    value: bytes  # empty if only keys were requested, and in deletions
     create_revision: int  # 0 in deletions
     mod_revision: int
     version: int  # writes since it was created; 0 in deletions
@@ -30,7 +30,7 @@ class Page:
 
 
 class Kind(enum.Enum):
-    """What happened to a key."""
+    """The kind of a change."""
 
     PUT = "put"
     DELETE = "delete"
@@ -46,7 +46,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A whole range at one revision: what was known before it is void."""
+    """A whole range at one revision; it replaces everything known before."""
 
     revision: int
     kvs: tuple[KeyValue, ...]
@@ -54,7 +54,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """All changes in the range that were made at one revision, in the order they were made."""
+    """All changes of the range at one revision, in their order."""
 
     revision: int
     events: tuple[Event, ...]
@@ -62,18 +62,18 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class TxnResult:
-    """What a transaction did. `responses` has one entry for each operation of the branch that was taken:
-    for a get the keys found (a tuple), for a put None, for a deletion how many keys it deleted, for a count the number
-    of keys (see `counted`)."""
+    """The result of a transaction. `responses` has one entry for each operation of the branch taken: for a get the
+    keys found (a tuple), for a put None, for a deletion the number of deleted keys, for a count the number of keys (see
+    `counted`)."""
 
-    succeeded: bool  # whether all compares held, so that the success branch was taken
+    succeeded: bool  # all compares held: the success branch was taken
     responses: tuple["tuple[KeyValue, ...] | int | None", ...]
     revision: int
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One member's word about itself."""
+    """A member's status."""
 
     endpoint: str
     version: str
@@ -85,7 +85,7 @@ class Status:
     cluster: int = 0  # the cluster's id
     member: int = 0  # this member's
     learner: bool = False  # it has no vote yet
-    quota_bytes: int = 0  # of its database; 0: not said, as by etcd before 3.6
+    quota_bytes: int = 0  # of its database; 0: unknown, as before etcd 3.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +100,17 @@ class EtcdMember:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """What a member is alarmed about."""
+    """An alarm of a member."""
 
     member: int
     kind: str  # NOSPACE: no more writes; CORRUPT: members disagree
 
 
 def key_value(kv: pb.KeyValue) -> KeyValue:
-    """From its message."""
+    """Converts a message."""
     return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease)
 
 
 def key_values(kvs: Sequence[pb.KeyValue]) -> tuple[KeyValue, ...]:
-    """From their messages."""
+    """Converts messages."""
     return tuple([KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease) for kv in kvs])

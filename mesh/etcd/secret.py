@@ -1,4 +1,4 @@
-"""How to reach etcd, from the JSON that ModelMesh's installations keep in the Secret `model-serving-etcd`.
+"""ModelMesh's JSON on how to reach etcd, as its installations keep it in the Secret `model-serving-etcd`.
 
 A document with `endpoints` (separated by commas), `userid`, `password`, `root_prefix`, `certificate` (the authority's,
 PEM), `client_certificate`, `client_key` and `override_authority`. Each of the three in PEM may also be given
@@ -22,14 +22,14 @@ _FILES = ("certificate", "client_certificate", "client_key")
 
 @dataclass(frozen=True, slots=True)
 class EtcdSecret:
-    """What such a document says."""
+    """The content of such a document."""
 
     settings: EtcdSettings
     root_prefix: str  # before all keys; no slash at either end
 
 
 def read(path: Path) -> EtcdSecret:
-    """The document in a file. Raises ValueError, with a text for the operator that never shows what the file holds."""
+    """Reads a document. Raises ValueError, with a text for the operator that shows nothing of the file's content."""
     data = _load(path)
     for name in data:
         if name.removesuffix("_file") not in (*_TEXTS, *_FILES) and name != "compose_deployment":
@@ -67,7 +67,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(raw) if len(raw) <= _LARGEST else None
     except (ValueError, RecursionError):
-        data = None  # the parser's own text would quote what may be a password
+        data = None  # the parser's own text might quote a password
     if not isinstance(data, dict):
         raise ValueError(f'{path} is not a JSON object such as {{"endpoints": "https://etcd:2379"}}')
     return data

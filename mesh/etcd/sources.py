@@ -1,8 +1,7 @@
-"""What a process was told about etcd, read again from the files that it stands in.
+"""The files behind a process's settings for etcd, read again.
 
-A mounted Secret changes under a process: another password, another certificate, another member. Read is all of it or
-nothing, so that a certificate never meets the key of the one before; whether etcd accepts it is for `succession` to
-find out.
+A mounted Secret changes while a process runs: another password, another certificate, another member. All of it is read
+or nothing, so that a certificate never meets the key of an earlier one; `rotation` finds out whether etcd accepts it.
 """
 
 from dataclasses import replace
@@ -12,11 +11,11 @@ from mesh.etcd import secret
 from mesh.etcd.endpoints import check
 from mesh.options.etcdsettings import EtcdSettings
 
-_READINGS = 5  # of files that change meanwhile
+_READINGS = 5  # attempts, if files change meanwhile
 
 
 def read(known: EtcdSettings) -> EtcdSettings:
-    """`known` as its files say it now. Raises ValueError, with a text for the operator that shows nothing secret."""
+    """Reads the files of `known` again. Raises ValueError, with a text for the operator that shows nothing secret."""
     for _ in range(_READINGS):
         found = _read(known)
         if _read(known) == found:
@@ -26,7 +25,7 @@ def read(known: EtcdSettings) -> EtcdSettings:
 
 
 def changes(before: EtcdSettings, after: EtcdSettings) -> str:
-    """What differs, in words."""
+    """Describes the differences."""
     names = {
         "endpoints": "endpoints",
         "user": "user",
@@ -53,7 +52,7 @@ def _read(known: EtcdSettings) -> EtcdSettings:
     password = _content(files.password)
     try:
         text = known.password if password is None else password.decode().strip()
-    except UnicodeDecodeError as error:  # whose own text would show a part of it
+    except UnicodeDecodeError as error:  # whose text would show a part of it
         raise ValueError(f"{files.password} is not text") from error
     return replace(
         known,

@@ -1,7 +1,7 @@
-"""One open stream to etcd, with `grpc.aio`'s ways of failing turned into one.
+"""One open stream to etcd, with a single way of failing instead of `grpc.aio`'s many.
 
-A dead stream shows as an AioRpcError, as InvalidStateError from a write, as an end with status OK, or, where this
-client was closed, as CancelledError that looks like the caller's own. Here all of them are an EtcdError.
+A dead stream shows as an AioRpcError, as InvalidStateError from a write, as an end with status OK, or, if this client
+was closed, as a CancelledError that looks like the caller's own. Here all of them are an EtcdError.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ class Opener(Protocol):
     closed: bool
 
     def blame(self, access: Access, member: Member, error: grpc.aio.AioRpcError | None, token: str) -> None:
-        """Takes notice that a stream at `member` has failed."""
+        """Notes that a stream at `member` has failed."""
 
 
 class Stream:
-    """Read by one task at a time. Not read, it takes nothing in: what waits, waits in etcd."""
+    """A stream, read by one task at a time. Unread messages wait in etcd."""
 
     def __init__(self, connection: Opener, access: Access, what: str, call: Any, member: Member, token: str) -> None:
         self._connection = connection
@@ -39,13 +39,13 @@ class Stream:
         access.streams.add(self)
 
     async def write(self, message: Any, timeout: float) -> None:
-        """Sends one message; EtcdUnavailable if that takes longer than `timeout` s. Cancelled, it ends the stream."""
+        """Sends one message. Raises EtcdUnavailable after `timeout` s. Cancellation ends the stream."""
         await self._run(self._call.write(message), timeout)
 
     async def read(self, timeout: float | None = None) -> Any:
-        """The next message. EtcdUnavailable at the end of the stream, and after `timeout` s.
+        """Reads the next message. Raises EtcdUnavailable at the end of the stream, and after `timeout` s.
 
-        Cancelled, it ends the stream."""
+        Cancellation ends the stream."""
         message = await self._run(self._call.read(), timeout)
         if message is EOF:
             self._check()
@@ -54,19 +54,19 @@ class Stream:
         return message
 
     def replace(self) -> None:
-        """Ends it with EtcdReplaced, for whoever waits for it now and whoever will."""
+        """Ends it with EtcdReplaced, for current and later readers and writers."""
         self._replaced = True
         self._call.cancel()
 
     def cancel(self) -> None:
-        """Ends the stream. Again, or after its end: nothing."""
+        """Ends the stream; a second time, or after its end, does nothing."""
         self._call.cancel()
 
     async def _run(self, operation: Any, timeout: float | None) -> Any:
         try:
             if timeout is None:
                 return await operation
-            # Not wait_for: what it cancels is the operation, and the stream must end, not be left half-used.
+            # Not wait_for: it cancels the operation, while the stream must end and not be left half-used.
             task = asyncio.ensure_future(operation)
             try:
                 done, _ = await asyncio.wait({task}, timeout=timeout)
@@ -78,7 +78,7 @@ class Stream:
                 self.cancel()
                 await asyncio.wait({task}, timeout=1.0)
                 if task.done() and not task.cancelled():
-                    task.exception()  # retrieved: it only says that the stream was ended
+                    task.exception()  # retrieved: it only says that the stream has ended
                 self._connection.blame(self._access, self._member, None, self.token)
                 raise errors.EtcdUnavailable(f"{self._what}: no answer within {timeout:g} s")
             return await task

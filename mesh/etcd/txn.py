@@ -1,4 +1,4 @@
-"""Compares and operations of a transaction, by functions that read like what they say.
+"""Compares and operations of transactions, as functions that read like sentences.
 
     await etcd.txn([absent_range(*claims), created(record, "==", revision)], [put_op(claim, value, lease=lease.id)])
 
@@ -31,9 +31,9 @@ def created(key: bytes, sign: Sign, revision: int) -> Compare:
 
 
 def created_in_range(start: bytes, end: bytes, sign: Sign, revision: int) -> Compare:
-    """The same for every key in [start, end).
+    """Compares the revision of creation of every key in [start, end).
 
-    Where the range is empty, it holds exactly if `0 <sign> revision` does."""
+    For an empty range it holds exactly if `0 <sign> revision` does."""
     return pb.Compare(
         result=_RESULTS[sign], target=pb.Compare.CREATE, key=start, range_end=end, create_revision=revision
     )
@@ -50,27 +50,27 @@ def value_is(key: bytes, value: bytes, sign: Sign = "==") -> Compare:
 
 
 def leased(key: bytes, lease: int, sign: Sign = "==") -> Compare:
-    """Compares the lease the key hangs on; 0 stands for none."""
+    """Compares the key's lease; 0 stands for none."""
     return pb.Compare(result=_RESULTS[sign], target=pb.Compare.LEASE, key=key, lease=lease)
 
 
 def exists(key: bytes) -> Compare:
-    """The key exists."""
+    """Requires that the key exists."""
     return created(key, ">", 0)
 
 
 def absent(key: bytes) -> Compare:
-    """The key does not exist."""
+    """Requires that the key does not exist."""
     return created(key, "==", 0)
 
 
 def absent_range(start: bytes, end: bytes) -> Compare:
-    """No key exists in [start, end): a claim on the whole range."""
+    """Requires that no key exists in [start, end): a claim on the whole range."""
     return created_in_range(start, end, "==", 0)
 
 
 def absent_prefix(prefix: bytes) -> Compare:
-    """No key begins with `prefix`."""
+    """Requires that no key begins with `prefix`."""
     return absent_range(prefix, after_prefix(prefix))
 
 

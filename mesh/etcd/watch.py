@@ -1,7 +1,7 @@
 """One watch on one stream: opened at a revision, checked, its events joined into whole revisions.
 
-One stream a watch: etcd answers creates in order, and matching answers to requests by order goes wrong after the first
-one that is cancelled. 500 streams cost etcd 26 MB. Opening another one after a failure is left to `Mirror`.
+One stream for each watch: etcd answers creates in order, and matching answers to requests by order goes wrong after the
+first one that is cancelled. 500 streams cost etcd 26 MB. Opening another watch after a failure is up to `Mirror`.
 """
 
 from collections.abc import Iterable
@@ -15,10 +15,10 @@ from mesh.pb import etcd_pb2 as pb
 
 
 class Revisions:
-    """Joins events into whole revisions, however etcd has cut them.
+    """A buffer that joins events into whole revisions.
 
-    etcd sends a revision in one response, but cuts a large response into fragments anywhere; all but the last say so.
-    What comes whole is given out at once; only the last revision of a fragment is held back until the next one.
+    etcd sends a revision in one response, but splits a large response into fragments anywhere; all but the last say so.
+    Whole revisions are returned at once; only the last one of a fragment is held back until the next.
     """
 
     def __init__(self) -> None:
@@ -26,11 +26,11 @@ class Revisions:
 
     @property
     def holding(self) -> bool:
-        """Whether a revision has begun and is not complete."""
+        """True if a revision has begun and is not complete."""
         return bool(self._held)
 
     def add(self, events: Iterable[pb.Event], fragment: bool) -> list[Delta]:
-        """The revisions that are complete now. `fragment`: more of the same response follows."""
+        """Returns the revisions that are complete now. `fragment`: more of the same response follows."""
         deltas: list[Delta] = []
         current = self._held
         revision = current[0].kv.mod_revision if current else 0
@@ -52,10 +52,10 @@ _KINDS = (Kind.PUT, Kind.DELETE)  # by their numbers
 
 
 class Watch:
-    """An open watch. Made by `Watch.open()`."""
+    """An open watch, made by `Watch.open()`."""
 
     def __init__(self, stream: Stream, header: pb.ResponseHeader, revision: int) -> None:
-        self.revision = revision  # etcd has said that no more changes up to it will come
+        self.revision = revision  # no more changes up to it will come
         self.member_revision: int = header.revision  # the member's own, when the watch was opened
         self.cluster_id: int = header.cluster_id
         self._stream = stream
@@ -65,7 +65,7 @@ class Watch:
     async def open(cls, connection: Connection, start: bytes, end: bytes, revision: int) -> "Watch":
         """Watches [start, end) for the changes after `revision`.
 
-        Raises EtcdError, EtcdCompacted possibly only at a read."""
+        Raises EtcdError; EtcdCompacted possibly only at a read."""
         request = pb.WatchRequest(
             create_request=pb.WatchCreateRequest(
                 key=start, range_end=end, start_revision=revision + 1, progress_notify=True, fragment=True
@@ -82,7 +82,7 @@ class Watch:
                 return cls(stream, created.header, revision)
             except EtcdDenied:
                 stream.cancel()
-                # Of a token that has expired, 3.5.1 says "permission denied" too, 3.6 what it is.
+                # For an expired token, etcd 3.5.1 says "permission denied" too; 3.6 names it.
                 if retried or not connection.forget_token(stream.token):
                     raise
                 retried = True
@@ -91,13 +91,13 @@ class Watch:
                 raise
 
     async def read(self) -> list[Delta]:
-        """The next complete revisions, as they arrive; may be none. Raises EtcdError: then the watch is over."""
+        """Reads the next complete revisions; may be none. Raises EtcdError: then the watch is over."""
         response = await self._stream.read()
         check(response)
         deltas = self._revisions.add(response.events, response.fragment)
         if not response.events and not self._revisions.holding:
-            # Progress: nothing more will come up to there. Without it, a quiet range would one day resume at a revision
-            # that is compacted, and be read again for nothing.
+            # Progress: nothing more will come up to there. Without it, a quiet range would eventually resume at a
+            # compacted revision, and be read again for nothing.
             self.revision = max(self.revision, response.header.revision)
         return deltas
 
@@ -107,7 +107,7 @@ class Watch:
 
 
 def check(response: Any) -> None:
-    """Raises what a response says went wrong: a watch that etcd cancels ends with a message, not with its stream."""
+    """Raises the error in a response: a watch that etcd cancels ends with a message, not with its stream."""
     if not response.canceled:
         return
     if response.compact_revision:

@@ -1,10 +1,9 @@
-"""From one set of credentials to the next while the process runs, so that a changed Secret needs no restart.
+"""Rotation of etcd's credentials while the process runs, so that a changed Secret needs no restart.
 
-The files are looked at now and then, and when etcd refuses what is in use. What has changed is proven first: a
-connection of its own asks etcd what was asked last. Only if that is answered the client goes over to it. So a Secret
-with a typo, or one that comes before etcd's own change, harms nobody: the old credentials stay in use, the log says
-why, and the new ones are tried again until they work.
-"""
+The files are checked periodically, and when etcd refuses the credentials in use. Changed ones are proven first: a
+separate connection repeats the last read. Only if etcd answers does the client switch. So a Secret with a typo, or one
+that comes before etcd's own change, is harmless: the old credentials stay in use, the log says why, and the new ones
+are tried again until they work."""
 
 import asyncio
 import contextlib
@@ -18,12 +17,12 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 LOOK = 2.0
-"""Seconds between two looks; Kubernetes itself takes a minute to bring a changed Secret."""
+"""Seconds between two checks; Kubernetes itself takes a minute to deliver a changed Secret."""
 
-_LOOK_LEAST = 0.25  # seconds between them, however many requests fail
+_LOOK_LEAST = 0.25  # seconds between them, even if many requests fail
 
 _AGAIN_FIRST, _AGAIN_MAX = 1.0, 16.0
-"""Seconds between two proofs of the same: each takes 100 ms of etcd's time where there is a password."""
+"""Seconds between two proofs of the same credentials: with a password each takes 100 ms of etcd's time."""
 
 _PROOF = 3.0  # seconds
 
@@ -33,45 +32,45 @@ class Replacing(Protocol):
 
     @property
     def settings(self) -> EtcdSettings:
-        """Those in use."""
+        """The settings in use."""
 
-    async def succeed(self, settings: EtcdSettings, timeout: float) -> None:
-        """Goes over to others if etcd answers to them within `timeout` s; raises EtcdError, ValueError if not."""
+    async def switch(self, settings: EtcdSettings, timeout: float) -> None:
+        """Switches to others if etcd accepts them within `timeout` s; raises EtcdError, ValueError if not."""
 
 
-class Succession:
-    """Of one connection. `begin` at its first request, `end` at its last."""
+class Rotation:
+    """The rotation of one connection's credentials. `begin` at its first request, `end` at its last."""
 
     def __init__(self, connection: Replacing) -> None:
-        self.refusal = ""  # why what the files hold now is not used; empty: it is
-        self.changes = 0  # times that the client went over to others
+        self.refusal = ""  # why the current content of the files is not used; empty: it is
+        self.changes = 0  # switches
         self._connection = connection
         self._lock = asyncio.Lock()
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._candidate: EtcdSettings | None = None  # was not accepted when it was tried last
+        self._candidate: EtcdSettings | None = None  # not accepted at the last attempt
         self._looked = 0.0  # when, by the loop's clock
         self._tried = 0.0  # when, by the loop's clock
         self._pause = _AGAIN_FIRST
 
     def begin(self) -> None:
-        """Looks from now on; again: nothing."""
+        """Starts the periodic checks; a second call does nothing."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="follow etcd's credentials")
 
     async def end(self) -> None:
-        """Looks no more."""
+        """Stops the checks."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
 
     def suspect(self) -> None:
-        """A request has failed, maybe because of the credentials: a look at once."""
-        if asyncio.get_running_loop().time() >= self._looked + _LOOK_LEAST:  # else the next failure will tell
+        """Checks at once: a request has failed, perhaps because of the credentials."""
+        if asyncio.get_running_loop().time() >= self._looked + _LOOK_LEAST:  # otherwise the next failure triggers it
             self._wanted.set()
 
     async def settle(self) -> None:
-        """A look at once, which is over when this returns: the credentials in use were refused."""
+        """Checks at once and waits for the outcome: the credentials in use were refused."""
         async with self._lock:
             await self._look(urgent=True)
 
@@ -105,7 +104,7 @@ class Succession:
         else:
             self._candidate, self._pause = found, _AGAIN_FIRST
         try:
-            await self._connection.succeed(found, _PROOF)
+            await self._connection.switch(found, _PROOF)
         except EtcdError as error:
             self._tried = loop.time()
             self._refuse(f"etcd does not answer to them: {error}", of=type(error).__name__)
@@ -115,7 +114,7 @@ class Succession:
         log.info("etcd is reached by changed credentials from now on", changed=sources.changes(used, found))
 
     def _refuse(self, why: str, of: str = "") -> None:
-        """`of` stands for `why` where that differs from one time to the next."""
+        """Logs a refusal once. `of` identifies it if `why` differs from one time to the next."""
         if not self.refusal.startswith(of or why):
             log.warning("the credentials for etcd are kept: the changed ones are not used", why=why)
         self.refusal = f"{of}: {why}" if of else why

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from mesh.etcd import Etcd, EtcdDenied, EtcdError, Lease, secret, succession
+from mesh.etcd import Etcd, EtcdDenied, EtcdError, Lease, rotation, secret
 from mesh.options import etcd as etcdoptions
 from mesh.options.etcdsettings import EtcdFiles, EtcdSettings
 from tests.support.authority import Authority, Mounted
@@ -24,13 +24,13 @@ ROOT = "--user=root:secret"
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(succession, "LOOK", 0.1)
+    monkeypatch.setattr(rotation, "LOOK", 0.1)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
     """An etcd with the users alice and bob, who may use `mine/`, and eve, who may nothing."""
-    with EtcdServer(tmp_path_factory.mktemp("succession") / "etcd", extra=["--bcrypt-cost=4"]) as server:
+    with EtcdServer(tmp_path_factory.mktemp("rotation") / "etcd", extra=["--bcrypt-cost=4"]) as server:
         server.etcdctl("role", "add", "root")
         server.etcdctl("role", "add", "owner")
         server.etcdctl("role", "grant-permission", "owner", "--prefix=true", "readwrite", "mine/")
@@ -85,7 +85,7 @@ async def test_a_password_that_etcd_changes_first(server: EtcdServer, mount: Mou
         await etcd.put(b"mine/b", b"2")
         await follower.has(lambda f: f.content == {b"mine/a": b"1", b"mine/b": b"2"}, "both changes have come")
         assert len(follower.snapshots) == 1
-        assert etcd.statistics().successions == 1
+        assert etcd.statistics().credential_changes == 1
         await until(lambda: lease.statistics().streams == 2, timeout=30, why="the lease is renewed in the new way")
         assert not lease.lost.is_set()
         await lease.close()
@@ -101,7 +101,7 @@ async def test_a_password_that_the_secret_changes_first(server: EtcdServer, moun
         passwd(server, "alice", "changed")
         # What was refused a moment ago is not tried again within a second: the request may be early.
         await until(lambda: _done(etcd.put(b"mine/a", b"3")), interval=0.1, why="the new one is taken")
-        assert etcd.statistics().successions == 1
+        assert etcd.statistics().credential_changes == 1
         assert etcd.statistics().refusal == ""
 
 
@@ -118,7 +118,7 @@ async def test_another_user_without_a_failure(server: EtcdServer, mount: Mount) 
     async with mount.client() as etcd, following(etcd, b"mine/") as follower:
         await etcd.put(b"mine/a", b"1")
         mount.put(userid="bob", password="builder")
-        await until(lambda: etcd.statistics().successions == 1, why="the new user is taken, without any request")
+        await until(lambda: etcd.statistics().credential_changes == 1, why="the new user is taken, without any request")
         await until(lambda: follower.mirror.statistics().watches == 2, why="so it is by the watch")
         server.etcdctl(ROOT, "user", "revoke-role", "alice", "owner")
         await etcd.put(b"mine/a", b"2")
@@ -161,7 +161,7 @@ async def _keeps(change: dict[str, str], says: str, mount: Mount) -> None:
         mount.known = before
         mount.put()
         await until(lambda: not etcd.statistics().refusal, why="it is as before")
-        assert etcd.statistics().successions == 0
+        assert etcd.statistics().credential_changes == 0
 
 
 async def test_other_endpoints(server: EtcdServer, mount: Mount) -> None:
@@ -186,7 +186,7 @@ async def test_many_who_are_refused_together(server: EtcdServer, mount: Mount) -
         passwd(server, "alice", "changed")
         mount.put(password="changed")
         await asyncio.gather(*(etcd.get(b"mine/a") for _ in range(50)))
-        assert etcd.statistics().successions == 1
+        assert etcd.statistics().credential_changes == 1
         assert etcd.statistics().tokens == 1
 
 
@@ -212,7 +212,7 @@ async def test_a_password_in_a_file_of_its_own(server: EtcdServer, tmp_path: Pat
         passwd(server, "alice", "changed")
         path.write_text("changed\n")
         await etcd.put(b"mine/a", b"2")
-        assert etcd.statistics().successions == 1
+        assert etcd.statistics().credential_changes == 1
 
 
 async def test_a_client_certificate_is_followed(tmp_path: Path) -> None:
