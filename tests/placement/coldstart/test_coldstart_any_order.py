@@ -299,7 +299,7 @@ PHASES = {
 
 
 def test_any_order_of_events():
-    run_state_machine_as_test(Router, settings=settings(stateful_step_count=70))
+    run_state_machine_as_test(Router, settings=settings(stateful_step_count=50))
 
 
 def test_every_answer_has_its_phase_and_what_follows():
