@@ -7,8 +7,8 @@ An inference is passed as the framed message, and its answer comes so: whoever m
 it copied once, and the answer is often passed on as it is.
 """
 
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -23,12 +23,11 @@ from router.inference.localcall import Answer
 M = TypeVar("M", bound=Message)
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """Who calls, and what goes along with the call."""
 
     deadline: float | None = None  # on the event loop's clock; None: never
-    metadata: list[Header] = field(default_factory=list)
+    metadata: Sequence[Header] = ()
     peer: str = "local"
 
 
@@ -71,7 +70,7 @@ class Models:
         call = localcall.LocalCall(
             PREFIX + method.encode(),
             frame,
-            headers=caller.metadata,
+            headers=list(caller.metadata),
             deadline=caller.deadline,
             peer=caller.peer,
         )

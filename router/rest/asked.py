@@ -6,8 +6,8 @@ leave as it is. Nothing is read before it is needed: a request is refused only f
 
 import asyncio
 import urllib.parse
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 from mesh.statuses import MeshError, Reason
 from mesh.wire import headers as names
@@ -25,8 +25,15 @@ MODELS = "/v2/models/"
 _PASSED = ("traceparent", "tracestate", "baggage")  # beyond x- and mm-
 _NOT_PASSED = ("x-forwarded-", "x-envoy-", "x-request-timeout", "x-real-ip", "x-mesh-")
 
-Field = tuple[str, str]
-"""Name and value of a header as it came."""
+
+class Fields(Protocol):
+    """The headers of a request, by names in whatever case. As in aiohttp, which has them in C."""
+
+    def getall(self, key: str, default: tuple[()]) -> Sequence[str]:
+        """Returns all values of that name."""
+
+    def items(self) -> Iterable[tuple[str, str]]:
+        """Returns names and values as they came."""
 
 
 class Target(NamedTuple):
@@ -57,11 +64,11 @@ class Asked:
 
     __slots__ = ("_fields", "path", "peer")
 
-    def __init__(self, path: str, fields: Sequence[Field], peer: str) -> None:
+    def __init__(self, path: str, fields: Fields, peer: str) -> None:
         """`path`: as it came, without the query."""
         self.path = path
         self.peer = peer
-        self._fields = [(name.lower(), value) for name, value in fields]
+        self._fields = fields
 
     def target(self) -> Target:
         """Returns what the path names. Raises MeshError."""
@@ -69,7 +76,7 @@ class Asked:
 
     def caller(self) -> Caller:
         """Returns who calls: the time begins to run now. Raises MeshError."""
-        return Caller(deadline=self._deadline(), metadata=self._metadata(), peer=self.peer)
+        return Caller(self._deadline(), self._metadata(), self.peer)
 
     def header_length(self) -> int | None:
         """Returns how much of the body is JSON, where the rest is binary tensors; None: all. Raises MeshError."""
@@ -82,7 +89,10 @@ class Asked:
 
     def encoding(self) -> str:
         """Returns the Content-Encoding; "": none. Raises MeshError."""
-        encoding = (self._one("Content-Encoding") or "").strip().lower()
+        encoding = self._one("Content-Encoding")
+        if encoding is None:
+            return ""
+        encoding = encoding.strip().lower()
         return "" if encoding == "identity" else encoding
 
     def _deadline(self) -> float:
@@ -103,24 +113,26 @@ class Asked:
     def _metadata(self) -> list[Header]:
         """The headers that become metadata of the call: the client's own (x-), ours (mm-), and those of tracing."""
         passed: list[Header] = []
-        for name, value in self._fields:
-            if not name.startswith(("x-", "mm-")) and name not in _PASSED:
+        for name, value in self._fields.items():
+            lower = name.lower()
+            if not lower.startswith(("x-", "mm-")) and lower not in _PASSED:
                 continue
-            if name.startswith(_NOT_PASSED) or not (value.isascii() and value.isprintable()):
+            if lower.startswith(_NOT_PASSED) or not (value.isascii() and value.isprintable()):
                 continue
-            encoded = name.encode("ascii", "replace")
+            encoded = lower.encode("ascii", "replace")
             if not encoded.startswith(names.INTERNAL):
                 passed.append((encoded, value.encode()))
         return passed
 
     def _one(self, name: str) -> str | None:
         """A header's value, None where it is missing. Raises MeshError where it has two that differ."""
-        lower = name.lower()
-        values = {value for key, value in self._fields if key == lower}
-        if len(values) > 1:
-            text = f"the header {name} is there {len(values)} times with different values"
+        values = self._fields.getall(name, ())
+        if not values:
+            return None
+        if len(distinct := set(values)) > 1:
+            text = f"the header {name} is there {len(distinct)} times with different values"
             raise MeshError(Reason.BAD_REQUEST, text)
-        return values.pop() if values else None
+        return values[0]
 
 
 def split_path(raw_path: str) -> Target:

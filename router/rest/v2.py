@@ -119,7 +119,7 @@ def whole_number(request: web.Request, name: str, default: int, *, least: int, m
 
 
 def _asked(request: web.Request) -> Asked:
-    return Asked(request.rel_url.raw_path, tuple(request.headers.items()), request.remote or "rest")
+    return Asked(request.rel_url.raw_path, request.headers, request.remote or "rest")
 
 
 def _json(document: dict[str, Any]) -> web.Response:

@@ -3,13 +3,14 @@
 import asyncio
 
 import pytest
+from multidict import CIMultiDict
 
 from mesh.statuses import MeshError, Reason
 from router.rest.asked import TIMEOUT, Asked
 
 
 def asked(path="/v2/models/m", **fields):
-    return Asked(path, [(name.replace("_", "-"), value) for name, value in fields.items()], "peer")
+    return Asked(path, CIMultiDict((name.replace("_", "-"), value) for name, value in fields.items()), "peer")
 
 
 @pytest.mark.parametrize(
@@ -71,9 +72,9 @@ async def test_the_time_out_is_grpcs_or_one_in_seconds(fields, seconds):
 
 def test_headers_that_are_there_twice_must_agree():
     twice = [("Content-Encoding", "gzip"), ("content-encoding", "gzip")]
-    assert Asked("/", twice, "").encoding() == "gzip"
+    assert Asked("/", CIMultiDict(twice), "").encoding() == "gzip"
     with pytest.raises(MeshError, match="2 times"):
-        Asked("/", [*twice, ("Content-Encoding", "br")], "").encoding()
+        Asked("/", CIMultiDict([*twice, ("Content-Encoding", "br")]), "").encoding()
 
 
 @pytest.mark.parametrize(("value", "length"), [("0", 0), ("17", 17), ("-1", None), ("1e3", None), ("9" * 16, None)])
