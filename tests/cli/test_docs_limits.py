@@ -8,7 +8,7 @@ import typer
 import mesh.runtime.__main__ as runtime_main
 import router.__main__ as router_main
 from mesh.runtime.agent.settings import RuntimeSettings
-from mesh.runtime.cache import loads
+from mesh.runtime.cache.loads import flights
 from mesh.runtime.server import loader, runs, tensors
 from mesh.runtime.server import settings as server_settings
 from mesh.wire import budget, server
@@ -47,6 +47,6 @@ def test_the_numbers_are_those_of_the_code():
     assert (server.PATIENCE, server.HASTE, budget.SMALL) == (10, 16, 64 << 10)
     assert (bulk.AT_ONCE, bulk.MAX_LINES, bulk.MAX_BAD, bulk.BATCH, bulk.IN_FLIGHT) == (2, 5_000_000, 10_000, 500, 4)
     assert (bulk.MAX_LINE, bulk.MAX_BYTES, bulk.BATCH_BYTES, bulk.MAX_REPORTED) == (64 << 10, 4 << 30, 256 << 10, 1000)
-    assert (meter.MAX_METHODS, loads.MAX_LOADS, loader.MAX_STUCK) == (64, 1024, 4)
+    assert (meter.MAX_METHODS, flights.MAX_LOADS, loader.MAX_STUCK) == (64, 1024, 4)
     assert (runs.MAX_WAITING, runs.MAX_WAITING_BYTES, runs.MAX_SECONDS) == (1024, 256 << 20, 600)
     assert (tensors.MAX_TEXTS, tensors.MAX_RANK) == (262_144, 32)

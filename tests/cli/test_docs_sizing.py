@@ -9,7 +9,7 @@ import yaml
 
 from mesh.host.memory import Whole
 from mesh.options.values import parse_bytes
-from mesh.runtime.cache import capacity
+from mesh.runtime.cache.evictions import capacity
 from tests.deploy.test_docs import VALUES
 from tests.support import documented
 from tests.support.documented import DOCS, Shell

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from mesh.runtime.blame.history import Took
-from mesh.runtime.cache import demand
 from mesh.runtime.cache.assembly import Below, Cache, Limits
-from mesh.runtime.cache.entries import Entry, State
-from mesh.runtime.cache.ledger import Ledger
-from mesh.runtime.cache.outcomes import Loaded, Outcome, Refused, Want
+from mesh.runtime.cache.books import demand
+from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.ledger import Ledger
+from mesh.runtime.cache.loads.outcomes import Loaded, Outcome, Refused, Want
 from mesh.runtime.presence import verdicts
 from mesh.runtime.presence.verdicts import Stale
 from mesh.runtime.servers.relief import Relief

@@ -22,13 +22,13 @@ from mesh.runtime.blame import earlier
 from mesh.runtime.blame.earlier import BOARD, Earlier
 from mesh.runtime.blame.history import History
 from mesh.runtime.blame.lastlooks import LastLooks
-from mesh.runtime.cache import capacity
-from mesh.runtime.cache.activity import Activity
 from mesh.runtime.cache.assembly import Below, Cache, Limits
-from mesh.runtime.cache.files import Files
+from mesh.runtime.cache.books.activity import Activity
+from mesh.runtime.cache.books.ledger import Ledger
+from mesh.runtime.cache.disk.files import Files
+from mesh.runtime.cache.disk.optimising import Optimising
+from mesh.runtime.cache.evictions import capacity
 from mesh.runtime.cache.housekeeping import Housekeeping
-from mesh.runtime.cache.ledger import Ledger
-from mesh.runtime.cache.optimising import Optimising
 from mesh.runtime.presence.claims import Claims
 from mesh.runtime.presence.fence import Fence
 from mesh.runtime.presence.publishing import Presence

@@ -11,10 +11,10 @@ from mesh.options.values import format_address, parse_address
 from mesh.pb import agent_pb2 as pb
 from mesh.pb import agent_pb2_grpc
 from mesh.runtime.agent.standing import Standing
-from mesh.runtime.cache import outcomes
-from mesh.runtime.cache.activity import active
 from mesh.runtime.cache.assembly import Cache
-from mesh.runtime.cache.entries import Entry, State
+from mesh.runtime.cache.books.activity import active
+from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.loads import outcomes
 from mesh.runtime.presence import verdicts
 from mesh.schema.records import PodRecord
 from mesh.statuses import Reason

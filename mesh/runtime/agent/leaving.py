@@ -12,7 +12,7 @@ import time
 from mesh.etcd import Etcd, EtcdError
 from mesh.etcd.ranges import after_prefix
 from mesh.runtime.cache.assembly import Cache
-from mesh.runtime.cache.entries import State
+from mesh.runtime.cache.books.entries import State
 from mesh.runtime.presence.fence import Fence
 from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.sharedmemory.board import Board

@@ -10,7 +10,8 @@ from mesh.host import memory
 from mesh.options import checked, tls
 from mesh.options.values import format_bytes
 from mesh.runtime.agent.settings import SERVER
-from mesh.runtime.cache import capacity, demand
+from mesh.runtime.cache.books import demand
+from mesh.runtime.cache.evictions import capacity
 from mesh.telemetry import logs
 from placement import policies
 from puller.proxies import Proxies

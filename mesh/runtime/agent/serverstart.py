@@ -6,9 +6,9 @@ from mesh import process
 from mesh.options.values import format_address, format_bytes, parse_address
 from mesh.runtime.agent.settings import RuntimeSettings
 from mesh.runtime.blame.earlier import BOARD
-from mesh.runtime.cache import capacity
 from mesh.runtime.cache.assembly import Cache
-from mesh.runtime.cache.optimising import Optimising
+from mesh.runtime.cache.disk.optimising import Optimising
+from mesh.runtime.cache.evictions import capacity
 from mesh.runtime.servers.commandline import CommandLine
 from mesh.runtime.servers.serverprocess import Plan, ServerFailed, ServerProcess
 from mesh.telemetry import logs

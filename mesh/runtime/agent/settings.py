@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mesh.options.etcdsettings import EtcdSettings
 from mesh.options.values import parse_address
-from mesh.runtime.cache import demand
+from mesh.runtime.cache.books import demand
 from puller.proxies import DIRECT, Proxies
 
 MIB = 1 << 20

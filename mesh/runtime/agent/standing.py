@@ -7,9 +7,9 @@ from mesh.etcd import Patience
 from mesh.runtime.agent.settings import RuntimeSettings
 from mesh.runtime.blame.history import History
 from mesh.runtime.cache.assembly import Cache
-from mesh.runtime.cache.meters import calls_snapshot
-from mesh.runtime.cache.optimising import Optimising
-from mesh.runtime.cache.rate import Rate
+from mesh.runtime.cache.books.meters import calls_snapshot
+from mesh.runtime.cache.books.rate import Rate
+from mesh.runtime.cache.disk.optimising import Optimising
 from mesh.runtime.presence import figures
 from mesh.runtime.presence.ondisk import OnDisk
 from mesh.runtime.presence.publishing import Presence

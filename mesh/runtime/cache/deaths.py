@@ -7,12 +7,12 @@ books, the keys and the files follow. Where the agent itself was killed with its
 
 from mesh.runtime.blame import suspects
 from mesh.runtime.blame.history import History
-from mesh.runtime.cache.entries import Entry, State
-from mesh.runtime.cache.files import Files
-from mesh.runtime.cache.ledger import Ledger
-from mesh.runtime.cache.meters import Meters
-from mesh.runtime.cache.space import Space
-from mesh.runtime.cache.unloads import Unloads
+from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.ledger import Ledger
+from mesh.runtime.cache.books.meters import Meters
+from mesh.runtime.cache.books.space import Space
+from mesh.runtime.cache.disk.files import Files
+from mesh.runtime.cache.evictions.unloads import Unloads
 from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.servers.serverprocess import Death
 from mesh.runtime.sharedmemory.atwork import AtWork

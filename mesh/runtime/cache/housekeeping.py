@@ -12,9 +12,9 @@ import random
 
 from mesh.etcd import Etcd, EtcdError, created, get_range_op
 from mesh.process.tasks import turned
-from mesh.runtime.cache.entries import State
-from mesh.runtime.cache.ledger import Ledger
-from mesh.runtime.cache.loads import Loads
+from mesh.runtime.cache.books.entries import State
+from mesh.runtime.cache.books.ledger import Ledger
+from mesh.runtime.cache.loads.flights import Loads
 from mesh.runtime.presence.copykeys import BATCH
 from mesh.runtime.presence.publishing import Presence
 from mesh.schema.keys import Keys

@@ -7,8 +7,8 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from mesh.runtime.cache.entries import State
-from mesh.runtime.cache.outcomes import Failed, Loaded, Outcome, Refused
+from mesh.runtime.cache.books.entries import State
+from mesh.runtime.cache.loads.outcomes import Failed, Loaded, Outcome, Refused
 from mesh.runtime.presence import verdicts
 from mesh.runtime.presence.verdicts import Stale
 from mesh.schema import records

@@ -1,0 +1,56 @@
+"""Evictions: copies that make way, for a load that needs room or because the server takes more memory than it may.
+
+Who goes was decided before (`victims` for a load, `memory` for the server); here it is carried out and counted, and the
+reason is kept. `unloads` takes the copies out of memory, and `space` tells whoever waits for it.
+"""
+
+from mesh.runtime.cache.books.decisions import Decisions
+from mesh.runtime.cache.books.demand import Demand
+from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.ledger import Ledger
+from mesh.runtime.cache.books.meters import Meters
+from mesh.runtime.cache.evictions.unloads import Unloads
+from mesh.telemetry import logs
+from placement.room import Room
+
+log = logs.get(__name__)
+
+
+class Eviction:
+    """Has copies unloaded for others' sake."""
+
+    def __init__(
+        self, ledger: Ledger, unloads: Unloads, demand: Demand, *, decisions: Decisions, meters: Meters
+    ) -> None:
+        self._ledger = ledger
+        self._unloads = unloads
+        self._demand = demand
+        self._decisions = decisions
+        self._meters = meters
+
+    def make_way(self, room: Room, for_whom: str) -> None:
+        """Begins to unload the victims of a decision, so that the model `for_whom` finds room."""
+        for victim in room.victims:
+            entry = self._ledger.entries.get(victim)
+            if entry is not None and entry.state is State.LOADED:
+                self._decisions.note("evict", victim, for_whom, why=room.why)
+                self._begin(entry, f"makes way for {for_whom}: {room.why}")
+
+    def evict(self, entry: Entry, why: str) -> None:
+        """Begins to unload one copy that goes for no other's sake."""
+        self._decisions.note("evict", entry.model_id, why=why)
+        self._begin(entry, why)
+
+    async def gone(self, room: Room) -> None:
+        """Returns once nothing is left of the victims of a decision, their files included."""
+        for victim in room.victims:
+            await self._unloads.gone(victim.removesuffix("\0"))
+
+    def _begin(self, entry: Entry, why: str) -> None:
+        self._demand.made_way(entry)
+        idle = self._ledger.idle_ms(entry)
+        if not self._unloads.begin(entry, evicted=True):
+            return
+        self._meters.age_at_eviction.observe(idle)
+        self._meters.evictions.inc()
+        log.info("evicting", model=entry.model_id, why=why, idle_ms=idle, bytes=entry.weight)

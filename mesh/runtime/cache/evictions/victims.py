@@ -1,0 +1,164 @@
+"""Who makes way in this pod: `placement.room`, asked with the copies that are here.
+
+The same question for memory and for the disk, answered in the same order. The latest questions are kept with their
+answers, so that they can be asked again (`mesh replay`). `eviction` carries the answers out.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+
+from mesh.runtime.cache.books.entries import State
+from mesh.runtime.cache.books.ledger import Ledger
+from placement import room
+from placement.footprint import Footprint
+from placement.replay import Question
+
+QUESTIONS = 256
+"""How many of the latest are kept, a kilobyte or two each."""
+
+
+class Victims:
+    """The search for them, over the ledger's copies."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.questions: deque[tuple[Question, room.Room]] = deque(maxlen=QUESTIONS)  # for room, the latest
+
+    def candidates(self, need: Footprint) -> list[str]:
+        """Whose other copies are worth knowing before room is made for that much: nobody's, where it fits anyway."""
+        if self._ledger.fits(need):
+            return []
+        count = itertools.count(1)
+        return [entry.model_id for entry in self._ledger.order(lambda entry: next(count) >= room.CANDIDATES)]
+
+    def room_for(
+        self,
+        need: Footprint,
+        *,
+        idle_ms: int = 0,
+        spares: Mapping[str, int] | None = None,
+        keep: Collection[str] = (),
+        for_whom: str = "",
+        growing: Collection[str] | None = None,
+    ) -> room.Room:
+        """Who makes way for so much more. `spares`: copies elsewhere, of those that were asked about. `keep` are
+        never taken.
+
+        `growing`, where the question is for one that is in memory already: the keys of all such loads that wait. It may
+        take what is promised to others, and what the others in memory hold does not come to rest before they have got
+        their own."""
+        ledger = self._ledger
+        need = need.on(device=ledger.has_device)
+        free = ledger.free if growing is None else ledger.free + ledger.promised()
+        busy = [
+            room.Held(
+                entry.model_id,
+                entry.footprint.host_bytes,
+                0,
+                busy_reason="growing" if growing and entry.key in growing else "loading",
+                device_bytes=entry.footprint.device_bytes,
+            )
+            for entry in ledger.under_way()
+            if entry.weight and entry.key not in keep and (growing is None or entry.state is not State.WAITING)
+        ]
+        question = Question(
+            for_whom,
+            need.host_bytes,
+            free.host_bytes,
+            ledger.capacity.host_bytes,
+            idle_ms,
+            (),
+            need.device_bytes,
+            free.device_bytes,
+            ledger.capacity.device_bytes,
+        )
+        return self._ask(question, self._look(spares, keep), spares, busy)
+
+    def disk_room_for(
+        self,
+        short_bytes: int,
+        *,
+        idle_ms: int = 0,
+        spares: Mapping[str, int] | None = None,
+        for_whom: str = "",
+        without: Collection[str] = (),
+    ) -> room.Room:
+        """Who makes way so that so many bytes of files may go from the disk: by the same rules as in memory.
+
+        A pull under way may be what is in the way, with as much as it will; `without` are the keys of those that have
+        none of the disk, because they wait for it."""
+        ledger, look = self._ledger, self._look(spares, (for_whom,))
+
+        def on_disk(key: str) -> room.Held:
+            return replace(look(key), bytes=ledger.entries[key].disk_bytes, device_bytes=0)
+
+        busy = [
+            room.Held(entry.model_id, entry.disk_bytes or short_bytes, 0, busy_reason=entry.state.value)
+            for entry in ledger.entries.values()
+            if entry.state is not State.LOADED
+            and (entry.disk_bytes or (entry.state is State.PULLING and entry.key not in without))
+        ]
+        all_bytes = sum(entry.disk_bytes for entry in ledger.entries.values())
+        question = Question(for_whom, short_bytes, 0, max(short_bytes, all_bytes), idle_ms, ())
+        return self._ask(question, on_disk, spares, busy)
+
+    def leaving_disk_bytes(self, promised: Collection[str]) -> int:
+        """Bytes of files that will have gone from the disk in a moment, with copies that have just begun to be
+        unloaded, but for those that are `promised` to somebody, by key."""
+        ledger = self._ledger
+        return sum(
+            entry.disk_bytes
+            for entry in ledger.entries.values()
+            if entry.state is State.UNLOADING and entry.key not in promised and ledger.age(entry) < room.FRESH_MS / 1000
+        )
+
+    def _ask(
+        self,
+        question: Question,
+        look: Callable[[str], room.Held],
+        spares: Mapping[str, int] | None,
+        busy: Iterable[room.Held],
+    ) -> room.Room:
+        looked: list[room.Held] = []
+        found = room.search(
+            question.need_bytes,
+            question.free_bytes,
+            question.capacity_bytes,
+            self._ledger.policy,
+            look,
+            idle_ms=question.idle_ms,
+            spares=spares,
+            busy=busy,
+            on_looked=looked.extend,
+            need_device_bytes=question.need_device_bytes,
+            free_device_bytes=question.free_device_bytes,
+            capacity_device_bytes=question.capacity_device_bytes,
+        )
+        if found.verdict is not room.RoomVerdict.FITS:
+            self.questions.append((replace(question, held=tuple(looked)), found))
+        return found
+
+    def _look(self, spares: Mapping[str, int] | None, keep: Collection[str]) -> Callable[[str], room.Held]:
+        """How a copy is at this moment."""
+        ledger, now = self._ledger, self._ledger.now_ns()
+
+        def look(key: str) -> room.Held:
+            entry = ledger.entries[key]
+            use = ledger.use(entry)
+            others = spares.get(key, 0) if spares else 0
+            awaited = not entry.idle_ms and (use is None or not use.calls)  # the caller that it was loaded for
+            return room.Held(
+                key,
+                entry.footprint.host_bytes,
+                ledger.idle_ms(entry),
+                device_bytes=entry.footprint.device_bytes,
+                in_flight=use.in_flight if use else 0,
+                busy_reason="kept" if key in keep else "pinned" if entry.pinned else "",
+                other_copies=others,
+                standing=ledger.policy.standing(key, now=now, spare=others > 0),
+                fresh=awaited and now - entry.loaded_ns < room.FRESH_MS * 1_000_000,
+            )
+
+        return look

@@ -1,0 +1,93 @@
+"""The files of a load: pulled, and where the pod's disk is full of others', once copies have made way.
+
+How many are fetched at once, from one store and in all, is for the puller to say.
+"""
+
+import asyncio
+import functools
+import time
+from collections.abc import Mapping
+
+from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.ledger import Ledger
+from mesh.runtime.cache.books.meters import Meters
+from mesh.runtime.cache.disk.files import Files
+from mesh.runtime.cache.disk.optimising import Optimising
+from mesh.runtime.cache.loads.outcomes import Failed, Refused, Want
+from mesh.runtime.cache.loads.rooms import Rooms
+from mesh.statuses import Reason
+from placement.failures import Kind
+from puller.errors import Nature, PullError, PullErrorKind
+from puller.puller import Pulled
+from puller.source import Source
+
+_TIMEOUT = 900.0  # seconds
+_ROOM_WAIT = 120.0  # seconds in which a pull may lose its room to others again and again
+
+
+class NotFetched(Exception):
+    """The files are not here. `outcome` is what that means for the load."""
+
+    def __init__(self, outcome: Refused | Failed) -> None:
+        super().__init__(outcome.text)
+        self.outcome = outcome
+
+
+class Fetching:
+    """Fetches files, a task a load."""
+
+    def __init__(self, ledger: Ledger, files: Files, rooms: Rooms, optimising: Optimising, meters: Meters) -> None:
+        self._ledger = ledger
+        self._files = files
+        self._rooms = rooms
+        self._optimising = optimising
+        self._meters = meters
+
+    async def fetch(self, want: Want, entry: Entry, granted: "asyncio.Future[Mapping[str, int]]") -> Pulled:
+        """Fetches the files. Where copies have to make way on the disk, not before the claim is `granted`, with the
+        copies elsewhere of those that may have to. Raises NotFetched."""
+        place, began = self._rooms.place(), time.monotonic()
+        while True:
+            try:
+                return await self._pull(want, entry)
+            except PullError as error:
+                if not error.short:
+                    raise NotFetched(_outcome(error)) from error
+                short = functools.partial(self._files.short, error.needs)
+            refused = await self._rooms.disk(entry, short, place=place, spares=await granted)
+            if refused is None and time.monotonic() - began > _ROOM_WAIT:
+                text = f"the pod's disk: others have taken its room for {_ROOM_WAIT:g} s"
+                refused = Refused(Reason.NO_ROOM, text)
+            if refused is not None:
+                raise NotFetched(refused)
+
+    async def _pull(self, want: Want, entry: Entry) -> Pulled:
+        if entry.state is State.QUEUED:
+            self._ledger.enter(entry, State.PULLING)
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                source = Source(want.path, want.key, want.sha256)
+                pulled = await self._files.pull(source, into=want.model_id, tag=self._optimising.tag)
+        except TimeoutError as error:
+            text = f"its files did not arrive within {_TIMEOUT:g} s"
+            raise PullError(PullErrorKind.TIMEOUT, text) from error
+        self._meters.pull_ms.observe((time.monotonic() - began) * 1000)
+        return pulled
+
+
+def _outcome(error: PullError) -> Refused | Failed:
+    if error.kind is PullErrorKind.DISK_FULL:
+        return Refused(Reason.NOWHERE if error.never else Reason.NO_ROOM, error.text)
+    asked_ms = round(1000 * error.retry_after) if error.retry_after else 0
+    return Failed(Reason.LOAD_FAILED, error.text, _KINDS[error.nature], asked_ms)
+
+
+# Bad content that was not even pulled, too: looking again is cheap, and whoever corrects the file need not wait.
+_KINDS = {
+    Nature.PASSING: Kind.PASSING,
+    Nature.NOT_FOUND: Kind.NOT_FOUND,
+    Nature.FORBIDDEN: Kind.FORBIDDEN,
+    Nature.CONTENT: Kind.CONTENT,
+    Nature.POD: Kind.PASSING,
+}

@@ -1,0 +1,259 @@
+"""The loads of a pod: which begin, which are joined, which end early. How one is carried out stands in `loading`.
+
+Whoever asks for a model that is being loaded joins that load. The load is a task of its own: a caller that goes away
+does not end it, a withdrawal does. There is at most one a model; a copy, or a load, of an older registration of the id
+is taken out first, and an older one than what is here is refused as stale. A copy of an older generation of the same
+registration is not taken out: the newer one is loaded beside it and then takes its place.
+"""
+
+import asyncio
+from dataclasses import dataclass, replace
+
+from mesh.process.tasks import Tasks
+from mesh.runtime.cache.books.decisions import Decisions
+from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.ledger import Ledger
+from mesh.runtime.cache.books.meters import Meters
+from mesh.runtime.cache.evictions.unloads import Unloads
+from mesh.runtime.cache.evictions.victims import Victims
+from mesh.runtime.cache.loads.admission import Admission
+from mesh.runtime.cache.loads.gate import Gate
+from mesh.runtime.cache.loads.loading import Loading
+from mesh.runtime.cache.loads.outcomes import Failed, Loaded, Outcome, Refused, Want
+from mesh.runtime.cache.loads.rooms import no_room
+from mesh.runtime.presence.fence import Fence
+from mesh.runtime.presence.verdicts import Stale
+from mesh.runtime.servers.serverprocess import ServerProcess
+from mesh.statuses import Reason
+from mesh.telemetry import logs
+
+log = logs.get(__name__)
+
+MAX_LOADS = 1024
+"""Loads in this pod, whatever they wait for; beyond that another pod is the better choice."""
+
+_ASK = 2.0  # seconds for the model server to say whether it has a model
+
+
+class _Flight:
+    """A load under way."""
+
+    __slots__ = ("entry", "future", "stale", "task", "want", "withdrawn")
+
+    def __init__(self, want: Want, entry: Entry, future: "asyncio.Future[Outcome]") -> None:
+        self.want = want
+        self.entry = entry
+        self.future = future
+        self.task: asyncio.Task[None] | None = None
+        self.withdrawn = ""  # why it is to end
+        self.stale = False  # because its registration is not the current one
+
+    def withdraw(self, why: str, *, stale: bool = False) -> None:
+        """Ends it; it then answers that it was withdrawn, or that it is stale."""
+        if not self.withdrawn and self.task is not None:
+            self.withdrawn = why
+            self.stale = stale
+            # Not at once: a task that is cancelled before its first step does nothing, not even what ends the load.
+            asyncio.get_running_loop().call_soon(self.task.cancel)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadsStatistics:
+    """Loads in numbers."""
+
+    in_progress: int
+    loads: int
+    failures: int
+    refusals: int
+
+
+class Loads:
+    """All loads of one pod."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        victims: Victims,
+        loading: Loading,
+        admission: Admission,
+        unloads: Unloads,
+        gate: Gate,
+        *,
+        server: ServerProcess,
+        fence: Fence,
+        meters: Meters,
+        decisions: Decisions,
+    ) -> None:
+        self._ledger = ledger
+        self._victims = victims
+        self._loading = loading
+        self._admission = admission
+        self._unloads = unloads
+        self._gate = gate
+        self._server = server
+        self._fence = fence
+        self._meters = meters
+        self._decisions = decisions
+        self._flights: dict[str, _Flight] = {}
+        self._tasks = Tasks()
+        self._closed = ""
+        self._loads = self._failures = self._refusals = 0
+
+    async def load(self, want: Want) -> Outcome:
+        """Loads it, or joins its load, or says why not. Cancelling ends the waiting, not the load."""
+        model_id = want.model_id
+        aside = False
+        while True:
+            flight, entry = self._flights.get(model_id), self._ledger.entries.get(model_id)
+            if flight is not None and flight.entry.aside and entry is not None and _will_do(entry, want):
+                flight = None  # its content is being reloaded, and whoever asks need not wait for that
+            if flight is not None:
+                if flight.want.revision == want.revision and not flight.withdrawn:
+                    if not want.idle_ms:
+                        self._admission.lift(flight.entry)
+                    outcome = await asyncio.shield(flight.future)
+                    return replace(outcome, load_ms=0) if isinstance(outcome, Loaded) else outcome
+                if flight.want.revision > want.revision:
+                    return Stale()
+                flight.withdraw("it is registered anew", stale=True)
+                await asyncio.wait({flight.future})
+            elif entry is None:
+                break
+            elif entry.state is State.LOADED and entry.revision == want.revision:
+                held = await self._held(model_id)
+                if entry not in self._ledger or entry.state is not State.LOADED or entry.aside:
+                    continue
+                if held and _will_do(entry, want):
+                    # Told that it is here, routers would send their calls, be told that it is not, and ask again.
+                    if (silent := self._silent()) is not None:
+                        return self._note(want, silent)
+                    entry.pinned = want.pinned
+                    return Loaded(entry.footprint, 0, entry.generation, entry.digest, entry.blamed)
+                if held:
+                    aside = True
+                    break
+                self._unloads.start(entry, "the model server does not have it any more")
+            elif entry.revision > want.revision:
+                return Stale()
+            else:
+                if entry.state is State.LOADED:
+                    self._unloads.start(entry, "it is registered anew")
+                await self._unloads.gone(model_id)
+                await asyncio.sleep(0)
+        refused = self._quick(want)
+        if refused is None and aside and self._ledger.aside_of(model_id) is not None:
+            text = "the copy before the one that is here is being unloaded still, and a pod holds no three of a model"
+            refused = Refused(Reason.UNAVAILABLE, text)
+        if refused is not None:
+            return self._note(want, refused)
+        entry = self._ledger.add(model_id, want.revision, idle_ms=want.idle_ms, aside=aside)
+        entry.model_type, entry.pinned, entry.reason = want.type, want.pinned, want.reason
+        flight = _Flight(want, entry, asyncio.get_running_loop().create_future())
+        self._flights[model_id] = flight
+        flight.task = self._tasks.start(self._fly(flight), f"load {model_id}")
+        return await asyncio.shield(flight.future)
+
+    async def _held(self, model_id: str) -> bool:
+        """Whether the model server has what the ledger says that it has. Whoever asks for a copy that is here may have
+        been told that it is not: a server may lose one without dying, or be told to by somebody else."""
+        spi = await self._server.ready(0.0)
+        return spi is None or await spi.holds(model_id, timeout=_ASK)
+
+    async def outdated(self, model_id: str, revision: int) -> bool:
+        """As `withdraw`, for a registration that is not the current one; whoever waits for its load is told so."""
+        return await self.withdraw(model_id, revision, "it is not registered any more, or registered anew", stale=True)
+
+    async def withdraw(self, model_id: str, revision: int, why: str, *, stale: bool = False) -> bool:
+        """Takes a copy, or a load, of that registration (0: any) out; returns once no call is answered from it.
+
+        Whether there was one; what is on its way out already is none."""
+        had = False
+        flight = self._flights.get(model_id)
+        if flight is not None and revision in (0, flight.want.revision):
+            had = True
+            flight.withdraw(why, stale=stale)
+            await asyncio.wait({flight.future})
+        entry = self._ledger.entries.get(model_id)
+        if entry is not None and revision in (0, entry.revision):
+            if entry.state is State.LOADED:
+                had = True
+                self._unloads.start(entry, why)
+            await self._unloads.silent(model_id)
+        return had
+
+    def close(self, why: str) -> None:
+        """Takes no more loads, and ends those that have not reached the model server."""
+        self._closed = self._closed or why
+        for flight in list(self._flights.values()):
+            if flight.entry.state is not State.LOADING:
+                flight.withdraw(why)
+
+    async def settle(self, timeout: float) -> None:
+        """Waits for the loads under way, `timeout` seconds at most, then ends them."""
+        if self._flights:
+            await asyncio.wait({flight.future for flight in self._flights.values()}, timeout=timeout)
+        for flight in list(self._flights.values()):
+            flight.withdraw(self._closed or "the pod stops")
+        await self._tasks.settle(timeout=5.0)
+        await self._tasks.close()
+
+    def statistics(self) -> LoadsStatistics:
+        """Loads in numbers."""
+        return LoadsStatistics(len(self._flights), self._loads, self._failures, self._refusals)
+
+    def _quick(self, want: Want) -> Refused | None:
+        """Why it is not even tried."""
+        if self._closed:
+            return Refused(Reason.UNAVAILABLE, self._closed)
+        if (why := self._gate.why_refused()) is not None:
+            return why
+        if len(self._flights) >= MAX_LOADS:
+            return Refused(Reason.OVERLOADED, f"{len(self._flights)} loads are in progress in this pod")
+        if not want.footprint.total_bytes:
+            return None
+        keep = (want.model_id,)
+        room = self._victims.room_for(want.footprint, idle_ms=want.idle_ms, keep=keep, for_whom=want.model_id)
+        # A caller's load waits for what passes, once its files are here.
+        return None if room.passes and not want.idle_ms else no_room(room)
+
+    def _silent(self) -> Refused | None:
+        """Why no copy may be told of as loaded: the model server may answer for none at the moment."""
+        if not (why := self._fence.why_silent()):
+            return None
+        return Refused(Reason.UNAVAILABLE if self._closed else Reason.REGISTRY_AWAY, why)
+
+    async def _fly(self, flight: _Flight) -> None:
+        want = flight.want
+        outcome: Outcome = Refused(Reason.INTERNAL, "the load was not finished")
+        try:
+            outcome = await self._loading.run(want, flight.entry)
+        except asyncio.CancelledError:
+            why = f"withdrawn while it was loading: {flight.withdrawn or 'stopped'}"
+            outcome = Stale() if flight.stale else Refused(Reason.UNAVAILABLE, why)
+        except Exception as error:
+            log.exception("loading failed inside the agent", model=want.model_id)
+            outcome = Refused(Reason.INTERNAL, f"the agent failed at it: {error!r}")
+        finally:
+            del self._flights[want.model_id]
+            if not flight.future.done():
+                flight.future.set_result(self._note(want, outcome))
+
+    def _note(self, want: Want, outcome: Outcome) -> Outcome:
+        if isinstance(outcome, Loaded):
+            self._loads += 1
+        elif isinstance(outcome, Refused):
+            self._refusals += 1
+            self._meters.refused(outcome.reason.name)
+            self._decisions.note("refuse", want.model_id, why=f"{outcome.reason.name}: {outcome.text}")
+            log.info("load refused", model=want.model_id, reason=outcome.reason.name, why=outcome.text)
+        elif isinstance(outcome, Failed) and not outcome.again:
+            self._failures += 1
+            self._meters.load_failures.inc()
+            self._decisions.note("fail", want.model_id, why=outcome.text)
+            log.warning("load failed", model=want.model_id, why=outcome.text)
+        return outcome
+
+
+def _will_do(entry: Entry, want: Want) -> bool:
+    """Whether that copy is what was asked for."""
+    return entry.state is State.LOADED and entry.revision == want.revision and entry.generation >= want.generation

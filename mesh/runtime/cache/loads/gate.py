@@ -1,0 +1,38 @@
+"""Whether this pod takes loads at all, whatever the model: it must stand in etcd, its server must be up, and there must
+be memory."""
+
+from collections.abc import Sequence
+
+from mesh.runtime.cache.evictions.memory import MemoryWatch
+from mesh.runtime.cache.loads.outcomes import Refused
+from mesh.runtime.presence.publishing import Presence
+from mesh.runtime.servers.relief import Relief
+from mesh.runtime.servers.serverprocess import ServerProcess
+from mesh.statuses import Reason
+
+
+class Gate:
+    """Asked when a load comes, and again before each step of it that takes something."""
+
+    def __init__(
+        self, presence: Presence, server: ServerProcess, relief: Relief, watches: Sequence[MemoryWatch]
+    ) -> None:
+        self._presence = presence
+        self._server = server
+        self._relief = relief
+        self._watches = watches
+
+    def why_refused(self) -> Refused | None:
+        """Returns why no load is taken; None where one is."""
+        if not self._presence.published:
+            why = self._presence.away or "it is being published"
+            return Refused(Reason.REGISTRY_AWAY, f"this pod has no lease in etcd: {why}")
+        if not self._server.serves:
+            why = self._server.why_down or "the model server is down"
+            return Refused(Reason.UNAVAILABLE, f"{why}; another one is being started")
+        if self._relief.refusal:
+            return Refused(Reason.UNAVAILABLE, self._relief.refusal)
+        for watch in self._watches:
+            if watch.refusal:
+                return Refused(Reason.NO_ROOM, watch.refusal)
+        return None

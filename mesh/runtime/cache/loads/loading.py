@@ -1,0 +1,300 @@
+"""The steps of one load, and how each of them is undone.
+
+First the claim and the pull side by side, because the one is a round trip to etcd and the other to a store; then the
+way into memory (`admission`), which may evict; then its publication. The claim comes before the room, so whoever loses
+it has evicted nothing. The answer goes out as soon as the model can serve: the key that says so follows, and is there
+already as a claim.
+
+What is loaded holds what the registration's copies hold: content with another digest than the record's is refused
+before the model server sees it, and the first load of all writes its digest before it answers (`claims.publish`).
+
+A *reload* brings new content into a pod that has a copy of the old: it is loaded aside, as another generation, and
+takes the old one's place once it is published; until then, and where that fails, the old one answers.
+
+Each end but success leaves things as they were: key, room, slot, files, and the server's memory, in which nothing of a
+failed load may be left. It does so before it answers, because whoever asked will ask another pod next, and that one
+must not find our claim.
+"""
+
+import asyncio
+import time
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from mesh.runtime.blame.history import History, Took
+from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.ledger import Ledger
+from mesh.runtime.cache.books.meters import Meters
+from mesh.runtime.cache.books.space import Space
+from mesh.runtime.cache.disk.files import Files
+from mesh.runtime.cache.evictions.unloads import Unloads
+from mesh.runtime.cache.evictions.victims import Victims
+from mesh.runtime.cache.loads.admission import Admission
+from mesh.runtime.cache.loads.fetching import Fetching, NotFetched
+from mesh.runtime.cache.loads.outcomes import Failed, Loaded, Outcome, Refused, Want
+from mesh.runtime.presence import verdicts
+from mesh.runtime.presence.claims import Claims
+from mesh.runtime.presence.publishing import Presence
+from mesh.runtime.presence.verdicts import Stale
+from mesh.runtime.servers.serverprocess import ServerProcess
+from mesh.runtime.servers.spi import Size
+from mesh.schema import records
+from mesh.schema.records import CopyRecord, ModelRecord
+from mesh.statuses import Reason
+from mesh.telemetry import logs
+from placement import blame
+from placement.failures import Kind
+from placement.footprint import Footprint
+from puller.puller import Pulled
+
+log = logs.get(__name__)
+
+_KEY_WAIT = 1.0  # seconds that an answer waits for the claim's key to go
+
+
+class Loading:
+    """Carries loads out, each from its entry in the ledger to its outcome."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        victims: Victims,
+        fetching: Fetching,
+        admission: Admission,
+        unloads: Unloads,
+        space: Space,
+        meters: Meters,
+        *,
+        files: Files,
+        server: ServerProcess,
+        presence: Presence,
+        claims: Claims,
+        history: History,
+        incarnation: str,
+    ) -> None:
+        self._ledger = ledger
+        self._victims = victims
+        self._fetching = fetching
+        self._admission = admission
+        self._unloads = unloads
+        self._space = space
+        self._meters = meters
+        self._files = files
+        self._server = server
+        self._presence = presence
+        self._claims = claims
+        self._history = history
+        self._incarnation = incarnation
+
+    async def run(self, want: Want, entry: Entry) -> Outcome:
+        """One load. Cancelled, it undoes what it did before it ends."""
+        began = time.monotonic()
+        loop = asyncio.get_running_loop()
+        granted: asyncio.Future[Mapping[str, int]] = loop.create_future()
+        pull = loop.create_task(self._fetching.fetch(want, entry, granted), name=f"pull {want.model_id}")
+        outcome: Outcome | None = None
+        try:
+            outcome = await self._steps(want, entry, pull, granted, began)
+        except NotFetched as error:
+            outcome = error.outcome
+        finally:
+            if not isinstance(outcome, Loaded):
+                await _to_its_end(self._undo(want, entry, pull))
+        await self._remember(want, entry, outcome)
+        return outcome
+
+    async def _steps(
+        self,
+        want: Want,
+        entry: Entry,
+        pull: "asyncio.Task[Pulled]",
+        granted: "asyncio.Future[Mapping[str, int]]",
+        began: float,
+    ) -> Outcome:
+        verdict = await self._claim(want, entry)
+        if isinstance(verdict, verdicts.Away):
+            return Refused(Reason.REGISTRY_AWAY, f"cannot be claimed: {verdict.why}")
+        if not isinstance(verdict, verdicts.Claimed):
+            return verdict
+        record = verdict.record
+        entry.usual_ms = record.load_ms
+        entry.generation = record.generation
+        entry.blamed = any(one.requests for one in record.blames)
+        if record.quarantined:
+            return Refused(Reason.QUARANTINED, record.quarantine(want.model_id))
+        former = self._ledger.entries.get(want.model_id)
+        if entry.aside and former is not None and former.generation >= record.generation:
+            return Stale()  # whoever asked knows of a generation that the registry does not have
+
+        if not want.footprint.total_bytes:  # the router's record may be older than its size
+            want = want.of_size(Footprint(record.host_bytes, record.device_bytes))
+            if want.footprint.total_bytes and (refused := self._admission.too_large(want)) is not None:
+                return refused
+        granted.set_result(verdict.spares)
+        pulled = await pull
+        entry.digest, entry.disk_bytes = pulled.digest, pulled.bytes
+        if record.digest and entry.digest and record.digest != entry.digest:
+            return Failed(Reason.CONTENT_CHANGED, record.contradiction(entry.digest))
+        if (failed := self._unchanged(record, pulled)) is not None:
+            return failed
+        apart = blame.on_probation(record.blames, _wall_ms())
+        size = await self._admission.admit(want, entry, pulled, spares=verdict.spares, apart=apart)
+        if not isinstance(size, Size):
+            return size
+        if size.note:
+            log.warning("a model was loaded, but", model=want.model_id, note=size.note)
+            entry.reason = f"{entry.reason}; {size.note}" if entry.reason else size.note
+        entry.load_ms = max(1, round((time.monotonic() - began) * 1000))
+        return await self._conclude(want, entry, verdict)
+
+    async def _claim(self, want: Want, entry: Entry) -> verdicts.Verdict:
+        """Claims the model, or reads its record where there is nothing to be claimed."""
+        if entry.aside:
+            return await self._claims.look(want.model_id, want.revision)
+        # Who may have to go is asked about in the claim: of an unknown size, whether the pod is nearly full.
+        capacity = self._ledger.capacity
+        tenth = Footprint(capacity.host_bytes // 10, capacity.device_bytes // 10)
+        likely = want.footprint if want.footprint.total_bytes else tenth
+        claim = CopyRecord(
+            self._incarnation,
+            want.revision,
+            records.LOADING,
+            age_ms=want.idle_ms,
+            type=want.type,
+            since_ms=_wall_ms(),
+        )
+        ask = self._victims.candidates(likely)
+        return await self._claims.claim(want.model_id, claim, expected=want.expected_copies, ask=ask)
+
+    def _unchanged(self, record: ModelRecord, pulled: Pulled) -> Failed | None:
+        """The failure on record, where these very files have failed here lately: they would fail again."""
+        known = self._history.known(record)
+        if known is None or not known.digest or known.digest != pulled.digest:
+            return None
+        reason = Reason.NO_ROOM if known.kind is Kind.MEMORY else Reason.LOAD_FAILED
+        return Failed(reason, known.text, known.kind, digest=known.digest, again=True)
+
+    async def _conclude(self, want: Want, entry: Entry, claimed: verdicts.Claimed) -> Outcome:
+        """What is in memory becomes a copy, once etcd knows what it holds."""
+        record, published = claimed.record, False
+        outcome: Outcome | None = None
+        first = not record.digest and entry.digest and claimed.modified
+        if first or self._unclaimed(want, entry):
+            publication = await self._publish(want, entry, claimed)
+            if not isinstance(publication, ModelRecord):
+                return publication  # what it took may be of other content than the registration's
+            record, published = publication, True
+            if self._unclaimed(want, entry):
+                outcome = Refused(Reason.UNAVAILABLE, "the copy that it was to replace was unloaded meanwhile")
+        self._history.loaded(want.model_id, want.revision, record, Took(entry.footprint, entry.load_ms))
+        return self._keep(want, entry, published=published) if outcome is None else outcome
+
+    def _unclaimed(self, want: Want, entry: Entry) -> bool:
+        """Returns whether no key keeps the model's id from being registered anew: the copy that this one replaces has
+        taken its own away."""
+        return entry.aside and self._presence.wanted(want.model_id) is None
+
+    async def _publish(self, want: Want, entry: Entry, claimed: verdicts.Claimed) -> ModelRecord | Outcome:
+        """Publishes a copy in a transaction of its own, with its digest in the record, which is returned."""
+        first, took = self._history.first, Took(entry.footprint, entry.load_ms)
+        published = await self._claims.publish(
+            want.model_id,
+            self._record(want, entry),
+            claimed,
+            lambda record: record if record.digest else first(record, entry.digest, took),
+        )
+        if entry not in self._ledger:  # the server has died meanwhile
+            return Refused(Reason.UNAVAILABLE, self._server.why_down)
+        match published:
+            case verdicts.Published():
+                return published.record
+            case verdicts.Contradicted():
+                return Failed(Reason.CONTENT_CHANGED, published.record.contradiction(entry.digest))
+            case verdicts.Away():
+                return Refused(Reason.REGISTRY_AWAY, f"what it holds cannot be written down: {published.why}")
+            case Stale():
+                return published
+
+    def _keep(self, want: Want, entry: Entry, *, published: bool) -> Loaded:
+        """It is a copy from now on, in place of one of an earlier generation where there is one."""
+        ledger = self._ledger
+        if not published:
+            self._presence.put(want.model_id, self._record(want, entry))
+        former = ledger.swap(entry) if entry.aside else None
+        ledger.enter(entry, State.LOADED)
+        if former is not None:
+            self._unloads.start(former, f"its content was reloaded, generation {entry.generation}")
+        self._meters.cold_ms.observe(entry.load_ms)
+        self._meters.model_bytes.observe(entry.weight)
+        log.info("model loaded", model=want.model_id, ms=entry.load_ms, bytes=entry.weight, digest=entry.digest)
+        return Loaded(entry.footprint, entry.load_ms, entry.generation, entry.digest, entry.blamed)
+
+    def _record(self, want: Want, entry: Entry) -> CopyRecord:
+        """What stands in etcd of it, once it is loaded."""
+        return CopyRecord(
+            self._incarnation,
+            want.revision,
+            records.LOADED,
+            host_bytes=entry.footprint.host_bytes,
+            device_bytes=entry.footprint.device_bytes,
+            age_ms=entry.idle_ms,
+            type=want.type,
+            generation=entry.generation,
+            digest=entry.digest,
+            since_ms=_wall_ms(),
+            blamed=entry.blamed,
+        )
+
+    async def _undo(self, want: Want, entry: Entry, pull: "asyncio.Task[Pulled]") -> None:
+        """Leaves nothing of a load that did not become a copy."""
+        pull.cancel()
+        await asyncio.wait({pull})
+        if not pull.cancelled():
+            pull.exception()  # told already, or of no interest any more
+        if entry in self._ledger and entry.state in (State.LOADING, State.LOADED):
+            self._unloads.start(entry, "its load did not succeed")
+            await self._unloads.silent(want.model_id)
+            return
+        self._ledger.remove(entry)
+        self._space.freed()
+        if entry.aside:
+            if want.model_id not in self._ledger.entries:  # else the files are the other generation's to remove
+                await self._files.remove(want.model_id)
+            return
+        self._presence.drop(want.model_id)
+        await self._presence.settled(want.model_id, _KEY_WAIT)
+        await self._files.remove(want.model_id)
+
+    async def _remember(self, want: Want, entry: Entry, outcome: Outcome) -> None:
+        """Writes into the model's record what others should know of a load that did not succeed."""
+        history = self._history
+        if isinstance(outcome, Failed) and outcome.reason is Reason.CONTENT_CHANGED:
+            await history.changed(want.model_id, want.revision, entry.digest)
+        elif isinstance(outcome, Failed) and not outcome.again:
+            text, kind = outcome.text, outcome.kind
+            digest, asked_ms = outcome.digest, outcome.asked_ms
+            await history.failed(want.model_id, want.revision, text, kind, asked_ms=asked_ms, digest=digest)
+        elif isinstance(outcome, Refused) and outcome.needs is not None:
+            await history.measured(want.model_id, want.revision, outcome.needs)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Does all of it, also where this is cancelled meanwhile; the cancel comes after it.
+
+    A load that has lost its claim undoes itself, and may be withdrawn just then: half undone, its entry would stay in
+    the ledger, and whoever waits for it to be gone would wait without end."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
+
+
+def _wall_ms() -> int:
+    """Since the epoch: the predecessor's API demands times."""
+    return time.time_ns() // 1_000_000

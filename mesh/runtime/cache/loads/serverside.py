@@ -1,0 +1,112 @@
+"""The model server's part of a load: one call over the SPI, and what it means where it fails."""
+
+import time
+from dataclasses import replace
+
+from mesh.runtime.blame.history import History
+from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.ledger import Ledger
+from mesh.runtime.cache.books.meters import Meters
+from mesh.runtime.cache.disk.optimising import Optimising
+from mesh.runtime.cache.loads.gate import Gate
+from mesh.runtime.cache.loads.outcomes import Failed, Refused, Want
+from mesh.runtime.servers.serverprocess import ServerProcess
+from mesh.runtime.servers.spi import Size, SpiError
+from mesh.schema import copytoken
+from mesh.statuses import Code, Reason
+from placement.failures import Kind
+from puller.puller import Pulled
+
+_WAIT = 5.0  # seconds for a server that died after the load had begun; another pod may be quicker
+_SLACK = 15.0  # seconds after which the server must have given up by itself
+_DEATH_WAIT = 2.0  # seconds in which a lost connection shows itself as a death
+
+
+class ServerSide:
+    """Has models loaded by this pod's server."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        server: ServerProcess,
+        gate: Gate,
+        history: History,
+        optimising: Optimising,
+        meters: Meters,
+        *,
+        incarnation: str,
+        load_timeout: float,
+    ) -> None:
+        """`load_timeout`: seconds, the model server's own for one load."""
+        self._ledger = ledger
+        self._server = server
+        self._gate = gate
+        self._history = history
+        self._optimising = optimising
+        self._meters = meters
+        self._incarnation = incarnation
+        self._load_timeout = load_timeout
+        self.mean_ms = 0.0  # of the last loads
+
+    @property
+    def why_down(self) -> str:
+        """How the server died, where it has."""
+        return self._server.why_down
+
+    async def load(self, want: Want, entry: Entry, pulled: Pulled) -> Size | Refused | Failed:
+        """Loads a model whose room is on the books. Returns the size that was measured, or else stands there."""
+        ledger = self._ledger
+        spi = await self._server.ready(_WAIT)
+        if spi is None:
+            return Refused(Reason.UNAVAILABLE, self._server.why_down or "the model server is not ready")
+        # A pod whose server was down while it had no lease counts as ended: nobody waits for what it holds after that.
+        if (refused := self._gate.why_refused()) is not None and refused.reason is Reason.REGISTRY_AWAY:
+            return refused
+        if not ledger.take_slot(entry):
+            return Refused(Reason.NO_ROOM, "this pod holds as many copies as its use board has slots")
+        ledger.enter(entry, State.LOADING)
+        life = self._server.lives
+        began = time.monotonic()
+        try:
+            size = await spi.load(
+                want.model_id,
+                want.type,
+                str(pulled.path),
+                pulled.key,
+                copy=copytoken.make(self._incarnation, want.revision, entry.generation),
+                slot=entry.slot,
+                timeout=self._load_timeout + _SLACK,
+                optimised=str(pulled.derived or ""),
+            )
+        except SpiError as error:
+            # Where the files lie in this pod is nothing to whoever asked for the model.
+            error.text = error.text.replace(f"{pulled.path.parent}/", "")
+            outcome = await self._not_loaded(entry, error, life)
+            if isinstance(outcome, Failed) and pulled.skipped:  # it may be what is missing
+                return replace(outcome, text=f"{outcome.text} (skipped beside it: {'; '.join(pulled.skipped[:3])})")
+            return outcome
+        if entry not in ledger:  # the server has died since it answered
+            return Refused(Reason.UNAVAILABLE, self._server.why_down)
+        took_ms = (time.monotonic() - began) * 1000
+        self._meters.load_ms.observe(took_ms)
+        self.mean_ms += (took_ms - self.mean_ms) / (8 if self.mean_ms else 1)
+        self._optimising.loaded(want.model_id, pulled, took_ms)
+        # A server that does not measure: what was predicted stands.
+        return size if size.footprint.total_bytes else Size(entry.footprint)
+
+    async def _not_loaded(self, entry: Entry, error: SpiError, life: int) -> Refused | Failed:
+        if error.lost:
+            # The connection tells of a death before the process does.
+            await self._server.died(life, _DEATH_WAIT)
+        if entry not in self._ledger:
+            why = self._server.why_down
+            if entry.suspect:
+                return Failed(Reason.LOAD_FAILED, f"{why} while it loaded this model")
+            return Refused(Reason.UNAVAILABLE, f"{why} before it had loaded this model")
+        if error.stuck:
+            self._history.killed(entry.model_id, entry.revision, error.text, sure=True)
+        if error.lost:
+            return Refused(Reason.UNAVAILABLE, f"the model server did not load it: {error.text}")
+        if error.code is Code.RESOURCE_EXHAUSTED:
+            return Failed(Reason.NO_ROOM, error.text, Kind.MEMORY)
+        return Failed(Reason.LOAD_FAILED, error.text)

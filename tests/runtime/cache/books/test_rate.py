@@ -1,0 +1,22 @@
+"""Calls a minute."""
+
+from mesh.runtime.cache.books.rate import Rate
+
+
+def test_the_rate_is_that_of_the_last_minute() -> None:
+    """Also when calls have stopped; the first seconds are not taken for a minute."""
+    now, calls = 0.0, 0
+    rate = Rate(lambda: calls, clock=lambda: now)
+    rate.read()
+    assert rate.per_minute == 0
+    now, calls = 5.0, 100
+    rate.read()
+    assert rate.per_minute == 400
+    now, calls = 30.0, 600
+    rate.read()
+    assert rate.per_minute == 1200
+    now = 89.0
+    rate.read()
+    now = 150.0
+    rate.read()
+    assert rate.per_minute == 0

@@ -1,0 +1,25 @@
+"""The pulled files of a pod's models."""
+
+from pathlib import Path
+
+from mesh.runtime.cache.disk.files import Files
+from puller.puller import Puller
+from puller.source import Source
+
+
+async def test_files_are_never_removed_under_the_next_pull(tmp_path: Path) -> None:
+    """Removed and pulled again at once, many times over."""
+    source = tmp_path / "m.onnx"
+    source.write_bytes(b"model")
+    files = Files(Puller(directory=tmp_path / "models", file_roots=[tmp_path]))
+    for _ in range(20):
+        pulled = await files.pull(Source(str(source)), into="m")
+        files.discard("other")
+        assert pulled.path.read_bytes() == b"model"
+        files.discard("m")
+    pulled = await files.pull(Source(str(source)), into="m")
+    await files.remove("other")
+    assert pulled.path.read_bytes() == b"model"
+    await files.remove("m")
+    assert not pulled.path.exists()
+    await files.close()

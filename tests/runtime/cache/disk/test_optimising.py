@@ -1,0 +1,162 @@
+"""Which loads get an optimised form, when, and what becomes of it; the optimiser itself is run for real."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from mesh.runtime.cache.disk import optimising
+from mesh.runtime.cache.disk.optimising import LEAST_MS, MAX_BYTES, Optimising, processor
+from mesh.runtime.presence.ondisk import OnDisk
+from mesh.schema.idset import IdSet
+from puller.puller import Pulled
+from tests.support import models
+from tests.support.waiting import until
+
+SERVER = "mesh 0.1 (onnxruntime 1.99; cpu)"
+
+
+class Shelf:
+    """Keeps what it is given, if it wants to."""
+
+    def __init__(self, *, wants: bool = True) -> None:
+        self.kept: list[tuple[str, str, str]] = []
+        self._wants = wants
+
+    def current(self, into: str, pulled: Pulled) -> bool:
+        return True
+
+    async def keep(self, into: str, pulled: Pulled, tag: str, path: Path) -> bool:
+        assert path.is_file()
+        self.kept.append((into, pulled.digest, tag))
+        return self._wants
+
+
+def pulled(
+    tmp_path: Path, name: str = "m", *, content: str = "c", size: int = 0, derived: Path | None = None
+) -> Pulled:
+    folder = tmp_path / name
+    folder.mkdir(exist_ok=True)
+    path = folder / "m.onnx"
+    path.write_bytes(b"not a model")
+    return Pulled(path=path, bytes=size or 11, source="s", key="{}", digest=content, derived=derived)
+
+
+@pytest.fixture
+def make():
+    """An `Optimising` that runs, for a server of ours on a processor."""
+    running = []
+
+    def make(shelf: Shelf, *, free_bytes: int = 2**40, version: str = SERVER, device: str = "cpu") -> Optimising:
+        made = Optimising(shelf, free_bytes=lambda: free_bytes)
+        made.server(version, device)
+        running.append(asyncio.ensure_future(made.run()))
+        return made
+
+    yield make
+    for task in running:
+        task.cancel()
+
+
+async def test_a_slow_load_gets_its_form_and_the_next_one_of_equal_files_does_not(make, tmp_path):
+    """By the real optimiser in its own process; what is kept is named by contents and by what made it."""
+    shelf = Shelf()
+    made = make(shelf)
+    one = pulled(tmp_path)
+    one.path.write_bytes(models.intricate(2.0))
+    made.loaded("m", one, LEAST_MS)
+    await until(lambda: made.statistics().made + made.statistics().in_vain == 1, timeout=60)
+    if made.statistics().made:
+        assert shelf.kept == [("m", "c", f"onnxruntime 1.99 on {processor()}")]
+    made.loaded("m2", one, 1000.0)
+    assert made.statistics().waiting == 0
+    assert not list(tmp_path.glob("mesh-optimise-*"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ms": LEAST_MS - 1},
+        {"content": ""},
+        {"size": MAX_BYTES + 1},
+        {"derived": Path("/x")},
+        {"device": "cuda"},
+        {"version": "somebody else's server"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+async def test_what_is_not_worth_a_look(make, tmp_path, change):
+    """Quick, unnamed, large, or optimised already; or a server that could not use it."""
+    change = dict(change)
+    server = {name: change.pop(name) for name in ("device", "version") if name in change}
+    ms = change.pop("ms", 1000.0)
+    made = make(Shelf(), **server)
+    made.loaded("m", pulled(tmp_path, **change), ms)
+    assert made.statistics().waiting == 0
+
+
+async def test_a_bad_model_or_a_lack_of_memory_is_no_trouble(make, tmp_path):
+    """What the optimiser refuses is in vain, and not tried again; without memory it is left for another time."""
+    made = make(Shelf())
+    made.loaded("m", pulled(tmp_path), 1000.0)
+    await until(lambda: made.statistics().in_vain == 1, timeout=60)
+    short = make(Shelf(), free_bytes=1)
+    short.loaded("m", pulled(tmp_path), 1000.0)
+    await until(lambda: short.statistics().waiting == 0)
+    short.loaded("m", pulled(tmp_path), 1000.0)
+    assert short.statistics().waiting == 1
+    assert short.statistics().in_vain == 0
+
+
+async def test_files_that_have_gone_meanwhile(make, tmp_path, monkeypatch):
+    """The form has nobody to belong to: in vain."""
+
+    async def worth(source: Path, target: Path) -> dict[str, object]:
+        target.write_bytes(b"form")
+        return {"worth": True}
+
+    monkeypatch.setattr(optimising, "_run", worth)
+    made = make(Shelf(wants=False))
+    made.loaded("m", pulled(tmp_path), 1000.0)
+    await until(lambda: made.statistics().in_vain == 1)
+
+
+async def test_an_optimiser_that_hangs_is_ended(tmp_path, monkeypatch):
+    """Within its time; the answer says so."""
+    monkeypatch.setattr(optimising, "_TIMEOUT", 0.0)
+    told = await optimising._run(tmp_path / "a", tmp_path / "b")
+    assert "not done within" in json.dumps(told)
+
+
+def test_processors_are_told_apart_by_what_they_can_do(tmp_path):
+    """Not by the order in which a kernel lists it, nor by their clock."""
+    info = tmp_path / "cpuinfo"
+    info.write_text("flags\t: fpu sse2 avx\ncpu MHz : 1\n")
+    one = processor(info)
+    info.write_text("cpu MHz : 2\nflags\t: avx fpu sse2\n")
+    assert processor(info) == one
+    info.write_text("flags\t: fpu sse2\n")
+    assert processor(info) != one
+    assert processor(tmp_path / "none")
+
+
+def test_what_is_on_disk_is_written_when_it_is_asked_for():
+    """A thousand changes cost one writing, none costs none."""
+    asked = 0
+    ids = ["a", "b"]
+
+    def remembered() -> list[str]:
+        nonlocal asked
+        asked += 1
+        return ids
+
+    disk = OnDisk(remembered)
+    assert (disk.text, asked) == ("", 0)
+    for _ in range(1000):
+        disk.changed("a", True)
+    assert disk.text == disk.text == IdSet.of(ids).encode()
+    assert asked == 1
+    ids.clear()
+    disk.changed("a", False)
+    assert disk.text == IdSet.of([]).encode()

@@ -1,0 +1,61 @@
+"""Copies that make way: carried out, counted, and told why."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from mesh.runtime.cache.books.entries import State
+from placement.room import Room, RoomVerdict
+from tests.runtime.pod_of_fakes import FakePod
+
+
+@pytest.fixture
+async def pod() -> AsyncIterator[FakePod]:
+    async with FakePod() as running:
+        yield running
+
+
+def evicting(*victims: str) -> Room:
+    return Room(RoomVerdict.EVICT, victims, 0, "evicts some, the last used 5 s ago")
+
+
+async def test_victims_make_way_and_the_reason_is_kept(pod: FakePod) -> None:
+    """Counted and remembered as in use elsewhere: the pool may be too small for what is called."""
+    await pod.fill("a", "b", size=400_000)
+    pod.called("a")
+    pod.cache.eviction.make_way(evicting("a"), "m")
+    assert pod.entry("a").state is State.UNLOADING
+    await pod.nothing_left("a")
+    assert pod.resident == {"b"}
+    assert pod.meters.evictions.value == 1
+    (told,) = [json.loads(line) for line in pod.decisions.lines("m")]
+    assert (told["what"], told["models"], told["why"]) == ("evict", ["a", "m"], evicting("a").why)
+    assert pod.cache.demand.working_set().host_bytes >= 400_000
+
+
+async def test_what_is_no_copy_any_more_is_passed_over(pod: FakePod) -> None:
+    """It went for another reason since the decision."""
+    await pod.fill("a", size=400_000)
+    held = pod.server.hold("unload", "a")
+    withdrawal = asyncio.create_task(pod.loads.withdraw("a", 1, "unregistered"))
+    await pod.asked("unload", "a")
+    pod.cache.eviction.make_way(evicting("a", "never here"), "m")
+    held.set()
+    assert await withdrawal
+    await pod.nothing_left("a")
+    assert pod.meters.evictions.value == 0
+    assert not list(pod.decisions.lines("m"))
+
+
+async def test_victims_are_gone_once_their_files_are(pod: FakePod) -> None:
+    await pod.fill("a", size=400_000)
+    held = pod.server.hold("unload", "a")
+    pod.cache.eviction.make_way(evicting("a"), "m")
+    gone = asyncio.create_task(pod.cache.eviction.gone(evicting("a")))
+    await pod.asked("unload", "a")
+    assert not gone.done()
+    held.set()
+    await gone
+    assert "a" not in pod.files.present

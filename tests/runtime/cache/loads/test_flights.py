@@ -1,0 +1,693 @@
+"""One load and many, against a fake model server: what is claimed, evicted, answered and undone."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import grpc
+import pytest
+
+from mesh.runtime.cache.books.entries import State
+from mesh.runtime.cache.loads import flights, rooms
+from mesh.runtime.cache.loads.outcomes import Failed, Loaded, Refused
+from mesh.runtime.presence import verdicts
+from mesh.runtime.presence.verdicts import Elsewhere, Stale
+from mesh.schema import records
+from mesh.schema.records import Failure, ModelRecord
+from mesh.statuses import Reason
+from placement.blame import Blame
+from placement.failures import Kind
+from placement.footprint import OVERHEAD_BYTES, Footprint
+from puller.errors import PullError, PullErrorKind
+from tests.runtime.pod_of_fakes import FakePod
+from tests.support.waiting import until
+
+
+@pytest.fixture
+async def pod() -> AsyncIterator[FakePod]:
+    """A pod of a million bytes."""
+    async with FakePod() as running:
+        yield running
+
+
+async def test_a_load_claims_pulls_measures_publishes_and_answers(pod: FakePod) -> None:
+    """The measured size is what counts afterwards; the server was told which copy it makes, and where it counts it."""
+    outcome = await pod.load("m", 5000, known=False)
+    assert isinstance(outcome, Loaded)
+    assert outcome.footprint.host_bytes == 5000
+    assert outcome.load_ms >= 1
+    assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 5000
+    copy = pod.keys.keys["m"]
+    assert (copy.state, copy.create_revision, copy.host_bytes) == (records.LOADED, 1, 5000)
+    assert pod.server.told["m"]["mesh-copy"] == "life.1"
+    assert pod.server.told["m"]["mesh-slot"] == str(pod.entry("m").slot)
+    assert pod.history.sizes == {"m": 5000}
+
+
+async def test_a_server_that_tells_sizes_only_when_asked(pod: FakePod) -> None:
+    """`modelSize`, as the SPI has it."""
+    pod.server.in_trailers = False
+    outcome = await pod.load("m", 5000, known=False)
+    assert isinstance(outcome, Loaded)
+    assert pod.entry("m").weight == 5000
+
+
+async def test_what_is_there_is_answered_at_once(pod: FakePod) -> None:
+    await pod.fill("m", size=10)
+    assert await pod.load("m", 10) == Loaded(Footprint(10), 0)
+    assert pod.server.asked == [("load", "m")]
+
+
+async def test_what_the_server_has_lost_is_loaded_again(pod: FakePod) -> None:
+    """It does not die of it, so nobody tells; who asks for the copy has been told that it is not here."""
+    await pod.fill("m", size=10)
+    pod.server.models.clear()
+    outcomes = await asyncio.gather(*(pod.load("m", 10) for _ in range(3)))
+    assert all(isinstance(outcome, Loaded) for outcome in outcomes)
+    assert pod.server.asked == [("load", "m"), ("unload", "m"), ("load", "m")]
+    assert pod.server.models == {"m": "/m/10"}
+    assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 10
+
+
+async def test_callers_share_one_load(pod: FakePod) -> None:
+    """One of them is told how long it took; the others have joined."""
+    go = pod.server.hold("load", "m")
+    callers = [asyncio.create_task(pod.load("m")) for _ in range(5)]
+    await pod.asked("load", "m")
+    go.set()
+    outcomes = await asyncio.gather(*callers)
+    assert all(isinstance(outcome, Loaded) for outcome in outcomes)
+    assert sum(outcome.load_ms > 0 for outcome in outcomes if isinstance(outcome, Loaded)) == 1
+    assert pod.server.asked == [("load", "m")]
+    assert pod.claims.asked == ["m"]
+
+
+async def test_a_caller_that_goes_away_does_not_end_the_load(pod: FakePod) -> None:
+    go = pod.server.hold("load", "m")
+    caller = asyncio.create_task(pod.load("m"))
+    await pod.asked("load", "m")
+    caller.cancel()
+    go.set()
+    await until(lambda: "m" in pod.resident, why="loaded all the same")
+
+
+async def test_who_loses_the_claim_evicts_nothing_and_stops_its_pull(pod: FakePod) -> None:
+    """The winner is named."""
+    await pod.fill("old", size=1_000_000)
+    pod.claims.verdicts["m"] = Elsewhere("pod-2")
+    pod.files.held["m"] = asyncio.Event()
+    pod.claims.held["m"] = asyncio.Event()
+    load = asyncio.create_task(pod.load("m", 500_000))
+    await until(lambda: pod.ledger.count(State.PULLING), why="the pull has begun beside the claim")
+    pod.claims.held["m"].set()
+    assert await load == Elsewhere("pod-2")
+    assert pod.files.cancelled == ["m"]
+    assert pod.resident == {"old"}
+    await pod.nothing_left("m")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "answer"),
+    [
+        (verdicts.Stale(), Stale()),
+        (verdicts.Away("etcd is away"), Refused(Reason.REGISTRY_AWAY, "cannot be claimed: etcd is away")),
+    ],
+)
+async def test_no_claim_no_load(pod: FakePod, verdict: verdicts.Verdict, answer: object) -> None:
+    pod.claims.verdicts["m"] = verdict
+    assert await pod.load("m") == answer
+    assert not pod.server.asked
+    await pod.nothing_left("m")
+
+
+async def test_a_model_on_probation_is_loaded_apart_from_others(pod: FakePod) -> None:
+    """A server has died, perhaps of its load: should another die, nobody else can have been the cause."""
+    now = time.time_ns() // 1_000_000
+    pod.claims.records["m"] = ModelRecord(type="t", killed=("died",), blames=(Blame("pod-2", now, ""),))
+    go = {name: pod.server.hold("load", name) for name in ("first", "m")}
+    first = asyncio.create_task(pod.load("first"))
+    await pod.asked("load", "first")
+    probed = asyncio.create_task(pod.load("m"))
+    await until(lambda: "m" in pod.ledger.entries and pod.entry("m").state is State.WAITING, why="m waits")
+    go["first"].set()
+    await pod.asked("load", "m")
+    other = asyncio.create_task(pod.load("other"))
+    await until(lambda: "other" in pod.ledger.entries and pod.entry("other").state is State.WAITING, why="other waits")
+    assert ("load", "other") not in pod.server.asked
+    go["m"].set()
+    assert all(isinstance(outcome, Loaded) for outcome in await asyncio.gather(first, probed, other))
+
+
+async def test_a_quarantined_model_is_not_loaded(pod: FakePod) -> None:
+    """The claim has brought the record, which may be younger than the router's."""
+    pod.claims.records["m"] = ModelRecord(type="t", killed=("one", "two"))
+    outcome = await pod.load("m")
+    assert isinstance(outcome, Refused)
+    assert outcome.reason is Reason.QUARANTINED
+    assert outcome.text == (
+        "model m is quarantined, servers died of it: one; two. Release it (`mesh release m`) or register it anew"
+    )
+    await pod.nothing_left("m")
+
+
+async def test_the_least_recently_used_makes_way(pod: FakePod) -> None:
+    """No more of them than needed, and the newcomer begins only when the space is free."""
+    await pod.fill("a", "b", "c", size=300_000)
+    freed = pod.server.hold("unload", "a")
+    load = asyncio.create_task(pod.load("d", 300_000))
+    await pod.asked("unload", "a")
+    await until(lambda: pod.entry("d").state is State.WAITING, why="d waits for space")
+    assert ("load", "d") not in pod.server.asked
+    freed.set()
+    assert isinstance(await load, Loaded)
+    assert pod.resident == {"b", "c", "d"}
+    assert "a" not in pod.keys.keys
+    await until(lambda: "a" not in pod.files.present, why="its files are gone")
+
+
+async def test_a_spare_goes_first(pod: FakePod) -> None:
+    """What the claim has learnt about copies elsewhere decides between two of similar age."""
+    await pod.fill("sole", "spare", size=500_000)
+    pod.claims.spares["spare"] = 1
+    pod.later_ns += 10_000_000_000
+    assert isinstance(await pod.load("new", 400_000), Loaded)
+    assert pod.resident == {"sole", "new"}
+
+
+async def test_concurrent_loads_on_a_full_pod_evict_no_more_than_they_need(pod: FakePod) -> None:
+    """Ten newcomers, ten of the twenty oldest go: no cascade."""
+    await pod.fill(*(f"old{number}" for number in range(20)), size=50_000)
+    outcomes = await asyncio.gather(*(pod.load(f"new{number}", 50_000) for number in range(10)))
+    assert all(isinstance(outcome, Loaded) for outcome in outcomes), outcomes
+    assert pod.resident == {f"new{number}" for number in range(10)} | {f"old{number}" for number in range(10, 20)}
+    assert pod.ledger.physical.host_bytes == 1_000_000
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits long for room."""
+    monkeypatch.setattr(rooms, "WAIT", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_calls_in_flight_are_not_evicted(pod: FakePod) -> None:
+    """All or nothing: where that leaves too little for too long, the load is refused before anything has gone."""
+    await pod.fill("a", "b", size=500_000)
+    pod.busy("a")
+    outcome = await pod.load("m", 600_000)
+    assert isinstance(outcome, Refused)
+    assert outcome.reason is Reason.NO_ROOM
+    assert "busy" in outcome.text
+    assert pod.resident == {"a", "b"}
+    await pod.nothing_left("m")
+
+
+async def test_what_is_loaded_for_nobody_does_not_push_out_what_is_in_use(pod: FakePod) -> None:
+    await pod.fill("used", size=900_000)
+    pod.called("used")
+    outcome = await pod.load("preload", 200_000, idle_ms=3_600_000)
+    assert isinstance(outcome, Refused)
+    assert outcome.reason is Reason.NO_ROOM
+    assert isinstance(await pod.load("wanted", 200_000), Loaded)
+
+
+async def test_larger_than_the_pod_by_its_known_size(pod: FakePod) -> None:
+    outcome = await pod.load("m", 2_000_000)
+    assert isinstance(outcome, Refused)
+    assert outcome.reason is Reason.NOWHERE
+    assert not pod.claims.asked
+
+
+async def test_larger_than_the_pod_by_its_files(pod: FakePod) -> None:
+    """Nothing has been evicted for it."""
+    await pod.fill("old", size=1_000_000)
+    outcome = await pod.loads.load(replace(pod.want("m", known=False), path="/2000000"))
+    assert isinstance(outcome, Refused)
+    assert outcome.reason is Reason.NOWHERE
+    assert pod.resident == {"old"}
+    await pod.nothing_left("m")
+
+
+async def test_larger_than_the_pod_once_measured(pod: FakePod) -> None:
+    """It goes again, and its size is remembered, so that the next pod need not find out."""
+    outcome = await pod.load("m", 2_000_000, known=False)
+    assert isinstance(outcome, Refused)
+    assert outcome.reason is Reason.NOWHERE
+    assert pod.history.sizes == {"m": 2_000_000}
+    await pod.nothing_left("m")
+
+
+async def test_what_fits_nowhere_is_not_loaded_to_find_out_again(pod: FakePod) -> None:
+    """A router whose record is older than the size asks again: the claim has brought the size. Nothing is evicted for
+    it, and its type is not taken to be as large."""
+    await pod.fill("old", size=900_000)
+    outcome = await pod.load("m", 2_000_000, known=False)
+    assert isinstance(outcome, Refused)
+    assert outcome.needs == Footprint(2_000_000)
+    assert pod.resident == {"old"}
+    await pod.nothing_left("m")
+    pod.server.asked.clear()
+    pod.claims.records["m"] = ModelRecord(type="t", host_bytes=2_000_000)
+    outcome = await pod.load("m", 2_000_000, known=False)
+    assert isinstance(outcome, Refused)
+    assert outcome.reason is Reason.NOWHERE
+    assert not pod.server.asked
+    assert pod.cache.admission.sizes().predictions == 1, "of the old one"
+
+
+async def test_a_model_whose_files_are_larger_than_the_pod_is_not_pulled_again(pod: FakePod) -> None:
+    outcome = await pod.loads.load(replace(pod.want("m", known=False), path="/2000000"))
+    assert isinstance(outcome, Refused)
+    assert pod.history.sizes == {"m": 2_000_000}
+
+
+async def test_a_guess_evicts_about_twice_the_file(pod: FakePod) -> None:
+    """Three models of the type took fifty times their files: the fourth, of 100 KB, evicts 200 KB and a session for
+    that, not 5 MB; and it stays, as it takes no more."""
+    for number in range(3):
+        want = replace(pod.want(f"big{number}", 5_000_000, known=False), path=f"/big{number}/100000")
+        pod.server.sizes[want.path] = 900_000
+        assert isinstance(await pod.loads.load(want), Loaded)
+        await pod.loads.withdraw(f"big{number}", 1, "test")
+        await pod.nothing_left(f"big{number}")
+    await pod.fill(*(f"m{number}" for number in range(20)), size=50_000)
+    want = replace(pod.want("new", known=False), path="/new/100000")
+    pod.server.sizes[want.path] = 100_000
+    go = pod.server.hold("load", "new")
+    load = asyncio.create_task(pod.loads.load(want))
+    await pod.asked("load", "new")
+    assert pod.entry("new").weight <= 2 * 100_000 + OVERHEAD_BYTES
+    go.set()
+    assert isinstance(await load, Loaded)
+    assert len(pod.resident) >= 15
+
+
+async def test_larger_than_predicted_evicts_more(pod: FakePod) -> None:
+    await pod.fill("a", "b", "c", size=300_000)
+    assert isinstance(await pod.load("m", 650_000, known=False), Loaded)
+    assert pod.resident == {"c", "m"}
+    await until(lambda: pod.ledger.physical.host_bytes == 950_000, why="the victims are gone")
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_larger_than_predicted_and_nobody_may_go(pod: FakePod) -> None:
+    """The newcomer goes again; the model is not to blame."""
+    await pod.fill("a", size=900_000)
+    pod.busy("a")
+    outcome = await pod.load("m", 500_000, known=False)
+    assert isinstance(outcome, Refused)
+    assert outcome.reason is Reason.NO_ROOM
+    assert pod.resident == {"a"}
+    assert not pod.history.failures
+    await pod.nothing_left("m")
+
+
+async def test_a_guess_alone_refuses_nobody() -> None:
+    """A tiny pod takes a tiny model, whatever a session is believed to cost."""
+    async with FakePod(capacity=2000) as pod:
+        assert isinstance(await pod.load("m", 1500, known=False), Loaded)
+
+
+async def test_a_failed_load_leaves_nothing_but_its_reason(pod: FakePod) -> None:
+    """The server is told to unload it, as the SPI demands; the text is the loader's own."""
+    pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "this is no model")
+    outcome = await pod.load("m")
+    assert outcome == Failed(Reason.LOAD_FAILED, "this is no model")
+    assert pod.history.failures == {"m": "this is no model"}
+    await pod.nothing_left("m")
+    assert pod.unloaded() == ["m"]
+    assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 0
+
+
+async def test_a_failed_load_tells_no_path_of_the_pod(pod: FakePod) -> None:
+    """The loader names its files by where they lie here, which is nothing to callers."""
+    pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "/m/10/m.onnx is cut off")
+    outcome = await pod.load("m")
+    assert isinstance(outcome, Failed)
+    assert outcome.text == "10/m.onnx is cut off"
+
+
+async def test_a_failed_load_tells_what_was_skipped(pod: FakePod) -> None:
+    """One of them may be what the loader misses; a load that succeeds says nothing."""
+    pod.files.skipped["/m/10"] = ("'weights' cannot be read: Permission denied",)
+    pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "no weights")
+    outcome = await pod.load("m")
+    assert isinstance(outcome, Failed)
+    assert outcome.text == "no weights (skipped beside it: 'weights' cannot be read: Permission denied)"
+
+
+@pytest.mark.parametrize("kind", PullErrorKind)
+async def test_what_goes_wrong_with_the_files(pod: FakePod, kind: PullErrorKind) -> None:
+    """A full disk is this pod's trouble; anything else is the model's, with the puller's text."""
+    pod.files.errors["/m/10"] = PullError(kind, "no luck")
+    outcome = await pod.load("m")
+    if kind is PullErrorKind.DISK_FULL:
+        assert outcome == Refused(Reason.NO_ROOM, "no luck")
+        assert not pod.history.failures
+    else:
+        assert isinstance(outcome, Failed)
+        assert (outcome.reason, outcome.text) == (Reason.LOAD_FAILED, "no luck")
+        assert outcome.kind.name == kind.nature.name
+        assert pod.history.failures == {"m": "no luck"}
+    assert not pod.server.asked
+    await pod.nothing_left("m")
+
+
+async def test_how_long_a_store_asks_to_be_left_alone_is_told(pod: FakePod) -> None:
+    pod.files.errors["/m/10"] = PullError(PullErrorKind.BUSY, "too many requests", retry_after=5.0)
+    outcome = await pod.load("m")
+    assert isinstance(outcome, Failed)
+    assert (outcome.kind, outcome.asked_ms) == (Kind.PASSING, 5000)
+
+
+async def test_files_that_have_failed_here_are_loaded_again_once_they_have_changed(pod: FakePod) -> None:
+    """Looked at again they are pulled, which asks the store; the server is left alone while they are the same."""
+    pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "it ends in the middle")
+    pod.files.digests["/m/10"] = "half"
+    outcome = await pod.load("m")
+    assert outcome == Failed(Reason.LOAD_FAILED, "it ends in the middle", Kind.CONTENT, digest="half")
+    failure = Failure("pod-1", 1, "it ends in the middle", Kind.CONTENT, digest="half")
+    pod.claims.records["m"] = ModelRecord(type="t", failures=(failure,))
+    await pod.nothing_left("m")
+    pod.server.asked.clear()
+    assert await pod.load("m") == replace(outcome, again=True)
+    assert not pod.server.asked
+    await pod.nothing_left("m")
+    pod.files.digests["/m/10"] = "whole"
+    del pod.server.failures["/m/10"]
+    assert isinstance(await pod.load("m"), Loaded)
+
+
+async def test_a_younger_registration_replaces_the_copy(pod: FakePod) -> None:
+    """The old one is gone entirely before the new one is loaded; nobody may ask for the old one any more."""
+    await pod.fill("m", size=10)
+    assert isinstance(await pod.load("m", 20, revision=2), Loaded)
+    assert pod.server.asked == [("load", "m"), ("unload", "m"), ("load", "m")]
+    assert pod.keys.keys["m"].create_revision == 2
+    assert await pod.load("m", 10, revision=1) == Stale()
+
+
+async def test_a_younger_registration_ends_the_load_of_the_older(pod: FakePod) -> None:
+    pod.server.hold("load", "m")
+    first = asyncio.create_task(pod.load("m", revision=1))
+    await pod.asked("load", "m")
+    second = asyncio.create_task(pod.load("m", revision=2))
+    assert isinstance(await second, Loaded)
+    assert await first == Stale()
+    assert pod.server.told["m"]["mesh-copy"] == "life.2"
+
+
+async def test_an_older_registration_does_not_join_a_younger_load(pod: FakePod) -> None:
+    go = pod.server.hold("load", "m")
+    load = asyncio.create_task(pod.load("m", revision=5))
+    await pod.asked("load", "m")
+    assert await pod.load("m", revision=4) == Stale()
+    go.set()
+    assert isinstance(await load, Loaded)
+
+
+async def test_a_copy_that_is_going_is_waited_for(pod: FakePod) -> None:
+    """Evicted and wanted again: the load waits until nothing of it is left, then loads it anew."""
+    await pod.fill("m", size=10)
+    gone = pod.server.hold("unload", "m")
+    withdrawal = asyncio.create_task(pod.loads.withdraw("m", 0, "test"))
+    await pod.asked("unload", "m")
+    load = asyncio.create_task(pod.load("m", 10))
+    assert await withdrawal
+    assert "m" not in pod.keys.keys
+    gone.set()
+    assert isinstance(await load, Loaded)
+    assert [what for what, _ in pod.server.asked] == ["load", "unload", "load"]
+
+
+async def test_a_load_whose_registration_is_gone_is_stale(pod: FakePod) -> None:
+    """Who asked reads the record again, instead of asking another pod."""
+    pod.server.hold("load", "m")
+    load = asyncio.create_task(pod.load("m"))
+    await pod.asked("load", "m")
+    assert await pod.loads.outdated("m", 1)
+    assert await load == Stale()
+    await pod.nothing_left("m")
+
+
+@pytest.mark.parametrize("stage", ["claim", "pull", "load"])
+async def test_a_load_can_be_withdrawn_at_any_stage(pod: FakePod, stage: str) -> None:
+    """Unregistered while it loads: nothing is left, and whoever waits is told."""
+    if stage == "claim":
+        pod.claims.held["m"] = asyncio.Event()
+    elif stage == "pull":
+        pod.files.held["m"] = asyncio.Event()
+    else:
+        pod.server.hold("load", "m")
+    load = asyncio.create_task(pod.load("m"))
+    if stage == "load":
+        await pod.asked("load", "m")
+    else:
+        await until(lambda: "m" in pod.claims.asked, why="under way")
+    assert not await pod.loads.withdraw("m", 2, "another registration of it")
+    assert await pod.loads.withdraw("m", 1, "unregistered")
+    outcome = await load
+    assert isinstance(outcome, Refused)
+    assert "unregistered" in outcome.text
+    await pod.nothing_left("m")
+    assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 0
+
+
+@pytest.mark.parametrize("turns", range(12))
+@pytest.mark.parametrize("lost", [False, True], ids=["claimed", "claim-lost"])
+async def test_a_load_can_be_withdrawn_at_any_turn_of_the_loop(pod: FakePod, turns: int, lost: bool) -> None:
+    """Before its first step, too, and while it undoes itself because somebody else was first."""
+    if lost:
+        pod.claims.verdicts["m"] = Stale()
+    load = asyncio.create_task(pod.load("m"))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await pod.loads.withdraw("m", 1, "unregistered")
+        outcome = await load
+        if isinstance(outcome, Loaded):
+            await pod.loads.withdraw("m", 1, "unregistered")
+    await pod.nothing_left("m")
+
+
+async def test_a_load_withdrawn_while_it_undoes_itself_undoes_all_of_it(pod: FakePod) -> None:
+    """The claim is lost, and its pull takes a moment to stop; unregistered in that moment."""
+    pod.claims.verdicts["m"] = Elsewhere("pod-2")
+    pod.claims.held["m"] = asyncio.Event()
+    pod.files.held["m"] = asyncio.Event()
+    stopped = pod.files.stopping["m"] = asyncio.Event()
+    load = asyncio.create_task(pod.load("m"))
+    await until(lambda: pod.ledger.count(State.PULLING), why="the pull has begun")
+    pod.claims.held["m"].set()
+    await until(lambda: "m" in pod.files.cancelled, why="the pull is being stopped")
+    withdrawal = asyncio.create_task(pod.loads.withdraw("m", 1, "unregistered"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    stopped.set()
+    async with asyncio.timeout(5):
+        assert await withdrawal
+        await load
+    await pod.nothing_left("m")
+
+
+async def test_withdrawing_what_is_not_there(pod: FakePod) -> None:
+    assert not await pod.loads.withdraw("m", 0, "test")
+
+
+@pytest.mark.parametrize("suspect", [True, False])
+async def test_a_server_that_dies_while_it_loads(pod: FakePod, suspect: bool) -> None:
+    """The agent clears the books; the load ends as failed, and says how the server ended. A model that the server had
+    not begun to load is not to blame, and another pod may try it."""
+    pod.server.hold("load", "m")
+    load = asyncio.create_task(pod.load("m"))
+    await pod.asked("load", "m")
+    pod.server.why_down = "the model server was killed by SIGSEGV"
+    pod.entry("m").suspect = suspect
+    pod.ledger.remove(pod.entry("m"))
+    pod.server.lives += 1
+    assert pod.server.server is not None
+    await pod.server.server.stop(None)
+    outcome = await load
+    if suspect:
+        text = "the model server was killed by SIGSEGV while it loaded this model"
+        assert outcome == Failed(Reason.LOAD_FAILED, text)
+        assert pod.history.failures == {"m": text}
+    else:
+        assert isinstance(outcome, Refused)
+        assert outcome.reason is Reason.UNAVAILABLE
+        assert not pod.history.failures
+    assert pod.ledger.physical.host_bytes == 0
+
+
+async def test_no_server_no_load(pod: FakePod) -> None:
+    pod.server.why_down = "the model server killed by SIGKILL"
+    outcome = await pod.load("m")
+    assert outcome == Refused(Reason.UNAVAILABLE, "the model server killed by SIGKILL")
+    await pod.nothing_left("m")
+
+
+async def test_a_pod_that_takes_no_loads_says_why(pod: FakePod) -> None:
+    """For whatever reason; what is loaded is not affected."""
+    await pod.fill("here", size=10)
+    pod.refusal = Refused(Reason.NO_ROOM, "the model server takes too much memory")
+    assert await pod.load("m") == pod.refusal
+    pod.refusal = None
+    pod.loads.close("this pod is leaving")
+    assert await pod.load("m") == Refused(Reason.UNAVAILABLE, "this pod is leaving")
+    assert isinstance(await pod.load("here", 10), Loaded)
+    assert pod.resident == {"here"}
+
+
+async def test_a_pod_that_may_not_answer_tells_of_no_copy(pod: FakePod) -> None:
+    """Routers would send their calls, be told that it is not here, and ask again; so they go elsewhere."""
+    await pod.fill("here", size=10)
+    pod.loads.close("this pod is leaving")
+    pod.fence.why = "the pod leaves"
+    assert await pod.load("here", 10) == Refused(Reason.UNAVAILABLE, pod.fence.why)
+    assert pod.resident == {"here"}, "it is not the copy's fault"
+    pod.fence.why = ""
+    assert isinstance(await pod.load("here", 10), Loaded)
+
+
+async def test_the_queue_is_bounded(pod: FakePod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flights, "MAX_LOADS", 2)
+    holds = [pod.server.hold("load", name) for name in ("a", "b")]
+    under_way = [asyncio.create_task(pod.load(name)) for name in ("a", "b")]
+    await pod.asked("load", "b")
+    outcome = await pod.load("c")
+    assert isinstance(outcome, Refused)
+    assert outcome.reason is Reason.OVERLOADED
+    for hold in holds:
+        hold.set()
+    assert all(isinstance(outcome, Loaded) for outcome in await asyncio.gather(*under_way))
+
+
+async def test_what_a_load_has_had_is_not_expected_again() -> None:
+    """What it took before includes its pull and its waiting, so the time since it was asked for counts against it."""
+    async with FakePod(concurrency=1) as pod:
+        pod.claims.records.update({name: ModelRecord(type="t", load_ms=10_000) for name in ("a", "b")})
+        go = pod.server.hold("load", "a")
+        loads = [asyncio.create_task(pod.load(name)) for name in ("a", "b")]
+        await pod.asked("load", "a")
+        await until(lambda: pod.entry("b").state is State.WAITING, why="b waits for its turn")
+        expected = pod.cache.admission.expected
+        assert 9_000 < expected(pod.entry("a")).expected_ms <= 10_000
+        pod.later_ns += 4_000_000_000
+        for name in ("a", "b"):
+            assert 5_000 < expected(pod.entry(name)).expected_ms <= 6_000
+        pod.later_ns += 7_000_000_000
+        assert "should have been done" in expected(pod.entry("a")).why
+        go.set()
+        assert all(isinstance(outcome, Loaded) for outcome in await asyncio.gather(*loads))
+
+
+async def test_no_more_loads_in_the_server_than_its_turns() -> None:
+    async with FakePod(concurrency=1) as pod:
+        go = pod.server.hold("load", "a")
+        first, second = asyncio.create_task(pod.load("a")), asyncio.create_task(pod.load("b"))
+        await pod.asked("load", "a")
+        await until(lambda: pod.entry("b").state is State.WAITING, why="b waits for its turn")
+        assert ("load", "b") not in pod.server.asked
+        go.set()
+        assert all(isinstance(outcome, Loaded) for outcome in await asyncio.gather(first, second))
+
+
+@pytest.mark.parametrize("stage", ["queued", "pulling"])
+async def test_a_caller_makes_a_load_urgent_that_began_without_one(stage: str) -> None:
+    """Whether it stands in the queue yet or not; and nobody takes the copy for one that is not wanted."""
+    async with FakePod(concurrency=1) as pod:
+        hour = 3_600_000
+        first = pod.server.hold("load", "first")
+        files = pod.files.held["m"] = asyncio.Event()
+        if stage == "queued":
+            files.set()
+        begun = [asyncio.create_task(pod.load(name, idle_ms=hour)) for name in ("first", "other", "m")]
+        ready = {"other"} if stage == "pulling" else {"other", "m"}
+        await until(lambda: {n for n, e in pod.ledger.entries.items() if e.state is State.WAITING} == ready)
+        await pod.asked("load", "first")
+        caller = asyncio.create_task(pod.load("m"))
+        await until(lambda: pod.ledger.idle_ms(pod.entry("m")) < hour, why="the caller has come")
+        files.set()
+        await until(lambda: pod.entry("m").state is State.WAITING)
+        await asyncio.sleep(0)
+        first.set()
+        await asyncio.gather(*begun, caller)
+        assert [name for what, name in pod.server.asked if what == "load"] == ["first", "m", "other"]
+        assert pod.ledger.idle_ms(pod.entry("m")) < hour
+
+
+async def test_closing_ends_what_has_not_reached_the_server(pod: FakePod) -> None:
+    """What is being loaded is finished."""
+    go = pod.server.hold("load", "loading")
+    pod.files.held["pulling"] = asyncio.Event()
+    loading, pulling = asyncio.create_task(pod.load("loading")), asyncio.create_task(pod.load("pulling"))
+    await pod.asked("load", "loading")
+    await until(lambda: "pulling" in pod.claims.asked, why="under way")
+    pod.loads.close("this pod is leaving")
+    outcome = await pulling
+    assert isinstance(outcome, Refused)
+    assert "leaving" in outcome.text
+    go.set()
+    await pod.loads.settle(5.0)
+    assert isinstance(await loading, Loaded)
+
+
+async def test_decisions_are_kept_with_their_reasons(pod: FakePod) -> None:
+    """For the victim and for whom it made way, the newest first."""
+    await pod.fill("old", size=900_000)
+    await pod.load("new", 900_000)
+    await pod.load("huge", 2_000_000)
+    assert '"evict"' in next(iter(pod.decisions.lines("old")))
+    assert any("evicts 1 copy" in line for line in pod.decisions.lines("new"))
+    assert "NOWHERE" in next(iter(pod.decisions.lines()))
+
+
+async def test_a_load_that_cannot_be_ended_is_held_against_its_model(pod: FakePod) -> None:
+    """By name, in its record, as a server's death would be: its thread is lost until the server's next life."""
+    for path, stuck in (("/ended/10", False), ("/endless/10", True)):
+        pod.server.failures[path] = (grpc.StatusCode.DEADLINE_EXCEEDED, "its load cannot be ended")
+        if stuck:
+            pod.server.stuck.add(path)
+    assert await pod.load("ended", 10) == Failed(Reason.LOAD_FAILED, "its load cannot be ended")
+    assert not pod.history.deaths
+    assert await pod.load("endless", 10) == Failed(Reason.LOAD_FAILED, "its load cannot be ended")
+    assert pod.history.deaths == [("endless", "its load cannot be ended")]
+
+
+async def test_nothing_is_loaded_after_the_lease_was_lost(pod: FakePod) -> None:
+    """Its claim went with the lease. If the server was down for a moment too, nobody waits for what this pod holds."""
+    await pod.fill("a", "b", size=10)
+    holds = [pod.server.hold("load", model_id) for model_id in ("c", "d")]
+    before = [asyncio.create_task(pod.load(model_id, 10)) for model_id in ("c", "d")]
+    await until(lambda: len(pod.server.asked) == 4, why="both turns are taken")
+    waiting = asyncio.create_task(pod.load("late", 10))
+    await until(lambda: pod.ledger.count(State.WAITING), why="it waits for its turn")
+    pod.refusal = Refused(Reason.REGISTRY_AWAY, "this pod has no lease in etcd: lost")
+    for go in holds:
+        go.set()
+    assert all(isinstance(outcome, Loaded) for outcome in await asyncio.gather(*before)), "they were under way"
+    assert await waiting == pod.refusal
+    assert ("load", "late") not in pod.server.asked
+    await pod.nothing_left("late")
+
+
+async def test_a_load_that_fails_for_memory_is_no_models_fault_and_evicts_nobody_again(pod: FakePod) -> None:
+    """RESOURCE_EXHAUSTED to callers; the same files are not given another try, which would need room first."""
+    pod.server.failures["/m/10"] = (grpc.StatusCode.RESOURCE_EXHAUSTED, "bad_alloc")
+    pod.files.digests["/m/10"] = "d"
+    outcome = await pod.load("m", 100)
+    assert outcome == Failed(Reason.NO_ROOM, "bad_alloc", Kind.MEMORY, digest="d")
+    record = ModelRecord(type="t", failures=(Failure("pod-1", 1, "bad_alloc", Kind.MEMORY, digest="d"),))
+    pod.claims.records["m"] = record
+    await pod.fill("a", "b", size=400)
+    again = await pod.load("m", 900, known=False)
+    assert again == Failed(Reason.NO_ROOM, "bad_alloc", Kind.MEMORY, digest="d", again=True)
+    assert not [model for model in pod.unloaded() if model != "m"]
+
+
+async def test_what_the_server_notes_of_a_model_stands_with_its_copy(pod: FakePod) -> None:
+    """A warm-up call that failed, say: people see it where they see why the copy is there."""
+    pod.server.notes["/m/10"] = "its warm-up call failed: é"
+    assert isinstance(await pod.load("m", reason="a caller"), Loaded)
+    assert pod.entry("m").reason == "a caller; its warm-up call failed: é"
