@@ -15,8 +15,8 @@ from mesh.runtime.cache.loads.outcomes import Loaded, Outcome, Refused, Want
 from mesh.runtime.presence import verdicts
 from mesh.runtime.presence.verdicts import Stale
 from mesh.runtime.servers.relief import Relief
-from mesh.runtime.sharedmemory.board import State as SlotState
-from mesh.runtime.sharedmemory.board import Use
+from mesh.runtime.sharedmemory.slot import State as SlotState
+from mesh.runtime.sharedmemory.slot import Use
 from mesh.schema.records import CopyRecord, Failure, ModelRecord
 from placement.failures import Kind
 from placement.footprint import Footprint

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from mesh.runtime.sharedmemory.atwork import AtWork
-from mesh.runtime.sharedmemory.board import State, Use
+from mesh.runtime.sharedmemory.slot import State, Use
 from placement.suspects import Doing, Work
 
 T = TypeVar("T")

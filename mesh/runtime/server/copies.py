@@ -19,7 +19,7 @@ from mesh.runtime.server.pace import Pace
 from mesh.runtime.server.reply import Answer
 from mesh.runtime.server.session import Session
 from mesh.runtime.server.shortcuts import Shortcuts
-from mesh.runtime.sharedmemory.board import Row
+from mesh.runtime.sharedmemory.slot import Row
 from mesh.schema import copytoken
 
 _PLATFORM = "onnx_onnxv1"

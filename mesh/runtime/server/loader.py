@@ -20,7 +20,8 @@ from mesh.runtime.server.device import Device
 from mesh.runtime.server.runs import Runs
 from mesh.runtime.server.trimmer import Trimmer
 from mesh.runtime.server.workers import Lone, Workers
-from mesh.runtime.sharedmemory.board import Board, Row, State
+from mesh.runtime.sharedmemory.board import Board
+from mesh.runtime.sharedmemory.slot import Row, State
 from mesh.runtime.turns import Turns
 from mesh.schema import copytoken
 from mesh.statuses import MeshError, Reason

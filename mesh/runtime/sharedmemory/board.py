@@ -26,7 +26,6 @@ agent's.
 """
 
 import contextlib
-import enum
 import mmap
 import os
 import struct
@@ -37,6 +36,7 @@ from pathlib import Path
 
 from mesh.runtime.sharedmemory import atwork
 from mesh.runtime.sharedmemory.atwork import AtWork
+from mesh.runtime.sharedmemory.slot import IN_FLIGHT, STATE, WORDS, Row, State, Use
 from placement.fence import Mode
 
 _MAGIC = int.from_bytes(b"MESHUSE2", "little")
@@ -45,12 +45,6 @@ _HEADER = 64
 _H_MAGIC, _H_SLOTS, _H_PID, _H_LIVES, _H_BEAT, _H_DEVICE, _H_FENCE = range(7)
 _H_INCARNATION, _INCARNATION_WORDS = 8, 8
 _H_STUCK = 16
-
-# Words of a slot.
-_STATE, _REVISION, _IN_FLIGHT, _RUNNING, _LAST_USE, _CALLS, _FAILED, _BUSY = range(8)
-_SLOT = 8
-_WHEN_BEGUN = struct.Struct("3Q")  # from _IN_FLIGHT on
-_WHEN_ENDED = struct.Struct("6Q")
 
 MODE_BITS = 3
 """Of the fence's word: the bits that are the mode."""
@@ -71,35 +65,7 @@ BUCKETS_NS = tuple(
 _SUM = len(BUCKETS_NS) + 1
 _SERIES = _SUM + 1  # words of one series: the buckets, the one above, the sum in ns
 _CALLS_AT = _HEADER
-_SLOTS_AT = -(-(_CALLS_AT + len(METHODS) * _CODES * _SERIES) // _SLOT) * _SLOT
-
-
-class State(enum.IntEnum):
-    """What a slot's copy is doing."""
-
-    FREE = 0
-    LOADING = 1  # written before the load touches the file
-    LOADED = 2
-    UNLOADING = 3  # answers *not here* already; calls in flight may still run
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """One slot as it was read."""
-
-    state: State
-    revision: int  # create revision of the model's record
-    in_flight: int  # calls that were taken and are not answered
-    running: int  # those of them whose model is being run at this moment
-    last_use_ns: int  # CLOCK_MONOTONIC; when the load began, as long as there was no call
-    calls: int  # calls ended, whatever became of them
-    failed: int  # those of them that ended with another status than OK
-    busy_ns: int  # time spent in running the model, all threads added up
-
-    @property
-    def suspect(self) -> bool:
-        """Whether this copy may have brought its server down: it was loading, running or being freed."""
-        return self.state in (State.LOADING, State.UNLOADING) or self.running > 0
+_SLOTS_AT = -(-(_CALLS_AT + len(METHODS) * _CODES * _SERIES) // WORDS) * WORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,18 +195,18 @@ class Board:
     @property
     def in_flight(self) -> int:
         """Calls in flight in the whole pod."""
-        return sum(self._words[_SLOTS_AT + _IN_FLIGHT : _slots_end(self.slots) : _SLOT].tolist())
+        return sum(self._words[_SLOTS_AT + IN_FLIGHT : _slots_end(self.slots) : WORDS].tolist())
 
     def read(self, slot: int) -> Use:
         """The slot as it is now."""
         at = self._at(slot)
-        state, *rest = self._words[at : at + _SLOT].tolist()
+        state, *rest = self._words[at : at + WORDS].tolist()
         return Use(State(state), *rest)
 
     def uses(self) -> Iterator[tuple[int, Use]]:
         """Every slot that is not free, with its number."""
         for slot in range(self.slots):
-            if self._words[_SLOTS_AT + slot * _SLOT + _STATE]:
+            if self._words[_SLOTS_AT + slot * WORDS + STATE]:
                 yield slot, self.read(slot)
 
     def suspects(self) -> list[tuple[int, Use]]:
@@ -269,7 +235,7 @@ class Board:
     def clear(self, slot: int) -> None:
         """Frees a slot. Only while its copy is not loaded: after the unload was answered, or the server is dead."""
         at = self._at(slot)
-        for word in range(at, at + _SLOT):
+        for word in range(at, at + WORDS):
             self._words[word] = 0
 
     def reset(self) -> None:
@@ -287,7 +253,7 @@ class Board:
         self._words[_H_PID] = pid
         self._words[_H_LIVES] += 1
 
-    def row(self, slot: int) -> "Row":
+    def row(self, slot: int) -> Row:
         """The writer's hand on a free slot, for one copy. Raises IndexError where there is no such slot."""
         return Row(self._map, self._at(slot) * 8, slot)
 
@@ -313,78 +279,7 @@ class Board:
     def _at(self, slot: int) -> int:
         if not 0 <= slot <= self.slots:
             raise IndexError(f"slot {slot} of a board of {self.slots}")
-        return _SLOTS_AT + slot * _SLOT
-
-
-class Row:
-    """One slot in its writer's hand. Use it for one copy, and drop it with the copy: what is written later is lost.
-
-    Only the methods here write the slot's words, so the numbers are kept in this object and stored, never read back.
-    """
-
-    __slots__ = ("_at", "_busy_ns", "_calls", "_failed", "_last_use_ns", "_map", "_running", "in_flight", "slot")
-
-    def __init__(self, mapped: mmap.mmap, at: int, slot: int) -> None:
-        self._map = mapped
-        self.slot = slot
-        self._at = at  # offset of the slot in bytes
-        self.in_flight = 0
-        self._running = 0
-        self._last_use_ns = 0
-        self._calls = 0
-        self._failed = 0
-        self._busy_ns = 0
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether a call of it has ended without a failure."""
-        return self._calls > self._failed
-
-    def loading(self, revision: int, now_ns: int) -> None:
-        """The load begins. To be written before it touches the file: it may never come back."""
-        self._last_use_ns = now_ns
-        struct.pack_into("8Q", self._map, self._at, State.LOADING, revision, 0, 0, now_ns, 0, 0, 0)
-
-    def mark(self, state: State) -> None:
-        """Moves the copy on: LOADED, UNLOADING, FREE."""
-        struct.pack_into("Q", self._map, self._at, state)
-
-    def begin(self, now_ns: int, *, runs: int = 0) -> None:
-        """A call was taken; with `runs=1` the model begins to run for it at once. To be written before it does."""
-        self.in_flight += 1
-        self._running += runs
-        self._last_use_ns = now_ns
-        _WHEN_BEGUN.pack_into(self._map, self._at + _IN_FLIGHT * 8, self.in_flight, self._running, now_ns)
-
-    def run(self) -> None:
-        """The model begins to run for a call that was taken before."""
-        self._running += 1
-        _WHEN_BEGUN.pack_into(self._map, self._at + _IN_FLIGHT * 8, self.in_flight, self._running, self._last_use_ns)
-
-    def ran(self, busy_ns: int) -> None:
-        """The model has run for a call that is not answered yet, because it will run again."""
-        self._running -= 1
-        self._busy_ns += busy_ns
-        _WHEN_BEGUN.pack_into(self._map, self._at + _IN_FLIGHT * 8, self.in_flight, self._running, self._last_use_ns)
-
-    def end(self, now_ns: int, *, runs: int, busy_ns: int, failed: bool) -> None:
-        """A call is answered; with `runs=1` the model had run for it, `busy_ns` long."""
-        self.in_flight -= 1
-        self._running -= runs
-        self._last_use_ns = now_ns
-        self._calls += 1
-        self._failed += failed
-        self._busy_ns += busy_ns
-        _WHEN_ENDED.pack_into(
-            self._map,
-            self._at + _IN_FLIGHT * 8,
-            self.in_flight,
-            self._running,
-            now_ns,
-            self._calls,
-            self._failed,
-            self._busy_ns,
-        )
+        return _SLOTS_AT + slot * WORDS
 
 
 def _length(slots: int) -> int:
@@ -394,4 +289,4 @@ def _length(slots: int) -> int:
 
 def _slots_end(slots: int) -> int:
     """The word after the last slot."""
-    return _SLOTS_AT + (slots + 1) * _SLOT
+    return _SLOTS_AT + (slots + 1) * WORDS

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from mesh.runtime.blame.suspects import work
-from mesh.runtime.sharedmemory.board import Board, Use
-from mesh.runtime.sharedmemory.board import State as SlotState
+from mesh.runtime.sharedmemory.board import Board
+from mesh.runtime.sharedmemory.slot import State as SlotState
+from mesh.runtime.sharedmemory.slot import Use
 from mesh.wire import requestdigest
 from placement.suspects import Doing, Work
 from tests.runtime.pod_of_fakes import FakePod

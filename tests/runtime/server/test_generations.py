@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mesh.runtime.server.loader import Order
-from mesh.runtime.sharedmemory.board import State
+from mesh.runtime.sharedmemory.slot import State
 from mesh.statuses import MeshError
 from tests.support import models
 from tests.support.waiting import until

@@ -13,7 +13,7 @@ from mesh.runtime.server import loader as loader_module
 from mesh.runtime.server import making, memory
 from mesh.runtime.server.device import Device
 from mesh.runtime.server.loader import Order
-from mesh.runtime.sharedmemory.board import State
+from mesh.runtime.sharedmemory.slot import State
 from mesh.statuses import Code, MeshError, Reason
 from tests.support import models
 from tests.support.waiting import until

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from mesh.pb import modelruntime_pb2
-from mesh.runtime.sharedmemory.board import State
+from mesh.runtime.sharedmemory.slot import State
 from mesh.statuses import Code
 from mesh.wire import headers
 from tests.support import models, twin

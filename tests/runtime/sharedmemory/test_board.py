@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from mesh.runtime.sharedmemory.board import BUCKETS_NS, Board, State, Use
+from mesh.runtime.sharedmemory.board import BUCKETS_NS, Board
+from mesh.runtime.sharedmemory.slot import State, Use
 
 
 @pytest.fixture
@@ -163,7 +164,8 @@ def test_the_board_outlives_a_writer_that_is_killed(board):
     """What a process wrote before SIGKILL stands, up to its last word."""
     script = (
         "import os, signal, sys\n"
-        "from mesh.runtime.sharedmemory.board import Board, State\n"
+        "from mesh.runtime.sharedmemory.board import Board\n"
+        "from mesh.runtime.sharedmemory.slot import State\n"
         "board = Board.open(sys.argv[1]); board.attach(os.getpid())\n"
         "row = board.row(1); row.loading(9, 5); row.mark(State.LOADED); row.begin(6, runs=1)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"

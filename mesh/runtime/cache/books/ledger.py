@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mesh.runtime.cache.books.entries import Entry, State
-from mesh.runtime.sharedmemory import board
+from mesh.runtime.sharedmemory.slot import Use
 from placement.footprint import NOTHING, Footprint, total
 from placement.policies import Policy, named
 
@@ -29,7 +29,7 @@ from placement.policies import Policy, named
 class Uses(Protocol):
     """The use board, as far as it is read here."""
 
-    def read(self, slot: int) -> board.Use:
+    def read(self, slot: int) -> Use:
         """One slot."""
 
 
@@ -206,7 +206,7 @@ class Ledger:
         """How many are in that state."""
         return self._counts[state]
 
-    def use(self, entry: Entry) -> board.Use | None:
+    def use(self, entry: Entry) -> Use | None:
         """What the board says of it."""
         return None if entry.slot is None else self._uses.read(entry.slot)
 

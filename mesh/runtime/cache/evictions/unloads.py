@@ -23,7 +23,7 @@ from mesh.runtime.cache.disk.files import Files
 from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.servers.serverprocess import ServerProcess
 from mesh.runtime.servers.spi import SpiError
-from mesh.runtime.sharedmemory.board import State as SlotState
+from mesh.runtime.sharedmemory.slot import State as SlotState
 from mesh.schema import copytoken
 from mesh.telemetry import logs
 

@@ -11,8 +11,8 @@ from mesh.runtime.cache.books.demand import Demand
 from mesh.runtime.cache.books.entries import Entry, State
 from mesh.runtime.cache.books.ledger import Ledger
 from mesh.runtime.cache.evictions.victims import Victims
-from mesh.runtime.sharedmemory.board import State as SlotState
-from mesh.runtime.sharedmemory.board import Use
+from mesh.runtime.sharedmemory.slot import State as SlotState
+from mesh.runtime.sharedmemory.slot import Use
 from placement.footprint import SESSION_BYTES, Footprint
 from placement.room import RoomVerdict
 

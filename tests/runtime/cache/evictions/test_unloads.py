@@ -8,8 +8,8 @@ import pytest
 
 from mesh.runtime.cache.books.entries import State
 from mesh.runtime.cache.evictions import unloads
-from mesh.runtime.sharedmemory.board import State as SlotState
-from mesh.runtime.sharedmemory.board import Use
+from mesh.runtime.sharedmemory.slot import State as SlotState
+from mesh.runtime.sharedmemory.slot import Use
 from placement.footprint import Footprint
 from placement.room import RoomVerdict
 from tests.runtime.pod_of_fakes import FakePod
