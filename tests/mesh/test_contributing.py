@@ -1,5 +1,6 @@
 """CONTRIBUTING's lists of files follow the code: what a reader is sent to is there."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -27,3 +28,22 @@ def test_every_file_on_the_way_is_there_and_comes_once(name):
     assert len(passed) > 5
     assert [file for file in passed if not (ROOT / file).is_file()] == []
     assert len(set(passed)) == len(passed)
+
+
+def imported(path: str) -> set[str]:
+    """The modules that a file names in its imports, with the names that are taken from them."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_an_eviction_goes_one_way():
+    """No file of it knows one before it, so none can go back. (What `placement` decides is data, and may be known.)"""
+    passed = [path for path in files(SECTIONS["An eviction"]) if not path.startswith("placement/")]
+    modules = [path.removesuffix(".py").replace("/", ".") for path in passed]
+    for place, path in enumerate(passed):
+        assert imported(path).isdisjoint(modules[:place]), path
