@@ -16,7 +16,7 @@ OVERHEAD_BYTES = 64 << 10
 
 SESSION_BYTES = 8 << 20
 """Device memory of a session beyond its weights: 7 to 9 MiB were measured; each session counts for at least this much
-(`mesh.runtime.server.device`)."""
+(`mesh.runtime.server.onnx.device`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The models of a folder, for `mesh import`: which files and folders are one model, as the pods will take them.
 
-A registration names a file, or a folder in which the pods find the file (`mesh.runtime.server.onnxfile`). A folder is
-named where a model is more than a file: where it keeps tensors in other files (ONNX calls that external data), and
+A registration names a file, or a folder in which the pods find the file (`mesh.runtime.server.onnx.onnxfile`). A folder
+is named where a model is more than a file: where it keeps tensors in other files (ONNX calls that external data), and
 where it has versions, each a folder with a number for its name, as in Triton's repositories, where a version may hold
 its model in a folder `model.onnx`. A single file is named itself.
 

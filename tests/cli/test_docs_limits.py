@@ -9,8 +9,10 @@ import mesh.runtime.__main__ as runtime_main
 import router.__main__ as router_main
 from mesh.runtime.agent.settings import RuntimeSettings
 from mesh.runtime.cache.loads import flights
-from mesh.runtime.server import loader, runs, tensors
 from mesh.runtime.server import settings as server_settings
+from mesh.runtime.server.calls import runs
+from mesh.runtime.server.loads import loader
+from mesh.runtime.server.v2 import tensors
 from mesh.wire import budget, server
 from router.calls import meter
 from router.rest import bulk

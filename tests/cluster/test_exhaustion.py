@@ -24,7 +24,8 @@ MEMORY = "512Mi"
 FLOATS = 300_000_000  # more than twice the container's memory
 CALLERS = 4
 _UNBOUNDED = """
-from mesh.runtime.server import __main__, memory
+from mesh.runtime.server import __main__
+from mesh.runtime.server.onnx import memory
 memory.limit = lambda maximum: 0
 __main__.main()
 """

@@ -35,10 +35,11 @@ import numpy as np
 
 from mesh.options.values import parse_bytes
 from mesh.runtime.server import __main__ as server
-from mesh.runtime.server import making, session, tensors
-from mesh.runtime.server.device import CPU, Device
-from mesh.runtime.server.intake import Intake
-from mesh.runtime.server.loader import Loader
+from mesh.runtime.server.loads.loader import Loader
+from mesh.runtime.server.onnx import making, session
+from mesh.runtime.server.onnx.device import CPU, Device
+from mesh.runtime.server.v2 import tensors
+from mesh.runtime.server.v2.intake import Intake
 from mesh.statuses import MeshError, Reason
 
 MODULE = "tests.support.twin"

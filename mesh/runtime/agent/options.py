@@ -18,7 +18,7 @@ from puller.proxies import Proxies
 
 log = logs.get("mesh.runtime")
 
-_BODY_BYTES = 512 << 20  # large requests are admitted up to half of it, which is what may wait (`server.runs`)
+_BODY_BYTES = 512 << 20  # large requests are admitted up to half of it, which is what may wait (`server.calls.runs`)
 
 
 @dataclass(frozen=True, slots=True)

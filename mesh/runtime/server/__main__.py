@@ -12,7 +12,7 @@ from mesh.runtime.server import settings
 from mesh.telemetry import logs
 
 if TYPE_CHECKING:
-    from mesh.runtime.server.loader import Loader
+    from mesh.runtime.server.loads.loader import Loader
 
 log = logs.get("mesh.runtime.server")
 

@@ -14,11 +14,11 @@ import asyncio
 from collections.abc import Iterator
 
 from mesh.pb import inference_pb2
-from mesh.runtime.server import tensors
+from mesh.runtime.server.onnx.session import Session
 from mesh.runtime.server.pace import Pace
-from mesh.runtime.server.reply import Answer
-from mesh.runtime.server.session import Session
-from mesh.runtime.server.shortcuts import Shortcuts
+from mesh.runtime.server.v2 import tensors
+from mesh.runtime.server.v2.reply import Answer
+from mesh.runtime.server.v2.shortcuts import Shortcuts
 from mesh.runtime.sharedmemory.slot import Row
 from mesh.schema import copytoken
 

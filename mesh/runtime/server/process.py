@@ -24,14 +24,14 @@ from mesh.pb import modelruntime_pb2_grpc
 from mesh.process.ending import Ending
 from mesh.process.tasks import Tasks, turned
 from mesh.runtime import duties
-from mesh.runtime.server import device, memory
+from mesh.runtime.server.calls.dataport import DataPort
+from mesh.runtime.server.calls.runs import Runs
+from mesh.runtime.server.calls.watch import Watch
 from mesh.runtime.server.copies import Copies
-from mesh.runtime.server.dataport import DataPort
-from mesh.runtime.server.loader import Loader
-from mesh.runtime.server.runs import Runs
+from mesh.runtime.server.loads.loader import Loader
+from mesh.runtime.server.onnx import device, memory
 from mesh.runtime.server.settings import Settings
 from mesh.runtime.server.spi import Spi
-from mesh.runtime.server.watch import Watch
 from mesh.runtime.sharedmemory.board import Board
 from mesh.telemetry import logs
 from mesh.wire.budget import Budget

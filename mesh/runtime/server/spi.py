@@ -25,9 +25,10 @@ from collections.abc import AsyncIterator, Iterable
 import grpc
 
 from mesh.pb import modelruntime_pb2, modelruntime_pb2_grpc
-from mesh.runtime.server import dataport, loader
+from mesh.runtime.server.calls import dataport
 from mesh.runtime.server.copies import Copies, Copy
-from mesh.runtime.server.device import Device
+from mesh.runtime.server.loads import loader
+from mesh.runtime.server.onnx.device import Device
 from mesh.runtime.server.settings import Settings
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs

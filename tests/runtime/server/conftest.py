@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from mesh.pb import inference_pb2 as pb
-from mesh.runtime.server import device
+from mesh.runtime.server.calls.dataport import DataPort
+from mesh.runtime.server.calls.runs import Runs
+from mesh.runtime.server.calls.watch import Watch
 from mesh.runtime.server.copies import Copies, Copy
-from mesh.runtime.server.dataport import DataPort
-from mesh.runtime.server.loader import Loader, Order
-from mesh.runtime.server.runs import Runs
-from mesh.runtime.server.watch import Watch
+from mesh.runtime.server.loads.loader import Loader, Order
+from mesh.runtime.server.onnx import device
 from mesh.runtime.sharedmemory.board import Board
 from mesh.wire import framing, headers
 from tests.support.fakecalls import FakeCall

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from mesh.identity import Identity
 from mesh.pb import modelruntime_pb2
-from mesh.runtime.server import memory
+from mesh.runtime.server.onnx import memory
 from mesh.runtime.sharedmemory.board import Board
 from mesh.runtime.sharedmemory.slot import State
 from mesh.statuses import Code

@@ -52,7 +52,7 @@ def test_the_memory_limit_bounds_what_is_really_used():
     """What is reserved and untouched does not count; an allocation beyond the limit fails, and the process lives."""
     script = """
 import mmap
-from mesh.runtime.server import memory
+from mesh.runtime.server.onnx import memory
 reserved = mmap.mmap(-1, 1 << 30)
 memory.limit(memory.private() + (200 << 20))
 kept = bytearray(100 << 20)

@@ -2,9 +2,9 @@
 
 What the model server needs of time to go over a network's graph is the same at each load on the same version of
 onnxruntime and the same processor. So after a load that took long, a process of its own writes the graph as it is
-afterwards, compares, and says whether that is worth keeping (`mesh.runtime.server.optimiser`). What is kept lies in the
-puller's cache, under the contents of the files that it was made of and a tag for version and processor: other contents
-or another runtime never find it, and the disk's budget counts it.
+afterwards, compares, and says whether that is worth keeping (`mesh.runtime.server.onnx.optimiser`). What is kept lies
+in the puller's cache, under the contents of the files that it was made of and a tag for version and processor: other
+contents or another runtime never find it, and the disk's budget counts it.
 
 One at a time, and only while the machine has memory for it: nobody waits for this.
 """
@@ -130,7 +130,7 @@ class Optimising:
 
 async def _run(source: Path, target: Path) -> dict[str, Any]:
     """What the optimiser says."""
-    argv = process.python("mesh.runtime.server.optimiser", str(source), str(target))
+    argv = process.python("mesh.runtime.server.onnx.optimiser", str(source), str(target))
     child = await process.spawn(argv, name="optimiser")
     try:
         code = await child.wait(_TIMEOUT)

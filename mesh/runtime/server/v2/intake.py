@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from mesh.pb import inference_pb2
-from mesh.runtime.server import alignment, contents
-from mesh.runtime.server.tensors import MAX_RANK, MAX_SHAPES, MAX_TEXTS, Array, Raw, Tensor, bad, brief, names
+from mesh.runtime.server.v2 import alignment, contents
+from mesh.runtime.server.v2.tensors import MAX_RANK, MAX_SHAPES, MAX_TEXTS, Array, Raw, Tensor, bad, brief, names
 from mesh.statuses import MeshError, Reason
 
 Place = Callable[[Raw, tuple[int, ...], "np.dtype[Any]"], Array]

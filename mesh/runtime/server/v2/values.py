@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from mesh.runtime.server.tensors import Array, Tensor
+from mesh.runtime.server.v2.tensors import Array, Tensor
 from mesh.wire.encoding import text_field, varint
 
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16

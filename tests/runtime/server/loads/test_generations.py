@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from mesh.runtime.server.loader import Order
+from mesh.runtime.server.loads.loader import Order
 from mesh.runtime.sharedmemory.slot import State
 from mesh.statuses import MeshError
 from tests.support import models

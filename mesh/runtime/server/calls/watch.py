@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any
 
-from mesh.runtime.server import session
+from mesh.runtime.server.onnx import session
 
 LIMIT_NS = 50_000_000
 """What a call in the loop may take: 50 times what is allowed to run there at all, so that a busy machine ends none."""

@@ -8,10 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mesh.pb import inference_pb2 as pb
-from mesh.runtime.server.intake import Intake
-from mesh.runtime.server.reply import Answer
-from mesh.runtime.server.shortcuts import MAX_BYTES, Shortcuts
-from mesh.runtime.server.tensors import Tensor
+from mesh.runtime.server.v2.intake import Intake
+from mesh.runtime.server.v2.reply import Answer
+from mesh.runtime.server.v2.shortcuts import MAX_BYTES, Shortcuts
+from mesh.runtime.server.v2.tensors import Tensor
 from mesh.v2.datatypes import DATATYPES
 from mesh.wire import framing
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from mesh.runtime.server import tensors, values
-from mesh.runtime.server.device import Device
-from mesh.runtime.server.intake import Intake
+from mesh.runtime.server.onnx.device import Device
+from mesh.runtime.server.v2 import tensors, values
+from mesh.runtime.server.v2.intake import Intake
 from mesh.statuses import MeshError, Reason
 
 MAX_WARM_UP = 64 << 20

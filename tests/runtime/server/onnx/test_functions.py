@@ -4,11 +4,10 @@ import onnx
 import pytest
 from onnx import helper
 
-from mesh.runtime.server import functions, onnxfile
+from mesh.runtime.server.onnx import functions, onnxfile
 from mesh.statuses import MeshError, Reason
+from tests.runtime.server.conftest import ONE, outputs
 from tests.support import models
-
-from .conftest import ONE, outputs
 
 
 def judged(tmp_path, content: bytes) -> str | None:

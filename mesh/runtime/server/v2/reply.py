@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mesh.pb import inference_pb2
-from mesh.runtime.server.tensors import MAX_SHAPES, Array, Raw, Tensor
+from mesh.runtime.server.v2.tensors import MAX_SHAPES, Array, Raw, Tensor
 from mesh.statuses import MeshError, Reason
 from mesh.wire.encoding import text_field, varint
 

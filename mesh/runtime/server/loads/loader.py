@@ -14,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mesh.runtime.server import device, making, session
+from mesh.runtime.server.calls.runs import Runs
 from mesh.runtime.server.copies import Copies, Copy
-from mesh.runtime.server.device import Device
-from mesh.runtime.server.runs import Runs
-from mesh.runtime.server.trimmer import Trimmer
+from mesh.runtime.server.loads.trimmer import Trimmer
+from mesh.runtime.server.onnx import device, making, session
+from mesh.runtime.server.onnx.device import Device
 from mesh.runtime.server.workers import Lone, Workers
 from mesh.runtime.sharedmemory.board import Board
 from mesh.runtime.sharedmemory.slot import Row, State

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mesh.runtime.server.tensors import Array, Raw
+from mesh.runtime.server.v2.tensors import Array, Raw
 
 BOUNDARY = 64
 """Bytes: a cache line, and the widest vector register."""

@@ -15,7 +15,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from mesh.pb import inference_pb2
-from mesh.runtime.server.tensors import MAX_RANK, Raw, bad
+from mesh.runtime.server.v2.tensors import MAX_RANK, Raw, bad
 from mesh.statuses import MeshError, Reason
 from mesh.wire import encoding, framing
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.pb import inference_pb2 as pb
-from mesh.runtime.server import alignment, contents, requests
-from mesh.runtime.server.intake import Intake
-from mesh.runtime.server.tensors import MAX_TEXTS, Tensor
+from mesh.runtime.server.v2 import alignment, contents, requests
+from mesh.runtime.server.v2.intake import Intake
+from mesh.runtime.server.v2.tensors import MAX_TEXTS, Tensor
 from mesh.statuses import MeshError, Reason
 from mesh.v2.datatypes import DATATYPES
 from mesh.wire import encoding, framing
@@ -267,7 +267,7 @@ def test_more_texts_than_a_request_may_have_are_refused_by_their_number(typed):
 
 def test_texts_are_counted_over_all_inputs(monkeypatch):
     """Two inputs of one text less than the bound each."""
-    monkeypatch.setattr("mesh.runtime.server.intake.MAX_TEXTS", 8)
+    monkeypatch.setattr("mesh.runtime.server.v2.intake.MAX_TEXTS", 8)
     names = ("x", "y")
     message = pb.ModelInferRequest(inputs=[{"name": name, "datatype": "BYTES", "shape": [7]} for name in names])
     taking = Intake({name: tensor("BYTES", name=name) for name in names})

@@ -19,8 +19,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mesh.runtime.server import memory, onnxfile, session
-from mesh.runtime.server.device import Device
+from mesh.runtime.server.onnx import memory, onnxfile, session
+from mesh.runtime.server.onnx.device import Device
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 

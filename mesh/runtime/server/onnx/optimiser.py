@@ -1,4 +1,4 @@
-"""`python -m mesh.runtime.server.optimiser MODEL TARGET`: whether a model loads quicker in its optimised form.
+"""`python -m mesh.runtime.server.onnx.optimiser MODEL TARGET`: whether a model loads quicker in its optimised form.
 
 Making a session of a network is mostly onnxruntime going over its graph, with the same result each time on the same
 version and processor. That result can be written to a file and loaded without going over it again. Measured: silero-vad
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mesh.runtime.server import device, onnxfile, session
+from mesh.runtime.server.onnx import device, onnxfile, session
 from mesh.statuses import MeshError
 
 MAX_BYTES = 64 << 20

@@ -16,9 +16,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from mesh.runtime.server import answers, session
+from mesh.runtime.server.calls import answers
 from mesh.runtime.server.copies import Copy
-from mesh.runtime.server.shortcuts import Asked
+from mesh.runtime.server.onnx import session
+from mesh.runtime.server.v2.shortcuts import Asked
 from mesh.runtime.server.workers import Workers
 from mesh.runtime.sharedmemory.atwork import AtWork
 from mesh.runtime.sharedmemory.board import Board

@@ -14,7 +14,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from mesh.runtime.server import outline
+from mesh.runtime.server.onnx import outline
 from mesh.wire import encoding
 
 MAX_OPERATORS = 20_000

@@ -5,7 +5,7 @@ import os
 import onnx
 import pytest
 
-from mesh.runtime.server import onnxfile
+from mesh.runtime.server.onnx import onnxfile
 from mesh.statuses import MeshError, Reason
 from tests.support import models
 

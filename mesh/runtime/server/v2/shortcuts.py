@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mesh.runtime.server import alignment
-from mesh.runtime.server.reply import Answer
-from mesh.runtime.server.tensors import Array, Tensor
+from mesh.runtime.server.v2 import alignment
+from mesh.runtime.server.v2.reply import Answer
+from mesh.runtime.server.v2.tensors import Array, Tensor
 from mesh.wire import encoding
 
 MAX_BYTES = 16384

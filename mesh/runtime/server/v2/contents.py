@@ -11,8 +11,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from mesh.pb import inference_pb2
-from mesh.runtime.server import alignment
-from mesh.runtime.server.tensors import MAX_TEXTS, Array, Raw, Tensor, bad, brief
+from mesh.runtime.server.v2 import alignment
+from mesh.runtime.server.v2.tensors import MAX_TEXTS, Array, Raw, Tensor, bad, brief
 from mesh.statuses import MeshError
 from mesh.wire import encoding
 

@@ -6,13 +6,12 @@ import time
 import numpy as np
 import pytest
 
-from mesh.runtime.server import runs as runs_module
-from mesh.runtime.server import watch as watch_module
+from mesh.runtime.server.calls import runs as runs_module
+from mesh.runtime.server.calls import watch as watch_module
 from mesh.statuses import Code
+from tests.runtime.server.conftest import ONE, Parts, answered, outputs
 from tests.support import models
 from tests.support.waiting import until
-
-from .conftest import ONE, Parts, answered, outputs
 
 FOREVER = {"iterations": np.array([1 << 60], np.int64)}
 SHORT = {"iterations": np.array([20], np.int64)}

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mesh.pb import inference_pb2 as pb
-from mesh.runtime.server import intake, requests
-from mesh.runtime.server.intake import Intake
-from mesh.runtime.server.reply import Answer
-from mesh.runtime.server.tensors import Tensor
+from mesh.runtime.server.v2 import intake, requests
+from mesh.runtime.server.v2.intake import Intake
+from mesh.runtime.server.v2.reply import Answer
+from mesh.runtime.server.v2.tensors import Tensor
 from mesh.statuses import MeshError, Reason
 from mesh.v2.datatypes import DATATYPES, Datatype
 from mesh.wire import encoding

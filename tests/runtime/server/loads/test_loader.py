@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 
 from mesh.runtime import turns
-from mesh.runtime.server import loader as loader_module
-from mesh.runtime.server import making, memory
-from mesh.runtime.server.device import Device
-from mesh.runtime.server.loader import Order
+from mesh.runtime.server.loads import loader as loader_module
+from mesh.runtime.server.loads.loader import Order
+from mesh.runtime.server.onnx import making, memory
+from mesh.runtime.server.onnx.device import Device
 from mesh.runtime.sharedmemory.slot import State
 from mesh.statuses import Code, MeshError, Reason
+from tests.runtime.server.conftest import answered, outputs
 from tests.support import models
 from tests.support.waiting import until
-
-from .conftest import answered, outputs
 
 MIB = 1 << 20
 FOREVER = {"iterations": np.array([1 << 60], np.int64)}

@@ -6,7 +6,7 @@ See `memory` for why glibc must be told. What is given back shows in resident me
 import asyncio
 import time
 
-from mesh.runtime.server import memory
+from mesh.runtime.server.onnx import memory
 from mesh.runtime.server.workers import Workers
 
 _DELAY = 0.3  # seconds in which further unloads join

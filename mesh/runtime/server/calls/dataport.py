@@ -20,12 +20,13 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from mesh.pb import inference_pb2
-from mesh.runtime.server import alignment, answers, intake, requests
+from mesh.runtime.server.calls import answers
+from mesh.runtime.server.calls.runs import Run, Runs
+from mesh.runtime.server.calls.watch import Watch
 from mesh.runtime.server.copies import Copies, Copy
-from mesh.runtime.server.runs import Run, Runs
-from mesh.runtime.server.shortcuts import Asked
-from mesh.runtime.server.tensors import bad, brief
-from mesh.runtime.server.watch import Watch
+from mesh.runtime.server.v2 import alignment, intake, requests
+from mesh.runtime.server.v2.shortcuts import Asked
+from mesh.runtime.server.v2.tensors import bad, brief
 from mesh.runtime.sharedmemory.board import MODE_BITS, Board
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs

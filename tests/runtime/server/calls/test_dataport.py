@@ -11,17 +11,18 @@ import pytest
 
 from mesh.pb import details_pb2
 from mesh.pb import inference_pb2 as pb
-from mesh.runtime.server import requests, session
+from mesh.runtime.server.onnx import session
+from mesh.runtime.server.v2 import requests
 from mesh.statuses import Code, MeshError, Reason
 from mesh.v2.datatypes import DATATYPES, Datatype
 from mesh.wire import encoding, framing, headers
 from mesh.wire.metadata import decode_bin, encode_bin, encode_text
 from placement.fence import Mode
+from tests.runtime.server.conftest import ONE, answered, outputs, reply
 from tests.support import models
 from tests.support.fakecalls import FakeCall
 from tests.support.onnxserver import SERVICE, request
 
-from .conftest import ONE, answered, outputs, reply
 from .test_tensors import contents_of, raw_of
 
 TOKEN = b"agent-1.7"

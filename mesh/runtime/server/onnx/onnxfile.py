@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from google.protobuf.message import DecodeError
 
-from mesh.runtime.server import functions, outline
+from mesh.runtime.server.onnx import functions, outline
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 

@@ -1,0 +1,1 @@
+"""Loads and unloads: from a path to a copy that answers, and back to free memory."""
