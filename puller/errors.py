@@ -94,8 +94,3 @@ class PullError(Exception):
     def nature(self) -> Nature:
         """What has to happen before the same pull can succeed."""
         return self.kind.nature
-
-    @property
-    def transient(self) -> bool:
-        """Returns whether time alone, or another pod, may help."""
-        return self.nature in (Nature.PASSING, Nature.POD)

@@ -31,10 +31,6 @@ class Policy:
     longest_told: float = 10.0  # that a store may ask for and is waited here
 
 
-NEVER = Policy(attempts=1)
-"""One attempt."""
-
-
 async def retried(
     operation: Callable[[], Awaitable[_T]],
     policy: Policy,

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from puller import retry
 from puller.http_client import HttpPolicy
 from puller.puller import Puller
+from tests.support.once import ONCE
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ async def puller(tmp_path, root):
         directory=tmp_path / "models",
         file_roots=[root],
         http=policy,
-        retries=retry.NEVER,
+        retries=ONCE,
         max_bytes=32 * 2**20,
     )
     puller.sweep()

@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 import pytest
 from aiohttp import web
 
-from puller import retry
 from puller.errors import PullError, PullErrorKind
 from puller.http_client import HttpPolicy
 from puller.puller import Puller
 from puller.source import Source
 from puller.tunnel import Grant, Tunnel
 from tests.support.liars import File, liars, unique
+from tests.support.once import ONCE
 
 STATUSES = (301, 302, 303, 307, 308)
 CONTENT = unique(3000)
@@ -47,7 +47,7 @@ async def make(tmp_path):
             directory=tmp_path / f"models{len(made)}",
             http=HttpPolicy(connect_timeout=5, read_timeout=5, **policy),
             secrets=secrets,
-            retries=retry.NEVER,
+            retries=ONCE,
         )
         puller.sweep()
         made.append(puller)

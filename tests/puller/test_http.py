@@ -12,7 +12,6 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from puller import retry
 from puller.errors import Nature, PullError, PullErrorKind
 from puller.http_client import HttpPolicy, retry_after
 from puller.limits import Limits
@@ -20,6 +19,7 @@ from puller.provider import Listing, RemoteFile
 from puller.puller import Puller
 from puller.source import Source
 from tests.support.certificates import certificate
+from tests.support.once import ONCE
 from tests.support.waiting import until
 
 CONTENT = os.urandom(100_000)
@@ -136,7 +136,7 @@ async def make_puller(tmp_path):
     made = []
 
     def make(policy: HttpPolicy) -> Puller:
-        puller = Puller(directory=tmp_path / f"models-{len(made)}", http=policy, retries=retry.NEVER)
+        puller = Puller(directory=tmp_path / f"models-{len(made)}", http=policy, retries=ONCE)
         puller.sweep()
         made.append(puller)
         return puller
@@ -182,7 +182,7 @@ async def test_a_pull_waits_for_no_connection_while_it_holds_one(store, tmp_path
     """A server sends all of a file for a part of it: the pull asks for all of it, the parts' connections given back."""
     limits = Limits(connections=8, ranges=2, range_bytes=10 * 2**20)
     policy = HttpPolicy(allow_private=True, connect_timeout=5, read_timeout=5, total_timeout=10)
-    puller = Puller(directory=tmp_path / "models", http=policy, retries=retry.NEVER, limits=limits)
+    puller = Puller(directory=tmp_path / "models", http=policy, retries=ONCE, limits=limits)
     puller.sweep()
     held: list[int] = []
     store.on_request = lambda: held.append(limits.statistics().connections)

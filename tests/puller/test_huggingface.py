@@ -8,12 +8,12 @@ import os
 import pytest
 from aiohttp import web
 
-from puller import retry
 from puller.errors import PullError, PullErrorKind
 from puller.http_client import HttpPolicy
 from puller.limits import Limits
 from puller.puller import Puller
 from puller.source import Source
+from tests.support.once import ONCE
 
 TOKEN = "hf_secret_of_this_test"
 SMALL, LARGE = os.urandom(5000), os.urandom(3 * 2**20 + 5)
@@ -119,7 +119,7 @@ async def puller(tmp_path, hub):
         secrets=tmp_path / "secret",
         http=HttpPolicy(allow_private=True, connect_timeout=5, read_timeout=5),
         limits=Limits(ranges=3, range_bytes=2**20),
-        retries=retry.NEVER,
+        retries=ONCE,
     )
     puller.sweep()
     yield puller

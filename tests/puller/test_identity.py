@@ -9,12 +9,12 @@ from random import Random
 
 import pytest
 
-from puller import retry
 from puller.errors import PullError, PullErrorKind
 from puller.http_client import HttpPolicy
 from puller.puller import Pulled, Puller
 from puller.source import Source
 from tests.support.liars import OLD, File, Liar, liars, recent, unique
+from tests.support.once import ONCE
 
 SIZE = 3000
 CALLERS = ("alice", "bob")
@@ -44,7 +44,7 @@ class Pod:
 
     def _puller(self) -> Puller:
         policy = HttpPolicy(allow_private=True, connect_timeout=5, read_timeout=5)
-        puller = Puller(directory=self._folder / "models", http=policy, retries=retry.NEVER, secrets=self.secrets)
+        puller = Puller(directory=self._folder / "models", http=policy, retries=ONCE, secrets=self.secrets)
         puller.sweep()
         return puller
 

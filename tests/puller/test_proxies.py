@@ -8,7 +8,6 @@ from urllib.parse import urlsplit
 import pytest
 from aiohttp import web
 
-from puller import retry
 from puller.errors import PullError, PullErrorKind
 from puller.http_client import HttpPolicy
 from puller.proxies import Proxies
@@ -17,6 +16,7 @@ from puller.source import Source
 from puller.tunnel import Grant, Tunnel
 from tests.support.certificates import certificate
 from tests.support.liars import File, Liar, unique
+from tests.support.once import ONCE
 
 BOTH = {"HTTPS_PROXY": "http://secure:1", "HTTP_PROXY": "plain:2"}
 
@@ -125,7 +125,7 @@ def a_puller(tmp_path, origin: str, environment: dict[str, str], authority: byte
     }.items():
         (secrets / name).write_text(json.dumps(settings))
     policy = HttpPolicy(connect_timeout=5, read_timeout=5, ca=authority, proxies=Proxies.of(environment))
-    puller = Puller(directory=tmp_path / "models", http=policy, secrets=secrets, retries=retry.NEVER)
+    puller = Puller(directory=tmp_path / "models", http=policy, secrets=secrets, retries=ONCE)
     puller.sweep()
     return puller
 

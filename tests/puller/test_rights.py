@@ -6,10 +6,10 @@ import stat
 
 import pytest
 
-from puller import retry
 from puller.errors import PullError, PullErrorKind
 from puller.puller import Puller
 from puller.source import Source
+from tests.support.once import ONCE
 from tests.support.waiting import until
 
 
@@ -37,7 +37,7 @@ async def test_nobody_else_reads_and_nobody_writes_pulled_files(open_umask, tmp_
     (root / "sub").mkdir(parents=True)
     (root / "sub" / "a").write_bytes(b"x" * 200_000)
     (root / "b").write_bytes(b"y")
-    puller = Puller(directory=tmp_path / "models", file_roots=[tmp_path / "root"], retries=retry.NEVER)
+    puller = Puller(directory=tmp_path / "models", file_roots=[tmp_path / "root"], retries=ONCE)
     puller.sweep()
     pulled = await puller.pull(Source(str(root)), into="m", tag="v1")
     (puller.directory / "made").write_bytes(b"quicker")
@@ -61,7 +61,7 @@ async def test_errors_of_volumes_tell_no_mount_path(tmp_path):
     os.mkfifo(claim / "pipe")
     (claim / "links").mkdir()
     (claim / "links" / "out").symlink_to("/etc/passwd")
-    puller = Puller(directory=tmp_path / "models", volumes=volumes, retries=retry.NEVER)
+    puller = Puller(directory=tmp_path / "models", volumes=volumes, retries=ONCE)
     puller.sweep()
     for path in ("none", "empty", "out", "pipe", "links", "pipe/below", "x" * 300):
         with pytest.raises(PullError, match=f"pvc://claim/{path}") as caught:

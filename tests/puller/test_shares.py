@@ -18,6 +18,7 @@ from puller.puller import Puller
 from puller.shares import Shares
 from puller.source import Source
 from tests.support.liars import File, liars, unique
+from tests.support.once import ONCE
 from tests.support.waiting import until
 
 MANY = 40
@@ -124,7 +125,11 @@ def a_puller(tmp_path: Path, **policy: float) -> Puller:
     root.mkdir(exist_ok=True)
     http = HttpPolicy(allow_private=True, **{"connect_timeout": 5, "read_timeout": 30, **policy})
     puller = Puller(
-        directory=tmp_path / "models", file_roots=[root], http=http, retries=retry.NEVER, limits=Limits(connections=8)
+        directory=tmp_path / "models",
+        file_roots=[root],
+        http=http,
+        retries=ONCE,
+        limits=Limits(connections=8),
     )
     puller.sweep()
     return puller
@@ -277,7 +282,7 @@ async def test_a_mount_that_hangs_leaves_the_others_alone(tmp_path, monkeypatch,
         return original(stop, path, *more)
 
     monkeypatch.setattr(provider, "_list", listed)
-    policy = retry.NEVER
+    policy = ONCE
     puller = Puller(directory=tmp_path / "models", providers={"file": provider}, retries=policy)
     puller.sweep()
     pulls = [
@@ -295,7 +300,7 @@ async def test_a_mount_that_hangs_leaves_the_others_alone(tmp_path, monkeypatch,
 
 async def test_claims_that_do_not_exist_cost_no_threads(tmp_path):
     """Whoever registers invents them."""
-    puller = Puller(directory=tmp_path / "models", volumes=tmp_path / "volumes", retries=retry.NEVER)
+    puller = Puller(directory=tmp_path / "models", volumes=tmp_path / "volumes", retries=ONCE)
     (tmp_path / "volumes").mkdir()
     puller.sweep()
     for number in range(30):

@@ -13,12 +13,12 @@ import pytest
 from aiohttp import web
 
 from mesh import process
-from puller import retry
 from puller.errors import PullError, PullErrorKind
 from puller.http_client import HttpPolicy
 from puller.puller import Puller
 from puller.source import Source
 from puller.threads import Threads
+from tests.support.once import ONCE
 from tests.support.waiting import until
 
 MIB = 2**20
@@ -80,7 +80,7 @@ async def store():
 
 def make(folder, **more) -> Puller:
     policy = HttpPolicy(allow_private=True, connect_timeout=5, read_timeout=10)
-    puller = Puller(directory=folder, http=policy, retries=retry.NEVER, **more)
+    puller = Puller(directory=folder, http=policy, retries=ONCE, **more)
     puller.sweep()
     return puller
 
