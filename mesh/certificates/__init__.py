@@ -1,6 +1,6 @@
-"""The certificates for TLS inside a mesh: made, renewed, and kept where the mesh's processes find them.
+"""Certificates for TLS inside a mesh: made, renewed, and stored where its processes find them.
 
-`issuing` signs, `renewal` decides what is due, `folder` and `secret` keep the result.
+`issuing` signs, `renewal` decides what is due, `folder` and `secret` store the result.
 """
 
 from mesh.certificates.issuing import Wanted

@@ -16,11 +16,11 @@ from mesh.certificates.keeping import StoreError
 from mesh.certificates.renewal import ENTRIES
 
 _DATA, _PREFIX, _LOCK = "..data", "..version-", "..lock"
-_TURN = 0.05  # seconds between two looks whether the lock is free
+_TURN = 0.05  # seconds between two attempts at the lock
 
 
 class Folder:
-    """A store. The folder is made if there is none, for this user alone."""
+    """A folder as a store. It is created if there is none, for this user alone."""
 
     def __init__(self, path: Path, *, timeout: float = 10.0) -> None:
         self.path = path
@@ -28,7 +28,7 @@ class Folder:
         self._lock = -1
 
     async def read(self) -> tuple[Mapping[str, bytes], object]:
-        """The files that are there, under a lock from here on."""
+        """Reads the existing files, under a lock from here on."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             await self._hold()
@@ -38,7 +38,7 @@ class Folder:
             raise StoreError(f"{error.filename or self.path}: {error.strerror}") from error
 
     async def write(self, content: Mapping[str, bytes], version: object) -> bool:
-        """The files anew."""
+        """Replaces the files."""
         try:
             self._write(content)
         except OSError as error:
@@ -46,7 +46,7 @@ class Folder:
         return True
 
     def close(self) -> None:
-        """Lets others write."""
+        """Releases the lock."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -64,7 +64,7 @@ class Folder:
                     except BlockingIOError:
                         await asyncio.sleep(_TURN)
         except TimeoutError as error:
-            raise StoreError(f"another `mesh certificates` is at work in {self.path} and does not end") from error
+            raise StoreError(f"another `mesh certificates` is at work in {self.path} and does not finish") from error
 
     def _write(self, content: Mapping[str, bytes]) -> None:
         fresh = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.path))  # for this user alone

@@ -15,22 +15,22 @@ DAY = datetime.timedelta(days=1)
 AUTHORITY_LIFE = 3650 * DAY
 
 SKEW = datetime.timedelta(hours=1)
-"""Certificates are valid from so long before they are made: clocks differ."""
+"""Time before its creation from which a certificate is valid: clocks differ."""
 
 _PEM = serialization.Encoding.PEM
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a certificate shall be."""
+    """The properties of a wanted certificate."""
 
     names: tuple[str, ...]  # DNS names, the mesh's own first
     life: datetime.timedelta
-    renew_before: datetime.timedelta  # less than that left: it is due
+    renew_before: datetime.timedelta  # it is due when less is left
 
     @classmethod
     def of(cls, names: Sequence[str], *, days: int, renew_before: int) -> "Wanted":
-        """With the mesh's name, each once. Raises ValueError."""
+        """Makes a wish with the mesh's name added, each name once. Raises ValueError."""
         if not 0 < renew_before < days:
             raise ValueError(f"a certificate of {days} days cannot be renewed {renew_before} days before its end")
         if 2 * days * DAY > AUTHORITY_LIFE:
@@ -55,7 +55,7 @@ class Pair:
 
 
 def authority(now: datetime.datetime) -> Pair:
-    """A new one, signed by itself."""
+    """Creates an authority, signed by itself."""
     key = ec.generate_private_key(ec.SECP256R1())
     # Two authorities must differ in name: while both are trusted, a chain is found by it.
     name = _name(f"mesh authority {now:%Y-%m-%d} {x509.random_serial_number() & 0xFFFFFF:06x}")
@@ -71,7 +71,7 @@ def authority(now: datetime.datetime) -> Pair:
 
 
 def leaf(by: Pair, wanted: Wanted, now: datetime.datetime) -> Pair:
-    """A certificate for the mesh's processes. It does not outlive its authority."""
+    """Creates a certificate for the mesh's processes. It does not outlive its authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     public = by.certificate.public_key()
     until = min(now + wanted.life, by.certificate.not_valid_after_utc)
@@ -91,12 +91,12 @@ def leaf(by: Pair, wanted: Wanted, now: datetime.datetime) -> Pair:
 
 
 def certificate_pem(certificate: x509.Certificate) -> bytes:
-    """As it stands in a file."""
+    """Encodes a certificate as PEM."""
     return certificate.public_bytes(_PEM)
 
 
 def key_pem(key: types.CertificateIssuerPrivateKeyTypes) -> bytes:
-    """As it stands in a file."""
+    """Encodes a key as PEM."""
     return key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 

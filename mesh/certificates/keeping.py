@@ -15,25 +15,25 @@ class StoreError(Exception):
 
 
 class Store(Protocol):
-    """Where the entries are kept. Both methods raise StoreError."""
+    """A store of the entries. Its methods raise StoreError."""
 
     async def read(self) -> tuple[Mapping[str, bytes], object]:
-        """The entries, and the version that they are of."""
+        """Reads the entries, and their version."""
 
     async def write(self, content: Mapping[str, bytes], version: object) -> bool:
-        """Replaces them all; False where they are of another version by now."""
+        """Replaces all entries; returns False if they have another version by now."""
 
     def close(self) -> None:
-        """Lets go of it."""
+        """Releases the store."""
 
 
 def now() -> datetime.datetime:
-    """The time."""
+    """Returns the time."""
     return datetime.datetime.now(datetime.UTC)
 
 
 async def keep(store: Store, wanted: Wanted, clock: Callable[[], datetime.datetime] = now) -> Renewal:
-    """Renews what is due in the store, and closes it. Raises StoreError, and Foreign where it holds something else."""
+    """Renews what is due in the store, and closes it. Raises StoreError, and Foreign if it holds something else."""
     try:
         for _ in range(ATTEMPTS):
             content, version = await store.read()
@@ -42,4 +42,4 @@ async def keep(store: Store, wanted: Wanted, clock: Callable[[], datetime.dateti
                 return renewal
     finally:
         store.close()
-    raise StoreError(f"somebody else has changed the certificates each time that they were written, {ATTEMPTS} times")
+    raise StoreError(f"the certificates were changed by another process at each of {ATTEMPTS} attempts to write them")

@@ -1,12 +1,12 @@
-"""What is due: a pure function from the content that is there and the time to the content that shall be.
+"""Renewal of certificates: a pure function from the current content and time to the wanted content.
 
-The four entries are those of a Secret: `ca.crt` with the authorities that are trusted, `ca.key` with their keys, the
-newest first in both; `tls.crt` and `tls.key`, the one certificate that all processes of the mesh show.
+The four entries are those of a Secret: `ca.crt` with the trusted authorities, `ca.key` with their keys, the newest
+first in both; `tls.crt` and `tls.key`, the certificate that all processes of the mesh show.
 
-An authority is changed in steps, each of which leaves processes that are a step behind in touch with the others. A new
-one is added early, while the old one goes on signing. It signs once it has settled: Kubernetes brings a changed Secret
-to pods within minutes, but an etcd that nobody starts again for it (the chart's member does) trusts a new authority
-only after its next start, so that takes days. The old one goes when it has expired.
+An authority is replaced in steps, each of which keeps processes that are a step behind in touch with the others. A new
+one is added early, while the old one goes on signing. It begins to sign once it has settled: Kubernetes delivers a
+changed Secret to pods within minutes, but an etcd that is not restarted for it (the chart's member restarts itself)
+trusts a new authority only after its next start, so that takes days. The old one is removed when it has expired.
 
 Content that this code cannot have written is never replaced.
 """
@@ -26,17 +26,17 @@ from mesh.certificates.issuing import DAY, SKEW, Pair, Wanted
 AUTHORITIES, AUTHORITY_KEYS, CERTIFICATE, KEY = "ca.crt", "ca.key", "tls.crt", "tls.key"
 ENTRIES = (AUTHORITIES, AUTHORITY_KEYS, CERTIFICATE, KEY)
 
-_MARK, _PARAMETERS = b"-----BEGIN ", b"EC PARAMETERS"  # which OpenSSL writes before a key that says it too
-_SETTLED = 0.5  # of the time before its end in which a certificate is renewed: so old is an authority that signs
+_MARK, _PARAMETERS = b"-----BEGIN ", b"EC PARAMETERS"  # which OpenSSL writes before a key, redundantly
+_SETTLED = 0.5  # least age of a signing authority, as a share of the renewal period
 
 
 class Foreign(Exception):
-    """The content is not ours to change; the text says why."""
+    """The content was written by something else; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """What the content shall be, and why; `changed` is False where it is that already."""
+    """The wanted content, and why; `changed` is False if it is so already."""
 
     content: Mapping[str, bytes]
     why: tuple[str, ...]
@@ -45,12 +45,12 @@ class Renewal:
 
     @property
     def changed(self) -> bool:
-        """Whether there is something to write."""
+        """True if there is something to write."""
         return bool(self.why)
 
 
 def renew(content: Mapping[str, bytes], wanted: Wanted, now: datetime.datetime) -> Renewal:
-    """Looks at the content, which may be empty, and renews what is due. Raises Foreign."""
+    """Examines the content, which may be empty, and renews what is due. Raises Foreign."""
     why: list[str] = []
     found = _authorities(content)
     authorities = [pair for pair in found if pair.certificate.not_valid_after_utc > now]
@@ -61,7 +61,7 @@ def renew(content: Mapping[str, bytes], wanted: Wanted, now: datetime.datetime) 
         why.append("an authority was made")
     elif authorities[0].certificate.not_valid_after_utc - now < wanted.life + wanted.renew_before:
         authorities.insert(0, issuing.authority(now))
-        why.append("a new authority was added: the one before it will expire")
+        why.append("a new authority was added: the former one will expire")
     leaf = _leaf(content)
     signer = _signer(authorities, wanted, now)
     reason = _due(leaf, signer, authorities, wanted, now)
@@ -83,7 +83,7 @@ def renew(content: Mapping[str, bytes], wanted: Wanted, now: datetime.datetime) 
 
 
 def _signer(authorities: list[Pair], wanted: Wanted, now: datetime.datetime) -> Pair:
-    """The newest one that everybody trusts by now; where there is only one, that."""
+    """Returns the newest authority that all processes trust by now; the only one, if there is one."""
     settled = wanted.renew_before * _SETTLED
     for pair in authorities:
         if now - (pair.certificate.not_valid_before_utc + SKEW) >= settled:
@@ -92,19 +92,19 @@ def _signer(authorities: list[Pair], wanted: Wanted, now: datetime.datetime) -> 
 
 
 def _due(leaf: Pair | None, signer: Pair, authorities: list[Pair], wanted: Wanted, now: datetime.datetime) -> str:
-    """Why a certificate has to be made; empty: it need not."""
+    """Returns why a certificate has to be made; empty if none has."""
     if leaf is None:
         return "there was none"
     certificate = leaf.certificate
     if not any(_signed(certificate, pair.certificate) for pair in authorities):
-        return "no authority that is trusted has signed the one before"
+        return "no trusted authority has signed the former one"
     if not _signed(certificate, signer.certificate):
         return "it is the new authority's turn to sign"
     if missing := set(wanted.names) - _names(certificate):
-        return f"the one before did not have {', '.join(sorted(missing))}"
+        return f"the former one did not have {', '.join(sorted(missing))}"
     left = certificate.not_valid_after_utc - now
     if left < wanted.renew_before and signer.certificate.not_valid_after_utc > certificate.not_valid_after_utc:
-        return "the one before had expired" if left <= 0 * DAY else "the one before will expire"
+        return "the former one had expired" if left <= 0 * DAY else "the former one will expire"
     return ""
 
 
@@ -128,16 +128,16 @@ def _names(certificate: x509.Certificate) -> set[str]:
 
 
 def _authorities(content: Mapping[str, bytes]) -> list[Pair]:
-    """Those that are there, the newest first. None in content that is empty. Raises Foreign."""
+    """Returns the authorities, the newest first; none for empty content. Raises Foreign."""
     filled = [name for name in ENTRIES if content.get(name)]
     others = sorted(name for name in content if name not in ENTRIES)
     if not filled:
         if others:
-            raise Foreign(f"it holds something else already ({', '.join(others)})")
+            raise Foreign(f"it already holds something else ({', '.join(others)})")
         return []
     for name in (AUTHORITIES, AUTHORITY_KEYS):
         if name not in filled:
-            raise Foreign(f"it holds {', '.join(filled)}, but no {name}: a certificate from somewhere else")
+            raise Foreign(f"it holds {', '.join(filled)}, but no {name}: a certificate from another source")
     certificates = _certificates(content, AUTHORITIES)
     keys = [_key(content, AUTHORITY_KEYS, text) for text in _parts(content[AUTHORITY_KEYS])]
     pairs = []
@@ -152,7 +152,7 @@ def _authorities(content: Mapping[str, bytes]) -> list[Pair]:
 
 
 def _leaf(content: Mapping[str, bytes]) -> Pair | None:
-    """The certificate that is there. Raises Foreign where it is not one with its key."""
+    """Returns the certificate. Raises Foreign if it does not match its key."""
     if not content.get(CERTIFICATE) and not content.get(KEY):
         return None
     for name in (CERTIFICATE, KEY):
@@ -174,12 +174,12 @@ def _certificates(content: Mapping[str, bytes], name: str) -> list[x509.Certific
 
 def _key(content: Mapping[str, bytes], name: str, text: bytes) -> types.CertificateIssuerPrivateKeyTypes:
     try:
-        return serialization.load_pem_private_key(text, None)  # type: ignore[return-value]  # what we write is one
+        return serialization.load_pem_private_key(text, None)  # type: ignore[return-value]  # which is what Mesh writes
     except (ValueError, TypeError) as error:
         raise Foreign(f"{name} holds no key in PEM, or one with a password") from error
 
 
 def _parts(text: bytes) -> list[bytes]:
-    """The PEM blocks of a file that may hold several."""
+    """Splits a file into its PEM blocks."""
     parts = [_MARK + part for part in text.split(_MARK)[1:] if not part.startswith(_PARAMETERS)]
     return parts or [text]

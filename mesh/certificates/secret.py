@@ -1,8 +1,8 @@
 """The certificates in a Secret, through the API of the cluster that this pod runs in, as its ServiceAccount.
 
-Three verbs on one Secret that exists is all it may do, and all it needs: it reads the Secret and writes it back with
-its resourceVersion, which Kubernetes refuses where somebody else was quicker. What passes (no answer, an API server
-that is overloaded or being replaced) is tried again until `timeout` seconds are over.
+Three verbs on one existing Secret are all that it may do, and all that it needs: it reads the Secret and writes it back
+with its resourceVersion, which Kubernetes refuses after a concurrent change. Temporary faults (no answer, an API server
+that is overloaded or being replaced) are retried for `timeout` seconds.
 """
 
 import asyncio
@@ -33,14 +33,15 @@ _PASSES = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.REQUEST_TIMEOUT}
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """How the API is reached. The token is read for each request, because Kubernetes replaces it."""
+    """Access to the API. The token is read for each request, because Kubernetes replaces it."""
 
     url: str  # https://HOST:PORT
     account: Path  # folder with token, ca.crt and namespace
 
     @classmethod
     def of_pod(cls, url: str = "", account: Path = ACCOUNT) -> "Cluster":
-        """As Kubernetes tells each pod, unless it is said otherwise. Raises StoreError outside of a cluster."""
+        """Returns the access that Kubernetes gives to each pod, unless overridden. Raises StoreError outside a
+        cluster."""
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
         if not url and not host:
             raise StoreError(
@@ -50,7 +51,7 @@ class Cluster:
         return cls(url.rstrip("/") or f"https://{f'[{host}]' if ':' in host else host}:{port}", account)
 
     def read(self, name: str) -> str:
-        """A file of the account. Raises StoreError."""
+        """Reads a file of the account. Raises StoreError."""
         try:
             return (self.account / name).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -61,7 +62,7 @@ class Cluster:
             ) from error
 
     def trust(self) -> "ssl.SSLContext | bool":
-        """For aiohttp. Raises StoreError."""
+        """Returns the trust for aiohttp. Raises StoreError."""
         if not self.url.startswith("https:"):
             return True
         text = self.read("ca.crt")
@@ -72,7 +73,7 @@ class Cluster:
 
 
 class Secret:
-    """A store."""
+    """A Secret as a store."""
 
     def __init__(self, cluster: Cluster, name: str, *, namespace: str = "", timeout: float = 60.0) -> None:
         self._cluster = cluster
@@ -81,26 +82,26 @@ class Secret:
         self._timeout = timeout
 
     async def read(self) -> tuple[Mapping[str, bytes], object]:
-        """The Secret's entries, and the whole of it as the version."""
+        """Reads the Secret's entries, and the whole of it as the version."""
         found = await self._ask("GET", None)
         assert found is not None, "only a PUT can be in conflict"
         try:
             data = found.get("data") or {}
             return {key: base64.b64decode(value or "", validate=True) for key, value in data.items()}, found
         except (AttributeError, TypeError, binascii.Error) as error:
-            raise StoreError(f"what the API answers about the Secret {self.name} is no Secret") from error
+            raise StoreError(f"the API's answer about the Secret {self.name} is not a Secret") from error
 
     async def write(self, content: Mapping[str, bytes], version: object) -> bool:
-        """The same Secret with these entries; False where it has changed meanwhile."""
+        """Writes the Secret with these entries; False if it has changed meanwhile."""
         assert isinstance(version, dict)
         data = {key: base64.b64encode(value).decode() for key, value in content.items()}
         return await self._ask("PUT", {**version, "data": data}) is not None
 
     def close(self) -> None:
-        """Nothing is held between requests."""
+        """Does nothing: no resource is held between requests."""
 
     async def _ask(self, method: str, body: Any) -> dict[str, Any] | None:
-        """The API's answer; None for a conflict. Raises StoreError."""
+        """Sends a request; returns the answer, None for a conflict. Raises StoreError."""
         trust = self._cluster.trust()
         namespace = self._namespace or self._cluster.read("namespace")
         url = f"{self._cluster.url}/api/v1/namespaces/{quote(namespace, safe='')}/secrets/{quote(self.name, safe='')}"

@@ -152,13 +152,13 @@ class Mirror:
         self._watches += 1
         watch = await Watch.open(self._etcd.connection, self._start, self._end, self._revision)
         try:
-            anew = self._cluster_id not in (0, watch.cluster_id)
+            replaced = self._cluster_id not in (0, watch.cluster_id)
             if watch.member_revision < self._revision:
                 # Either this member lags behind, which ends by itself, or etcd has other data: a read through the
                 # quorum tells.
                 page = await self._etcd.page(self._start, self._end, limit=1, keys_only=True)
-                anew = anew or page.revision < self._revision
-            if anew:
+                replaced = replaced or page.revision < self._revision
+            if replaced:
                 raise _OtherData("etcd has restarted with other data")
         except BaseException:
             watch.cancel()

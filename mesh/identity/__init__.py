@@ -1,4 +1,4 @@
-"""Mutual TLS inside the mesh: what a process shows to the mesh's other processes, and what it knows them by.
+"""Mutual TLS inside the mesh: the certificate that a process shows to others, and how it recognizes theirs.
 
 `credentials` reads the files and proves them, `identity` follows them as they change, `rpc` hands them to gRPC.
 """

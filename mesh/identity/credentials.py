@@ -1,10 +1,10 @@
-"""One reading of the folder with ca.crt, tls.crt and tls.key, proven by a handshake with itself.
+"""Credentials read from a folder with ca.crt, tls.crt and tls.key, proven by a handshake with themselves.
 
-The handshake in memory finds whatever two processes with these files would find: a key of another certificate, an
-authority that did not sign it, a certificate that is for servers only, for another name, or of another time. It also
-tells when the certificate expires, for which Python's `ssl` has no function of its own.
+The handshake in memory finds every fault that two processes with these files would run into: a key of another
+certificate, an authority that did not sign it, a certificate for servers only, for another name, or not valid now. It
+also yields the expiry date, for which Python's `ssl` has no function.
 
-Nobody is known by an address, because those of pods change, but by one name that stands in every certificate.
+Peers are recognized not by address, because those of pods change, but by one name that every certificate has.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 NAME = "mesh.internal"
-"""The name, a DNS entry of the certificate, that both ends of a connection ask of each other."""
+"""The DNS name in the certificate that both ends of a connection require of each other."""
 
 FILES = ("ca.crt", "tls.crt", "tls.key")
 
-_READINGS = 5  # of files that change meanwhile
-_FLIGHTS = 10  # turns of a handshake; TLS 1.3 takes two
+_READINGS = 5  # attempts, if files change meanwhile
+_FLIGHTS = 10  # most turns of a handshake; TLS 1.3 takes two
 
 Stamp = tuple[tuple[int, int, int], ...]
-"""What differs when a file was replaced: device, inode and time of each."""
+"""Device, inode and time of each file; differs when one was replaced."""
 
 
 class IdentityError(ValueError):
@@ -43,7 +43,7 @@ class Credentials:
 
 
 def stamp(folder: Path) -> Stamp:
-    """How the files are now, without reading them. Raises IdentityError."""
+    """Returns the state of the files, without reading them. Raises IdentityError."""
     found = []
     for name in FILES:
         try:
@@ -55,7 +55,7 @@ def stamp(folder: Path) -> Stamp:
 
 
 def read(folder: Path) -> tuple[Credentials, Stamp]:
-    """The files, and what they were when they were read. Raises IdentityError."""
+    """Reads the files, and returns their state at that time too. Raises IdentityError."""
     for _ in range(_READINGS):
         before = stamp(folder)
         parts = [_content(folder / name) for name in FILES]
@@ -79,10 +79,10 @@ def _unreadable(path: Path, error: OSError) -> IdentityError:
 
 
 def context(folder: Path, side: int, ca: bytes, certificate: bytes, private_key: bytes) -> ssl.SSLContext:
-    """For one side, ssl.PROTOCOL_TLS_SERVER or ssl.PROTOCOL_TLS_CLIENT. Raises IdentityError."""
+    """Makes the context of one side, ssl.PROTOCOL_TLS_SERVER or ssl.PROTOCOL_TLS_CLIENT. Raises IdentityError."""
     made = ssl.SSLContext(side)
     made.verify_mode = ssl.CERT_REQUIRED
-    made.minimum_version = ssl.TLSVersion.TLSv1_3  # both ends are ours
+    made.minimum_version = ssl.TLSVersion.TLSv1_3  # both ends are Mesh's
     if side == ssl.PROTOCOL_TLS_SERVER:
         made.num_tickets = 0  # a resumed session would not show its certificate again
     try:
@@ -100,7 +100,7 @@ def context(folder: Path, side: int, ca: bytes, certificate: bytes, private_key:
 
 
 def made(folder: Path, ca: bytes, certificate: bytes, private_key: bytes) -> Credentials:
-    """Credentials of these texts, which are proven; `folder` stands in errors. Raises IdentityError."""
+    """Makes credentials of these texts, and proves them; errors name `folder`. Raises IdentityError."""
     accepting = context(folder, ssl.PROTOCOL_TLS_SERVER, ca, certificate, private_key)
     connecting = context(folder, ssl.PROTOCOL_TLS_CLIENT, ca, certificate, private_key)
     try:
@@ -121,7 +121,7 @@ def made(folder: Path, ca: bytes, certificate: bytes, private_key: bytes) -> Cre
 
 
 def accepts(former: Credentials, new: Credentials) -> bool:
-    """Returns whether a process that still has the former ones accepts the certificate of the new ones."""
+    """Tells whether a process that still has the former credentials accepts the new certificate."""
     showing = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     load_chain(showing, new.certificate + b"\n" + new.private_key)
     try:
@@ -132,7 +132,7 @@ def accepts(former: Credentials, new: Credentials) -> bool:
 
 
 def _expired(ca: bytes, certificate: bytes) -> str | None:
-    """Which certificate has expired, and when, if that is what is wrong. Asked only where something is."""
+    """Names the certificate that has expired, and when; None if none has. Called only when something is wrong."""
     for name, pem, some in (("tls.crt", certificate, 1), ("ca.crt", ca, None)):
         with contextlib.suppress(ValueError):
             if ended := expired(pem, some):
@@ -141,28 +141,28 @@ def _expired(ca: bytes, certificate: bytes) -> str | None:
 
 
 def expired(pem: bytes, some: int | None = 1) -> str:
-    """Nothing, or "has expired on ..." where the first certificate has, or each of the first `some` (None: of all).
-    Raises ValueError."""
-    from cryptography import x509  # megabytes that a process whose files are fine does without
+    """Returns "has expired on ..." if each of the first `some` certificates (None: all) has expired, else "". Raises
+    ValueError."""
+    from cryptography import x509  # megabytes that a process with valid files does not need
 
     ends = max(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(pem)[:some])
     return f"has expired on {ends:%Y-%m-%d %H:%M} UTC" if ends <= datetime.datetime.now(datetime.UTC) else ""
 
 
 def load_chain(context: ssl.SSLContext, chain: bytes) -> None:
-    """Gives it a certificate and its key, in PEM. Raises ssl.SSLError, ValueError.
+    """Loads a certificate and its key, in PEM, into a context. Raises ssl.SSLError, ValueError.
 
-    `load_cert_chain` takes only paths, and by theirs a file that was just replaced could come in."""
+    `load_cert_chain` takes only paths, by which a file that was just replaced could slip in."""
     memory = os.memfd_create("chain", os.MFD_CLOEXEC)
     try:
         os.write(memory, chain)
-        context.load_cert_chain(f"/proc/self/fd/{memory}", password="")  # else it asks on the terminal
+        context.load_cert_chain(f"/proc/self/fd/{memory}", password="")  # otherwise it asks on the terminal
     finally:
         os.close(memory)
 
 
 def _handshake(accepting: ssl.SSLContext, connecting: ssl.SSLContext) -> dict[str, object]:
-    """The certificate as the one end sees it. Raises ssl.SSLError."""
+    """Returns the certificate as the accepting end sees it. Raises ssl.SSLError."""
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = connecting.wrap_bio(back, there, server_hostname=NAME)
     waiting = [client, accepting.wrap_bio(there, back, server_side=True)]
@@ -181,7 +181,7 @@ def _handshake(accepting: ssl.SSLContext, connecting: ssl.SSLContext) -> dict[st
 
 
 def reason(error: Exception) -> str:
-    """What OpenSSL says, in words."""
+    """Returns OpenSSL's reason in words."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
     return str(getattr(error, "reason", None) or error).lower().replace("_", " ")

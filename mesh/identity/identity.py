@@ -1,10 +1,10 @@
 """The identity of a process: the files of its folder, followed as they change.
 
-What has changed counts for new connections; those that are there go on. Files that do not fit together are left alone
-until they do: a certificate that is about to expire serves better than none. So that an authority can change, ca.crt
-may hold the old and the new one for a while; where it does not, the process takes the steps by itself (`handover`).
+Changes apply to new connections; existing ones go on. Files that do not match are ignored until they do: a certificate
+that is about to expire serves better than none. To change an authority, ca.crt may hold the old and the new one for a
+while; if it does not, the process takes the steps by itself (`handover`).
 
-A listening socket keeps the one context that it was made with, so that one hands each handshake to the newest.
+A listening socket keeps the context that it was created with, so that context passes each handshake to the newest.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ from mesh.telemetry import logs, metrics
 
 log = logs.get(__name__)
 
-_LOOK = 2.0  # seconds; Kubernetes itself takes a minute to bring a changed Secret
+_LOOK = 2.0  # seconds; Kubernetes itself takes a minute to deliver a changed Secret
 
 
 @dataclass(frozen=True, slots=True)
 class IdentityStatistics:
-    """How it stands."""
+    """The state of an identity."""
 
     changes: int  # since the start
     expires_in: float  # seconds
@@ -35,7 +35,7 @@ class IdentityStatistics:
 
 
 class Identity:
-    """See the module's text. `run` follows the files; without it they stay as they were."""
+    """The identity of a process. `run` follows the files; without it they stay as first read."""
 
     def __init__(
         self,
@@ -55,30 +55,30 @@ class Identity:
         self.changes = 0
         now = first
         self.accepting = credentials.context(folder, ssl.PROTOCOL_TLS_SERVER, now.ca, now.certificate, now.private_key)
-        """For a listening socket, as long as it is open."""
-        self.accepting.sni_callback = self._newest  # called without a name in the handshake too
+        """The context for a listening socket, as long as it is open."""
+        self.accepting.sni_callback = self._newest  # also called if the handshake has no name
 
     @property
     def current(self) -> Credentials:
-        """The newest that work."""
+        """The newest valid credentials."""
         return self._handover.used
 
     @property
     def connecting(self) -> ssl.SSLContext:
-        """For the next connection, to the name NAME."""
+        """The context for the next connection, to the name NAME."""
         return self.current.connecting
 
     @property
     def expires_in(self) -> float:
-        """Seconds; below 0 it has expired."""
+        """Seconds until the certificate expires; below 0 it has expired."""
         return self.current.expires - self._clock()
 
     def statistics(self) -> IdentityStatistics:
-        """How it stands."""
+        """Returns the state."""
         return IdentityStatistics(self.changes, self.expires_in, self._refusal)
 
     def look(self) -> bool:
-        """Takes what has changed. Whether that was so; files that do not work are logged once, and tried again."""
+        """Adopts changed files; tells whether there were any. Invalid files are logged once, and tried again."""
         found = None
         try:
             found = credentials.stamp(self.folder)
@@ -89,7 +89,9 @@ class Identity:
             in_steps = self._handover.take(self.folder, new, self._elapsed())
         except IdentityError as error:
             if found != self._refused or str(error) != self._refusal:
-                log.warning("the certificate for the mesh's insides is kept: the new files do not work", why=str(error))
+                log.warning(
+                    "the certificate for TLS inside the mesh is kept: the new files are invalid", why=str(error)
+                )
             self._refused, self._refusal = found, str(error)
             return self._step()
         self._refusal, self._refused = "", None
@@ -97,18 +99,18 @@ class Identity:
         if in_steps:
             log.warning(
                 "another authority: it did not sign the certificates that the mesh's processes show. Both are trusted "
-                "for now, and the new certificate is shown when the files have reached everybody",
+                "for now, and the new certificate is shown once the files have reached all pods",
                 folder=str(self.folder),
                 shown_in_seconds=SETTLE,
             )
             return True
         log.info(
-            "the certificate for the mesh's insides was replaced", expires_in_days=round(self.expires_in / 86400, 1)
+            "the certificate for TLS inside the mesh was replaced", expires_in_days=round(self.expires_in / 86400, 1)
         )
         return True
 
     def _step(self) -> bool:
-        """Takes the step from one authority to another that is due, if there is one."""
+        """Takes a step towards another authority, if one is due."""
         if not self._handover.step(self.folder, self._elapsed()):
             return False
         self.changes += 1
@@ -117,14 +119,14 @@ class Identity:
         return True
 
     async def run(self) -> None:
-        """Looks now and then, for ever."""
+        """Checks the files periodically, until cancelled."""
         while True:
             await asyncio.sleep(_LOOK)
             self.look()
             turned()
 
     def follow(self, registry: metrics.Registry) -> None:
-        """Adds the metric. Of several processes the one counts that is worst off."""
+        """Adds the metric; of several processes the earliest expiry counts."""
         registry.gauge(
             "mesh_internal_certificate_expires_seconds",
             "Seconds until the certificate for TLS inside the mesh expires.",
@@ -136,6 +138,6 @@ class Identity:
 
 
 def known(shown: Mapping[str, object] | None) -> bool:
-    """Whether the other end's certificate, in Python's form, bears the mesh's name. That it is signed was checked."""
+    """Tells whether a peer's certificate, in Python's form, has the mesh's name. Its signature was checked before."""
     names = (shown or {}).get("subjectAltName", ())
     return isinstance(names, tuple) and ("DNS", NAME) in names

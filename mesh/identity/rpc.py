@@ -1,5 +1,6 @@
-"""Mutual TLS for gRPC's channels and servers, which check signatures themselves, and of names only the server's; and
-tokens, for where there is no TLS."""
+"""Mutual TLS for gRPC's channels and servers, and tokens where there is no TLS.
+
+gRPC checks signatures by itself, but only the server's name; the client's is checked here."""
 
 import hmac
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,15 +14,15 @@ from mesh.identity.identity import Identity
 Options = Sequence[tuple[str, str | int]]
 
 TOKEN = "mesh-token"
-"""Of the metadata that a token travels in."""
+"""Metadata key of a token."""
 
-OTHER_TOKEN = "the token that was shown is not this port's: etcd has it"
+OTHER_TOKEN = "the token does not belong to this port: etcd has the right one"
 
 _NAMES = "x509_subject_alternative_name"
 
 
 def channel(address: str, options: Options, identity: Identity | None) -> grpc.aio.Channel:
-    """A channel that shows what the identity is now, and goes on showing it; without one it speaks in plain."""
+    """Opens a channel that keeps showing the current certificate; without an identity it is plaintext."""
     if identity is None:
         return grpc.aio.insecure_channel(address, options=options)
     now = identity.current
@@ -30,7 +31,7 @@ def channel(address: str, options: Options, identity: Identity | None) -> grpc.a
 
 
 def listen(server: grpc.aio.Server, address: str, identity: Identity | None) -> int:
-    """Adds a port, which speaks in plain without an identity. 0: it could not be had. Raises RuntimeError."""
+    """Adds a port, plaintext without an identity. Returns 0 if it is not available. Raises RuntimeError."""
     if identity is None:
         return int(server.add_insecure_port(address))
     served: Credentials = identity.current
@@ -51,10 +52,10 @@ def _configuration(now: Credentials) -> "grpc.ServerCertificateConfiguration":
 
 
 class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic only in the stubs
-    """Asks a question about each call before its method runs. For unary methods."""
+    """A check of each call before its method runs, for unary methods."""
 
     def why_not(self, context: grpc.aio.ServicerContext[Any, Any]) -> str:
-        """Returns why the caller is refused; empty where it is not."""
+        """Returns the reason for refusing the caller; empty if there is none."""
         raise NotImplementedError
 
     async def intercept_service(
@@ -62,7 +63,7 @@ class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic o
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Puts the question before the method."""
+        """Runs the check before the method."""
         handler = await continuation(handler_call_details)
         if handler is None:  # no such method
             return None
@@ -80,23 +81,23 @@ class _Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic o
 
 
 class OnlyKnown(_Guard):
-    """Refuses clients whose certificate bears another name."""
+    """A refusal of clients whose certificate has another name."""
 
     def why_not(self, context: grpc.aio.ServicerContext[Any, Any]) -> str:
-        """Returns why the caller is refused; empty where it is not."""
+        """Returns the reason for refusing the caller; empty if there is none."""
         if NAME.encode() in context.auth_context().get(_NAMES, ()):
             return ""
-        return f"the certificate that was shown is not for the name {NAME}"
+        return f"the certificate is not for the name {NAME}"
 
 
 class OnlyWithToken(_Guard):
-    """Refuses clients that do not know the token that the server has published in etcd, where only the mesh reads."""
+    """A refusal of clients without the token that the server has published in etcd, which only the mesh can read."""
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
 
     def why_not(self, context: grpc.aio.ServicerContext[Any, Any]) -> str:
-        """Returns why the caller is refused; empty where it is not."""
+        """Returns the reason for refusing the caller; empty if there is none."""
         for name, value in context.invocation_metadata() or ():
             if name == TOKEN:
                 shown = value if isinstance(value, bytes) else value.encode()
@@ -105,5 +106,5 @@ class OnlyWithToken(_Guard):
 
 
 def shown(token: str) -> tuple[tuple[str, str], ...]:
-    """Returns the metadata that shows a token; none where there is no token."""
+    """Returns the metadata with a token; none if there is no token."""
     return ((TOKEN, token),) if token else ()

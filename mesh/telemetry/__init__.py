@@ -1,1 +1,1 @@
-"""What a process tells about itself: log lines, metrics, and the probes that serve them."""
+"""Telemetry of a process: log lines, metrics, and the probes that serve them."""

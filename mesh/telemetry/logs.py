@@ -1,11 +1,11 @@
 """Structured log lines: an event in a few words, and its data as key=value or as JSON.
 
-structlog makes the events, the standard library carries them, so that lines of libraries (grpc, asyncio, aiohttp) come
-out in the same form and level filters work as everybody knows them. Rendering is ours because a log line must never
-fail or leak: a value whose `repr` raises is shown as such, text that is not printable is escaped, one event is one line
-(a traceback follows it, indented), and values under the names of secrets are not shown.
+structlog makes the events and the standard library carries them, so that lines of libraries (grpc, asyncio, aiohttp)
+have the same form and level filters work as usual. Rendering is our own because a log line must never fail or leak: a
+value whose `repr` raises is shown as such, text that is not printable is escaped, one event is one line (a traceback
+follows it, indented), and values under the names of secrets are hidden.
 
-Where lines go and are kept is left to whoever started the process: everything is written to standard error.
+Everything is written to standard error; where it goes is up to the parent process.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from typing import Any, Literal, TextIO
 
 @contextlib.contextmanager
 def _without(module: str) -> Iterator[None]:
-    """As if that module were not installed."""
+    """Hides a module while the block runs, as if it were not installed."""
     before = sys.modules.get(module)
     sys.modules[module] = None  # type: ignore[assignment]
     try:
@@ -33,14 +33,14 @@ def _without(module: str) -> Iterator[None]:
             sys.modules[module] = before
 
 
-# structlog takes rich for tracebacks, where it is installed. They are rendered here, and rich costs each process that
-# only logs 115 ms of its start and 4.7 MB.
+# structlog uses rich for tracebacks if it is installed. They are rendered here, and rich would cost each process 115 ms
+# of its start and 4.7 MB.
 with _without("rich"):
     import structlog
 
 Format = Literal["text", "json"]
 
-_MAX_VALUE = 4000  # characters of one value: a line stays a line, whatever a client puts into an id
+_MAX_VALUE = 4000  # characters of one value: a line stays a line, even if a client sends a huge id
 _HIDDEN = frozenset({"password", "secret", "token", "authorization", "credentials", "private_key", "model_key"})
 _USERINFO = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+@")  # user:password@ of an address
 _SIGNATURE = re.compile(r"(?i)((?:x-amz-signature|x-goog-signature|sig|signature|access_token)=)[^&\s\"']+")
@@ -54,12 +54,12 @@ _COLOURS = {
 }
 _RESET = "\x1b[0m"
 
-# Libraries say at INFO what is our own business to say (every request of aiohttp, every retry of a channel).
+# Libraries log at INFO what Mesh logs itself (every request of aiohttp, every retry of a channel).
 _NOISY = ("aiohttp", "asyncio", "grpc", "charset_normalizer")
 
 
 def _text(value: object) -> str:
-    """Any value as text, whatever its `__str__` does."""
+    """Returns any value as text, even if its `__str__` raises."""
     if isinstance(value, bytes | bytearray):
         text = bytes(value[:_MAX_VALUE]).decode("utf-8", "backslashreplace")
     elif isinstance(value, float):
@@ -77,7 +77,7 @@ def _text(value: object) -> str:
 
 
 def _one_line(text: str) -> str:
-    """As it is where printable, else with escapes; also what no encoding can write."""
+    """Returns text with escapes for anything that is not printable or cannot be encoded."""
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
@@ -106,7 +106,7 @@ def _hide(key: object, value: object, depth: int) -> object:
 
 
 def _trace(exc_info: object) -> str:
-    """The traceback of whatever `exc_info` was given, or an empty text."""
+    """Returns the traceback of any form of `exc_info`, or an empty text."""
     error: BaseException | None = None
     if isinstance(exc_info, BaseException):
         error = exc_info
@@ -123,7 +123,7 @@ def _trace(exc_info: object) -> str:
 
 
 class Lines(logging.Formatter):
-    """One log record as one line of text or JSON."""
+    """A formatter of log records, one line of text or JSON each."""
 
     def __init__(self, *, fmt: Format, process: str, colours: bool = False) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Lines(logging.Formatter):
         self._colours = colours
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end. Does not raise."""
+        """Returns the line, without its end. Does not raise."""
         if isinstance(record.msg, dict):  # from structlog
             data = dict(record.msg)
             event = data.pop("event", "")
@@ -176,10 +176,10 @@ def _timestamp(seconds: float) -> str:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes to a stream that may have lost its reader: then there is nobody to tell."""
+    """A handler for a stream that may have lost its reader."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Nothing: a process must not fail over its log."""
+        """Does nothing: a process must not fail because of its log."""
 
 
 def _to_stdlib(
@@ -196,8 +196,8 @@ structlog.configure(
     cache_logger_on_first_use=True,
 )
 
-# Where nothing is configured, as in the commands of a terminal, Python itself writes warnings to standard error: as
-# lines like ours, rather than as the dict that a record is.
+# If nothing is configured, as in terminal commands, Python itself writes warnings to standard error: as lines like
+# ours, not as the dict that a record is.
 if logging.lastResort is not None:
     logging.lastResort.setFormatter(
         Lines(fmt="json" if os.environ.get("MESH_LOG_FORMAT") == "json" else "text", process="mesh")
@@ -228,6 +228,7 @@ def configure(*, level: str = "info", fmt: Format = "text", process: str = "", s
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:
-    """The logger of a module: `log = logs.get(__name__)`, then `log.info("model loaded", model=..., ms=...)`."""
+    """Returns the logger of a module: `log = logs.get(__name__)`, then `log.info("model loaded", model=...,
+    ms=...)`."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return logger

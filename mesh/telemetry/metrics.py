@@ -1,13 +1,13 @@
-"""Counting on the hot path, and telling Prometheus.
+"""Metrics: cheap counting on the hot path, and Prometheus's text format.
 
 A count is one attribute or one list element: `prometheus_client`'s own metrics take a lock and several calls each, and
-cannot be added up over worker processes without files. So each process keeps a `Registry`; its `snapshot()` is plain
-data that travels between processes as JSON; `merge()` adds snapshots up and `render()` writes the Prometheus text
-format 0.0.4. The writer is ours too: `prometheus_client` would append `_total` to counters, and the names are fixed by
-the dashboards that exist for the predecessor.
+cannot be added up over worker processes without files. So each process has a `Registry`; its `snapshot()` is plain data
+that travels between processes as JSON; `merge()` adds snapshots up and `render()` writes the Prometheus text format
+0.0.4. The writer is our own too: `prometheus_client` would append `_total` to counters, but existing dashboards for the
+predecessor fix the names.
 
-Series are bounded: label values may come from clients (a method's name), so past `MAX_SERIES` of one metric all further
-label values are counted together under `other`.
+Series are bounded: label values may come from clients (a method's name), so beyond `MAX_SERIES` of one metric all
+further label values are counted together under `other`.
 """
 
 import os
@@ -43,7 +43,7 @@ _go_float: Callable[[float], str] = floatToGoString  # it has no annotations
 Merge = Literal["sum", "max", "min"]
 Snapshot = dict[str, Any]
 """`{"metrics": [{"name", "type", "help", "labels", "merge", "buckets", "series": [[label values, value], ...]}]}`; the
-value of a histogram is `[counts of each bucket and of what is above, sum]`."""
+value of a histogram is `[counts of each bucket and of the rest above, sum]`."""
 
 
 class Count:
@@ -60,21 +60,21 @@ class Count:
         self.value += n
 
     def follow(self, read: Callable[[], float]) -> None:
-        """From now on the value is what `read` returns when a snapshot is taken."""
+        """Takes the value from `read` whenever a snapshot is taken."""
         self._read = read
 
     def read(self) -> object:
-        """The value, as it stands in a snapshot."""
+        """Returns the value for a snapshot."""
         return self.value if self._read is None else self._read()
 
 
 class Level(Count):
-    """One series of a gauge: it may also be set, and go down."""
+    """One series of a gauge: it can also be set, and decrease."""
 
     __slots__ = ()
 
     def set(self, value: float) -> None:
-        """How it is now."""
+        """Sets the value."""
         self.value = value
 
 
@@ -94,16 +94,16 @@ class Distribution:
         self.sum += value
 
     def quantile(self, q: float) -> float:
-        """The value below which the share q (0 to 1) lies, interpolated inside its bucket; 0 where nothing was seen."""
+        """Returns the q-quantile (0 to 1), interpolated inside its bucket; 0 without observations."""
         return quantile(self._bounds, self.counts, q)
 
     def read(self) -> object:
-        """The value, as it stands in a snapshot."""
+        """Returns the value for a snapshot."""
         return [list(self.counts), self.sum]
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float:
-    """The same as `Distribution.quantile`, from a snapshot's counts."""
+    """Returns `Distribution.quantile` from a snapshot's counts."""
     total = sum(counts)
     if not total:
         return 0.0
@@ -147,7 +147,7 @@ class Metric(Generic[Child]):
             self.labels()  # a metric without labels is there from the start, at zero
 
     def labels(self, *values: str) -> Child:
-        """The series of these label values, in the order of the metric's labels."""
+        """Returns the series of these label values, in the order of the metric's labels."""
         child = self._children.get(values)
         if child is None:
             if len(values) != len(self.label_names):
@@ -164,7 +164,7 @@ class Metric(Generic[Child]):
         self._children.pop(values, None)
 
     def snapshot(self) -> dict[str, Any]:
-        """This metric, as it stands in a registry's snapshot."""
+        """Returns this metric for a registry's snapshot."""
         return {
             "name": self.name,
             "type": self.kind,
@@ -184,7 +184,7 @@ class Counter(Metric[Count]):
         self.labels().inc(n)
 
     def follow(self, read: Callable[[], float]) -> None:
-        """From now on read from a function that counts by itself, of a counter without labels."""
+        """Takes the value of a counter without labels from a function that counts by itself."""
         self.labels().follow(read)
 
 
@@ -192,11 +192,11 @@ class Gauge(Metric[Level]):
     """Goes up and down."""
 
     def set(self, value: float) -> None:
-        """How it is now, of a gauge without labels."""
+        """Sets a gauge without labels."""
         self.labels().set(value)
 
     def follow(self, read: Callable[[], float]) -> None:
-        """From now on read from a function, of a gauge without labels."""
+        """Takes the value of a gauge without labels from a function."""
         self.labels().follow(read)
 
 
@@ -219,15 +219,15 @@ class Registry:
         self._process = process
 
     def counter(self, name: str, help: str, labels: Sequence[str] = ()) -> Counter:
-        """A counter; its name is used exactly as it is."""
+        """Adds a counter; its name is used as it is."""
         return self._add(name, Counter(name, help, "counter", tuple(labels), Count))
 
     def gauge(self, name: str, help: str, labels: Sequence[str] = (), *, merge: Merge = "sum") -> Gauge:
-        """A gauge; `merge` says what it is over several processes: their sum, the highest or the lowest."""
+        """Adds a gauge; `merge` combines several processes: their sum, the highest or the lowest."""
         return self._add(name, Gauge(name, help, "gauge", tuple(labels), Level, merge=merge))
 
     def histogram(self, name: str, help: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
-        """A histogram; `buckets` are upper bounds, ascending, without infinity."""
+        """Adds a histogram; `buckets` are upper bounds, ascending, without infinity."""
         bounds = tuple(float(bound) for bound in buckets)
         if not bounds or list(bounds) != sorted(set(bounds)):
             raise ValueError(f"the buckets of {name} must ascend")
@@ -251,7 +251,7 @@ class Registry:
         return known
 
     def snapshot(self) -> Snapshot:
-        """Everything, as plain data for JSON."""
+        """Returns all metrics as plain data for JSON."""
         metrics = [metric.snapshot() for metric in list(self._metrics.values())]
         if self._process:
             metrics += process_snapshot(self._process)["metrics"]
@@ -259,7 +259,8 @@ class Registry:
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """Several processes' snapshots as one. A metric that differs in kind from its first appearance is left out."""
+    """Merges the snapshots of several processes. A metric that differs in kind from its first appearance is left
+    out."""
     merged: dict[str, dict[str, Any]] = {}
     values: dict[str, dict[tuple[str, ...], Any]] = {}
     for snapshot in snapshots:
@@ -289,7 +290,7 @@ def _add_up(metric: dict[str, Any], one: Any, other: Any) -> Any:
 
 
 def render(snapshot: Snapshot) -> bytes:
-    """The Prometheus text format 0.0.4, names exactly as they were given."""
+    """Renders the Prometheus text format 0.0.4, names as given."""
     lines: list[str] = []
     for metric in snapshot["metrics"]:
         name, names = metric["name"], metric["labels"]
@@ -335,7 +336,8 @@ def _boot_time() -> float:
 
 
 def process_snapshot(process: str, pid: int | None = None) -> Snapshot:
-    """Memory, CPU time, start and open files of a process (this one, or a child's `pid`), labelled with its name.
+    """Measures memory, CPU time, start and open files of a process (this one, or a child's `pid`), labelled with its
+    name.
 
     Empty where the process has gone or there is no /proc.
     """
