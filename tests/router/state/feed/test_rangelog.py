@@ -1,12 +1,10 @@
 """One range and its readers, without a connection: whatever is lost, cut or slow, each ends with what is there."""
 
 import json
-from collections.abc import Callable
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from mesh.etcd import Delta, Event, KeyValue, Kind, Snapshot
 from router.state.feed import rangelog
@@ -133,6 +131,10 @@ def test_a_worker_that_connects_again_is_told_what_it_missed_alone(log: RangeLog
     worker.take()
     assert worker.copy.story == [("snapshot", 5), ("delta", 6), ("delta", 8)]
     assert worker.copy.state == {b"a": b"4", b"b": b"4", b"c": b"3"}
+    worker.lose()
+    worker.connect()
+    assert worker.take()
+    assert len(worker.copy.story) == 3, "it has missed nothing"
 
 
 def test_a_connection_that_breaks_within_a_snapshot_leaves_what_was_known(
@@ -218,91 +220,84 @@ def test_a_change_larger_than_a_message_comes_as_one_revision(log: RangeLog, mon
 
 
 KEYS = st.sampled_from([b"a", b"b", b"c", b"\xff\0"])
-CHANGES = st.lists(st.tuples(KEYS, st.none() | st.binary(max_size=3)), min_size=1, max_size=3)
+VALUES = st.sampled_from([b"", b"1", b"22"])
+CHANGE = st.tuples(st.just("change"), st.lists(st.tuples(KEYS, st.none() | VALUES), min_size=1, max_size=3))
+AGAIN = st.tuples(st.just("read again"), st.dictionaries(KEYS, VALUES), st.integers(1, 50))
+CARRY = st.tuples(st.just("carry"), st.integers(0, 1), st.integers(1, 5))
+BREAK = st.tuples(st.just("break or mend"), st.integers(0, 1))
+STEPS = st.lists(CHANGE | CHANGE | CARRY | CARRY | BREAK | AGAIN, max_size=40)
 
 
-class Interleavings(RuleBasedStateMachine):
-    """Changes, compactions, and two workers whose connections carry little, break and come again, in any order."""
+class Story:
+    """A range and two workers whose connections carry little, break and come again; and what was there when."""
 
-    @initialize(patched=st.tuples(st.integers(0, 400), st.integers(50, 400)))
-    def begin(self, patched: tuple[int, int]) -> None:
-        """Small bounds, so that they are met."""
-        self._undo: list[Callable[[], None]] = []
-        for name, value in (("KEPT", patched[0]), ("MAX_BEHIND", patched[1]), ("PORTION", 1)):
-            before = getattr(rangelog, name)
-            self._undo.append(lambda name=name, before=before: setattr(rangelog, name, before))
-            setattr(rangelog, name, value)
+    def __init__(self) -> None:
         self.log = RangeLog("vmodels")
         self.state: State = {}
-        self.revision = 0
         self.past: dict[tuple[str, int], State] = {}
         self.workers = [Worker(self.log), Worker(self.log)]
         self.connected = [True, True]
 
-    def _noted(self) -> None:
-        self.past[self.log.epoch, self.revision] = dict(self.state)
-
-    @rule(items=CHANGES, gap=st.integers(1, 3))
-    def change(self, items: list[tuple[bytes, bytes | None]], gap: int) -> None:
-        """etcd tells of a revision."""
+    def change(self, items: list[tuple[bytes, bytes | None]]) -> None:
+        """etcd tells of a revision. Those between belong to other ranges."""
         if not self.log.epoch:
             return
-        self.revision += gap
         for key, value in items:
             if value is None:
                 self.state.pop(key, None)
             else:
                 self.state[key] = value
-        self.log.apply(put(self.revision, *items))
-        self._noted()
+        self.log.apply(put(self.log.revision + 2, *items))
+        self.note()
 
-    @rule(state=st.dictionaries(KEYS, st.binary(max_size=3)), revision=st.integers(1, 50))
     def read_again(self, state: State, revision: int) -> None:
         """etcd was compacted, or begins again on other data, perhaps at a lower revision."""
-        self.state, self.revision = dict(state), revision
+        self.state = dict(state)
         self.log.apply(Snapshot(revision, tuple(kv(key, value) for key, value in state.items())))
-        self._noted()
+        self.note()
 
-    @rule(which=st.integers(0, 1), most=st.integers(1, 5))
+    def note(self) -> None:
+        """Remembers what is there now."""
+        self.past[self.log.epoch, self.log.revision] = dict(self.state)
+
     def carry(self, which: int, most: int) -> None:
         """Some messages reach a worker."""
         if self.connected[which]:
             self.workers[which].take(most)
 
-    @rule(which=st.integers(0, 1))
     def break_or_mend(self, which: int) -> None:
         """A connection breaks, or comes again."""
-        if self.connected[which]:
-            self.workers[which].lose()
-        else:
-            self.workers[which].connect()
+        (self.workers[which].lose if self.connected[which] else self.workers[which].connect)()
         self.connected[which] = not self.connected[which]
 
-    @invariant()
-    def each_has_what_was_there_at_its_revision(self) -> None:
-        """Never a part of a revision, or one without those before it."""
-        for worker in getattr(self, "workers", []):
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds that a few changes meet: some 60 bytes each."""
+    monkeypatch.setattr(rangelog, "KEPT", 150)
+    monkeypatch.setattr(rangelog, "MAX_BEHIND", 300)
+    monkeypatch.setattr(rangelog, "PORTION", 1)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(STEPS)
+def test_whatever_happens_in_whatever_order_each_has_what_was_there_at_its_revision(small: None, steps: list) -> None:
+    """Never a part of a revision, or one without those before it; and in the end all have everything."""
+    story = Story()
+    for what, *details in steps:
+        getattr(story, what.replace(" ", "_"))(*details)
+        for worker in story.workers:
             if worker.reading.epoch:
-                known = self.past[worker.reading.epoch, worker.reading.revision]
-                assert worker.copy.state == known
-
-    def teardown(self) -> None:
-        """In the end all have everything, each in the order of revisions."""
-        for index, worker in enumerate(getattr(self, "workers", [])):
-            if not self.connected[index]:
-                worker.connect()
-            worker.take()
-            assert worker.copy.state == (self.state if self.log.epoch else {})
-            before = 0
-            for what, revision in worker.copy.story:
-                assert what == "snapshot" or revision > before
-                before = revision
-        for undo in getattr(self, "_undo", []):
-            undo()
-
-
-TestInterleavings = Interleavings.TestCase
-TestInterleavings.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+                assert worker.copy.state == story.past[worker.reading.epoch, worker.reading.revision]
+    for worker, connected in zip(story.workers, story.connected, strict=True):
+        if not connected:
+            worker.connect()
+        worker.take()
+        assert worker.copy.state == (story.state if story.log.epoch else {})
+        before = 0
+        for what, revision in worker.copy.story:
+            assert what == "snapshot" or revision > before
+            before = revision
 
 
 def test_any_bytes_come_through() -> None:
