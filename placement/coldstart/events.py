@@ -27,7 +27,7 @@ class Joined(Event):
     """Somebody waits for a copy of the model."""
 
     model_id: str
-    waiter: Hashable  # whoever it is, to the carrier; waits for a model once at a time
+    waiter: Hashable  # the carrier knows what it is; it waits for a model once at a time
     size: int = 0  # bytes that it holds meanwhile
     deadline_ms: int | None = None
     idle_ms: int = 0  # since the model's last use; 0: a call waits for it now

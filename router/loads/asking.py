@@ -46,11 +46,11 @@ async def load(
     now_ms: Callable[[], int],
     timeout: float,
 ) -> agent_pb2.LoadReply:
-    """The agent's answer. `footprint` is what the load is reckoned with until it has been measured, `timeout` seconds.
+    """The agent's answer. `footprint` is what the load is taken to need until it has been measured, `timeout` seconds.
     Raises what `agents` raise; whatever happens, the debit is settled."""
     debit = (request.model_id, pod.name, request.create_revision)
-    reckoned = footprint.on(device=pod.record is not None and pod.record.device_capacity_bytes > 0)
-    debits.sent(pod.name, reckoned.host_bytes, now_ms(), debit, device_bytes=reckoned.device_bytes)
+    taken = footprint.on(device=pod.record is not None and pod.record.device_capacity_bytes > 0)
+    debits.sent(pod.name, taken.host_bytes, now_ms(), debit, device_bytes=taken.device_bytes)
     measured = None
     try:
         reply = await agents.load(pod, request, timeout=timeout)

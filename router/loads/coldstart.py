@@ -33,8 +33,9 @@ from placement.coldstart.problems import Problem
 from placement.coldstart.rules import Rules
 from router.loads.agents import Agent
 from router.loads.choosing import Choosing
+from router.loads.counts import Counts
 from router.loads.errors import error_of
-from router.loads.finder import Counts, Finder
+from router.loads.finder import Finder
 from router.settings import RouterSettings
 from router.state.dynamic import Current
 from router.state.pods import News

@@ -5,7 +5,6 @@ into the view, debits for the choice, and whether agents answer.
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
 from mesh.pb import agent_pb2
 from mesh.statuses import MeshError
@@ -19,41 +18,12 @@ from placement.recorded import on_clock
 from router.loads import asking, errors
 from router.loads.agents import Agent, Timeout, Unreachable, load_request
 from router.loads.choosing import Choosing
+from router.loads.counts import Counts
 from router.state.pods import Pod
 from router.state.registry import Registration, Registry
 from router.state.view import View
 
 log = logs.get(__name__)
-
-
-class Counter(Protocol):
-    """Something that is counted."""
-
-    def inc(self) -> None:
-        """Counts one more."""
-
-
-class Distribution(Protocol):
-    """Something whose values are counted."""
-
-    def observe(self, value: float) -> None:
-        """Counts one more value."""
-
-
-class Counts(Protocol):
-    """What is counted of loads."""
-
-    @property
-    def misses(self) -> Distribution:
-        """Waits for models that were not loaded, in milliseconds."""
-
-    @property
-    def loads(self) -> Counter:
-        """Loads that agents carried out."""
-
-    @property
-    def load_failures(self) -> Counter:
-        """Loads that failed."""
 
 
 class Finder:

@@ -94,7 +94,7 @@ class Router(RuleBasedStateMachine):
         self.told: Counter[int] = Counter()
         self.outstanding: dict[str, instructions.Request] = {}
         self.number = 0
-        self.closed = False
+        self.closes = False
         self.causes = 0
 
     def feed(self, event: events.Event) -> list[instructions.Instruction]:
@@ -238,6 +238,10 @@ class Router(RuleBasedStateMachine):
         self.wanted_ms = None
         self.feed(events.TimePassed(self.now_ms))
 
+    @rule()
+    def it_will_close(self) -> None:
+        self.closes = True
+
     # --- what must hold ---
 
     @invariant()
@@ -272,9 +276,17 @@ class Router(RuleBasedStateMachine):
         assert self.outstanding.keys() <= {model_id for model_id in MODELS if self.machine.loading(model_id)}
 
     def teardown(self) -> None:
-        """From wherever it is, a machine comes to rest once pods answer and nobody joins."""
+        """From wherever it is, a machine comes to rest once pods answer and nobody joins; or at once, if it closes."""
         if not hasattr(self, "machine"):
             return
+        if self.closes:
+            self.feed(events.Closed(self.now_ms))
+            assert self.machine.statistics().flights == 0
+            self.feed(events.Joined(self.now_ms, "m", self.number + 1))
+            self.number += 1
+            for model_id in list(self.outstanding):
+                self.lead_on(model_id)
+            assert self.outstanding == {}
         began_ms = self.now_ms
         while self.machine.statistics().flights:
             assert self.now_ms - began_ms <= 60_000, "a flight stays without end"
