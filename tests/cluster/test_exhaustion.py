@@ -83,7 +83,8 @@ async def test_a_model_that_exhausts_its_container_is_quarantined(mesh: Installe
         await mesh.ready()
         await traffic.some(100)
     assert len(traffic.errors) <= CALLERS * deaths, traffic.errors
-    assert "SIGKILL while it was running this model" in json.dumps(await status())
+    told = json.dumps(await status())
+    assert "SIGKILL, as the machine had no memory left while it was running this model" in told
     visits = Visits(mesh, "--only", "mesh")
     await visits.visit()
     assert visits.found("warn", "mesh", "quarantine", "greedy", "mesh release"), visits.findings
