@@ -46,7 +46,7 @@ class Carrier(Protocol):
 
 
 class Rest:
-    """V2 over REST, as JSON."""
+    """V2 over REST: inputs as JSON where it has a form for them, outputs as binary data."""
 
     def __init__(self, client: Client, timeout: float) -> None:
         self._client = client
@@ -61,13 +61,14 @@ class Rest:
 
     async def infer(self, request: Request) -> dict[str, Array]:
         """See Carrier."""
-        body: dict[str, Any] = {"inputs": [tensors.to_json(name, array) for name, array in request.inputs.items()]}
+        inputs = [tensors.to_rest(name, array) for name, array in request.inputs.items()]
+        body: dict[str, Any] = {"inputs": [shown for shown, _ in inputs]}
         if request.outputs:
             body["outputs"] = [{"name": name} for name in request.outputs]
-        if request.parameters:
-            body["parameters"] = request.parameters
+        body["parameters"] = request.parameters | {"binary_data_output": True}
         path = f"/v2/models/{quote(request.model, safe='')}/infer"
-        return tensors.from_rest(await self._client.request("POST", path, body=body, timeout=self._timeout))
+        data = b"".join(raw for _, raw in inputs)
+        return tensors.from_rest(*await self._client.tensors(path, body, data, timeout=self._timeout))
 
 
 class Grpc:

@@ -46,6 +46,8 @@ def model_path(model_id: str, rest: str = "") -> str:
 
 _HEADERS = {"x-mesh-request": "cli"}  # which no web page can send without being asked: management demands it
 
+_LENGTH = "Inference-Header-Content-Length"
+
 
 class Client:
     """One session with one mesh: `async with Client(endpoint) as client`. `timeout` is of one request, in seconds."""
@@ -83,6 +85,22 @@ class Client:
         async with self._send(method, path, query, data, "application/json", timeout) as response:
             return await self._read(response)
 
+    async def tensors(
+        self, path: str, body: Mapping[str, Any], data: bytes, *, timeout: float | None = None
+    ) -> tuple[dict[str, Any], bytes]:
+        """A POST of JSON with binary data behind it, if any; its answer's JSON object and binary data."""
+        head = json.dumps(body).encode()
+        kind, length = ("application/octet-stream", str(len(head))) if data else ("application/json", "")
+        async with self._send("POST", path, None, head + data, kind, timeout, length=length) as response:
+            if not response.ok or _LENGTH not in response.headers:
+                return await self._read(response), b""
+            whole = await response.read()
+            try:
+                at = int(response.headers[_LENGTH])
+                return json.loads(whole[:at]), whole[at:]
+            except ValueError as error:
+                raise self._no_mesh(response) from error
+
     async def get(self, path: str, **query: str | int) -> dict[str, Any]:
         """A GET, with its query."""
         return await self.request("GET", path, query=query)
@@ -118,6 +136,8 @@ class Client:
         data: bytes | None,
         kind: str,
         timeout: float | None,
+        *,
+        length: str = "",
     ) -> "AsyncIterator[aiohttp.ClientResponse]":
         """The answer, as its headers are there; whatever breaks until its body is read becomes Unreachable."""
         import aiohttp
@@ -133,7 +153,9 @@ class Client:
                 method,
                 URL(url, encoded=True),  # as it is: a %2F in an id stays one
                 data=data,
-                headers=_HEADERS | ({"content-type": kind} if data is not None else {}),
+                headers=_HEADERS
+                | ({"content-type": kind} if data is not None else {})
+                | ({_LENGTH: length} if length else {}),
                 timeout=aiohttp.ClientTimeout(total=seconds, connect=min(seconds, CONNECT_SECONDS)),
                 allow_redirects=False,
             ) as response:

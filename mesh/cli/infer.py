@@ -124,7 +124,12 @@ def _show(request: "Request", outputs: "dict[str, Array]", milliseconds: float, 
 
     made = output.table("OUTPUT", "TYPE", "SHAPE", "VALUES")
     for name, array in outputs.items():
-        made.add_row(output.plain(name), tensors.datatype(array), str(list(array.shape)), output.plain(_values(array)))
+        made.add_row(
+            output.plain(name),
+            tensors.datatype(array),
+            str(list(array.shape)),
+            output.plain(_values(tensors.shown(array))),
+        )
     output.console().print(made)
     output.remarks().print(f"[dim]{milliseconds:.1f} ms[/]")
 
@@ -132,7 +137,7 @@ def _show(request: "Request", outputs: "dict[str, Array]", milliseconds: float, 
 def _as_json(name: str, array: "Array") -> dict[str, Any]:
     from mesh.cli import tensors
 
-    values = array.reshape(-1)
+    values = tensors.shown(array).reshape(-1)
     data = [_text(value) for value in values] if array.dtype.kind == "O" else values.tolist()
     return {"name": name, "datatype": tensors.datatype(array), "shape": list(array.shape), "data": data}
 

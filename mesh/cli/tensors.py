@@ -16,10 +16,14 @@ from mesh.v2.datatypes import DATATYPES, OF_NAME
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-DTYPES = {kind.name: kind.dtype for kind in DATATYPES if kind.name != "BF16"}
-"""Of the datatypes that numpy has too."""
+BF16 = np.dtype([("bf16", "<u2")])
+"""Of arrays of BF16, which numpy lacks: the 16 bits of each, told from integers by the field's name."""
+
+DTYPES = {kind.name: BF16 if kind.name == "BF16" else kind.dtype for kind in DATATYPES}
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items() if name != "BYTES"}
+
+_SIZE = "binary_data_size"
 
 MAX_ELEMENTS = 2**28
 """Of an input that is made up: a shape typed wrongly must not eat the machine's memory."""
@@ -54,6 +58,8 @@ def from_json(tensor: Mapping[str, Any]) -> tuple[str, Array]:
             flat = list(_flatten(data))
             array = np.empty(len(flat), dtype=np.object_)
             array[:] = [value.encode() if isinstance(value, str) else bytes(value) for value in flat]
+        elif kind == "BF16":
+            array = _to_bf16(np.asarray(data, np.float32))
         else:
             array = np.asarray(data, dtype=DTYPES[kind])
         return name, array.reshape(shape)
@@ -61,11 +67,20 @@ def from_json(tensor: Mapping[str, Any]) -> tuple[str, Array]:
         raise usage(f"input {name}: its data do not fit {kind} {list(shape)}: {error}") from error
 
 
+def to_rest(name: str, array: Array) -> tuple[dict[str, Any], bytes]:
+    """One input of a V2 REST request: its JSON, and its binary data where JSON has no form for it."""
+    kind = datatype(array)
+    if OF_NAME[kind].field:
+        return to_json(name, array), b""
+    raw = _raw(kind, array)
+    return {"name": name, "datatype": kind, "shape": list(array.shape), "parameters": {_SIZE: len(raw)}}, raw
+
+
 def to_json(name: str, array: Array) -> dict[str, Any]:
     """One input of a V2 JSON request."""
     kind = datatype(array)
     try:
-        data = [_bytes(v).decode() for v in array.reshape(-1)] if kind == "BYTES" else array.reshape(-1).tolist()
+        data = [_bytes(v).decode() for v in array.reshape(-1)] if kind == "BYTES" else shown(array).reshape(-1).tolist()
     except UnicodeDecodeError as error:
         raise usage(f"input {name}: bytes that are no text cannot go as JSON: leave out --rest") from error
     return {"name": name, "datatype": kind, "shape": list(array.shape), "data": data}
@@ -77,12 +92,7 @@ def to_grpc(model: str, inputs: Mapping[str, Array], outputs: Sequence[str] = ()
     for name, array in inputs.items():
         kind = datatype(array)
         request.inputs.add(name=name, datatype=kind, shape=array.shape)
-        if kind == "BYTES":
-            elements = [_bytes(value) for value in array.reshape(-1)]
-            request.raw_input_contents.append(b"".join(len(e).to_bytes(4, "little") + e for e in elements))
-        else:
-            little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-            request.raw_input_contents.append(np.ascontiguousarray(little).tobytes())
+        request.raw_input_contents.append(_raw(kind, array))
     for name in outputs:
         request.outputs.add(name=name)
     return request
@@ -104,9 +114,25 @@ def from_grpc(response: inference_pb2.ModelInferResponse) -> dict[str, Array]:
     return made
 
 
-def from_rest(answer: Mapping[str, Any]) -> dict[str, Array]:
-    """The outputs of a V2 JSON answer."""
-    return dict(from_json(tensor) for tensor in answer.get("outputs", ()))
+def from_rest(answer: Mapping[str, Any], data: bytes = b"") -> dict[str, Array]:
+    """The outputs of a V2 REST answer: its JSON, and the binary data behind it."""
+    made: dict[str, Array] = {}
+    at = 0
+    for tensor in answer.get("outputs", ()):
+        size = (tensor.get("parameters") or {}).get(_SIZE)
+        if size is None:
+            name, array = from_json(tensor)
+            made[name] = array
+        else:
+            flat = _from_raw(str(tensor["datatype"]), data[at : at + size])
+            made[str(tensor["name"])] = flat.reshape(tuple(tensor["shape"]))
+            at += size
+    return made
+
+
+def shown(array: Array) -> Array:
+    """The array with numbers that can be printed: BF16 as FP32."""
+    return (array["bf16"].astype(np.uint32) << 16).view(np.float32) if array.dtype == BF16 else array
 
 
 def read_npy(assignment: str) -> tuple[str, Array]:
@@ -167,6 +193,8 @@ def _values(kind: str, count: int, generator: np.random.Generator | None) -> Arr
         return np.zeros(count, dtype)
     if kind == "BOOL":
         return generator.integers(0, 2, count).astype(np.bool_)
+    if dtype == BF16:
+        return _to_bf16(generator.standard_normal(count).astype(np.float32))
     if np.issubdtype(dtype, np.integer):
         return generator.integers(0, 10, count).astype(dtype)  # small: they are often indices
     return generator.standard_normal(count).astype(dtype)
@@ -179,9 +207,21 @@ def _dtype(kind: str) -> np.dtype[Any]:
         raise CommandError(f"datatype {kind!r} is not known to this client") from None
 
 
+def _to_bf16(array: Array) -> Array:
+    """The upper half of each number: what is below it is cut off."""
+    return (np.ascontiguousarray(array).view(np.uint32) >> 16).astype("<u2").view(BF16)
+
+
+def _raw(kind: str, array: Array) -> bytes:
+    if kind == "BYTES":
+        return b"".join(len(e).to_bytes(4, "little") + e for e in map(_bytes, array.reshape(-1)))
+    little = array if array.dtype == BF16 else array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return np.ascontiguousarray(little).tobytes()
+
+
 def _from_raw(kind: str, raw: bytes) -> Array:
     if kind != "BYTES":
-        return np.frombuffer(raw, _dtype(kind).newbyteorder("<"))
+        return np.frombuffer(raw, _dtype(kind))
     elements, at = [], 0
     while at < len(raw):
         length = int.from_bytes(raw[at : at + 4], "little")

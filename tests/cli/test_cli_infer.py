@@ -188,6 +188,18 @@ def test_every_datatype_passes_json_and_grpc(array):
     assert tensors.from_grpc(answer)["x"].reshape(-1).tolist() == expected
 
 
+def test_what_json_has_no_form_for_goes_as_binary_data_over_rest():
+    """Each tensor takes its part of what stands behind the JSON."""
+    halves, brains = np.array([1.5, -2], np.float16), np.array([(0x3FC0,), (0xC000,)], tensors.BF16)
+    sent = [tensors.to_rest(name, array) for name, array in (("h", halves), ("b", brains))]
+    assert [shown["parameters"] for shown, _ in sent] == [{"binary_data_size": 4}] * 2
+    assert tensors.to_rest("x", np.array([1.5]))[1] == b""
+    back = tensors.from_rest({"outputs": [shown for shown, _ in sent]}, b"".join(raw for _, raw in sent))
+    assert back["h"].tolist() == [1.5, -2]
+    assert back["b"].dtype == tensors.BF16
+    assert tensors.shown(back["b"]).tolist() == [1.5, -2]
+
+
 def test_typed_contents_are_understood():
     """Servers may answer in either form."""
     answer = v2.ModelInferResponse()

@@ -28,6 +28,8 @@ async def doors(request, tmp_path_factory, etcd_server):
     async with LocalMesh(folder, etcd_server, pods=1, edge=request.param, log_level="info") as mesh:
         await mesh.register("seven", models.constant(7.0), load=True)
         await mesh.register("a/slash", models.identity("FP32", (None,)), load=True)
+        for datatype in ("FP16", "BF16"):
+            await mesh.register(datatype.lower(), models.identity(datatype, (None,)))
         await mesh.register("my/stats", models.constant(1.0))
         await mesh.register("texts", models.identity("BYTES", (None,)))
         await mesh.register("optional", models.with_default())

@@ -1,4 +1,4 @@
-"""`mesh infer` makes up what a model requires, and nothing else: an input that may be left out keeps its default."""
+"""`mesh infer` makes up what a model requires, and nothing else, and calls models of every datatype either way."""
 
 import json
 import sys
@@ -24,3 +24,14 @@ async def test_inputs_that_may_be_left_out_are_not_made_up(doors, rest, model, e
     options = ["--endpoint", f"http://{doors.rest}", "--grpc-endpoint", doors.grpc, "--zeros", "--json"]
     told = json.loads(await ran(sys.executable, "-m", "mesh", "infer", model, *options, *rest))
     assert told["outputs"][0]["data"] == expected
+
+
+@pytest.mark.parametrize("rest", [[], ["--rest"]], ids=["gRPC", "REST"])
+@pytest.mark.parametrize("datatype", ["FP16", "BF16"])
+async def test_datatypes_that_json_has_no_form_for(doors, rest, datatype):
+    """They go as binary data, and are shown as numbers."""
+    options = ["--endpoint", f"http://{doors.rest}", "--grpc-endpoint", doors.grpc, "--rows", "3", "--json"]
+    told = json.loads(await ran(sys.executable, "-m", "mesh", "infer", datatype.lower(), *options, *rest))
+    (output,) = told["outputs"]
+    assert (output["datatype"], output["shape"]) == (datatype, [3])
+    assert output["data"][0] == pytest.approx(0.1257, abs=0.001)
