@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from placement.room import Held, Room, RoomVerdict, make_room
+from placement.footprint import Footprint
+from placement.room import Held, Need, Room, RoomVerdict, make_room
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,27 +19,13 @@ class Question:
     """A question for room: which copies to evict for so many bytes. `held` are the copies that were examined."""
 
     model_id: str
-    need_bytes: int
-    free_bytes: int
-    capacity_bytes: int
+    need: Need
     idle_ms: int
-    held: tuple[Held, ...]
-    need_device_bytes: int = 0
-    free_device_bytes: int = 0
-    capacity_device_bytes: int = 0
+    held: tuple[Held, ...] = ()
 
     def ask(self) -> Room:
         """Answers it with the installed code."""
-        return make_room(
-            self.need_bytes,
-            self.free_bytes,
-            self.capacity_bytes,
-            self.held,
-            idle_ms=self.idle_ms,
-            need_device_bytes=self.need_device_bytes,
-            free_device_bytes=self.free_device_bytes,
-            capacity_device_bytes=self.capacity_device_bytes,
-        )
+        return make_room(self.need, self.held, idle_ms=self.idle_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +41,18 @@ class Difference:
 
 def render(question: Question, answer: Room) -> str:
     """Renders a question and its answer as one line."""
+    need = question.need
     device = {
-        "need": question.need_device_bytes,
-        "free": question.free_device_bytes,
-        "capacity": question.capacity_device_bytes,
+        "need": need.size.device_bytes,
+        "free": need.free.device_bytes,
+        "capacity": need.capacity.device_bytes,
     }
     return json.dumps(
         {
             "model": question.model_id,
-            "need": question.need_bytes,
-            "free": question.free_bytes,
-            "capacity": question.capacity_bytes,
+            "need": need.size.host_bytes,
+            "free": need.free.host_bytes,
+            "capacity": need.capacity.host_bytes,
             **({"device": device} if any(device.values()) else {}),
             "idle_ms": question.idle_ms,
             "held": [
@@ -87,14 +75,13 @@ def parse(line: str) -> tuple[Question, RoomVerdict, tuple[str, ...]]:
         device = data.get("device") or {}
         question = Question(
             str(data["model"]),
-            int(data["need"]),
-            int(data["free"]),
-            int(data["capacity"]),
+            Need(
+                Footprint(int(data["need"]), int(device.get("need", 0))),
+                Footprint(int(data["free"]), int(device.get("free", 0))),
+                Footprint(int(data["capacity"]), int(device.get("capacity", 0))),
+            ),
             int(data["idle_ms"]),
             held,
-            int(device.get("need", 0)),
-            int(device.get("free", 0)),
-            int(device.get("capacity", 0)),
         )
         return question, RoomVerdict(data["verdict"]), tuple(str(victim) for victim in data["victims"])
     except (AttributeError, KeyError, TypeError, RecursionError) as error:

@@ -16,8 +16,8 @@ if only busy copies are in the way (`Room.passes`).
 There are two kinds of memory, host and device; room is found in both or not at all. In a pod with one of them, the
 figures of the other are 0.
 
-The agent provides the ages from its use board and carries out the evictions. With a negative `free_bytes` (a size was
-estimated too small) and no need, the same function returns the evictions that repair it.
+The agent provides the ages from its use board and carries out the evictions. Where `Need.free` is negative (a size was
+estimated too small) and nothing is needed, the same function returns the evictions that repair it.
 """
 
 import enum
@@ -26,10 +26,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from placement import words
+from placement.footprint import NOTHING, Footprint
 from placement.policies import Policy, Standing
 from placement.policies.base import SPARE
 
-__all__ = ["CANDIDATES", "FRESH_MS", "SPARE", "Held", "Room", "RoomVerdict", "make_room", "search"]
+__all__ = ["CANDIDATES", "FRESH_MS", "SPARE", "Held", "Need", "Room", "RoomVerdict", "make_room", "search"]
 
 CANDIDATES = 16
 """Copies to examine before one is taken, if some may have a spare elsewhere."""
@@ -55,6 +56,30 @@ class Held:
     standing: Standing | None = None  # by the pod's policy; None: least recently used first
     fresh: bool = False  # loaded less than FRESH_MS ago and not called yet
 
+    @property
+    def size(self) -> Footprint:
+        """What goes with it."""
+        return Footprint(self.bytes, self.device_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Room for so much more, in a cache of so much in all."""
+
+    size: Footprint
+    free: Footprint  # negative where more was promised than there is
+    capacity: Footprint
+
+    @classmethod
+    def of_host(cls, need_bytes: int, free_bytes: int, capacity_bytes: int) -> "Need":
+        """The same where there is one memory alone."""
+        return cls(Footprint(need_bytes), Footprint(free_bytes), Footprint(capacity_bytes))
+
+    @property
+    def short(self) -> Footprint:
+        """What has to go."""
+        return (self.size - self.free).positive
+
 
 class RoomVerdict(enum.Enum):
     """The outcome of a search."""
@@ -71,87 +96,66 @@ class Room:
 
     verdict: RoomVerdict
     victims: tuple[str, ...]
-    freed_bytes: int
     why: str
-    freed_device_bytes: int = 0
+    freed: Footprint = NOTHING
     passes: bool = False  # NO_ROOM only: there will be room once busy copies are idle
     hasty: bool = False  # EVICT only: a victim's caller has not come yet; a better victim is near
 
 
-def make_room(
-    need_bytes: int,
-    free_bytes: int,
-    capacity_bytes: int,
-    held: Iterable[Held],
-    *,
-    idle_ms: int = 0,
-    need_device_bytes: int = 0,
-    free_device_bytes: int = 0,
-    capacity_device_bytes: int = 0,
-) -> Room:
-    """Finds room for `need_bytes`. `idle_ms` is the time since the newcomer's last use, 0 where a caller waits.
+def make_room(need: Need, held: Iterable[Held], *, idle_ms: int = 0) -> Room:
+    """Finds room. `idle_ms` is the time since the newcomer's last use, 0 where a caller waits.
 
-    `held` is not read if the need fits into free space, so it may be a costly generator.
+    `held` is not read where the need fits into what is free, so it may be a generator that is costly to run.
     """
-    host = _without_looking(need_bytes, free_bytes, capacity_bytes, "")
-    device = _without_looking(need_device_bytes, free_device_bytes, capacity_device_bytes, "device memory ")
-    for decided in (host, device):
-        if decided is not None and decided.verdict is RoomVerdict.TOO_LARGE:
-            return decided
-    if host is not None and device is not None:
-        return host
-    short = max(0, need_bytes - free_bytes)
-    short_device = max(0, need_device_bytes - free_device_bytes)
+    if (decided := _without_looking(need)) is not None:
+        return decided
+    short = need.short
 
     # A heap, not a sort: usually one or two of thousands of copies are taken.
     evictable: list[tuple[bool, Standing, bool, int, str, Held]] = []
-    busy = recent = 0  # bytes that may not go
-    soon = soon_device = 0  # bytes of copies that may go shortly
+    busy = recent = 0  # bytes of host memory that may not go
+    soon_host = soon_device = 0  # bytes of those that may go in a moment
     for copy in held:
         if copy.in_flight or copy.busy_reason:
             busy += copy.bytes
             if copy.busy_reason not in LASTING and copy.idle_ms >= idle_ms:
-                soon += copy.bytes
+                soon_host += copy.bytes
                 soon_device += copy.device_bytes
         elif copy.idle_ms < idle_ms:
             recent += copy.bytes
-        elif (short and copy.bytes > 0) or (short_device and copy.device_bytes > 0):
+        elif (short.host_bytes and copy.bytes > 0) or (short.device_bytes and copy.device_bytes > 0):
             spare = copy.other_copies > 0
             standing = copy.standing or (1, -copy.idle_ms * (SPARE if spare else 1))
             evictable.append((copy.fresh, standing, not spare, -copy.idle_ms, copy.key, copy))
     heapq.heapify(evictable)
 
     taken: list[Held] = []
-    freed = freed_device = 0
-    while (freed < short or freed_device < short_device) and evictable:
+    freed = NOTHING
+    while not short.within(freed) and evictable:
         copy = heapq.heappop(evictable)[-1]
-        if (copy.bytes if freed < short else 0) or (copy.device_bytes if freed_device < short_device else 0):
+        left = (short - freed).positive
+        if (copy.bytes if left.host_bytes else 0) or (copy.device_bytes if left.device_bytes else 0):
             taken.append(copy)
-            freed += copy.bytes
-            freed_device += copy.device_bytes
-    if freed < short or freed_device < short_device:
-        refusal = _refusal(short, short_device, freed, freed_device, busy, recent)
-        passes = freed + soon >= short and freed_device + soon_device >= short_device
-        return replace(refusal, passes=passes)
+            freed += copy.size
+    if not short.within(freed):
+        soon = freed + Footprint(soon_host, soon_device)
+        return replace(_refusal(short, freed, busy, recent), passes=short.within(soon))
 
-    # A large victim may have made smaller ones before it superfluous: those stay, the most valuable first.
+    # A large copy may have made the smaller ones before it superfluous: those stay, the most valuable first.
     victims: list[Held] = []
     for copy in reversed(taken):
-        if freed - copy.bytes >= short and freed_device - copy.device_bytes >= short_device:
-            freed -= copy.bytes
-            freed_device -= copy.device_bytes
+        if short.within(freed - copy.size):
+            freed -= copy.size
         else:
             victims.append(copy)
     victims.reverse()
     why = f"evicts {words.copies(len(victims))}, the last used {words.span(min(v.idle_ms for v in victims))} ago"
     hasty = any(copy.fresh for copy in victims)
-    return Room(RoomVerdict.EVICT, tuple(copy.key for copy in victims), freed, why, freed_device, hasty=hasty)
+    return Room(RoomVerdict.EVICT, tuple(copy.key for copy in victims), why, freed, hasty=hasty)
 
 
 def search(
-    need_bytes: int,
-    free_bytes: int,
-    capacity_bytes: int,
+    need: Need,
     policy: Policy[str],
     look: Callable[[str], Held],
     *,
@@ -159,19 +163,15 @@ def search(
     spares: Mapping[str, int] | None = None,
     busy: Iterable[Held] = (),
     on_looked: Callable[[Sequence[Held]], None] | None = None,
-    need_device_bytes: int = 0,
-    free_device_bytes: int = 0,
-    capacity_device_bytes: int = 0,
 ) -> Room:
     """Runs `make_room` over the copies of a policy, and examines only as many as it takes.
 
     `look` returns a copy's current state, with its `standing` by the same policy. `spares` counts copies elsewhere;
     with any, a few more copies are examined than are needed, so that a spare can go first. `busy` are copies that the
     policy does not know because they are still loading. `on_looked` is called with the copies that were examined."""
-    short = need_bytes - free_bytes
-    short_device = need_device_bytes - free_device_bytes
+    short = need.short
     looked: list[Held] = []
-    if short > 0 or short_device > 0:
+    if short.total_bytes:
         least = CANDIDATES if spares else 1
         found = found_device = 0
 
@@ -182,41 +182,37 @@ def search(
             if not (copy.in_flight or copy.busy_reason or copy.fresh) and copy.idle_ms >= idle_ms:
                 found += copy.bytes
                 found_device += copy.device_bytes
-            return found >= short and found_device >= short_device and len(looked) >= least
+            return found >= short.host_bytes and found_device >= short.device_bytes and len(looked) >= least
 
-        if need_bytes <= capacity_bytes and need_device_bytes <= capacity_device_bytes:
+        if need.size.within(need.capacity):
             policy.walk(enough)
             looked.extend(busy)
     if on_looked is not None:
         on_looked(looked)
-    return make_room(
-        need_bytes,
-        free_bytes,
-        capacity_bytes,
-        looked,
-        idle_ms=idle_ms,
-        need_device_bytes=need_device_bytes,
-        free_device_bytes=free_device_bytes,
-        capacity_device_bytes=capacity_device_bytes,
-    )
+    return make_room(need, looked, idle_ms=idle_ms)
 
 
-def _without_looking(need: int, free: int, capacity: int, kind: str) -> Room | None:
+def _without_looking(need: Need) -> Room | None:
     """Decides where the copies do not matter; None where they do."""
-    if need > capacity:
-        why = f"needs {kind}{words.size(need)}, the {kind}capacity is {words.size(capacity)}"
-        return Room(RoomVerdict.TOO_LARGE, (), 0, why)
-    if need <= free:
-        return Room(RoomVerdict.FITS, (), 0, f"{words.size(free)} are free")
+    size, capacity = need.size, need.capacity
+    if size.host_bytes > capacity.host_bytes:
+        why = f"needs {words.size(size.host_bytes)}, the capacity is {words.size(capacity.host_bytes)}"
+        return Room(RoomVerdict.TOO_LARGE, (), why)
+    if size.device_bytes > capacity.device_bytes:
+        why = f"needs device memory {words.size(size.device_bytes)}"
+        why += f", the device memory capacity is {words.size(capacity.device_bytes)}"
+        return Room(RoomVerdict.TOO_LARGE, (), why)
+    if size.within(need.free):
+        return Room(RoomVerdict.FITS, (), f"{words.size(need.free.host_bytes)} are free")
     return None
 
 
-def _refusal(short: int, short_device: int, freed: int, freed_device: int, busy: int, recent: int) -> Room:
-    if freed < short:
-        why = f"needs {words.size(short)} more than is free, {words.size(freed)} can be evicted"
+def _refusal(short: Footprint, freed: Footprint, busy: int, recent: int) -> Room:
+    if freed.host_bytes < short.host_bytes:
+        why = f"needs {words.size(short.host_bytes)} more than is free, {words.size(freed.host_bytes)} can be evicted"
     else:
-        why = f"needs {words.size(short_device)} more device memory than is free, {words.size(freed_device)} of it"
-        why += " can be evicted"
+        why = f"needs {words.size(short.device_bytes)} more device memory than is free"
+        why += f", {words.size(freed.device_bytes)} of it can be evicted"
     kept = [f"{words.size(busy)} are busy"] if busy else []
     kept += [f"{words.size(recent)} were used more recently"] if recent else []
-    return Room(RoomVerdict.NO_ROOM, (), 0, f"{why}; {', '.join(kept)}" if kept else why)
+    return Room(RoomVerdict.NO_ROOM, (), f"{why}; {', '.join(kept)}" if kept else why)

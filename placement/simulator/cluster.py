@@ -213,9 +213,7 @@ class Cluster:
             )
 
         found = room.search(
-            model.bytes,
-            pod.capacity - pod.used,
-            pod.capacity,
+            room.Need.of_host(model.bytes, pod.capacity - pod.used, pod.capacity),
             pod.policy,
             look,
             idle_ms=idle_ms,

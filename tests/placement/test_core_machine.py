@@ -102,9 +102,7 @@ class Mesh(RuleBasedStateMachine):
                 return None
             pod = self.pods[chosen.pod]
             found = room.search(
-                size,
-                pod.capacity - pod.used,
-                pod.capacity,
+                room.Need.of_host(size, pod.capacity - pod.used, pod.capacity),
                 pod.policy,
                 lambda key, pod=pod: self.look(pod, key),
                 idle_ms=idle,
@@ -188,7 +186,9 @@ class Mesh(RuleBasedStateMachine):
         self.sizes[model] = max(self.sizes[model], copy.size)
         pod.policy.resize(model, size=copy.size, cost=10.0)
         if pod.used > pod.capacity:
-            found = room.search(0, pod.capacity - pod.used, pod.capacity, pod.policy, lambda key: self.look(pod, key))
+            found = room.search(
+                room.Need.of_host(0, pod.capacity - pod.used, pod.capacity), pod.policy, lambda key: self.look(pod, key)
+            )
             if found.verdict is room.RoomVerdict.EVICT:
                 self.make_way(pod, found, 0, 0)
             else:

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from placement.footprint import Footprint
 from placement.line import Fate, Step, Waiter, look
-from placement.room import FRESH_MS, Held, Room, RoomVerdict, make_room
+from placement.room import FRESH_MS, Held, Need, Room, RoomVerdict, make_room
 
-FITS = Room(RoomVerdict.FITS, (), 0, "free")
-HASTY = Room(RoomVerdict.EVICT, ("a",), 1, "evicts", hasty=True)
-PASSES = Room(RoomVerdict.NO_ROOM, (), 0, "busy", passes=True)
-HOPELESS = Room(RoomVerdict.NO_ROOM, (), 0, "kept")
-TOO_LARGE = Room(RoomVerdict.TOO_LARGE, (), 0, "too large")
+FITS = Room(RoomVerdict.FITS, (), "free")
+HASTY = Room(RoomVerdict.EVICT, ("a",), "evicts", hasty=True)
+PASSES = Room(RoomVerdict.NO_ROOM, (), "busy", passes=True)
+HOPELESS = Room(RoomVerdict.NO_ROOM, (), "kept")
+TOO_LARGE = Room(RoomVerdict.TOO_LARGE, (), "too large")
 
 
 def newcomer(key: str, place: int, least: int | None = 100, *, since_ms: int = 0) -> Waiter[str]:
@@ -136,7 +136,7 @@ class Pod:
             if other != key
         ]
         need = self.wants[key] - self.held.get(key, 0)
-        return make_room(need, self.capacity - sum(self.held.values()), self.capacity, held)
+        return make_room(Need.of_host(need, self.capacity - sum(self.held.values()), self.capacity), held)
 
     def _busy(self, other: str, waiter: Waiter[str]) -> str:
         if other in self.copies:

@@ -308,7 +308,7 @@ def test_room_is_searched_in_the_order_of_the_policy(policy, steps, need):
             pod.use(key)
         elif step == "evict" and pod.uses:
             pod.evict(pod.first())
-    found = room.search(need * MIB, 0, 100 * MIB, pod.policy, looks(pod))
+    found = room.search(room.Need.of_host(need * MIB, 0, 100 * MIB), pod.policy, looks(pod))
     pod.order()
-    whole = room.make_room(need * MIB, 0, 100 * MIB, [looks(pod)(key) for key in pod.uses])
+    whole = room.make_room(room.Need.of_host(need * MIB, 0, 100 * MIB), [looks(pod)(key) for key in pod.uses])
     assert (found.verdict, found.victims) == (whole.verdict, whole.victims)

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from placement.footprint import Footprint
 from placement.replay import Question, parse, render, replay
-from placement.room import Held, RoomVerdict
+from placement.room import Held, Need, RoomVerdict
 
 held = st.builds(
     Held,
@@ -23,9 +24,12 @@ held = st.builds(
 questions = st.builds(
     Question,
     model_id=st.text(max_size=5),
-    need_bytes=st.integers(0, 120),
-    free_bytes=st.integers(-20, 100),
-    capacity_bytes=st.integers(0, 100),
+    need=st.builds(
+        Need,
+        st.builds(Footprint, st.integers(0, 120), st.integers(0, 20)),
+        st.builds(Footprint, st.integers(-20, 100), st.integers(-5, 20)),
+        st.builds(Footprint, st.integers(0, 100), st.integers(0, 20)),
+    ),
     idle_ms=st.integers(0, 10_000),
     held=st.lists(held, max_size=8, unique_by=lambda one: one.key).map(tuple),
 )
@@ -42,7 +46,7 @@ def test_what_is_written_gets_the_same_answers(asked):
 
 def test_another_answer_is_shown():
     """With what was decided then, and what is now."""
-    question = Question("m", 10, 0, 100, 0, (Held("a", 10, 5000), Held("b", 10, 1000)))
+    question = Question("m", Need.of_host(10, 0, 100), 0, (Held("a", 10, 5000), Held("b", 10, 1000)))
     data = json.loads(render(question, question.ask()))
     assert data["victims"] == ["a"]
     data["victims"] = ["b"]

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from placement.room import SPARE, Held, RoomVerdict, make_room
+from placement.footprint import Footprint
+from placement.room import SPARE, Held, Need, Room, RoomVerdict, make_room
 
 helds = st.lists(
     st.builds(
@@ -27,12 +28,12 @@ helds = st.lists(
 def test_all_or_nothing_and_nothing_needless(need, free, held, idle_ms):
     """The whole contract on random caches: capacity, busy copies, recency, minimal victims, determinism."""
     capacity = 100
-    room = make_room(need, free, capacity, held, idle_ms=idle_ms)
+    room = make_room(Need.of_host(need, free, capacity), held, idle_ms=idle_ms)
     by_key = {copy.key: copy for copy in held}
     victims = [by_key[key] for key in room.victims]
     assert len(set(room.victims)) == len(victims)
     assert bool(victims) == (room.verdict is RoomVerdict.EVICT)
-    assert room.freed_bytes == sum(copy.bytes for copy in victims)
+    assert room.freed.host_bytes == sum(copy.bytes for copy in victims)
     for copy in victims:
         assert not copy.in_flight
         assert not copy.busy_reason
@@ -44,19 +45,19 @@ def test_all_or_nothing_and_nothing_needless(need, free, held, idle_ms):
         case RoomVerdict.FITS:
             assert need <= free
         case RoomVerdict.EVICT:
-            assert free < need <= free + room.freed_bytes
+            assert free < need <= free + room.freed.host_bytes
             for copy in victims:
-                assert free + room.freed_bytes - copy.bytes < need, "a superfluous victim"
+                assert free + room.freed.host_bytes - copy.bytes < need, "a superfluous victim"
         case RoomVerdict.NO_ROOM:
             assert free + sum(copy.bytes for copy in may_go) < need <= capacity
     assert room.why
-    assert make_room(need, free, capacity, list(reversed(held)), idle_ms=idle_ms) == room
+    assert make_room(Need.of_host(need, free, capacity), list(reversed(held)), idle_ms=idle_ms) == room
 
 
 @given(helds, st.integers(1, 60))
 def test_a_spared_copy_is_never_staler_than_a_victim_of_its_size(held, need):
     """Between two copies of one size and standing, the one that goes has been idle at least as long."""
-    room = make_room(need, 0, 100, held)
+    room = make_room(Need.of_host(need, 0, 100), held)
     if room.verdict is not RoomVerdict.EVICT:
         return
     by_key = {copy.key: copy for copy in held}
@@ -70,13 +71,13 @@ def test_a_spared_copy_is_never_staler_than_a_victim_of_its_size(held, need):
 def test_oldest_first():
     """Plain LRU where nothing else differs."""
     held = [Held("young", 10, 1_000), Held("oldest", 10, 3_000), Held("old", 10, 2_000)]
-    assert make_room(15, 0, 100, held).victims == ("oldest", "old")
+    assert make_room(Need.of_host(15, 0, 100), held).victims == ("oldest", "old")
 
 
 def test_a_large_victim_spares_the_small_ones_before_it():
     """An older copy whose bytes turn out not to be needed stays."""
     held = [Held("tiny", 1, 9_000), Held("large", 50, 5_000)]
-    assert make_room(40, 0, 100, held).victims == ("large",)
+    assert make_room(Need.of_host(40, 0, 100), held).victims == ("large",)
 
 
 @pytest.mark.parametrize(
@@ -90,23 +91,23 @@ def test_a_large_victim_spares_the_small_ones_before_it():
 def test_a_copy_with_another_elsewhere_goes_first_within_reason(spare_idle, sole_idle, victim):
     """It counts as SPARE times as old, not as infinitely old."""
     held = [Held("sole", 10, sole_idle), Held("spare", 10, spare_idle, other_copies=1)]
-    assert make_room(10, 0, 100, held).victims == (victim,)
+    assert make_room(Need.of_host(10, 0, 100), held).victims == (victim,)
 
 
 def test_older_than_everything_in_a_full_cache_has_no_room():
     """A load for nobody does not displace what is used; one with a waiting caller does."""
     held = [Held("a", 50, 1_000), Held("b", 50, 2_000)]
-    refused = make_room(10, 0, 100, held, idle_ms=2_001)
+    refused = make_room(Need.of_host(10, 0, 100), held, idle_ms=2_001)
     assert refused.verdict is RoomVerdict.NO_ROOM
     assert "100 B were used more recently" in refused.why
-    assert make_room(10, 0, 100, held, idle_ms=2_000).victims == ("b",)
-    assert make_room(10, 0, 100, held).victims == ("b",)
+    assert make_room(Need.of_host(10, 0, 100), held, idle_ms=2_000).victims == ("b",)
+    assert make_room(Need.of_host(10, 0, 100), held).victims == ("b",)
 
 
 def test_busy_copies_are_named_in_the_refusal():
     """A full cache of calls in flight says so and evicts nothing."""
     held = [Held("a", 60, 1_000, in_flight=1), Held("b", 40, 9_000)]
-    room = make_room(50, 0, 100, held)
+    room = make_room(Need.of_host(50, 0, 100), held)
     assert room.verdict is RoomVerdict.NO_ROOM
     assert room.victims == ()
     assert "60 B are busy" in room.why
@@ -119,14 +120,14 @@ def test_what_fits_reads_nothing():
         raise AssertionError("read")
         yield
 
-    assert make_room(10, 10, 100, explosive()).verdict is RoomVerdict.FITS
-    assert make_room(101, 10, 100, explosive()).verdict is RoomVerdict.TOO_LARGE
+    assert make_room(Need.of_host(10, 10, 100), explosive()).verdict is RoomVerdict.FITS
+    assert make_room(Need.of_host(101, 10, 100), explosive()).verdict is RoomVerdict.TOO_LARGE
 
 
 def test_an_overcommitted_cache_is_repaired():
     """A size predicted too small leaves negative free space; needing nothing more, the stalest go until it is even."""
     held = [Held("a", 30, 1_000), Held("b", 30, 2_000), Held("c", 30, 3_000)]
-    assert make_room(0, -40, 100, held).victims == ("c", "b")
+    assert make_room(Need.of_host(0, -40, 100), held).victims == ("c", "b")
 
 
 def test_no_ping_pong():
@@ -136,7 +137,7 @@ def test_no_ping_pong():
         model = f"m{now % 7}"
         if model not in cache:
             held = [Held(key, 25, now - used) for key, used in cache.items()]
-            for victim in make_room(25, 100 - 25 * len(cache), 100, held).victims:
+            for victim in make_room(Need.of_host(25, 100 - 25 * len(cache), 100), held).victims:
                 assert cache[victim] == min(cache.values())
                 del cache[victim]
         cache[model] = now
@@ -146,8 +147,8 @@ def test_no_ping_pong():
 def test_a_copy_whose_caller_has_not_come_yet_goes_last():
     """A policy that holds little of a newcomer does not let it go before its first call."""
     held = [Held("new", 10, 0, standing=(0, 0.0), fresh=True), Held("old", 10, 500, standing=(1, 9.0))]
-    assert make_room(10, 0, 100, held).victims == ("old",)
-    assert make_room(20, 0, 100, held).victims == ("old", "new")
+    assert make_room(Need.of_host(10, 0, 100), held).victims == ("old",)
+    assert make_room(Need.of_host(20, 0, 100), held).victims == ("old", "new")
 
 
 @pytest.mark.parametrize(
@@ -162,40 +163,41 @@ def test_a_copy_whose_caller_has_not_come_yet_goes_last():
 )
 def test_whether_waiting_helps_is_told(held, passes):
     """Where only what is at work now is in the way."""
-    room = make_room(50, 0, 100, held)
+    room = make_room(Need.of_host(50, 0, 100), held)
     assert (room.verdict, room.passes) == (RoomVerdict.NO_ROOM, passes)
 
 
 def test_what_was_used_more_recently_is_not_waited_for():
     """A load for nobody will not displace it when its call has ended, either."""
-    assert not make_room(50, 0, 100, [Held("a", 60, 0, in_flight=1)], idle_ms=1000).passes
+    assert not make_room(Need.of_host(50, 0, 100), [Held("a", 60, 0, in_flight=1)], idle_ms=1000).passes
 
 
 def test_a_victim_whose_caller_is_on_its_way_is_told():
     held = [Held("new", 10, 0, fresh=True), Held("old", 10, 500)]
-    assert not make_room(10, 0, 100, held).hasty
-    assert make_room(20, 0, 100, held).hasty
+    assert not make_room(Need.of_host(10, 0, 100), held).hasty
+    assert make_room(Need.of_host(20, 0, 100), held).hasty
 
 
 def test_the_policy_decides_the_order():
     """A standing given with the copies wins over their ages."""
     held = [Held("older", 10, 900, standing=(1, 5.0)), Held("cheaper", 10, 100, standing=(1, 2.0))]
-    assert make_room(10, 0, 100, held).victims == ("cheaper",)
+    assert make_room(Need.of_host(10, 0, 100), held).victims == ("cheaper",)
 
 
 def test_room_is_found_in_both_memories_or_not_at_all():
     """Copies that free nothing of what is short stay; too little of either evicts nothing and says which."""
     held = [Held("host only", 10, 9_000), Held("device", 1, 5_000, device_bytes=10)]
-    device = {"need_device_bytes": 10, "free_device_bytes": 0, "capacity_device_bytes": 50}
-    assert make_room(0, 0, 100, held, **device).victims == ("device",)
-    room = make_room(5, 0, 100, held, **device)
+
+    def make(host: int, device: int) -> Room:
+        return make_room(Need(Footprint(host, device), Footprint(), Footprint(100, 50)), held)
+
+    assert make(0, 10).victims == ("device",)
+    room = make(5, 10)
     assert room.victims == ("host only", "device")
-    assert (room.freed_bytes, room.freed_device_bytes) == (11, 10)
-    device["need_device_bytes"] = 11
-    assert make_room(5, 0, 100, held, **device).verdict is RoomVerdict.NO_ROOM
-    assert "device memory" in make_room(5, 0, 100, held, **device).why
-    device["need_device_bytes"] = 51
-    assert make_room(0, 0, 100, held, **device).verdict is RoomVerdict.TOO_LARGE
+    assert room.freed == Footprint(11, 10)
+    assert make(5, 11).verdict is RoomVerdict.NO_ROOM
+    assert "device memory" in make(5, 11).why
+    assert make(0, 51).verdict is RoomVerdict.TOO_LARGE
 
 
 @given(
@@ -217,12 +219,10 @@ def test_room_is_found_in_both_memories_or_not_at_all():
 )
 def test_two_memories_all_or_nothing(need, free, held):
     """The contract holds in both memories at once: enough is freed, no victim is superfluous, none is in use."""
-    room = make_room(
-        need[0], free[0], 100, held, need_device_bytes=need[1], free_device_bytes=free[1], capacity_device_bytes=100
-    )
+    room = make_room(Need(Footprint(*need), Footprint(*free), Footprint(100, 100)), held)
     victims = [copy for copy in held if copy.key in room.victims]
     host, device = sum(v.bytes for v in victims), sum(v.device_bytes for v in victims)
-    assert (room.freed_bytes, room.freed_device_bytes) == (host, device)
+    assert room.freed == Footprint(host, device)
     assert not any(copy.in_flight for copy in victims)
     if room.verdict is RoomVerdict.EVICT:
         assert need[0] <= free[0] + host

@@ -63,17 +63,7 @@ class Victims:
             for entry in ledger.under_way()
             if entry.weight and entry.key not in keep and (growing is None or entry.state is not State.WAITING)
         ]
-        question = Question(
-            for_whom,
-            need.host_bytes,
-            free.host_bytes,
-            ledger.capacity.host_bytes,
-            idle_ms,
-            (),
-            need.device_bytes,
-            free.device_bytes,
-            ledger.capacity.device_bytes,
-        )
+        question = Question(for_whom, room.Need(need, free, ledger.capacity), idle_ms)
         return self._ask(question, self._look(spares, keep), spares, busy)
 
     def disk_room_for(
@@ -101,7 +91,7 @@ class Victims:
             and (entry.disk_bytes or (entry.state is State.PULLING and entry.key not in without))
         ]
         all_bytes = sum(entry.disk_bytes for entry in ledger.entries.values())
-        question = Question(for_whom, short_bytes, 0, max(short_bytes, all_bytes), idle_ms, ())
+        question = Question(for_whom, room.Need.of_host(short_bytes, 0, max(short_bytes, all_bytes)), idle_ms)
         return self._ask(question, on_disk, spares, busy)
 
     def leaving_disk_bytes(self, promised: Collection[str]) -> int:
@@ -123,18 +113,13 @@ class Victims:
     ) -> room.Room:
         looked: list[room.Held] = []
         found = room.search(
-            question.need_bytes,
-            question.free_bytes,
-            question.capacity_bytes,
+            question.need,
             self._ledger.policy,
             look,
             idle_ms=question.idle_ms,
             spares=spares,
             busy=busy,
             on_looked=looked.extend,
-            need_device_bytes=question.need_device_bytes,
-            free_device_bytes=question.free_device_bytes,
-            capacity_device_bytes=question.capacity_device_bytes,
         )
         if found.verdict is not room.RoomVerdict.FITS:
             self.questions.append((replace(question, held=tuple(looked)), found))

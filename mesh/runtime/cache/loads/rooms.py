@@ -167,13 +167,13 @@ class Rooms:
     ) -> Refused | None:
         """Has copies go until a model's files find room on the disk: as for memory, and in the same order. Returns when
         their files are gone, or why they cannot go. `short` says how many bytes of files in use are in the way."""
-        took = Room(RoomVerdict.FITS, (), 0, "")
+        took = Room(RoomVerdict.FITS, (), "")
 
         def ask() -> Room:
             if (bytes_short := short()) <= 0:  # somebody else's pull has ended
-                return Room(RoomVerdict.FITS, (), 0, "the disk has room by now")
+                return Room(RoomVerdict.FITS, (), "the disk has room by now")
             if not entry.idle_ms and bytes_short <= self._victims.leaving_disk_bytes(self._going):
-                return Room(RoomVerdict.NO_ROOM, (), 0, "files of copies that are being unloaded go first", passes=True)
+                return Room(RoomVerdict.NO_ROOM, (), "files of copies that are being unloaded go first", passes=True)
             return self._victims.disk_room_for(
                 bytes_short,
                 idle_ms=entry.idle_ms,

@@ -18,7 +18,7 @@ async def pod() -> AsyncIterator[FakePod]:
 
 
 def evicting(*victims: str) -> Room:
-    return Room(RoomVerdict.EVICT, victims, 0, "evicts some, the last used 5 s ago")
+    return Room(RoomVerdict.EVICT, victims, "evicts some, the last used 5 s ago")
 
 
 async def test_victims_make_way_and_the_reason_is_kept(pod: FakePod) -> None:

@@ -180,7 +180,7 @@ async def test_copies_make_way_for_the_disk_as_for_memory(pod: FakePod) -> None:
         pod.called(f"m{number}")
     assert pod.resident == {f"m{number}" for number in range(3, 8)}
     assert pod.files.sizes.keys() == pod.resident
-    assert sum(1 for question, _ in pod.victims.questions if question.need_bytes == 1000) == 3
+    assert sum(1 for question, _ in pod.victims.questions if question.need.size.host_bytes == 1000) == 3
 
 
 async def test_nothing_goes_from_the_disk_for_a_load_that_loses_its_claim(pod: FakePod) -> None:
