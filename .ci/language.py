@@ -56,7 +56,7 @@ BEGINNINGS = HEADLESS | {"Else", "Only", "Both", "Each"}
 
 UNITS = re.compile(
     r"\b(second|millisecond|minute|hour|day|byte|bytes|size|MiB|GiB|percent|share|age|seconds|calls|loads|threads|number|"
-    r"connections|workers|pods|models|port|revision|lines|rows|copies|days|s|ms|%|snapshots|count)\b",
+    r"connections|workers|pods|models|port|seed|exponent|revision|lines|rows|copies|days|s|ms|%|snapshots|count)\b",
     re.IGNORECASE,
 )
 

@@ -1,4 +1,4 @@
-"""The command line's tree: what stands before a command's name, and which module brings which command."""
+"""The tree of commands: the options before a command's name, and the modules that add the commands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +31,7 @@ from mesh.cli.trust import Trust
 HELP = """
 Thousands of models behind one endpoint.
 
-`mesh up` starts a whole mesh on this machine; the other commands talk to one that runs, here or elsewhere.
+`mesh up` starts a whole mesh on this machine; the other commands talk to a running mesh, here or elsewhere.
 """
 
 
@@ -39,11 +39,11 @@ _MODULES = (
     *(processes, certificates, registry, bulk, serving, limits, infer, pods, top),
     *(simulate, replay, backup, snapshot, prefix, doctor, context),
 )
-"""In the order of the help's panels."""
+"""The modules of commands, in the order of the help's panels."""
 
 
 def build() -> typer.Typer:
-    """The application, with every command."""
+    """Builds the application with every command."""
     app = typer.Typer(
         name="mesh",
         help=HELP,
@@ -85,14 +85,22 @@ def _callback(
     ] = "",
     ca: Annotated[
         Path | None,
-        typer.Option("--ca", envvar="MESH_CA", metavar="FILE", help="PEM file: whom to trust with an https endpoint."),
+        typer.Option(
+            "--ca", envvar="MESH_CA", metavar="FILE", help="PEM file of the authorities to trust for an https endpoint."
+        ),
     ] = None,
     cert: Annotated[
         Path | None,
-        typer.Option("--cert", envvar="MESH_CERT", metavar="FILE", help="PEM file: who you are, if the mesh asks."),
+        typer.Option(
+            "--cert",
+            envvar="MESH_CERT",
+            metavar="FILE",
+            help="PEM file of the client certificate, for a mesh that requires one.",
+        ),
     ] = None,
     key: Annotated[
-        Path | None, typer.Option("--key", envvar="MESH_KEY", metavar="FILE", help="PEM file: the key of --cert.")
+        Path | None,
+        typer.Option("--key", envvar="MESH_KEY", metavar="FILE", help="PEM file of the private key of --cert."),
     ] = None,
     named: Annotated[
         str,
@@ -100,7 +108,7 @@ def _callback(
             "--context",
             envvar="MESH_CONTEXT",
             metavar="NAME",
-            help="A mesh that `mesh context set` has named, in place of the current one.",
+            help="Context to use instead of the current one (see `mesh context`).",
         ),
     ] = "",
 ) -> None:
@@ -109,7 +117,7 @@ def _callback(
         return source is not None and source.name == "ENVIRONMENT"
 
     if named and not from_environment("named"):
-        # A context that is named here is said on the command line, so it comes before what the environment says.
+        # --context on the command line takes precedence over the environment.
         endpoint = "" if from_environment("endpoint") else endpoint
         ca = None if from_environment("ca") else ca
         cert = None if from_environment("cert") else cert

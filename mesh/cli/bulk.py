@@ -1,9 +1,9 @@
-"""`mesh import`: registering many models at once, from lines of JSON or from a folder of model files.
+"""`mesh import`: registers many models at once, from lines of JSON or from a folder of model files.
 
-The lines are sent in chunks, a few at once, each an ordinary request with an ordinary answer: nothing depends on one
-connection living for as long as the whole takes, memory is that of a few chunks, and after a failure the same command
-goes on where it stopped, because what is registered already is left as it is. A bad line is reported with its number
-and holds nothing else up.
+The lines are sent in chunks, a few at a time, each an ordinary request with an ordinary answer: no connection has to
+last for the whole import, memory is bounded by a few chunks, and after a failure the same command continues where it
+stopped, since models that are already registered stay unchanged. A bad line is reported with its number and does not
+hold up the others.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ CHUNK_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Lines that travel together; `numbers[i]` is where line i stands in the source, from 1."""
+    """Lines that are sent together; `numbers[i]` is the number of line i in the source, counted from 1."""
 
     data: bytes
     numbers: tuple[int, ...]
@@ -41,16 +41,16 @@ class Chunk:
 
 @dataclass(slots=True)
 class Totals:
-    """What has come of it so far."""
+    """Counts of an import so far."""
 
     created: int = 0
     existing: int = 0
     failed: int = 0
-    errors: list[dict[str, Any]] = field(default_factory=list)  # kept only where asked for
+    errors: list[dict[str, Any]] = field(default_factory=list)  # kept only for --json
 
     @property
     def done(self) -> int:
-        """Lines with an answer."""
+        """Number of lines with an answer."""
         return self.created + self.existing + self.failed
 
 
@@ -62,24 +62,29 @@ def add(app: typer.Typer) -> None:
 def import_models(
     context: typer.Context,
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Lines of JSON (a file, or - for standard input), or a folder.")
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="File with lines of JSON, - for standard input, a folder of model files, or a manifest.json.",
+        ),
     ],
-    prefix: Annotated[str, typer.Option("--prefix", help="With a folder: what every id begins with.")] = "",
+    prefix: Annotated[str, typer.Option("--prefix", help="Prefix of every id, for a folder or a manifest.")] = "",
     kind: Annotated[
-        str, typer.Option("--type", "-t", metavar="TYPE", help="With a folder: the models' type.")
+        str, typer.Option("--type", "-t", metavar="TYPE", help="Type of the models, for a folder or a manifest.")
     ] = "onnx",
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
     """Registers many models at once.
 
-    A line is a model: `{"id": "fraud/de", "type": "onnx", "path": "/models/fraud-de.onnx"}`, with a `key` where its
-    storage needs one, and a `sha256` where its file must have that digest. Of a folder, every .onnx file below it is
-    registered, its id is its path without the ending; with its folder, where it has external data. A folder of versions
-    (`dense/1/model.onnx`, `dense/2/model.onnx`) is one model, `dense`. A folder with a `manifest.json`, or such a file,
-    lists them itself: `{"models": [{"id": "a", "file": "a.onnx"}]}`.
+    Each line is a model: `{"id": "fraud/de", "type": "onnx", "path": "/models/fraud-de.onnx"}`. Add a `key` if its
+    storage needs one, and a `sha256` if its file must have that digest.
 
-    What is registered already with the same attributes is left as it is. Ends with 1 if any line failed.
+    From a folder, every .onnx file below it is registered under its path without the suffix; a file with external data
+    is registered as its folder. A folder of versions (`dense/1/model.onnx`, `dense/2/model.onnx`) is one model,
+    `dense`. A `manifest.json` lists the models instead: `{"models": [{"id": "a", "file": "a.onnx"}]}`.
+
+    Models already registered with the same attributes stay unchanged. The exit code is 1 if any line failed.
 
     Examples: `mesh import models.ndjson`, `mesh import ./models --prefix fraud/`, `generate | mesh import -`
     """
@@ -122,7 +127,7 @@ async def _import(client: Client, source: str, prefix: str, kind: str, *, as_jso
                 lambda: shown.update(task, completed=totals.done),
             )
         except CommandError as error:
-            error.text += f" (after {totals.done} lines: the same command goes on, what is registered stays as it is)"
+            error.text += f" (after {totals.done} lines; run the same command again to continue)"
             raise
     seconds = max(time.monotonic() - started, 1e-9)
     answer = {"created": totals.created, "existing": totals.existing, "failed": totals.failed}
@@ -135,10 +140,10 @@ async def _import(client: Client, source: str, prefix: str, kind: str, *, as_jso
 
 
 async def _send_all(client: Client, source: Iterator[Chunk], totals: Totals, report: Any, progress: Any) -> None:
-    """Keeps a few chunks on the way; the first failure of a request ends all."""
+    """Sends a few chunks at a time; the first request that fails ends the import."""
 
     async def sender() -> None:
-        for chunk in source:  # one iterator, shared: each takes the next when it has sent its own
+        for chunk in source:  # one shared iterator: each sender takes the next chunk when its own is sent
             await _send(client, chunk, totals, report)
             progress()
 
@@ -151,14 +156,14 @@ async def _send_all(client: Client, source: Iterator[Chunk], totals: Totals, rep
 
 
 async def _send(client: Client, chunk: Chunk, totals: Totals, report: Any) -> None:
-    trouble: CommandError | None = CommandError("the mesh broke off in the middle of the import")
+    trouble: CommandError | None = CommandError("the mesh ended its answer in the middle of the import")
     async for line in client.lines(IMPORT_PATH, chunk.data):
         error = line.get("error")
         if isinstance(error, dict):
             number = error.get("line")
             if isinstance(number, int) and 0 < number <= len(chunk.numbers):
                 report({**error, "line": chunk.numbers[number - 1]})
-            else:  # not of a line, but of all of them: the registry is away
+            else:  # an error of the whole chunk: the registry is unavailable
                 trouble = Refused(str(error.get("text", "")), reason=str(error.get("reason", "")))
         elif "finished" in line:
             if line["finished"]:
@@ -171,7 +176,7 @@ async def _send(client: Client, chunk: Chunk, totals: Totals, report: Any) -> No
 
 
 def chunks(lines: Iterable[tuple[int, bytes]]) -> Iterator[Chunk]:
-    """Bounded chunks of numbered lines; blank lines are left out."""
+    """Yields bounded chunks of numbered lines, without the blank ones."""
     data: list[bytes] = []
     numbers: list[int] = []
     size = 0
@@ -190,8 +195,8 @@ def chunks(lines: Iterable[tuple[int, bytes]]) -> Iterator[Chunk]:
 
 
 def lines_of(source: str, prefix: str, kind: str, bad: Callable[[int, str, str], None]) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file, of standard input, or one made for each model in a folder; with their numbers. `bad` is
-    called with number, id and reason for a model that cannot be registered so that it loads."""
+    """Yields the numbered lines of a file or of standard input, or a line for each model in a folder. `bad` is called
+    with number, id and reason for a model that could never be loaded."""
     if source == "-":
         yield from enumerate(sys.stdin.buffer, 1)
         return
@@ -209,7 +214,7 @@ def lines_of(source: str, prefix: str, kind: str, bad: Callable[[int, str, str],
                 model = {"id": prefix + found.id, "type": kind, "path": str(found.path.resolve())}
                 yield number, json.dumps(model).encode()
             if not number:
-                raise CommandError(f"there is no .onnx file in {path}", code=Exit.USAGE)
+                raise CommandError(f"{path} has no .onnx files", code=Exit.USAGE)
         else:
             with path.open("rb") as stream:
                 yield from enumerate(stream, 1)
@@ -218,13 +223,13 @@ def lines_of(source: str, prefix: str, kind: str, bad: Callable[[int, str, str],
 
 
 def _skipped(folder: Path, why: str) -> None:
-    output.remarks().print(f"{output.plain(str(folder))} is skipped: {output.plain(why)}", soft_wrap=True)
+    output.remarks().print(f"{output.plain(str(folder))} skipped: {output.plain(why)}", soft_wrap=True)
 
 
 def _listed(
     manifest: Path, prefix: str, kind: str, bad: Callable[[int, str, str], None]
 ) -> Iterator[tuple[int, bytes]]:
-    """A line for each model of a manifest, whose files are named relative to it, with its number."""
+    """Yields a numbered line for each model of a manifest, which names files relative to itself."""
     try:
         for number, model in enumerate(json.loads(manifest.read_bytes())["models"], 1):
             model_id, path, problem = prefix + str(model["id"]), str(model.get("path", "")), ""
@@ -238,11 +243,11 @@ def _listed(
             line = {"id": model_id, "type": model.get("type", kind), "path": path}
             yield number, json.dumps(line | ({"key": model["key"]} if model.get("key") else {})).encode()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CommandError(f"{manifest} is no manifest of models: {error!r}", code=Exit.USAGE) from error
+        raise CommandError(f"{manifest} is not a manifest of models: {error!r}", code=Exit.USAGE) from error
 
 
 def count_lines(source: str) -> int | None:
-    """How many lines there are, for the bar; None where that is not known beforehand."""
+    """Counts the lines, for the progress bar; None if the number is not known beforehand."""
     path = Path(source)
     if source == "-" or path.suffix == ".json" or not path.is_file():
         return None
@@ -251,8 +256,8 @@ def count_lines(source: str) -> int | None:
 
 
 class _Rate(ProgressColumn):
-    """Models a second, over the last while."""
+    """The current rate in models a second."""
 
     def render(self, task: Task) -> Text:
-        """The cell."""
+        """Returns the column's cell for a task."""
         return Text(f"{task.speed:.0f}/s" if task.speed else "", style="dim")

@@ -1,6 +1,6 @@
-"""One V2 call, over gRPC or REST: what `mesh infer` sends and how.
+"""V2 calls of `mesh infer`, over gRPC or REST.
 
-Both carriers look alike to the command: metadata of a model, and an inference from arrays to arrays.
+Both carriers have the same interface: a model's metadata, and an inference from arrays to arrays.
 """
 
 from dataclasses import dataclass, field
@@ -19,12 +19,12 @@ from mesh.pb import details_pb2, inference_pb2
 from mesh.v2 import SERVICE
 
 MAX_MESSAGE = 2**31 - 1
-"""The mesh has its own limit on messages, and says which; gRPC's default of 4 MiB would hide that."""
+"""The mesh has its own limit on messages and names it in its error; gRPC's default of 4 MiB would hide that."""
 
 
 @dataclass(slots=True)
 class Request:
-    """What is to be sent, whatever it came from."""
+    """An inference request, before it is encoded for a carrier."""
 
     model: str
     inputs: dict[str, Array] = field(default_factory=dict)
@@ -33,34 +33,34 @@ class Request:
 
 
 class Carrier(Protocol):
-    """What carries a call."""
+    """The transport of a call."""
 
     async def metadata(self, model: str) -> dict[str, Any]:
-        """The model's inputs, as in V2's JSON."""
+        """Returns the model's inputs, as in V2's JSON."""
 
     async def infer(self, request: Request) -> dict[str, Array]:
-        """The outputs by name. Raises CommandError."""
+        """Returns the outputs by name. Raises CommandError."""
 
     async def close(self) -> None:
-        """Lets go of the connection."""
+        """Closes the connection."""
 
 
 class Rest:
-    """V2 over REST: inputs as JSON where it has a form for them, outputs as binary data."""
+    """V2 over REST: inputs as JSON if it can represent them, outputs as binary data."""
 
     def __init__(self, client: Client, timeout: float) -> None:
         self._client = client
         self._timeout = timeout
 
     async def close(self) -> None:
-        """Nothing: the client belongs to the command."""
+        """Does nothing: the client belongs to the command."""
 
     async def metadata(self, model: str) -> dict[str, Any]:
-        """See Carrier."""
+        """Returns the model's inputs, as in V2's JSON."""
         return await self._client.request("GET", f"/v2/models/{quote(model, safe='')}", timeout=self._timeout)
 
     async def infer(self, request: Request) -> dict[str, Array]:
-        """See Carrier."""
+        """Sends the request as JSON and binary data, and returns the outputs by name."""
         inputs = [tensors.to_rest(name, array) for name, array in request.inputs.items()]
         body: dict[str, Any] = {"inputs": [shown for shown, _ in inputs]}
         if request.outputs:
@@ -90,7 +90,7 @@ class Grpc:
         await self._channel.close(None)
 
     async def metadata(self, model: str) -> dict[str, Any]:
-        """See Carrier."""
+        """Returns the model's inputs, as in V2's JSON."""
         answer = await self._call(
             "ModelMetadata", inference_pb2.ModelMetadataRequest(name=model), inference_pb2.ModelMetadataResponse
         )
@@ -98,7 +98,7 @@ class Grpc:
         return {"inputs": inputs}
 
     async def infer(self, request: Request) -> dict[str, Array]:
-        """See Carrier."""
+        """Sends the request with raw contents and returns the outputs by name."""
         message = tensors.to_grpc(request.model, request.inputs, request.outputs)
         for name, value in request.parameters.items():
             _set_parameter(message.parameters[name], value)
@@ -117,7 +117,7 @@ class Grpc:
 
 
 def _failure(error: Any, address: str) -> CommandError:
-    """What a failed call means: the mesh's own reason where its trailers name one, else the code."""
+    """Returns a failed call as an error: with the mesh's own reason if the trailers have one, else with the code."""
     text = error.details() or ""
     for name, value in error.trailing_metadata() or ():
         if name == "grpc-status-details-bin":
@@ -126,13 +126,13 @@ def _failure(error: Any, address: str) -> CommandError:
     if code == "UNAVAILABLE" and ("failed to connect" in text.lower() or "Connection refused" in text):
         return Unreachable(
             f"nothing answers gRPC at {address}: is the mesh up? "
-            "Start one with `mesh up`, or name another with --endpoint or MESH_ENDPOINT"
+            "Start one with `mesh up`, or set --endpoint or MESH_ENDPOINT to another"
         )
     return CommandError(f"{code}: {text}", reason=code)
 
 
 def _reason(details: bytes) -> str:
-    """The reason of a google.rpc.ErrorInfo, or nothing."""
+    """Returns the reason in a google.rpc.ErrorInfo, "" if there is none."""
     status = details_pb2.Status()
     info = details_pb2.ErrorInfo()
     try:
@@ -142,7 +142,7 @@ def _reason(details: bytes) -> str:
                 info.ParseFromString(detail.value)
                 return info.reason
     except DecodeError:
-        pass  # the text stands without it
+        pass  # the text says enough without it
     return ""
 
 

@@ -1,4 +1,4 @@
-"""`mesh certificates`: makes the certificates for TLS inside a mesh, and renews them when they are due."""
+"""`mesh certificates`: issues the certificates for TLS inside a mesh, and renews them when they are due."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import typer
 from mesh.cli import options
 from mesh.cli.exits import CommandError
 
-if TYPE_CHECKING:  # cryptography takes its time: not for `mesh --help`
+if TYPE_CHECKING:  # cryptography is slow to import, and `mesh --help` does not need it
     from mesh.certificates import keeping
     from mesh.certificates.issuing import Wanted
 
@@ -26,43 +26,66 @@ def certificates(
         typer.Option(
             "--secret",
             metavar="NAME",
-            help="A Secret that exists in this pod's namespace: kept up to date as the pod's ServiceAccount.",
+            help="Existing Secret to keep up to date, with the rights of this pod's ServiceAccount.",
         ),
     ] = "",
     folder: Annotated[
-        Path | None, typer.Option("--dir", metavar="DIR", help="A folder instead, on machines without Kubernetes.")
+        Path | None,
+        typer.Option("--dir", metavar="DIR", help="Folder to use instead of a Secret, on machines without Kubernetes."),
     ] = None,
-    days: Annotated[int, typer.Option("--days", min=2, help="For so long a certificate is valid.")] = 365,
+    days: Annotated[int, typer.Option("--days", min=2, help="Validity of a certificate, in days.")] = 365,
     renew_before: Annotated[
-        int, typer.Option("--renew-before", min=1, metavar="DAYS", help="With less than that left it is renewed.")
+        int,
+        typer.Option(
+            "--renew-before",
+            min=1,
+            metavar="DAYS",
+            help="Remaining validity below which a certificate is renewed, in days.",
+        ),
     ] = 60,
     dns: Annotated[
         list[str] | None,
-        typer.Option("--dns", metavar="NAME", help="A further name in it, such as a member of etcd; may be repeated."),
+        typer.Option(
+            "--dns",
+            metavar="NAME",
+            help="Further DNS name of the certificate, such as a member of etcd; may be repeated.",
+        ),
     ] = None,
     timeout: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", min=0.1, help="For the API of Kubernetes to answer.")
+        float,
+        typer.Option(
+            "--timeout", metavar="SECONDS", min=0.1, help="Time limit of a call to the Kubernetes API, in seconds."
+        ),
     ] = 60.0,
     namespace: Annotated[
-        str, typer.Option("--namespace", metavar="NAME", help="Of the Secret, if it is not the pod's.")
+        str, typer.Option("--namespace", metavar="NAME", help="Namespace of the Secret; by default the pod's own.")
     ] = "",
-    kube_api: Annotated[str, typer.Option("--kube-api", metavar="URL", hidden=True, help="For tests.")] = "",
+    kube_api: Annotated[
+        str, typer.Option("--kube-api", metavar="URL", hidden=True, help="URL of the Kubernetes API, for tests.")
+    ] = "",
     kube_account: Annotated[
-        Path | None, typer.Option("--kube-account", metavar="DIR", hidden=True, help="For tests: token, ca.crt.")
+        Path | None,
+        typer.Option("--kube-account", metavar="DIR", hidden=True, help="Folder with token and ca.crt, for tests."),
     ] = None,
     log_format: Annotated[
         str,
-        typer.Option("--log-format", envvar="MESH_LOG_FORMAT", metavar="text|json", help="How it says what it did."),
+        typer.Option("--log-format", envvar="MESH_LOG_FORMAT", metavar="text|json", help="Format of the log lines."),
     ] = "text",
     log_level: Annotated[
-        str, typer.Option("--log-level", envvar="MESH_LOG_LEVEL", metavar="debug|info|warning|error")
+        str,
+        typer.Option(
+            "--log-level",
+            envvar="MESH_LOG_LEVEL",
+            metavar="debug|info|warning|error",
+            help="Lowest level that is logged.",
+        ),
     ] = "info",
 ) -> None:
-    """Makes the certificates for TLS inside a mesh (`--internal-tls`), and renews what is due.
+    """Issues the certificates for TLS inside a mesh (`--internal-tls`), and renews those that are due.
 
-    There come to be: ca.crt, the authorities that the mesh trusts; ca.key, their keys, which no process of the mesh
-    needs; tls.crt and tls.key, which all of them show, for the name mesh.internal and each --dns. Run it as often as
-    you like, once a day is enough: what is not due stays as it is. Content that it did not make is left alone.
+    It writes ca.crt, the authorities that the mesh trusts; ca.key, their keys, which no process of the mesh needs;
+    tls.crt and tls.key, which every process presents, valid for the name mesh.internal and each --dns. Running it once
+    a day is enough; certificates that are not due stay unchanged. Files that it did not write are never replaced.
 
     Examples: `mesh certificates --dir ./tls`, `mesh certificates --secret mesh-internal --dns mesh-etcd-0.mesh-etcd`
     """
@@ -91,7 +114,7 @@ def certificates(
 
 
 async def _keep(make: Callable[[], "keeping.Store"], wanted: "Wanted", where: str) -> None:
-    """Renews what is due, and says what it was. Raises CommandError."""
+    """Renews what is due and logs what it renewed. Raises CommandError."""
     from mesh.certificates import keeping, renewal
     from mesh.telemetry import logs
 
@@ -100,8 +123,8 @@ async def _keep(make: Callable[[], "keeping.Store"], wanted: "Wanted", where: st
         done = await keeping.keep(make(), wanted)
     except renewal.Foreign as error:
         raise CommandError(
-            f"{where} is left as it is: {error}. To have certificates made there, empty it first; to use your own, "
-            "tell the mesh where they are (internalTLS.existingSecret of the chart) and do without this command"
+            f"{where} was left unchanged: {error}. To have certificates issued there, empty it first; to use your own, "
+            "name them to the mesh (internalTLS.existingSecret of the chart) and do not run this command"
         ) from error
     except keeping.StoreError as error:
         raise CommandError(str(error)) from error

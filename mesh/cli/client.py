@@ -1,7 +1,7 @@
 """A small client of the mesh's REST interface, whose errors say what to do.
 
-Every request has a time-out. The answers are plain dictionaries, as they came: the commands show what is there and
-leave out what is not, so that this build's CLI also works with a mesh one version older or newer.
+Every request has a timeout. Answers stay plain dictionaries: the commands show the fields that are present and leave
+out the others, so this CLI also works with a mesh that is one version older or newer.
 """
 
 import json
@@ -20,19 +20,19 @@ if TYPE_CHECKING:  # it takes a quarter of a second to import, and `mesh --help`
 DEFAULT_ENDPOINT = "http://127.0.0.1:8033"
 
 CONNECT_SECONDS = 5.0
-"""Bound on connecting alone: a black hole is noticed sooner than a long call may take."""
+"""Limit for connecting alone: an address that drops packets is noticed sooner than a long call may take."""
 
 PAGE = 1000
-"""Models a request of `models()`: large enough that the round trip does not count, small enough for one answer."""
+"""Models for each request of `models()`: many enough to amortise the round trip, few enough for one answer."""
 
 
 def normalize(endpoint: str) -> str:
-    """The endpoint as a URL without its trailing slash; raises ValueError with a text for the user."""
+    """Returns the endpoint as a URL without a trailing slash. Raises ValueError with a text for the user."""
     url = (endpoint if "://" in endpoint else f"http://{endpoint}").rstrip("/")
     try:
         parts = urlsplit(url)
         fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:  # a port that is none
+    except ValueError:  # a port that is not a number
         fine = False
     if not fine:
         raise ValueError(f"{endpoint!r} is not an endpoint: write a URL such as {DEFAULT_ENDPOINT}")
@@ -40,17 +40,17 @@ def normalize(endpoint: str) -> str:
 
 
 def model_path(model_id: str, rest: str = "") -> str:
-    """The path of a model's resource; ids are percent-encoded, slashes too."""
+    """Returns the path of a model's resource; ids are percent-encoded, slashes included."""
     return f"/mesh/v1/models/{quote(model_id, safe='')}{rest}"
 
 
-_HEADERS = {"x-mesh-request": "cli"}  # which no web page can send without being asked: management demands it
+_HEADERS = {"x-mesh-request": "cli"}  # management calls need it: a web page cannot send it across origins by itself
 
 _LENGTH = "Inference-Header-Content-Length"
 
 
 class Client:
-    """One session with one mesh: `async with Client(endpoint) as client`. `timeout` is of one request, in seconds."""
+    """One session with one mesh: `async with Client(endpoint) as client`. `timeout` limits each request, in seconds."""
 
     def __init__(self, endpoint: str, *, timeout: float = 30.0, trust: Trust = SYSTEM) -> None:
         self.endpoint = normalize(endpoint)
@@ -80,7 +80,7 @@ class Client:
         body: Mapping[str, Any] | Sequence[Any] | None = None,
         timeout: float | None = None,
     ) -> dict[str, Any]:
-        """One request, its answer's JSON object. Raises Unreachable or Refused."""
+        """Sends a request and returns the JSON object of the answer. Raises Unreachable or Refused."""
         data = None if body is None else json.dumps(body).encode()
         async with self._send(method, path, query, data, "application/json", timeout) as response:
             return await self._read(response)
@@ -88,7 +88,7 @@ class Client:
     async def tensors(
         self, path: str, body: Mapping[str, Any], data: bytes, *, timeout: float | None = None
     ) -> tuple[dict[str, Any], bytes]:
-        """A POST of JSON with binary data behind it, if any; its answer's JSON object and binary data."""
+        """Sends JSON, followed by binary data if any, with POST; returns the answer's JSON object and binary data."""
         head = json.dumps(body).encode()
         kind, length = ("application/octet-stream", str(len(head))) if data else ("application/json", "")
         async with self._send("POST", path, None, head + data, kind, timeout, length=length) as response:
@@ -102,11 +102,11 @@ class Client:
                 raise self._no_mesh(response) from error
 
     async def get(self, path: str, **query: str | int) -> dict[str, Any]:
-        """A GET, with its query."""
+        """Sends a GET request with a query, and returns the answer."""
         return await self.request("GET", path, query=query)
 
     async def models(self, prefix: str = "", after: str = "") -> AsyncIterator[dict[str, Any]]:
-        """Every model whose id begins with `prefix` and comes after `after`, page by page."""
+        """Yields every model whose id begins with `prefix` and comes after `after`, page by page."""
         while True:
             page = await self.get("/mesh/v1/models", prefix=prefix, after=after, limit=PAGE)
             for model in page["models"]:
@@ -116,7 +116,7 @@ class Client:
             after = page["next"]
 
     async def lines(self, path: str, data: bytes, *, timeout: float | None = None) -> AsyncIterator[dict[str, Any]]:
-        """A POST of newline-delimited JSON; yields the lines of the answer as they come."""
+        """Sends newline-delimited JSON with POST, and yields the lines of the answer as they arrive."""
         async with self._send("POST", path, None, data, "application/x-ndjson", timeout) as response:
             if not response.ok:
                 await self._read(response)
@@ -139,7 +139,7 @@ class Client:
         *,
         length: str = "",
     ) -> "AsyncIterator[aiohttp.ClientResponse]":
-        """The answer, as its headers are there; whatever breaks until its body is read becomes Unreachable."""
+        """Yields the answer once its headers have arrived. Failures until its body is read become Unreachable."""
         import aiohttp
         from yarl import URL
 
@@ -151,7 +151,7 @@ class Client:
         try:
             async with self._session.request(
                 method,
-                URL(url, encoded=True),  # as it is: a %2F in an id stays one
+                URL(url, encoded=True),  # taken literally: a %2F in an id stays one
                 data=data,
                 headers=_HEADERS
                 | ({"content-type": kind} if data is not None else {})
@@ -160,7 +160,7 @@ class Client:
                 allow_redirects=False,
             ) as response:
                 yield response
-        except (aiohttp.ClientError, OSError) as error:  # a time-out is an OSError too
+        except (aiohttp.ClientError, OSError) as error:  # a timeout is an OSError too
             raise self._unreachable(error, seconds) from error
 
     async def _read(self, response: "aiohttp.ClientResponse") -> dict[str, Any]:
@@ -187,17 +187,17 @@ class Client:
         if isinstance(error, TimeoutError):
             return Unreachable(
                 f"{self.endpoint} did not answer within {seconds:g} s: "
-                "it may be overloaded, or something else may listen there"
+                "it may be overloaded, or another program may be listening there"
             )
         if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ConnectionRefusedError):
             return Unreachable(
                 f"nothing answers at {self.endpoint}: is the mesh up? "
-                "Start one with `mesh up`, or name another with --endpoint or MESH_ENDPOINT"
+                "Start one with `mesh up`, or set --endpoint or MESH_ENDPOINT to another"
             )
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             return Unreachable(
-                f"{self.endpoint} shows a certificate that is not trusted: {error.certificate_error}. "
-                "Name its authority with --ca or MESH_CA"
+                f"{self.endpoint} presents a certificate that is not trusted: {error.certificate_error}. "
+                "Set --ca or MESH_CA to its authority"
             )
         if isinstance(error, aiohttp.ClientConnectorError):
             return Unreachable(f"{self.endpoint} cannot be reached: {error.os_error or error}")

@@ -1,4 +1,4 @@
-"""`mesh context`: the named meshes of this user. The file is `contexts`' business."""
+"""`mesh context`: the named meshes of this user. `contexts` reads and writes the file."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,12 +10,12 @@ from mesh.cli import contexts, options, output
 from mesh.cli.client import normalize
 from mesh.cli.exits import CommandError, Exit
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the context.", show_default=False)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the context.", show_default=False)]
 
 
 def add(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    group = typer.Typer(no_args_is_help=True, help="Names meshes, so that `mesh` finds them: endpoint, TLS files.")
+    group = typer.Typer(no_args_is_help=True, help="Manage named meshes: endpoint and TLS files.")
     group.command("set")(set_context)
     group.command("use")(use)
     group.command("ls")(ls)
@@ -25,23 +25,34 @@ def add(app: typer.Typer) -> None:
 
 def set_context(
     name: Name,
-    endpoint: Annotated[str | None, typer.Option("--endpoint", "-e", metavar="URL", help="Where it answers.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", "-e", metavar="URL", help="Endpoint of the mesh.")
+    ] = None,
     ca: Annotated[
-        str | None, typer.Option("--ca", metavar="FILE", help="PEM file: whom to trust with an https endpoint.")
+        str | None,
+        typer.Option("--ca", metavar="FILE", help="PEM file of the authorities to trust for an https endpoint."),
     ] = None,
     cert: Annotated[
-        str | None, typer.Option("--cert", metavar="FILE", help="PEM file: who you are, if the mesh asks.")
+        str | None,
+        typer.Option(
+            "--cert", metavar="FILE", help="PEM file of the client certificate, for a mesh that requires one."
+        ),
     ] = None,
-    key: Annotated[str | None, typer.Option("--key", metavar="FILE", help="PEM file: the key of --cert.")] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="FILE", help="PEM file of the private key of --cert.")
+    ] = None,
 ) -> None:
-    """Makes a context, or changes what is given of it; '' takes a file away. The first one becomes the current one.
+    """Creates a context, or changes the given parts of one; '' removes a file. The first one becomes the current one.
 
     Example: `mesh context set prod --endpoint https://mesh.example:8033 --ca ca.crt`
     """
 
     def command() -> None:
         if not contexts.NAME.fullmatch(name):
-            text = f"{name!r} is no name for a context: use letters, digits, dots, dashes, and at most 63 of them"
+            text = (
+                f"{name!r} is not a valid name for a context: use at most 63 letters, digits, dots, dashes and "
+                "underscores, beginning with a letter or digit"
+            )
             raise CommandError(text, code=Exit.USAGE)
         given = {key: _file(text) for key, text in (("ca", ca), ("cert", cert), ("key", key)) if text is not None}
         if endpoint is not None:
@@ -49,7 +60,7 @@ def set_context(
         with contexts.changed() as found:
             context = replace(found.named.get(name, contexts.Context()), **given)
             if not context.endpoint:
-                raise CommandError(f"the context {name} is new: give its --endpoint", code=Exit.USAGE)
+                raise CommandError(f"there is no context {name} yet: give --endpoint to create it", code=Exit.USAGE)
             found.named[name] = context
             found.current = found.current or name
             current = found.current == name
@@ -60,10 +71,10 @@ def set_context(
 
 
 def use(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Of the context.", show_default=False)] = "",
-    none: Annotated[bool, typer.Option("--none", help="No context is the current one.")] = False,
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Name of the context.", show_default=False)] = "",
+    none: Annotated[bool, typer.Option("--none", help="Leave no context current.")] = False,
 ) -> None:
-    """Makes a context the current one: it is used where nothing else is said.
+    """Makes a context the current one, which commands use unless told otherwise.
 
     Example: `mesh context use prod`
     """
@@ -81,7 +92,7 @@ def use(
 
 
 def ls(as_json: options.Json = False) -> None:
-    """Lists the contexts. The current one has a star."""
+    """Lists the contexts; an asterisk marks the current one."""
 
     def command() -> None:
         found = contexts.read()
@@ -90,7 +101,7 @@ def ls(as_json: options.Json = False) -> None:
             output.print_json({"current": found.current or None, "contexts": named})
             return
         if not found.named:
-            output.remarks().print("there are no contexts; `mesh context set NAME --endpoint URL` makes one")
+            output.remarks().print("there are no contexts; `mesh context set NAME --endpoint URL` creates one")
             return
         table = output.table("", "NAME", "ENDPOINT", "CA", "CERT")
         for name, context in sorted(found.named.items()):
@@ -102,9 +113,9 @@ def ls(as_json: options.Json = False) -> None:
 
 
 def remove(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Of contexts.", show_default=False)],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of contexts.", show_default=False)],
 ) -> None:
-    """Removes contexts. The files that they name stay.
+    """Removes contexts, but not the files that they name.
 
     Example: `mesh context rm old`
     """
@@ -130,7 +141,7 @@ def _endpoint(text: str) -> str:
 
 
 def _file(text: str) -> str:
-    """Its absolute path: a context is used from any folder."""
+    """Returns the absolute path: a context is used from any folder."""
     if not text:
         return ""
     path = Path(text).expanduser().absolute()

@@ -1,7 +1,7 @@
-"""What commands share that go to etcd themselves, past the mesh: an admin's, who may see and change everything.
+"""The frame of commands that talk to etcd directly: those for admins, who may see and change everything.
 
 They take the options of routers and runtime pods (`mesh.options.etcd`), so they run with a pod's own environment
-as well as beside a port-forward. etcd's errors become the command line's, with what to do.
+as well as through a port-forward. etcd's errors become the command line's, with advice.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from mesh.cli import options
 from mesh.cli.exits import CommandError, Exit
 from mesh.options.etcdsettings import EtcdSettings
 
-if TYPE_CHECKING:  # it brings gRPC, a quarter of a second that `mesh --help` should not take
+if TYPE_CHECKING:  # it imports gRPC, a quarter of a second that `mesh --help` should not take
     from mesh.etcd import Etcd, EtcdError
 
 T = TypeVar("T")
@@ -28,25 +28,23 @@ def run(settings: EtcdSettings, command: "Callable[[Etcd], Awaitable[T]]", *, as
                 return await command(etcd)
         except EtcdError as error:
             raise translated(error) from error
-        except ValueError as error:  # of the client's settings
+        except ValueError as error:  # about the client's settings
             raise CommandError(str(error), code=Exit.USAGE) from error
 
     return options.guarded(lambda: asyncio.run(session()), as_json=as_json)
 
 
 def translated(error: "EtcdError") -> CommandError:
-    """etcd's error as the command line's."""
+    """Returns the command line's error for one of etcd's."""
     from mesh.etcd import EtcdCompacted, EtcdDenied, EtcdUnavailable
 
     if isinstance(error, EtcdCompacted):
-        text = (
-            "etcd has forgotten the revision that was being read: it took longer than etcd keeps its history. Try again"
-        )
+        text = "etcd has compacted the revision being read: reading took longer than etcd keeps its history. Try again"
         return CommandError(text, code=Exit.TRY_AGAIN, reason="COMPACTED")
     if isinstance(error, EtcdDenied):
-        advice = "check user, password (--etcd-user, --etcd-config), and what the user may"
-        return CommandError(f"etcd refuses it ({error.detail}): {advice}", reason="DENIED")
+        advice = "check the user and password (--etcd-user, --etcd-config) and the permissions of that user"
+        return CommandError(f"etcd denied access ({error.detail}): {advice}", reason="DENIED")
     if isinstance(error, EtcdUnavailable):
-        text = f"etcd does not answer ({error.detail}): check --etcd or --etcd-config; `mesh doctor` tells more"
+        text = f"etcd does not answer ({error.detail}): check --etcd or --etcd-config; `mesh doctor` finds out more"
         return CommandError(text, code=Exit.UNREACHABLE, reason="UNREACHABLE")
     return CommandError(error.detail, reason=error.reason.name)

@@ -1,4 +1,4 @@
-"""Exit codes, a promise to scripts, and the errors that end a command with one of them."""
+"""Exit codes, which scripts may rely on, and the errors that end a command with one of them."""
 
 import enum
 
@@ -6,7 +6,7 @@ from mesh.statuses import MeshError, Reason
 
 
 class Exit(enum.IntEnum):
-    """What a command ends with."""
+    """The exit code of a command."""
 
     OK = 0
     FAILED = 1
@@ -19,8 +19,8 @@ class Exit(enum.IntEnum):
 
 
 EXPLAINED = (
-    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such model or pod, 4 no mesh answers, "
-    "5 the model cannot be loaded, 6 not now (no room, or not in time): try again, 130 interrupted."
+    "Exit codes: 0 success, 1 failure, 2 wrong usage, 3 no such model or pod, 4 no mesh answers, "
+    "5 the model cannot be loaded, 6 not now (no room, or a timeout): try again, 130 interrupted."
 )
 
 _OF_REASON = {
@@ -33,9 +33,9 @@ _OF_REASON = {
 
 
 class CommandError(Exception):
-    """Ends the command: `text` is shown to the user, `code` is the exit code, `reason` names it to programs.
+    """Ends the command: `text` is shown to the user, `code` is the exit code, `reason` a name for programs.
 
-    `answered`: the command has printed its answer already, so that with --json no second document may follow.
+    `answered`: the command has already printed its answer, so with --json no second document may follow.
     """
 
     def __init__(self, text: str, *, code: Exit = Exit.FAILED, reason: str = "", answered: bool = False) -> None:
@@ -47,14 +47,14 @@ class CommandError(Exception):
 
 
 class Unreachable(CommandError):
-    """Nothing answers at the endpoint, or what answers is no mesh."""
+    """The failure to reach a mesh: nothing answers at the endpoint, or something else does."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text, code=Exit.UNREACHABLE, reason="UNREACHABLE")
 
 
 class Refused(CommandError):
-    """The mesh answered with an error of its own."""
+    """An error with which the mesh answered."""
 
     def __init__(self, text: str, *, reason: str, retry_after: float | None = None) -> None:
         if retry_after is not None:
@@ -63,7 +63,7 @@ class Refused(CommandError):
 
 
 def of_reason(name: str) -> Exit:
-    """The exit code for the name of a `Reason`; FAILED for one that this build does not know."""
+    """Returns the exit code for the name of a `Reason`; FAILED for one that this version does not know."""
     reason = Reason.__members__.get(name)
     if reason is None:
         return Exit.FAILED
@@ -71,5 +71,5 @@ def of_reason(name: str) -> Exit:
 
 
 def of_mesh_error(error: MeshError) -> CommandError:
-    """The same failure, where it was met inside this process."""
+    """Returns the command line's error for a MeshError raised in this process."""
     return Refused(error.text, reason=error.reason.name, retry_after=error.retry_after)

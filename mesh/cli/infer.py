@@ -1,4 +1,4 @@
-"""`mesh infer`: one call of a model, over gRPC or REST, with an input from files or made up."""
+"""`mesh infer`: one call of a model, over gRPC or REST, with inputs from files or generated ones."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # numpy, grpc and protobuf take half a second to import, and 
     from mesh.cli.tensors import Array
 
 SHOWN = 8
-"""Values of an output that a table shows."""
+"""Number of values of an output that a table shows."""
 
 GrpcEndpoint = Annotated[
     str,
@@ -24,7 +24,7 @@ GrpcEndpoint = Annotated[
         "--grpc-endpoint",
         envvar="MESH_GRPC_ENDPOINT",
         metavar="HOST:PORT",
-        help="Where the mesh answers gRPC, if not at --endpoint.",
+        help="Address of the mesh's gRPC interface, if it differs from --endpoint.",
         show_envvar=False,
         rich_help_panel="Mesh",
     ),
@@ -40,17 +40,21 @@ def infer(
     context: typer.Context,
     model: options.ModelId,
     file: Annotated[
-        str, typer.Option("--file", "-f", metavar="FILE", help="A V2 request as JSON; - for standard input.")
+        str, typer.Option("--file", "-f", metavar="FILE", help="File with a V2 request as JSON; - for standard input.")
     ] = "",
     npy: Annotated[
-        list[str] | None, typer.Option("--npy", metavar="NAME=FILE", help="An input from a .npy file; may be repeated.")
+        list[str] | None, typer.Option("--npy", metavar="NAME=FILE", help="Input from a .npy file; may be repeated.")
     ] = None,
-    zeros: Annotated[bool, typer.Option("--zeros", help="Make up an input of zeros instead of a random one.")] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random input: the same seed, the same input.")] = 0,
-    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Size of a variable first dimension.")] = 1,
+    zeros: Annotated[bool, typer.Option("--zeros", help="Generate zeros instead of random values.")] = False,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Seed of the random values: the same seed gives the same input.")
+    ] = 0,
+    rows: Annotated[
+        int, typer.Option("--rows", "-n", min=1, help="Size of a variable first dimension, in generated inputs.")
+    ] = 1,
     shape: Annotated[
         list[str] | None,
-        typer.Option("--shape", metavar="NAME=1,3,8", help="Shape of an input that is made up; may be repeated."),
+        typer.Option("--shape", metavar="NAME=1,3,8", help="Shape of a generated input; may be repeated."),
     ] = None,
     rest: Annotated[bool, typer.Option("--rest", help="Call over REST instead of gRPC.")] = False,
     timeout: options.Timeout = 60.0,
@@ -58,15 +62,15 @@ def infer(
     grpc_endpoint: GrpcEndpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Calls a model and shows what it answers.
+    """Calls a model and shows its outputs.
 
-    Without --file and --npy the input is made up from the model's own metadata.
+    Without --file and --npy, inputs are generated from the model's metadata.
 
     Examples: `mesh infer fraud/de`, `mesh infer fraud/de --npy X=rows.npy --json`,
     `mesh infer fraud/de --file request.json --rest`
     """
     if bool(file) + bool(npy) + bool(zeros or shape) > 1:
-        raise typer.BadParameter("--file, --npy and an input that is made up (--zeros, --shape) exclude each other")
+        raise typer.BadParameter("--file, --npy and generated inputs (--zeros, --shape) exclude each other")
 
     async def command(client: Client) -> None:
         from mesh.cli import call, tensors
@@ -93,7 +97,7 @@ def infer(
 
 
 def _given(model: str, file: str, npy: list[str]) -> "Request":
-    """The request from what the user gave; without inputs where that is nothing."""
+    """Returns the request that the user gave; without inputs if they are to be generated."""
     from mesh.cli import tensors
     from mesh.cli.call import Request
 

@@ -1,12 +1,12 @@
-"""The models of a folder, for `mesh import`: which files and folders are one model, as the pods will take them.
+"""The models of a folder, for `mesh import`: which files and folders are a model each, as pods will read them.
 
-A registration names a file, or a folder in which the pods find the file (`mesh.runtime.server.onnx.onnxfile`). A folder
-is named where a model is more than a file: where it keeps tensors in other files (ONNX calls that external data), and
-where it has versions, each a folder with a number for its name, as in Triton's repositories, where a version may hold
-its model in a folder `model.onnx`. A single file is named itself.
+A registration names a file, or a folder in which the pods find the file (`mesh.runtime.server.onnx.onnxfile`). The
+folder is registered if a model is more than one file: if it keeps tensors in other files (ONNX calls that external
+data), or has versions, each in a folder whose name is a number, as in Triton's repositories, where a version may keep
+its model in a folder `model.onnx`.
 
-Reads the file system only. Hidden files, and those that macOS and NFS leave behind (`._a.onnx`, `.nfs0001.onnx`), are
-no models; a folder that may not be read is skipped.
+This module only reads the file system. Hidden files, such as those that macOS and NFS leave behind (`._a.onnx`,
+`.nfs0001.onnx`), are ignored; a folder without read permission is skipped.
 """
 
 import os
@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _LOCATION = b"\n\x08location\x12"
-"""How the name of a file of external data begins in a model: the entry's key, and the tag of its value."""
+"""The bytes before the name of a file of external data in a model: the entry's key, and the tag of its value."""
 
 _CONFIG = "config.pbtxt"  # a model's settings, in Triton's repositories
 
-_BLOCK = 1 << 20  # bytes of a file that are searched at a time
+_BLOCK = 1 << 20  # bytes of a file that are searched at once
 _LONGEST = 4096  # bytes of such a name
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A model: its id below the folder, and the file or folder to be registered. `problem`: why it cannot be."""
+    """A model: its id, from its path in the folder, and the file or folder to register. `problem`: why it cannot be."""
 
     id: str
     path: Path
@@ -33,22 +33,22 @@ class Found:
 
 
 def models(root: Path, skipped: Callable[[Path, str], None] = lambda path, why: None) -> Iterator[Found]:
-    """Yields the models below `root`, in the order of their ids. `skipped` is told of each folder that was not read,
-    and why."""
+    """Yields the models below `root`, in the order of their ids. `skipped` is called with each folder that could
+    not be read, and the reason."""
     yield from sorted(_below(root, root, skipped), key=lambda found: found.id)
 
 
 def placed(file: Path) -> tuple[Path, str]:
-    """Returns what to register for a model's file: the file, or its folder where it has external data; and why that
-    cannot be loaded, "" as a rule."""
+    """Returns what to register for a model's file: the file, or its folder if it has external data; and the reason
+    why that cannot be loaded, "" if it can."""
     if not _has_external_data(file):
         return file, ""
     others = [other.name for other in _onnx(file.parent) if other.name != file.name]
     if file.name == "model.onnx" or not others:
         return file.parent, ""
     return file.parent, (
-        f"it has external data, so its folder would be registered, but {', '.join(others[:3])} lies there too: "
-        "put the model and its data into a folder of its own"
+        f"it has external data, so its folder would be registered, but that also holds {', '.join(others[:3])}: "
+        "put the model and its data into a folder of their own"
     )
 
 
@@ -65,7 +65,7 @@ def _below(folder: Path, root: Path, skipped: Callable[[Path, str], None]) -> It
             raise
         skipped(folder, error.strerror or str(error))
         return
-    # The folder that is imported is a collection whatever its folders are called, unless it says that it is a model.
+    # The imported folder is a collection, even if its folders have numbers for names, unless it has a config.pbtxt.
     one = folder != root or (root / _CONFIG).is_file()
     if one and not files and _has_versions(folder, folders):
         yield Found(folder.relative_to(root).as_posix() if folder != root else root.resolve().name, folder)
@@ -82,7 +82,7 @@ def _below(folder: Path, root: Path, skipped: Callable[[Path, str], None]) -> It
 
 
 def _onnx(folder: Path) -> list[Path]:
-    """The model files that lie directly in a folder."""
+    """Returns the model files directly in a folder."""
     return sorted(
         Path(entry.path)
         for entry in os.scandir(folder)
@@ -91,7 +91,7 @@ def _onnx(folder: Path) -> list[Path]:
 
 
 def _has_versions(folder: Path, names: list[str]) -> bool:
-    """Whether one of the folders is a version of a model: a number, with a model that can be told."""
+    """Tells whether one of the folders is a version of a model: a number, with exactly one choice of model file."""
     for name in names:
         if not (name.isascii() and name.isdigit()):
             continue
@@ -99,7 +99,7 @@ def _has_versions(folder: Path, names: list[str]) -> bool:
             files = _onnx(folder / name)
         except OSError:
             continue
-        inside = folder / name / "model.onnx"  # a folder, where a model has external data
+        inside = folder / name / "model.onnx"  # a folder, if the model has external data
         if not files and inside.is_dir():
             files = _onnx(inside)
         if len(files) == 1 or any(file.name == "model.onnx" for file in files):
@@ -108,8 +108,8 @@ def _has_versions(folder: Path, names: list[str]) -> bool:
 
 
 def _has_external_data(file: Path) -> bool:
-    """Whether the model names a file beside it that its tensors stand in. Searched for as bytes, since a model may have
-    gigabytes; what merely looks like such a name has no file."""
+    """Tells whether the model names a file beside it that holds its tensors. It searches the bytes, as a model may have
+    gigabytes; bytes that only look like such a name are not the name of an existing file."""
     with file.open("rb", buffering=0) as stream:
         kept = b""
         while block := stream.read(_BLOCK):
@@ -126,7 +126,7 @@ def _has_external_data(file: Path) -> bool:
 
 
 def _is_file_beside(file: Path, text: bytes) -> bool:
-    """Whether what stands there, as protobuf writes a string, names a file at or below the model's folder."""
+    """Tells whether the text, a string in protobuf's encoding, names a file in or below the model's folder."""
     if not text:
         return False
     length, start = text[0], 1

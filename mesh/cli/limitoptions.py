@@ -1,7 +1,7 @@
-"""The limits of `mesh up`: those of the router and of runtime pods, under the same names and handed on to them.
+"""The limits of `mesh up`: options of the router and of runtime pods, passed on to them under the same names.
 
-Their defaults and their checks are the parts' own (`mesh router --help`, `mesh runtime --help`); what bounds what is in
-`docs/limits.md`.
+Defaults and checks are those of the parts (`mesh router --help`, `mesh runtime --help`); `docs/limits.md` explains what
+each limit bounds.
 """
 
 from collections.abc import Callable
@@ -39,18 +39,20 @@ def _checked(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits that were given, each to be handed on to the part that it is of."""
+    """The limits given on the command line, each passed on to the parts that it applies to."""
 
-    max_message: Annotated[str, _size("--max-message", "Size of the largest request or reply; default 16MiB.")] = ""
+    max_message: Annotated[
+        str, _size("--max-message", "Size of the largest request or reply, in bytes; default 16MiB.")
+    ] = ""
     max_body_bytes: Annotated[
         str,
         _size(
             "--max-body-bytes",
-            "Bytes of requests and replies that a router worker holds, and a model server; default 256MiB and 512MiB.",
+            "Bytes of requests and replies held by a router worker and by a model server; default 256MiB and 512MiB.",
         ),
     ] = ""
     min_body_rate: Annotated[
-        str, _size("--min-body-rate", "Bytes a second that a body has to come with; default 32KiB.")
+        str, _size("--min-body-rate", "Lowest rate at which a body may arrive, in bytes a second; default 32KiB.")
     ] = ""
     edge_memory: Annotated[str, _size("--edge-memory", "Bytes that Envoy may hold; default 384MiB.")] = ""
     max_connections_per_pod: Annotated[
@@ -64,20 +66,22 @@ class Limits:
         int | None, _option("--max-waiters", "N", "Calls of a worker that may wait for loads; default 20000.")
     ] = None
     max_waiters_per_model: Annotated[
-        int | None, _option("--max-waiters-per-model", "N", "Calls that may wait for one model; default 2000.")
+        int | None,
+        _option("--max-waiters-per-model", "N", "Calls of a worker that may wait for one model; default 2000."),
     ] = None
     max_waiting_bytes: Annotated[
-        str, _size("--max-waiting-bytes", "Bytes of the calls of a worker that wait for loads; default 256MiB.")
+        str, _size("--max-waiting-bytes", "Total bytes of the calls of a worker that wait for loads; default 256MiB.")
     ] = ""
     load_timeout: Annotated[
         float | None,
         _option("--load-timeout", "SECONDS", "Longest time for one load in a model server, in seconds; default 90."),
     ] = None
     load_concurrency: Annotated[
-        int | None, _option("--load-concurrency", "N", "Loads of a pod at once; default one for each CPU, at least 2.")
+        int | None,
+        _option("--load-concurrency", "N", "Concurrent loads of a pod; default one for each CPU, at least 2."),
     ] = None
     pull_bandwidth: Annotated[
-        str, _size("--pull-bandwidth", "Bytes a second for all pulls of a pod; default no limit.")
+        str, _size("--pull-bandwidth", "Bandwidth of all pulls of a pod, in bytes a second; default unlimited.")
     ] = ""
     pull_connections: Annotated[
         int | None, _option("--pull-connections", "N", "Connections of a pod to stores; default 32.")

@@ -1,4 +1,4 @@
-"""How many copies: `set` for one model, `settings` for types, and where types may run."""
+"""Limits of copies: `set` for one model, and `settings` for types and for the pods where types may run."""
 
 import json
 from typing import Annotated, Any
@@ -20,18 +20,18 @@ def add(app: typer.Typer) -> None:
 def set_limits(
     context: typer.Context,
     model: options.ModelId,
-    minimum: Annotated[str, typer.Option("--min", metavar="N|none", help="Copies that it has at least.")] = "",
-    maximum: Annotated[str, typer.Option("--max", metavar="N|none", help="Copies that it has at most.")] = "",
+    minimum: Annotated[str, typer.Option("--min", metavar="N|none", help="Minimum number of copies.")] = "",
+    maximum: Annotated[str, typer.Option("--max", metavar="N|none", help="Maximum number of copies.")] = "",
     pinned: Annotated[
-        str, typer.Option("--pinned", metavar="yes|no|none", help="Whether it has a copy always, never evicted.")
+        str, typer.Option("--pinned", metavar="yes|no|none", help="Keep a copy loaded at all times, never evicted.")
     ] = "",
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Sets how many copies a model has. `none` takes a limit away: then its type's holds, if there is one.
+    """Sets how many copies a model has. `none` removes a limit; then that of the model's type applies, if any.
 
-    A minimum is made within seconds, where there is room. Without limits a model has a copy when it is called, and
-    further ones while it is hot.
+    Missing copies are loaded within seconds, if there is room. Without limits a model gets a copy when it is called,
+    and further copies while it is hot.
 
     Examples: `mesh set fraud/de --min 2 --max 4`, `mesh set fraud/de --pinned yes`
     """
@@ -60,16 +60,18 @@ def set_limits(
 
 def settings(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Of the setting.")] = "",
-    value: Annotated[str, typer.Argument(metavar="[JSON|@FILE]", help="What it is to be.")] = "",
-    clear: Annotated[bool, typer.Option("--clear", help="Take it away.")] = False,
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Name of the setting.")] = "",
+    value: Annotated[
+        str, typer.Argument(metavar="[JSON|@FILE]", help="New value: JSON, or @FILE for a file with it.")
+    ] = "",
+    clear: Annotated[bool, typer.Option("--clear", help="Remove the setting.")] = False,
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Shows and changes settings of the whole mesh, while it runs.
+    """Shows and changes settings of the whole mesh while it runs.
 
-    `type_constraints` says which labels of pods a type requires or prefers, in ModelMesh's JSON; copies on pods that
-    become disallowed are moved. `type_limits` says how many copies models of a type have.
+    `type_constraints` are the labels of pods that a type requires or prefers, in ModelMesh's JSON; copies on pods that
+    are no longer allowed are moved. `type_limits` are the numbers of copies that models of a type have.
 
     Examples: `mesh settings`,
     `mesh settings type_constraints '{"big": {"required": ["gpu"]}, "_default": {"preferred": ["cpu"]}}'`,
@@ -109,5 +111,7 @@ def _object(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise CommandError(f"the value is not JSON: {error}", code=Exit.USAGE) from error
     if not isinstance(found, dict) or not found:
-        raise CommandError("the value is not a JSON object; --clear takes the setting away", code=Exit.USAGE)
+        raise CommandError(
+            "the value is not a JSON object with entries; use --clear to remove the setting", code=Exit.USAGE
+        )
     return found

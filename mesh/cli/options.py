@@ -1,4 +1,4 @@
-"""Options that many commands share, and how a command's coroutine is run with them."""
+"""Options that many commands share, and the frame in which a command's coroutine runs with them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,13 +15,15 @@ from mesh.cli.trust import SYSTEM, Trust
 
 T = TypeVar("T")
 
-ENDPOINT_HELP = f"Where the mesh answers REST. Else MESH_ENDPOINT, else the context's, else {DEFAULT_ENDPOINT}."
+ENDPOINT_HELP = f"Endpoint of the mesh's REST interface. Default: MESH_ENDPOINT, the context's, or {DEFAULT_ENDPOINT}."
 
 Endpoint = Annotated[
     str, typer.Option("--endpoint", "-e", metavar="URL", help=ENDPOINT_HELP, show_default=False, rich_help_panel="Mesh")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Give up after so long.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Time limit of the command, in seconds.")
+]
 ModelId = Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.", show_default=False)]
 
 MODELS = "Models"
@@ -32,14 +34,14 @@ ADMIN = "For admins"
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What was said before the command's name and by the environment, kept as the context's object."""
+    """The options before the command's name and those of the environment, kept as typer's context object."""
 
     endpoint: str = ""
     trust: Trust = SYSTEM
     context: str = ""  # the name of a mesh; "": the current one, if there is one
 
     def resolved(self) -> "Defaults":
-        """With what is missing taken from the context. Reads its file. Raises CommandError."""
+        """Returns a copy, completed from the context. Reads the file of contexts. Raises CommandError."""
         found = contexts.read()
         name = self.context or found.current
         if not name:
@@ -47,13 +49,13 @@ class Defaults:
         context = found.get(name)
         ca, certificate, key = (Path(text) if text else None for text in (context.ca, context.cert, context.key))
         trust = self.trust
-        # A certificate and its key come from one place.
+        # A certificate and its key come from the same source.
         pair = (trust.certificate, trust.private_key) if trust.certificate else (certificate, trust.private_key or key)
         return Defaults(self.endpoint or context.endpoint, Trust(trust.ca or ca, *pair), self.context)
 
 
 def text_or_file(text: str) -> str:
-    """What an option or argument says, or the file that it names as @FILE says. Raises CommandError."""
+    """Returns a value given on the command line, or the contents of the file if it is @FILE. Raises CommandError."""
     if not text.startswith("@"):
         return text
     try:
@@ -63,7 +65,7 @@ def text_or_file(text: str) -> str:
 
 
 def endpoint_of(context: typer.Context, endpoint: str) -> str:
-    """The command's own --endpoint, else what was said before its name, the environment, the context, the default.
+    """Returns the first of: the command's --endpoint, the global one, the environment's, the context's, the default.
 
     Raises BadParameter, and CommandError for a context that cannot be used."""
     chosen = endpoint or _defaults(context).endpoint or DEFAULT_ENDPOINT
@@ -74,7 +76,7 @@ def endpoint_of(context: typer.Context, endpoint: str) -> str:
 
 
 def trust_of(context: typer.Context) -> Trust:
-    """Whom to trust, as it was said before the command's name, by the environment or the context.
+    """Returns the TLS files of the global options, the environment or the context.
 
     Raises CommandError for a context that cannot be used."""
     return _defaults(context).trust
@@ -109,6 +111,6 @@ def guarded(command: Callable[[], T], *, as_json: bool = False) -> T:
         output.print_error(error, as_json=as_json)
         raise typer.Exit(error.code) from error
     except (KeyboardInterrupt, asyncio.CancelledError):
-        # asyncio.run cancels its task on Ctrl-C and then raises KeyboardInterrupt, but lets the cancellation out as it
-        # is where the signal comes just before its task has begun (`Runner.run` sets its counter after its handler).
+        # asyncio.run cancels its task on Ctrl-C and then raises KeyboardInterrupt, but lets the cancellation
+        # through if the signal comes just before the task begins (`Runner.run` sets its counter after its handler).
         raise typer.Exit(Exit.INTERRUPTED) from None

@@ -1,7 +1,7 @@
-"""What commands print: tables for people, JSON for programs, errors on standard error.
+"""The output of commands: tables for people, JSON for programs, errors on standard error.
 
-Standard output carries the answer and nothing else, so that it can be piped; remarks and errors go to standard error.
-On a terminal tables fit its width; in a pipe nothing is cut or wrapped.
+Standard output has only the answer, so it can be piped; remarks and errors go to standard error. Tables fit the width
+of a terminal; in a pipe nothing is cut or wrapped.
 """
 
 import json
@@ -18,7 +18,7 @@ from mesh.options.values import format_bytes
 from mesh.schema.modelstatus import ModelStatus
 
 PIPE_WIDTH = 4000
-"""Columns where there is no terminal: wider than any line, because rich would cut at 80."""
+"""Columns without a terminal: wider than any line, because rich would cut at 80."""
 
 STATUS_STYLES = {
     ModelStatus.LOADED: "green",
@@ -34,12 +34,12 @@ STATUS_STYLES = {
 
 
 def console() -> Console:
-    """For the answer."""
+    """Returns the console for the answer."""
     return _console(stderr=False)
 
 
 def remarks() -> Console:
-    """For whatever is not the answer."""
+    """Returns the console for remarks and errors."""
     return _console(stderr=True)
 
 
@@ -49,19 +49,19 @@ def _console(*, stderr: bool) -> Console:
 
 
 def print_json(answer: Any) -> None:
-    """One JSON document on standard output, indented where a person reads it."""
+    """Prints one JSON document on standard output, indented on a terminal."""
     sys.stdout.write(json.dumps(answer, indent=2 if sys.stdout.isatty() else None) + "\n")
 
 
 def print_error(error: CommandError, *, as_json: bool = False) -> None:
-    """The error's text on standard error, and with `as_json` also as a document on standard output."""
+    """Prints the error's text on standard error, and with `as_json` also a document on standard output."""
     if as_json and not error.answered:
         print_json({"error": error.text, "reason": error.reason, "exit": int(error.code)})
     remarks().print(f"[bold red]error:[/] {plain(error.text)}", soft_wrap=True)
 
 
 def table(*columns: str, title: str | None = None) -> Table:
-    """A table without lines; a column whose name begins with `>` is right-aligned."""
+    """Returns a table without lines; a column whose name begins with `>` is right-aligned."""
     made = Table(box=None, pad_edge=False, title=title, title_justify="left", header_style="bold")
     for column in columns:
         name = column.removeprefix(">")
@@ -70,23 +70,23 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 
 def status(text: str) -> str:
-    """A status in its colour."""
+    """Returns a status in its colour."""
     style = STATUS_STYLES.get(text)
     return f"[{style}]{plain(text)}[/]" if style else plain(text)
 
 
 def size(count: Any) -> str:
-    """Bytes for people; nothing where there is no number."""
+    """Formats bytes for people; "" if there is no number."""
     return format_bytes(count) if isinstance(count, int | float) and count > 0 else ""
 
 
 def plain(text: str) -> str:
-    """Somebody else's text, ready for rich: no markup in it, and nothing that moves a terminal's cursor."""
+    """Escapes text from elsewhere for rich: no markup is left in it, and nothing that moves a terminal's cursor."""
     return escape("\n".join(one_line(line) for line in text.split("\n")))
 
 
 def duration(milliseconds: Any) -> str:
-    """A time span for people: `12 ms`, `3.4 s`, `5 min`, `2 h`, `9 d`; nothing where there is no number."""
+    """Formats a time span for people: `12 ms`, `3.4 s`, `5 min`, `2 h`, `9 d`; "" if there is no number."""
     if not isinstance(milliseconds, int | float) or milliseconds < 0:
         return ""
     if milliseconds < 1000:

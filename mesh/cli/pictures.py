@@ -1,4 +1,4 @@
-"""Pictures of simulations, drawn by matplotlib, which only these need (extra `pictures`)."""
+"""Pictures of simulations, drawn by matplotlib, which nothing else needs (extra `pictures`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from placement.simulator.run import hit_rate
 
 
 def simulated(rows: Sequence[Row], path: Path, *, title: str) -> None:
-    """Hit rates over the room where there are several, else over time. Raises CommandError."""
+    """Draws hit rates, over the room if there are several, else over time. Raises CommandError."""
     try:
         import matplotlib
     except ImportError:
@@ -23,7 +23,7 @@ def simulated(rows: Sequence[Row], path: Path, *, title: str) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=110, layout="constrained")
     if len({round(row.room, 6) for row in rows}) > 1:
         _over_room(axes, rows)
-        axes.set_xlabel("memory of all pods, of what all models take")
+        axes.set_xlabel("memory of all pods, as a share of what all models take")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     else:
         _over_time(axes, rows)
@@ -64,7 +64,7 @@ def _over_time(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def row_style(name: str, *, marker: bool = True) -> dict[str, Any]:
-    """The bound is told apart from what can be had."""
+    """Returns the style of a line; the bound of the clairvoyant looks different from the policies."""
     if name == "clairvoyant":
         return {"color": "black", "linestyle": "--"}
     return {"marker": "o", "markersize": 4} if marker else {}

@@ -1,4 +1,4 @@
-"""`mesh pods`: the runtime pods, as they present themselves, and one of them as it is right now."""
+"""`mesh pods`: the runtime pods as they present themselves, and the current state of one of them."""
 
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -19,22 +19,22 @@ def pods(
     context: typer.Context,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[POD] | forget POD", help="One pod, with what it holds, asked of it now."),
+        typer.Argument(metavar="[POD] | forget POD", help="Pod to show in detail, or to forget."),
     ] = None,
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Lists the runtime pods, shows what one of them holds, or forgets one that is gone for good.
+    """Lists the runtime pods, shows the copies of one, or forgets one that is gone for good.
 
-    A pod that is cut off from etcd may go on answering. While that cannot be ruled out, it is listed as cut off, and
-    the models it held cannot be registered again with other attributes. `forget` ends the waiting: use it once the pod
-    is certainly down.
+    A pod that is cut off from etcd may still answer calls. Until that is ruled out, it is listed as cut off, and models
+    that it held cannot be registered again with other attributes. `forget` ends this wait: use it once the pod is
+    certainly down.
 
     Examples: `mesh pods`, `mesh pods pod-1`, `mesh pods forget pod-1`
     """
     named = words or []
     if len(named) > 1 and (len(named) > 2 or named[0] != "forget"):
-        raise typer.BadParameter("name one pod, or forget and one pod")
+        raise typer.BadParameter("give the name of one pod, or forget and the name of one pod")
     pod = named[-1] if named else ""
 
     async def forget(client: Client) -> None:
@@ -43,7 +43,7 @@ def pods(
             output.print_json(answer)
         else:
             gone = ", ".join(map(str, answer["incarnations"]))
-            output.remarks().print(f"{output.plain(pod)} is forgotten (incarnation {output.plain(gone)})")
+            output.remarks().print(f"forgot {output.plain(pod)} (incarnation {output.plain(gone)})")
 
     if len(named) == 2:
         options.run(context, forget, endpoint=endpoint, as_json=as_json)
@@ -60,13 +60,13 @@ def pods(
             if cut_off := answer.get("open"):
                 output.console().print(_cut_off(cut_off))
         else:
-            output.remarks().print("no runtime pods: models cannot be loaded before one has started")
+            output.remarks().print("no runtime pods: models cannot be loaded until one has started")
 
     options.run(context, command, endpoint=endpoint, as_json=as_json)
 
 
 def overview(found: list[dict[str, Any]]) -> Any:
-    """The table of all pods."""
+    """Returns the table of all pods."""
     device = any(pod.get("device_capacity") for pod in found)
     made = output.table(
         *("POD", "STATE", ">USED", ">CAPACITY", ">"),
@@ -93,7 +93,7 @@ def overview(found: list[dict[str, Any]]) -> Any:
 
 
 def _cut_off(lives: list[dict[str, Any]]) -> Any:
-    """The table of the pods that are cut off from etcd."""
+    """Returns the table of the pods that are cut off from etcd."""
     made = output.table("CUT OFF", "INCARNATION", "DATA PORT", ">FOR", ">WAITED FOR")
     for life in lives:
         left = life.get("left_s")
@@ -108,7 +108,7 @@ def _cut_off(lives: list[dict[str, Any]]) -> Any:
 
 
 def _oldest(pod: dict[str, Any]) -> str:
-    """When the copy that would go first was used last. One that was only loaded has an age, but no use."""
+    """Tells when the copy that is next to be evicted was last used. A copy never called has an age, but no use."""
     if not pod.get("oldest_idle_ms"):
         return ""
     return "not used yet" if pod.get("oldest_unused") else f"{output.duration(pod['oldest_idle_ms'])} ago"
@@ -151,12 +151,12 @@ def _show(pod: dict[str, Any]) -> None:
 
 
 def was_used(copy: dict[str, Any]) -> bool:
-    """Whether a copy was called since it was loaded."""
+    """Tells whether a copy has been called since it was loaded."""
     return bool(number(copy, "calls") or number(copy, "in_flight"))
 
 
 def number(record: dict[str, Any], name: str) -> int:
-    """A count of a live answer: protobuf's JSON writes 64-bit numbers as texts and leaves zeros out."""
+    """Returns a count of an answer: protobuf's JSON writes 64-bit numbers as strings and leaves zeros out."""
     try:
         return int(record.get(name) or 0)
     except (TypeError, ValueError):

@@ -1,9 +1,9 @@
-"""`mesh prefix`: a mesh's part of an etcd that is not its own: whose it is, handing it over, removing it.
+"""`mesh prefix`: shows, hands over and removes a mesh's prefix in an etcd that others use too.
 
-With an etcd of its own a mesh goes together with all that is registered. In an etcd that others use too, nobody removes
-what a mesh has left: its prefix belongs to it (`mesh.schema.owner`), with everything that is registered, until somebody
-says otherwise here. Both ways are for a mesh that is gone, so what still runs is looked for first: routers and pods
-stand in etcd under a lease, and their keys vanish with them.
+An etcd of its own is deleted with the mesh, and with it everything registered. In a shared etcd the prefix and all that
+is registered below it keep belonging to the mesh (`mesh.schema.owner`) until an admin transfers or removes them here.
+Both are for a mesh that is gone, so these commands first check what still runs: the keys of routers and pods have a
+lease, and vanish with them.
 """
 
 import asyncio
@@ -20,29 +20,29 @@ from mesh.cli.exits import CommandError, Exit
 from mesh.options import etcd as etcdoptions
 from mesh.options import groups
 
-if TYPE_CHECKING:  # it brings gRPC, a quarter of a second that `mesh --help` should not take
+if TYPE_CHECKING:  # it imports gRPC, a quarter of a second that `mesh --help` should not take
     from mesh.etcd import Etcd
     from mesh.schema.keys import Keys
 
-_BATCH = 1000  # keys of one deletion: etcd serves others between two
-_LOOK = 0.5  # seconds between two looks for what still runs
+_BATCH = 1000  # keys of one deletion: etcd serves other requests between two
+_LOOK = 0.5  # seconds between two checks of what still runs
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. Needed where nobody is at a terminal.")]
-Force = Annotated[bool, typer.Option("--force", help="Also while routers or runtime pods of the mesh run.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and change nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation. Required without a terminal.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Proceed even if routers or runtime pods of the mesh are running.")
+]
 Wait = Annotated[
     float,
     typer.Option(
-        "--wait", metavar="SECONDS", min=0.0, help="For routers and pods that have just ended to be forgotten."
+        "--wait", metavar="SECONDS", min=0.0, help="Longest wait for the end of routers and pods, in seconds."
     ),
 ]
 
 
 def add(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    group = typer.Typer(
-        no_args_is_help=True, help="A mesh's part of an etcd that others use too: whose, hand over, remove."
-    )
+    group = typer.Typer(no_args_is_help=True, help="Show, hand over or remove a mesh's prefix in a shared etcd.")
     group.command("show")(groups.expanded(show))
     group.command("transfer")(groups.expanded(transfer))
     group.command("remove")(groups.expanded(remove))
@@ -51,28 +51,28 @@ def add(app: typer.Typer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What is below a prefix."""
+    """The content of a prefix."""
 
-    owner: str  # the mesh's id; "": nobody's
-    raw: bytes | None  # the owner's record as it stands; None: there is none
+    owner: str  # the mesh's id; "": none
+    raw: bytes | None  # the owner's record; None: there is none
     schema: int  # of the keys; 0: unknown
     models: int
     vmodels: int
     settings: int
     keys: int  # all of them
-    running: tuple[str, ...]  # routers and pods that stand under a lease
-    open_lives: tuple[str, ...]  # pods without presence that may still answer, for all that etcd knows
+    running: tuple[str, ...]  # routers and pods whose keys have a living lease
+    open_lives: tuple[str, ...]  # pods without presence that may still answer, as far as etcd knows
 
     @property
     def registered(self) -> str:
-        """In words."""
+        """The counts in words."""
         counted = ((self.models, "model"), (self.vmodels, "vmodel"), (self.settings, "setting"))
         return (
             ", ".join(f"{count} {name}{'s' * (count != 1)}" for count, name in counted if count) or "nothing registered"
         )
 
     def document(self, base: str) -> dict[str, object]:
-        """For --json."""
+        """Returns the document that --json prints."""
         return {
             "base": base,
             "owner": self.owner or None,
@@ -93,7 +93,7 @@ def show(
     login: etcdoptions.Login,
     as_json: options.Json = False,
 ) -> None:
-    """Shows whose a prefix in etcd is, what is registered below it, and what of the mesh runs.
+    """Shows the owner of a prefix in etcd, what is registered below it, and which routers and pods run.
 
     Example: `mesh prefix show --etcd-config etcd_connection --base mm/modelmesh-serving`
     """
@@ -116,7 +116,7 @@ def transfer(
         typer.Option(
             "--to",
             metavar="ID",
-            help="The mesh that it is for: NAMESPACE/RELEASE on Kubernetes; '' for the first that comes.",
+            help="Id of the new owner: NAMESPACE/RELEASE on Kubernetes; '' for the first mesh that uses the prefix.",
         ),
     ],
     dry_run: DryRun = False,
@@ -130,8 +130,8 @@ def transfer(
 ) -> None:
     """Hands a prefix over to another mesh, with all that is registered below it.
 
-    For a mesh that is gone, or that comes back under another name or in another namespace. While routers or runtime
-    pods of it run, this is refused, since they would go on using the prefix.
+    Use it when a mesh is gone, or comes back under another name or in another namespace. The command fails while
+    routers or runtime pods of the old mesh run, since they would still use the prefix.
 
     Example: `mesh prefix transfer --to team-b/mesh --etcd-config etcd_connection --base mm/modelmesh-serving`
     """
@@ -145,8 +145,8 @@ def transfer(
         content = await _settled(etcd, keys, base, wait=wait, force=force)
         if not content.keys:
             raise _nothing(base)
-        who = f"the mesh {to!r}" if to else "whichever mesh comes first"
-        _ask(f"Hand {base} ({content.registered}), of {_owner(content)}, over to {who}?", yes=yes or dry_run)
+        who = f"the mesh {to!r}" if to else "the first mesh that uses it"
+        _ask(f"Hand over {base} ({content.registered}), owned by {_owner(content)}, to {who}?", yes=yes or dry_run)
         if not dry_run:
             compare = absent(keys.owner) if content.raw is None else value_is(keys.owner, content.raw)
             change = put_op(keys.owner, owner.record(to, content.schema)) if to else delete_op(keys.owner)
@@ -168,10 +168,10 @@ def remove(
     login: etcdoptions.Login,
     as_json: options.Json = False,
 ) -> None:
-    """Removes everything that a mesh has in etcd: what is registered, its settings, whose prefix it was.
+    """Removes everything that a mesh has in etcd: registrations, settings and the record of the owner.
 
-    For a mesh that is gone; `mesh backup` before it keeps what is registered. While routers or runtime pods of the mesh
-    run, this is refused. Where it breaks off, the same command goes on: the owner's record goes last.
+    Use it when a mesh is gone; run `mesh backup` first to keep what is registered. The command fails while routers or
+    runtime pods of the mesh run. If it is interrupted, run it again: the owner's record is removed last.
 
     Example: `mesh prefix remove --etcd-config etcd_connection --base mm/modelmesh-serving`
     """
@@ -182,7 +182,7 @@ def remove(
         content = await _settled(etcd, keys, base, wait=wait, force=force)
         if not content.keys:
             raise _nothing(base)
-        _ask(f"Remove all of {base} from etcd ({content.registered}), of {_owner(content)}?", yes=yes or dry_run)
+        _ask(f"Remove all of {base} from etcd ({content.registered}), owned by {_owner(content)}?", yes=yes or dry_run)
         if not dry_run:
             await _remove(etcd, keys, content, base)
         _done(content, base, "removed", {}, dry_run=dry_run, as_json=as_json)
@@ -196,8 +196,8 @@ def remove(
 def _keys(base: str) -> "Keys":
     from mesh.schema.keys import Keys
 
-    if not base:  # it would be the whole etcd
-        raise CommandError("the prefix is empty: name it with --base", code=Exit.USAGE)
+    if not base:  # that would be the whole etcd
+        raise CommandError("the prefix is empty: set it with --base", code=Exit.USAGE)
     return Keys(base)
 
 
@@ -238,7 +238,7 @@ async def _look(etcd: "Etcd", keys: "Keys") -> Content:
 
 
 async def _settled(etcd: "Etcd", keys: "Keys", base: str, *, wait: float, force: bool) -> Content:
-    """What is there once nothing of the mesh runs. Raises CommandError where something does."""
+    """Returns the content once nothing of the mesh runs. Raises CommandError if something still does after `wait`."""
     end = asyncio.get_running_loop().time() + wait
     while True:
         content = await _look(etcd, keys)
@@ -247,13 +247,14 @@ async def _settled(etcd: "Etcd", keys: "Keys", base: str, *, wait: float, force:
         if asyncio.get_running_loop().time() >= end:
             shown = ", ".join(content.running[:5]) + (", ..." if len(content.running) > 5 else "")
             raise CommandError(
-                f"the mesh at {base} runs ({shown}): end it first (helm uninstall), or say --force", reason="IN_USE"
+                f"the mesh at {base} is running ({shown}): stop it first (helm uninstall), or use --force",
+                reason="IN_USE",
             )
         await asyncio.sleep(_LOOK)
 
 
 async def _remove(etcd: "Etcd", keys: "Keys", content: Content, base: str) -> None:
-    """All keys, the owner's last, as long as it is as it was."""
+    """Removes all keys, the owner's last. Raises CommandError if the owner's record changes meanwhile."""
     from mesh.etcd import absent, delete_op, delete_range_op, value_is
 
     guard = absent(keys.owner) if content.raw is None else value_is(keys.owner, content.raw)
@@ -274,26 +275,26 @@ async def _remove(etcd: "Etcd", keys: "Keys", content: Content, base: str) -> No
 
 
 def _owner(content: Content) -> str:
-    return f"the mesh {content.owner!r}" if content.owner else "no mesh in particular"
+    return f"the mesh {content.owner!r}" if content.owner else "no mesh"
 
 
 def _nothing(base: str) -> CommandError:
     text = (
-        f"there is nothing below {base}: is that the mesh's --base, below the connection's root prefix, and its etcd?"
+        f"there are no keys below {base}: check that --base, the connection's root prefix and the etcd are the mesh's"
     )
     return CommandError(text, code=Exit.NOT_FOUND, reason="NOTHING")
 
 
 def _taken(base: str) -> CommandError:
-    return CommandError(f"{base} has another owner by now: look with `mesh prefix show`", reason="TAKEN")
+    return CommandError(f"{base} has another owner now: see `mesh prefix show`", reason="TAKEN")
 
 
 def _ask(question: str, *, yes: bool) -> None:
-    """Raises CommandError where the answer is no, or nobody can answer."""
+    """Asks for confirmation. Raises CommandError if the answer is no, or if there is no terminal to ask."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise CommandError(f"{question} Nobody is there to answer: say --yes, or --dry-run", code=Exit.USAGE)
+        raise CommandError(f"{question} There is no terminal to ask: use --yes or --dry-run", code=Exit.USAGE)
     if not typer.confirm(question, err=True):
         raise CommandError("nothing was changed", reason="REFUSED")
 
@@ -301,10 +302,10 @@ def _ask(question: str, *, yes: bool) -> None:
 def _tell(base: str, content: Content) -> None:
     screen = output.console()
     screen.print(
-        output.plain(f"{base}: of {_owner(content)}, {content.registered}, {content.keys} keys"), soft_wrap=True
+        output.plain(f"{base}: owned by {_owner(content)}, {content.registered}, {content.keys} keys"), soft_wrap=True
     )
     for what in content.running:
-        screen.print(output.plain(f"  runs: {what}"), soft_wrap=True)
+        screen.print(output.plain(f"  running: {what}"), soft_wrap=True)
     for pod in content.open_lives:
         screen.print(output.plain(f"  may still answer: {pod} (mesh pods)"), soft_wrap=True)
 
@@ -315,6 +316,6 @@ def _done(content: Content, base: str, what: str, more: dict[str, object], *, dr
         return
     would = "would be " if dry_run else ""
     output.console().print(
-        output.plain(f"{base}, of {_owner(content)}, {would}{what}: {content.registered}, {content.keys} keys"),
+        output.plain(f"{base}, owned by {_owner(content)}, {would}{what}: {content.registered}, {content.keys} keys"),
         soft_wrap=True,
     )

@@ -1,7 +1,7 @@
-"""Commands that start processes here: `up`, `demo`, `router`, `runtime`.
+"""Commands that start processes on this machine: `up`, `demo`, `router`, `runtime`.
 
-The router and the runtime are other programs with options of their own: this process becomes them, arguments and all,
-so that signals, exit codes and `--help` are theirs.
+The router and the runtime are other programs with options of their own. This process is replaced by them, with the same
+arguments, so signals, exit codes and `--help` are theirs.
 """
 
 import asyncio
@@ -34,68 +34,91 @@ def add(app: typer.Typer) -> None:
 
 def up(
     *,
-    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="For clients: gRPC and REST.")] = (
-        _DEFAULT.listen
-    ),
-    pods: Annotated[int, typer.Option("--pods", min=1, max=64, help="Runtime pods.")] = _DEFAULT.pods,
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Address for clients, gRPC and REST.")
+    ] = (_DEFAULT.listen),
+    pods: Annotated[int, typer.Option("--pods", min=1, max=64, help="Number of runtime pods.")] = _DEFAULT.pods,
     capacity: Annotated[
         str,
-        typer.Option("--capacity", metavar="SIZE", help="Memory for models, of each pod. Else half of what is free."),
+        typer.Option(
+            "--capacity",
+            metavar="SIZE",
+            help="Memory for models in each pod. Default: half of the free memory, shared by the pods.",
+        ),
     ] = "",
-    data_dir: Annotated[Path, typer.Option("--data-dir", metavar="DIR", help="What survives a restart.")] = (
+    data_dir: Annotated[Path, typer.Option("--data-dir", metavar="DIR", help="Folder of what survives a restart.")] = (
         _DEFAULT.data_dir
     ),
     file_root: Annotated[
         list[Path] | None,
-        typer.Option("--file-root", metavar="DIR", help="Models may be read from here; may be repeated."),
+        typer.Option("--file-root", metavar="DIR", help="Folder from which models may be read; may be repeated."),
     ] = None,
     samples: Annotated[bool, typer.Option("--samples/--no-samples", help="Register a few sample models.")] = True,
-    probe: Annotated[str, typer.Option("--probe", metavar="HOST:PORT", help="For /ready, /live, /metrics.")] = (
-        _DEFAULT.probe
-    ),
-    edge: Annotated[str, typer.Option("--edge", metavar="envoy|grpc", help="What answers clients.")] = _DEFAULT.edge,
+    probe: Annotated[
+        str, typer.Option("--probe", metavar="HOST:PORT", help="Address of /ready, /live and /metrics.")
+    ] = (_DEFAULT.probe),
+    edge: Annotated[
+        str, typer.Option("--edge", metavar="envoy|grpc", help="Program that terminates clients' connections.")
+    ] = _DEFAULT.edge,
     rest_listen: Annotated[
-        str, typer.Option("--rest-listen", metavar="HOST:PORT", help="For REST, with --edge grpc.")
+        str, typer.Option("--rest-listen", metavar="HOST:PORT", help="Address of REST, with --edge grpc.")
     ] = _DEFAULT.rest_listen,
-    workers: Annotated[str, typer.Option("--workers", metavar="N|auto", help="Router workers.")] = _DEFAULT.workers,
-    threads: Annotated[int, typer.Option("--threads", min=0, help="Of each model server; 0: its default.")] = 0,
-    device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="What models run on.")] = (
+    workers: Annotated[
+        str, typer.Option("--workers", metavar="N|auto", help="Number of router workers.")
+    ] = _DEFAULT.workers,
+    threads: Annotated[
+        int, typer.Option("--threads", min=0, help="Threads of each model server; 0 for its default.")
+    ] = 0,
+    device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="Device that models run on.")] = (
         _DEFAULT.device
     ),
     http_allow_private: Annotated[
-        bool, typer.Option("--http-allow-private", help="Models may come from private and loopback addresses.")
+        bool, typer.Option("--http-allow-private", help="Allow models from private and loopback addresses.")
     ] = False,
     storage_config: Annotated[
         Path | None,
-        typer.Option("--storage-config", metavar="DIR", help="Storage secrets: one JSON file for each storage_key."),
+        typer.Option(
+            "--storage-config", metavar="DIR", help="Folder of storage secrets: one JSON file for each storage_key."
+        ),
     ] = None,
     storage_ca: Annotated[
-        Path | None, typer.Option("--storage-ca", metavar="FILE", help="Authorities (PEM) that stores are trusted by.")
+        Path | None,
+        typer.Option("--storage-ca", metavar="FILE", help="PEM file of the authorities to trust for stores."),
     ] = None,
     pvc_root: Annotated[
-        Path | None, typer.Option("--pvc-root", metavar="DIR", help="For pvc: paths, a folder for each claim.")
+        Path | None,
+        typer.Option("--pvc-root", metavar="DIR", help="Folder for pvc: paths, with a folder for each claim."),
     ] = None,
     eviction: Annotated[
-        str, typer.Option("--eviction", metavar="|".join(policies.NAMES), help="Which copies make way first.")
+        str,
+        typer.Option("--eviction", metavar="|".join(policies.NAMES), help="Policy that chooses the copies to evict."),
     ] = _DEFAULT.eviction,
     disk_budget: Annotated[
         str,
-        typer.Option("--disk-budget", metavar="SIZE", help="For files of each pod. Else what the disk has room for."),
+        typer.Option(
+            "--disk-budget",
+            metavar="SIZE",
+            help="Disk space for the files of each pod. Default: what the disk has room for.",
+        ),
     ] = "",
     limits: limitoptions.Limits,
-    etcd_port: Annotated[int, typer.Option("--etcd-port", min=0, max=65535, help="Of etcd; 0: a free one.")] = 0,
-    base: Annotated[str, typer.Option("--base", metavar="PREFIX", help="Of all keys in etcd.")] = _DEFAULT.base,
+    etcd_port: Annotated[
+        int, typer.Option("--etcd-port", min=0, max=65535, help="Port of etcd; 0 for a free one.")
+    ] = 0,
+    base: Annotated[str, typer.Option("--base", metavar="PREFIX", help="Prefix of all keys in etcd.")] = _DEFAULT.base,
     quiet: Annotated[
-        int, typer.Option("--quiet", "-q", count=True, help="Only warnings and errors; twice: only errors.")
+        int, typer.Option("--quiet", "-q", count=True, help="Show only warnings and errors; given twice, only errors.")
     ] = 0,
     log_level: Annotated[
-        str, typer.Option("--log-level", metavar="debug|info|warning|error", help="What the parts log.")
+        str, typer.Option("--log-level", metavar="debug|info|warning|error", help="Lowest level that the parts log.")
     ] = _DEFAULT.log_level,
-    log_format: Annotated[str, typer.Option("--log-format", metavar="text|json", help="How it is shown.")] = "text",
+    log_format: Annotated[
+        str, typer.Option("--log-format", metavar="text|json", help="Format of the log lines.")
+    ] = "text",
 ) -> None:
-    """Starts a whole mesh on this machine: etcd, runtime pods, a router behind Envoy. Ctrl-C takes it down.
+    """Starts a whole mesh on this machine: etcd, runtime pods, a router behind Envoy. Ctrl-C stops it.
 
-    It answers on loopback unless --listen says otherwise. What is registered is kept in the data directory.
+    It listens on loopback unless --listen says otherwise. Registrations are kept in the data directory.
 
     Examples: `mesh up`, `mesh up --pods 4 --capacity 2GiB --file-root ./models`
     """
@@ -114,7 +137,7 @@ def up(
         edge=edge,
         workers=workers,
         pods=pods,
-        capacity=_size(capacity, "--capacity") or 0,
+        capacity=_in_bytes(capacity, "--capacity") or 0,
         device=device,
         threads=threads,
         base=base,
@@ -126,7 +149,7 @@ def up(
         storage_ca=storage_ca.absolute() if storage_ca else None,
         pvc_root=pvc_root.absolute() if pvc_root else None,
         eviction=eviction,
-        disk_budget=_size(disk_budget, "--disk-budget"),
+        disk_budget=_in_bytes(disk_budget, "--disk-budget"),
         router_limits=limits.of(limitoptions.ROUTER),
         runtime_limits=limits.of(limitoptions.RUNTIME),
         log_level=log_level,
@@ -134,7 +157,7 @@ def up(
     options.guarded(lambda: _up(settings, samples=samples, quiet=quiet, raw=log_format == "json"))
 
 
-def _size(text: str, option: str) -> int | None:
+def _in_bytes(text: str, option: str) -> int | None:
     try:
         return parse_bytes(text) if text else None
     except ValueError as error:
@@ -142,7 +165,7 @@ def _size(text: str, option: str) -> int | None:
 
 
 def _up(settings: UpSettings, *, samples: bool, quiet: int, raw: bool) -> None:
-    from mesh.cli import welcome  # what only this command needs, and is slow to import
+    from mesh.cli import welcome  # slow to import, and only needed here
     from mesh.local import supervisor
     from mesh.local.lines import LogStream, Printer
     from mesh.telemetry import logs
@@ -172,7 +195,7 @@ def demo(context: typer.Context) -> None:
     `mesh demo --help` lists its options.
     """
     if importlib.util.find_spec("mesh.demo") is None:
-        text = "the demo is not part of this installation: run it from the project's sources (`make demo`)"
+        text = "this installation does not include the demo: run it from the project's sources (`make demo`)"
         options.guarded(lambda: _raise(CommandError(text)))
     _become("mesh.demo", context.args)
 
@@ -198,7 +221,7 @@ def _raise(error: Exception) -> None:
 
 
 def _become(module: str, arguments: list[str]) -> None:
-    """This process becomes `python -m module`, with those arguments as they are."""
+    """Replaces this process with `python -m module` and the arguments."""
     from mesh.process import python
 
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Registering models, one by one: `register`, `unregister`, `ls`."""
+"""Commands that register models one by one, and list them: `register`, `unregister`, `ls`."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from mesh.cli.serving import LOAD_SECONDS, show_status
 from mesh.local.lines import one_line
 from mesh.schema.modelstatus import ModelStatus
 
-_WHY = 160  # characters of a reason that are shown; `mesh status` shows all
+_WHY = 160  # characters shown of a reason; `mesh status` shows all of it
 
 
 def add(app: typer.Typer) -> None:
@@ -30,17 +30,21 @@ def register(
     model: options.ModelId,
     path: Annotated[str, typer.Argument(metavar="PATH", help="File or URL of the model, as the pods see it.")],
     kind: Annotated[str, typer.Option("--type", "-t", metavar="TYPE", help="The model's type.")] = "onnx",
-    key: Annotated[str, typer.Option("--key", help="Its store: a key of the storage secret, JSON, or @FILE.")] = "",
-    sha256: Annotated[str, typer.Option("--sha256", metavar="HEX", help="Of its file: anything else is refused.")] = "",
-    load: Annotated[bool, typer.Option("--load", help="Load it now instead of on its first call.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="With --load: wait until it is loaded.")] = False,
+    key: Annotated[
+        str, typer.Option("--key", help="Store of the model: a key of the storage secret, JSON, or @FILE.")
+    ] = "",
+    sha256: Annotated[
+        str, typer.Option("--sha256", metavar="HEX", help="Digest that the model's file must have.")
+    ] = "",
+    load: Annotated[bool, typer.Option("--load", help="Load the model now instead of on its first call.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Load the model now, and wait until it is loaded.")] = False,
     timeout: options.Timeout = LOAD_SECONDS,
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Registers a model. It costs nothing until it is used.
+    """Registers a model. It takes no memory until it is called.
 
-    Registering again with the same attributes changes nothing; with others it is an error: unregister it first.
+    Registering it again with the same attributes changes nothing. To change attributes, unregister it first.
 
     Example: `mesh register fraud/de ./fraud-de.onnx --load --wait`
     """
@@ -61,7 +65,7 @@ def register(
         show_status(answer, as_json=as_json)
         if wait and answer.get("status") != ModelStatus.LOADED:
             raise CommandError(
-                f"{model} is registered, and not loaded", code=Exit.LOAD_FAILED, reason="LOAD_FAILED", answered=True
+                f"{model} is registered but not loaded", code=Exit.LOAD_FAILED, reason="LOAD_FAILED", answered=True
             )
 
     options.run(context, command, endpoint=endpoint, as_json=as_json)
@@ -69,12 +73,12 @@ def register(
 
 def unregister(
     context: typer.Context,
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Ids.", show_default=False)],
-    missing_ok: Annotated[bool, typer.Option("--missing-ok", help="An id that is not registered is no error.")] = False,
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Ids of models.", show_default=False)],
+    missing_ok: Annotated[bool, typer.Option("--missing-ok", help="Ignore ids that are not registered.")] = False,
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Unregisters models and withdraws their copies. Their files stay where they are.
+    """Unregisters models and unloads their copies. Their files stay where they are.
 
     Example: `mesh unregister fraud/de fraud/fr`
     """
@@ -97,14 +101,14 @@ def unregister(
 
 def ls(
     context: typer.Context,
-    prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Only ids that begin so.")] = "",
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Models to list.")] = 100,
-    after: Annotated[str, typer.Option("--after", metavar="ID", help="Begin behind this id.")] = "",
-    everything: Annotated[bool, typer.Option("--all", "-a", help="All of them, page by page.")] = False,
+    prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Prefix of the ids to list.")] = "",
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Most models to list.")] = 100,
+    after: Annotated[str, typer.Option("--after", metavar="ID", help="Id to continue after.")] = "",
+    everything: Annotated[bool, typer.Option("--all", "-a", help="List all models, page by page.")] = False,
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Lists registered models in the order of their ids, and the pods that hold them; or why one cannot be loaded.
+    """Lists registered models by id, with the pods that hold them, or the reason why they cannot be loaded.
 
     Examples: `mesh ls fraud/`, `mesh ls --all --json | jq -r '.models[].id'`
     """
@@ -120,15 +124,15 @@ def ls(
         if page["models"]:
             _print(page["models"])
         else:
-            output.remarks().print("no models" + (f" that begin with {output.plain(prefix)}" if prefix else ""))
+            output.remarks().print("no models" + (f" whose ids begin with {output.plain(prefix)}" if prefix else ""))
         if page.get("next"):
-            output.remarks().print(f"[dim]there are more: --all, or --after {output.plain(page['next'])}[/]")
+            output.remarks().print(f"[dim]there are more: use --all, or --after {output.plain(page['next'])}[/]")
 
     options.run(context, command, endpoint=endpoint, as_json=as_json)
 
 
 async def _list_all(client: Client, prefix: str, after: str, *, as_json: bool) -> None:
-    """Writes as it reads: a million models need the memory of one page."""
+    """Prints all models page by page: a million models need the memory of one page."""
     if as_json:
         separator = '{"models": ['
         async for model in client.models(prefix, after):
@@ -147,7 +151,7 @@ async def _list_all(client: Client, prefix: str, after: str, *, as_json: bool) -
 
 
 def _print(models: list[dict[str, Any]]) -> None:
-    """Plain aligned lines: a hundred thousand rows through rich's tables take over a minute."""
+    """Prints plain aligned lines: rich's tables take over a minute for a hundred thousand rows."""
     rows = [("MODEL", "TYPE", "PODS", "PATH", "WHY" if any(map(_trouble, models)) else "")]
     for model in models:
         trouble = _trouble(model)
@@ -163,7 +167,7 @@ def _print(models: list[dict[str, Any]]) -> None:
 
 
 def _trouble(model: dict[str, Any]) -> str:
-    """What keeps a model from being loaded, and why: `failed: no such file`; "" where nothing does."""
+    """Returns why a model cannot be loaded, such as `failed: no such file`; "" if nothing prevents it."""
     errors = model.get("errors") or []
     if not errors and not model.get("quarantined"):
         return ""
@@ -171,8 +175,8 @@ def _trouble(model: dict[str, Any]) -> str:
 
 
 def located(path: str) -> str:
-    """Returns a path as the pods will understand it: a file of this machine by its absolute path, URIs as they are.
-    Raises CommandError for a relative path that is neither: each pod has another current folder."""
+    """Returns a path that pods understand: the absolute path of a file on this machine, or a URI unchanged.
+    Raises CommandError for any other relative path: each pod has a current folder of its own."""
     scheme, colon, rest = path.partition(":")
     is_uri = bool(colon) and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) is not None
     if path.startswith("/") or (is_uri and (scheme.lower() != "file" or rest.startswith("/"))):
@@ -181,18 +185,18 @@ def located(path: str) -> str:
     if path and local.exists():
         return str(local.resolve())
     raise CommandError(
-        f"{path!r} is not a file here, and no absolute path or URI. Is it in a store? Then name that with --key "
+        f"{path!r} is neither a file here nor an absolute path or URI. If it is in a store, name the store with --key "
         "(--key default for the pods' default store)",
         code=Exit.USAGE,
     )
 
 
 def _key(text: str) -> Any:
-    """A storage key: the JSON object where it is one; a name alone is that of the store."""
+    """Returns a storage key: a JSON object, or the name of a store as such an object."""
     text = options.text_or_file(text)
     if text.startswith("{"):
         try:
             return json.loads(text)
         except ValueError as error:
-            raise CommandError(f"--key looks like JSON and is not: {error}", code=Exit.USAGE) from error
+            raise CommandError(f"--key is not valid JSON: {error}", code=Exit.USAGE) from error
     return {"storage_key": text} if text else text

@@ -1,4 +1,4 @@
-"""`mesh replay`: a pod's decisions about room, asked again of the code that is installed here."""
+"""`mesh replay`: repeats a pod's decisions about room with the code installed here."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from mesh.cli.exits import CommandError, Exit
 from placement import replay as replays
 
 SHOWN = 20
-"""Differences that are shown; all of them count."""
+"""Number of differences shown; all are counted."""
 
 
 def add(app: typer.Typer) -> None:
@@ -24,16 +24,19 @@ def add(app: typer.Typer) -> None:
 def replay(
     context: typer.Context,
     source: Annotated[
-        str, typer.Argument(metavar="POD|FILE", help="A pod that runs, or what --save has written.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="POD|FILE", help="Name of a running pod, or a file written by --save.", show_default=False
+        ),
     ],
-    save: Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Also write them to this file.")] = None,
+    save: Annotated[Path | None, typer.Option("--save", metavar="FILE", help="File to write the decisions to.")] = None,
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Asks a pod's latest evictions and refusals again, with all that they rested on.
+    """Repeats a pod's latest evictions and refusals, from the state that they were based on.
 
-    By the same version the answers are the same; another one may decide otherwise, and this shows where. Ends with 1 if
-    any answer differs.
+    The same version decides the same; another may decide differently, and this shows where. The exit code is 1 if any
+    decision differs.
 
     Examples: `mesh replay pod-1 --save decisions.ndjson`, `mesh replay decisions.ndjson`
     """
@@ -66,7 +69,7 @@ def _report(lines: list[str], *, as_json: bool) -> None:
     try:
         count, differences = replays.replay(lines)
     except ValueError as error:
-        raise CommandError(f"these are no decisions of a pod: {error}", code=Exit.USAGE) from error
+        raise CommandError(f"this is not a list of a pod's decisions: {error}", code=Exit.USAGE) from error
     if as_json:
         output.print_json(
             {
@@ -78,7 +81,7 @@ def _report(lines: list[str], *, as_json: bool) -> None:
             }
         )
     else:
-        output.console().print(f"{count} decisions, {len(differences)} of them would be made otherwise now")
+        output.console().print(f"{count} decisions, {len(differences)} would now be different")
         for one in differences[:SHOWN]:
             was = f"{one.verdict.value} {', '.join(one.victims)}".strip()
             now = f"{one.now.verdict.value} {', '.join(one.now.victims)}".strip()

@@ -1,4 +1,4 @@
-"""One model and its copies: `status`, `load`, `reload`, `release`, `explain`."""
+"""Commands about one model and its copies: `status`, `load`, `reload`, `release`, `explain`."""
 
 import asyncio
 import time
@@ -11,10 +11,10 @@ from mesh.cli.client import Client, model_path
 from mesh.cli.exits import CommandError, Exit
 from mesh.schema.modelstatus import ModelStatus
 
-_LOOK = 0.3  # seconds between two looks at a model that is reloaded
+_LOOK = 0.3  # seconds between two requests for the state of a reload
 
 LOAD_SECONDS = 300.0
-"""Default patience with a load: large models are pulled and warmed up within it."""
+"""Default time limit of a load, enough to pull and warm up large models."""
 
 
 def add(app: typer.Typer) -> None:
@@ -29,9 +29,9 @@ def add(app: typer.Typer) -> None:
 def status(
     context: typer.Context, model: options.ModelId, endpoint: options.Endpoint = "", as_json: options.Json = False
 ) -> None:
-    """Shows a model: its registration, its copies, why it cannot be loaded.
+    """Shows a model: its registration, its copies, and why it cannot be loaded.
 
-    Ends with 5 where loading failed. Example: `mesh status fraud/de`
+    The exit code is 5 if loading failed. Example: `mesh status fraud/de`
     """
 
     async def command(client: Client) -> None:
@@ -45,12 +45,12 @@ def status(
 def load(
     context: typer.Context,
     model: options.ModelId,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is loaded.")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the model is loaded.")] = True,
     timeout: options.Timeout = LOAD_SECONDS,
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Loads a model before anybody calls it.
+    """Loads a model before its first call.
 
     Example: `mesh load fraud/de --timeout 60`
     """
@@ -66,16 +66,16 @@ def load(
 def reload(
     context: typer.Context,
     model: options.ModelId,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until all copies have moved.")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until all copies are replaced.")] = True,
     timeout: options.Timeout = LOAD_SECONDS,
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Moves a model's copies to the content that lies at its path now. No call fails meanwhile.
+    """Replaces a model's copies with copies of the content now at its path. No call fails meanwhile.
 
-    All copies of a registration hold the content that its first load found. Where that was replaced, this loads the
-    new content beside each old copy, and lets the old one go once the new one can answer. Until all have moved, both
-    answer. If the new content cannot be loaded, the old copies go on, and this ends with 5.
+    All copies of a registration have the content that its first load found. If that was replaced, this loads the new
+    content beside each old copy, and unloads the old one once the new one can answer. Until all are replaced, both
+    answer. If the new content cannot be loaded, the old copies stay, and the exit code is 5.
 
     Example: `mesh reload fraud/de`
     """
@@ -90,9 +90,9 @@ def reload(
         show_status(answer, as_json=as_json)
         move = answer.get("reload")
         if wait and move and (answer.get("generation") or 0) <= generation:
-            why = move.get("why") or f"its copies have not moved within {timeout:g} s"
+            why = move.get("why") or f"its copies were not replaced within {timeout:g} s"
             raise CommandError(
-                f"{model} answers from its old content: {why}",
+                f"{model} still answers from its old content: {why}",
                 code=Exit.LOAD_FAILED,
                 reason="LOAD_FAILED",
                 answered=True,
@@ -104,9 +104,10 @@ def reload(
 def release(
     context: typer.Context, model: options.ModelId, endpoint: options.Endpoint = "", as_json: options.Json = False
 ) -> None:
-    """Forgets why a model may not be loaded: failed loads, and servers that died of it.
+    """Lifts a model's quarantine, and forgets its failed loads.
 
-    A model in whose loads or calls servers died twice is loaded again only after this, or registered anew.
+    A model whose loads or calls killed model servers repeatedly is quarantined: it is not loaded again until it is
+    released or registered again.
 
     Example: `mesh release fraud/de`
     """
@@ -124,7 +125,7 @@ def release(
 def explain(
     context: typer.Context, model: options.ModelId, endpoint: options.Endpoint = "", as_json: options.Json = False
 ) -> None:
-    """Says where a model is or would be loaded, and why there.
+    """Explains where a model is or would be loaded, and why.
 
     Example: `mesh explain fraud/de`
     """
@@ -151,7 +152,7 @@ def explain(
 
 
 def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
-    """Prints a model's status, as every command that changes one answers it."""
+    """Prints a model's status, which is the answer of every command that changes a model."""
     if as_json:
         output.print_json(answer)
         return
@@ -184,10 +185,12 @@ def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
     for text in answer.get("killed") or ():
         made.add_row("[dim]a server died[/]", f"[red]{output.plain(str(text))}[/]")
     if answer.get("quarantined"):
-        made.add_row("[dim]quarantined[/]", "[red]not loaded again until `mesh release`, or registered anew[/]")
+        made.add_row(
+            "[dim]quarantined[/]", "[red]not loaded again until it is released (mesh release) or registered again[/]"
+        )
     if (move := answer.get("reload")) is not None:
-        text = f"its copies move to the content of generation {move.get('generation')}"
-        why = f"; [red]they have not: {output.plain(str(move['why']))}[/]" if move.get("why") else ""
+        text = f"its copies are being replaced by generation {move.get('generation')}"
+        why = f"; [red]this failed: {output.plain(str(move['why']))}[/]" if move.get("why") else ""
         made.add_row("[dim]reload[/]", text + why)
     screen.print(made)
     copies = answer.get("copies") or []
@@ -199,19 +202,19 @@ def show_status(answer: dict[str, Any], *, as_json: bool) -> None:
                 output.plain(str(copy.get("pod", ""))),
                 output.status(str(copy.get("status", ""))) + queued(copy.get("load")) + pulling(copy.get("pull")),
                 output.size(copy.get("bytes")),
-                short(copy.get("digest")) + (" before the reload" if older else ""),
+                short(copy.get("digest")) + (" (before the reload)" if older else ""),
             )
         screen.print()
         screen.print(listed)
 
 
 def short(digest: Any) -> str:
-    """The beginning of a digest, enough to tell two apart."""
+    """Returns the beginning of a digest, enough to distinguish two."""
     return output.plain(str(digest or "")[:12])
 
 
 def _limits(answer: dict[str, Any]) -> str:
-    """How many copies were asked for: `at least 2, at most 4, pinned`."""
+    """Returns the limits of copies in words: `at least 2, at most 4, pinned`."""
     words = [f"at least {answer['min_copies']}"] if answer.get("min_copies") else []
     words += [f"at most {answer['max_copies']}"] if answer.get("max_copies") else []
     words += [{True: "pinned", False: "not pinned"}[answer["pinned"]]] if answer.get("pinned") is not None else []
@@ -219,7 +222,7 @@ def _limits(answer: dict[str, Any]) -> str:
 
 
 def queued(load: dict[str, Any] | None) -> str:
-    """Where a load stands in its pod's queue: ` waits for 3 others, about 2.5 s`; "" where nothing is to be said."""
+    """Returns the place of a load in its pod's queue: ` waits for 3 others, about 2.5 s`; "" if it does not wait."""
     if not load:
         return ""
     words = []
@@ -232,7 +235,7 @@ def queued(load: dict[str, Any] | None) -> str:
 
 
 def pulling(pull: dict[str, Any] | None) -> str:
-    """How far a pod is with a model's files: ` 120 MiB of 1.0 GiB, 85 MiB/s`; "" where it pulls nothing."""
+    """Returns the progress of a pull: ` 120 MiB of 1.0 GiB, 85 MiB/s`; "" if there is none."""
     if not pull:
         return ""
     text = f" {output.size(pull.get('bytes')) or '0 B'}"
@@ -242,9 +245,9 @@ def pulling(pull: dict[str, Any] | None) -> str:
 
 
 def _end_with(answer: dict[str, Any]) -> None:
-    """A failed load is a failure of the command, after everything has been shown."""
+    """Raises CommandError, once all is shown, if the model is not registered or cannot be loaded."""
     if answer.get("status") == ModelStatus.NOT_FOUND:
         text = f"{answer.get('id')} is not registered"
         raise CommandError(text, code=Exit.NOT_FOUND, reason="UNKNOWN_MODEL", answered=True)
     if answer.get("status") == ModelStatus.LOADING_FAILED or answer.get("quarantined"):
-        raise CommandError("it cannot be loaded", code=Exit.LOAD_FAILED, reason="LOAD_FAILED", answered=True)
+        raise CommandError("the model cannot be loaded", code=Exit.LOAD_FAILED, reason="LOAD_FAILED", answered=True)

@@ -1,4 +1,4 @@
-"""`mesh simulate`: a request trace through the decisions that a mesh makes, without a mesh."""
+"""`mesh simulate`: runs a request trace through the decisions of a mesh, without a mesh."""
 
 import itertools
 from collections.abc import Callable
@@ -32,38 +32,55 @@ def simulate(
     trace: Annotated[
         str, typer.Argument(metavar="TRACE", help=f"A CSV file of SECONDS,MODEL, or {', '.join(traces.SHAPES)}.")
     ] = "zipf",
-    pods: Annotated[list[int] | None, typer.Option("--pods", help="Runtime pods; may be repeated.")] = None,
+    pods: Annotated[
+        list[int] | None, typer.Option("--pods", help="Number of runtime pods; may be repeated. Default: 8.")
+    ] = None,
     policy: Annotated[
-        list[str] | None, typer.Option("--policy", metavar="|".join(NAMES), help="Of eviction; may be repeated.")
+        list[str] | None,
+        typer.Option("--policy", metavar="|".join(NAMES), help="Policy of eviction; may be repeated. Default: lru."),
     ] = None,
     room: Annotated[
         list[str] | None,
-        typer.Option("--room", metavar="PERCENT", help="Memory of all pods, of what all models take; may be repeated."),
+        typer.Option(
+            "--room",
+            metavar="PERCENT",
+            help="Memory of all pods, as a percentage of what all models take; may be repeated. Default: 10.",
+        ),
     ] = None,
-    capacity: Annotated[str, typer.Option("--capacity", metavar="SIZE", help="Of each pod, instead of --room.")] = "",
-    models: Annotated[int, typer.Option("--models", min=1, help="For a trace that is made.")] = 20_000,
-    requests: Annotated[int, typer.Option("--requests", min=1, help="For a trace that is made.")] = 1_000_000,
-    alpha: Annotated[float, typer.Option("--alpha", min=0.0, help="How skewed it is (not azure).")] = 0.9,
-    rate: Annotated[float, typer.Option("--rate", min=0.001, help="Requests a second, of a trace that is made.")] = (
-        traces.RATE
-    ),
+    capacity: Annotated[
+        str, typer.Option("--capacity", metavar="SIZE", help="Memory of each pod, instead of --room.")
+    ] = "",
+    models: Annotated[int, typer.Option("--models", min=1, help="Number of models, for a generated trace.")] = 20_000,
+    requests: Annotated[
+        int, typer.Option("--requests", min=1, help="Number of requests, for a generated trace.")
+    ] = 1_000_000,
+    alpha: Annotated[
+        float, typer.Option("--alpha", min=0.0, help="Exponent of the skew of a generated trace (not azure).")
+    ] = 0.9,
+    rate: Annotated[
+        float, typer.Option("--rate", min=0.001, help="Rate of a generated trace, in requests a second.")
+    ] = (traces.RATE),
     sizes: Annotated[
-        Path | None, typer.Option("--sizes", metavar="FILE", help="CSV of MODEL,BYTES or MODEL,BYTES,MILLISECONDS.")
+        Path | None,
+        typer.Option("--sizes", metavar="FILE", help="CSV file of MODEL,BYTES or MODEL,BYTES,MILLISECONDS."),
     ] = None,
-    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="Of every model. Else many small, few large.")] = (
-        ""
-    ),
-    loads: Annotated[int, typer.Option("--loads", min=1, help="At once, in all pods together.")] = 32,
-    copies: Annotated[bool, typer.Option("--copies/--single", help="Whether hot models get further copies.")] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")] = 0,
-    picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE", help="A PNG of the results.")] = None,
+    size: Annotated[
+        str, typer.Option("--size", metavar="SIZE", help="Size of every model. Default: many small, few large.")
+    ] = (""),
+    loads: Annotated[int, typer.Option("--loads", min=1, help="Concurrent loads, in all pods together.")] = 32,
+    copies: Annotated[
+        bool, typer.Option("--copies/--single", help="Give hot models further copies, or one copy only.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of all random numbers.")] = 0,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="PNG file for a picture of the results.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Replays a request trace through the code that places and evicts, and reports what it would have cost.
+    """Runs a request trace through the code for placement and eviction, and reports hit rates and loads.
 
-    A hit finds its model loaded. Below the policies stands what somebody who knows the future would reach with one
-    cache of the same size: the bound for all of them. Rates are of the second half of the requests, when the mesh has
-    filled up.
+    A hit finds its model loaded. The row `clairvoyant` is the upper bound for every policy: one cache of the same size
+    that knows the future. Rates are those of the second half of the requests, when the mesh is full.
 
     Examples: `mesh simulate zipf --pods 8 --policy lru --policy gdsf`,
     `mesh simulate calls.csv --sizes sizes.csv --capacity 4GiB --pods 4 --pods 8 --picture calls.png`
@@ -73,7 +90,7 @@ def simulate(
         made = _trace(trace, models=models, requests=requests, alpha=alpha, rate=rate, seed=seed)
         model = lru_cache(maxsize=None)(_fleet(sizes, size, seed))
         named = {model_id for _, model_id in made}
-        if trace in traces.SHAPES:  # those that were never called are there too
+        if trace in traces.SHAPES:  # models that were never called count too
             named |= {f"m{number:0{len(str(models - 1))}d}" for number in range(models)}
         total = sum(model(model_id).bytes for model_id in named)
         counts = pods or [8]
@@ -85,9 +102,9 @@ def simulate(
         except ValueError as error:
             raise CommandError(f"--policy: {error}", code=Exit.USAGE) from error
         if min(counts) < 1:
-            raise CommandError("--pods: at least one", code=Exit.USAGE)
+            raise CommandError("--pods: give at least 1", code=Exit.USAGE)
         rows: list[Row] = []
-        bounds: dict[int, Counts] = {}  # by bytes of all pods: how many they are changes nothing
+        bounds: dict[int, Counts] = {}  # by bytes of all pods: the number of pods does not matter
         with _progress() as progress:
             for share, count in itertools.product(rooms, counts):
                 each = parse_bytes(capacity) if capacity else int(share * total / count)
@@ -121,7 +138,7 @@ def _trace(name: str, *, models: int, requests: int, alpha: float, rate: float, 
     if shape is None:
         path = Path(name)
         if not path.exists():
-            text = f"there is no file {name}; name one, or one of {', '.join(traces.SHAPES)}"
+            text = f"there is no file {name}; name a file, or one of {', '.join(traces.SHAPES)}"
             raise CommandError(text, code=Exit.USAGE)
         return tracefile.requests(path)
     more: dict[str, Any] = {} if name == "azure" else {"alpha": alpha}
@@ -137,14 +154,14 @@ def _fleet(sizes: Path | None, size: str, seed: int) -> Callable[[str], Model]:
 
     def model(model_id: str) -> Model:
         if model_id not in known:
-            raise CommandError(f"{sizes} has no size of {model_id!r}, which the trace calls", code=Exit.USAGE)
+            raise CommandError(f"{sizes} has no size for {model_id!r}, which the trace calls", code=Exit.USAGE)
         return known[model_id]
 
     return model
 
 
 def _rooms(room: list[str] | None, capacity: str, total: int) -> list[float]:
-    """Shares of all models' bytes."""
+    """Returns the rooms as shares of all models' bytes."""
     if capacity:
         if room:
             raise CommandError("give --capacity or --room, not both", code=Exit.USAGE)
@@ -156,7 +173,7 @@ def _rooms(room: list[str] | None, capacity: str, total: int) -> list[float]:
         except ValueError:
             found.append(0.0)
         if not 0 < found[-1] <= 100:
-            raise CommandError(f"--room {text}: a percentage above 0, such as 10", code=Exit.USAGE)
+            raise CommandError(f"--room {text}: give a percentage above 0, such as 10", code=Exit.USAGE)
     return found
 
 
@@ -168,7 +185,7 @@ def _bytes(text: str, option: str) -> int:
 
 
 def _bound(made: list[tuple[int, str]], capacity: int, model: Callable[[str], Model]) -> Counts:
-    """What the clairvoyant reaches, of the second half of the requests as for the others."""
+    """Returns the counts of the clairvoyant, over the second half of the requests as for the others."""
     return optimum.clairvoyant([model_id for _, model_id in made], capacity, model, since=len(made) // 2)
 
 

@@ -1,4 +1,4 @@
-"""One row of what `mesh simulate` shows, in a table or a picture."""
+"""Rows of the results of `mesh simulate`, for the table and the picture."""
 
 from dataclasses import dataclass
 

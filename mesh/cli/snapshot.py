@@ -1,9 +1,9 @@
-"""`mesh snapshot`: etcd's whole database into a folder, of which the newest are kept.
+"""`mesh snapshot`: writes etcd's whole database into a folder, and keeps the newest snapshots there.
 
-etcd streams its database and ends it with its SHA-256, which is compared while it comes and stays in the file: etcd's
-own `etcdutl snapshot restore` wants it there, on which `mesh restore` builds. A snapshot has its name only when it is
-whole and on the disk. One that a killed run has left half is removed by the next: each run holds a lock on its own, so
-one that is still being written is told from one that is not.
+etcd streams its database, followed by its SHA-256. The digest is checked during the copy and stays in the file, since
+`etcdutl snapshot restore`, which `mesh restore` runs, requires it. A snapshot only gets its name when it is complete
+and on the disk. A partial one, left by a killed run, is removed by the next run; each run locks its own file, which
+shows that it is still being written.
 """
 
 import contextlib
@@ -28,15 +28,15 @@ from mesh.cli.exits import CommandError
 from mesh.options import etcd as etcdoptions
 from mesh.options import groups
 
-if TYPE_CHECKING:  # it brings gRPC, a quarter of a second that `mesh --help` should not take
+if TYPE_CHECKING:  # it imports gRPC, a quarter of a second that `mesh --help` should not take
     from mesh.etcd import Etcd
 
 _DIGEST = 32  # bytes that etcd adds: the SHA-256 of the database
-_PAGE = 512  # a database is whole pages of at least so many bytes; etcdutl tells by this that a digest follows
+_PAGE = 512  # a database is a multiple of this; etcdutl sees by the remainder that a digest follows
 
 _NAME = re.compile(r"etcd-(?P<cluster>[0-9a-f]{1,16})-(?P<revision>\d+)-(?P<time>\d{8}T\d{6}Z)\.db")
 WORK = ".restore-"
-"""What folders begin with in which `mesh restore` has an etcd made of a snapshot."""
+"""Prefix of the folders in which `mesh restore` makes an etcd from a snapshot."""
 
 _PART = re.compile(r"\.etcd-.*\.db\.part")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -44,7 +44,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True, slots=True, order=True)
 class Kept:
-    """A snapshot in the folder. In the order of their times."""
+    """A snapshot in the folder, ordered by time."""
 
     time: str
     revision: int
@@ -59,23 +59,23 @@ def add(app: typer.Typer) -> None:
 
 def snapshot(
     *,
-    folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where snapshots are kept.", show_default=False)],
+    folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Folder of the snapshots.", show_default=False)],
     keep: Annotated[
-        int, typer.Option("--keep", metavar="N", min=1, help="How many of this etcd's are kept, the newest.")
+        int, typer.Option("--keep", metavar="N", min=1, help="Number of this etcd's snapshots to keep, the newest.")
     ] = 8,
     idle: Annotated[
-        float, typer.Option("--idle", metavar="SECONDS", min=1.0, help="Give up when etcd sends nothing for so long.")
+        float, typer.Option("--idle", metavar="SECONDS", min=1.0, help="Longest silence of etcd, in seconds.")
     ] = 60.0,
     etcd: etcdoptions.Urls = etcdoptions.DEFAULT_URLS,
     login: etcdoptions.Login,
     as_json: options.Json = False,
 ) -> None:
-    """Keeps a snapshot of etcd's whole database, and removes the oldest.
+    """Takes a snapshot of etcd's whole database, and removes the oldest ones.
 
-    For an etcd that only this mesh uses: it holds all of it. `mesh restore` registers what a snapshot holds, `etcdutl
-    snapshot restore` makes the same etcd anew. To keep what is registered, `mesh backup` is smaller.
+    Use it for an etcd of the mesh's own: a snapshot holds all of the database. `mesh restore` registers the models of a
+    snapshot, `etcdutl snapshot restore` recreates the etcd. If registrations are enough, `mesh backup` is smaller.
 
-    Of another etcd's snapshots in the same folder, as after a new installation, the last one is kept.
+    If the folder has snapshots of another etcd, as after a new installation, the newest of them is kept.
 
     Example: `mesh snapshot --dir /var/backups/etcd --keep 8 --etcd-config etcd_connection`
     """
@@ -97,10 +97,10 @@ def snapshot(
 
 
 async def _run(etcd: "Etcd", folder: Path, keep: int, idle: float) -> tuple[Kept, int, list[Kept]]:
-    """The new snapshot, its size, and what was removed. Raises EtcdError, CommandError."""
+    """Takes a snapshot; returns it, its size, and the removed ones. Raises EtcdError, CommandError."""
     try:
         clear(folder)
-        status = await etcd.status()  # finds a member that answers; it is the one that is asked next
+        status = await etcd.status()  # finds a member that answers, which gets the next request too
         now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
         cluster = f"{status.cluster:x}"
         path = folder / f"etcd-{cluster}-{status.revision}-{now}.db"
@@ -111,17 +111,17 @@ async def _run(etcd: "Etcd", folder: Path, keep: int, idle: float) -> tuple[Kept
             old.path.unlink(missing_ok=True)
     except OSError as error:
         if error.errno in _FULL:
-            text = f"{folder} is full. Its {len(snapshots(folder))} older snapshots are left as they are"
-            raise CommandError(f"{text}: give it more room, or keep fewer (--keep)", reason="FULL") from error
+            text = f"{folder} is full. Its {len(snapshots(folder))} older snapshots are unchanged"
+            raise CommandError(f"{text}: give it more space, or keep fewer (--keep)", reason="FULL") from error
         raise CommandError(f"{folder}: {error.strerror or error}") from error
     return Kept(now, status.revision, cluster, path), size, removed
 
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that has its name when all of it is on the disk, and is not there otherwise."""
+    """Yields a file that only gets its name when all of it is on the disk, and is removed otherwise."""
     temporary = path.with_name(f".{path.name}.part")
-    # For its owner only: it holds whatever etcd holds, storage keys for instance.
+    # For its owner only: it holds all that etcd holds, such as storage keys.
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb") as file:
@@ -137,7 +137,7 @@ def _whole(path: Path) -> Iterator[BinaryIO]:
 
 
 async def _copy(etcd: "Etcd", write: Callable[[bytes], object], idle: float, progress: Callable[[int], None]) -> int:
-    """Hands the database on and checks it against the digest that follows it. Raises CommandError, EtcdError."""
+    """Copies the database and checks it against the digest that follows. Raises CommandError, EtcdError."""
     digest = hashlib.sha256()
     tail = b""  # the last bytes so far: the digest, if no more come
     size = 0
@@ -151,14 +151,14 @@ async def _copy(etcd: "Etcd", write: Callable[[bytes], object], idle: float, pro
             progress(size)
     if size % _PAGE != _DIGEST or digest.digest() != tail:
         text = (
-            f"what etcd sent ({size} bytes) does not fit the checksum at its end: try again; `mesh doctor` checks etcd"
+            f"the database from etcd ({size} bytes) does not match its checksum: try again; `mesh doctor` checks etcd"
         )
         raise CommandError(text, reason="DAMAGED")
     return size
 
 
 def snapshots(folder: Path) -> list[Kept]:
-    """What the folder holds, the newest first."""
+    """Returns the snapshots in the folder, the newest first."""
     found = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
     return sorted(
         (Kept(match["time"], int(match["revision"]), match["cluster"], path) for match, path in found if match),
@@ -167,7 +167,7 @@ def snapshots(folder: Path) -> list[Kept]:
 
 
 def outdated(found: list[Kept], cluster: str, keep: int) -> list[Kept]:
-    """Of snapshots, the newest first, those to remove: of this cluster all but `keep`, of each other all but one."""
+    """Returns the snapshots to remove: all but the newest `keep` of this cluster, all but the newest of any other."""
     seen: dict[str, int] = {}
     removed = []
     for one in found:
@@ -178,7 +178,7 @@ def outdated(found: list[Kept], cluster: str, keep: int) -> list[Kept]:
 
 
 def clear(folder: Path) -> list[Path]:
-    """Removes what killed runs have left; which. What another run holds locked is its. Makes the folder."""
+    """Removes what killed runs have left, and returns it; files locked by other runs stay. Creates the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     removed = []
     for path in folder.iterdir():
@@ -200,8 +200,8 @@ def clear(folder: Path) -> list[Path]:
 
 
 def lock(descriptor: int) -> bool:
-    """Marks a file or folder as in use by this run. False: another run holds it. On a file system without locks nothing
-    is told apart."""
+    """Locks a file or folder for this run; False if another run holds the lock. On a file system without locks every
+    call succeeds."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,6 +1,6 @@
-"""Tensors of the V2 protocol as numpy arrays: from a request's JSON, from .npy files, made up, and to and from gRPC.
+"""Tensors of the V2 protocol as numpy arrays: from a request's JSON, from .npy files, generated, and to and from gRPC.
 
-Only what a client needs: whatever the mesh answers may be shown, whatever a user writes is either sent or refused with
+They do what a client needs: any answer of the mesh can be shown, and any input of a user is either sent or refused with
 a text that says what is wrong with it.
 """
 
@@ -17,7 +17,7 @@ from mesh.v2.datatypes import DATATYPES, OF_NAME
 Array = np.ndarray[Any, np.dtype[Any]]
 
 BF16 = np.dtype([("bf16", "<u2")])
-"""Of arrays of BF16, which numpy lacks: the 16 bits of each, told from integers by the field's name."""
+"""numpy's type for BF16, which numpy lacks: 16 bits, distinguished from integers by the field's name."""
 
 DTYPES = {kind.name: BF16 if kind.name == "BF16" else kind.dtype for kind in DATATYPES}
 
@@ -26,33 +26,33 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items() if name != "BYTES"}
 _SIZE = "binary_data_size"
 
 MAX_ELEMENTS = 2**28
-"""Of an input that is made up: a shape typed wrongly must not eat the machine's memory."""
+"""Largest generated input, in elements: a mistyped shape must not exhaust the machine's memory."""
 
 
 def usage(text: str) -> CommandError:
-    """What the user gave cannot be sent."""
+    """Returns an error for input that cannot be sent."""
     return CommandError(text, code=Exit.USAGE, reason="BAD_REQUEST")
 
 
 def datatype(array: Array) -> str:
-    """The V2 name of an array's type; raises a CommandError for one that V2 lacks."""
+    """Returns the V2 name of an array's type. Raises CommandError for one that V2 lacks."""
     if array.dtype.kind in "OSU":
         return "BYTES"
     try:
         return _NAMES[array.dtype.newbyteorder("=")]
     except KeyError:
-        raise usage(f"arrays of {array.dtype} cannot be sent: V2 knows {', '.join(DTYPES)}") from None
+        raise usage(f"arrays of {array.dtype} cannot be sent: V2 has {', '.join(DTYPES)}") from None
 
 
 def from_json(tensor: Mapping[str, Any]) -> tuple[str, Array]:
-    """Name and array of one input of a V2 JSON request."""
+    """Returns name and array of one input of a V2 JSON request."""
     try:
         name, kind, shape = str(tensor["name"]), str(tensor["datatype"]), tuple(int(n) for n in tensor["shape"])
         data = tensor["data"]
     except (KeyError, TypeError, ValueError) as error:
         raise usage(f"an input needs name, datatype, shape and data: {error!r}") from error
     if kind not in DTYPES:
-        raise usage(f"input {name}: no datatype {kind!r}, V2 knows {', '.join(DTYPES)}")
+        raise usage(f"input {name}: unknown datatype {kind!r}, V2 has {', '.join(DTYPES)}")
     try:
         if kind == "BYTES":
             flat = list(_flatten(data))
@@ -64,11 +64,11 @@ def from_json(tensor: Mapping[str, Any]) -> tuple[str, Array]:
             array = np.asarray(data, dtype=DTYPES[kind])
         return name, array.reshape(shape)
     except (TypeError, ValueError, OverflowError) as error:
-        raise usage(f"input {name}: its data do not fit {kind} {list(shape)}: {error}") from error
+        raise usage(f"input {name}: its data does not fit {kind} {list(shape)}: {error}") from error
 
 
 def to_rest(name: str, array: Array) -> tuple[dict[str, Any], bytes]:
-    """One input of a V2 REST request: its JSON, and its binary data where JSON has no form for it."""
+    """Returns an array as one input of a V2 REST request: its JSON, and binary data if JSON cannot represent it."""
     kind = datatype(array)
     if OF_NAME[kind].field:
         return to_json(name, array), b""
@@ -77,17 +77,17 @@ def to_rest(name: str, array: Array) -> tuple[dict[str, Any], bytes]:
 
 
 def to_json(name: str, array: Array) -> dict[str, Any]:
-    """One input of a V2 JSON request."""
+    """Returns an array as one input of a V2 JSON request."""
     kind = datatype(array)
     try:
         data = [_bytes(v).decode() for v in array.reshape(-1)] if kind == "BYTES" else shown(array).reshape(-1).tolist()
     except UnicodeDecodeError as error:
-        raise usage(f"input {name}: bytes that are no text cannot go as JSON: leave out --rest") from error
+        raise usage(f"input {name}: bytes that are not UTF-8 cannot be sent as JSON: leave out --rest") from error
     return {"name": name, "datatype": kind, "shape": list(array.shape), "data": data}
 
 
 def to_grpc(model: str, inputs: Mapping[str, Array], outputs: Sequence[str] = ()) -> inference_pb2.ModelInferRequest:
-    """A V2 gRPC request with raw contents."""
+    """Returns a V2 gRPC request with raw contents."""
     request = inference_pb2.ModelInferRequest(model_name=model)
     for name, array in inputs.items():
         kind = datatype(array)
@@ -99,7 +99,7 @@ def to_grpc(model: str, inputs: Mapping[str, Array], outputs: Sequence[str] = ()
 
 
 def from_grpc(response: inference_pb2.ModelInferResponse) -> dict[str, Array]:
-    """The outputs of a V2 gRPC answer, from raw or typed contents."""
+    """Returns the outputs of a V2 gRPC answer, from raw or typed contents."""
     made: dict[str, Array] = {}
     for number, tensor in enumerate(response.outputs):
         if number < len(response.raw_output_contents):
@@ -115,7 +115,7 @@ def from_grpc(response: inference_pb2.ModelInferResponse) -> dict[str, Array]:
 
 
 def from_rest(answer: Mapping[str, Any], data: bytes = b"") -> dict[str, Array]:
-    """The outputs of a V2 REST answer: its JSON, and the binary data behind it."""
+    """Returns the outputs of a V2 REST answer, from its JSON and the binary data after it."""
     made: dict[str, Array] = {}
     at = 0
     for tensor in answer.get("outputs", ()):
@@ -131,23 +131,23 @@ def from_rest(answer: Mapping[str, Any], data: bytes = b"") -> dict[str, Array]:
 
 
 def shown(array: Array) -> Array:
-    """The array with numbers that can be printed: BF16 as FP32."""
+    """Returns the array with numbers that can be printed: BF16 as FP32."""
     return (array["bf16"].astype(np.uint32) << 16).view(np.float32) if array.dtype == BF16 else array
 
 
 def read_npy(assignment: str) -> tuple[str, Array]:
-    """Name and array of `NAME=FILE.npy`."""
+    """Reads name and array of `NAME=FILE.npy`."""
     name, equals, path = assignment.partition("=")
     if not equals or not name:
         raise usage(f"{assignment!r}: write NAME=FILE.npy")
     try:
         return name, np.load(Path(path), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise usage(f"{path} is not an array that can be read: {error}") from error
+        raise usage(f"{path} cannot be read as an array: {error}") from error
 
 
 def parse_shape(assignment: str) -> tuple[str, tuple[int, ...]]:
-    """Name and shape of `NAME=1,3,224,224`."""
+    """Parses name and shape of `NAME=1,3,224,224`."""
     name, equals, text = assignment.partition("=")
     try:
         if not equals or not name:
@@ -163,9 +163,9 @@ def parse_shape(assignment: str) -> tuple[str, tuple[int, ...]]:
 def made_up(
     inputs: Sequence[Mapping[str, Any]], *, rows: int, shapes: Mapping[str, tuple[int, ...]], random: bool, seed: int
 ) -> dict[str, Array]:
-    """An array for each input that the model's metadata names: zeros, or the same random values for the same seed.
+    """Returns an array for each input in the model's metadata: zeros, or random values that depend on the seed only.
 
-    A variable first dimension becomes `rows`, any other variable one 1, unless `shapes` says otherwise.
+    A variable first dimension becomes `rows`, other variable ones become 1, unless `shapes` says otherwise.
     """
     unknown = set(shapes) - {str(tensor.get("name")) for tensor in inputs}
     if unknown:
@@ -204,11 +204,11 @@ def _dtype(kind: str) -> np.dtype[Any]:
     try:
         return DTYPES[kind]
     except KeyError:
-        raise CommandError(f"datatype {kind!r} is not known to this client") from None
+        raise CommandError(f"this client does not know the datatype {kind!r}") from None
 
 
 def _to_bf16(array: Array) -> Array:
-    """The upper half of each number: what is below it is cut off."""
+    """Returns the upper half of each FP32 number; the lower half is dropped."""
     return (np.ascontiguousarray(array).view(np.uint32) >> 16).astype("<u2").view(BF16)
 
 

@@ -1,8 +1,8 @@
 """`mesh top`: a live view of the mesh, or one frame of it for scripts.
 
-Each frame is the difference of two samples: counters only grow, so rates are what lies between them. Taking samples
-(the network), comparing them (`compare`, pure) and drawing (`draw`) are apart. With several routers behind one endpoint
-two samples may come from different ones; a counter that went back counts as no calls rather than as negative ones.
+Each frame is the difference of two samples: counters only grow, so their differences give rates. Sampling (network
+calls), comparing (`compare`, pure) and drawing (`draw`) are separate. With several routers behind one endpoint, two
+samples may come from different routers; a counter that went back counts as no calls rather than negative ones.
 """
 
 import asyncio
@@ -26,28 +26,28 @@ from mesh.cli.exits import Exit, Refused, Unreachable
 from mesh.cli.pods import number, overview
 
 HOTTEST = 10
-"""Models shown: what fits a screen beside a few pods."""
+"""Number of models shown, which fits a screen together with a few pods."""
 
 PATIENCE = 5.0
-"""Seconds for one answer: a view that stands still is worse than one that says so."""
+"""Time limit of an answer in seconds: showing an error is better than showing old figures."""
 
 MAX_COPIES = 20_000
-"""Above so many copies in all pods, the hottest models are left out: asking for them would be a load of its own."""
+"""Number of copies in all pods above which hottest models are not shown: asking pods for them would be costly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the mesh said at one moment."""
+    """The figures of the mesh at one moment."""
 
-    at: float  # seconds, of this process's monotonic clock
+    at: float  # seconds on this process's monotonic clock
     stats: Mapping[str, Any]
     pods: tuple[Mapping[str, Any], ...]
-    calls: Mapping[str, int] = field(default_factory=dict)  # of each resident model, over all its copies
+    calls: Mapping[str, int] = field(default_factory=dict)  # for each resident model, over all its copies
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What happened between two samples, and how things stand at the second. Rates a second."""
+    """Rates a second between two samples, and the state at the second one."""
 
     calls: float
     errors: float
@@ -61,7 +61,7 @@ class Frame:
 
     @property
     def hit_rate(self) -> float | None:
-        """Hits among the calls that found a model; None where there were none."""
+        """Share of hits among the calls that found a model; None without calls."""
         total = self.hits + self.cold_starts
         return self.hits / total if total else None
 
@@ -74,13 +74,13 @@ def add(app: typer.Typer) -> None:
 def top(
     context: typer.Context,
     interval: Annotated[
-        float, typer.Option("--interval", "-i", min=0.2, metavar="SECONDS", help="Of one frame.")
+        float, typer.Option("--interval", "-i", min=0.2, metavar="SECONDS", help="Time between two frames, in seconds.")
     ] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="One frame, then end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and exit.")] = False,
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Shows calls, hits, latencies, pods and the hottest models, live. q or Ctrl-C ends it.
+    """Shows calls, hits, latencies, pods and the hottest models, live. Press q or Ctrl-C to quit.
 
     Examples: `mesh top`, `mesh top --once --json`
     """
@@ -100,7 +100,7 @@ def top(
     try:
         options.run(context, command, endpoint=endpoint, as_json=as_json, timeout=PATIENCE)
     except typer.Exit as end:
-        if end.exit_code != Exit.INTERRUPTED:  # Ctrl-C is how one leaves
+        if end.exit_code != Exit.INTERRUPTED:  # Ctrl-C is a normal way to quit
             raise
 
 
@@ -116,7 +116,7 @@ async def _watch(client: Client, before: Sample, interval: float) -> None:
                 return
             try:
                 after = await sample(client)
-            except Unreachable as error:  # it may be starting again: keep looking, and say so
+            except Unreachable as error:  # it may be restarting: show the error and keep trying
                 live.update(Text(error.text, style="red"), refresh=True)
                 continue
             live.update(draw(compare(before, after), client.endpoint, hint="q quits"), refresh=True)
@@ -124,7 +124,7 @@ async def _watch(client: Client, before: Sample, interval: float) -> None:
 
 
 async def sample(client: Client) -> Sample:
-    """One sample. The pods are asked for their copies' counters where that is not too much."""
+    """Takes one sample. Asks the pods for their copies' counters if there are not too many."""
     stats, listed = await asyncio.gather(client.get("/mesh/v1/stats"), client.get("/mesh/v1/pods"))
     pods = tuple(listed["pods"])
     at = time.monotonic()
@@ -138,7 +138,7 @@ async def sample(client: Client) -> Sample:
 
 
 async def _describe(client: Client, pod: str) -> dict[str, Any]:
-    """A pod as it is now; nothing where it cannot say: a view of a mesh in trouble must still be drawn."""
+    """Asks for a pod's current state; empty if that fails: a mesh in trouble must still be shown."""
     try:
         return await client.request("GET", f"/mesh/v1/pods/{quote(pod, safe='')}", timeout=2.0)
     except (Refused, Unreachable):
@@ -146,7 +146,7 @@ async def _describe(client: Client, pod: str) -> dict[str, Any]:
 
 
 def compare(before: Sample, after: Sample) -> Frame:
-    """The frame between two samples."""
+    """Returns the frame between two samples."""
     seconds = max(after.at - before.at, 1e-9)
 
     def rate(old: float, new: float) -> float:
@@ -157,7 +157,7 @@ def compare(before: Sample, after: Sample) -> Frame:
 
     ok_before, failed_before = _outcomes(before.stats)
     ok_after, failed_after = _outcomes(after.stats)
-    # A copy that came since has no former count: all its calls are of this frame.
+    # A new copy has no earlier count: all its calls belong to this frame.
     rates = [(model, rate(before.calls.get(model, 0), calls)) for model, calls in after.calls.items()]
     hottest = sorted((item for item in rates if item[1] > 0), key=lambda item: (-item[1], item[0]))[:HOTTEST]
     errors = rate(failed_before, failed_after)
@@ -175,7 +175,7 @@ def compare(before: Sample, after: Sample) -> Frame:
 
 
 def _outcomes(stats: Mapping[str, Any]) -> tuple[int, int]:
-    """Calls that ended with OK and calls that did not, over all methods."""
+    """Counts the calls that ended with OK and those that did not, over all methods."""
     ok = failed = 0
     for codes in (stats.get("calls") or {}).values():
         for code, count in codes.items():
@@ -187,7 +187,7 @@ def _outcomes(stats: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def draw(frame: Frame, endpoint: str, *, hint: str = "") -> RenderableType:
-    """The frame for a terminal."""
+    """Renders the frame for a terminal."""
     head = Text.assemble(("mesh ", "bold"), endpoint, (f"   {hint}" if hint else "", "dim"))
     errors = f"[red]{frame.errors:.1f} errors/s[/]" if frame.errors else "no errors"
     hit_rate = "-" if frame.hit_rate is None else f"{100 * frame.hit_rate:.1f} %"
@@ -230,7 +230,7 @@ def _as_json(frame: Frame) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _keys(loop: asyncio.AbstractEventLoop, quit_asked: asyncio.Event) -> Iterator[None]:
-    """Sets the event when q is pressed; leaves the terminal as it was."""
+    """Sets the event when q is pressed; restores the terminal at the end."""
     if not sys.stdin.isatty():
         yield
         return

@@ -1,7 +1,7 @@
 """Request traces and models' sizes as CSV files, for `mesh simulate`.
 
-A trace has a line for each request, `seconds,model`, in the order of time; sizes have `model,bytes` and perhaps
-`,milliseconds` that a load takes. A first line that begins with a name instead of a value is a heading.
+A trace has a line for each request, `seconds,model`, in order of time; sizes have `model,bytes` and optionally
+`,milliseconds`, the duration of a load. A first line without numbers is a heading.
 """
 
 import csv
@@ -17,7 +17,7 @@ MAX_MS = 2**53
 
 
 def requests(path: Path) -> list[tuple[int, str]]:
-    """The requests of a trace, in milliseconds from its first. Raises CommandError with the line."""
+    """Reads the requests of a trace, with times in milliseconds since the first. Raises CommandError with the line."""
     found: list[tuple[int, str]] = []
     first = last = 0.0
     for number, row in _rows(path):
@@ -32,18 +32,18 @@ def requests(path: Path) -> list[tuple[int, str]]:
         if not found:
             first = last = seconds
         if seconds < last:
-            raise _wrong(path, number, f"goes back in time, from {last:g} to {seconds:g} s; sort the trace")
+            raise _wrong(path, number, f"goes back in time, from {last:g} to {seconds:g} s: sort the trace")
         if (seconds - first) * 1000 > MAX_MS:
-            raise _wrong(path, number, "is too far from the first request; times are in seconds")
+            raise _wrong(path, number, "is too far from the first request: times must be in seconds")
         last = seconds
         found.append((int((seconds - first) * 1000), model_id))
     if not found:
-        raise CommandError(f"{path} holds no requests", code=Exit.USAGE)
+        raise CommandError(f"{path} has no requests", code=Exit.USAGE)
     return found
 
 
 def sizes(path: Path) -> dict[str, Model]:
-    """Models by id. Raises CommandError with the line."""
+    """Reads the sizes of models, by id. Raises CommandError with the line."""
     found: dict[str, Model] = {}
     for number, row in _rows(path):
         try:

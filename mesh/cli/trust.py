@@ -1,4 +1,4 @@
-"""Whom the command line trusts, and what it shows of itself, where the mesh answers over TLS."""
+"""TLS files of the command line: the authorities that it trusts, and the certificate that it presents."""
 
 import ssl
 from dataclasses import dataclass
@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 
 from mesh.cli.exits import CommandError, Exit
 
-if TYPE_CHECKING:  # it takes a quarter of a second to import, and `mesh --help` should not
+if TYPE_CHECKING:  # it takes a quarter of a second to import, which `mesh --help` should not take
     import grpc
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """PEM files. Without `ca` it is the system's authorities that count."""
+    """The paths of PEM files. Without `ca` the system's authorities are trusted."""
 
     ca: Path | None = None
     certificate: Path | None = None
     private_key: Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """For REST. Raises CommandError."""
+        """Returns the TLS context for REST. Raises CommandError."""
         try:
             context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
             if self.certificate is not None:
@@ -31,10 +31,10 @@ class Trust:
         return context
 
     def credentials(self) -> "grpc.ChannelCredentials":
-        """For gRPC. Raises CommandError."""
+        """Returns the credentials for gRPC. Raises CommandError."""
         import grpc
 
-        self.context()  # which says what is wrong with the files; grpc only fails to connect
+        self.context()  # raises errors that name the files; grpc would only fail to connect
         certificate = self.certificate.read_bytes() if self.certificate else None
         key = (self.private_key or self.certificate or Path()).read_bytes() if certificate else None
         return grpc.ssl_channel_credentials(self.ca.read_bytes() if self.ca else None, key, certificate)

@@ -1,6 +1,6 @@
-"""What `mesh up` does and says once everything serves: sample models, the endpoint, three lines to try.
+"""The welcome of `mesh up` once all parts are ready: sample models, the endpoint, three commands to try.
 
-The lines are complete: copied into a shell on this machine, each does something. With sample models they call one.
+The commands are complete: each works when pasted into a shell on this machine. With sample models they call one.
 """
 
 import json
@@ -29,7 +29,7 @@ log = logs.get(__name__)
 
 
 async def text(settings: UpSettings, *, capacity: int, samples: bool) -> str:
-    """Registers the sample models, where wanted, and gives the text to print. Their failure is a remark, no error."""
+    """Registers the sample models, if wanted, and returns the text to print. A failure to make them is only logged."""
     endpoint = f"http://{settings.rest_address}"
     registered: list[str] = []
     request: dict[str, Any] | None = None
@@ -52,7 +52,7 @@ async def text(settings: UpSettings, *, capacity: int, samples: bool) -> str:
         "Try it from another terminal:",
         *(f"  {line}" for line in lines_to_try(settings, request)),
         "",
-        f"Ctrl-C ends it; what is registered is kept in {settings.data_dir}.",
+        f"Ctrl-C stops it; registrations are kept in {settings.data_dir}.",
         "",
     ]
     return "\n".join(lines)
@@ -62,8 +62,8 @@ async def _samples(folder: Path) -> "Sequence[Sample]":
     try:
         from mesh.demo import samples
     except ModuleNotFoundError as error:  # the container image has no demo
-        raise CommandError("they are not part of this installation") from error
-    log.info("making the sample models, where they are not there yet")
+        raise CommandError("this installation does not include them") from error
+    log.info("making the sample models that do not exist yet")
     try:
         return await samples.prepare(folder)
     except samples.NoSamples as error:
@@ -71,25 +71,25 @@ async def _samples(folder: Path) -> "Sequence[Sample]":
 
 
 async def register_samples(client: Client, made: "Sequence[Sample]") -> list[str]:
-    """Registers the sample models; their ids."""
+    """Registers the sample models and returns their ids."""
     for sample in made:
         body = {"type": sample.type, "path": str(sample.path), "key": "", "load": False, "sync": False}
         try:
             answer = await client.request("PUT", model_path(sample.id), body=body)
             if answer.get("digest") not in (None, "", sample.sha256):
-                # Made again, by other versions of the libraries: it is another file than the mesh has loaded before.
+                # Made by other versions of the libraries: the file differs from the one that the mesh loaded before.
                 await client.request("POST", model_path(sample.id, "/reload"))
         except Refused as error:
             if error.reason != Reason.CONFLICT.name:
                 raise
-            # Registered by a mesh whose data directory was elsewhere: the id is one of ours, the file has moved.
+            # The id is a sample's and its file has moved: the data directory was elsewhere before.
             await client.request("DELETE", model_path(sample.id))
             await client.request("PUT", model_path(sample.id), body=body)
     return [sample.id for sample in made]
 
 
 def _request(made: "Sequence[Sample]") -> dict[str, Any] | None:
-    """A V2 request for the model with the shortest input, so that it can be written out."""
+    """Returns a V2 request for the model with the shortest input, short enough to print."""
     if not made:
         return None
 
@@ -101,12 +101,12 @@ def _request(made: "Sequence[Sample]") -> dict[str, Any] | None:
 
 
 def _short(tensor: dict[str, Any]) -> dict[str, Any]:
-    """With few digits: it is only to be tried."""
+    """Shortens the numbers of a tensor, as the request is only an example."""
     return {**tensor, "data": [round(v, 1) if isinstance(v, float) else v for v in tensor["data"]]}
 
 
 def lines_to_try(settings: UpSettings, request: dict[str, Any] | None) -> list[str]:
-    """REST, gRPC and the command line: a call of the sample model, or without one a question to the mesh."""
+    """Returns a call over REST, gRPC and the command line: of a sample model, or else of the mesh itself."""
     endpoint = f"http://{settings.rest_address}"
     here = [] if endpoint == DEFAULT_ENDPOINT else ["--endpoint", endpoint]
     if settings.rest_address != settings.grpc_address and request is not None:
@@ -123,7 +123,7 @@ def lines_to_try(settings: UpSettings, request: dict[str, Any] | None) -> list[s
 
 
 def _mesh() -> list[str]:
-    """How the command is called from this folder."""
+    """Returns the words that run this command from the current folder."""
     script = Path(sys.executable).parent / "mesh"
     found = shutil.which("mesh")
     if found and Path(found).exists() and script.exists() and Path(found).samefile(script):
@@ -139,7 +139,7 @@ def _shortest(path: Path) -> str:
 
 
 def _grpcurl(address: str, request: dict[str, Any]) -> str:
-    """With grpcurl, where it is installed: the mesh answers reflection."""
+    """Returns a call with grpcurl, which works by reflection; "" if it is not installed."""
     if shutil.which("grpcurl") is None:
         return ""
     message = {"model_name": request["model"], "inputs": [_typed(tensor) for tensor in request["inputs"]]}
@@ -159,7 +159,7 @@ def _python_infer(address: str, request: dict[str, Any]) -> str:
 
 
 def _literals(values: list[Any]) -> str:
-    """As Python's, with double quotes, so that a shell's single ones can stand around all of it."""
+    """Writes a list as Python does, but with double quotes, so that a shell can put it in single ones."""
     return "[" + ", ".join(json.dumps(v) if isinstance(v, str) else repr(v) for v in values) + "]"
 
 

@@ -36,7 +36,7 @@ def test_what_there_is_is_shown(two: tuple[Admin, Keys, Keys]) -> None:
     assert result.exit_code == 0, result.stderr
     assert "'team-a/mesh'" in result.stdout
     assert "3 models, 1 vmodel, 1 setting" in result.stdout
-    assert "runs: router r1" in result.stdout
+    assert "running: router r1" in result.stdout
     assert "may still answer: pod-1" in result.stdout
     shown = json.loads(admin.run("prefix", "show", "--base", keys.base, "--json").stdout)
     assert (shown["owner"], shown["models"], shown["running"]) == ("team-a/mesh", 3, ["router r1"])
@@ -51,7 +51,7 @@ def test_a_prefix_is_removed_and_nothing_beside_it(two: tuple[Admin, Keys, Keys]
     assert "would be removed: 3 models" in told.stdout
     refused = admin.run("prefix", "remove", "--base", keys.base)
     assert refused.exit_code == 2
-    assert "say --yes" in refused.stderr
+    assert "use --yes" in refused.stderr
     assert admin.all(keys) == before
     done = admin.run("prefix", "remove", "--base", keys.base, "--yes")
     assert done.exit_code == 0, done.stderr
@@ -60,7 +60,7 @@ def test_a_prefix_is_removed_and_nothing_beside_it(two: tuple[Admin, Keys, Keys]
     assert admin.all(other) == theirs
     again = admin.run("prefix", "remove", "--base", keys.base, "--yes")
     assert again.exit_code == 3
-    assert "nothing below" in again.stderr
+    assert "no keys below" in again.stderr
 
 
 @pytest.mark.parametrize("command", [["remove"], ["transfer", "--to", "team-c/mesh"]], ids=["remove", "transfer"])
@@ -111,7 +111,7 @@ def test_an_owner_who_comes_meanwhile_stops_it(two: tuple[Admin, Keys, Keys], mo
         monkeypatch.setattr("mesh.cli.prefix._ask", lambda question, yes: answer())
         result = admin.run("prefix", *command, "--base", keys.base)
         assert result.exit_code == 1
-        assert "another owner by now" in result.stderr
+        assert "another owner now" in result.stderr
         assert admin.all(keys)[b"owner"] == owner.record("team-d/mesh")
         assert len(admin.all(keys)) == 8
 
@@ -119,4 +119,4 @@ def test_an_owner_who_comes_meanwhile_stops_it(two: tuple[Admin, Keys, Keys], mo
 def test_the_whole_etcd_is_no_prefix(admin: Admin) -> None:
     result = admin.run("prefix", "remove", "--base", "/", "--yes")
     assert result.exit_code == 2
-    assert "name it with --base" in result.stderr
+    assert "set it with --base" in result.stderr

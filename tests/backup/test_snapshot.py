@@ -84,7 +84,7 @@ def test_a_full_disk_leaves_the_old_ones(
     monkeypatch.setattr(snapshot.os, "fsync", full)
     result = admin.run("snapshot", "--dir", str(tmp_path), "--keep", "1")
     assert result.exit_code == 1
-    assert "is full. Its 1 older snapshots are left" in result.stderr
+    assert "is full. Its 1 older snapshots are unchanged" in result.stderr
     assert names(tmp_path) == {old}
 
 
@@ -108,7 +108,7 @@ def test_a_snapshot_that_is_not_whole_is_not_kept(
     monkeypatch.setattr(Etcd, "database", damaged)
     result = admin.run("snapshot", "--dir", str(tmp_path))
     assert result.exit_code == 1
-    assert "does not fit the checksum" in result.stderr
+    assert "does not match its checksum" in result.stderr
     assert names(tmp_path) == set()
 
 

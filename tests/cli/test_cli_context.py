@@ -94,8 +94,8 @@ def test_files_of_a_context_are_used(file: Path, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["context", "set", "new"], "give its --endpoint"),
-        (["context", "set", "a b", "--endpoint", NOBODY], "no name for a context"),
+        (["context", "set", "new"], "give --endpoint to create it"),
+        (["context", "set", "a b", "--endpoint", NOBODY], "not a valid name for a context"),
         (["context", "set", "a", "--endpoint", "ftp://x"], "is not an endpoint"),
         (["context", "set", "a", "--endpoint", NOBODY, "--ca", "/no/such"], "there is no file /no/such"),
         (["context", "use", "nowhere"], "there is no context 'nowhere'"),
@@ -118,18 +118,18 @@ def test_what_cannot_be_is_said(file: Path, arguments: list[str], said: str) -> 
     [
         ("current = x\n", "line 1"),
         ("\x00", "cannot be used"),
-        ("[contexts]\na = 1", "table of texts"),
-        ("[contexts.a]\nendpoint = 1", "table of texts"),
+        ("[contexts]\na = 1", "table of strings"),
+        ("[contexts.a]\nendpoint = 1", "table of strings"),
         ('[contexts.a]\nendpoint = "ftp://x"', "not an endpoint"),
         ("[contexts.a]\nca = 'x'", "not an endpoint"),
-        ('[contexts.a]\nendpont = "x"', "'endpont' of the context 'a' is not known"),
-        ('curent = "a"', "'curent' is not known"),
+        ('[contexts.a]\nendpont = "x"', "'endpont' in the context 'a' is unknown"),
+        ('curent = "a"', "'curent' is unknown"),
         ('current = "a"', "not among its contexts"),
-        ("current = 1", "`current` is a name"),
+        ("current = 1", "`current` must be a name"),
     ],
 )
 def test_a_bad_file_is_named_with_the_fault(file: Path, content: str, said: str) -> None:
-    """And is left as it is, whatever is done."""
+    """It is left unchanged by every command."""
     file.parent.mkdir(parents=True)
     file.write_text(content)
     for arguments in (["pods"], ["context", "ls"], ["context", "set", "b", "--endpoint", NOBODY]):

@@ -160,7 +160,7 @@ def test_what_no_pod_could_tell_apart_fails_at_once(mesh, run, tmp_path):
     assert imported(mesh, run, tmp_path, code=1) == {"b": "b.onnx"}
     document = json.loads(run("import", str(tmp_path), "--json").stdout)
     assert (document["failed"], document["errors"][0]["id"]) == (1, "a")
-    assert "a folder of its own" in document["errors"][0]["text"]
+    assert "a folder of their own" in document["errors"][0]["text"]
 
 
 def test_what_is_no_model_is_left_alone(mesh, run, tmp_path):
@@ -216,7 +216,7 @@ def test_a_source_that_is_none_is_wrong_usage(mesh, run, tmp_path, source):
 
 
 def test_an_import_that_breaks_off_says_how_to_go_on(mesh, run):
-    """The mesh is gone in the middle: exit code 4, and the same command goes on."""
+    """The mesh is gone in the middle: exit code 4, and the same command continues."""
 
     async def broken():
         await asyncio.sleep(0)
@@ -225,7 +225,7 @@ def test_an_import_that_breaks_off_says_how_to_go_on(mesh, run):
     mesh.answer("/mesh/v1/models:import", make=broken)
     result = run("import", "-", stdin=lines("a"))
     assert result.exit_code == 4
-    assert "the same command goes on" in result.stderr
+    assert "run the same command again to continue" in result.stderr
 
 
 def test_an_import_whose_registry_goes_away_ends(mesh, run):

@@ -82,7 +82,7 @@ def test_an_installation_without_the_demo_says_so(monkeypatch):
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
     result = CliRunner().invoke(build(), ["demo"])
     assert result.exit_code == 1
-    assert "not part of this installation" in result.output
+    assert "this installation does not include" in result.output
 
 
 @pytest.fixture

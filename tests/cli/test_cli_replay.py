@@ -15,7 +15,7 @@ def test_a_pods_decisions_are_saved_and_asked_again(run, mesh, tmp_path):
     path = tmp_path / "d.ndjson"
     result = run("replay", "pod-1", "--save", str(path))
     assert result.exit_code == 0, result.stderr
-    assert "1 decisions, 0 of them" in result.stdout
+    assert "1 decisions, 0 would now be different" in result.stdout
     again = run("replay", str(path), "--json")
     assert json.loads(again.stdout) == {"decisions": 1, "different": []}
     path.write_text(line.replace('"victims":["a"]', '"victims":["b"]'))

@@ -52,7 +52,7 @@ def test_a_trace_of_ones_own(run, tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "holds no requests"),
+        ("", "has no requests"),
         ("1,a\nx,b\n", "line 2"),
         ("1,a\n0.5,b\n", "goes back in time"),
         ("1\n", "line 1"),
