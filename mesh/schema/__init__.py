@@ -1,1 +1,1 @@
-"""What stands in etcd: keys, records, and the owner of a prefix."""
+"""The schema of the data in etcd: keys, records, and the owner of a prefix."""

@@ -1,15 +1,15 @@
-"""Secrets in registrations: finding them, so that they are refused, and masking them, where an older record has one.
+"""Secrets in registrations: found, so that they are refused, and masked in older records.
 
-A registration stands in etcd and is shown to everybody who may read the mesh, so a password, a key or a signed URL in
-it is known to all of them. What opens a store belongs into the storage secret, which only the pods read.
+A registration is stored in etcd and shown to all readers of the mesh, so a password, a key or a signed URL in it would
+be known to all of them. Credentials belong into the storage secret, which only the pods read.
 
-What is secret is told by names, word by word (`session_token` is, `tokenizer` is not), in the JSON of a key at any
-depth, also where a text of it is JSON again, in settings such as `name=value`, and in the query or fragment of a URL;
-and by what cannot be mistaken for anything else: `user:password@` in a URL, a private key, an account's connection
-string. Pure functions; who asks decides what follows.
+Secrets are recognized by names, word by word (`session_token` is one, `tokenizer` is not), in the JSON of a key at any
+depth, including JSON within its texts, in settings such as `name=value`, and in the query or fragment of a URL; and by
+unmistakable forms: `user:password@` in a URL, a private key, an account's connection string. Pure functions; the caller
+decides on the consequence.
 
-A million models may be registered in one go, most of them with one of a few keys: what was found in a short key is
-remembered. Measured: 1.2 us a model with a plain path and such a key, where encoding its record takes 15.
+A million models may be registered at once, most of them with one of a few keys: results for short keys are cached.
+Measured: 1.2 us a model with a plain path and such a key, where encoding its record takes 15.
 """
 
 import functools
@@ -21,7 +21,7 @@ from urllib.parse import unquote_plus
 
 MASK = "***"
 
-_SHORT = 1024  # characters of a key that is remembered
+_SHORT = 1024  # longest key in characters whose result is cached
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _LAST = frozenset(
@@ -45,22 +45,22 @@ _SPECIAL = frozenset(["pad", "bos", "eos", "unk", "sep", "cls", "mask", "special
 """but not the tokens of a tokenizer."""
 
 _GLUED = ("password", "passwd", "secret", "apikey", "accesskey", "connectionstring")
-"""What a name may end with without a mark between the words (`PGPASSWORD`)."""
+"""Endings of a name without a separator between its words (`PGPASSWORD`)."""
 
 _USERINFO = re.compile(r"(?<=://)[^/@\s?#]+(?=@)")
 _PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 _ACCOUNT = re.compile(r"(?i)\b(AccountKey|SharedAccessSignature|SharedAccessKey)=[^;\s]+")
 _PARAMETER = re.compile(r"(?<=[?&#])([^=&#\s]+)=([^&#\s]+)")
 _SETTING = re.compile(r"(?:^|(?<=[\s;,&]))([\w.-]+)=([^\s;,&]+)")
-"""Of a key that is no JSON, or a text in one: `secret_access_key=...`. Paths are not looked at so: they may be called
-`token=1/model.onnx`."""
+"""A setting in a key that is not JSON, or in a text of one: `secret_access_key=...`. Paths are not searched for it:
+they may be called `token=1/model.onnx`."""
 
 
 def found(path: str, key: str) -> list[str]:
-    """Returns where a registration's path and key hold secrets, in words that do not repeat them."""
+    """Describes the secrets in a registration's path and key without repeating them."""
     in_key = _in_key(key)
     if not in_key and not _may_hold(path):
-        return []  # nearly always
+        return []  # the usual case
     return [*(f"the path: {what}" for what in _in_text(path)), *(f"the key: {what}" for what in in_key)]
 
 
@@ -70,7 +70,7 @@ def masked_path(path: str) -> str:
 
 
 def masked_key(key: str) -> str:
-    """Returns the key with its secrets masked; one without any, as it is."""
+    """Returns the key with its secrets masked; unchanged if it has none."""
     if not _in_key(key):
         return key
     document = _document(key)
@@ -93,7 +93,7 @@ def is_secret(name: str) -> bool:
 
 
 def _document(key: str) -> Any:
-    """The JSON of a key; None where it is none."""
+    """Parses the JSON of a key; None if it is none."""
     try:
         return json.loads(key)
     except (ValueError, RecursionError):
@@ -111,7 +111,7 @@ def _looked_for(key: str) -> tuple[str, ...]:
     try:
         return tuple(dict.fromkeys(_in_setting(key) if document is None else _in_document(document, "")))
     except RecursionError:
-        return ("so many objects within each other that nobody can tell",)
+        return ("objects nested too deeply to be examined",)
 
 
 _remembered = functools.lru_cache(maxsize=256)(_looked_for)
@@ -140,12 +140,12 @@ def _in_document(value: Any, name: str) -> Iterator[str]:
 
 
 def _inner(text: str) -> Any:
-    """The JSON object or list that a text of a key is itself; None where it is none."""
+    """Parses a text of a key that is itself a JSON object or list; None if it is none."""
     return _document(text) if text.lstrip()[:1] in ("{", "[") else None
 
 
 def _is_value(inner: Any) -> bool:
-    """Whether there is anything to be kept secret: a text or a number, or a list of such."""
+    """Tells whether a value can be secret: a text or a number, or a list of them."""
     if isinstance(inner, list):
         return any(map(_is_value, inner))
     return bool(inner) and isinstance(inner, str | int | float) and not isinstance(inner, bool)

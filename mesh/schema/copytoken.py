@@ -1,10 +1,10 @@
-"""The token of a copy: which copy a call is meant for, as routers send it and model servers compare it.
+"""The token of a copy: routers send it to address a copy, model servers compare it.
 
 `<incarnation>.<create revision>`, the pod's and the model record's. A registration whose content was reloaded adds
 `.<generation>`; before the first reload that is 0 and left out, which is also the form that earlier versions know.
 
-A pod holds two generations of one registration for a moment. A call meant for the older one may be answered by either:
-the same registration stands behind both. A call meant for the newer one is never answered by the older.
+During a reload a pod holds two generations of one registration. A call for the older one may be answered by either:
+both belong to the same registration. A call for the newer one is never answered by the older.
 """
 
 
@@ -16,7 +16,7 @@ def make(incarnation: str, revision: int, generation: int = 0) -> bytes:
 
 
 def read(token: bytes) -> tuple[bytes, int, int] | None:
-    """Returns incarnation, create revision and generation; None for what is no token."""
+    """Returns incarnation, create revision and generation; None for an invalid token."""
     incarnation, *numbers = token.split(b".")
     if len(numbers) not in (1, 2) or not all(number.isdigit() and len(number) < 20 for number in numbers):
         return None

@@ -1,10 +1,10 @@
-"""A set of ids in a few hundred bytes, which may say yes where it should say no: a Bloom filter.
+"""A set of ids in a few hundred bytes, with false positives: a Bloom filter.
 
-A pod publishes with it of which models it has the files on disk, so that a load may go where nothing has to be pulled.
-It stands in the pod's record, which every router reads at every change: 4,000 ids take 5 KB as text, one in a hundred
-of the others is wrongly found in it, and then a load goes to a pod that is as good as any but for the pull.
+A pod publishes with it which models' files are on its disk, so that a load can go to a pod that need not pull them. The
+set is part of the pod's record, which every router reads at every change: 4,000 ids take 5 KB as text. One in a hundred
+other ids is found wrongly; then a load goes to a pod that is as good as any, but must pull.
 
-Bits are set at places that come from one BLAKE2b digest by double hashing (Kirsch and Mitzenmacher, 2006).
+The positions of bits come from one BLAKE2b digest by double hashing (Kirsch and Mitzenmacher, 2006).
 """
 
 import base64
@@ -12,16 +12,16 @@ import hashlib
 from collections.abc import Iterable
 
 MAX_IDS = 4000
-"""Ids that a set is made for: more make it larger than what is worth telling all routers."""
+"""Largest number of ids: more are not worth publishing to all routers."""
 
-_BITS = 10  # for each id: with 7 places of each, 0.8 % of other ids are wrongly found
+_BITS = 10  # for each id: with 7 positions each, 0.8 % of other ids are found wrongly
 _PLACES = 7
 _LEAST = 64  # bits
-_MAX_BYTES = 8192  # of one that is read: whatever stands in etcd
+_MAX_BYTES = 8192  # of one that is read from etcd
 
 
 class IdSet:
-    """See the module's text. Never changed once made."""
+    """An immutable set of ids."""
 
     __slots__ = ("_bits", "_size")
 
@@ -31,7 +31,7 @@ class IdSet:
 
     @classmethod
     def of(cls, ids: Iterable[str]) -> "IdSet":
-        """A set of these."""
+        """Makes a set of ids."""
         ids = list(ids)
         size = max(_LEAST, -(-len(ids) * _BITS // 8) * 8)
         bits = bytearray(size // 8)
@@ -42,7 +42,7 @@ class IdSet:
 
     @classmethod
     def decode(cls, text: str) -> "IdSet":
-        """From what `encode` gave; "" is the empty set. Raises ValueError."""
+        """Decodes the result of `encode`; "" is the empty set. Raises ValueError."""
         if not text:
             return EMPTY
         try:
@@ -54,7 +54,7 @@ class IdSet:
         return cls(int.from_bytes(raw, "little"), len(raw) * 8)
 
     def encode(self) -> str:
-        """As text; "" for the empty set."""
+        """Encodes it as text; "" for the empty set."""
         return base64.b85encode(self._bits.to_bytes(self._size // 8, "little")).decode() if self._bits else ""
 
     def __contains__(self, one: str) -> bool:

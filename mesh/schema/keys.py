@@ -1,8 +1,8 @@
-"""Where everything is in etcd: one base prefix a mesh, one function a kind of key.
+"""Keys in etcd: one base prefix for each mesh, one function for each kind of key.
 
-The layout is `<root>/<prefix>/<service>/` as the predecessor's, so that a mesh can be started on its data. Ids stand
-raw in `registry/` and `vmodels/`, because that is what the predecessor and its Kubernetes controller read; in keys of
-ours they are percent-encoded, so that no id is a prefix of another's range.
+The layout is `<root>/<prefix>/<service>/` as in the predecessor, so that a mesh can be started on its data. Ids are
+literal in `registry/` and `vmodels/`, because the predecessor and its Kubernetes controller read them so; in keys of
+Mesh's own they are percent-encoded, so that no id is a prefix of another's range.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 from mesh.etcd.ranges import after_prefix
 
 TOMBSTONE = "~"
-"""What stands in place of a pod in a tombstone's key. No pod's name is written so: theirs have it escaped."""
+"""Stands for the pod in a tombstone's key. No pod has this name: it is escaped in theirs."""
 
 
 def _quote_pod(pod: str) -> bytes:
@@ -46,7 +46,7 @@ class Keys:
 
     @property
     def routers(self) -> bytes:
-        """Prefix of the routers' presence; outside of `presence_range`."""
+        """Prefix of the routers' presence; outside `presence_range`."""
         return f"{self.base}/routers/".encode()
 
     @property
@@ -61,128 +61,128 @@ class Keys:
 
     @property
     def auth(self) -> bytes:
-        """Prefix of identities and of what each may do."""
+        """Prefix of identities and their permissions."""
         return f"{self.base}/auth/".encode()
 
     @property
     def wanted(self) -> bytes:
-        """Prefix of the ids of models whose number of copies was set: so that nobody has to read all records for them.
-        It lies outside of `presence_range`, and holds no values."""
+        """Prefix of the ids of models whose number of copies was set, so that they are found without reading all
+        records. Outside `presence_range`, without values."""
         return f"{self.base}/wanted/".encode()
 
     @property
     def recent(self) -> bytes:
-        """Prefix of the list of the models that were used last; outside of `presence_range` too."""
+        """Prefix of the list of the most recently used models; outside `presence_range` too."""
         return f"{self.base}/recent/".encode()
 
     @property
     def reloads(self) -> bytes:
-        """Prefix of the models whose copies move to new content; outside of `presence_range` too."""
+        """Prefix of the models whose copies move to new content; outside `presence_range` too."""
         return f"{self.base}/reloads/".encode()
 
     @property
     def leader(self) -> bytes:
-        """Who runs the slow loops."""
+        """The key of the leading router."""
         return f"{self.base}/leader".encode()
 
     @property
     def owner(self) -> bytes:
-        """Whose prefix this is."""
+        """The key of the prefix's owner."""
         return f"{self.base}/owner".encode()
 
     @property
     def presence_range(self) -> tuple[bytes, bytes]:
-        """One range that holds `copies/` and `pods/` and neither `config/` nor `registry/`.
+        """One range with `copies/` and `pods/` but without `config/` and `registry/`.
 
-        Read and watched as one, a lease's end shows as one batch of deletions at one revision: that is how a pod that
-        vanished is told from a pod that withdrew a copy. `lives/` lies inside too, for the same reason; so do `leader`
-        and `owner`, which are few and ignored.
+        In one range, a lease's end shows as one batch of deletions at one revision, which distinguishes a pod that
+        vanished from one that withdrew a copy. `lives/` is inside too, for the same reason; so are `leader` and
+        `owner`, which are few and ignored.
         """
         return self.all_copies, after_prefix(self.pods)
 
     def setting(self, name: str) -> bytes:
-        """One dynamic setting."""
+        """Returns the key of a dynamic setting."""
         return self.config + quote(name, safe="").encode()
 
     def setting_of(self, key: bytes) -> str:
-        """The setting that a key of `config/` names; of one that no setting can have, some other name."""
+        """Returns the setting of a key in `config/`; an unused name for a key that no setting can have."""
         return unquote(key[len(self.config) :].decode(errors="replace"))
 
     def model(self, model_id: str) -> bytes:
-        """The model's record."""
+        """Returns the key of a model's record."""
         return self.registry + model_id.encode()
 
     def vmodel(self, vmodel_id: str) -> bytes:
-        """The vmodel's record."""
+        """Returns the key of a vmodel's record."""
         return self.vmodels + vmodel_id.encode()
 
     def pod(self, pod: str) -> bytes:
-        """The pod's presence."""
+        """Returns the key of a pod's presence."""
         return self.pods + quote(pod, safe="").encode()
 
     def life(self, pod: str, incarnation: str) -> bytes:
-        """One incarnation of a pod."""
+        """Returns the key of one incarnation of a pod."""
         return self.lives_of(pod) + quote(incarnation, safe="").encode()
 
     def lives_of(self, pod: str) -> bytes:
-        """Prefix of the incarnations of one pod."""
+        """Returns the prefix of one pod's incarnations."""
         return self.lives + _quote_pod(pod) + b"/"
 
     def life_of(self, key: bytes) -> tuple[str, str]:
-        """The pod and the incarnation that a key of `lives/` names."""
+        """Returns the pod and the incarnation of a key in `lives/`."""
         pod, _, incarnation = key[len(self.lives) :].decode().partition("/")
         return unquote(pod), unquote(incarnation)
 
     def router(self, name: str) -> bytes:
-        """The router's presence."""
+        """Returns the key of a router's presence."""
         return self.routers + quote(name, safe="").encode()
 
     def router_of(self, key: bytes) -> str:
-        """The router that a key of `routers/` names."""
+        """Returns the router of a key in `routers/`."""
         return unquote(key[len(self.routers) :].decode())
 
     def tombstone(self, model_id: str) -> bytes:
-        """The mark of a model that was unregistered while somebody may still have answered for it. It lies among the
-        model's copies, after all of them, so that whoever demands that there be no copy demands that it be gone."""
+        """Returns the key of a tombstone: a mark of a model that was unregistered while a pod might still answer for
+        it. It sorts after all copies of the model, within their prefix, so a demand for no copy includes it."""
         return self.copies(model_id) + TOMBSTONE.encode()
 
     def copies(self, model_id: str) -> bytes:
-        """Prefix of one model's copies."""
+        """Returns the prefix of one model's copies."""
         return self.all_copies + quote(model_id, safe="").encode() + b"/"
 
     def copy(self, model_id: str, pod: str) -> bytes:
-        """One copy."""
+        """Returns the key of one copy."""
         return self.copies(model_id) + _quote_pod(pod)
 
     def model_of(self, key: bytes) -> str:
-        """The id that a key of `registry/` names."""
+        """Returns the id of a key in `registry/`."""
         return key[len(self.registry) :].decode()
 
     def want(self, model_id: str) -> bytes:
-        """That the number of this model's copies was set."""
+        """Returns the key that marks a model whose number of copies was set."""
         return self.wanted + quote(model_id, safe="").encode()
 
     def want_of(self, key: bytes) -> str:
-        """The model that a key of `wanted/` names; of one that no model can have, some id that is not registered."""
+        """Returns the model of a key in `wanted/`; an unregistered id for a key that no model can have."""
         return unquote(key[len(self.wanted) :].decode(errors="replace"))
 
     def reload(self, model_id: str) -> bytes:
-        """That this model's copies move to new content (`records.Reload`)."""
+        """Returns the key that marks a model whose copies move to new content (`records.Reload`)."""
         return self.reloads + quote(model_id, safe="").encode()
 
     def reload_of(self, key: bytes) -> str:
-        """The model that a key of `reloads/` names."""
+        """Returns the model of a key in `reloads/`."""
         return unquote(key[len(self.reloads) :].decode())
 
     def recent_piece(self, number: int) -> bytes:
-        """One piece of that list, the latest first."""
+        """Returns the key of one piece of the list of recently used models, the latest first."""
         return self.recent + b"%06d" % number
 
     def pod_of(self, key: bytes) -> str:
-        """The pod that a key of `pods/` names."""
+        """Returns the pod of a key in `pods/`."""
         return unquote(key[len(self.pods) :].decode())
 
     def copy_of(self, key: bytes) -> tuple[str, str]:
-        """The model id and the pod that a key of `copies/` names; TOMBSTONE in place of the pod for a tombstone."""
+        """Returns the model id and the pod of a key in `copies/`; TOMBSTONE instead of the pod for a tombstone."""
         model, _, pod = key[len(self.all_copies) :].decode().partition("/")
         return unquote(model), unquote(pod)

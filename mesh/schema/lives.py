@@ -1,11 +1,11 @@
-"""What stands in etcd about the lives of pods, and about models that were unregistered while one may still answer.
+"""Records of the lives of pods, and of models that were unregistered while a pod might still answer for them.
 
-A pod's presence ends with its lease, but its model server may go on answering, cut off from etcd. So every incarnation
-of a pod has a second key, without a lease: its *life*, which stands from when the pod takes its place until its model
-server has ended. A life without presence is *open*: nobody can tell what it still answers.
+A pod's presence ends with its lease, but its model server may go on answering while cut off from etcd. So every
+incarnation of a pod has a second key, without a lease: its *life*, which exists from the pod's start until its model
+server has ended. A life without presence is *open*: it is unknown what it still answers.
 
-A *tombstone* marks an id that was unregistered while a copy stood or a life was open. It keeps the id from being
-registered anew with other attributes before everybody who may answer for the former registration is known not to.
+A *tombstone* marks an id that was unregistered while a copy existed or a life was open. It prevents the id from being
+registered with other attributes until no pod can answer for the former registration.
 """
 
 import json
@@ -20,12 +20,12 @@ from mesh.schema.records import ModelRecord, read_object
 
 
 def census(keys: Keys) -> list[Op]:
-    """Returns the operations, for a transaction of the caller's, whose responses `all_present` reads."""
+    """Returns operations for a transaction of the caller's; `all_present` reads their responses."""
     return [count_op(keys.lives, after_prefix(keys.lives)), count_op(keys.pods, after_prefix(keys.pods))]
 
 
 def all_present(responses: Sequence[object]) -> bool:
-    """Returns whether no life is open: each published pod has one, so there are as many of both. Fewer lives than pods,
+    """Tells whether no life is open: each published pod has one, so their numbers are equal. Fewer lives than pods,
     which must not happen, prove nothing."""
     lives, pods = responses
     return counted(lives) == counted(pods)
@@ -33,18 +33,18 @@ def all_present(responses: Sequence[object]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """One incarnation of a pod, as `lives/<pod>/<incarnation>` describes it."""
+    """The record of one incarnation of a pod, `lives/<pod>/<incarnation>`."""
 
-    data_address: str  # host:port; where its model server may still answer
+    data_address: str  # host:port at which its model server may still answer
     control_address: str  # host:port
-    ended_revision: int = 0  # etcd's revision at which its presence ended, as the leader saw it; 0: not seen
-    open_seconds: int = 0  # for how long it has been open, as leaders have counted it; coarse
-    token: str = ""  # that its control port demands; "": it demands none
-    lease: int = 0  # that its presence hangs on, so that whoever compares the two needs no values
+    ended_revision: int = 0  # etcd's revision at which the leader saw its presence end; 0: not seen
+    open_seconds: int = 0  # time for which it has been open, as counted by leaders; coarse
+    token: str = ""  # required by its control port; "": none
+    lease: int = 0  # of its presence, so that comparing the two needs no values
 
     @classmethod
     def decode(cls, value: bytes) -> "Life":
-        """Decodes its JSON. Raises ValueError where that is not one."""
+        """Decodes its JSON. Raises ValueError for anything else."""
         data = read_object(value)
         try:
             return cls(
@@ -74,7 +74,7 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """What an id stood for when it was unregistered."""
+    """The attributes of an id when it was unregistered."""
 
     type: str
     path: str
@@ -87,13 +87,13 @@ class Tombstone:
         return cls(record.type, record.path, record.key, record.sha256)
 
     def allows(self, record: ModelRecord) -> bool:
-        """Returns whether the id may be registered like this while a pod may answer for it: only as it was, since
-        then it makes no difference which of the two answers."""
+        """Tells whether the id may be registered like this while a pod may answer for it: only with the same
+        attributes, since then either may answer."""
         return (self.type, self.path, self.key, self.sha256) == (record.type, record.path, record.key, record.sha256)
 
     @classmethod
     def decode(cls, value: bytes) -> "Tombstone":
-        """Decodes its JSON. Raises ValueError where that is not one."""
+        """Decodes its JSON. Raises ValueError for anything else."""
         data = read_object(value)
         return cls(*(str(data.get(name, "")) for name in ("type", "path", "key", "sha256")))
 
@@ -114,7 +114,7 @@ class RouterRecord:
 
     @classmethod
     def decode(cls, value: bytes) -> "RouterRecord":
-        """Decodes its JSON. Raises ValueError where that is not one."""
+        """Decodes its JSON. Raises ValueError for anything else."""
         data = read_object(value)
         try:
             low, high = data["protocol"]

@@ -1,4 +1,4 @@
-"""How a model is, in the words of the predecessor's API."""
+"""Statuses of models, in the words of the predecessor's API."""
 
 import enum
 
@@ -14,5 +14,5 @@ class ModelStatus(enum.StrEnum):
 
     @property
     def has_copies(self) -> bool:
-        """Whether copies are told of a model in it: they are there, on their way, or failed."""
+        """True if replies list copies of a model with this status: loaded, loading or failed."""
         return self in (ModelStatus.LOADED, ModelStatus.LOADING, ModelStatus.LOADING_FAILED)

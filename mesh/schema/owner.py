@@ -1,8 +1,8 @@
-"""Whose prefix in etcd this is, so that two meshes never share one by mistake.
+"""The owner of a prefix in etcd, so that two meshes never share one by mistake.
 
-Each installation has an id, on Kubernetes its namespace and release. The first process that comes writes it, with the
-version of the keys' schema; a process of another installation does not start. A mesh without an id takes no part in
-this: one on a single machine, or one that is started on a predecessor's data.
+Each installation has an id, on Kubernetes its namespace and release. The first process writes it, with the version of
+the schema; a process of another installation does not start. A mesh without an id skips this: one on a single machine,
+or one that is started on a predecessor's data.
 """
 
 import json
@@ -18,7 +18,7 @@ SCHEMA = 1
 
 
 class OwnedByAnother(Exception):
-    """Why this process must not use the prefix; the text says what to do."""
+    """The prefix belongs to another mesh, or may; the text says what to do."""
 
 
 def record(install_id: str, schema: int = SCHEMA) -> bytes:
@@ -27,13 +27,13 @@ def record(install_id: str, schema: int = SCHEMA) -> bytes:
 
 
 async def claim(etcd: Etcd, keys: Keys, install_id: str) -> None:
-    """Takes the prefix, or finds that it is ours already. Raises OwnedByAnother, EtcdError."""
+    """Claims the prefix, unless it is already this installation's. Raises OwnedByAnother, EtcdError."""
     if not install_id:
         return
     ours = record(install_id)
     result = await etcd.txn([absent(keys.owner)], [put_op(keys.owner, ours)], [get_op(keys.owner)])
     if result.succeeded:
-        log.info("this prefix is ours now", base=keys.base, install=install_id)
+        log.info("claimed the prefix in etcd", base=keys.base, install=install_id)
         return
     (response,) = result.responses
     value = response[0].value if isinstance(response, tuple) and response else b""
@@ -42,7 +42,7 @@ async def claim(etcd: Etcd, keys: Keys, install_id: str) -> None:
         install, schema = str(found["install"]), int(found["schema"])
     except (ValueError, ArithmeticError, KeyError, TypeError) as error:
         raise OwnedByAnother(
-            f"the key {keys.owner.decode()} in etcd cannot be read, so nobody can tell whose this prefix is: "
+            f"the key {keys.owner.decode()} in etcd cannot be read, so the owner of this prefix is unknown: "
             "look at it with etcdctl, and delete it if it is not another mesh's (`mesh prefix transfer`)"
         ) from error
     if install != install_id:

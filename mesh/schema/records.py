@@ -1,8 +1,8 @@
-"""What stands in etcd, as frozen records: models, pods, copies.
+"""Frozen records of models, pods and copies in etcd.
 
 A model's record is the predecessor's JSON (attributes at their default are left out, unknown ones survive a rewrite),
-with what Mesh adds under the one attribute `mesh`. Pods and copies are ours alone. Nothing here reads a clock or does
-I/O. A record that cannot be read raises `ValueError`; whoever reads a range of them skips it and says so in the log.
+with Mesh's additions under the single attribute `mesh`. Records of pods and copies are Mesh's own. Nothing here reads a
+clock or does I/O. An invalid record raises `ValueError`; readers of a range skip it and log that.
 """
 
 import json
@@ -21,19 +21,19 @@ from placement.copies import UNLIMITED, Limits
 from placement.failures import Kind
 
 PROTOCOL = 1
-"""Version of the router-agent protocol that this build speaks; it also understands the one before."""
+"""Version of the router-agent protocol of this build, which also understands the one before."""
 
 SPOKEN = (PROTOCOL - 1, PROTOCOL)
-"""The lowest and highest that a pod of this build publishes: routers of the version before may load models there."""
+"""Lowest and highest version that pods of this build publish: routers of the version before can load models there."""
 
 MAX_ID_BYTES = 1024
-"""Bound on an id: it stands in etcd keys, percent-encoded up to three times its size, and in headers."""
+"""Longest id: it occurs in etcd keys, percent-encoded up to three times its size, and in headers."""
 
-_LEGACY_TYPE = "NLCLASSIFIER"  # what an absent type means in the predecessor's oldest records
+_LEGACY_TYPE = "NLCLASSIFIER"  # an absent type in the predecessor's oldest records
 
 
 def check_id(model_id: str, what: str = "model") -> str:
-    """The id itself, or ValueError with a text for the caller."""
+    """Returns the id itself. Raises ValueError with a text for the caller."""
     if not model_id:
         raise ValueError(f"must provide non-empty {what}Id")
     try:
@@ -41,21 +41,21 @@ def check_id(model_id: str, what: str = "model") -> str:
     except UnicodeEncodeError:  # lone surrogates
         size = 0
     if not size or "\0" in model_id:
-        raise ValueError(f"{what} id holds characters that no key can hold")
+        raise ValueError(f"{what} id has characters that a key cannot have")
     if size > MAX_ID_BYTES:
         raise ValueError(f"{what} id is longer than {MAX_ID_BYTES} bytes")
     return model_id
 
 
 _BAD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What reading a value of JSON raises that is not what was expected: any of these means a record that is none."""
+"""Errors raised by reading an unexpected JSON value: any of these means an invalid record."""
 
 _PLAIN = re.compile(r"[\x21-\x7e]{1,512}")
-"""What may go into the heads of calls as it is."""
+"""Texts that can be sent in headers as they are."""
 
 
 def _integer(value: Any) -> int:
-    """A number that fits into 64 bits, as all of ours do and everything that they are sent in. 1e999 is none."""
+    """Returns a number that fits into 64 bits, as all fields and messages require. 1e999 does not."""
     number = value if type(value) is int else int(value)
     if not -(2**63) <= number < 2**63:
         raise ValueError("a number is out of range")
@@ -63,9 +63,9 @@ def _integer(value: Any) -> int:
 
 
 def _text(value: Any) -> str:
-    """A text that can be written again: without lone surrogates, which JSON can hold and UTF-8 cannot."""
+    """Returns a text without lone surrogates, which JSON can hold but UTF-8 cannot."""
     text = value if type(value) is str else str(value)
-    if not text.isascii():  # a router reads hundreds of thousands of records at its start
+    if not text.isascii():  # a router reads hundreds of thousands of records at its start, most of them ASCII
         text.encode()
     return text
 
@@ -73,7 +73,7 @@ def _text(value: Any) -> str:
 def _plain(value: Any) -> str:
     text = str(value)
     if _PLAIN.fullmatch(text) is None:
-        raise ValueError(f"{text[:100]!r} cannot stand in a header")
+        raise ValueError(f"{text[:100]!r} cannot be sent in a header")
     return text
 
 
@@ -85,7 +85,7 @@ def _address(value: Any) -> str:
 
 
 def read_object(value: bytes) -> dict[str, Any]:
-    """Reads a JSON object. Raises ValueError where it is none."""
+    """Reads a JSON object. Raises ValueError for anything else."""
     try:
         data = json.loads(value)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -99,26 +99,26 @@ def _dumps(data: Mapping[str, Any]) -> bytes:
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
     try:
         return text.encode()
-    except UnicodeEncodeError:  # attributes that we do not know may hold what only JSON's escapes can write
+    except UnicodeEncodeError:  # unknown attributes may hold text that only JSON's escapes can write
         return json.dumps(data, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One failed load that the registry remembers."""
+    """A failed load, as the registry remembers it."""
 
     pod: str
-    at_ms: int  # epoch; the predecessor's records demand times
+    at_ms: int  # epoch; the predecessor's records require times
     text: str
     kind: Kind = Kind.LASTING
-    since_ms: int = 0  # epoch: when the unbroken series of failures that this belongs to began; 0: with this one
-    asked_ms: int = 0  # how long the store asks to be left alone
+    since_ms: int = 0  # epoch: start of the unbroken series of failures; 0: this one
+    asked_ms: int = 0  # pause that the store asked for
     digest: str = ""  # of the files that cannot be loaded
     secrets: str = ""  # the version of the storage secret that the pod pulled with (`PodRecord.secrets`)
 
     @classmethod
     def decode(cls, pod: str, at: Any, more: Any) -> "Failure":
-        """From what the record has of it under `failedIn` and `fails`."""
+        """Decodes its parts under `failedIn` and `fails`."""
         more = more or {}
         return cls(
             pod,
@@ -132,7 +132,7 @@ class Failure:
         )
 
     def encode(self) -> dict[str, Any]:
-        """What the record has of it under `fails`; attributes at their default are left out."""
+        """Encodes its part under `fails`; attributes at their default are left out."""
         kind = "" if self.kind is Kind.LASTING else self.kind.value
         since = 0 if self.since_ms == self.at_ms else self.since_ms
         more = {"msg": self.text, "kind": kind, "since": since, "asked": self.asked_ms}
@@ -142,7 +142,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """One registration."""
+    """The record of a registration."""
 
     type: str
     path: str = ""
@@ -152,19 +152,19 @@ class ModelRecord:
     refs: int = 0  # vmodels that point here
     host_bytes: int = 0  # measured by an earlier load; 0: never
     device_bytes: int = 0
-    load_ms: int = 0  # how long the last load took
-    sha256: str = ""  # hex, of the model's file, where the registration names it: what is pulled is checked against it
-    digest: str = ""  # hex, of the content of all copies of this generation, computed by the first load of it
-    digest_ms: int = 0  # epoch; when that load was
-    generation: int = 0  # how often the content was reloaded
-    changed: str = ""  # hex, the digest of other content that a later load has found, and refused
-    changed_ms: int = 0  # epoch; when that was
-    limits: Limits = UNLIMITED  # of its copies, where they were set for it
+    load_ms: int = 0  # duration of the last load
+    sha256: str = ""  # hex, of the model's file, if the registration names it: pulled files are checked against it
+    digest: str = ""  # hex, of the content of all copies of this generation, computed by its first load
+    digest_ms: int = 0  # epoch, of that load
+    generation: int = 0  # number of reloads
+    changed: str = ""  # hex, the digest of other content that a later load found and refused
+    changed_ms: int = 0  # epoch, of that load
+    limits: Limits = UNLIMITED  # of its copies, if set for the model
     killed: tuple[str, ...] = ()  # one text for each server that died with this model loading or running
-    blames: tuple[Blame, ...] = ()  # the same deaths as the rule for them has it; none: of a version before it
-    guilty: str = ""  # why it is quarantined; empty: it is not
-    other: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # attributes we do not know
-    other_mesh: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # the same, inside `mesh`
+    blames: tuple[Blame, ...] = ()  # the same deaths for `placement.blame`; none in records of older versions
+    guilty: str = ""  # reason for its quarantine; empty: none
+    other: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # unknown attributes
+    other_mesh: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # likewise, inside `mesh`
 
     _KNOWN = frozenset({"type", "mPath", "encKey", "lu", "failedIn", "fails", "refs", "mesh"})
     _KNOWN_MESH = frozenset(
@@ -177,18 +177,18 @@ class ModelRecord:
 
     @property
     def quarantined(self) -> bool:
-        """Whether it kills servers: it is not loaded until released or registered anew."""
+        """True if it kills servers: it is not loaded until it is released or registered again."""
         return bool(self.guilty) or (len(self.killed) >= 2 and not self.blames)
 
     def quarantine(self, model_id: str) -> str:
-        """What callers of a quarantined model are told, whoever tells them."""
+        """Returns the error text for callers of a quarantined model."""
         why, history = self.guilty or "servers died of it", "; ".join(self.killed)
-        way_out = f"Release it (`mesh release {model_id[:200]}`) or register it anew"
+        way_out = f"Release it (`mesh release {model_id[:200]}`) or register it again"
         return f"model {model_id[:200]} is quarantined, {why}: {history}. {way_out}"
 
     def with_blame(self, one: Blame, line: str) -> "ModelRecord":
-        """With one more death of a server that it may have caused, as of that moment; `line` tells people of it.
-        Expired ones go, and the oldest of many."""
+        """Adds a death of a server that it may have caused, with `line` as the text for people. Expired deaths are
+        dropped, and the oldest beyond a bound."""
         if line in self.killed:  # the same death: an earlier write was of unknown outcome
             return self
         alive = blame.alive(self.blames, one.at_ms)
@@ -198,16 +198,16 @@ class ModelRecord:
         return replace(self, blames=blames, killed=killed, guilty=guilty)
 
     def absolved(self) -> "ModelRecord":
-        """As if no server had died of it and no load had failed."""
+        """Drops all deaths and failures."""
         return replace(self, killed=(), blames=(), guilty="", failures=())
 
     def refuses(self, now_ms: int) -> frozenset[str]:
-        """The requests, by their digests in hex, that are not sent to it: a server died in each lately."""
+        """Returns the requests, by their digests in hex, that are not sent to it: a server died in each recently."""
         return blame.refused(self.blames, now_ms) if self.blames else frozenset()
 
     def same_registration(self, asked: "ModelRecord") -> bool:
-        """Whether what is asked to be registered is this. A `sha256` left open is no difference: not every way of
-        registering can name one. Limits are none either: they are changed in place. Nor is what was loaded since."""
+        """Tells whether `asked` is the same registration. An absent `sha256` is no difference, since not every way of
+        registering can name one; nor are limits, which are changed in place, and later loads."""
         if asked.sha256 not in ("", self.sha256):
             return False
         return (self.type, self.path, self.key) == (asked.type, asked.path, asked.key)
@@ -222,16 +222,17 @@ class ModelRecord:
         )
 
     def reloaded(self) -> "ModelRecord":
-        """The next generation, whose first load says what its content is. What the old content did is forgotten."""
+        """Returns the next generation, whose first load determines its content. The record of the old content is
+        dropped."""
         fresh = replace(self.absolved(), digest="", digest_ms=0, changed="", changed_ms=0)
         return replace(fresh, generation=self.generation + 1)
 
     def recent_failures(self, now_ms: int, expiry_ms: int) -> tuple[Failure, ...]:
-        """The failures that have not expired."""
+        """Returns the failures that have not expired."""
         return tuple(failure for failure in self.failures if now_ms - failure.at_ms < expiry_ms)
 
     def with_failure(self, failure: Failure, now_ms: int, expiry_ms: int) -> "ModelRecord":
-        """With one more failure, of the series that is on record: one a pod is kept, expired ones go."""
+        """Adds a failure to the recorded series: one for each pod is kept, expired ones are dropped."""
         recent = self.recent_failures(now_ms, expiry_ms)
         since = min([f.since_ms or f.at_ms for f in recent] + [failure.at_ms])
         kept = (f for f in recent if f.pod != failure.pod)
@@ -242,7 +243,7 @@ class ModelRecord:
 
     @classmethod
     def decode(cls, value: bytes) -> "ModelRecord":
-        """From its JSON. Raises ValueError where it is not one."""
+        """Decodes its JSON. Raises ValueError for anything else."""
         data = read_object(value)
         mesh = data.get("mesh") or {}
         try:
@@ -279,7 +280,7 @@ class ModelRecord:
             raise ValueError(f"not a model record: {error}") from error
 
     def encode(self) -> bytes:
-        """To its JSON."""
+        """Encodes it as JSON."""
         mesh: dict[str, Any] = dict(self.other_mesh)
         for name, number in (
             ("hostBytes", self.host_bytes),
@@ -321,7 +322,7 @@ class ModelRecord:
 
 
 READY = "ready"
-LEAVING = "leaving"  # says that it goes: gets no loads, its copies are withdrawn one by one
+LEAVING = "leaving"  # draining: it gets no loads, its copies are withdrawn one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,9 +338,9 @@ class PodRecord:
     zone: str = ""
     capacity_bytes: int = 0
     used_bytes: int = 0
-    device_capacity_bytes: int = 0  # of a device's memory; 0: it has none
+    device_capacity_bytes: int = 0  # device memory; 0: no device
     device_used_bytes: int = 0
-    oldest_idle_ms: int = 0  # time since the use of the copy that would go first; 0: empty
+    oldest_idle_ms: int = 0  # time since the last use of the next victim; 0: empty
     copies: int = 0
     loads_in_progress: int = 0
     loading_threads: int = 1
@@ -347,13 +348,13 @@ class PodRecord:
     probe_address: str = ""
     age_ms: int = 0  # since the pod started, coarse
     disk: str = ""  # the models whose files are on its disk, an `idset`
-    secrets: str = ""  # the version of the storage secret that it sees; "": it has none
-    token: str = ""  # that its control port demands; "": it demands none
-    oldest_unused: bool = False  # the copy that would go first was never called: what it is told idle is no use
+    secrets: str = ""  # the version of its storage secret; "": none
+    token: str = ""  # required by its control port; "": none
+    oldest_unused: bool = False  # the next victim was never called: its idle time dates from its load
 
     @classmethod
     def decode(cls, value: bytes) -> "PodRecord":
-        """From its JSON. Raises ValueError where it is not one."""
+        """Decodes its JSON. Raises ValueError for anything else."""
         data = read_object(value)
         try:
             low, high = data.get("protocol", (PROTOCOL, PROTOCOL))
@@ -385,7 +386,7 @@ class PodRecord:
             raise ValueError(f"not a pod record: {error!r}") from error
 
     def encode(self) -> bytes:
-        """To its JSON."""
+        """Encodes it as JSON."""
         device = {"deviceCapacity": self.device_capacity_bytes, "deviceUsed": self.device_used_bytes}
         return _dumps(
             {
@@ -428,7 +429,7 @@ class CopyRecord:
     """One model in one pod, under the pod's lease."""
 
     incarnation: str
-    create_revision: int  # of the registration that it is a copy of
+    create_revision: int  # of its registration
     state: str  # LOADING or LOADED
     host_bytes: int = 0
     device_bytes: int = 0
@@ -436,17 +437,17 @@ class CopyRecord:
     type: str = ""  # the model's
     generation: int = 0  # of the registration's content
     digest: str = ""  # hex, of what it was loaded from
-    since_ms: int = 0  # epoch, when it came into this state; 0: not known
+    since_ms: int = 0  # epoch, start of this state; 0: unknown
     blamed: bool = False  # servers have died in calls of the model: its record says which requests it refuses
 
     @property
     def token(self) -> bytes:
-        """What a call carries in the header `mesh-copy`, so that it reaches this copy or none."""
+        """Returns the value of the header `mesh-copy`, with which a call reaches this copy or none."""
         return copytoken.make(self.incarnation, self.create_revision, self.generation)
 
     @classmethod
     def decode(cls, value: bytes) -> "CopyRecord":
-        """From its JSON. Raises ValueError where it is not one."""
+        """Decodes its JSON. Raises ValueError for anything else."""
         data = read_object(value)
         try:
             return cls(
@@ -466,7 +467,7 @@ class CopyRecord:
             raise ValueError(f"not a copy record: {error!r}") from error
 
     def encode(self) -> bytes:
-        """To its JSON."""
+        """Encodes it as JSON."""
         return _dumps(
             {
                 "incarnation": self.incarnation,
@@ -486,14 +487,14 @@ class CopyRecord:
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """A model's copies are to move to new content."""
+    """The move of a model's copies to new content."""
 
     generation: int  # the one that they move to
-    why: str = ""  # they have not: the last attempt's reason
+    why: str = ""  # reason why the last attempt failed
 
     @classmethod
     def decode(cls, value: bytes) -> "Reload":
-        """From its JSON. Raises ValueError where it is not one."""
+        """Decodes its JSON. Raises ValueError for anything else."""
         data = read_object(value)
         try:
             return cls(_integer(data["generation"]), _text(data.get("why", "")))
@@ -501,5 +502,5 @@ class Reload:
             raise ValueError(f"not a reload: {error!r}") from error
 
     def encode(self) -> bytes:
-        """To its JSON."""
+        """Encodes it as JSON."""
         return _dumps({"generation": self.generation, **({"why": self.why} if self.why else {})})
