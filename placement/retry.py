@@ -54,8 +54,8 @@ class End(enum.Enum):
     LOST = "lost"  # it may have run
 
 
-class Turn(enum.Enum):
-    """What a call does whose model has its share of the connections to a pod."""
+class Beyond(enum.Enum):
+    """What a call does that is beyond its model's share of the connections to a pod."""
 
     ELSEWHERE = "elsewhere"
     WAIT = "wait"
@@ -115,13 +115,13 @@ def decide(tried: Try) -> Decision:
     return Decision(avoid=True, why="nothing was sent")
 
 
-def turn(*, elsewhere: bool, unary: bool, waiting: int, most: int) -> Turn:
-    """Decides what a call does whose model has its share of the connections to a pod: `elsewhere`: another copy has
-    room; `waiting`: calls that wait for this one, of which there may be `most`. Only unary calls wait: streams may hold
-    the connections for hours, and their callers are better told so."""
+def beyond_share(*, elsewhere: bool, unary: bool, waiting: int, most: int) -> Beyond:
+    """Decides what a call does that is beyond its model's share of the connections to a pod: `elsewhere`: another copy
+    has room; `waiting`: calls that wait for this one, of which there may be `most`. Only unary calls wait: streams may
+    hold the connections for hours, and their callers are better told so."""
     if elsewhere:
-        return Turn.ELSEWHERE
-    return Turn.WAIT if unary and waiting < most else Turn.REFUSE
+        return Beyond.ELSEWHERE
+    return Beyond.WAIT if unary and waiting < most else Beyond.REFUSE
 
 
 def _gone(tried: Try) -> bool:

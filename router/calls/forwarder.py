@@ -172,17 +172,17 @@ class Forwarder:
         """Tells whether its model may take one more connection to its pod."""
         return not shares.full(copy, self.settings.max_connections_per_pod)
 
-    def turn(self, copy: Copy, tried: Iterable[Copy], *, unary: bool = True) -> Copy | None:
+    def beyond_share(self, copy: Copy, tried: Iterable[Copy], *, unary: bool = True) -> Copy | None:
         """Returns where a call goes whose model has its share of the connections to this copy's pod; None: it waits for
-        its turn there (`wait`). Raises MeshError where it must not wait, or too many do."""
+        one there (`wait`). Raises MeshError where it must not wait, or too many do."""
         others = self.view.copies.get(copy.model, ())
         other = self.pick([other for other in others if other not in tried and self.has_room(other)])
         elsewhere = other is not None and not self.must_verify(other)
         most = self.settings.max_waiters_per_model
-        turn = retry.turn(elsewhere=elsewhere, unary=unary, waiting=len(copy.waiting), most=most)
-        if turn is retry.Turn.REFUSE:
+        beyond = retry.beyond_share(elsewhere=elsewhere, unary=unary, waiting=len(copy.waiting), most=most)
+        if beyond is retry.Beyond.REFUSE:
             raise shares.refusal(copy.model, copy.pod.name, copy.calls)
-        return other if turn is retry.Turn.ELSEWHERE else None
+        return other if beyond is retry.Beyond.ELSEWHERE else None
 
     def wait(self, copy: Copy, waiter: Waiter) -> None:
         """Has the waiter resumed once a call in the copy's pod has ended, and it is its turn."""

@@ -11,7 +11,8 @@ from router.state.pods import Pod
 
 log = logs.get(__name__)
 
-_ENCODING = b"grpc-encoding"
+ENCODING = b"grpc-encoding"
+"""Says how a compressed frame is."""
 
 
 def returned(received: list[Header], pod: Pod) -> tuple[list[Header], bytes | None]:

@@ -13,7 +13,6 @@ import asyncio
 import time
 
 from mesh.statuses import Code, MeshError, Reason
-from mesh.telemetry import logs
 from mesh.wire import framing, metadata
 from mesh.wire.call import Call, CallCancelled, Header
 from mesh.wire.client import Lost, Reply, ReplyStream, RequestStream
@@ -25,11 +24,7 @@ from router.calls.routes import Method, Routes
 from router.fencing.verify import NOTHING, Said
 from router.state.pods import Copy
 
-log = logs.get(__name__)
-
 _KEPT = 64 * 1024  # bytes of messages kept beside the first, to be sent again
-
-_ENCODING = b"grpc-encoding"
 
 
 async def carry(forwarder: Forwarder, known: Routes, call: Call, method: Method) -> None:
@@ -68,8 +63,8 @@ async def carry(forwarder: Forwarder, known: Routes, call: Call, method: Method)
         (forwarder.meter.cold if stream.cold else forwarder.meter.hits).observe(ms)
 
 
-class _Turn:
-    """A call's turn to take a connection to a copy's pod. It is kept for it once it has come."""
+class _Place:
+    """A call's place among those that wait for a connection to a copy's pod, which is kept for it once it is free."""
 
     def __init__(self, forwarder: Forwarder, copy: Copy) -> None:
         self._forwarder = forwarder
@@ -77,12 +72,12 @@ class _Turn:
         self._came: asyncio.Future[None] = forwarder.loop.create_future()
 
     def resume(self) -> None:
-        """It has come."""
+        """A connection is free: takes it."""
         self._forwarder.began(self._copy)
         self._came.set_result(None)
 
     async def wait(self) -> None:
-        """Waits for it. Cancelled, it is given back."""
+        """Waits for a connection. Cancelled, gives it back."""
         self._forwarder.wait(self._copy, self)
         try:
             await asyncio.shield(self._came)
@@ -156,11 +151,11 @@ class _Stream:
             if forwarder.has_room(copy):
                 forwarder.began(copy)
                 return copy, said
-            other = forwarder.turn(copy, tried, unary=self._method.unary)
+            other = forwarder.beyond_share(copy, tried, unary=self._method.unary)
             if other is not None:
                 forwarder.began(other)
                 return other, NOTHING
-            await _Turn(forwarder, copy).wait()
+            await _Place(forwarder, copy).wait()
             if copy in forwarder.view.copies.get(model_id, ()):
                 if not forwarder.must_verify(copy):
                     return copy, NOTHING
@@ -254,13 +249,13 @@ class _Stream:
             if answer.frame is not None and not answer.code:
                 self.received = len(answer.frame) - framing.PREFIX
                 if answer.encoding:
-                    headers.append((_ENCODING, answer.encoding))
+                    headers.append((replies.ENCODING, answer.encoding))
                 call.reply(answer.frame, headers, trailers)
             else:
                 call.fail(answer.code, answer.text, headers, trailers)
             return answer.code
         headers, _ = replies.returned(answer.headers, copy.pod)
         if answer.encoding:
-            headers.append((_ENCODING, answer.encoding))
+            headers.append((replies.ENCODING, answer.encoding))
         code, self.received = await replies.pump(call, answer, headers)
         return code

@@ -27,7 +27,6 @@ from router.state.pods import Copy
 P = ParamSpec("P")
 
 _OK = int(Code.OK)
-_ENCODING = b"grpc-encoding"
 
 
 class Carry:
@@ -142,7 +141,7 @@ class Carry:
             self._after(copy, self._tries().missed, copy)
             return
         if copy.calls and not self._forwarder.has_room(copy):
-            self._await_turn(copy)
+            self._beyond_share(copy)
             return
         deadline = call.deadline
         self._copy = copy
@@ -162,11 +161,11 @@ class Carry:
         else:
             self._forwarder.began(copy)
 
-    def _await_turn(self, copy: Copy) -> None:
+    def _beyond_share(self, copy: Copy) -> None:
         """Its model has its share of the connections: goes to another copy that has not, or waits for a call to end."""
         forwarder = self._forwarder
         try:
-            other = forwarder.turn(copy, self._tried)
+            other = forwarder.beyond_share(copy, self._tried)
         except MeshError as error:
             self._fail(error)
             return
@@ -217,7 +216,7 @@ class Carry:
             trailers = [header for header in trailers if returns[header[0]]]
         if frame is not None and not reply.code:
             if reply.encoding:
-                headers = [*headers, (_ENCODING, reply.encoding)]
+                headers = [*headers, (replies.ENCODING, reply.encoding)]
             self._call.reply(frame, headers, trailers)
             self._ended(_OK, len(frame) - framing.PREFIX)
         else:
@@ -229,7 +228,7 @@ class Carry:
         assert self._copy is not None
         headers, _ = replies.returned(stream.headers, self._copy.pod)
         if stream.encoding:
-            headers = [*headers, (_ENCODING, stream.encoding)]
+            headers = [*headers, (replies.ENCODING, stream.encoding)]
         self._forwarder.tasks.start(self._pump(stream, headers), f"reply of {self._model_id}")
 
     async def _pump(self, stream: ReplyStream, headers: list[Header]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from placement import retry
 from placement.fence import Said
-from placement.retry import KILLER, MAX_TRIES, SETTLE, Decision, End, Trouble, Try, Turn
+from placement.retry import KILLER, MAX_TRIES, SETTLE, Beyond, Decision, End, Trouble, Try
 
 NOTHING_RAN = (Trouble.NOT_HERE, Trouble.VERIFY_FIRST, Trouble.UNREACHED, Trouble.BUSY)
 
@@ -150,14 +150,14 @@ def test_every_call_ends(troubles, safe, deadline):
 @pytest.mark.parametrize(
     ("elsewhere", "unary", "waiting", "turn"),
     [
-        (True, True, 0, Turn.ELSEWHERE),
-        (True, True, 9, Turn.ELSEWHERE),
-        (True, False, 0, Turn.ELSEWHERE),
-        (False, True, 0, Turn.WAIT),
-        (False, True, 1, Turn.WAIT),
-        (False, True, 2, Turn.REFUSE),
-        (False, False, 0, Turn.REFUSE),
+        (True, True, 0, Beyond.ELSEWHERE),
+        (True, True, 9, Beyond.ELSEWHERE),
+        (True, False, 0, Beyond.ELSEWHERE),
+        (False, True, 0, Beyond.WAIT),
+        (False, True, 1, Beyond.WAIT),
+        (False, True, 2, Beyond.REFUSE),
+        (False, False, 0, Beyond.REFUSE),
     ],
 )
 def test_a_call_beyond_its_models_share_goes_elsewhere_or_waits_where_it_may(elsewhere, unary, waiting, turn):
-    assert retry.turn(elsewhere=elsewhere, unary=unary, waiting=waiting, most=2) is turn
+    assert retry.beyond_share(elsewhere=elsewhere, unary=unary, waiting=waiting, most=2) is turn
