@@ -9,7 +9,7 @@ the loser's agent names the winner, and the flight goes there.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from mesh.process.tasks import Tasks
@@ -119,7 +119,8 @@ class ColdStart:
             if isinstance(instruction, instructions.TellProblem):
                 refusal = instruction.problem
             else:
-                self._carry(instruction)
+                for request in self._carry(instruction):
+                    self._begin(request)
         if refusal is not None:
             raise error_of(refusal)
 
@@ -161,15 +162,20 @@ class ColdStart:
     # --- events ---
 
     def _feed(self, event: Event) -> None:
+        """Feeds an event, and has found out in the background what takes time."""
+        for request in self._follow(event):
+            self._begin(request)
+
+    def _follow(self, event: Event) -> Sequence[Request]:
+        """Feeds an event and carries out what follows from it. Returns the requests that take time."""
         try:
             given = self._machine.handle(event)
         except Exception as error:
             log.exception("a cold start cannot go on", happened=type(event).__name__)
             if isinstance(event, Answer) and not isinstance(event, Broke):
-                self._feed(Broke(event.now_ms, event.model_id, event.answers, _in_short(error)))
-            return
-        for instruction in given:
-            self._carry(instruction)
+                return self._follow(Broke(event.now_ms, event.model_id, event.answers, _in_short(error)))
+            return ()
+        return [request for instruction in given for request in self._carry(instruction)]
 
     def _on_time(self) -> None:
         self._timer = None
@@ -183,21 +189,20 @@ class ColdStart:
 
     # --- instructions ---
 
-    def _carry(self, instruction: Instruction) -> None:
+    def _carry(self, instruction: Instruction) -> Sequence[Request]:
+        """Carries one out. Returns the requests that take time: itself, or what follows from its answer."""
         match instruction:
             case instructions.Release():
                 self._release(instruction)
             case instructions.Look():
-                self._answer(instruction, self._finder.look)
+                return self._answer(instruction, self._finder.look)
             case instructions.Choose():
-                self._answer(instruction, self._finder.choose)
-            case instructions.Ask():
-                self._find_out(instruction, self._finder.ask, "load")
-            case instructions.Read():
-                self._find_out(instruction, self._finder.read, "read")
+                return self._answer(instruction, self._finder.choose)
+            case instructions.Ask() | instructions.Read():
+                return (instruction,)
             case instructions.Recall(_, model_id):
                 self._watches[model_id] = self._view.watch(model_id, lambda: self._on_copies(model_id))
-                self._loop.call_soon(self._answer, instruction, self._finder.recall)
+                return (instruction,)
             case instructions.Ended(_, model_id):
                 self._watches.pop(model_id)()
                 self._finder.forget(model_id)
@@ -209,23 +214,28 @@ class ColdStart:
                 if self._timer is not None:
                     self._timer.cancel()
                 self._timer = self._loop.call_at(at_ms / 1000, self._on_time)
+        return ()
 
-    def _answer(self, request: Any, find: Callable[[Any], Answer]) -> None:
+    def _answer(self, request: Any, find: Callable[[Any], Answer]) -> Sequence[Request]:
         try:
             answer = find(request)
         except Exception as error:
             answer = self._broke(request, error)
-        self._feed(answer)
+        return self._follow(answer)
 
-    def _find_out(self, request: Any, find: Callable[[Any], Awaitable[Answer]], name: str) -> None:
-        async def find_out() -> None:
+    def _begin(self, request: Request) -> None:
+        self._tasks.start(self._find_out(request), f"load {request.model_id}")
+
+    async def _find_out(self, request: Request) -> None:
+        """Finds out what is asked, and what is asked next for that model: a flight without a pause is one task."""
+        following: Sequence[Request] = (request,)
+        while following:
+            (request,) = following
             try:
-                answer = await find(request)
+                answer = await self._finder.find_out(request)
             except Exception as error:
                 answer = self._broke(request, error)
-            self._feed(answer)
-
-        self._tasks.start(find_out(), f"{name} {request.model_id}")
+            following = self._follow(answer)
 
     def _broke(self, request: Request, error: Exception) -> Answer:
         log.error("cold start failed", model=request.model_id, exc_info=error)

@@ -53,6 +53,15 @@ class Finder:
         """Forgets the record that a flight went by."""
         self._registrations.pop(model_id, None)
 
+    async def find_out(self, request: Request) -> Answer:
+        """Finds out what takes time: what is asked of the record, or of an agent."""
+        match request:
+            case Ask():
+                return await self.ask(request)
+            case Read():
+                return await self.read(request)
+        return self.recall(request)
+
     # --- the record ---
 
     def recall(self, request: Request) -> Answer:
