@@ -101,7 +101,7 @@ class FeedClient:
     async def _follow(self, reader: asyncio.StreamReader) -> None:
         while True:
             match await receive(reader):
-                case [("begin" | "items" | "snapshot" | "delta") as what, str(name), *rest]:
+                case [("delta" | "items" | "begin" | "snapshot") as what, str(name), *rest]:
                     reading = self._ranges.get(name)
                     if reading is None:
                         log.warning("the router pod told of a range that is not read here", range=name)

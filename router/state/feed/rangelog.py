@@ -78,9 +78,11 @@ class RangeLog:
                 self._items.pop(key, None)
             else:
                 self._items[key] = value
-        *first, rest = list(_portions(items)) or [[]]
-        data = b"".join(encode(["items", self.name, pack(portion)]) for portion in first)
-        data += encode(["delta", self.name, change.revision, pack(rest)])
+        data = encode(["delta", self.name, change.revision, pack(items)])
+        if len(data) > PORTION_BYTES:  # rarely: as when the lease of a pod with very many copies ends
+            *first, rest = _portions(items)
+            data = b"".join(encode(["items", self.name, pack(portion)]) for portion in first)
+            data += encode(["delta", self.name, change.revision, pack(rest)])
         last = _Change(change.revision, self._last.total + len(data), data)
         self._last.next = last
         self._last = last

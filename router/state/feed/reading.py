@@ -21,19 +21,22 @@ class Reading:
         return [self.epoch, self.revision]
 
     def take(self, what: str, rest: Message) -> None:
-        """Takes a message; `rest` is what follows the range's name. Raises ValueError for what is none."""
-        match what, rest:
-            case "begin", []:
-                self._items = []
-            case "items", [list(portion)]:
-                self._items += unpack(portion)
-            case "delta", [int(revision), list(changes)]:
-                items, self._items = self._items + unpack(changes), []
-                self.reader.delta(revision, items)
-                self.revision = revision
-            case "snapshot", [str(epoch), int(revision)]:
-                items, self._items = self._items, []
-                self.reader.snapshot(revision, items)
-                self.epoch, self.revision = epoch, revision
-            case _:
-                raise ValueError(f"{what} of a range is not as it should be")
+        """Takes a message (delta, items, begin, snapshot); `rest` is what follows the range's name. Raises ValueError
+        where that is not what belongs there."""
+        if what == "delta":
+            revision, changes = rest
+            items = unpack(changes)
+            if self._items:
+                items, self._items = self._items + items, []
+            self.reader.delta(revision, items)
+            self.revision = revision
+        elif what == "items":
+            (portion,) = rest
+            self._items += unpack(portion)
+        elif what == "begin":
+            self._items = []
+        else:
+            epoch, revision = rest
+            items, self._items = self._items, []
+            self.reader.snapshot(revision, items)
+            self.epoch, self.revision = epoch, revision
