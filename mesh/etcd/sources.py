@@ -7,15 +7,16 @@ or nothing, so that a certificate never meets the key of an earlier one; `rotati
 from dataclasses import replace
 from pathlib import Path
 
-from mesh.etcd import secret
 from mesh.etcd.endpoints import check
+from mesh.options import etcdsecret
 from mesh.options.etcdsettings import EtcdSettings
 
 _READINGS = 5  # attempts, if files change meanwhile
 
 
 def read(known: EtcdSettings) -> EtcdSettings:
-    """Reads the files of `known` again. Raises ValueError, with a text for the operator that shows nothing secret."""
+    """Reads the files of `known` again. Raises ValueError, with a text for the operator that shows nothing
+    etcdsecret."""
     for _ in range(_READINGS):
         found = _read(known)
         if _read(known) == found:
@@ -41,7 +42,7 @@ def changes(before: EtcdSettings, after: EtcdSettings) -> str:
 def _read(known: EtcdSettings) -> EtcdSettings:
     files = known.files
     if files.config:
-        document = secret.read(Path(files.config))
+        document = etcdsecret.read(Path(files.config))
         if document.root_prefix != files.root_prefix:
             raise ValueError(
                 f"{files.config}: `root_prefix` is {document.root_prefix!r} now. The keys of this process are under "

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mesh.options import checked
+from mesh.options import checked, etcdsecret
 from mesh.options.etcdsettings import EtcdFiles, EtcdSettings
 from mesh.options.values import parse_urls
 
@@ -73,10 +73,8 @@ class Login:
                 files=EtcdFiles("", "", *(str(path.absolute()) if path else "" for path in files)),
             )
             return given, base
-        from mesh.etcd import secret  # it brings gRPC, a quarter of a second that `mesh --help` should not take
-
         try:
-            found = secret.read(self.etcd_config)
+            found = etcdsecret.read(self.etcd_config)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--etcd-config") from error
         return found.settings, f"{found.root_prefix}/{base}".strip("/")

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from mesh.options import values
 from mesh.telemetry import logs, metrics
 
 log = logs.get(__name__)
@@ -24,16 +23,16 @@ _METRICS_TIMEOUT = 5.0  # seconds; Prometheus gives up after 10
 
 
 class Probes:
-    """An HTTP server for the three paths. `address` is HOST:PORT; port 0 takes a free one."""
+    """An HTTP server for the three paths. `address` is host and port; port 0 takes a free one."""
 
     def __init__(
         self,
-        address: str,
+        address: tuple[str, int],
         ready: Question,
         live: Question,
         metrics: Callable[[], Awaitable[bytes] | bytes],
     ) -> None:
-        self._host, self._port = values.parse_address(address)
+        self._host, self._port = address
         self._ready = ready
         self._live = live
         self._metrics = metrics

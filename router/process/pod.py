@@ -123,7 +123,8 @@ class RouterPod:
         self._restarts = self._metrics.counter("mesh_worker_restarts", "Workers that died and were started again.")
         self._hung = self._metrics.counter("mesh_hung_processes", process.HUNG_HELP, ("process",))
         self._envoy: minder.Minder | None = None
-        self._probes = Probes(settings.probe, self.why_not_ready, self._why_not_live, self._render)
+        probe = addresses.parse_address(settings.probe)
+        self._probes = Probes(probe, self.why_not_ready, self._why_not_live, self._render)
         self._stopping = False
         self._served = asyncio.get_running_loop().time()  # when its processes were last able to serve
         self.probe_port = 0

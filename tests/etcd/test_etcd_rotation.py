@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from mesh.etcd import Etcd, EtcdDenied, EtcdError, Lease, rotation, secret
+from mesh.etcd import Etcd, EtcdDenied, EtcdError, Lease, rotation
 from mesh.options import etcd as etcdoptions
+from mesh.options import etcdsecret
 from mesh.options.etcdsettings import EtcdFiles, EtcdSettings
 from tests.support.authority import Authority, Mounted
 from tests.support.etcd import EtcdServer
@@ -57,7 +58,7 @@ class Mount:
         self.mounted.put(etcd_connection=json.dumps(self.known).encode() if raw is None else raw)
 
     def client(self) -> Etcd:
-        return Etcd(secret.read(self.path).settings, follow=True)
+        return Etcd(etcdsecret.read(self.path).settings, follow=True)
 
 
 @pytest.fixture
@@ -192,7 +193,7 @@ async def test_many_who_are_refused_together(server: EtcdServer, mount: Mount) -
 
 async def test_who_does_not_follow_stays(server: EtcdServer, mount: Mount) -> None:
     """A command that looks at one member of etcd is not led to others."""
-    async with Etcd(replace(secret.read(mount.path).settings, endpoints=(server.endpoint,))) as etcd:
+    async with Etcd(replace(etcdsecret.read(mount.path).settings, endpoints=(server.endpoint,))) as etcd:
         await etcd.put(b"mine/a", b"1")
         passwd(server, "alice", "changed")
         mount.put(password="changed")

@@ -9,7 +9,7 @@ from mesh.telemetry import metrics, probes
 
 @contextlib.asynccontextmanager
 async def served(*, ready=lambda: None, live=lambda: None, give=lambda: b""):
-    server = probes.Probes("127.0.0.1:0", ready, live, give)
+    server = probes.Probes(("127.0.0.1", 0), ready, live, give)
     port = await server.start()
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
@@ -55,9 +55,9 @@ async def test_metrics_that_do_not_come_are_given_up(monkeypatch):
 
 
 async def test_a_taken_port_is_an_error():
-    first = probes.Probes("127.0.0.1:0", lambda: None, lambda: None, lambda: b"")
+    first = probes.Probes(("127.0.0.1", 0), lambda: None, lambda: None, lambda: b"")
     port = await first.start()
     with pytest.raises(OSError, match=str(port)):
-        await probes.Probes(f"127.0.0.1:{port}", lambda: None, lambda: None, lambda: b"").start()
+        await probes.Probes(("127.0.0.1", port), lambda: None, lambda: None, lambda: b"").start()
     await first.close()
     await first.close()

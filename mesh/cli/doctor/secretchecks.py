@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from mesh.cli.doctor import certificates
 from mesh.cli.doctor.clusterfacts import STORAGE, ClusterFacts, Reference, references
 from mesh.cli.doctor.findings import Area, Finding, some
-from mesh.etcd import secret as etcd_secret
+from mesh.options import etcdsecret
 
 AREA = Area("secrets")
 
@@ -116,7 +116,7 @@ def _connections(needed: list[Reference], secrets: Mapping[str, Mapping[str, byt
                     if "/" not in key and (not one.keys or key in one.keys):
                         Path(folder, key).write_bytes(value)
             try:
-                found = etcd_secret.read(Path(folder, CONNECTION))
+                found = etcdsecret.read(Path(folder, CONNECTION))
             except ValueError as error:
                 text = f"{CONNECTION} of the Secret {holder} cannot be used: {str(error).replace(f'{folder}/', '')}"
                 yield AREA.fail("etcd", text, "docs/kubernetes.md, Secrets, shows what it holds")

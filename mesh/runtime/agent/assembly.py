@@ -12,6 +12,7 @@ from collections.abc import Callable
 from mesh.etcd import Etcd, Patience
 from mesh.host import memory
 from mesh.identity import Identity
+from mesh.options.values import parse_address
 from mesh.runtime.agent import control
 from mesh.runtime.agent.leaving import Leaving
 from mesh.runtime.agent.rundir import RunDir
@@ -155,7 +156,8 @@ class Pod:
         )
         self.control = control.Control(self.standing, self.cache, token, self.identity)
         standing = self.standing
-        self.probes = Probes(settings.probe, standing.why_not_ready, standing.why_not_live, standing.metrics)
+        probe = parse_address(settings.probe)
+        self.probes = Probes(probe, standing.why_not_ready, standing.why_not_live, standing.metrics)
 
         meters = self.cache.meters
         if self.identity is not None:

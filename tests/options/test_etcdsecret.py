@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.etcd import secret
+from mesh.options import etcdsecret
 from mesh.options.etcdsettings import EtcdFiles
 
 
@@ -31,7 +31,7 @@ def test_a_whole_one(tmp_path):
         "override_authority": "etcd.internal",
         "compose_deployment": "x",
     }
-    found = secret.read(write(tmp_path, document))
+    found = etcdsecret.read(write(tmp_path, document))
     assert found.root_prefix == "modelmesh/ns"
     settings = found.settings
     assert settings.endpoints == ("https://a:2379", "https://b:2379")
@@ -46,7 +46,7 @@ def test_a_whole_one(tmp_path):
     [({"endpoints": "etcd:2379"}, ("http://etcd:2379",)), ({"endpoints": "e:1", "certificate": "C"}, ("https://e:1",))],
 )
 def test_a_certificate_says_that_it_is_tls(tmp_path, document, endpoints):
-    assert secret.read(write(tmp_path, document)).settings.endpoints == endpoints
+    assert etcdsecret.read(write(tmp_path, document)).settings.endpoints == endpoints
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_a_certificate_says_that_it_is_tls(tmp_path, document, endpoints):
 )
 def test_what_is_wrong_is_told(tmp_path, document, says):
     with pytest.raises(ValueError, match=says) as error:
-        secret.read(write(tmp_path, document))
+        etcdsecret.read(write(tmp_path, document))
     assert "etcd_connection" in str(error.value)
 
 
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(ValueError, match="No such file"):
-        secret.read(tmp_path / "nowhere")
+        etcdsecret.read(tmp_path / "nowhere")
 
 
 @given(st.binary(max_size=200))
@@ -79,4 +79,4 @@ def test_garbage_is_a_clear_error(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("garbage") / "etcd_connection"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="etcd_connection"):
-        secret.read(path)
+        etcdsecret.read(path)
