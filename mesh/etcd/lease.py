@@ -51,6 +51,7 @@ class Lease:
         self._expiry = self._loop.call_at(deadline, self._lose, "not renewed in time")
         self._renewals = self._streams = 0
         self._task = self._loop.create_task(self._keep_alive(), name=f"etcd lease {lease_id:x}")
+        self._task.add_done_callback(self._ended)
 
     @classmethod
     async def grant(cls, etcd: Etcd, *, ttl: int, timeout: float | None = None) -> "Lease":
@@ -111,6 +112,12 @@ class Lease:
             self.lost.set()
             self._task.cancel()
             log.warning("lease lost", lease=f"{self.id:x}", why=why, ttl=self.ttl)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """Gives the lease up at once where renewing it failed by a fault of ours: nothing else would tell."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("renewing a lease failed", lease=f"{self.id:x}", exc_info=error)
+            self._lose(f"renewing it failed: {error!r}")
 
     def _renewed(self, sent: float, proof_ns: int, ttl: int) -> None:
         self._renewals += 1

@@ -12,6 +12,7 @@ from typing import Protocol
 from mesh.etcd import sources
 from mesh.etcd.errors import EtcdError
 from mesh.options.etcdsettings import EtcdSettings
+from mesh.process.tasks import Duty, Tasks
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
@@ -25,6 +26,8 @@ _AGAIN_FIRST, _AGAIN_MAX = 1.0, 16.0
 """Seconds between two proofs of the same credentials: with a password each takes 100 ms of etcd's time."""
 
 _PROOF = 3.0  # seconds
+
+_FOLLOW = Duty("follow etcd's credentials", "changed ones are not noticed before etcd refuses", essential=False)
 
 
 class Replacing(Protocol):
@@ -47,7 +50,7 @@ class Rotation:
         self._connection = connection
         self._lock = asyncio.Lock()
         self._wanted = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
         self._candidate: EtcdSettings | None = None  # not accepted at the last attempt
         self._looked = 0.0  # when, by the loop's clock
         self._tried = 0.0  # when, by the loop's clock
@@ -55,14 +58,12 @@ class Rotation:
 
     def begin(self) -> None:
         """Starts the periodic checks; a second call does nothing."""
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="follow etcd's credentials")
+        if not len(self._tasks):
+            self._tasks.run(_FOLLOW, self._run)
 
     async def end(self) -> None:
         """Stops the checks."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        await self._tasks.close()
 
     def suspect(self) -> None:
         """Checks at once: a request has failed, perhaps because of the credentials."""

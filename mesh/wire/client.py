@@ -266,10 +266,13 @@ class Pool:
         """Closes what has been idle for its time."""
         self._tick += 1
         cold = [connection for connection in self._idle if self._tick - connection.idle_since > connection.patience]
-        for connection in cold:
-            self.left(connection)
-            connection.transport.close()
-        self._sweeper = loop.call_later(self._idle_timeout / _TICKS, self._sweep, loop) if self._connections else None
+        try:
+            for connection in cold:
+                self.left(connection)
+                connection.transport.close()
+        finally:
+            pause = self._idle_timeout / _TICKS
+            self._sweeper = loop.call_later(pause, self._sweep, loop) if self._connections else None
 
 
 def _lines(headers: call.Headers, timeout: bytes | None, encoding: bytes) -> bytes:

@@ -217,16 +217,18 @@ class Server:
         grace = least * PATIENCE
         if self.budget.short:
             least *= HASTE
-        for connection in tuple(self._owing):
-            fast = connection.fast_enough(least, grace)
-            if fast is None:
-                self._owing.discard(connection)
-            elif not fast:
-                self._owing.discard(connection)
-                self.slow += 1
-                log.info("body ended: its peer is too slow", peer=connection.peer, least=least)
-                connection.end_slow(least)
-        self._guard = asyncio.get_running_loop().call_later(_LOOK, self._judge) if self._owing else None
+        try:
+            for connection in tuple(self._owing):
+                fast = connection.fast_enough(least, grace)
+                if fast is None:
+                    self._owing.discard(connection)
+                elif not fast:
+                    self._owing.discard(connection)
+                    self.slow += 1
+                    log.info("body ended: its peer is too slow", peer=connection.peer, least=least)
+                    connection.end_slow(least)
+        finally:
+            self._guard = asyncio.get_running_loop().call_later(_LOOK, self._judge) if self._owing else None
 
     def _look(self) -> None:
         """Ends the connections that are not read and whose peer has gone."""

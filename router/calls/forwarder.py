@@ -201,9 +201,11 @@ class Forwarder:
     def _sweep(self) -> None:
         # One look at all of them is cheaper than a timer each: nearly all calls end long before their deadline.
         now = self.loop.time()
-        for carry in [carry for carry in self.timed if carry.deadline < now]:
-            carry.expired()
-        self._sweeper = self.loop.call_later(_SWEEP, self._sweep) if self.timed else None
+        try:
+            for carry in [carry for carry in self.timed if carry.deadline < now]:
+                carry.expired()
+        finally:
+            self._sweeper = self.loop.call_later(_SWEEP, self._sweep) if self.timed else None
 
     async def close(self) -> None:
         """Ends the tasks of streams."""

@@ -21,7 +21,7 @@ LIVES = Duty("lives", "ids that were unregistered stay blocked, and dead pods' l
 LEADER = (ROUNDS, LIVES)
 """Of a router that leads. Where one of them ends, it leads no more, and is elected anew."""
 
-FEED = Duty("follow the feed", "it goes on with what was known when it ended")  # changes may be hours apart
+FEED = Duty("follow the feed", "it goes on with what was known when it ended", turns=60)
 WORKER_TICK = Duty("tick", "suspect pods stay suspect, and the pod does not hear whether it is ready", turns=15)
 WORKER_CERTIFICATES = Duty("follow certificates", "it shows pods a certificate until it expires", turns=30)
 

@@ -292,6 +292,7 @@ class RouterPod:
         while True:
             await asyncio.sleep(_TICK)
             turned()
+            self._feed.beat()
             self._view.settle(loop.time())
             self._prober.look()
             if self._why_nobody_serves() is None:

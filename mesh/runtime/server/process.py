@@ -117,7 +117,11 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> int:
             tasks.run(duties.TLS_MEMORY, functools.partial(_make_room, data, limit))
     log.info("model server ready", data=address, device=used.name, threads=settings.threads)
     ends, left = asyncio.ensure_future(ending.wait()), asyncio.ensure_future(leave.wait())
-    await asyncio.wait({ends, left}, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        await asyncio.wait({ends, left}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ends.cancel()
+        left.cancel()
 
     async def close() -> None:
         log.info("model server leaves", calls=runs.count)

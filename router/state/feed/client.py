@@ -7,6 +7,7 @@ import asyncio
 import itertools
 from collections.abc import Callable, Mapping
 
+from mesh.process.tasks import turned
 from mesh.telemetry import logs, metrics
 from router.state.feed.messages import MAX_MESSAGE, encode, receive
 from router.state.feed.ranges import Range, Reader
@@ -16,6 +17,8 @@ from router.state.feed.server import ASK
 log = logs.get(__name__)
 
 _PAUSE = 0.1  # seconds before a worker connects again
+
+_SILENCE = 15.0  # seconds; the pod beats once a second
 
 
 class FeedClient:
@@ -83,6 +86,7 @@ class FeedClient:
     async def run(self) -> None:
         """Connects, and stays connected until it is cancelled."""
         while True:
+            turned()
             try:
                 reader, self._writer = await asyncio.open_unix_connection(self._path, limit=MAX_MESSAGE)
                 self._said = "?"
@@ -100,7 +104,10 @@ class FeedClient:
 
     async def _follow(self, reader: asyncio.StreamReader) -> None:
         while True:
-            match await receive(reader):
+            turned()
+            async with asyncio.timeout(_SILENCE):  # to connect again helps where the pod lives, and costs nothing else
+                message = await receive(reader)
+            match message:
                 case [("delta" | "items" | "begin" | "snapshot") as what, str(name), *rest]:
                     reading = self._ranges.get(name)
                     if reading is None:
@@ -117,6 +124,8 @@ class FeedClient:
                     future = self._asked.get(number)
                     if future is not None and not future.done():
                         future.set_result(snapshot)
+                case ["beat"]:
+                    pass
                 case ["drain"]:
                     self._on_drain()
                     self.tell()

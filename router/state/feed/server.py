@@ -129,6 +129,11 @@ class FeedServer:
         """Each connected worker, and why it is not ready."""
         return {peer.name: peer.not_ready for peer in self._peers}
 
+    def beat(self) -> None:
+        """Tells every worker that it would hear of changes, where there are none."""
+        for peer in self._peers:
+            peer.say(encode(["beat"]))
+
     def drain(self) -> None:
         """Tells the workers that this router stops, so that they say so to whoever asks."""
         self._draining = True
@@ -155,6 +160,7 @@ class FeedServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = _Peer(writer)
         writing = self._tasks.start(_written(peer), "write the feed")
+        writing.add_done_callback(lambda _: peer.close())  # a worker that is written nothing more has to connect again
         self._peers.add(peer)
         if self._draining:
             peer.say(encode(["drain"]))

@@ -299,15 +299,17 @@ class Runs:
     def _sweep(self) -> None:
         """Ends what is past its deadline, and finds what does not end."""
         now = self._loop.time()
-        for run in list(self._live):
-            if run.ended_by is None:
-                if run.deadline <= now:
-                    took = (time.monotonic_ns() - run.started_ns) / 1e9
-                    what = "the model was still running" if run.running else "the call still waited for a thread"
-                    self.stop(run, MeshError(Reason.DEADLINE, f"{what} after {took:.3g} s"))
-            elif not run.stuck and now - run.stopped_at > _STUCK:
-                self._give_up(run)
-        self._timer = self._loop.call_later(_SWEEP, self._sweep) if self._live else None
+        try:
+            for run in list(self._live):
+                if run.ended_by is None:
+                    if run.deadline <= now:
+                        took = (time.monotonic_ns() - run.started_ns) / 1e9
+                        what = "the model was still running" if run.running else "the call still waited for a thread"
+                        self.stop(run, MeshError(Reason.DEADLINE, f"{what} after {took:.3g} s"))
+                elif not run.stuck and now - run.stopped_at > _STUCK:
+                    self._give_up(run)
+        finally:
+            self._timer = self._loop.call_later(_SWEEP, self._sweep) if self._live else None
 
     def _give_up(self, run: Run) -> None:
         run.stopped_at = math.inf

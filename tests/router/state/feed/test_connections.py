@@ -323,3 +323,46 @@ async def test_nonsense_ends_that_connection_alone(tmp_path, nonsense):
     finally:
         following.cancel()
         await server.close()
+
+
+async def test_a_worker_that_is_written_nothing_more_connects_again(tmp_path, monkeypatch):
+    """A fault of ours in the writing would leave it with what it knows, for as long as it lives."""
+    server = FeedServer(nothing)
+    await server.start(str(tmp_path / "feed"))
+    server.apply(PRESENCE, Snapshot(5, (kv(b"a"),)))
+    recorder = Recorder()
+    following = asyncio.create_task(client(tmp_path / "feed", recorder).run())
+    try:
+        await until(lambda: recorder.told)
+        (peer,) = server._peers
+
+        def fails(self):
+            monkeypatch.undo()
+            raise ValueError("a bad message")
+
+        monkeypatch.setattr(servers._Peer, "_take", fails)
+        server.apply(PRESENCE, Delta(6, (Event(Kind.PUT, kv(b"b")),)))
+        await until(lambda: [kind for kind, revision, _ in recorder.told if revision == 6])
+        assert peer not in server._peers
+    finally:
+        following.cancel()
+        await server.close()
+
+
+async def test_a_worker_that_hears_nothing_connects_again(tmp_path, monkeypatch):
+    """The pod beats, so that where there is no change there is something to hear. It keeps what it knows meanwhile."""
+    server = FeedServer(nothing)
+    await server.start(str(tmp_path / "feed"))
+    server.apply(PRESENCE, Snapshot(5, (kv(b"a"),)))
+    recorder = Recorder()
+    following = asyncio.create_task(client(tmp_path / "feed", recorder).run())
+    try:
+        await until(lambda: recorder.told)
+        first = set(server._peers)
+        monkeypatch.setattr("router.state.feed.client._SILENCE", 0.05)
+        server.beat()  # what is heard now is waited for no longer than that
+        await until(lambda: server._peers and not server._peers & first, why="it connects again")
+        assert [kind for kind, *_ in recorder.told] == ["snapshot"], "it goes on from where it was"
+    finally:
+        following.cancel()
+        await server.close()
