@@ -59,8 +59,10 @@ def load_object(
         raise bad(f"{what} is not UTF-8 at byte {error.start}") from error
     except RecursionError as error:
         raise bad(f"{what} is nested too deeply") from error
-    except ValueError as error:  # JSONDecodeError, and an integer of thousands of digits
+    except json.JSONDecodeError as error:
         raise bad(f"{what} is not JSON: {error}") from error
+    except ValueError as error:  # Python's text names a function of its own
+        raise bad(f"{what} is not JSON that can be read: it holds a whole number of thousands of digits") from error
     if not isinstance(loaded, dict):
         raise bad(f"{what} is not a JSON object")
     return loaded

@@ -313,3 +313,10 @@ def test_a_body_without_json_that_fits_no_shape_is_refused(inputs, body):
     with pytest.raises(MeshError) as caught:
         documents.raw_request("m", "", body, metadata(*inputs))
     assert caught.value.reason is Reason.BAD_REQUEST
+
+
+def test_a_number_of_thousands_of_digits_is_refused_in_words_for_the_caller():
+    with pytest.raises(MeshError, match="a whole number of thousands of digits") as caught:
+        documents.load_object(b'{"a": ' + b"1" * 5000 + b"}")
+    assert caught.value.reason is Reason.BAD_REQUEST
+    assert "sys." not in caught.value.text
