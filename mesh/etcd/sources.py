@@ -15,8 +15,7 @@ _READINGS = 5  # attempts, if files change meanwhile
 
 
 def read(known: EtcdSettings) -> EtcdSettings:
-    """Reads the files of `known` again. Raises ValueError, with a text for the operator that shows nothing
-    etcdsecret."""
+    """Reads the files of `known` again. Raises ValueError, with a text for operators that shows nothing secret."""
     for _ in range(_READINGS):
         found = _read(known)
         if _read(known) == found:
