@@ -2,8 +2,7 @@
 
 Where nothing is more urgent, what was used last is loaded into free space (`warming`).
 
-A pod that leaves is handed over by a loop of its own, because it has little time: its copies are loaded elsewhere, and
-let go as they come up there. Everything here can be begun anew by another leader at any moment.
+A pod that leaves is emptied meanwhile (`handover`). Everything here can be begun again by another leader at any moment.
 """
 
 import asyncio
@@ -13,18 +12,20 @@ from dataclasses import replace
 
 from mesh.etcd import Etcd, EtcdError
 from mesh.pb import agent_pb2
-from mesh.process.tasks import Tasks, turned
+from mesh.process.tasks import turned
 from mesh.schema.keys import Keys
 from mesh.schema.records import ModelRecord
 from mesh.telemetry import logs
-from placement import choice, copies, drain
-from placement.actions import Action, Kind, Plan
+from placement import choice, copies
+from placement.actions import Kind, Plan
 from placement.constraints import NONE
 from placement.copies import UNLIMITED, Limits, Model
 from placement.debits import Debits
 from placement.footprint import Footprint
 from placement.pod import Pod as Candidate
+from router.leader import handover
 from router.leader.carrying import Carrying
+from router.leader.handover import Handover
 from router.leader.observing import Observation, Observer
 from router.leader.orders import Orders
 from router.leader.recency import Recency
@@ -32,7 +33,7 @@ from router.leader.reloading import Reloading
 from router.leader.warming import Warming
 from router.loads.agents import Agent
 from router.state.dynamic import Current
-from router.state.pods import Copy, Pod
+from router.state.pods import Copy
 from router.state.registry import Registration, Registry
 from router.state.view import View
 
@@ -43,9 +44,6 @@ INTERVAL = 2.0
 
 SOON = 0.3
 """Seconds between two rounds while plans are being carried out: for routers to hear of what has come."""
-
-HAND_OVER = 0.1
-"""Seconds between two looks at a pod that leaves."""
 
 REMEMBER = 60.0
 """Seconds between two notes of what was used last."""
@@ -100,10 +98,16 @@ class Rounds:
         self._holders: dict[str, set[str]] = {}  # of each model, the pods that had it when last looked
         self._idle: dict[str, int] = {}  # ms, of the models that were mentioned last
         self._lost: dict[str, tuple[float, int]] = {}  # models that went with a pod: when, and how idle they were
-        self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._handover = Handover(
+            view=view,
+            observer=self._observer,
+            carrying=self.carrying,
+            candidates=self._candidates,
+            settings=settings,
+            idle=lambda: self._idle,
+        )
         self._unmet: dict[str, str] = {}
         self._news = asyncio.Event()  # a planned action has ended
-        self._tasks = Tasks()
 
     async def lead(self) -> None:
         """Until cancelled."""
@@ -114,7 +118,7 @@ class Rounds:
                 beside.create_task(self.reloading.run(), name="reloads")
                 await self._plan()
         finally:
-            await self._tasks.close()
+            await self._handover.close()
             await self.reloading.close()  # the next leader goes on with it
             with contextlib.suppress(EtcdError, TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS):
@@ -122,8 +126,7 @@ class Rounds:
 
     async def _plan(self) -> None:
         while True:
-            for pod in list(self._about_to_leave()):
-                self._leaving[pod.name] = self._tasks.start(self._hand_over(pod), f"empty {pod.name}")
+            self._handover.begin()
             turned()
             try:
                 await self.round()
@@ -131,22 +134,16 @@ class Rounds:
                 log.info("planning is put off while etcd is away", why=error.detail)
             await self._pause()
 
-    def _about_to_leave(self) -> Iterator[Pod]:
-        """Pods that leave and are not being emptied yet."""
-        for pod in self._view.pods.values():
-            if pod.leaving and not pod.suspect and pod.copies and pod.name not in self._leaving:
-                yield pod
-
     async def _pause(self) -> None:
         """Between two rounds; shorter where a pod begins to leave, or something planned has been done."""
         began = self._loop.time()
         self._news.clear()
         while self._loop.time() < began + INTERVAL:
-            if next(self._about_to_leave(), None) is not None:
+            if self._handover.due():
                 return
             if self._news.is_set() and self._loop.time() > began + SOON:
                 return
-            await asyncio.sleep(HAND_OVER)
+            await asyncio.sleep(handover.LOOK)
 
     async def round(self) -> Plan:
         """One look and one plan, which is begun. Raises EtcdError."""
@@ -190,7 +187,7 @@ class Rounds:
 
     async def close(self) -> None:
         """Ends what is under way here."""
-        await self._tasks.close()
+        await self._handover.close()
         await self.reloading.close()
         await self.carrying.close()
 
@@ -311,61 +308,6 @@ class Rounds:
                 wanted = bool(settings.limits.of(copy.record.type, own).pinned)
                 if wanted != (names in pinned) and (names in seen.copies or wanted):
                     self.carrying.pin(*names, pinned=wanted)
-
-    # --- pods that leave ---
-
-    async def _hand_over(self, pod: Pod) -> None:
-        """Empties a pod that leaves, as far as there is room elsewhere and time."""
-        try:
-            await self._empty(pod)
-        finally:
-            self._leaving.pop(pod.name, None)
-
-    async def _empty(self, pod: Pod) -> None:
-        log.info("a pod leaves: its copies are loaded elsewhere", pod=pod.name, copies=len(pod.copies))
-        unmet: dict[str, str] = {}
-        while self._view.pods.get(pod.name) is pod and pod.leaving and pod.copies:
-            settings = self._settings()
-            async for idle in self._observer.idle(pod):
-                self._idle |= idle
-            held = [self._held(copy) for copy in list(pod.copies.values()) if copy.callable]
-            plan = drain.plan(
-                pod.name,
-                held,
-                self._candidates(),
-                constraints=settings.constraints,
-                avoided=self.carrying.avoided(),
-            )
-            self.carrying.begin(plan.actions)
-            unmet = {one.model_id: one.why for one in plan.unmet}
-            here = {copy.model_id for copy in held}
-            moving = any(copy.loading_in for copy in held) or any(m in here for m, _ in self.carrying.under_way())
-            if not plan.actions and not moving:
-                break
-            await asyncio.sleep(HAND_OVER)
-        for model_id, why in unmet.items():
-            log.info("a copy of a pod that leaves finds no room", model=model_id, pod=pod.name, why=why)
-        # It need not wait any longer for what will not move.
-        left = [
-            Action(Kind.UNLOAD, copy.model, pod.name, "the pod leaves, and there is no room elsewhere")
-            for copy in list(pod.copies.values())
-        ]
-        await asyncio.gather(*self.carrying.begin(left), return_exceptions=True)
-
-    def _held(self, copy: Copy) -> drain.Held:
-        others = [other for other in self._view.known(copy.model) if other.pod is not copy.pod]
-        loading = {pod for model, pod in self.carrying.loading() if model == copy.model and pod != copy.pod.name}
-        # What only an agent's answer has told so far, other routers do not know yet: they would find no copy at all.
-        loaded = {o.pod.name for o in others if o.callable and not o.answered and not o.pod.leaving}
-        loading |= {o.pod.name for o in others if o.pod.name not in loaded and not o.pod.leaving}
-        return drain.Held(
-            copy.model,
-            Footprint(copy.record.host_bytes, copy.record.device_bytes),
-            self._idle.get(copy.model, copy.record.age_ms),
-            copy.record.type,
-            tuple(sorted(loaded)),
-            tuple(sorted(loading - loaded)),
-        )
 
 
 def _footprint(known: Iterable[Copy], record: ModelRecord | None) -> Footprint:

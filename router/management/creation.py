@@ -18,7 +18,7 @@ from mesh.telemetry import logs
 from placement.copies import UNLIMITED
 from router.fencing.tombstones import Holder, Tombstones, waits
 from router.management.requests import Item
-from router.management.withdrawal import Withdrawal
+from router.management.withdrawal import ROUNDS, Withdrawal
 from router.state.registry import Registration, Registry, decode
 
 log = logs.get(__name__)
@@ -35,7 +35,6 @@ EXISTING = "existing"
 Fate = str | MeshError | None
 """What became of one item of many: None (created), EXISTING, or why it was not registered."""
 
-_ROUNDS = 8  # attempts at a transaction that others keep changing
 _PAUSE = 0.1  # seconds between looks at copies of a former life
 _TELL = 1.0  # seconds between telling the agents of those copies: the view of who they are may lag
 
@@ -181,7 +180,7 @@ class Creation:
     ) -> None:
         keys = self._keys
         late: list[int] = []  # what was there before is still being withdrawn: they wait for it side by side
-        for _ in range(_ROUNDS):
+        for _ in range(ROUNDS):
             if not indexes:
                 break
             compares, puts = [], []

@@ -21,6 +21,7 @@ class Noun(enum.Enum):
 
     MODEL = "model"
     MODELS = "models"  # each line of the body names one
+    VMODEL = "vmodel"
     POD = "pod"
     SETTING = "setting"
     MESH = "mesh"  # nothing: it is about all
@@ -53,6 +54,6 @@ ROUTERS = Operation("routers", Verb.READ, Noun.MESH)
 STATISTICS = Operation("statistics", Verb.READ, Noun.MESH)
 SETTINGS = Operation("settings", Verb.READ, Noun.MESH)
 SET = Operation("set", Verb.ADMIN, Noun.SETTING)
-SET_VMODEL = Operation("set-vmodel", Verb.REGISTER, Noun.MODEL)
-DELETE_VMODEL = Operation("delete-vmodel", Verb.REGISTER, Noun.MODEL)
-VMODEL_STATUS = Operation("vmodel-status", Verb.READ, Noun.MODEL)
+SET_VMODEL = Operation("set-vmodel", Verb.REGISTER, Noun.VMODEL)
+DELETE_VMODEL = Operation("delete-vmodel", Verb.REGISTER, Noun.VMODEL)
+VMODEL_STATUS = Operation("vmodel-status", Verb.READ, Noun.VMODEL)

@@ -18,12 +18,10 @@ from router.management.creation import Creation, Fate
 from router.management.loading import Loading
 from router.management.requests import Item, Register, check_id, record_of
 from router.management.status import Reporter, StatusInfo
-from router.management.withdrawal import Withdrawal, changed_all_the_time
+from router.management.withdrawal import ROUNDS, Withdrawal, changed_all_the_time
 from router.state.registry import Registry
 
 log = logs.get(__name__)
-
-_ROUNDS = 8  # attempts at a transaction that others keep changing
 
 
 class Registrar:
@@ -103,7 +101,7 @@ class Registrar:
         """
         check_id(model_id)
         key = self._keys.model(model_id)
-        for _ in range(_ROUNDS):
+        for _ in range(ROUNDS):
             registration = await self._registry.read(model_id, fresh=True)
             if registration is None:
                 raise MeshError(Reason.UNKNOWN_MODEL, "model not found")

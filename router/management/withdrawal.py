@@ -22,7 +22,8 @@ from router.state.view import View
 
 log = logs.get(__name__)
 
-_ROUNDS = 8  # attempts at a transaction that others keep changing
+ROUNDS = 8
+"""Attempts at a transaction that others keep changing."""
 
 
 def changed_all_the_time(model_id: str) -> MeshError:
@@ -56,7 +57,7 @@ class Withdrawal:
         """Forgets a model and has its copies withdrawn; whether there was one. Raises PRECONDITION, REGISTRY_AWAY."""
         key, copies = self._keys.model(model_id), self._keys.copies(model_id)
         tombstone = self._keys.tombstone(model_id)
-        for _ in range(_ROUNDS):
+        for _ in range(ROUNDS):
             seen = await self._etcd.txn(
                 [],
                 [etcds.get_op(key), etcds.get_range_op(copies, tombstone, keys_only=True), *census(self._keys)],

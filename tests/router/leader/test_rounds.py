@@ -173,7 +173,7 @@ async def test_a_copy_that_is_let_go_is_not_counted_as_one_that_is_made(world):
     assert world.rounds.carrying.under_way() == {world.agents.unloads[0]}
     assert world.rounds.carrying.loading() == set()
     (left,) = world.view.known("m")
-    assert world.rounds._held(left).loading_in == ()
+    assert world.rounds._handover.held(left).loading_in == ()
     going.set()
     await until(lambda: not world.rounds.carrying.under_way())
 

@@ -1,0 +1,120 @@
+"""Pods that leave: their copies are loaded elsewhere, and let go as they come up there.
+
+A pod that leaves has little time, so this is a loop of its own beside the rounds.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+from mesh.process.tasks import Tasks
+from mesh.telemetry import logs
+from placement import drain
+from placement.actions import Action, Kind
+from placement.footprint import Footprint
+from placement.pod import Pod as Candidate
+from router.leader.carrying import Carrying
+from router.leader.observing import Observer
+from router.state.dynamic import Current
+from router.state.pods import Copy, Pod
+from router.state.view import View
+
+log = logs.get(__name__)
+
+LOOK = 0.1
+"""Seconds between two looks at a pod that leaves."""
+
+
+class Handover:
+    """One leader's. `candidates` and `settings` are as they are now; `idle` are the ms since the last use of models
+    that agents mentioned, to which this adds what they tell meanwhile."""
+
+    def __init__(
+        self,
+        *,
+        view: View,
+        observer: Observer,
+        carrying: Carrying,
+        candidates: Callable[[], list[Candidate]],
+        settings: Callable[[], Current],
+        idle: Callable[[], dict[str, int]],
+    ) -> None:
+        self._view = view
+        self._observer = observer
+        self._carrying = carrying
+        self._candidates = candidates
+        self._settings = settings
+        self._idle = idle
+        self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._tasks = Tasks()
+
+    def due(self) -> bool:
+        """Whether a pod leaves that is not being emptied yet."""
+        return next(self._about_to_leave(), None) is not None
+
+    def begin(self) -> None:
+        """Begins to empty those pods."""
+        for pod in list(self._about_to_leave()):
+            self._leaving[pod.name] = self._tasks.start(self._hand_over(pod), f"empty {pod.name}")
+
+    async def close(self) -> None:
+        """Ends what is under way here; agents go on with what they were asked."""
+        await self._tasks.close()
+
+    def _about_to_leave(self) -> Iterator[Pod]:
+        """Pods that leave and are not being emptied yet."""
+        for pod in self._view.pods.values():
+            if pod.leaving and not pod.suspect and pod.copies and pod.name not in self._leaving:
+                yield pod
+
+    async def _hand_over(self, pod: Pod) -> None:
+        """Empties a pod that leaves, as far as there is room elsewhere and time."""
+        try:
+            await self._empty(pod)
+        finally:
+            self._leaving.pop(pod.name, None)
+
+    async def _empty(self, pod: Pod) -> None:
+        log.info("a pod leaves: its copies are loaded elsewhere", pod=pod.name, copies=len(pod.copies))
+        unmet: dict[str, str] = {}
+        while self._view.pods.get(pod.name) is pod and pod.leaving and pod.copies:
+            async for idle in self._observer.idle(pod):
+                self._idle().update(idle)
+            held = [self.held(copy) for copy in list(pod.copies.values()) if copy.callable]
+            plan = drain.plan(
+                pod.name,
+                held,
+                self._candidates(),
+                constraints=self._settings().constraints,
+                avoided=self._carrying.avoided(),
+            )
+            self._carrying.begin(plan.actions)
+            unmet = {one.model_id: one.why for one in plan.unmet}
+            here = {copy.model_id for copy in held}
+            moving = any(copy.loading_in for copy in held) or any(m in here for m, _ in self._carrying.under_way())
+            if not plan.actions and not moving:
+                break
+            await asyncio.sleep(LOOK)
+        for model_id, why in unmet.items():
+            log.info("a copy of a pod that leaves finds no room", model=model_id, pod=pod.name, why=why)
+        # It need not wait any longer for what will not move.
+        left = [
+            Action(Kind.UNLOAD, copy.model, pod.name, "the pod leaves, and there is no room elsewhere")
+            for copy in list(pod.copies.values())
+        ]
+        await asyncio.gather(*self._carrying.begin(left), return_exceptions=True)
+
+    def held(self, copy: Copy) -> drain.Held:
+        """Returns a copy as `placement.drain` looks at it."""
+        others = [other for other in self._view.known(copy.model) if other.pod is not copy.pod]
+        loading = {pod for model, pod in self._carrying.loading() if model == copy.model and pod != copy.pod.name}
+        # What only an agent's answer has told so far, other routers do not know yet: they would find no copy at all.
+        loaded = {o.pod.name for o in others if o.callable and not o.answered and not o.pod.leaving}
+        loading |= {o.pod.name for o in others if o.pod.name not in loaded and not o.pod.leaving}
+        return drain.Held(
+            copy.model,
+            Footprint(copy.record.host_bytes, copy.record.device_bytes),
+            self._idle().get(copy.model, copy.record.age_ms),
+            copy.record.type,
+            tuple(sorted(loaded)),
+            tuple(sorted(loading - loaded)),
+        )
