@@ -1,7 +1,9 @@
-"""Child processes: where their programs are, how they are started, bound to their parent's life, and ended.
+"""Processes: the children of one, how they are kept running, and how a process itself ends.
 
-`programs` finds them, `ports` finds free ports for them, `child` starts, hears and ends them; `watcher` kills those
-that hang, by the rules in `hang`. What to start, when to start it again and what its lines mean is left to the callers.
+`programs` finds programs, `ports` free ports for them, `child` starts, hears and ends one life; `watcher` kills those
+that hang, by the rules in `hang`. `supervisor` keeps a child running, by the rules in `restarts`. `tasks` are a
+process's own, `ending` is what follows when it cannot go on. What to run and what its death means is left to the
+callers.
 """
 
 from mesh.process.child import MAX_LINE, Process, describe_exit, spawn, tethered
