@@ -15,7 +15,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the context."
 
 def add(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    group = typer.Typer(no_args_is_help=True, help="Manage named meshes: endpoint and TLS files.")
+    group = typer.Typer(no_args_is_help=True, help="Manages named meshes: endpoint and TLS files.")
     group.command("set")(set_context)
     group.command("use")(use)
     group.command("ls")(ls)

@@ -42,7 +42,7 @@ Wait = Annotated[
 
 def add(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    group = typer.Typer(no_args_is_help=True, help="Show, hand over or remove a mesh's prefix in a shared etcd.")
+    group = typer.Typer(no_args_is_help=True, help="Shows, hands over or removes a mesh's prefix in a shared etcd.")
     group.command("show")(groups.expanded(show))
     group.command("transfer")(groups.expanded(transfer))
     group.command("remove")(groups.expanded(remove))

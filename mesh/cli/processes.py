@@ -46,9 +46,9 @@ def up(
             help="Memory for models in each pod. Default: half of the free memory, shared by the pods.",
         ),
     ] = "",
-    data_dir: Annotated[Path, typer.Option("--data-dir", metavar="DIR", help="Folder of what survives a restart.")] = (
-        _DEFAULT.data_dir
-    ),
+    data_dir: Annotated[
+        Path, typer.Option("--data-dir", metavar="DIR", help="Folder for all state that survives a restart.")
+    ] = (_DEFAULT.data_dir),
     file_root: Annotated[
         list[Path] | None,
         typer.Option("--file-root", metavar="DIR", help="Folder from which models may be read; may be repeated."),

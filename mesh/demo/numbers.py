@@ -1,7 +1,7 @@
-"""What the mesh says it did, and what its processes take.
+"""Counters of the mesh, and the memory of its processes.
 
-The router's own statistics tell hits from cold starts, which no client can. Evictions are counted by the pods; what
-does not answer is left out and shown as unknown, because a table with a gap is better than none.
+The router's statistics distinguish hits from cold starts, which no client can. Pods count evictions; those of pods that
+do not answer are shown as unknown, because a table with a gap is better than none.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ class Numbers:
     """Counters of the whole mesh at one moment."""
 
     stats: Mapping[str, Any]  # as the router answers
-    evictions: float | None  # None: no pod tells
+    evictions: float | None  # None: no pod answered
     capacity: int  # bytes, of all pods
     pods: int
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessMemory:
-    """One process. Bytes."""
+    """Memory of one process, in bytes."""
 
     pid: int
     name: str
@@ -65,7 +65,7 @@ async def _evictions(session: aiohttp.ClientSession, probe: str) -> float | None
 
 
 def processes(root: int, *, proc: Path = Path("/proc")) -> list[ProcessMemory]:
-    """The process `root` and everything below it, each followed by its children."""
+    """Returns the memory of the process `root` and its descendants, each followed by its children."""
     parents: dict[int, int] = {}
     for folder in proc.glob("[0-9]*"):
         try:
@@ -102,7 +102,7 @@ def _memory(folder: Path, pid: int, depth: int) -> ProcessMemory | None:
 
 def _name(argv: Iterable[str]) -> str:
     words = list(argv)
-    # python -m router.process.worker --name x: the module says more than the interpreter.
+    # python -m router.process.worker --name x: the module is a better name than the interpreter.
     name = words[words.index("-m") + 1] if "-m" in words[:-1] else Path(words[0]).name
     if "--name" in words[:-1]:
         name += f" {words[words.index('--name') + 1]}"

@@ -1,4 +1,4 @@
-"""The table at the end of the demo, and whether it went well."""
+"""The tables at the end of the demo, and whether it succeeded."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ from mesh.options.values import format_bytes
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What happened. Times in milliseconds, sizes in bytes."""
+    """Results of a demo. Times in milliseconds, sizes in bytes."""
 
     models: int  # in the fleet
-    fleet_bytes: int  # about, loaded
-    missing: tuple[str, ...]  # parts of the fleet that could not be had
+    fleet_bytes: int  # estimated size when loaded
+    missing: tuple[str, ...]  # parts of the fleet that were not available
     seconds: float
     tally: Tally
     before: Numbers
@@ -29,23 +29,23 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether there were answers, and every one right."""
+        """True if there were answers, all of them right."""
         tally = self.tally
         return tally.requests > 0 and tally.right == tally.requests
 
     def counted(self, name: str) -> int:
-        """How much one of the router's counters grew; 0 where it does not tell."""
+        """Returns the increase of one of the router's counters; 0 if it has no such counter."""
         return max(0, int(self.after.stats.get(name) or 0) - int(self.before.stats.get(name) or 0))
 
     @property
     def hit_rate(self) -> float | None:
-        """Share of calls whose model was loaded; None where the router does not tell."""
+        """Share of calls whose model was loaded; None if the router counted none."""
         hits, cold = self.counted("hits"), self.counted("cold_starts")
         return hits / (hits + cold) if hits + cold else None
 
     @property
     def evictions(self) -> int | None:
-        """By all pods; None where none tells."""
+        """Evictions by all pods; None if no pod answered."""
         if self.after.evictions is None:
             return None
         return max(0, int(self.after.evictions - (self.before.evictions or 0)))
@@ -57,7 +57,7 @@ class Report:
         if self.processes:
             console.print(self._memory())
         for sentence in self.missing:
-            console.print(f"[bold yellow]WARNING: {escape(sentence)}. The demo went on without it.[/]")
+            console.print(f"[bold yellow]WARNING: {escape(sentence)}. The demo continued without it.[/]")
         for text in self.tally.texts:
             console.print(f"[red]{escape(text)}[/]", highlight=False)
         tally = self.tally
@@ -75,7 +75,7 @@ class Report:
         table.add_column()
         table.add_column(justify="right")
         rows = (
-            ("models, of them called", f"{self.models:,}, {len(tally.models):,}"),
+            ("models, and those called", f"{self.models:,}, {len(tally.models):,}"),
             ("room in all pods", f"{format_bytes(capacity)}{share}"),
             (
                 "requests",
@@ -84,7 +84,7 @@ class Report:
             ("answers compared and right", f"{tally.right:,}"),
             ("wrong answers", f"{tally.wrong:,}"),
             ("errors", f"{tally.errors:,}"),
-            ("asked again", retries or "0"),
+            ("retries", retries or "0"),
             ("hit rate", "unknown" if self.hit_rate is None else f"{self.hit_rate:.1%}"),
             ("cold starts", f"{self.counted('cold_starts'):,}"),
             ("loads", f"{self.counted('loads'):,}"),
@@ -113,7 +113,7 @@ class Report:
     def _memory(self) -> Table:
         table = Table(title="Memory", title_justify="left")
         table.add_column("process")
-        for column in ("pid", "resident", "at most"):
+        for column in ("pid", "resident", "peak"):
             table.add_column(column, justify="right")
         for memory in self.processes:
             name = "  " * memory.depth + memory.name
@@ -122,5 +122,5 @@ class Report:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The value that this share of an ordered sequence does not exceed; 0 of an empty one."""
+    """Returns the value that this share of an ordered sequence does not exceed; 0 for an empty one."""
     return ordered[max(0, math.ceil(len(ordered) * share) - 1)] if ordered else 0.0

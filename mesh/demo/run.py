@@ -1,4 +1,4 @@
-"""One run against a mesh that serves: register, send, ask, report."""
+"""One run of the demo against a running mesh: register, send, read the counters, report."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ IMPORT_TIMEOUT = aiohttp.ClientTimeout(total=120.0, sock_connect=10.0)
 
 
 class DemoError(Exception):
-    """Why there was no run."""
+    """The reason why a run failed."""
 
 
 async def run_demo(
@@ -43,11 +43,11 @@ async def run_demo(
 ) -> Report:
     """Registers the fleet at `endpoint` (a URL) and sends requests until the time is over or so many have ended.
 
-    `grpc_endpoint` (`host:port`) where gRPC has a port of its own. The memory of `root_pid` and everything below is
-    reported; None: of nothing. With a `console` progress is drawn on it. Raises DemoError.
+    `grpc_endpoint` (`host:port`) is needed if gRPC has a port of its own. The report has the memory of `root_pid` and
+    its descendants, if given. With a `console`, progress is drawn on it. Raises DemoError.
     """
     base = endpoint.rstrip("/")
-    # A call waits for a load; there is one connection for each that may wait.
+    # A call may wait for a load, and each waiting call needs a connection.
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         try:
@@ -68,7 +68,7 @@ async def run_demo(
 
 
 async def register(session: aiohttp.ClientSession, base: str, fleet: Fleet) -> None:
-    """Registers every model in one bulk import. What is registered already, equally, stays. Raises DemoError."""
+    """Registers every model in one import; equal registrations stay unchanged. Raises DemoError."""
     lines = (
         json.dumps({"id": sample.id, "type": sample.type, "path": str(sample.path), "key": ""}) + "\n"
         for sample in fleet.models
@@ -85,14 +85,14 @@ async def register(session: aiohttp.ClientSession, base: str, fleet: Fleet) -> N
         if "error" in answer:
             raise DemoError(f"the fleet cannot be registered: {answer['error']}")
     if not answers or not answers[-1].get("finished"):
-        raise DemoError("the import of the fleet broke off")
+        raise DemoError("the import of the fleet was interrupted")
     if answers[-1].get("existing"):
         await _reload_changed(session, base, fleet)
 
 
 async def _reload_changed(session: aiohttp.ClientSession, base: str, fleet: Fleet) -> None:
-    """Reloads the models whose files were made again, by other versions of the libraries, since a mesh that is kept
-    from an earlier demo has loaded them. Raises DemoError."""
+    """Reloads the models whose files have changed, made by other versions of the libraries, since a mesh kept from an
+    earlier demo loaded them. Raises DemoError."""
     made = {sample.id: sample.sha256 for sample in fleet.models}
     after: str | None = ""
     while after is not None:
@@ -116,7 +116,7 @@ async def _json(request: "contextlib.AbstractAsyncContextManager[aiohttp.ClientR
 async def callers(
     session: aiohttp.ClientSession, base: str, grpc_address: str, connections: int, timeout: float = CALL_TIMEOUT
 ) -> AsyncIterator[Sequence[Caller]]:
-    """Every way to call that mesh; gRPC over a few connections, as several clients would."""
+    """Yields all ways to call that mesh; gRPC uses a few connections, as several clients would."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 64 * 2**20)]
     channels = [grpc.aio.insecure_channel(grpc_address, options=options) for _ in range(max(1, min(connections, 4)))]
     ways: list[Caller] = []

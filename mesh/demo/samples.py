@@ -1,7 +1,7 @@
 """The few sample models that `mesh up` registers: the first of the demo's fleet, kept in the data directory.
 
-They are made by a process of their own (this module, run as a program), because making them blocks for seconds and must
-end at once where `mesh up` ends.
+A process of their own makes them (this module, run as a program), because that blocks for seconds and must end at once
+when `mesh up` ends.
 """
 
 import sys
@@ -12,11 +12,11 @@ from mesh.demo.fleet import BuildError, Fleet, Sample, build
 
 COUNT = 6
 SECONDS = 180.0
-"""For making them: five seconds where a core is free."""
+"""Time limit of making them, which takes five seconds on a free core."""
 
 
 class NoSamples(Exception):
-    """They cannot be made; the text says why."""
+    """The reason why the samples cannot be made."""
 
 
 async def prepare(folder: Path) -> tuple[Sample, ...]:

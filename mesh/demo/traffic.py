@@ -1,9 +1,9 @@
 """Skewed traffic with known answers: a few models get most of the calls, and every answer is compared.
 
-Models are ranked by lot and called with a probability of 1 / rank ** skew (Zipf's law), which is about how a fleet
-with a model for each customer is used. Each client sends one request after the other, each over another of the ways
-to call. An answer that may be had later (UNAVAILABLE, RESOURCE_EXHAUSTED) is asked for again after a pause that
-doubles, as a good client would; these are counted. Anything else but a right answer is a failure of the mesh.
+Models are ranked at random and called with a probability proportional to 1 / rank ** skew (Zipf's law), which is about
+how a fleet with a model for each customer is used. Each client sends one request after the other, each with the next of
+the ways to call. After UNAVAILABLE and RESOURCE_EXHAUSTED it retries with a pause that doubles, as a good client does;
+these retries are counted. Any other answer that is not right is a failure of the mesh.
 """
 
 import asyncio
@@ -27,20 +27,20 @@ RETRIED = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED})
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 2.0
 KEPT = 20
-"""Texts of failures that are kept; all are counted."""
+"""Number of failures whose texts are kept; all are counted."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What came of the traffic so far."""
+    """Results of the traffic so far."""
 
-    requests: int = 0  # ended, one way or another
+    requests: int = 0  # ended, with any result
     right: int = 0
     wrong: int = 0
     errors: int = 0
-    retries: Counter[str] = field(default_factory=Counter)  # by the code that was answered
-    models: set[str] = field(default_factory=set)  # that were called
-    milliseconds: "dict[str, array[float]]" = field(default_factory=dict)  # by way of calling; of right answers
+    retries: Counter[str] = field(default_factory=Counter)  # by gRPC code
+    models: set[str] = field(default_factory=set)  # ids of the models called
+    milliseconds: "dict[str, array[float]]" = field(default_factory=dict)  # of right answers, by way of calling
     texts: list[str] = field(default_factory=list)  # the first failures
 
     def fail(self, text: str) -> None:
@@ -50,7 +50,7 @@ class Tally:
 
 
 class Traffic:
-    """Clients of one mesh. `give_up` is how long one request is repeated, in seconds."""
+    """Clients of one mesh. `give_up` limits the retries of one request, in seconds."""
 
     def __init__(
         self,
@@ -76,11 +76,11 @@ class Traffic:
         self.tally = Tally()
 
     def prepare(self) -> None:
-        """What comparing needs, made ahead: seconds that would count as the mesh's otherwise. Blocks."""
+        """Makes what comparing needs in advance, so that these seconds do not count as the mesh's. Blocks."""
         self._reference.prepare(self._ranked)
 
     async def run(self, *, seconds: float = 0.0, requests: int = 0) -> Tally:
-        """Sends until the time is over or so many requests have ended; 0: no such bound. `stop()` ends it too."""
+        """Sends until the time is over or so many requests have ended; 0: no such limit. `stop()` ends it too."""
         self._stopping = False
         self._left = requests or 2**62
         end = time.monotonic() + seconds if seconds else float("inf")
@@ -90,7 +90,7 @@ class Traffic:
         return self.tally
 
     def stop(self) -> None:
-        """No further request is begun."""
+        """Stops sending further requests."""
         self._stopping = True
 
     async def _client(self, end: float) -> None:

@@ -1,6 +1,6 @@
 """A whole mesh on one machine, as child processes of one: `mesh up`.
 
-`supervisor` starts the parts in order, minds them and takes them down; `parts` knows their command lines; `child` minds
-one process; `folder` keeps two meshes from one data directory; `lines` makes the children's logs readable. How etcd is
-started stands in `etcd`. Nothing here imports the router or the runtime: they are started as anybody would start them.
+`supervisor` starts the parts in order, watches and stops them; `parts` has their command lines; `child` watches one
+process; `folder` prevents two meshes in one data directory; `lines` makes the children's logs readable. Nothing here
+imports the router or the runtime: they are started through their command lines, as a user would start them.
 """

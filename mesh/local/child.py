@@ -1,7 +1,7 @@
-"""One part of a local mesh: what to run, how one sees that it is ready, and how its failure is told.
+"""One part of a local mesh: its command line, the check that it is ready, and the report of its failure.
 
-Before a part was ready for the first time its death is a failure of the start, told with its last lines. How it is kept
-running afterwards is the supervisor's (`mesh.process.supervisor`).
+If a part ends before it was ready for the first time, the start fails, with the part's last lines. Afterwards the
+supervisor keeps it running (`mesh.process.supervisor`).
 """
 
 import os
@@ -16,24 +16,24 @@ from mesh.process.supervisor import Life, Program, StartFailed, Supervisor
 
 POLICY = Policy(first=0.2, longest=15.0)
 TAIL = 15
-"""Last lines of a child that failed to start, shown with the failure."""
+"""Number of last lines of a child that are shown if it fails to start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What to run. `argv` is asked again for each start, because ports may differ. Times in seconds."""
+    """A part to run. `argv` is called at each start, because ports may differ. Times in seconds."""
 
     name: str
     argv: Callable[[], Sequence[str]]
-    ready: Callable[[], Awaitable[str]]  # an empty text, or what is still missing
-    grace: float  # to end in, before it is killed
-    ask: Callable[[], Awaitable[bool]] | None = None  # whether it answers; None: it has a heartbeat of ours
+    ready: Callable[[], Awaitable[str]]  # "" if it is ready, or what is still missing
+    grace: float  # time to end before it is killed
+    ask: Callable[[], Awaitable[bool]] | None = None  # tells whether it answers; None: it sends a heartbeat
     start_timeout: float = 60.0  # until it is ready for the first time
 
 
 @dataclass(frozen=True, slots=True)
 class ChildStatistics:
-    """How a child is."""
+    """The state of a child."""
 
     name: str
     pid: int | None  # None: not running
@@ -61,37 +61,37 @@ class Child:
                 ask=part.ask,
                 policy=POLICY,
                 start_timeout=part.start_timeout,
-                wait_again=False,  # a pod waits for etcd as long as it must
+                wait_again=False,  # a pod may wait for etcd without limit
                 grace=part.grace,
                 explain=self._explain,
             )
         )
 
     def statistics(self) -> ChildStatistics:
-        """Its process, and how often it was started."""
+        """Returns its process id and the number of its starts."""
         return ChildStatistics(self.part.name, self._supervisor.pid, self._supervisor.starts)
 
     async def start(self) -> None:
-        """Starts it and waits until it is ready. Raises UpError with its last lines where that does not come."""
+        """Starts it and waits until it is ready. Raises UpError with its last lines if it fails."""
         try:
             await self._supervisor.start()
         except StartFailed as error:
             raise UpError(str(error)) from error
 
     async def run(self) -> None:
-        """Keeps it running; a duty of this process."""
+        """Keeps it running; an essential task of this process."""
         await self._supervisor.run()
 
     def leave(self) -> None:
-        """Takes into account that its end is wanted from now on, and bounded by its grace."""
+        """Notes that it is about to be stopped, within its grace, and must not be started again."""
         self._supervisor.leave()
 
     async def stop(self) -> None:
-        """Ends it, killing it where it does not within its grace. Safe to call at any time, more than once."""
+        """Stops it, and kills it if it does not end within its grace. May be called at any time, more than once."""
         await self._supervisor.stop(self.part.grace)
 
     def kill(self) -> None:
-        """Ends it at once."""
+        """Kills it at once."""
         self.leave()
         self._supervisor.kill()
 
@@ -101,8 +101,7 @@ class Child:
             list(self.part.argv()),
             name=name,
             on_line=lambda line: self._on_line(name, line),
-            # An agent blames the models that were at work when it was killed. One that was stopped from outside must
-            # not.
+            # An agent blames the models that were at work when it was killed, but not if it was stopped from outside.
             env={**os.environ, process.STOPPED_BEFORE: "1"} if life.innocent else None,
             beats=self.part.ask is None,
         )

@@ -1,4 +1,4 @@
-"""The long-lived tasks of `mesh up`: what it is without them."""
+"""The long-lived tasks of `mesh up`, and the consequence if one ends."""
 
 from mesh.process.tasks import Duty
 

@@ -1,8 +1,8 @@
-"""The data directory of a local mesh: what it keeps, and that only one mesh uses it at a time.
+"""The data directory of a local mesh, used by only one mesh at a time.
 
-The lock is the kernel's (`flock`), so it ends with the process however that ends. Sockets live elsewhere, in a short
-folder under /tmp, because the path of a unix socket may have 107 bytes; it is removed with the mesh, and one that a
-killed mesh left behind is removed by the next.
+The lock is the kernel's (`flock`), so it ends with the process in any case. Sockets are in a folder with a short path
+under /tmp, because the path of a unix socket may have at most 107 bytes. That folder is removed with the mesh; one left
+by a killed mesh is removed by the next.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ _RUN_PREFIX = "mesh-up-"
 
 
 class DataFolder:
-    """`with DataFolder(path) as folder:` holds the lock. Raises UpError where another mesh has it."""
+    """`with DataFolder(path) as folder:` holds the lock. Raises UpError if another mesh has it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -32,7 +32,7 @@ class DataFolder:
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise UpError(
-                f"{self.path} cannot be used as data directory ({error.strerror}): choose another with --data-dir"
+                f"{self.path} cannot be used as the data directory ({error.strerror}): choose another with --data-dir"
             ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -40,8 +40,8 @@ class DataFolder:
             owner = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
             os.close(self._lock)
             raise UpError(
-                f"a mesh is up on {self.path} already (process {owner or 'unknown'}): "
-                "stop that one, or choose another folder with --data-dir"
+                f"another mesh is using {self.path} (process {owner or 'unknown'}): "
+                "stop it, or choose another folder with --data-dir"
             ) from error
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
@@ -59,7 +59,7 @@ class DataFolder:
             os.close(self._lock)
 
     def _sweep(self) -> None:
-        """Removes the run folder of a mesh that was killed; only one that is clearly ours."""
+        """Removes the run folder of a killed mesh, if it clearly is one."""
         try:
             left = Path((self.path / "run").read_text().strip())
         except (OSError, UnicodeDecodeError):

@@ -1,8 +1,8 @@
 """The log lines of several processes as one readable stream: `pod-1  | 12:03:04 info  model loaded  model=a ms=12`.
 
-The children log JSON, so that level and data are known and not guessed; etcd does so too. Anything else (a traceback,
-Envoy's own lines) is shown as it came. Writing is done by a thread behind a bounded queue: a terminal held with Ctrl-S
-must not hold the supervisor, nor, through full pipes, the mesh. What does not fit is dropped and counted.
+The children, including etcd, log JSON, so level and data need no guessing. Anything else (a traceback, Envoy's own
+lines) is shown unchanged. A thread writes from a bounded queue: a terminal stopped with Ctrl-S must not block the
+supervisor, nor, through full pipes, the mesh. Lines that do not fit are dropped and counted.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ _TIMES = ("time", "ts")
 _LEFT_OUT = frozenset({"time", "ts", "level", "process", "logger", "event", "msg", "caller", "traceback", "stacktrace"})
 
 QUEUE = 20_000
-"""Lines that wait for the terminal at most: some seconds of a mesh at its most talkative."""
+"""Most lines that wait for the terminal: a few seconds of a mesh that logs a lot."""
 
 
 def level_of(data: dict[str, Any]) -> int:
-    """The level of a structured line, 20 (info) where it names none that is known."""
+    """Returns the level of a structured line; 20 (info) if it has no known level."""
     return LEVELS.get(str(data.get("level", "")).lower(), 20)
 
 
 def parse(line: str) -> dict[str, Any] | None:
-    """A structured line's data, or None for any other line."""
+    """Returns a structured line's data; None for any other line."""
     if not line.startswith("{"):
         return None
     try:
@@ -45,7 +45,7 @@ def parse(line: str) -> dict[str, Any] | None:
 
 
 def readable(data: dict[str, Any], *, name: str = "", colours: bool = False) -> list[str]:
-    """A structured line for people: one line, and those of its traceback. `name`: whose line it is anyway."""
+    """Formats a structured line for people: one line, and those of its traceback. `name` is the known source."""
     number = level_of(data)
     level = _LEVEL_NAMES.get(number, "info")
     event = one_line(str(data.get("event", data.get("msg", ""))))
@@ -63,12 +63,12 @@ def readable(data: dict[str, Any], *, name: str = "", colours: bool = False) -> 
 
 
 class Printer:
-    """Prints the lines of named sources, each behind its name. Call `line` from anywhere, `close` at the end."""
+    """Prints the lines of named sources, each after its name. Call `line` from any thread, `close` at the end."""
 
     def __init__(
         self, names: list[str], *, stream: TextIO, quiet: int = 0, raw: bool = False, colours: bool | None = None
     ) -> None:
-        self.on_broken: Callable[[], object] | None = None  # called from its thread once nobody reads any longer
+        self.on_broken: Callable[[], object] | None = None  # called from its thread once the stream is closed
         self.dropped = 0
         self._stream = stream
         self._least = (0, WARNING, LEVELS["error"])[min(quiet, 2)]
@@ -81,7 +81,7 @@ class Printer:
         self._thread.start()
 
     def line(self, name: str, line: str) -> None:
-        """One line of output of `name`."""
+        """Prints one line of output of `name`."""
         data = parse(line)
         if (20 if data is None else level_of(data)) < self._least:
             return
@@ -93,11 +93,11 @@ class Printer:
         self._put("\n".join(f"{prefix} {row}" for row in rows))
 
     def text(self, text: str) -> None:
-        """A text of our own, as it is, however quiet."""
+        """Prints a text of this process unchanged, regardless of `quiet`."""
         self._put(text)
 
     def close(self, timeout: float = 2.0) -> None:
-        """Writes what waits; gives up after `timeout` seconds."""
+        """Writes the waiting lines; gives up after `timeout` seconds."""
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=timeout)
         self._thread.join(timeout)
@@ -126,25 +126,25 @@ class Printer:
 
 
 class LogStream(io.TextIOBase):
-    """A stream for this process's own log, whose lines join the others'."""
+    """A stream for this process's own log, whose lines are printed with the others."""
 
     def __init__(self, printer: Printer, name: str) -> None:
         self._printer = printer
         self._name = name
 
     def write(self, text: str) -> int:
-        """Whole lines, as logging writes them."""
+        """Prints complete lines, as logging writes them."""
         for line in text.splitlines():
             self._printer.line(self._name, line)
         return len(text)
 
     def isatty(self) -> bool:
-        """Colours are the printer's business."""
+        """Returns False: the printer adds the colours."""
         return False
 
 
 def _clock(data: dict[str, Any]) -> str:
-    """The time of day, here, that the line names; else now."""
+    """Returns the local time of day of a line; that of now if it has none."""
     for key in _TIMES:
         value = data.get(key)
         if isinstance(value, str):
@@ -160,7 +160,7 @@ def _value(value: Any) -> str:
 
 
 def one_line(text: str) -> str:
-    """Nothing that moves a terminal's cursor or changes its colours."""
+    """Escapes everything that moves a terminal's cursor or changes its colours."""
     return text if text.isprintable() else "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
 
 

@@ -1,7 +1,7 @@
-"""The command line of each part of a local mesh, and how one sees that it is ready.
+"""The command line of each part of a local mesh, and the check that it is ready.
 
-Ports that no client needs to know are chosen anew at each start of a part, so that one taken meanwhile is no reason to
-stay down; etcd's stays, because everybody was told it.
+Ports that no client needs to know are chosen at each start of a part, so that a port taken meanwhile does not prevent
+a restart; etcd's port is fixed, because the other parts know it.
 """
 
 import json
@@ -16,11 +16,11 @@ from mesh.process import free_port, python
 
 PROBE_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 KILL_AFTER = 10.0
-"""Seconds beyond a part's own drain that it may take to end."""
+"""Seconds that a part may take to end beyond its own drain."""
 
 
 def etcd(settings: UpSettings, *, binary: str, port: int, session: aiohttp.ClientSession) -> Part:
-    """The registry, on the port that everybody else is told."""
+    """Returns the part that runs etcd, on the port that the others know."""
 
     def argv() -> list[str]:
         return etcd_argv(binary, settings.data_dir / "etcd", port, free_port())
@@ -29,14 +29,14 @@ def etcd(settings: UpSettings, *, binary: str, port: int, session: aiohttp.Clien
         return await _healthy(session, f"http://{LOOPBACK}:{port}/health")
 
     async def answers() -> bool:
-        # Not its health, which waits for its disk: whether it answers at all is the question.
+        # Not /health, which waits for the disk: the question is whether etcd answers at all.
         return await _answers(session, f"http://{LOOPBACK}:{port}/version")
 
     return Part("etcd", argv, ready, KILL_AFTER, answers, settings.start_timeout)
 
 
 class Pod:
-    """One runtime pod, whose probe has another port at each start."""
+    """A runtime pod, whose probe has another port at each start."""
 
     def __init__(self, settings: UpSettings, number: int, *, etcd_url: str, session: aiohttp.ClientSession) -> None:
         self.name = f"pod-{number}"
@@ -47,13 +47,13 @@ class Pod:
         self._probe = ""
 
     def part(self) -> Part:
-        """What to run."""
+        """Returns the part that runs this pod."""
         settings = self._settings
         grace = settings.drain_timeout + KILL_AFTER
         return Part(self.name, self.argv, self.ready, grace, start_timeout=settings.start_timeout)
 
     def argv(self) -> list[str]:
-        """Its command line, with fresh ports."""
+        """Returns its command line, with new ports."""
         settings = self._settings
         self._probe = f"{LOOPBACK}:{free_port()}"
         argv = python("mesh.runtime", "--name", self.name, *_common(settings, self._etcd_url))
@@ -78,12 +78,12 @@ class Pod:
         return [*argv, *settings.runtime_limits]
 
     async def ready(self) -> str:
-        """What is missing, as its probe says."""
+        """Returns what is missing until it is ready, as its probe says."""
         return await _probed(self._session, f"http://{self._probe}/ready")
 
 
 def router(settings: UpSettings, *, etcd_url: str, run_dir: Path, session: aiohttp.ClientSession) -> Part:
-    """The router pod. It is ready once it also answers clients and sees every runtime pod."""
+    """Returns the part that runs the router, ready once it also answers clients and sees every runtime pod."""
 
     def argv() -> list[str]:
         argv = python("router", "--name", "router-1", *_common(settings, etcd_url))

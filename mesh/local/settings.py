@@ -1,4 +1,4 @@
-"""What `mesh up` is told, and what it makes of what it was not told."""
+"""Settings of `mesh up`, and their defaults."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +9,19 @@ from mesh.options.values import format_address, parse_address
 LOOPBACK = "127.0.0.1"
 
 MEMORY_SHARE = 0.5
-"""Of the memory that is free, for all pods together: the rest is for what calls work with, and for everybody else."""
+"""Share of the free memory for all pods together; the rest is for calls and for other programs."""
 
 
 class UpError(Exception):
-    """Why this mesh cannot be up; the text says what to do."""
+    """The reason why a mesh cannot run; the text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpSettings:
-    """One mesh on this machine. Times in seconds."""
+    """Settings of one mesh on this machine. Times in seconds."""
 
     listen: str = "127.0.0.1:8033"  # clients: gRPC and REST
-    rest_listen: str = "127.0.0.1:8008"  # REST, where the edge is grpc
+    rest_listen: str = "127.0.0.1:8008"  # REST, if the edge is grpc
     probe: str = "127.0.0.1:8089"  # /ready, /live, /metrics of the router
     edge: str = "envoy"
     workers: str = "auto"
@@ -39,15 +39,15 @@ class UpSettings:
     pvc_root: Path | None = None
     eviction: str = "lru"
     disk_budget: int | None = None  # bytes of each pod; None: what the disk has room for
-    router_limits: tuple[str, ...] = ()  # as the command line of the router has them
-    runtime_limits: tuple[str, ...] = ()  # and that of runtime pods
+    router_limits: tuple[str, ...] = ()  # options for the command line of the router
+    runtime_limits: tuple[str, ...] = ()  # options for that of runtime pods
     lease_ttl: int = 10
     log_level: str = "info"
     start_timeout: float = 60.0
-    drain_timeout: float = 5.0  # calls in flight get so long when the mesh is taken down
+    drain_timeout: float = 5.0  # for calls in flight when the mesh is stopped
 
     def check(self) -> None:
-        """Raises UpError where it cannot work, before anything is started."""
+        """Raises UpError, before anything is started, if the settings cannot work."""
         for option, address in (
             ("--listen", self.listen),
             ("--probe", self.probe),
@@ -69,22 +69,22 @@ class UpSettings:
 
     @property
     def rest_address(self) -> str:
-        """Where REST is answered, as this machine reaches it."""
+        """The address of REST, as this machine reaches it."""
         return reachable(self.listen if self.edge == "envoy" else self.rest_listen)
 
     @property
     def grpc_address(self) -> str:
-        """Where gRPC is answered, as this machine reaches it."""
+        """The address of gRPC, as this machine reaches it."""
         return reachable(self.listen)
 
     @property
     def samples_dir(self) -> Path:
-        """The sample models' files."""
+        """The folder of the sample models."""
         return self.data_dir / "samples"
 
 
 def reachable(address: str) -> str:
-    """An address to connect to for one to listen on: all interfaces are reached through loopback."""
+    """Returns the address to connect to for an address to listen on: all interfaces are reached through loopback."""
     host, port = parse_address(address)
     if host in ("0.0.0.0", "::", ""):
         host = LOOPBACK if host != "::" else "::1"
@@ -92,6 +92,6 @@ def reachable(address: str) -> str:
 
 
 def default_capacity(pods: int, *, meminfo: Path = memory.MEMINFO, cgroup: Path = cgroups.ROOT) -> int:
-    """Bytes for each pod: an equal share of half of the memory that is free here, whoever limits it."""
+    """Returns the bytes for each pod: an equal share of half of the free memory, under any limit that applies here."""
     free = memory.available_bytes(meminfo=meminfo, cgroup=cgroup)
     return max(int(free * MEMORY_SHARE / pods) // 2**20, 64) * 2**20

@@ -1,8 +1,8 @@
-"""All parts of a local mesh: started in order, minded, taken down in the opposite order.
+"""All parts of a local mesh: started in order, supervised, and stopped in the opposite order.
 
-etcd first, because everything else needs it; then the pods and the router together. Down goes the router first, so that
-no call meets a pod that is leaving, and etcd last, so that the pods can still say that they leave. Every part is a
-child bound to this process's life: killed with SIGKILL, it leaves nothing behind.
+etcd starts first, because everything else needs it; then the pods and the router together. The router stops first, so
+that no call reaches a pod that is leaving, and etcd last, so that the pods can still announce that they leave. Every
+part ends with this process: even if that is killed with SIGKILL, no part stays behind.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 _ETCD_NOISE = ("simple token is not cryptographically signed", "grpc: addrConn.createTransport failed to connect")
-"""What etcd warns of at every start and every end, and nobody on one machine can do anything about."""
+"""Warnings of etcd at every start and end, which need no action on a single machine."""
 
 
 class LocalMesh:
-    """The parts. Made by `run`, which owns signals, the data folder and the terminal."""
+    """The parts of a mesh. `run` creates it, and handles signals, the data folder and the terminal."""
 
     def __init__(
         self, settings: UpSettings, folder: DataFolder, printer: Printer, session: aiohttp.ClientSession
@@ -62,7 +62,7 @@ class LocalMesh:
         self._tasks = Tasks(self.ending.because)
 
     def statistics(self) -> tuple[ChildStatistics, ...]:
-        """Every child, in the order of their start."""
+        """Returns the statistics of every child, in the order of their start."""
         return tuple(child.statistics() for child in self._children)
 
     @property
@@ -70,7 +70,7 @@ class LocalMesh:
         return [self._etcd, *self._pods, self._router]
 
     async def start(self) -> None:
-        """Starts everything and waits until it serves. Raises UpError with the reason."""
+        """Starts all parts and waits until they are ready. Raises UpError with the reason."""
         settings = self.settings
         try:
             version = await asyncio.to_thread(single.version, self._binary)
@@ -83,7 +83,7 @@ class LocalMesh:
         starts = [asyncio.ensure_future(self._start(child)) for child in [*self._pods, self._router]]
         try:
             await asyncio.gather(*starts)
-        finally:  # one has failed: the others need not go on waiting
+        finally:  # if one has failed, the others need not wait
             for start in starts:
                 start.cancel()
             await asyncio.gather(*starts, return_exceptions=True)
@@ -96,32 +96,32 @@ class LocalMesh:
         self._tasks.run(duties.PART, child.run, child.part.name)
 
     async def stop(self) -> None:
-        """Takes everything down."""
+        """Stops all parts."""
         for child in self._children:
-            child.leave()  # none of them is started again, whoever ends first
+            child.leave()  # so that none is started again, in any order of their ends
         await self._router.stop()
         await asyncio.gather(*(pod.stop() for pod in self._pods))
         await self._etcd.stop()
         await self._tasks.close()
 
     def kill(self) -> None:
-        """Ends everything at once."""
+        """Kills all parts at once."""
         for child in reversed(self._children):
             child.kill()
 
 
 async def run(settings: UpSettings, printer: Printer, on_ready: Callable[[LocalMesh], Awaitable[None]]) -> None:
-    """Runs a mesh until a signal ends it. Raises UpError where it cannot be started.
+    """Runs a mesh until a signal ends it. Raises UpError if it cannot be started.
 
-    `on_ready` is awaited once everything serves. The first SIGINT, SIGTERM or SIGHUP takes the mesh down in order, the
-    second at once.
+    `on_ready` is awaited once all parts are ready. The first SIGINT, SIGTERM or SIGHUP stops the mesh in order, the
+    second kills it.
     """
     settings.check()
     with DataFolder(settings.data_dir) as folder:
         _check_ports(settings)
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
-        printer.on_broken = lambda: loop.call_soon_threadsafe(stopping.set)  # nobody reads on: `mesh up | head`
+        printer.on_broken = lambda: loop.call_soon_threadsafe(stopping.set)  # the reader has ended: `mesh up | head`
         async with aiohttp.ClientSession() as session:
             mesh = LocalMesh(settings, folder, printer, session)
             with _signals(mesh, stopping, printer):
@@ -136,11 +136,11 @@ async def run(settings: UpSettings, printer: Printer, on_ready: Callable[[LocalM
 async def _serve(mesh: LocalMesh, on_ready: Callable[[LocalMesh], Awaitable[None]]) -> None:
     await mesh.start()
     await on_ready(mesh)
-    raise UpError(await mesh.ending.wait())  # or a signal comes first
+    raise UpError(await mesh.ending.wait())  # unless a signal comes first
 
 
 async def _until(stopping: asyncio.Event, serving: Awaitable[None]) -> None:
-    """Waits for either, and ends the other."""
+    """Waits for one of them to end, and cancels the other."""
     tasks = [asyncio.ensure_future(serving), asyncio.ensure_future(stopping.wait())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -184,7 +184,7 @@ def _check_ports(settings: UpSettings) -> None:
 
 
 def check_free(address: str, option: str) -> None:
-    """Raises UpError with the way out where `address` cannot be listened on: a child that dies of it says it worse."""
+    """Raises UpError with what to do if `address` cannot be listened on; the error of a dying child would be worse."""
     host, port = parse_address(address)
     try:
         ports.check_free(host, port)

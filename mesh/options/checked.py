@@ -1,4 +1,4 @@
-"""Values of options, read with an error that names the option. All raise BadParameter."""
+"""Parsing of option values. All functions raise BadParameter, which names the option."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from mesh.options import values
 
 
 def size(text: str, option: str) -> int:
-    """Returns the bytes that a text such as `64MiB` stands for."""
+    """Returns the bytes of a size such as `64MiB`."""
     try:
         return values.parse_bytes(text)
     except ValueError as error:
@@ -16,7 +16,7 @@ def size(text: str, option: str) -> int:
 
 
 def body_bytes(text: str, *, least: int, max_message: str) -> int:
-    """Returns the total that `--max-body-bytes` says for bodies: `auto` is `least`, or four times `--max-message` where
+    """Returns the total for bodies that `--max-body-bytes` sets: `auto` is `least`, or four times `--max-message` if
     that is more."""
     message = size(max_message, "--max-message")
     if text == "auto":
@@ -38,7 +38,7 @@ def address(text: str, option: str) -> str:
 
 
 def span(text: str, option: str, *, unlimited: str) -> float | None:
-    """Returns seconds; None for the word that stands for no limit."""
+    """Returns seconds; None for the word that means no limit."""
     try:
         return values.parse_span(text, unlimited)
     except ValueError as error:
@@ -46,7 +46,7 @@ def span(text: str, option: str, *, unlimited: str) -> float | None:
 
 
 def content(path: Path | None, option: str) -> bytes | None:
-    """Returns the content of the file that an option names; None where it names none."""
+    """Returns the content of the file that an option names; None without a file."""
     if path is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""How a process is told where etcd is: the options shared by routers, runtime pods and admins' commands."""
+"""Options for the connection to etcd, shared by routers, runtime pods and admins' commands."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ InstallId = Annotated[
     str,
     typer.Option(
         envvar="MESH_INSTALL_ID",
-        help="Name of this installation, the same for all its processes, which then leave another's prefix alone.",
+        help="Name of this installation, the same for all its processes; they do not use another's prefix.",
     ),
 ]
 Urls = Annotated[str, typer.Option(envvar="MESH_ETCD", help="URLs of etcd's members, separated by commas.")]
@@ -26,7 +26,7 @@ DEFAULT_URLS = "http://127.0.0.1:2379"
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """How a process is let in by etcd, and how it knows that it is etcd."""
+    """The credentials for etcd, and the authorities that etcd's certificate is checked against."""
 
     etcd_config: Annotated[
         Path | None,
@@ -35,7 +35,9 @@ class Login:
             help="ModelMesh's JSON with endpoints, credentials and root prefix, instead of all --etcd options.",
         ),
     ] = None
-    etcd_user: Annotated[str, typer.Option(envvar="MESH_ETCD_USER", help="User of etcd, where it asks for one.")] = ""
+    etcd_user: Annotated[str, typer.Option(envvar="MESH_ETCD_USER", help="User name for etcd, if it requires one.")] = (
+        ""
+    )
     etcd_password_file: Annotated[
         Path | None, typer.Option(envvar="MESH_ETCD_PASSWORD_FILE", help="File with that user's password.")
     ] = None
@@ -47,18 +49,18 @@ class Login:
     ] = None
     etcd_cert: Annotated[
         Path | None,
-        typer.Option(envvar="MESH_ETCD_CERT", help="PEM file with this process's certificate, where etcd asks."),
+        typer.Option(envvar="MESH_ETCD_CERT", help="PEM file with this process's certificate, if etcd requires one."),
     ] = None
     etcd_key: Annotated[
         Path | None, typer.Option(envvar="MESH_ETCD_KEY", help="PEM file with the key of --etcd-cert.")
     ] = None
 
     def reach(self, urls: str, *, base: str) -> tuple[EtcdSettings, str]:
-        """Returns how etcd is reached, and the prefix of all keys without slashes around it. Raises BadParameter."""
+        """Returns the settings for etcd, and the prefix of all keys without slashes around it. Raises BadParameter."""
         base = base.strip("/")
         try:
             password = (checked.content(self.etcd_password_file, "--etcd-password-file") or b"").decode().strip()
-        except UnicodeDecodeError as error:  # whose own text would show a part of it
+        except UnicodeDecodeError as error:  # the error's own text would show a part of it
             text = f"{self.etcd_password_file} is not text"
             raise typer.BadParameter(text, param_hint="--etcd-password-file") from error
         if self.etcd_config is None:

@@ -1,7 +1,7 @@
 """Groups of options: dataclasses whose fields are options, taken by a command as one parameter.
 
-Typer knows no groups, so commands that share eight options would repeat eight parameters. With `expanded` a parameter
-whose type is such a dataclass stands for its fields, in their order; the command gets the dataclass.
+Typer has no groups, so commands that share eight options would repeat eight parameters. `expanded` replaces a parameter
+whose type is such a dataclass with its fields, in their order; the command gets the dataclass.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
-    """Returns the command with the fields of its groups as parameters. Raises TypeError where a name occurs twice."""
+    """Returns the command with the fields of its groups as parameters. Raises TypeError if a name occurs twice."""
     groups: dict[str, Any] = {}
     parameters: dict[str, inspect.Parameter] = {}
     for parameter in inspect.signature(command, eval_str=True).parameters.values():

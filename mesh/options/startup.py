@@ -1,7 +1,7 @@
-"""What ends the start of a process that runs by itself: a line of its log, as whatever else it says.
+"""Errors in options, as a line of the log.
 
-A wrong option on a terminal is shown by typer, in a box as wide as the terminal. In a pod that would be five lines of
-80 columns that nobody can search, so there it is one line of the log.
+On a terminal typer shows a wrong option in a box as wide as the terminal. In a pod that would be five lines of 80
+columns that are hard to search, so there it is one line of the log.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def refusals(log: "structlog.stdlib.BoundLogger") -> Iterator[None]:
-    """Logs a BadParameter from within where nobody watches, and ends the process with the status that it has."""
+    """Logs a BadParameter raised within, unless on a terminal, and ends the process with its exit code."""
     try:
         yield
     except typer.BadParameter as error:

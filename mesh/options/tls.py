@@ -1,4 +1,4 @@
-"""The option that routers and runtime pods share for TLS between them, and what comes of it."""
+"""The option for TLS between routers and runtime pods, and its check."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,14 +13,14 @@ Internal = Annotated[
         "--internal-tls",
         envvar="MESH_INTERNAL_TLS",
         metavar="DIR",
-        help="Folder with ca.crt, tls.crt, tls.key, read anew when they change (`mesh certificates` makes them): "
-        "routers and runtime pods speak only mutual TLS with each other. All of a mesh have it, or none.",
+        help="Folder with ca.crt, tls.crt and tls.key for mutual TLS between routers and runtime pods, read again when "
+        "they change (`mesh certificates` makes them). Set it for all processes of a mesh, or for none.",
     ),
 ]
 
 
 def check(folder: Path | None) -> Path | None:
-    """The folder, if its files work. Raises BadParameter."""
+    """Returns the folder if its files can be used. Raises BadParameter."""
     if folder is None:
         return None
     folder = folder.absolute()

@@ -1,4 +1,4 @@
-"""Sizes, spans of time and addresses, as people write them and as they are shown."""
+"""Sizes, spans of time and addresses: parsing of what people write, and formatting."""
 
 import re
 
@@ -6,7 +6,7 @@ _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes from `67108864`, `64MiB`, `1.5Gi`, `200MB`. Raises ValueError with a text for the user."""
+    """Parses bytes from `67108864`, `64MiB`, `1.5Gi`, `200MB`. Raises ValueError with a text for the user."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
     if match is None or match[2] not in _UNITS:
         raise ValueError(f"{text!r} is not a size: write bytes or a number with a unit, such as 64MiB or 1.5GiB")
@@ -14,7 +14,7 @@ def parse_bytes(text: str) -> int:
 
 
 def format_bytes(count: float) -> str:
-    """A size for people, in binary units: `1.5 GiB`."""
+    """Formats a size for people, in binary units: `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1024:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
@@ -23,7 +23,7 @@ def format_bytes(count: float) -> str:
 
 
 def parse_span(text: str, unlimited: str) -> float | None:
-    """Seconds from `600` or `0.5`; None for the word that stands for no limit. Raises ValueError with a text for the
+    """Parses seconds from `600` or `0.5`; None for the word that means no limit. Raises ValueError with a text for the
     user."""
     if text.strip().lower() == unlimited:
         return None
@@ -37,7 +37,7 @@ def parse_span(text: str, unlimited: str) -> float | None:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Host and port from `127.0.0.1:8033`, `[::1]:8033`, `:8033` (all interfaces) or `8033` (loopback)."""
+    """Parses host and port from `127.0.0.1:8033`, `[::1]:8033`, `:8033` (all interfaces) or `8033` (loopback)."""
     host, colon, port = text.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{text!r} is not an address: write HOST:PORT, such as 127.0.0.1:8033")
@@ -49,10 +49,10 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def parse_urls(text: str) -> tuple[str, ...]:
-    """The URLs of a list that is separated by commas; spaces and empty entries do not count."""
+    """Splits a list of URLs at commas; ignores spaces and empty entries."""
     return tuple(url.strip() for url in text.split(",") if url.strip())
 
 
 def format_address(host: str, port: int) -> str:
-    """The inverse of `parse_address`."""
+    """Formats an address; the inverse of `parse_address`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -13,13 +13,17 @@ _BODY_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """Where clients call, and over what."""
+    """The addresses, TLS and program that clients connect to."""
 
     listen: Annotated[str, typer.Option(envvar="MESH_LISTEN", help="Address that clients call, HOST:PORT.")] = (
         "127.0.0.1:8033"
     )
     edge: Annotated[
-        str, typer.Option(envvar="MESH_EDGE", help="What answers clients: envoy, or grpc where Envoy cannot run.")
+        str,
+        typer.Option(
+            envvar="MESH_EDGE",
+            help="Program that terminates clients' connections: envoy, or grpc where Envoy cannot run.",
+        ),
     ] = "envoy"
     rest_listen: Annotated[
         str, typer.Option(envvar="MESH_REST_LISTEN", help="Address that REST clients call, with --edge grpc.")
@@ -28,7 +32,7 @@ class Edge:
         Path | None,
         typer.Option(
             envvar="MESH_TLS_CERT",
-            help="PEM file with the certificate that clients see; read again when it is replaced.",
+            help="PEM file with the certificate for clients; read again when it is replaced.",
         ),
     ] = None
     tls_key: Annotated[
@@ -38,7 +42,7 @@ class Edge:
         Path | None,
         typer.Option(
             envvar="MESH_TLS_CLIENT_CA",
-            help="PEM file with the authority that must have signed the clients' certificates.",
+            help="PEM file with the authorities that must have signed clients' certificates.",
         ),
     ] = None
     tls_client_auth: Annotated[
@@ -46,7 +50,8 @@ class Edge:
         typer.Option(
             envvar="MESH_TLS_CLIENT_AUTH",
             metavar="require|optional",
-            help="With --tls-client-ca: optional lets clients in that show no certificate; a wrong one never.",
+            help="Client certificates with --tls-client-ca; optional also admits clients without one, but none with a "
+            "wrong one.",
             show_default="require",
         ),
     ] = ""
@@ -56,8 +61,8 @@ class Edge:
         typer.Option(
             envvar="MESH_CONNECTION_AGE",
             min=0.0,
-            help="Age at which clients are asked to connect again, and so find new routers, in seconds, with up to a "
-            "fifth more at random; 0: never.",
+            help="Age at which clients must reconnect, so that they find new routers, in seconds, plus up to a fifth "
+            "at random; 0: never.",
         ),
     ] = 0.0
     probe: Annotated[str, typer.Option(envvar="MESH_PROBE", help="Address of /ready, /live and /metrics.")] = (
@@ -71,12 +76,12 @@ class Edge:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise typer.BadParameter("give both --tls-cert and --tls-key, or neither", param_hint="--tls-cert")
         if self.tls_client_ca is not None and self.tls_cert is None:
-            raise typer.BadParameter("it needs --tls-cert and --tls-key", param_hint="--tls-client-ca")
+            raise typer.BadParameter("--tls-client-ca needs --tls-cert and --tls-key", param_hint="--tls-client-ca")
         if self.tls_client_auth not in ("", "require", "optional"):
             text = f"{self.tls_client_auth!r} is neither require nor optional"
             raise typer.BadParameter(text, param_hint="--tls-client-auth")
         if self.tls_client_auth and self.tls_client_ca is None:
-            text = "it needs --tls-client-ca: whose certificates count?"
+            text = "--tls-client-auth needs --tls-client-ca"
             raise typer.BadParameter(text, param_hint="--tls-client-auth")
         if self.edge == "grpc" and (self.tls_cert is not None or self.connection_age):
             raise typer.BadParameter("TLS and --connection-age need Envoy: use --edge envoy", param_hint="--edge")
@@ -84,32 +89,32 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What bounds calls and what they hold (docs/limits.md)."""
+    """Limits of calls and of the memory that they take (docs/limits.md)."""
 
     max_message: Annotated[
-        str, typer.Option(envvar="MESH_MAX_MESSAGE", help="Size of the largest request or reply.")
+        str, typer.Option(envvar="MESH_MAX_MESSAGE", help="Size of the largest request or reply, in bytes.")
     ] = "16MiB"
     max_body_bytes: Annotated[
         str,
         typer.Option(
             envvar="MESH_MAX_BODY_BYTES",
-            help="Bytes of requests and replies that a worker holds; at half of them large requests are refused, with "
-            "429. auto: 256 MiB, or four times --max-message where that is more.",
+            help="Bytes of requests and replies that a worker holds; beyond half of it, large requests are refused "
+            "with 429. auto: 256 MiB, or four times --max-message if that is more.",
         ),
     ] = "auto"
     min_body_rate: Annotated[
         str,
         typer.Option(
             envvar="MESH_MIN_BODY_RATE",
-            help="Bytes a second that a body has to come or be read with, after 10 s; 0: any.",
+            help="Lowest rate at which a body may arrive or be read after 10 s, in bytes a second; 0: any.",
         ),
     ] = "32KiB"
     edge_memory: Annotated[
         str,
         typer.Option(
             envvar="MESH_EDGE_MEMORY",
-            help="Bytes that Envoy may hold; near them it resets streams that hold much, and refuses new connections. "
-            "0: any.",
+            help="Bytes that Envoy may hold; close to the limit it resets the largest streams and refuses new "
+            "connections. 0: no limit.",
         ),
     ] = "384MiB"
     max_connections_per_pod: Annotated[
@@ -117,7 +122,7 @@ class Limits:
         typer.Option(
             envvar="MESH_MAX_CONNECTIONS_PER_POD",
             min=2,
-            help="Connections of one worker to one pod, and so its calls in flight there; a model gets a share.",
+            help="Connections of one worker to one pod, and so its calls in flight there; each model gets a share.",
         ),
     ] = 1024
     load_wait: Annotated[
@@ -129,38 +134,43 @@ class Limits:
         typer.Option(
             envvar="MESH_UNLOAD_WAIT",
             min=0.1,
-            help="Longest wait for pods to unload a model that is unregistered, and for its former copies when its id "
-            "is registered again, in seconds.",
+            help="Longest wait for pods to unload copies when a model is unregistered, or its id is registered again, "
+            "in seconds.",
         ),
     ] = 10.0
     max_waiters: Annotated[
         int, typer.Option(envvar="MESH_MAX_WAITERS", min=1, help="Calls of one worker that may wait for loads.")
     ] = 20_000
     max_waiters_per_model: Annotated[
-        int, typer.Option(envvar="MESH_MAX_WAITERS_PER_MODEL", min=1, help="Calls that may wait for one model.")
+        int,
+        typer.Option(
+            envvar="MESH_MAX_WAITERS_PER_MODEL", min=1, help="Calls of one worker that may wait for one model."
+        ),
     ] = 2_000
     max_waiting_bytes: Annotated[
         str,
-        typer.Option(envvar="MESH_MAX_WAITING_BYTES", help="Bytes of the calls of one worker that wait for loads."),
+        typer.Option(
+            envvar="MESH_MAX_WAITING_BYTES", help="Total bytes of the calls of one worker that wait for loads."
+        ),
     ] = "256MiB"
     reregister_after: Annotated[
         str,
         typer.Option(
             envvar="MESH_REREGISTER_AFTER",
             metavar="SECONDS|never",
-            help="Time after which an id may be registered with other attributes although a pod that is cut off from "
-            "etcd may still answer for its former registration, in seconds, or 'never'.",
+            help="Time after which an id may be registered with other attributes even though a pod cut off from "
+            "etcd may still answer for its earlier registration, in seconds, or 'never'.",
         ),
     ] = "600"
     drain_timeout: Annotated[
         float,
         typer.Option(
-            envvar="MESH_DRAIN_TIMEOUT", min=0.0, help="Time for calls in flight to end at SIGTERM, in seconds."
+            envvar="MESH_DRAIN_TIMEOUT", min=0.0, help="Time for calls in flight to end after SIGTERM, in seconds."
         ),
     ] = 20.0
 
     def body_bytes(self) -> int:
-        """Returns what a worker may hold in bodies. Raises BadParameter where that is too little for one message."""
+        """Returns the bytes that a worker may hold in bodies. Raises BadParameter if one message does not fit."""
         return checked.body_bytes(self.max_body_bytes, least=_BODY_BYTES, max_message=self.max_message)
 
 

@@ -15,14 +15,14 @@ from tests.support.etcd import EtcdServer
 
 
 class Admin:
-    """Runs commands against one etcd, and sees to what stands in it."""
+    """Commands against one etcd, and access to its keys."""
 
     def __init__(self, server: EtcdServer) -> None:
         self.server = server
         self.app = build()
 
     def run(self, *arguments: str, stdin: bytes | None = None):
-        """`mesh ARGS...`; the result has exit_code, stdout, stderr."""
+        """Runs `mesh ARGS...`; the result has exit_code, stdout, stderr."""
         return CliRunner().invoke(self.app, [*arguments, "--etcd", self.server.endpoint], input=stdin)
 
     def put(self, values: Mapping[bytes, bytes]) -> None:
@@ -34,7 +34,7 @@ class Admin:
         asyncio.run(work())
 
     def put_aside(self, values: Mapping[bytes, bytes]) -> None:
-        """The same from within a command, whose event loop runs."""
+        """Writes keys from within a command, whose event loop is running."""
         thread = threading.Thread(target=self.put, args=(values,))
         thread.start()
         thread.join()
@@ -47,7 +47,7 @@ class Admin:
         asyncio.run(work())
 
     def all(self, keys: Keys) -> dict[bytes, bytes]:
-        """Everything below a mesh's prefix, by the rest of the key."""
+        """Returns everything below a mesh's prefix, by the rest of the key."""
         prefix = keys.base.encode() + b"/"
 
         async def work() -> dict[bytes, bytes]:
@@ -59,5 +59,5 @@ class Admin:
 
 @pytest.fixture
 def admin(etcd_server: EtcdServer) -> Admin:
-    """With the etcd of the session: tests keep apart by their prefixes."""
+    """Uses the etcd of the session; each test has a prefix of its own."""
     return Admin(etcd_server)

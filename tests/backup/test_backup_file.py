@@ -1,4 +1,4 @@
-"""The form of the file: what is written is read, and what is damaged is refused with the reason."""
+"""The file format: what is written can be read, and damaged files are refused with the reason."""
 
 import gzip
 import io
@@ -37,7 +37,7 @@ def written(header: Header = HEADER, entries: list[Entry] = ENTRIES) -> bytes:
 
 
 def test_what_is_written_is_read() -> None:
-    """Bytes that are no text included."""
+    """Bytes that are not UTF-8 included."""
     raw = written()
     assert file.verify(io.BytesIO(raw)) == HEADER
     assert list(file.entries(io.BytesIO(raw))) == ENTRIES
@@ -60,13 +60,13 @@ def test_an_admin_can_look_into_it() -> None:
 
 @pytest.mark.parametrize("kept", [0, 10, 40, -12, -1])
 def test_one_that_is_cut_off_is_refused(kept: int) -> None:
-    with pytest.raises(BackupError, match=r"cut off|not a backup|end is missing"):
+    with pytest.raises(BackupError, match=r"truncated|not a backup|end is missing"):
         file.verify(io.BytesIO(written()[:kept]))
 
 
 @given(st.data())
 def test_no_damage_goes_unnoticed(data: st.DataObject) -> None:
-    """One byte changed anywhere is an error, or changes nothing that counts: some of gzip's header mean nothing."""
+    """One changed byte is an error, or changes nothing relevant: some bytes of gzip's header have no meaning."""
     raw = bytearray(written())
     place = data.draw(st.integers(0, len(raw) - 1))
     raw[place] ^= data.draw(st.integers(1, 255))
@@ -79,14 +79,14 @@ def test_no_damage_goes_unnoticed(data: st.DataObject) -> None:
 
 
 def test_a_changed_line_does_not_fit_the_checksum() -> None:
-    """Though gzip's own is right: somebody has edited it."""
+    """Although gzip's own matches: a person has edited the file."""
     text = gzip.decompress(written()).replace(b'"a"', b'"b"')
     with pytest.raises(BackupError, match="checksum"):
         file.verify(io.BytesIO(gzip.compress(text)))
 
 
 def test_a_later_version_is_refused() -> None:
-    with pytest.raises(BackupError, match=r"version 9.*use a newer one"):
+    with pytest.raises(BackupError, match=r"version 9.*use a newer program"):
         file.verify(io.BytesIO(written(replace(HEADER, version=9))))
 
 

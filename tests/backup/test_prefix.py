@@ -1,4 +1,4 @@
-"""`mesh prefix`: a mesh that is gone from an etcd which others use too."""
+"""`mesh prefix`: the keys of a mesh that is gone, in a shared etcd."""
 
 import json
 
@@ -13,7 +13,7 @@ FIRST = {"install": "team-a/mesh", "schema": owner.SCHEMA}
 
 @pytest.fixture
 def two(admin: Admin, request: pytest.FixtureRequest) -> tuple[Admin, Keys, Keys]:
-    """Two meshes side by side, of which the first's base is the beginning of the other's."""
+    """Two meshes in one etcd; the base of the first is a prefix of the other's."""
     keys = Keys(f"prefix/{request.node.name}"), Keys(f"prefix/{request.node.name}2")
     for one, who in zip(keys, ("team-a/mesh", "team-b/mesh"), strict=True):
         admin.put(
@@ -43,7 +43,7 @@ def test_what_there_is_is_shown(two: tuple[Admin, Keys, Keys]) -> None:
 
 
 def test_a_prefix_is_removed_and_nothing_beside_it(two: tuple[Admin, Keys, Keys]) -> None:
-    """A dry run and a missing answer change nothing; a second time there is nothing."""
+    """A dry run and a missing answer change nothing; the second time there is nothing left."""
     admin, keys, other = two
     before, theirs = admin.all(keys), admin.all(other)
     told = admin.run("prefix", "remove", "--base", keys.base, "--dry-run")
@@ -66,7 +66,7 @@ def test_a_prefix_is_removed_and_nothing_beside_it(two: tuple[Admin, Keys, Keys]
 @pytest.mark.parametrize("command", [["remove"], ["transfer", "--to", "team-c/mesh"]], ids=["remove", "transfer"])
 @pytest.mark.parametrize("what", ["router", "pod"])
 def test_a_mesh_that_runs_is_left_alone(two: tuple[Admin, Keys, Keys], command: list[str], what: str) -> None:
-    """Unless forced. What has just ended is waited for."""
+    """Unless forced. The command waits for processes that have just ended."""
     admin, keys, _ = two
     key = keys.router("r1") if what == "router" else keys.pod("pod-9")
     admin.put({key: b"{}"})
@@ -83,7 +83,7 @@ def test_a_mesh_that_runs_is_left_alone(two: tuple[Admin, Keys, Keys], command: 
 
 
 def test_a_prefix_is_handed_over(two: tuple[Admin, Keys, Keys]) -> None:
-    """To a mesh that is named, then to whichever comes first; what is registered stays."""
+    """To a named mesh, then to the first mesh that uses it; registrations stay."""
     admin, keys, _ = two
     before = admin.all(keys)
     done = admin.run("prefix", "transfer", "--to", "team-c/mesh", "--base", keys.base, "--yes", "--json")

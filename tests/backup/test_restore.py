@@ -1,4 +1,4 @@
-"""Backup and restore on a real etcd: what comes back, what is left alone, what is said."""
+"""Backup and restore on a real etcd: what is restored, what stays unchanged, what is printed."""
 
 import json
 import os
@@ -19,7 +19,7 @@ FIRST = ModelRecord(type="onnx", path="s3://b/one", key='{"storage_key": "minio"
 
 
 def content(keys: Keys) -> dict[bytes, bytes]:
-    """A small registry, and what does not belong into a backup."""
+    """A small registry, and keys that do not belong in a backup."""
     return {
         keys.model("one"): FIRST,
         keys.model("two/ü"): LIMITED,
@@ -47,7 +47,7 @@ def saved(admin: Admin, keys: Keys, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def other(keys: Keys) -> Keys:
-    """Another mesh in the same etcd, empty."""
+    """An empty mesh in the same etcd."""
     return Keys(keys.base + "-other")
 
 
@@ -56,7 +56,7 @@ def restored(admin: Admin, saved: Path, keys: Keys, *arguments: str):
 
 
 def test_an_empty_mesh_gets_all_that_was_registered(admin: Admin, saved: Path, other: Keys) -> None:
-    """Under another prefix; with what the leader goes by, and without what comes by itself."""
+    """Under another prefix; with the keys that the leader uses, and without those that the mesh recreates."""
     result = restored(admin, saved, other)
     assert result.exit_code == 0, result.stderr
     assert "created: 2 models, 1 vmodel, 1 setting" in result.stdout
@@ -74,14 +74,14 @@ def test_an_empty_mesh_gets_all_that_was_registered(admin: Admin, saved: Path, o
 
 
 def test_again_changes_nothing(admin: Admin, saved: Path, other: Keys) -> None:
-    """The same command after a failure: what is there is left, what is missing comes."""
+    """The same command after a failure: existing records stay, missing ones are created."""
     restored(admin, saved, other)
     admin.delete(other.model("two/ü"))
     before = admin.all(other)
     result = restored(admin, saved, other)
     assert result.exit_code == 0
     assert "created: 1 model\n" in result.stdout
-    assert "there already: 1 model, 1 vmodel, 1 setting" in result.stdout
+    assert "already registered: 1 model, 1 vmodel, 1 setting" in result.stdout
     assert admin.all(other) == before | {"registry/two/ü".encode(): LIMITED}
 
 
@@ -99,7 +99,7 @@ def test_what_was_measured_since_is_kept(admin: Admin, saved: Path, other: Keys)
 
 
 def test_what_differs_is_named_and_left(admin: Admin, saved: Path, other: Keys) -> None:
-    """Of every kind; the rest comes, and the command says that not all did."""
+    """Of every kind; the rest is restored, and the command reports that not all were."""
     theirs = {
         other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs").encode(),
         other.vmodel("alias"): b'{"o":"them","amid":"x","tmid":"x"}',
@@ -137,11 +137,11 @@ def test_overwriting_makes_a_new_registration(admin: Admin, saved: Path, other: 
     assert ModelRecord.decode(found[b"registry/one"]).refs == 1
     assert ModelRecord.decode(found[b"registry/x"]).refs == 0
     versions = json.loads(admin.server.etcdctl("get", other.model("one").decode(), "-w", "json"))["kvs"][0]
-    assert versions["version"] == 2, "created anew, and counted once"
+    assert versions["version"] == 2, "created again, and counted once"
 
 
 def test_limits_are_changed_in_place(admin: Admin, saved: Path, other: Keys) -> None:
-    """The model goes on being served meanwhile."""
+    """The model is served all the time."""
     admin.put({other.model("two/ü"): ModelRecord(type="onnx", path="s3://b/two", key="minio", host_bytes=7).encode()})
     admin.put({other.copy("two/ü", "pod-1"): b"{}"})
     assert restored(admin, saved, other).exit_code == 1
@@ -154,7 +154,7 @@ def test_limits_are_changed_in_place(admin: Admin, saved: Path, other: Keys) -> 
 
 
 def test_a_model_waits_for_copies_of_its_former_life(admin: Admin, saved: Path, other: Keys) -> None:
-    """Never another model's answer: it is not registered while a pod still holds what had its id."""
+    """It is not registered while a pod still has a copy of the model that had its id before."""
     admin.put(
         {
             other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs").encode(),
@@ -163,7 +163,7 @@ def test_a_model_waits_for_copies_of_its_former_life(admin: Admin, saved: Path, 
     )
     result = restored(admin, saved, other, "--overwrite")
     assert result.exit_code == 1
-    assert "model one: pods still hold copies" in result.stderr
+    assert "model one: pods still have copies" in result.stderr
     assert b"registry/one" not in admin.all(other)
 
     done = []
@@ -181,7 +181,7 @@ def test_a_model_waits_for_copies_of_its_former_life(admin: Admin, saved: Path, 
 
 
 @pytest.mark.parametrize("holder", ["a copy", "a pod that is cut off"])
-def test_a_model_waits_for_whoever_may_answer_for_its_former_life(
+def test_a_model_waits_for_pods_that_may_answer_for_its_former_life(
     admin: Admin, saved: Path, other: Keys, holder: str
 ) -> None:
     """A pod that is cut off has no keys. A tombstone marks the id, since a pod that has one may be cut off next."""
@@ -194,7 +194,7 @@ def test_a_model_waits_for_whoever_may_answer_for_its_former_life(
     for _ in range(2):
         result = restored(admin, saved, other, "--overwrite")
         assert result.exit_code == 1
-        assert "model one: pods still hold copies" in result.stderr
+        assert "model one: pods still have copies" in result.stderr
         found = admin.all(other)
         assert b"registry/one" not in found
         assert Tombstone.decode(found[tombstone]).path == "s3://b/theirs"
@@ -208,7 +208,7 @@ def test_a_model_waits_for_whoever_may_answer_for_its_former_life(
 
 
 def test_what_nobody_holds_leaves_no_tombstone(admin: Admin, saved: Path, other: Keys) -> None:
-    """Nor does a reload that was asked for of the former one. Many, for a transaction takes few."""
+    """Nor does a requested reload of the earlier registration stay. Many, for a transaction takes few."""
     names = [f"many-{number}" for number in range(100)]
     admin.put({other.model(name): ModelRecord(type="onnx", path="s3://b/new").encode() for name in names})
     target = saved.with_name("many.backup")
@@ -244,7 +244,7 @@ def test_it_goes_through_pipes(admin: Admin, saved: Path, keys: Keys, other: Key
 
 
 def test_only_its_owner_may_read_it(saved: Path) -> None:
-    """Registrations may hold credentials; and nothing half-written is left beside it."""
+    """Registrations may contain credentials; and no partial file is left beside it."""
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
     assert os.listdir(saved.parent) == [saved.name]
 
@@ -260,10 +260,10 @@ def test_a_backup_that_fails_leaves_the_former_one(own_etcd, saved: Path, keys: 
 
 
 def test_nothing_to_save_is_remarked(admin: Admin, keys: Keys, tmp_path: Path) -> None:
-    """Most likely the prefix is another."""
+    """The prefix is most likely wrong."""
     result = admin.run("backup", str(tmp_path / "b"), "--base", keys.base + "-no")
     assert result.exit_code == 0
-    assert "is that the mesh's --base" in result.stderr
+    assert "check that --base" in result.stderr
 
 
 def test_a_damaged_file_touches_nothing(admin: Admin, saved: Path, other: Keys) -> None:
@@ -271,7 +271,7 @@ def test_a_damaged_file_touches_nothing(admin: Admin, saved: Path, other: Keys) 
     saved.write_bytes(raw[:-20])
     result = restored(admin, saved, other)
     assert result.exit_code == 1
-    assert "cut off" in result.stderr
+    assert "truncated" in result.stderr
     assert admin.all(other) == {}
 
 
@@ -287,7 +287,7 @@ def test_a_mesh_of_a_later_schema_is_refused(admin: Admin, saved: Path, other: K
     admin.put({other.owner: b'{"install":"b/mesh","schema":99}'})
     result = restored(admin, saved, other)
     assert result.exit_code == 1
-    assert "use a newer one" in result.stderr
+    assert "use a newer program" in result.stderr
 
 
 @pytest.mark.parametrize("source", ["/no/such/file", "/"])
@@ -308,7 +308,7 @@ def test_a_folder_that_is_not_there_is_said(admin: Admin) -> None:
 
 @pytest.mark.parametrize("named", ["file", "folder"])
 def test_a_snapshot_is_restored_from(admin: Admin, keys: Keys, other: Keys, tmp_path: Path, named: str) -> None:
-    """What is registered in it comes, the rest of it does not; of a folder the newest counts. Nothing is left over."""
+    """Its registrations are restored and nothing else; from a folder the newest is used. No files are left over."""
     folder = tmp_path / "snapshots"
     admin.put(content(keys))
     assert admin.run("snapshot", "--dir", str(folder)).exit_code == 0
@@ -326,13 +326,13 @@ def test_a_snapshot_is_restored_from(admin: Admin, keys: Keys, other: Keys, tmp_
 
 
 def test_a_snapshot_that_is_damaged_or_of_another_mesh(admin: Admin, keys: Keys, other: Keys, tmp_path: Path) -> None:
-    """Either is said, and nothing is written."""
+    """Both are reported, and nothing is written."""
     admin.put(content(keys))
     assert admin.run("snapshot", "--dir", str(tmp_path / "snapshots")).exit_code == 0
     (made,) = (tmp_path / "snapshots").iterdir()
     strange = restored(admin, made, other)
     assert strange.exit_code == 2
-    assert f"holds nothing below {other.base}" in strange.stderr
+    assert f"has no registrations below {other.base}" in strange.stderr
     assert "--from-base" in strange.stderr
     raw = bytearray(made.read_bytes())
     raw[len(raw) // 2] ^= 1
@@ -341,7 +341,7 @@ def test_a_snapshot_that_is_damaged_or_of_another_mesh(admin: Admin, keys: Keys,
     assert damaged.exit_code == 1
     assert "cannot be restored" in damaged.stderr
     (tmp_path / "empty").mkdir()
-    assert "holds no snapshots" in restored(admin, tmp_path / "empty", other).stderr
+    assert "without snapshots" in restored(admin, tmp_path / "empty", other).stderr
     assert admin.all(other) == {}
 
 

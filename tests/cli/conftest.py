@@ -16,7 +16,7 @@ from mesh.cli.app import build
 
 
 def failure(http: int, reason: str, text: str, **more: Any) -> web.Response:
-    """An error as the mesh answers it."""
+    """Returns an error as the mesh answers it."""
     return web.json_response({"error": text, "reason": reason, "code": 0, "details": {}, **more}, status=http)
 
 
@@ -99,13 +99,13 @@ class FakeMesh:
         }
 
     def answer(self, path: str, body: Any = None, *, make: Callable[[], Any] | None = None) -> None:
-        """From now on that path is answered so."""
+        """Sets the answer for a path."""
         self.answers[path] = make or (lambda: web.json_response(body))
 
 
 @pytest.fixture
 def mesh() -> Iterator[FakeMesh]:
-    """The fake, listening."""
+    """The fake mesh, listening."""
     fake = FakeMesh()
     loop = asyncio.new_event_loop()
     started = threading.Event()

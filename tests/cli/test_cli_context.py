@@ -1,4 +1,4 @@
-"""Named meshes: what comes first, what the file may hold, and that it is never left half-written."""
+"""Named meshes: precedence, contents of the file, and complete writes."""
 
 import json
 import os
@@ -19,7 +19,7 @@ NOBODY = "http://127.0.0.1:9"
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the contexts of this test are."""
+    """The file of contexts of this test."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     for name in ("MESH_ENDPOINT", "MESH_CONTEXT", "MESH_CA", "MESH_CERT", "MESH_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -31,7 +31,7 @@ def run(*arguments: str):
 
 
 def reached(*arguments: str) -> str:
-    """Where a command would have gone: nothing answers at any of the endpoints here."""
+    """Returns the endpoint that a command tried: nothing answers at any endpoint here."""
     result = run(*arguments)
     assert result.exit_code == 4, result.output
     return result.stderr.partition(" at ")[2].partition(": is the mesh")[0]
@@ -57,7 +57,7 @@ def test_the_file_is_its_owners_alone(file: Path) -> None:
 
 
 def test_what_is_said_comes_before_what_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Option, variable, context, default; a context that is named on the command line is an option."""
+    """Option, variable, context, default; --context on the command line counts as an option."""
     for name, port in (("one", 11), ("two", 12)):
         run("context", "set", name, "--endpoint", f"http://127.0.0.1:{port}")
     assert reached("pods") == "http://127.0.0.1:11"
@@ -78,7 +78,7 @@ def test_without_contexts_nothing_changes(file: Path) -> None:
 
 
 def test_files_of_a_context_are_used(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From any folder; and what is said comes first here too."""
+    """From any folder; options take precedence here too."""
     monkeypatch.chdir(tmp_path)
     Path("ca.crt").write_text("no certificate")
     assert run("context", "set", "one", "--endpoint", "https://127.0.0.1:9", "--ca", "ca.crt").exit_code == 0
@@ -142,7 +142,7 @@ def test_a_bad_file_is_named_with_the_fault(file: Path, content: str, said: str)
 
 
 def test_a_file_that_is_a_link_stays_one(file: Path, tmp_path: Path) -> None:
-    """As those who keep their settings elsewhere have it."""
+    """As with settings that are kept elsewhere."""
     kept = tmp_path / "kept.toml"
     kept.write_text("")
     file.parent.mkdir(parents=True)
@@ -153,7 +153,7 @@ def test_a_file_that_is_a_link_stays_one(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_user_without_a_home_has_no_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As containers have them; commands work all the same."""
+    """As in containers; commands work all the same."""
 
     def nowhere() -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -165,7 +165,7 @@ def test_a_user_without_a_home_has_no_contexts(monkeypatch: pytest.MonkeyPatch) 
 
 @given(st.text(st.characters(blacklist_categories=["Cs"])))
 def test_any_path_is_read_as_it_was_written(text: str) -> None:
-    """Quotes, control characters, whatever a path may hold."""
+    """Including quotes and control characters."""
     written = contexts.Contexts("a", {"a": contexts.Context(NOBODY, ca=text)})
     found = tomllib.loads(contexts._text(written))["contexts"]["a"]
     assert found.get("ca", "") == text

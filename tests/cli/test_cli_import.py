@@ -1,4 +1,4 @@
-"""Registering in bulk: chunks, line numbers, folders."""
+"""Bulk registration: chunks, line numbers, folders."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ def lines(*ids):
 
 
 def test_a_file_is_registered_and_counted(mesh, run, tmp_path):
-    """Ids that exist are told from new ones."""
+    """Existing ids are counted apart from new ones."""
     mesh.models["b"] = {}
     source = tmp_path / "models.ndjson"
     source.write_text(lines("a", "b", "c"))
@@ -30,7 +30,7 @@ def test_a_file_is_registered_and_counted(mesh, run, tmp_path):
 
 
 def test_bad_lines_are_reported_by_their_number_and_hold_nothing_up(mesh, run, monkeypatch):
-    """Numbers are those of the source, blank lines and chunks notwithstanding."""
+    """Numbers are those of the source, regardless of blank lines and chunks."""
     monkeypatch.setattr(bulk, "CHUNK_LINES", 2)
     text = lines("a") + "\n" + "not json\n" + lines("b") + '{"no": "id"}\n' + lines("c")
     result = run("import", "-", "--json", stdin=text)
@@ -43,7 +43,7 @@ def test_bad_lines_are_reported_by_their_number_and_hold_nothing_up(mesh, run, m
 
 
 def test_many_lines_travel_in_several_requests(mesh, run, monkeypatch):
-    """Every line once, none twice."""
+    """Every line exactly once."""
     monkeypatch.setattr(bulk, "CHUNK_LINES", 100)
     ids = [f"m{number}" for number in range(1050)]
     result = run("import", "-", stdin=lines(*ids))
@@ -53,7 +53,7 @@ def test_many_lines_travel_in_several_requests(mesh, run, monkeypatch):
 
 
 def test_a_folder_is_registered_by_its_files(mesh, run, tmp_path):
-    """Ids are paths below the folder, without the ending; other files are left alone."""
+    """Ids are paths below the folder, without the suffix; other files are ignored."""
     for name in ("a.onnx", "de/b.onnx", "readme.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -74,7 +74,7 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def imported(mesh, run, folder: Path, *, code: int = 0) -> dict[str, str]:
-    """The ids that came of it, and the paths below the folder."""
+    """Returns the registered ids, and their paths below the folder."""
     result = run("import", str(folder))
     assert result.exit_code == code, result.stderr
     return {name: str(Path(model["path"]).relative_to(folder)) for name, model in mesh.models.items()}
@@ -107,7 +107,7 @@ def test_a_model_of_more_than_one_file_is_registered_by_its_folder(mesh, run, tm
 
 
 def test_the_name_of_external_data_is_found_wherever_it_stands(tmp_path, monkeypatch):
-    """Also where it lies across what is read at a time."""
+    """Also if it spans two blocks that are read."""
     content = models.external_data("w.bin")
     write(tmp_path, {"m.onnx": content, "w.bin": b"1234"})
     for block in range(1, len(content) + 2):
@@ -147,7 +147,7 @@ def test_a_repository_of_versions_is_a_model_each(mesh, run, tmp_path):
 
 
 def test_a_folder_of_versions_that_is_imported_itself_is_a_model_where_it_says_so(mesh, run, tmp_path):
-    """By Triton's file of settings; else its folders are models of a collection."""
+    """Triton's file of settings decides; without it the folders are models of a collection."""
     write(tmp_path, {"dense/1/model.onnx": models.constant(1.0), "dense/config.pbtxt": b""})
     result = run("import", str(tmp_path / "dense"))
     assert result.exit_code == 0
@@ -155,7 +155,7 @@ def test_a_folder_of_versions_that_is_imported_itself_is_a_model_where_it_says_s
 
 
 def test_what_no_pod_could_tell_apart_fails_at_once(mesh, run, tmp_path):
-    """Two models in one folder, one of them with external data: it is named, the rest is registered."""
+    """Two models in one folder, one with external data: that one is reported, the other is registered."""
     write(tmp_path, {"a.onnx": models.external_data("w"), "w": b"1234", "b.onnx": models.constant(1.0)})
     assert imported(mesh, run, tmp_path, code=1) == {"b": "b.onnx"}
     document = json.loads(run("import", str(tmp_path), "--json").stdout)
@@ -164,7 +164,7 @@ def test_what_no_pod_could_tell_apart_fails_at_once(mesh, run, tmp_path):
 
 
 def test_what_is_no_model_is_left_alone(mesh, run, tmp_path):
-    """Hidden files and folders, links that dangle; the ending counts in either case."""
+    """Hidden files and folders, dangling links; the suffix counts in upper and lower case."""
     write(tmp_path, {"a.ONNX": b"", "._a.onnx": b"", ".nfs000.onnx": b"", ".git/b.onnx": b"", "c.onnx/readme": b""})
     (tmp_path / "gone.onnx").symlink_to(tmp_path / "nowhere")
     assert imported(mesh, run, tmp_path) == {"a": "a.ONNX"}
@@ -208,7 +208,7 @@ def test_a_manifest_lists_its_models(mesh, run, tmp_path):
 
 @pytest.mark.parametrize("source", ["missing", "empty"])
 def test_a_source_that_is_none_is_wrong_usage(mesh, run, tmp_path, source):
-    """A file that is not there, a folder without models."""
+    """A missing file, a folder without models."""
     (tmp_path / "empty").mkdir()
     result = run("import", str(tmp_path / source))
     assert result.exit_code == 2
@@ -216,7 +216,7 @@ def test_a_source_that_is_none_is_wrong_usage(mesh, run, tmp_path, source):
 
 
 def test_an_import_that_breaks_off_says_how_to_go_on(mesh, run):
-    """The mesh is gone in the middle: exit code 4, and the same command continues."""
+    """The mesh ends in the middle: exit code 4, and the same command continues."""
 
     async def broken():
         await asyncio.sleep(0)
@@ -229,7 +229,7 @@ def test_an_import_that_breaks_off_says_how_to_go_on(mesh, run):
 
 
 def test_an_import_whose_registry_goes_away_ends(mesh, run):
-    """What was done until then is counted; the exit code says that trying again is worth it."""
+    """What was done until then is counted; the exit code says to try again."""
     away = {"error": {"line": None, "id": None, "reason": "REGISTRY_AWAY", "text": "etcd does not answer"}}
     end = {"finished": False, "done": 1, "created": 1, "existing": 0, "failed": 0}
     mesh.answer("/mesh/v1/models:import", make=lambda: web.Response(text=json.dumps(away) + "\n" + json.dumps(end)))
@@ -239,14 +239,14 @@ def test_an_import_whose_registry_goes_away_ends(mesh, run):
 
 
 def test_an_answer_without_an_end_is_a_failure(mesh, run):
-    """Lines whose outcome nobody knows are not counted as done."""
+    """Lines with an unknown outcome are not counted as done."""
     mesh.answer("/mesh/v1/models:import", {"done": 1, "created": 1})
     assert run("import", "-", stdin=lines("a")).exit_code == 1
 
 
 @given(st.lists(st.binary(max_size=40), max_size=60), st.integers(1, 7), st.integers(1, 100))
 def test_chunks_hold_every_line_once_in_order(source, most_lines, most_bytes):
-    """Whatever the bounds: nothing lost, nothing doubled, each with its number, no chunk too large."""
+    """With any limits: nothing lost, nothing doubled, each with its number, no chunk too large."""
     before = bulk.CHUNK_LINES, bulk.CHUNK_BYTES
     bulk.CHUNK_LINES, bulk.CHUNK_BYTES = most_lines, most_bytes
     try:

@@ -1,4 +1,4 @@
-"""Calling a model from the command line, over REST and over gRPC."""
+"""Calls of a model from the command line, over REST and over gRPC."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -81,7 +81,7 @@ def test_an_input_is_made_up_from_the_metadata(infer, service):
 
 
 def test_zeros_and_shapes(infer, service):
-    """--zeros and --shape make the input up differently."""
+    """--zeros and --shape change the generated input."""
     assert infer("a", "--zeros", "--shape", "X=4,3").exit_code == 0
     assert not any(service.requests[-1].raw_input_contents[0])
     assert list(service.requests[-1].inputs[0].shape) == [4, 3]
@@ -89,7 +89,7 @@ def test_zeros_and_shapes(infer, service):
 
 
 def test_an_npy_file_is_sent_as_it_is(infer, service, tmp_path):
-    """Also where it lies in memory by columns, or big-endian."""
+    """Also if it is in column order or big-endian."""
     array = np.asfortranarray(np.arange(6, dtype=">f4").reshape(2, 3))
     np.save(tmp_path / "x.npy", array)
     result = infer("a", "--npy", f"X={tmp_path / 'x.npy'}", "--json")
@@ -115,7 +115,7 @@ def test_a_json_request_is_sent_either_way(infer, service, mesh, tmp_path, rest)
 
 
 def test_over_rest_the_metadata_come_from_rest(mesh, run):
-    """No gRPC at all."""
+    """Without any gRPC."""
     mesh.answer("/v2/models/a", METADATA)
     mesh.answer(
         "/v2/models/a/infer", {"outputs": [{"name": "word", "datatype": "BYTES", "shape": [1], "data": ["[yes]"]}]}
@@ -126,7 +126,7 @@ def test_over_rest_the_metadata_come_from_rest(mesh, run):
 
 
 def test_the_meshs_reason_and_the_models_own_words(infer):
-    """What the mesh refuses has its exit code; what the model refuses is shown as it came."""
+    """A refusal of the mesh has its exit code; the model's own error is shown unchanged."""
     refused = infer("bad")
     assert refused.exit_code == 6
     assert "no room now" in refused.stderr
@@ -178,7 +178,7 @@ ARRAYS = [
 
 @pytest.mark.parametrize("array", ARRAYS)
 def test_every_datatype_passes_json_and_grpc(array):
-    """There and back gives the same values."""
+    """The round trip gives the same values."""
     name, back = tensors.from_json(json.loads(json.dumps(tensors.to_json("x", array))))
     expected = [tensors._bytes(v) for v in array.reshape(-1)] if array.dtype == object else array.reshape(-1).tolist()
     assert (name, back.reshape(-1).tolist(), back.shape) == ("x", expected, array.shape)
@@ -189,7 +189,7 @@ def test_every_datatype_passes_json_and_grpc(array):
 
 
 def test_what_json_has_no_form_for_goes_as_binary_data_over_rest():
-    """Each tensor takes its part of what stands behind the JSON."""
+    """Each tensor takes its part of the data after the JSON."""
     halves, brains = np.array([1.5, -2], np.float16), np.array([(0x3FC0,), (0xC000,)], tensors.BF16)
     sent = [tensors.to_rest(name, array) for name, array in (("h", halves), ("b", brains))]
     assert [shown["parameters"] for shown, _ in sent] == [{"binary_data_size": 4}] * 2
@@ -220,7 +220,7 @@ def test_typed_contents_are_understood():
     ids=["empty", "datatype", "shape", "range", "text"],
 )
 def test_a_bad_tensor_is_refused_with_a_text(tensor):
-    """It is the user's mistake, and said so."""
+    """It is reported as the user's mistake."""
     with pytest.raises(CommandError) as caught:
         tensors.from_json(tensor)
     assert caught.value.code == 2

@@ -6,7 +6,7 @@ import pytest
 
 
 def test_set_sends_what_was_said_and_nothing_else(run, mesh):
-    """`none` takes a limit away."""
+    """`none` removes a limit."""
     mesh.models["a"] = {"type": "t", "path": "/m", "key": ""}
     mesh.answer("/mesh/v1/models/a", mesh._status("a", {}) | {"min_copies": 2, "max_copies": 4, "pinned": True})
     result = run("set", "a", "--min", "2", "--max", "none", "--pinned", "yes")

@@ -1,4 +1,4 @@
-"""Registering, listing, showing and loading models from the command line."""
+"""Registration, lists, status and loads of models from the command line."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ def register(mesh, *models):
 
 
 def test_register_sends_the_model_and_shows_its_status(mesh, run):
-    """The id is percent-encoded, slashes too; the answer is shown."""
+    """The id is percent-encoded, slashes included; the answer is shown."""
     result = run("register", "fraud/de ä", "/models/a.onnx", "--key", '{"storage_key": "x"}', "--load", "--wait")
     assert result.exit_code == 0, result.stderr
     method, path, body = mesh.requests[-1]
@@ -32,7 +32,7 @@ def test_register_sends_the_model_and_shows_its_status(mesh, run):
 
 
 def test_register_makes_a_local_file_absolute(mesh, run, tmp_path, monkeypatch):
-    """A relative path of this machine's means nothing to a pod; what is no file here goes as it is."""
+    """A relative path means nothing to a pod; a path that is not a file here is sent unchanged."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m.onnx").touch()
     run("register", "a", "m.onnx")
@@ -88,7 +88,7 @@ def test_each_reason_has_its_exit_code(mesh, run, http, reason, code):
 
 
 def test_unregister_says_which_were_not_there(mesh, run):
-    """The others are unregistered; --missing-ok makes it no failure."""
+    """The others are unregistered; with --missing-ok that is not a failure."""
     register(mesh, "a")
     result = run("unregister", "a", "b")
     assert result.exit_code == 3
@@ -101,7 +101,7 @@ def test_unregister_says_which_were_not_there(mesh, run):
 
 
 def test_a_relative_path_becomes_absolute_or_is_refused(mesh, run, tmp_path, monkeypatch):
-    """A pod has another current folder: what is not here is nowhere, unless it is in a store."""
+    """A pod has another current folder, so a path that is not here must be in a store."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/m.onnx").touch()
@@ -129,7 +129,7 @@ def test_a_relative_path_becomes_absolute_or_is_refused(mesh, run, tmp_path, mon
 
 
 def test_ls_says_why_a_model_cannot_be_loaded(mesh, run):
-    """On its own line, after all columns, cut where it is long; nothing is added where nothing fails."""
+    """On the model's line, after all columns, cut if it is long; without failures there is no such column."""
     register(mesh, "a", "b", "c", "d")
     assert "WHY" not in run("ls").stdout
     mesh.models["b"] |= {"errors": ["s3://bucket/b: not found\nreally", "older"], "quarantined": False}
@@ -149,7 +149,7 @@ def test_ls_says_why_a_model_cannot_be_loaded(mesh, run):
 
 
 def test_ls_shows_a_page_and_how_to_go_on(mesh, run):
-    """A prefix filters; the rest is named, not listed."""
+    """A prefix filters; a remark says how to list the rest."""
     register(mesh, "a/1", "a/2", "a/3", "b")
     mesh.models["a/1"] |= {"pods": ["pod-2"], "resident": True}
     result = run("ls", "a/", "--limit", "2")
@@ -173,20 +173,20 @@ def test_ls_all_lists_every_page(mesh, run, count):
 
 
 def test_ids_do_not_move_the_terminal(mesh, run):
-    """An id is anybody's text."""
+    """An id may be any text."""
     register(mesh, "a\x1b[2Jb")
     assert "a\\x1b[2Jb" in run("ls").stdout
 
 
 def test_nothing_is_cut_in_a_pipe(mesh, run):
-    """Long ids and paths stand on one line where there is no terminal."""
+    """Long ids and paths are on one line without a terminal."""
     long = "x" * 500
     register(mesh, long)
     assert f"/models/{long}.onnx" in run("ls").stdout
 
 
 def test_status_shows_why_a_model_may_not_be_loaded(mesh, run):
-    """Errors, deaths and the way out; the exit code says it too."""
+    """Errors, deaths and what to do; the exit code shows it too."""
     register(mesh, "a")
     status = mesh._status("a", {}) | {
         "quarantined": True,
@@ -201,7 +201,7 @@ def test_status_shows_why_a_model_may_not_be_loaded(mesh, run):
 
 
 def test_status_shows_how_far_a_pull_is(mesh, run):
-    """Of a copy that is loading: bytes, of how many, how fast; each as far as it is known."""
+    """For a copy that is loading: bytes, total and rate, as far as they are known."""
     register(mesh, "a")
     for pull, text in (
         ({"bytes": 3 << 20, "of": 1 << 30, "rate": 2 << 20}, "LOADING 3.0 MiB of 1.0 GiB, 2.0 MiB/s"),
@@ -223,7 +223,7 @@ def test_status_shows_how_far_a_pull_is(mesh, run):
     ],
 )
 def test_status_shows_where_a_load_stands_in_the_queue(mesh, run, load, text):
-    """Of a copy that is loading: who is before it, and how long that should take."""
+    """For a copy that is loading: the number before it, and the expected duration."""
     register(mesh, "a")
     copy = {"pod": "pod-1", "status": "LOADING", "load": load}
     mesh.answer("/mesh/v1/models/a", mesh._status("a", {}) | {"copies": [copy]})
@@ -241,7 +241,7 @@ def test_load_waits_unless_told_otherwise(mesh, run):
 
 
 def test_release_and_explain(mesh, run):
-    """The sentences are printed as they came, the ranking below."""
+    """The sentences are printed unchanged, followed by the ranking."""
     register(mesh, "a")
     assert "released a" in run("release", "a").stdout
     lines = ["a is in no pod.", "It would go to pod-2 [it has room]."]
@@ -256,7 +256,7 @@ def test_release_and_explain(mesh, run):
 
 
 def moving(why: str = "", *, generation: int = 3) -> dict[str, object]:
-    """A model whose copies move."""
+    """Returns a model whose copies are being replaced."""
     copies = [
         {"pod": "pod-1", "status": "LOADED", "bytes": 5, "generation": generation - 1, "digest": "a" * 64},
         {"pod": "pod-2", "status": "LOADED", "bytes": 5, "generation": generation, "digest": "b" * 64},
@@ -272,7 +272,7 @@ def moving(why: str = "", *, generation: int = 3) -> dict[str, object]:
 
 
 def test_reload_waits_until_all_copies_have_moved(mesh, run):
-    """It looks again and again; the old copies are told from the new ones."""
+    """It asks repeatedly; old copies are marked."""
     looks = iter([moving(), moving(), {**moving(), "reload": None}])
     mesh.answer("/mesh/v1/models/a/reload", moving())
     mesh.answers["/mesh/v1/models/a"] = lambda: web.json_response(next(looks))
@@ -284,7 +284,7 @@ def test_reload_waits_until_all_copies_have_moved(mesh, run):
 
 
 def test_reload_that_is_not_waited_for_and_one_that_does_not_come(mesh, run):
-    """The reason and the exit code of a failed load."""
+    """They show the reason, with the exit code of a failed load."""
     mesh.answer("/mesh/v1/models/a/reload", moving())
     assert run("reload", "a", "--no-wait").exit_code == 0
     mesh.answer("/mesh/v1/models/a", moving("pod-1: this is no model"))
@@ -299,7 +299,7 @@ def test_reload_that_is_not_waited_for_and_one_that_does_not_come(mesh, run):
 
 
 def test_where_nothing_answers_it_says_what_to_do(run):
-    """Exit code 4, and the way out."""
+    """Exit code 4, and what to do."""
     result = run("ls", "--endpoint", "127.0.0.1:9")
     assert result.exit_code == 4
     for text in ("http://127.0.0.1:9", "mesh up", "MESH_ENDPOINT"):
@@ -316,7 +316,7 @@ def test_where_nothing_answers_it_says_what_to_do(run):
     ],
 )
 def test_another_program_at_the_endpoint_is_told_apart(mesh, run, make):
-    """An answer that is not the mesh's is not taken for one."""
+    """Another program's answer is not mistaken for the mesh's."""
     mesh.answer("/mesh/v1/pods", make=make)
     result = run("pods")
     assert result.exit_code == 4
@@ -324,7 +324,7 @@ def test_another_program_at_the_endpoint_is_told_apart(mesh, run, make):
 
 
 def test_an_answer_that_does_not_come_is_given_up(mesh, run):
-    """The time-out is the command's own."""
+    """The command has a timeout of its own."""
     mesh.answer("/mesh/v1/models/a/load", make=lambda: asyncio.sleep(3600))
     result = run("load", "a", "--timeout", "0.05")
     assert result.exit_code == 4
@@ -340,7 +340,7 @@ def test_a_bad_endpoint_is_wrong_usage(run, endpoint):
 
 
 def test_the_endpoint_may_stand_before_or_behind_the_command(mesh, run, monkeypatch):
-    """Behind wins over before, before over the environment."""
+    """After the command takes precedence over before, and before over the environment."""
     monkeypatch.setenv("MESH_ENDPOINT", "http://127.0.0.1:9")
     assert run("ls").exit_code == 4
     assert run("--endpoint", mesh.endpoint, "ls").exit_code == 0

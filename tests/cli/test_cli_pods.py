@@ -36,7 +36,7 @@ DESCRIBED = {
 
 
 def test_pods_are_listed(mesh, run):
-    """How full they are, and which are suspect."""
+    """With their use of memory, and which are suspect."""
     mesh.answer("/mesh/v1/pods", {"pods": [POD, {**POD, "pod": "pod-2", "suspect": True}]})
     result = run("pods")
     assert result.exit_code == 0, result.stderr
@@ -48,7 +48,7 @@ def test_pods_are_listed(mesh, run):
 
 
 def test_one_pod_is_shown_with_what_it_holds(mesh, run):
-    """Its live description."""
+    """The live description of the pod is shown."""
     mesh.answer("/mesh/v1/pods/pod-1", DESCRIBED)
     result = run("pods", "pod-1")
     assert result.exit_code == 0, result.stderr
@@ -57,7 +57,7 @@ def test_one_pod_is_shown_with_what_it_holds(mesh, run):
 
 
 def test_what_was_never_called_has_no_use(mesh, run):
-    """It counts as idle for as long as its load was asked for with, which is no time of a use."""
+    """Its idle time then comes from its load and is not the time of a use."""
     mesh.answer("/mesh/v1/pods", {"pods": [{**POD, "oldest_unused": True, "oldest_idle_ms": 3_600_000}]})
     (line,) = run("pods").stdout.splitlines()[1:]
     assert "not used yet" in line
@@ -74,7 +74,7 @@ def test_what_was_never_called_has_no_use(mesh, run):
 
 
 def test_no_pods_is_said(mesh, run):
-    """It is no error, and no empty table."""
+    """It is neither an error nor an empty table."""
     mesh.answer("/mesh/v1/pods", {"pods": []})
     result = run("pods")
     assert result.exit_code == 0
@@ -120,7 +120,7 @@ def test_top_shows_one_frame_for_scripts(busy, run):
 
 
 def test_top_says_where_nothing_answers(run):
-    """As any other command."""
+    """Like any other command."""
     assert run("top", "--once", "--endpoint", "http://127.0.0.1:9").exit_code == 4
 
 
@@ -148,7 +148,7 @@ def test_rates_are_differences_over_time():
 
 @given(st.integers(0, 10**9), st.integers(0, 10**9), st.floats(0, 100))
 def test_no_rate_is_ever_negative(one, other, seconds):
-    """Another router may have answered the second time, or this one started anew."""
+    """Another router may have answered the second time, or this one has restarted."""
     before = sample(0.0, ok=one, failed=other, hits=one, calls={"a": one})
     after = sample(seconds, ok=other, failed=one, hits=other, calls={"a": other})
     frame = compare(before, after)
@@ -175,5 +175,5 @@ def test_durations_read_well(milliseconds, text):
 
 @pytest.mark.parametrize("nothing", [None, -1, "x"])
 def test_what_is_no_duration_is_left_out(nothing):
-    """A mesh of another version may say something else."""
+    """A mesh of another version may answer something else."""
     assert output.duration(nothing) == ""

@@ -1,4 +1,4 @@
-"""Commands that start processes: what they pass on, what they refuse."""
+"""Commands that start processes: the options they pass on, and those they refuse."""
 
 import asyncio
 import subprocess
@@ -24,7 +24,7 @@ COMMANDS += ["reload"]
 
 
 def test_every_command_is_there_and_explains_itself():
-    """Help names each, and each that is ours shows an example."""
+    """The help names each, and each of this program shows an example."""
     text = CliRunner().invoke(build(), ["--help"]).output
     assert [name for name in COMMANDS if name not in text] == []
     assert "Exit codes" in text
@@ -36,7 +36,7 @@ def test_every_command_is_there_and_explains_itself():
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, asyncio.CancelledError])
 def test_an_interrupted_command_ends_with_130(interrupt):
-    """However the interrupt comes out of asyncio: as a cancellation where it came before the first step."""
+    """In each form that asyncio gives to an interrupt: a cancellation, if it comes before the first step."""
 
     def command():
         raise interrupt
@@ -58,7 +58,7 @@ def test_an_interrupt_while_modules_are_imported_is_no_traceback(monkeypatch):
 
 
 def test_help_waits_for_nothing_that_is_slow_to_import():
-    """A quarter of a second each, which only the commands that need them pay."""
+    """Each takes a quarter of a second, which only commands that need it should take."""
     slow = "grpc", "aiohttp", "cryptography", "numpy"
     code = f"import sys, mesh.cli.app as app; app.build(); print([name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
@@ -78,7 +78,7 @@ def test_other_programs_get_their_arguments_as_they_are(monkeypatch, command, mo
 
 
 def test_an_installation_without_the_demo_says_so(monkeypatch):
-    """As the container image is."""
+    """As in the container image."""
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
     result = CliRunner().invoke(build(), ["demo"])
     assert result.exit_code == 1
@@ -87,7 +87,7 @@ def test_an_installation_without_the_demo_says_so(monkeypatch):
 
 @pytest.fixture
 def up(monkeypatch):
-    """`mesh up` without a mesh: gives the settings it would start with."""
+    """`mesh up` without a mesh: returns the settings that it would start with."""
     started = []
 
     def fake(settings, **how):
@@ -129,7 +129,7 @@ LIMITS = {
 
 
 def test_up_hands_limits_on_to_those_that_have_them(up, tmp_path):
-    """Under the same names, and none that was not given: the parts' own defaults hold then."""
+    """Under the same names, and only those given: otherwise the parts' own defaults apply."""
     result, started = up()
     assert result.exit_code == 0, result.output
     assert (started[-1][0].router_limits, started[-1][0].runtime_limits) == ((), ())
@@ -166,7 +166,7 @@ def test_up_refuses_wrong_options(up, arguments):
 
 
 def test_a_mesh_that_cannot_be_up_says_why(monkeypatch):
-    """Its text, exit code 1, no traceback."""
+    """With its text and exit code 1, without a traceback."""
 
     def refuse(settings, **how):
         raise processes.CommandError(str(UpError("port 8033 is taken")))
@@ -189,7 +189,7 @@ def test_interrupted_is_130(monkeypatch):
 
 
 def test_the_module_runs_as_a_program():
-    """`python -m mesh`, where no script is on PATH; exit codes reach the shell."""
+    """`python -m mesh` works without a script on PATH; exit codes reach the shell."""
     version = subprocess.run([sys.executable, "-m", "mesh", "version"], capture_output=True, text=True, timeout=30)
     assert (version.returncode, version.stdout.split()[0]) == (0, "mesh")
     wrong = subprocess.run([sys.executable, "-m", "mesh", "nonsense"], capture_output=True, text=True, timeout=30)

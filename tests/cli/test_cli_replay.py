@@ -1,4 +1,4 @@
-"""`mesh replay`: from a pod or a file, saved and asked again."""
+"""`mesh replay`: decisions of a pod or from a file, saved and repeated."""
 
 import json
 
@@ -9,7 +9,7 @@ QUESTION = Question("m", Need.of_host(10, 0, 100), 0, (Held("a", 10, 5000), Held
 
 
 def test_a_pods_decisions_are_saved_and_asked_again(run, mesh, tmp_path):
-    """The same version gives the same answers; what was tampered with shows."""
+    """The same version decides the same; a changed record shows up."""
     line = render(QUESTION, QUESTION.ask())
     mesh.answer("/mesh/v1/pods/pod-1/decisions", {"decisions": [json.loads(line)]})
     path = tmp_path / "d.ndjson"

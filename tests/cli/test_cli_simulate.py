@@ -1,4 +1,4 @@
-"""`mesh simulate`: traces from files and made ones, tables, JSON, pictures, and what is wrong with a file."""
+"""`mesh simulate`: traces from files and generated ones, tables, JSON, pictures, and errors in files."""
 
 import json
 
@@ -13,7 +13,7 @@ SMALL = ("--models", "200", "--requests", "2000", "--pods", "2")
 
 
 def test_a_made_trace_shows_each_policy_and_the_bound(run):
-    """A row each, in the order asked for; the clairvoyant is never worse."""
+    """One row each, in the given order; the clairvoyant is never worse."""
     result = run("simulate", "zipf", *SMALL, "--policy", "lru", "--policy", "gdsf", "--size", "1MiB", "--json")
     assert result.exit_code == 0
     rows = json.loads(result.stdout)
@@ -28,7 +28,7 @@ def test_a_made_trace_shows_each_policy_and_the_bound(run):
 
 @pytest.mark.parametrize("rooms", [("5",), ("5", "20%")])
 def test_a_picture_is_a_png(run, tmp_path, rooms):
-    """Over time, or over the room where there are several."""
+    """Over time, or over the room if there are several."""
     pytest.importorskip("matplotlib")
     path = tmp_path / "a.png"
     asked = [word for room in rooms for word in ("--room", room)]
@@ -38,7 +38,7 @@ def test_a_picture_is_a_png(run, tmp_path, rooms):
 
 
 def test_a_trace_of_ones_own(run, tmp_path):
-    """CSV with or without a heading, sizes of one's own."""
+    """CSV with or without a heading, with its own sizes."""
     trace, sizes = tmp_path / "calls.csv", tmp_path / "sizes.csv"
     trace.write_text("time,model\n# a remark\n100.5,a\n101,b\n101.25,a\n")
     sizes.write_text("a,1MiB,30\nb,2097152\n")
@@ -91,7 +91,7 @@ def test_wrong_words_say_what_is_right(run, words):
 
 
 def test_a_model_without_a_size_is_named(run, tmp_path):
-    """Rather than guessed."""
+    """Its size is not guessed."""
     trace, sizes = tmp_path / "t.csv", tmp_path / "s.csv"
     trace.write_text("1,a\n")
     sizes.write_text("b,1MiB\n")
@@ -103,7 +103,7 @@ def test_a_model_without_a_size_is_named(run, tmp_path):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
 def test_no_file_is_worse_than_an_error(tmp_path, content):
-    """Whatever it holds."""
+    """With any contents."""
     path = tmp_path / "any"
     path.write_bytes(content)
     for read in (tracefile.requests, tracefile.sizes):

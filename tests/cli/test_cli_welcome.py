@@ -1,4 +1,4 @@
-"""What `mesh up` does once it serves: sample models, and lines that work as they are printed."""
+"""The welcome of `mesh up`: sample models, and commands that work as printed."""
 
 import json
 import shlex
@@ -22,7 +22,7 @@ from tests.cli.conftest import failure
 
 @pytest.fixture
 def samples(monkeypatch, tmp_path):
-    """Two sample models, not trained."""
+    """Two sample models, made without training."""
 
     def sample(name, width):
         inputs = (Tensor("X", "FP32", (-1, width)),)
@@ -43,7 +43,7 @@ def settings(mesh):
 
 
 async def test_samples_are_registered_and_the_lines_call_one(mesh, samples):
-    """One whose input is short enough to be written out; the curl line is complete."""
+    """The one with an input short enough to print; the curl command is complete."""
     text = await welcome.text(settings(mesh), capacity=2**30, samples=True)
     assert set(mesh.models) == {"w", "a b"}
     assert mesh.models["a b"]["path"] == str(samples[1].path)
@@ -56,8 +56,8 @@ async def test_samples_are_registered_and_the_lines_call_one(mesh, samples):
     assert any("infer 'a b'" in line for line in text.splitlines())
 
 
-async def test_a_sample_whose_file_has_moved_is_registered_anew(mesh, samples):
-    """The data directory is another one than when it was registered."""
+async def test_a_sample_whose_file_has_moved_is_registered_again(mesh, samples):
+    """The data directory has changed since it was registered."""
     answers = [failure(409, "CONFLICT", "registered with another path"), None]
 
     async def conflict_once():
@@ -75,7 +75,7 @@ async def test_a_sample_whose_file_has_moved_is_registered_anew(mesh, samples):
 
 
 async def test_a_sample_that_was_made_again_is_reloaded(mesh, samples):
-    """The mesh has loaded another file from the same path before; one that it has loaded as it is stays."""
+    """The mesh has loaded another file from the same path before; a sample with the loaded file stays."""
     mesh.models["w"] = {"digest": "another"}
     mesh.models["a b"] = {"digest": samples[1].sha256}
     mesh.answer("/mesh/v1/models/w/reload", {"id": "w"})
@@ -87,7 +87,7 @@ async def test_a_sample_that_was_made_again_is_reloaded(mesh, samples):
 
 
 async def test_a_mesh_without_samples_is_up_all_the_same(mesh, monkeypatch):
-    """What went wrong with them is a remark."""
+    """Their failure is only logged."""
 
     async def prepare(folder):
         raise sample_models.NoSamples("scikit-learn is not installed")
@@ -100,7 +100,7 @@ async def test_a_mesh_without_samples_is_up_all_the_same(mesh, monkeypatch):
 
 
 async def test_an_installation_without_the_demo_has_no_samples(mesh, monkeypatch):
-    """As the container image is."""
+    """As in the container image."""
     monkeypatch.setitem(sys.modules, "mesh.demo", None)
     text = await welcome.text(settings(mesh), capacity=2**30, samples=True)
     assert mesh.endpoint in text
@@ -108,7 +108,7 @@ async def test_an_installation_without_the_demo_has_no_samples(mesh, monkeypatch
 
 
 def test_the_grpc_line_works_as_printed(monkeypatch):
-    """Run by a shell against a server of that service."""
+    """A shell runs it against a server of that service."""
     monkeypatch.setattr(welcome.shutil, "which", lambda name: None)
     seen = []
 

@@ -1,4 +1,4 @@
-"""The admins' page: each `mesh` command in it is one that there is, with the options that it has."""
+"""The admins' page: each `mesh` command in it exists, with its options."""
 
 import re
 import shlex
@@ -14,14 +14,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "admin.md"
 
 
 def commands() -> list[str]:
-    """The lines of the page that begin with a prompt, from `mesh` on."""
+    """Returns the lines of the page that begin with a prompt, from `mesh` on."""
     lines = re.findall(r"^\$ (.*)$", PAGE.read_text(), re.MULTILINE)
     return [line[line.index("mesh ") :].partition(" > ")[0].partition(" < ")[0] for line in lines if "mesh " in line]
 
 
 @pytest.mark.parametrize("line", [pytest.param(line, id=line) for line in commands()])
 def test_each_command_is_one(line: str) -> None:
-    """It and its options are in the help."""
+    """The help has it and its options."""
     words = re.sub(r"^mesh (--context \S+ )?", "", line)
     names = [word for word in shlex.split(words) if not word.startswith("-")]
     path = names[:2] if names[0] in ("context", "prefix") else names[:1]
@@ -32,7 +32,7 @@ def test_each_command_is_one(line: str) -> None:
 
 
 def test_the_doctors_areas_are_those_that_it_takes() -> None:
-    """The table names no area that `--only` refuses, and leaves none out."""
+    """The table names exactly the areas that `--only` accepts."""
     text = PAGE.read_text()
     table = text[text.index("| area | looked at |") :].partition("\n\n")[0].splitlines()[2:]
     assert [row.split("|")[1].strip() for row in table] == list(doctor.AREAS)

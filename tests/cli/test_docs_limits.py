@@ -1,4 +1,4 @@
-"""docs/limits.md names what there is: options, tests, and the numbers that the code has."""
+"""docs/limits.md: its options and tests exist, and its numbers are those of the code."""
 
 import re
 from pathlib import Path

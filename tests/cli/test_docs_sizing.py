@@ -1,4 +1,4 @@
-"""The page about sizes: its tables are what the code reckons, and what they say holds in a simulation."""
+"""The page about sizes: its tables are computed by the code, and a simulation confirms them."""
 
 import json
 import re
@@ -32,7 +32,7 @@ TENTH = {
 
 
 def table(heading: str) -> list[list[str]]:
-    """The first table below a heading, without the line below its head."""
+    """Returns the first table below a heading, without the line below its head."""
     lines = TEXT.split(f"## {heading}\n")[1].split("\n## ")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     end = next((n for n, row in enumerate(rows) if n > 1 and set(row[0]) == {"-"}), len(rows) + 1)
@@ -45,7 +45,7 @@ def number(text: str) -> float:
 
 @pytest.fixture(scope="module")
 def calls(tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    """A shell where the page's calls are, a tenth of them."""
+    """A shell with a tenth of the page's calls."""
     shell = Shell(tmp_path_factory.mktemp("sizing"))
     (made,) = [command for command in COMMANDS if command.text.startswith("python - >")]
     script = made.put(TENTH)
@@ -56,14 +56,14 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Shell:
 
 
 def simulated(shell: Shell, command: str) -> list[dict[str, Any]]:
-    """What a command of the page reckons."""
+    """Returns the results of a command of the page."""
     done = shell.run(f"{command} --json", timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def test_the_cliff_and_the_plateau(calls: Shell):
-    """As the table has them: hits over memory, by its own command. And the table's columns agree with each other."""
+    """The table's own command confirms its hits over memory, and its columns agree with each other."""
     (made,) = [command for command in COMMANDS if command.text.startswith("python - >")]
     rows = simulated(calls, "mesh " + made.text.partition("\nmesh ")[2])
     found = {(row["policy"], round(row["room"], 2)): row["hit_rate"] for row in rows}
@@ -106,7 +106,7 @@ def test_a_smooth_popularity(calls: Shell):
 
 
 def test_containers():
-    """What `auto` takes, to the digit; and the largest capacity that is let in."""
+    """The result of `auto`, to the digit; and the largest capacity that is accepted."""
     limits, sizes = table("Containers")
     for limit, size in zip(limits[1:], sizes[1:], strict=True):
         there = parse_bytes(limit.replace(" ", ""))
@@ -118,7 +118,7 @@ def test_containers():
 
 
 def test_the_example():
-    """Its pools are keys of the chart, and hold what it says with a pod away."""
+    """Its pools are keys of the chart, and have the stated room with a pod missing."""
     example = yaml.safe_load(TEXT.split("```yaml\n")[1].split("```")[0])
     assert example["router"].keys() <= VALUES["router"].keys()
     (pool,) = example["pools"]

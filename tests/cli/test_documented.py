@@ -1,4 +1,4 @@
-"""Every command of the docs is run by some test, and the way they are found in the pages."""
+"""Commands of the docs: each is run by a test; and how they are found in the pages."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ PAGES = sorted(path.name for path in DOCS.glob("*.md") if documented.commands(pa
 
 
 def test_each_block_is_run_by_somebody():
-    """The table names all blocks that there are, and no others; who runs one is there, and names its heading."""
+    """The table names exactly the existing blocks; the test that runs one exists and names its heading."""
     there = {(command.page, command.heading) for page in PAGES for command in documented.commands(page)}
     assert there == set(RUN_BY)
     for (page, heading), by in RUN_BY.items():
@@ -19,7 +19,7 @@ def test_each_block_is_run_by_somebody():
 
 
 def test_blocks_are_taken_apart(tmp_path, monkeypatch):
-    """Prompts, lines that go on, quotes over lines, output between commands, documents within one, other languages."""
+    """Prompts, continued lines, quotes over lines, output between commands, here-documents, other languages."""
     text = """# Page
 ```yaml
 $ not: one
@@ -62,7 +62,7 @@ def test_words_are_put_in_place_of_the_examples():
 
 
 def test_a_shell_keeps_what_is_exported(tmp_path):
-    """And says how a command has ended."""
+    """It also returns the exit code of a command."""
     shell = Shell(tmp_path / "here")
     assert shell.run("export WORD='a b'; echo said").stdout == "said\n"
     assert shell.run("echo $WORD; pwd").stdout == f"a b\n{tmp_path / 'here'}\n"

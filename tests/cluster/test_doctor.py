@@ -286,5 +286,7 @@ async def test_rights_that_are_missing(mesh: Installed, cluster: Kube, tmp_path:
     identity.write(kubeconfig, identity.kubeconfig(authority, user={"token": token}, namespace=name))
     visits = Visits(mesh, "--only", "kubernetes", kube=Kube(kubeconfig, name))
     await visits.visit()
-    assert visits.found("warn", "kubernetes", "rights", "you may not", "ask for the role `admin`"), visits.findings
+    assert visits.found("warn", "kubernetes", "rights", "you have no right to", "ask for the role `admin`"), (
+        visits.findings
+    )
     assert visits.found("ok", "kubernetes", "pods", "1 runtime")

@@ -1,4 +1,4 @@
-"""A fleet of linear models made by hand, in a moment, and a fake mesh that serves them."""
+"""A fleet of handmade linear models, and a fake mesh that serves them."""
 
 import hashlib
 

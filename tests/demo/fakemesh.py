@@ -1,7 +1,7 @@
-"""The outside of a mesh with one process behind it: V2 over gRPC and REST, bulk import, statistics.
+"""The interfaces of a mesh in one process: V2 over gRPC and REST, bulk import, statistics.
 
-It answers with onnxruntime's results, in the forms that the protocol allows, and does on request what a mesh must not.
-How the real one behaves is tested on the real one; this is for the demo's own eyes.
+It answers with onnxruntime's results, in the forms that the protocol allows, and on request does what a mesh must not.
+The real mesh has its own tests; this fake tests the checks of the demo.
 """
 
 import json
@@ -74,7 +74,7 @@ class FakeMesh:
         await self.server.start()
 
     async def list_models(self, request: web.Request) -> web.Response:
-        """A model a page."""
+        """Lists one model a page."""
         ids = sorted(model for model in self.registered if model > request.query["after"])
         models = [{"id": model, "digest": self.digests.get(model, "")} for model in ids[:1]]
         return web.json_response({"models": models, "next": ids[0] if len(ids) > 1 else None})

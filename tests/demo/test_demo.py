@@ -1,4 +1,4 @@
-"""The demo's own eyes: it sees wrong answers and errors, repeats what may be repeated, and counts."""
+"""The demo's checks: it finds wrong answers and errors, retries what may be retried, and counts."""
 
 import asyncio
 import os
@@ -73,7 +73,7 @@ async def test_errors_are_counted_and_their_texts_kept(mesh, tiny):
 @pytest.mark.parametrize("reason", [Reason.UNAVAILABLE, Reason.NO_ROOM])
 @pytest.mark.parametrize("text", ["later", "no JSON"])
 async def test_what_may_be_had_later_is_asked_for_again(mesh, tiny, reason, text):
-    """Refused once every fourth time: all is well in the end, and the repetitions are told."""
+    """Every fourth call is refused once: all succeed in the end, and the retries are reported."""
     mesh.fault = lambda model, number: (reason.code, reason.http, text) if number % 4 == 0 else None
     report = await demo(mesh, tiny, requests=40)
     assert report.ok
@@ -82,7 +82,7 @@ async def test_what_may_be_had_later_is_asked_for_again(mesh, tiny, reason, text
 
 
 async def test_repeating_has_an_end(tiny):
-    """A mesh that is never there: each request is given up."""
+    """The mesh never answers: each request is given up."""
 
     class Never:
         name = "never"
@@ -95,7 +95,7 @@ async def test_repeating_has_an_end(tiny):
 
 
 async def test_an_answer_that_cannot_be_read_is_wrong(tiny):
-    """Not an error of the demo."""
+    """It is not an error of the demo."""
 
     class Nonsense:
         name = "nonsense"
@@ -108,7 +108,7 @@ async def test_an_answer_that_cannot_be_read_is_wrong(tiny):
 
 
 async def test_traffic_can_be_stopped_and_is_skewed(tiny):
-    """For those who do something to the mesh meanwhile; and a few models get most of the calls."""
+    """A test may act on the mesh meanwhile; and a few models get most of the calls."""
     called = []
 
     class Echo:
@@ -135,19 +135,19 @@ async def test_traffic_can_be_stopped_and_is_skewed(tiny):
     [
         ({"error": {"line": 1, "id": "a", "reason": "CONFLICT", "text": "registered otherwise"}}, "otherwise"),
         ({"error": "not now", "reason": "REGISTRY_AWAY", "code": 14}, "not now"),
-        ({"done": 3}, "broke off"),
+        ({"done": 3}, "was interrupted"),
     ],
     ids=["a line", "all of it", "the end"],
 )
 async def test_a_fleet_that_cannot_be_registered(mesh, tiny, answer, said):
-    """There is no run, and the reason is told."""
+    """There is no run, and the reason is reported."""
     mesh.import_error = answer
     with pytest.raises(DemoError, match=said):
         await demo(mesh, tiny)
 
 
 async def test_models_that_were_made_again_are_reloaded(mesh, tiny):
-    """Those whose files a mesh that is kept has loaded before, as others; and none on the first run."""
+    """Those of which a kept mesh has loaded other files before; and none on the first run."""
     first, second = tiny.models[0], tiny.models[1]
     mesh.digests = {first.id: "another", second.id: second.sha256}
     await demo(mesh, tiny)

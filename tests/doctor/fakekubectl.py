@@ -1,6 +1,6 @@
-"""As much of kubectl as the doctor asks for, on objects in a file beside it: it is copied onto PATH under that name.
+"""A fake of the kubectl commands that the doctor runs, with objects from a file beside it; it is copied onto PATH.
 
-That the real one answers the same to the same command lines was seen with a real API server; tests/cluster has one.
+The real kubectl answers the same command lines alike; tests/cluster has a real API server.
 """
 
 import json

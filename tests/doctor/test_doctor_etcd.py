@@ -1,4 +1,4 @@
-"""Faults planted in a real etcd, and in how it is reached: each is found, named, and comes with what to do."""
+"""Faults planted in a real etcd and in its connection: each is found and named, with what to do."""
 
 import asyncio
 import datetime
@@ -35,7 +35,7 @@ def looked(doctor, server: EtcdServer, *arguments: str):
 
 
 def test_a_healthy_etcd_has_nothing_but_ok(doctor, etcd_server: EtcdServer, keys: Keys) -> None:
-    """But for its version: the wheel's etcd is an old one."""
+    """Except for its version: the wheel's etcd is old."""
     put(etcd_server, keys.pod("pod-1"))
     put(etcd_server, keys.owner, b'{"install":"a/mesh","schema":1}')
     visit = looked(doctor, etcd_server, "--base", keys.base, "--install-id", "a/mesh")
@@ -52,7 +52,7 @@ def test_etcd_away(doctor, own_etcd: EtcdServer) -> None:
 
 
 def test_etcd_hanging(doctor, own_etcd: EtcdServer) -> None:
-    """Its port takes connections and nothing comes."""
+    """Its port accepts connections and sends nothing."""
     own_etcd.freeze()
     visit = looked(doctor, own_etcd, "--timeout", "1")
     assert "it does not answer" in visit.said("fail", "etcd", "reach")
@@ -60,12 +60,12 @@ def test_etcd_hanging(doctor, own_etcd: EtcdServer) -> None:
 
 def test_a_name_that_dns_does_not_know(doctor) -> None:
     visit = doctor("--only", "etcd", "--etcd", "http://etcd.invalid:2379", "--timeout", "2")
-    assert "not known to DNS" in visit.said("fail", "etcd", "reach")
+    assert "DNS does not know its name" in visit.said("fail", "etcd", "reach")
 
 
 @pytest.fixture(scope="module")
 def auth_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
-    """It knows alice, who may use what begins with `mine/`."""
+    """An etcd with the user alice, who may use keys that begin with `mine/`."""
     with EtcdServer(tmp_path_factory.mktemp("auth") / "data", extra=["--bcrypt-cost=4"]) as server:
         server.etcdctl("user", "add", "root:secret")
         server.etcdctl("role", "add", "root")
@@ -104,7 +104,7 @@ def test_a_user_that_may_not_use_the_prefix(doctor, auth_etcd: EtcdServer, tmp_p
 
 
 def test_a_full_etcd(doctor, tmp_path: Path) -> None:
-    """Filled for real: the alarm is told, and that its quota is used up."""
+    """Really full: the alarm is reported, and the exhausted quota."""
     quota = 4 * 2**20
     with EtcdServer(tmp_path / "data", extra=[f"--quota-backend-bytes={quota}"]) as server:
 
@@ -147,12 +147,12 @@ def test_an_expired_certificate(doctor, tmp_path: Path) -> None:
     server, ca = tls_etcd(tmp_path, ends=-HOUR)
     with server:
         text = looked(doctor, server, "--etcd-ca", str(ca), "--timeout", "2").said("fail", "etcd", "certificate")
-    assert "has expired on 20" in text
+    assert "expired on 20" in text
     assert "renew" in text
 
 
 def test_a_certificate_for_another_name(doctor, tmp_path: Path) -> None:
-    """It says which names it is for, and how to go by one of them."""
+    """The finding has the certificate's names, and says how to use one of them."""
     server, ca = tls_etcd(tmp_path, "mesh-etcd-0.mesh-etcd")
     with server:
         text = looked(doctor, server, "--etcd-ca", str(ca), "--timeout", "2").said("fail", "etcd", "certificate")
@@ -179,7 +179,7 @@ def test_another_authority(doctor, tmp_path: Path) -> None:
 
 
 def test_a_certificate_that_ends_soon(doctor, tmp_path: Path) -> None:
-    """It works, and is told before it does not."""
+    """There is a warning before it expires."""
     server, ca = tls_etcd(tmp_path, ends=72 * HOUR)
     with server:
         visit = looked(doctor, server, "--etcd-ca", str(ca))
@@ -191,9 +191,9 @@ def test_http_where_it_speaks_tls_and_the_other_way_round(doctor, tmp_path: Path
     server, _ = tls_etcd(tmp_path)
     with server:
         plain = doctor("--only", "etcd", "--etcd", server.endpoint.replace("https", "http"), "--timeout", "2")
-    assert "write https://" in plain.said("fail", "etcd", "reach")
+    assert "use https://" in plain.said("fail", "etcd", "reach")
     secure = doctor("--only", "etcd", "--etcd", etcd_server.endpoint.replace("http", "https"), "--timeout", "2")
-    assert "write http://" in secure.said("fail", "etcd", "reach")
+    assert "use http://" in secure.said("fail", "etcd", "reach")
 
 
 def test_a_client_without_the_certificate_that_it_wants(doctor, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_client_without_the_certificate_that_it_wants(doctor, tmp_path: Path) 
 def test_a_prefix_of_another_mesh(doctor, etcd_server: EtcdServer, keys: Keys) -> None:
     put(etcd_server, keys.owner, b'{"install":"b/mesh","schema":1}')
     visit = looked(doctor, etcd_server, "--base", keys.base, "--install-id", "a/mesh")
-    assert "belongs to the mesh 'b/mesh', and this is 'a/mesh'" in visit.said("fail", "etcd", "owner")
+    assert "belongs to the mesh 'b/mesh', but this is 'a/mesh'" in visit.said("fail", "etcd", "owner")
 
 
 def test_no_pod_has_published_itself(doctor, etcd_server: EtcdServer, keys: Keys) -> None:
@@ -224,7 +224,7 @@ def test_a_prefix_with_nothing_below(doctor, etcd_server: EtcdServer, keys: Keys
     [("{", "is not a JSON object"), ('{"endpoints": ""}', "`endpoints` is missing"), ('{"enpoints": "x"}', "no field")],
 )
 def test_a_secret_that_cannot_be_used(doctor, tmp_path: Path, content: str, said: str) -> None:
-    """It is a finding like others, and ends nothing else."""
+    """It is a finding like others; the other checks still run."""
     (tmp_path / "etcd_connection").write_text(content)
     visit = doctor("--etcd-config", str(tmp_path / "etcd_connection"), "--endpoint", "http://127.0.0.1:9")
     assert said in visit.said("fail", "etcd", "settings")
@@ -232,7 +232,7 @@ def test_a_secret_that_cannot_be_used(doctor, tmp_path: Path, content: str, said
 
 
 def test_where_nobody_said_where_it_is(doctor) -> None:
-    """It is left out, and that is said; asked for by name, it is a fault."""
+    """The area is listed as skipped; asked for by name, that is a fault."""
     assert "--etcd" in {one["area"]: one["why"] for one in doctor("--endpoint", "http://127.0.0.1:9").skipped}["etcd"]
     assert doctor("--only", "etcd").said("fail", "etcd", "settings")
 
@@ -265,12 +265,12 @@ def test_the_facts_below_are_fine() -> None:
     ("times", "level"), [((99.0,), Level.OK), ((1.0, 150.0, 200.0), Level.WARN), ((1500.0,), Level.FAIL)]
 )
 def test_slow_reads(times: tuple[float, ...], level: Level) -> None:
-    """By their median: one slow read is none."""
+    """Judged by the median: one slow read does not count."""
     assert levels(replace(FINE, reads_ms=times), "latency") == {level}
 
 
 def test_a_member_that_does_not_answer() -> None:
-    """Of three it is a warning, and its name is told."""
+    """One of three is a warning with its name."""
     endpoints = tuple(f"http://{name}:2379" for name in "abc")
     members = (
         *(MemberFacts(e, Answer(Trouble.NONE), replace(STATUS, member=n)) for n, e in enumerate(endpoints[:2], 1)),
@@ -291,13 +291,13 @@ def test_no_leader() -> None:
 
 
 def test_endpoints_of_two_clusters() -> None:
-    """A slip in a Secret that no process notices."""
+    """A mistake in a Secret that no process notices."""
     other = MemberFacts("http://b:2379", Answer(Trouble.NONE), replace(STATUS, cluster=2, member=2))
     assert Level.FAIL in levels(replace(FINE, members=(*FINE.members, other)), "members")
 
 
 def test_alarms_that_only_a_member_tells() -> None:
-    """Not every user may ask for alarms."""
+    """Not every user may list alarms."""
     told = replace(STATUS, errors=("memberID:1 alarm:NOSPACE",))
     facts = replace(FINE, alarms=None, members=(MemberFacts("http://a:2379", Answer(Trouble.NONE), told),))
     assert levels(facts, "alarm") == {Level.FAIL}

@@ -1,4 +1,4 @@
-"""Faults of a namespace in Kubernetes, planted into what kubectl answers."""
+"""Faults of a namespace in Kubernetes, planted into kubectl's answers."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ def pod(name: str, component: str, *, ready: bool = True, claim: str = "", **sta
 
 
 def secret(name: str, **data: bytes) -> dict[str, Any]:
-    """Underscores of the keys stand for dots, but in `etcd_connection`."""
+    """Makes a Secret. Underscores in keys stand for dots, except in `etcd_connection`."""
     keys = {key if key == "etcd_connection" else key.replace("_", "."): value for key, value in data.items()}
     return named("Secret", name, data={key: base64.b64encode(value).decode() for key, value in keys.items()})
 
@@ -47,7 +47,7 @@ CONNECTION = {"endpoints": "https://mesh-etcd-0.mesh-etcd:2379", "root_prefix": 
 
 
 class Cluster:
-    """What kubectl is to answer."""
+    """The objects of the fake kubectl."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "cluster.json"
@@ -75,7 +75,7 @@ class Cluster:
         self.file.write_text(json.dumps(self.answer))
 
     def add(self, *objects: dict[str, Any]) -> None:
-        """More of them; one with the name of another takes its place."""
+        """Adds objects; one with an existing name replaces it."""
         names = {(one["kind"], one["metadata"]["name"]) for one in objects}
         kept = [one for one in self.answer["objects"] if (one["kind"], one["metadata"]["name"]) not in names]
         self.answer["objects"] = [*kept, *objects]
@@ -92,7 +92,7 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """A kubectl on PATH, of a namespace with nothing wrong."""
+    """A kubectl on PATH, for a namespace without faults."""
     folder = tmp_path / "bin"
     folder.mkdir()
     program = folder / "kubectl"
@@ -127,7 +127,7 @@ def test_an_image_that_cannot_be_pulled(doctor, cluster: Cluster) -> None:
 
 
 def test_a_pod_that_was_killed_for_memory(doctor, cluster: Cluster) -> None:
-    """Though it runs again."""
+    """Even if it runs again."""
     ended = {"terminated": {"reason": "OOMKilled", "exitCode": 137, "finishedAt": "2026-01-01T00:00:00Z"}}
     statuses = [{"name": "runtime", "restartCount": 4, "state": {"running": {}}, "lastState": ended}]
     cluster.add(pod("mesh-runtime-cpu-1", "runtime", containerStatuses=statuses))
@@ -160,7 +160,7 @@ def test_a_pod_that_cannot_mount(doctor, cluster: Cluster) -> None:
 
 
 def test_pods_that_are_not_made(doctor, cluster: Cluster) -> None:
-    """Refused by a quota, which shows at the Deployment only."""
+    """Refused by a quota, which only the Deployment shows."""
     refused = {"type": "ReplicaFailure", "status": "True", "message": "pods is forbidden: exceeded quota: team-a"}
     broken = workload("mesh-runtime-cpu", "runtime", ready=0)
     broken["status"]["conditions"] = [refused]
@@ -207,7 +207,7 @@ REFUSED = 'pods "mesh-certificates-1-x" is forbidden: minimum cpu usage per Cont
     [("mesh-certificates-4a1b", "certificate"), ("mesh-etcd-snapshots-2901", "snapshots")],
 )
 def test_a_job_whose_pods_are_refused(doctor, cluster: Cluster, job: str, meaning: str) -> None:
-    """By a LimitRange, say: it has no pod that could show it. Once it has succeeded, all is well."""
+    """By a LimitRange, say: it has no pod that could show it. Once it has succeeded, there is no finding."""
     about = {"kind": "Job", "name": job}
     event = named("Event", "e1", involvedObject=about, type="Warning", reason="FailedCreate", message=REFUSED)
     cluster.add(named("Job", job, status={"failed": 0}), event)
@@ -231,7 +231,7 @@ def test_somebody_elses_jobs_are_none_of_its_business(doctor, cluster: Cluster) 
     [("FailedGetResourceMetric", "metrics-server"), ("FailedGetPodsMetric", "prometheus-adapter")],
 )
 def test_an_autoscaler_without_its_metric(doctor, cluster: Cluster, reason: str, todo: str) -> None:
-    """It does nothing, and that is said nowhere else. One that is off because of 0 replicas is not broken."""
+    """It does nothing, which nothing else shows. One that is disabled by 0 replicas is not broken."""
     condition = {"type": "ScalingActive", "status": "False", "reason": reason, "message": "no metrics returned"}
     scaler = named("HorizontalPodAutoscaler", "mesh-runtime-cpu", "runtime", status={"conditions": [condition]})
     cluster.add(scaler)
@@ -244,7 +244,7 @@ def test_an_autoscaler_without_its_metric(doctor, cluster: Cluster, reason: str,
 
 
 def test_secrets_alone(doctor, cluster: Cluster) -> None:
-    """Each area that is named in what is said may be asked for."""
+    """Each area that findings name may be asked for."""
     cluster.remove("mesh-etcd-connection")
     visit = doctor("--only", "secrets")
     assert visit.said("fail", "secrets", "there")
@@ -252,7 +252,7 @@ def test_secrets_alone(doctor, cluster: Cluster) -> None:
 
 
 def test_somebody_elses_volumes_are_none_of_its_business(doctor, cluster: Cluster) -> None:
-    """Nor is one of ours that waits for its first pod, as before the first snapshot."""
+    """Nor is a claim of ours that waits for its first pod, as before the first snapshot."""
     cluster.add(
         named("PersistentVolumeClaim", "theirs", status={"phase": "Pending"}),
         named("PersistentVolumeClaim", "mesh-etcd-snapshots", "snapshot", status={"phase": "Pending"}),
@@ -268,7 +268,7 @@ def test_a_secret_that_is_missing(doctor, cluster: Cluster) -> None:
 
 
 def uses(name: str, *keys: str) -> dict[str, Any]:
-    """A workload that mounts such a Secret; without keys, one that pulls its image with it."""
+    """Returns a workload that mounts this Secret, or without keys pulls its image with it."""
     items = [{"key": key, "path": key} for key in keys]
     volume = {"name": "it", "secret": {"secretName": name, "items": items}}
     spec = {"volumes": [volume]} if keys else {"imagePullSecrets": [{"name": name}]}
@@ -295,7 +295,7 @@ def uses(name: str, *keys: str) -> dict[str, Any]:
     ],
 )
 def test_how_a_missing_secret_is_made(doctor, cluster: Cluster, name: str, keys: tuple[str, ...], words: list[str]):
-    """The command that makes it, and of what."""
+    """With the command that creates it from its files."""
     cluster.remove(name)
     cluster.add(uses(name, *keys))
     text = looked(doctor).said("fail", "secrets", "there")
@@ -315,7 +315,7 @@ def test_an_expired_certificate_in_a_secret(doctor, cluster: Cluster) -> None:
     authority, server = certificate("mesh.internal", ends=-HOUR)
     cluster.add(secret("mesh-internal", ca_crt=authority, tls_crt=server, tls_key=server))
     text = looked(doctor).said("fail", "secrets", "expiry")
-    assert "tls.crt of the Secret mesh-internal (server) has expired" in text
+    assert "tls.crt of the Secret mesh-internal (server) expired" in text
     assert "cronjob/mesh-certificates" in text
 
 
@@ -326,7 +326,7 @@ def test_a_key_of_another_certificate(doctor, cluster: Cluster) -> None:
 
 
 def test_a_connection_that_cannot_be_read(doctor, cluster: Cluster) -> None:
-    """As a router would say it, without the password in it."""
+    """With a router's error, but without the password."""
     cluster.add(secret("mesh-etcd-connection", etcd_connection=b'{"endpoints": "", "password": "hunter2"}'))
     visit = looked(doctor)
     assert "`endpoints` is missing" in visit.said("fail", "secrets", "etcd")
@@ -341,7 +341,7 @@ def test_a_store_that_cannot_be_read(doctor, cluster: Cluster) -> None:
 
 
 def test_rights_that_are_missing(doctor, cluster: Cluster) -> None:
-    """What one can not do without them is said; the rest is looked at."""
+    """Their purposes are listed; the rest is checked."""
     cluster.set(forbidden=["secrets"])
     visit = looked(doctor)
     assert "get secrets (check Secrets, and install)" in visit.said("warn", "kubernetes", "rights")
@@ -349,7 +349,7 @@ def test_rights_that_are_missing(doctor, cluster: Cluster) -> None:
 
 
 def test_no_mesh_in_the_namespace(doctor, cluster: Cluster) -> None:
-    """Asked for, it is a fault; else it is left out."""
+    """If asked for, it is a fault; otherwise the area is skipped."""
     cluster.set(objects=[])
     assert "--namespace" in looked(doctor).said("fail", "kubernetes", "reach")
     visit = doctor("--endpoint", "http://127.0.0.1:9")
@@ -364,8 +364,8 @@ def test_a_cluster_that_does_not_answer(doctor, cluster: Cluster) -> None:
 
 
 def test_a_routers_pod_looks_at_etcd(doctor, cluster: Cluster) -> None:
-    """From a laptop nobody reaches it: what is found inside is told here."""
-    inside = {"level": "fail", "area": "etcd", "check": "alarm", "what": "alarm NOSPACE of etcd-0", "todo": "raise"}
+    """A laptop cannot reach it: findings from inside are shown here."""
+    inside = {"level": "fail", "area": "etcd", "check": "alarm", "what": "alarm NOSPACE from etcd-0", "todo": "raise"}
     cluster.set(inside=json.dumps({"findings": [inside]}))
     visit = doctor("--endpoint", "http://127.0.0.1:9")
     assert "NOSPACE" in visit.said("fail", "etcd", "alarm")
@@ -378,7 +378,7 @@ def test_a_routers_pod_looks_at_etcd(doctor, cluster: Cluster) -> None:
     ("text", "count"), [("", 0), ('{"items": [{}, {}]}', 2), ('{"kind": "Pod"}', 1), ('{"a": 1}\n{"b": 2}\n', 2)]
 )
 def test_what_kubectl_prints(text: str, count: int) -> None:
-    """A list, one object, several one after the other, or nothing."""
+    """A list, one object, several in sequence, or nothing."""
     assert len(parse(text)) == count
 
 

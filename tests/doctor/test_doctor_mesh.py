@@ -34,7 +34,7 @@ POD = {
 
 @pytest.fixture
 def fine(mesh: FakeMesh) -> FakeMesh:
-    """A mesh with nothing wrong."""
+    """A mesh without faults."""
     mesh.answer("/mesh/v1/stats", {"workers": 2})
     mesh.answer("/mesh/v1/pods", {"pods": [POD]})
     mesh.answer("/mesh/v1/settings", {"settings": {"type_constraints": "", "type_limits": ""}})
@@ -63,7 +63,7 @@ def test_nothing_at_the_endpoint(doctor) -> None:
 
 
 def test_something_else_at_the_endpoint(doctor, mesh: FakeMesh) -> None:
-    """It answers, and is no mesh."""
+    """It answers, but is not a mesh."""
     assert "not the REST interface of a mesh" in looked(doctor, mesh).said("fail", "mesh", "reach")
 
 
@@ -96,7 +96,7 @@ def test_many_models_in_trouble_are_counted(doctor, fine: FakeMesh) -> None:
 
 
 def test_a_type_without_pods(doctor, fine: FakeMesh) -> None:
-    """Of those that are registered: what nobody uses is no fault."""
+    """Only registered types count."""
     register(fine, "large", type="big")
     asked = {"big": {"required": ["gpu", "cpu"]}, "unused": {"required": ["tpu"]}}
     fine.answer("/mesh/v1/settings", {"settings": {"type_constraints": json.dumps(asked)}})
@@ -127,7 +127,7 @@ def test_a_missing_storage_key(doctor, fine: FakeMesh, tmp_path: Path) -> None:
 
 
 def test_models_in_use_that_do_not_fit(doctor, fine: FakeMesh) -> None:
-    """A full pod is one, and that what makes way was used just now."""
+    """A pod is full, and the next victim was used just now."""
     full: Mapping[str, Any] = {**POD, "used": 95 * 2**20}
     fine.answer("/mesh/v1/pods", {"pods": [full]})
     assert "more pods" in looked(doctor, fine).said("warn", "mesh", "room")
@@ -136,7 +136,7 @@ def test_models_in_use_that_do_not_fit(doctor, fine: FakeMesh) -> None:
 
 
 def test_a_registry_that_is_away(doctor, fine: FakeMesh) -> None:
-    """The router answers for what it holds."""
+    """The router still answers for the rest."""
     fine.answer("/mesh/v1/settings", make=lambda: failure(503, "REGISTRY_AWAY", "etcd does not answer"))
     visit = looked(doctor, fine)
     assert "etcd does not answer" in visit.said("fail", "mesh", "registry")
@@ -151,7 +151,7 @@ def test_answers_of_another_version_end_nothing(doctor, fine: FakeMesh) -> None:
 
 
 def test_a_router_that_hangs(doctor, fine: FakeMesh) -> None:
-    """Each question has its time-out."""
+    """Each request has its timeout."""
 
     ends: list[Callable[[], object]] = []
 
@@ -170,11 +170,11 @@ def test_a_router_that_hangs(doctor, fine: FakeMesh) -> None:
 
 @pytest.mark.parametrize(
     ("name", "ends", "said"),
-    [("127.0.0.1", -HOUR, "has expired on 20"), ("mesh.example", HOUR, "it is for mesh.example")],
+    [("127.0.0.1", -HOUR, "expired on 20"), ("mesh.example", HOUR, "it is for mesh.example")],
     ids=["expired", "another name"],
 )
 def test_certificates_of_the_endpoint(doctor, tmp_path: Path, name: str, ends: datetime.timedelta, said: str) -> None:
-    """Told before anything is asked; any TLS server shows one, etcd for instance."""
+    """Checked before any request; any TLS server presents one, such as etcd."""
     authority, server = certificate(name, ends=ends)
     (tmp_path / "ca").write_bytes(authority)
     (tmp_path / "server").write_bytes(server)
@@ -189,12 +189,12 @@ def test_certificates_of_the_endpoint(doctor, tmp_path: Path, name: str, ends: d
 
 
 def test_certificates_in_a_folder(doctor, fine: FakeMesh, tmp_path: Path) -> None:
-    """Those between the mesh's own processes, where they are at hand."""
+    """Those between the mesh's own processes, if given."""
     (tmp_path / "tls.crt").write_bytes(certificate("mesh.internal", ends=48 * HOUR)[1])
     (tmp_path / "ca.crt").write_bytes(b"nonsense")
     visit = looked(doctor, fine, "--certificates", str(tmp_path))
     assert "tls.crt (server) expires in 1 day" in visit.said("warn", "certificates", "expiry")
-    assert "ca.crt is no certificate" in visit.said("fail", "certificates", "expiry")
+    assert "ca.crt is not a certificate" in visit.said("fail", "certificates", "expiry")
 
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -206,7 +206,7 @@ NOW = datetime.datetime.now(datetime.UTC)
     ids=["good", "soon", "expired"],
 )
 def test_how_long_a_certificate_is_good(ends: datetime.timedelta, level: Level) -> None:
-    """Of several in one file, the first to end counts."""
+    """Of several in one file, the first to expire counts."""
     raw = certificate("a", ends=500 * 24 * HOUR)[1] + certificate("b", ends=ends)[1]
     assert certificates.pem(Area("x"), "expiry", "it", raw, NOW, "renew it").level is level
 
@@ -223,5 +223,5 @@ def test_how_long_a_certificate_is_good(ends: datetime.timedelta, level: Level) 
     ],
 )
 def test_the_storage_key_of_a_registration(key: str, named: str) -> None:
-    """Whatever else stands there."""
+    """Regardless of the key's other contents."""
     assert meshfacts.storage_key(key) == named

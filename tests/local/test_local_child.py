@@ -1,4 +1,4 @@
-"""Minding one child, and all of them in order."""
+"""Supervision of one child, and of all in order."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ from tests.support.waiting import until
 
 
 class FakeProcess:
-    """A child that does what a test says."""
+    """A child that behaves as a test says."""
 
     def __init__(self, world, name, argv, on_line):
         self.world, self.name, self.argv, self.on_line = world, name, argv, on_line
@@ -54,7 +54,7 @@ class FakeProcess:
 
 
 class World:
-    """Spawns fake processes and remembers."""
+    """A spawner of fake processes that remembers them."""
 
     def __init__(self):
         self.started = []
@@ -96,7 +96,7 @@ async def tasks():
 
 
 async def test_a_child_that_dies_is_started_again(world, tasks):
-    """With a command line of its own, until it is stopped."""
+    """With a new command line, until it is stopped."""
     child = world.child()
     await child.start()
     tasks.run(duties.PART, child.run)
@@ -113,7 +113,7 @@ async def test_a_child_that_dies_is_started_again(world, tasks):
 
 
 async def test_a_child_that_cannot_start_tells_its_last_lines(world):
-    """It is not started again: what is wrong would only be repeated. Structured lines are made readable."""
+    """It is not started again, as it would fail again. Structured lines are made readable."""
     world.missing["pod-1"] = "still starting"
     child = world.child()
     starting = asyncio.ensure_future(child.start())
@@ -129,7 +129,7 @@ async def test_a_child_that_cannot_start_tells_its_last_lines(world):
 
 
 async def test_a_child_that_is_never_ready_is_given_up(world):
-    """With what its probe says is missing."""
+    """With the reason that its probe gives."""
     world.missing["pod-1"] = "no lease yet"
     child = world.child(start_timeout=0.02)
     with pytest.raises(UpError, match=r"pod-1 is not ready after 0\.02 s: no lease yet"):
@@ -183,7 +183,7 @@ def local(world, monkeypatch, tmp_path):
 
 
 class Lines:
-    """Instead of a printer."""
+    """A replacement of the printer."""
 
     def __init__(self):
         self.texts = []
@@ -231,7 +231,7 @@ async def test_nothing_is_told_ready_before_it_is(world, local):
 
 
 async def test_a_part_that_fails_takes_the_others_down(world, local):
-    """And its reason is what `mesh up` ends with."""
+    """And `mesh up` ends with its reason."""
     world.missing |= {"pod-1": "starting", "pod-2": "starting"}
     running = asyncio.ensure_future(supervisor.run(local, Lines(), _nothing))
     await until(lambda: len(world.started) == 4)
@@ -242,7 +242,7 @@ async def test_a_part_that_fails_takes_the_others_down(world, local):
 
 
 async def test_a_second_signal_kills(world, local):
-    """Who is in a hurry need not wait for calls in flight."""
+    """A user in a hurry need not wait for calls in flight."""
     stuck = asyncio.Event()
 
     async def never(self, grace):
@@ -278,7 +278,7 @@ async def _nothing(mesh):
 
 
 def test_command_lines_name_everything_a_part_needs(tmp_path):
-    """Fresh ports at each start, JSON logs, the folder of the samples among the roots."""
+    """New ports at each start, JSON logs, the folder of the samples among the roots."""
     settings = UpSettings(
         data_dir=tmp_path,
         file_roots=(Path("/models"),),

@@ -26,7 +26,7 @@ def structured(**data):
 
 
 def test_a_line_stands_behind_its_name():
-    """Aligned, with its level, its event and its data; what everybody's line has is left out."""
+    """Aligned, with its level, its event and its data; fields of every line are left out."""
     (line,) = printed(("pod-1", structured(level="info", event="model loaded", model="a b", ms=12)))
     prefix, _, rest = line.partition(" | ")
     assert prefix == "pod-1"
@@ -34,13 +34,13 @@ def test_a_line_stands_behind_its_name():
 
 
 def test_a_process_below_is_named():
-    """The line of an agent's server is told from the agent's own."""
+    """A line of an agent's server can be distinguished from the agent's own."""
     (line,) = printed(("pod-1", structured(level="info", event="up").replace('"pod-1"', '"pod-1/server"')))
     assert "pod-1/server: up" in line
 
 
 def test_etcds_lines_read_alike():
-    """zap's names for the same things."""
+    """Despite zap's other names for the same fields."""
     (line,) = printed(
         ("etcd", '{"level":"warn","ts":"2026-01-02T03:04:05.6Z","caller":"x.go:1","msg":"slow","took":"2s"}')
     )
@@ -49,7 +49,7 @@ def test_etcds_lines_read_alike():
 
 
 def test_a_traceback_keeps_its_lines_and_its_name():
-    """Each row behind the name, so that grep finds it."""
+    """Each row after the name, so that grep finds it."""
     lines = printed(("pod-1", structured(level="error", event="failed", traceback="Traceback:\n  File x\nKeyError")))
     assert len(lines) == 4
     assert all(line.startswith("pod-1 | ") for line in lines)
@@ -88,7 +88,7 @@ def test_no_line_moves_the_terminal(text, data):
 
 
 def test_our_own_log_joins():
-    """structlog's lines of this process go the same way."""
+    """structlog's lines of this process are printed with the others."""
     from mesh.local.lines import LogStream
 
     stream = io.StringIO()
@@ -103,7 +103,7 @@ def test_our_own_log_joins():
 
 
 class Stuck(io.StringIO):
-    """A terminal held with Ctrl-S."""
+    """A terminal stopped with Ctrl-S."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What `mesh up` is told, ports, the data directory."""
+"""Settings of `mesh up`, ports, the data directory."""
 
 import socket
 import subprocess
@@ -53,7 +53,7 @@ def test_the_default_capacity_is_a_share_of_what_is_free(tmp_path, limit, used, 
 
 
 def test_a_taken_port_is_said_with_the_way_out():
-    """The port, that another program has it, and an option to copy."""
+    """The error has the port, its cause, and an option to copy."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -64,7 +64,7 @@ def test_a_taken_port_is_said_with_the_way_out():
 
 
 def test_an_address_that_is_not_this_machines_is_said():
-    """Not as a taken port."""
+    """It is not reported as a taken port."""
     with pytest.raises(UpError, match="cannot be listened on"):
         supervisor.check_free("192.0.2.1:1234", "--listen")
 
@@ -72,14 +72,17 @@ def test_an_address_that_is_not_this_machines_is_said():
 def test_one_mesh_a_data_directory(tmp_path):
     """A second is refused with the first's process id; the lock ends with its holder."""
     with DataFolder(tmp_path / "d"):
-        with pytest.raises(UpError, match=r"already \(process \d+\).*--data-dir"), DataFolder(tmp_path / "d"):
+        with (
+            pytest.raises(UpError, match=r"another mesh is using .* \(process \d+\).*--data-dir"),
+            DataFolder(tmp_path / "d"),
+        ):
             pass
     with DataFolder(tmp_path / "d"):
         pass
 
 
 def test_the_folder_for_sockets_is_short_and_does_not_stay(tmp_path):
-    """Also that of a mesh that was killed is removed, by the next."""
+    """That of a killed mesh is removed by the next."""
     with DataFolder(tmp_path) as folder:
         run_dir = folder.run_dir
         assert run_dir.is_dir()
@@ -100,7 +103,7 @@ def test_the_folder_for_sockets_is_short_and_does_not_stay(tmp_path):
 
 
 def test_only_a_folder_of_ours_is_removed(tmp_path):
-    """Whatever stands in the data directory."""
+    """Regardless of the contents of the data directory."""
     precious = tmp_path / "mesh-up-precious"
     precious.mkdir()
     (tmp_path / "run").write_text(str(precious))
@@ -109,7 +112,7 @@ def test_only_a_folder_of_ours_is_removed(tmp_path):
 
 
 def test_a_data_directory_that_cannot_be_is_said(tmp_path):
-    """With the option that names another."""
+    """With the option that sets another."""
     (tmp_path / "file").touch()
     with pytest.raises(UpError, match="--data-dir"), DataFolder(tmp_path / "file"):
         pass

@@ -1,4 +1,4 @@
-"""Values of options: what they say, and what an error names."""
+"""Values of options: their parsing, and the option that an error names."""
 
 import pytest
 import typer

@@ -1,8 +1,8 @@
-"""`mesh backup` and `mesh restore`: what is registered, as a file.
+"""`mesh backup` and `mesh restore`: registrations in a file, and back.
 
-Both go to etcd and not through a router: an admin's work, at one revision, for which no router has to run. The file's
-form is in `file`, reading a mesh in `saving`, bringing it back in `restoring`, a snapshot of etcd as a source for that
-in `fromsnapshot`; here are options, progress, summaries.
+Both talk to etcd rather than to a router: they are an admin's, work at one revision, and need no running router. The
+file format is in `file`, reading a mesh in `saving`, restoring in `restoring`, and a snapshot of etcd as its source in
+`fromsnapshot`; this module has options, progress and summaries.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from mesh.options import etcd as etcdoptions
 from mesh.options import groups
 from mesh.options.etcdsettings import EtcdSettings
 
-if TYPE_CHECKING:  # they bring gRPC, a quarter of a second that `mesh --help` should not take
+if TYPE_CHECKING:  # they import gRPC, a quarter of a second that `mesh --help` should not take
     from mesh.cli.backup.file import Header
     from mesh.cli.backup.restoring import Outcome
     from mesh.etcd import Etcd
 
 SHOWN = 20
-"""Ids that are listed for people; --json has all of them."""
+"""Number of ids listed for people; --json has all of them."""
 
 
 def add(app: typer.Typer) -> None:
@@ -42,25 +42,25 @@ def add(app: typer.Typer) -> None:
 
 def backup(
     *,
-    target: Annotated[str, typer.Argument(metavar="FILE", help="Where to write it; - for standard output.")],
+    target: Annotated[str, typer.Argument(metavar="FILE", help="File to write; - for standard output.")],
     base: etcdoptions.Base = etcdoptions.DEFAULT_BASE,
     etcd: etcdoptions.Urls = etcdoptions.DEFAULT_URLS,
     login: etcdoptions.Login,
     as_json: options.Json = False,
 ) -> None:
-    """Writes what is registered into a file: models, virtual models, settings.
+    """Writes all registrations to a file: models, virtual models, settings.
 
-    It reads etcd, at one revision, while the mesh runs. Pods, copies and whatever else comes by itself is left out. The
-    file holds the models' storage keys as they were registered: it is readable by you only, and should stay so.
+    It reads etcd at one revision while the mesh runs. Pods, copies and other state that the mesh recreates are left
+    out. The file has the models' storage keys as they were registered: only you can read it, and it should stay so.
 
     Examples: `mesh backup registry.backup --etcd-config etcd_connection`,
     `kubectl exec deploy/mesh-router -- mesh backup - > registry.backup`
     """
     if target == "-" and sys.stdout.isatty():
-        text = "standard output is a terminal, and a backup is no text: name a file, or lead it into one with >"
+        text = "standard output is a terminal, and a backup is binary: name a file, or redirect it with >"
         options.guarded(lambda: _raise(CommandError(text, code=Exit.USAGE)))
     if target == "-" and as_json:
-        raise typer.BadParameter("standard output is the backup: name a file", param_hint="--json")
+        raise typer.BadParameter("the backup goes to standard output: name a file instead", param_hint="--json")
     settings, base = login.reach(etcd, base=base)
 
     async def command(etcd: "Etcd") -> None:
@@ -84,22 +84,26 @@ def restore(
         str,
         typer.Argument(
             metavar="FILE",
-            help="What `mesh backup` wrote, - for standard input; or `mesh snapshot`, of a folder the newest.",
+            help="Backup (- for standard input), snapshot of etcd, or folder whose newest snapshot is used.",
         ),
     ],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and change nothing.")] = False,
     overwrite: Annotated[
         bool,
         typer.Option(
             "--overwrite",
-            help="Replace what is registered with other attributes. Such a model is away until pods have let go of it.",
+            help="Replace models registered with other attributes; each is absent until pods have unloaded its copies.",
         ),
     ] = False,
     wait: Annotated[
-        float, typer.Option("--wait", metavar="SECONDS", min=0.0, help="For pods to let go of what is replaced.")
+        float,
+        typer.Option(
+            "--wait", metavar="SECONDS", min=0.0, help="Longest wait for pods to unload replaced models, in seconds."
+        ),
     ] = 120.0,
     from_base: Annotated[
-        str, typer.Option("--from-base", metavar="PREFIX", help="Of the keys in a snapshot, if it is not this mesh's.")
+        str,
+        typer.Option("--from-base", metavar="PREFIX", help="Prefix of the keys in a snapshot. Default: this mesh's."),
     ] = "",
     base: etcdoptions.Base = etcdoptions.DEFAULT_BASE,
     install_id: etcdoptions.InstallId = "",
@@ -107,13 +111,13 @@ def restore(
     login: etcdoptions.Login,
     as_json: options.Json = False,
 ) -> None:
-    """Registers what a backup holds, or a snapshot of etcd, in this mesh or another, while it runs.
+    """Registers the contents of a backup or of a snapshot of etcd, in this mesh or another, while it runs.
 
-    The whole file is checked first. What is registered already is left as it is, so after a failure the same command
-    goes on. What is registered with other attributes is left too, and named, unless --overwrite says otherwise; then
-    this ends with 1. Nothing is removed that the backup does not hold.
+    The whole file is checked first. Registrations that already exist stay unchanged, so after a failure the same
+    command continues. If some exist with other attributes, they are listed and also stay unchanged unless you use
+    --overwrite, and the exit code is 1. Registrations that are not in the backup are never removed.
 
-    Of a snapshot an etcd is made for a moment, beside it; that takes etcd and etcdutl, which the image has.
+    To read a snapshot, a temporary etcd is started from it; that needs etcd and etcdutl, which the image has.
 
     Examples: `mesh restore registry.backup --dry-run`, `mesh restore /var/backups/etcd`,
     `kubectl exec -i deploy/mesh-router -- mesh restore - < registry.backup`
@@ -148,21 +152,21 @@ def _raise(error: Exception) -> None:
 
 @contextlib.contextmanager
 def _writing(target: str) -> Iterator[BinaryIO]:
-    """The stream of a backup. A file has its name only once it is whole."""
+    """Yields the stream for a backup. A file only gets its name once it is complete."""
     if target == "-":
         try:
             yield sys.stdout.buffer
             sys.stdout.buffer.flush()
         except BrokenPipeError as error:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or Python complains at its end that it cannot flush
-            raise CommandError("who reads the backup has gone: it is not whole") from error
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - otherwise Python complains at exit that it cannot flush
+            raise CommandError("the reader of standard output has gone: the backup is incomplete") from error
         return
     path = Path(target)
     temporary: Path | None = None
     try:
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-            raise CommandError(f"{path} is no ordinary file; - is standard output", code=Exit.USAGE)
-        # Made for its owner only: registrations may hold credentials.
+            raise CommandError(f"{path} is not a regular file; use - for standard output", code=Exit.USAGE)
+        # Readable by its owner only: registrations may contain credentials.
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         temporary = Path(name)
         with open(descriptor, "wb") as stream:
@@ -180,14 +184,14 @@ def _writing(target: str) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _reading(source: str) -> Iterator[BinaryIO]:
-    """A stream that can be read twice: the file, or what came by standard input, kept on disk."""
+    """Yields a stream that can be read twice: the file, or a copy of standard input on disk."""
     try:
         if source != "-":
             with open(source, "rb") as stream:
                 yield stream
             return
         if sys.stdin.isatty():
-            raise CommandError("standard input is a terminal: name a file, or lead one in with <", code=Exit.USAGE)
+            raise CommandError("standard input is a terminal: name a file, or redirect one with <", code=Exit.USAGE)
         with tempfile.TemporaryFile() as kept:
             shutil.copyfileobj(sys.stdin.buffer, kept)
             kept.seek(0)
@@ -198,7 +202,7 @@ def _reading(source: str) -> Iterator[BinaryIO]:
 
 @contextlib.asynccontextmanager
 async def _opened(source: str, settings: EtcdSettings, base: str) -> AsyncIterator[BinaryIO]:
-    """A backup that can be read twice, whatever it comes from."""
+    """Yields a backup that can be read twice, from any source."""
     from mesh.cli.backup import fromsnapshot
     from mesh.cli.version import installed
 
@@ -247,7 +251,7 @@ def _tell_saved(target: str, header: "Header", seconds: float, *, as_json: bool)
         soft_wrap=True,
     )
     if not header.total:
-        text = f"there was nothing under {output.plain(header.base)}: is that the mesh's --base, and this its etcd?"
+        text = f"there are no records below {output.plain(header.base)}: check that --base and the etcd are the mesh's"
         output.remarks().print(f"[yellow]warning:[/] {text}", soft_wrap=True)
 
 
@@ -255,7 +259,7 @@ _NAMES = {"registry": ("model", "models"), "vmodels": ("vmodel", "vmodels"), "co
 
 
 def _counted(counts: Any) -> str:
-    """`3 models, 1 setting`; `nothing`."""
+    """Returns counts in words: `3 models, 1 setting`; `nothing`."""
     words = [f"{counts[kind]} {names[counts[kind] != 1]}" for kind, names in _NAMES.items() if counts.get(kind)]
     return ", ".join(words) or "nothing"
 
@@ -283,14 +287,14 @@ def _tell_restored(header: "Header", base: str, outcome: "Outcome", *, dry_run: 
     for counts, text in (
         (outcome.created, f"{would}created"),
         (outcome.overwritten, f"{would}overwritten"),
-        (outcome.existing, "there already"),
+        (outcome.existing, "already registered"),
     ):
         if counts.total():
             screen.print(f"{text}: {_counted(counts)}")
     remarks = output.remarks()
     if outcome.differing:
-        hint = "--overwrite replaces them" if not dry_run else "left as they are without --overwrite"
-        remarks.print(f"[yellow]{len(outcome.differing)} differ from what is there[/] ({hint}):", soft_wrap=True)
+        hint = "--overwrite replaces them" if not dry_run else "unchanged without --overwrite"
+        remarks.print(f"[yellow]{len(outcome.differing)} differ from what is registered[/] ({hint}):", soft_wrap=True)
         _list(f"{_NAMES[kind][0]} {name}" for kind, name in outcome.differing)
     if outcome.dangling:
         remarks.print("[yellow]these vmodels name models that are not registered here:[/]", soft_wrap=True)

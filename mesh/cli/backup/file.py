@@ -1,11 +1,11 @@
 """The file of a backup: gzip around lines of JSON, so that `zcat` shows it.
 
-The first line is the header: version, where and when it was made, how many records of each kind follow. Then one line a
-record, `["registry", "fraud/de", "{...}"]`: its kind, the rest of its key, its value; what is no text stands as
-`{"base64": "..."}`. The last line ends it, with the SHA-256 of all lines before. Both ends can be made while streaming:
-etcd says beforehand how many records there are at a revision.
+The first line is the header: version, origin, time, and the number of records of each kind. Each further line is a
+record, `["registry", "fraud/de", "{...}"]`: its kind, the rest of its key, and its value; bytes that are not UTF-8 are
+written as `{"base64": "..."}`. The last line has the SHA-256 of all lines before it. A backup can be streamed, since
+etcd tells beforehand how many records there are at a revision.
 
-Nothing here knows etcd, or what a record means.
+This module knows nothing of etcd or of the meaning of records.
 """
 
 import base64
@@ -18,42 +18,42 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 VERSION = 1
-"""Of the file's form. A file of a later one is refused."""
+"""Version of the file format. A file of a later version is refused."""
 
 KINDS = ("registry", "vmodels", "config")
-"""What is kept, in the order in which it is written and must be restored: vmodels name models."""
+"""Kinds of records, in the order in which they are written and must be restored: vmodels name models."""
 
 _MARK = "mesh-backup"
-_MAX_LINE = 32 * 2**20  # bytes: etcd takes requests of 1.5 MiB, and JSON writes a byte as six at most
+_MAX_LINE = 32 * 2**20  # bytes: etcd accepts requests of 1.5 MiB, and JSON writes a byte as at most six
 _LEVEL = 6  # gzip's own default: 9 takes twice the time for 2 % of a million records
 
 
 class BackupError(Exception):
-    """Why a file is no backup, or none that can be used; the text is for the admin."""
+    """An error in a backup, or the reason why it cannot be used; the text is for the admin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a backup says of itself."""
+    """The header of a backup."""
 
     base: str  # prefix of the keys it was made from
-    revision: int  # of etcd; all records are as they were at it
+    revision: int  # of etcd, at which all records were read
     cluster: str  # etcd's id, hexadecimal
     schema: int  # version of keys and records
     made: str  # when, UTC
-    by: str  # version of the program
+    by: str  # version of the program that wrote it
     counts: Mapping[str, int]  # records of each kind
     version: int = VERSION
 
     @property
     def total(self) -> int:
-        """Records of all kinds."""
+        """Number of records of all kinds."""
         return sum(self.counts.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One record: its kind, the part of the key behind that kind's prefix, its value."""
+    """One record: its kind, the part of the key after that kind's prefix, and its value."""
 
     kind: str
     name: bytes
@@ -61,7 +61,7 @@ class Entry:
 
 
 class Writer:
-    """Writes a backup onto a stream, which stays open. Not whole before `finish`."""
+    """The writer of a backup to a stream, which stays open. The backup is complete after `finish`."""
 
     def __init__(self, stream: BinaryIO, header: Header) -> None:
         self._zip = gzip.GzipFile(filename="", fileobj=stream, mode="wb", compresslevel=_LEVEL, mtime=0)
@@ -75,7 +75,7 @@ class Writer:
             self._line([entry.kind, _to_json(entry.name), _to_json(entry.value)])
 
     def finish(self) -> None:
-        """Writes the end."""
+        """Writes the last line."""
         self._line({"end": True, "sha256": self._digest.hexdigest()})
         self._zip.close()
 
@@ -86,7 +86,7 @@ class Writer:
 
 
 def verify(stream: BinaryIO) -> Header:
-    """The header, after all of the file has been read and found whole. Raises BackupError."""
+    """Reads all of the file, checks that it is complete, and returns its header. Raises BackupError."""
     lines = _lines(stream)
     first = next(lines, b"")
     digest = hashlib.sha256(first)
@@ -97,22 +97,22 @@ def verify(stream: BinaryIO) -> Header:
         document = _parse(line, number)
         if isinstance(document, dict) and document.get("end") is True:
             if document.get("sha256") != digest.hexdigest():
-                raise BackupError("its checksum does not fit: it was changed or damaged")
+                raise BackupError("its checksum does not match: it was changed or damaged")
             ended = True
             continue
         if ended:
-            raise BackupError(f"line {number} stands behind its end")
+            raise BackupError(f"line {number} comes after its last line")
         digest.update(line)
         counts[_entry(document, number).kind] += 1
     if not ended:
-        raise BackupError("its end is missing: it was not written to the end, or cut off")
+        raise BackupError("its end is missing: it was not written completely, or was truncated")
     if counts != dict(header.counts):
-        raise BackupError(f"it holds {counts}, and its header says {dict(header.counts)}")
+        raise BackupError(f"it has {counts}, but its header says {dict(header.counts)}")
     return header
 
 
 def entries(stream: BinaryIO) -> Iterator[Entry]:
-    """The records of a file that was verified."""
+    """Yields the records of a verified file."""
     for number, line in enumerate(_lines(stream), 1):
         document = _parse(line, number)
         if isinstance(document, list):
@@ -124,12 +124,12 @@ def _lines(stream: BinaryIO) -> Iterator[bytes]:
         with gzip.GzipFile(fileobj=stream, mode="rb") as unzipped:
             while line := unzipped.readline(_MAX_LINE):
                 if not line.endswith(b"\n"):
-                    raise BackupError("a line does not end: it is no backup of this program, or cut off")
+                    raise BackupError("a line has no end: it is not a backup of this program, or was truncated")
                 yield line
     except gzip.BadGzipFile as error:
-        raise BackupError("it is not a backup of this program, or damaged (not gzip)") from error
+        raise BackupError("it is not a backup of this program, or is damaged (not gzip)") from error
     except (EOFError, zlib.error) as error:
-        raise BackupError(f"it is cut off or damaged ({error})") from error
+        raise BackupError(f"it is truncated or damaged ({error})") from error
 
 
 def _header(line: bytes) -> Header:
@@ -138,7 +138,7 @@ def _header(line: bytes) -> Header:
     if not isinstance(document, dict) or type(version) is not int:
         raise BackupError("it is not a backup of this program")
     if version != VERSION:
-        raise BackupError(f"it is of version {version}, and this program knows version {VERSION}: use a newer one")
+        raise BackupError(f"it has version {version}, but this program knows version {VERSION}: use a newer program")
     try:
         counts = {str(kind): int(count) for kind, count in document["counts"].items()}
         if counts.keys() != set(KINDS):
@@ -161,12 +161,12 @@ def _parse(line: bytes, number: int) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise BackupError(f"line {number} is not JSON: it is no backup of this program, or damaged") from error
+        raise BackupError(f"line {number} is not JSON: it is not a backup of this program, or is damaged") from error
 
 
 def _entry(document: Any, number: int) -> Entry:
     if not isinstance(document, list) or len(document) != 3 or document[0] not in KINDS:
-        raise BackupError(f"line {number} is no record of a kind that this program knows")
+        raise BackupError(f"line {number} is not a record of a kind that this program knows")
     kind, name, value = document
     return Entry(kind, _from_json(name, number), _from_json(value, number))
 
@@ -186,4 +186,4 @@ def _from_json(given: Any, number: int) -> bytes:
             return base64.b64decode(given["base64"], validate=True)
     except (ValueError, TypeError):
         pass
-    raise BackupError(f"line {number} holds something that is neither text nor base64")
+    raise BackupError(f"line {number} has a value that is neither text nor base64")

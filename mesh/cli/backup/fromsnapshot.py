@@ -1,8 +1,8 @@
-"""A snapshot of etcd's database as something to restore from: its registry as a backup.
+"""Snapshots of etcd's database as a source for a restore: their registry as a backup.
 
-Nobody can read a snapshot but etcd. So one is made of it for a moment, by etcd's own `etcdutl`, on loopback and in a
-folder beside the snapshot, where there is room for such a file; it is read as any other, and thrown away. Leases, pods
-and the like, which a snapshot holds too and which are void in any other etcd, stay behind with it.
+Only etcd can read a snapshot. So `etcdutl` makes a temporary etcd from it, on loopback, in a folder beside the
+snapshot, where there is room for such a file; it is read like any other etcd, and then deleted. Leases, pods and other
+keys in the snapshot, which mean nothing in another etcd, are not copied.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from mesh.etcdserver.single import etcd_argv
 from mesh.options.etcdsettings import EtcdSettings
 from mesh.schema.keys import Keys
 
-_MAGIC_AT, _MAGIC = 16, struct.pack("<I", 0xED0CDAED)  # of bbolt, behind the first page's header
+_MAGIC_AT, _MAGIC = 16, struct.pack("<I", 0xED0CDAED)  # of bbolt, after the first page's header
 _MAKING = 600.0  # seconds for etcdutl: it copies the file
 _STARTING = 120.0  # seconds
 _LOOK = 0.05
@@ -32,13 +32,13 @@ _NAME = "mesh"
 
 
 def find(source: str) -> Path | None:
-    """The snapshot that is meant: a file that is one, or the newest in a folder; None where it is neither. Raises
-    CommandError for a folder without any, OSError."""
+    """Returns the snapshot at a path: the file itself, or the newest in a folder; None if the file is not a snapshot.
+    Raises OSError, and CommandError for a folder without snapshots."""
     path = Path(source)
     if path.is_dir():
         found = snapshots(path)
         if not found:
-            raise CommandError(f"{path} cannot be read: it is a folder, and holds no snapshots", code=Exit.USAGE)
+            raise CommandError(f"{path} cannot be read: it is a folder without snapshots", code=Exit.USAGE)
         return found[0].path
     with path.open("rb") as stream:
         head = stream.read(_MAGIC_AT + len(_MAGIC))
@@ -46,16 +46,16 @@ def find(source: str) -> Path | None:
 
 
 async def save(snapshot: Path, settings: EtcdSettings, base: str, stream: BinaryIO, *, by: str) -> None:
-    """Writes what is registered below `base` in the snapshot onto the stream, as a backup.
+    """Writes the registrations below `base` in the snapshot to the stream, as a backup.
 
-    User and password are those of `settings`: a snapshot knows its etcd's users. Raises CommandError, EtcdError."""
+    User and password are those of `settings`: a snapshot includes its etcd's users. Raises CommandError, EtcdError."""
     with _folder(snapshot.parent) as folder:
         async with _etcd(snapshot, folder) as url, Etcd(_reaching(settings, url)) as etcd:
             keys = Keys(base)
             header = await saving.header(etcd, keys, by=by)
             if not header.total:
-                text = f"{snapshot} holds nothing below {base}"
-                raise CommandError(f"{text}: --from-base names the prefix of the mesh that it is of", code=Exit.USAGE)
+                text = f"{snapshot} has no registrations below {base}"
+                raise CommandError(f"{text}: set --from-base to the prefix of its mesh", code=Exit.USAGE)
             await saving.save(etcd, keys, _dated(header, snapshot), stream, lambda done: None)
 
 
@@ -70,7 +70,7 @@ def _reaching(settings: EtcdSettings, url: str) -> EtcdSettings:
 
 @contextlib.contextmanager
 def _folder(parent: Path) -> Iterator[Path]:
-    """A folder that a later run removes if this one is killed: it is locked as long as this one lives."""
+    """Yields a folder that is locked while this run lives, so that a later run removes it if this one is killed."""
     if not os.access(parent, os.W_OK):
         parent = Path(tempfile.gettempdir())
     with tempfile.TemporaryDirectory(prefix=WORK, dir=parent, ignore_cleanup_errors=True) as name:
@@ -84,11 +84,11 @@ def _folder(parent: Path) -> Iterator[Path]:
 
 @contextlib.asynccontextmanager
 async def _etcd(snapshot: Path, folder: Path) -> AsyncIterator[str]:
-    """An etcd with the snapshot's data, and where it answers."""
+    """Runs an etcd with the snapshot's data, and yields its URL."""
     try:
         tool, program = process.find_binary("etcdutl"), process.find_binary("etcd")
     except FileNotFoundError as error:
-        raise CommandError(f"a snapshot is read by etcd's own programs: {error}") from error
+        raise CommandError(f"reading a snapshot needs etcd's own programs: {error}") from error
     client, peer, data = process.free_port(), process.free_port(), folder / "data"
     url = f"http://127.0.0.1:{peer}"
     argv = [tool, "snapshot", "restore", str(snapshot), f"--data-dir={data}", f"--name={_NAME}"]
@@ -105,7 +105,7 @@ async def _etcd(snapshot: Path, folder: Path) -> AsyncIterator[str]:
         await _answers(serving, f"http://127.0.0.1:{client}", snapshot)
         yield f"http://127.0.0.1:{client}"
     finally:
-        serving.kill()  # what it holds is thrown away
+        serving.kill()  # its data is thrown away
         await serving.wait(10.0)
 
 
@@ -114,16 +114,18 @@ async def _answers(serving: process.Process, url: str, snapshot: Path) -> None:
         async with asyncio.timeout(_STARTING), Etcd(EtcdSettings(endpoints=(url,))) as etcd:
             while True:
                 if serving.returncode is not None:
-                    raise CommandError(f"no etcd can be made of {snapshot}: {_last(serving)}", reason="BAD_SNAPSHOT")
+                    raise CommandError(
+                        f"no etcd can be started from {snapshot}: {_last(serving)}", reason="BAD_SNAPSHOT"
+                    )
                 try:
                     if (await etcd.status(timeout=1.0)).has_leader:
                         return
                 except EtcdError:
-                    pass  # it starts
+                    pass  # it is starting
                 await asyncio.sleep(_LOOK)
     except TimeoutError as error:
         raise CommandError(f"the etcd of {snapshot} does not answer: {_last(serving)}") from error
 
 
 def _last(child: process.Process) -> str:
-    return "; ".join(line.strip() for line in child.tail[-3:]) or "it said nothing"
+    return "; ".join(line.strip() for line in child.tail[-3:]) or "it printed nothing"

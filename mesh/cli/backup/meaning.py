@@ -1,4 +1,4 @@
-"""What the records of a backup and of a mesh mean, compared: pure functions on their bytes."""
+"""Comparison of the records of a backup and of a mesh by their meaning: pure functions on their bytes."""
 
 import enum
 import json
@@ -11,7 +11,7 @@ from placement.copies import UNLIMITED
 
 
 class Difference(enum.Enum):
-    """In what a registered model is not the one of the backup."""
+    """The difference between a registered model and that of the backup."""
 
     NONE = enum.auto()
     LIMITS = enum.auto()
@@ -19,7 +19,7 @@ class Difference(enum.Enum):
 
 
 def difference(there: bytes, wanted: bytes) -> Difference:
-    """Compares what was registered. What has been measured, counted or noted since is no difference."""
+    """Compares what was registered. What was measured, counted or noted since does not count as a difference."""
     if there == wanted:
         return Difference.NONE
     try:
@@ -32,17 +32,17 @@ def difference(there: bytes, wanted: bytes) -> Difference:
 
 
 def fresh(value: bytes) -> tuple[bytes, bool]:
-    """The record as it is created, and whether it has limits: no vmodel names it yet, and no pod has failed to load it.
-    That servers died of it is kept: it would kill here too."""
+    """Returns the record to create, and whether it has limits. References of vmodels and failed loads are removed; that
+    servers died of the model is kept, as it would kill here too."""
     try:
         record = ModelRecord.decode(value)
     except ValueError:
-        return value, False  # whatever it is: the admin had it
+        return value, False  # unreadable, but it is what the mesh had
     return replace(record, refs=0, failures=()).encode(), record.limits != UNLIMITED
 
 
 def counted(value: bytes, more: int) -> bytes:
-    """A model's record with so many more vmodels that name it, or fewer."""
+    """Returns a model's record after adding `more`, perhaps negative, to the number of vmodels that name it."""
     try:
         record = ModelRecord.decode(value)
     except ValueError:
@@ -51,7 +51,7 @@ def counted(value: bytes, more: int) -> bytes:
 
 
 def of(value: bytes) -> Any:
-    """A value as what its JSON says; its bytes where it is none."""
+    """Returns the JSON document in a value, or the bytes if it is not JSON."""
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
@@ -64,12 +64,12 @@ def _fields(value: bytes) -> Mapping[str, Any]:
 
 
 def named(value: bytes) -> set[str]:
-    """The models that a vmodel names: the active one and the one it moves to."""
+    """Returns the models that a vmodel names: the active one and its target."""
     fields = _fields(value)
     return {str(fields[name]) for name in ("amid", "tmid") if fields.get(name)}
 
 
 def same_vmodel(there: bytes, wanted: bytes) -> bool:
-    """Whether it belongs to the same owner and goes to the same model; how far it has come is not compared."""
+    """Tells whether two vmodels have the same owner and target; the progress of a move is not compared."""
     one, other = _fields(there), _fields(wanted)
     return there == wanted or (bool(one) and all(one.get(name) == other.get(name) for name in ("o", "tmid")))

@@ -1,17 +1,18 @@
-"""Bringing a backup's records into a mesh that may be in use.
+"""The restore of a backup's records into a mesh that may be in use.
 
-What is there already and means the same is left as it is, so the same command goes on where an earlier one stopped, and
-what the mesh has measured or noted since is not lost. What differs is left too, unless overwriting was asked for.
+Existing records with the same meaning stay unchanged, so the same command continues where an earlier one stopped, and
+what the mesh has measured or noted since is not lost. Records that differ stay too, unless they are to be overwritten.
 
 Three things make this more than writing keys:
 
-- A copy belongs to one registration, which is the create revision of its record. So a record that differs is deleted,
-  with a tombstone where a pod may answer for it (`mesh.schema.lives`), and created again once no pod may; agents
-  compare their copies about every 30 seconds. Until then the model is not registered: a wait, and never another
-  model's answer. Limits alone are changed in place.
-- How many vmodels name a model stands in its record. Models are created with none, and each vmodel counts itself in the
-  transaction that writes it.
-- The leader finds models whose number of copies was set by keys of `wanted/`, which are written along and not kept.
+- A copy belongs to one registration, identified by the create revision of its record. So a record that differs is
+  deleted, with a tombstone if a pod may still answer for it (`mesh.schema.lives`), and created again once none may;
+  agents compare their copies about every 30 seconds. Until then the model is not registered: callers wait rather than
+  get another model's answer. If only limits differ, they are changed in place.
+- A model's record counts the vmodels that name it. Models are created with a count of 0, and the transaction that
+  writes a vmodel increments it.
+- The leader finds models with a set number of copies by the keys of `wanted/`, which this module writes with the record
+  and which are not part of a backup.
 """
 
 import asyncio
@@ -32,42 +33,42 @@ from mesh.schema.records import ModelRecord
 from mesh.statuses import Reason
 
 BATCH = 60
-"""Records of one transaction: two comparisons and up to two writes for each, of the 128 that etcd takes."""
+"""Records in one transaction: each takes two comparisons and up to two writes, and etcd allows 128 operations."""
 
 DELETIONS = 30
-"""Deletions of one transaction: up to four writes for each, and two counts."""
+"""Deletions in one transaction: each takes up to four writes, and all together two counts."""
 
 BATCH_BYTES = 512 * 1024
-"""A third of what etcd takes in one request."""
+"""Bytes in one transaction: a third of etcd's limit for a request."""
 
 IN_FLIGHT = 8
-"""Batches on the way at once: etcd writes what comes together to its disk together."""
+"""Concurrent batches: etcd writes concurrent requests to its disk together."""
 
 _TOMBSTONE = f"/{TOMBSTONE}".encode()
-_ROUNDS = 8  # attempts at records that others keep changing
-_PAUSE = 0.5  # seconds between two looks for copies that are being withdrawn
+_ROUNDS = 8  # attempts at a record that others keep changing
+_PAUSE = 0.5  # seconds between two checks for copies that are being unloaded
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What has come of the records so far, by kind; of those that were not restored, which."""
+    """Counts of records by outcome and kind so far, and the list of those that were not restored."""
 
     created: Counter[str] = field(default_factory=Counter)
     existing: Counter[str] = field(default_factory=Counter)
     overwritten: Counter[str] = field(default_factory=Counter)
     differing: list[tuple[str, str]] = field(default_factory=list)  # kind and id
     failed: list[tuple[str, str, str]] = field(default_factory=list)  # kind, id, and why
-    dangling: list[str] = field(default_factory=list)  # vmodels that name a model which is not there
+    dangling: list[str] = field(default_factory=list)  # vmodels that name a model which is not registered
 
     @property
     def done(self) -> int:
-        """Records with an outcome."""
+        """Number of records with an outcome."""
         counted = sum(sum(kinds.values()) for kinds in (self.created, self.existing, self.overwritten))
         return counted + len(self.differing) + len(self.failed)
 
 
 class Restorer:
-    """One restore. `dry_run`: it only reads. `wait`: seconds, for copies that are being withdrawn."""
+    """One restore. With `dry_run` it only reads. `wait` limits the wait for copies being unloaded, in seconds."""
 
     def __init__(self, etcd: Etcd, keys: Keys, *, overwrite: bool, dry_run: bool, wait: float) -> None:
         self._etcd = etcd
@@ -76,15 +77,17 @@ class Restorer:
         self._dry_run = dry_run
         self._wait = wait
         self._prefixes = saving.prefixes(keys)
-        self._met = dry_run  # the last look found models there: then the next is looked for before it is created
-        self._waiting: list[file.Entry] = []  # to be created when copies of their former lives have gone
-        self._deleted: set[bytes] = set()  # models that were there, deleted to be created anew
+        self._met = dry_run  # the last batch had existing models: then read the next one before creating it
+        self._waiting: list[file.Entry] = []  # to be created when copies of earlier registrations are unloaded
+        self._deleted: set[bytes] = set()  # models that were deleted to be created again
         self.outcome = Outcome()
 
     async def check(self, header: file.Header, install_id: str) -> None:
-        """Whether this backup may come into this mesh. Raises BackupError, EtcdError."""
+        """Checks that this backup may be restored into this mesh. Raises BackupError, EtcdError."""
         if header.schema > owner.SCHEMA:
-            text = f"its records are of version {header.schema}, and this program knows {owner.SCHEMA}: use a newer one"
+            text = (
+                f"its records have version {header.schema}, but this program knows {owner.SCHEMA}: use a newer program"
+            )
             raise file.BackupError(text)
         kv = await self._etcd.get(self._keys.owner)
         if kv is None:
@@ -93,16 +96,16 @@ class Restorer:
             found = json.loads(kv.value)
             install, schema = str(found["install"]), int(found["schema"])
         except (ValueError, KeyError, TypeError):
-            return  # the mesh's own processes will say so
+            return  # the mesh's own processes report this
         if schema > owner.SCHEMA:
-            text = f"the mesh at {self._keys.base} has keys of version {schema}, and this program knows {owner.SCHEMA}"
-            raise file.BackupError(f"{text}: use a newer one")
+            text = f"the mesh at {self._keys.base} has keys of version {schema}, but this program knows {owner.SCHEMA}"
+            raise file.BackupError(f"{text}: use a newer program")
         if install_id and install != install_id:
-            text = f"the prefix {self._keys.base} belongs to the mesh {install!r}, and --install-id says {install_id!r}"
-            raise file.BackupError(f"{text}: name that one, or another --base")
+            text = f"the prefix {self._keys.base} belongs to the mesh {install!r}, but --install-id is {install_id!r}"
+            raise file.BackupError(f"{text}: correct it, or use another --base")
 
     async def run(self, entries: Iterable[file.Entry], progress: Callable[[int], None]) -> Outcome:
-        """Restores all of them. `progress` is given the records with an outcome. Raises EtcdError."""
+        """Restores all entries. `progress` is called with the number of records done. Raises EtcdError."""
         by_kind = itertools.groupby(entries, key=lambda entry: entry.kind)
         for kind, group in by_kind:
             batches = _batches(group)
@@ -119,7 +122,7 @@ class Restorer:
 
     async def _many(self, batches: Iterator[list[file.Entry]], progress: Callable[[int], None]) -> None:
         async def worker() -> None:
-            for batch in batches:  # one iterator, shared: each takes the next when it has done its own
+            for batch in batches:  # one shared iterator: each worker takes the next batch when its own is done
                 await self._models(batch)
                 progress(self.outcome.done)
 
@@ -131,7 +134,7 @@ class Restorer:
             raise several.exceptions[0] from None
 
     async def _models(self, batch: Sequence[file.Entry]) -> None:
-        """One batch to its outcomes, but for those that have to wait for copies."""
+        """Restores one batch, except for entries that have to wait for copies."""
         todo, look = list(batch), self._met
         away: EtcdUnavailable | None = None
         for _ in range(_ROUNDS):
@@ -144,7 +147,7 @@ class Restorer:
             except EtcdUnavailable as error:
                 if not error.ambiguous:
                     raise
-                away = error  # it may have been done: the next look tells
+                away = error  # it may have succeeded: the next read shows
             except EtcdError as error:
                 if error.reason is not Reason.TOO_LARGE or len(todo) == 1:
                     self._fail(todo, error.text)
@@ -157,7 +160,7 @@ class Restorer:
         self._fail(todo, "others keep changing it")
 
     async def _create(self, todo: Sequence[file.Entry]) -> bool:
-        """Creates all, if none is there and none has copies left."""
+        """Creates all, if none exists and none has copies left."""
         compares: list[etcds.Compare] = []
         puts: list[etcds.Op] = []
         for entry in todo:
@@ -175,11 +178,11 @@ class Restorer:
         return True
 
     async def _settle(self, todo: Sequence[file.Entry]) -> list[file.Entry]:
-        """Looks at each, settles those that are there, and gives those that are left to be created."""
+        """Reads each entry's key, decides about those that exist, and returns those still to create."""
         left: list[file.Entry] = []
         stale: list[tuple[file.Entry, KeyValue]] = []
         found, present = await self._look(todo)
-        over: list[KeyValue] = []  # tombstones of models that no pod can answer for
+        over: list[KeyValue] = []  # tombstones of models for which no pod can answer
         self._met = self._dry_run or any(kv is not None for kv, _ in found)
         for entry, (kv, lingering) in zip(todo, found, strict=True):
             if kv is None and self._dry_run:
@@ -190,7 +193,7 @@ class Restorer:
             elif kv is None:
                 (self._waiting if lingering else left).append(entry)
             elif (difference := meaning.difference(kv.value, entry.value)) is meaning.Difference.NONE:
-                # Its own write, if it timed out and was done all the same, is found so too.
+                # This also finds a write of ours that timed out but succeeded.
                 counted = self.outcome.overwritten if entry.name in self._deleted else self.outcome.existing
                 counted[entry.kind] += 1
             elif not self._overwrite:
@@ -209,8 +212,8 @@ class Restorer:
         return left
 
     async def _look(self, todo: Sequence[file.Entry]) -> tuple[list[tuple[KeyValue | None, KeyValue | None]], bool]:
-        """For each the key as it is, and the first of its copies, its tombstone being the last. And whether each life
-        of a pod has presence."""
+        """Returns for each entry its key and the first of its copies, with the tombstone last; and whether each life of
+        a pod has presence."""
         gets: list[etcds.Op] = census(self._keys)
         for entry in todo:
             copies = self._copies(entry)
@@ -223,7 +226,7 @@ class Restorer:
         return list(zip(found[::2], found[1::2], strict=True)), all_present(responses[:2])
 
     async def _limit(self, entry: file.Entry, kv: KeyValue) -> list[file.Entry]:
-        """Changes the limits in place; the entry again where somebody else was faster."""
+        """Changes the limits in place; returns the entry if another write came first."""
         record = replace(ModelRecord.decode(kv.value), limits=ModelRecord.decode(entry.value).limits)
         puts = [etcds.put_op(self._key(entry), record.encode()), etcds.put_op(self._want(entry), b"")]
         if not (await self._etcd.txn([etcds.modified(self._key(entry), kv.mod_revision)], puts)).succeeded:
@@ -232,11 +235,11 @@ class Restorer:
         return []
 
     async def _delete(self, stale: Sequence[tuple[file.Entry, KeyValue]]) -> list[file.Entry]:
-        """Deletes records that are to be created anew, all or none; gives them back, to be looked at again."""
+        """Deletes records that are to be created again, all or none; returns them, to be read again."""
         looked, present = await self._look([entry for entry, _ in stale])
         compares = [etcds.modified(kv.key, kv.mod_revision) for _, kv in stale]
         deletions: list[etcds.Op] = []
-        burials: list[tuple[etcds.Compare, etcds.Op]] = []  # of models that nobody answers for, as far as is known
+        burials: list[tuple[etcds.Compare, etcds.Op]] = []  # of models for which no pod answers, as far as is known
         for (entry, kv), (_, lingering) in zip(stale, looked, strict=True):
             deletions += [etcds.delete_op(key) for key in (kv.key, self._want(entry), self._reload(entry))]
             burial = etcds.put_op(self._copies(entry) + TOMBSTONE.encode(), _tombstone(kv.value).encode())
@@ -245,17 +248,17 @@ class Restorer:
                 burials.append((etcds.absent(kv.key), burial))
             else:
                 deletions.append(burial)
-        # Noted before: if this times out and was done, what is created next has overwritten something all the same.
+        # Noted beforehand: if this times out but succeeds, what is created next still counts as overwritten.
         self._deleted.update(entry.name for entry, _ in stale)
         result = await self._etcd.txn(compares, [*deletions, *census(self._keys)])
         if not result.succeeded:
             self._deleted.difference_update(entry.name for entry, _ in stale)
-        elif burials and not all_present(result.responses[-2:]):  # a pod was cut off in this very moment
+        elif burials and not all_present(result.responses[-2:]):  # a pod was cut off meanwhile
             await self._etcd.txn([absent for absent, _ in burials], [burial for _, burial in burials])
         return [entry for entry, _ in stale]
 
     async def _late(self, progress: Callable[[int], None]) -> None:
-        """Creates those that had to wait for copies, as these go; what still has some after `wait` s has failed."""
+        """Creates waiting entries as their copies are unloaded; those that still have copies after `wait` s fail."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait
         while self._waiting:
@@ -265,8 +268,8 @@ class Restorer:
             progress(self.outcome.done)
             if self._waiting and loop.time() > deadline:
                 text = (
-                    f"pods still hold copies of its former registration after {self._wait:g} s, or may hold some, cut "
-                    "off from etcd (`mesh pods` tells): restore again later"
+                    f"pods still have copies of its earlier registration after {self._wait:g} s, or may have some, cut "
+                    "off from etcd (see `mesh pods`): restore again later"
                 )
                 self._fail(self._waiting, text)
                 self._waiting = []
@@ -276,7 +279,7 @@ class Restorer:
     # --- vmodels and settings ---
 
     async def _vmodel(self, entry: file.Entry) -> None:
-        """Writes a vmodel, and counts it at the models that it names."""
+        """Writes a vmodel, and counts it in the records of the models that it names."""
         key = self._key(entry)
         for _ in range(_ROUNDS):
             kv = await self._etcd.get(key)
@@ -321,7 +324,7 @@ class Restorer:
         self._fail([entry], "others keep changing it")
 
     async def _write(self, compares: Sequence[etcds.Compare], puts: Sequence[etcds.Op]) -> bool:
-        """Whether it was done; a write of unknown outcome was not, and is found done by the next look."""
+        """Tells whether the write succeeded. An unknown outcome counts as failed; the next read shows the truth."""
         if self._dry_run:
             return True
         try:
@@ -352,7 +355,7 @@ class Restorer:
 def _tombstone(value: bytes) -> Tombstone:
     try:
         return Tombstone.of(ModelRecord.decode(value))
-    except ValueError:  # nobody could have loaded it
+    except ValueError:  # no pod could have loaded it
         return Tombstone("", "", "", "")
 
 
@@ -361,7 +364,7 @@ def _shown(name: bytes) -> str:
 
 
 def _batches(entries: Iterator[file.Entry]) -> Iterator[list[file.Entry]]:
-    """Bounded in number and bytes."""
+    """Yields batches, bounded in number and bytes."""
     batch: list[file.Entry] = []
     size = 0
     for entry in entries:

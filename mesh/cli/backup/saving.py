@@ -1,4 +1,4 @@
-"""Making a backup: every record of a mesh as it was at one revision of etcd, page by page."""
+"""The making of a backup: every record of a mesh at one revision of etcd, read page by page."""
 
 import datetime
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from mesh.schema import owner
 from mesh.schema.keys import Keys
 
 PAGE = 1000
-"""Records read at once. etcd is asked for fewer where values are large."""
+"""Records read at once; the client asks for fewer if values are large."""
 
 
 def prefixes(keys: Keys) -> dict[str, bytes]:
-    """Where each kind of record stands."""
+    """Returns the prefix of the keys of each kind of record."""
     return dict(zip(file.KINDS, (keys.registry, keys.vmodels, keys.config), strict=True))
 
 
 async def header(etcd: Etcd, keys: Keys, *, by: str) -> file.Header:
-    """What there is to keep, at the revision of now. Raises EtcdError."""
+    """Counts the records at the current revision. Raises EtcdError."""
     revision = 0
     counts: dict[str, int] = {}
     for kind, prefix in prefixes(keys).items():
@@ -38,9 +38,9 @@ async def header(etcd: Etcd, keys: Keys, *, by: str) -> file.Header:
 
 
 async def save(etcd: Etcd, keys: Keys, header: file.Header, stream: BinaryIO, progress: Callable[[int], None]) -> None:
-    """Writes all that the header counts onto the stream. `progress` is given the records written.
+    """Writes all that the header counts to the stream. `progress` is called with the number of records written.
 
-    Raises EtcdError, EtcdCompacted where etcd forgets the revision meanwhile, and OSError of the stream.
+    Raises EtcdError, EtcdCompacted if etcd compacts the revision meanwhile, and OSError of the stream.
     """
     writer = file.Writer(stream, header)
     done = 0

@@ -1,8 +1,8 @@
-"""`mesh doctor`: looks at everything a mesh stands on, and says what to do.
+"""`mesh doctor`: checks everything that a mesh depends on, and says what to do.
 
-What is known and what follows from it are apart: `etcdfacts`, `meshfacts`, `clusterfacts` ask, with bounds;
-`etcdchecks`, `meshchecks`, `clusterchecks`, `secretchecks` and `certificates` judge, as pure functions. `examination`
-brings them together; here are the options, and how findings are shown.
+Facts and judgements are separate: `etcdfacts`, `meshfacts` and `clusterfacts` ask, with time limits; `etcdchecks`,
+`meshchecks`, `clusterchecks`, `secretchecks` and `certificates` judge, as pure functions. `examination` combines them;
+this module has the options and prints the findings.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ from mesh.options import etcd as etcdoptions
 from mesh.options import groups
 from mesh.options.values import parse_bytes
 
-if TYPE_CHECKING:  # gRPC, aiohttp and cryptography, which `mesh --help` should not wait for
+if TYPE_CHECKING:  # it imports gRPC, aiohttp and cryptography, for which `mesh --help` should not wait
     from mesh.cli.doctor.examination import Report
 
 AREAS = ("kubernetes", "secrets", "etcd", "mesh", "certificates")
-"""As they stand in what is said. Who asks for `kubernetes` asks for `secrets` too."""
+"""Areas, as named in findings and in --only."""
 
 
 def add(app: typer.Typer) -> None:
@@ -33,10 +33,13 @@ def doctor(
     *,
     context: typer.Context,
     only: Annotated[
-        str, typer.Option("--only", metavar="AREA,...", help=f"Look at these only: {', '.join(AREAS)}.")
+        str, typer.Option("--only", metavar="AREA,...", help=f"Areas to check, of {', '.join(AREAS)}. Default: all.")
     ] = "",
     namespace: Annotated[
-        str, typer.Option("--namespace", "-n", metavar="NAME", help="The mesh's, for kubectl. Else the current one.")
+        str,
+        typer.Option(
+            "--namespace", "-n", metavar="NAME", help="Namespace of the mesh, for kubectl. Default: the current one."
+        ),
     ] = "",
     base: etcdoptions.Base = etcdoptions.DEFAULT_BASE,
     install_id: etcdoptions.InstallId = "",
@@ -44,12 +47,15 @@ def doctor(
         str,
         typer.Option(
             envvar="MESH_ETCD",
-            help="URLs of etcd's members, separated by commas. Else a router's pod looks at etcd, through kubectl.",
+            help="URLs of etcd's members, separated by commas. Default: a router pod checks etcd, through kubectl.",
         ),
     ] = "",
     login: etcdoptions.Login,
     quota: Annotated[
-        str, typer.Option("--quota", metavar="SIZE", help="Of etcd's database, where etcd does not say. Else 2GiB.")
+        str,
+        typer.Option(
+            "--quota", metavar="SIZE", help="Size limit of etcd's database, if etcd does not report it. Default: 2GiB."
+        ),
     ] = "",
     certificates: Annotated[
         Path | None,
@@ -57,7 +63,7 @@ def doctor(
             "--certificates",
             envvar="MESH_INTERNAL_TLS",
             metavar="DIR",
-            help="Certificates whose expiry is checked too, such as those between router, runtime and etcd.",
+            help="Folder of further certificates to check for expiry, such as those of --internal-tls.",
         ),
     ] = None,
     storage_config: Annotated[
@@ -66,24 +72,29 @@ def doctor(
             "--storage-config",
             envvar="MESH_STORAGE_CONFIG",
             metavar="DIR",
-            help="Storage secrets, as pods have them: whether each key that models name is there. Else by kubectl.",
+            help="Folder of storage secrets, to check for the keys that models name. Default: through kubectl.",
         ),
     ] = None,
-    timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.1, help="Of one question.")] = 10.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", min=0.1, help="Time limit of one request, in seconds.")
+    ] = 10.0,
     reading: Annotated[
-        float, typer.Option("--reading", metavar="SECONDS", min=0.1, help="For the list of models.")
+        float,
+        typer.Option(
+            "--reading", metavar="SECONDS", min=0.1, help="Time limit of reading the list of models, in seconds."
+        ),
     ] = 30.0,
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Looks at what a mesh stands on, and says what is wrong and what to do.
+    """Checks what a mesh depends on, and says what is wrong and what to do.
 
-    Through the endpoint: routers, pods, room, models that cannot be loaded, types without pods, certificates. Through
-    kubectl, where it is on PATH: rights, pods, volumes, Secrets and the certificates in them. etcd: reachable with
-    these credentials, members, alarms, quota, latency, whose prefix it is.
+    Through the endpoint it checks routers, pods, room, models that cannot be loaded, types without pods, and
+    certificates; through kubectl, if it is on PATH, rights, pods, volumes, Secrets and the certificates in them; and in
+    etcd whether it is reachable with these credentials, its members, alarms, quota, latency, and the prefix's owner.
 
-    Lines begin with ok, warn or FAIL; it ends with 1 where anything is FAIL. What is not there to be looked at is left
-    out and said.
+    Lines begin with ok, warn or FAIL; the exit code is 1 if any is FAIL. Areas that cannot be checked are listed with
+    the reason.
 
     Examples: `mesh doctor`, `mesh doctor -n team-a --json`, `mesh doctor --only etcd --etcd-config etcd_connection`
     """
@@ -91,7 +102,7 @@ def doctor(
     if unknown := sorted(chosen - set(AREAS)):
         raise typer.BadParameter(f"there is no area {unknown[0]!r}; there are {', '.join(AREAS)}", param_hint="--only")
     if "certificates" in chosen and certificates is None:
-        raise typer.BadParameter("certificates: name the folder that they are in (--certificates)", param_hint="--only")
+        raise typer.BadParameter("certificates: name their folder with --certificates", param_hint="--only")
     try:
         quota_bytes = parse_bytes(quota) if quota else 0
     except ValueError as error:
@@ -99,7 +110,7 @@ def doctor(
     unusable, settings = "", None
     try:
         settings, base = login.reach(etcd, base=base)
-    except typer.BadParameter as error:  # a finding like others: the rest is looked at all the same
+    except typer.BadParameter as error:  # a finding like others: the other areas are still checked
         unusable = f"{error.param_hint}: {error.message}"
     from mesh.cli.doctor.examination import Examination, Plan
 
@@ -155,5 +166,5 @@ def _show(report: "Report", *, as_json: bool) -> None:
         if finding.todo and finding.level is not Level.OK:
             screen.print(f"{'':<18}[bold]>[/] {output.plain(finding.todo)}", soft_wrap=True)
     for area, why in report.skipped:
-        screen.print(f"[dim]-     {area:<12}not looked at: {output.plain(why)}[/]", soft_wrap=True)
+        screen.print(f"[dim]-     {area:<12}not checked: {output.plain(why)}[/]", soft_wrap=True)
     screen.print(f"{counts[Level.OK]} ok, {counts[Level.WARN]} warn, {counts[Level.FAIL]} FAIL")

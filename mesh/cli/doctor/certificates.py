@@ -1,4 +1,4 @@
-"""Certificates: what one says, and whether it is still good. Reads PEM and DER; no files, no connections, no clock."""
+"""Certificates: their contents and expiry. Reads PEM and DER; uses no files, connections or clock."""
 
 import datetime
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from cryptography.x509.oid import NameOID
 from mesh.cli.doctor.findings import Area, Finding
 
 SOON = datetime.timedelta(days=14)
-"""Before its end a certificate is warned of: whatever renews it (cert-manager, the chart's CronJob) has had its chance
-by then, and there is time to do it by hand."""
+"""Remaining validity below which there is a warning: by then cert-manager or the chart's CronJob should have renewed
+the certificate, and there is time to do it by hand."""
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What counts of it."""
+    """The relevant parts of a certificate."""
 
     subject: str
     names: tuple[str, ...]  # hosts and addresses that it is for
@@ -25,12 +25,12 @@ class Certificate:
 
 
 def from_der(raw: bytes) -> Certificate:
-    """Raises ValueError."""
+    """Reads a certificate in DER. Raises ValueError."""
     return _facts(x509.load_der_x509_certificate(raw))
 
 
 def from_pem(raw: bytes) -> list[Certificate]:
-    """All that are in a PEM text. Raises ValueError where there is none or one cannot be read."""
+    """Reads all certificates in a PEM text. Raises ValueError if there is none, or one cannot be read."""
     return [_facts(one) for one in x509.load_pem_x509_certificates(raw)]
 
 
@@ -58,24 +58,24 @@ def _facts(certificate: x509.Certificate) -> Certificate:
 
 
 def expiry(area: Area, check: str, what: str, certificate: Certificate, now: datetime.datetime, todo: str) -> Finding:
-    """How long it is still good. `what` names it, `todo` says how it is renewed."""
+    """Judges how long a certificate is still valid. `what` names it, `todo` says how to renew it."""
     left = certificate.ends - now
     until = f"{what} ({certificate.subject})"
     if certificate.begins > now:
         text = f"{until} is not valid before {certificate.begins:%Y-%m-%d %H:%M} UTC"
-        return area.fail(check, text, f"if that is past, this clock is wrong; else {todo}")
+        return area.fail(check, text, f"if that time has passed, this machine's clock is wrong; else {todo}")
     if left <= datetime.timedelta(0):
-        return area.fail(check, f"{until} has expired on {certificate.ends:%Y-%m-%d %H:%M} UTC", todo)
+        return area.fail(check, f"{until} expired on {certificate.ends:%Y-%m-%d %H:%M} UTC", todo)
     days = f"{left.days} days" if left.days != 1 else "1 day"
     if left < SOON:
         return area.warn(check, f"{until} expires in {days}, on {certificate.ends:%Y-%m-%d}", todo)
-    return area.ok(check, f"{until} is good for {days}")
+    return area.ok(check, f"{until} is valid for {days}")
 
 
 def pem(area: Area, check: str, what: str, raw: bytes, now: datetime.datetime, todo: str) -> Finding:
-    """The same for a PEM text: the certificate in it that ends first."""
+    """Judges the certificate in a PEM text that expires first."""
     try:
         found = from_pem(raw)
     except ValueError as error:
-        return area.fail(check, f"{what} is no certificate in PEM ({error})", todo)
+        return area.fail(check, f"{what} is not a certificate in PEM ({error})", todo)
     return expiry(area, check, what, min(found, key=lambda one: one.ends), now, todo)

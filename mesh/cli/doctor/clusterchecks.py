@@ -1,4 +1,4 @@
-"""What is known of a namespace in Kubernetes, judged. Pure: facts in, findings out. For Secrets see `secretchecks`."""
+"""Judgement of a namespace in Kubernetes. Pure: facts in, findings out. `secretchecks` judges Secrets."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ AREA = Area("kubernetes")
 
 _PULL = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull")
 _OF_WAITING = {
-    "CrashLoopBackOff": "see why it ended: kubectl logs POD --previous",
+    "CrashLoopBackOff": "see why it ended with kubectl logs POD --previous",
     "CreateContainerConfigError": "a Secret or ConfigMap it names is missing, or a key of it",
     "CreateContainerError": "see kubectl describe pod POD",
     "RunContainerError": "see kubectl describe pod POD",
@@ -19,18 +19,18 @@ _TROUBLE_EVENTS = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox"
 
 
 def check(facts: ClusterFacts) -> list[Finding]:
-    """All findings but those about Secrets."""
+    """Returns all findings except those about Secrets."""
     if facts.error:
         todo = "check the current context: kubectl config current-context, kubectl get pods"
         return [AREA.fail("reach", f"kubectl gets no answer: {facts.error}", todo)]
     found = [*_rights(facts)]
     if not facts.installed:
         text = facts.nothing
-        return [*found, AREA.fail("reach", text, "name its namespace with --namespace")]
-    found.insert(0, AREA.ok("reach", f"there is a mesh in the namespace {facts.namespace}"))
+        return [*found, AREA.fail("reach", text, "set --namespace to that of the mesh")]
+    found.insert(0, AREA.ok("reach", f"the namespace {facts.namespace} has a mesh"))
     found += [*_workloads(facts), *_jobs(facts), *_pods(facts), *_scalers(facts), *_claims(facts)]
     return found + [
-        AREA.warn("rights", f"{what} could not be looked at: {error}", "ask for the role `admin` of the namespace")
+        AREA.warn("rights", f"{what} could not be read: {error}", "ask for the role `admin` of the namespace")
         for what, error in sorted(facts.errors.items())
     ]
 
@@ -38,9 +38,9 @@ def check(facts: ClusterFacts) -> list[Finding]:
 def _rights(facts: ClusterFacts) -> Iterator[Finding]:
     if facts.lacking:
         todo = "ask for the role `admin` of the namespace"
-        yield AREA.warn("rights", f"you may not: {'; '.join(facts.lacking)}", todo)
+        yield AREA.warn("rights", f"you have no right to {'; '.join(facts.lacking)}", todo)
     elif facts.lacking is not None:
-        yield AREA.ok("rights", "you may do all that running a mesh takes")
+        yield AREA.ok("rights", "you have all rights that running a mesh needs")
 
 
 def _workloads(facts: ClusterFacts) -> Iterator[Finding]:
@@ -59,7 +59,7 @@ def _workloads(facts: ClusterFacts) -> Iterator[Finding]:
         else:
             why = _refused(workload, facts)
             made = any(label(pod, "component") == component for pod in facts.pods or ())
-            todo = _todo_refused(why) if why or not made else "see what is said of its pods"
+            todo = _todo_refused(why) if why or not made else "see the findings about its pods"
             level = Level.FAIL if ready == 0 or why else Level.WARN
             yield Finding(level, AREA.name, "workload", f"{text}{f': {why}' if why else ''}", todo)
     if facts.workloads is not None:
@@ -70,14 +70,14 @@ def _workloads(facts: ClusterFacts) -> Iterator[Finding]:
 
 
 _JOBS = {
-    "mesh-certificates": "no certificate between the mesh's processes is made or renewed, and new pods wait for it",
+    "mesh-certificates": "certificates of the mesh's processes are not issued or renewed, and new pods wait for them",
     "mesh-etcd-snapshots": "no snapshots of etcd are taken",
 }
-"""What it means that a Job of ours makes no pod, by the beginning of its name."""
+"""Consequences if a Job of the chart gets no pod, by the beginning of its name."""
 
 
 def _jobs(facts: ClusterFacts) -> Iterator[Finding]:
-    """Jobs whose pods are refused: nothing else shows it, since they have no pod that could."""
+    """Finds Jobs whose pods are refused, which nothing else shows, as they have no pod."""
     for job in facts.jobs or ():
         meaning = next((text for start, text in _JOBS.items() if name(job).startswith(start)), None)
         status = job.get("status") or {}
@@ -88,31 +88,31 @@ def _jobs(facts: ClusterFacts) -> Iterator[Finding]:
         failed = next((c for c in status.get("conditions") or () if (c.get("type"), c.get("status")) == _FAILED), None)
         if refused is not None:
             why = str(refused.get("message", ""))
-            todo = "set the chart's values `jobs` to what the namespace demands (LimitRange, quota), and upgrade"
+            todo = "set the chart's values `jobs` to what the namespace requires (LimitRange, quota), and upgrade"
             todo = todo if "serviceaccount" not in why.lower() and "PodSecurity" not in why else _todo_refused(why)
-            yield AREA.fail("jobs", f"the pods of the Job {name(job)} are not made: {why}; {meaning}", todo)
+            yield AREA.fail("jobs", f"the pods of the Job {name(job)} are not created: {why}; {meaning}", todo)
         elif failed is not None:
             why = str(failed.get("message") or failed.get("reason") or "")
-            yield AREA.warn("jobs", f"the Job {name(job)} has failed: {why}", f"kubectl logs job/{name(job)}")
+            yield AREA.warn("jobs", f"the Job {name(job)} failed: {why}", f"kubectl logs job/{name(job)}")
 
 
 _FAILED = ("Failed", "True")
 
 
 def _scalers(facts: ClusterFacts) -> Iterator[Finding]:
-    """Autoscalers that cannot read what they scale by: they do nothing, and say it nowhere else."""
+    """Finds autoscalers that cannot read their metric: they do nothing, and only their conditions show it."""
     for scaler in facts.scalers or ():
         conditions = {one.get("type"): one for one in (scaler.get("status") or {}).get("conditions") or ()}
         for kind in ("AbleToScale", "ScalingActive"):
             condition = conditions.get(kind) or {}
-            # It is off, and rightly, where somebody has scaled to 0.
+            # Scaling is rightly disabled while the workload is scaled to 0.
             if condition.get("status") == "False" and condition.get("reason") != "ScalingDisabled":
                 reason, message = str(condition.get("reason", "")), str(condition.get("message", ""))
                 todo = "see kubectl describe hpa " + name(scaler)
                 if reason == "FailedGetResourceMetric":
-                    todo = "install metrics-server, or turn autoscaling off in the values"
+                    todo = "install metrics-server, or disable autoscaling in the values"
                 elif reason.startswith("FailedGet"):
-                    todo = "make the metric known to the HPA: prometheus-adapter or KEDA (docs/kubernetes.md, Scale)"
+                    todo = "supply the metric to the HPA with prometheus-adapter or KEDA (docs/kubernetes.md, Scale)"
                 yield AREA.warn("autoscaling", f"{name(scaler)} does not scale: {reason}: {message}", todo)
                 break
 
@@ -122,7 +122,7 @@ def _path(workload: Object) -> str:
 
 
 def _refused(workload: Object, facts: ClusterFacts) -> str:
-    """Why its pods are not even made."""
+    """Returns the reason why a workload's pods are not created, "" if none is known."""
     for condition in (workload.get("status") or {}).get("conditions") or ():
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
             return str(condition.get("message", ""))
@@ -136,10 +136,10 @@ def _todo_refused(why: str) -> str:
     if "quota" in why:
         return "ask for a larger quota, or lower requests and limits in the values"
     if "PodSecurity" in why:
-        return "something in the values (extraVolumes, securityContext) is not `restricted`: take it out"
+        return "remove what is not `restricted` from the values (extraVolumes, securityContext)"
     if "serviceaccount" in why.lower():
-        return "the ServiceAccount is missing: helm upgrade makes it again"
-    return "kubectl describe it: its pods are not made"
+        return "the ServiceAccount is missing: helm upgrade creates it again"
+    return "see kubectl describe: its pods are not created"
 
 
 def _pods(facts: ClusterFacts) -> Iterator[Finding]:
@@ -162,16 +162,16 @@ def _pods(facts: ClusterFacts) -> Iterator[Finding]:
 
 
 def _pod(pod: Object, facts: ClusterFacts) -> Finding | None:
-    """What is wrong with one pod; None where it is ready."""
+    """Returns what is wrong with one pod; None if it is ready."""
     status = pod.get("status") or {}
     who = f"{name(pod)} ({label(pod, 'component') or 'pod'})"
     if status.get("phase") == "Failed":
-        text = f"{who} has failed: {status.get('reason') or ''} {status.get('message') or _ended(status)}".rstrip(" :")
+        text = f"{who} failed: {status.get('reason') or ''} {status.get('message') or _ended(status)}".rstrip(" :")
         return AREA.warn("pods", text, f"kubectl logs {name(pod)}")
     conditions = {one.get("type"): one for one in status.get("conditions") or ()}
     scheduled = conditions.get("PodScheduled") or {}
     if scheduled.get("status") == "False":
-        todo = "make room, or lower what it asks for; labels, taints and volumes must fit a node too"
+        todo = "make room, or lower its requests; labels, taints and volumes must fit a node too"
         return AREA.fail("pods", f"{who} is Pending: {scheduled.get('message') or scheduled.get('reason')}", todo)
     for container in _containers(status):
         waiting = (container.get("state") or {}).get("waiting") or {}
@@ -185,7 +185,7 @@ def _pod(pod: Object, facts: ClusterFacts) -> Finding | None:
     if (conditions.get("Ready") or {}).get("status") == "True":
         return None
     told = next((str(event.get("message", "")) for event in _latest(facts, of=name(pod))), "")
-    why = told or str((conditions.get("Ready") or {}).get("message") or "it starts")
+    why = told or str((conditions.get("Ready") or {}).get("message") or "it is starting")
     todo = f"kubectl logs {name(pod)}; kubectl describe pod {name(pod)}"
     if "FailedMount" in why or "not found" in why:
         todo = "a Secret or ConfigMap it mounts is missing, or a key of it"
@@ -200,7 +200,7 @@ def _killed(pod: Object) -> Iterator[Finding]:
             if ended.get("reason") == "OOMKilled":
                 text = f"{name(pod)} ({container.get('name')}) was killed for memory (OOMKilled)"
                 text += f" at {ended['finishedAt']}" if ended.get("finishedAt") else ""
-                todo = "raise its memory limit; of a runtime pod, see its log for the model that it died of"
+                todo = "raise its memory limit; the log of a runtime pod names the model that it died of"
                 yield AREA.warn("memory", f"{text}, {container.get('restartCount', 0)} restarts", todo)
                 return
 
@@ -221,7 +221,7 @@ def _ended(status: Object) -> str:
 def _latest(
     facts: ClusterFacts, *, of: str = "", prefix: str = "", kind: str = "", level: str = "Warning"
 ) -> list[Object]:
-    """Events about an object, the newest first."""
+    """Returns events about an object, the newest first."""
     found = []
     for event in facts.events or ():
         what = event.get("involvedObject") or {}
@@ -234,7 +234,7 @@ def _latest(
 
 
 _WAITING_FOR_POD = ("WaitForFirstConsumer", "WaitForPodScheduled")
-"""What is told of a claim whose storage class makes volumes where the pod is: nothing is wrong with the class."""
+"""Reasons in events of a claim whose storage class creates volumes where the pod runs: the class is fine."""
 
 
 def _claims(facts: ClusterFacts) -> Iterator[Finding]:
@@ -255,12 +255,14 @@ def _claims(facts: ClusterFacts) -> Iterator[Finding]:
         calm = next(iter(_latest(facts, of=name(claim), level="Normal")), None)
         if told is None and calm is not None and calm.get("reason") in _WAITING_FOR_POD:
             text = f"the volume claim {name(claim)} waits for its pod to be scheduled"
-            yield AREA.warn("volumes", text, "see what is said of the pod: its volume is made where that is put")
+            yield AREA.warn(
+                "volumes", text, "see the findings about the pod: its volume is created where the pod is scheduled"
+            )
             continue
         if told is None and name(claim) not in used:
-            continue  # nobody mounts it yet, as before the first snapshot
-        why = str(told.get("message", "")) if told else "no volume was made for it"
-        todo = "name a storage class (etcd.storage.storageClassName), or see kubectl get storageclass"
-        yield AREA.fail("volumes", f"the volume claim {name(claim)} is {phase or 'not there yet'}: {why}", todo)
+            continue  # no pod mounts it yet, as before the first snapshot
+        why = str(told.get("message", "")) if told else "no volume was created for it"
+        todo = "set a storage class (etcd.storage.storageClassName); kubectl get storageclass lists them"
+        yield AREA.fail("volumes", f"the volume claim {name(claim)} is {phase or 'without a phase'}: {why}", todo)
     if bound:
         yield AREA.ok("volumes", f"bound: {some(bound)}")

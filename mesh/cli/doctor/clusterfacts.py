@@ -1,7 +1,7 @@
-"""Asking Kubernetes about one namespace. What it means is `clusterchecks`' business.
+"""Facts about one namespace, from Kubernetes. `clusterchecks` judges them.
 
-Everything is asked for that the namespace's role `admin` may see. Secrets are asked for by the names that the mesh's
-workloads mount: a namespace holds others that are none of our business, and Helm's are large.
+All requests are allowed to the namespace's role `admin`. Only Secrets that the mesh's workloads mount are read, by
+name: others in the namespace are none of our business, and Helm's are large.
 """
 
 import asyncio
@@ -19,18 +19,18 @@ Object = Mapping[str, Any]
 SELECTOR = "app.kubernetes.io/name=mesh"
 
 STORAGE = "storage-config"
-"""The Secret that models' storage keys are keys of."""
+"""Name of the Secret whose keys are models' storage keys."""
 
 RIGHTS: tuple[tuple[str, str, str, str], ...] = (
     ("", "pods", "list", "see the mesh's pods"),
     ("", "secrets", "get", "check Secrets, and install"),
-    ("", "events", "list", "tell why pods do not start"),
+    ("", "events", "list", "see why pods do not start"),
     ("", "persistentvolumeclaims", "list", "see volumes"),
-    ("", "pods/portforward", "create", "reach the mesh by a port-forward"),
-    ("", "pods/exec", "create", "run `mesh backup` in a router's pod"),
+    ("", "pods/portforward", "create", "reach the mesh through a port-forward"),
+    ("", "pods/exec", "create", "run `mesh backup` in a router pod"),
     ("apps", "deployments", "patch", "upgrade, restart and scale"),
 )
-"""API group, resource, verb, and what it is for."""
+"""Rights: API group, resource, verb, and purpose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,15 @@ class Reference:
     """A Secret that a workload mounts or reads."""
 
     name: str
-    keys: frozenset[str]  # that have to be there
+    keys: frozenset[str]  # the required ones
     optional: bool
-    volume: tuple[str, str]  # workload and volume: what one volume brings together
+    volume: tuple[str, str]  # workload and volume
     pulls: bool = False  # images are pulled with it
 
 
 @dataclass(slots=True)
 class ClusterFacts:
-    """What could be found out. None: it could not, and `errors` says why."""
+    """Facts about a namespace. None: they could not be read, and `errors` says why."""
 
     namespace: str
     error: str = ""  # why the cluster does not answer at all
@@ -57,24 +57,24 @@ class ClusterFacts:
     scalers: list[Object] | None = None  # HorizontalPodAutoscalers
     events: list[Object] | None = None
     secrets: dict[str, dict[str, bytes]] | None = None
-    lacking: list[str] | None = None  # rights that are missing: what each is for
+    lacking: list[str] | None = None  # rights that are missing, with their purposes
     errors: dict[str, str] = field(default_factory=dict)
 
     @property
     def installed(self) -> bool:
-        """Whether there is a mesh in the namespace, as far as one can see."""
+        """True if there is a mesh in the namespace, as far as could be read."""
         return bool(self.pods or self.workloads)
 
     @property
     def nothing(self) -> str:
-        """Why there is nothing to be seen."""
+        """The reason why no mesh was found."""
         if error := self.errors.get("pods") or self.errors.get("workloads"):
-            return f"the namespace {self.namespace} cannot be looked at: {error}"
+            return f"the namespace {self.namespace} cannot be read: {error}"
         return f"there is no mesh in the namespace {self.namespace}"
 
     @property
     def router(self) -> str:
-        """The name of a Deployment of routers with a pod that is ready; "" where there is none."""
+        """The name of a Deployment of routers with a ready pod; "" if there is none."""
         for one in self.workloads or ():
             if label(one, "component") == "router" and (one.get("status") or {}).get("readyReplicas"):
                 return name(one)
@@ -82,7 +82,7 @@ class ClusterFacts:
 
 
 async def gather(kubectl: Kubectl) -> ClusterFacts:
-    """Asks for all of it."""
+    """Asks Kubernetes for all facts."""
     facts = ClusterFacts(kubectl.namespace or await _current(kubectl))
     try:
         facts.pods = [*await kubectl.items("get", "pods", f"--selector={SELECTOR}")]
@@ -102,7 +102,7 @@ async def gather(kubectl: Kubectl) -> ClusterFacts:
     facts.workloads, facts.claims, facts.jobs, facts.scalers, facts.events, facts.lacking = await asyncio.gather(
         ask("workloads", "deployments.apps,statefulsets.apps", f"--selector={SELECTOR}"),
         ask("volume claims", "persistentvolumeclaims"),
-        ask("jobs", "jobs.batch"),  # those that a CronJob makes bear no labels
+        ask("jobs", "jobs.batch"),  # those of a CronJob have no labels
         ask("autoscalers", "horizontalpodautoscalers.autoscaling", f"--selector={SELECTOR}"),
         ask("events", "events"),
         _lacking(kubectl, facts),
@@ -149,7 +149,7 @@ async def _lacking(kubectl: Kubectl, facts: ClusterFacts) -> list[str] | None:
         return None
     allowed = [bool((one.get("status") or {}).get("allowed")) for one in answers]
     if len(allowed) != len(RIGHTS):
-        facts.errors["rights"] = f"{len(allowed)} of {len(RIGHTS)} questions were answered"
+        facts.errors["rights"] = f"{len(allowed)} of {len(RIGHTS)} access reviews were answered"
         return None
     return [
         f"{verb} {resource} ({use})" for yes, (_, resource, verb, use) in zip(allowed, RIGHTS, strict=True) if not yes
@@ -157,7 +157,7 @@ async def _lacking(kubectl: Kubectl, facts: ClusterFacts) -> list[str] | None:
 
 
 def references(workloads: Iterable[Object]) -> Iterator[Reference]:
-    """The Secrets that workloads need: mounted, in the environment, for pulling images."""
+    """Yields the Secrets that workloads need: mounted, in the environment, for pulling images."""
     for workload in workloads:
         spec = ((workload.get("spec") or {}).get("template") or {}).get("spec") or {}
         owner = str(name(workload))
@@ -194,10 +194,10 @@ def _data(secret: Object) -> dict[str, bytes]:
 
 
 def name(one: Object) -> str:
-    """Of an object."""
+    """Returns an object's name."""
     return str((one.get("metadata") or {}).get("name", ""))
 
 
 def label(one: Object, which: str) -> str:
-    """The value of one of the labels `app.kubernetes.io/...`."""
+    """Returns the value of one of the labels `app.kubernetes.io/...`."""
     return str(((one.get("metadata") or {}).get("labels") or {}).get(f"app.kubernetes.io/{which}", ""))

@@ -1,4 +1,4 @@
-"""Asking etcd, member by member. What it means is `etcdchecks`' business."""
+"""Facts about etcd, member by member. `etcdchecks` judges them."""
 
 import asyncio
 import time
@@ -17,23 +17,23 @@ from mesh.schema.keys import Keys
 T = TypeVar("T")
 
 READS = 9
-"""Linearizable reads whose median counts: each is a round among the members."""
+"""Number of linearizable reads that are timed; each is a round among the members."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemberFacts:
-    """One endpoint."""
+    """Facts about one endpoint."""
 
     endpoint: str
-    answer: Answer  # of a connection made by hand
+    answer: Answer  # to a connection without gRPC
     status: Status | None = None
     error: str = ""  # why there is no status
-    denied: bool = False  # it is about user or password
+    denied: bool = False  # the error is about user or password
 
 
 @dataclass(frozen=True, slots=True)
 class EtcdFacts:
-    """What could be found out. None: it could not."""
+    """Facts about etcd. None: they could not be read."""
 
     settings: EtcdSettings
     base: str
@@ -42,16 +42,16 @@ class EtcdFacts:
     alarms: tuple[Alarm, ...] | None = None
     reads_ms: tuple[float, ...] = ()
     read_error: str = ""
-    denied: str = ""  # what etcd said against user or password
+    denied: str = ""  # etcd's error about user or password
     owner: bytes | None = None  # the key's value; b"": there is none
     models: int | None = None
     pods: int | None = None
 
 
 async def gather(settings: EtcdSettings, base: str, *, timeout: float) -> EtcdFacts:
-    """Asks for all of it; each question within `timeout` s. Raises ValueError for settings that no client takes."""
+    """Asks for all facts, each within `timeout` s. Raises ValueError for settings that the client refuses."""
     settings = replace(settings, timeout=timeout)
-    Etcd(settings)  # which refuses what cannot be meant
+    Etcd(settings)  # checks the settings
     members = await asyncio.gather(*(_member(settings, endpoint, timeout) for endpoint in settings.endpoints))
     facts = EtcdFacts(settings, base, tuple(members))
     if not any(member.status for member in members):
@@ -93,7 +93,7 @@ async def _member(settings: EtcdSettings, endpoint: str, timeout: float) -> Memb
 
 
 async def _reads(etcd: Etcd, keys: Keys) -> tuple[tuple[float, ...], str, str]:
-    """The times of some reads, in ms; why there are none, and whether that is about the user."""
+    """Returns the durations of some reads in ms, the error of a failed one, and the same if it is about the user."""
     times: list[float] = []
     try:
         for _ in range(READS):

@@ -1,7 +1,7 @@
-"""One visit of the doctor: which areas are looked at, each with a bound, and what comes of all of them together.
+"""One run of the doctor: it checks the areas, each with a time limit, and combines their findings.
 
-Whatever is not there to be looked at is left out and said, unless it was asked for by name; whatever breaks, this code
-included, becomes a finding.
+An area that cannot be checked is listed as skipped, or is a finding if it was asked for by name. Every failure becomes
+a finding, even one of this code.
 """
 
 import asyncio
@@ -30,22 +30,22 @@ from mesh.options.etcdsettings import EtcdSettings
 
 T = TypeVar("T")
 
-_IN_CLUSTER = frozenset({"kubernetes", "secrets"})  # areas that kubectl is asked for
+_IN_CLUSTER = frozenset({"kubernetes", "secrets"})  # areas checked through kubectl
 
 PATIENCE = 6
-"""Time-outs that one area may take: it asks several questions one after the other."""
+"""Number of timeouts that one area may take: it makes several requests one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to look at, and how. `timeout` and `reading` in seconds."""
+    """The areas to check, and the options. `timeout` and `reading` in seconds."""
 
     areas: frozenset[str]
-    asked: frozenset[str]  # of these, the ones that were asked for by name
+    asked: frozenset[str]  # those of them that were asked for by name
     endpoint: str
     trust: Trust
-    etcd: EtcdSettings | None  # None: it was not said where it is
-    etcd_unusable: str  # why what was said cannot be used
+    etcd: EtcdSettings | None  # None: its endpoints were not given
+    etcd_unusable: str  # why the given options cannot be used
     base: str
     install_id: str
     quota: int
@@ -58,18 +58,18 @@ class Plan:
 
 @dataclass(slots=True)
 class Report:
-    """What was found, and what was not looked at."""
+    """The findings, and the areas that were not checked."""
 
     findings: list[Finding] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)  # area, and why
 
     def count(self, level: Level) -> int:
-        """Findings of one level."""
+        """Counts the findings of one level."""
         return sum(finding.level is level for finding in self.findings)
 
 
 class Examination:
-    """One visit. `run` may be called once."""
+    """One run of the doctor. `run` may be called once."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -77,7 +77,7 @@ class Examination:
         self.report = Report()
 
     async def run(self) -> Report:
-        """Looks at everything, at the same time where it can."""
+        """Checks all areas of the plan, concurrently if possible."""
         plan = self._plan
         cluster, etcd, mesh = await asyncio.gather(
             self._bounded("kubernetes", self._cluster()),
@@ -110,21 +110,23 @@ class Examination:
         if not program:
             if asked:
                 text = "there is no kubectl on PATH"
-                self.report.findings.append(clusterchecks.AREA.fail("reach", text, "install it, or leave this out"))
+                self.report.findings.append(
+                    clusterchecks.AREA.fail("reach", text, "install it, or leave out this area")
+                )
             else:
                 self.report.skipped.append(("kubernetes", "there is no kubectl on PATH"))
             return None
         facts = await clusterfacts.gather(Kubectl(program, plan.namespace, timeout=plan.timeout))
         if asked or (facts.installed and not facts.error):
             return facts
-        why = facts.error or f"{facts.nothing}, which is kubectl's current one (--namespace names another)"
+        why = facts.error or f"{facts.nothing}, which is kubectl's current one (use --namespace for another)"
         self.report.skipped.append(("kubernetes", why))
         return None
 
     async def _etcd(self) -> etcdfacts.EtcdFacts | None:
         plan = self._plan
         if "etcd" in plan.areas and plan.etcd_unusable:
-            todo = "correct that option, or what it names; the Secret's form is in docs/kubernetes.md"
+            todo = "correct that option or its file; docs/kubernetes.md describes the Secret"
             self.report.findings.append(etcdchecks.AREA.fail("settings", plan.etcd_unusable, todo))
         if "etcd" not in plan.areas or plan.etcd is None:
             return None
@@ -141,12 +143,12 @@ class Examination:
         return await meshfacts.gather(plan.endpoint, plan.trust, timeout=plan.timeout, reading=plan.reading)
 
     async def _etcd_from_inside(self, cluster: ClusterFacts | None) -> None:
-        """Has a router's pod look at etcd, which nobody outside the cluster reaches."""
+        """Runs the check of etcd in a router pod, since etcd cannot be reached from outside the cluster."""
         plan = self._plan
         if cluster is None or not cluster.router:
-            text = "it was not said where it is: --etcd or --etcd-config"
+            text = "its endpoints are not given: use --etcd or --etcd-config"
             if "etcd" in plan.asked:
-                self.report.findings.append(etcdchecks.AREA.fail("settings", text, "name it"))
+                self.report.findings.append(etcdchecks.AREA.fail("settings", text, "give one of these options"))
             else:
                 self.report.skipped.append(("etcd", text))
             return
@@ -165,16 +167,16 @@ class Examination:
                 for one in json.loads(text)["findings"]
             ]
         except (KubectlError, ValueError, KeyError, TypeError) as error:
-            why = f"a router's pod could not look at it ({error}); where you can reach it, give --etcd or --etcd-config"
+            why = f"a router pod could not check it ({error}); if you can reach it here, give --etcd or --etcd-config"
             self.report.skipped.append(("etcd", why))
             return
-        inside = Area("etcd").ok("inside", f"looked at from a pod of {cluster.router}")
+        inside = Area("etcd").ok("inside", f"checked from a pod of {cluster.router}")
         self.report.findings += [inside, *found]
 
     # --- judging ---
 
     def _stored(self, cluster: ClusterFacts | None) -> frozenset[str] | None:
-        """The keys of the storage Secret, where they are known."""
+        """Returns the keys of the storage Secret; None if they are not known."""
         if self._plan.storage is not None:
             try:
                 return meshfacts.stored_keys(self._plan.storage)
@@ -187,15 +189,15 @@ class Examination:
         return None
 
     def _folder(self, folder: Path) -> list[Finding]:
-        """Every certificate in a folder."""
+        """Judges every certificate in a folder."""
         area = Area("certificates")
         try:
             files = sorted(path for path in folder.iterdir() if path.suffix in (".crt", ".pem", ".cert"))
-            renew = "renew it; processes that watch the file take it without a restart"
+            renew = "renew it; processes that watch the file use the new one without a restart"
             found = [certificates.pem(area, "expiry", str(path), path.read_bytes(), self._now, renew) for path in files]
         except OSError as error:
             return [area.fail("folder", f"{folder} cannot be read: {error.strerror or error}", "check --certificates")]
-        return found or [area.warn("folder", f"{folder} holds no .crt or .pem", "check --certificates")]
+        return found or [area.warn("folder", f"{folder} has no .crt or .pem files", "check --certificates")]
 
     def _judge(self, area: str, check: Callable[[], list[Finding]]) -> None:
         try:
@@ -209,12 +211,14 @@ class Examination:
             async with asyncio.timeout(seconds):
                 return await looking
         except TimeoutError:
-            text = f"no end after {seconds:g} s"
-            self.report.findings.append(Area(area).fail("time", text, "something takes requests and answers none"))
+            text = f"the check did not end within {seconds:g} s"
+            self.report.findings.append(
+                Area(area).fail("time", text, "some server accepts requests and does not answer")
+            )
         except Exception as error:
             self._broken(area, error)
         return None
 
     def _broken(self, area: str, error: Exception) -> None:
-        text = f"this check has failed itself: {type(error).__name__}: {error}"
+        text = f"the check itself failed: {type(error).__name__}: {error}"
         self.report.findings.append(Area(area).warn("doctor", text, "report it, with `mesh version`"))

@@ -1,22 +1,22 @@
-"""What the doctor says: one finding a line, with what to do where something is wrong."""
+"""Findings of the doctor, each with what to do if something is wrong."""
 
 import enum
 from dataclasses import dataclass
 
 
 class Level(enum.Enum):
-    """How bad it is."""
+    """The severity of a finding."""
 
     OK = "ok"
     WARN = "warn"
-    """Works, and somebody should look at it; or one model of many does not."""
+    """Works but needs attention; or one model of many does not work."""
     FAIL = "FAIL"
     """Does not work, or soon will not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was checked. `area` and `check` name it to programs, `what` and `todo` tell people."""
+    """The result of one check. `area` and `check` name it for programs, `what` and `todo` explain it to people."""
 
     level: Level
     area: str
@@ -25,7 +25,7 @@ class Finding:
     todo: str = ""
 
     def document(self) -> dict[str, str]:
-        """For --json."""
+        """Returns the document that --json prints."""
         return {
             "level": self.level.value.lower(),
             "area": self.area,
@@ -37,24 +37,24 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """Makes the findings of one area."""
+    """A maker of the findings of one area."""
 
     name: str
 
     def ok(self, check: str, what: str) -> Finding:
-        """All is well."""
+        """Returns a finding of level OK."""
         return Finding(Level.OK, self.name, check, what)
 
     def warn(self, check: str, what: str, todo: str = "") -> Finding:
-        """See `Level.WARN`."""
+        """Returns a finding of level WARN."""
         return Finding(Level.WARN, self.name, check, what, todo)
 
     def fail(self, check: str, what: str, todo: str = "") -> Finding:
-        """See `Level.FAIL`."""
+        """Returns a finding of level FAIL."""
         return Finding(Level.FAIL, self.name, check, what, todo)
 
 
 def some(names: list[str], most: int = 5) -> str:
-    """The first of several names, and how many more there are."""
+    """Lists the first of several names, and the number of the others."""
     text = ", ".join(names[:most])
     return text if len(names) <= most else f"{text} and {len(names) - most} more"

@@ -1,8 +1,8 @@
-"""Connecting to one address by hand, to tell apart why a client cannot.
+"""A connection step by step, to find out why a client cannot connect.
 
-gRPC and HTTP clients say "failed to connect" or worse. Here it is a plain socket, then TLS with the client's own trust
-and certificate, then the first bytes of HTTP/2, since with TLS 1.3 a server refuses a client only after the handshake.
-What the server shows is read even if it is not trusted.
+gRPC and HTTP clients only say "failed to connect". This module opens a plain socket, then TLS with the client's own
+authorities and certificate, then sends the first bytes of HTTP/2, since with TLS 1.3 a server refuses a client only
+after the handshake. It reads the server's certificate even if that is not trusted.
 """
 
 import asyncio
@@ -29,39 +29,39 @@ _UNTRUSTED = (2, 18, 19, 20, 21)
 
 
 class Trouble(enum.Enum):
-    """Why there is no connection."""
+    """The reason why a connection fails."""
 
     NONE = "it answers"
-    UNRESOLVED = "its name is not known to DNS"
+    UNRESOLVED = "DNS does not know its name"
     REFUSED = "nothing listens there"
     SILENT = "it does not answer"
     NO_TLS = "it does not speak TLS"
-    WANTS_TLS = "it speaks TLS only"
-    UNTRUSTED = "its certificate is of an authority that is not trusted"
+    WANTS_TLS = "it only speaks TLS"
+    UNTRUSTED = "its certificate is from an authority that is not trusted"
     EXPIRED = "its certificate has expired"
     NOT_YET = "its certificate is not valid yet"
     OTHER_NAME = "its certificate is for another name"
-    REFUSES_US = "it refuses the client's certificate, or that there is none"
+    REFUSES_US = "it refuses the client's certificate, or requires one"
     OTHER = "the connection fails"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of it."""
+    """The result of an attempt to connect."""
 
     trouble: Trouble
-    text: str = ""  # what the system said
-    certificate: Certificate | None = None  # what the server showed, trusted or not
+    text: str = ""  # the system's error
+    certificate: Certificate | None = None  # the server's, trusted or not
 
     @property
     def names(self) -> str:
-        """The names of its certificate, for people."""
+        """The names of the server's certificate, for people."""
         return ", ".join(self.certificate.names) if self.certificate and self.certificate.names else "no name at all"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whom a client trusts and what it shows, PEM."""
+    """The authorities that a client trusts and the certificate that it presents, in PEM."""
 
     ca: bytes | None = None  # None: the system's
     certificate: bytes | None = None
@@ -69,7 +69,7 @@ class Identity:
 
 
 async def ask(host: str, port: int, *, tls: bool, identity: Identity, name: str = "", timeout: float = 5.0) -> Answer:
-    """`connect`, within `timeout` s all in all."""
+    """Calls `connect` in a thread, and returns its answer within `timeout` s."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[Answer] = loop.create_future()
 
@@ -90,7 +90,7 @@ async def ask(host: str, port: int, *, tls: bool, identity: Identity, name: str 
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(done, found)
 
-    # A thread that nobody waits for: DNS takes its time, can not be interrupted, and should not hold Ctrl-C up.
+    # A daemon thread: DNS may be slow, cannot be interrupted, and must not delay Ctrl-C.
     threading.Thread(target=work, name=f"handshake {host}", daemon=True).start()
     try:
         async with asyncio.timeout(timeout):
@@ -100,7 +100,7 @@ async def ask(host: str, port: int, *, tls: bool, identity: Identity, name: str 
 
 
 def connect(host: str, port: int, *, tls: bool, identity: Identity, name: str = "", timeout: float = 5.0) -> Answer:
-    """Tries it, within a few times `timeout` s; blocks. `name` is what the certificate must be for; "": the host."""
+    """Tries to connect; blocks for a few times `timeout` s at most. `name` must be in the certificate; "": the host."""
     try:
         plain = socket.create_connection((host, port), timeout)
     except socket.gaierror as error:
@@ -122,14 +122,14 @@ def connect(host: str, port: int, *, tls: bool, identity: Identity, name: str = 
                 shown = secure.getpeercert(binary_form=True)
                 _first_bytes(secure)
                 return Answer(Trouble.NONE, certificate=_read(shown))
-        except (OSError, ValueError) as error:  # ssl's errors and time-outs are OSErrors
+        except (OSError, ValueError) as error:  # ssl's errors and timeouts are OSErrors
             trouble = _why(error)
             text = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
     if trouble is Trouble.OTHER and connect(host, port, tls=False, identity=identity, timeout=timeout).trouble is (
         Trouble.NONE
-    ):  # etcd just closes a connection that begins with TLS where it speaks none
+    ):  # without TLS, etcd just closes a connection that begins with it
         return Answer(Trouble.NO_TLS)
-    # Asked again without checking, for what it shows.
+    # Connects again without verification, for the server's certificate.
     return Answer(trouble, str(text), _shown(host, port, identity, timeout))
 
 
@@ -140,7 +140,7 @@ def _plain(connection: socket.socket) -> Answer:
         return Answer(Trouble.SILENT, str(error))
     except OSError as error:
         return Answer(Trouble.OTHER, error.strerror or str(error))
-    # A TLS server sends an alert (21), or as Go's does, says so in plain HTTP/1, or just closes the connection.
+    # A TLS server sends an alert (21), or an error in plain HTTP/1 as Go's does, or just closes the connection.
     if first[:1] == b"\x15" or b"HTTPS server" in first:
         return Answer(Trouble.WANTS_TLS)
     return Answer(Trouble.NONE) if first else Answer(Trouble.OTHER, _CLOSED)
@@ -155,7 +155,9 @@ def _context(identity: Identity) -> ssl.SSLContext:
     context = ssl.create_default_context(cadata=identity.ca.decode("ascii", "replace") if identity.ca else None)
     context.set_alpn_protocols(["h2", "http/1.1"])
     if identity.certificate:
-        with tempfile.TemporaryDirectory() as folder:  # ssl takes no certificate from memory; the folder is the user's
+        with (
+            tempfile.TemporaryDirectory() as folder
+        ):  # ssl loads no certificate from memory; only this user can read the folder
             path = Path(folder) / "pem"
             path.touch(0o600)
             path.write_bytes(identity.certificate + b"\n" + (identity.private_key or b""))

@@ -1,4 +1,4 @@
-"""Asking Kubernetes through `kubectl`: it has the admin's clusters, users and ways of logging in, and we need none."""
+"""Requests to Kubernetes through `kubectl`, which already knows the admin's clusters, users and logins."""
 
 import asyncio
 import contextlib
@@ -9,16 +9,16 @@ from typing import Any
 
 
 class KubectlError(Exception):
-    """Why there is no answer: kubectl's own words, in one line."""
+    """A failed request, with kubectl's own error in one line."""
 
 
 def find() -> str:
-    """Its path; "" where there is none."""
+    """Returns the path of kubectl; "" if it is not installed."""
     return shutil.which("kubectl") or ""
 
 
 class Kubectl:
-    """One namespace of one cluster. `timeout` in seconds, of one call."""
+    """kubectl for one namespace. `timeout` limits one call, in seconds."""
 
     def __init__(self, program: str, namespace: str, *, timeout: float) -> None:
         self.namespace = namespace
@@ -26,7 +26,7 @@ class Kubectl:
         self._timeout = timeout
 
     async def text(self, *arguments: str, stdin: bytes | None = None, codes: Sequence[int] = (0,)) -> str:
-        """What a command prints. Raises KubectlError."""
+        """Runs a command and returns its output. Raises KubectlError."""
         options = [f"--namespace={self.namespace}"] if self.namespace else []
         try:
             child = await asyncio.create_subprocess_exec(
@@ -55,14 +55,14 @@ class Kubectl:
         return out.decode(errors="replace")
 
     async def items(self, *arguments: str, stdin: bytes | None = None) -> list[dict[str, Any]]:
-        """The objects that a command gives. Raises KubectlError."""
+        """Runs a command and returns its objects. Raises KubectlError."""
         seconds = max(1, int(self._timeout))
         text = await self.text(*arguments, "--output=json", f"--request-timeout={seconds}s", stdin=stdin)
         return parse(text)
 
 
 def parse(text: str) -> list[dict[str, Any]]:
-    """A list of objects, one object, several one after the other, or nothing. Raises KubectlError."""
+    """Parses a list of objects, one object, several in sequence, or nothing. Raises KubectlError."""
     decoder, place = json.JSONDecoder(), 0
     found: list[Any] = []
     while text[place:].strip():

@@ -1,4 +1,4 @@
-"""What is known of a mesh through its endpoint, judged. Pure: facts and the time in, findings out."""
+"""Judgement of a mesh from the facts of its endpoint. Pure: facts and the time in, findings out."""
 
 import datetime
 from collections.abc import Iterator, Mapping
@@ -15,26 +15,26 @@ AREA = Area("mesh")
 
 FULL = 0.9  # of the memory for models
 SHORT_IDLE_MS = 300_000
-"""What makes way in a full pod was used within five minutes: the models in use do not fit (the alert says so too)."""
+"""Idle time of the next victim in a full pod below which models in use do not fit; the alert has the same limit."""
 
 SHOWN = 5
-"""Models named in one finding."""
+"""Number of models named in one finding."""
 
 _OF_TROUBLE = {
-    Trouble.UNRESOLVED: "check the name in --endpoint; names of Services are known in the cluster only",
-    Trouble.REFUSED: "is a router up, or the port-forward? kubectl port-forward service/modelmesh-serving 8033:8033",
-    Trouble.SILENT: "see the routers' logs, and what stands between: NetworkPolicy, firewall, a dead port-forward",
-    Trouble.NO_TLS: "write http:// in the endpoint, or give the routers a certificate (tls.secretName)",
-    Trouble.WANTS_TLS: "write https:// in the endpoint",
+    Trouble.UNRESOLVED: "check the name in --endpoint; names of Services resolve only in the cluster",
+    Trouble.REFUSED: "check that a router runs, or run kubectl port-forward service/modelmesh-serving 8033:8033",
+    Trouble.SILENT: "see the routers' logs, and what is in between: NetworkPolicy, firewall, a dead port-forward",
+    Trouble.NO_TLS: "use http:// in the endpoint, or give the routers a certificate (tls.secretName)",
+    Trouble.WANTS_TLS: "use https:// in the endpoint",
     Trouble.UNTRUSTED: "name the authority that signed it: --ca, MESH_CA, or `mesh context set`",
-    Trouble.EXPIRED: "renew it in its Secret (tls.secretName): routers take the new one without a restart",
-    Trouble.NOT_YET: "compare the clocks of this machine and of whoever made the certificate",
-    Trouble.REFUSES_US: "show a certificate that the routers' --tls-client-ca signed: --cert and --key",
+    Trouble.EXPIRED: "renew it in its Secret (tls.secretName): routers use the new one without a restart",
+    Trouble.NOT_YET: "compare the clocks of this machine and of the issuer of the certificate",
+    Trouble.REFUSES_US: "present a certificate signed by the routers' --tls-client-ca: --cert and --key",
 }
 
 
 def check(facts: MeshFacts, now: datetime.datetime, *, stored: frozenset[str] | None = None) -> list[Finding]:
-    """All findings. `stored`: the keys of the storage Secret, where they are known."""
+    """Returns all findings. `stored` are the keys of the storage Secret, if known."""
     found = [*_certificate(facts, now)]
     if facts.stats is None or facts.pods is None:
         return [_unreachable(facts), *found]
@@ -42,8 +42,11 @@ def check(facts: MeshFacts, now: datetime.datetime, *, stored: frozenset[str] | 
     found.insert(0, AREA.ok("reach", f"a router answers at {facts.endpoint}, with {workers} workers"))
     found += [*_pods(facts.pods), *_room(facts.pods)]
     if facts.registered is None:
-        text = f"the router answers, and has no answer from its registry: {facts.registry_error}"
-        return [*found, AREA.fail("registry", text, "see etcd: what is loaded is served, loads and registrations fail")]
+        text = f"the router answers, but cannot read its registry: {facts.registry_error}"
+        return [
+            *found,
+            AREA.fail("registry", text, "check etcd: loaded models are served, but loads and registrations fail"),
+        ]
     found += [*_registered(facts.registered), *_settings(facts)]
     found += _storage(facts.registered, stored) if stored is not None else ()
     return found
@@ -52,14 +55,14 @@ def check(facts: MeshFacts, now: datetime.datetime, *, stored: frozenset[str] | 
 def _unreachable(facts: MeshFacts) -> Finding:
     trouble = facts.answer.trouble
     if trouble is Trouble.NONE:
-        return AREA.fail("reach", facts.error, "see the routers' logs; an endpoint of gRPC only needs its REST port")
+        return AREA.fail("reach", facts.error, "see the routers' logs; if the endpoint is gRPC only, use the REST port")
     text = f"{facts.endpoint}: {trouble.value}"
     todo = _OF_TROUBLE.get(trouble, "see the routers' logs")
     check = "reach"
     certificate = facts.answer.certificate
     if trouble is Trouble.OTHER_NAME:
         text += f": it is for {facts.answer.names}"
-        todo = "call it by one of these names, or have the name added to the certificate"
+        todo = "use one of these names in the endpoint, or have the name added to the certificate"
         check = "certificate"
     elif trouble is Trouble.EXPIRED and certificate:
         text += f" on {certificate.ends:%Y-%m-%d %H:%M} UTC ({certificate.subject})"
@@ -75,25 +78,27 @@ def _unreachable(facts: MeshFacts) -> Finding:
 def _certificate(facts: MeshFacts, now: datetime.datetime) -> Iterator[Finding]:
     certificate = facts.answer.certificate
     if certificate and facts.answer.trouble not in (Trouble.EXPIRED, Trouble.NOT_YET):
-        todo = "renew it in its Secret (tls.secretName): routers take the new one without a restart"
+        todo = "renew it in its Secret (tls.secretName): routers use the new one without a restart"
         yield certificates.expiry(AREA, "expiry", f"the certificate of {facts.endpoint}", certificate, now, todo)
 
 
 def _pods(pods: tuple[Mapping[str, Any], ...]) -> Iterator[Finding]:
     if not pods:
-        todo = "see whether they run and reach etcd: kubectl get pods -l app.kubernetes.io/component=runtime"
+        todo = "check that they run and reach etcd: kubectl get pods -l app.kubernetes.io/component=runtime"
         yield AREA.fail("pods", "there are no runtime pods, so no model is served", todo)
         return
     ready = [str(pod.get("pod")) for pod in pods if _is_ready(pod)]
     suspect = [str(pod.get("pod")) for pod in pods if pod.get("suspect")]
     if suspect:
-        text = f"{some(suspect)} {'has' if len(suspect) == 1 else 'have'} vanished from etcd without a word"
-        yield AREA.warn("pods", f"{text}; still called until one fails", "see these pods, and whether etcd is slow")
+        text = f"{some(suspect)} {'has' if len(suspect) == 1 else 'have'} vanished from etcd without draining"
+        yield AREA.warn(
+            "pods", f"{text}; calls still go there until one fails", "check these pods, and whether etcd is slow"
+        )
     if ready:
         yield AREA.ok("pods", f"{len(ready)} runtime pods are ready: {some(ready)}")
     else:
         text = f"none of {len(pods)} runtime pods is ready"
-        yield AREA.fail("pods", text, "see their logs; a pod that leaves or is suspect gets no loads")
+        yield AREA.fail("pods", text, "see their logs; a pod that is leaving or suspect gets no loads")
 
 
 def _is_ready(pod: Mapping[str, Any]) -> bool:
@@ -101,7 +106,7 @@ def _is_ready(pod: Mapping[str, Any]) -> bool:
 
 
 def _room(pods: tuple[Mapping[str, Any], ...]) -> Iterator[Finding]:
-    """Whether models in use fit. A cache that works is full, so being full alone is no finding."""
+    """Judges whether the models in use fit. A full cache is normal, so that alone is no warning."""
     capacity, used = (sum(int(pod.get(name) or 0) for pod in pods) for name in ("capacity", "used"))
     if not capacity:
         return
@@ -126,11 +131,11 @@ def _registered(registered: Registered) -> Iterator[Finding]:
     if registered.whole:
         yield AREA.ok("models", text)
     else:
-        todo = "raise --reading to have all of them looked at"
-        yield AREA.warn("models", f"more than {registered.models} models; only so many were looked at", todo)
+        todo = "raise --reading to check all of them"
+        yield AREA.warn("models", f"there are more than {registered.models} models; only these were checked", todo)
     for quarantined, count, check, what, todo in (
         (True, registered.quarantined, "quarantine", "quarantined", "find out why; then `mesh release MODEL`"),
-        (False, registered.failing, "failing", "failing to load", "`mesh status MODEL` has all of it"),
+        (False, registered.failing, "failing", "failing to load", "`mesh status MODEL` shows the errors"),
     ):
         if count:
             lines = [f"{one.model}: {one.why}" for one in registered.troubled if one.quarantined is quarantined]
@@ -145,13 +150,13 @@ def _settings(facts: MeshFacts) -> Iterator[Finding]:
     try:
         limits.parse(texts.get("type_limits") or "")
     except ValueError as error:
-        text = f"the setting type_limits cannot be understood, an older one may hold: {error}"
-        yield AREA.fail("settings", text, "mesh settings type_limits '{...}' sets it anew")
+        text = f"the setting type_limits is not valid, so an older one may be in force: {error}"
+        yield AREA.fail("settings", text, "set it again: mesh settings type_limits '{...}'")
     try:
         asked = constraints.parse(texts.get("type_constraints") or "")
     except ValueError as error:
-        text = f"the setting type_constraints cannot be understood, an older one may hold: {error}"
-        yield AREA.fail("settings", text, "mesh settings type_constraints '{...}' sets it anew")
+        text = f"the setting type_constraints is not valid, so an older one may be in force: {error}"
+        yield AREA.fail("settings", text, "set it again: mesh settings type_constraints '{...}'")
         return
     pods = [frozenset(str(label) for label in pod.get("labels") or ()) for pod in facts.pods or () if _is_ready(pod)]
     if not pods or facts.registered is None:

@@ -1,4 +1,4 @@
-"""Asking a mesh through its endpoint, as any client could. What it means is `meshchecks`' business."""
+"""Facts about a mesh, from its endpoint, as any client could read them. `meshchecks` judges them."""
 
 import asyncio
 import itertools
@@ -17,7 +17,7 @@ from mesh.cli.exits import CommandError
 from mesh.cli.trust import Trust
 
 MOST = 200
-"""Of models in trouble, those that are kept: a person reads a few, and a thousand have one reason."""
+"""Number of failing models kept: a person reads a few, and a thousand have the same reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +31,19 @@ class Troubled:
 
 @dataclass(slots=True)
 class Registered:
-    """What is registered, as far as it was read."""
+    """The registered models, as far as they were read."""
 
     models: int = 0
     types: Counter[str] = field(default_factory=Counter)
     keys: Counter[str] = field(default_factory=Counter)  # storage keys that models name
-    example: dict[str, str] = field(default_factory=dict)  # one model of each of these keys and types
+    example: dict[str, str] = field(default_factory=dict)  # one model for each of these keys and types
     troubled: list[Troubled] = field(default_factory=list)
     quarantined: int = 0
     failing: int = 0
     whole: bool = True  # all were read
 
     def add(self, model: Mapping[str, Any]) -> None:
-        """Counts one, as the mesh lists it."""
+        """Counts a model from the mesh's list."""
         name, kind = str(model.get("id", "")), str(model.get("type", ""))
         self.models += 1
         self.types[kind] += 1
@@ -62,10 +62,10 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class MeshFacts:
-    """What could be found out. None: it could not."""
+    """Facts about a mesh. None: they could not be read."""
 
     endpoint: str
-    answer: Answer  # of a connection made by hand
+    answer: Answer  # to a connection step by step
     error: str = ""  # why the mesh does not answer
     stats: Mapping[str, Any] | None = None
     pods: tuple[Mapping[str, Any], ...] | None = None
@@ -75,7 +75,7 @@ class MeshFacts:
 
 
 async def gather(endpoint: str, trust: Trust, *, timeout: float, reading: float) -> MeshFacts:
-    """Asks for all of it: each question within `timeout` s, the list of models within `reading` s."""
+    """Asks for all facts, each within `timeout` s, and the list of models within `reading` s."""
     parts = urlsplit(endpoint)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     answer = await handshake.ask(
@@ -109,7 +109,7 @@ async def _read(client: Client, registered: Registered, seconds: float) -> None:
 
 
 def _identity(trust: Trust) -> Identity:
-    """Raises nothing: what cannot be read is said by the client, and better."""
+    """Reads the TLS files. Unreadable ones are left out: the client reports them, with better errors."""
     files = (trust.ca, trust.certificate, trust.private_key or trust.certificate)
     ca, certificate, key = (_bytes(path) for path in files)
     return Identity(ca, certificate, key)
@@ -123,7 +123,7 @@ def _bytes(path: Path | None) -> bytes | None:
 
 
 def storage_key(key: str) -> str:
-    """The key of the storage Secret that a registration names; "" where it names none."""
+    """Returns the key of the storage Secret that a registration names; "" if it names none."""
     try:
         document = json.loads(key) if key.startswith("{") else None
     except (ValueError, RecursionError):
@@ -133,6 +133,6 @@ def storage_key(key: str) -> str:
 
 
 def stored_keys(folder: Path) -> frozenset[str]:
-    """The keys of a storage Secret that is mounted as a folder. Raises OSError."""
+    """Returns the keys of a storage Secret mounted as a folder. Raises OSError."""
     found = (path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
     return frozenset(itertools.islice(found, 10_000))

@@ -1,6 +1,6 @@
-"""The Secrets that a mesh's workloads name, judged: there, with their keys, certificates good, documents readable.
+"""Judgement of the Secrets that a mesh's workloads name: existence, keys, certificates, documents.
 
-Nothing that a Secret holds is ever shown, but names of keys, and what a certificate says.
+Of the contents of a Secret only names of keys and facts about certificates are shown.
 """
 
 import datetime
@@ -22,17 +22,17 @@ AREA = Area("secrets")
 CONNECTION = "etcd_connection"
 
 INTERNAL = "mesh-internal"
-"""The chart's Secret with the certificate between the mesh's processes."""
+"""Name of the chart's Secret with the certificate between the mesh's processes."""
 
 CHART_CONNECTION = "mesh-etcd-connection"
-"""The chart's Secret that says where its own etcd is."""
+"""Name of the chart's Secret with the connection to its own etcd."""
 
 _RENEW = "kubectl create job --from=cronjob/mesh-certificates renew-$(date +%s)"
-_MADE = f"the Job mesh-certificates-... fills this Secret: see its log; to have it filled again: {_RENEW}"
+_MADE = f"the Job mesh-certificates-... fills this Secret: see its log; to fill it again: {_RENEW}"
 
 
 def check(facts: ClusterFacts, now: datetime.datetime) -> list[Finding]:
-    """All findings. Nothing where Secrets could not be looked at."""
+    """Returns all findings; none if Secrets could not be read."""
     if facts.secrets is None:
         return []
     found: list[Finding] = []
@@ -43,7 +43,7 @@ def check(facts: ClusterFacts, now: datetime.datetime) -> list[Finding]:
     if STORAGE in facts.secrets:
         found += _storage(facts.secrets[STORAGE])
     else:
-        found.append(AREA.ok("storage", f"there is no Secret {STORAGE}: models come from stores that need none"))
+        found.append(AREA.ok("storage", f"there is no Secret {STORAGE}: models come from stores that need no keys"))
     return found
 
 
@@ -54,16 +54,16 @@ def _secret(
     if data is None:
         if not all(one.optional for one in needed):
             yield AREA.fail(
-                "there", f"there is no Secret {name}, and {by} cannot start without", _creation(name, needed)
+                "there", f"there is no Secret {name}, and {by} cannot start without it", _creation(name, needed)
             )
         return
     missing = sorted({key for one in needed if not one.optional for key in one.keys} - data.keys())
     if missing:
-        todo = _MADE if name == INTERNAL else "add it; keys are named in docs/kubernetes.md, Secrets"
-        yield AREA.fail("keys", f"the Secret {name} has no key {some(missing)}, and {by} cannot start without", todo)
+        todo = _MADE if name == INTERNAL else "add it; docs/kubernetes.md, Secrets, lists the keys"
+        yield AREA.fail("keys", f"the Secret {name} has no key {some(missing)}, and {by} cannot start without it", todo)
     elif name != STORAGE:
-        yield AREA.ok("keys", f"the Secret {name} is there, with its keys")
-    renew = "renew it in the Secret; pods take it without a restart"
+        yield AREA.ok("keys", f"the Secret {name} exists, with its keys")
+    renew = "renew it in the Secret; pods use the new one without a restart"
     if name == INTERNAL:
         renew = _RENEW
     for key in sorted(data):
@@ -71,23 +71,21 @@ def _secret(
             yield certificates.pem(AREA, "expiry", f"{key} of the Secret {name}", data[key], now, renew)
     if "tls.crt" in data and "tls.key" in data and not _fits(data["tls.crt"], data["tls.key"]):
         text = f"tls.key of the Secret {name} is not the key of its tls.crt"
-        yield AREA.fail("keys", text, "put both of the same certificate into it")
+        yield AREA.fail("keys", text, "put a certificate and its own key into it")
 
 
 def _creation(name: str, needed: list[Reference]) -> str:
-    """The command that makes a Secret which is not there, and of what."""
+    """Returns the command that creates a missing Secret."""
     if name == INTERNAL:
         again = f"kubectl create secret generic {name} && {_RENEW}"
-        return f"an empty one is enough, which a Job fills: {again}; running processes follow the new authority"
+        return f"create an empty one, which a Job fills: {again}; running processes accept the new authority"
     if name == CHART_CONNECTION:
-        return "it is of the chart, which makes it again: helm upgrade with the same values, or kubectl apply -k"
+        return "the chart creates it: helm upgrade with the same values, or kubectl apply -k"
     if any(one.pulls for one in needed):
-        return f"make it: kubectl create secret docker-registry {name} --docker-server=... --docker-username=..."
+        return f"create it: kubectl create secret docker-registry {name} --docker-server=... --docker-username=..."
     keys = sorted({key for one in needed if not one.optional for key in one.keys}) or [CONNECTION]
     files = " ".join(f"--from-file={key}" for key in keys)
-    return (
-        f"make it of files with these names (docs/kubernetes.md, Secrets): kubectl create secret generic {name} {files}"
-    )
+    return f"create it from these files (docs/kubernetes.md, Secrets): kubectl create secret generic {name} {files}"
 
 
 def _fits(certificate: bytes, key: bytes) -> bool:
@@ -101,16 +99,16 @@ def _fits(certificate: bytes, key: bytes) -> bool:
 
 
 def _connections(needed: list[Reference], secrets: Mapping[str, Mapping[str, bytes]]) -> Iterator[Finding]:
-    """The documents that say where etcd is, read as a process does: with the other files of the same volume."""
+    """Judges the documents with etcd's endpoints, read as a process does: with the other files of the volume."""
     told = set()
     for volume in sorted({one.volume for one in needed if one.volume[1]}):
         together = [one for one in needed if one.volume == volume]
         holder = next((one.name for one in together if CONNECTION in secrets.get(one.name, {})), "")
         lacking = any(one.keys - secrets.get(one.name, {}).keys() for one in together)
-        if not holder or holder in told or lacking:  # what is lacking has been told
+        if not holder or holder in told or lacking:  # missing keys are already a finding
             continue
         told.add(holder)
-        with tempfile.TemporaryDirectory() as folder:  # of this user alone, for a moment
+        with tempfile.TemporaryDirectory() as folder:  # only this user can read it
             for one in together:
                 for key, value in secrets.get(one.name, {}).items():
                     if "/" not in key and (not one.keys or key in one.keys):
@@ -119,7 +117,7 @@ def _connections(needed: list[Reference], secrets: Mapping[str, Mapping[str, byt
                 found = etcdsecret.read(Path(folder, CONNECTION))
             except ValueError as error:
                 text = f"{CONNECTION} of the Secret {holder} cannot be used: {str(error).replace(f'{folder}/', '')}"
-                yield AREA.fail("etcd", text, "docs/kubernetes.md, Secrets, shows what it holds")
+                yield AREA.fail("etcd", text, "docs/kubernetes.md, Secrets, describes its contents")
                 continue
         where = some(list(found.settings.endpoints))
         yield AREA.ok("etcd", f"the Secret {holder} names etcd at {where}, prefix {found.root_prefix or '(none)'}")
@@ -131,12 +129,14 @@ def _storage(data: Mapping[str, bytes]) -> Iterator[Finding]:
         try:
             document = json.loads(value)
             if not isinstance(document, dict):
-                bad.append(f"{key} is no JSON object")
+                bad.append(f"{key} is not a JSON object")
             elif not isinstance(document.get("type"), str):
                 bad.append(f'{key} has no "type"')
         except (ValueError, RecursionError):
             bad.append(f"{key} is not JSON")
     if bad:
-        yield AREA.fail("storage", f"in the Secret {STORAGE}, {some(bad)}", "docs/storage.md shows what a key holds")
+        yield AREA.fail(
+            "storage", f"in the Secret {STORAGE}, {some(bad)}", "docs/storage.md describes the value of a key"
+        )
     else:
         yield AREA.ok("storage", f"the Secret {STORAGE} has {len(data)} stores: {some(sorted(data))}")

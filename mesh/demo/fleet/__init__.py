@@ -1,11 +1,11 @@
-"""Sample models: several hundred real ones, as a dense fleet has them, and requests with known answers.
+"""Sample models: several hundred real ones, like those of a dense fleet, and requests with known answers.
 
     fleet = build(Path(".mesh/fleet"), 300, with_wheels=True, progress=True)
     inputs = sample_inputs(fleet.models[0], np.random.default_rng(0))
 
-`recipes` says what each model is, `training` makes it, `building` makes all of them in worker processes, `wheels`
-brings two larger ones that others made. `catalogue` is the fleet on disk, `requests` draws inputs from real rows, and
-`reference` says what the answers must be. Serving them is what the rest of the mesh is for.
+`recipes` defines each model, `training` makes it, `building` makes all of them in worker processes, `wheels` fetches
+two larger ones made by others. `catalogue` is the fleet on disk, `requests` draws inputs from real rows, and
+`reference` computes the right answers.
 """
 
 from mesh.demo.fleet.building import BuildError, build

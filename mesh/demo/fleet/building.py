@@ -1,7 +1,7 @@
-"""Builds a fleet into a folder: trains what is not there yet, with all cores, and fetches the larger models.
+"""The build of a fleet in a folder: it trains missing models, with all cores, and fetches the larger ones.
 
-What is there is kept as long as its recipe and its bytes are the ones of the manifest, so a second build costs
-milliseconds. The recipe's text holds the versions of the libraries: other versions may make other bytes.
+Existing models are kept if their recipe and bytes are those of the manifest, so a second build takes milliseconds. The
+recipe's text contains the versions of the libraries, as other versions may produce other bytes.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ from mesh.host import cpus
 from mesh.process import python
 
 REVISION = 1
-"""Of `training`: another number means other bytes for the same recipe."""
+"""Revision of `training`: another number means other bytes for the same recipe."""
 
 _LIBRARIES = ("scikit-learn", "skl2onnx", "onnx", "numpy")
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-"""A process a core, and sums in one order."""
+"""Environment of workers: one thread in each, so that sums have a fixed order."""
 
 _LICENCE = "Apache-2.0"  # of this project, which trains them
 
@@ -40,12 +40,12 @@ console = Console(stderr=True)
 
 _SESSION_BYTES = 100_000
 _FACTORS = {"forest": 6, "extra-trees": 6, "boosting": 8.5, "tree": 7}
-"""A session of ONNX Runtime (no arena, after a call) takes about _SESSION_BYTES and its file's bytes times this, 3 for
-other kinds. Measured with mallinfo2 over 400 models: the sum is right within a tenth, each model within a half."""
+"""A session of ONNX Runtime (no arena, after a call) takes about _SESSION_BYTES plus its file's bytes times this; 3 for
+other kinds. Measured with mallinfo2 over 400 models: the sum is accurate to a tenth, each model to a half."""
 
 
 class BuildError(Exception):
-    """Why there is no fleet."""
+    """The reason why a fleet cannot be built."""
 
 
 def build(
@@ -54,7 +54,7 @@ def build(
     """Makes sure that the folder holds the first `count` models, and the larger ones if asked for.
 
     `jobs` 0 means one for each core that may be used. With `progress` a bar is drawn on standard error. Blocks. Raises
-    BuildError; a larger model that cannot be had is only named in the fleet's `missing`, and loudly said.
+    BuildError; a larger model that is not available is only named in the fleet's `missing`, with a warning.
     """
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def build(
                     samples.append(_sample(directory, made, texts[made.id]))
                     advance()
     finally:
-        # Interrupted, what is done is done: the next build goes on from there.
+        # After an interruption the next build continues with the models made so far.
         others = [s for s in known.values() if s.id not in {sample.id for sample in samples} and _intact(s)]
         Fleet(directory, (*samples, *others)).save()
 
@@ -84,7 +84,7 @@ def build(
         fetched, missing = wheels.fetch(directory, {s.id: s for s in known.values() if _intact(s)})
         samples += fetched
         for sentence in missing:
-            console.print(f"[bold yellow]WARNING: {sentence}. The fleet goes on without it.[/]", highlight=False)
+            console.print(f"[bold yellow]WARNING: {sentence}. The fleet is built without it.[/]", highlight=False)
     fleet = Fleet(directory, tuple(sorted(samples, key=lambda sample: sample.id)), tuple(missing))
     fleet.save()
     return fleet
@@ -94,7 +94,7 @@ def _known(directory: Path) -> dict[str, Sample]:
     try:
         return {sample.id: sample for sample in Fleet.load(directory).models}
     except ValueError:
-        return {}  # the first build, or a manifest of another make: everything is made anew
+        return {}  # the first build, or an incompatible manifest: everything is made again
 
 
 def _versions() -> str:
@@ -142,14 +142,14 @@ def _bar(shown: bool, total: int) -> Iterator[Callable[[], None]]:
 
 
 def _trained(directory: Path, todo: Sequence[Recipe], rows: Sequence[str], jobs: int) -> Iterator[Recipe]:
-    """The recipes as they are done, in any order. Ends its workers however it is left."""
+    """Yields the recipes as they are done, in any order. Ends its workers in every case."""
     work: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     if rows:
         work.put({"rows": list(rows)})
     for made in todo:
         work.put(asdict(made))
     done: queue.SimpleQueue[Recipe | BuildError | None] = queue.SimpleQueue()
-    jobs = max(1, min(jobs, -(-len(todo) // 8)))  # below some models a worker's start costs more than it brings
+    jobs = max(1, min(jobs, -(-len(todo) // 8)))  # for a few models, starting a worker costs more than it saves
     workers = [
         subprocess.Popen(
             python("mesh.demo.fleet.worker", str(directory)),
@@ -158,7 +158,7 @@ def _trained(directory: Path, todo: Sequence[Recipe], rows: Sequence[str], jobs:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **_ONE_THREAD},
-            start_new_session=True,  # Ctrl-C is ours to pass on
+            start_new_session=True,  # the parent handles Ctrl-C
         )
         for _ in range(jobs)
     ]
@@ -190,7 +190,7 @@ def _drive(
     assert worker.stdin is not None
     assert worker.stdout is not None
     assert worker.stderr is not None
-    # Read all the time, or a worker that warns a lot would stop at a full pipe.
+    # Read continuously, or a worker with many warnings would block on a full pipe.
     said: list[str] = []
     errors = worker.stderr
     reader = threading.Thread(target=lambda: said.extend(errors), daemon=True)
@@ -205,7 +205,7 @@ def _drive(
             line = _ask(worker.stdin, worker.stdout, json.dumps(request) + "\n")
             if not line:
                 reader.join(1)
-                raise BuildError(f"the process that made {what} ended: {''.join(said[-20:]).strip() or 'no word'}")
+                raise BuildError(f"the process that made {what} ended: {''.join(said[-20:]).strip() or 'no output'}")
             answer = json.loads(line)
             if "error" in answer:
                 raise BuildError(f"{what} could not be made: {answer['error']}")
@@ -214,13 +214,13 @@ def _drive(
     except BuildError as error:
         done.put(error)
     except (OSError, ValueError) as error:
-        done.put(BuildError(f"a training process is out of order: {error}"))
+        done.put(BuildError(f"a training process failed: {error}"))
     finally:
         done.put(None)
 
 
 def _ask(stdin: IO[str], stdout: IO[str], line: str) -> str:
-    """The line answered; "" from a worker that has ended."""
+    """Sends a line and returns the answer; "" from a worker that has ended."""
     try:
         stdin.write(line)
         stdin.flush()

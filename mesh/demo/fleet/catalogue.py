@@ -1,10 +1,10 @@
-"""The fleet on disk: a folder with a manifest that says of each model what it is and what it takes.
+"""The fleet on disk: a folder with a manifest that describes each model, its inputs and its size.
 
     <folder>/manifest.json   every model, ordered by id
     <folder>/models/*.onnx   the files; `path` of a sample
-    <folder>/rows/*.npy      what requests are made of
+    <folder>/rows/*.npy      rows for requests
 
-Everything needed to register the models, to call them and to check the answers stands in the folder.
+The folder has everything needed to register the models, to call them and to check the answers.
 """
 
 import json
@@ -20,7 +20,7 @@ TYPE = "onnx"
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An input, in the words of V2."""
+    """An input, as V2 describes it."""
 
     name: str
     datatype: str
@@ -36,15 +36,15 @@ class Sample:
     inputs: tuple[Tensor, ...]
     dataset: str  # its rows: `rows/<dataset>.npy`
     bytes: int  # of the file
-    memory: int  # about what it takes loaded: an estimate, for sizing pods before anything is measured
+    memory: int  # estimated size when loaded, for sizing pods before anything is measured
     sha256: str
-    recipe: str  # what it was made by; another text means that it has to be made anew
+    recipe: str  # how it was made; if this changes, it has to be made again
     licence: str
     source: str  # for people
 
     @property
     def type(self) -> str:
-        """What it is registered as."""
+        """The type with which it is registered."""
         return TYPE
 
 
@@ -54,24 +54,24 @@ class Fleet:
 
     directory: Path
     models: tuple[Sample, ...]
-    missing: tuple[str, ...] = ()  # what was asked for and could not be had, each as a sentence
+    missing: tuple[str, ...] = ()  # requested models that are not available, each with the reason, as a sentence
 
     @property
     def memory_bytes(self) -> int:
-        """About what all of it takes in memory, loaded into ONNX Runtime."""
+        """Estimated memory of all models, loaded into ONNX Runtime."""
         return sum(sample.memory for sample in self.models)
 
     def capacity_bytes(self, pods: int, share: float = 0.1) -> int:
-        """A pod's capacity, so that all pods together have room for about that share of the fleet.
+        """Returns a pod's capacity, so that all pods together have room for about that share of the fleet.
 
-        Never so small that the largest model could not be loaded at all.
+        It is always large enough for the largest model.
         """
         largest = max((sample.memory for sample in self.models), default=0)
         return max(int(self.memory_bytes * share / pods), largest + largest // 4)
 
     @classmethod
     def load(cls, directory: Path) -> "Fleet":
-        """Reads a folder's manifest. Raises ValueError if there is none that can be read."""
+        """Reads a folder's manifest. Raises ValueError if it is missing or cannot be read."""
         path = directory / MANIFEST
         try:
             data = json.loads(path.read_bytes())
@@ -81,7 +81,7 @@ class Fleet:
             raise ValueError(f"{path} is not the manifest of a fleet: {error}") from error
 
     def save(self) -> None:
-        """Writes the manifest, whole or not at all."""
+        """Writes the manifest, completely or not at all."""
         entries = []
         for sample in sorted(self.models, key=lambda sample: sample.id):
             entry = asdict(sample)
@@ -94,7 +94,7 @@ class Fleet:
         partial.replace(self.directory / MANIFEST)
 
     def chosen(self, ids: Iterable[str]) -> "Fleet":
-        """The same folder with only those models."""
+        """Returns a fleet in the same folder with only those models."""
         wanted = frozenset(ids)
         return Fleet(self.directory, tuple(sample for sample in self.models if sample.id in wanted), self.missing)
 

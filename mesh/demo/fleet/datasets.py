@@ -1,7 +1,7 @@
-"""The data sets: scikit-learn's bundled ones, none of which is downloaded.
+"""The data sets: those bundled with scikit-learn, so that none is downloaded.
 
-Their rows are also what the demo's requests are made of, so the fleet's folder keeps them as plain arrays: whoever
-sends requests needs numpy and not scikit-learn, whose import takes seconds.
+The demo's requests consist of their rows, so the fleet's folder keeps them as plain arrays: sending requests then needs
+numpy but not scikit-learn, whose import takes seconds.
 """
 
 from dataclasses import dataclass
@@ -20,20 +20,20 @@ ORIGINS = {
 }
 
 FEATURES = {"iris": 4, "wine": 13, "breast-cancer": 30, "digits": 64, "diabetes": 10}
-"""Columns of each: what its models take."""
+"""Number of columns of each, and so of its models' inputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Rows and what they stand for."""
+    """Rows with their targets."""
 
     rows: npt.NDArray[np.float64]  # [count, features]
-    targets: npt.NDArray[Any]  # class numbers, or values
+    targets: npt.NDArray[Any]  # numbers of classes, or values
     names: tuple[str, ...]  # of the classes; empty for a regression
 
 
 def load(name: str) -> Dataset:
-    """Reads one from the installed scikit-learn."""
+    """Reads a data set from the installed scikit-learn."""
     from sklearn import datasets  # seconds to import, needed in workers only
 
     loaded = {
@@ -48,5 +48,5 @@ def load(name: str) -> Dataset:
 
 
 def rows_file(directory: Path, dataset: str) -> Path:
-    """Where the rows for requests are."""
+    """Returns the path of the rows for requests."""
     return directory / "rows" / f"{dataset}.npy"

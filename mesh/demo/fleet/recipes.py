@@ -1,8 +1,8 @@
-"""What each model of the sample fleet is: its number decides everything.
+"""Recipes of the models of the sample fleet: a model's number determines everything.
 
 A dense fleet has one small model for each customer: the same few problems, many kinds of model, each trained on the
-customer's own rows with settings of its own. So a recipe takes one of scikit-learn's bundled data sets, a kind, drawn
-hyper-parameters and a seed for the rows. Sizes differ as they do in life: from half a kilobyte (a linear model) to a
+customer's own rows with settings of its own. So a recipe has one of scikit-learn's bundled data sets, a kind, random
+hyperparameters and a seed for the rows. Sizes differ as in practice: from half a kilobyte (a linear model) to a
 few megabytes (a forest), most of them small.
 
 Some classifiers answer with class names (BYTES) instead of numbers, some regressors take doubles (FP64).
@@ -39,12 +39,12 @@ _FIRST = (
     ("diabetes", "ridge"),
     ("diabetes", "boosting"),
 )
-"""What `mesh up` registers: one of each data set, small and quick to train."""
+"""Recipes of the models that `mesh up` registers: one for each data set, small and quick to train."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One model to be. Plain data: it travels to a worker as JSON."""
+    """The description of one model. Plain data, sent to a worker as JSON."""
 
     id: str
     dataset: str
@@ -56,7 +56,7 @@ class Recipe:
 
 
 def recipe(number: int) -> Recipe:
-    """The recipe of the model with that number, from 0. The same number gives the same recipe, always."""
+    """Returns the recipe of the model with that number, from 0. The same number always gives the same recipe."""
     drawn = random.Random(number)
     if number < len(_FIRST):
         dataset, kind = _FIRST[number]

@@ -1,8 +1,8 @@
-"""What the answers must be: onnxruntime, run here, on the same file and the same inputs.
+"""Reference answers: those of onnxruntime in this process, from the same file and the same inputs.
 
 Integers and texts must be equal. Floats may differ by RELATIVE and ABSOLUTE: a server that computes with more threads,
-or in batches, adds in another order. One part in 10,000 is far above that and far below what another customer's model
-answers; measured over the whole fleet against one that ran with two threads, the largest difference was 1e-6.
+or in batches, adds in another order. One part in 10,000 is far above that and far below the difference to another
+customer's model; over the whole fleet, the largest difference to a server with two threads was 1e-6.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,25 +22,25 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class Reference:
-    """Sessions of the models asked for last. Not for several threads at once."""
+    """Sessions of the models used last. Not thread-safe."""
 
     def __init__(self, *, sessions: int = 256) -> None:
-        import onnxruntime  # an extra: whoever only lists a fleet needs none
+        import onnxruntime  # an extra, which listing a fleet does not need
 
         self._runtime = onnxruntime
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = self._options.inter_op_num_threads = 1
         self._options.log_severity_level = 3
-        self._options.enable_cpu_mem_arena = False  # a megabyte a session otherwise, from its first call on
+        self._options.enable_cpu_mem_arena = False  # with it, a session takes a megabyte from its first call on
         self._sessions: cachetools.LRUCache[Path, Any] = cachetools.LRUCache(sessions)
 
     def prepare(self, samples: Iterable[Sample]) -> None:
-        """Makes their sessions ahead, milliseconds each."""
+        """Creates the sessions of these models in advance, in milliseconds each."""
         for sample in samples:
             self._session(sample)
 
     def answer(self, sample: Sample, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """All outputs, by name."""
+        """Returns all outputs, by name."""
         session = self._session(sample)
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
@@ -55,7 +55,7 @@ class Reference:
 
 
 def difference(expected: Arrays, answered: Arrays) -> str:
-    """What is wrong with an answer, as a sentence; "" if nothing is."""
+    """Returns what is wrong with an answer, as a sentence; "" if nothing is."""
     if set(expected) != set(answered):
         return f"outputs are {sorted(answered)}, expected {sorted(expected)}"
     for name, right in expected.items():

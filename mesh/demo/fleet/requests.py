@@ -1,4 +1,4 @@
-"""Real requests: rows of the data set that a model was made for, in the datatypes and shapes that it takes."""
+"""Real requests: rows of the data set that a model was trained on, in the datatypes and shapes of its inputs."""
 
 import functools
 from pathlib import Path
@@ -12,11 +12,11 @@ from mesh.demo.fleet.catalogue import Sample
 from mesh.v2.datatypes import OF_NAME
 
 BATCHES = (1, 1, 1, 1, 1, 1, 2, 4, 8, 16)
-"""Rows a request has, drawn evenly: most ask for one."""
+"""Numbers of rows of a request, equally likely: most requests have one row."""
 
 
 def sample_inputs(sample: Sample, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
-    """The inputs of one request, by name."""
+    """Returns the inputs of one request, by name."""
     rows = _rows(datasets.rows_file(sample.path.parents[1], sample.dataset))
     batch = int(rng.choice(BATCHES))
     chosen = rows[rng.integers(0, len(rows), batch)]

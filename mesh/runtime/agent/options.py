@@ -18,18 +18,18 @@ from puller.proxies import Proxies
 
 log = logs.get("mesh.runtime")
 
-_BODY_BYTES = 512 << 20  # large requests are admitted up to half of it, which is what may wait (`server.calls.runs`)
+_BODY_BYTES = 512 << 20  # large requests are admitted up to half of it; they may wait (`server.calls.runs`)
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a pod answers, and how others reach it."""
+    """The addresses of a pod, and the host by which others reach it."""
 
     data: Annotated[
         str,
-        typer.Option(envvar="MESH_DATA", help="Address that routers send inference to, HOST:PORT; port 0: a free one."),
+        typer.Option(envvar="MESH_DATA", help="Address for inference calls of routers, HOST:PORT; port 0: a free one."),
     ] = "127.0.0.1:0"
-    control: Annotated[str, typer.Option(envvar="MESH_CONTROL", help="Address that routers ask for loads.")] = (
+    control: Annotated[str, typer.Option(envvar="MESH_CONTROL", help="Address for loads and unloads, HOST:PORT.")] = (
         "127.0.0.1:0"
     )
     probe: Annotated[str, typer.Option(envvar="MESH_PROBE", help="Address of /ready, /live and /metrics.")] = (
@@ -37,27 +37,32 @@ class Addresses:
     )
     internal_tls: tls.Internal = None
     advertise: Annotated[
-        str, typer.Option(envvar="MESH_ADVERTISE", help="Host by which others reach this pod; default: found out.")
+        str, typer.Option(envvar="MESH_ADVERTISE", help="Host by which others reach this pod; default: detected.")
     ] = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What models may take, and what makes room for them."""
+    """The memory for models, and the policy that makes room in it."""
 
     capacity: Annotated[
-        str, typer.Option(envvar="MESH_CAPACITY", help="Memory for models; auto: most of what there is.")
+        str, typer.Option(envvar="MESH_CAPACITY", help="Memory for models; auto: most of what is available.")
     ] = "auto"
-    device: Annotated[str, typer.Option(envvar="MESH_DEVICE", help="What models run on: auto, cpu or cuda.")] = "auto"
+    device: Annotated[str, typer.Option(envvar="MESH_DEVICE", help="Device that models run on: auto, cpu or cuda.")] = (
+        "auto"
+    )
     device_capacity: Annotated[
         str,
         typer.Option(
             envvar="MESH_DEVICE_CAPACITY",
-            help="Memory of the GPU for models; auto: a good part of what is free.",
+            help="Memory of the GPU for models; auto: most of what is free.",
         ),
     ] = "auto"
     eviction: Annotated[
-        str, typer.Option(envvar="MESH_EVICTION", help=f"Which copies make way first: {', '.join(policies.NAMES)}.")
+        str,
+        typer.Option(
+            envvar="MESH_EVICTION", help=f"Policy that chooses the copies to evict: {', '.join(policies.NAMES)}."
+        ),
     ] = "lru"
     demand_window: Annotated[
         float,
@@ -79,7 +84,7 @@ class Memory:
             raise typer.BadParameter(str(error), param_hint="--eviction") from error
 
     def split(self) -> tuple[int, int]:
-        """Returns bytes for models, and for the model server in all. Raises BadParameter where they are not there."""
+        """Returns the bytes for models, and for the whole model server. Raises BadParameter if they are not there."""
         there = memory.whole()
         try:
             if self.capacity == "auto":
@@ -92,7 +97,7 @@ class Memory:
             raise typer.BadParameter(str(error), param_hint="--capacity") from error
         if limit < capacity.limit(models):
             log.warning(
-                "little memory is left for calls beside the models",
+                "little memory is left for calls besides the models",
                 models=format_bytes(models),
                 server=format_bytes(limit),
             )
@@ -101,18 +106,18 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Where model files come from, and where they are kept."""
+    """The sources of model files, and the folder where they are kept."""
 
     model_dir: Annotated[
         Path | None,
         typer.Option(
             envvar="MESH_MODEL_DIR",
-            help="Folder for pulled files, of this pod alone; whole files in it are used again after a restart.",
+            help="Folder for pulled files, for this pod only; complete files in it are used again after a restart.",
         ),
     ] = None
     file_root: Annotated[
         list[Path] | None,
-        typer.Option(envvar="MESH_FILE_ROOT", help="Folder that file: paths may lie in; may be repeated."),
+        typer.Option(envvar="MESH_FILE_ROOT", help="Folder from which file: paths may be read; may be repeated."),
     ] = None
     http_allow_private: Annotated[
         bool,
@@ -127,21 +132,26 @@ class Storage:
     ] = None
     storage_ca: Annotated[
         Path | None,
-        typer.Option(envvar="MESH_STORAGE_CA", help="PEM file with the authorities that stores are trusted by."),
+        typer.Option(envvar="MESH_STORAGE_CA", help="PEM file with the authorities to trust for stores."),
     ] = None
     pvc_root: Annotated[
         Path | None,
-        typer.Option(envvar="MESH_PVC_ROOT", help="Folder in which volumes for pvc: paths are mounted, by name."),
+        typer.Option(
+            envvar="MESH_PVC_ROOT", help="Folder where volumes for pvc: paths are mounted, each under its name."
+        ),
     ] = None
     disk_budget: Annotated[
         str,
         typer.Option(envvar="MESH_DISK_BUDGET", help="Disk space for pulled files; auto: what the disk has room for."),
     ] = "auto"
     pull_bandwidth: Annotated[
-        str, typer.Option(envvar="MESH_PULL_BANDWIDTH", help="Bytes a second for all pulls together; 0: no limit.")
+        str,
+        typer.Option(
+            envvar="MESH_PULL_BANDWIDTH", help="Bandwidth of all pulls together, in bytes a second; 0: no limit."
+        ),
     ] = "0"
     pull_connections: Annotated[
-        int, typer.Option(envvar="MESH_PULL_CONNECTIONS", min=1, help="Connections to stores at once.")
+        int, typer.Option(envvar="MESH_PULL_CONNECTIONS", min=1, help="Concurrent connections to stores.")
     ] = 32
 
     def proxies(self) -> Proxies:
@@ -154,7 +164,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What bounds loads, calls and the model server."""
+    """Limits of loads, calls and the model server."""
 
     load_timeout: Annotated[
         float,
@@ -163,21 +173,22 @@ class Work:
         ),
     ] = 90.0
     load_concurrency: Annotated[
-        int, typer.Option(envvar="MESH_LOAD_CONCURRENCY", min=0, help="Loads at once; 0: one for each CPU, at least 2.")
+        int,
+        typer.Option(envvar="MESH_LOAD_CONCURRENCY", min=0, help="Concurrent loads; 0: one for each CPU, at least 2."),
     ] = 0
     threads: Annotated[
         int,
         typer.Option(envvar="MESH_THREADS", min=0, help="Threads for calls that are not short; 0: one for each CPU."),
     ] = 0
     max_message: Annotated[
-        str, typer.Option(envvar="MESH_MAX_MESSAGE", help="Size of the largest request or reply.")
+        str, typer.Option(envvar="MESH_MAX_MESSAGE", help="Size of the largest request or reply, in bytes.")
     ] = "16MiB"
     max_body_bytes: Annotated[
         str,
         typer.Option(
             envvar="MESH_MAX_BODY_BYTES",
-            help="Bytes of requests and replies that the model server holds; at half of them large requests are "
-            "refused, with 429. auto: 512 MiB, or four times --max-message where that is more.",
+            help="Bytes of requests and replies that the model server holds; beyond half of it, large requests are "
+            "refused with 429. auto: 512 MiB, or four times --max-message if that is more.",
         ),
     ] = "auto"
     hang_timeout: Annotated[
@@ -191,7 +202,7 @@ class Work:
     ] = 12.0
     server_module: Annotated[
         str,
-        # For tests, which fake the server: no operator needs it.
+        # Only for tests, which replace the server.
         typer.Option(envvar="MESH_SERVER_MODULE", hidden=True, help="Python module run as the model server."),
     ] = SERVER
     drain_timeout: Annotated[
@@ -199,23 +210,23 @@ class Work:
         typer.Option(
             envvar="MESH_DRAIN_TIMEOUT",
             min=0.0,
-            help="Time for loads and calls in flight to end at SIGTERM, in seconds.",
+            help="Time for loads and calls in flight to end after SIGTERM, in seconds.",
         ),
     ] = 20.0
 
     def body_bytes(self) -> int:
-        """Returns what the model server may hold in bodies. Raises BadParameter where that is too little for one."""
+        """Returns the bytes of bodies that the model server may hold. Raises BadParameter if a message does not fit."""
         return checked.body_bytes(self.max_body_bytes, least=_BODY_BYTES, max_message=self.max_message)
 
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """How the pod stays known to the mesh, and what it does while it is not."""
+    """The pod's lease and its comparisons with the registry, and what it does without etcd."""
 
     lease_ttl: Annotated[
         int,
         typer.Option(
-            envvar="MESH_LEASE_TTL", min=2, help="Lease time to live, after which a dead pod is gone, in seconds."
+            envvar="MESH_LEASE_TTL", min=2, help="Lease time to live, after which a dead pod is removed, in seconds."
         ),
     ] = 10
     serve_without_etcd: Annotated[
@@ -223,7 +234,7 @@ class Membership:
         typer.Option(
             envvar="MESH_SERVE_WITHOUT_ETCD",
             metavar="SECONDS|forever",
-            help="Time for which resident models are served after etcd was last reached, in seconds, or 'forever'.",
+            help="Time for which resident models are served without contact to etcd, in seconds, or 'forever'.",
         ),
     ] = "forever"
     check_interval: Annotated[

@@ -22,13 +22,13 @@ def two_fleets(tmp_path_factory) -> tuple[fleet.Fleet, fleet.Fleet]:
 
 @pytest.fixture(scope="session")
 def small(two_fleets) -> fleet.Fleet:
-    """A dozen models. Read only."""
+    """A dozen models. Tests only read them."""
     return two_fleets[0]
 
 
 @pytest.fixture
 def copied(small, tmp_path) -> Path:
-    """A copy of the small fleet's folder, to do damage to."""
+    """A copy of the small fleet's folder, which tests may damage."""
     import shutil
 
     shutil.copytree(small.directory, tmp_path / "fleet")

@@ -1,4 +1,4 @@
-"""Building: real models, the same bytes each time, nothing done twice, failures said."""
+"""Builds of fleets: real models, the same bytes each time, no repeated work, reported failures."""
 
 import hashlib
 import stat
@@ -33,7 +33,7 @@ def test_the_models_are_what_the_manifest_says(small):
 
 
 def test_two_processes_make_the_same_bytes(two_fleets):
-    """Deterministic: sums are equal, whoever trained."""
+    """Training is deterministic: checksums are equal in every process."""
     first, second = ({sample.id: sample.sha256 for sample in one.models} for one in two_fleets)
     assert second.items() <= first.items()
     assert len(second) == 6
@@ -49,7 +49,7 @@ def test_what_is_there_is_kept(copied, monkeypatch):
 
 
 def trained(monkeypatch) -> list[str]:
-    """Stands in for the training: notes what would be trained and writes something."""
+    """Replaces the training: notes what would be trained, and writes something."""
     made: list[str] = []
 
     def fake(directory, todo, rows, jobs):
@@ -63,8 +63,8 @@ def trained(monkeypatch) -> list[str]:
 
 
 @pytest.mark.parametrize("damage", ["changed", "removed", "another recipe", "no manifest"])
-def test_what_is_damaged_is_made_anew(copied, small, monkeypatch, damage):
-    """And only that."""
+def test_what_is_damaged_is_made_again(copied, small, monkeypatch, damage):
+    """And nothing else."""
     made = trained(monkeypatch)
     sample = small.models[3]
     match damage:
@@ -107,11 +107,11 @@ def test_an_interrupted_build_goes_on_where_it_was(copied, monkeypatch):
         pytest.param(
             '#!/bin/sh\nread x\necho \'{"error": "ValueError: bad"}\'\nread x\n', "ValueError: bad", id="error"
         ),
-        pytest.param("#!/bin/sh\nread x\necho nonsense\n", "out of order", id="nonsense"),
+        pytest.param("#!/bin/sh\nread x\necho nonsense\n", "a training process failed", id="nonsense"),
     ],
 )
 def test_a_worker_that_fails_is_told(tmp_path, monkeypatch, script, said):
-    """The build ends with what the worker said, and leaves no process."""
+    """The build ends with the worker's error, and leaves no process."""
     path = tmp_path / "python"
     path.write_text(script)
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -121,7 +121,7 @@ def test_a_worker_that_fails_is_told(tmp_path, monkeypatch, script, said):
 
 
 def test_a_folder_without_a_manifest_is_no_fleet(tmp_path):
-    """ValueError, and one for a broken one too."""
+    """ValueError, as for a broken one."""
     for content in (None, "{", "{}", '{"models": [{}]}', "[]"):
         if content is not None:
             (tmp_path / "manifest.json").write_text(content)

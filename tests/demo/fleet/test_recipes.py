@@ -1,4 +1,4 @@
-"""What the fleet is made of."""
+"""Recipes of the fleet's models."""
 
 import json
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from mesh.demo.fleet.recipes import CLASSIFIERS, DATASETS, REGRESSORS, Recipe, r
 
 
 def test_a_number_gives_the_same_recipe_always():
-    """Also after the way to a worker and back."""
+    """Also after a round trip to a worker."""
     for number in range(100):
         made = recipe(number)
         assert made == recipe(number)
@@ -28,5 +28,5 @@ def test_a_fleet_is_varied():
 
 
 def test_the_first_six_show_every_data_set():
-    """What `mesh up` registers."""
+    """`mesh up` registers these."""
     assert {recipe(number).dataset for number in range(6)} == set(DATASETS)

