@@ -1,14 +1,14 @@
 """The bytes of bodies that one process holds, requests and replies, of all its connections together.
 
-The limits on one message and on connections bound memory only by their product: 16 MiB times thousands. So whoever is
-about to hold a body asks here first, by what its head or its prefix says of its size, before any of it is read.
+The limits on one message and on connections bound memory only by their product: 16 MiB times thousands. So code that is
+about to hold a body first asks here, with the size that its head or prefix announces, before any of it is read.
 
-A caller must not be able to use up what others need. So the total is shared by rank: large requests stop being
-admitted at half of it, large replies at seven eighths (what they answer was admitted, and has been computed), and
+A caller must not be able to use up what others need, so the total is shared by rank: large requests stop being
+admitted at half of it, large replies at seven eighths (their requests were admitted, and they have been computed), and
 requests of ordinary size only at the whole. Large bodies that stall, or are not read, cannot stop small calls.
 
-What is there already is counted without asking: `add`. Bodies that come or go too slowly are cut by their servers,
-which are stricter while the budget is `short`.
+Bytes that are already in memory are counted without asking: `add`. Servers cut bodies that come or go too slowly, and
+are stricter while the budget is `short`.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _TRIM = 64 << 20  # bytes that must have been given back before the heap is wort
 
 @dataclass(frozen=True, slots=True)
 class BudgetStatistics:
-    """What a budget holds, and what it has refused so far."""
+    """Bytes that a budget holds, and requests that it has refused so far."""
 
     limit: int
     held: int
@@ -41,10 +41,10 @@ class Budget:
     __slots__ = ("_highest", "_lately", "held", "large", "limit", "refused", "replies", "short")
 
     def __init__(self, limit: int = _UNBOUNDED) -> None:
-        """`limit` is in bytes."""
+        """Makes an empty budget; `limit` is in bytes."""
         self.limit = limit
-        self.large = limit // 2  # up to which large requests are admitted
-        self.replies = limit - limit // 8  # and large replies
+        self.large = limit // 2  # bound up to which large requests are admitted
+        self.replies = limit - limit // 8  # the same for large replies
         self.held = 0
         self.refused = 0
         self.short = False  # something was refused in this second or the one before
@@ -68,7 +68,7 @@ class Budget:
         return self.limit if size <= SMALL else self.large
 
     def add(self, size: int) -> None:
-        """Counts what is held already."""
+        """Counts bytes that are already held."""
         self.held += size
         if self.held > self._highest:
             self._highest = self.held
@@ -78,7 +78,7 @@ class Budget:
         self.held -= size
 
     def settle(self) -> bool:
-        """Ends a second. Tells whether so much was given back that the heap is worth trimming."""
+        """Ends a second. Returns whether so much was given back that the heap is worth trimming."""
         self.short, self._lately = self._lately, False
         if self._highest - self.held < _TRIM or self.held > self._highest // 2:
             return False
@@ -86,16 +86,16 @@ class Budget:
         return True
 
     def hold(self) -> "Hold":
-        """Returns the bytes of one call, none yet."""
+        """Returns a holder for the bytes of one call, empty at first."""
         return Hold(self)
 
     def refusal(self, what: str) -> MeshError:
-        """Returns the error for a body that finds no room; `what` it is."""
+        """Returns the error for a body that finds no room; `what` names the body."""
         text = f"{what} has to wait: the bodies in flight fill {self.limit} bytes (set by {OPTION})"
         return MeshError(Reason.OVERLOADED, text, retry_after=_RETRY, details={"option": OPTION})
 
     def statistics(self) -> BudgetStatistics:
-        """Returns how it is now."""
+        """Returns the current state."""
         return BudgetStatistics(limit=self.limit, held=self.held, refused=self.refused)
 
 
@@ -118,7 +118,7 @@ class Hold:
         self.size = size
 
     def counts(self, size: int) -> None:
-        """Holds exactly so many bytes from now on: they are there already."""
+        """Holds exactly so many bytes from now on: they are already in memory."""
         self._budget.add(size - self.size)
         self.size = size
 
@@ -132,4 +132,4 @@ class Hold:
 
 
 UNBOUNDED = Budget()
-"""For those that nobody has told of another."""
+"""The budget of connections that are given no other."""

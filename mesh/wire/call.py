@@ -41,7 +41,7 @@ class Call(ABC):
     """Who called, for logs."""
 
     def header(self, name: bytes) -> bytes | None:
-        """The first value of that name."""
+        """Returns the first value of that name."""
         for key, value in self.headers:
             if key == name:
                 return value
@@ -50,7 +50,7 @@ class Call(ABC):
     @property
     @abstractmethod
     def cancelled(self) -> bool:
-        """Whether the caller has gone. Answering then is allowed and does nothing."""
+        """True if the caller has gone. Answering then is allowed and does nothing."""
 
     @abstractmethod
     def on_cancel(self, callback: Callable[[], None] | None) -> None:
@@ -60,7 +60,7 @@ class Call(ABC):
 
     @abstractmethod
     async def read(self) -> bytes | None:
-        """The next frame of the request, or None at its end. Also serves `frame`, once. Raises `CallCancelled`."""
+        """Returns the next frame of the request, or None at its end; also `frame`, once. Raises `CallCancelled`."""
 
     @abstractmethod
     def reply(self, frame: bytes, headers: Headers = (), trailers: Headers = ()) -> None:

@@ -36,7 +36,7 @@ _PATIENCE = (6, 8)  # ticks after which a connection is closed: they differ, so 
 
 @dataclass(frozen=True, slots=True)
 class PoolStatistics:
-    """What a pool is doing and has done."""
+    """Current and past work of a pool."""
 
     connections: int
     idle: int
@@ -59,13 +59,13 @@ class Pool:
         identity: Identity | None = None,
         budget: budgets.Budget = budgets.UNBOUNDED,
     ) -> None:
-        """`address`: "host:port" or "unix:/path". Times in seconds, `max_message` (of replies) in bytes. With an
-        `identity`, TCP connections are by mutual TLS, which `connect_timeout` covers too.
+        """Makes a pool; `address` is "host:port" or "unix:/path", times are in seconds, `max_message` (of replies) is
+        in bytes. With an `identity`, TCP connections use mutual TLS, which `connect_timeout` covers too.
 
-        Replies count in `budget` while they come. Connects when there is something to send. ValueError for an address
-        that is none.
+        Replies count in `budget` while they come. Connections are made when there is something to send. Raises
+        ValueError for an invalid address.
         """
-        if re.fullmatch(r"[\x21-\x7e]+", address) is None:  # it goes into heads as it is
+        if re.fullmatch(r"[\x21-\x7e]+", address) is None:  # it is copied into heads unchanged
             raise ValueError(f"{address!r} is not an address")
         self.address = address
         self.budget = budget
@@ -100,8 +100,8 @@ class Pool:
     ) -> Exchange:
         """Sends a unary request; its outcome comes to `sink`, later.
 
-        `timeout` is a `grpc-timeout` for the server to know of; nothing is timed here. ValueError for a `method`,
-        `timeout` or `encoding` that cannot stand in a head.
+        `timeout` is a `grpc-timeout` for the server's information; nothing is timed here. Raises ValueError for a
+        `method`, `timeout` or `encoding` that is not valid in a head.
         """
         head = b"%bcontent-length: %d\r\n%b\r\n" % (
             self._prefixes.get(method) or self._prefix(method),
@@ -114,7 +114,7 @@ class Pool:
     def open(
         self, method: bytes, headers: call.Headers, *, timeout: bytes | None = None, encoding: bytes = b""
     ) -> RequestStream:
-        """Begins a request whose messages are written one by one. ValueError as `send`."""
+        """Begins a request whose messages are written one by one. Raises ValueError as `send` does."""
         prefix = self._prefixes.get(method) or self._prefix(method)
         head = b"%btransfer-encoding: chunked\r\n%b\r\n" % (prefix, _lines(headers, timeout, encoding))
         stream = RequestStream()
@@ -122,7 +122,8 @@ class Pool:
         return stream
 
     async def call(self, method: bytes, headers: call.Headers, frame: bytes, *, timeout: float) -> Reply:
-        """One unary call. Raises `Lost`, and TimeoutError after `timeout` seconds. Cancelling it cancels the call."""
+        """Makes one unary call. Raises `Lost`, and TimeoutError after `timeout` seconds. Cancelling it cancels the
+        call."""
         sink = RequestStream()
         sink.exchange = self.send(method, headers, frame, sink, timeout=metadata.format_timeout(timeout))
         try:
@@ -130,10 +131,11 @@ class Pool:
                 answer = await sink.first()
                 return answer if isinstance(answer, Reply) else await _whole(answer)
         finally:
-            sink.exchange.cancel()  # which does nothing after the end
+            sink.exchange.cancel()  # no effect after the end
 
     def close(self) -> None:
-        """Takes no more calls, closes what is idle. Calls in flight go on; those without a connection are lost."""
+        """Takes no more calls, closes idle connections. Calls in flight continue; those without a connection are
+        lost."""
         if self._closed:
             return
         self._closed = True
@@ -156,7 +158,7 @@ class Pool:
             connection.transport.abort()
 
     def statistics(self) -> PoolStatistics:
-        """How it is now."""
+        """Returns the current state."""
         return PoolStatistics(
             connections=len(self._connections),
             idle=len(self._idle),
@@ -168,7 +170,7 @@ class Pool:
     # --- for exchanges and connections ---
 
     def release(self, connection: clientconnection.ClientConnection) -> None:
-        """A connection has nothing to do."""
+        """Takes back a connection that is idle again."""
         if self._waiting:
             connection.begin(self._waiting.popleft())
         elif self._closed:
@@ -178,14 +180,14 @@ class Pool:
             self._idle.append(connection)
 
     def left(self, connection: clientconnection.ClientConnection) -> None:
-        """A connection is gone, or as good as."""
+        """Notes that a connection is gone, or about to be."""
         if connection in self._connections:
             self._connections.discard(connection)
             if connection in self._idle:
                 self._idle.remove(connection)
 
     def forget(self, owner: Exchange) -> None:
-        """A call without a connection needs none any more."""
+        """Forgets a call that waits for a connection and no longer needs one."""
         if owner in self._waiting:
             self._waiting.remove(owner)
 
@@ -221,7 +223,7 @@ class Pool:
         return owner
 
     async def _connect(self) -> None:
-        """Makes one connection for the call that waits longest, or else tells that one why there is none."""
+        """Makes one connection for the call that has waited longest, or tells it why there is none."""
         loop = asyncio.get_running_loop()
         why = ""
         connection = None
@@ -263,7 +265,7 @@ class Pool:
         return clientconnection.ClientConnection(self, self._max_message, random.randint(*_PATIENCE))
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Closes what has been idle for its time."""
+        """Closes connections that have been idle for their time."""
         self._tick += 1
         cold = [connection for connection in self._idle if self._tick - connection.idle_since > connection.patience]
         try:
@@ -276,7 +278,7 @@ class Pool:
 
 
 def _lines(headers: call.Headers, timeout: bytes | None, encoding: bytes) -> bytes:
-    """The lines of a request's head that differ from call to call."""
+    """Returns the lines of a request's head that differ from call to call."""
     lines = metadata.encode_headers(headers)
     for name, value in ((b"grpc-timeout", timeout), (b"grpc-encoding", encoding)):
         if value:
@@ -287,7 +289,7 @@ def _lines(headers: call.Headers, timeout: bytes | None, encoding: bytes) -> byt
 
 
 async def _whole(stream: ReplyStream) -> Reply:
-    """The reply to a unary call that came as a stream."""
+    """Returns the reply to a unary call that came as a stream."""
     frame = await stream.read()
     if frame is not None and await stream.read() is not None:
         stream.cancel()

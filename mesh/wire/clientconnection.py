@@ -1,8 +1,8 @@
 """One connection of a pool: writes one request, reads its reply, and gives itself back or ends.
 
-Replies are judged as gRPC clients must: what is not gRPC at all gets a status from its HTTP code, what breaks the
-framing or is too large becomes a failure with a text, and a connection that ends without a status is reported as lost,
-with how far the call had come. A connection is used again only after a reply that left nothing open.
+Replies are judged as gRPC clients must: one that is not gRPC at all gets a status from its HTTP code, one that breaks
+the framing or is too large becomes a failure with a text, and a connection that ends without a status is reported as
+lost, with how far the call had come. A connection is used again only after a reply that left nothing open.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _HTTP_OK = int(http.HTTPStatus.OK)
 
 
 class Owner(Protocol):
-    """Who keeps connections, and what those to one address have in common."""
+    """The keeper of connections, with the settings that those to one address share."""
 
     address: str
     budget: budgets.Budget
@@ -36,10 +36,10 @@ class Owner(Protocol):
     tails: Memo[list[call.Header]]
 
     def release(self, connection: "ClientConnection") -> None:
-        """A connection has nothing to do."""
+        """Takes back a connection that is idle again."""
 
     def left(self, connection: "ClientConnection") -> None:
-        """A connection is gone, or as good as."""
+        """Notes that a connection is gone, or about to be."""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -82,12 +82,12 @@ class ClientConnection(asyncio.Protocol):
         self.patience = patience  # ticks of being idle after which the pool closes it
         self.stalled = False  # the peer does not take what is written
         self._paused = False
-        self._extra = False  # more came than the reply
+        self._extra = False  # bytes came after the reply
         self._held = 0  # bytes of the budget for bodies
         self._reset()
 
     def _reset(self) -> None:
-        """Ready for the next reply."""
+        """Prepares for the next reply."""
         if self._held:
             self._pool.budget.give(self._held)
             self._held = 0
@@ -96,7 +96,7 @@ class ClientConnection(asyncio.Protocol):
         self._trailers: list[call.Header] = []
         self._body: bytes | bytearray = b""
         self._box: inbox.Inbox | None = None  # set once the reply is a stream
-        self._refusal: replies.Reply | None = None  # what the reply becomes, because it is not acceptable as it is
+        self._refusal: replies.Reply | None = None  # what an unacceptable reply is replaced by
         self._heard = False  # a byte of the reply has come
         self._head_done = False
         self._interim = False  # an informational head (1xx) was passed over
@@ -108,16 +108,16 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether a request can be written, as far as is known."""
+        """True if a request can be written, as far as is known."""
         return not self.transport.is_closing()
 
     @property
     def how_far(self) -> replies.LostKind:
-        """What a call in flight here counts as if it is lost now."""
+        """The kind of loss that a call in flight here has if the connection ends now."""
         return replies.LostKind.STARTED if self._heard else replies.LostKind.SENT
 
     def begin(self, owner: exchange.Exchange) -> None:
-        """Writes the request of a call; the connection is its until the call is over."""
+        """Writes the request of a call; the connection belongs to the call until it is over."""
         self._exchange = owner
         owner.connection = self
         request, owner.request = owner.request, ()
@@ -136,7 +136,7 @@ class ClientConnection(asyncio.Protocol):
             self._pool.budget.give(self._held)
             self._held = 0
         self._pool.left(self)
-        if self.stalled:  # the end must not queue up behind what the peer does not take: reset
+        if self.stalled:  # closing would wait for bytes that the peer does not take: reset
             connected = self.transport.get_extra_info("socket")
             if connected is not None:
                 connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -149,9 +149,9 @@ class ClientConnection(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]  # uvloop's do not derive from asyncio's
 
     def data_received(self, data: bytes) -> None:
-        """Parses, and tells the call what has become of it."""
+        """Parses, and tells the call the result."""
         owner = self._exchange
-        if owner is None:  # nobody asked
+        if owner is None:  # no request is in flight
             self.drop()
             return
         seen = None
@@ -186,11 +186,11 @@ class ClientConnection(asyncio.Protocol):
             self._begin(owner)
 
     def eof_received(self) -> bool:
-        """The peer will answer no more."""
+        """Treats the connection as ended: the peer will answer no more."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tells the call in flight."""
+        """Tells the call in flight about the end."""
         self._pool.left(self)
         if self._held:
             self._pool.budget.give(self._held)
@@ -205,11 +205,11 @@ class ClientConnection(asyncio.Protocol):
             self._lose(owner, why)
 
     def pause_writing(self) -> None:
-        """The peer is slow: writers wait."""
+        """Makes writers wait: the peer is slow."""
         self.stalled = True
 
     def resume_writing(self) -> None:
-        """It has caught up."""
+        """Wakes the writers: the peer has caught up."""
         self.stalled = False
         if self._exchange is not None:
             self._exchange.let_write()
@@ -217,12 +217,12 @@ class ClientConnection(asyncio.Protocol):
     # --- parser callbacks ---
 
     def on_message_begin(self) -> None:
-        """The first byte of a reply."""
-        if self._complete:  # of a second one, that nobody asked for: parse no further
+        """Notes the first byte of a reply."""
+        if self._complete:  # of a second, unsolicited one: parse no further
             raise ValueError("more than one reply")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header, or, after the head, one trailer."""
+        """Takes one header, or, after the head, one trailer."""
         name = name.lower()
         if name in metadata.NOT_METADATA:
             self._special[name] = value
@@ -247,7 +247,7 @@ class ClientConnection(asyncio.Protocol):
             self._refusal = self._not_grpc(status)
 
     def on_body(self, data: bytes) -> None:
-        """A piece of the body, whatever its chunks were."""
+        """Takes a piece of the body, independent of its chunks."""
         self._overhead = 0
         if self._refusal is not None:
             return
@@ -268,7 +268,7 @@ class ClientConnection(asyncio.Protocol):
                 self._count(max(len(self._body), framing.announced(self._body, self._limit)))
 
     def _count(self, size: int) -> None:
-        """Has the budget hold so many bytes of a large reply, or refuses it."""
+        """Counts so many bytes of a large reply in the budget, or refuses it."""
         budget = self._pool.budget
         if size <= budgets.SMALL:
             return
@@ -280,17 +280,18 @@ class ClientConnection(asyncio.Protocol):
             self._body = b""
 
     def on_message_complete(self) -> None:
-        """The end of the reply."""
+        """Notes the end of the reply."""
         if self._interim:
             self._interim = False
         else:
             self._complete = True
             self._keep = self._parser.should_keep_alive()
 
-    # --- what becomes of a reply ---
+    # --- outcomes of a reply ---
 
     def _begin(self, owner: exchange.Exchange) -> None:
-        """The head has come and the end has not: makes it a stream, unless it is within its first message."""
+        """Makes the reply a stream when its head has come and its end has not, unless it is within its first
+        message."""
         body = self._body
         try:
             if body and framing.frame_end(body, 0, self._limit) > len(body):
@@ -306,7 +307,7 @@ class ClientConnection(asyncio.Protocol):
         owner.begun(self._headers, self._special.get(b"grpc-encoding", b""), box)
 
     def _finish(self, owner: exchange.Exchange) -> None:
-        """The whole reply has come."""
+        """Ends the call with the whole reply."""
         if self._refusal is not None:
             self._refuse(owner, self._refusal)
             return
@@ -333,7 +334,7 @@ class ClientConnection(asyncio.Protocol):
         owner.answered(reply, box)
 
     def _inbox(self) -> inbox.Inbox:
-        """An inbox for the messages of a stream, which count in the budget by themselves."""
+        """Makes an inbox for the messages of a stream; it counts them in the budget itself."""
         budget = self._pool.budget
         if self._held:
             budget.give(self._held)
@@ -341,7 +342,7 @@ class ClientConnection(asyncio.Protocol):
         return inbox.Inbox(self._limit, self._hold, budget, budget.replies)
 
     def _leave(self, keep: bool) -> None:
-        """Nothing of the call is left here."""
+        """Removes all state of the call."""
         if keep:
             self._pool.release(self)
         else:
@@ -351,7 +352,7 @@ class ClientConnection(asyncio.Protocol):
     # --- heads and trailers seen before ---
 
     def _recognised(self, owner: exchange.Exchange, seen: heads.Answer) -> bool:
-        """Ends the call with a reply whose head and trailers are known; False if the parser must judge it."""
+        """Ends the call with a reply whose head and trailers are known; returns False if the parser must judge it."""
         head, body, tail = seen
         known = self._pool.heads.get(head)
         if known is None:
@@ -386,7 +387,7 @@ class ClientConnection(asyncio.Protocol):
                 pool.tails.keep(tail, self._trailers.copy())
 
     def _reply(self) -> replies.Reply:
-        """Status and metadata of what has come."""
+        """Returns status and metadata of the bytes that have come."""
         special = self._special
         status = special.get(b"grpc-status")
         raw = special.get(b"grpc-message", b"")
@@ -397,14 +398,14 @@ class ClientConnection(asyncio.Protocol):
         return replies.Reply(code, text, None, self._headers, self._trailers, special.get(b"grpc-encoding", b""), raw)
 
     def _not_grpc(self, status: int) -> replies.Reply:
-        """The reply that an answer which is not gRPC counts as; a status in it prevails over that of HTTP."""
+        """Returns the reply that stands for an answer which is not gRPC; a gRPC status in it prevails over HTTP's."""
         if b"grpc-status" in self._special:
             return self._reply()
         code = statuses.code_of_http(status)
         return replies.Reply(int(code), f"{self._pool.address} answered with HTTP status {status}, not with gRPC")
 
     def _lose(self, owner: exchange.Exchange, why: str) -> None:
-        """Ends the call without a reply, or within it."""
+        """Ends the call before or within its reply."""
         lost = replies.Lost(self.how_far, why)
         if self._box is not None:
             self._box.fail(lost, drop=False)
@@ -420,7 +421,7 @@ class ClientConnection(asyncio.Protocol):
         owner.answered(reply)
 
     def _hold(self, holding: bool) -> None:
-        """The taker of the stream wants no more for now, or wants more again."""
+        """Stops reading while the reader of the stream wants no more, and resumes it later."""
         if holding != self._paused and not self.transport.is_closing():
             self._paused = holding
             if holding:
@@ -430,7 +431,7 @@ class ClientConnection(asyncio.Protocol):
 
 
 def _broken(error: framing.FrameError) -> replies.Reply:
-    """The reply that one with broken framing counts as."""
+    """Returns the reply that stands for one with broken framing."""
     if error.reason is statuses.Reason.BAD_REQUEST:  # as a request it would be; in a reply the fault is the server's
         return _failure(statuses.Reason.INTERNAL, f"the reply is broken: {error.text}")
     text = f"of the reply, {error.text}"

@@ -9,9 +9,9 @@ _MAX_DEPTH = 100  # of groups in each other, as protobuf's own
 
 
 def fields(message: memoryview, *, limit: int = MAX_FIELDS) -> Iterator[tuple[int, int, int]]:
-    """Tag, begin and end of the value of each field of an encoded message.
+    """Yields tag, begin and end of the value of each field of an encoded message.
 
-    A group, which nothing here has, is one field. Raises ValueError where malformed, or with more than `limit` fields.
+    A group, which no message here has, is one field. Raises ValueError if malformed, or for more than `limit` fields.
     """
     at, end = 0, len(message)
     left = limit
@@ -68,7 +68,7 @@ def _skip_group(message: memoryview, at: int, tag: int, left: int) -> tuple[int,
 
 
 def varint(value: int) -> bytes:
-    """An unsigned number of at most 64 bits."""
+    """Encodes an unsigned number of at most 64 bits."""
     if value < 0x80:
         return _SMALL[value]
     out = bytearray()
@@ -96,7 +96,7 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def text_field(tag: int, encoded: bytes) -> bytes:
-    """A text or bytes field; nothing where it is empty."""
+    """Encodes a text or bytes field; returns nothing for an empty one."""
     length = len(encoded)
     if length < 0x80:
         return b"%c%c%b" % (tag, length, encoded) if length else b""

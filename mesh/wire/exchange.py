@@ -1,8 +1,8 @@
 """One call of the client, from `send()` or `open()` to its one outcome.
 
-It stands between three that come and go on their own: the caller's sink, the connection that carries the call (none
-while one is being made), and, where the reply is a stream, that stream. Whatever happens first ends it; what happens
-later finds it over.
+It connects three parties with lives of their own: the caller's sink, the connection that carries the call (none while
+one is being made), and, if the reply is a stream, that stream. The first event that ends the call wins; later ones
+find it over.
 """
 
 import asyncio
@@ -20,20 +20,20 @@ _LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Sink(Protocol):
-    """Who waits for a reply: exactly one of these is called, once, from the event loop, never from within `send()`.
+    """A receiver of a reply: exactly one method is called, once, from the event loop, never from within `send()`.
 
-    After `Exchange.cancel()` none is.
+    After `Exchange.cancel()` none is called.
     """
 
     def on_reply(self, reply: replies.Reply) -> None:
-        """The whole reply: OK with one message, or a failure without any."""
+        """Takes the whole reply: OK with one message, or a failure without any."""
 
     def on_stream(self, stream: streams.ReplyStream) -> None:
-        """The reply has begun, and is to be taken message by message: several, none at all with OK, or one whose end
+        """Takes a reply that has begun, to be read message by message: several, none at all with OK, or one whose end
         has not come yet."""
 
     def on_lost(self, lost: replies.Lost) -> None:
-        """There will be no reply."""
+        """Learns that there will be no reply."""
 
 
 class Carrier(Protocol):
@@ -44,17 +44,17 @@ class Carrier(Protocol):
 
     @property
     def how_far(self) -> replies.LostKind:
-        """What the call counts as if it is lost now."""
+        """The kind of loss that the call has if its connection ends now."""
 
     def drop(self) -> None:
         """Closes at once, without telling the call."""
 
 
 class Line(Protocol):
-    """Where a call waits that has no connection yet."""
+    """The queue of calls that have no connection yet."""
 
     def forget(self, owner: "Exchange") -> None:
-        """It needs none any more."""
+        """Removes a call that no longer needs a connection."""
 
 
 class Exchange:
@@ -89,17 +89,18 @@ class Exchange:
         if stream is not None:
             stream.ended(lost, drop=True)
 
-    # --- what its connection and its pool tell it: each at most once, and none after it is over ---
+    # --- called by its connection and its pool: each at most once, and none after the call is over ---
 
     def begun(self, headers: list[call.Header], encoding: bytes, box: inbox.Inbox) -> None:
-        """The reply is a stream."""
+        """Passes the stream on: the reply is one."""
         self._stream = stream = streams.ReplyStream(self, box, headers, encoding)
         sink, self._sink = self._sink, None
         if not _tell(sink, "on_stream", stream):
-            self.cancel()  # nobody has the stream, so nobody else would
+            self.cancel()  # the sink did not take the stream, so nothing else would cancel it
 
     def answered(self, reply: replies.Reply, box: inbox.Inbox | None = None) -> None:
-        """The reply is complete. `box`: its messages, where they are not one, and it was not a stream before."""
+        """Passes on the complete reply. `box`: its messages, if there is not exactly one and it was no stream
+        before."""
         stream, sink = self._stream, self._sink
         self._finish(_ENDED)
         if stream is not None:
@@ -112,7 +113,7 @@ class Exchange:
             _tell(sink, "on_reply", reply)
 
     def lost(self, lost: replies.Lost) -> None:
-        """There will be no reply, or no more of it."""
+        """Passes on that there will be no reply, or no more of it."""
         if self.over is not None:
             return
         stream, sink = self._stream, self._sink
@@ -123,14 +124,14 @@ class Exchange:
             _tell(sink, "on_lost", lost)
 
     def let_write(self) -> None:
-        """There is a connection now, or room on it, or never again."""
+        """Wakes writers: there is a connection now, or room on it, or there will never be any."""
         rooms, self._rooms = self._rooms, []
         for waiter in rooms:
             if not waiter.done():
                 waiter.set_result(None)
 
     def _finish(self, over: replies.Lost) -> None:
-        """Lets go of everything: sinks often hold their exchange, and a cycle a call is work for the collector."""
+        """Drops all references: sinks often hold their exchange, and a cycle per call is work for the collector."""
         self.over = over
         self.connection = None
         self.request = ()
@@ -159,7 +160,7 @@ class Exchange:
         raise self.over.again()
 
     def end(self) -> None:
-        """Ends the request; once more does nothing."""
+        """Ends the request; further calls do nothing."""
         if self.ended:
             return
         self.ended = True
@@ -170,7 +171,7 @@ class Exchange:
 
 
 def _tell(sink: Sink | None, callback: str, outcome: object) -> bool:
-    """Calls the sink; what it raises is logged and harms neither the connection nor other calls."""
+    """Calls the sink; an exception from it is logged and harms neither the connection nor other calls."""
     try:
         getattr(sink, callback)(outcome)
     except Exception:

@@ -1,8 +1,8 @@
 """The 5-byte prefix of gRPC messages: a flag (0 plain, 1 compressed) and the length, big-endian.
 
-A *frame* is a prefix and its message. Most frames are only forwarded, so nothing here looks into a message unless
-`unpack` is asked to. Whatever comes from a peer is checked against a limit before memory is taken for it: the length in
-a prefix, and what a compressed message unfolds to. Cutting a byte stream into frames is done in `inbox`.
+A *frame* is a prefix and its message. Most frames are only forwarded, so only `unpack` looks into a message. Input from
+a peer is checked against a limit before memory is allocated for it: the length in a prefix, and the size of a
+decompressed message. `inbox` cuts a byte stream into frames.
 """
 
 import struct
@@ -19,7 +19,7 @@ _WINDOW = {b"gzip": inflate.GZIP, b"deflate": inflate.ZLIB}
 
 
 class FrameError(statuses.MeshError):
-    """What came is not a frame, or one above the limit; `reason` says which."""
+    """A malformed frame, or one above the limit; `reason` says which."""
 
     @classmethod
     def above(cls, what: str, limit: int) -> "FrameError":
@@ -29,19 +29,19 @@ class FrameError(statuses.MeshError):
 
 
 def prefix(length: int) -> bytes:
-    """The prefix of an uncompressed message. ValueError where its length does not fit (4 GiB)."""
+    """Returns the prefix of an uncompressed message. Raises ValueError if its length does not fit (4 GiB)."""
     if length > _MAX_LENGTH:
         raise ValueError(f"a message of {length} bytes does not fit into a frame")
     return b"\0" + length.to_bytes(4, "big")
 
 
 def pack(message: bytes) -> bytes:
-    """The frame of an uncompressed message. ValueError where its length does not fit into a prefix (4 GiB)."""
+    """Returns the frame of an uncompressed message. Raises ValueError if its length does not fit (4 GiB)."""
     return prefix(len(message)) + message
 
 
 def unpack(frame: bytes, encoding: bytes = b"", *, limit: int) -> bytes:
-    """The message of one whole frame, decompressed if its flag says so.
+    """Returns the message of one whole frame, decompressed if its flag says so.
 
     `encoding` is what `grpc-encoding` named: b"gzip", b"deflate", or b"" and b"identity" for none. `limit` is in bytes
     and holds for the message after decompression; no more than that is ever allocated. Raises `FrameError`.
@@ -54,15 +54,15 @@ def unpack(frame: bytes, encoding: bytes = b"", *, limit: int) -> bytes:
 
 
 def is_compressed(frame: bytes) -> bool:
-    """Whether the message of this frame must be decompressed before it can be read."""
+    """Returns whether the message of this frame must be decompressed before it can be read."""
     return frame[:1] == b"\1"
 
 
 def frame_end(buffer: bytes | bytearray, start: int, limit: int) -> int:
-    """Where the frame that begins at `start` ends; beyond the buffer if more of it is to come.
+    """Returns where the frame that begins at `start` ends; beyond the buffer if more of it is to come.
 
-    Raises `FrameError` for a bad flag or a message above `limit`. A prefix that has not all come counts as a frame that
-    is at least a prefix long.
+    Raises `FrameError` for a bad flag or a message above `limit`. An incomplete prefix counts as a frame that is at
+    least a prefix long.
     """
     if len(buffer) - start < PREFIX:
         return start + PREFIX
@@ -77,14 +77,14 @@ def frame_end(buffer: bytes | bytearray, start: int, limit: int) -> int:
 
 
 def announced(buffer: bytes | bytearray, limit: int) -> int:
-    """Returns the bytes of the frame that begins the buffer, as far as is known, and no more than a frame can have."""
+    """Returns the bytes of the frame that begins the buffer, as far as known, and no more than a frame can have."""
     if len(buffer) < PREFIX:
         return PREFIX
     return PREFIX + min(int.from_bytes(buffer[1:PREFIX], "big"), limit)
 
 
 def is_frame(data: bytes, limit: int) -> bool:
-    """Whether this is one whole frame of a message within the limit."""
+    """Returns whether this is one whole frame of a message within the limit."""
     if len(data) < PREFIX:
         return False
     flag, length = _prefix(data)
@@ -92,9 +92,9 @@ def is_frame(data: bytes, limit: int) -> bool:
 
 
 def beginning(frame: bytes, encoding: bytes, size: int) -> bytes:
-    """Returns the first bytes of a compressed frame's message, `size` of them where it has so many. Raises FrameError.
+    """Returns the first `size` bytes of a compressed frame's message, or fewer if it is shorter. Raises FrameError.
 
-    Costs no more than that takes to unpack, however long the message is.
+    The cost is that of unpacking those bytes, however long the message is.
     """
     try:
         return inflate.beginning(memoryview(frame)[PREFIX:], _window(encoding), size)

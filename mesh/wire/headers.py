@@ -1,6 +1,6 @@
 """Names of the metadata that Mesh reads and adds, as lower-case bytes on the wire.
 
-Names that begin with `mesh-` are internal: the edge strips them from what clients send, so nobody outside can address a
+Names that begin with `mesh-` are internal: the edge strips them from clients' requests, so no outsider can address a
 copy or claim that a model is not here.
 """
 
@@ -11,8 +11,10 @@ INTERNAL = b"mesh-"
 
 COPY = b"mesh-copy"  # request: `<incarnation>.<create revision>` of the copy that is meant
 VERIFIED = b"mesh-verified"  # request: the router has read the model's record within the last second; it is unchanged
-ETCD_AWAY = b"mesh-etcd-away"  # request: the router could not, because etcd does not answer it
-VERIFY_FIRST = b"mesh-verify-first"  # reply: the pod answers this call only with one of the two; it has run nothing
+ETCD_AWAY = b"mesh-etcd-away"  # request: the router could not read it, because etcd does not answer
+VERIFY_FIRST = (
+    b"mesh-verify-first"  # reply: the pod answers this call only with one of the two above; it has run nothing
+)
 NOT_HERE = b"mesh-not-here"  # reply: this pod holds no such copy; the call was not given to any model
 LOAD = b"mesh-load"  # reply: calls in flight in the pod, this one left out
 
@@ -22,16 +24,16 @@ VMODEL_ID = b"mm-vmodel-id"
 VMODEL_ID_BIN = b"mm-vmodel-id-bin"
 LEGACY_MODEL_ID = b"tas-model-id"
 
-# On the SPI: what our own model server is told beyond the SPI's messages. Others ignore it.
+# On the SPI: metadata for our own model server, beyond the SPI's messages. Others ignore it.
 SPI_COPY = "mesh-copy"
 SPI_SLOT = "mesh-slot"
 SPI_OPTIMISED = "mesh-optimised"  # path of the model as onnxruntime's graph optimisers leave it
-SPI_NOTE = "mesh-note-bin"  # reply: what people should know of a model that was loaded
-SPI_STUCK = "mesh-stuck"  # reply: the load that has failed goes on, and cannot be ended
+SPI_NOTE = "mesh-note-bin"  # reply: a note for people about a model that was loaded
+SPI_STUCK = "mesh-stuck"  # reply: the failed load is still running, and cannot be ended
 
 
 def addressed(model_id: str, token: bytes) -> tuple[Header, ...]:
-    """Returns what goes with each call to one copy: the copy that is meant, and the model's id as runtimes read it."""
+    """Returns the metadata of each call to one copy: the copy that is meant, and the model's id as runtimes read it."""
     raw = model_id.encode("utf-8", "surrogatepass")
     added = [(COPY, token), (MODEL_ID_BIN, encode_bin(raw))]
     if model_id and all(" " <= character <= "~" for character in model_id):

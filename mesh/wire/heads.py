@@ -1,24 +1,24 @@
-"""Heads seen before: the short way past the parser for the message that looks like the one before it.
+"""Heads seen before: a short cut past the parser for a message that looks like the one before it.
 
 A client that calls a model sends the same head again and again, and a server answers with the same head and trailers;
-only the message differs, its length, and the time left. So what the parser made of a head is kept under its bytes, and
+only the message, its length and the time left differ. So the parser's result is kept under the bytes of the head, and
 found again by them. Measured (200-byte messages, three metadata, without the sockets): of the 7.6 us of Python that a
 request costs the server 3.8 are left, of the 8.0 us that a call costs the client 5.8. A new head costs 1 to 2 us
-more, so where nearly all are new nobody looks.
+more, so if nearly all heads are new, the look-up is skipped.
 
-What is taken this way is exactly what the parser accepted before, byte for byte, but for the two lines that are cut out
-and read here, strictly; and only a read that brought one whole message and nothing else. Everything else, and whatever
-is not found, goes to the parser. So there is no second HTTP parser here, with second opinions on what is valid.
+The short cut accepts exactly what the parser accepted before, byte for byte, except for the two lines that are cut out
+and read here, strictly; and only a read that brought one whole message and nothing else. Anything else goes to the
+parser. So there is no second HTTP parser here, with a second opinion on what is valid.
 """
 
 from typing import Generic, TypeVar
 
 _MAX_HEAD = 2048  # bytes of a head that is kept
-_MAX_READ = 64 * 1024  # bytes: beyond it, to copy the parts costs more than to parse the head
-_MAX_KNOWN = 4096  # heads; some hundred bytes each, as models are called by thousands
+_MAX_READ = 64 * 1024  # bytes: beyond it, copying the parts costs more than parsing the head
+_MAX_KNOWN = 4096  # heads; some hundred bytes each; thousands of models are called
 _MAX_SEEN = 8192
-_PATIENCE = 256  # heads in a row that were new, after which to look is not worth while ...
-_REST = 4096  # ... for so many messages
+_PATIENCE = 256  # new heads in a row, after which looking up does not pay ...
+_REST = 4096  # ... for this many messages
 
 _END = b"\r\n\r\n"
 _LENGTH = b"\r\ncontent-length: "
@@ -29,17 +29,18 @@ V = TypeVar("V")
 
 
 class Memo(dict[bytes, V], Generic[V]):
-    """What was made of some bytes, under these bytes; bounded. Only what comes a second time is worth keeping."""
+    """A bounded memory of results, each under the bytes it was made of. Only what comes a second time is worth
+    keeping."""
 
     __slots__ = ("_seen", "missed", "rest")
 
     def __init__(self) -> None:
-        self._seen: set[int] = set()  # hashes of what came once; a collision only means to keep one too early
-        self.missed = 0  # look-ups in a row that found nothing; whoever finds something sets it to 0
-        self.rest = 0  # messages for which not to look; whoever does not look counts it down
+        self._seen: set[int] = set()  # hashes of keys that came once; a collision only keeps one too early
+        self.missed = 0  # look-ups in a row that found nothing; the user resets it on a find
+        self.rest = 0  # messages for which the look-up is skipped; the user counts it down
 
     def worth(self, key: bytes) -> bool:
-        """Whether to keep what is made of this, which was not found."""
+        """Returns whether the result for this key, which was not found, should be kept."""
         self.missed += 1
         if self.missed > _PATIENCE:  # a trace id in each head, say
             self.missed = 0
@@ -53,7 +54,7 @@ class Memo(dict[bytes, V], Generic[V]):
         return False
 
     def keep(self, key: bytes, value: V) -> None:
-        """Keeps it, and forgets all others where they are too many: what is in use comes back soon."""
+        """Keeps a result, and forgets all others if there are too many: those in use come back soon."""
         if len(self) >= _MAX_KNOWN:
             self.clear()
         self[key] = value
@@ -68,7 +69,7 @@ Answer = tuple[bytes, bytes, bytes]
 
 
 def split_request(data: bytes) -> Request | None:
-    """Takes one read apart, if it brought one whole request and nothing else, of a form that is recognised here."""
+    """Splits one read if it brought one whole request and nothing else, of a form recognised here."""
     if len(data) > _MAX_READ:
         return None
     head, _, body = data.partition(_END)
@@ -105,14 +106,14 @@ def split_request(data: bytes) -> Request | None:
 
 
 def plain(head: bytes) -> bool:
-    """Whether a head without its cut lines may be kept: those lines stand in it no second time, none is folded, none
-    asks for more than an answer."""
+    """Returns whether a head without its cut lines may be kept: it has none of those lines a second time, no folded
+    line, and none that asks for more than an answer."""
     lower = head.lower()
     return not any(odd in lower for odd in (b"content-length", b"grpc-timeout", b"\r\nexpect", b"\r\n ", b"\r\n\t"))
 
 
 def split_reply(data: bytes) -> Answer | None:
-    """Takes one read apart, if it may be one whole reply with one chunk; whether it is, head and tail must tell."""
+    """Splits one read if it may be one whole reply with one chunk; whether it is, head and tail must show."""
     if len(data) > _MAX_READ:
         return None
     head, _, body = data.partition(_END)

@@ -1,8 +1,8 @@
 """Messages of one direction of one call, between the connection that reads them and the coroutine that takes them.
 
-Bytes go in as they come, whole frames come out in order. It asks its connection to stop reading while more is held than
-a slow taker should make us hold, and is told how the stream ended: by its end, or by an error that the taker gets. The
-server's calls and the client's reply streams are the same in this, so both use it.
+Bytes go in as they come, whole frames come out in order. The inbox asks its connection to stop reading while it holds
+more than a slow reader should make it hold, and learns how the stream ended: normally, or by an error, which the reader
+gets. The server's calls and the client's reply streams are alike in this, so both use it.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ from mesh.wire import framing
 
 HIGH = 256 * 1024  # bytes of whole frames held, above which reading pauses: about what one read of a socket brings
 LOW = HIGH // 4
-_COST = 128  # bytes that a frame costs us beside its own, so that a flood of empty messages counts too
+_COST = 128  # bytes that a frame costs beside its own, so that a flood of empty messages counts too
 
 
 class Inbox:
-    """Frames of a byte stream. One feeder, one taker at a time."""
+    """Frames of a byte stream, for one feeder and one reader at a time."""
 
     __slots__ = (
         "_budget",
@@ -41,8 +41,9 @@ class Inbox:
     def __init__(
         self, limit: int, hold: Callable[[bool], None], budget: budgets.Budget = budgets.UNBOUNDED, most: int = 0
     ) -> None:
-        """`limit`: bytes of the largest message. `hold`: told True when its connection shall not read, then False.
-        `budget`: the one that messages count in, up to `most` (0: its bound for a request of that size)."""
+        """Makes an empty inbox. `limit`: bytes of the largest message. `hold`: called with True to pause the
+        connection's reading, then with False. `budget` counts the messages, up to `most` (0: its bound for a request of
+        that size)."""
         self._limit = limit
         self._hold = hold
         self._holding = False
@@ -52,20 +53,20 @@ class Inbox:
         self._budget = budget
         self._most = most
         self._counted = 0  # bytes of the budget
-        self._taken = 0  # bytes of the frame that was taken last: its taker holds it until it takes the next
-        self._need = framing.PREFIX  # bytes: nothing can be done before the buffer has so many
+        self._taken = 0  # bytes of the frame taken last: its reader holds it until it takes the next
+        self._need = framing.PREFIX  # bytes that the buffer must have before anything can be done
         self._ended = False
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     @property
     def drained(self) -> bool:
-        """Whether the stream has ended and every frame was taken."""
+        """True if the stream has ended and every frame was taken."""
         return self._ended and not self._frames
 
     @property
     def partial(self) -> bool:
-        """Whether a message has begun and not ended."""
+        """True if a message has begun and not ended."""
         return bool(self._buffer)
 
     def feed(self, data: bytes) -> None:
@@ -88,15 +89,15 @@ class Inbox:
             self._wake()
 
     def end(self, *, whole: bool = True) -> None:
-        """The stream is over. Raises `framing.FrameError` if that is within a message, which must be `whole`."""
+        """Ends the stream. Raises `framing.FrameError` if that is within a message and `whole` is asked for."""
         if whole and self._buffer:
             raise framing.FrameError(statuses.Reason.BAD_REQUEST, "the stream ended in the middle of a message")
         self._ended = True
-        self._release()  # nothing more will come: the connection may be another call's from here on
+        self._release()  # nothing more will come: the connection may serve another call from now on
         self._wake()
 
     def fail(self, error: Exception, *, drop: bool) -> None:
-        """The stream is broken. With `drop` the taker gets `error` next, else after the frames that came before it."""
+        """Breaks the stream. With `drop` the reader gets `error` next, else after the frames that came before it."""
         if self._error is None and not self._ended:
             self._error = error
         if drop:
@@ -110,7 +111,7 @@ class Inbox:
         self._wake()
 
     def take(self) -> bytes | None:
-        """The next frame if there is one already."""
+        """Returns the next frame if it is already here."""
         if not self._frames:
             return None
         frame = self._frames.popleft()
@@ -122,7 +123,7 @@ class Inbox:
         return frame
 
     async def read(self) -> bytes | None:
-        """The next frame; None at the end. Raises what `fail` was given. A cancelled read loses nothing."""
+        """Returns the next frame; None at the end. Raises what `fail` was given. A cancelled read loses nothing."""
         while (frame := self.take()) is None:
             if self._error is not None:
                 raise self._error
@@ -150,7 +151,7 @@ class Inbox:
         del buffer[:start]
 
     def close(self) -> None:
-        """Forgets what was not taken: nobody will."""
+        """Drops the frames that were not taken: nothing will read them."""
         self._frames.clear()
         self._buffer.clear()
         self._need = framing.PREFIX
@@ -158,12 +159,12 @@ class Inbox:
         self._count()
 
     def __del__(self) -> None:
-        """Gives the budget its bytes back, whoever has dropped the stream, and wherever."""
+        """Returns the bytes to the budget if a stream is dropped without being closed."""
         if self._counted:
             self._budget.give(self._counted)
 
     def _count(self) -> None:
-        """Makes the budget hold what is held here, the rest of a message that has begun included."""
+        """Counts all that is held here in the budget, including the rest of a message that has begun."""
         size = self._held + self._taken + (max(self._need, len(self._buffer)) if self._buffer else 0)
         more = size - self._counted
         if more > 0 and not self._budget.take(more, self._most or self._budget.most(size)):

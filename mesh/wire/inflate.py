@@ -4,9 +4,9 @@ A gzip stream is a series of members (RFC 1952, 2.2): log shippers, `cat a.gz b.
 several, and dropping all but the first would lose data in silence. Python's zlib stops at the end of each member, so
 the series is kept here, for whole messages and for streams alike.
 
-Nothing is trusted: output comes in pieces, so that no more is ever made than a caller wants, and the members of a whole
-message are bounded, because each costs 0.8 us of CPU for 20 bytes. Input goes to zlib in small slices: it copies what
-lies behind a member's end, which would be quadratic otherwise.
+Input is not trusted: output comes in pieces, so no more is ever produced than a caller wants, and the members of a
+whole message are bounded, because each costs 0.8 us of CPU for 20 bytes. Input goes to zlib in small slices: zlib
+copies the bytes behind a member's end, which would be quadratic otherwise.
 """
 
 import zlib
@@ -23,7 +23,7 @@ _PIECE = 256 * 1024  # bytes of output: 0.5 ms
 
 
 class InflateError(ValueError):
-    """Data that is not what its container says; the text says why."""
+    """Data that does not fit its container; the text says why."""
 
 
 class TooLong(ValueError):
@@ -37,10 +37,10 @@ class Inflater:
         self._window = window
         self._unpacking = zlib.decompressobj(window)
         self._begun = False  # a byte of the current member has come
-        self.members = 0  # that have ended
+        self.members = 0  # members that have ended
 
     def feed(self, data: bytes | memoryview) -> Iterator[bytes]:
-        """Yields what the next bytes unpack to, in pieces of bounded size, none of them empty. Raises InflateError.
+        """Yields the unpacked next bytes, in pieces of bounded size, none of them empty. Raises InflateError.
 
         The same stream may be fed again once the iterator is exhausted."""
         view = memoryview(data)
@@ -60,12 +60,12 @@ class Inflater:
                 if self._unpacking.eof:
                     self.members += 1
                     rest = self._unpacking.unused_data
-                # Behind a full piece zlib may hold more, although it has taken all input.
+                # After a full piece zlib may hold more output, although it has taken all input.
                 if not rest and (self._unpacking.eof or len(piece) < _PIECE):
                     break
 
     def end(self) -> None:
-        """Raises InflateError where the stream is not complete."""
+        """Raises InflateError if the stream is not complete."""
         if not self._unpacking.eof:
             raise InflateError("it ends in the middle" if self._begun else "it is empty")
 
@@ -76,7 +76,7 @@ class Inflater:
 
 
 def whole(data: bytes | memoryview, window: int, limit: int) -> bytes:
-    """Returns all that the data unpacks to. Raises TooLong above `limit` bytes, InflateError."""
+    """Returns all of the unpacked data. Raises TooLong above `limit` bytes, InflateError."""
     inflater = Inflater(window)
     parts: list[bytes] = []
     size = 0
@@ -93,7 +93,7 @@ def whole(data: bytes | memoryview, window: int, limit: int) -> bytes:
 
 
 def beginning(data: bytes | memoryview, window: int, size: int) -> bytes:
-    """Returns at least `size` of the first bytes that the data unpacks to, or all. Raises InflateError."""
+    """Returns at least the first `size` bytes of the unpacked data, or all of it. Raises InflateError."""
     parts: list[bytes] = []
     found = 0
     for piece in Inflater(window).feed(data):  # lazily

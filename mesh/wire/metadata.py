@@ -1,8 +1,8 @@
 """Metadata as it travels in HTTP/1.1 headers and trailers: time-outs, status texts, binary values, and whole blocks.
 
-The rules are gRPC's (grpc/grpc, doc/PROTOCOL-HTTP2.md). Two things are guarded here for both ends: nothing that a
-handler or a caller hands over can end a line or the head early (that would let them write a reply of their own), and
-what belongs to the transport is kept out of what handlers see and out of what they may set.
+The rules are gRPC's (grpc/grpc, doc/PROTOCOL-HTTP2.md). Two things are guarded here for both ends: no value from a
+handler or a caller can end a line or the head early (that would let it write a reply of its own), and the transport's
+own names are neither shown to handlers nor accepted from them.
 """
 
 import binascii
@@ -15,7 +15,7 @@ from mesh.wire import call
 
 log = logs.get(__name__)
 
-# --- what belongs to the transport ---
+# --- names of the transport ---
 
 _FRAMING = frozenset({
     b"connection", b"content-length", b"content-type", b"expect", b"host", b"http2-settings", b"keep-alive",
@@ -23,7 +23,7 @@ _FRAMING = frozenset({
 })  # fmt: skip
 _STATUS = frozenset({b"grpc-status", b"grpc-message", b"grpc-timeout"})
 
-# What Envoy adds on its own account. It says nothing about the call, and differs from call to call.
+# Added by Envoy itself. They say nothing about the call, and differ from call to call.
 _ENVOY = frozenset({
     b"x-envoy-attempt-count", b"x-envoy-decorator-operation", b"x-envoy-downstream-service-cluster",
     b"x-envoy-downstream-service-node", b"x-envoy-expected-rq-timeout-ms", b"x-envoy-external-address",
@@ -36,10 +36,10 @@ _ENVOY = frozenset({
 NOT_METADATA = (
     _FRAMING | _STATUS | _ENVOY | {b"accept-encoding", b"date", b"grpc-accept-encoding", b"grpc-encoding", b"server"}
 )
-"""Names that are taken out of what arrives; in what is sent, `grpc-encoding` and the like may be set by the handler."""
+"""Names removed from what arrives; in what is sent, the handler may set `grpc-encoding` and the like."""
 
 RESERVED = _FRAMING | _STATUS
-"""Names that nobody but the transport may set."""
+"""Names that only the transport may set."""
 
 DETAILS = b"grpc-status-details-bin"
 """The trailer with an encoded google.rpc.Status: a failure's reason, for programs."""
@@ -51,7 +51,7 @@ _MAX_DIGITS = 8
 
 
 def parse_timeout(value: bytes) -> float | None:
-    """Seconds of a `grpc-timeout`, such as b"500m" or b"2S"; None if it is not one."""
+    """Returns the seconds of a `grpc-timeout`, such as b"500m" or b"2S"; None if it is invalid."""
     unit = _UNITS.get(value[-1:])
     digits = value[:-1]
     if unit is None or not digits.isdigit() or len(digits) > _MAX_DIGITS:
@@ -60,7 +60,7 @@ def parse_timeout(value: bytes) -> float | None:
 
 
 def format_timeout(seconds: float) -> bytes:
-    """A `grpc-timeout` of at least so many seconds, in the finest unit that 8 digits allow; b"1n" for none left."""
+    """Returns a `grpc-timeout` of at least so many seconds, in the finest unit that fits 8 digits; b"1n" for none."""
     if not seconds > 0:  # NaN too
         return b"1n"
     if seconds < 99:
@@ -82,7 +82,7 @@ _MAX_TEXT = (
 
 
 def encode_text(text: str) -> bytes:
-    """A status text as `grpc-message` carries it: UTF-8, percent-encoded; cut off after 4 KiB."""
+    """Encodes a status text for `grpc-message`: UTF-8, percent-encoded; cut off after 4 KiB."""
     raw = text[:_MAX_TEXT].encode("utf-8", "replace")
     if raw.translate(None, _TEXT_PLAIN) or raw[:1] == b" " or raw[-1:] == b" ":
         raw = _TEXT_SPECIAL.sub(lambda match: b"%%%02X" % match[0][0], raw)
@@ -93,7 +93,7 @@ def encode_text(text: str) -> bytes:
 
 
 def decode_text(raw: bytes) -> str:
-    """The status text in a `grpc-message`. What is not valid in it is shown as it is or replaced, never an error."""
+    """Decodes the status text in a `grpc-message`. Invalid parts are shown unchanged or replaced, never an error."""
     return urllib.parse.unquote_to_bytes(raw).decode("utf-8", "replace") if raw else ""
 
 
@@ -101,12 +101,12 @@ def decode_text(raw: bytes) -> str:
 
 
 def decode_bin(value: bytes) -> bytes:
-    """The bytes of a `-bin` value: base64, with or without its padding. Raises ValueError."""
+    """Decodes a `-bin` value: base64, with or without its padding. Raises ValueError."""
     return binascii.a2b_base64(value.rstrip(b"=") + b"=" * (-len(value.rstrip(b"=")) % 4), strict_mode=True)
 
 
 def encode_bin(value: bytes) -> bytes:
-    """Bytes as a `-bin` value: base64 without padding, as gRPC asks for."""
+    """Encodes bytes as a `-bin` value: base64 without padding, as gRPC asks for."""
     return binascii.b2a_base64(value, newline=False).rstrip(b"=")
 
 
@@ -117,17 +117,17 @@ _NAME = re.compile(rb"[0-9a-z_.!#$%&'*+^`|~-]+")
 _MAX_LINES = 4096
 _MAX_LINE = 256  # bytes
 
-# Headers found good before, and their lines: 0.1 us each, where to check and to write one takes 0.5.
+# Headers found valid before, and their lines: 0.1 us each, whereas checking and writing one takes 0.5.
 _lines: dict[call.Header, bytes] = {}
 _line_of = _lines.__getitem__
-_warned: set[bytes] = set()  # names whose loss was logged: one line each, whatever a peer sends
+_warned: set[bytes] = set()  # names whose omission was logged: one line each, however many a peer sends
 
 
 def encode_headers(headers: call.Headers) -> bytes:
-    """The lines of a head or of trailers, each with its line end; b"" for none.
+    """Returns the lines of a head or of trailers, each with its line end; b"" for none.
 
-    What cannot be sent is left out, with one log line a name: names that are not lower-case header names or are
-    reserved for the transport, values with anything but printable ASCII (gRPC allows no other).
+    Metadata that cannot be sent is left out, with one log line a name: names that are not lower-case header names or
+    are reserved for the transport, values with anything but printable ASCII (gRPC allows no other).
     """
     if not headers:
         return b""

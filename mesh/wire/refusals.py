@@ -1,8 +1,8 @@
-"""What the server answers by itself, because no handler should see the request: why, and in which form.
+"""Answers of the server itself to requests that no handler should see: the reason, and its form.
 
 A request that is gRPC by its content type gets a gRPC status, trailers-only; anything else gets plain HTTP, with a line
-of text for whoever tried a browser or curl on the port. Which requests those are is decided here; what happens to
-their connection, in `serverconnection`.
+of text for people who try a browser or curl on the port. This module decides which requests those are;
+`serverconnection` decides what happens to their connection.
 """
 
 import http
@@ -17,14 +17,14 @@ MAX_HEADERS = 256  # header lines of one request
 
 _GRPC = b"application/grpc"
 
-# `allow` belongs to 405 and harms no other.
+# `allow` belongs to 405 and does no harm elsewhere.
 _HTTP = (
     b"HTTP/1.1 %d %b\r\ncontent-type: text/plain\r\ncontent-length: %d\r\nallow: POST\r\nconnection: close\r\n\r\n%b\n"
 )
 
 
 class Refusal(NamedTuple):
-    """Why a request is refused; `http` where it is not even a gRPC request."""
+    """The reason why a request is refused; with `http` if it is not even a gRPC request."""
 
     reason: statuses.Reason
     text: str
@@ -33,12 +33,12 @@ class Refusal(NamedTuple):
     retry_after: float | None = None
 
     def trailers(self) -> bytes:
-        """The lines that tell programs the reason, of an answer to what is gRPC."""
+        """Returns the lines that give programs the reason, in an answer to a gRPC request."""
         error = statuses.MeshError(self.reason, self.text, details=self.details, retry_after=self.retry_after)
         return metadata.encode_headers(((metadata.DETAILS, metadata.encode_bin(error.grpc_details())),))
 
     def over_http(self) -> bytes:
-        """The whole answer to what is not gRPC."""
+        """Returns the whole answer to a request that is not gRPC."""
         text = self.text.encode("ascii", "backslashreplace")
         status = http.HTTPStatus(self.http)
         return _HTTP % (status, status.phrase.encode(), len(text) + 1, text)
@@ -55,26 +55,26 @@ OLD_HTTP = _plain("HTTP/1.1 is needed", http.HTTPStatus.HTTP_VERSION_NOT_SUPPORT
 
 
 def is_grpc(content_type: bytes) -> bool:
-    """Whether this is gRPC: with or without `+proto` and the like, but not `application/grpc-web`."""
+    """Returns whether this is gRPC: with or without `+proto` and the like, but not `application/grpc-web`."""
     return content_type == _GRPC or content_type.startswith((_GRPC + b"+", _GRPC + b";"))
 
 
 def of_error(error: statuses.MeshError) -> Refusal:
-    """For a message that is broken or too large, or that there is no room for now."""
+    """Refuses a message that is broken or too large, or for which there is no room now."""
     return Refusal(error.reason, error.text, details=error.details, retry_after=error.retry_after)
 
 
 def too_slow(rate: int) -> Refusal:
-    """For a body that comes too slowly; `rate` is the least one, in bytes a second."""
+    """Refuses a body that comes too slowly; `rate` is the least rate, in bytes a second."""
     text = f"the rest of the message came at less than {rate} bytes a second: send it faster, or in smaller parts"
     return Refusal(statuses.Reason.TOO_SLOW, text)
 
 
 def of_headers(target: bytes, headers: list[call.Header], limit: int, read: int) -> Refusal | None:
-    """For a head that is too large: `limit` is in bytes, `read` how many were read for it, or with it, at most."""
+    """Refuses a head that is too large: `limit` is in bytes, `read` how many at most were read for it, or with it."""
     if len(headers) > MAX_HEADERS:
         return Refusal(statuses.Reason.TOO_LARGE, f"more than {MAX_HEADERS} headers")
-    # Counted exactly only where it may be too much, which is rare.
+    # Counted exactly only if it may be too much, which is rare.
     if read > limit and len(target) + sum(len(name) + len(value) + 4 for name, value in headers) > limit:
         return Refusal(
             statuses.Reason.TOO_LARGE, f"headers of more than {limit} bytes", details={"limit_bytes": str(limit)}
@@ -83,7 +83,7 @@ def of_headers(target: bytes, headers: list[call.Header], limit: int, read: int)
 
 
 def of_bytes(why: str, *, grpc: bool, large: bool = False) -> Refusal:
-    """For bytes that cannot be understood; `grpc`: within a request that was understood as gRPC until then."""
+    """Refuses bytes that cannot be understood; `grpc`: within a request that was valid gRPC until then."""
     if grpc:
         return Refusal(statuses.Reason.BAD_REQUEST, why)
     return _plain(why, http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if large else http.HTTPStatus.BAD_REQUEST)

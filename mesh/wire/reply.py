@@ -1,7 +1,7 @@
-"""What a caller gets: a reply, or the loss of its call, and how far the call had come when it was lost.
+"""The outcome of a call for its caller: a reply, or the loss of the call, with how far it had come by then.
 
-Whether a call may be tried again depends on that: before any byte was written, always; after that, only where the
-method is known to be safe; once the reply has begun, never. The client reports it and decides nothing.
+That decides whether a call may be retried: before any byte was written, always; after that, only if the method is
+known to be safe; once the reply has begun, never. The client reports it and decides nothing.
 """
 
 import enum
@@ -17,14 +17,14 @@ class Reply:
     code: int
     text: str = ""
     frame: bytes | None = None
-    headers: list[call.Header] = field(default_factory=list)  # without what belongs to the transport
-    trailers: list[call.Header] = field(default_factory=list)  # of a trailers-only reply: empty, all is in `headers`
+    headers: list[call.Header] = field(default_factory=list)  # without the transport's own
+    trailers: list[call.Header] = field(default_factory=list)  # empty in a trailers-only reply: all is in `headers`
     encoding: bytes = b""  # what `grpc-encoding` said: how a frame with flag 1 is compressed
     raw_text: bytes = b""  # `grpc-message` as it came
 
 
 class LostKind(enum.Enum):
-    """How far a call had come when its connection was lost."""
+    """The progress of a call when its connection was lost."""
 
     UNSENT = "unsent"  # no byte of the request was written
     SENT = "sent"  # some of it was written, no byte of the reply came
@@ -32,7 +32,7 @@ class LostKind(enum.Enum):
 
 
 class Lost(Exception):
-    """A call ended without a status, because of its connection; `why` says what happened to that."""
+    """A call that ended without a status, because of its connection; `why` says what happened to that."""
 
     def __init__(self, kind: LostKind, why: str) -> None:
         super().__init__(kind, why)
@@ -40,7 +40,7 @@ class Lost(Exception):
         self.why = why
 
     def again(self) -> "Lost":
-        """A fresh one to raise: one exception raised by several tasks would mix up their tracebacks."""
+        """Returns a fresh one to raise: one exception raised by several tasks would mix up their tracebacks."""
         return Lost(self.kind, self.why)
 
     def __str__(self) -> str:

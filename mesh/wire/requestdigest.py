@@ -1,8 +1,8 @@
-"""A digest of what a request asks, by which one that brought a model server down is recognised.
+"""A digest of a request's content, by which a request that brought a model server down is recognised.
 
-The model's name and the request's `id` are left out: a caller that tries again may send another id, and the same model
-may be called by an alias. Of a long request only the beginning and the length count, so that the digest is cheap, and
-can be computed from what is left of a request in a dead server's shared memory.
+The model's name and the request's `id` are left out: a caller that retries may send another id, and the same model may
+be called by an alias. Of a long request only the beginning and the length count, so the digest is cheap, and can be
+computed from the part of a request that is left in a dead server's shared memory.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ KEPT = 65536
 SIZE = 16
 """Bytes of a digest."""
 
-_HASHED = KEPT // 2  # what is left out is shorter than the other half, or is a part of what counts
-_FIELDS = 1000  # looked at one by one; what comes after them counts as it is
+_HASHED = KEPT // 2  # fields left out are shorter than the other half, or part of what counts
+_FIELDS = 1000  # fields examined one by one; the bytes after them count unchanged
 _NAME, _ID = 0x0A, 0x1A  # tags of a ModelInferRequest's fields
 
 
@@ -40,7 +40,7 @@ def digest(frame: bytes | memoryview, size: int = 0) -> bytes:
                     left -= len(piece)
                 before = end
         except ValueError:
-            pass  # the end of what is kept, or no message
+            pass  # the end of the kept part, or no message
     hashed.update(body[before : before + left])
     hashed.update(b"%d" % size)
     return hashed.digest()

@@ -1,14 +1,14 @@
-"""The server end: listens, keeps its connections, and lets go of them in good order.
+"""The server end: listens, keeps its connections, and closes them in good order.
 
-What a connection does is `serverconnection`'s, what a handler sees of a call `servercall`'s. One sweep, twice a minute,
-bounds what waits for peers: a connection that is in the middle of a request which does not go on, or that does not
-take its last answer, is cut at the second look. Connections that merely idle are left alone: their owner, Envoy or a
-pool of ours, closes them.
+`serverconnection` says what a connection does, `servercall` what a handler sees of a call. One sweep, twice a minute,
+bounds waiting for peers: a connection is cut at the second look if its request has stopped in the middle, or if it
+does not take its last answer. Connections that are merely idle are left alone: their owner, Envoy or a pool of ours,
+closes them.
 
-Bodies hold memory while they come and go, so their peers have to keep up a least rate, looked at once a second; a
-sixteenth of the patience is left where the budget for bodies is short.
+Bodies hold memory while they come and go, so their peers must keep up a least rate, checked once a second; if the
+budget for bodies is short, a sixteenth of the patience is left.
 
-A connection that is not being read, because its handler does not take what comes, would not show that its peer is gone.
+A connection that is not read, because its handler does not take more, would not show that its peer is gone.
 """
 
 import asyncio
@@ -29,13 +29,13 @@ log = logs.get(__name__)
 MAX_MESSAGE = 16 * 1024 * 1024
 MAX_HEADERS = 64 * 1024
 MIN_RATE = 32 * 1024
-"""Bytes a second. 16 MiB may so take eight minutes, and half of one where others wait for room."""
+"""Bytes a second. At this rate 16 MiB may take eight minutes, and half a minute if others wait for room."""
 
 PATIENCE = 10
 """Seconds by which a body may fall behind."""
 
 HASTE = 16
-"""Times the least rate, where others are refused for want of room."""
+"""Factor of the least rate while others are refused for lack of room."""
 
 
 _HANDSHAKE = 5.0  # seconds that a client has for TLS
@@ -48,14 +48,14 @@ _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 @dataclass(frozen=True, slots=True)
 class ServerStatistics:
-    """What a server is doing and has done."""
+    """Current and past work of a server."""
 
     connections: int
     calls_in_flight: int
     calls: int  # handed to the handler so far
     errors: int  # of those, the ones whose handler raised
     refused: int  # requests that no handler saw, or that were refused in their middle: malformed, above a limit
-    slow: int  # bodies that were ended because their peers were too slow
+    slow: int  # bodies ended because their peers were too slow
 
 
 class Server:
@@ -70,15 +70,17 @@ class Server:
         budget: budgets.Budget = budgets.UNBOUNDED,
         min_rate: int = MIN_RATE,
     ) -> None:
-        """`max_message`: bytes of one message; `max_headers`: bytes of one request's head; `budget`: what all bodies
-        count in; `min_rate`: bytes a second that a body has to come or be taken with, 0: any."""
+        """Makes a server that does not listen yet. `max_message`: bytes of one message; `max_headers`: bytes of one
+        request's head; `budget`: counts all bodies; `min_rate`: least bytes a second of a body, 0: any."""
         self.handler = handler
         self.budget = budget
         self.min_rate = min_rate
         self.slow = 0
         self.max_message = max_message
         self.max_headers = max_headers
-        self.memo: heads.Memo[serverconnection.Known] = heads.Memo()  # all connections', as their clients are alike
+        self.memo: heads.Memo[serverconnection.Known] = (
+            heads.Memo()
+        )  # shared by all connections, as their clients are alike
         self.closing = False
         self.calls = 0
         self.errors = 0
@@ -86,18 +88,18 @@ class Server:
         self._listeners: list[asyncio.Server] = []
         self._paths: list[tuple[str, int]] = []  # of unix sockets, with their inodes
         self._connections: set[serverconnection.ServerConnection] = set()
-        self._unread: set[serverconnection.ServerConnection] = set()  # those that are not read for now
-        self._owing: set[serverconnection.ServerConnection] = set()  # those whose peers owe bytes, or reading
+        self._unread: set[serverconnection.ServerConnection] = set()  # connections that are not read for now
+        self._owing: set[serverconnection.ServerConnection] = set()  # connections whose peers owe bytes, or reading
         self._guard: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
         self._sweeper: asyncio.TimerHandle | None = None
         self._looker: asyncio.TimerHandle | None = None
 
     async def listen_unix(self, path: str | os.PathLike[str], *, mode: int = 0o600) -> None:
-        """Listens on a unix socket, which it makes, and removes when it closes.
+        """Listens on a unix socket, which it creates, and removes when it closes.
 
-        A socket that is there already, stale or not, is replaced without a moment in which there is none: so a worker's
-        successor takes over its path. OSError where something else is there, or the path is too long for a socket.
+        An existing socket, stale or not, is replaced without a moment in which there is none: so a worker's successor
+        takes over its path. Raises OSError if something else is at the path, or it is too long for a socket.
         """
         loop = self._started()
         path = os.fspath(path)
@@ -113,7 +115,7 @@ class Server:
         self._paths.append((path, os.lstat(path).st_ino))
 
     async def listen_on(self, listening: socket.socket) -> None:
-        """Listens on a socket that listens already and is somebody else's: it is closed here, and nothing removed."""
+        """Listens on somebody else's listening socket: it is closed at the end, and nothing is removed."""
         loop = self._started()
         if listening.family == socket.AF_UNIX:
             listener = await loop.create_unix_server(lambda: self._connection(loop), sock=listening, backlog=_BACKLOG)
@@ -122,8 +124,8 @@ class Server:
         self._listeners.append(listener)
 
     async def listen_tcp(self, host: str, port: int, *, identity: Identity | None = None) -> int:
-        """Listens on a TCP port, 0 for any that is free; gives the port. With an `identity` by mutual TLS: whoever
-        shows no certificate that fits has no connection."""
+        """Listens on a TCP port, 0 for any that is free; returns the port. With an `identity`, mutual TLS is required:
+        a client without a matching certificate gets no connection."""
         loop = self._started()
         if identity is None:
             listener = await loop.create_server(lambda: self._connection(loop), host, port, backlog=_BACKLOG)
@@ -164,10 +166,10 @@ class Server:
             self._empty.clear()
             for connection in tuple(self._connections):
                 connection.transport.abort()
-            await self._empty.wait()  # aborting takes no longer than a turn of the loop
+            await self._empty.wait()  # aborting takes at most one turn of the loop
 
     def statistics(self) -> ServerStatistics:
-        """How it is now."""
+        """Returns the current state."""
         return ServerStatistics(
             connections=len(self._connections),
             calls_in_flight=sum(connection.busy for connection in self._connections),
@@ -180,14 +182,14 @@ class Server:
     # --- for its connections ---
 
     def joined(self, connection: serverconnection.ServerConnection) -> None:
-        """A connection was made."""
+        """Adds a new connection."""
         self._connections.add(connection)
         self._empty.clear()
         if self.closing:
             connection.retire()
 
     def left(self, connection: serverconnection.ServerConnection) -> None:
-        """A connection is gone."""
+        """Removes a closed connection."""
         self._connections.discard(connection)
         self._unread.discard(connection)
         self._owing.discard(connection)
@@ -195,7 +197,7 @@ class Server:
             self._empty.set()
 
     def watch(self, connection: serverconnection.ServerConnection, unread: bool) -> None:
-        """A connection is not read for now, or is read again."""
+        """Notes that a connection is not read for now, or is read again."""
         if unread:
             self._unread.add(connection)
             if self._looker is None:
@@ -204,7 +206,7 @@ class Server:
             self._unread.discard(connection)
 
     def guard(self, connection: serverconnection.ServerConnection) -> float:
-        """The peer of a connection owes bytes, or the reading of some. Gives the bytes by which it may fall behind."""
+        """Notes that a connection's peer owes bytes, or reading. Returns the bytes by which it may fall behind."""
         if self.min_rate:
             self._owing.add(connection)
             if self._guard is None:
@@ -231,7 +233,7 @@ class Server:
             self._guard = asyncio.get_running_loop().call_later(_LOOK, self._judge) if self._owing else None
 
     def _look(self) -> None:
-        """Ends the connections that are not read and whose peer has gone."""
+        """Ends connections that are not read and whose peer has gone."""
         self._looker = asyncio.get_running_loop().call_later(_LOOK, self._look) if self._unread else None
         poller = select.poll()
         unread = {connection.descriptor: connection for connection in self._unread}
@@ -264,14 +266,14 @@ class Server:
 
 
 def _bind(path: str, fresh: str, mode: int) -> socket.socket:
-    """A socket at `fresh`, to be moved to `path` once it listens."""
+    """Returns a socket at `fresh`, to be moved to `path` once it listens."""
     if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
         raise FileExistsError(f"{path} is there already and is no socket")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(fresh)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        before = os.umask(0o777 & ~mode)  # so that there is no moment in which others can connect
+        before = os.umask(0o777 & ~mode)  # others must not be able to connect even for a moment
         try:
             listening.bind(fresh)
         finally:

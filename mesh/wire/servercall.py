@@ -1,11 +1,11 @@
-"""One call as the HTTP/1.1 server has it: `call.Call` on top of a connection.
+"""One call in the HTTP/1.1 server: `call.Call` on top of a connection.
 
-It builds the bytes of the answer and keeps the order of its parts; when and in which order calls are handed out, and
-what happens to the connection afterwards, is `serverconnection`'s.
+It builds the bytes of the answer and keeps the order of its parts; `serverconnection` decides when and in which order
+calls are handed out, and what happens to the connection afterwards.
 
 A unary answer is one write: head, one chunk with the frame, the last chunk, trailers. A failure is trailers-only: a
-head and nothing else. Every answer says `connection: close` where the connection will not be used again, so that the
-peer does not send its next request into it.
+head and nothing else. Every answer says `connection: close` if the connection will not be used again, so the peer does
+not send its next request into it.
 """
 
 import asyncio
@@ -30,12 +30,12 @@ _REPLY = _OK + _CHUNKED + b"\r\n%x\r\n%b\r\n0\r\ngrpc-status: 0\r\n\r\n"
 _REPLY_HEAD = _OK + _CHUNKED + b"%b\r\n%x\r\n"
 _REPLY_TAIL = b"\r\n0\r\ngrpc-status: 0\r\n%b\r\n"
 
-# How far the answer is. GONE: whatever the handler does now has no effect.
+# Progress of the answer. GONE: what the handler does now has no effect.
 OPEN, STARTED, ANSWERED, GONE = range(4)
 
 
 class Connection(Protocol):
-    """What carries a call."""
+    """The connection that carries a call."""
 
     transport: asyncio.Transport
     budget: budgets.Budget
@@ -44,13 +44,13 @@ class Connection(Protocol):
     stalled: bool  # the peer does not take what is written
 
     def keeps(self, made: "ServerCall") -> bool:
-        """Tells whether it can be used again once this call is answered."""
+        """Returns whether it can be used again once this call is answered."""
 
     def answered(self, made: "ServerCall") -> None:
-        """The last byte of the answer was written."""
+        """Notes that the last byte of the answer was written."""
 
     def hold(self, holding: bool) -> None:
-        """The taker of the call's messages wants no more for now, or wants more again."""
+        """Stops reading while the reader of the call's messages wants no more, and resumes it later."""
 
     async def room(self) -> None:
         """Waits until the peer has taken most of what was written. Raises `CallCancelled`."""
@@ -86,8 +86,8 @@ class ServerCall(call.Call):
         self.frame = None
         self.deadline = None
         self.size: int | None = None  # bytes of the body as its head says; None: chunked
-        self.body: bytes | bytearray = b""  # what has come of it, until the handler is called
-        self.held = 0  # bytes of the budget for bodies, until it is answered; a stream's are its inbox's
+        self.body: bytes | bytearray = b""  # the part of it that has come, until the handler is called
+        self.held = 0  # bytes of the budget, until it is answered; the inbox holds a stream's
         self.ended = False  # the whole request has come
         self.keep_alive = True  # the peer may send its next request on this connection
         self.phase = OPEN
@@ -99,10 +99,10 @@ class ServerCall(call.Call):
     # --- what the connection does with it ---
 
     def ready(self, limit: int) -> bool:
-        """Whether its turn can begin: the whole of it is there, or it is a stream and not within its first message.
+        """Returns whether its turn can begin: all of it is here, or it is a stream and not within its first message.
 
-        A client in the middle of a message sends the rest of it, whatever we do, so waiting for that is safe; a client
-        that has sent a whole message or none may be waiting for us.
+        A client in the middle of a message sends the rest of it in any case, so waiting for that is safe; a client that
+        has sent a whole message or none may be waiting for us.
         """
         if self.ended or self.refusal is not None:
             return True
@@ -134,7 +134,7 @@ class ServerCall(call.Call):
             self.refusal = refusals.of_error(error)
 
     def feed(self, data: bytes) -> None:
-        """The next bytes of the body. After a refusal nothing is parsed: those bytes begin anywhere."""
+        """Takes the next bytes of the body. After a refusal nothing is parsed: those bytes may begin anywhere."""
         if self.refusal is not None:
             return
         box = self._inbox
@@ -143,7 +143,7 @@ class ServerCall(call.Call):
                 box.feed(data)
             except framing.FrameError as error:
                 self.refusal = refusals.of_error(error)
-        elif self.phase:  # answered: nobody wants the rest
+        elif self.phase:  # answered: the rest is not needed
             return
         else:
             if not self.body:
@@ -158,7 +158,7 @@ class ServerCall(call.Call):
                     self.body = b""
 
     def reserve(self, size: int) -> bool:
-        """Holds so many bytes of the budget, at least; where they are not to be had, the call is refused."""
+        """Holds at least so many bytes of the budget; if they are not available, the call is refused."""
         more = size - self.held
         if more > 0:
             budget = self._connection.budget
@@ -169,20 +169,20 @@ class ServerCall(call.Call):
         return True
 
     def release(self) -> None:
-        """Gives the budget back what this call holds of it."""
+        """Returns this call's bytes to the budget."""
         if self.held:
             self._connection.budget.give(self.held)
             self.held = 0
 
     @property
     def partial(self) -> bool:
-        """Whether the peer owes the rest of a message."""
+        """True if the peer owes the rest of a message."""
         if self.ended or self.phase >= ANSWERED:
             return False
         return self._inbox is None or self._inbox.partial
 
     def end(self) -> None:
-        """The request has come to its end."""
+        """Notes the end of the request."""
         self.ended = True
         if self._inbox is not None and self.refusal is None:
             try:
@@ -191,7 +191,7 @@ class ServerCall(call.Call):
                 self.refusal = refusals.of_error(error)
 
     def refused(self, refusal: refusals.Refusal) -> bytes:
-        """What answers this call in the handler's place, as far as it is not answered yet."""
+        """Returns the bytes that answer this call in the handler's place, as far as it is not answered yet."""
         code = refusal.reason.code
         if self.phase == STARTED:
             return b"0\r\n%b%b\r\n" % (_status(code, refusal.text), refusal.trailers())
@@ -200,7 +200,7 @@ class ServerCall(call.Call):
         return b"".join((_OK, _EMPTY, _CLOSE, _status(code, refusal.text), refusal.trailers(), b"\r\n"))
 
     def cut(self, why: str) -> None:
-        """There is nobody to answer any more: tells the handler."""
+        """Tells the handler that there is no caller left to answer."""
         if self.phase >= ANSWERED:
             return
         self.phase = GONE
@@ -218,18 +218,18 @@ class ServerCall(call.Call):
 
     @property
     def cancelled(self) -> bool:
-        """Whether the caller has gone."""
+        """True if the caller has gone."""
         return self.phase == GONE
 
     def on_cancel(self, callback: Callable[[], None] | None) -> None:
-        """Sets what is called when the caller goes away before the answer."""
+        """Sets the callback for a caller that goes away before the answer."""
         if callback is not None and self.phase == GONE:
             callback()
         else:
             self._on_cancel = callback
 
     async def read(self) -> bytes | None:
-        """The next frame, None at the end. Raises `CallCancelled`. A cancelled read loses nothing."""
+        """Returns the next frame, None at the end. Raises `CallCancelled`. A cancelled read loses nothing."""
         if self._inbox is not None:
             return await self._inbox.read()
         if self.phase == GONE:
@@ -258,7 +258,7 @@ class ServerCall(call.Call):
                 transport.write(b"".join((head, frame, tail)))
             else:
                 transport.writelines((head, frame, tail))
-        self._let_go()
+        self._discard_input()
         connection.answered(self)
 
     def fail(self, code: int, text: str, headers: call.Headers = (), trailers: call.Headers = ()) -> None:
@@ -283,7 +283,7 @@ class ServerCall(call.Call):
                 )
             )
         )
-        self._let_go()
+        self._discard_input()
         connection.answered(self)
 
     def start(self, headers: call.Headers = ()) -> None:
@@ -296,7 +296,8 @@ class ServerCall(call.Call):
         self._connection.transport.write(b"%b%b\r\n" % (head, metadata.encode_headers(headers)))
 
     async def write(self, frame: bytes) -> None:
-        """Sends one message once there is room. Raises `CallCancelled`. Cancelled in its wait, it has sent nothing."""
+        """Sends one message once there is room. Raises `CallCancelled`. If cancelled while waiting, it has sent
+        nothing."""
         if self._connection.stalled:
             await self._connection.room()
         if self.phase == OPEN:
@@ -323,11 +324,11 @@ class ServerCall(call.Call):
             return
         self.phase = ANSWERED
         self._connection.transport.write(b"0\r\n%b%b\r\n" % (_status(code, text), metadata.encode_headers(trailers)))
-        self._let_go()
+        self._discard_input()
         self._connection.answered(self)
 
-    def _let_go(self) -> None:
-        """Nobody reads more of the request: gives back what it holds."""
+    def _discard_input(self) -> None:
+        """Returns to the budget what the request still holds: nothing reads more of it."""
         if self.held:
             self._connection.budget.held -= self.held
             self.held = 0

@@ -1,11 +1,11 @@
-"""One connection of the server: from its bytes to calls in order, one at a time, and what keeps it alive or ends it.
+"""One connection of the server: bytes in, calls out in order, one at a time; and what keeps it alive or ends it.
 
-httptools (llhttp) parses; it cannot be stopped between two requests, so whatever one read brings is parsed, and
-requests that came before their turn wait in a queue that is bounded by reading no more. No task and no timer is made
-for a call: everything happens in `data_received` or in the handler's own callbacks.
+httptools (llhttp) parses; it cannot be stopped between two requests, so everything that one read brings is parsed, and
+requests that came before their turn wait in a queue, bounded by pausing reading. No task and no timer is made for a
+call: everything happens in `data_received` or in the handler's own callbacks.
 
-Bad input is answered where there is somebody to answer, by a gRPC status if the request is one, else by HTTP, and ends
-the connection: after an error nobody knows where the next request begins. The connection is then not closed at once,
+Bad input is answered if there is a caller to answer, by a gRPC status if the request is gRPC, else by HTTP, and ends
+the connection: after an error the next request's beginning is unknown. The connection is then not closed at once,
 because a close with unread bytes can destroy the answer on its way; it lingers, deaf, for a bounded time.
 """
 
@@ -31,7 +31,7 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Known(NamedTuple):
-    """What the parser made of a head that may come again."""
+    """The parser's result for a head that may come again."""
 
     method: bytes
     headers: list[call.Header]
@@ -40,7 +40,7 @@ class Known(NamedTuple):
 
 
 class Owner(Protocol):
-    """Who keeps connections: the bounds that they all obey, and what counts over all of them."""
+    """The keeper of connections: the bounds that they all obey, and what is counted over all of them."""
 
     handler: call.Handler
     budget: budgets.Budget
@@ -53,13 +53,13 @@ class Owner(Protocol):
     refused: int
 
     def joined(self, connection: "ServerConnection") -> None:
-        """A connection was made."""
+        """Adds a new connection."""
 
     def left(self, connection: "ServerConnection") -> None:
-        """A connection is gone."""
+        """Removes a closed connection."""
 
     def watch(self, connection: "ServerConnection", unread: bool) -> None:
-        """A connection is not read for now, or is read again."""
+        """Notes that a connection is not read for now, or is read again."""
 
     def guard(self, connection: "ServerConnection") -> float:
         """Watches how fast the peer of a connection is; returns the bytes by which it may fall behind."""
@@ -105,7 +105,7 @@ class ServerConnection(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop, *, secure: bool = False) -> None:
-        """`secure`: over mutual TLS, and only for peers whose certificate bears the mesh's name."""
+        """Makes a connection; `secure`: over mutual TLS, and only for peers whose certificate bears the mesh's name."""
         self._server = owner
         self._secure = secure
         self._handler = owner.handler
@@ -123,19 +123,19 @@ class ServerConnection(asyncio.Protocol):
         self._between = True  # the parser has seen the end of a request and no byte of the next
         self._memo = owner.memo
         self._overhead = 0  # bytes read since the last whole head or wanted piece of a body
-        self._holding = False  # the taker of a stream wants no more for now
+        self._holding = False  # the reader of a stream wants no more for now
         self._paused = False  # reading is paused
         self._closing = False  # no further request is handed out
-        self._deaf = False  # what still comes is thrown away
+        self._deaf = False  # further input is discarded
         self._lingering: asyncio.TimerHandle | None = None
         self._rooms: list[asyncio.Future[None]] = []  # writers that wait for room
         self.stalled = False  # the peer does not take what we write
-        self._unsent = 0  # bytes of that, which count in the budget
+        self._unsent = 0  # bytes not taken yet, which count in the budget
         self._guarded = False  # the server watches how fast the peer is
         self._credit = 0.0  # bytes by which the peer may still fall behind
-        self._moved = 0  # bytes that have come, or were taken, since the server last looked
+        self._moved = 0  # bytes received, or taken by the peer, since the server last looked
         self.peer = ""
-        self.mark: object = None  # how far it was when the server last looked for the stuck
+        self.mark: object = None  # its progress when the server last looked for stuck ones
 
     # --- transport callbacks ---
 
@@ -190,7 +190,7 @@ class ServerConnection(asyncio.Protocol):
             self._watch()
 
     def eof_received(self) -> bool:
-        """The peer will send no more: as gone as if it had closed, for a cancel arrives so."""
+        """Treats the peer as gone, as if it had closed: a cancel arrives like this."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -208,14 +208,14 @@ class ServerConnection(asyncio.Protocol):
         self._server.left(self)
 
     def pause_writing(self) -> None:
-        """The peer is slow: writers wait, and no further request is handed out."""
+        """Makes writers wait, and hands out no further request: the peer is slow."""
         self.stalled = True
         self._count_unsent(self.transport.get_write_buffer_size())
         if not self._guarded:
             self._watch()
 
     def resume_writing(self) -> None:
-        """It has caught up."""
+        """Resumes both: the peer has caught up."""
         self.stalled = False
         self._count_unsent(0)
         self._let_write()
@@ -225,15 +225,15 @@ class ServerConnection(asyncio.Protocol):
     # --- parser callbacks ---
 
     def on_message_begin(self) -> None:
-        """The first byte of a request."""
+        """Notes the first byte of a request."""
         self._between = False
 
     def on_url(self, url: bytes) -> None:
-        """A piece of the request target."""
+        """Takes a piece of the request target."""
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header, or one trailer: requests of gRPC have none that mean anything."""
+        """Takes one header, or one trailer: gRPC gives trailers of requests no meaning."""
         if self._incoming is not None:
             return
         name = name.lower()
@@ -243,7 +243,7 @@ class ServerConnection(asyncio.Protocol):
             self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Makes a call of what came."""
+        """Makes a call of the head."""
         special = self._special
         parser = self._parser
         made = servercall.ServerCall(self, self._url, self._headers, special.get(b"grpc-encoding", b""))
@@ -272,20 +272,20 @@ class ServerConnection(asyncio.Protocol):
             if made.size and made.refusal is None:
                 made.reserve(min(made.size, self.limit + framing.PREFIX))
             if b"expect" in special and made.refusal is None and self._active is None and not self._queue:
-                self.transport.write(_CONTINUE)  # at its end, where it does not need it any more, that is no harm
+                self.transport.write(_CONTINUE)  # harmless at the end, when the peer needs it no more
         self._overhead = 0
         self._incoming = made
         self._queue.append(made)
 
     def on_body(self, data: bytes) -> None:
-        """A piece of the body, whatever its chunks were."""
+        """Takes a piece of the body, independent of its chunks."""
         made = self._incoming
         if made is not None and made.phase < servercall.ANSWERED:
             self._overhead = 0
             made.feed(data)
 
     def on_message_complete(self) -> None:
-        """The end of one request."""
+        """Notes the end of one request."""
         self._between = True
         self._overhead = 0
         made, self._incoming = self._incoming, None
@@ -295,11 +295,11 @@ class ServerConnection(asyncio.Protocol):
     # --- for the call ---
 
     def keeps(self, made: servercall.ServerCall) -> bool:
-        """Whether the connection can be used again once this call is answered."""
+        """Returns whether the connection can be used again once this call is answered."""
         return made.keep_alive and not self._server.closing
 
     def answered(self, made: servercall.ServerCall) -> None:
-        """The last byte of the answer was written. The rest of the request is read and thrown away, up to a limit."""
+        """Notes that the answer was written. The rest of the request is read and discarded, up to a limit."""
         self._active = None
         self._holding = False
         if not made.keep_alive or self._server.closing:
@@ -310,7 +310,7 @@ class ServerConnection(asyncio.Protocol):
             self._throttle()
 
     def hold(self, holding: bool) -> None:
-        """The taker of the stream in flight wants no more for now, or wants more again."""
+        """Stops reading while the reader of the stream in flight wants no more, and resumes it later."""
         self._holding = holding
         self._throttle()
 
@@ -325,22 +325,23 @@ class ServerConnection(asyncio.Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether a call is in flight."""
+        """True while a call is in flight."""
         return self._active is not None
 
     @property
     def descriptor(self) -> int:
-        """Of its socket."""
+        """The file descriptor of its socket."""
         descriptor: int = self.transport.get_extra_info("socket").fileno()
         return descriptor
 
     def retire(self) -> None:
-        """Closes as soon as what is in flight is answered: at once, if nothing is."""
+        """Closes as soon as calls in flight are answered: at once, if there are none."""
         if self._active is None and not self._queue and self._incoming is None:
             self._close(True)
 
     def stuck(self) -> object:
-        """Where it waits for its peer; None: it does not. The same twice means that nothing happened between."""
+        """Returns at which point it waits for its peer, None if it does not. Two equal answers: nothing has
+        happened."""
         if self._closing:
             return "closing"
         if self._active is not None:
@@ -352,7 +353,7 @@ class ServerConnection(asyncio.Protocol):
         return None if self._between else ("head", self._overhead)
 
     def fast_enough(self, least: int, grace: int) -> bool | None:
-        """Judges a peer that owes bytes, or the reading of some, once a second; None: it owes nothing any more.
+        """Judges a peer that owes bytes, or reading, once a second; returns None when it owes nothing any more.
 
         Peers may fall behind `least` bytes a second by `grace` bytes in all."""
         owes = self._incoming is not None and self._incoming.partial
@@ -371,7 +372,7 @@ class ServerConnection(asyncio.Protocol):
                 and not self.budget.short
             ):
                 self._moved += least  # a stream's reader may pause: little is held for it
-        elif self._paused:  # by us
+        elif self._paused:  # by this side
             self._moved += least
         self._credit = min(self._credit + self._moved - least, grace)
         self._moved = 0
@@ -437,13 +438,13 @@ class ServerConnection(asyncio.Protocol):
     # --- heads seen before ---
 
     def _recognised(self, seen: heads.Request, known: Known) -> bool:
-        """Hands out a request whose head is known; False if the parser must judge it."""
+        """Hands out a request whose head is known; returns False if the parser must judge it."""
         _, sized, timeout, body = seen
         if known.sized is not sized or not framing.is_frame(body, self.limit):
             return False
         budget = self.budget
         held = budget.held + len(body)
-        if held > budget.large:  # whether it may pass is for the long way to tell
+        if held > budget.large:  # the long way decides whether it is admitted
             return False
         self._memo.missed = 0
         made = servercall.ServerCall(self, known.method, known.headers.copy(), known.encoding)
@@ -459,7 +460,7 @@ class ServerConnection(asyncio.Protocol):
         return True
 
     def _learn(self, seen: heads.Request) -> None:
-        """Keeps what the parser made of a read that brought one whole request."""
+        """Keeps the parser's result for a read that brought one whole request."""
         if len(self._queue) != 1 or not self._between:
             return
         head, sized, _, body = seen
@@ -468,7 +469,7 @@ class ServerConnection(asyncio.Protocol):
             self._memo.keep(head, Known(made.method, made.headers.copy(), made.encoding, sized))
 
     def _throttle(self) -> None:
-        """Reads no more while a taker has enough, or while requests wait for their turn; else reads."""
+        """Pauses reading while a reader has enough, or while requests wait for their turn; else resumes it."""
         pause = self._holding or (bool(self._queue) and (self._active is not None or self.stalled))
         if pause != self._paused and not self.transport.is_closing():
             self._paused = pause
@@ -487,15 +488,16 @@ class ServerConnection(asyncio.Protocol):
     # --- refusing, closing ---
 
     def _excess(self) -> None:
-        """Much has come that is neither a whole head nor wanted: an endless head, chunk extensions, trailers, a body
-        whose call is answered already."""
+        """Bounds input that is neither a whole head nor wanted: an endless head, chunk extensions, trailers, a body
+        whose call is already answered."""
         if self._incoming is not None and self._incoming.phase >= servercall.ANSWERED:
             self._close(False)
         else:
             self._malformed(f"more than {self._max_headers} bytes of headers", large=True)
 
     def _malformed(self, why: str, *, large: bool = False, upgrade: bool = False) -> None:
-        """Nothing that comes on this connection can be understood any more. What came before it is still answered."""
+        """Gives up on the input: nothing more on this connection can be understood. Earlier requests are still
+        answered."""
         self._deaf = True
         broken = self._queue[-1] if upgrade and self._queue else self._incoming
         if broken is None:
@@ -508,7 +510,7 @@ class ServerConnection(asyncio.Protocol):
             broken.refusal = refusals.of_bytes(why, grpc=True)
 
     def _refuse(self, made: servercall.ServerCall) -> None:
-        """Answers in the handler's place, if it was called tells it, and ends the connection."""
+        """Answers in the handler's place, tells the handler if it was called, and ends the connection."""
         refusal = made.refusal
         assert refusal is not None
         log.debug("request refused", peer=self.peer, method=made.method, why=refusal.text)
@@ -520,7 +522,7 @@ class ServerConnection(asyncio.Protocol):
         self._close(made.ended and not self._deaf)
 
     def _close(self, clean: bool) -> None:
-        """Ends the connection once what was written is on its way; not `clean`: bytes of the peer are left unread."""
+        """Ends the connection once the output is on its way; not `clean`: bytes of the peer are left unread."""
         if self._closing:
             return
         self._closing = self._deaf = True
@@ -532,7 +534,7 @@ class ServerConnection(asyncio.Protocol):
             return
         self._holding = False
         self._throttle()
-        if not self._secure:  # TLS has no half-closing: there the peer ends it, having read an answer that says so
+        if not self._secure:  # TLS has no half-close: the peer ends it, once it has read an answer that says so
             self.transport.write_eof()
         self._lingering = self._loop.call_later(_LINGER, self.transport.abort)
 
@@ -541,6 +543,6 @@ def _peer(transport: asyncio.Transport) -> str:
     name = transport.get_extra_info("peername")
     if isinstance(name, tuple):
         connected = transport.get_extra_info("socket")
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # else a dead host is never found out
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # else a dead host is never noticed
         return f"{name[0]}:{name[1]}"
     return "unix"

@@ -1,7 +1,7 @@
-"""The streaming side of the client: a reply taken message by message, and a request sent so.
+"""The streaming side of the client: a reply read message by message, and a request sent that way.
 
 Both are thin: messages wait in an `inbox`, bytes go to the exchange, which knows the connection. An error of the
-connection is raised as `reply.Lost` from whatever waits.
+connection is raised as `reply.Lost` from each waiting method.
 """
 
 import asyncio
@@ -46,11 +46,12 @@ class ReplyStream:
         self._waiters: list[asyncio.Future[None]] = []
 
     async def read(self) -> bytes | None:
-        """The next frame; None at the end, also of a reply that failed. Raises `Lost`, after what came before."""
+        """Returns the next frame; None at the end, also of a reply that failed. Raises `Lost`, after earlier frames."""
         return await self._box.read()
 
     async def result(self) -> replies.Reply:
-        """Status and trailing metadata, once the reply has ended; frames not taken do not keep it. Raises `Lost`."""
+        """Returns status and trailing metadata once the reply has ended; frames not read do not delay it. Raises
+        `Lost`."""
         while self._result is None:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
@@ -60,13 +61,13 @@ class ReplyStream:
         return self._result
 
     def cancel(self) -> None:
-        """Ends the call: closes its connection, unless the reply has ended. Who waits gets `Lost`."""
+        """Ends the call: closes its connection, unless the reply has ended. Waiting readers get `Lost`."""
         self._exchange.cancel()
 
     # --- for the connection ---
 
     def ended(self, result: replies.Reply | replies.Lost, *, drop: bool = False) -> None:
-        """No more will come; with `drop` what has come is not served either."""
+        """Ends the stream; with `drop` frames that have come are not served either."""
         if drop and isinstance(result, replies.Lost):
             self._box.fail(result, drop=True)
         if self._result is None:
@@ -82,21 +83,21 @@ class RequestStream:
     __slots__ = ("_answer", "_waiters", "exchange")
 
     def __init__(self) -> None:
-        self.exchange: Request  # set by the pool, at once
+        self.exchange: Request  # set by the pool immediately
         self._answer: replies.Reply | ReplyStream | replies.Lost | None = None
         self._waiters: list[asyncio.Future[None]] = []
 
     async def write(self, frame: bytes) -> None:
-        """Sends one message, once there is a connection and room on it. Raises `Lost`, also where the reply has ended
-        and nobody reads any more. Cancelled while it waits, it has sent nothing."""
+        """Sends one message, once there is a connection and room on it. Raises `Lost`, also if the reply has ended and
+        the server reads no more. If cancelled while waiting, it has sent nothing."""
         await self.exchange.write(frame)
 
     def end(self) -> None:
-        """There are no more messages."""
+        """Ends the request: there are no more messages."""
         self.exchange.end()
 
     async def first(self) -> replies.Reply | ReplyStream:
-        """The reply: whole where it is one message or a failure and has ended, else its stream. Raises `Lost`."""
+        """Returns the reply: whole if it is one message or a failure and has ended, else its stream. Raises `Lost`."""
         while self._answer is None:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
@@ -106,7 +107,7 @@ class RequestStream:
         return self._answer
 
     def cancel(self) -> None:
-        """Ends the call: closes its connection. Who waits gets `Lost`."""
+        """Ends the call: closes its connection. Waiting readers get `Lost`."""
         self.exchange.cancel()
         if self.exchange.over is not None:
             self._set(self.exchange.over)
@@ -114,15 +115,15 @@ class RequestStream:
     # --- as a sink ---
 
     def on_reply(self, reply: replies.Reply) -> None:
-        """The reply is whole."""
+        """Takes a whole reply."""
         self._set(reply)
 
     def on_stream(self, stream: ReplyStream) -> None:
-        """The reply has begun."""
+        """Takes a reply that has begun."""
         self._set(stream)
 
     def on_lost(self, lost: replies.Lost) -> None:
-        """There will be no reply."""
+        """Learns that there will be no reply."""
         self._set(lost)
 
     def _set(self, answer: "replies.Reply | ReplyStream | replies.Lost") -> None:
