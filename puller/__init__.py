@@ -1,13 +1,13 @@
-"""From where a model is stored to the disk of the pod that loads it.
+"""Pulling of models: from where they are stored to the disk of the pod that loads them.
 
-- `source` says what a registration's path and key name; `errors` what can go wrong, and what has to happen then.
-- `provider` is the seam: one provider a kind of store, and what identifies content. `local`, `http`, `huggingface` and
-  `objects` are those that there are.
-- `addresses` decides which network addresses may be connected to; `http_client` and, for obstore, `tunnel` hold to it.
+- `source` resolves a registration's path and key; `errors` lists what can go wrong, and what has to happen then.
+- `provider` is the seam: one provider for each kind of store, and what identifies content. `local`, `http`,
+  `huggingface` and `objects` are the built-in ones.
+- `addresses` decides which network addresses may be connected to; `http_client` and, for obstore, `tunnel` enforce it.
   `proxies` are the operator's.
 - `shares`, `limits` and `floor` bound what stores take from each other.
 - `disk` is the pod's own directory, `cache` the whole files in it, each known by its SHA-256.
 - `puller` is the front that the agent uses.
 
-Nothing here knows the mesh. What is loaded, and when files may go, is the agent's business.
+Nothing here knows the mesh. The agent decides what is loaded, and when files may be removed.
 """

@@ -1,11 +1,11 @@
-"""Which network addresses a pull may connect to.
+"""The network addresses that a pull may connect to.
 
-Whoever may register a model names a URL that the pod then opens from inside the cluster. By default only addresses of
-the public internet are allowed. With `allow_private` loopback and private networks are too, which a store in the
-cluster needs; link-local addresses, where clouds serve credentials, need `allow_link_local` of their own.
+People who may register a model name URLs that the pod then opens from inside the cluster. By default only addresses of
+the public internet are allowed. `allow_private` adds loopback and private networks, which a store in the cluster needs;
+link-local addresses, at which clouds serve credentials, need `allow_link_local`.
 
-The check is made on the address of the socket about to be connected, not on the name: a name may resolve to something
-else the second time it is asked for. IPv6 forms that carry an IPv4 address mean that address.
+The check is made on the address of the socket about to be connected, not on the name: a name may resolve to another
+address the next time. IPv6 forms that carry an IPv4 address mean that address.
 """
 
 import ipaddress
@@ -16,7 +16,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def refusal(host: str, *, allow_private: bool, allow_link_local: bool) -> str | None:
-    """Why this address (text, perhaps with a scope: `fe80::1%eth0`) may not be connected to; None if it may."""
+    """Returns why this address (text, perhaps with a scope: `fe80::1%eth0`) may not be connected to; None if it may."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -33,12 +33,12 @@ def refusal(host: str, *, allow_private: bool, allow_link_local: bool) -> str | 
 
 
 def _meant(address: _Address) -> list[_Address]:
-    """The address and every IPv4 address inside it."""
+    """Returns the address and every IPv4 address inside it."""
     if isinstance(address, ipaddress.IPv4Address):
         return [address]
     inner: list[_Address] = []
     if address.ipv4_mapped is not None:
-        # Only the inner one: what the wrapper counts as differs between Python versions.
+        # Only the inner one: Python versions differ in how they classify the wrapper.
         return [address.ipv4_mapped]
     if address.sixtofour is not None:
         inner.append(address.sixtofour)
@@ -53,7 +53,7 @@ def _meant(address: _Address) -> list[_Address]:
 
 
 def _site_local(address: _Address) -> bool:
-    # Deprecated, private all the same; `is_global` says yes.
+    # Deprecated, but still private; `is_global` says yes.
     return isinstance(address, ipaddress.IPv6Address) and address.is_site_local
 
 

@@ -1,27 +1,27 @@
-"""The whole files on a pod's disk: each kept once, however many models are made of it, while there is room.
+"""The whole files on a pod's disk: each kept once, however many models use it, while there is room.
 
 A file is a *blob*. It *is* its SHA-256, computed here from its bytes: two files with equal ones are kept as one. It is
 *found* by names that providers make up (`provider`): which version of a file, at which place, for whom. A name leads
 to one blob, a blob may have many. Models' folders are hard links to blobs, so two models, or two revisions, with an
 equal file share it, and a model that comes back finds its files here. The model server sees plain files.
 
-Somebody else may damage files on a disk. So a blob is looked at whenever it is found, and is found no longer where its
-size or time of change is not what this module left. Blobs of an earlier process have to be read and digested before
-they are used (`sound`), and whoever wants more certainty may ask for that at any time.
+Others may damage files on a disk. So a blob is checked whenever it is found, and no longer found if its size or time of
+change is not as this module left it. Blobs of an earlier process must be read and digested before they are used
+(`sound`), and callers who want more certainty may ask for that at any time.
 
-What may go: a blob that no model's folder uses and no pull has picked, the longest unused first. Blobs count against
-the budget whether used or not; used ones are never removed to meet it, so a pull that does not fit beside them is
-refused.
+Only blobs that no model's folder uses and no pull has picked may be removed, the longest unused first. Blobs count
+against the budget whether used or not; used ones are never removed to meet it, so a pull that does not fit beside them
+is refused.
 
-A blob is usable at once and made safe afterwards: a model need not wait for the disk's own pace (an fsync takes 2 ms
-here, a pull of a small model less than one). Until then it bears a temporary name, which the next start sweeps; its
-name in `.blobs` appears once its bytes are on disk. So after any crash what is in `.blobs` is whole. The order of use
-survives in the files' times, roughly.
+A blob is usable at once and made safe afterwards: a model need not wait for the disk (an fsync takes 2 ms here, a pull
+of a small model less than one). Until then it has a temporary name, which the next start sweeps; its name in `.blobs`
+appears once its bytes are on disk. So after any crash the files in `.blobs` are whole. The order of use survives in
+the files' times, roughly.
 
     .blobs/s-<SHA-256>   a whole file
-    .blobs/i-<hash>      a name of one: a hard link to it, or a file that holds its `s-` name where links cannot be had
+    .blobs/i-<hash>      a name of one: a hard link to it, or, without links, a file that holds its `s-` name
 
-All methods may be called from any thread. Those that say so block for as long as the disk takes.
+All methods may be called from any thread. Those whose docstring says so block for as long as the disk takes.
 """
 
 import contextlib
@@ -46,11 +46,11 @@ _CONTENT = re.compile(r"s-[0-9a-f]{64}")
 _NAME = re.compile(r"i-[0-9a-f]{64}")
 _MAX_NAMES = 64  # of one blob; a file that is written again and again with equal bytes gets a new one each time
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP})
-_IDLE_MOST = 10 * 2**30  # bytes kept free of unused blobs, at most, where no budget is set
+_IDLE_MOST = 10 * 2**30  # bytes kept free of unused blobs, at most, if no budget is set
 
 
 class Blob:
-    """A whole file. Everything about it is the cache's."""
+    """A whole file. All of its fields belong to the cache."""
 
     __slots__ = ("memories", "names", "path", "pins", "read", "safe", "sha256", "size", "stamp", "users")
 
@@ -59,66 +59,66 @@ class Blob:
         self.size = size  # bytes
         self.sha256 = sha256  # hex
         self.stamp = stamp  # its time of change as this module left it, in nanoseconds
-        self.names: dict[str, None] = {}  # in `.blobs`, or to be there; the oldest first
-        self.safe = safe  # has its names on disk
+        self.names: dict[str, None] = {}  # in `.blobs`, now or soon; the oldest first
+        self.safe = safe  # its names are on disk
         self.read = read  # this process has digested its bytes
         self.users: set[str] = set()  # models whose folders hold it
         self.pins = 0  # pulls that are about to use it
-        self.memories: set[str] = set()  # models that were last made of it, among others
+        self.memories: set[str] = set()  # models that last used it, perhaps with others
 
 
 class Room:
-    """Bytes set aside for files that are coming. To be closed."""
+    """Bytes set aside for files that are coming. Must be closed."""
 
     __slots__ = ("_cache", "_left", "_size")
 
     def __init__(self, cache: "Cache", size: int) -> None:
         self._cache = cache
         self._size = size  # of the budget
-        self._left = size  # of that, what is not on disk yet
+        self._left = size  # the part of it that is not on disk yet
 
     def grow(self, size: int) -> None:
-        """More, for a file whose size was not known. Blocks. Raises PullError(DISK_FULL)."""
+        """Sets more aside, for a file whose size was not known. Blocks. Raises PullError(DISK_FULL)."""
         self._cache._set_aside(size, had=self._size)
         self._size += size
         self._left += size
 
     def split(self, size: int) -> "Room":
-        """A part of it, with an end of its own; all that is left if that is less."""
+        """Returns a part of it, to be closed separately; all that is left if that is less."""
         part = Room(self._cache, min(size, self._left))
         self._size -= part._size
         self._left -= part._left
         return part
 
     def arrived(self, count: int) -> None:
-        """So many bytes are on disk now, and no longer free there. They count against the budget still."""
+        """Notes that so many bytes are on disk now, and no longer free there. They still count against the budget."""
         count = min(count, self._left)
         self._left -= count
         self._cache._give_back(count, 0)
 
     def close(self) -> None:
-        """Nothing is set aside any more. What came of it has been added before."""
+        """Ends the reservation. Blobs that came of it have been added before."""
         self._cache._give_back(self._left, self._size)
         self._size = self._left = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CacheStatistics:
-    """What is on disk, and what became of it."""
+    """The files on disk, and counts of what happened to them."""
 
     blobs: int
     bytes: int
-    used_bytes: int  # of models' folders and pulls, which cannot go
+    used_bytes: int  # of models' folders and pulls, which cannot be removed
     hits: int
     misses: int
     evictions: int
-    damaged: int  # blobs that somebody else had changed, which are fetched again
+    damaged: int  # blobs that others had changed, which are fetched again
     unsafe: int  # blobs that are not yet sure to survive a crash
     leftovers: int  # files that could not be removed
 
 
 class Cache:
-    """The blobs of one directory. `on_change` is told, from any thread, of models remembered or no longer."""
+    """The blobs of one directory. `on_change` is called, from any thread, for models remembered or no longer."""
 
     def __init__(
         self,
@@ -127,25 +127,26 @@ class Cache:
         budget_bytes: int | None = None,
         on_change: Callable[[str, bool], None] = lambda into, remembered: None,
     ) -> None:
-        """Without a budget, unused blobs stay while a tenth of the file system, 10 GiB at most, is free."""
+        """Makes an unloaded cache; without a budget, unused blobs stay while a tenth of the file system (at most 10
+        GiB) is free."""
         self._disk = disk
         self._budget = budget_bytes
         self._on_change = on_change
         self._lock = threading.RLock()
         self._named: dict[str, Blob] = {}
         self._contents: dict[str, Blob] = {}  # by SHA-256
-        self._idle: OrderedDict[Blob, None] = OrderedDict()  # may go; the longest unused first
-        self._made_of: dict[str, tuple[Blob, ...]] = {}  # model -> what it is, or was last, made of
+        self._idle: OrderedDict[Blob, None] = OrderedDict()  # removable; the longest unused first
+        self._made_of: dict[str, tuple[Blob, ...]] = {}  # model -> the blobs that it uses, or used last
         self._bytes = self._used_bytes = 0
         self._coming = 0  # bytes set aside that are not on disk yet
         self._reserved = 0  # bytes set aside that are no blobs yet, on disk or not
-        self.links = True  # whether the file system has hard links: without, each use of a file is a copy of it
-        self._doomed: deque[Path] = deque()  # names of removed blobs, to be unlinked outside the lock: that may take
+        self.links = True  # whether the file system has hard links: without them, each use of a file is a copy
+        self._doomed: deque[Path] = deque()  # names of removed blobs, to be unlinked outside the lock: it may take time
         self._blobs = self._unsafe = self._hits = self._misses = 0
         self._evictions = self._damaged = self._leftovers = 0
 
     def load(self) -> None:
-        """Finds the blobs that an earlier process left. Blocks, for a second where they are a hundred thousand."""
+        """Finds the blobs that an earlier process left. Blocks, for a second if there are a hundred thousand."""
         self.links = self._disk.links()
         found: dict[tuple[int, int], Blob] = {}
         names: list[tuple[os.DirEntry[str], os.stat_result]] = []
@@ -174,16 +175,16 @@ class Cache:
         self._unlink()
 
     def pick(self, identities: Iterable[str], *, size: int | None = None) -> Blob | None:
-        """Returns a blob that has one of these names; it stays until `drop`. None: it has to be fetched."""
-        blob = self.peek(identities, size=size)
+        """Returns a blob that has one of these names; it stays until `drop`. None: it must be fetched."""
+        blob = self.look_up(identities, size=size)
         if blob is None:
             self._misses += 1
         else:
             self._hits += 1
         return blob
 
-    def peek(self, identities: Iterable[str], *, size: int | None = None) -> Blob | None:
-        """Does the same as `pick`, uncounted."""
+    def look_up(self, identities: Iterable[str], *, size: int | None = None) -> Blob | None:
+        """Does the same as `pick` without counting a hit or miss."""
         picked = None
         with self._lock:
             for identity in identities:
@@ -197,13 +198,13 @@ class Cache:
         return picked
 
     def add(self, path: Path, *, sha256: str, identities: Iterable[str] = ()) -> Blob:
-        """Takes over a whole file, whose bytes have that SHA-256, in hex, under these names. Returns its blob, picked
-        already; one that was here before with equal bytes takes the place of the file. `secure` is to follow."""
+        """Takes over a whole file, whose bytes have that SHA-256, in hex, under these names. Returns its blob, already
+        picked; an earlier one with equal bytes replaces the file. To be followed by `secure`."""
         os.chmod(path, FILE_MODE)
         info = os.stat(path)
         with self._lock:
             blob = self._contents.get(sha256)
-            # One that nobody has read since the start may be damaged, and this one is not.
+            # One that was not read since the start may be damaged, and this one is not.
             if blob is not None and (not blob.read or not self._untouched(blob)):
                 self._disown(blob)
                 blob = None
@@ -226,7 +227,7 @@ class Cache:
             self._pin(blob)
 
     def secure(self, blob: Blob) -> None:
-        """Makes it survive a crash. Blocks for as long as the disk takes."""
+        """Makes the blob survive a crash. Blocks for as long as the disk takes."""
         with self._lock:
             if blob.safe or blob.path is None:
                 return
@@ -236,7 +237,7 @@ class Cache:
         finally:
             os.close(descriptor)
         with self._lock:
-            if blob.path is None or blob.safe:  # it has gone meanwhile, or nobody will look for it
+            if blob.path is None or blob.safe:  # it was removed meanwhile, or needs no more names
                 return
             target = self._disk.blobs / f"s-{blob.sha256}"
             os.rename(blob.path, target)
@@ -252,9 +253,9 @@ class Cache:
             os.close(directory)
 
     def sound(self, blob: Blob) -> bool:
-        """Returns whether its bytes are still those that it was kept as. Blocks while all of it is read.
+        """Returns whether its bytes are unchanged. Blocks while all of it is read.
 
-        If not, nobody will find it any more."""
+        If not, it will not be found any more."""
         with self._lock:
             try:
                 file = open(self._there(blob), "rb")  # noqa: SIM115 - opened under the lock, read outside it
@@ -272,7 +273,7 @@ class Cache:
         return blob.read
 
     def link(self, blob: Blob, target: Path) -> None:
-        """Makes the file appear at the target too. Blocks where the file system has no links, and it is copied."""
+        """Makes the file appear at the target too. Blocks if the file system has no links, and it is copied."""
         with self._lock:
             path = self._there(blob)
             try:
@@ -288,14 +289,14 @@ class Cache:
                 offset += count
 
     def warm(self, blobs: Iterable[Blob]) -> None:
-        """Asks the kernel to read them into memory, for whoever loads them next. May block for the disk's queue."""
+        """Asks the kernel to read them into memory, for a load that follows. May block for the disk's queue."""
         for blob in blobs:
             try:
                 with self._lock:
                     if blob.path is None:
                         continue
                     descriptor = os.open(blob.path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:  # somebody has removed it; who needs it notices
+            except OSError:  # it was removed; the user of it will notice
                 continue
             try:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
@@ -311,13 +312,13 @@ class Cache:
         self._unlink()
 
     def lost(self, blob: Blob) -> None:
-        """Has nobody find it again: its file is not there any more."""
+        """Makes it unfindable: its file no longer exists."""
         with self._lock:
             self._damage(blob)
         self._unlink()
 
     def use(self, into: str, blobs: Iterable[Blob]) -> None:
-        """A model's folder is made of these, and no longer of what it was made of before."""
+        """Notes that a model's folder uses these blobs now, and no longer those it used before."""
         with self._lock:
             made_of = tuple(dict.fromkeys(blobs))
             former = self._made_of.pop(into, ())
@@ -338,7 +339,8 @@ class Cache:
         self._on_change(into, True)
 
     def leave(self, into: str) -> None:
-        """The model's folder has gone; the blobs are kept while there is room. `trim` is to follow."""
+        """Notes that the model's folder was removed; its blobs are kept while there is room. To be followed by
+        `trim`."""
         with self._lock:
             for blob in self._made_of.get(into, ()):
                 if into in blob.users:
@@ -346,32 +348,33 @@ class Cache:
                     self._let_go(blob)
 
     def remembers(self, into: str) -> bool:
-        """Whether all that the model was last made of is still here."""
+        """Returns whether all blobs that the model last used are still here."""
         return into in self._made_of
 
     def remembered(self) -> list[str]:
-        """All models of which that is so, longest unused first."""
+        """Returns all models for which that is so, longest unused first."""
         with self._lock:
             return list(self._made_of)
 
     def room(self, size: int) -> Room:
-        """Sets bytes aside for files to come; unused blobs go if need be. Blocks then. Raises PullError(DISK_FULL)."""
+        """Sets bytes aside for files to come, and evicts unused blobs if needed: then it blocks. Raises
+        PullError(DISK_FULL)."""
         self._set_aside(size)
         return Room(self, size)
 
     def crowded(self, size: int = 0) -> bool:
-        """Whether blobs would have to go for so many more bytes: then `room` and `trim` block for a while."""
+        """Returns whether blobs must be evicted for so many more bytes: then `room` and `trim` block for a while."""
         with self._lock:
             return bool(self._idle) and self._excess(size) > 0
 
     def trim(self) -> None:
-        """Lets unused blobs go until the budget is met. Blocks."""
+        """Evicts unused blobs until the budget is met. Blocks."""
         with self._lock:
             self._evict(self._excess(0))
         self._unlink()
 
     def statistics(self) -> CacheStatistics:
-        """What is on disk."""
+        """Returns the current state of the disk."""
         with self._lock:
             return CacheStatistics(
                 self._blobs,
@@ -392,7 +395,7 @@ class Cache:
             return max(0, over_budget, needs - self._most())
 
     def _set_aside(self, size: int, *, had: int = 0) -> None:
-        """`had`: what the same pull has set aside already, and gives back where this fails."""
+        """Sets bytes aside. `had`: what the same pull has set aside already, and gives back if this fails."""
         while True:
             with self._lock:
                 try:
@@ -411,7 +414,7 @@ class Cache:
             self._unlink()
 
     def _refuse(self, size: int) -> None:
-        """Raises PullError where it cannot be had at all: nothing is thrown away for a pull that will not be."""
+        """Raises PullError if the room can never be had: nothing is evicted for a pull that will not happen."""
         if self._budget is not None and self._used_bytes + self._reserved + size > self._budget:
             text = (
                 f"{size} bytes are needed on the pod's disk; of its budget of {self._budget} bytes, "
@@ -422,15 +425,18 @@ class Cache:
             raise PullError(PullErrorKind.DISK_FULL, text, short=short, never=never)
         most = self._most()
         if size and size > most:
-            text = f"{size} bytes are needed and {max(most, 0)} can be had on the pod's disk; give the pod a larger one"
+            text = (
+                f"{size} bytes are needed and {max(most, 0)} can be freed on the pod's disk; give the pod a larger one"
+            )
             raise PullError(PullErrorKind.DISK_FULL, text, short=self._short(size - most))
 
     def _most(self) -> int:
-        """Bytes that the disk itself could take, unused blobs out of the way; negative where its reserve is touched."""
+        """Returns the bytes that the disk itself could take without unused blobs; negative if its reserve is
+        touched."""
         return self._disk.free() - self._coming + self._bytes - self._used_bytes
 
     def _short(self, size: int) -> int:
-        """So many bytes of blobs in use must go; 0 where all of them together are fewer."""
+        """Returns how many bytes of blobs in use are in the way; 0 if all of them together are fewer."""
         return size if size <= self._used_bytes else 0
 
     def _give_back(self, coming: int, reserved: int) -> None:
@@ -439,7 +445,8 @@ class Cache:
             self._reserved -= reserved
 
     def _excess(self, size: int, *, hard: bool = False) -> int:
-        """Bytes that must go for `size` more; `hard`: by the disk itself, not by what we would like to leave free."""
+        """Returns the bytes to evict for `size` more; `hard`: as the disk itself demands, not as we would like to keep
+        free."""
         if self._budget is not None:
             over = self._bytes + self._reserved + size - self._budget
             if over > 0:
@@ -449,7 +456,7 @@ class Cache:
         return self._coming + size + wish - self._disk.free()
 
     def _evict(self, excess: int) -> bool:
-        """Lets the longest unused go until so many bytes have gone. Whether any has."""
+        """Evicts the longest unused until so many bytes are free. Returns whether any was evicted."""
         freed = 0
         while self._idle and freed < excess:
             blob = next(iter(self._idle))
@@ -464,7 +471,7 @@ class Cache:
         self._bytes += blob.size
 
     def _name(self, blob: Blob, identities: Iterable[str]) -> None:
-        """Lets it be found by these names, which led elsewhere or nowhere before."""
+        """Makes it findable by these names, which led elsewhere or nowhere before."""
         for name in map(_file_name, identities):
             former = self._named.get(name)
             if former is blob:
@@ -478,7 +485,7 @@ class Cache:
             if blob.safe and blob.path is not None:
                 try:
                     self._link_name(blob, name)
-                except OSError:  # found by it until the next start
+                except OSError:  # findable by it until the next start
                     self._leftovers += 1
 
     def _unname(self, blob: Blob, name: str) -> None:
@@ -489,7 +496,7 @@ class Cache:
             self._doom(self._disk.blobs / name)
 
     def _untouched(self, blob: Blob) -> bool:
-        """Whether it looks as this module left it. If not, nobody will find it any more."""
+        """Returns whether it looks as this module left it. If not, it will not be found any more."""
         try:
             info = os.stat(self._there(blob), follow_symlinks=False)
         except OSError:
@@ -520,12 +527,12 @@ class Cache:
             return
         self._idle[blob] = None
         with contextlib.suppress(OSError):
-            if os.stat(blob.path).st_mtime_ns == blob.stamp:  # else somebody has changed it, which must be seen later
+            if os.stat(blob.path).st_mtime_ns == blob.stamp:  # else it was changed, which must be noticed later
                 os.utime(blob.path)
                 blob.stamp = os.stat(blob.path).st_mtime_ns
 
     def _disown(self, blob: Blob) -> None:
-        """Has nobody find it again; it goes when nobody uses it."""
+        """Makes it unfindable; it is removed once unused."""
         if self._contents.get(blob.sha256) is not blob:
             return
         del self._contents[blob.sha256]
@@ -550,7 +557,7 @@ class Cache:
             self._leftovers += 1
 
     def _remove(self, blob: Blob) -> None:
-        """Of the idle, or of those that have just become so."""
+        """Removes an idle blob, or one that has just become idle."""
         self._idle.pop(blob, None)
         self._disown(blob)
         self._blobs -= 1
@@ -581,7 +588,7 @@ class Cache:
                 file.write(path.name)
 
     def _pointed(self, path: Path, size: int) -> Blob | None:
-        """The blob that a name without a link is of."""
+        """Returns the blob that a name without a link belongs to."""
         if size != len("s-") + 64:
             return None
         with open(path, encoding="ascii", errors="replace") as file:
@@ -590,11 +597,11 @@ class Cache:
 
     def _there(self, blob: Blob) -> Path:
         if blob.path is None:
-            raise FileNotFoundError(errno.ENOENT, "a file of the cache has gone")
+            raise FileNotFoundError(errno.ENOENT, "a file of the cache was removed")
         return blob.path
 
     def _doom(self, path: Path) -> None:
-        """To be unlinked soon. Its name in `.blobs` is free at once: an equal file may be on its way."""
+        """Marks a file to be unlinked soon. Its name in `.blobs` is free at once: an equal file may be on its way."""
         if path.parent == self._disk.blobs:
             target = self._disk.new()
             try:

@@ -1,18 +1,18 @@
-"""Which store is meant, and with whose credentials: the storage secret, and what a registration adds to it.
+"""The store that is meant, and the credentials for it: the storage secret, and a registration's additions.
 
 The secret is a directory, as Kubernetes mounts one: each file is a named store, a JSON object such as
 `{"type": "s3", "access_key_id": …, "endpoint_url": …}`. A registration names one (`storage_key`), or gets
 `default_<type>` or `default`, and may override single values (`storage_params`, dotted paths into nested objects).
-Names and precedence are those of ModelMesh, so its secrets work as they are.
+Names and precedence are those of ModelMesh, so its secrets work unchanged.
 
-It is read anew for each pull: a rotated secret counts from the next load on. Whatever is read stays in `Settings`,
-which shows nothing of it, neither as text nor pickled.
+It is read again for each pull: a rotated secret counts from the next load on. Its content stays in `Settings`, which
+shows nothing of it, neither as text nor pickled.
 
-Registrations are written by other people than secrets, so it is remembered which values came from where: credentials of
-the operator must not be sent to a host that a registration chose (`Settings.overridden`).
+Registrations are written by other people than secrets, so the origin of each value is remembered: credentials of the
+operator must not be sent to a host that a registration chose (`Settings.overridden`).
 
-What ModelMesh does differently: a default that is there but cannot be read is an error here, since going on without
-credentials would end in a refusal by the store that explains nothing.
+Unlike in ModelMesh, a default that exists but cannot be read is an error here, since continuing without credentials
+would end in an unexplained refusal by the store.
 """
 
 import hashlib
@@ -37,21 +37,22 @@ _NO_CREDENTIALS = frozenset(
 
 
 class Settings:
-    """One store's settings. They hold secrets, so they are compared and shown by where they come from only."""
+    """One store's settings. They hold secrets, so they are compared and shown by their origin only."""
 
     __slots__ = ("_overridden", "_values", "origin", "type")
 
     def __init__(
         self, type: str, values: Mapping[str, Any], *, origin: str = "", overridden: Iterable[str] = ()
     ) -> None:
-        """`origin` names the secret's key, "" for none; `overridden` are the top-level names a registration set."""
+        """Makes settings; `origin` names the secret's key, "" for none; `overridden` are the top-level names that a
+        registration set."""
         self.type = type
         self.origin = origin
         self._values = values
         self._overridden = frozenset(overridden)
 
     def text(self, name: str) -> str:
-        """A setting, "" if there is none. Raises PullError if it is no string."""
+        """Returns a setting, "" if there is none. Raises PullError if it is not a string."""
         value = self._values.get(name, "")
         if value is None:
             return ""
@@ -60,7 +61,8 @@ class Settings:
         return value
 
     def texts(self, name: str) -> dict[str, list[str]]:
-        """A setting that is an object of strings or of lists of strings, such as `headers`. Raises PullError."""
+        """Returns a setting that is an object of strings or of lists of strings, such as `headers`. Raises
+        PullError."""
         value = self._values.get(name) or {}
         found: dict[str, list[str]] = {}
         if not isinstance(value, dict):
@@ -68,39 +70,39 @@ class Settings:
         for key, item in value.items():
             items = item if isinstance(item, list) else [item]
             if not all(isinstance(one, str) for one in items):
-                raise self.error(f"{name} holds something that is no string")
+                raise self.error(f"{name} holds something that is not a string")
             found[key] = items
         return found
 
     def has(self, *names: str) -> bool:
-        """Whether one of these is set."""
+        """Returns whether one of these is set."""
         return any(self._values.get(name) for name in names)
 
     def overridden(self, *names: str) -> bool:
-        """Whether a registration, not the operator, set one of these."""
+        """Returns whether a registration, not the operator, set one of these."""
         return not self._overridden.isdisjoint(names)
 
     def fingerprint(self) -> str:
-        """Equal for equal settings, and says nothing of them."""
+        """Returns a text that is equal for equal settings, and reveals nothing of them."""
         text = json.dumps([self.type, self._values, sorted(self._overridden)], sort_keys=True)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     def credentials(self) -> str:
-        """Returns what is equal for equal credentials and says nothing of them: of all that is not known to be
+        """Returns a text that is equal for equal credentials and reveals nothing: of all settings not known to be
         something else."""
         values = {name: value for name, value in self._values.items() if name not in _NO_CREDENTIALS and value}
         text = json.dumps(values, sort_keys=True)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     def error(self, why: str, kind: PullErrorKind | None = None) -> PullError:
-        """Returns an error about these settings, which says where they come from."""
+        """Returns an error about these settings, which names their origin."""
         if kind is None:  # without a key of the secret, all of them are the registration's
             kind = PullErrorKind.SETTINGS if self.origin else PullErrorKind.BAD_REQUEST
         return PullError(kind, f"the settings of the {self.type} store ({self.where}) cannot be used: {why}")
 
     @property
     def where(self) -> str:
-        """Where they come from, for people."""
+        """The origin, for people."""
         return f"storage secret, key {self.origin}" if self.origin else "no key of the storage secret"
 
     def __repr__(self) -> str:
@@ -117,13 +119,13 @@ class Secrets:
     """The storage secret."""
 
     def __init__(self, directory: Path | None = None) -> None:
-        """`directory` is where it is mounted; None, or not there: no store has a name."""
+        """Remembers where the secret is mounted; None, or a missing directory: no store has a name."""
         self._directory = directory
 
     @property
     def version(self) -> str:
-        """Changes whenever a key is added, removed or written again, and says nothing of what it holds; "" without a
-        secret. Reads the folder and its entries' times."""
+        """Returns a text that changes whenever a key is added, removed or rewritten, and reveals nothing of the
+        content; "" without a secret. Reads the folder and its entries' times."""
         if self._directory is None:
             return ""
         try:
@@ -145,7 +147,7 @@ class Secrets:
         uri: Mapping[str, str] | None = None,
         bucket: str = "",
     ) -> Settings | None:
-        """The settings for a registration; None if nothing says which type of store is meant.
+        """Returns the settings for a registration; None if the type of store is not known.
 
         `key` is its storage_key, `parameters` its storage_params; `uri` is what its URI says and wins over these.
         `bucket` is the old top-level attribute. Reads a file or two. Raises PullError.
@@ -194,7 +196,7 @@ class Secrets:
             raise PullError(
                 PullErrorKind.SETTINGS, f"key {key} of the storage secret cannot be read: {error.strerror}"
             ) from None
-        # `from None` throughout: what a JSON parser says may quote the secret.
+        # `from None` throughout: a JSON parser's message may quote the secret.
         try:
             values = json.loads(content) if len(content) <= _MAX_BYTES else None
         except (ValueError, RecursionError):
@@ -205,18 +207,21 @@ class Secrets:
 
 
 def _override(values: dict[str, Any], path: str, value: object) -> bool:
-    """Sets a string at a dotted path; whether that changed it. Raises PullError if what is there is no string."""
+    """Sets a string at a dotted path; returns whether that changed it. Raises PullError if the old value is no
+    string."""
     *parents, last = path.split(".")
     for name in parents:
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
             raise PullError(
-                PullErrorKind.BAD_REQUEST, f"storage_params: {path} leads through {name}, which is no object"
+                PullErrorKind.BAD_REQUEST, f"storage_params: {path} leads through {name}, which is not an object"
             )
     if not isinstance(value, str):
         raise PullError(PullErrorKind.BAD_REQUEST, f"storage_params: {path} is not a string")
     if not isinstance(values.get(last, ""), str):
-        raise PullError(PullErrorKind.BAD_REQUEST, f"storage_params: {path} would replace something that is no string")
+        raise PullError(
+            PullErrorKind.BAD_REQUEST, f"storage_params: {path} would replace something that is not a string"
+        )
     changed = values.get(last) != value
     values[last] = value
     return changed

@@ -1,17 +1,17 @@
 """The pod's own directory of pulled files.
 
     <directory>/.lock            held while a process uses the directory
-    <directory>/.blobs/<name>    whole files, safe on disk: the only thing that outlives the process (`cache`)
+    <directory>/.blobs/<name>    whole files, safe on disk: the only files that outlive the process (`cache`)
     <directory>/.new-<n>         a file being fetched, or not yet safe on disk
     <directory>/.partial-<n>/    a model's folder being put together, or being removed
     <directory>/<name>/<file>    a model's folder; it appears whole, by a rename
 
-`<name>` of a model is made from an id so that no id can name another's folder or anything outside: percent-encoded, no
-leading dot, and cut with a hash where it is too long for a file system.
+A model's `<name>` is made from an id such that no id can name another's folder or anything outside: percent-encoded, no
+leading dot, and cut with a hash if it is too long for a file system.
 
-At start everything but the blobs is swept: it belongs to models that are no longer loaded, and may be half there. A
-directory that was not made by this module and is not empty is refused rather than swept, so that a wrong option cannot
-empty somebody's home.
+At start everything but the blobs is swept: it belongs to models that are no longer loaded, and may be incomplete. A
+non-empty directory that this module did not make is refused rather than swept, so a wrong option cannot empty
+somebody's home.
 """
 
 import errno
@@ -27,7 +27,7 @@ from puller.errors import PullError, PullErrorKind
 
 BLOBS = ".blobs"
 FILE_MODE = 0o440
-"""Of whole files: the model server reads them, as the same user or of the same group, and nobody writes them again."""
+"""Mode of whole files: the model server reads them, as the same user or group, and nothing writes them again."""
 FOLDER_MODE = 0o750
 _LOCK = ".lock"
 _NEW = ".new-"
@@ -37,8 +37,8 @@ _WRITE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, e
 
 
 def folder_name(text: str) -> str:
-    """A name for files that is safe, one to one, and readable for ordinary ids."""
-    # quote() leaves "." and "~" alone; the former must not lead, the latter marks what was cut.
+    """Returns a name for files that is safe, one to one, and readable for ordinary ids."""
+    # quote() leaves "." and "~" alone; the former must not lead, the latter marks a cut name.
     name = quote(text, safe="", errors="surrogatepass").replace("~", "%7E")
     if name.startswith("."):
         name = "%2E" + name[1:]
@@ -49,7 +49,7 @@ def folder_name(text: str) -> str:
 
 
 def write_error(error: OSError) -> PullError | None:
-    """The error of a write that the disk refused; None if it was something else."""
+    """Returns the error for a write that the disk refused; None if it was something else."""
     if error.errno not in _WRITE_ERRNOS:
         return None
     return PullError(PullErrorKind.DISK_FULL, f"the pod's disk cannot be written: {error.strerror}")
@@ -60,14 +60,14 @@ class Disk:
 
     def __init__(self, directory: Path, *, reserve_bytes: int = 64 * 2**20) -> None:
         self._directory = Path(os.path.abspath(directory))
-        self._reserve_bytes = reserve_bytes  # kept free, for logs and whoever else writes to this file system
+        self._reserve_bytes = reserve_bytes  # kept free, for logs and other writers to this file system
         self._lock: int | None = None
         self._counter = 0
         self._counting = threading.Lock()
 
     @property
     def directory(self) -> Path:
-        """Its absolute path."""
+        """The directory's absolute path."""
         return self._directory
 
     @property
@@ -76,7 +76,7 @@ class Disk:
         return self._directory / BLOBS
 
     def open(self) -> None:
-        """Makes and locks the directory. Raises ValueError with a text for the operator if it cannot be used."""
+        """Creates and locks the directory. Raises ValueError with a text for the operator if it cannot be used."""
         if self._lock is not None:
             return
         self._directory.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
@@ -96,20 +96,20 @@ class Disk:
         self.blobs.chmod(FOLDER_MODE)  # an earlier version made it with more rights
 
     def close(self) -> None:
-        """Lets go of the directory; the files stay."""
+        """Releases the directory; the files stay."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def sweep(self) -> None:
-        """Removes everything that an earlier process left, its whole files excepted."""
+        """Removes everything that an earlier process left, except its whole files."""
         self.open()
         for entry in os.scandir(self._directory):
             if entry.name not in (_LOCK, BLOBS):
                 _remove(Path(entry.path))
 
     def begin(self) -> Path:
-        """A new empty folder for a model being put together."""
+        """Makes a new empty folder for a model being put together."""
         path = self._next(_PARTIAL)
         try:
             path.mkdir(FOLDER_MODE)
@@ -118,11 +118,11 @@ class Disk:
         return path
 
     def new(self) -> Path:
-        """The path of a new file to be fetched; it does not exist."""
+        """Returns the path of a new file to be fetched; it does not exist."""
         return self._next(_NEW)
 
     def commit(self, partial: Path, into: str) -> Path:
-        """Makes a finished pull visible as the folder of `into`, in place of what was there. Returns the folder."""
+        """Makes a finished pull visible as the folder of `into`, replacing an earlier one. Returns the folder."""
         path = self.path(into)
         try:
             partial.rename(path)
@@ -136,11 +136,11 @@ class Disk:
         return path
 
     def path(self, into: str) -> Path:
-        """The folder of `into`, whether it exists or not."""
+        """Returns the path of the folder of `into`, whether it exists or not."""
         return self._directory / folder_name(into)
 
     def withdraw(self, into: str) -> Path | None:
-        """Takes the folder of `into` out of sight, to be removed when there is time; None where there is none."""
+        """Moves the folder of `into` out of sight, to be removed later; returns None if there is none."""
         withdrawn = self._next(_PARTIAL)
         try:
             self.path(into).rename(withdrawn)
@@ -149,13 +149,13 @@ class Disk:
         return withdrawn
 
     def remove(self, path: Path) -> None:
-        """Removes a folder of this directory, if it is there."""
+        """Removes a folder of this directory, if it exists."""
         if path.parent != self._directory or path.name in (_LOCK, BLOBS):
             raise ValueError(f"{path} is not a folder of {self._directory}")
         _remove(path)
 
     def links(self) -> bool:
-        """Whether the file system has hard links."""
+        """Returns whether the file system has hard links."""
         self.open()
         probe, link = self.new(), self.new()
         try:
@@ -169,13 +169,13 @@ class Disk:
         return True
 
     def free(self) -> int:
-        """Bytes that may still be written, the reserve left out; negative where that is touched."""
+        """Returns the bytes that may still be written, without the reserve; negative if that is touched."""
         self.open()
         found = os.statvfs(self._directory)
         return found.f_bavail * found.f_frsize - self._reserve_bytes
 
     def tenth(self) -> int:
-        """A tenth of the whole file system, in bytes."""
+        """Returns a tenth of the whole file system, in bytes."""
         self.open()
         found = os.statvfs(self._directory)
         return found.f_blocks * found.f_frsize // 10

@@ -1,64 +1,64 @@
-"""What can go wrong between a store and the disk, in a handful of kinds.
+"""The errors between a store and the disk, in a handful of kinds.
 
-The text is for whoever registered the model: it names what was asked for, what happened, and what to do. It holds no
-credentials: URLs are shown without user, password and query.
+The text is for the person who registered the model: it names what was asked for, what happened, and what to do. It
+holds no credentials: URLs are shown without user, password and query.
 
 A kind answers two questions. Is it worth trying the same again a moment later, from here? Then the puller does, by
-itself (`retry`). And what has to happen before a later pull can succeed (`Nature`)? That is for whoever asked for the
-pull, and decides how soon to ask again.
+itself (`retry`). And what has to happen before a later pull can succeed (`Nature`)? By that, the caller decides how
+soon to ask again.
 """
 
 import enum
 
 
 class Nature(enum.Enum):
-    """What has to happen before the same pull can succeed."""
+    """The event that must happen before the same pull can succeed."""
 
     PASSING = "passing"
     """Nothing but time: the store is unreachable, busy or being written to."""
     NOT_FOUND = "not found"
-    """Somebody has to put the files there. They may be on their way."""
+    """The files must be put there. They may be on their way."""
     FORBIDDEN = "forbidden"
-    """Somebody has to correct credentials, permissions or settings of the store."""
+    """Credentials, permissions or settings of the store must be corrected."""
     CONTENT = "bad content"
-    """Somebody has to change the registration or the files: asked again, it fails again."""
+    """The registration or the files must be changed: the same request fails again."""
     POD = "of this pod"
     """The pod's own disk: another pod may succeed now, this one later."""
 
 
 class PullErrorKind(enum.Enum):
-    """What happened: a title for people, whether it is retried at once, and its nature."""
+    """The kind of failure: a title for people, whether it is retried at once, and its nature."""
 
     NOT_FOUND = ("not found", False, Nature.NOT_FOUND)
     NO_BUCKET = ("no such bucket", False, Nature.NOT_FOUND)
-    """Or container, or repository: what holds the objects is not there."""
+    """Bucket, container or repository: the place of the objects does not exist."""
     EMPTY = ("nothing to pull", False, Nature.NOT_FOUND)
-    """The place is there and holds no files."""
+    """The place exists and holds no files."""
     FORBIDDEN = ("forbidden", False, Nature.FORBIDDEN)
-    """By the store, or by the operator's rules about paths and addresses."""
+    """Forbidden by the store, or by the operator's rules about paths and addresses."""
     CREDENTIALS = ("bad credentials", False, Nature.FORBIDDEN)
-    """The store does not know who is asking: none given, wrong or expired ones."""
+    """The store does not recognise the caller: no credentials, or wrong or expired ones."""
     SETTINGS = ("bad settings of a store", False, Nature.FORBIDDEN)
-    """The storage secret, or what a registration adds to it, cannot be used."""
+    """The storage secret, or a registration's addition to it, cannot be used."""
     BAD_REQUEST = ("bad request", False, Nature.CONTENT)
     """The path or key cannot be understood, or names something that cannot be a model."""
     DNS = ("name not resolved", True, Nature.PASSING)
     TLS = ("no trusted connection", False, Nature.FORBIDDEN)
     UNREACHABLE = ("unreachable", True, Nature.PASSING)
-    """No connection, a lost one, or the store itself failing."""
+    """There is no connection, it was lost, or the store itself fails."""
     BUSY = ("too many requests", True, Nature.PASSING)
     TIMEOUT = ("timeout", True, Nature.PASSING)
     SLOW = ("too slow", True, Nature.PASSING)
     """The store sends next to nothing."""
     DISK_FULL = ("disk full", False, Nature.POD)
-    """The pod's disk has too little space or refuses to be written: another pod's may not."""
+    """The pod's disk has too little space or refuses writes: another pod's may not."""
     TOO_LARGE = ("too large", False, Nature.CONTENT)
     INTEGRITY = ("incomplete", True, Nature.PASSING)
-    """What arrived is not what was announced: truncated."""
+    """The bytes that arrived are not those announced: truncated."""
     CHANGED = ("changed meanwhile", False, Nature.PASSING)
-    """Since it was listed: it is listed and fetched anew."""
+    """The file changed since it was listed: it is listed and fetched again."""
     CHECKSUM = ("checksum", False, Nature.CONTENT)
-    """All of it arrived, and it is not what the registration or the store says it is."""
+    """All of the file arrived, and it is not the one that the registration or the store announced."""
 
     def __init__(self, title: str, retried: bool, nature: Nature) -> None:
         self.title = title
@@ -67,9 +67,9 @@ class PullErrorKind(enum.Enum):
 
 
 class PullError(Exception):
-    """A pull that failed, and left nothing behind. `retry_after` is in seconds, where the store has said so; `short` is
-    how many bytes of models in use must go from the disk for it, 0 where that does not help; `never` says that this
-    pod's disk would be too small if it were empty. `needs` is how many bytes it asked room for, or more."""
+    """A pull that failed, and left nothing behind. `retry_after` is in seconds, if the store has named them; `short` is
+    how many bytes of models in use must be evicted from the disk for it, 0 if that does not help; `never` says that
+    this pod's disk would be too small if it were empty. `needs` is how many bytes it asked room for, or more."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class PullError(Exception):
         never: bool = False,
         needs: int = 0,
     ) -> None:
-        # File names may hold bytes that are no text; an error must always be printable.
+        # File names may hold bytes that are not text; an error must always be printable.
         self.text = text.encode("utf-8", "backslashreplace").decode()
         super().__init__(self.text)
         self.kind = kind
@@ -92,5 +92,5 @@ class PullError(Exception):
 
     @property
     def nature(self) -> Nature:
-        """What has to happen before the same pull can succeed."""
+        """The event that must happen before the same pull can succeed."""
         return self.kind.nature

@@ -1,9 +1,9 @@
-"""One download of a file, however many pulls want it, and for as long as one of them does.
+"""One download of a file for all pulls that want it, for as long as one of them does.
 
-A flight begins with the first pull that misses a file and is joined by others that miss the same. It tries again what
-may pass (`retry`), going on where it broke off. When the last pull that waits for it is cancelled, so is the flight;
-when it fails, whoever joined from another location has to try its own, since what failed may have been the other's
-credentials.
+A flight begins with the first pull that misses a file and is joined by others that miss the same. It retries passing
+failures (`retry`), continuing where it broke off. When the last pull that waits for it is cancelled, so is the flight;
+when it fails, pulls that joined from another location must try their own, since the failure may have been about the
+other's credentials.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from puller.threads import Threads
 
 log = logging.getLogger(__name__)
 
-_SMALL = 2**20  # bytes; so many are digested on the event loop, in a millisecond
+_SMALL = 2**20  # bytes that are digested on the event loop, in a millisecond
 _LARGE = 64 * 2**20  # bytes; unlinking more takes file systems longer than the event loop should wait
 
 
@@ -34,7 +34,7 @@ class Flight:
     __slots__ = ("left", "location", "meter", "name", "size", "task", "waiting")
 
     def __init__(self, name: str | None, location: Location, size: int | None) -> None:
-        self.name = name  # None: nobody can join
+        self.name = name  # None: no pull can join
         self.location = location
         self.size = size  # bytes, as announced
         self.meter = Meter()
@@ -57,7 +57,8 @@ class Flights:
         secure: Callable[[Blob], None],
         check: Callable[[int], None],
     ) -> None:
-        """`secure` is told of each new blob; `check` raises PullError if a file of so many bytes is too large."""
+        """Makes a pod's downloads; `secure` gets each new blob; `check` raises PullError for a file with too many
+        bytes."""
         self._disk = disk
         self._cache = cache
         self._limits = limits
@@ -68,21 +69,21 @@ class Flights:
         self._flights: dict[str, Flight] = {}
         self.retries = 0  # attempts after the first
         self.finished = 0
-        self.bytes = 0  # of finished ones
+        self.bytes = 0  # of finished downloads
 
     @property
     def count(self) -> int:
-        """Those under way that can be joined."""
+        """The number of downloads under way that can be joined."""
         return len(self._flights)
 
     def find(self, name: str | None) -> Flight | None:
-        """A flight to join."""
+        """Returns a flight to join."""
         return self._flights.get(name) if name is not None else None
 
     def start(
         self, provider: Provider, location: Location, file: RemoteFile, *, name: str | None, store: str, room: Room
     ) -> Flight:
-        """Begins one. It takes over `room`. `store` is that of the listing."""
+        """Begins a flight. It takes over `room`. `store` is that of the listing."""
         flight = Flight(name, location, file.size)
         if name is not None:
             self._flights[name] = flight
@@ -92,9 +93,9 @@ class Flights:
         return flight
 
     async def wait(self, flight: Flight) -> Blob:
-        """The file, once it is there, picked for the caller. Raises PullError.
+        """Waits for the file and returns it, picked for the caller. Raises PullError.
 
-        Cancelled, it ends the flight if nobody else waits, and returns once nothing is left of it."""
+        If cancelled, it ends the flight if no other pull waits, and returns once nothing is left of it."""
         task = flight.task
         assert task is not None
         flight.waiting += 1
@@ -111,15 +112,15 @@ class Flights:
                 self._forget(flight)
                 task.cancel()
                 await asyncio.wait({task})
-            self._let_go(flight)
+            self._release(flight)
 
     def _landed(self, flight: Flight, room: Room) -> None:
         room.close()
         self._forget(flight)
-        self._let_go(flight)
+        self._release(flight)
 
-    def _let_go(self, flight: Flight) -> None:
-        """The flight's own hold on its blob ends with its last passenger."""
+    def _release(self, flight: Flight) -> None:
+        """Releases the flight's own hold on its blob when its last passenger has left."""
         task = flight.task
         if task is None or not task.done() or task.cancelled() or task.exception() is not None:
             return
@@ -164,7 +165,7 @@ class Flights:
                 sha256=file.sha256,
                 md5=file.md5,
             )
-            # Of every file: what a store calls it proves nothing, and a second reading would cost more.
+            # For every file: the store's name for it proves nothing, and a second reading would cost more.
             sink.compute("sha256")
             proof, _, expected = file.proof.partition(" ")
             if proof and not file.settled:

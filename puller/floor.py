@@ -1,6 +1,6 @@
-"""The least rate at which a store has to send: one that drips is as bad as one that hangs.
+"""The least rate at which a store must send: one that drips is as bad as one that hangs.
 
-Only waiting for the store counts, not what is done with its bytes meanwhile: the operator's own bandwidth and the pod's
+Only waiting for the store counts, not the handling of its bytes meanwhile: the operator's own bandwidth and the pod's
 disk may be slow.
 """
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from puller.errors import PullError, PullErrorKind
 
-LEAST_RATE = 1024  # bytes per second, over a whole time-out for reading: slower than any link that a pod could live on
+LEAST_RATE = 1024  # bytes per second, over a whole read time-out: slower than any link that a pod could work with
 
 _Piece = TypeVar("_Piece", bytes, memoryview)
 
@@ -40,6 +40,6 @@ async def kept(
 
 
 def too_slow(shown: str, what: str) -> PullError:
-    """Returns the error of a store that drips."""
-    text = f"{shown} is sent too slowly ({what}): look after the store, and the network between it and the pods"
+    """Returns the error for a store that drips."""
+    text = f"{shown} is sent too slowly ({what}): check the store, and the network between it and the pods"
     return PullError(PullErrorKind.SLOW, text)

@@ -1,15 +1,15 @@
 """`http:` and `https:` URLs: one URL, one file.
 
-What the predecessor got wrong is refused here: an answer other than 200 is an error and not a model, a body shorter
-than announced is noticed. Where requests may go is `http_client`'s business.
+Two errors of the predecessor are caught here: an answer other than 200 is an error and not a model, and a body shorter
+than announced is noticed. `http_client` decides where requests may go.
 
-One request a pull, where it can be: a GET of which first only the headers are read. They tell whether the file is on
-disk already, by ETag, date of change or digest; the body waits meanwhile. An answer of a known version is asked for
-with a condition, so that no body comes at all. Where the server sends parts, a large file comes in several at once, and
-one that broke off goes on where it ended; each part only if the file is still the same one.
+One request a pull, if possible: a GET of which only the headers are read at first. They show whether the file is on
+disk already, by ETag, date of change or digest; the body waits meanwhile. A file of a known version is requested
+with a condition, so no body is sent if it is unchanged. If the server sends parts, a large file comes in several at
+once, and a broken transfer continues where it ended; each part only if the file is still the same one.
 
-Compression is declined, since the announced length is that of the file. Credentials in the URL (`user:password@`), and
-the headers and certificates of an http store of the storage secret, are used for the URL's own origin only; neither
+Compression is declined, since the announced length must be that of the file. Credentials in the URL (`user:password@`),
+and the headers and certificates of an http store of the storage secret, are used for the URL's own origin only; neither
 they nor the query appear in errors.
 """
 
@@ -35,10 +35,10 @@ from puller.provider import Listing, RemoteFile, version
 from puller.sink import Sink
 from puller.source import Location
 
-_KNOWN = 4096  # URLs whose version is remembered, to ask whether it still is that one
+_KNOWN = 4096  # URLs whose version is remembered, for conditional requests
 _TRUSTED = 64  # stores with TLS settings of their own
 _SETTLED = timedelta(seconds=60)
-_RANGES = " ranges"  # ends the key of a file of which the server sends parts
+_RANGES = " ranges"  # ends the key of a file that the server sends in parts
 
 
 class HttpProvider:
@@ -53,9 +53,9 @@ class HttpProvider:
         self._known: LRUCache[str, tuple[RemoteFile, str]] = LRUCache(_KNOWN)  # with the date of change
 
     async def listing(self, location: Location) -> Listing:
-        """Asks for the file and reads the headers. The body is kept waiting for `read`.
+        """Requests the file and reads the headers. The body waits for `read`.
 
-        That makes one request of a pull. A HEAD first would be a second, and signed URLs allow only one method."""
+        That makes a pull one request. A HEAD first would be a second, and signed URLs allow only one method."""
         if parse(location.uri).path.endswith("/"):
             raise _no_file(location, "ends with a slash")
         async with self._client.translated(location.shown):
@@ -68,7 +68,7 @@ class HttpProvider:
                         held.release()
                         self._known[place] = known, changed
                         return Listing((known,), is_file=True, store=store)
-                    held.release()  # it calls two versions by one name
+                    held.release()  # two versions have the same name
                     held = await self._get(location, {})
                 file = _described(held.response, location, f"{next(self._counter)}")
             except BaseException:
@@ -81,7 +81,7 @@ class HttpProvider:
             return Listing((file,), is_file=True, release=lambda: self._release(file.key), store=store)
 
     async def read(self, location: Location, file: RemoteFile, sink: Sink) -> None:
-        """Writes the body, large ones by several ranges at once where the server has them."""
+        """Writes the body, large ones by several ranges at once if the server supports them."""
         held = self._held.pop(file.key, None)
         try:
             async with self._client.translated(location.shown):
@@ -111,7 +111,7 @@ class HttpProvider:
         """Sends the request with the URL's own credentials, or its store's."""
         url = parse(location.uri)
         headers_of = location.settings.texts("headers")
-        # Stripped: a token that was read from a file has a line's end.
+        # Stripped: a token read from a file ends with a newline.
         secret = {name: value.strip() for name, values in headers_of.items() for value in values[-1:]}
         if url.user or url.password:
             pair = f"{url.user or ''}:{url.password or ''}".encode()
@@ -122,7 +122,7 @@ class HttpProvider:
         )
 
     def _trust(self, settings: Settings) -> ssl.SSLContext | None:
-        """The TLS settings of a store that has some of its own: its authority, our certificate for it."""
+        """Returns the TLS settings of a store that has its own: its authority, our certificate for it."""
         name = settings.fingerprint()
         context = self._trusted.get(name)
         if context is None:
@@ -132,12 +132,12 @@ class HttpProvider:
         return context
 
     async def _again(self, location: Location, file: RemoteFile) -> Held:
-        """The whole file once more, in the version that was listed."""
+        """Requests the whole file once more, in the version that was listed."""
         held = await self._get(location, {})
         try:
             now = _described(held.response, location, "")
             if (now.size, now.validator) != (file.size, file.validator):
-                # It was not told apart by what was known of it: the next listing asks without that.
+                # The remembered version did not tell them apart: the next listing asks without it.
                 self._known.pop(_place(location), None)
                 raise _changed(location)
         except BaseException:
@@ -146,7 +146,7 @@ class HttpProvider:
         return held
 
     async def _read_ranges(self, location: Location, file: RemoteFile, sink: Sink, held: Held | None) -> None:
-        """What is missing, in parts; the answer that is open already brings the first."""
+        """Reads the missing ranges in parts; the answer that is open already brings the first."""
 
         async def fetch(start: int, end: int) -> None:
             if held is not None and not start:
@@ -163,7 +163,7 @@ class HttpProvider:
         try:
             await self._limits.in_parts(sink.missing(), fetch)
         except _NoRanges:
-            if held is not None:  # its part was ended with the others: nobody waits for a connection while holding one
+            if held is not None:  # its part was ended with the others: no waiting for a connection while holding one
                 held.release()
             sink.restart()
             again = await self._again(location, file)
@@ -174,7 +174,7 @@ class HttpProvider:
 
 
 def _described(response: aiohttp.ClientResponse, location: Location, key: str) -> RemoteFile:
-    """What an answer says of its body. Raises PullError unless it is a whole file."""
+    """Returns the description of a body by its headers. Raises PullError unless it is a whole file."""
     if response.status != HTTPStatus.OK:
         raise status_error(response, location.shown)
     headers = response.headers
@@ -187,11 +187,11 @@ def _described(response: aiohttp.ClientResponse, location: Location, key: str) -
     size = response.content_length
     validator, settled = _validator(headers)
     sha256, md5 = digests(headers)
-    # All that it says, since one of them may stay as it is while another changes. What arrives is checked against the
-    # digests, so with one of them two versions differ for certain.
+    # All that it says, since one of them may stay the same while another changes. The bytes that arrive are checked
+    # against the digests, so with one of them two versions certainly differ.
     said = [validator, headers.get("Last-Modified", ""), sha256, md5]
     identity = version(_store(location), location.uri, " ".join(said), size) if validator or sha256 or md5 else None
-    # Parts of two versions that bear one name would be put together.
+    # Otherwise parts of two versions with one name could be put together.
     ranges = validator and settled and headers.get("Accept-Ranges", "").lower() == "bytes"
     return RemoteFile(
         "",
@@ -211,8 +211,8 @@ def _no_file(location: Location, why: str) -> PullError:
 
 
 def _page(response: aiohttp.ClientResponse, location: Location) -> bool:
-    """Returns whether an answer is an index, or a page to sign in: a URL without a file's name, or HTML for a file that
-    is not called so."""
+    """Returns whether an answer is an index, or a login page: a URL without a file name, or HTML for a file whose name
+    does not say so."""
     asked, answered = location.uri.partition("?")[0].partition("#")[0], response.url.path
     if response.content_type not in ("text/html", "application/xhtml+xml"):
         return False
@@ -220,7 +220,7 @@ def _page(response: aiohttp.ClientResponse, location: Location) -> bool:
 
 
 def _store(location: Location) -> str:
-    """Names the origin, and who asks: by user and password, query, headers or certificate."""
+    """Names the origin, and the caller: by user and password, query, headers or certificate."""
     url = parse(location.uri)
     secret = f"{url.raw_user}\0{url.raw_password}\0{url.raw_query_string}"
     hashed = hashlib.blake2b(secret.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
@@ -232,8 +232,8 @@ def _place(location: Location) -> str:
 
 
 def _validator(headers: Mapping[str, str]) -> tuple[str, bool]:
-    """Returns what tells one version from another, a strong ETag or else a date of change, and whether a later change
-    would change it."""
+    """Returns what distinguishes versions, a strong ETag or else a date of change, and whether a later change would
+    change it."""
     tag = headers.get("ETag", "").strip()
     strong = tag if tag.startswith('"') else ""
     changed = headers.get("Last-Modified", "")
@@ -249,7 +249,7 @@ def _validator(headers: Mapping[str, str]) -> tuple[str, bool]:
 
 
 def _unchanged(headers: Mapping[str, str], known: RemoteFile, changed: str) -> bool:
-    """Returns whether an answer without a body tells of no other version than the known one, of that date of change."""
+    """Returns whether an answer without a body shows the known version, with that date of change."""
     tag = known.validator if known.validator.startswith('"') else ""
     same = headers.get("ETag", tag).strip() == tag and headers.get("Last-Modified", changed) == changed
     sha256, md5 = digests(headers)
@@ -262,9 +262,9 @@ def _condition(file: RemoteFile) -> dict[str, str]:
 
 
 def digests(headers: Mapping[str, str]) -> tuple[str, str]:
-    """SHA-256 and MD5, in hex, that an answer's headers give for its body; "" where they give none.
+    """Returns SHA-256 and MD5, in hex, that an answer's headers give for its body; "" if they give none.
 
-    Understood are Repr-Digest (RFC 9530), its predecessor Digest, Content-MD5, and what Google's storage sends."""
+    It understands Repr-Digest (RFC 9530), its predecessor Digest, Content-MD5, and Google storage's header."""
     found = {"sha-256": "", "md5": ""}
     texts = [headers.get("Digest", ""), headers.get("Repr-Digest", ""), headers.get("x-goog-hash", "")]
     if "Content-MD5" in headers:
@@ -283,7 +283,7 @@ def digests(headers: Mapping[str, str]) -> tuple[str, str]:
 
 
 class _NoRanges(Exception):
-    """The server has sent the whole file although it said that it has ranges."""
+    """An answer with the whole file from a server that announced ranges."""
 
 
 def _check_part(response: aiohttp.ClientResponse, location: Location, start: int, end: int, file: RemoteFile) -> None:
@@ -304,7 +304,7 @@ def _changed(location: Location) -> PullError:
 
 
 def trust(settings: Settings, policy: HttpPolicy) -> ssl.SSLContext | None:
-    """Returns the TLS settings of a store that has some of its own. Raises PullError where they are no certificates."""
+    """Returns the TLS settings of a store that has its own. Raises PullError if they are not valid certificates."""
     authority, certificate = settings.text("certificate"), settings.text("client_certificate")
     if not authority and not certificate:
         return None
@@ -320,7 +320,7 @@ def trust(settings: Settings, policy: HttpPolicy) -> ssl.SSLContext | None:
                 file.flush()
                 context.load_cert_chain(file.name)
     except (ssl.SSLError, ValueError, OSError):
-        # `from None`: nothing of a key is to be shown.
+        # `from None`: no part of a key may be shown.
         text = "certificate, client_certificate and client_key must be PEM, and the latter two belong together"
         raise settings.error(text) from None
     return context

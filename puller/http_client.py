@@ -1,11 +1,11 @@
-"""Requests over HTTP for a pod that fetches what others have named: bounded, guarded, explained.
+"""HTTP requests of a pod that fetches URLs named by others: bounded, guarded, explained.
 
-Whoever may register a model chooses the URLs, so which addresses may be connected to is decided by `addresses`, for
-each socket before it connects: neither redirects nor name servers lead elsewhere. A redirect is followed only to where
-the URL itself might have pointed, and credentials go to the origin they are meant for and no further. Where the
-operator has proxies (`proxies`), names are resolved there; what can be resolved here has to be allowed all the same.
+People who may register a model choose the URLs, so `addresses` decides which addresses may be connected to, for each
+socket before it connects: neither redirects nor name servers lead elsewhere. A redirect is followed only to where
+the URL itself might have pointed, and credentials go to the origin they are meant for and no further. If the
+operator has proxies (`proxies`), they resolve names; addresses that can be resolved here must be allowed all the same.
 
-What is fetched, and in which version, is its users' business: `http` for plain URLs, `huggingface`.
+Which files are fetched, and in which version, is decided by the users of this: `http` for plain URLs, `huggingface`.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ _WRITERS = 4
 
 @dataclass(frozen=True, slots=True)
 class HttpPolicy:
-    """What the operator allows. Times in seconds."""
+    """The operator's rules. Times in seconds."""
 
     allow_private: bool = False  # loopback and private networks
     allow_link_local: bool = False
@@ -53,16 +53,16 @@ class HttpPolicy:
     proxies: Proxies = DIRECT  # the operator's
 
     def refusal(self, host: str) -> str | None:
-        """Why an address may not be connected to; None if it may."""
+        """Returns why an address may not be connected to; None if it may."""
         return addresses.refusal(host, allow_private=self.allow_private, allow_link_local=self.allow_link_local)
 
 
 class _AddressRefused(OSError):
-    """A socket that must not be made."""
+    """A refusal to make a socket."""
 
 
 class Held:
-    """An answer of which the headers have been read, and the connection that it occupies."""
+    """An answer whose headers have been read, and the connection that it occupies."""
 
     def __init__(self, response: aiohttp.ClientResponse, limits: Limits, store: str) -> None:
         self.response = response
@@ -70,7 +70,7 @@ class Held:
         self._store = store
 
     def release(self) -> None:
-        """Ends it; a connection of which all was read is used again, any other is closed."""
+        """Ends it; a connection that was read to the end is used again, any other is closed."""
         if self._limits is not None:
             self.response.release()
             self._limits.release(self._store)
@@ -96,11 +96,11 @@ class HttpClient:
 
     @contextlib.asynccontextmanager
     async def translated(self, shown: str) -> AsyncIterator[None]:
-        """Bounds what is inside, and makes PullErrors of its errors."""
+        """Bounds the block, and turns its errors into PullErrors."""
         try:
             async with asyncio.timeout(self.policy.total_timeout):
                 yield
-        # `from None`: what aiohttp says may quote the URL's query, and a traceback shows causes.
+        # `from None`: aiohttp's message may quote the URL's query, and a traceback shows causes.
         except TimeoutError:
             text = f"{shown} did not answer in time; is the server up, and reachable from the pods?"
             raise PullError(PullErrorKind.TIMEOUT, text) from None
@@ -111,7 +111,7 @@ class HttpClient:
         except OSError as error:
             raise write_error(error) or _os_error(error, shown) from None
         except ValueError:  # of a host's name, or of a header
-            text = f"{shown} cannot be asked for: its host, or a header of its store's settings, is not valid"
+            text = f"{shown} cannot be requested: its host, or a header of its store's settings, is not valid"
             raise PullError(PullErrorKind.BAD_REQUEST, text) from None
 
     async def send(
@@ -125,10 +125,10 @@ class HttpClient:
         json: Any = None,
         follow: bool = True,
     ) -> Held:
-        """Sends a GET, or a POST with JSON, and follows redirects unless told not to; the answer may be any other.
+        """Sends a GET, or a POST with JSON, and follows redirects unless told not to; returns any other answer.
 
-        `secret` are headers for the URL's own origin only; `trust` is in place of what the policy trusts. To be used
-        inside of `translated`."""
+        `secret` are headers for the URL's own origin only; `trust` replaces the policy's trusted authorities. To be
+        used inside `translated`."""
         origin = url.origin()
         store = origin.raw_authority
         await self.limits.acquire(store)
@@ -138,7 +138,7 @@ class HttpClient:
                 proxy = self.policy.proxies.of_url(url.scheme, url.host or "", url.port)
                 if proxy is not None:
                     await self._check(url.host or "")
-                # Of a head that comes byte by byte each comes in time.
+                # In a head that comes byte by byte, each byte comes in time.
                 async with asyncio.timeout(self.policy.connect_timeout + self.policy.read_timeout):
                     response = await self._opened(proxied=proxy is not None).request(
                         "GET" if json is None else "POST",
@@ -159,7 +159,7 @@ class HttpClient:
             raise
 
     async def _check(self, host: str) -> None:
-        """Refuses a host that a proxy must not be asked for. A name that is not known here may be known there."""
+        """Refuses a host that a proxy must not be asked for. A name unknown here may be known to the proxy."""
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
@@ -191,7 +191,8 @@ class HttpClient:
     async def receive(
         self, response: aiohttp.ClientResponse, sink: Sink, start: int, *, shown: str, stop_at: int | None = None
     ) -> None:
-        """Writes the body, whose first byte is number `start`; not beyond `stop_at`, where others fetch the rest."""
+        """Writes the body, whose first byte is number `start`; not beyond `stop_at`, from where others fetch the
+        rest."""
         body = self.pieces(response, shown)
         announced = response.content_length
         if announced is not None and announced <= _SMALL and (stop_at is None or start + announced <= stop_at):
@@ -215,7 +216,7 @@ class HttpClient:
         await self._pace(pending)
 
     def pieces(self, response: aiohttp.ClientResponse, shown: str) -> AsyncIterator[bytes]:
-        """The body as it comes, not too slowly."""
+        """Yields the body as it comes, and fails if that is too slow."""
         return floor.kept(aiter(response.content.iter_any()), shown=shown, window=self.policy.read_timeout)
 
     async def _pace(self, count: int) -> None:
@@ -230,7 +231,7 @@ def _write(sink: Sink, offset: int, pieces: list[bytes]) -> None:
 
 
 def _guard(refusal: Callable[[str], str | None]) -> Callable[[tuple[Any, ...]], socket.socket]:
-    """Makes sockets only for allowed addresses: aiohttp calls it with each address that it is about to connect to."""
+    """Returns a maker of sockets for allowed addresses only: aiohttp calls it with each address before connecting."""
 
     def make(info: tuple[Any, ...]) -> socket.socket:
         family, kind, protocol, _, address = info
@@ -243,9 +244,9 @@ def _guard(refusal: Callable[[str], str | None]) -> Callable[[tuple[Any, ...]], 
 
 
 def parse(text: str, base: URL | None = None) -> URL:
-    """A URL that can be asked, taken as it stands, relative to `base`. Raises PullError(BAD_REQUEST)."""
+    """Returns a URL that can be requested, taken literally, relative to `base`. Raises PullError(BAD_REQUEST)."""
     try:
-        # Taken as it stands where it can stand in a request line: a signed URL must not be quoted anew.
+        # Taken literally if a request line can hold it: a signed URL must not be quoted again.
         url = URL(text, encoded=text.isascii() and " " not in text)
         if base is not None:
             url = base.join(url)
@@ -272,13 +273,13 @@ def _follow(url: URL, response: aiohttp.ClientResponse, shown: str) -> URL:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Returns the seconds that an answer's Retry-After asks for, a number or a date; None where it says neither."""
+    """Returns the seconds that an answer's Retry-After asks for, a number or a date; None if it is neither."""
     text = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)
     try:
         at = parsedate_to_datetime(text)
-        # By the server's own clock where it tells that, since ours may be another.
+        # By the server's own clock if it sends the time, since ours may differ.
         now = parsedate_to_datetime(headers["Date"]) if "Date" in headers else datetime.now(UTC)
         return max(0.0, (at - now).total_seconds())
     except (TypeError, ValueError, OverflowError):
@@ -286,23 +287,23 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def status_error(response: aiohttp.ClientResponse, shown: str) -> PullError:
-    """Returns what it means that an answer is not the one that was asked for, and what to do."""
+    """Returns the error for an answer with another status than the expected one, and what to do."""
     status = response.status
     match status:
         case HTTPStatus.NOT_FOUND | HTTPStatus.GONE:
             kind, hint = PullErrorKind.NOT_FOUND, "nothing is there; check the path of the registration"
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-            kind, hint = PullErrorKind.CREDENTIALS, "it wants other credentials than it was given, or any"
+            kind, hint = PullErrorKind.CREDENTIALS, "it wants credentials, or others than it was given"
         case HTTPStatus.FORBIDDEN:
-            kind, hint = PullErrorKind.FORBIDDEN, "whoever asks may not read this; a signed URL may have expired"
+            kind, hint = PullErrorKind.FORBIDDEN, "reading is not allowed; a signed URL may have expired"
         case HTTPStatus.REQUEST_TIMEOUT | HTTPStatus.GATEWAY_TIMEOUT:
             kind, hint = PullErrorKind.TIMEOUT, "it took too long"
         case HTTPStatus.TOO_MANY_REQUESTS:
             kind, hint = PullErrorKind.BUSY, "it has too many requests now"
         case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            kind, hint = PullErrorKind.UNREACHABLE, "it has a failure of its own"
+            kind, hint = PullErrorKind.UNREACHABLE, "the server itself failed"
         case _:
-            kind, hint = PullErrorKind.BAD_REQUEST, "only 200 brings a model"
+            kind, hint = PullErrorKind.BAD_REQUEST, "a model only comes with status 200"
     after = retry_after(response.headers) if kind.nature is Nature.PASSING else None
     return PullError(kind, f"{shown} answered with HTTP status {status}: {hint}", retry_after=after)
 
@@ -334,7 +335,7 @@ def _client_error(error: aiohttp.ClientError, shown: str) -> PullError:
         case aiohttp.InvalidURL():
             return PullError(PullErrorKind.BAD_REQUEST, f"{shown} is not a valid URL")
         case aiohttp.ClientResponseError():
-            return PullError(PullErrorKind.UNREACHABLE, f"{shown} did not answer in proper HTTP")
+            return PullError(PullErrorKind.UNREACHABLE, f"{shown} did not answer with valid HTTP")
     return PullError(PullErrorKind.UNREACHABLE, f"{shown} cannot be fetched ({type(error).__name__})")
 
 

@@ -1,9 +1,9 @@
-"""`hf:` repositories of the Hugging Face hub, or of whatever speaks its API at another endpoint.
+"""`hf:` repositories of the Hugging Face hub, or of another endpoint with its API.
 
-A revision is a branch, a tag or a commit. It is resolved to a commit first and everything is read at that, so a
-push in the middle of a pull cannot mix two versions. Files in large-file storage have a SHA-256, which is checked as
-they come; one that this hub has delivered for this token is not fetched again, in whichever repository it is. The
-others have git's own digest of their contents, which counts where the bytes have it.
+A revision is a branch, a tag or a commit. It is first resolved to a commit, and everything is read at that, so a push
+in the middle of a pull cannot mix two versions. Files in large-file storage have a SHA-256, which is checked as they
+come; one that this hub has delivered for this token is not fetched again, whichever repository it is in. The others
+have git's own digest of their contents, which counts if the bytes match it.
 
 The hub sends large files from other hosts, by redirects with signed URLs: the token stays at the hub (`http_client`). A
 token comes from the storage secret (type `hf`, `token`), else from the environment, which is the operator's.
@@ -46,7 +46,7 @@ class HuggingFaceProvider:
         self._limits = limits
 
     async def listing(self, location: Location) -> Listing:
-        """The file at the path, or everything below it, at the commit that the revision stands for now."""
+        """Lists the file at the path, or everything below it, at the commit that the revision stands for now."""
         async with self._client.translated(location.shown):
             repository, revision = _repository(location)
             commit = await self._commit(location, repository, revision)
@@ -64,7 +64,7 @@ class HuggingFaceProvider:
         return Listing(tuple(files), is_file=False, store=_store(location))
 
     async def read(self, location: Location, file: RemoteFile, sink: Sink) -> None:
-        """Writes what the sink is missing of the file, at the commit that was listed."""
+        """Writes the bytes of the file that the sink is missing, at the commit that was listed."""
         repository, _ = _repository(location)
         below = location.path.strip("/")
         path = "/".join(part for part in (below, file.path) if part)
@@ -156,7 +156,7 @@ def _endpoint(location: Location) -> str:
 
 
 def _token(location: Location) -> str:
-    """The token for the endpoint. Raises PullError where the one was chosen by who may not use the other."""
+    """Returns the token for the endpoint. Raises PullError if the endpoint's author may not use that token."""
     settings = location.settings
     chosen = settings.overridden("endpoint_url")
     token = settings.text("token")
@@ -168,10 +168,10 @@ def _token(location: Location) -> str:
 def _refusal(response: aiohttp.ClientResponse, location: Location) -> PullError:
     match response.status:
         case HTTPStatus.NOT_FOUND:
-            text = f"{location.shown} is not there: check repository, revision and path"
+            text = f"{location.shown} does not exist: check repository, revision and path"
             return PullError(PullErrorKind.NO_BUCKET, text)
         case HTTPStatus.UNAUTHORIZED:
-            # The hub says this of private repositories and of those that do not exist, alike.
+            # The hub answers this for private repositories and for those that do not exist alike.
             text = f"{location.shown} does not exist, or is private and needs a token (`token` in the storage secret)"
             return PullError(PullErrorKind.CREDENTIALS, text)
         case HTTPStatus.FORBIDDEN:
@@ -182,7 +182,7 @@ def _refusal(response: aiohttp.ClientResponse, location: Location) -> PullError:
 
 def _items(found: Any, location: Location) -> list[dict[str, Any]]:
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        raise PullError(PullErrorKind.UNREACHABLE, f"{location.shown}: the hub's answer is no list of files")
+        raise PullError(PullErrorKind.UNREACHABLE, f"{location.shown}: the hub's answer is not a list of files")
     return found
 
 
@@ -211,7 +211,7 @@ def _remote(path: str, item: dict[str, Any], commit: str, location: Location) ->
 
 
 def _store(location: Location) -> str:
-    """Names the hub, and who asks."""
+    """Names the hub, and the caller."""
     token = hashlib.blake2b(_token(location).encode(), digest_size=16).hexdigest()
     return f"hf {_endpoint(location)} {location.settings.credentials()} {token}"
 
@@ -222,14 +222,14 @@ def _check(held: Held, location: Location, start: int, end: int, file: RemoteFil
         if response.headers.get("Content-Range", "") != f"bytes {start}-{end - 1}/{file.size}":
             raise PullError(PullErrorKind.INTEGRITY, f"{location.shown} sent another range than it was asked for")
     elif response.status == HTTPStatus.OK and not whole:
-        text = f"{location.shown}: the hub sends whole files where parts of them were asked for"
+        text = f"{location.shown}: the hub sends whole files although parts were requested"
         raise PullError(PullErrorKind.UNREACHABLE, text)
     elif response.status != HTTPStatus.OK:
         raise _refusal(response, location)
 
 
 def _following(held: Held, url: URL) -> URL | None:
-    """The next page, on the same host: the token goes with the request."""
+    """Returns the next page, on the same host: the token is sent with the request."""
     match = _NEXT.search(held.response.headers.get("Link", ""))
     if match is None:
         return None

@@ -1,7 +1,7 @@
-"""What one pod may take of the network: bytes a second, and connections at once, in all and to each store.
+"""The bounds of a pod's use of the network: bytes a second, and connections at once, in all and to each store.
 
 A pod that starts fetches many models; the same link carries its calls. The bandwidth is a bucket that is asked after
-bytes have come: whoever took too many waits until they are paid for, which slows the sender through TCP. It serves
+bytes have come: a pull that took too many waits until they are paid for, which slows the sender through TCP. It serves
 event loop and threads alike, so it says how long to wait and leaves the waiting to them.
 
 Large files come in several ranges at a time, since one connection is bounded by one core's TLS and one store's
@@ -19,21 +19,21 @@ from typing import Any
 
 from puller.shares import Shares
 
-_LEAST = 4  # connections that a store may have whatever others do
+_LEAST = 4  # connections that a store may have regardless of others
 _BEYOND = 128  # connections for that, in all
 _BURST = 0.1  # seconds' worth of bytes that may come at once after a pause
 
 
 @dataclass(frozen=True, slots=True)
 class LimitsStatistics:
-    """What is in use."""
+    """The current use."""
 
     connections: int
     waiting: int  # for a connection
 
 
 class Limits:
-    """Shared by all pulls of a pod. `connection` is for one event loop; `take` for any thread."""
+    """Bounds shared by all pulls of a pod. `connection` is for one event loop; `take` for any thread."""
 
     def __init__(
         self,
@@ -44,7 +44,8 @@ class Limits:
         range_bytes: int = 128 * 2**20,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`bytes_per_second` 0 is no limit. Files of more than `range_bytes` come in up to `ranges` parts at once."""
+        """Makes the bounds; `bytes_per_second` 0 is no limit. Files of more than `range_bytes` come in up to `ranges`
+        parts at once."""
         if bytes_per_second < 0 or connections < 1 or ranges < 1 or range_bytes < 1:
             raise ValueError("a limit of the puller is out of range: connections and ranges are 1 or more")
         self.connections = connections
@@ -52,13 +53,13 @@ class Limits:
         self.range_bytes = range_bytes
         self._rate = bytes_per_second
         self._clock = clock
-        self._paid_at = 0.0  # when all bytes taken so far are paid for
+        self._paid_at = 0.0  # time at which all bytes taken so far are paid for
         self._lock = threading.Lock()
         each = -(-connections * 3 // 4)
         self._slots = Shares(total=connections, each=each, least=min(_LEAST, each), most=connections + _BEYOND)
 
     def take(self, count: int) -> float:
-        """Notes that `count` bytes have come; the seconds to wait before asking for more."""
+        """Notes that `count` bytes have come; returns the seconds to wait before asking for more."""
         if not self._rate:
             return 0.0
         with self._lock:
@@ -67,7 +68,8 @@ class Limits:
             return max(0.0, self._paid_at - now)
 
     async def acquire(self, store: str) -> None:
-        """Takes one of the pod's connections, to that host. Nobody may ask for a second one while holding the first."""
+        """Takes one of the pod's connections, to that host. A caller must not ask for a second one while holding the
+        first."""
         await self._slots.acquire(store)
 
     def release(self, store: str) -> None:
@@ -76,7 +78,7 @@ class Limits:
 
     @asynccontextmanager
     async def connection(self, store: str) -> AsyncIterator[None]:
-        """A connection for as long as the block lasts."""
+        """Holds a connection for as long as the block lasts."""
         async with self._slots.turn(store):
             yield
 
@@ -97,7 +99,7 @@ class Limits:
                 for _ in range(min(self.ranges, len(self.parts(missing)))):
                     group.create_task(work())
         except BaseExceptionGroup as errors:
-            # `from None`: the others failed of the same, and a cause may quote what is secret.
+            # `from None`: the others failed likewise, and a cause may quote secrets.
             raise errors.exceptions[0] from None
 
     def parts(self, missing: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -112,5 +114,5 @@ class Limits:
         return parts
 
     def statistics(self) -> LimitsStatistics:
-        """What is in use."""
+        """Returns the current use."""
         return LimitsStatistics(self._slots.taken, self._slots.waiting)

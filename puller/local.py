@@ -1,18 +1,18 @@
 """`file:` paths: only under the folders that the operator named.
 
-A path is resolved, links included, and must then lie under a root. So must every link inside a folder, else it is
-skipped, like everything else in it that cannot be read: volumes hold things that are of no model. Between that
-check and the opening somebody may exchange a folder for a link, so the check is repeated on the file as opened (the
-kernel says its path). Only regular files are read: opening a pipe would wait, and a device may never end.
+A path is resolved, links included, and must then lie under a root. The same holds for each link inside a folder, else
+it is skipped, like everything else in it that cannot be read: volumes hold things that belong to no model. Between that
+check and the opening a folder may be exchanged for a link, so the check is repeated on the file as opened (the kernel
+says its path). Only regular files are read: opening a pipe would wait, and a device may never end.
 
-The files are copied, not linked: the model server maps what it is given, and a file that is rewritten under it must not
-change a loaded model or end its process. A file whose size or times differ after the copy is refused. Those, with the
-inode, are also what tells one version of a file from another.
+The files are copied, not linked: the model server maps them, and a file that is rewritten under it must not change a
+loaded model or end its process. A file whose size or times differ after the copy is refused. Those, with the inode,
+also distinguish versions of a file.
 
 All of it happens in threads, because a root may be a network mount, and one that hangs must stop neither the agent's
 event loop (its lease would lapse) nor the files of another mount: each root has threads of its own, and so has each
-volume. Who sees nothing happen for a minute gives up, and leaves the thread to the kernel. A hop costs 0.35 ms where
-the whole pull of a small file takes one (measured, 2 shared cores), so there is one: listing a small file reads it.
+volume. A pull that sees no progress for a minute gives up, and leaves the thread to the kernel. A hop costs 0.35 ms
+and the whole pull of a small file one (measured, 2 shared cores), so there is one: listing a small file reads it.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ _SMALL = 128 * 2**10  # bytes
 _CHUNK = 2 * 2**20  # between two looks at whether the pull was cancelled
 _CANCEL_WAIT = 1.0  # seconds
 _PATIENCE = 60.0  # seconds in which not one file was listed and not one chunk copied
-_TICK, _COARSE_TICK = 50_000_000, 2_500_000_000  # nanoseconds; the latter where stamps are whole seconds
+_TICK, _COARSE_TICK = 50_000_000, 2_500_000_000  # nanoseconds; the latter if stamps are whole seconds
 
 log = logging.getLogger(__name__)
 
@@ -53,20 +53,20 @@ _SKIPPED = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ELOOP, errn
 
 
 class _Stop(threading.Event):
-    """Tells a thread to stop, and how often it has asked for that: while it asks, it gets on."""
+    """A request to a thread to stop, and a count of how often it has looked: while it looks, it makes progress."""
 
     def __init__(self) -> None:
         super().__init__()
         self.looks = 0
 
     def is_set(self) -> bool:
-        """Whether it is to stop."""
+        """Returns whether the thread should stop."""
         self.looks += 1
         return super().is_set()
 
 
 class _Tree:
-    """What a folder holds, as it is found."""
+    """The content of a folder, as it is found."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -84,7 +84,7 @@ class LocalProvider:
     """Copies files and folders from under the roots."""
 
     def __init__(self, roots: Sequence[Path], *, volumes: Path | None = None, patience: float = _PATIENCE) -> None:
-        """`volumes` is a further root, whose folders are mounts; `patience` is in seconds."""
+        """Makes a provider; `volumes` is a further root, whose folders are mounts; `patience` is in seconds."""
         every = [*roots, *([volumes] if volumes is not None else [])]
         self._roots = tuple(os.path.realpath(root) for root in every)
         self._named = {
@@ -96,24 +96,24 @@ class LocalProvider:
         self._executors: dict[str, ThreadPoolExecutor] = {}
 
     async def listing(self, location: Location) -> Listing:
-        """The file, or all files below the folder, links followed as far as they stay inside."""
+        """Lists the file, or all files below the folder, following links that stay inside."""
         path = path_of(location)
         return await self._in_thread(path, _shown(location), self._list, path, _shown(location))
 
     async def read(self, location: Location, file: RemoteFile, sink: Sink) -> None:
-        """Copies a file. Cancelled, it waits up to a second for its thread to stop writing."""
+        """Copies a file. If cancelled, it waits up to a second for its thread to stop writing."""
         path = path_of(location)
         shown = _shown(location).rstrip("/") + (f"/{file.path}" if file.path else "")
         await self._in_thread(path, shown, self._copy, shown, file, sink)
 
     async def close(self) -> None:
-        """Lets the threads end; one that hangs in a mount is left behind."""
+        """Ends the threads; one that hangs in a mount is left behind."""
         for executor in self._executors.values():
             executor.shutdown(wait=False, cancel_futures=True)
         self._executors.clear()
 
     def _mount(self, path: str) -> str:
-        """Returns which threads are for a path. Touches no mount, only the folder that volumes are mounted in."""
+        """Returns the key of the threads for a path. Touches no mount, only the folder that volumes are mounted in."""
         path = os.path.normpath(path)
         named = max(
             (name for name in self._named if f"{path}/".startswith(f"{name.rstrip('/')}/")), key=len, default=""
@@ -139,7 +139,7 @@ class LocalProvider:
                 if stop.looks == seen:
                     stop.set()
                     work.cancel()  # for one that has not begun
-                    text = f"{shown} has not answered for {self._patience:g} s; look after the volume"
+                    text = f"{shown} has not answered for {self._patience:g} s; check the volume"
                     raise PullError(PullErrorKind.TIMEOUT, text)
                 seen = stop.looks
             return work.result()
@@ -147,13 +147,13 @@ class LocalProvider:
             stop.set()
             await asyncio.wait([work], timeout=_CANCEL_WAIT)
             if work.done() and not work.cancelled():
-                work.exception()  # the caller has gone: nobody else will ask for it
+                work.exception()  # the caller has gone: nothing else will retrieve it
             raise
 
     def _list(self, stop: threading.Event, path: str, shown: str) -> Listing:
         try:
             real = os.path.realpath(path)
-            # Before anything is said about whether it exists: outside the roots that is nobody's business.
+            # Before revealing whether it exists: outside the roots a caller must not learn that.
             self._check(real, path, shown)
             found = os.stat(real)
             if stat.S_ISREG(found.st_mode):
@@ -170,7 +170,7 @@ class LocalProvider:
                 kind = PullErrorKind.FORBIDDEN if tree.forbidden else PullErrorKind.EMPTY
                 raise PullError(kind, text)
             if not tree.files:
-                text = f"the folder {shown} holds no files; name the folder that the model lies in"
+                text = f"the folder {shown} holds no files; name the folder that the model is in"
                 raise PullError(PullErrorKind.EMPTY, text)
             return Listing(tuple(tree.files), is_file=False, folders=tuple(tree.folders), skipped=tuple(tree.skipped))
         except OSError as error:
@@ -179,7 +179,7 @@ class LocalProvider:
             raise PullError(PullErrorKind.BAD_REQUEST, f"{shown!r} is not a path: {error}") from error
 
     def _check(self, real: str, path: str, shown: str) -> None:
-        """Raises PullError for what lies outside of the roots. Which those are is the operator's business."""
+        """Raises PullError for paths outside the roots. The text does not list the roots: they are the operator's."""
         for root in self._roots:
             if real == root or real.startswith(root.rstrip("/") + "/"):
                 return
@@ -191,8 +191,8 @@ class LocalProvider:
     def _list_folder(
         self, folder: str, prefix: str, above: list[tuple[int, int]], tree: "_Tree", stop: threading.Event
     ) -> None:
-        """Adds what is in a folder to the tree. What cannot be of a model, or not be read, is skipped: it may be
-        anybody's. Raises OSError where the folder itself cannot be listed."""
+        """Adds the content of a folder to the tree. Entries that cannot be part of a model, or cannot be read, are
+        skipped: they may belong to others. Raises OSError if the folder itself cannot be listed."""
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries)
         for name in names:
@@ -225,7 +225,7 @@ class LocalProvider:
                     raise
                 tree.skip(prefix + name, "leads out of the folders that models may be read from", forbidden=True)
             except OSError as error:
-                # What the mount itself fails at may pass, and the tree would lack a file until then.
+                # A failure of the mount itself may pass, and the tree would lack a file until then.
                 if error.errno not in _SKIPPED:
                     raise
                 why = "leads nowhere" if error.errno == errno.ENOENT else f"cannot be read: {error.strerror}"
@@ -233,8 +233,9 @@ class LocalProvider:
 
     @contextmanager
     def _opened(self, shown: str, file: RemoteFile) -> Iterator[int]:
-        """The listed file, for the block to read. Raises PullError, in the end too if it is not what was listed."""
-        # O_NONBLOCK: should it have become a pipe since it was listed, opening must not wait for a writer.
+        """Opens the listed file for the block. Raises PullError, also at the end if it is not the file that was
+        listed."""
+        # O_NONBLOCK: if it became a pipe since it was listed, opening must not wait for a writer.
         source = os.open(file.key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             before = os.fstat(source)
@@ -270,7 +271,7 @@ class LocalProvider:
             if copied != file.size:
                 raise _changed(shown)
         except OSError as error:
-            # An input/output error may be of either side; the mount is the likelier one, and it may pass.
+            # An input/output error may come from either side; the mount is likelier, and it may pass.
             ours = write_error(error) if error.errno != errno.EIO else None
             raise ours or _read_error(error, shown) from error
 
@@ -281,7 +282,7 @@ def _version(found: os.stat_result) -> str:
 
 def _remote(path: str, real: str, found: os.stat_result) -> RemoteFile:
     tag = _version(found)
-    # Two writes within one tick of a file system's clock look alike, so what has just been written is not settled.
+    # Two writes within one tick of a file system's clock look alike, so a file just written is not settled.
     tick = _TICK if found.st_ctime_ns % 10**9 else _COARSE_TICK
     return RemoteFile(
         path,
@@ -299,7 +300,7 @@ def _shown(location: Location) -> str:
 
 
 def path_of(location: Location) -> str:
-    """The absolute path of a `file:` location. Raises PullError(BAD_REQUEST)."""
+    """Returns the absolute path of a `file:` location. Raises PullError(BAD_REQUEST)."""
     if location.uri.startswith("/"):
         return location.uri
     parts = urlsplit(location.uri)
@@ -314,7 +315,7 @@ def path_of(location: Location) -> str:
 
 def _copy_bytes(source: int, target: int, size: int, sink: Sink, stopped: Callable[[], bool]) -> int:
     copied = 0
-    # One byte more is asked for, so that a file which grew is noticed.
+    # One byte more is requested, to notice a file that grew.
     while not stopped() and copied <= size:
         try:
             count = os.copy_file_range(source, target, min(_CHUNK, size + 1 - copied), copied, copied)
@@ -323,7 +324,7 @@ def _copy_bytes(source: int, target: int, size: int, sink: Sink, stopped: Callab
                 raise
             return _copy_by_hand(source, size, sink, stopped)
         if not count:
-            # Some network and FUSE mounts answer 0 where they mean that they cannot.
+            # Some network and FUSE mounts answer 0 to say that they cannot.
             return copied if copied or not size else _copy_by_hand(source, size, sink, stopped)
         sink.wrote(copied, min(count, size - copied))
         sink.pace(count)

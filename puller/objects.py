@@ -1,19 +1,19 @@
-"""S3, Google Cloud Storage and Azure Blob Storage, and whatever speaks like them.
+"""S3, Google Cloud Storage and Azure Blob Storage, and other stores with their APIs.
 
 Such stores have keys and no folders. A location without "/" at its end is the object of that key if there is one, else
-everything below it; with one it is what is below. Both are the predecessor's rules, except that a location with nothing
-in it is an error here, and so is more than can be a model.
+everything below it; with "/" it is everything below. Both are the predecessor's rules, except that an empty location is
+an error here, and so is one with more objects than a model can have.
 
-Consoles mark folders by objects of no bytes whose key ends in "/"; obstore lists them without it. They are told from
-empty files by asking for them, since no object has the shorter key: what is not there becomes a folder.
+Consoles mark folders by empty objects whose key ends in "/"; obstore lists them without it. To tell them from empty
+files, the shorter key is requested: if no object has it, it becomes a folder.
 
 Large objects come in several ranges, each with If-Match, so that all are of one version; the answer's ETag is compared
 too, for servers that ignore the condition. Streams are awaited on the event loop, which a cancelled pull leaves at once
-(obstore then closes the socket), and written in threads. A thread a range, as obstore's own synchronous streams would
-have it, was no faster (1 GiB in 8 ranges, 2 shared cores) and could only be left when the store sends again.
+(obstore then closes the socket), and written in threads. A thread for each range, as with obstore's own synchronous
+streams, was no faster (1 GiB in 8 ranges, 2 shared cores) and could only be left when the store sends again.
 
-Versions: an ETag and the time of change, of an object at its key. There are servers that give every object one ETag, so
-one that was changed within the last minute counts only where its ETag is the MD5 of what then arrives.
+Versions: an ETag and the time of change, of an object at its key. Some servers give every object the same ETag, so an
+object changed within the last minute counts only if its ETag is the MD5 of the bytes that arrive.
 """
 
 import asyncio
@@ -64,7 +64,8 @@ class ObjectProvider:
     """The provider for `s3:`, `gs:` and `azure:`."""
 
     def __init__(self, policy: HttpPolicy, limits: Limits) -> None:
-        """`policy` gives timeouts, trusted authorities, and which endpoints a registration itself may name."""
+        """Makes a provider; `policy` gives timeouts, trusted authorities, and the endpoints that registrations may
+        name."""
         self._policy = policy
         self._limits = limits
         self._clients: dict[str, _Client] = {}
@@ -75,7 +76,7 @@ class ObjectProvider:
         self._on_google: bool | None = None
 
     async def listing(self, location: Location) -> Listing:
-        """The object of that key, or all objects below it."""
+        """Lists the object of that key, or all objects below it."""
         target = await self._target(location)
         key = location.path.strip("/")
         refused: BaseException | None = None
@@ -89,7 +90,7 @@ class ObjectProvider:
                 status, _ = objects_errors.code_of(error)
                 if not isinstance(error, FileNotFoundError) and not 400 <= status < 500:
                     raise objects_errors.translated(error, location.shown, target) from None
-                # An answer to HEAD has no body, so why is not known; the listing's answer has.
+                # An answer to HEAD has no body, so gives no reason; the listing's answer does.
                 refused = error
         found = await self._everything(location, target, key)
         if not found and refused is not None:
@@ -99,7 +100,7 @@ class ObjectProvider:
         return await self._tree(location, target, key, found)
 
     async def read(self, location: Location, file: RemoteFile, sink: Sink) -> None:
-        """Writes what the sink is missing of that version."""
+        """Writes the bytes of that version that the sink is missing."""
         target = await self._target(location)
 
         async def fetch(start: int, end: int) -> None:
@@ -107,7 +108,7 @@ class ObjectProvider:
                 await self._receive(location, target, file, sink, start, end)
 
         if not file.validator:
-            # Nothing says which version a second answer would be of.
+            # The version of a second answer would be unknown.
             sink.restart()
             await fetch(0, file.size or 0)
         else:
@@ -126,7 +127,7 @@ class ObjectProvider:
             self._executor = None
 
     async def _target(self, location: Location) -> Target:
-        """The client for a location, from an earlier use with the same settings or a new one."""
+        """Returns the client for a location, from an earlier use with the same settings or a new one."""
         settings = location.settings
         now = time.monotonic()
         name = settings.fingerprint()
@@ -151,7 +152,7 @@ class ObjectProvider:
         return held.target
 
     async def _check(self, endpoint: str, shown: str) -> None:
-        """Refuses endpoints that registrations must not reach. Of names this holds for the moment of asking only."""
+        """Refuses endpoints that registrations must not reach. For names this holds only at the moment of asking."""
         if not endpoint:
             return
         host = re.sub(r"^https?://|/.*$", "", endpoint)
@@ -191,9 +192,9 @@ class ObjectProvider:
         return found
 
     async def _by_hand(self, location: Location, lister: Lister, key: str) -> list[Any]:
-        """Everything, where one key of it is no path."""
+        """Lists everything itself, if one of the keys is not a path."""
         settings = location.settings
-        # An endpoint of the operator's may be anywhere; redirects are not followed.
+        # The operator's own endpoints may be anywhere; redirects are not followed.
         client = self._guarded if objects_client.chosen(settings) else self._free
         return await objects_listing.everything(
             client,
@@ -270,7 +271,7 @@ class ObjectProvider:
             if answer.range != (start, end) or meta["size"] != file.size:
                 raise PullError(PullErrorKind.CHANGED, f"{location.shown} changed its size while it was fetched")
             if end - start <= _SMALL:
-                # Bytes that are few come at once, or not in time.
+                # A few bytes come at once, or not in time.
                 async with self._answered(location):
                     body = memoryview(await answer.bytes_async())
                 sink.write(body, start)
@@ -288,7 +289,7 @@ class ObjectProvider:
                     pieces.append(piece)
                     pending += len(piece)
                 if piece is None or pending >= _BATCH:
-                    # Left by a cancelled pull, the thread still ends by itself: the sink waits for it.
+                    # If a cancelled pull leaves it, the thread still ends by itself: the sink waits for it.
                     await loop.run_in_executor(self._executor, _write, sink, at, pieces)
                     await self._pace(pending)
                     at, pending, pieces = at + pending, 0, []
@@ -324,7 +325,7 @@ def _remote(path: str, key: str, meta: Any, target: Target, location: Location) 
     changed: datetime = meta["last_modified"]
     identity = None
     if bare and not tag.startswith("W/"):
-        # In whole seconds: some stores have more of them in listings than for a single object.
+        # In whole seconds: some stores are more precise in listings than for a single object.
         identity = version(_store(target, location), key, f"{bare} {int(changed.timestamp())}", meta["size"])
     return RemoteFile(
         path,
@@ -338,20 +339,20 @@ def _remote(path: str, key: str, meta: Any, target: Target, location: Location) 
 
 
 def _store(target: Target, location: Location) -> str:
-    """Names the bucket at its endpoint, and who asks."""
+    """Names the bucket at its endpoint, and the caller."""
     settings = location.settings
     place = settings.text("bucket") or settings.text("container")
     return f"{location.scheme} {target.endpoint} {place} {settings.credentials()} {target.ambient}"
 
 
 def _validator(meta: Any) -> str:
-    """The ETag as conditions want it, in quotes: listings of Azure have it without."""
+    """Returns the ETag as conditions need it, in quotes: Azure's listings omit them."""
     tag = meta["e_tag"] or ""
     return tag if not tag or tag.endswith('"') else f'"{tag}"'
 
 
 async def _gathered(coroutines: Sequence[Any]) -> list[Any]:
-    """Their results; the first error ends the others."""
+    """Returns their results; the first error ends the others."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(coroutine) for coroutine in coroutines]
@@ -361,7 +362,7 @@ async def _gathered(coroutines: Sequence[Any]) -> list[Any]:
 
 
 async def _on_google() -> bool:
-    """Whether this is a machine of Google's: only there the name of the service that knows its identity exists."""
+    """Returns whether this is a Google machine: only there the name of its metadata service exists."""
     try:
         async with asyncio.timeout(2.0):
             await asyncio.get_running_loop().getaddrinfo("metadata.google.internal.", 80)

@@ -1,14 +1,14 @@
-"""From a store's settings to an obstore client: everything that has to be known about that library in one place.
+"""The way from a store's settings to an obstore client, and all that must be known about that library.
 
-obstore was chosen for its speed (a third of boto3's CPU) and for speaking all three clouds. What it does by itself and
-what is done about it:
+obstore was chosen for its speed (a third of boto3's CPU) and for speaking all three clouds. Its peculiarities, and the
+remedies:
 
-- Its constructors read the environment also where they are given settings: `AWS_SESSION_TOKEN` would join the keys of a
+- Its constructors read the environment even if they are given settings: `AWS_SESSION_TOKEN` would join the keys of a
   secret, `AWS_ENDPOINT_URL_S3` beats an endpoint, an account key in the environment beats an explicit signature. Keys
   therefore go through a `credential_provider`, which nothing else can join, and every setting that the environment has
   a name for is given explicitly. Google's cannot be kept out wholly: see `_google_environment`.
-- `timeout` (30 s) covers the whole body: a large object would never arrive. It is a day here; what ends a stalled
-  transfer is `read_timeout`. Never 0, which fails at once.
+- `timeout` (30 s) covers the whole body: a large object would never arrive. It is a day here; `read_timeout` ends a
+  stalled transfer. Never 0, which fails at once.
 - It retries by itself ten times, refused connections and wrong names too, counted from the first request. Off: retrying
   is `retry`'s business, which knows what is on disk already. Two remain for tokens of the pod's own identity.
 - `.config`, `repr` and pickles of a client hold its secrets: clients stay inside `objects`.
@@ -17,8 +17,8 @@ what is done about it:
 - Forked after its first use, the child hangs in it. Nothing here forks; starting programs is fine.
 
 Identity of a pod. Without credentials in the settings the pod's own is used (instance role, workload identity,
-environment), found by obstore. For S3 always, as that is what a role is for; for GCS and Azure only where there is a
-trace of one, and else nobody's, because with ModelMesh such settings meant a public bucket. `"identity": "anonymous"`
+environment), found by obstore. For S3 always, as that is the purpose of a role; for GCS and Azure only if there is a
+trace of one, and else none, because with ModelMesh such settings meant a public bucket. `"identity": "anonymous"`
 or `"ambient"` in the settings decides otherwise.
 """
 
@@ -69,7 +69,7 @@ _SECRETS = {
     "gcs": ("private_key", "client_email"),
     "azure": ("account_key", "sas_token", "client_secret", "connection_string"),
 }
-"""What a client would show to its endpoint, or to who gives out tokens."""
+"""Headers and parameters that a client would show to its endpoint, or to issuers of tokens."""
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL_IAM", "AZURE_AUTHORITY_HOST")
 _IDENTITY_HOSTS = frozenset(
@@ -80,7 +80,7 @@ _IDENTITY_HOSTS = frozenset(
         *("login.microsoftonline.com", "login.microsoftonline.us", "login.partner.microsoftonline.cn"),
     )
 )
-"""Who gives out tokens for a pod's own identity; inside of some networks they have private addresses."""
+"""Issuers of tokens for a pod's own identity; inside some networks they have private addresses."""
 
 _PORTS = {"http": 80, "https": 443}
 _REGION = re.compile(r"[A-Za-z0-9-]{1,40}")
@@ -88,23 +88,23 @@ _REGION = re.compile(r"[A-Za-z0-9-]{1,40}")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A bucket or container at an endpoint, and how it is asked."""
+    """A bucket or container at an endpoint, and the way to access it."""
 
     client: Client
     endpoint: str  # for identities and errors; holds no credentials
     anonymous: bool
-    lister: Lister | None = field(default=None, repr=False)  # where it is known here who asks
+    lister: Lister | None = field(default=None, repr=False)  # if the caller's identity is known here
     grant: Grant = field(default_factory=Grant, repr=False)  # of its connections
     ambient: str = ""  # which identity of the pod's own is used, as far as its environment tells
 
     @property
     def host(self) -> str:
-        """The host of the endpoint, with its port."""
+        """Returns the host of the endpoint, with its port."""
         return urlsplit(self.endpoint).netloc
 
 
 def endpoint_of(settings: Settings) -> str:
-    """The endpoint that settings name, "" for the cloud's own. Raises PullError if it is no URL."""
+    """Returns the endpoint that settings name, "" for the cloud's own. Raises PullError if it is not a URL."""
     url = settings.text("endpoint_url") or _connection(settings).get("blobendpoint", "")
     if not url:
         return ""
@@ -119,16 +119,16 @@ def endpoint_of(settings: Settings) -> str:
 
 
 def connect(settings: Settings, policy: HttpPolicy, *, on_google: bool, tunnel: Tunnel | None = None) -> Target:
-    """A client for the bucket that settings name; it opens no connection yet. Raises PullError.
+    """Makes a client for the bucket that settings name; it opens no connection yet. Raises PullError.
 
-    `on_google` says whether this machine is one of Google's, where an instance has an identity. All connections of the
+    `on_google` says whether this is a Google machine, on which an instance has an identity. All connections of the
     client are made by the `tunnel`."""
     if chosen(settings):
         if not policy.allow_private:
             why = "its endpoint is the registration's; name it in the secret, or allow it (--http-allow-private)"
             raise settings.error(why, PullErrorKind.FORBIDDEN)
         if settings.type != "s3" and not _own(settings):
-            # Unlike S3's signatures, the tokens of the others would serve whoever gets them.
+            # Unlike S3's signatures, the tokens of the others would serve anyone who gets them.
             why = "the endpoint is the registration's, and the credentials are not; name the endpoint in the secret"
             raise settings.error(why, PullErrorKind.FORBIDDEN)
     endpoint = endpoint_of(settings)
@@ -158,13 +158,13 @@ def connect(settings: Settings, policy: HttpPolicy, *, on_google: bool, tunnel: 
     except (obstore.exceptions.BaseError, ValueError, FileNotFoundError):
         # Its text may quote a key or a path of the environment.
         raise settings.error(
-            "a value in it, or in the pod's environment, is not what the store's client takes"
+            "a value in it, or in the pod's environment, is not accepted by the store's client"
         ) from None
     raise settings.error("there is no client for that type")
 
 
 def _granted(target: Target, settings: Settings, grant: Grant) -> Target:
-    """Lets the client connect to what the operator, not a registration, has named; and ask who the pod is."""
+    """Lets the client connect to the places that the operator named, not a registration; and ask for its identity."""
     if not chosen(settings):
         named = [target.endpoint, settings.text("authority_host"), *map(os.environ.get, _ENDPOINTS)]
         splits = [urlsplit(url) for url in named if url]
@@ -184,7 +184,7 @@ def _s3(settings: Settings, endpoint: str, options: "ClientConfig") -> Target:
         options["allow_http"] = endpoint.startswith("http:")
     region = region or "us-east-1"
     if not _REGION.fullmatch(region):
-        raise settings.error(f"region {region[:50]!r} is not one")
+        raise settings.error(f"region {region[:50]!r} is not a valid region")
     endpoint = endpoint or f"https://s3.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
     token = settings.text("session_token") or None
 
@@ -211,7 +211,7 @@ def _s3(settings: Settings, endpoint: str, options: "ClientConfig") -> Target:
 
 
 def _account(region: str) -> Account | None:
-    """The keys that the pod's environment holds, if it does."""
+    """Returns the keys that the pod's environment holds, if any."""
     key, secret = os.environ.get("AWS_ACCESS_KEY_ID", ""), os.environ.get("AWS_SECRET_ACCESS_KEY", "")
     return Account(region, key, secret, os.environ.get("AWS_SESSION_TOKEN", "")) if key and secret else None
 
@@ -291,7 +291,8 @@ def _azure(settings: Settings, endpoint: str, options: "ClientConfig") -> Target
 
 
 def _ambient(*prefixes: str) -> str:
-    """Returns what is equal for equal environments, as far as they decide who the pod is, and says nothing of them."""
+    """Returns a text that is equal for equal environments, as far as they decide the pod's identity, and reveals
+    nothing."""
     found = sorted((name, value) for name, value in os.environ.items() if name.startswith(prefixes))
     return hashlib.blake2b(json.dumps(found).encode(), digest_size=16).hexdigest()
 
@@ -306,12 +307,12 @@ def _identity(settings: Settings) -> str:
     if identity not in ("", "ambient", "anonymous"):
         raise settings.error('identity is neither "ambient" nor "anonymous"')
     if settings.type != "s3" and chosen(settings):
-        return "anonymous"  # the pod's tokens go to no endpoint that a registration chose, whatever else it says
+        return "anonymous"  # the pod's tokens go to no endpoint that a registration chose, whatever else is set
     return identity
 
 
 def chosen(settings: Settings) -> bool:
-    """Whether a registration, not the operator, says which servers are talked to."""
+    """Returns whether a registration, not the operator, chooses the servers."""
     if settings.overridden("endpoint_url", "authority_host"):
         return True
     return settings.overridden("connection_string") and any(
@@ -320,7 +321,7 @@ def chosen(settings: Settings) -> bool:
 
 
 def _own(settings: Settings) -> bool:
-    """Whether nothing of the operator's is sent: a registration's own credentials, or none at all."""
+    """Returns whether nothing of the operator's is sent: a registration's own credentials, or none at all."""
     return all(settings.overridden(name) for name in _SECRETS[settings.type] if settings.has(name))
 
 
@@ -332,7 +333,7 @@ def _both(settings: Settings, one: str, other: str) -> tuple[str, str]:
 
 
 def _connection(settings: Settings) -> Mapping[str, str]:
-    """The parts of an Azure connection string, names in lower case."""
+    """Returns the parts of an Azure connection string, names in lower case."""
     if settings.type != "azure":
         return {}
     pairs = (item.partition("=") for item in settings.text("connection_string").split(";"))
@@ -347,7 +348,7 @@ def _ambient_google(on_google: bool) -> bool:
 
 
 def _google_environment(settings: Settings) -> None:
-    """Raises PullError where the environment would take the place of explicit credentials, which obstore lets it."""
+    """Raises PullError if the environment would replace explicit credentials, which obstore allows."""
     for name in ("GOOGLE_BEARER_TOKEN", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH"):
         if os.environ.get(name):
             raise settings.error(f"{name} in the pod's environment would take its place; remove one of them")

@@ -1,8 +1,8 @@
-"""What an object store's refusal means, and what to do about it.
+"""Meaning of an object store's refusal, and the remedy.
 
-obstore has few classes of errors, and says the cause only in a text that quotes requests, signatures and bodies. So of
-that text nothing is passed on: it is searched for the HTTP status, the store's own code and some names of Rust errors,
-and these are translated. Which names those are was found by provoking each error on real servers.
+obstore has few classes of errors, and names the cause only in a text that quotes requests, signatures and bodies. So
+nothing of that text is passed on: it is searched for the HTTP status, the store's own code and some names of Rust
+errors, and these are translated. Those names were found by provoking each error on real servers.
 """
 
 import re
@@ -32,7 +32,7 @@ _FAILING = frozenset({"ServiceUnavailable", "OperationTimedOut", "InternalError"
 _REGION = frozenset(
     {"AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect", "IllegalLocationConstraintException"}
 )
-# Where tokens come from, and how obstore's errors about them begin.
+# Sources of tokens, and the beginnings of obstore's errors about them.
 _IDENTITY = re.compile(
     r"169\.254\.|metadata\.google\.internal|fd00:ec2|[/.]sts\.|login\.microsoftonline|oauth2|token request|"
     r"MissingCredentials|InstanceCredentials|TokenRequest|assume.?role|federated",
@@ -41,7 +41,7 @@ _IDENTITY = re.compile(
 
 
 def code_of(error: BaseException) -> tuple[int, str]:
-    """HTTP status and the store's own code; 0 and "" where there are none."""
+    """Returns HTTP status and the store's own code; 0 and "" if there are none."""
     text = str(error)
     status, code = _STATUS.search(text), _CODE.search(text)
     return (
@@ -51,9 +51,9 @@ def code_of(error: BaseException) -> tuple[int, str]:
 
 
 def translated(error: BaseException, shown: str, target: Target) -> PullError:
-    """The error for people. Raise it `from None`: a traceback would show the cause's text."""
+    """Returns the error for people. Raise it `from None`: a traceback would show the cause's text."""
     status, _ = code_of(error)
-    # What our own proxy refused looks like a failure of the store's.
+    # A refusal by our own proxy looks like a failure of the store.
     if status in (0, 403, 502) and (trouble := target.grant.trouble()) is not None:
         kind, why = trouble.kind, trouble.text
     elif (refused := tunnel.refusal_in(str(error))) is not None:
@@ -84,7 +84,7 @@ def _meaning(error: BaseException, target: Target) -> tuple[PullErrorKind, str]:
     if code == "RequestTimeTooSkewed":
         return PullErrorKind.CREDENTIALS, "the clock of this pod's machine is wrong (RequestTimeTooSkewed)"
     if not status and "uri" in text and _IDENTITY.search(text):
-        why = "the pod's own identity cannot be had; give credentials in the storage secret"
+        why = "the pod's own identity is not available; give credentials in the storage secret"
         return PullErrorKind.CREDENTIALS, f'{why}, or "identity": "anonymous" for a public bucket'
     if isinstance(error, FileNotFoundError) or status == 404:
         return PullErrorKind.NOT_FOUND, "nothing is there; check the path of the registration"
@@ -95,9 +95,9 @@ def _meaning(error: BaseException, target: Target) -> tuple[PullErrorKind, str]:
     if code in _BUSY or status == 429:
         return PullErrorKind.BUSY, f"the store has too many requests now ({code or status})"
     if code in _FAILING or status == 408 or status >= 500:
-        return PullErrorKind.UNREACHABLE, f"the store has a failure of its own ({code or status})"
+        return PullErrorKind.UNREACHABLE, f"the store itself failed ({code or status})"
     if status:
-        return PullErrorKind.BAD_REQUEST, f"the store does not take the request ({code or status})"
+        return PullErrorKind.BAD_REQUEST, f"the store does not accept the request ({code or status})"
     return _connection(text)
 
 

@@ -1,10 +1,10 @@
-"""Listings that obstore cannot read: those with a key that is no path, such as `a//b` or `a/./b`.
+"""Listings that obstore cannot read: those with a key that is not a path, such as `a//b` or `a/./b`.
 
-obstore gives up a whole listing for one such key, and it may be anybody's: consoles and scripts make them by accident.
-So where that happens the listing is asked for once more, here, by the store's own API, and `tree` skips what no file
-can be called. S3 and Google Cloud Storage have one API for it (ListObjectsV2), Azure another (List Blobs).
+obstore gives up a whole listing for one such key, and anybody may have made it: consoles and scripts do by accident.
+Then the listing is requested once more, here, by the store's own API, and `tree` skips keys that cannot be names of
+files. S3 and Google Cloud Storage have one API for it (ListObjectsV2), Azure another (List Blobs).
 
-Requests are signed here, with the keys of an account, or bear what proves who asks. A pod's own identity is obstore's
+Requests are signed here, with the keys of an account, or carry proof of the caller. A pod's own identity is obstore's
 business, and with one the key has to be renamed.
 """
 
@@ -37,18 +37,18 @@ Page = tuple[list[dict[str, Any]], str]
 
 
 class Lister(Protocol):
-    """Who asks for the listing of a bucket, where, and how its pages are read."""
+    """The requests for the listing of a bucket, and the reading of its pages."""
 
     def request(self, prefix: str, token: str, *, now: datetime) -> tuple[str, dict[str, str]]:
-        """Returns the URL of a page and the headers to ask for it with. Raises ValueError for keys that are none."""
+        """Returns the URL of a page and the headers for it. Raises ValueError for invalid keys."""
 
     def page(self, root: ElementTree.Element) -> Page:
-        """Returns what a page holds. Raises ValueError."""
+        """Returns the content of a page. Raises ValueError."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Account:
-    """Who asks, and where: the keys of an account, or nobody's."""
+    """The caller and the place: the keys of an account, or none."""
 
     region: str
     access_key: str = ""
@@ -58,7 +58,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class S3Lister:
-    """S3, and what speaks its protocol."""
+    """S3, and other stores with its protocol."""
 
     endpoint: str
     bucket: str
@@ -69,13 +69,13 @@ class S3Lister:
         return signed(f"{self.endpoint}/{quote(self.bucket)}", _version_two(prefix, token), self.account, now=now)
 
     def page(self, root: ElementTree.Element) -> Page:
-        """Returns what a page holds."""
+        """Returns the content of a page."""
         return _objects(root)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class GoogleLister:
-    """Google Cloud Storage, for a service account or for nobody."""
+    """Google Cloud Storage, for a service account or anonymously."""
 
     endpoint: str
     bucket: str
@@ -89,11 +89,11 @@ class GoogleLister:
         return url, {"Authorization": f"Bearer {self._token(now)}"} if self.private_key else {}
 
     def page(self, root: ElementTree.Element) -> Page:
-        """Returns what a page holds."""
+        """Returns the content of a page."""
         return _objects(root)
 
     def _token(self, now: datetime) -> str:
-        """A token that the account signs itself (https://google.aip.dev/auth/4111)."""
+        """Returns a token that the account signs itself (https://google.aip.dev/auth/4111)."""
         from cryptography.hazmat.primitives import hashes, serialization  # a tenth of a second, which few pods need
         from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
@@ -109,7 +109,7 @@ class GoogleLister:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AzureLister:
-    """Azure Blob Storage, with the account's key, a shared access signature, or for nobody."""
+    """Azure Blob Storage, with the account's key, a shared access signature, or anonymously."""
 
     endpoint: str
     container: str
@@ -134,7 +134,7 @@ class AzureLister:
         return url, headers
 
     def page(self, root: ElementTree.Element) -> Page:
-        """Returns what a page holds."""
+        """Returns the content of a page."""
         found = []
         for item in root.iter("Blob"):
             name, about = item.find("Name"), item.find("Properties")
@@ -184,7 +184,7 @@ async def everything(
 
 
 def signed(base: str, query: dict[str, str], account: Account, *, now: datetime) -> tuple[str, dict[str, str]]:
-    """Returns the URL of a GET and its headers, with an AWS signature, version 4; with none for nobody."""
+    """Returns the URL of a GET and its headers, with an AWS signature, version 4; without one if anonymous."""
     split = urlsplit(base)
     text = _encoded(query)
     url = f"{base}?{text}"
@@ -211,7 +211,7 @@ def signed(base: str, query: dict[str, str], account: Account, *, now: datetime)
 
 
 def parsed(lister: Lister, body: bytes, shown: str) -> Page:
-    """Returns what a page holds. Raises PullError."""
+    """Returns the content of a page. Raises PullError."""
     try:
         if b"<!DOCTYPE" in body:
             raise ValueError
@@ -221,7 +221,7 @@ def parsed(lister: Lister, body: bytes, shown: str) -> Page:
 
 
 def _objects(root: ElementTree.Element) -> Page:
-    """A page of ListObjectsV2."""
+    """Returns the content of a page of ListObjectsV2."""
     encoded = _text(root, "EncodingType") == "url"
     found = []
     for item in root.iter():

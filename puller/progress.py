@@ -1,19 +1,19 @@
-"""How far a pull has come, and how fast it goes."""
+"""Progress of a pull, and its rate."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_WINDOW = 2.0  # seconds; the rate is that of about the last so many
+_WINDOW = 2.0  # seconds, about, over which the rate is measured
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Of one pull."""
+    """Progress of one pull."""
 
-    done_bytes: int  # on disk, whether they came now or were there
-    total_bytes: int | None  # None: the store has not said
-    bytes_per_second: float  # what comes now; 0 while nothing does
+    done_bytes: int  # on disk, fetched now or before
+    total_bytes: int | None  # None: the store has not named it
+    bytes_per_second: float  # the current rate; 0 while nothing comes
     seconds: float  # since it began
 
 
@@ -28,14 +28,14 @@ class Meter:
         self._mark: tuple[float, int] = (self._since, 0)
 
     def add(self, count: int) -> None:
-        """So many bytes have come."""
+        """Notes that so many bytes have come."""
         self.bytes += count
         now = self._clock()
         if now - self._mark[0] >= _WINDOW / 2:
             self._before, self._mark = self._mark, (now, self.bytes)
 
     def rate(self) -> float:
-        """Bytes a second, over the last one to two seconds, or since it began."""
+        """Returns bytes a second, over the last one to two seconds, or since it began."""
         now = self._clock()
         at, count = self._before
         if now - self._mark[0] >= _WINDOW:

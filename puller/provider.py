@@ -1,13 +1,13 @@
-"""The seam: what a kind of store has to do to be pulled from.
+"""The seam: the duties of a kind of store that models are pulled from.
 
-A provider lists a location, then reads files of that listing into sinks. Everything around it belongs to others: what
-is fetched at all and what is there already (`cache`), names on disk (`tree`), temporary files, retries, clean-up after
-failure and cancellation. So a provider may simply stop, by an error or when cancelled. A new store is one module with
-one class, registered under its schemes.
+A provider lists a location, then reads files of that listing into sinks. Everything around it belongs to others: which
+files are fetched and which are on disk already (`cache`), names on disk (`tree`), temporary files, retries, clean-up
+after failure and cancellation. So a provider may simply stop, by an error or when cancelled. A new store is one module
+with one class, registered under its schemes.
 
-What a store calls a version of a file (an ETag, a generation, a time, a digest) proves nothing: there are stores that
-give every object one ETag, and servers that name somebody else's file in a header. It is a hint, and saves a download
-in two ways only:
+A store's name for a version of a file (an ETag, a generation, a time, a digest) proves nothing: some stores give every
+object the same ETag, and some servers name somebody else's file in a header. It is a hint, and saves a download in two
+ways only:
 
 - The same version of the same file, asked for with the same credentials: its `identity`, made by `version`. It counts
   if the file is `settled`, so that a later change changes the hint, or if what arrives has the digest in `proof`.
@@ -15,7 +15,7 @@ in two ways only:
   by the registration), bytes that this `Listing.store` was seen to deliver and whose digest was computed here are used
   (`delivered`). A store is what one owner answers for: an endpoint and a bucket, an origin, a hub.
 
-Nobody is so given bytes that the store, with these credentials, has not delivered. Where neither applies the file is
+So no caller is given bytes that the store, with these credentials, has not delivered. If neither applies the file is
 fetched each time; equal files are kept once all the same (`cache`).
 """
 
@@ -31,7 +31,7 @@ from puller.source import Location
 class RemoteFile:
     """A file of a store."""
 
-    path: str  # below the location, elements separated by "/"; "" where the location is the file itself
+    path: str  # below the location, elements separated by "/"; "" if the location is the file itself
     key: str = ""  # what the provider needs to fetch it
     size: int | None = None  # bytes, as announced
     identity: str | None = None  # of this version of this file; see `version`
@@ -40,7 +40,7 @@ class RemoteFile:
     validator: str = ""  # for the provider: which version was listed, as for If-Match
     sha256: str = ""  # hex; what arrives is checked against it
     md5: str = ""  # hex; likewise
-    content: bytes | None = None  # of a small one, where listing it was as cheap as reading it: not read then
+    content: bytes | None = None  # of a small file, if listing it was as cheap as reading it: `read` is skipped then
 
 
 def _nothing() -> None:
@@ -49,28 +49,28 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What is at a location."""
+    """The content of a location."""
 
     files: tuple[RemoteFile, ...]
     is_file: bool  # the location is one file, `files` holds it alone; else a tree
     folders: tuple[str, ...] = ()  # of a tree, those to be made even if they stay empty
-    skipped: tuple[str, ...] = ()  # what lies there and cannot be listed, each with the reason
-    store: str = ""  # who delivers the files, and to whom; "": nothing is shared between them
-    release: Callable[[], None] = _nothing  # gives back what the listing holds for reads that will not come
+    skipped: tuple[str, ...] = ()  # entries that cannot be listed, each with the reason
+    store: str = ""  # the deliverer and the receiver of the files; "": nothing is shared between them
+    release: Callable[[], None] = _nothing  # releases what the listing holds for reads that will not come
 
 
 class Provider(Protocol):
     """A kind of store. Both calls may run many times at once, and raise PullError."""
 
     async def listing(self, location: Location) -> Listing:
-        """Everything at the location, however many files: never empty (NOT_FOUND, EMPTY)."""
+        """Lists everything at the location, however many files: never empty (NOT_FOUND, EMPTY)."""
 
     async def read(self, location: Location, file: RemoteFile, sink: Sink) -> None:
         """Writes a listed file to the sink, and never another version of it (CHANGED).
 
-        Connections are taken from `sink.limits`, bytes noted with `sink.pace`. Of a sink that holds bytes already, from
-        an attempt that broke off, only what is missing may be read, if it is certainly the same version; else
-        `sink.restart`. Cancelled, it stops soon."""
+        Connections are taken from `sink.limits`, bytes noted with `sink.pace`. If the sink holds bytes already, from an
+        attempt that broke off, only the missing ones may be read, if it is certainly the same version; else
+        `sink.restart`. If cancelled, it stops soon."""
 
     async def close(self) -> None:
         """Gives back connections and threads."""

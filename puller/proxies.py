@@ -1,10 +1,10 @@
-"""The operator's own proxies: from the environment, as every program takes them.
+"""The operator's own proxies, from the usual environment variables.
 
-`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, in lower case too, which wins. `NO_PROXY` is a list of hosts,
-domains (with or without a dot in front, of everything below them), addresses, networks (`10.0.0.0/8`), any of them with
-a port; `*` is everything. This machine's own addresses are never asked for through a proxy.
+`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, or in lower case, which wins. `NO_PROXY` is a list of hosts,
+domains (with or without a leading dot, meaning everything below them), addresses, networks (`10.0.0.0/8`), any of them
+with a port; `*` is everything. This machine's own addresses are never requested through a proxy.
 
-Only `http:` proxies are spoken to: that is how they are reached, also for `https:` URLs, whose TLS is with the store.
+Only `http:` proxies are supported: the scheme is that of the proxy itself; the TLS of `https:` URLs is with the store.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """Which proxy is for which URL."""
+    """The choice of a proxy for each URL."""
 
     http: URL | None = None
     https: URL | None = None
@@ -28,7 +28,7 @@ class Proxies:
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> "Proxies":
-        """Reads the environment. Raises ValueError, which names the variable, for what is no proxy."""
+        """Reads the environment. Raises ValueError, which names the variable, for an invalid proxy."""
         bypassed = environment.get("no_proxy", environment.get("NO_PROXY", ""))
         return cls(
             _proxy(environment, "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"),
@@ -37,7 +37,7 @@ class Proxies:
         )
 
     def of_url(self, scheme: str, host: str, port: int | None = None) -> URL | None:
-        """Returns the proxy for a URL of that scheme and host, None where it is asked directly."""
+        """Returns the proxy for a URL of that scheme and host, None if it is requested directly."""
         proxy = self.https if scheme == "https" else self.http
         port = port or _PORTS.get(scheme, 0)
         return proxy if proxy is not None and not self._direct(host.lower().rstrip("."), port) else None

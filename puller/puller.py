@@ -1,10 +1,10 @@
 """The front of the package: a registration's path and key go in, a folder on the pod's disk comes out.
 
-The store is asked each time, also where everything is on disk: so a changed object is noticed, and whoever may no
-longer read it gets no copy of it. How a pull goes is in `pulling`.
+The store is asked each time, even if everything is on disk: so a changed object is noticed, and a caller who may no
+longer read it gets no copy of it. `pulling` is one pull.
 
-Who calls decides what a folder is named (`into`), pulls into one name one at a time, and removes it when no longer
-needed. `remembers` then still tells whether all of its files are here, so that it may be loaded where that is so.
+The caller decides how a folder is named (`into`), pulls into one name one at a time, and removes it when no longer
+needed. `remembers` then still says whether all of its files are here, so it may be loaded again cheaply.
 """
 
 import asyncio
@@ -41,7 +41,8 @@ from puller.threads import Threads
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 64 * 2**30
-"""Of one pull, unless told otherwise: larger than any model that a pod holds, small enough to stop an endless body."""
+"""Bytes of one pull, unless set otherwise: larger than any model that a pod holds, small enough to stop an endless
+body."""
 
 _TURNS = {"total": 16, "each": 12, "least": 4, "most": 64}  # pulls at once, from all stores and from one
 _REMOVE_WAIT = 10.0  # seconds
@@ -56,12 +57,12 @@ class Pulled:
 
     path: Path  # the model's file or folder
     bytes: int  # of the model, on disk; its schema is not counted
-    source: str  # where it came from, for people: without credentials
+    source: str  # its origin, for people: without credentials
     key: str  # the modelKey for the model server: local schema path and size, no store
     schema: Path | None = None
     digest: str = ""  # of model and schema, computed from the bytes, in hex (`pulling`)
-    skipped: tuple[str, ...] = ()  # what lies beside the files and was left out, with the reasons
-    derived: Path | None = None  # what `keep` was given of these files under the tag that was asked for
+    skipped: tuple[str, ...] = ()  # entries beside the files that were left out, with the reasons
+    derived: Path | None = None  # the file that `keep` got for these files under the requested tag
     number: int = 0  # of the pull, in this process
     fetched_bytes: int = 0  # that came from the store for it, its schema included; the rest was on disk
     seconds: float = 0.0
@@ -69,10 +70,10 @@ class Pulled:
 
 @dataclass(frozen=True, slots=True)
 class PullerStatistics:
-    """What it has done since it was made, and what it is doing."""
+    """Current work, and counts since the puller was made."""
 
     in_progress: int
-    pulls: int  # finished well
+    pulls: int  # finished successfully
     failures: int
     cancelled: int
     bytes: int  # of models pulled, whether fetched or on disk already
@@ -102,9 +103,9 @@ class Puller:
         retries: retry.Policy | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        """`file_roots` are folders that paths may lie in, `volumes` one with a folder for each `pvc:` name, `secrets`
-        the mounted storage secret. `providers` are further ones by scheme, in place of the built-in where they share
-        one.
+        """Makes a puller; `file_roots` are folders that paths may lie in, `volumes` one with a folder for each `pvc:`
+        name, `secrets` the mounted storage secret. `providers` are further ones by scheme, which take precedence over
+        built-in ones.
 
         `budget_bytes` bounds all files on disk; without it unused ones stay while the disk has room (`cache`)."""
         self._disk = Disk(directory)
@@ -127,7 +128,7 @@ class Puller:
         self._max_bytes = max_bytes
         self._cache = Cache(self._disk, budget_bytes=budget_bytes, on_change=self._changed)
         self._threads = Threads(_THREADS, "puller-disk")
-        # One alone: each fsync of many small files is quick after the first, and loads want the disk too.
+        # Only one: each fsync of many small files is quick after the first, and loads need the disk too.
         self._securer = Threads(1, "puller-secure")
         self._flights = Flights(
             disk=self._disk,
@@ -153,55 +154,57 @@ class Puller:
         )
         self._turns = Shares(**_TURNS)
         self._pulls_now: dict[str, Pulling] = {}
-        self._latest: dict[str, int] = {}  # the pull that each folder is of
+        self._latest: dict[str, int] = {}  # the pull that made each folder
         self._number = 0
         self._securing: set[asyncio.Future[None]] = set()
         self._pulls = self._failures = self._cancelled = self._bytes = self._leftovers = self._retries = 0
 
     @property
     def directory(self) -> Path:
-        """Where pulled models are; the model server needs to read it."""
+        """The directory of pulled models; the model server needs to read it."""
         return self._disk.directory
 
     @property
     def secrets(self) -> str:
-        """The version of the storage secret as it is now; see `Secrets.version`."""
+        """Returns the current version of the storage secret; see `Secrets.version`."""
         return self._secrets.version
 
     def sweep(self) -> None:
-        """Removes what an earlier process left, but for its whole files, which are used again.
+        """Removes what an earlier process left, except its whole files, which are used again.
 
         Blocks. Raises ValueError if the directory is somebody else's."""
         self._disk.sweep()
         self._cache.load()
 
     def listen(self, listener: Callable[[str, bool], None]) -> None:
-        """Has the listener called, on the event loop, with each `into` that is remembered from now on or no longer."""
+        """Registers a listener, called on the event loop with each `into` that is remembered from now on or no
+        longer."""
         self._loop = asyncio.get_running_loop()
         self._listener = listener
 
     def remembered(self) -> list[str]:
-        """The names of which that is so, longest unused first."""
+        """Returns the names that are remembered, longest unused first."""
         return self._cache.remembered()
 
     def remembers(self, into: str) -> bool:
-        """Whether all files of the model last pulled into that name are on disk, its folder there or not."""
+        """Returns whether all files of the model last pulled into that name are on disk, whether its folder exists or
+        not."""
         return self._cache.remembers(into)
 
     def short(self, needs: int) -> int:
-        """Returns how many bytes of models in use have to go from the disk before so many find room there: at this
-        moment, and of those that other pulls have set aside as well."""
+        """Returns how many bytes of models in use must be evicted from the disk before so many find room there: at this
+        moment, and counting those that other pulls have set aside."""
         return self._cache.short(needs)
 
     def progress(self, into: str) -> Progress | None:
-        """How far the pull into that name is; None if there is none."""
+        """Returns the progress of the pull into that name; None if there is none."""
         pull = self._pulls_now.get(into)
         return pull.progress() if pull is not None else None
 
     async def pull(self, source: Source, *, into: str, tag: str = "") -> Pulled:
-        """Fetches what was registered. Raises PullError; failed or cancelled, it leaves nothing behind.
+        """Fetches a registered model. Raises PullError; failed or cancelled, it leaves nothing behind.
 
-        `tag` asks for what was made of the same files under it (`keep`)."""
+        `tag` asks for the file that was made of the same files under it (`keep`)."""
         request = sources.resolve(source, secrets=self._secrets, claims=self._volumes)
         if source.sha256 and not _SHA256.fullmatch(source.sha256):
             text = f"sha256 is 64 hexadecimal digits, not {source.sha256[:100]!r}; see what `sha256sum` prints"
@@ -216,7 +219,7 @@ class Puller:
         for location in names:
             self._provider(location)
         pull = self._pulls_now[into] = Pulling(self._tools, names, into=into, sha256=source.sha256.lower(), tag=tag)
-        # Local files never wait for remote ones; which of them wait for others is for `local` to say.
+        # Local files never wait for remote ones; `local` decides which of them wait for others.
         turn = self._turns.turn(request.model.store) if request.model.scheme != "file" else nullcontext()
         try:
             async with turn:
@@ -259,13 +262,13 @@ class Puller:
         )
 
     def current(self, into: str, pulled: Pulled) -> bool:
-        """Whether the folder of that name is still the one of this pull."""
+        """Returns whether the folder of that name is still the one of this pull."""
         return self._latest.get(into) == pulled.number
 
     async def keep(self, into: str, pulled: Pulled, tag: str, path: Path) -> bool:
-        """Takes over a file that was made of a pull's files: it is there for whoever pulls equal files with that tag,
-        for as long as the cache has room for it. False where those files have gone or changed meanwhile, or the disk
-        has no room; the file is then the caller's still.
+        """Takes over a file that was made of a pull's files: pulls of equal files with that tag get it, for as long as
+        the cache has room for it. Returns False if those files were removed or changed meanwhile, or the disk has no
+        room; the file then still belongs to the caller.
 
         The file must lie on the same file system as the cache."""
         if not self.current(into, pulled):
@@ -277,13 +280,13 @@ class Puller:
         except (PullError, OSError):
             return False
         try:
-            if (blob := self._cache.peek([identity])) is None:
+            if (blob := self._cache.look_up([identity])) is None:
                 target = self._disk.new()
                 os.rename(path, target)
                 blob = await self._threads.run(
                     self._adopt, target, identity, undo=lambda blob: self._cache.drop([blob])
                 )
-                room.close()  # what it was for is counted as a blob now
+                room.close()  # its bytes are counted as a blob now
                 self._secure(blob)
             self._cache.drop([blob])
         except OSError:
@@ -298,21 +301,21 @@ class Puller:
         return self._cache.add(path, sha256=sha256, identities=[identity])
 
     async def remove(self, into: str) -> None:
-        """Removes the folder of that name; nothing there is fine. Its files must no longer be needed there.
+        """Removes the folder of that name, if it exists. Its files must no longer be needed there.
 
         They stay in the cache for as long as there is room."""
-        # At once, so that a removal that comes late hits no later pull into the same name.
+        # At once, so a late removal hits no later pull into the same name.
         self._latest.pop(into, None)
         withdrawn = self._disk.withdraw(into)
         self._cache.leave(into)
-        # In a thread: unlinking may take a file system a second. Goes on when the caller is cancelled.
+        # In a thread: unlinking may take a file system a second. Continues if the caller is cancelled.
         work = self._threads.begin(self._remove_folder, withdrawn)
         await asyncio.wait([work], timeout=_REMOVE_WAIT)
         if work.done() and not work.cancelled():
             work.result()
 
     async def close(self) -> None:
-        """Closes connections and lets go of the directory; pulls should have been cancelled before."""
+        """Closes connections and releases the directory; pulls should have been cancelled before."""
         for provider in dict.fromkeys(self._providers.values()):
             await provider.close()
         if self._securing:
@@ -322,7 +325,7 @@ class Puller:
         self._disk.close()
 
     def statistics(self) -> PullerStatistics:
-        """Counts since it was made."""
+        """Returns counts since it was made."""
         cache = self._cache.statistics()
         return PullerStatistics(
             in_progress=len(self._pulls_now),
@@ -366,7 +369,7 @@ class Puller:
     def _secured(self, work: "asyncio.Future[None]") -> None:
         self._securing.discard(work)
         if not work.cancelled() and work.exception() is not None:
-            self._leftovers += 1  # it stays usable, and is fetched anew after a restart
+            self._leftovers += 1  # it stays usable, and is fetched again after a restart
 
     def _remove_folder(self, withdrawn: Path | None) -> None:
         try:

@@ -1,7 +1,7 @@
 """One pull under way.
 
-It lists the model, takes what is on disk already from the cache, fetches the rest, several files at a time, and puts
-the folder together under a temporary name. Failed or cancelled, it leaves nothing but whole files in the cache.
+It lists the model, takes files that are on disk already from the cache, fetches the rest, several files at a time, and
+puts the folder together under a temporary name. Failed or cancelled, it leaves nothing but whole files in the cache.
 """
 
 import asyncio
@@ -27,15 +27,15 @@ from puller.threads import Threads
 log = logging.getLogger(__name__)
 
 DERIVED = ".derived"
-"""Name in a model's folder of what was made of its files; no file of a model begins with a dot (`folder_name`)."""
+"""Name in a model's folder of the file made of its files; no file of a model begins with a dot (`folder_name`)."""
 
-_CHANGES = 3  # times that a model is listed anew because a file of it changed meanwhile
+_CHANGES = 3  # times that a model is listed again because one of its files changed meanwhile
 _FILES = 32  # of one pull at once
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What all pulls of a pod work with."""
+    """The tools that all pulls of a pod share."""
 
     disk: Disk
     cache: Cache
@@ -49,30 +49,31 @@ class Tools:
 
 
 class Pulling:
-    """What a pull has of the files, and what it waits for."""
+    """The files that a pull has, and those it waits for."""
 
     def __init__(
         self, tools: Tools, names: Mapping[Location, str], *, into: str, sha256: str = "", tag: str = ""
     ) -> None:
-        """`names` are the locations, the model's first, with their names in the folder. `sha256` is the model's."""
+        """Makes a pull; `names` are the locations, the model's first, with their names in the folder. `sha256` is the
+        model's."""
         self.began = time.monotonic()
         self.sizes: dict[Location, int] = {}  # bytes
         self.fetched = 0  # bytes
         self.digest = ""  # of the files, computed here: the SHA-256 of a file, or `tree_digest`
-        self.skipped: tuple[str, ...] = ()  # what lies there and is left out, with the reasons
-        self.derived = False  # whether what was made of them under the tag is in the folder
+        self.skipped: tuple[str, ...] = ()  # entries that are left out, with the reasons
+        self.derived = False  # whether the file made of them under the tag is in the folder
         self._tools = tools
         self._names = names
         self._into = into
         self._sha256 = sha256
         self._tag = tag
-        self._total: int | None = 0  # bytes; None: a store has not said
+        self._total: int | None = 0  # bytes; None: a store has not named them
         self._here = 0  # bytes
         self._blobs: list[Blob] = []  # picked
         self._flights: set[Flight] = set()
 
     def progress(self) -> Progress:
-        """How far it is."""
+        """Returns the current progress."""
         return Progress(
             self._here + sum(min(flight.meter.bytes, flight.size or 2**63) for flight in self._flights),
             self._total,
@@ -81,17 +82,18 @@ class Pulling:
         )
 
     async def run(self) -> Path:
-        """The folder that it made; the fields then say what is in it. Raises PullError, and OSError of the disk."""
+        """Pulls, and returns the folder; the fields then describe its content. Raises PullError, and OSError of the
+        disk."""
         for attempt in itertools.count(1):
             try:
                 return await self._once()
             except PullError as error:
-                # What came of other files stays in the cache: only what changed is fetched again.
+                # Other files stay in the cache: only changed ones are fetched again.
                 if error.kind is not PullErrorKind.CHANGED or attempt >= _CHANGES:
                     raise
                 self._tools.on_retry(error)
             except FileNotFoundError:
-                # Somebody has removed files of the cache: the second time round they are fetched.
+                # Files of the cache were removed from outside: the second time round they are fetched.
                 if attempt >= _CHANGES:
                     raise
             finally:
@@ -156,7 +158,8 @@ class Pulling:
     async def _fetch(
         self, location: Location, name: str, sha256: str
     ) -> tuple[list[tuple[PurePosixPath, Blob]], list[PurePosixPath]]:
-        """The files of one location, picked, with their paths in the model's folder; and the folders they need."""
+        """Returns the files of one location, picked, with their paths in the model's folder; and the folders they
+        need."""
         provider = self._tools.provider(location)
         listing = await retry.retried(
             lambda: provider.listing(location), self._tools.policy, on_retry=self._tools.on_retry
@@ -177,7 +180,7 @@ class Pulling:
         return list(zip(paths, blobs, strict=True)), folders
 
     async def _get(self, provider: Provider, location: Location, listing: Listing, sha256: str) -> list[Blob]:
-        """The listed files, in order, from the cache or the store."""
+        """Returns the listed files, in order, from the cache or the store."""
         files = listing.files
         blobs: list[Blob | None] = []
         for file in files:
@@ -196,7 +199,7 @@ class Pulling:
         missing = [index for index, blob in enumerate(blobs) if blob is None]
         if not missing:
             return here
-        # Files that are equal, or on their way already, need no room of ours.
+        # Files that are equal, or on their way already, need no further room.
         needed = {
             _flight_name(files[index]) or str(index): files[index].size or 0
             for index in missing
@@ -211,7 +214,7 @@ class Pulling:
 
         async def work() -> None:
             for index in queue:
-                # One at a time and noted at once, so that a failure of another leaves no pick behind.
+                # One at a time and noted at once, so a failure of another leaves no pick behind.
                 blobs[index] = blob = await self._bring(provider, location, listing, files[index], room, sha256)
                 self._here += blob.size
 
@@ -231,7 +234,8 @@ class Pulling:
     def _laid_out(
         self, listing: Listing, location: Location, name: PurePosixPath
     ) -> tuple[Listing, list[PurePosixPath], list[PurePosixPath]]:
-        """The files that can be of a model, their paths in the model's folder, and the folders they need."""
+        """Returns the files that can be part of a model, their paths in the model's folder, and the folders they
+        need."""
         if listing.is_file:
             return listing, [name], []
         layout = tree.lay_out([file.path for file in listing.files], listing.folders, location.shown)
@@ -244,13 +248,13 @@ class Pulling:
         return kept, paths, [name, *(name / folder for folder in layout.folders)]
 
     async def _pick(self, identities: list[str], size: int | None, *, sha256: str = "") -> Blob | None:
-        """Returns what the cache has under one of these names, if it is sound; `sha256` is what was registered."""
+        """Returns the cache's file under one of these names, if it is sound; `sha256` is the registered one."""
         cache = self._tools.cache
         blob = cache.pick(identities, size=size)
         if blob is None:
             return None
         self._blobs.append(blob)
-        # What a registration has a digest of is read each time; anything else once after the start.
+        # A file with a registered digest is read each time; any other once after the start.
         if (sha256 or not blob.read) and not await self._tools.threads.run(cache.sound, blob):
             return None
         return blob if sha256 in ("", blob.sha256) else None
@@ -264,22 +268,22 @@ class Pulling:
         room: Room,
         sha256: str,
     ) -> Blob:
-        """One file, by a flight of its own or somebody else's."""
+        """Fetches one file, by a flight of its own or of another pull."""
         name = _flight_name(file)
         while True:
             flight = self._tools.flights.find(name)
             own = flight is None
             if flight is None:
                 known = [file.identity] if file.identity is not None else []
-                blob = self._tools.cache.peek(known, size=file.size)
-                if blob is not None:  # it has come since it was looked for
+                blob = self._tools.cache.look_up(known, size=file.size)
+                if blob is not None:  # it has come since the last look
                     self._blobs.append(blob)
                     if blob.read:
                         return blob
                 part = room.split(file.size or 0)
                 flight = self._tools.flights.start(provider, location, file, name=name, store=listing.store, room=part)
             elif len(listing.files) == 1:
-                listing.release()  # a connection need not be kept waiting for what somebody else fetches
+                listing.release()  # no connection needs to be kept for a file that another pull fetches
             self._flights.add(flight)
             try:
                 blob = await self._tools.flights.wait(flight)
@@ -296,7 +300,7 @@ class Pulling:
 
 
 def _verify(blob: Blob, sha256: str, location: Location) -> None:
-    """Raises PullError where the file is not the registered one."""
+    """Raises PullError if the file is not the registered one."""
     if blob.sha256 != sha256:
         text = (
             f"{location.shown} is not the file that was registered: its sha256 is {blob.sha256}, "
@@ -322,15 +326,15 @@ def tree_digest(files: Iterable[tuple[str, int, str]]) -> str:
 
 
 def derived_identity(tag: str, digest: str) -> str:
-    """Under which the cache keeps what was made of files with that digest."""
+    """Returns the name under which the cache keeps the file made of files with that digest."""
     return f"derived {tag} {digest}"
 
 
 def _alike(one: Location, other: Location) -> bool:
-    """Whether what failed for the one would fail for the other: the same place, with the same credentials."""
+    """Returns whether a failure of the one would be one of the other: the same place, with the same credentials."""
     return one == other and one.settings.fingerprint() == other.settings.fingerprint()
 
 
 def _flight_name(file: RemoteFile) -> str | None:
-    # Of what may have changed since somebody else listed it nobody takes over the download.
+    # A file that may have changed since another pull listed it is not taken over from its download.
     return file.identity if file.settled or file.proof else None

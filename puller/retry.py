@@ -1,11 +1,11 @@
-"""Trying again: what may succeed a moment later is tried a few times, anything else is not.
+"""Retries: an operation that may succeed a moment later is tried a few times, any other is not.
 
-Pauses double and are drawn at random below that, so that a fleet whose store had a hiccup does not come back all at
-once. Both the number of attempts and their time are bounded; a transfer that gets on is not counted against either,
-since each time it has less to go.
+Pauses double, and are drawn at random below that, so a fleet whose store had a hiccup does not come back all at once.
+Both the number of attempts and their time are bounded; a transfer that makes progress is not counted against either,
+since each time it has less to do.
 
-A store that says how long to wait (`Retry-After`) is obeyed: a short wait is waited here, a longer one ends the
-attempts at once, and the error carries it to whoever decides when to ask again.
+A store that says how long to wait (`Retry-After`) is obeyed: a short wait happens here, a longer one ends the attempts
+at once, and the error carries it to the caller, who decides when to ask again.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How often, and for how long. Times in seconds."""
+    """The number of attempts, and their time. Times in seconds."""
 
     attempts: int = 4  # in all, without progress in between
     first_pause: float = 0.2
     longest_pause: float = 5.0
     total: float = 60.0  # since the last progress; after it no attempt begins
-    longest_told: float = 10.0  # that a store may ask for and is waited here
+    longest_told: float = 10.0  # wait asked for by a store that still happens here
 
 
 async def retried(
@@ -40,9 +40,9 @@ async def retried(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> _T:
-    """The operation's result, or the PullError of its last attempt, which then says how many there were.
+    """Returns the operation's result; raises the PullError of its last attempt, with the number of attempts.
 
-    `progress` is a number that grows as the operation gets on: more than ever before starts the count anew."""
+    `progress` is a number that grows as the operation progresses: a new maximum restarts the count."""
     began = since = clock()
     attempts = failures = 0
     best = progress()
@@ -52,7 +52,7 @@ async def retried(
             return await operation()
         except PullError as error:
             now = clock()
-            # A drip gets on, too, and would never end.
+            # A drip progresses too, and would never end.
             if (reached := progress()) > best and error.kind is not PullErrorKind.SLOW:
                 best, since, failures = reached, now, 0
             failures += 1

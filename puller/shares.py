@@ -1,8 +1,8 @@
-"""Turns that many stores share, so that one that hangs takes them from no other.
+"""Turns shared by many stores, so that one that hangs takes them from no other.
 
 A store may have `each` turns. All of them together have `total`; beyond that each may still have `least`, up to `most`
-in all. So a store that holds its turns for as long as its time-outs let it leaves others their share, however many of
-its models are asked for. Whoever waits is served in the order of coming, as far as its store may have one more.
+in all. So a store that holds its turns for as long as its time-outs allow leaves others their share, however many of
+its models are wanted. Waiters are served in the order of arrival, as far as their store may have one more turn.
 """
 
 import asyncio
@@ -17,20 +17,20 @@ class Shares:
     def __init__(self, *, total: int, each: int, least: int, most: int) -> None:
         self._total, self._each, self._least, self._most = total, each, least, most
         self._taken: Counter[str] = Counter()
-        self._waiting: dict[asyncio.Future[None], str] = {}  # in the order of coming
+        self._waiting: dict[asyncio.Future[None], str] = {}  # in the order of arrival
 
     @property
     def taken(self) -> int:
-        """Turns that are taken."""
+        """The number of turns that are taken."""
         return self._taken.total()
 
     @property
     def waiting(self) -> int:
-        """Those who wait for one."""
+        """The number of waiters."""
         return len(self._waiting)
 
     async def acquire(self, store: str) -> None:
-        """Takes a turn, to be given back by `release`."""
+        """Takes a turn, to be returned by `release`."""
         if self._may(store) and store not in self._waiting.values():
             self._taken[store] += 1
             return
@@ -40,13 +40,13 @@ class Shares:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.release(store)  # it came at the same moment
+                self.release(store)  # it was granted at the same moment
             raise
         finally:
             self._waiting.pop(turn, None)
 
     def release(self, store: str) -> None:
-        """Gives a turn back, and to whoever may have it."""
+        """Returns a turn, and passes it to the first waiter that may have it."""
         self._taken[store] -= 1
         if not self._taken[store]:
             del self._taken[store]
@@ -58,7 +58,7 @@ class Shares:
 
     @asynccontextmanager
     async def turn(self, store: str) -> AsyncIterator[None]:
-        """A turn for as long as the block lasts."""
+        """Holds a turn for as long as the block lasts."""
         await self.acquire(store)
         try:
             yield

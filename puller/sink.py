@@ -1,11 +1,11 @@
-"""Where one file's bytes go: a temporary file, filled from one stream or from several at once.
+"""The destination of one file's bytes: a temporary file, filled from one stream or from several at once.
 
-It knows which bytes are there, so a transfer that broke off goes on where it ended; and it digests them as they come,
-so a checksum costs no second reading. Parts that arrive ahead of the digest are read back from the page cache, by
-whoever writes next, a few megabytes at a time.
+It knows which bytes have arrived, so a broken transfer continues where it ended; and it digests them as they come, so a
+checksum costs no second reading. Parts that arrive ahead of the digest are read back from the page cache, by the next
+writer, a few megabytes at a time.
 
 Writing blocks for as long as the page cache takes it, and may be done from any thread. A sink that is stopped refuses
-further writes; its file is closed when the last writer has left, so that no late thread ever writes to a number that
+further writes; its file is closed when the last writer has left, so no late thread ever writes to a descriptor that
 has become another file.
 """
 
@@ -27,7 +27,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Stopped(Exception):
-    """Nobody wants these bytes any more: the thread should end."""
+    """The bytes are not wanted any more: the thread should end."""
 
 
 class Sink:
@@ -46,7 +46,8 @@ class Sink:
         sha256: str = "",
         md5: str = "",
     ) -> None:
-        """`admit` raises PullError if a file of so many bytes must not be; `arrived` is told of bytes written.
+        """Makes a sink; `admit` raises PullError if a file has too many bytes; `arrived` gets the number of bytes
+        written.
 
         `shown` names the file in errors."""
         self.limits = limits
@@ -61,7 +62,7 @@ class Sink:
         self._expected: dict[str, str] = {}
         self._digests: dict[str, hashlib._Hash] = {}
         self._frontier = 0  # bytes digested
-        self._there: list[tuple[int, int]] = []  # ranges that are written: sorted, apart from each other
+        self._there: list[tuple[int, int]] = []  # written ranges: sorted, not adjacent
         self._stop = threading.Event()
         self._writers = 0
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
@@ -72,10 +73,10 @@ class Sink:
             raise
 
     def expect(self, *, size: int | None = None, sha256: str = "", md5: str = "") -> None:
-        """What the store says of the file (digests in hex), before its first byte. Raises PullError.
+        """Takes the store's description of the file (digests in hex), before its first byte. Raises PullError.
 
-        What was expected before, by the registration or the listing, stands: a store that now says something else
-        has a changed file, or a wrong one."""
+        Earlier expectations, of the registration or the listing, stand: a store that now announces something else has a
+        changed file, or a wrong one."""
         if size is not None:
             if self.size is not None and size != self.size:
                 text = f"{self._shown} changed: {self.size} bytes were announced at first, then {size}"
@@ -94,31 +95,31 @@ class Sink:
         """Has that digest (`sha256`, `md5`, or `git`: git's of a file, which needs its size) computed, for `digest`."""
         if name not in self._digests:
             with self._digesting:
-                # Those that have begun begin again with it: usually nothing is there yet.
+                # Digests that have begun begin again with it: usually nothing has arrived yet.
                 self._digests = {known: self._new(known) for known in (*self._digests, name)}
                 self._frontier = 0
 
     def digest(self, name: str) -> str:
-        """That digest of the finished file, in hex; "" if it was not computed."""
+        """Returns that digest of the finished file, in hex; "" if it was not computed."""
         return self._digests[name].hexdigest() if name in self._digests else ""
 
     @property
     def behind(self) -> int:
-        """Bytes that `finish` has to digest yet."""
+        """The bytes that `finish` has yet to digest."""
         return self.written - self._frontier if self._digests else 0
 
     @property
     def written(self) -> int:
-        """Bytes that are there."""
+        """The number of bytes written."""
         return sum(end - start for start, end in self._there)
 
     @property
     def stopped(self) -> bool:
-        """Whether nobody wants it any more."""
+        """True if the file is not wanted any more."""
         return self._stop.is_set()
 
     def missing(self) -> list[tuple[int, int]]:
-        """The ranges (first byte, one after the last) that are not there yet. Needs the size."""
+        """Returns the ranges (first byte, one after the last) that have not arrived. Needs the size."""
         if self.size is None:
             raise ValueError("the size is not known")
         gaps: list[tuple[int, int]] = []
@@ -131,7 +132,7 @@ class Sink:
         return gaps
 
     def restart(self) -> None:
-        """Throws away what is there: it comes from the beginning again."""
+        """Discards what has arrived: it comes from the beginning again."""
         with self.hold() as descriptor, self._digesting, self._lock:
             os.ftruncate(descriptor, 0)
             self._there = []
@@ -140,9 +141,9 @@ class Sink:
 
     @contextmanager
     def hold(self) -> Iterator[int]:
-        """The file's descriptor, for as long as the block lasts. Raises Stopped.
+        """Yields the file's descriptor, for as long as the block lasts. Raises Stopped.
 
-        For copying inside the kernel; tell `wrote` what was written."""
+        It is for copying inside the kernel; report the written bytes to `wrote`."""
         with self._lock:
             if self._stop.is_set() or self._descriptor < 0:
                 raise Stopped
@@ -155,7 +156,8 @@ class Sink:
                 self._close_if_left()
 
     def write(self, data: Buffer, offset: int) -> None:
-        """Writes all of the bytes there. Blocks; from any thread. Raises Stopped, PullError, OSError of the disk."""
+        """Writes all of the bytes at the offset. Blocks; from any thread. Raises Stopped, PullError, OSError of the
+        disk."""
         view = memoryview(data)
         if not len(view):
             return
@@ -188,7 +190,7 @@ class Sink:
             raise Stopped
 
     def finish(self) -> int:
-        """Checks that all of it is there and is what was expected; its size. Blocks while it digests the rest.
+        """Checks that the file is complete and the expected one; returns its size. Blocks while it digests the rest.
 
         Raises PullError (INTEGRITY, CHECKSUM)."""
         there = list(self._there)
@@ -198,7 +200,9 @@ class Sink:
             raise PullError(PullErrorKind.INTEGRITY, text)
         with self.hold() as descriptor:
             if (there_are := os.fstat(descriptor).st_size) != size:
-                text = f"{self._shown} has {size} bytes, and the file on the pod's disk {there_are}: it is fetched anew"
+                text = (
+                    f"{self._shown} has {size} bytes, and the file on the pod's disk {there_are}: it is fetched again"
+                )
                 raise PullError(PullErrorKind.INTEGRITY, text)
         if self._digests:
             with self.hold(), self._digesting:
@@ -245,7 +249,7 @@ class Sink:
         self._frontier += len(data)
 
     def _read_back(self, most: int) -> None:
-        """Digests what is there beyond the frontier, `most` bytes and no gap."""
+        """Digests bytes beyond the frontier, at most `most` and up to the first gap."""
         while most > 0:
             with self._lock:
                 end = next((end for start, end in self._there if start <= self._frontier < end), 0)

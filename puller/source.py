@@ -1,4 +1,4 @@
-"""What a registration's path and key name: one location in one store, perhaps a second one for its schema.
+"""Resolution of a registration's path and key: one location in one store, perhaps a second one for its schema.
 
 Two forms mean the same. The path may be a URI, as in KServe's `storageUri`:
 
@@ -11,8 +11,8 @@ Or it is a path inside a store, which `key`, the predecessor's JSON object, name
 old `bucket`. Both go through `credentials`, and both end as a `Location`, whose scheme chooses the provider. A schema
 (`schema_path`) is in the same store as its model, unless it is a URI itself.
 
-Paths inside stores are taken as they are spelled, without decoding. Those that no tree of files can have are refused:
-`..`, empty elements, control characters. A path with "/" at its end means what is below it and no single file.
+Paths inside stores are taken literally, without decoding. Those that no tree of files can have are refused: `..`, empty
+elements, control characters. A path with "/" at its end means everything below it and no single file.
 """
 
 import json
@@ -42,7 +42,7 @@ _NO_SECRETS = Secrets()
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What was registered."""
+    """A registration's path and key."""
 
     path: str
     key: str = ""
@@ -51,19 +51,19 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Something to fetch."""
+    """A place of a model, or of its schema, in a store."""
 
     scheme: str  # lower case; chooses the provider
     uri: str  # as registered, or made from it; may hold credentials
     name: str  # the last element of its path, decoded; may be anything, or empty
     path: str = ""  # inside the store, for those that have settings; a "/" at its end means only what is below
     settings: Settings = field(default=NO_SETTINGS, compare=False)
-    told: str = ""  # for people, where the URI is of this pod alone
+    told: str = ""  # for people, if the URI holds in this pod only
 
     @property
     def store(self) -> str:
-        """The host that it is fetched from, as far as that is known before it is asked; of hosts that settings do not
-        name, the kind of store. For what stores share."""
+        """The host that it is fetched from, as far as it is known before the request; if settings name no host, the
+        kind of store. For what stores share."""
         try:
             if self.scheme in ("http", "https"):
                 return urlsplit(self.uri).netloc.rpartition("@")[2]
@@ -84,11 +84,11 @@ class Request:
 
     model: Location
     schema: Location | None
-    key: dict[str, Any]  # what was registered
+    key: dict[str, Any]  # as registered
 
 
 def redact(uri: str) -> str:
-    """A URI without what may be secret: signed URLs carry their secret in the query."""
+    """Returns a URI without its possible secrets: signed URLs carry theirs in the query."""
     head = re.split(r"[?#]", uri, maxsplit=1)[0]
     text = re.sub(r"(//)[^/]*@", r"\1", head)
     return text + "?…" if "?" in uri else text
@@ -97,7 +97,7 @@ def redact(uri: str) -> str:
 def resolve(source: Source, *, secrets: Secrets = _NO_SECRETS, claims: Path | None = None) -> Request:
     """Reads path and key, and the storage secret. Raises PullError.
 
-    `claims` is the folder below which volume claims are mounted, each under its name; None: none are."""
+    `claims` is the folder below which volume claims are mounted, each under its name; None: there are none."""
     key = _parse_key(source.key)
     schema = key.get("schema_path")
     if schema is not None and not isinstance(schema, str):
@@ -108,12 +108,12 @@ def resolve(source: Source, *, secrets: Secrets = _NO_SECRETS, claims: Path | No
 
 
 def locate(path: str) -> Location:
-    """The location that a path or URI names by itself, without a secret. Raises PullError(BAD_REQUEST)."""
+    """Returns the location that a path or URI names by itself, without a secret. Raises PullError(BAD_REQUEST)."""
     return _Store({}, _NO_SECRETS, None).locate(path)
 
 
 def rewritten_key(key: dict[str, Any], *, disk_bytes: int, schema: str | None) -> str:
-    """The key as a model server gets it after the pull: sizes and local paths instead of stores."""
+    """Returns the key as a model server gets it after the pull: sizes and local paths instead of stores."""
     kept = {name: value for name, value in key.items() if name not in _STORE_ATTRIBUTES and name != "schema_path"}
     kept["disk_size_bytes"] = disk_bytes
     if schema is not None:
@@ -122,7 +122,7 @@ def rewritten_key(key: dict[str, Any], *, disk_bytes: int, schema: str | None) -
 
 
 class _Store:
-    """What a key says of the store, and what of the pod it takes to find it."""
+    """A key's description of the store, and what of the pod it takes to find it."""
 
     def __init__(self, key: Mapping[str, Any], secrets: Secrets, claims: Path | None) -> None:
         self._key = _text(key, "storage_key")
@@ -134,13 +134,13 @@ class _Store:
         self._claims = claims
 
     def locate(self, path: str, *, beside: Location | None = None) -> Location:
-        """The location of a path; a schema's is `beside` its model's."""
+        """Returns the location of a path; a schema's is `beside` its model's."""
         if _CONTROL.search(path):
             raise PullError(PullErrorKind.BAD_REQUEST, f"the path {redact(path)!r} holds control characters")
         named = bool(self._key or self._bucket or self._parameters)
         match = _SCHEME.match(path)
         if match is not None and named and not path.startswith("//", match.end()) and match[1].lower() != "file":
-            match = None  # in a store that was named, "a:b" is a file's name
+            match = None  # in a named store, "a:b" is a file's name
         if match is not None:
             return self._by_uri(path, match[1].lower(), named)
         if beside is not None and beside.settings.type:
@@ -176,7 +176,7 @@ class _Store:
             return self._by_url(uri, scheme, name)
         said, path = _parse_uri(uri, scheme)
         if not said:
-            return Location(scheme, uri, name)  # whoever offers a provider for it knows what it means
+            return Location(scheme, uri, name)  # its provider knows what it means
         if path.startswith("/"):
             raise PullError(PullErrorKind.BAD_REQUEST, f"the path of {redact(uri)!r} has an empty element")
         settings = self._secrets.settings(key=self._key, parameters=self._parameters, uri=said)
@@ -184,7 +184,7 @@ class _Store:
         return _in_store(settings, path, self._claims)
 
     def _by_url(self, uri: str, scheme: str, name: str) -> Location:
-        """A plain URL: the settings of an http store are for the host of its own `url` only, the operator's."""
+        """Returns the location of a plain URL: an http store's settings are only for the host of its own `url`."""
         settings = self._secrets.settings(key=self._key, parameters={**self._parameters, "type": "http"})
         assert settings is not None
         if settings.text("url") and _origin(settings.text("url")) != _origin(uri):
@@ -195,15 +195,13 @@ class _Store:
         secret = settings.has("headers", "client_certificate", "client_key")
         if secret and (not settings.text("url") or settings.overridden("url")):
             if self._key:
-                raise settings.error(
-                    "its credentials are for the url that it names, and none other", PullErrorKind.FORBIDDEN
-                )
+                raise settings.error("its credentials are only for the url that it names", PullErrorKind.FORBIDDEN)
             settings = NO_SETTINGS
         return Location(scheme, uri, name, settings=settings if settings.origin else NO_SETTINGS)
 
 
 def _parse_uri(uri: str, scheme: str) -> tuple[dict[str, str], str]:
-    """What a store's URI says, as storage_params, and the path inside the store; nothing for unknown schemes."""
+    """Returns a store URI's settings, as storage_params, and the path inside the store; nothing for unknown schemes."""
     rest = uri.partition(":")[2].removeprefix("//")
     first, _, path = rest.partition("/")
     match scheme:
@@ -237,7 +235,7 @@ def _split_revision(text: str) -> tuple[str, str, str]:
 
 
 def _in_store(settings: Settings, path: str, claims: Path | None) -> Location:
-    """The location of a path inside the store that settings describe. Raises PullError."""
+    """Returns the location of a path inside the store that settings describe. Raises PullError."""
     if settings.type == "http":
         return _below_url(settings, path)
     path = _checked(path.removeprefix("/"), settings)
@@ -269,7 +267,7 @@ def _in_store(settings: Settings, path: str, claims: Path | None) -> Location:
 
 
 def _below_url(settings: Settings, path: str) -> Location:
-    """The predecessor's http store: a base URL, whose query is kept, with the path behind it."""
+    """Returns a location in the predecessor's http store: a base URL, whose query is kept, followed by the path."""
     base = settings.text("url")
     try:
         split = urlsplit(base)
@@ -300,7 +298,7 @@ def _needed(settings: Settings, name: str, pattern: re.Pattern[str]) -> str:
     if not text:
         raise settings.error(f"{name} is missing; give it in the secret, in storage_params or in the URI")
     if not pattern.fullmatch(text) or ".." in text:
-        raise settings.error(f"{name} {text[:100]!r} is not one")
+        raise settings.error(f"{name} {text[:100]!r} is not valid")
     return text
 
 

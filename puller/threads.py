@@ -9,7 +9,7 @@ _T = TypeVar("_T")
 
 
 class Threads:
-    """A few threads."""
+    """A small pool of threads."""
 
     def __init__(self, count: int, name: str) -> None:
         self._executor = ThreadPoolExecutor(count, thread_name_prefix=name)
@@ -17,8 +17,8 @@ class Threads:
     async def run(
         self, function: Callable[..., _T], *arguments: object, undo: Callable[[_T], None] | None = None
     ) -> _T:
-        """Runs it to its end, also where the caller is cancelled meanwhile; the cancel comes then, and `undo` gets the
-        result that nobody takes."""
+        """Runs the function to its end, even if the caller is cancelled meanwhile; the cancellation comes then, and
+        `undo` gets the result that the caller does not take."""
         work = self.begin(function, *arguments)
         cancelled: asyncio.CancelledError | None = None
         while not work.done():
@@ -33,9 +33,9 @@ class Threads:
         return work.result()
 
     def begin(self, function: Callable[..., _T], *arguments: object) -> "asyncio.Future[_T]":
-        """Has it run, whoever waits for it."""
+        """Has the function run, whether or not the caller waits for it."""
         return asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     def close(self, *, drop: bool = False) -> None:
-        """Lets the threads end; with `drop`, without what has not begun. Does not wait."""
+        """Ends the threads; with `drop`, without the work that has not begun. Does not wait."""
         self._executor.shutdown(wait=False, cancel_futures=drop)

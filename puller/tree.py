@@ -1,9 +1,9 @@
-"""Names on disk for what a store calls its files.
+"""Names on disk for a store's files.
 
-A store's keys are text of anybody's choosing: `../../etc/passwd`, `a//b`, `a` beside `a/b`. Here each of them becomes
-one path below the model's folder, spelled as in the store, or is skipped, with the reason. Volumes and buckets hold
-things that were never part of a model, so only a model that misses one of its files fails, when it is loaded; the
-reasons are told then, too.
+A store's keys are arbitrary text: `../../etc/passwd`, `a//b`, `a` beside `a/b`. Here each of them becomes one path
+below the model's folder, spelled as in the store, or is skipped, with the reason. Volumes and buckets hold things that
+were never part of a model, so only a model that misses one of its files fails, when it is loaded; its error then names
+the reasons, too.
 """
 
 import os
@@ -17,26 +17,26 @@ from puller.errors import PullError, PullErrorKind
 MAX_FILES = 100_000
 MAX_DEPTH = 64
 _MAX_ELEMENT = 255  # bytes, of every common file system
-_MAX_PATH = 2048  # bytes, of the 4096 that the kernel takes; the rest is for what stands before
+_MAX_PATH = 2048  # bytes, of the 4096 that the kernel takes; the rest is for the path before it
 _ODD = re.compile(r"[\x00-\x1f\x7f\\]")
-_TOLD = 10  # of what was skipped, in one text
+_TOLD = 10  # skipped entries named in one text
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where a listing's files go."""
+    """The places of a listing's files."""
 
-    files: tuple[tuple[int, PurePosixPath], ...]  # their numbers in the listing, and paths below the model's folder
-    folders: tuple[PurePosixPath, ...]  # all that are needed, parents first
-    skipped: tuple[str, ...]  # what is left out, each with the reason
+    files: tuple[tuple[int, PurePosixPath], ...]  # numbers in the listing, and paths below the model's folder
+    folders: tuple[PurePosixPath, ...]  # all needed ones, parents first
+    skipped: tuple[str, ...]  # entries left out, each with the reason
 
 
 def stray(name: str) -> str:
-    """Returns why an element of a path is of no model, "" if it may be."""
+    """Returns why an element of a path belongs to no model, "" if it may."""
     if name.startswith("._"):
         return "holds what macOS keeps beside a file"
     if name.startswith(".nfs"):
-        return "is a deleted file that somebody on NFS has open"
+        return "is a deleted file that an NFS client has open"
     if name == "lost+found":
         return "belongs to the file system"
     return ""
@@ -65,9 +65,10 @@ def fault(path: str) -> str:
 
 
 def lay_out(files: Sequence[str], folders: Iterable[str], shown: str) -> Layout:
-    """Gives each file a path of its own. Raises PullError: two files of one name, more than can be a model, none left.
+    """Gives each file its own path. Raises PullError for two files of one name, more than a model can have, or none
+    left.
 
-    A file where a folder has to be is skipped."""
+    A file in the place of a needed folder is skipped."""
     skipped: list[str] = []
 
     def usable(name: str) -> bool:
@@ -98,7 +99,7 @@ def lay_out(files: Sequence[str], folders: Iterable[str], shown: str) -> Layout:
         skipped.append(f"{str(path)!r} is a file, and a folder of that name holds others")
         del paths[path]
     if not paths:
-        raise PullError(PullErrorKind.EMPTY, f"{shown} holds no file that can be of a model: {told(skipped)}")
+        raise PullError(PullErrorKind.EMPTY, f"{shown} holds no file that can be part of a model: {told(skipped)}")
     return Layout(
         tuple((number, path) for path, number in paths.items()),
         tuple(sorted(needed, key=lambda folder: (len(folder.parts), folder))),
@@ -107,6 +108,6 @@ def lay_out(files: Sequence[str], folders: Iterable[str], shown: str) -> Layout:
 
 
 def told(skipped: Sequence[str]) -> str:
-    """Returns what was skipped as one text of bounded length."""
+    """Returns the skipped entries as one text of bounded length."""
     more = [f"and {len(skipped) - _TOLD} more"] if len(skipped) > _TOLD else []
     return "; ".join([*skipped[:_TOLD], *more])

@@ -1,18 +1,18 @@
-"""The guard of connections that a library makes by itself: a proxy on loopback, which connects for it.
+"""The guard of a library's own connections: a proxy on loopback, which connects for it.
 
-obstore resolves names and follows redirects without asking. So its clients are given this as their proxy, and every
-connection of theirs, whatever it is for, is made here: names are resolved, and each address is looked at before a
-socket connects to it (`addresses`). A client has a grant, told by the proxy's user and password: the endpoint that the
-operator named for it, which may be at any address, and whether it may ask the cloud's metadata service who the pod is.
-That is at a link-local address; a request to it that is not of the kind which asks for an identity is refused, since a
-store could redirect there.
+obstore resolves names and follows redirects without asking. So its clients get this as their proxy, and each of their
+connections, for whatever purpose, is made here: names are resolved, and each address is checked before a socket
+connects to it (`addresses`). A client has a grant, identified by the proxy's user and password: the endpoint that the
+operator named for it, which may be at any address, and whether it may ask the cloud's metadata service for the pod's
+identity. That service is at a link-local address; a request to it that does not ask for an identity is refused, since
+a store could redirect there.
 
-HTTPS goes through as it is (CONNECT). Of plain HTTP the heads of requests are read and passed on; bodies and answers go
-through as they are. The operator's own proxies (`proxies`) are asked in turn, where the environment names some: then
-names are resolved there, and what can be resolved here has to be allowed all the same.
+HTTPS passes through unchanged (CONNECT). Of plain HTTP the heads of requests are read and passed on; bodies and answers
+pass through unchanged. The operator's own proxies (`proxies`) are asked in turn, if the environment names some: then
+they resolve names, and addresses that can be resolved here must be allowed all the same.
 
-It runs in a thread with an event loop of its own, so that bytes of stores and the agent's own loop do not wait for each
-other. 1 GiB over loopback took 1.7 s of CPU in all, 1.6 without it, and no longer (2 shared cores).
+It runs in a thread with its own event loop, so stores' bytes and the agent's own loop do not wait for each other. 1 GiB
+over loopback took 1.7 s of CPU in all, 1.6 without it, and no longer (2 shared cores).
 """
 
 import asyncio
@@ -38,11 +38,11 @@ log = logging.getLogger(__name__)
 
 _CHUNK = 256 * 2**10  # bytes
 _MAX_HEAD = 64 * 2**10  # bytes
-_HEAD_WAIT = 300.0  # seconds for the next request of a client, which keeps its connections less long
+_HEAD_WAIT = 300.0  # seconds for the next request of a client, which keeps idle connections for less
 _PAUSE = 0.1  # seconds
-_TOLD = 60.0  # seconds for which what went wrong is kept for who asks
-_MARK = "\u2042"  # around the text of an answer of ours
-_MAX_GRANTS = 4096  # the oldest end: whoever has one makes no client any more
+_TOLD = 60.0  # seconds for which the last failure is kept
+_MARK = "\u2042"  # around the text of our own answers
+_MAX_GRANTS = 4096  # the oldest are dropped: their clients are no longer used
 _ASKS_WHO = frozenset(
     {"x-aws-ec2-metadata-token", "x-aws-ec2-metadata-token-ttl-seconds", "metadata-flavor", "metadata"}
 )
@@ -52,22 +52,22 @@ _SIGNED = frozenset({"x-amz-content-sha256", "x-goog-content-sha256", "x-ms-vers
 
 @dataclass(slots=True)
 class Grant:
-    """What one client may connect to besides what everybody may, and what became of it."""
+    """The destinations of one client beyond those open to all, and its last failure."""
 
     home: frozenset[tuple[str, int]] = frozenset()  # hosts and ports that the operator named
     identity: bool = False  # it may ask the metadata service
-    identity_urls: tuple[str, ...] = ()  # where else the environment says that it may ask
+    identity_urls: tuple[str, ...] = ()  # further places that the environment names for it
     failed: PullError | None = field(default=None, repr=False)
     failed_at: float = 0.0
 
     def trouble(self) -> PullError | None:
-        """Returns what went wrong last, once, where that was just now."""
+        """Returns the last failure, once, if it was just now."""
         failed, self.failed = self.failed, None
         return failed if time.monotonic() - self.failed_at < _TOLD else None
 
 
 class _Refused(Exception):
-    """A connection that is not made."""
+    """A connection that was refused."""
 
     def __init__(self, kind: PullErrorKind, text: str) -> None:
         super().__init__(text)
@@ -99,7 +99,8 @@ class Tunnel:
         proxies: Proxies | None = None,
         resolve: Callable[[str, int], Coroutine[Any, Any, list[str]]] | None = None,
     ) -> None:
-        """`refusal` says why an address may not be connected to; `resolve` gives a host's addresses."""
+        """Makes the proxy; `refusal` says why an address may not be connected to; `resolve` gives a host's
+        addresses."""
         self._refusal = refusal
         self._timeout = connect_timeout
         self._proxies = proxies or Proxies()
@@ -167,7 +168,7 @@ class Tunnel:
                 return
             try:
                 if grant is None:
-                    # What a client is redirected to over plain HTTP comes without its grant, and gets none.
+                    # A redirected request over plain HTTP comes without its client's grant, and gets none.
                     await self._forward(client, reader, head, Grant())
                 elif head.method == "CONNECT":
                     await self._connect(client, head, grant)
@@ -187,7 +188,7 @@ class Tunnel:
         return None
 
     async def _connect(self, client: socket.socket, head: _Head, grant: Grant) -> None:
-        """An HTTPS connection: bytes both ways from now on."""
+        """Serves an HTTPS connection: bytes both ways from now on."""
         host, _, port = head.target.rpartition(":")
         host = host.strip("[]")
         proxy = self._proxies.of_url("https", host, int(port))
@@ -199,7 +200,7 @@ class Tunnel:
             await self._both(client, server)
 
     async def _forward(self, client: socket.socket, reader: "_Reader", head: _Head, grant: Grant) -> None:
-        """Requests over plain HTTP, one after another, all to one host."""
+        """Serves requests over plain HTTP, one after another, all to one host."""
         first = urlsplit(head.target)
         host, port = first.hostname or "", first.port or 80
         if first.scheme != "http" or not host:
@@ -207,7 +208,7 @@ class Tunnel:
         proxy = self._proxies.of_url("http", host, port)
         asks = self._asks_who(head, grant)
         anywhere = asks and self._named(head, grant)
-        # Nobody but this machine's cloud knows who it is.
+        # Only this machine's cloud knows its identity.
         proxy = None if asks else proxy
         server = await self._open(host, port, grant, proxy, identity=asks, anywhere=anywhere)
         begun: set[asyncio.Task[Any]] = set()
@@ -236,7 +237,7 @@ class Tunnel:
                     await asyncio.gather(*begun, return_exceptions=True)
 
     def _asks_who(self, head: _Head, grant: Grant) -> bool:
-        """Whether a request asks for the pod's own identity, and may."""
+        """Returns whether a request asks for the pod's own identity, and may."""
         if not grant.identity or head.names & _SIGNED:
             return False
         return bool(head.names & _ASKS_WHO) or self._named(head, grant)
@@ -273,7 +274,7 @@ class Tunnel:
         identity: bool = False,
         anywhere: bool = False,
     ) -> socket.socket:
-        """A connection to the host, or to the operator's proxy for it. Raises _Refused."""
+        """Opens a connection to the host, or to the operator's proxy for it. Raises _Refused."""
         anywhere = anywhere or (host.lower(), port) in grant.home
         try:
             found = await self._resolve(host, port)
@@ -326,7 +327,7 @@ class Tunnel:
         answer = b""
         async with asyncio.timeout(self._timeout):
             while not answer.endswith(b"\r\n\r\n"):
-                # By bytes: what follows is of the store's.
+                # By bytes: what follows comes from the store.
                 byte = await self._loop.sock_recv(server, 1)
                 if not byte or len(answer) > _MAX_HEAD:
                     raise _Refused(PullErrorKind.UNREACHABLE, f"the proxy {proxy.host} ended the connection")
@@ -364,7 +365,7 @@ class _Reader:
         self._held = b""
 
     async def head(self) -> _Head | None:
-        """The next request's; None at the end. Raises ValueError for what is none."""
+        """Returns the next request's head; None at the end. Raises ValueError for an invalid one."""
         while b"\r\n\r\n" not in self._held:
             more = await self._loop.sock_recv(self._source, _MAX_HEAD)
             if not more:
@@ -379,7 +380,7 @@ class _Reader:
         return _Head(method, target, tuple((name.strip(), value.strip()) for name, _, value in pairs))
 
     async def some(self, most: int) -> bytes:
-        """Bytes of a body."""
+        """Returns bytes of a body."""
         if not self._held:
             return await self._loop.sock_recv(self._source, min(most, _CHUNK))
         piece, self._held = self._held[:most], self._held[most:]
@@ -407,13 +408,13 @@ def _answer(refused: _Refused, method: str) -> bytes:
 
 
 def refusal_in(text: str) -> tuple[PullErrorKind, str] | None:
-    """Returns what this proxy refused, where an error quotes an answer of it."""
+    """Returns what this proxy refused, if an error quotes one of its answers."""
     match = re.search(rf"{_MARK}([A-Z_]+): ([^{_MARK}]*){_MARK}", text)
     return (PullErrorKind[match[1]], match[2]) if match and match[1] in PullErrorKind.__members__ else None
 
 
 def identity_urls(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns where the environment says that a pod's identity is asked for."""
+    """Returns the URLs that the environment names for asking for a pod's identity."""
     names = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "IDENTITY_ENDPOINT", "MSI_ENDPOINT")
     found = [environment.get(name, "") for name in names]
     if path := environment.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", ""):

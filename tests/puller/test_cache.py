@@ -91,8 +91,8 @@ def test_names_of_one_file_are_bounded(cache):
         cache.secure(blob)
         cache.drop([blob])
     assert len(on_disk(cache)) < 100
-    assert cache.peek(["n0"]) is None
-    assert cache.peek(["n199"]) is blob
+    assert cache.look_up(["n0"]) is None
+    assert cache.look_up(["n199"]) is blob
 
 
 DAMAGE = {
@@ -264,7 +264,7 @@ def test_the_order_of_use_survives_a_restart(tmp_path):
     cache.disk.close()
     again = opened(tmp_path / "models", 1000)
     again.room(500).close()
-    assert [number for number in range(3) if again.peek([f"f{number}"], size=300) is None] == [1, 2]
+    assert [number for number in range(3) if again.look_up([f"f{number}"], size=300) is None] == [1, 2]
     again.disk.close()
 
 
@@ -276,7 +276,7 @@ def test_what_is_in_use_never_makes_way(cache):
     with pytest.raises(PullError, match="600 are in use") as caught:
         cache.room(500)
     assert caught.value.kind is PullErrorKind.DISK_FULL
-    assert cache.peek(["idle"], size=300) is not None
+    assert cache.look_up(["idle"], size=300) is not None
 
 
 def test_a_model_is_remembered_until_one_of_its_files_goes(tmp_path):
@@ -357,7 +357,7 @@ class CacheMachine(RuleBasedStateMachine):
         in_use = {name: content for model in self.made_of.values() for name, content in model.items()}
         assert statistics.used_bytes == sum(map(len, in_use.values()))
         for name, content in in_use.items():
-            blob = self.cache.peek([name], size=len(content))
+            blob = self.cache.look_up([name], size=len(content))
             assert blob is not None, "a file in use is gone"
             assert blob.path is not None
             assert blob.path.read_bytes() == content
