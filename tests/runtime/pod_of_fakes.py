@@ -58,6 +58,9 @@ class FakeKeys:
     async def settled(self, model_id: str, timeout: float) -> bool:
         return True
 
+    def changed(self) -> None:
+        """The pod's record may have."""
+
 
 class FakeClaims:
     """Grants every claim, unless the test says otherwise."""
@@ -147,6 +150,10 @@ class FakeFiles:
 
     def short(self, needs: int) -> int:
         return 0 if self.budget is None else max(0, sum(self.sizes.values()) + needs - self.budget)
+
+    def discard(self, into: str) -> None:
+        self.present.discard(into)
+        self.sizes.pop(into, None)
 
     async def remove(self, into: str) -> None:
         self.present.discard(into)

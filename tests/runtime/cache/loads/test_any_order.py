@@ -20,16 +20,20 @@ from hypothesis import strategies as st
 from mesh.runtime.cache.books.entries import State
 from mesh.runtime.cache.loads import rooms
 from mesh.runtime.cache.loads.outcomes import Loaded, Outcome, Refused
+from mesh.runtime.servers.serverprocess import Death
 from mesh.runtime.servers.spi import Size, Spi, SpiError
+from mesh.runtime.sharedmemory.board import Board
 from mesh.schema.records import ModelRecord
 from mesh.statuses import Code, Reason
 from placement.blame import Blame
 from placement.footprint import Footprint, total
+from placement.suspects import Cause
 from tests.runtime.pod_of_fakes import FakePod
 from tests.support.modelserver import FakeModelServer
 
 CAPACITY = 10_000_000
 SLOTS = 20
+_AT_WORK = Board.private(64).at_work  # nobody is
 _TURNS_OF_THE_LOOP = 15  # in which most has moved that can
 _AGAIN = 20  # times as many, before something counts as waiting
 
@@ -157,22 +161,18 @@ class Story:
                 self.die()
 
     def die(self) -> None:
-        """As the agent, when its model server dies."""
-        ledger, server = self.pod.ledger, self.server
+        """The model server dies."""
+        server = self.server
         server.lives += 1
         held = (State.LOADING, State.LOADED, State.UNLOADING)
-        gone = [entry for entry in ledger.entries.values() if entry.state in held]
-        self.died.update(entry.model_id for entry in gone)
-        self.pod.unloads.clear()
-        for entry in gone:
-            ledger.remove(entry)
-            self.pod.keys.drop(entry.model_id)
-            self.calls.pop(entry.model_id, None)
-            self.pod.files.sizes.pop(entry.model_id, None)
+        gone = [entry.model_id for entry in self.pod.ledger.entries.values() if entry.state in held]
+        self.died.update(gone)
+        for model_id in gone:
+            self.calls.pop(model_id, None)
+        self.pod.cache.deaths.happened(Death("was killed", Cause.KILLED), _AT_WORK)
         for answer in (*server.loads.values(), *server.unloads.values()):
             if not answer.done():
                 answer.set_exception(SpiError(Code.UNAVAILABLE, "the connection was lost"))
-        self.pod.cache.space.freed()
 
     async def settles(self) -> None:
         """Runs the loop until nothing moves, and looks at the books."""

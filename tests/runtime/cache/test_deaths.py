@@ -1,0 +1,65 @@
+"""What follows from the death of the model server: who is named, and what is gone."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from mesh.runtime.cache.loads.outcomes import Loaded, Refused
+from mesh.runtime.servers.serverprocess import Death
+from mesh.runtime.sharedmemory.board import Board
+from placement.suspects import Cause
+from tests.runtime.pod_of_fakes import FakePod
+from tests.support.waiting import until
+
+
+@pytest.fixture
+async def pod() -> AsyncIterator[FakePod]:
+    async with FakePod() as running:
+        yield running
+
+
+@pytest.fixture
+def board() -> Iterator[Board]:
+    made = Board.private(64)
+    made.attach(1)
+    yield made
+    made.close()
+
+
+async def test_who_was_at_work_is_named_and_all_is_gone(pod: FakePod, board: Board) -> None:
+    """Books, keys and files follow the memory; a model that was idle is not held against."""
+    await pod.fill("idle", "busy", size=100_000)
+    pod.busy("busy")
+    pod.cache.deaths.happened(Death("was killed by SIGSEGV", Cause.CRASH), board.at_work)
+    ((named, text),) = pod.history.deaths
+    assert named == "busy"
+    assert text.startswith("the model server was killed by SIGSEGV while it was running this model")
+    assert not pod.ledger.entries
+    assert not pod.keys.keys
+    assert not pod.files.present
+    assert pod.ledger.committed.total_bytes == pod.ledger.physical.total_bytes == 0
+    assert pod.meters.server_deaths.value == 1
+
+
+async def test_a_death_from_outside_is_held_against_nobody(pod: FakePod, board: Board) -> None:
+    await pod.fill("busy", size=100_000)
+    pod.busy("busy")
+    pod.cache.deaths.happened(Death("was stopped, and killed for it", Cause.STOPPED), board.at_work)
+    assert not pod.history.deaths
+    assert not pod.ledger.entries
+
+
+async def test_whoever_waits_goes_on(pod: FakePod, board: Board) -> None:
+    """A load that waits for room finds some; one that was in the server is told, and leaves nothing."""
+    held = pod.server.hold("load", "inside")
+    inside = asyncio.create_task(pod.load("inside", 900_000))
+    await pod.asked("load", "inside")
+    waiting = asyncio.create_task(pod.load("waiting", 900_000))
+    await until(lambda: pod.cache.rooms.statistics().waiting, why="it waits for room")
+    pod.server.lives += 1
+    pod.cache.deaths.happened(Death("was killed", Cause.KILLED), board.at_work)
+    held.set()
+    assert isinstance(await waiting, Loaded)
+    assert isinstance(await inside, Refused)
+    assert pod.resident == {"waiting"}
