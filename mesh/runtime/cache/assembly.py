@@ -25,6 +25,7 @@ from mesh.runtime.cache.loads.fetching import Fetching
 from mesh.runtime.cache.loads.flights import Loads
 from mesh.runtime.cache.loads.gate import Gate
 from mesh.runtime.cache.loads.loading import Loading
+from mesh.runtime.cache.loads.publication import Publication
 from mesh.runtime.cache.loads.rooms import Rooms
 from mesh.runtime.cache.loads.serverside import ServerSide
 from mesh.runtime.presence.claims import Claims
@@ -108,20 +109,26 @@ class Cache:
             meters,
             concurrency=limits.load_concurrency,
         )
-        loading = Loading(
+        publication = Publication(
             ledger,
             self.victims,
-            Fetching(ledger, below.files, self.rooms, below.optimising, meters),
-            self.admission,
             self.unloads,
-            space,
             meters,
-            files=below.files,
             server=below.server,
             presence=below.presence,
             claims=below.claims,
             history=below.history,
             incarnation=below.incarnation,
+        )
+        loading = Loading(
+            ledger,
+            publication,
+            Fetching(ledger, below.files, self.rooms, below.optimising, meters),
+            self.admission,
+            self.unloads,
+            space,
+            files=below.files,
+            history=below.history,
         )
         self.loads = Loads(
             ledger,

@@ -1,0 +1,158 @@
+"""A copy in etcd: claimed before it is loaded, published once it is.
+
+The key that says so follows the answer to whoever asked for the load, as it is there already as a claim. The first copy
+of a registration's content is published before that, in a transaction that writes the content's digest
+(`claims.publish`): of two first loads one is told that the other was first. So is a copy that was loaded aside of one
+that has taken its key away meanwhile.
+"""
+
+import time
+
+from mesh.runtime.blame.history import History, Took
+from mesh.runtime.cache.books.entries import Entry, State
+from mesh.runtime.cache.books.ledger import Ledger
+from mesh.runtime.cache.books.meters import Meters
+from mesh.runtime.cache.evictions.unloads import Unloads
+from mesh.runtime.cache.evictions.victims import Victims
+from mesh.runtime.cache.loads.outcomes import Failed, Loaded, Outcome, Refused, Want
+from mesh.runtime.presence import verdicts
+from mesh.runtime.presence.claims import Claims
+from mesh.runtime.presence.publishing import Presence
+from mesh.runtime.presence.verdicts import Stale
+from mesh.runtime.servers.serverprocess import ServerProcess
+from mesh.schema import records
+from mesh.schema.records import CopyRecord, ModelRecord
+from mesh.statuses import Reason
+from mesh.telemetry import logs
+from placement.footprint import Footprint
+
+log = logs.get(__name__)
+
+_KEY_WAIT = 1.0  # seconds that an answer waits for the claim's key to go
+
+
+class Publication:
+    """Claims and publishes the copies of one pod."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        victims: Victims,
+        unloads: Unloads,
+        meters: Meters,
+        *,
+        server: ServerProcess,
+        presence: Presence,
+        claims: Claims,
+        history: History,
+        incarnation: str,
+    ) -> None:
+        self._ledger = ledger
+        self._victims = victims
+        self._unloads = unloads
+        self._meters = meters
+        self._server = server
+        self._presence = presence
+        self._claims = claims
+        self._history = history
+        self._incarnation = incarnation
+
+    async def claim(self, want: Want, entry: Entry) -> verdicts.Verdict:
+        """Claims the model, or reads its record where there is nothing to be claimed."""
+        if entry.aside:
+            return await self._claims.look(want.model_id, want.revision)
+        # Who may have to go is asked about in the claim: of an unknown size, whether the pod is nearly full.
+        capacity = self._ledger.capacity
+        tenth = Footprint(capacity.host_bytes // 10, capacity.device_bytes // 10)
+        likely = want.footprint if want.footprint.total_bytes else tenth
+        claim = CopyRecord(
+            self._incarnation,
+            want.revision,
+            records.LOADING,
+            age_ms=want.idle_ms,
+            type=want.type,
+            since_ms=_wall_ms(),
+        )
+        ask = self._victims.candidates(likely)
+        return await self._claims.claim(want.model_id, claim, expected=want.expected_copies, ask=ask)
+
+    async def conclude(self, want: Want, entry: Entry, claimed: verdicts.Claimed) -> Outcome:
+        """What is in memory becomes a copy, once etcd knows what it holds."""
+        record, published = claimed.record, False
+        outcome: Outcome | None = None
+        first = not record.digest and entry.digest and claimed.modified
+        if first or self._unclaimed(want, entry):
+            publication = await self._publish(want, entry, claimed)
+            if not isinstance(publication, ModelRecord):
+                return publication  # what it took may be of other content than the registration's
+            record, published = publication, True
+            if self._unclaimed(want, entry):
+                outcome = Refused(Reason.UNAVAILABLE, "the copy that it was to replace was unloaded meanwhile")
+        self._history.loaded(want.model_id, want.revision, record, Took(entry.footprint, entry.load_ms))
+        return self._keep(want, entry, published=published) if outcome is None else outcome
+
+    async def withdraw(self, want: Want) -> None:
+        """Takes the claim back, of a load that did not become a copy."""
+        self._presence.drop(want.model_id)
+        await self._presence.settled(want.model_id, _KEY_WAIT)
+
+    def _unclaimed(self, want: Want, entry: Entry) -> bool:
+        """Returns whether no key keeps the model's id from being registered anew: the copy that this one replaces has
+        taken its own away."""
+        return entry.aside and self._presence.wanted(want.model_id) is None
+
+    async def _publish(self, want: Want, entry: Entry, claimed: verdicts.Claimed) -> ModelRecord | Outcome:
+        """Publishes a copy in a transaction of its own, with its digest in the record, which is returned."""
+        first, took = self._history.first, Took(entry.footprint, entry.load_ms)
+        published = await self._claims.publish(
+            want.model_id,
+            self._record(want, entry),
+            claimed,
+            lambda record: record if record.digest else first(record, entry.digest, took),
+        )
+        if entry not in self._ledger:  # the server has died meanwhile
+            return Refused(Reason.UNAVAILABLE, self._server.why_down)
+        match published:
+            case verdicts.Published():
+                return published.record
+            case verdicts.Contradicted():
+                return Failed(Reason.CONTENT_CHANGED, published.record.contradiction(entry.digest))
+            case verdicts.Away():
+                return Refused(Reason.REGISTRY_AWAY, f"what it holds cannot be written down: {published.why}")
+            case Stale():
+                return published
+
+    def _keep(self, want: Want, entry: Entry, *, published: bool) -> Loaded:
+        """It is a copy from now on, in place of one of an earlier generation where there is one."""
+        ledger = self._ledger
+        if not published:
+            self._presence.put(want.model_id, self._record(want, entry))
+        former = ledger.swap(entry) if entry.aside else None
+        ledger.enter(entry, State.LOADED)
+        if former is not None:
+            self._unloads.start(former, f"its content was reloaded, generation {entry.generation}")
+        self._meters.cold_ms.observe(entry.load_ms)
+        self._meters.model_bytes.observe(entry.weight)
+        log.info("model loaded", model=want.model_id, ms=entry.load_ms, bytes=entry.weight, digest=entry.digest)
+        return Loaded(entry.footprint, entry.load_ms, entry.generation, entry.digest, entry.blamed)
+
+    def _record(self, want: Want, entry: Entry) -> CopyRecord:
+        """What stands in etcd of it, once it is loaded."""
+        return CopyRecord(
+            self._incarnation,
+            want.revision,
+            records.LOADED,
+            host_bytes=entry.footprint.host_bytes,
+            device_bytes=entry.footprint.device_bytes,
+            age_ms=entry.idle_ms,
+            type=want.type,
+            generation=entry.generation,
+            digest=entry.digest,
+            since_ms=_wall_ms(),
+            blamed=entry.blamed,
+        )
+
+
+def _wall_ms() -> int:
+    """Since the epoch: the predecessor's API demands times."""
+    return time.time_ns() // 1_000_000
