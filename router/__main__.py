@@ -35,7 +35,7 @@ def main(
         str,
         typer.Option(
             envvar="MESH_RUN_DIR",
-            help="Folder for sockets: a short path, of this user alone; default: a temporary one.",
+            help="Folder for sockets, with a short path and for this user only; default: a temporary one.",
         ),
     ] = "",
     limits: options.Limits,

@@ -1,9 +1,9 @@
-"""ModelMesh's JSON on how to reach etcd, as its installations keep it in the Secret `model-serving-etcd`.
+"""ModelMesh's JSON for the connection to etcd, which its installations keep in the Secret `model-serving-etcd`.
 
-A document with `endpoints` (separated by commas), `userid`, `password`, `root_prefix`, `certificate` (the authority's,
-PEM), `client_certificate`, `client_key` and `override_authority`. Each of the three in PEM may also be given
-as `certificate_file` and so on: the name of a file beside the document, as the Secret's other keys are when it is
-mounted; that form wins.
+It is a document with `endpoints` (separated by commas), `userid`, `password`, `root_prefix`, `certificate` (the
+authority's, PEM), `client_certificate`, `client_key` and `override_authority`. Each of the three in PEM may also be
+given as `certificate_file` and so on: the name of a file beside the document, such as another key of the mounted
+Secret; that form takes precedence.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 from mesh.options.etcdsettings import EtcdFiles, EtcdSettings
 from mesh.options.values import parse_urls
 
-_LARGEST = 1 << 20  # bytes, as Kubernetes bounds Secrets
+_LARGEST = 1 << 20  # bytes, Kubernetes' limit for a Secret
 
 _TEXTS = ("endpoints", "userid", "password", "root_prefix", "override_authority")
 _FILES = ("certificate", "client_certificate", "client_key")
@@ -22,24 +22,24 @@ _FILES = ("certificate", "client_certificate", "client_key")
 
 @dataclass(frozen=True, slots=True)
 class EtcdSecret:
-    """The content of such a document."""
+    """The content of a document."""
 
     settings: EtcdSettings
     root_prefix: str  # before all keys; no slash at either end
 
 
 def read(path: Path) -> EtcdSecret:
-    """Reads a document. Raises ValueError, with a text for the operator that shows nothing of the file's content."""
+    """Reads a document. Raises ValueError, with a text for the operator that contains nothing of the file."""
     data = _load(path)
     for name in data:
         if name.removesuffix("_file") not in (*_TEXTS, *_FILES) and name != "compose_deployment":
-            raise ValueError(f"{path}: {name[:80]!r} is no field of it; there are {', '.join((*_TEXTS, *_FILES))}")
+            raise ValueError(f"{path}: {name[:80]!r} is not a known field; there are {', '.join((*_TEXTS, *_FILES))}")
     texts = {name: _text(path, data, name) for name in _TEXTS}
     certificate, client_certificate, client_key = (_pem(path, data, name) for name in _FILES)
     endpoints = parse_urls(texts["endpoints"])
     if not endpoints:
         raise ValueError(f"{path}: `endpoints` is missing: URLs of etcd's members, separated by commas")
-    if not any("://" in url for url in endpoints):  # a certificate says that it is TLS
+    if not any("://" in url for url in endpoints):  # a certificate implies TLS
         scheme = "https" if certificate is not None else "http"
         endpoints = tuple(f"{scheme}://{url}" for url in endpoints)
     if bool(client_certificate) != bool(client_key):
@@ -76,7 +76,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _text(path: Path, data: dict[str, Any], name: str) -> str:
     value = data.get(name, "")
     if not isinstance(value, str):
-        raise ValueError(f"{path}: `{name}` is not a text")
+        raise ValueError(f"{path}: `{name}` is not a string")
     return value
 
 

@@ -45,7 +45,8 @@ def main(
     labels: Annotated[
         str,
         typer.Option(
-            envvar="MESH_LABELS", help="Labels of this pod, separated by commas; cpu or gpu is added as it is found."
+            envvar="MESH_LABELS",
+            help="Labels of this pod, separated by commas; cpu or gpu is added according to the hardware.",
         ),
     ] = "",
     zone: Annotated[

@@ -213,7 +213,7 @@ FAULTS: dict[str, tuple[Fault, list[Expected]]] = {
     ),
     "too-large": (
         _changed("set", "resources", POOL, "--requests=memory=900Gi", "--limits=memory=900Gi"),
-        [("fail", "kubernetes", "pods", "is Pending", "Insufficient memory", "make room, or lower what it asks for")],
+        [("fail", "kubernetes", "pods", "is Pending", "Insufficient memory", "make room, or lower its requests")],
     ),
     "crashing": (
         _changed("set", "env", POOL, "MESH_CAPACITY=lots"),
@@ -232,7 +232,7 @@ FAULTS: dict[str, tuple[Fault, list[Expected]]] = {
         [
             ("warn", "kubernetes", "workload", "mesh-etcd", "it is scaled to 0"),
             ("fail", "etcd", "reach", "mesh-etcd-0.mesh-etcd:2379"),
-            ("fail", "mesh", "registry", "see etcd"),
+            ("fail", "mesh", "registry", "check etcd"),
         ],
     ),
     "etcd-full": (full, [("fail", "etcd", "alarm", "NOSPACE", "etcd.quota", "etcdctl alarm disarm")]),
@@ -244,12 +244,12 @@ FAULTS: dict[str, tuple[Fault, list[Expected]]] = {
     "no-place": (no_place, [("fail", "mesh", "types", "type onnx", "nobody-has-it", "pools[].labels")]),
     "connection": (
         without_connection,
-        [("fail", "secrets", "there", "no Secret mesh-etcd-connection", "mesh-router", "make it")],
+        [("fail", "secrets", "there", "no Secret mesh-etcd-connection", "mesh-router", "creates it")],
     ),
     "expired": (
         expired,
         [
-            ("fail", "secrets", "expiry", "tls.crt of the Secret edge", "has expired", "renew it in the Secret"),
+            ("fail", "secrets", "expiry", "tls.crt of the Secret edge", "expired on", "renew it in the Secret"),
             ("fail", "mesh", "certificate", "has expired", "tls.secretName"),
         ],
     ),

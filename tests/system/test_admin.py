@@ -65,7 +65,7 @@ async def test_the_doctor_finds_what_is_planted(a_mesh) -> None:
         code, bad = await doctor(mesh)
         assert code == 1
         assert "no runtime pods" in bad[("mesh", "pods")]
-        assert "no runtime pod has published itself" in bad[("etcd", "pods")]
+        assert "no runtime pod has registered itself" in bad[("etcd", "pods")]
 
 
 async def quarantined(mesh: LocalMesh, model_id: str) -> bool:
