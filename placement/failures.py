@@ -1,21 +1,21 @@
-"""Failed loads: which pods are not asked again yet, what callers are told meanwhile, and whose fault it was.
+"""Failed loads: back-off for each pod, the error for callers meanwhile, and whether model or pod is at fault.
 
-Failures have kinds, each with its own memory. What may pass is tried again soon: the pause is as long as the model has
-been failing, a second at least and half a minute at most, or as long as the store asked for. So it is served again
-after at most twice as long as the trouble lasted, and a store that is down is not asked by every call. Files that are
-there and cannot be loaded are looked at again at the same pace, and loaded again only where they have changed; that
-comparison is the agent's. Only what nobody can tell anything about holds for the full `EXPIRY_MS`.
+Failures have kinds, each with its own back-off. A temporary failure is retried soon: after as long as the model has
+been failing, at least a second and at most half a minute, or as long as the store asked for. So the model is served
+again after at most twice the duration of the fault, and a store that is down is not asked by every call. Files that
+exist but cannot be loaded are checked again at the same pace, and loaded again only if they have changed; the agent
+compares them. Only failures of unknown cause hold for the full `EXPIRY_MS`.
 
-Another pod is tried after each failure, up to a bound; then the model's own error is the answer.
+After each failure another pod is tried, up to a bound; then the model's own error is the answer.
 
-That is right where the model is at fault, and wrong where a pod is: one whose disk or device is broken fails every
-load, and as it is empty it would be chosen first each time. A failure is evidence against a pod only where another pod
-has loaded the same model: broken models make no pod unwell. A pod with evidence of several different models since its
-last success is *unwell*: it gets no loads, except one now and then to see whether it has recovered, and what failed
-there does not count against the models. Where all pods look unwell at once, none does.
+That is right if the model is at fault, and wrong if a pod is: one with a broken disk or device fails every load, and
+because it is empty it would be chosen first each time. A failure is evidence against a pod only if another pod has
+loaded the same model: broken models make no pod unhealthy. A pod with evidence from several models since its last
+success is *unhealthy*: it gets no loads, except one now and then to see whether it has recovered, and its failures do
+not count against the models. If all pods look unhealthy at once, none is.
 
-Times in milliseconds on any clock that does not go back. The caller brings failures from wherever they are written
-(`recall`, from records by way of `recorded`) and leaves out what was released.
+Times in milliseconds on any clock that does not go back. The caller provides recorded failures (`recall`, from records
+by way of `recorded`), without released ones.
 """
 
 import enum
@@ -27,31 +27,30 @@ from cachetools import LRUCache
 from placement import words
 
 EXPIRY_MS = 15 * 60_000
-"""As the predecessor's."""
+"""Lifetime of a failure; the predecessor's figure."""
 
 FIRST_PAUSE_MS = 1_000
 LONGEST_PAUSE_MS = 30_000
-"""The shortest and the longest pause before what may pass is tried again."""
+"""Shortest and longest pause before a temporary failure is retried."""
 
 MOST_ASKED_MS = 5 * 60_000
-"""The longest that a store's own wish (Retry-After) is followed."""
+"""Longest Retry-After of a store that is honoured."""
 
 MAX_FAILURES = 3
 """Pods in which a model may fail before its error is the answer; the predecessor's figure."""
 
-UNWELL = 4
-"""Different models that fail in a pod and load elsewhere, with no load succeeding in between, from which on it counts
-as unwell."""
+UNHEALTHY = 4
+"""Number of models that fail in a pod and load elsewhere, without a success in between, that makes it unhealthy."""
 
 WITNESS_MS = 30_000
-"""A model that loads elsewhere later than this after a failure says nothing about the pod: its store or its file may
+"""A model that loads elsewhere later than this after a failure is no evidence against the pod: its store or file may
 have recovered in between."""
 
 RETRY_MS = 60_000
-"""How long an unwell pod is left alone before one load is tried there again."""
+"""Time after which an unhealthy pod gets one load as a trial."""
 
 MODELS = 10_000
-"""Models whose failures are kept; the least recently failed are forgotten."""
+"""Models whose failures are kept; the least recently failed are dropped."""
 
 
 class Kind(enum.Enum):
@@ -60,19 +59,19 @@ class Kind(enum.Enum):
     PASSING = "passing"
     """Unreachable, timed out, incomplete, overloaded: the same load may succeed a moment later."""
     NOT_FOUND = "not found"
-    """There is nothing at that path: somebody may put it there."""
+    """There is nothing at that path; it may be added."""
     FORBIDDEN = "forbidden"
-    """By the store or the operator's rules, or for want of credentials: somebody may allow it."""
+    """Forbidden by the store or the operator's rules, or without credentials; it may be allowed."""
     CONTENT = "content"
-    """The files are there, can be told from others, and cannot be loaded: they may be replaced."""
+    """The files exist, have a digest, and cannot be loaded; they may be replaced."""
     MEMORY = "memory"
-    """The same, because they ask for more memory than the model server has for them."""
+    """Likewise, because they need more memory than the model server has."""
     LASTING = "lasting"
-    """Anything else, and all that was written before there were kinds."""
+    """Anything else, and records from before there were kinds."""
 
     @classmethod
     def named(cls, name: str) -> "Kind":
-        """The kind of that name; LASTING for a name of another version."""
+        """Returns the kind of that name; LASTING for a name of another version."""
         try:
             return cls(name)
         except ValueError:
@@ -87,30 +86,30 @@ class Failure:
     at_ms: int
     why: str
     kind: Kind = Kind.LASTING
-    since_ms: int | None = None  # when the first of an unbroken series of failures was; None: this is the first
-    asked_ms: int = 0  # how long the store asks to be left alone; 0: it does not
-    recorded: int = 0  # tells one entry of the record from another; 0: it comes from a load's answer
+    since_ms: int | None = None  # start of the unbroken series of failures; None: this one
+    asked_ms: int = 0  # pause that the store asked for; 0: none
+    recorded: int = 0  # identifies an entry of the record; 0: it comes from a load's answer
 
     @property
     def began_ms(self) -> int:
-        """When the series of failures that it belongs to began."""
+        """Start of its series of failures."""
         return self.at_ms if self.since_ms is None else min(self.since_ms, self.at_ms)
 
     @property
     def due_ms(self) -> int:
-        """When the pod may be asked again."""
+        """Time at which the pod may be asked again."""
         return self.at_ms + pause_ms(self.kind, self.at_ms - self.began_ms, self.asked_ms)
 
 
 def pause_ms(kind: Kind, failing_ms: int, asked_ms: int = 0) -> int:
-    """The pause before a load is tried again that has been failing for so long."""
+    """Returns the pause before a retry of a load that has been failing for `failing_ms`."""
     if kind is Kind.LASTING:
         return EXPIRY_MS
     return max(min(max(FIRST_PAUSE_MS, failing_ms), LONGEST_PAUSE_MS), min(asked_ms, MOST_ASKED_MS))
 
 
 def hint(model_id: str, kind: Kind, retry_ms: int) -> str:
-    """The way out, as it follows the model's own error in brackets."""
+    """Returns the way out, for the brackets after the model's own error."""
     when = words.span(max(retry_ms, 1))
     what = "looked at again if called" if kind in (Kind.CONTENT, Kind.MEMORY) else "tried again if called"
     return f"{what} in {when}, or at once after `mesh release {model_id[:200]}`"
@@ -118,22 +117,22 @@ def hint(model_id: str, kind: Kind, retry_ms: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a model may be loaded now, as far as its failures say."""
+    """The pods in which a model may be loaded now, according to its failures."""
 
-    excluded: Mapping[str, str]  # pods that are not asked now, each with the reason as it follows the pod's name
-    answer: Failure | None  # the model's own error, where no further pod is to be asked
-    newest: Failure | None  # what callers are told where the pods that are left cannot take it
+    excluded: Mapping[str, str]  # pods not to ask now, each with the reason as it follows the pod's name
+    answer: Failure | None  # the model's own error, if no further pod should be asked
+    newest: Failure | None  # the error for callers if the remaining pods cannot take it
     retry_ms: int  # until a pod may be asked again; 0: now
-    pods: tuple[str, ...] = ()  # in which it has failed, the newest first
+    pods: tuple[str, ...] = ()  # where it has failed, the newest first
 
 
 @dataclass(slots=True)
 class _Pod:
     """A pod in which loads failed since the last success there."""
 
-    models: dict[str, int]  # the last UNWELL that failed here and loaded elsewhere, and when they failed
+    models: dict[str, int]  # the last models that failed here and loaded elsewhere, with the time of failure
     last_ms: int = 0
-    probed_ms: int | None = None  # when it was last given one load to try
+    probed_ms: int | None = None  # time of its last trial load
 
 
 @dataclass(slots=True)
@@ -146,7 +145,7 @@ class _Model:
 
 @dataclass(frozen=True, slots=True)
 class FailuresStatistics:
-    """The extent of the memory; what has expired counts until it is asked about."""
+    """Size of the memory; expired failures count until the next question about them."""
 
     models: int
     pods: int  # with evidence against them since their last success
@@ -166,10 +165,10 @@ class Failures:
     # --- events ---
 
     def recall(self, model_id: str, created: int, recorded: Iterable[Failure]) -> None:
-        """Takes over what the model's record says of its failures, in place of what was known.
+        """Replaces the known failures of a model by those in its record.
 
-        What this observer has seen itself since is newer than the same entry of the record, and is kept. What the
-        record no longer has was released, expired or made void by a success."""
+        This observer's own later observations are newer than the same entry of the record, and are kept. Entries no
+        longer in the record were released, have expired or were cleared by a success."""
         known = self._models.get(model_id)
         before = known.failures if known is not None and known.created == created else {}
         found: dict[str, Failure] = {}
@@ -197,7 +196,7 @@ class Failures:
         asked_ms: int = 0,
         elsewhere: bool = False,
     ) -> None:
-        """A load has failed there. Another failure of the same model in the same pod replaces the first.
+        """Notes a failed load. Another failure of the same model in the same pod replaces the first.
 
         `elsewhere`: the model is loaded in another pod."""
         model = self._models.get(model_id)
@@ -213,7 +212,7 @@ class Failures:
             self._testify(model_id, pod, now_ms)
 
     def loaded(self, model_id: str, pod: str, now_ms: int) -> None:
-        """A load has succeeded there: the pod is well, and those are suspicious in which the model has just failed."""
+        """Notes a successful load: the pod is healthy, and pods in which the model has just failed are suspect."""
         self._pods.pop(pod, None)
         model = self._models.get(model_id)
         if model is None:
@@ -226,12 +225,12 @@ class Failures:
             self._models.pop(model_id, None)
 
     def tried(self, pod: str, now_ms: int) -> None:
-        """A load was sent to it: an unwell pod is left alone until that one has ended, or for `RETRY_MS`."""
+        """Notes a load sent to a pod: an unhealthy one gets no other until it has ended, or for `RETRY_MS`."""
         if pod in self._pods:
             self._pods[pod].probed_ms = now_ms
 
     def forget_pod(self, pod: str) -> None:
-        """The pod is gone, or started anew."""
+        """Forgets a pod that is gone or has restarted."""
         self._pods.pop(pod, None)
         for model_id in [model_id for model_id, model in self._models.items() if pod in model.failures]:
             failures = self._models[model_id].failures
@@ -244,53 +243,53 @@ class Failures:
     def standing(
         self, model_id: str, pods: Iterable[str], now_ms: int, *, created: int = 0, tried: Collection[str] = ()
     ) -> Standing:
-        """Where that registration of the model may be loaded now, `pods` being those that there are. `tried` are those
-        in which it has just failed for the same callers: they are asked no second time, however short the pause."""
+        """Returns where a registration may be loaded now, among `pods`. Those in `tried` have just failed to load it
+        for the same callers, and are not asked a second time, however short the pause."""
         model = self._models.get(model_id)
         if model is not None and model.created != created:
             model = None
         alive = self._alive(model, now_ms) if model is not None else []
         if not alive:
             return Standing({}, None, None, 0)
-        unwell = self.unwell(pods, now_ms)
+        unhealthy = self.unhealthy(pods, now_ms)
         held = [failure for failure in reversed(alive) if failure.due_ms > now_ms or failure.pod in tried]
         excluded = {
             failure.pod: f"failed to load it {words.span(now_ms - failure.at_ms)} ago: {failure.why}"
             for failure in held
         }
-        own = [failure for failure in held if failure.pod not in unwell]
-        # A store that asks to be left alone asks it of all pods.
+        own = [failure for failure in held if failure.pod not in unhealthy]
+        # A store's Retry-After applies to all pods.
         asked = next((failure for failure in held if failure.asked_ms), None)
         answer = asked or (own[0] if len(own) >= self._max_failures else None)
         due = asked.due_ms if asked is not None else min((failure.due_ms for failure in held), default=now_ms)
         names = tuple(failure.pod for failure in reversed(alive))
         return Standing(excluded, answer, held[0] if held else None, max(0, due - now_ms), names)
 
-    def unwell(self, pods: Iterable[str], now_ms: int) -> dict[str, str]:
-        """Those of the pods in which everything fails, with the reason; none of them where all look like that."""
+    def unhealthy(self, pods: Iterable[str], now_ms: int) -> dict[str, str]:
+        """Returns the unhealthy pods, each with the reason; none if all pods look unhealthy."""
         names = list(pods)
         found: dict[str, str] = {}
         for name in names:
             seen = self._pods.get(name)
-            if seen is None or len(seen.models) < UNWELL:
+            if seen is None or len(seen.models) < UNHEALTHY:
                 continue
             if now_ms - min(seen.models.values()) >= self._expiry_ms:
                 continue
             ago = words.span(now_ms - seen.last_ms)
-            found[name] = f"has failed to load {UNWELL} models that loaded elsewhere, the latest {ago} ago"
+            found[name] = f"has failed to load {UNHEALTHY} models that loaded elsewhere, the latest {ago} ago"
         return found if len(found) < len(names) else {}
 
     def avoided(self, pods: Iterable[str], now_ms: int) -> dict[str, str]:
-        """The unwell pods that get no load now: all but those whose time has come to be tried once more."""
-        found = self.unwell(pods, now_ms)
+        """Returns the unhealthy pods that get no load now: all but those due for a trial."""
+        found = self.unhealthy(pods, now_ms)
         return {pod: why for pod, why in found.items() if now_ms - self._last_try(pod) < RETRY_MS}
 
     def statistics(self) -> FailuresStatistics:
-        """The extent of the memory."""
+        """Returns the size of the memory."""
         return FailuresStatistics(len(self._models), len(self._pods))
 
     def _alive(self, model: _Model, now_ms: int) -> list[Failure]:
-        """Those that have not expired, the newest last."""
+        """Returns the failures that have not expired, the newest last."""
         for pod in [pod for pod, failure in model.failures.items() if now_ms - failure.at_ms >= self._expiry_ms]:
             del model.failures[pod]
         return list(model.failures.values())
@@ -300,7 +299,7 @@ class Failures:
         seen.models.pop(model_id, None)
         seen.models[model_id] = at_ms
         seen.last_ms = max(seen.last_ms, at_ms)
-        while len(seen.models) > UNWELL:
+        while len(seen.models) > UNHEALTHY:
             del seen.models[next(iter(seen.models))]
 
     def _last_try(self, pod: str) -> int:

@@ -1,4 +1,4 @@
-"""Failed loads as a model's record tells of them, and as they count for one observer (`failures`)."""
+"""Failed loads in a model's record, converted for one observer (`failures`)."""
 
 from collections.abc import Iterable, Mapping
 from typing import Protocol
@@ -11,11 +11,11 @@ class Entry(Protocol):
 
     @property
     def pod(self) -> str:
-        """Where it failed."""
+        """The pod in which it failed."""
 
     @property
     def at_ms(self) -> int:
-        """When it failed."""
+        """The time of the failure."""
 
     @property
     def text(self) -> str:
@@ -23,15 +23,15 @@ class Entry(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """What went wrong."""
+        """The kind of the failure."""
 
     @property
     def since_ms(self) -> int:
-        """When the unbroken series of failures that it belongs to began; 0: with this one."""
+        """Start of the unbroken series of failures; 0: this one."""
 
     @property
     def asked_ms(self) -> int:
-        """How long the store asks to be left alone."""
+        """Pause that the store asked for."""
 
     @property
     def secrets(self) -> str:
@@ -39,10 +39,10 @@ class Entry(Protocol):
 
 
 def on_clock(entries: Iterable[Entry], *, secrets: Mapping[str, str], now_ms: int, wall_ms: int) -> tuple[Failure, ...]:
-    """Returns the failures that a record tells of, on the caller's clock.
+    """Converts the failures in a record to the caller's clock.
 
-    `secrets` are the versions of the storage secret that pods have now, where they are known: what failed with another
-    one is void. `wall_ms` is `now_ms` as time since the epoch. Clocks of hosts differ: an age is never negative, and
+    `secrets` are the current versions of the storage secret in pods, if known: failures with another version are
+    dropped. `wall_ms` is `now_ms` as time since the epoch. Clocks of hosts differ: an age is never negative, and
     from the first look on it is the caller's clock that counts."""
     found = []
     for entry in entries:

@@ -1,8 +1,8 @@
-"""Decides what becomes of a call whose try brought no answer: it is sent again, where and when, or it is given up.
+"""The retry policy: whether, where and when a call without an answer is sent again, or given up.
 
-One rule for calls of every kind, unary and streams; what differs is only whether all that was sent is still at hand.
+One rule for unary calls and streams; they only differ in whether all that was sent is still available.
 
-| what became of the try | then |
+| outcome of the attempt | then |
 | --- | --- |
 | not here: the pod holds no such copy | that copy is forgotten; another one, or a load |
 | verify first: the pod must not answer before the record is read | read it, then the same copy again |
@@ -12,10 +12,10 @@ One rule for calls of every kind, unary and streams; what differs is only whethe
 | lost: sent, and no byte of a reply came | once, elsewhere, after a moment, if method and model are safe |
 | broken: lost within the reply | given up |
 
-A try of the first four kinds has run nothing, so any method may be sent again. Nothing is sent more than `MAX_TRIES`
-times, nor again once a part of it is not at hand any more.
+An attempt of the first four kinds has run nothing, so any method may be sent again. No call is sent more than
+`MAX_TRIES` times, nor again once a part of it is no longer available.
 
-Here is no I/O and no clock. Who forgets copies, reads records and waits is the router (`router.calls.attempts`).
+No I/O and no clock: the router forgets copies, reads records and waits (`router.calls.attempts`).
 """
 
 import enum
@@ -24,18 +24,18 @@ from dataclasses import dataclass
 from placement.fence import Said
 
 MAX_TRIES = 8
-"""How often a call is sent before its last trouble is the answer. The predecessor's number."""
+"""Attempts before the last trouble is the answer; the predecessor's number."""
 
 SETTLE = 0.2
-"""Seconds between the loss of a call and its second try: a pod notices its server's death at once, and writes into the
-model's record who is to blame, some milliseconds later. The second try looks there first."""
+"""Seconds between the loss of a call and its second attempt: a pod notices its server's death at once, and writes the
+blame into the model's record some milliseconds later. The second attempt reads that first."""
 
 KILLER = 2
-"""Servers lost in calls of one model, from which on no further one is risked."""
+"""Servers lost in calls of one model before no further one is risked."""
 
 
 class Trouble(enum.Enum):
-    """What became of a try."""
+    """The outcome of an attempt."""
 
     NOT_HERE = "not here"  # the pod holds no such copy; it has run nothing
     VERIFY_FIRST = "verify first"  # the pod must not answer before the record is verified; it has run nothing
@@ -46,7 +46,7 @@ class Trouble(enum.Enum):
 
 
 class End(enum.Enum):
-    """What a caller is told whose call is given up."""
+    """The end of a call that is given up."""
 
     EXHAUSTED = "exhausted"  # it was tried as often as may be; nothing was run
     UNKEPT = "unkept"  # it was not run, and not all of it is at hand to be sent again
@@ -55,7 +55,7 @@ class End(enum.Enum):
 
 
 class Beyond(enum.Enum):
-    """What a call does that is beyond its model's share of the connections to a pod."""
+    """The fate of a call beyond its model's share of the connections to a pod."""
 
     ELSEWHERE = "elsewhere"
     WAIT = "wait"
@@ -64,7 +64,7 @@ class Beyond(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Try:
-    """A try that brought no answer, and what is known by then."""
+    """An attempt without an answer, and what is known by then."""
 
     trouble: Trouble
     tries: int  # of this call so far, this one among them
@@ -79,7 +79,7 @@ class Try:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What follows. `end` None: it is sent again."""
+    """The decision on a call. `end` None: it is sent again."""
 
     why: str
     end: End | None = None
@@ -91,7 +91,7 @@ class Decision:
 
 
 def decide(tried: Try) -> Decision:
-    """Decides what becomes of the call."""
+    """Decides on the call."""
     if tried.trouble is Trouble.BROKEN:
         return Decision(end=End.LOST, why="the reply had begun")
     if tried.trouble is Trouble.LOST:
@@ -116,23 +116,23 @@ def decide(tried: Try) -> Decision:
 
 
 def beyond_share(*, elsewhere: bool, unary: bool, waiting: int, most: int) -> Beyond:
-    """Decides what a call does that is beyond its model's share of the connections to a pod: `elsewhere`: another copy
-    has room; `waiting`: calls that wait for this one, of which there may be `most`. Only unary calls wait: streams may
-    hold the connections for hours, and their callers are better told so."""
+    """Decides on a call beyond its model's share of the connections to a pod. `elsewhere`: another copy has room;
+    `waiting`: calls that wait for this copy, at most `most`. Only unary calls wait: streams may hold connections for
+    hours, so further ones are refused."""
     if elsewhere:
         return Beyond.ELSEWHERE
     return Beyond.WAIT if unary and waiting < most else Beyond.REFUSE
 
 
 def _gone(tried: Try) -> bool:
-    """Whether the copy counts as not there. A pod that demands what it was just given makes no sense: it does."""
+    """Tells whether the copy counts as missing. So does one whose pod demands what it was just given."""
     if tried.trouble is Trouble.VERIFY_FIRST:
         return tried.said is Said.VERIFIED
     return tried.trouble is Trouble.NOT_HERE
 
 
 def _lost(tried: Try) -> Decision:
-    """A server may have run the call. It is sent once more where running it twice does no harm, and no server dies."""
+    """Decides on a call that a server may have run: it is sent once more if running it twice is safe."""
     why = ""
     if not tried.safe:
         why = "its method is not known to be safe to run twice"

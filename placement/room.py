@@ -58,26 +58,26 @@ class Held:
 
     @property
     def size(self) -> Footprint:
-        """What goes with it."""
+        """The memory that its eviction frees."""
         return Footprint(self.bytes, self.device_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Room for so much more, in a cache of so much in all."""
+    """A need for room in a cache."""
 
     size: Footprint
-    free: Footprint  # negative where more was promised than there is
+    free: Footprint  # negative if more is reserved than there is
     capacity: Footprint
 
     @classmethod
     def of_host(cls, need_bytes: int, free_bytes: int, capacity_bytes: int) -> "Need":
-        """The same where there is one memory alone."""
+        """Makes a need in host memory alone."""
         return cls(Footprint(need_bytes), Footprint(free_bytes), Footprint(capacity_bytes))
 
     @property
     def short(self) -> Footprint:
-        """What has to go."""
+        """The memory that must be freed."""
         return (self.size - self.free).positive
 
 

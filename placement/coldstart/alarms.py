@@ -1,4 +1,4 @@
-"""When the machine wants to be told the time: a heap of alarms, each of which may be called off."""
+"""Alarms: the times at which the machine needs an event, in a heap; each can be cancelled."""
 
 import heapq
 from typing import Generic, TypeVar
@@ -33,14 +33,14 @@ class Alarms(Generic[T]):
         self._off = 0  # of those in the heap
 
     def set(self, at_ms: int, whose: T) -> Alarm[T]:
-        """Sets one more."""
+        """Adds an alarm."""
         self._number += 1
         alarm = Alarm(at_ms, self._number, whose)
         heapq.heappush(self._heap, alarm)
         return alarm
 
     def call_off(self, alarm: Alarm[T]) -> None:
-        """Calls one off; nothing happens if it has rung."""
+        """Cancels an alarm; one that has rung is left alone."""
         if alarm.whose is None:
             return
         alarm.whose = None

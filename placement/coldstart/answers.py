@@ -1,4 +1,4 @@
-"""What follows from each answer to an instruction: a table from the answer's type to a step of its flight."""
+"""The consequences of answers to instructions: a table from the answer's type to a step of its flight."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from placement.coldstart.instructions import ForgetRecord
 from placement.coldstart.problems import Problem, Reason
 
 _FINAL = frozenset({Reason.QUARANTINED, Reason.NOWHERE, Reason.CONTENT_CHANGED})
-"""Why a load has failed that fails in every other pod too."""
+"""Reasons for which a load fails in every other pod too."""
 
 # --- the record ---
 

@@ -1,4 +1,4 @@
-"""What follows from a look at the view, and from the choice of a pod: ask one, give up, or wait a little."""
+"""The consequences of a look at the view, and of a choice: ask a pod, give up, or wait a little."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Go:
 
 @dataclass(frozen=True, slots=True)
 class Stuck:
-    """Nothing can be done now, but a change of the view may help, or time. `why`, if that lasts."""
+    """Nothing can be done now, but time or a change of the view may help. `why`, if that lasts."""
 
     why: str
 

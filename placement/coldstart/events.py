@@ -1,4 +1,4 @@
-"""What happens to cold starts: the events that the machine is fed.
+"""Events of cold starts, which the machine is fed.
 
 Every event has the time, in milliseconds on any clock that does not go back. An `Answer` answers one instruction, which
 it names by `answers`, the `cause` of that instruction; each instruction that asks for an answer gets exactly one.
@@ -24,7 +24,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Joined(Event):
-    """Somebody waits for a copy of the model."""
+    """A waiter asks for a copy of the model."""
 
     model_id: str
     waiter: Hashable  # the carrier knows what it is; it waits for a model once at a time
@@ -36,7 +36,7 @@ class Joined(Event):
 
 @dataclass(frozen=True, slots=True)
 class Left(Event):
-    """It does not wait any more. No mistake where it has just been told."""
+    """A waiter has left. Harmless if it has just been answered."""
 
     model_id: str
     waiter: Hashable
@@ -75,7 +75,7 @@ class PodChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class Answer(Event):
-    """What came of an instruction."""
+    """The answer to an instruction."""
 
     model_id: str
     answers: int  # the instruction's cause
@@ -86,15 +86,15 @@ class Record:
     """A model's registration, as far as it matters to a cold start."""
 
     created: int  # which registration of the id this is
-    load_ms: int = 0  # how long the last load took; 0: never loaded
-    quarantine: str = ""  # what callers of a quarantined model are told; empty: it is not
+    load_ms: int = 0  # duration of the last load; 0: never loaded
+    quarantine: str = ""  # error text for callers of a quarantined model; empty: not quarantined
     failures: tuple[Failure, ...] = ()  # those that count, on the machine's clock
     marked: bool = False  # it tells of failed loads or of deaths, whether they count or not
 
 
 @dataclass(frozen=True, slots=True)
 class Recalled(Answer):
-    """What is remembered of the record, from an earlier read that anybody made."""
+    """The record as remembered from an earlier read of the router."""
 
     record: Record | None
 
@@ -108,7 +108,7 @@ class RecordRead(Answer):
 
 @dataclass(frozen=True, slots=True)
 class RecordMissing(Answer):
-    """There is no such model, by a read that began after the instruction."""
+    """A missing record, by a read that began after the instruction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Seen(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Chosen(Answer):
-    """Where a load would go now."""
+    """The pod to which a load would go now."""
 
     choice: Choice
 
@@ -174,7 +174,7 @@ class Failed(Answer):
 
     text: str
     kind: Kind = Kind.LASTING
-    asked_ms: int = 0  # how long the store asks to be left alone; 0: it does not
+    asked_ms: int = 0  # pause that the store asked for; 0: none
     reason: Reason = Reason.LOAD_FAILED
 
 
@@ -190,7 +190,7 @@ class Unreachable(Answer):
 
 @dataclass(frozen=True, slots=True)
 class TimedOut(Answer):
-    """The agent did not answer in time. It is loading still, most likely."""
+    """The agent did not answer in time. It is most likely still loading."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from placement.failures import Standing
 
 
 class Phase(enum.Enum):
-    """What a flight waits for."""
+    """The phase of a flight: what it waits for."""
 
     RECALLING = "recalling"
     READING = "reading"

@@ -1,4 +1,4 @@
-"""What is to be done for cold starts: the instructions that the machine gives.
+"""Instructions of the machine for cold starts.
 
 Each carries its cause, the number of the event that led to it. A `Request` is answered by one event that names that
 cause. A `Release` ends the wait of one waiter: each waiter gets one of them, once, and it is the last that the machine
@@ -23,7 +23,7 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Request(Instruction):
-    """Something to be found out. A flight has one of these outstanding at most."""
+    """A request for information. A flight has at most one outstanding."""
 
     model_id: str
 
@@ -74,7 +74,7 @@ class Hurry(Instruction):
 
 @dataclass(frozen=True, slots=True)
 class ForgetRecord(Instruction):
-    """What is remembered of the model's record is wrong."""
+    """The remembered record of the model is wrong."""
 
     model_id: str
 
@@ -99,7 +99,7 @@ class Release(Instruction):
 
 @dataclass(frozen=True, slots=True)
 class TellCopy(Release):
-    """There is a copy that may be called."""
+    """A waiter gets a copy: one may be called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +109,14 @@ class TellAsked(Release):
 
 @dataclass(frozen=True, slots=True)
 class TellProblem(Release):
-    """There will be none for it."""
+    """A waiter gets no copy."""
 
     problem: Problem
 
 
 @dataclass(frozen=True, slots=True)
 class Departed(Release):
-    """It left by itself, and is not told anything."""
+    """A waiter has left by itself, and gets no answer."""
 
 
 # --- time ---

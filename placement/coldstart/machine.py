@@ -14,7 +14,7 @@ from placement.coldstart.waiters import Place
 
 @dataclass(frozen=True, slots=True)
 class MachineStatistics:
-    """What waits now."""
+    """Flights and waiters at this moment."""
 
     flights: int
     waiters: int
@@ -32,7 +32,7 @@ class Machine:
         self._closed = False
 
     def handle(self, event: Event) -> list[Instruction]:
-        """Returns what is to be done now that this has happened. Raises Impossible if it cannot have happened; then
+        """Handles an event; returns the instructions that follow. Raises Impossible if it cannot have happened; then
         nothing has changed."""
         flights = self._flights
         flight = self._expecting(event) if isinstance(event, Answer) else None
@@ -56,7 +56,7 @@ class Machine:
         return model_id in self._flights.by_model
 
     def statistics(self) -> MachineStatistics:
-        """Returns what waits now."""
+        """Returns flights and waiters at this moment."""
         waiters = self._flights.waiters
         return MachineStatistics(len(self._flights.by_model), waiters.count, waiters.bytes)
 

@@ -1,4 +1,4 @@
-"""Why a waiter gets no copy, as data. Carriers map a reason to an error of their own by its name."""
+"""Problems: reasons why a waiter gets no copy, as data. Carriers map a reason to their own error by its name."""
 
 import enum
 from collections.abc import Mapping
@@ -8,14 +8,14 @@ from placement.failures import Failure, Kind, Standing, hint
 
 
 class Reason(enum.Enum):
-    """What kept a model from being loaded, or a waiter from waiting for it."""
+    """A reason why a model was not loaded, or a waiter may not wait for it."""
 
     UNKNOWN_MODEL = enum.auto()
     QUARANTINED = enum.auto()
     LOAD_FAILED = enum.auto()
     """The model's own fault."""
     NOT_FETCHED = enum.auto()
-    """Its files cannot be fetched, for a reason that passes by itself."""
+    """Its files cannot be fetched, for a temporary reason."""
     CONTENT_CHANGED = enum.auto()
     NOWHERE = enum.auto()
     """No pod may ever hold it."""
@@ -41,7 +41,7 @@ class Problem:
 
     reason: Reason
     text: str
-    retry_ms: int | None = None  # when to try again, where that is known
+    retry_ms: int | None = None  # time until a retry makes sense, if known
     details: Mapping[str, str] = field(default_factory=dict)  # short strings for programs
 
 
@@ -50,7 +50,7 @@ PASSED = Problem(Reason.DEADLINE, "the deadline has passed")
 
 
 def soon(reason: Reason, text: str) -> Problem:
-    """Returns a problem that a caller may try again after in a second."""
+    """Returns a problem after which a caller may retry in a second."""
     return Problem(reason, text, 1000)
 
 

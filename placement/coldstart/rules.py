@@ -1,4 +1,4 @@
-"""The numbers that cold starts go by."""
+"""Bounds and times of cold starts."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Rules:
     max_stale: int = 5  # answers "stale" for a record that has just been read
     pause_ms: int = 500  # between looks, where no change of the view comes earlier
     patience_ms: int = 10_000
-    """How long a flight without waiters waits for pods to come back, or for claims of dead pods to end: a lease time.
-    One with waiters waits three times as long."""
+    """Time for which a flight without waiters waits for pods to come back, or for claims of dead pods to end: a lease's
+    time to live. One with waiters waits three times as long."""
     waited_ms: int = 1_000
     """An agent that refuses later than this after it was asked has waited for room."""

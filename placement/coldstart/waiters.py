@@ -1,4 +1,4 @@
-"""Who waits: how many, with how many bytes, and until when.
+"""Waiters: their number, their bytes, and their deadlines.
 
 Waiters and the bytes of the messages they hold are bounded for each model and in all, so that a slow store cannot fill
 the router's memory.
@@ -29,18 +29,18 @@ class Place:
         self.alarm: Alarm[Any] | None = None  # rings once it has waited long enough; None: it does not wait yet
 
     def too_late(self, expected_ms: int | None, now_ms: int) -> Problem | None:
-        """Returns what it is told if its deadline comes before the load is expected to be done."""
+        """Returns the problem if its deadline comes before the expected end of the load."""
         if expected_ms is None or self.deadline_ms is None or self.deadline_ms >= expected_ms:
             return None
         left_ms = expected_ms - now_ms
         if left_ms <= 0:
-            return None  # the load takes longer than expected: there is no telling any more
+            return None  # the load takes longer than expected: its end is unknown
         due_ms = self.deadline_ms - now_ms
         text = f"loading {self.model_id} takes {left_ms / 1000:.1f} s more, the deadline is in {due_ms / 1000:.1f} s"
         return Problem(Reason.NOT_IN_TIME, text, left_ms)
 
     def expired(self, now_ms: int, rules: Rules) -> Problem:
-        """Returns what it is told when its alarm rings."""
+        """Returns the problem when its alarm rings."""
         if self.deadline_ms is not None and self.deadline_ms <= now_ms:
             return Problem(Reason.DEADLINE, f"{self.model_id} was not loaded by the deadline")
         text = f"{self.model_id} was not loaded within {rules.load_wait_ms / 1000:g} s; its load goes on"
@@ -70,16 +70,16 @@ class Waiters:
         return None
 
     def place(self, event: Joined) -> Place:
-        """Returns a place for one that has come. It does not count as waiting before it is added."""
+        """Makes the place of a new waiter. It counts once it is added."""
         self.arrivals += 1
         return Place(event, self.arrivals)
 
     def add(self, place: Place) -> None:
-        """Counts one that waits."""
+        """Counts a waiter."""
         self.count += 1
         self.bytes += place.size
 
     def remove(self, place: Place) -> None:
-        """Counts one that waits no more."""
+        """Stops counting a waiter."""
         self.count -= 1
         self.bytes -= place.size

@@ -29,7 +29,7 @@ REST_MOST = 900.0
 
 
 class _UnwellMeanwhile(Exception):
-    """The pod has proved unwell since the load was planned: that is not the model's fault."""
+    """The pod has proved unhealthy since the load was planned: that is not the model's fault."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from placement.failures import (
     MODELS,
     MOST_ASKED_MS,
     RETRY_MS,
-    UNWELL,
+    UNHEALTHY,
     WITNESS_MS,
     Failure,
     Failures,
@@ -165,9 +165,9 @@ def test_slow_failures_end_all_the_same():
     assert standing.answer is not None
 
 
-def unwell(failures: Failures, pod: str = "a", now_ms: int = 0) -> None:
+def unhealthy(failures: Failures, pod: str = "a", now_ms: int = 0) -> None:
     """That many different models fail there and load in `e`."""
-    for number in range(UNWELL):
+    for number in range(UNHEALTHY):
         failures.failed(f"m{number}", pod, now_ms + number, "disk is broken")
         failures.loaded(f"m{number}", "e", now_ms + number)
 
@@ -175,7 +175,7 @@ def unwell(failures: Failures, pod: str = "a", now_ms: int = 0) -> None:
 def test_a_pod_where_everything_fails_is_not_the_models_fault():
     """It gets no more loads, and what failed there does not count towards a model's bound."""
     failures = Failures()
-    unwell(failures)
+    unhealthy(failures)
     assert "4 models that loaded elsewhere" in failures.avoided(PODS, 10)["a"]
     failures.failed("m0", "b", 5, "own fault")
     failures.failed("m0", "c", 6, "own fault")
@@ -185,30 +185,30 @@ def test_a_pod_where_everything_fails_is_not_the_models_fault():
 
 
 @pytest.mark.parametrize("models", [1, 50])
-def test_broken_models_do_not_make_a_pod_unwell(models):
+def test_broken_models_do_not_make_a_pod_unhealthy(models):
     """However many there are, and however often each fails."""
     failures = Failures()
     for now in range(100):
         for pod in PODS[:MAX_FAILURES]:
             failures.failed(f"bad{now % models}", pod, now, "no")
-    assert failures.unwell(PODS, 100) == {}
+    assert failures.unhealthy(PODS, 100) == {}
 
 
 def test_a_copy_elsewhere_is_evidence_at_once():
     """A further copy of a model that serves in another pod: the model is not to blame."""
     failures = Failures()
-    for number in range(UNWELL):
+    for number in range(UNHEALTHY):
         failures.failed(f"m{number}", "a", number, "no", elsewhere=True)
-    assert failures.unwell(PODS, 10).keys() == {"a"}
+    assert failures.unhealthy(PODS, 10).keys() == {"a"}
 
 
 def test_what_loads_elsewhere_later_says_nothing():
     """Its file was put there in between, or its store came back."""
     failures = Failures()
-    for number in range(2 * UNWELL):
+    for number in range(2 * UNHEALTHY):
         failures.failed(f"m{number}", "a", 0, "not found", kind=Kind.NOT_FOUND)
         failures.loaded(f"m{number}", "b", WITNESS_MS)
-    assert failures.unwell(PODS, WITNESS_MS) == {}
+    assert failures.unhealthy(PODS, WITNESS_MS) == {}
 
 
 @given(
@@ -216,7 +216,7 @@ def test_what_loads_elsewhere_later_says_nothing():
         st.tuples(st.booleans(), st.integers(0, 11), st.permutations(PODS), st.integers(0, 20_000)), max_size=60
     )
 )
-def test_no_pod_is_unwell_because_models_are_broken(events):
+def test_no_pod_is_unhealthy_because_models_are_broken(events):
     """Broken models fail wherever they are tried, good ones load in the first pod: in whatever order they come."""
     failures = Failures()
     now = 0
@@ -240,29 +240,29 @@ def test_a_broken_pod_is_found_out_and_left_alone(draws):
             failures.failed(f"m{number}", "a", now, "no device")
             fails += 1
         failures.loaded(f"m{number}", pod, now)
-    assert fails <= UNWELL
+    assert fails <= UNHEALTHY
 
 
-def test_an_unwell_pod_is_tried_now_and_then_and_forgiven_at_once():
+def test_an_unhealthy_pod_is_tried_now_and_then_and_forgiven_at_once():
     """One load after a pause; a success makes it a pod like others."""
     failures = Failures()
-    unwell(failures)
+    unhealthy(failures)
     assert "a" in failures.avoided(PODS, RETRY_MS - 1)
-    assert "a" not in failures.avoided(PODS, RETRY_MS + UNWELL)
-    failures.tried("a", RETRY_MS + UNWELL)
-    assert "a" in failures.avoided(PODS, RETRY_MS + UNWELL + 1)
-    failures.loaded("m9", "a", RETRY_MS + UNWELL + 1)
-    assert failures.avoided(PODS, RETRY_MS + UNWELL + 2) == {}
+    assert "a" not in failures.avoided(PODS, RETRY_MS + UNHEALTHY)
+    failures.tried("a", RETRY_MS + UNHEALTHY)
+    assert "a" in failures.avoided(PODS, RETRY_MS + UNHEALTHY + 1)
+    failures.loaded("m9", "a", RETRY_MS + UNHEALTHY + 1)
+    assert failures.avoided(PODS, RETRY_MS + UNHEALTHY + 2) == {}
 
 
-def test_where_all_pods_fail_none_is_unwell():
+def test_where_all_pods_fail_none_is_unhealthy():
     """Some pod must go on being asked."""
     failures = Failures()
     for pod in PODS:
-        for number in range(UNWELL):
+        for number in range(UNHEALTHY):
             failures.failed(f"m{number}", pod, 0, "no", elsewhere=True)
-    assert failures.unwell(PODS, 1) == {}
-    assert set(failures.unwell([*PODS, "new"], 1)) == set(PODS)
+    assert failures.unhealthy(PODS, 1) == {}
+    assert set(failures.unhealthy([*PODS, "new"], 1)) == set(PODS)
 
 
 # --- what is forgotten ---
@@ -271,7 +271,7 @@ def test_where_all_pods_fail_none_is_unwell():
 def test_what_a_pod_that_is_gone_has_failed_is_forgotten():
     """One that starts anew may be well, and what failed there is worth another try."""
     failures = Failures()
-    unwell(failures)
+    unhealthy(failures)
     for pod in "ab":
         failures.failed("n", pod, 0, "no")
     failures.forget_pod("a")

@@ -388,7 +388,7 @@ def test_a_quarantined_model_is_not_loaded_but_a_copy_that_is_being_made_is_join
     assert carrier.asked == ["a"]
 
 
-def test_broken_models_make_no_pod_unwell():
+def test_broken_models_make_no_pod_unhealthy():
     """One broken model before each good one."""
     carrier = Carrier("a", "b")
     for number in range(20):

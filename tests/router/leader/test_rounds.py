@@ -9,7 +9,7 @@ from mesh.pb import agent_pb2
 from mesh.schema.records import LEAVING, LOADED, CopyRecord, Failure, ModelRecord, PodRecord
 from placement.constraints import Constraint, Constraints
 from placement.copies import Limits
-from placement.failures import UNWELL
+from placement.failures import UNHEALTHY
 from placement.limits import TypeLimits
 from router.leader.recency import Recency
 from router.leader.rounds import Rounds
@@ -335,11 +335,11 @@ async def test_a_pod_where_everything_fails_gets_no_more_loads(world):
         await world.round()
     asked = [request.reason for request in world.agents.requests]
     failed = len(asked) - len(world.agents.loads)
-    assert UNWELL <= failed < 8
+    assert UNHEALTHY <= failed < 8
     assert {pod for _, pod in world.agents.loads[-3:]} == {"c"}
 
 
-async def test_what_was_planned_for_a_pod_that_proves_unwell_is_not_sent_there(world):
+async def test_what_was_planned_for_a_pod_that_proves_unhealthy_is_not_sent_there(world):
     """A round plans many loads before the first of them fails."""
     world.agents.broken = {"a"}
     for name in ("b", "c"):  # there is room in the broken one only
@@ -349,7 +349,7 @@ async def test_what_was_planned_for_a_pod_that_proves_unwell_is_not_sent_there(w
         world.copy(model, "b", await world.register(model))
         world.agents.states["b", model] = {"rate": 3000, "peak_rate": 3000}
     await world.round()
-    assert UNWELL <= len(world.agents.requests) < 2 * UNWELL
+    assert UNHEALTHY <= len(world.agents.requests) < 2 * UNHEALTHY
 
 
 async def test_who_leads_again_keeps_what_others_have_noted_meanwhile(world):
