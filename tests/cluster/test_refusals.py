@@ -93,9 +93,7 @@ async def test_a_container_that_is_too_small_for_models(namespace: Kube, image: 
         return any("192 MiB" in said and "282 MiB" in said for said in logs)
 
     await namespace.until(told, "the pod names both numbers", timeout=120.0)
-    await namespace.until(
-        lambda: bool(mesh.metric(mesh.names("router")[0], "mesh_suspect_pods") == 0), "a router is up"
-    )
+    await namespace.wait(f"pod/{mesh.names('router')[0]}", "condition=Ready")
     visits = Visits(mesh, "--only", "kubernetes")
     await visits.until_said([("fail", "kubernetes", "pods", "mesh-runtime-cpu", "kubectl logs")])
     resources["requests"]["memory"] = resources["limits"]["memory"] = "512Mi"
