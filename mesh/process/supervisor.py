@@ -79,18 +79,6 @@ class Program:
     """Makes the text of StartFailed from what happened, a predicate, and the last lines of its output."""
 
 
-@dataclass(frozen=True, slots=True)
-class SupervisorStatistics:
-    """The child as it stands."""
-
-    name: str
-    state: State
-    pid: int | None  # None: not running
-    starts: int
-    deaths: int
-    last_death: str
-
-
 class Supervisor:
     """See the module's text. `start` or not, then `run`, then `stop` in any case."""
 
@@ -111,7 +99,6 @@ class Supervisor:
         self.state = State.DOWN
         self.child: Process | None = None
         self.starts = self.deaths = 0
-        self.last_death = ""
         self._on_ready = on_ready
         self._on_death = on_death
         self._on_hung = on_hung
@@ -132,10 +119,6 @@ class Supervisor:
     def trouble(self) -> str | None:
         """Why the running child is not to be counted on now; None: nothing is known."""
         return self._watch.trouble if self._watch is not None and self.state is State.READY else None
-
-    def statistics(self) -> SupervisorStatistics:
-        """The child as it stands."""
-        return SupervisorStatistics(self.program.name, self.state, self.pid, self.starts, self.deaths, self.last_death)
 
     async def start(self) -> None:
         """Starts it for the first time, and waits until it is ready. Raises StartFailed; may be called again then."""
@@ -162,7 +145,7 @@ class Supervisor:
                     continue
                 except StartFailed as error:
                     await self._unless_leaving()
-                    self.last_death = why = str(error)
+                    why = str(error)
                     log.error("process does not start", process_name=self.program.name, why=why)
             decided = self._lives.ended(time.monotonic(), luck=random.random())
             if isinstance(decided, restarts.GivenUp):
@@ -267,7 +250,6 @@ class Supervisor:
     def _died(self, ended: Ended) -> None:
         self.state = State.DOWN
         self.deaths += 1
-        self.last_death = ended.how
         log.error("process died", process_name=self.program.name, how=ended.how, life=self.starts)
         self._on_death(ended)
 
