@@ -1,12 +1,12 @@
-"""The certificate that clients see: which of the files that an operator puts there Envoy is given.
+"""The certificate that clients see: the choice of an operator's files that Envoy gets.
 
-Envoy takes whatever appears in a folder that it watches: a certificate that has expired replaces a valid one without a
-word, and every client is refused. So it watches no folder of the operator's. It reads copies, one file for each secret,
-in the router's own folder; a copy is replaced, by a rename, only where the new files work: a key of that certificate,
-valid now, and authorities for clients that can vouch for somebody. Otherwise what there is goes on being used, and that
-is said, once for each attempt, and in a metric: the next start would be refused.
+Envoy takes every file that appears in a folder it watches: an expired certificate silently replaces a valid one, and
+every client is refused. So it watches no folder of the operator's. It reads copies, one file for each secret, in the
+router's own folder; a copy is replaced, by a rename, only if the new files work: a matching key, valid now, and
+authorities that can sign clients' certificates. Otherwise the current ones stay in use, which is reported, once for
+each attempt, and in a metric: the next start would be refused.
 
-How Envoy is told to read the copies is in `config`, what counts as expired in `mesh.identity.credentials`.
+`config` tells Envoy to read the copies; `mesh.identity.credentials` defines what counts as expired.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ Stamp = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Files that work, as they were read."""
+    """Valid files, as they were read."""
 
     certificate: bytes
     private_key: bytes = field(repr=False)
@@ -45,14 +45,14 @@ class Files:
 
 
 def read(tls: config.Tls) -> Files:
-    """Reads the files. Raises ValueError where clients could not use them; the text says why and what to do."""
+    """Reads the files. Raises ValueError if clients could not use them; the text says why and what to do."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # Of a file that holds both, Envoy takes what it is named for.
+        # From a file that holds both, Envoy takes the part that its option names.
         certificate = _blocks(Path(tls.certificate).read_bytes(), b"CERTIFICATE")
         private_key = _blocks(Path(tls.private_key).read_bytes(), b"PRIVATE KEY")
         credentials.load_chain(context, certificate + private_key)
-    except (OSError, ValueError) as error:  # of OpenSSL's, too
+    except (OSError, ValueError) as error:  # also OpenSSL's
         pair = f"the certificate {tls.certificate} does not work with the key {tls.private_key}"
         raise ValueError(f"{pair}: {_reason(error)}") from error
     begins, expires = _validity(certificate)
@@ -75,12 +75,14 @@ def read(tls: config.Tls) -> Files:
         except (OSError, ValueError) as error:
             raise ValueError(f"{tls.client_ca} holds no authority for clients: {_reason(error)}") from error
         if ended:
-            raise ValueError(f"{tls.client_ca} {ended}, and no client could show who it is: put a new authority there")
+            raise ValueError(
+                f"{tls.client_ca} {ended}, and no client could prove its identity: put a new authority there"
+            )
     return Files(certificate, private_key, client_ca, expires)
 
 
 def _blocks(pem: bytes, kind: bytes) -> bytes:
-    """The blocks of one kind, whatever stands between them."""
+    """Returns the blocks of one kind, dropping text between them."""
     return b"".join(block[0] + b"\n" for block in _BLOCK.finditer(pem) if block[1].endswith(kind))
 
 
@@ -105,32 +107,32 @@ class Certificates:
         self._stamp: Stamp | None = None
         self._files: Files | None = None
         self.refusal = ""
-        """Why the newest files are not used; empty: they are."""
+        """The reason why the newest files are not used; empty if they are."""
 
     @property
     def expires_in(self) -> float:
-        """Seconds until what clients are shown expires; below 0 it has."""
+        """Returns the seconds until the certificate in use expires; below 0 it has."""
         return (self._files.expires if self._files is not None else 0.0) - self._clock()
 
     def start(self) -> None:
-        """Makes the copies. Raises ValueError where the files do not work: a start with them would serve nobody."""
+        """Makes the copies. Raises ValueError if the files do not work: a start with them would serve no client."""
         stamp = self._look()
         self._take(read(self._tls), stamp)
 
     def look(self) -> bool:
-        """Takes what has changed and works. Returns whether something did; what does not work is logged once."""
+        """Takes changed files that work. Returns whether there were any; files that do not work are logged once."""
         stamp = self._look()
         if stamp == self._stamp:
             return False
         try:
             files = read(self._tls)
         except ValueError as error:
-            # Files of one pair may come one after the other, so it is looked at again as long as it does not work.
+            # Files of one pair may come one after the other, so an invalid pair is read again at each look.
             if str(error) != self.refusal:
                 log.warning("new edge certificate is not used, the former one is kept", why=str(error))
             self.refusal = str(error)
             return False
-        if self._look() != stamp:  # it changed while it was read: the next look sees
+        if self._look() != stamp:  # they changed while they were read: the next look sees it
             return False
         self.refusal = ""
         if files == self._files:
@@ -161,7 +163,7 @@ class Certificates:
         ).follow(lambda: int(bool(self.refusal)))
 
     def _look(self) -> Stamp | None:
-        """How the files are now, without reading them; None where one is missing."""
+        """Returns the files' current state without reading them; None if one is missing."""
         found = []
         with contextlib.suppress(OSError):
             for path in filter(None, (self._tls.certificate, self._tls.private_key, self._tls.client_ca)):

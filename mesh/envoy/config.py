@@ -1,14 +1,14 @@
-"""From frozen settings to Envoy's bootstrap configuration: a pure function.
+"""Envoy's bootstrap configuration, made from frozen settings by a pure function.
 
 Everything is static. The worker processes' sockets are known before Envoy starts and keep their paths when a worker is
-replaced, so there is nothing that a management server (xDS) would have to tell it.
+replaced, so a management server (xDS) would have nothing to say.
 
-One listener takes HTTP/2 and HTTP/1.1 on one port. What is gRPC by its content type goes to the workers' gRPC sockets
-as HTTP/1.1 with trailers, the rest to their REST sockets. Envoy is a carrier here: it adds no headers, rewrites no
-path, has no time-outs of its own for calls (deadlines are the workers' business, which must outlast cold starts) and
-no retries but for a connection that could not be made, when nothing has been sent yet.
+One listener takes HTTP/2 and HTTP/1.1 on one port. Calls that are gRPC by their content type go to the workers' gRPC
+sockets as HTTP/1.1 with trailers, the rest to their REST sockets. Envoy is a carrier here: it adds no headers, rewrites
+no path, has no time-outs of its own for calls (deadlines are the workers' business, which must outlast cold starts) and
+retries only if a connection could not be made, when nothing has been sent yet.
 
-Which process runs it, and when it is restarted, is in `mesh.envoy.minder`.
+`mesh.envoy.minder` runs and restarts the process.
 """
 
 import json
@@ -31,17 +31,17 @@ _CERTIFICATE, _CLIENT_CA = "edge-certificate", "client-authority"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """TLS at the listener. All are paths of PEM files. What of them Envoy is given is `certificates`' business."""
+    """TLS at the listener. All are paths of PEM files. `certificates` decides which of their contents Envoy gets."""
 
     certificate: str
     private_key: str
-    client_ca: str = ""  # set: a certificate that clients show must be one that it signed
-    client_optional: bool = False  # clients may show none
+    client_ca: str = ""  # set: certificates of clients must be signed by it
+    client_optional: bool = False  # clients may come without one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the edge listens on, where it sends calls, and its bounds. Times are in seconds, 0 is never."""
+    """The listener, the destinations of its calls, and its bounds. Times are in seconds, 0 is never."""
 
     host: str
     port: int  # 0: any free one
@@ -59,22 +59,22 @@ class Settings:
     stream_window: int = 1 << 20  # bytes; HTTP/2's default of 64 KiB makes a large tensor wait for a round trip each
     connection_window: int = 8 << 20
     connection_buffer: int = 256 * 1024  # bytes, soft, each way; 1 MiB moves 4 MB bodies no faster
-    heap: int = 0  # bytes; towards them streams that hold much are reset, and new connections refused; 0: unbounded
+    heap: int = 0  # bytes; near them large streams are reset and new connections refused; 0: unbounded
 
-    unread_timeout: float = 30.0  # for a client to take some of what was sent to it
+    unread_timeout: float = 30.0  # for a client to take some of the bytes sent to it
 
     connect_timeout: float = 1.0
     headers_timeout: float = 30.0  # for a request's headers to arrive
     idle_timeout: float = 3600.0  # of a client's connection without calls
-    stream_idle_timeout: float = 3600.0  # of a call on which nothing moves: longer than any cold start
+    stream_idle_timeout: float = 3600.0  # of a call without any progress: longer than any cold start
     upstream_idle_timeout: float = 30.0  # of a connection to a worker; below the workers' own, else calls race its end
     max_connection_age: float = 0.0
-    age_spread: float = 0.2  # share of the age by which it is longer at random, so that connections do not end at once
+    age_spread: float = 0.2  # random extra share of the age, so that connections do not end together
     keepalive: float = 60.0  # between HTTP/2 pings to a client that is silent: how a vanished one is noticed
 
 
 def fit(settings: Settings, files: int) -> Settings:
-    """The settings with bounds that work with so many open files: a third for clients, the rest for calls to workers.
+    """Returns settings whose bounds fit the limit on open files: a third for clients, the rest for calls to workers.
 
     Past the limit on files Envoy would neither accept nor connect; at its own bounds it answers that it is overloaded.
     """
@@ -87,13 +87,13 @@ def fit(settings: Settings, files: int) -> Settings:
 
 
 def bootstrap(settings: Settings) -> dict[str, Any]:
-    """Envoy's bootstrap configuration. Raises ValueError where the settings cannot work."""
+    """Returns Envoy's bootstrap configuration. Raises ValueError if the settings cannot work."""
     if not settings.grpc_sockets or not settings.rest_sockets:
         raise ValueError("the edge needs at least one worker's sockets")
     for path in (settings.admin_socket, *settings.grpc_sockets, *settings.rest_sockets):
         if len(path.encode()) >= MAX_SOCKET_PATH:
             raise ValueError(
-                f"the socket path {path} has {len(path.encode())} bytes, {MAX_SOCKET_PATH - 1} at most work: "
+                f"the socket path {path} has {len(path.encode())} bytes, at most {MAX_SOCKET_PATH - 1} work: "
                 "use a shorter run directory"
             )
     config: dict[str, Any] = {
@@ -115,13 +115,13 @@ def bootstrap(settings: Settings) -> dict[str, Any]:
 
 
 def encode(settings: Settings) -> bytes:
-    """The same as a JSON file. Raises ValueError."""
+    """Returns the same as a JSON file. Raises ValueError."""
     return json.dumps(bootstrap(settings), indent=1).encode()
 
 
 def secrets(certificate: bytes, private_key: bytes, client_ca: bytes) -> dict[str, bytes]:
-    """Returns the files that belong into `secrets_dir`, by name, each with a secret that it holds itself: one that is
-    replaced by a rename is read again, whole. Connections that are there stay. Raises ValueError for what is no PEM."""
+    """Returns the files of `secrets_dir`, by name, each with a self-contained secret: a file replaced by a rename is
+    read again, whole. Existing connections stay. Raises ValueError for invalid PEM."""
     found: dict[str, dict[str, Any]] = {
         _CERTIFICATE: {
             "tls_certificate": {
@@ -149,7 +149,7 @@ def _listener(settings: Settings) -> dict[str, Any]:
         "name": "edge",
         "address": {"socket_address": {"address": settings.host, "port_value": settings.port}},
         "per_connection_buffer_limit_bytes": settings.connection_buffer,
-        # A client that takes nothing of what was sent to it is gone, or holds memory for nothing: the kernel ends its
+        # A client that takes none of the bytes sent to it is gone, or holds memory for nothing: the kernel ends its
         # connection. Connections inherit this from the socket that accepts them.
         "socket_options": [
             {
@@ -193,7 +193,7 @@ def _manager(settings: Settings) -> dict[str, Any]:
         "max_request_headers_kb": settings.max_headers_kb,
         "request_headers_timeout": _seconds(settings.headers_timeout),
         "stream_idle_timeout": _seconds(settings.stream_idle_timeout),
-        # A reply that is complete, and that an HTTP/2 client does not let come: its connection may be busy otherwise.
+        # For a complete reply that an HTTP/2 client does not accept: its connection may be busy otherwise.
         "stream_flush_timeout": _seconds(settings.unread_timeout),
         "drain_timeout": "1s",
         # A carrier adds nothing: no request ids, no forwarded-for, no server header, no rewritten paths (an id may hold
@@ -201,7 +201,7 @@ def _manager(settings: Settings) -> dict[str, Any]:
         "generate_request_id": False,
         "preserve_external_request_id": True,
         "use_remote_address": True,
-        # Nobody may change how Envoy behaves with x-envoy- headers, not from this machine either: the one internal
+        # No client may change Envoy's behaviour by x-envoy- headers, not from this machine either: the one internal
         # address is one that no host has (an empty list would mean all private ones).
         "internal_address_config": {"cidr_ranges": [{"address_prefix": "192.0.2.1", "prefix_len": 32}]},
         "skip_xff_append": True,
@@ -235,7 +235,7 @@ def _manager(settings: Settings) -> dict[str, Any]:
 
 
 def _http1() -> dict[str, Any]:
-    """Options for clients that speak HTTP/1: old ones, and those that offer a protocol which is not spoken here."""
+    """Returns options for HTTP/1 clients: old ones, and those that offer a protocol which is not spoken here."""
     return {
         "enable_trailers": True,
         # HTTP/1.0 is the default of nginx's proxy_pass and of ab; it may come without a Host.
@@ -311,9 +311,9 @@ def _cluster(name: str, sockets: tuple[str, ...], settings: Settings, *, trailer
 
 
 def _local_replies() -> dict[str, Any]:
-    """What Envoy itself answers (no worker, headers too large): for REST in the form that workers use.
+    """Returns the form of Envoy's own answers (no worker, headers too large): for REST the same as the workers'.
 
-    For gRPC Envoy makes a status of it; there a JSON text would only land in the message, hence the filter.
+    For gRPC Envoy makes a status of it; JSON there would only land in the message, hence the filter.
     """
     not_grpc = {
         "header_filter": {
@@ -382,7 +382,7 @@ def _overload(settings: Settings) -> dict[str, Any]:
                     }
                 ],
             },
-            # Those that are there go on: clients of long standing are not refused for what others hold.
+            # Existing connections stay: their clients are not refused for what others hold.
             _heap_action("envoy.overload_actions.reject_incoming_connections", 0.85),
             _heap_action("envoy.overload_actions.stop_accepting_requests", 0.97),
         ]
@@ -406,7 +406,7 @@ def _tls(tls: Tls, folder: str) -> dict[str, Any]:
     }
     if tls.client_ca:
         context["validation_context_sds_secret_config"] = _secret(_CLIENT_CA, folder)
-        # Not required, one that is shown is verified all the same.
+        # A certificate that is not required is still verified if shown.
         downstream["require_client_certificate"] = not tls.client_optional
     return {"name": "envoy.transport_sockets.tls", "typed_config": downstream}
 

@@ -1,4 +1,4 @@
-"""The long-lived tasks of whoever keeps an Envoy: what that process is without them."""
+"""The long-lived tasks of a process that keeps an Envoy, and the effect of losing each."""
 
 from mesh.process.tasks import Duty
 

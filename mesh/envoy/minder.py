@@ -1,10 +1,10 @@
 """Keeps one Envoy running: starts it, waits until it is ready, restarts it when it dies, drains it at the end.
 
-Envoy is a tethered child: it does not outlive this process, however this process ends. What it says comes out in our
-log. A start that fails tells why in one sentence (the port is taken, most of all); a later death is only logged and
+Envoy is a tethered child: it does not outlive this process, however this process ends. Its output appears in our log. A
+start that fails gives the reason in one sentence (most often, the port is taken); a later death is only logged and
 healed, because clients that reconnect in a second should not find the router gone.
 
-What Envoy is told to do is in `mesh.envoy.config`; how a child process is made and tethered, in `mesh.process`.
+`mesh.envoy.config` is Envoy's configuration; `mesh.process` makes and tethers child processes.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _START_TIMEOUT = 20.0  # seconds; measured 0.1, but a machine that starts everyt
 _ADMIN_TIMEOUT = 5.0
 _ACTIVE = f"http.{config.STAT_PREFIX}.downstream_rq_active"
 
-# What of Envoy's thousands of statistics is shown as metrics: (theirs, ours, kind, help).
+# The few of Envoy's thousands of statistics that become metrics: (theirs, ours, kind, help).
 _STATS = (
     (f"http.{config.STAT_PREFIX}.downstream_cx_active", "mesh_edge_connections", "gauge", "Open client connections."),
     (f"http.{config.STAT_PREFIX}.downstream_cx_total", "mesh_edge_connections_total", "counter", "Client connections."),
@@ -70,7 +70,7 @@ class EnvoyError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class MinderStatistics:
-    """How the child is."""
+    """The state of the child."""
 
     pid: int | None
     port: int
@@ -82,7 +82,7 @@ class MinderStatistics:
 class Minder:
     """One Envoy and its life. `run_dir` takes its configuration; it must be private to this user.
 
-    `settings.port` 0 takes a free port, which later restarts keep. `name` stands in the log lines.
+    `settings.port` 0 takes a free port, which later restarts keep. `name` appears in the log lines.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Minder:
         on_hung: Callable[[], None] = lambda: None,
         on_lost: Callable[[str], None] = lambda why: None,
     ) -> None:
-        """`on_hung` is called before an Envoy that hangs is killed, `on_lost` where nobody minds it any more."""
+        """Makes a minder; `on_hung` is called before an Envoy that hangs is killed, `on_lost` when it is given up."""
         self._settings = settings
         self._config_path = run_dir / f"{name}.json"
         self._binary = binary
@@ -119,24 +119,24 @@ class Minder:
         )
         tls = settings.tls
         self._certificates = None if tls is None else certificates.Certificates(tls, run_dir)
-        self._complaints: deque[str] = deque(maxlen=5)  # its latest lines of weight, for the reason of a death
+        self._complaints: deque[str] = deque(maxlen=5)  # its latest important lines, for the reason of a death
         self._stopping = False
         self._last_death = ""
 
     @property
     def port(self) -> int:
-        """The port clients use; 0 before the first start where any free one was asked for."""
+        """The port that clients use; 0 before the first start if any free one was asked for."""
         return self._settings.port
 
     @property
     def why_not_ready(self) -> str | None:
-        """None where clients are served, else the reason."""
+        """None if clients are served, else the reason."""
         if self._supervisor.state is State.READY:
             return self._supervisor.trouble
         return f"Envoy is not running: {self._last_death}" if self._last_death else "Envoy has not started yet"
 
     def statistics(self) -> MinderStatistics:
-        """How it is now."""
+        """Returns the current state."""
         return MinderStatistics(
             pid=self._supervisor.pid,
             port=self.port,
@@ -197,12 +197,12 @@ class Minder:
         await self._end()
 
     def follow(self, registry: metrics.Registry) -> None:
-        """Adds the metrics of its certificate, where it has one."""
+        """Adds the metrics of its certificate, if it has one."""
         if self._certificates is not None:
             self._certificates.follow(registry)
 
     async def snapshot(self) -> metrics.Snapshot:
-        """A few of Envoy's own statistics, and its memory and CPU time, to merge with the workers' metrics."""
+        """Returns a few of Envoy's own statistics, and its memory and CPU time, to merge with the workers' metrics."""
         pid = self._supervisor.pid
         if pid is None:
             return {"metrics": []}
@@ -244,7 +244,7 @@ class Minder:
             self._binary,
             *("--config-path", str(self._config_path)),
             *("--concurrency", str(self._settings.concurrency)),
-            "--disable-hot-restart",  # it needs shared memory and ids that the meshes of a machine would contend for
+            "--disable-hot-restart",  # its shared memory and ids would collide between a machine's meshes
             *("--log-level", self._log_level),
             *("--log-format", "[%l] %v"),
             "--log-format-escaped",
@@ -324,7 +324,7 @@ class Minder:
 
 
 async def _address_of(host: str) -> str:
-    """An IP address: Envoy's static listener takes no names."""
+    """Returns an IP address: Envoy's static listener takes no names."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -333,7 +333,7 @@ async def _address_of(host: str) -> str:
 
 
 def _open_files() -> int:
-    """How many files Envoy may have open: the hard limit, which `_raise_open_files` gives it."""
+    """Returns how many files Envoy may have open: the hard limit, which `_raise_open_files` gives it."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[1] % (1 << 31) or 1 << 20
 
 
@@ -341,5 +341,5 @@ def _raise_open_files(pid: int) -> None:
     try:
         hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
-    except OSError as error:  # it has died, or a sandbox forbids it: then its limit is what it was started with
+    except OSError as error:  # it has died, or a sandbox forbids it: then its limit stays as it was at its start
         log.debug("open files of envoy stay as they are", error=str(error))

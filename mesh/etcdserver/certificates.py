@@ -1,11 +1,11 @@
-"""The certificates of a member of the chart's etcd, and an etcd that is started again where it would not follow them.
+"""The certificates of a member of the chart's etcd, and restarts of etcd when it would not follow a change of them.
 
-etcd reads its certificate at each handshake, but the authorities that it trusts only when it starts. So it is given
-copies of the files, in a folder of its own, which change in the steps of `mesh.identity.handover`; and when there is an
-authority that it has not been started with, it is started again, one member after the other. Between etcd and the
-processes around it nothing is refused meanwhile, not even where the mesh's Secret was deleted and made anew.
+etcd reads its certificate at each handshake, but its trusted authorities only when it starts. So it gets copies of the
+files, in a folder of its own, which change in the steps of `mesh.identity.handover`; when an authority appears that it
+was not started with, etcd is restarted, one member after the other. Between etcd and the processes around it nothing is
+refused meanwhile, not even if the mesh's Secret was deleted and made again.
 
-Files that do not work are handed on as they are, at the start only: etcd will refuse connections, and its log tells.
+Invalid files are passed on unchanged at the start only: etcd will refuse connections, and its log says so.
 """
 
 import os
@@ -28,17 +28,17 @@ LOOK = 2.0
 """Seconds between two looks at the files."""
 
 TURN = 15.0
-"""Seconds between the restarts of one member and of the next: until it serves again takes 2 to 5."""
+"""Seconds between the restarts of one member and of the next: it takes 2 to 5 to serve again."""
 
-_ENDING = 30.0  # seconds for etcd to hand its leadership over and end
+_ENDING = 30.0  # seconds for etcd to transfer its leadership and end
 _CURRENT, _VERSION = "current", "version-"
 
 
 class Copies:
-    """The files of a mounted folder, copied to one that etcd reads. Blocking; `look` now and then."""
+    """The files of a mounted folder, copied to one that etcd reads. Blocking; call `look` now and then."""
 
     def __init__(self, source: Path, target: Path, *, elapsed: Callable[[], float] = time.monotonic) -> None:
-        """Makes the first copies. Raises OSError where there is nothing to copy."""
+        """Makes the first copies. Raises OSError if there is nothing to copy."""
         self.source = source
         self.folder = target / _CURRENT
         self._target = target
@@ -54,11 +54,11 @@ class Copies:
 
     @property
     def authorities(self) -> frozenset[bytes]:
-        """Those that are to be trusted."""
+        """The authorities to be trusted."""
         return handover.authorities(self._written[0])
 
     def look(self) -> None:
-        """Copies what has changed, and takes the steps that are due. Files that do not work are logged once."""
+        """Copies changed files, and takes the steps that are due. Invalid files are logged once."""
         now = self._elapsed()
         try:
             found = credentials.stamp(self.source)
@@ -91,7 +91,7 @@ class Copies:
         self._stamp = stamp
 
     def _write(self, *contents: bytes) -> None:
-        """All files at once, by one rename, as Kubernetes does."""
+        """Replaces all files at once, by one rename, as Kubernetes does."""
         fresh = self._target / f"{_VERSION}{time.monotonic_ns()}"
         fresh.mkdir(mode=0o700)
         for name, content in zip(FILES, contents, strict=True):
@@ -108,9 +108,9 @@ class Copies:
 
 
 def run(argv: Sequence[str], environment: Mapping[str, str], copies: Copies, *, delay: float = 0.0) -> int:
-    """Runs etcd until it ends by itself or is told to by SIGTERM. Returns its exit status, as a shell would.
+    """Runs etcd until it ends by itself or by SIGTERM. Returns its exit status, as a shell would.
 
-    `delay`: seconds before it is started again for another authority, for each member another number."""
+    `delay`: seconds before a restart for another authority, a different number for each member."""
     trusted = copies.authorities
     child = subprocess.Popen(process.tethered(argv), env=environment)
     ending = False

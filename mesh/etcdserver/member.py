@@ -1,19 +1,19 @@
 """`python -m mesh.etcdserver.member`: runs etcd, as a member of the cluster that `ETCD_...` variables describe.
 
-etcd starts by itself wherever its data are. What it cannot do is to come back without them: a member whose volume was
-lost has the name of one that the others still count on, and etcd refuses to start it ("has already been
-bootstrapped"), for ever. So where there are no data, the others are asked first (`etcdctl`, by its `ETCDCTL_...`). If
-they know this member as one that has served, it is taken off their list and put on it again, which is what etcd's
-manual asks of an operator, and starts as a new one that fetches everything from them.
+etcd starts by itself if its data exist. But it cannot come back without them: a member whose volume was lost has the
+name of one that the others still count on, and etcd refuses to start it ("has already been bootstrapped"), without
+end. So without data, the others are asked first (`etcdctl`, by its `ETCDCTL_...`). If they know this member as one that
+has served, it is removed from their list and added again, as etcd's manual tells operators to do, and starts as a new
+one that fetches everything from them.
 
-While the others have no quorum they cannot agree to it. Then this waits, and never starts a member of a new cluster
-beside one that exists: what tells the two apart without a quorum is whether any member has ever served, which each
-member's peer port says (etcd's own check at a start asks there too). Where nobody answers at all, this may be the first
-start, and etcd decides as it always has. A cluster that has lost most of its data is restored from a snapshot, by a
-person. See docs/kubernetes.md.
+While the others have no quorum they cannot agree to it. Then this process waits, and never starts a member of a new
+cluster beside one that exists: without a quorum, the two are told apart by whether any member has ever served, which
+each member's peer port says (etcd's own check at a start asks there too). If no member answers at all, this may be the
+first start, and etcd decides as it always has. A cluster that has lost most of its data is restored from a snapshot, by
+a person. See docs/kubernetes.md.
 
-With TLS, this process stays beside etcd: the folder that MESH_ETCD_CERTIFICATES names is copied to the one in which
-etcd's own variables have it look, and followed (`mesh.etcdserver.certificates`). Otherwise it becomes etcd.
+With TLS, this process stays beside etcd: it copies the folder that MESH_ETCD_CERTIFICATES names to the one named by
+etcd's own variables, and follows changes (`mesh.etcdserver.certificates`). Otherwise it becomes etcd.
 """
 
 import json
@@ -36,16 +36,16 @@ from mesh.telemetry import logs
 log = logs.get("mesh.etcdserver.member")
 
 COMMAND_TIMEOUT = 5.0
-"""Seconds for the others to answer. On a first start nobody does, and this is what it takes longer."""
+"""Seconds for the others to answer. On a first start none does, and this is added to its duration."""
 
 PATIENCE = 60.0
-"""Seconds that they may refuse it. Then this process ends, and Kubernetes starts it again."""
+"""Seconds that they may refuse. Then this process ends, and Kubernetes starts it again."""
 
 _PAUSE = 2.0
 
 
 class MemberError(Exception):
-    """What the others were asked for they have not done. The text is etcdctl's."""
+    """A request that the other members have not fulfilled. The text is etcdctl's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,11 @@ class Entry:
     id: int
     name: str  # empty: added, and never started
     peer_urls: tuple[str, ...]
-    served: bool  # it has told for which address clients call it
+    served: bool  # it has published its address for clients
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Entry":
-        """From etcdctl's JSON."""
+        """Makes an entry of etcdctl's JSON."""
         return cls(
             int(fields["ID"]),
             str(fields.get("name", "")),
@@ -69,7 +69,7 @@ class Entry:
 
 
 def entries() -> list[Entry] | None:
-    """The members as those that have a quorum list them; None where nobody tells."""
+    """Returns the members as those with a quorum list them; None if no member answers."""
     try:
         said = _etcdctl("member", "list", "--write-out=json")
         return [Entry.of(fields) for fields in json.loads(said)["members"]]
@@ -81,12 +81,12 @@ def entries() -> list[Entry] | None:
 
 
 def joins(name: str, peer_url: str, listed: list[Entry]) -> bool:
-    """Has a member without data put on the list anew. Whether it then joins a cluster that exists, rather than being
+    """Has a member without data listed again. Returns whether it then joins a cluster that exists, rather than being
     one of those that make a new one. Raises MemberError."""
     ours = next((entry for entry in listed if peer_url in entry.peer_urls or entry.name == name), None)
     if ours is not None and ours.name and not ours.served:
         return False  # from the first list of a cluster that is being made
-    if ours is not None:  # also one without a name: it may have begun to serve before it could tell its name
+    if ours is not None:  # even without a name: it may have served before it could publish its name
         log.warning("this member's data are gone: it joins the others as a new one", member=name, was=f"{ours.id:x}")
         _etcdctl("member", "remove", f"{ours.id:x}")
     _etcdctl("member", "add", name, f"--peer-urls={peer_url}")
@@ -94,24 +94,25 @@ def joins(name: str, peer_url: str, listed: list[Entry]) -> bool:
 
 
 def has_data(folder: Path) -> bool:
-    """Whether there is what a member goes on from: its log. Other files are there after a start that failed, too."""
+    """Returns whether a member's log exists, which it can continue from. Other files exist even after a failed
+    start."""
     return any((folder / "member" / "wal").glob("*.wal"))
 
 
 def exists(others: Iterable[str], tls: ssl.SSLContext | None) -> bool:
-    """Whether any of the others, by their peer URLs, knows of a member that has served; no quorum is asked for."""
+    """Returns whether any of the others, by their peer URLs, knows of a member that has served; needs no quorum."""
     for url in others:
         try:
             with urllib.request.urlopen(f"{url}/members", timeout=2.0, context=tls) as answer:
                 if any(fields.get("clientURLs") for fields in json.load(answer)):
                     return True
         except (OSError, ValueError, AttributeError, TypeError) as error:
-            log.info("a member does not tell who they are", url=url, why=str(error))
+            log.info("a member does not answer who the members are", url=url, why=str(error))
     return False
 
 
 def _joins_in_time(name: str, peers: Mapping[str, str], tls: ssl.SSLContext | None) -> bool:
-    """The same as `joins`, asked again while the others have no quorum, or let nobody in: they agree to no change
+    """Does the same as `joins`, again while the others have no quorum, or admit no member: they agree to no change
     before they have been connected to each other for five seconds. Raises MemberError after `PATIENCE`."""
     end = time.monotonic() + PATIENCE
     others = [url for other, url in peers.items() if other != name]
@@ -133,7 +134,7 @@ def _joins_in_time(name: str, peers: Mapping[str, str], tls: ssl.SSLContext | No
 
 
 def _peer_tls(environment: Mapping[str, str]) -> ssl.SSLContext | None:
-    """As members show themselves to each other. Raises OSError for files that cannot be read."""
+    """Returns the TLS settings between members. Raises OSError for files that cannot be read."""
     if not (ca := environment.get("ETCD_PEER_TRUSTED_CA_FILE")):
         return None
     context = ssl.create_default_context(cafile=ca)
@@ -142,7 +143,7 @@ def _peer_tls(environment: Mapping[str, str]) -> ssl.SSLContext | None:
 
 
 def _etcdctl(*argv: str) -> str:
-    """What it prints. Raises MemberError."""
+    """Runs etcdctl and returns its output. Raises MemberError."""
     command = [find_binary("etcdctl"), f"--command-timeout={COMMAND_TIMEOUT:g}s", "--dial-timeout=2s", *argv]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=3 * COMMAND_TIMEOUT, check=False)
@@ -154,20 +155,20 @@ def _etcdctl(*argv: str) -> str:
 
 
 def _copies(environment: Mapping[str, str]) -> certificates.Copies | None:
-    """The certificates, copied to where etcd looks for them; None where they are not to be followed. Raises OSError."""
+    """Returns the certificates, copied to where etcd looks for them; None if they are not followed. Raises OSError."""
     if not (source := environment.get("MESH_ETCD_CERTIFICATES")):
         return None
     return certificates.Copies(Path(source), Path(environment["ETCD_TRUSTED_CA_FILE"]).parents[1])
 
 
 def _turn(name: str) -> float:
-    """Seconds that this member waits before it is started again: the number in its name says when its turn is."""
+    """Returns the seconds before this member's restart: the number in its name decides its turn."""
     digits = name.rpartition("-")[2]
     return certificates.TURN * int(digits) if digits.isdigit() else 0.0
 
 
 def main() -> None:
-    """Never returns: this process becomes etcd, runs it, or ends with 1 and the reason in its log."""
+    """Runs etcd, becomes it, or ends with 1 and the reason in its log; never returns."""
     logs.configure(level="info", fmt="json", process="etcd-member")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a container's first process has no other way to end
     environment = dict(os.environ)
@@ -176,7 +177,7 @@ def main() -> None:
         peers = dict(pair.split("=", 1) for pair in environment["ETCD_INITIAL_CLUSTER"].split(","))
         peers[name] = environment["ETCD_INITIAL_ADVERTISE_PEER_URLS"]
     except (KeyError, ValueError) as error:
-        sys.exit(f"mesh.etcdserver.member: {error} is not set as it must be; it starts a member of the chart's etcd")
+        sys.exit(f"mesh.etcdserver.member: {error} is missing or invalid; this starts a member of the chart's etcd")
     try:
         copies = _copies(environment)
         if len(peers) > 1 and not has_data(data) and _joins_in_time(name, peers, _peer_tls(environment)):

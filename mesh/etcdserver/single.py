@@ -1,8 +1,8 @@
-"""The etcd of one machine: which one it is, how it is started, and whether its version may be trusted.
+"""The etcd of one machine: finding it, its command line, and whether its version can be trusted.
 
 One member on loopback. It compacts itself and has a quota, because nobody administers it: without the first, its
-history grows with every change of a pod's presence; without the second, a full disk ends it. Starting and minding the
-process is left to `mesh up` and to the tests, which share this command line.
+history grows with every change of a pod's presence; without the second, a full disk ends it. `mesh up` and the tests
+start and supervise the process; they share this command line.
 """
 
 import os
@@ -12,7 +12,7 @@ import subprocess
 from mesh.process import find_binary
 
 RETENTION = "10m"
-"""History that is kept: a watch that was away longer reads everything again, which costs little."""
+"""History that is kept: a watch that was away longer reads everything again, which is cheap."""
 
 QUOTA_BYTES = 4 * 2**30
 """A million records of 1 KB, rewritten once within the retention, with room to spare; etcd advises at most 8 GiB."""
@@ -54,7 +54,7 @@ def etcd_argv(
         f"--listen-peer-urls={peer}",
         f"--initial-advertise-peer-urls={peer}",
         f"--initial-cluster={name}={peer}",
-        # A single member has nobody to wait for: up in 0.1 s instead of 0.5, after a crash in 0.3 instead of 1.6.
+        # A single member has no others to wait for: up in 0.1 s instead of 0.5, after a crash in 0.3 instead of 1.6.
         "--heartbeat-interval=20",
         "--election-timeout=200",
         "--auto-compaction-mode=periodic",

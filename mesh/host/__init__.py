@@ -1,1 +1,1 @@
-"""What the machine and the container grant this process: CPUs, memory, and how the kernel accounts for them."""
+"""Resources that the machine and the container grant this process: CPUs, memory, and the kernel's accounts of them."""

@@ -1,4 +1,4 @@
-"""The cgroups above this process, of either version, for whoever asks what is granted.
+"""The cgroups above this process, of either version, for modules that read its limits.
 
 A limit of a parent group counts too.
 """
@@ -8,11 +8,11 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path("/sys/fs/cgroup")
 SELF = Path("/proc/self/cgroup")
-NO_LIMIT = 1 << 60  # bytes; what version 1 says where there is no limit is more than any machine has
+NO_LIMIT = 1 << 60  # bytes; version 1 says "no limit" by more than any machine has
 
 
 def folders(controller: str, *, root: Path = ROOT, membership: Path = SELF) -> Iterator[Path]:
-    """Where the files of a controller (cpu, memory) may be, from this process's group up; some may not exist."""
+    """Yields the possible folders of a controller (cpu, memory), from this process's group up; some may not exist."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:

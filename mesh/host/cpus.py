@@ -1,8 +1,8 @@
-"""How many CPUs this process may use: what the cgroup grants, not what the host has.
+"""The number of CPUs this process may use: the cgroup's grant, not the host's count.
 
-In a container `os.cpu_count()` is the host's count. One worker for each of 64 cores under a quota of 2 would cost
-memory and context switches for nothing, and the kernel would throttle them together. Both cgroup versions are read; a
-quota of a parent group counts too.
+In a container `os.cpu_count()` is the host's count. With one worker for each of 64 cores under a quota of 2, memory and
+context switches would be wasted, and the kernel would throttle them together. Both cgroup versions are read; a quota of
+a parent group counts too.
 """
 
 import os
@@ -12,14 +12,14 @@ from mesh.host import cgroups
 
 
 def available(*, root: Path = cgroups.ROOT, membership: Path = cgroups.SELF) -> int:
-    """CPUs to plan for, at least 1: the least of affinity and quota; part of a CPU is rounded up."""
+    """Returns the CPUs to plan for, at least 1: the lesser of affinity and quota; part of a CPU is rounded up."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = quota(root=root, membership=membership)
     return allowed if share is None else max(1, min(allowed, -int(-share // 1)))
 
 
 def quota(*, root: Path = cgroups.ROOT, membership: Path = cgroups.SELF) -> float | None:
-    """CPUs that the tightest cgroup above this process grants, None where there is no limit."""
+    """Returns the CPUs that the tightest cgroup above this process grants, None if there is no limit."""
     shares = [
         share
         for folder in cgroups.folders("cpu", root=root, membership=membership)

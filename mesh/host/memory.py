@@ -1,6 +1,6 @@
-"""The memory that this machine has, and what the container grants of it: in all, and what is left.
+"""The memory of this machine, and the container's grant of it: in total, and what is left.
 
-The smaller of the two counts for whoever plans with it. A limit of a parent group counts too.
+The smaller of the two counts for planning. A limit of a parent group counts too.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from mesh.host import cgroups
 
 MEMINFO = Path("/proc/meminfo")
 
-_GUESS = 4 << 30  # bytes that are free, where nobody knows
+_GUESS = 4 << 30  # bytes assumed free if it is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Whole:
 
 
 def whole(*, meminfo: Path = MEMINFO, root: Path = cgroups.ROOT, membership: Path = cgroups.SELF) -> Whole | None:
-    """Returns what there is when nothing is in use yet. None: it cannot be told."""
+    """Returns the memory available when nothing is in use yet; None if it is not known."""
     found = [Whole(limit, "the container") for limit in _limits(root, membership)]
     if (total := _told("MemTotal", meminfo)) is not None:
         found.append(Whole(total, "the machine"))
@@ -39,7 +39,7 @@ def available_bytes(*, meminfo: Path = MEMINFO, cgroup: Path = cgroups.ROOT) -> 
 
 
 def container_bytes(*, cgroup: Path = cgroups.ROOT) -> int | None:
-    """Returns how much the container may still take; None where it has no limit of its own."""
+    """Returns how much the container may still take; None if it has no limit of its own."""
     for folder, most, now, files in (
         (cgroup, "memory.max", "memory.current", ("active_file", "inactive_file")),
         (
@@ -55,7 +55,7 @@ def container_bytes(*, cgroup: Path = cgroups.ROOT) -> int | None:
             continue  # "max", or the other version of cgroups
         if maximum >= cgroups.NO_LIMIT:
             continue
-        with contextlib.suppress(OSError, ValueError):  # files in memory count as used, and make way
+        with contextlib.suppress(OSError, ValueError):  # files in memory count as used, and are given up on demand
             told = dict(line.split(maxsplit=1) for line in (folder / "memory.stat").read_text().splitlines())
             used -= sum(int(told.get(name, 0)) for name in files)
         return max(0, maximum - used)
@@ -63,7 +63,7 @@ def container_bytes(*, cgroup: Path = cgroups.ROOT) -> int | None:
 
 
 def _told(field: str, meminfo: Path) -> int | None:
-    """A figure of the kernel's, such as MemTotal; None where it is not told: not Linux as we know it."""
+    """Reads a figure of the kernel's, such as MemTotal; None if it is missing: not Linux as we know it."""
     try:
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
         return int(fields[field].split()[0]) * 1024

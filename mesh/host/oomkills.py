@@ -1,4 +1,4 @@
-"""How often this machine's kernel has killed a process for memory: evidence about a SIGKILL that nobody explains."""
+"""The number of processes that this machine's kernel has killed for memory: evidence about an unexplained SIGKILL."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ _VMSTAT = Path("/proc/vmstat")
 
 
 def oom_kills(vmstat: Path = _VMSTAT) -> int:
-    """Kills so far, those for the limit of any container included; -1 where the kernel does not tell."""
+    """Counts kills so far, those for the limit of any container included; returns -1 if the kernel does not say."""
     try:
         lines = vmstat.read_text().splitlines()
     except OSError:
