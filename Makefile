@@ -1,9 +1,9 @@
-# `make up` and `make test` do all the set-up by themselves, with nothing but Python 3.11 or later, pip and make.
+# `make up` and `make test` do all the set-up by themselves, with only Python 3.11 or later, pip and make.
 #
 # One environment, .venv, at two levels: what a mesh on one machine needs (requirements/up.txt), and that plus what tests
 # and checks need (requirements/dev.txt, whose versions the first never contradicts). Both are installed by plain pip, by
 # hash. A level is installed when its stamp is missing, and the stamp's name holds a sum of the lock, of pyproject.toml
-# and of where this is: a changed lock, a changed project or a moved folder is installed anew, anything else is not.
+# and of this folder's path: a changed lock, a changed project or a moved folder is installed again, nothing else is.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -46,7 +46,7 @@ test-stores: $(DEV)  ## the puller against versitygw, azurite and fake-gcs-serve
 	@$(RUN) tests.support.programs
 	@$(RUN) pytest tests/stores $(ARGS)
 
-test-clients: $(DEV)  ## clients and proxies of others against a mesh: Java, Go, Node, made first, nginx, ab, curl (minutes)
+test-clients: $(DEV)  ## third-party clients and proxies against a mesh: Java, Go, Node, made first, nginx, ab, curl (minutes)
 	@$(RUN) tests.doors.clients
 	@$(RUN) pytest tests/doors -rs $(ARGS)
 
@@ -66,13 +66,13 @@ cluster-image:  ## the image for that cluster, by the name that it prints (docs/
 cluster-down:  ## ends that cluster, and leaves the machine as it was
 	@$(PYTHON) -m deploy.cluster down
 
-test-cluster: $(DEV)  ## the image on that cluster, which is made and started where it does not run
+test-cluster: $(DEV)  ## the image on that cluster, which is made and started if it does not run
 	@$(RUN) pytest tests/cluster -m cluster -o timeout_func_only=true $(ARGS)
 
 test-chaos: $(DEV)  ## ten minutes of random faults, every answer judged (ARGS="--chaos-seed 7 --chaos-seconds 1800")
 	@$(RUN) pytest tests/chaos -m "" $(ARGS)
 
-test-attack: $(DEV)  ## callers, stores and models that misbehave, each beside a hot caller who must not notice
+test-attack: $(DEV)  ## callers, stores and models that misbehave, each beside a hot caller that must not notice
 	@$(RUN) pytest tests/attack -m attack $(ARGS)
 
 test-onnx: $(DEV)  ## the ONNX project's node tests through a mesh, beside onnxruntime alone (minutes)
@@ -99,7 +99,7 @@ environment: $(DEV)  ## only the environment, for an editor
 COMPILE = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-emit-index-url --no-emit-find-links pyproject.toml requirements/build.in
 
-lock: $(VENV)/.made  ## the lock files anew, at the versions they have where those still fit (ARGS=--upgrade: the newest)
+lock: $(VENV)/.made  ## the lock files again, at their present versions if those still fit (ARGS=--upgrade: the newest)
 	@test -x $(VENV)/bin/uv || $(PIP) install --quiet uv
 	$(COMPILE) --extra cpu --extra local --extra demo --extra pictures --extra dev --output-file requirements/dev.txt $(ARGS)
 	$(COMPILE) --extra cpu --extra local --extra demo --constraints requirements/dev.txt --output-file requirements/up.txt $(ARGS)
@@ -108,7 +108,7 @@ lock: $(VENV)/.made  ## the lock files anew, at the versions they have where tho
 		--output-file requirements/gpu.txt $(ARGS)
 	$(COMPILE) --extra gpu --extra cuda --extra edge --constraints requirements/dev.txt --output-file requirements/image-gpu.txt $(ARGS)
 
-clean:  ## everything that was made here, the environment and the local mesh's data included
+clean:  ## everything made here, the environment and the local mesh's data included
 	@test ! -e /run/mesh-cluster/owner || $(PYTHON) -m deploy.cluster down
 	rm -rf .venv .venv-gpu .mesh .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

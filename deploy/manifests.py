@@ -1,12 +1,12 @@
 """`make manifests`: the kustomize base and its components, rendered from the Helm chart.
 
-The chart is the one source. The base is what it renders with its own values. A component is the difference that a
-file in `deploy/values/` makes: objects that appear, objects that go, and JSON patches for those that change; an overlay
-is the base with one component. So several components can be laid over the base together, and tests compare the outcome
-with what the chart renders from the same files.
+The chart is the one source. The base is the chart rendered with its default values. A component is the difference that
+a file in `deploy/values/` makes: added objects, removed objects, and JSON patches for changed ones; an overlay is the
+base with one component. So several components can be combined over the base, and tests compare the outcome with the
+chart rendered from the same files.
 
-Rendering needs Helm, which most people here do not have. Freshness is therefore checked by sums (`--check`): one over
-what the manifests are made from, one over the manifests. Where there is Helm, a test renders and compares all of it.
+Rendering needs Helm, which most contributors do not have. Freshness is therefore checked by checksums (`--check`): one
+over the sources of the manifests, one over the manifests. If Helm is available, a test renders and compares all of it.
 """
 
 import hashlib
@@ -26,29 +26,29 @@ VALUES = ROOT / "values"
 KUSTOMIZE = ROOT / "kustomize"
 SUMS = "sums.txt"
 COMPONENTS = ("trial", "gpu", "external-etcd", "tls")
-"""In the order in which they go together: a component changes what those before it have added."""
+"""Their order of application: a component changes what those before it have added."""
 
-KUBERNETES = "1.35.0"  # what is rendered for; nothing in the templates depends on it
-NAMESPACE = "mesh"  # stands only in the subject of the RoleBinding
+KUBERNETES = "1.35.0"  # rendered for this version; nothing in the templates depends on it
+NAMESPACE = "mesh"  # appears only in the subject of the RoleBinding
 HEADER = "# Made from deploy/chart by `make manifests`: change the chart, not this file.\n"
 
 Document = dict[str, Any]
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where there is libyaml
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if there is libyaml
 
 
 class Failed(Exception):
-    """What went wrong, for the user."""
+    """A failure, with a text for the user."""
 
 
 def helm() -> str | None:
-    """The program, from $HELM, PATH or .cache/bin; None where there is none."""
+    """Returns the program, from $HELM, PATH or .cache/bin; None if there is none."""
     named = os.environ.get("HELM")
     return named or shutil.which("helm") or shutil.which("helm", path=str(ROOT.parent / ".cache" / "bin"))
 
 
 def render(*files: Path, sets: Sequence[str] = (), namespace: str = NAMESPACE) -> dict[str, list[Document]]:
-    """What the chart renders, by the name of the template."""
+    """Returns the chart's rendered objects, by the name of the template."""
     program = helm()
     if program is None:
         raise Failed("helm is neither in $HELM nor on PATH nor in .cache/bin (helm.sh: Helm 3.14 or later)")
@@ -71,15 +71,15 @@ def render(*files: Path, sets: Sequence[str] = (), namespace: str = NAMESPACE) -
 
 
 def documents(rendered: dict[str, list[Document]]) -> list[Document]:
-    """All of them, in one list."""
+    """Returns all of them in one list."""
     return [document for several in rendered.values() for document in several]
 
 
 def neutral(value: Any) -> Any:
-    """The same without what only Helm's own objects have, and without the namespace.
+    """Returns the same without the marks of Helm's own objects, and without the namespace.
 
-    Kustomize puts the namespace into the subject of the RoleBinding too. Where none is set there, the API server
-    refuses a subject without one: better than a binding to an account of another namespace.
+    Kustomize puts the namespace into the subject of the RoleBinding too. If none is set there, the API server refuses a
+    subject without one: better than a binding to an account of another namespace.
     """
     if isinstance(value, list):
         return [neutral(one) for one in value]
@@ -94,15 +94,15 @@ def neutral(value: Any) -> Any:
 
 
 def key(document: Document) -> tuple[str, str]:
-    """What tells the objects of one namespace apart."""
+    """Returns what distinguishes the objects of one namespace."""
     return document["kind"], document["metadata"]["name"]
 
 
 def difference(old: Any, new: Any, path: str = "") -> list[Document]:
-    """JSON patch operations (RFC 6902) that make new from old; lists of named things are compared by name.
+    """Returns JSON patch operations (RFC 6902) that make new from old; lists of named items are compared by name.
 
-    Operations on such lists keep to the places that the old ones have and append what is new, so that patches made
-    against one base can be applied one after the other.
+    Operations on such lists keep the positions of the old items and append new ones, so patches made against one base
+    can be applied one after the other.
     """
     if old == new:
         return []
@@ -138,7 +138,7 @@ def _named(value: Any) -> bool:
 
 
 def component(base: list[Document], changed: list[Document]) -> tuple[list[Document], list[Document]]:
-    """What a component adds, and its patches, as kustomize takes them."""
+    """Returns a component's added objects, and its patches, in kustomize's form."""
     before, after = {key(one): one for one in base}, {key(one): one for one in changed}
     added = [one for name, one in after.items() if name not in before]
     patches: list[Document] = []
@@ -150,7 +150,7 @@ def component(base: list[Document], changed: list[Document]) -> tuple[list[Docum
             group, _, version = old["apiVersion"].rpartition("/")
             target = {"group": group, "version": version, "kind": old["kind"], "name": name[1]}
             if _is_pool(old):
-                # All pools, so that it also holds for those which other components or the user have added.
+                # All pools, including those that other components or the user have added.
                 del target["name"]
                 target["labelSelector"] = "app.kubernetes.io/component=runtime"
             patches.append({"target": {k: v for k, v in target.items() if v}, "patch": _text(operations)})
@@ -164,7 +164,7 @@ def _is_pool(document: Document) -> bool:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Block style, texts of several lines as such, no anchors."""
+    """Block style, multi-line texts as such, no anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -181,7 +181,7 @@ def _text(*values: Any) -> str:
 
 
 def manifests() -> dict[str, str]:
-    """Path below deploy/kustomize, and content, of every file but the sums."""
+    """Returns path below deploy/kustomize, and content, of every file except the checksums."""
     files: dict[str, str] = {}
 
     def write(path: str, *values: Any) -> None:
@@ -212,19 +212,19 @@ def manifests() -> dict[str, str]:
 
 
 def sources() -> dict[str, bytes]:
-    """Path below deploy, and content, of all that the manifests are made from."""
+    """Returns path below deploy, and content, of all sources of the manifests."""
     files = [Path(__file__), *VALUES.glob("*.yaml"), *(one for one in CHART.rglob("*") if one.is_file())]
     return {one.relative_to(ROOT).as_posix(): one.read_bytes() for one in files}
 
 
 def made() -> dict[str, bytes]:
-    """Path below deploy/kustomize, and content, of the files that are there."""
+    """Returns path below deploy/kustomize, and content, of the existing files."""
     there = (one for one in KUSTOMIZE.rglob("*") if one.is_file() and one.name != SUMS)
     return {one.relative_to(KUSTOMIZE).as_posix(): one.read_bytes() for one in there}
 
 
 def sums(of: Iterable[tuple[str, bytes]]) -> str:
-    """One sum over paths and contents."""
+    """Returns one checksum over paths and contents."""
     whole = hashlib.sha256()
     for path, content in sorted(of):
         whole.update(f"{path}\0{len(content)}\0".encode() + content)
@@ -232,7 +232,7 @@ def sums(of: Iterable[tuple[str, bytes]]) -> str:
 
 
 def check() -> str | None:
-    """None: the manifests are those of the chart. Else what is wrong, and the way out."""
+    """Returns None if the manifests are those of the chart, else what is wrong, and the way out."""
     try:
         lines = (KUSTOMIZE / SUMS).read_text().splitlines()
         known = dict(line.split(" ", 1)[::-1] for line in lines if line and not line.startswith("#"))
@@ -246,7 +246,7 @@ def check() -> str | None:
 
 
 def write() -> None:
-    """Makes deploy/kustomize anew."""
+    """Makes deploy/kustomize again."""
     files = manifests()
     shutil.rmtree(KUSTOMIZE, ignore_errors=True)
     for path, text in files.items():
@@ -257,7 +257,7 @@ def write() -> None:
 
 
 def main() -> int:
-    """The command line: nothing, or --check."""
+    """Runs the command line: nothing, or --check."""
     if sys.argv[1:] == ["--check"]:
         why = check()
         if why:

@@ -1,6 +1,6 @@
-"""What each part of the cluster is told, as command lines and as documents. Nothing here reads or writes a file.
+"""The configuration of each part of the cluster, as command lines and documents. Nothing here reads or writes a file.
 
-Documents are JSON, which every reader of YAML takes; containerd alone wants TOML.
+Documents are JSON, which every YAML reader accepts; only containerd needs TOML.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ _ADMIN = str(layout.KUBECONFIG)
 
 
 def etcd() -> list[str]:
-    """The control plane's store. Nothing in it outlives the cluster, so it need not reach the disk."""
+    """Starts the control plane's store. Nothing in it outlives the cluster, so it need not reach the disk."""
     client, peer = (f"http://127.0.0.1:{layout.ETCD_PORT + step}" for step in (0, 1))
     return [
         str(layout.BIN / "etcd"),
@@ -29,7 +29,7 @@ def etcd() -> list[str]:
 
 
 def apiserver() -> list[str]:
-    """The API, on the node's address alone."""
+    """Starts the API, on the node's address only."""
     pki = layout.PKI
     return [
         _KUBE,
@@ -57,7 +57,7 @@ def apiserver() -> list[str]:
 
 
 def manager() -> list[str]:
-    """The controllers. `--secure-port=0`: nobody asks them anything, and their ports are others' too."""
+    """Starts the controllers. `--secure-port=0`: nothing asks them, and their ports may be in use by others."""
     pki = layout.PKI
     return [
         _KUBE,
@@ -73,7 +73,7 @@ def manager() -> list[str]:
 
 
 def scheduler() -> list[str]:
-    """The scheduler."""
+    """Starts the scheduler."""
     return [_KUBE, "scheduler", *_as_admin()]
 
 
@@ -88,12 +88,12 @@ def _as_admin() -> list[str]:
 
 
 def containerd() -> list[str]:
-    """The container runtime, apart from one that the machine may have."""
+    """Starts the container runtime, separate from one that the machine may have."""
     return ["containerd", "--config", str(layout.CONTAINERD / "config.toml")]
 
 
 def containerd_file(plugins: Path) -> str:
-    """Its configuration; `plugins` is the folder of the network plugins.
+    """Returns the container runtime's configuration; `plugins` is the folder of the network plugins.
 
     restrict_oom_score_adj: without CAP_SYS_RESOURCE, as in many a container, runc may not lower a score, and dies.
     """
@@ -116,7 +116,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 
 
 def pod_network() -> dict[str, Any]:
-    """How pods are connected: one bridge, nothing masqueraded, since nothing leaves the machine."""
+    """Describes the pods' network: one bridge, nothing masqueraded, since nothing leaves the machine."""
     bridge = {
         "type": "bridge",
         "bridge": layout.POD_BRIDGE,
@@ -137,7 +137,7 @@ def pod_network() -> dict[str, Any]:
 
 
 def kubelet() -> list[str]:
-    """The kubelet."""
+    """Starts the kubelet."""
     return [
         _KUBE,
         "kubelet",
@@ -150,7 +150,7 @@ def kubelet() -> list[str]:
 
 
 def kubelet_file() -> dict[str, Any]:
-    """Its configuration. Every folder that it would take of the machine's own is one of ours."""
+    """Returns the kubelet's configuration. Each folder that it would use of the machine's own is one of ours."""
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -176,22 +176,22 @@ def kubelet_file() -> dict[str, Any]:
         "failSwapOn": False,
         "oomScoreAdj": 0,  # lower ones take CAP_SYS_RESOURCE
         "crashLoopBackOff": {"maxContainerRestartPeriod": "10s"},  # five minutes, by default
-        "syncFrequency": "10s",  # changed Secrets and ConfigMaps come to pods as soon; a minute, by default
-        # Neither a full disk nor the images that tests bring are this cluster's to judge.
+        "syncFrequency": "10s",  # the delay of changed Secrets and ConfigMaps in pods; a minute, by default
+        # This cluster judges neither a full disk nor the images that tests bring.
         "evictionHard": {"memory.available": "100Mi"},
         "imageGCHighThresholdPercent": 100,
     }
 
 
 def proxy() -> list[str]:
-    """kube-proxy."""
+    """Starts kube-proxy."""
     return [_KUBE, "proxy", f"--config={layout.RUN / 'proxy.json'}"]
 
 
 def proxy_file() -> dict[str, Any]:
-    """Its configuration.
+    """Returns kube-proxy's configuration.
 
-    masqueradeAll: pods share one bridge, and where bridged packets do not pass iptables, an answer would go straight to
+    masqueradeAll: pods share one bridge, and if bridged packets do not pass iptables, an answer would go straight to
     the caller, from an address that it never called.
     """
     return {
@@ -210,7 +210,7 @@ def proxy_file() -> dict[str, Any]:
 
 
 def dns_objects() -> list[dict[str, Any]]:
-    """CoreDNS behind the address that the kubelet tells every pod."""
+    """Returns CoreDNS behind the address that the kubelet gives every pod."""
     names = {"name": "coredns", "namespace": "kube-system"}
     corefile = f".:53 {{\n errors\n ready\n kubernetes {layout.DOMAIN} in-addr.arpa {{\n  ttl 5\n }}\n}}\n"
     container = {

@@ -1,7 +1,7 @@
-"""Who is who: an authority of the cluster's own, certificates for its parts, and kubeconfigs that hold them.
+"""Identities: an authority of the cluster's own, certificates for its parts, and kubeconfigs that hold them.
 
-Made anew at most once a fortnight and valid for a month, so a cluster that is left running does not meet its end. The
-kubeconfigs carry what they need inside: one file can be handed around.
+Made again at most once a fortnight and valid for a month, so a cluster that is left running does not see them expire.
+The kubeconfigs are self-contained: one file can be passed around.
 """
 
 import base64
@@ -20,7 +20,7 @@ _VALID = "30"  # days
 
 
 def make() -> None:
-    """Sees to it that fresh certificates are there, and the kubeconfigs of them."""
+    """Makes sure that there are fresh certificates, and kubeconfigs with them."""
     authority = layout.PKI / "ca.crt"
     marker = layout.PKI / "complete"
     if not marker.exists() or time.time() - marker.stat().st_mtime > _FRESH:
@@ -49,7 +49,7 @@ def make() -> None:
 
 
 def kubeconfig(authority: bytes, *, user: dict[str, Any], namespace: str = "default") -> dict[str, Any]:
-    """A kubeconfig for this cluster; `user` is what the API calls one: a token, or a certificate with its key."""
+    """Returns a kubeconfig for this cluster; `user` is a user in its format: a token, or a certificate with its key."""
     cluster = {
         "server": f"https://{layout.NODE_IP}:{layout.API_PORT}",
         "certificate-authority-data": base64.b64encode(authority).decode(),
@@ -67,7 +67,7 @@ def kubeconfig(authority: bytes, *, user: dict[str, Any], namespace: str = "defa
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
-    """Writes a document that nobody else may read."""
+    """Writes a document that only its owner may read."""
     path.touch(mode=0o600)
     path.write_text(json.dumps(document, indent=1))
 

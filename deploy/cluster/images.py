@@ -1,9 +1,9 @@
-"""Images without a registry: those that the cluster itself takes, those that the Containerfile starts from, and Mesh's.
+"""Images without a registry: the cluster's own, the bases of the Containerfile, and Mesh's.
 
-They are in a storage of buildah's in `.cache/cluster`, apart from the machine's own, because some bear names that are
-others': a Debian from `debootstrap` stands in for the Python image that the Containerfile names, and the etcd that was
-built here for its project's. So the Containerfile is tried with its own defaults, and no other build on this machine
-takes the one for the other. What comes out goes to containerd as an archive.
+They are in buildah's storage in `.cache/cluster`, separate from the machine's own, because some have names of other
+projects: a Debian from `debootstrap` stands in for the Python image that the Containerfile names, and the etcd built
+here for its project's. So the Containerfile is tried with its own defaults, and no other build on this machine confuses
+the two. The results go to containerd as an archive.
 """
 
 import os
@@ -19,14 +19,14 @@ MESH = "localhost/mesh"
 _BUILDING = 1800.0
 _RELEASE = "bookworm"  # whose Python is 3.11
 _NEEDED = "python3,python3-venv,ca-certificates"
-# Of no use to any container, and more than half of what debootstrap leaves.
+# Useless in containers, and more than half of debootstrap's output.
 _SUPERFLUOUS = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale")
-# What the image is made of, as .containerignore lists it.
+# The sources of the image, as .containerignore lists them.
 INGREDIENTS = ("LICENSE", "README.md", "pyproject.toml", ".containerignore", "mesh", "placement", "puller", "router")
 
 
 def environment() -> dict[str, str]:
-    """What buildah runs with. Chroot: a container engine that itself runs in a container often may do no more."""
+    """Returns buildah's environment. Chroot: a container engine inside a container is often allowed no more."""
     return building.environment(
         {
             **os.environ,
@@ -37,12 +37,12 @@ def environment() -> dict[str, str]:
 
 
 def engine() -> str:
-    """buildah on the cluster's storage, as a command line."""
+    """Returns the command line of buildah on the cluster's storage."""
     return f"buildah --root {layout.STORAGE} --runroot {layout.BUILDING}"
 
 
 def prepare(tell: Callable[[str], None]) -> None:
-    """Makes all images but Mesh's own that are not there or not of these programs, and tells which."""
+    """Makes all images except Mesh's own that are missing or not of these programs, and tells which."""
     tell("programs")
     _from_programs(layout.PAUSE_IMAGE, {"pause": "/pause"}, entrypoint="/pause")
     _from_programs(layout.DNS_IMAGE, {"coredns": "/coredns"}, entrypoint="/coredns")
@@ -59,7 +59,8 @@ def prepare(tell: Callable[[str], None]) -> None:
 
 
 def tidy() -> None:
-    """Ends what builds leave beside images, killed ones above all: containers, and mounts. Not while another builds."""
+    """Removes the leftovers of builds, above all of killed ones: containers, and mounts. Not while another build
+    runs."""
     if layout.STORAGE.exists():
         _run([*engine().split(), "rm", "--all"])
         node.unmount(layout.STORAGE, layout.BUILDING)
@@ -67,7 +68,7 @@ def tidy() -> None:
 
 
 def tag() -> str:
-    """The name of Mesh's image as the tree is now: another tree, another name."""
+    """Returns the name of Mesh's image for the current tree: another tree, another name."""
     files = []
     for name in INGREDIENTS:
         path = layout.ROOT / name
@@ -77,7 +78,7 @@ def tag() -> str:
 
 
 def build() -> str:
-    """Builds Mesh's image from the tree, unless it is there. Gives its name."""
+    """Builds Mesh's image from the tree, unless it exists. Returns its name."""
     name = tag()
     if _exists(name):
         return name
@@ -89,14 +90,14 @@ def build() -> str:
         options=["--pull-never"],
     )
     _run(argv, cwd=layout.ROOT)
-    for other in _names(MESH):  # of trees that are gone; their layers make up most of the next one's
+    for other in _names(MESH):  # of earlier trees; their layers make up most of the next one's
         if other != name:
             _run([*engine().split(), "rmi", other])
     return name
 
 
 def changed(name: str, repository: str, change: Callable[[Path], None]) -> str:
-    """Another image, of that repository, made of one of Mesh's by a change to its files. Its name."""
+    """Makes another image, of that repository, by changing the files of one of Mesh's. Returns its name."""
     made = f"{repository}:{name.rpartition(':')[2]}"
     container = _run([*engine().split(), "from", "--pull-never", name]).strip()
     try:
@@ -111,11 +112,11 @@ def changed(name: str, repository: str, change: Callable[[Path], None]) -> str:
 
 
 def load(name: str) -> None:
-    """Gives an image to the running cluster, unless it has it; of Mesh's, that one alone is kept of its repository."""
+    """Gives an image to the running cluster, unless it has it; of Mesh's images, only that one is kept."""
     there = node.images()
     if name not in there:
         archive = layout.CACHE / "image.tar"
-        archive.unlink(missing_ok=True)  # buildah adds to an archive that is there, and refuses
+        archive.unlink(missing_ok=True)  # buildah refuses to add to an existing archive
         try:
             _run([*engine().split(), "push", "--quiet", name, f"docker-archive:{archive}:{name}"])
             node.ctr("images", "import", str(archive))
@@ -129,7 +130,7 @@ def load(name: str) -> None:
 
 
 def _from_programs(name: str, files: dict[str, str], entrypoint: str = "") -> None:
-    """An image of programs, named anew with each of their sources."""
+    """Makes an image of programs, with a new name for each of their sources."""
     total = programs.checksum([program.sum() for program in programs.ALL if program.name in files], [])
     stamp = layout.STORAGE.with_name(f".image-{name.replace('/', '-')}")
     if _exists(name) and stamp.exists() and stamp.read_text() == total:

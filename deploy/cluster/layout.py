@@ -1,7 +1,7 @@
-"""Where the cluster's things are, which addresses it has, and which versions it is made of.
+"""The cluster's folders, its addresses, and the versions that it is made of.
 
-What costs minutes to make stays in `.cache/cluster`. What lives as long as the cluster is in /run: there is one cluster
-on a machine, because its addresses are fixed, and paths of sockets must be short.
+Files that take minutes to make stay in `.cache/cluster`. Files that live as long as the cluster are in /run: there is
+one cluster on a machine, because its addresses are fixed, and paths of sockets must be short.
 """
 
 from pathlib import Path
@@ -11,12 +11,12 @@ SOURCES = Path(__file__).resolve().parent
 
 CACHE = ROOT / ".cache" / "cluster"
 BIN = CACHE / "bin"  # kube, kubectl, helm, etcd, etcdctl, coredns, pause
-STORAGE = CACHE / "storage"  # buildah's: apart from the machine's own, so that names in it can stand in for others
+STORAGE = CACHE / "storage"  # buildah's: separate from the machine's own, so names in it can stand in for others
 CONTAINERS = CACHE / "containerd"  # containerd's: images survive from one start to the next
 PKI = CACHE / "pki"
 LOGS = CACHE / "log"
 KUBECONFIG = CACHE / "admin.kubeconfig"
-HOME = CACHE / "home"  # of kubectl and helm, which without any home keep what they remember in the current folder
+HOME = CACHE / "home"  # of kubectl and helm, which without a home keep their caches in the current folder
 
 RUN = Path("/run/mesh-cluster")
 OWNER = RUN / "owner"  # names the CACHE of the tree that the cluster was started from
@@ -27,9 +27,9 @@ ETCD = RUN / "etcd"
 IPAM = RUN / "ipam"
 NET = RUN / "net.d"
 BUILDING = Path("/run/mesh-cluster-build")  # buildah's, while it works
-BEFORE = RUN / "sysctl.json"  # what kernel settings were, to put them back
+BEFORE = RUN / "sysctl.json"  # former kernel settings, to restore them
 
-# Private addresses. A bridge carries each range, with a route to it, so that nothing sent to them leaves the machine.
+# Private addresses. A bridge carries each range, with a route to it, so nothing sent to them leaves the machine.
 NODE = "node-1"
 NODE_IP = "10.200.0.1"
 NODE_BRIDGE = "mesh-node"
@@ -48,6 +48,6 @@ ETCD_VERSION = "v3.6.16"  # as in programs/etcd/go.mod
 
 PAUSE_IMAGE = "localhost/pause:1"
 DNS_IMAGE = "localhost/coredns:1"
-# The Containerfile's defaults, so that it is tried as it stands.
+# The Containerfile's defaults, so it is tried unchanged.
 BASE_IMAGE = "docker.io/library/python:3.11-slim"
 ETCD_IMAGE = f"quay.io/coreos/etcd:{ETCD_VERSION}"

@@ -1,8 +1,8 @@
-"""Up and down: every part in its order, from whatever an earlier run left.
+"""Up and down: every part in order, from any state that an earlier run left.
 
-Going up begins with going down, so that it makes no difference whether the last cluster was taken down, killed, or died
-with the machine. Going down kills the control plane rather than asking: its store is thrown away, and an API server
-that is asked holds its port for up to a minute. Parts that wait for each other by themselves are started together.
+Going up begins with going down, so it makes no difference whether the last cluster was taken down, killed, or died with
+the machine. Going down kills the control plane instead of asking: its store is discarded, and an API server that is
+asked holds its port for up to a minute. Parts that wait for each other by themselves are started together.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _READY = 90.0  # for the node and the names; 5 to 8
 
 
 class OccupiedError(Exception):
-    """Another tree's cluster runs on this machine. Says whose."""
+    """Another tree's cluster runs on this machine. The text says whose."""
 
 
 _FIRST = (
@@ -33,7 +33,7 @@ _FIRST = (
 
 
 def build(more: int = 0) -> Steps:
-    """Makes all that starting takes and that need not be made again. Returns its steps, with room for `more`."""
+    """Makes everything for the start that does not exist yet. Returns its steps, with room for `more`."""
     unbuilt, missing = programs.unbuilt(), needs.missing_packages()
     steps = Steps(bool(missing) + len(unbuilt) + 1 + more)
     if unbuilt:
@@ -51,7 +51,7 @@ def build(more: int = 0) -> Steps:
 
 
 def unbuilt() -> str:
-    """What there is to be built or to be got before the cluster can start, with the way to it; empty: nothing."""
+    """Returns what must be built or obtained before the cluster can start, with the command; empty: nothing."""
     if found := needs.obstacles():
         return "; ".join(found)
     missing = [program.name for program in programs.unbuilt()] or needs.missing_packages()
@@ -59,7 +59,7 @@ def unbuilt() -> str:
 
 
 def image() -> str:
-    """Makes the image of this tree, gives it to the cluster if that runs, and says what it is called."""
+    """Makes the image of this tree, gives it to a running cluster, and returns its name."""
     try:
         name = images.build()
         if is_up():
@@ -70,7 +70,7 @@ def image() -> str:
 
 
 def image_changed(name: str, repository: str, change: Callable[[Path], None]) -> str:
-    """As `image`, one that is made of that one: see `images.changed`."""
+    """Does the same as `image` for one that is made of it: see `images.changed`."""
     try:
         made = images.changed(name, repository, change)
         images.load(made)
@@ -80,13 +80,13 @@ def image_changed(name: str, repository: str, change: Callable[[Path], None]) ->
 
 
 def is_up() -> bool:
-    """Whether this tree's cluster runs and answers."""
+    """Returns whether this tree's cluster runs and answers."""
     return _owner() == layout.CACHE and _answers("/readyz") and _answers(f"/api/v1/nodes/{layout.NODE}")
 
 
 def up(tell: Callable[[str], None] = lambda _: None) -> None:
     """Starts the cluster, again if it runs already, and tells what it waits for. Everything must be built."""
-    tell("ending the one before")
+    tell("ending the previous one")
     down()
     for folder in (layout.RUN, layout.CONTAINERD, layout.NET, layout.KUBELET):
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def up(tell: Callable[[str], None] = lambda _: None) -> None:
 
 
 def down() -> None:
-    """Stops this tree's cluster, if it runs, and leaves the machine as it was before. Logs and what was built stay."""
+    """Stops this tree's cluster, if it runs, and leaves the machine as it was before. Logs and built files stay."""
     owner = _owner()
     if owner is not None and owner != layout.CACHE and owner.exists():
         raise OccupiedError(
@@ -143,12 +143,12 @@ def down() -> None:
     if owner is None and not processes:
         return
     runtime = [pid for pid, argv in processes.items() if Path(argv[0]).name.startswith("containerd")]
-    # The kubelet first of all: it would make the pods again.
+    # The kubelet first: it would make the pods again.
     parts.end([pid for pid in processes if pid not in runtime], signal.SIGKILL)
     node.kill_pods()
     try:
         node.forget_pods()
-    except (RuntimeError, subprocess.TimeoutExpired):  # containerd is not there to forget them: its memory goes
+    except (RuntimeError, subprocess.TimeoutExpired):  # containerd is not there to forget them: its state is removed
         shutil.rmtree(layout.CONTAINERS, ignore_errors=True)
     parts.end([*parts.running((owner or layout.CACHE) / "bin")])
     network.remove()
@@ -203,7 +203,7 @@ def _names_are_served() -> bool:
 
 
 def describe() -> str:
-    """How to use the cluster that runs."""
+    """Returns how to use the running cluster."""
     return (
         f"The cluster is up.\n"
         f"  export KUBECONFIG={layout.KUBECONFIG}\n"
@@ -213,7 +213,7 @@ def describe() -> str:
 
 
 def main(argv: list[str]) -> int:
-    """`python -m deploy.cluster build|built|up|down|image`."""
+    """Runs `python -m deploy.cluster build|built|up|down|image`."""
     try:
         match argv:
             case ["build"]:

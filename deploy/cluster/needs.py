@@ -1,7 +1,7 @@
-"""What the machine must have before anything can be built or started, and how to get it.
+"""Requirements of the machine for building and starting, and the ways to meet them.
 
-Debian packages are installed where that can be done; everything else is only named. Asking
-whether something is missing changes nothing, so tests can ask whether there is a point in trying.
+Debian packages are installed if possible; everything else is only named. Asking whether something is missing changes
+nothing, so tests can ask whether trying makes sense.
 """
 
 import os
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-GO = (1, 26)  # what CoreDNS' module wants, the newest of them
+GO = (1, 26)  # CoreDNS' module needs it, the newest of them
 _INSTALLING = 600.0
 
 # Program -> Debian package. All of them are started by name.
@@ -34,11 +34,11 @@ _PLUGIN_PACKAGE = "containernetworking-plugins"
 
 
 class MissingError(Exception):
-    """Something is not there. Says what, and how to get it."""
+    """A missing requirement. The text says what, and how to get it."""
 
 
 def plugins() -> Path | None:
-    """The folder of the network plugins."""
+    """Returns the folder of the network plugins."""
     for folder in _PLUGIN_FOLDERS:
         if all((folder / name).exists() for name in _PLUGINS):
             return folder
@@ -46,7 +46,7 @@ def plugins() -> Path | None:
 
 
 def missing_packages() -> list[str]:
-    """Debian packages that would bring what is not there."""
+    """Returns the Debian packages that would provide the missing programs."""
     packages = {package for program, package in _PACKAGES.items() if shutil.which(program) is None}
     if plugins() is None:
         packages.add(_PLUGIN_PACKAGE)
@@ -54,10 +54,10 @@ def missing_packages() -> list[str]:
 
 
 def obstacles() -> list[str]:
-    """Everything that stands in the way and that this program does not change: a line each, with the way out."""
+    """Returns all obstacles that this program does not remove: a line each, with the way out."""
     found = []
     if sys.platform != "linux":
-        return ["Linux is needed: containers are its business"]
+        return ["Linux is needed for containers"]
     if os.geteuid() != 0:
         found.append("root is needed, for containers and bridges: sudo make cluster, or run it in a virtual machine")
     version = _go_version()
@@ -67,12 +67,13 @@ def obstacles() -> list[str]:
         found.append(f"Go {_dotted(version)} is too old: {_dotted(GO)} or later is needed, from go.dev")
     packages = missing_packages()
     if packages and not _installs():
-        found.append(f"these Debian packages, or what brings the same elsewhere, are missing: {' '.join(packages)}")
+        found.append(f"these Debian packages, or their equivalents, are missing: {' '.join(packages)}")
     return found
 
 
 def obtain() -> None:
-    """Sees to it that all is there; installs Debian packages. MissingError tells what it cannot do."""
+    """Makes sure that all requirements are met; installs Debian packages. Raises MissingError for those it cannot
+    meet."""
     found = obstacles()
     if found:
         raise MissingError("The cluster cannot run here:\n" + "\n".join(f"- {line}" for line in found))
@@ -88,11 +89,11 @@ def obtain() -> None:
         if done.returncode != 0:
             raise MissingError(f"{' '.join(argv)} failed:\n{(done.stderr or done.stdout)[-2000:]}")
     if missing_packages():
-        raise MissingError(f"installed, and still not there: {' '.join(missing_packages())}")
+        raise MissingError(f"still missing after the installation: {' '.join(missing_packages())}")
 
 
 def parse_go_version(text: str) -> tuple[int, int] | None:
-    """Major and minor out of what `go version` prints."""
+    """Returns major and minor from the output of `go version`."""
     match = re.search(r"\bgo(\d+)\.(\d+)", text)
     return (int(match[1]), int(match[2])) if match else None
 

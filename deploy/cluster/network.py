@@ -1,7 +1,7 @@
-"""Bridges, routes, iptables and kernel settings of the cluster, and how the machine is rid of them again.
+"""Bridges, routes, iptables and kernel settings of the cluster, and their removal.
 
 A bridge serves as the node's address, since not every kernel has `dummy` links. The range of services is routed to it
-too: an address that no rule turns into a pod's is asked for on an empty bridge, and not out on the machine's network.
+too: an address that no rule turns into a pod's is looked for on an empty bridge, and not on the machine's network.
 """
 
 import json
@@ -14,7 +14,7 @@ from deploy.cluster import layout
 CHAIN = "MESH-CLUSTER"
 # Chains of kubelet, kube-proxy and the portmap plugin, and ours.
 _THEIRS = re.compile(rf"(^:|\s)(KUBE-|CNI-|{CHAIN}\b)|\s{layout.POD_BRIDGE}\b")
-# What the cluster needs, what kubelet and kube-proxy set by themselves: as it was, afterwards.
+# Settings that the cluster needs, and those that kubelet and kube-proxy set: restored afterwards.
 _SETTINGS = (
     "net/ipv4/ip_forward",
     "net/ipv4/conf/all/route_localnet",
@@ -30,7 +30,7 @@ _SYSCTL = Path("/proc/sys")
 
 
 def make() -> None:
-    """Makes the node's bridge and routes; pods get theirs from the plugin. Refuses what pods send elsewhere."""
+    """Makes the node's bridge and routes; pods get theirs from the plugin. Refuses pods' traffic to anywhere else."""
     if not layout.BEFORE.exists():
         values = {name: (_SYSCTL / name).read_text().strip() for name in _SETTINGS if (_SYSCTL / name).exists()}
         layout.BEFORE.write_text(json.dumps(values))
@@ -46,7 +46,7 @@ def make() -> None:
 
 
 def remove() -> None:
-    """Removes it all, whoever made it, and puts settings back."""
+    """Removes everything, no matter which run made it, and restores settings."""
     for link in (layout.NODE_BRIDGE, layout.POD_BRIDGE):
         subprocess.run(["ip", "link", "delete", link], capture_output=True, timeout=10.0)
     for family in ("iptables", "ip6tables"):
@@ -65,7 +65,7 @@ def remove() -> None:
 
 
 def without_ours(saved: str) -> str:
-    """What `iptables-save` printed, without the chains and rules of the cluster; others' keep their order."""
+    """Returns the output of `iptables-save` without the cluster's chains and rules; others' keep their order."""
     return "".join(line for line in saved.splitlines(keepends=True) if not _THEIRS.search(line))
 
 

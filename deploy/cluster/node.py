@@ -1,6 +1,6 @@
-"""The node's containers: what containerd is asked, and what is left of pods once nobody looks after them.
+"""The node's containers: requests to containerd, and the leftovers of pods once the kubelet has stopped.
 
-Pods are not asked to end: the cluster is for tests, and each that wants an orderly end waits for it before. So a
+Pods are not asked to end: the cluster is for tests, and a test that wants an orderly end waits for it before. So a
 cluster whose parts were killed is cleaned up in the same way as one that is taken down.
 """
 
@@ -33,7 +33,7 @@ def ctr(*argv: str, timeout: float = 300.0) -> str:
 
 
 def images() -> set[str]:
-    """Names of the images that pods can be made from."""
+    """Returns the names of the images that pods can be made from."""
     return set(ctr("images", "list", "--quiet").split())
 
 
@@ -68,7 +68,7 @@ def clean() -> None:
     for link in Path("/var/log/containers").glob("*.log"):
         if link.is_symlink() and link.readlink().is_relative_to(layout.RUN):
             link.unlink()
-    for note in _RESULTS.glob("mesh-pods-*"):  # plugins': of each pod's address, and of its loopback
+    for note in _RESULTS.glob("mesh-pods-*"):  # the plugins' notes of each pod's address, and of its loopback
         pod = note.name.removeprefix("mesh-pods-").rpartition("-")[0]
         for other in (note, _RESULTS / f"cni-loopback-{pod}-lo"):
             other.unlink(missing_ok=True)
@@ -88,5 +88,5 @@ def unmount(*folders: Path) -> None:
 
 
 def _pod_cgroups() -> list[Path]:
-    """The kubelet's folders: one for each controller in the first version of cgroups, one in the second."""
+    """Returns the kubelet's folders: one for each controller in cgroups version 1, one in version 2."""
     return [folder for folder in (*_CGROUPS.glob("*/kubepods"), _CGROUPS / "kubepods") if folder.is_dir()]

@@ -1,7 +1,7 @@
-"""The cluster's processes: starting them, and finding those that run.
+"""The cluster's processes: starting them, and finding the running ones.
 
-No file tells which they are, since one would be wrong after a run that was killed: a process is the cluster's if it
-runs one of its programs as one of its parts, or was told the cluster's own folder. That is looked up in /proc.
+No file records them, since one would be wrong after a killed run: a process is the cluster's if it runs one of its
+programs as one of its parts, or has the cluster's own folder on its command line. /proc shows that.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ _ENDING = 10.0  # seconds from SIGTERM to SIGKILL
 
 
 class StartError(Exception):
-    """Something did not start. Says what its log ends with."""
+    """A part that did not start. The text has the end of its log."""
 
 
 def start(name: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -35,7 +35,7 @@ def until(
     timeout: float,
     started: dict[str, subprocess.Popen[bytes]],
 ) -> None:
-    """Waits until a condition holds. StartError when it does not within `timeout` s, or when a started part ends."""
+    """Waits until a condition holds. Raises StartError if it does not within `timeout` s, or if a started part ends."""
     end = time.monotonic() + timeout
     while not condition():
         for name, child in started.items():
@@ -47,16 +47,16 @@ def until(
 
 
 def tail(name: str) -> str:
-    """What a part said last."""
+    """Returns the last lines of a part's log."""
     with contextlib.suppress(OSError):
         return (layout.LOGS / f"{name}.log").read_text(errors="replace")[-2000:]
     return "(no log)"
 
 
 def is_part(argv: Sequence[str], bin_folder: Path = layout.BIN) -> bool:
-    """Whether a process with this command line is part of the cluster of that folder's programs.
+    """Returns whether a process with this command line is part of the cluster of that folder's programs.
 
-    kubectl is not: somebody types it.
+    kubectl is not: a person runs it.
     """
     if not argv:
         return False
@@ -67,12 +67,12 @@ def is_part(argv: Sequence[str], bin_folder: Path = layout.BIN) -> bool:
 
 
 def running(bin_folder: Path = layout.BIN) -> dict[int, list[str]]:
-    """The cluster's processes that run: their command lines by process id."""
+    """Returns the running processes of the cluster: their command lines by process id."""
     return {pid: argv for pid, argv in _processes() if is_part(argv, bin_folder)}
 
 
 def end(pids: Sequence[int], number: signal.Signals = signal.SIGTERM) -> None:
-    """Ends processes; with SIGKILL those that are not gone after a while."""
+    """Ends processes; those that still exist after a while with SIGKILL."""
     for attempt in (number, signal.SIGKILL):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -87,7 +87,7 @@ def end(pids: Sequence[int], number: signal.Signals = signal.SIGTERM) -> None:
 
 
 def _lives(pid: int) -> bool:
-    """Whether it runs; a zombie, which its parent has not looked at yet, does not."""
+    """Returns whether it runs; a zombie, which its parent has not reaped yet, does not."""
     with contextlib.suppress(OSError, ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # one of our own
     try:

@@ -1,8 +1,8 @@
 """The Go programs of the cluster: built once, kept in `.cache/cluster/bin`, built again when their sources change.
 
-Each folder below `programs/` is a module with its own go.mod: Kubernetes, CoreDNS and etcd want different versions of
-the same libraries. On two idle cores the first build takes about 12 minutes, most of them Kubernetes'; Go keeps what
-it compiled, so that another tree on the same machine takes seconds.
+Each folder below `programs/` is a module with its own go.mod: Kubernetes, CoreDNS and etcd need different versions of
+the same libraries. On two idle cores the first build takes about 12 minutes, most of them for Kubernetes; Go caches
+its results, so another tree on the same machine takes seconds.
 """
 
 import collections
@@ -23,7 +23,7 @@ _SMALL = "-s -w"  # without symbol tables: two thirds of the size
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One program and where it is built from."""
+    """One program and its source."""
 
     name: str
     source: str  # a folder below programs/, with the package inside it; or a package with its version
@@ -31,32 +31,32 @@ class Program:
 
     @property
     def path(self) -> Path:
-        """What is run."""
+        """The executable."""
         return layout.BIN / self.name
 
     @property
     def stamp(self) -> Path:
-        """Says what it was built from."""
+        """The file that records the sources it was built from."""
         return layout.BIN / f".{self.name}"
 
     @property
     def module(self) -> Path | None:
-        """Its module's folder; None for a package that is built as it is published."""
+        """The module's folder; None for a package that is built as published."""
         return None if "@" in self.source else layout.SOURCES / "programs" / self.source.split("/")[0]
 
     def command(self) -> list[str]:
-        """What builds it, in the module's folder."""
+        """Returns the command that builds it, in the module's folder."""
         if self.module is None:
             return ["go", "install", "-trimpath", f"-ldflags={self.flags}", self.source]
         package = "./" + "/".join(self.source.split("/")[1:])
         return ["go", "build", "-trimpath", f"-ldflags={self.flags}", "-o", str(self.path), package]
 
     def sum(self) -> str:
-        """Of all it is made from, that this tree decides."""
+        """Returns a checksum of all of its inputs that this tree decides."""
         return checksum(self.command(), sorted(self.module.rglob("*")) if self.module else [])
 
     def is_built(self) -> bool:
-        """Whether it is there, and of these sources."""
+        """Returns whether it exists, built from these sources."""
         return self.path.exists() and self.stamp.exists() and self.stamp.read_text() == self.sum()
 
 
@@ -79,7 +79,7 @@ ALL = (
 
 
 def checksum(words: Iterable[str], files: Iterable[Path]) -> str:
-    """A short sum of words and of what stands in files."""
+    """Returns a short checksum of words and of files' contents."""
     total = hashlib.sha256()
     for word in words:
         total.update(word.encode() + b"\0")
@@ -90,12 +90,12 @@ def checksum(words: Iterable[str], files: Iterable[Path]) -> str:
 
 
 def unbuilt() -> list[Program]:
-    """Those that are not there, or not of these sources."""
+    """Returns the programs that are missing, or not of these sources."""
     return [program for program in ALL if not program.is_built()]
 
 
 def build(steps: Steps) -> None:
-    """Builds what is not there or not of these sources, each in a step."""
+    """Builds missing and outdated programs, each in a step."""
     layout.BIN.mkdir(parents=True, exist_ok=True)
     for program in unbuilt():
         with steps.step(f"building {program.name}") as tell:
@@ -107,7 +107,7 @@ def build(steps: Steps) -> None:
 
 
 def _go(argv: list[str], folder: Path, tell: Callable[[str], None]) -> None:
-    """Runs Go, and tells how many packages it has compiled. Raises RuntimeError with what it said last."""
+    """Runs Go, and tells how many packages it has compiled. Raises RuntimeError with its last output."""
     environment = {**os.environ, "CGO_ENABLED": "0", "GOBIN": str(layout.BIN)}
     environment["GOFLAGS"] = f"{os.environ.get('GOFLAGS', '')} -v".strip()  # names each package on standard error
     with subprocess.Popen(

@@ -1,6 +1,6 @@
-"""What `make cluster` says while it works: which step of how many, for how long already, and never nothing for long.
+"""Progress messages of `make cluster`: the step, its number, the time so far, and no long silence.
 
-On standard error: standard output has the answer alone, such as an image's name.
+They go to standard error: standard output has only the answer, such as an image's name.
 """
 
 import contextlib
@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import TextIO
 
 SILENCE = 10.0
-"""Seconds after which a step says that it is still at work; on a terminal its line is renewed each second."""
+"""Seconds after which a step reports that it is still at work; on a terminal its line is renewed each second."""
 
 
 class Steps:
-    """The steps of one run, each a context. A line tells number, time since the start, and what is being done."""
+    """The steps of one run, each a context. A line has number, time since the start, and the current work."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Steps:
 
     @contextlib.contextmanager
     def step(self, text: str) -> Iterator[Callable[[str], None]]:
-        """One step. What it yields may be told how far the step is."""
+        """Runs one step. It yields a function that takes the step's progress."""
         self._number += 1
         number, began = self._number, self._clock()
         detail, over = "", threading.Event()
@@ -68,5 +68,5 @@ class Steps:
 
 
 def minutes(seconds: float) -> str:
-    """A span as `12:05`."""
+    """Formats a span as `12:05`."""
     return f"{int(seconds) // 60:02}:{int(seconds) % 60:02}"

@@ -1,1 +1,1 @@
-"""The container image: its Containerfile, and what builds it."""
+"""The container image: its Containerfile, and the code that builds it."""

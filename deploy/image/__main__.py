@@ -1,7 +1,7 @@
-"""`python -m deploy.image`, which is `make image`: builds the image with the engine that is there.
+"""`python -m deploy.image`, which is `make image`: builds the image with an available engine.
 
-What it is told stands in the environment, as `make image NAME=value` puts it there: TAG, ENGINE, and the build
-arguments of `Containerfile`.
+Its parameters are in the environment, as `make image NAME=value` sets it: TAG, ENGINE, and the build arguments of
+`Containerfile`.
 """
 
 import os
@@ -12,7 +12,7 @@ from deploy.image import building
 
 
 def main() -> int:
-    """Builds, and says what was built."""
+    """Builds the image, and prints its name."""
     try:
         engine = building.engine(os.environ.get("ENGINE", ""))
     except building.NoEngineError as error:

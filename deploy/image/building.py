@@ -1,10 +1,10 @@
-"""How the image is built: by which engine, with which arguments and secrets.
+"""Building of the image: the engine, its arguments and secrets.
 
-buildah, podman and docker build from the same Containerfile and hardly differ in their options; this module knows where
-they do. What the machine's pip trusts and is configured with, the build is given too: behind a proxy with certificates
-of its own, an image can be built wherever `make up` works.
+buildah, podman and docker build from the same Containerfile and hardly differ in their options; this module knows the
+differences. The build also gets the trust and configuration of the machine's pip: behind a proxy with certificates of
+its own, an image can be built wherever `make up` works.
 
-Needs nothing but the standard library. The Containerfile says what is built.
+Needs only the standard library. The Containerfile defines the content.
 """
 
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONTAINERFILE = Path("deploy/image/Containerfile")  # relative to ROOT
 
 ENGINES = ("docker", "podman", "buildah")
-_PROBE = 20.0  # seconds for an engine to say that it works; Docker's client waits for a daemon that is not there
+_PROBE = 20.0  # seconds for an engine to answer; Docker's client waits for a missing daemon
 
 _ARGUMENTS = ("BASE", "ETCD_IMAGE", "LOCK", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")  # predefined, to engines
@@ -27,11 +27,11 @@ _CERTIFICATES = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # in the or
 
 
 class NoEngineError(Exception):
-    """Nothing here can build an image. Says what was tried and what to do."""
+    """No engine here can build an image. The text says what was tried and what to do."""
 
 
 def engine(asked: str = "") -> str:
-    """The engine to build with: the one asked for (its command line, options and all), else the first that works."""
+    """Returns the engine to build with: the requested one (a command line with options), else the first that works."""
     if asked:
         if shutil.which(shlex.split(asked)[0]) is None:
             raise NoEngineError(f"There is no {shlex.split(asked)[0]!r} on PATH: name another with ENGINE=.")
@@ -46,7 +46,7 @@ def engine(asked: str = "") -> str:
         except subprocess.TimeoutExpired:
             tried.append(f"{name} does not answer")
             continue
-        # Docker's client reports a daemon that is not there and ends with 0 all the same.
+        # Docker's client reports a missing daemon and still ends with 0.
         if done.returncode == 0 and "Cannot connect" not in done.stdout + done.stderr:
             return name
         lines = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
@@ -58,20 +58,20 @@ def engine(asked: str = "") -> str:
 
 
 def default_tag(lock: str = "") -> str:
-    """What the image is called unless somebody says otherwise: by what it runs models on, and by version.
+    """Returns the image's default name: by the hardware that runs its models, and by version.
 
-    GPUs' is a repository of its own, not a tag: what sets one tag for one repository, as kustomize does, suits both.
+    GPU images have their own repository, not a tag: a tool that sets one tag for one repository (kustomize) suits both.
     """
     return f"localhost/mesh{lock.removeprefix('image')}:{version()}"
 
 
 def version() -> str:
-    """The project's version."""
+    """Returns the project's version."""
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
 def revision() -> str:
-    """The commit that is built, and whether the tree differs from it; "unknown" outside of a repository."""
+    """Returns the commit that is built, and whether the tree differs from it; "unknown" outside a repository."""
     argv = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -80,13 +80,13 @@ def revision() -> str:
 
 
 def arguments(environ: Mapping[str, str]) -> dict[str, str]:
-    """The build arguments: those of the environment, where they are set, and what the labels say."""
+    """Returns the build arguments: those set in the environment, and the labels' values."""
     given = {name: environ[name] for name in (*_ARGUMENTS, *_PROXIES) if environ.get(name)}
     return {**given, "VERSION": version(), "REVISION": revision()}
 
 
 def secrets(environ: Mapping[str, str]) -> dict[str, Path]:
-    """The build secrets by name: certificates that pip trusts here, and the pip.conf that PIP_CONFIG_FILE names."""
+    """Returns the build secrets by name: certificates that pip trusts here, and the pip.conf of PIP_CONFIG_FILE."""
     found = {}
     for name in _CERTIFICATES:
         if environ.get(name):
@@ -107,7 +107,7 @@ def command(
     secrets: Mapping[str, Path],
     options: Sequence[str] = (),
 ) -> list[str]:
-    """The command line that builds the image; to be run in ROOT."""
+    """Returns the command line that builds the image; to be run in ROOT."""
     argv = [*shlex.split(engine), "build"]
     if Path(shlex.split(engine)[0]).name == "buildah":
         argv.append("--layers")  # the others keep layers by themselves
@@ -120,5 +120,5 @@ def command(
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What the engine's process gets for an environment: Docker takes secrets only when it builds with BuildKit."""
+    """Returns the environment of the engine's process: Docker takes secrets only when it builds with BuildKit."""
     return {**environ, "DOCKER_BUILDKIT": "1"}

@@ -1,4 +1,4 @@
-{{- /* Names, labels and small calculations that several templates need. What pods have in common is in _pods.tpl. */ -}}
+{{- /* Names, labels and small calculations that several templates need. The pods' common parts are in _pods.tpl. */ -}}
 
 {{- /* Labels that never change for an object: selectors. A dict with root and component. */ -}}
 {{- define "mesh.selector" -}}
@@ -56,7 +56,7 @@ their own, not a tag: kustomize and mirrors set one tag, or one digest, for one 
 {{- .Values.internalTLS.existingSecret | default "mesh-internal" -}}
 {{- end }}
 
-{{- /* Where the connection to etcd stands. The chart's own has a name of its own: an admin's Secret is never written. */ -}}
+{{- /* The Secret with the connection to etcd. The chart's own has a different name: an admin's Secret is never written. */ -}}
 {{- define "mesh.etcdSecret" -}}
 {{- ternary "mesh-etcd-connection" .Values.etcd.secretName .Values.etcd.embedded -}}
 {{- end }}
@@ -92,9 +92,9 @@ their own, not a tag: kustomize and mirrors set one tag, or one digest, for one 
 {{- end }}
 
 {{- /*
-The line with a Deployment's replicas: a dict with root, name, and of (replicas and autoscaling of the values). Where an
-autoscaler or kubectl has the say, it is the number that runs now: Kubernetes would take a field that an upgrade leaves out
-for 1.
+The line with a Deployment's replicas: a dict with root, name, and of (replicas and autoscaling of the values). If an
+autoscaler or kubectl decides, it is the number that runs now: Kubernetes would read a field that an upgrade leaves out
+as 1.
 */ -}}
 {{- define "mesh.replicas" -}}
 {{- $given := .of.replicas -}}

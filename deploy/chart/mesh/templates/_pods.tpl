@@ -1,4 +1,4 @@
-{{- /* What the mesh's pods have in common. */ -}}
+{{- /* The common parts of the mesh's pods. */ -}}
 
 {{- /* The pod's own settings; a dict with root, and optionally settings (router, a pool, etcd), account, token. */ -}}
 {{- define "mesh.podSpec" -}}
@@ -72,7 +72,7 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
-{{- /* Who this mesh is and where its registry lies: for every process of ours that talks to etcd. */ -}}
+{{- /* The mesh's identity and the place of its registry: for every process of ours that uses etcd. */ -}}
 {{- define "mesh.registryEnv" -}}
 - name: POD_NAMESPACE
   valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
@@ -106,7 +106,7 @@ capabilities:
   readOnly: true
 {{- end }}
 
-{{- /* The certificates lie beside the connection of an embedded etcd, as an external one's do in its own Secret. */ -}}
+{{- /* The certificates are beside the connection of an embedded etcd, as an external one's are in its own Secret. */ -}}
 {{- define "mesh.etcdVolume" -}}
 - name: etcd-connection
   {{- if .Values.etcd.embedded }}
@@ -152,7 +152,7 @@ capabilities:
 - {key: tls.key, path: tls.key}
 {{- end }}
 
-{{- /* A pod's annotations, with their key: none, where there are none. A dict with root, port of the metrics, own. */ -}}
+{{- /* A pod's annotations, with their key; empty if there are none. A dict with root, port of the metrics, own. */ -}}
 {{- define "mesh.annotations" -}}
 {{- $all := dict -}}
 {{- if .root.Values.monitoring.annotations -}}
@@ -166,7 +166,7 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- end }}
 
-{{- /* Probes of routers and runtime pods. /live tells of a process that hangs, /ready of one that can serve. */ -}}
+{{- /* Probes of routers and runtime pods. /live shows a process that hangs, /ready one that can serve. */ -}}
 {{- define "mesh.probes" -}}
 startupProbe:  # two minutes for etcd to come up too
   httpGet: {path: /live, port: probe}
