@@ -1,4 +1,4 @@
-"""`python -m mesh.runtime`: the command line of a runtime pod. Each option can be given by the environment, as
+"""`python -m mesh.runtime`: the command line of a runtime pod. Each option can also be set in the environment, as
 MESH_OPTION."""
 
 import asyncio
@@ -24,8 +24,8 @@ from mesh.telemetry import logs
 
 log = logs.get("mesh.runtime")
 
-_SERVER_GRACE = 8.0  # seconds that the model server has to end
-_STOPPING = 20.0  # seconds, beyond those, for a pod that cannot go on to end in order
+_SERVER_GRACE = 8.0  # seconds for the model server to end
+_STOPPING = 20.0  # seconds on top of those, for an orderly end of a pod that cannot continue
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -35,7 +35,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     *,
     name: Annotated[
-        str, typer.Option(envvar="MESH_NAME", help="Name of this pod, unique in the mesh; default: the host's.")
+        str, typer.Option(envvar="MESH_NAME", help="Name of this pod, unique in the mesh; default: the host name.")
     ] = "",
     addresses: options.Addresses,
     base: etcdoptions.Base = etcdoptions.DEFAULT_BASE,
@@ -46,7 +46,7 @@ def main(
         str,
         typer.Option(
             envvar="MESH_LABELS",
-            help="Labels of this pod, separated by commas; cpu or gpu is added according to the hardware.",
+            help="List of labels of this pod, separated by commas; cpu or gpu is added according to the hardware.",
         ),
     ] = "",
     zone: Annotated[
@@ -111,7 +111,8 @@ def main(
 
 
 async def serve(settings: RuntimeSettings) -> int:
-    """Runs the pod until a signal. SIGTERM or SIGINT drains it, a second one ends it at once. The exit status."""
+    """Runs the pod until a signal. SIGTERM or SIGINT drains it, a second one ends it at once. Returns the exit
+    status."""
     loop = asyncio.get_running_loop()
     leave, at_once = asyncio.Event(), asyncio.Event()
 
@@ -148,7 +149,7 @@ async def serve(settings: RuntimeSettings) -> int:
 
 
 async def _until(work: Coroutine[Any, Any, None], *ends: asyncio.Future[Any]) -> bool:
-    """Does the work, unless one of those comes first: then it is cancelled. Whether it was done; raises its errors."""
+    """Does the work, or cancels it once one of `ends` is done. Returns whether it was finished; raises its errors."""
     task = asyncio.ensure_future(work)
     await asyncio.wait({task, *ends}, return_when=asyncio.FIRST_COMPLETED)
     if task.done():

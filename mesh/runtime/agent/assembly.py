@@ -1,8 +1,7 @@
-"""One pod, put together: every part of the agent, each made of what stands below it.
+"""The parts of one pod's agent, each made from those below it.
 
-What is made earlier never knows what is made later. Where something happens below that concerns somebody above (a
-server dies, a copy's registration is gone, another pod takes the name), it goes up by a callback, and all of those are
-bound here.
+A part never knows those that are made after it. Events below that concern a part above (a server dies, a copy's
+registration is gone, another pod takes the name) go up through callbacks, and all callbacks are bound here.
 """
 
 import functools
@@ -47,7 +46,8 @@ class Pod:
     """The parts, as attributes. `lifecycle` starts and ends them."""
 
     def __init__(self, settings: RuntimeSettings, *, cannot_go_on: Callable[[str], None]) -> None:
-        """`cannot_go_on` gets why, once the pod cannot. Raises OSError, ValueError."""
+        """Makes the parts. `cannot_go_on` is called with the reason once the pod cannot continue. Raises OSError,
+        ValueError."""
         self.settings = settings
         self.incarnation = incarnation = secrets.token_hex(8)
         self._cannot_go_on = cannot_go_on
@@ -168,7 +168,7 @@ class Pod:
         self.cache.deaths.happened(death, self.board.at_work)
 
     def _on_usurped(self, why: str) -> None:
-        self.fence.close()  # with another incarnation in its place, the mesh counts this one as ended
+        self.fence.close()  # once another incarnation has its place, the mesh takes this one for ended
         self._cannot_go_on(why)
 
 

@@ -1,4 +1,4 @@
-"""What routers ask of this pod, over gRPC: mesh.agent.v1.Agent. Thin: it only puts answers into messages."""
+"""The gRPC service that routers call on a pod: mesh.agent.v1.Agent. Thin: it only puts answers into messages."""
 
 import time
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ from placement.replay import render
 log = logs.get(__name__)
 
 _OPTIONS = (
-    ("grpc.so_reuseport", 0),  # else a second agent on the same port would share it in silence
+    ("grpc.so_reuseport", 0),  # otherwise a second agent could silently share the port
     # Routers ping us while they wait for loads, every 10 s (`router.loads.agents`). By default a server takes three
     # pings without data in 5 minutes, then ends the connection, and all loads on it: "Too many pings".
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -38,7 +38,7 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
     """The service and its server."""
 
     def __init__(self, standing: Standing, cache: Cache, token: str, identity: Identity | None = None) -> None:
-        """Whoever asks must show `token`; with an `identity`, by mutual TLS only."""
+        """Requires `token` of callers and, with an `identity`, mutual TLS."""
         self._standing = standing
         self._cache = cache
         self._ledger = cache.ledger
@@ -48,7 +48,7 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
         self._server: grpc.aio.Server | None = None
 
     async def start(self, address: str) -> str:
-        """Listens; the address with the port that it got. Raises OSError where that cannot be done."""
+        """Listens and returns the address with the port in use. Raises OSError if that fails."""
         host, _ = parse_address(address)
         known = () if self._identity is None else (rpc.OnlyKnown(),)
         server = grpc.aio.server(options=_OPTIONS, interceptors=(*known, rpc.OnlyWithToken(self._token)))
@@ -58,18 +58,18 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address} (--control): {error}") from error
         if not port:
-            raise OSError(f"cannot listen on {address} (--control): is it taken?")
+            raise OSError(f"cannot listen on {address} (--control): is the port taken?")
         await server.start()
         self._server = server
         return format_address(host, port)
 
     async def close(self, grace: float) -> None:
-        """Stops listening; requests under way get `grace` seconds."""
+        """Stops listening; requests in flight get `grace` seconds to end."""
         if self._server is not None:
             await self._server.stop(grace)
 
     async def Load(self, request: pb.LoadRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.LoadReply:
-        """Loads a model, or says why not."""
+        """Loads a model, or says why it is refused."""
         want = outcomes.Want(
             model_id=request.model_id,
             revision=request.create_revision,
@@ -98,7 +98,7 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
     async def Describe(
         self, request: pb.DescribeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.DescribeReply:
-        """How this pod is."""
+        """Describes this pod."""
         pod, ledger = self._standing, self._ledger
         if request.questions:
             lines = [render(question, answer) for question, answer in self._cache.victims.questions]
@@ -184,7 +184,7 @@ def _reply(outcome: outcomes.Outcome, incarnation: str) -> pb.LoadReply:
 
 
 async def is_alive(record: PodRecord, identity: Identity | None = None, *, timeout: float = 2.0) -> bool | None:
-    """Whether the pod of that record lives: its agent answers with that incarnation. None: it cannot be told."""
+    """Returns whether the agent at the record's address answers with the record's incarnation. None: unknown."""
     channel = rpc.channel(record.control_address, (("grpc.enable_http_proxy", 0),), identity)
     try:
         stub = agent_pb2_grpc.AgentStub(channel)
@@ -193,7 +193,7 @@ async def is_alive(record: PodRecord, identity: Identity | None = None, *, timeo
         return bool(reply.incarnation == record.incarnation)
     except grpc.aio.AioRpcError as error:
         text = (error.details() or "").lower()
-        # Whoever knows no such method, or another token, is somebody else on that address.
+        # A server without this method, or with another token, is not this pod's agent.
         other = error.code() is grpc.StatusCode.UNIMPLEMENTED or text == rpc.OTHER_TOKEN
         return False if other or "connection refused" in text else None
     finally:

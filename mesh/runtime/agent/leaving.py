@@ -1,8 +1,8 @@
-"""How a pod leaves the mesh in order.
+"""The orderly departure of a pod from the mesh.
 
-The mesh is told that it leaves, its copies are loaded elsewhere, the fence is shut, the copies' keys go, calls in
-flight are waited for. Answers always end before keys go: whoever finds no key may rely on it. A router whose view is a
-moment behind is answered *not here*, and goes elsewhere.
+The pod announces that it leaves, its copies are loaded elsewhere, the fence is shut, the copies' keys are deleted, and
+calls in flight may end. The pod stops answering before it deletes keys, so a missing key means that no copy answers. A
+router whose view is a moment behind gets *not here*, and calls another pod.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 _QUIET = 0.1  # seconds between two looks at the calls in flight while draining
-_LOOK_AGAIN = 1.0  # seconds between two looks at whether somebody can take the copies
-_ASK = 2.0  # seconds for etcd to answer a pod that leaves
-_KEYS_WAIT = 2.0  # seconds for a leaving pod's keys to go
+_LOOK_AGAIN = 1.0  # seconds between two checks that another pod can take the copies
+_ASK = 2.0  # seconds for etcd to answer a leaving pod
+_KEYS_WAIT = 2.0  # seconds for a leaving pod's keys to be deleted
 _WHY = "this pod is leaving"
-_HAND_OVER_SHARE = 0.8  # of the time to leave, for copies to be loaded elsewhere
+_HAND_OVER_SHARE = 0.8  # of the time to leave, in which copies are loaded elsewhere
 
 
 class Leaving:
@@ -45,7 +45,7 @@ class Leaving:
         self._incarnation = incarnation
 
     async def leave(self, timeout: float) -> None:
-        """Leaves within so many seconds. The pod's record says already that it does."""
+        """Leaves within `timeout` seconds. The pod's record already says so."""
         end = time.monotonic() + timeout
         log.info("leaving", copies=self._copies, calls=self._board.in_flight)
         self._cache.loads.close(_WHY)
@@ -59,15 +59,15 @@ class Leaving:
             await asyncio.sleep(_QUIET)
 
     async def fall_silent(self, patience: float) -> None:
-        """Shuts the fence, then deletes the copies' keys, so that other pods may load what is here. Waits for that, 2 s
-        or `patience` at most."""
+        """Shuts the fence, then deletes the copies' keys, so that other pods may load these models. Waits for that, at
+        most 2 s or `patience`."""
         self._cache.loads.close(_WHY)
         self._fence.close()
         held = [entry.model_id for entry in self._cache.ledger.entries.values() if entry.state is State.LOADED]
         for model_id in held:
             self._presence.drop(model_id)
         if not self._presence.published:
-            return  # they went with the lease
+            return  # the lease took them along
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(_KEYS_WAIT, patience)):
                 for model_id in held:
@@ -78,8 +78,8 @@ class Leaving:
         return self._cache.ledger.count(State.LOADED)
 
     async def _hand_over(self, end: float) -> None:
-        """Waits while the leader has this pod's copies loaded elsewhere, and withdraws them one by one; they are called
-        until then. Not where nobody could take them, and never for all of the time: calls in flight want some too."""
+        """Waits while the leader has this pod's copies loaded elsewhere and withdraws them one by one; until then they
+        are called. Skipped if no pod could take them, and never for all of the time: calls in flight need some too."""
         copies = self._copies
         if not copies or not await self._successors():
             return
@@ -90,12 +90,12 @@ class Leaving:
             left = self._copies
             if time.monotonic() - looked > _LOOK_AGAIN:
                 looked = time.monotonic()
-                if not await self._successors():  # the others leave too, as when a whole mesh is taken down
+                if not await self._successors():  # the others leave too, as when the whole mesh is stopped
                     break
         log.info("handed over", copies=copies - left, left=left)
 
     async def _successors(self) -> bool:
-        """Whether there is a leader, and another pod that takes loads."""
+        """Returns whether there are a leader and another pod that takes loads."""
         try:
             if await self._etcd.get(self._keys.leader, timeout=_ASK) is None:
                 return False

@@ -1,7 +1,7 @@
 """The agent of a runtime pod from its start to its end; `assembly` makes its parts.
 
-Order of the start: the model server before the mesh is told of the pod, the control port before that too, so that what
-is published can be used at once. Order of the end: `leaving`, then the model server ends, and presence last.
+Order of the start: the model server and the control port come before the pod is published, so that it can be used at
+once. Order of the end: `leaving`, then the model server ends, and presence last.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ from mesh.telemetry import logs
 
 log = logs.get(__name__)
 
-_SERVER_GRACE = 8.0  # seconds that the model server has to end: its own grace is 5
+_SERVER_GRACE = 8.0  # seconds for the model server to end: its own grace is 5
 
 
 class Agent:
     """One runtime pod. `start`, then `drain` or not, then `close`."""
 
     def __init__(self, settings: RuntimeSettings) -> None:
-        """Raises OSError, ValueError."""
+        """Makes the parts of the pod. Raises OSError, ValueError."""
         self.ending = Ending()
         self._tasks = Tasks(self.ending.because)
         self._pod = Pod(settings, cannot_go_on=self.ending.because)
@@ -67,7 +67,7 @@ class Agent:
         except (NameTaken, EtcdError) as error:
             raise StartError(str(error)) from error
         standing.known = True
-        pod.fence.look()  # at once: what is published may be called
+        pod.fence.look()  # at once: a published pod may be called
         self._begin_duties()
         log.info(
             "pod ready",
@@ -80,7 +80,7 @@ class Agent:
         )
 
     def _addresses(self, data: str, control: str, probe: int) -> tuple[str, str, str]:
-        """Of data, control and probe, as others reach them."""
+        """Returns the addresses of data, control and probe as others reach them."""
         settings = self._pod.settings
         return (
             format_address(settings.reachable(settings.data), parse_address(data)[1]),
@@ -109,11 +109,11 @@ class Agent:
     async def drain(self) -> None:
         """Leaves the mesh in order, within the drain time-out."""
         self._pod.standing.phase = LEAVING
-        self._pod.run_dir.disown()  # who is killed for taking too long to leave was not killed by a model
+        self._pod.run_dir.disown()  # a pod killed for taking too long to leave was not killed by a model
         await self._pod.leaving.leave(self._pod.settings.drain_timeout)
 
     async def close(self, *, grace: float = _SERVER_GRACE) -> None:
-        """Ends all parts; nothing of the pod is left, in etcd as far as it answers. `grace` is the model server's."""
+        """Ends all parts and deletes the pod's keys if etcd answers. `grace` is for the model server, in seconds."""
         pod = self._pod
         pod.standing.phase = LEAVING
         await pod.leaving.fall_silent(grace)

@@ -18,7 +18,7 @@ from puller.proxies import Proxies
 
 log = logs.get("mesh.runtime")
 
-_BODY_BYTES = 512 << 20  # large requests are admitted up to half of it; they may wait (`server.calls.runs`)
+_BODY_BYTES = 512 << 20  # large requests are admitted up to half of it, and may wait (`server.calls.runs`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Memory:
     ] = demand.WINDOW
 
     def check(self) -> None:
-        """Raises BadParameter for a device or a policy that does not exist."""
+        """Raises BadParameter for an unknown device or policy."""
         if self.device not in ("auto", "cpu", "cuda"):
             raise typer.BadParameter(f"{self.device!r} is neither auto, cpu nor cuda", param_hint="--device")
         try:
@@ -84,7 +84,7 @@ class Memory:
             raise typer.BadParameter(str(error), param_hint="--eviction") from error
 
     def split(self) -> tuple[int, int]:
-        """Returns the bytes for models, and for the whole model server. Raises BadParameter if they are not there."""
+        """Returns the bytes for models and for the whole model server. Raises BadParameter if there is too little."""
         there = memory.whole()
         try:
             if self.capacity == "auto":
@@ -169,7 +169,7 @@ class Work:
     load_timeout: Annotated[
         float,
         typer.Option(
-            envvar="MESH_LOAD_TIMEOUT", min=0.1, help="Longest time for one load in the model server, in seconds."
+            envvar="MESH_LOAD_TIMEOUT", min=0.1, help="Time limit of one load in the model server, in seconds."
         ),
     ] = 90.0
     load_concurrency: Annotated[

@@ -1,10 +1,10 @@
-"""A short folder of this process's own for sockets and the use board.
+"""A private folder of this process, with a short path, for sockets and the use board.
 
-Short, because the path of a unix socket has at most 107 bytes; of this user only, because whoever can write there
-drives the model server. It goes with the process. One that was left by an agent killed with SIGKILL is known by its
-lock, which ended with that process. The next life of the same pod (`whose` says the same) reads and removes it. Other
-agents leave it the files for an hour, for pods that share a machine and start together; its folders, where the models
-are, they remove at once. What was nobody's is removed by whoever comes.
+Short, because the path of a unix socket has at most 107 bytes; for this user only, because a writer in it controls the
+model server. It is removed at the end of the process. A folder left by an agent that SIGKILL ended is recognised by its
+lock, which ended with that process. The next life of the same pod (the same `whose`) reads and removes it. Other agents
+keep its files for an hour, as pods that share a machine may start together, but remove its folders, with the models, at
+once. A folder without an owner is removed by the first agent that finds it.
 """
 
 import contextlib
@@ -19,25 +19,26 @@ from pathlib import Path
 _PREFIX = "mesh-pod-"
 _LOCK = "lock"
 _WHOSE = "whose"
-_FOUND = "found"  # made by the first that finds the folder left
+_FOUND = "found"  # made by the first agent that finds the folder abandoned
 
 KEPT = 3600.0
-"""Seconds for which others keep what a pod has left, from when it was found."""
-_PATIENCE = 5.0  # seconds that an owner waits for an agent that is just looking at its folder
+"""Seconds for which other agents keep an abandoned folder, from when it was found."""
+_PATIENCE = 5.0  # seconds that an owner waits while another agent looks at its folder
 
 
 class RunDir:
-    """`path` exists until `close`."""
+    """A run directory; `path` exists until `close`."""
 
     def __init__(
         self, parent: Path | None = None, *, whose: str = "", on_left: Callable[[Path], None] = lambda folder: None
     ) -> None:
-        """`on_left` is given each folder that a former life of the same `whose` left; "" is nobody's."""
+        """Makes the folder. `on_left` is called with each folder that an earlier life of the same `whose` left; "" is
+        no owner."""
         if parent is None:
             parent = Path(tempfile.gettempdir())
             parent = parent if len(os.fsencode(parent)) <= 60 else Path("/tmp")
         _sweep(parent, whose, on_left)
-        # Locked before it has a name that a sweep looks for: else another agent might sweep it in between.
+        # Locked before it gets a name that sweeps look for: otherwise another agent might sweep it in between.
         fresh = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))
         self._lock = os.open(fresh / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,7 +46,7 @@ class RunDir:
         self.path = fresh.rename(parent / fresh.name[1:])
 
     def disown(self) -> None:
-        """From now on the folder is nobody's: no later life reads it."""
+        """Gives up ownership of the folder: no later life reads it."""
         (self.path / _WHOSE).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -56,13 +57,13 @@ class RunDir:
 
 def _sweep(parent: Path, whose: str, on_left: Callable[[Path], None]) -> None:
     for left in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # another agent's that lives, another user's, or being removed already
+        with contextlib.suppress(OSError):  # of a live agent, of another user, or being removed already
             if left.is_symlink() or left.stat().st_uid != os.getuid():
                 continue
             lock = os.open(left / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 _take(lock, _PATIENCE if whose and _read(left / _WHOSE) == whose else 0.0)
-                owner = _read(left / _WHOSE)  # as it is now: it may have been disowned while that was waited for
+                owner = _read(left / _WHOSE)  # read again: it may have been disowned during the wait
                 if owner and owner != whose and _is_fresh(left):
                     continue
                 if owner and owner == whose:
@@ -73,7 +74,7 @@ def _sweep(parent: Path, whose: str, on_left: Callable[[Path], None]) -> None:
 
 
 def _take(lock: int, patience: float) -> None:
-    """Raises BlockingIOError where somebody else still has it after so many seconds."""
+    """Takes the lock. Raises BlockingIOError if another process still has it after `patience` seconds."""
     end = time.monotonic() + patience
     while True:
         try:
@@ -85,7 +86,7 @@ def _take(lock: int, patience: float) -> None:
 
 
 def _is_fresh(left: Path) -> bool:
-    """Whether the folder is to be kept for its owner. What is large goes anyway."""
+    """Returns whether to keep the folder for its owner; removes its large contents in any case."""
     found = left / _FOUND
     if not found.exists():
         for entry in left.iterdir():

@@ -1,4 +1,4 @@
-"""The first start of the pod's model server: its command line, a port for it, and what it finds of a device."""
+"""The first start of the pod's model server: its command line, its port, and the device that it finds."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from mesh.telemetry import logs
 
 log = logs.get(__name__)
 
-_PORT_TRIES = 3  # of a port that we chose and somebody else took meanwhile
+_PORT_TRIES = 3  # with a port of our choice that another process took meanwhile
 
 
 class StartError(Exception):
-    """Why the pod cannot start; the text says what to do."""
+    """A pod cannot start; the text says what to do."""
 
 
 class ServerStart:
@@ -35,7 +35,7 @@ class ServerStart:
         incarnation: str,
         run_dir: Path,
     ) -> None:
-        """`run_dir` has the use board, and will have the server's socket."""
+        """Takes `run_dir`, which holds the use board and will hold the server's socket."""
         self._settings = settings
         self._server = server
         self._cache = cache
@@ -44,7 +44,7 @@ class ServerStart:
         self._run_dir = run_dir
 
     async def start(self) -> tuple[str, str]:
-        """Returns the address that it answers on, and the device that it uses: "cpu" or "cuda". Raises StartError."""
+        """Returns the address of the server, and the device that it uses: "cpu" or "cuda". Raises StartError."""
         settings = self._settings
         host, port = parse_address(settings.data)
         for attempt in range(1, _PORT_TRIES + 1):
@@ -56,8 +56,8 @@ class ServerStart:
                     raise StartError(str(error)) from error
                 continue
             device = status.told.get("mesh-device", "")
-            # What "auto" has found is what this pod has: a server that no longer finds its GPU has failed. It must not
-            # go on as a slow one whose memory is counted on a device.
+            # The device that "auto" has found stays this pod's: a server that no longer finds its GPU has failed. It
+            # must not continue as a slow one whose memory is counted on a device.
             self._server.plan = self._plan(data, device or settings.device)
             self._optimising.server(status.version, device)
             self._equip(*status.device_memory)
@@ -86,11 +86,11 @@ class ServerStart:
         return Plan(line.argv(), self._run_dir, settings.hang_timeout)
 
     def _equip(self, used: int, total: int) -> None:
-        """The device's memory, as the model server tells it, is for models too. Raises StartError."""
+        """Makes the device's memory, as the model server reports it, available to models. Raises StartError."""
         wanted = self._settings.device_capacity
         if not total:
             if wanted:
-                log.warning("--device-capacity has no effect: the model server tells of no device's memory")
+                log.warning("--device-capacity has no effect: the model server reports no device memory")
             return
         try:
             models = capacity.device_capacity(wanted, used, total)
@@ -98,4 +98,4 @@ class ServerStart:
             raise StartError(f"--device-capacity: {error}") from error
         self._cache.ledger.equip(models)
         self._cache.device_memory.limit_bytes = total
-        log.info("a device is used", capacity=format_bytes(models), of=format_bytes(total))
+        log.info("device in use", capacity=format_bytes(models), of=format_bytes(total))

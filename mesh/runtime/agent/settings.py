@@ -1,4 +1,4 @@
-"""What an agent is told, as one frozen object. Nothing below `__main__` reads the environment."""
+"""The settings of an agent, as one frozen object. Nothing below `__main__` reads the environment."""
 
 import socket
 from dataclasses import dataclass, field
@@ -11,49 +11,49 @@ from puller.proxies import DIRECT, Proxies
 
 MIB = 1 << 20
 SERVER = "mesh.runtime.server"
-"""Our ONNX server. Another module must take its command line."""
+"""Our ONNX server. A replacement must take the same command line."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeSettings:
-    """One runtime pod. Times in seconds, sizes in bytes."""
+    """The settings of one runtime pod. Times are in seconds, sizes in bytes."""
 
     name: str  # of the pod, unique in the mesh
     base: str = "mm/mesh"  # prefix of all keys, no trailing slash
-    install_id: str = ""  # whose prefix that is; empty: nobody asks
+    install_id: str = ""  # the owner of that prefix; empty: not checked
     data: str = "127.0.0.1:0"  # inference, gRPC over HTTP/1.1; port 0: a free one
-    control: str = "127.0.0.1:0"  # what routers ask of the agent, gRPC
+    control: str = "127.0.0.1:0"  # requests of routers to the agent, gRPC
     probe: str = "127.0.0.1:0"  # /ready, /live, /metrics
-    internal_tls: Path | None = None  # folder of the identity among the mesh's processes; None: no TLS from routers
-    advertise: str = ""  # host that others reach this pod by; empty: that of `data`, or this host's own address
+    internal_tls: Path | None = None  # folder of this process's identity in the mesh; None: routers use no TLS
+    advertise: str = ""  # host by which others reach this pod; empty: that of `data`, or this host's own address
     capacity: int = 1024 * MIB  # for models
-    memory_limit: int = 0  # of the model server in all; 0: what the capacity makes of it
+    memory_limit: int = 0  # of the whole model server; 0: derived from the capacity
     etcd: EtcdSettings = field(default_factory=EtcdSettings)
     labels: tuple[str, ...] = ()
     zone: str = ""
     model_dir: Path | None = None  # pulled files; None: within the run directory
     file_roots: tuple[Path, ...] = ()
     http_allow_private: bool = False
-    storage_config: Path | None = None  # folder of the storage secret, one JSON file a key
+    storage_config: Path | None = None  # folder of the storage secret, one JSON file per key
     pvc_root: Path | None = None  # volumes that pvc: paths may name, a folder each
-    storage_ca: bytes | None = None  # PEM, trusted besides the system's
+    storage_ca: bytes | None = None  # PEM, trusted in addition to the system's
     proxies: Proxies = DIRECT  # the operator's, to stores
-    disk_budget: int | None = None  # for pulled files; None: what the disk has room for
+    disk_budget: int | None = None  # for pulled files; None: as much as the disk has room for
     pull_bandwidth: int = 0  # bytes a second, all pulls together; 0: no limit
     pull_connections: int = 32
-    load_timeout: float = 90.0  # of the model server, for one load
+    load_timeout: float = 90.0  # for one load in the model server
     load_concurrency: int = 2
     threads: int = 2  # of the model server, for calls that are not short
     device: str = "auto"
-    device_capacity: int = 0  # for models, of the device's memory; 0: a good part of what is free there
+    device_capacity: int = 0  # for models, of the device's memory; 0: most of what is free there
     lease_ttl: int = 10
-    serve_without_etcd: float | None = None  # for so long after etcd was last reached; None: without end
+    serve_without_etcd: float | None = None  # for this long after the last contact to etcd; None: without limit
     drain_timeout: float = 20.0
-    demand_window: float = demand.WINDOW  # after its last call a model counts as in use for so long
-    eviction: str = "lru"  # which copies make way first: a policy of `placement`
+    demand_window: float = demand.WINDOW  # time for which a model counts as in use after its last call
+    eviction: str = "lru"  # policy of `placement` that chooses the copies to evict
     max_message: int = 16 * MIB
-    max_body_bytes: int = 512 * MIB  # of all requests and replies that the model server holds
-    server_module: str = SERVER  # what is run as the model server
+    max_body_bytes: int = 512 * MIB  # of requests and replies that the model server holds, together
+    server_module: str = SERVER  # run as the model server
     hang_timeout: float = 12.0  # silence of the model server after which it is killed
     check_interval: float = 30.0  # between two comparisons with the registry
     log_format: str = "text"
@@ -61,11 +61,11 @@ class RuntimeSettings:
 
     @property
     def slots(self) -> int:
-        """Of the use board: as many as the smallest models that the capacity holds, within reason."""
+        """The number of slots of the use board: as many as the capacity holds of the smallest models, within limits."""
         return min(max(self.capacity // (32 << 10), 1024), 32768)
 
     def reachable(self, address: str) -> str:
-        """The host that others reach an address of ours by."""
+        """Returns the host by which others reach one of our addresses."""
         host, _ = parse_address(address)
         if self.advertise:
             return self.advertise
@@ -73,7 +73,7 @@ class RuntimeSettings:
 
 
 def own_address() -> str:
-    """This host's address as others see it: that of the interface which leads outside, else loopback."""
+    """Returns this host's address as others see it: that of the outgoing interface, or else loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # a documentation address; nothing is sent

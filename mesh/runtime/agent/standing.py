@@ -1,4 +1,4 @@
-"""How this pod is: as the mesh is told in its record, as the probes say, and as routers and people ask."""
+"""The state of a pod, as its record, the probes, routers and operators see it."""
 
 import time
 from collections.abc import Iterable
@@ -23,11 +23,11 @@ from puller.puller import Puller
 
 STARTING, SERVER_DOWN = "starting", "server-down"
 
-_DEAD = 180.0  # seconds without a model server, starting new ones all the while, after which the pod is not live
+_DEAD = 180.0  # seconds of fruitless starts of a model server after which the pod is not live
 
 
 class Standing:
-    """Told by the agent how far the pod is; what else there is to say, it reads from the parts."""
+    """The state of one pod: its phase is set by the agent, everything else is read from the parts."""
 
     def __init__(
         self,
@@ -45,11 +45,12 @@ class Standing:
         incarnation: str,
         token: str,
     ) -> None:
-        """`token`: what whoever asks this agent has to show. `patience` knows what a start waits for."""
+        """Takes the `token` that callers of this agent must show, and `patience`, which knows what the start waits
+        for."""
         self.name = settings.name
         self.incarnation = incarnation
-        self.phase = STARTING  # starting, ready or leaving, whatever the model server does
-        self.known = False  # to the mesh: it was published once
+        self.phase = STARTING  # starting, ready or leaving, independent of the model server
+        self.known = False  # to the mesh: it has been published
         self.addresses = ("", "", "")  # data, control, probe, as published
         self.labels = settings.labels
         self.rate = Rate(self.calls)
@@ -76,7 +77,7 @@ class Standing:
     # --- for the mesh
 
     def record(self) -> PodRecord:
-        """What the pod publishes of itself, as it is now."""
+        """Returns the record of the pod in its present state."""
         ledger = self._cache.ledger
         statistics, first = ledger.statistics(), ledger.first()
         used = ledger.committed.positive
@@ -108,50 +109,50 @@ class Standing:
     # --- for the probes
 
     def why_not_ready(self) -> str | None:
-        """Why the pod is not ready. One that has lost etcd serves what it has, and stays ready."""
+        """Returns why the pod is not ready, if so. A pod without etcd serves its models, and stays ready."""
         state = self.state
         if state == READY:
             if (trouble := self._server.trouble) is not None:
                 return trouble
             return None if self.known else self._patience.why or "the pod is being published"
         if state == SERVER_DOWN:
-            return f"{self._server.why_down}; another one is being started"
+            return f"{self._server.why_down}; it is being restarted"
         return self._patience.why or f"the pod is {state}"
 
     def why_not_live(self) -> str | None:
-        """Why a new container is wanted: no server could be had for minutes. That etcd is away, or that a server takes
-        its time at its first start, is no reason."""
+        """Returns why the container should be replaced: no model server has started for minutes. An unavailable etcd or
+        a slow first start is no reason."""
         if self._server.down_for > _DEAD:
-            return f"for {self._server.down_for:.0f} s no model server could be had: {self._server.why_down}"
+            return f"no model server has started for {self._server.down_for:.0f} s: {self._server.why_down}"
         return None
 
     def metrics(self) -> bytes:
-        """What Prometheus reads, of the agent and of its model server."""
+        """Returns the metrics of the agent and its model server, in Prometheus' format."""
         snapshots = [self._cache.meters.registry.snapshot(), calls_snapshot(self._board.calls())]
         if self._server.pid:
             snapshots.append(metrics.process_snapshot("model-server", self._server.pid))
         return metrics.render(metrics.merge(snapshots))
 
-    # --- for whoever asks
+    # --- for routers and operators
 
     def resident_bytes(self) -> int:
-        """Private memory of the model server."""
+        """Returns the private memory of the model server, in bytes."""
         return self._server.resident_bytes
 
     def calls(self) -> int:
-        """Calls that the model server has answered so far."""
+        """Returns the calls that the model server has answered so far."""
         return sum(sum(series.buckets) for series in self._board.calls())
 
     def progress(self, model_id: str) -> Progress | None:
-        """How far the pull of a model's files is; None: there is none."""
+        """Returns the progress of the pull of a model's files; None: there is none."""
         return self._puller.progress(model_id)
 
     def decisions(self, model_id: str) -> Iterable[str]:
-        """The latest, as JSON."""
+        """Returns the latest decisions about a model, as JSON."""
         return self._cache.decisions.lines(model_id)
 
     def counters(self) -> dict[str, int]:
-        """Counts since the start, for people and tests."""
+        """Returns counts since the start, for operators and tests."""
         cache, presence = self._cache, self._presence.statistics()
         loads, pulls = cache.loads.statistics(), self._puller.statistics()
         optimised, records = self._optimising.statistics(), self._history.statistics()

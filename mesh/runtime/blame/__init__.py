@@ -1,1 +1,1 @@
-"""Evidence about models that kill their server: who was at work, and what earlier lives have seen."""
+"""Evidence about models that kill their server: those that were at work, and what earlier lives saw."""

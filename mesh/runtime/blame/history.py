@@ -1,8 +1,8 @@
-"""What this pod writes into models' records: sizes and load times, failures, and who was at work when a server died.
+"""This pod's writes to models' records: sizes, load times, failures, and work that was under way when a server died.
 
-Records are shared, so each write is a compare-and-set that leaves alone what it does not know, and is void where the id
-has been registered anew. Nothing that serves a call waits for any of it, except a failure's caller: whoever asks for
-the model's status next must find it.
+Records are shared, so each write is a compare-and-set that keeps unknown fields, and has no effect if the id has been
+registered again. No call waits for it, except one whose load failed: the model's status must show the failure as soon
+as the caller knows of it.
 """
 
 import asyncio
@@ -23,26 +23,26 @@ from placement.footprint import Footprint
 log = logs.get(__name__)
 
 FAILURE_EXPIRY_MS = 15 * 60 * 1000
-"""As the predecessor's."""
+"""The predecessor's value."""
 
 PATIENCE = 3.0
-"""Seconds that a failed load waits for its record; afterwards the write goes on alone."""
+"""Seconds that a failed load waits for its record to be written; the write then continues in the background."""
 
-_SIZE_SHARE = 0.10  # sizes that differ by less are the same
-_LOAD_SHARE, _LOAD_MS = 0.5, 50  # load times vary with everything else that goes on
+_SIZE_SHARE = 0.10  # sizes that differ by less count as equal
+_LOAD_SHARE, _LOAD_MS = 0.5, 50  # load times vary with the load of the machine
 _AT_ONCE = 8  # writes under way; a burst of cold starts must not become a burst of transactions
-_LINGER = 0.1  # seconds that a success waits, so that the calls which waited for the load go first
+_LINGER = 0.1  # seconds that a success waits, so that the calls that waited for the load go first
 _ATTEMPTS = 5
 _PAUSE = 2.0  # seconds, growing
-_TEXT = 2000  # characters of a text that are kept
+_TEXT = 2000  # characters kept of a text
 
 
 @dataclass(frozen=True, slots=True)
 class Took:
-    """What a load took."""
+    """The cost of a load."""
 
     footprint: Footprint  # as measured
-    load_ms: int  # pull and waiting included
+    load_ms: int  # including pull and waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class History:
         secrets: Callable[[], str] = lambda: "",
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`secrets` gives the version of the storage secret that this pod pulls with."""
+        """Takes `secrets`, which returns the version of the storage secret that this pod pulls with."""
         self._etcd = etcd
         self._keys = keys
         self._pod = pod
@@ -78,8 +78,8 @@ class History:
         self._written = self._given_up = 0
 
     def first(self, record: ModelRecord, digest: str, took: Took) -> ModelRecord:
-        """Returns the record with what the first load of its content has shown: the digest that all copies must have,
-        and what a load took. Whoever publishes that copy writes it."""
+        """Returns the record with the results of the first load of its content: the digest that all copies must have,
+        and the cost of a load. It is written when that copy is published."""
         failures = tuple(failure for failure in record.failures if failure.pod != self._pod)
         return replace(
             record,
@@ -94,7 +94,7 @@ class History:
         )
 
     def loaded(self, model_id: str, revision: int, known: ModelRecord, took: Took) -> None:
-        """Remembers what a load took, if that is news to `known`, the record as it was when the load began."""
+        """Records the cost of a load if it differs from `known`, the record at the beginning of the load."""
         size, load_ms = took.footprint, took.load_ms
 
         def change(record: ModelRecord) -> ModelRecord:
@@ -122,8 +122,8 @@ class History:
             self._tasks.start(self._later(model_id, revision, change), f"remember {model_id}")
 
     async def measured(self, model_id: str, revision: int, footprint: Footprint) -> None:
-        """Records what a model was found to need that could not stay. Returns once it stands there, or after
-        `PATIENCE`: whoever is refused for its size asks no other pod that is no larger."""
+        """Records the measured need of a model that could not stay. Returns once it is written, or after `PATIENCE`: a
+        router that is refused because of the size then asks no other pod of this size."""
 
         def change(record: ModelRecord) -> ModelRecord:
             return replace(record, host_bytes=footprint.host_bytes, device_bytes=footprint.device_bytes)
@@ -131,15 +131,15 @@ class History:
         await self._patiently(self._write(model_id, revision, change), f"size of {model_id}")
 
     def known(self, record: ModelRecord) -> Failure | None:
-        """Returns this pod's own failure that is on record and has not expired."""
+        """Returns this pod's own recorded failure that has not expired."""
         recent = record.recent_failures(self._clock_ms(), FAILURE_EXPIRY_MS)
         return next((failure for failure in recent if failure.pod == self._pod), None)
 
     async def failed(
         self, model_id: str, revision: int, text: str, kind: Kind, *, asked_ms: int = 0, digest: str = ""
     ) -> None:
-        """Records a failed load: `asked_ms` is how long the store asks to be left alone, `digest` that of the files
-        that cannot be loaded. Returns once it stands there, or after `PATIENCE`."""
+        """Records a failed load: `asked_ms` is how long the store asked us to wait, `digest` that of the files that
+        cannot be loaded. Returns once it is written, or after `PATIENCE`."""
         failure = Failure(
             self._pod,
             self._clock_ms(),
@@ -158,7 +158,7 @@ class History:
             await asyncio.wait({death}, timeout=PATIENCE)
 
     async def changed(self, model_id: str, revision: int, digest: str) -> None:
-        """Records that a load has found other content than the registration's. It counts against no pod: each would
+        """Records that a load found content that differs from the registration's. It counts against no pod: each would
         find the same. Returns as `failed` does."""
 
         def change(record: ModelRecord) -> ModelRecord:
@@ -171,10 +171,10 @@ class History:
     def killed(
         self, model_id: str, revision: int, text: str, *, sure: bool = False, digests: tuple[str, ...] = ()
     ) -> None:
-        """Records that a server died with the model loading or running. A failure recorded next waits for that, so
-        that whoever is told of the failure finds the death too. `sure`: nothing else can have caused it; `digests` are
-        those of the requests that the model ran for."""
-        # Made different from any other, so that each death counts even where a write is of unknown outcome.
+        """Records that a server died while the model was loading or running. A failure recorded next waits for this
+        write, so that a caller who gets the failure also finds the death. `sure`: nothing else can have caused it;
+        `digests` are those of the requests that the model ran for."""
+        # Unique, so that each death counts once even if the outcome of a write is unknown.
         now = self._clock_ms()
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(now / 1000))} {self._pod}: {text[:_TEXT]}"
         one = blame.Blame(self._pod, now, line, sure, digests[: blame.DIGESTS])
@@ -196,7 +196,7 @@ class History:
     async def _write(self, model_id: str, revision: int, change: Callable[[ModelRecord], ModelRecord]) -> None:
         def decide(kv: KeyValue | None) -> bytes | None:
             if kv is None or kv.create_revision != revision:
-                return None if kv is None else kv.value  # another registration: none of our business
+                return None if kv is None else kv.value  # another registration: not ours to change
             before = ModelRecord.decode(kv.value)
             after = change(before)
             return kv.value if after == before else after.encode()
@@ -208,17 +208,17 @@ class History:
                 self._written += 1
                 return
             except ValueError as error:
-                log.warning("a model's record cannot be read", model=model_id, error=str(error))
+                log.warning("unreadable record of a model", model=model_id, error=str(error))
                 return
             except EtcdError as error:
                 if attempt == _ATTEMPTS:
                     self._given_up += 1
-                    log.warning("a model's record was not written", model=model_id, error=error.detail)
+                    log.warning("record of a model not written", model=model_id, error=error.detail)
                     return
                 await asyncio.sleep(_PAUSE * attempt)
 
     async def close(self, timeout: float = 1.0) -> None:
-        """Lets what is pending finish for so long, then ends it."""
+        """Waits `timeout` seconds for pending writes, then cancels them."""
         await self._tasks.settle(timeout)
         await self._tasks.close()
 

@@ -1,9 +1,9 @@
 """The last looks at the memory that this pod might still take, in a file that outlives its processes.
 
-A container that runs out of memory is killed whole on most nodes, and nothing says why to those who come next; whoever
-kills a pod by hand leaves the same behind. So the agent notes ten times a second how much is left, and the next life
-judges by that whether it was the memory (`placement.blame.exhausted`). What takes more than that between two looks
-leaves no evidence, and its next death may.
+A container that runs out of memory is killed whole on most nodes, and nothing tells its successor why; a pod killed by
+hand leaves the same traces. So the agent notes ten times a second how much memory is left, and the next life judges by
+that whether memory was the cause (`placement.blame.exhausted`). A model that takes all of it between two looks leaves
+no evidence, but may at its next death.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ NAME = "last-looks"
 """The name of its file in the run directory."""
 
 INTERVAL = 0.1
-"""Seconds between two looks, of 0.05 ms each. Memory that is touched for the first time comes at 1 to 4 GB/s."""
+"""Seconds between two looks, of 0.05 ms each. A process touches new memory at 1 to 4 GB/s."""
 
 _FORMAT = struct.Struct("3q")
 
 
 class LastLooks:
-    """Until `close`. `left` gives the bytes that may still be taken, of `whole` in all."""
+    """A recorder of free memory; `left` returns the bytes that may still be taken, of `whole` in all."""
 
     def __init__(self, folder: Path, left: Callable[[], int], whole: int) -> None:
         self._left = left
@@ -34,25 +34,25 @@ class LastLooks:
         self._file = os.open(folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Looks every `INTERVAL` until cancelled."""
         while True:
             self.look()
             turned()
             await asyncio.sleep(INTERVAL)
 
     def look(self) -> None:
-        """One look."""
+        """Notes the memory that is left now."""
         left = self._left()
         os.pwrite(self._file, _FORMAT.pack(left, self._before - left if self._before else 0, self._whole), 0)
         self._before = left
 
     def close(self) -> None:
-        """No more looks."""
+        """Ends the looks."""
         os.close(self._file)
 
 
 def exhausted(folder: Path) -> bool:
-    """Whether the pod whose run directory that was had run out of memory when it was killed, as far as it is known."""
+    """Returns whether the pod that left this run directory is known to have run out of memory when it was killed."""
     try:
         left, fallen, whole = _FORMAT.unpack((folder / NAME).read_bytes())
     except (OSError, struct.error):

@@ -1,7 +1,7 @@
-"""What was going on in a model server when it ended, read from the use board, which outlives it.
+"""The work under way in a model server when it ended, read from the use board, which outlives it.
 
-The board says of each copy whether it was loading, running or being freed, and `atwork` of each thread which copy it
-was in and for which request. Who is suspect for that is decided in `placement.suspects`.
+The board tells whether each copy was loading, running or being freed, and `atwork` tells which copy and request each
+thread worked on. `placement.suspects` decides which models are suspect.
 """
 
 from collections.abc import Iterable
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 def work(held: Iterable[tuple[T, int, Use]], at_work: AtWork) -> list[Work[T]]:
-    """Returns what each copy that was at work was doing. `held` are those that were in memory: whose each is, its slot,
-    and its use. Call it before the board is reset."""
+    """Returns what each copy at work was doing. `held` are the copies in memory: the owner, slot and use of each. Call
+    it before the board is reset."""
     found: list[Work[T]] = []
-    unaccounted: list[T] = []  # run once more than threads say
+    unaccounted: list[T] = []  # run once more than the threads show
     threads = at_work.threads()
     for whose, slot, use in held:
         if (doing := _doing(use)) is None:
@@ -39,7 +39,7 @@ def work(held: Iterable[tuple[T, int, Use]], at_work: AtWork) -> list[Work[T]]:
 
 
 def working(uses: Iterable[tuple[T, Use]]) -> list[Work[T]]:
-    """Returns the same where nothing is known about threads."""
+    """Returns the same if nothing is known about threads."""
     return [Work(whose, doing) for whose, use in uses if (doing := _doing(use)) is not None]
 
 

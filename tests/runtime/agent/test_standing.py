@@ -12,4 +12,4 @@ def test_a_pod_without_a_server_for_minutes_is_not_live(down_for: float, live: b
     """Others are started all the while, so seconds without one are nothing."""
     server = SimpleNamespace(down_for=down_for, why_down="the model server ended with status 3")
     why = Standing.why_not_live(SimpleNamespace(_server=server))
-    assert why is None if live else "no model server could be had: the model server ended with status 3" in str(why)
+    assert why is None if live else "the model server ended with status 3" in str(why)
