@@ -1,20 +1,20 @@
 """Child processes that never outlive their parent.
 
 A parent that is killed with SIGKILL cleans nothing up, so each child asks the kernel to be killed with it
-(PR_SET_PDEATHSIG). That is asked by a *tether*: a small interpreter that becomes the program by `exec`, so the child
-keeps its pid and nothing stays between. `preexec_fn` would do without it, but runs Python between fork and exec, where
+(PR_SET_PDEATHSIG). A *tether* does that: a small interpreter that becomes the program by `exec`, so the child keeps
+its pid and nothing stays between. `preexec_fn` would do without it, but runs Python between fork and exec, when
 gRPC's threads may hold any lock. The tether costs 13 ms (11 of them the interpreter's own start).
 
 The kernel sends that signal when the *thread* that started the child ends: start children from a thread that lives as
 long as the process, which the event loop's does.
 
-Each child leads a session of its own: Ctrl-C in a terminal reaches only whoever owns the whole, who ends the rest in
-order; and what a child leaves behind in its session is killed when it ends.
+Each child leads a session of its own: Ctrl-C in a terminal reaches only the process at the top, which ends the rest in
+order; and processes that a child leaves behind in its session are killed when it ends.
 
 The event loops' own subprocesses are not used: uvloop forks and runs Python in the child, asyncio of Python 3.11 keeps
-a thread for each. `subprocess` starts without running either, and a pidfd tells of the end.
+a thread for each. `subprocess` starts without either, and a pidfd reports the end.
 
-What to start, when to start it again and what its lines mean is left to the callers.
+Callers decide what to start, when to start it again, and what its lines mean.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ MAX_LINE = 16 * 1024
 _TAIL = 30  # last lines kept, to say why a child ended
 _OUTPUT_GRACE = 0.5  # seconds to wait for the rest of the output of a child that has ended
 
-# `_ctypes` and `_signal` rather than their public faces: 12.5 ms instead of 20.8 for the whole start. SIGPIPE, which
+# `_ctypes` and `_signal` rather than their public wrappers: 12.5 ms instead of 20.8 for the whole start. SIGPIPE, which
 # the interpreter ignores, would stay ignored in the program.
 _TETHER = """
 import _ctypes, _signal, os, sys
@@ -60,7 +60,7 @@ except OSError as error:
 
 
 def tethered(argv: Sequence[str]) -> list[str]:
-    """The command line that starts `argv` bound to the life of the calling thread; `argv` itself where not on Linux."""
+    """Returns the command line that starts `argv` bound to the calling thread's life; `argv` itself except on Linux."""
     if sys.platform != "linux":
         return list(argv)
     return [sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid()), *argv]
@@ -86,7 +86,7 @@ class Process:
         self._output = _Output(name, on_line, self._output_ended)
         self._on_exit = on_exit
         self._beats = beats
-        self._exited = False  # the child has ended, its output perhaps not
+        self._exited = False  # the child has ended, but perhaps not its output
         self._ended: asyncio.Future[int] = self._loop.create_future()  # both have
         self._transport: asyncio.BaseTransport | None = None
         self._pidfd = -1
@@ -97,44 +97,45 @@ class Process:
 
     @property
     def returncode(self) -> int | None:
-        """None while it runs; -N where signal N ended it."""
+        """None while it runs; -N if signal N ended it."""
         return self._child.returncode if self._exited else None
 
     @property
     def tail(self) -> tuple[str, ...]:
-        """Its last lines of output, to say why it ended."""
+        """The last lines of its output, to say why it ended."""
         return tuple(self._output.tail)
 
     def heard(self) -> float:
-        """Returns when its event loop turned last, in seconds of the monotonic clock; 0 where it has not told yet.
+        """Returns when its event loop turned last, in seconds of the monotonic clock; 0 if it has given no sign yet.
 
-        Of a child that was spawned with `beats`."""
+        For a child that was spawned with `beats`."""
         return self._beats.last() if self._beats is not None else 0.0
 
     async def wait(self, timeout: float | None = None) -> int:
-        """Its exit status, once it has ended and its output is read; TimeoutError after `timeout` seconds.
+        """Waits until it has ended and its output is read; returns its exit status. TimeoutError after `timeout`
+        seconds.
 
-        May be cancelled: the child goes on."""
+        May be cancelled: the child continues."""
         done, _ = await asyncio.wait({self._ended}, timeout=timeout)
         if not done:
             raise TimeoutError(f"{self.name} (pid {self.pid}) did not end within {timeout:g} s")
         return self._ended.result()
 
     def send_signal(self, number: int) -> None:
-        """Sends a signal to the child alone. Nothing happens where it has ended."""
+        """Sends a signal to the child only. Does nothing if it has ended."""
         if not self._exited:  # then its pid is still its own: only `_reap()` gives it back
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """SIGKILL to the child and whatever it started in its own session."""
+        """Sends SIGKILL to the child and everything it started in its own session."""
         if not self._exited:
             os.killpg(self.pid, signal.SIGKILL)
 
     async def terminate(self, grace: float) -> int:
-        """Ends it: SIGTERM to the child, SIGKILL to its whole session `grace` seconds later. Its exit status.
+        """Ends it: SIGTERM to the child, SIGKILL to its whole session `grace` seconds later. Returns its exit status.
 
-        SIGTERM goes to the child alone: what it started, it ends itself and in its own order.
-        Cancelled while it waits, it kills."""
+        SIGTERM goes to the child only: it ends what it started, in its own order.
+        If cancelled while it waits, it kills."""
         self.send_signal(signal.SIGTERM)
         try:
             return await self.wait(grace)
@@ -157,11 +158,12 @@ class Process:
 
     def _watch(self) -> None:
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+        with contextlib.suppress(RuntimeError):  # the loop is closed: there is nothing left to notify
             self._loop.call_soon_threadsafe(self._reap)
 
     def _reap(self) -> None:
-        """The child has ended and is not reaped: until then its pid, and its session's, cannot be anybody else's."""
+        """Kills the rest of the ended child's session: until the child is reaped, its pid and session belong to no
+        other."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         self._child.wait()
@@ -169,7 +171,7 @@ class Process:
         if self._pidfd >= 0:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
-        # A grandchild in a session of its own may hold the pipe open: the child's end is what counts.
+        # A grandchild in a session of its own may hold the pipe open: only the child's end counts.
         self._loop.call_later(_OUTPUT_GRACE, self._finish)
         if self._output.ended:
             self._finish()
@@ -204,12 +206,13 @@ async def spawn(
     on_line: Callable[[str], None] | None = None,
     on_exit: Callable[[int], None] | None = None,
 ) -> Process:
-    """Starts a child with nothing on its standard input and both its outputs given line by line to `on_line`.
+    """Starts a child with an empty standard input and both its outputs passed line by line to `on_line`.
 
     `argv[0]` is a path or a name on PATH; `env` is the whole environment (None: this process's own). `on_exit` is
     called once, with the exit status, after the last line. Callbacks come from the event loop and must be quick; one
     that raises is logged. A program that cannot be executed ends with status 127 and a line that says why (OSError
-    without the tether). Cancelled, it leaves no child. `beats`: it is given a page for signs of life (`heartbeat`).
+    without the tether). If cancelled, it leaves no child. `beats`: the child gets a page for signs of life
+    (`heartbeat`).
     """
     page = heartbeat.Heartbeat() if beats else None
     if page is not None:
@@ -252,7 +255,7 @@ def _popen(
 
 
 def describe_exit(returncode: int) -> str:
-    """An exit status for people: `ended with status 1`, `killed by SIGKILL`."""
+    """Describes an exit status for people: `ended with status 1`, `killed by SIGKILL`."""
     if returncode >= 0:
         return f"ended with status {returncode}"
     try:
@@ -286,7 +289,7 @@ class _Output(asyncio.Protocol):
         self._on_end()
 
     def flush(self) -> None:
-        """Gives out a last line that has no end."""
+        """Passes on a last line that has no end."""
         if self._line:
             self._give()
 

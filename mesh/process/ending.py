@@ -1,7 +1,8 @@
-"""The end of a process that cannot go on: in order, within a bound, with the reason as the last line of its log.
+"""The end of a process that cannot continue: in order, bounded in time, with the reason as the last line of its log.
 
-What cannot go on may not be able to end in order either. So where there is a reason, ending is bounded, and the process
-ends all the same; its children die with it (`child`). An ordinary end, by a signal, is bounded by whoever sent it.
+A process that cannot continue may not be able to end in order either. So if there is a reason, ending is bounded, and
+the process ends all the same; its children die with it (`child`). An ordinary end, by a signal, is bounded by its
+sender.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ log = logs.get(__name__)
 
 
 class Ending:
-    """Why this process must end, once that is known. The first reason stands."""
+    """The reason why this process must end, once it is known. The first reason stands."""
 
     __slots__ = ("_known", "_leaving", "why")
 
@@ -37,8 +38,8 @@ class Ending:
         return self.why
 
     async def close(self, closing: Awaitable[None], *, within: float) -> int:
-        """Awaits what ends the parts of the process, `within` seconds at most where there is a reason. Returns the exit
-        status, 1 where there is a reason; where the parts do not end in time, the process does."""
+        """Awaits the end of the process's parts, at most `within` seconds if there is a reason. Returns the exit
+        status, 1 if there is a reason; if the parts do not end in time, the process does."""
         self._leaving = True
         if not self.why:
             await closing
@@ -46,7 +47,7 @@ class Ending:
         task = asyncio.ensure_future(closing)
         done, _ = await asyncio.wait({task}, timeout=within)
         if not done:
-            log.warning("what this process is made of does not end in order", waited=within)
+            log.warning("the parts of this process do not end in order", waited=within)
         elif not task.cancelled() and (error := task.exception()) is not None:
             log.error("ending in order failed", exc_info=error)
         log.error("this process ends: it cannot go on", why=self.why)

@@ -1,16 +1,16 @@
 """The decision when a process hangs: a state machine without clock or I/O, fed with looks at the process.
 
-A stopped process (SIGSTOP) shows it in its state, so it is given up after seconds. A silent one, whose event loop tells
-nothing any more, may as well be an innocent on a machine that has no time for it. So silence is counted only as far as
-the process could have ended it:
+A stopped process (SIGSTOP) shows that in its state, so it is given up after seconds. A silent one, whose event loop
+gives no more signs, may be innocent, on a machine that has no time for it. So silence counts only as far as the process
+could have ended it:
 
-- time in which the watcher itself was late does not count: the machine had no time for us, so none for others;
-- while one of its threads waits for a processor, what counts is the CPU time that the process was given: a busy loop
+- time in which the watcher itself was late does not count: the machine had no time for it, so none for others;
+- while one of its threads waits for a processor, only the CPU time that the process got counts: a busy loop
   on a free machine has all of it, a starved process little;
-- while it waits for a disk, a quarter counts: it may page for its life. (SIGKILL would wait for the disk as well.)
+- while it waits for a disk, a quarter counts: it may be paging. (SIGKILL would wait for the disk as well.)
 
 A gap of seconds between two looks means that the watcher was stopped, as all of a mesh is by Ctrl-Z, a debugger or a
-suspended machine: everything is forgotten, and whoever goes on with the watcher has all the time of a fresh start.
+suspended machine: everything is forgotten, and processes that continue with the watcher have the time of a fresh start.
 
 A process under a debugger (state `t`) is silent rather than stopped: tracers stop it for moments at a time.
 """
@@ -26,13 +26,13 @@ _DISK_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a process may be what it is, in seconds. The watched processes beat every half second."""
+    """Limits of each state of a process, in seconds. The watched processes beat every half second."""
 
     stopped: float = 3.0
     silent: float = 12.0
     start: float = 90.0  # silent from its start on: interpreters that start all at once on a busy machine take long
     interval: float = 0.5  # between two looks
-    suspect: float = 4.0  # silence after which it is not counted on
+    suspect: float = 4.0  # silence after which it is a suspect
 
     @property
     def gap(self) -> float:
@@ -42,7 +42,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was seen of a process at one moment."""
+    """An observation of a process at one moment."""
 
     now: float  # seconds of the monotonic clock, as all times here
     state: str  # of its main thread, as in /proc/PID/stat; "": not known
@@ -52,20 +52,20 @@ class Look:
 
 
 class Doing(enum.Enum):
-    """How a process is."""
+    """The state of a process."""
 
     WELL = "well"
-    SUSPECT = "suspect"  # not to be counted on, not to be replaced yet
+    SUSPECT = "suspect"  # not to be relied on, not to be replaced yet
     HUNG = "hung"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a process is, and why."""
+    """The state of a process, and the reason."""
 
     doing: Doing
     why: str = ""
-    stopped: bool = False  # from outside, by a signal or a debugger: nothing that it did is the cause
+    stopped: bool = False  # from outside, by a signal or a debugger: the process itself did not cause it
 
 
 WELL = Verdict(Doing.WELL)
@@ -122,7 +122,7 @@ class Hang:
 
 
 def _usable(counted: float, last: Look, seen: Look) -> float:
-    """How much of the time since the last look the process could have used to give a sign."""
+    """Returns how much of the time since the last look the process could have used to give a sign."""
     if seen.runnable:
         return min(counted, max(0.0, seen.cpu - last.cpu))
     return counted * (_DISK_SHARE if seen.state == DISK else 1.0)

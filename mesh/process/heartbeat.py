@@ -1,10 +1,10 @@
 """Signs of life of a child's event loop, in a page of memory that it shares with its parent.
 
 The child stores the time twice a second; the parent reads it when it likes. So a sign costs neither a message nor a
-wake-up, a parent that is busy loses none, and a child that hangs cannot block on it. The page is a memfd: the child
-finds its descriptor in an environment variable, and takes that away, so that its own children do not beat in its place.
+wake-up, a busy parent loses none, and a child that hangs cannot block on it. The page is a memfd: the child finds its
+descriptor in an environment variable, and removes that, so its own children do not beat in its place.
 
-When silence is too long is decided in `hang`.
+`hang` decides when a silence is too long.
 """
 
 import asyncio
@@ -28,12 +28,12 @@ _WORD = struct.Struct("Q")
 
 
 class Heartbeat:
-    """The parent's end. `descriptor` goes to the child; then `release` it."""
+    """The parent's end. `descriptor` is passed to the child; then `release` it."""
 
     __slots__ = ("_map", "descriptor")
 
     def __init__(self) -> None:
-        """Raises OSError where there are no descriptors or no memory."""
+        """Makes the page. Raises OSError if there are no descriptors or no memory."""
         self.descriptor = os.memfd_create(_NAME)
         try:
             os.ftruncate(self.descriptor, _WORD.size)
@@ -52,15 +52,15 @@ class Heartbeat:
 
 
 def begin() -> None:
-    """Makes the running event loop beat, where a parent wants to know. To be called first of all."""
+    """Makes the running event loop beat, if a parent wants it. To be called first of all."""
     descriptor = os.environ.pop(VARIABLE, "")
     if not descriptor:
         return
     try:
         number = int(descriptor)
-        # Never write into a file of somebody else's, whatever the variable says.
+        # Never write into another file, whatever the variable says.
         if not os.readlink(f"/proc/self/fd/{number}").startswith(f"/memfd:{_NAME}"):
-            raise ValueError("it is something else")
+            raise ValueError("it is another file")
         page = mmap.mmap(number, _WORD.size)
     except (OSError, ValueError) as error:
         log.warning("no signs of life: the page for them cannot be mapped", descriptor=descriptor, error=str(error))

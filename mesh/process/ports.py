@@ -1,6 +1,6 @@
-"""TCP ports: whether one is free, and free ones that nobody else takes before the server they are meant for starts.
+"""TCP ports: checking that one is free, and reserving free ones for servers that have not started yet.
 
-What to do about one that is not free depends on where it was asked for: callers name their option.
+The remedy for one that is not free depends on the option that named it: callers say so.
 """
 
 import collections
@@ -23,15 +23,15 @@ class Forbidden(Unusable):
 
 
 def check_free(host: str, port: int) -> None:
-    """Raises Unusable where a server could not listen on it now. Port 0 passes.
+    """Raises Unusable if a server could not listen on it now. Port 0 passes.
 
-    Asked before a server is started: its own complaint comes late, and names neither option nor remedy.
+    It is asked before a server is started: the server's own complaint comes late, and names neither option nor remedy.
     """
     if port == 0:
         return
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        # As servers do, so that connections of a former life in TIME_WAIT are no hindrance.
+        # As servers do, so connections of a former life in TIME_WAIT are no obstacle.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -45,10 +45,10 @@ def check_free(host: str, port: int) -> None:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nobody listens on, held for the server that it is meant for while this process lives.
+    """Returns a TCP port without a listener, held for the server that it is meant for while this process lives.
 
-    Held: bound and not listening, so that nobody else is given it before that server has started. A server may listen
-    on it all the same, as servers set SO_REUSEADDR; whoever looks for a free port, as here, does not.
+    Held: bound and not listening, so no other process gets it before that server has started. The server can still
+    listen on it, as servers set SO_REUSEADDR; a search for a free port, such as this one, does not.
 
     Below the ephemeral range: ports inside it are taken by outgoing connections too, and a client that keeps connecting
     to a dead server's port there can be connected to itself.

@@ -1,4 +1,4 @@
-"""How a process is, as the kernel tells in /proc."""
+"""The state of a process, as the kernel shows it in /proc."""
 
 import os
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Stat:
 
 
 def stat(pid: int, *, proc: str = _PROC) -> Stat | None:
-    """Reads it; None where there is no such process (any more), or nobody tells."""
+    """Reads the line; returns None if there is no such process (any more), or /proc does not show it."""
     try:
         with open(f"{proc}/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()  # a name may hold blanks and parentheses
@@ -29,7 +29,7 @@ def stat(pid: int, *, proc: str = _PROC) -> Stat | None:
 
 
 def runnable(pid: int, *, proc: str = _PROC) -> bool:
-    """Tells whether one of its threads runs or waits for a processor."""
+    """Returns whether one of its threads runs or waits for a processor."""
     try:
         threads = os.listdir(f"{proc}/{pid}/task")
     except OSError:

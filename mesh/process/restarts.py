@@ -1,10 +1,10 @@
-"""When to start again what has ended: a state machine without clock or I/O, fed with what happened.
+"""Restarts of what has ended: a state machine without clock or I/O, fed with events.
 
-One life is a start, which may come to nothing, and the time from being ready to the end. The first end in a row is
-answered soonest, each further one after twice the pause, up to a longest; a life that was steady ends the row. Starts
-that come to nothing, one after the other, may be counted, and end it all.
+One life is a start, which may fail, and the time from being ready to the end. The first end in a row is followed by the
+shortest pause, each further one by twice the pause before, up to a maximum; a steady life ends the row. Failed starts
+in a row may be counted, and end it all.
 
-Carrying it out is left to `supervisor` (processes) and `tasks` (tasks).
+`supervisor` (processes) and `tasks` (tasks) carry it out.
 """
 
 import enum
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How soon something is started again. Times in seconds."""
+    """The pauses before restarts. Times in seconds."""
 
     first: float = 0.1  # the shortest pause
     longest: float = 5.0
-    steady: float = 30.0  # a life of that length ends the row of ends
-    at_once: int = 0  # ends in a row that are answered without a pause
-    give_up: int = 0  # starts in a row that come to nothing, after which there is none; 0: no such limit
-    spread: float = 0.2  # share of a pause by which it is longer or shorter, so that many do not keep step
+    steady: float = 30.0  # a life of this length ends a row of ends
+    at_once: int = 0  # ends in a row that are followed by no pause
+    give_up: int = 0  # failed starts in a row, after which there are no more; 0: no limit
+    spread: float = 0.2  # random share of a pause, longer or shorter, so many do not keep step
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class Again:
 class GivenUp:
     """Do not start it any more."""
 
-    tries: int  # starts in a row that came to nothing
+    tries: int  # failed starts in a row
 
 
 class Phase(enum.Enum):
-    """Where the current life is."""
+    """The phase of the current life."""
 
     ENDED = "ended"  # also before the first start
     STARTING = "starting"
@@ -53,13 +53,13 @@ class Impossible(Exception):
 class Restarts:
     """The lives of one thing. Times are of any one clock."""
 
-    __slots__ = ("_ready", "_row", "_story", "_vain", "phase", "policy")
+    __slots__ = ("_failed", "_ready", "_row", "_story", "phase", "policy")
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.phase = Phase.ENDED
         self._row = 0  # ends since the last steady life
-        self._vain = 0  # starts since one succeeded
+        self._failed = 0  # starts since one succeeded
         self._ready = 0.0  # when this life became ready
         self._story: tuple[str, ...] = ()  # the last events
 
@@ -71,19 +71,19 @@ class Restarts:
         """Takes into account that the start succeeded."""
         self._move("ready", now, Phase.STARTING, to=Phase.READY)
         self._ready = now
-        self._vain = 0
+        self._failed = 0
 
     def ended(self, now: float, *, luck: float = 0.5) -> Again | GivenUp:
-        """Takes an end into account, of a start or of a life; returns what to do. `luck`: a random number, 0 to 1."""
+        """Takes an end into account, of a start or of a life; returns the decision. `luck`: a random number, 0 to 1."""
         served = self.phase is Phase.READY
         self._move("ended", now, Phase.STARTING, Phase.READY, to=Phase.ENDED)
         policy = self.policy
         if served and now - self._ready >= policy.steady:
             self._row = 0
         self._row += 1
-        self._vain += not served
-        if policy.give_up and self._vain >= policy.give_up:
-            return GivenUp(self._vain)
+        self._failed += not served
+        if policy.give_up and self._failed >= policy.give_up:
+            return GivenUp(self._failed)
         if self._row <= policy.at_once:
             return Again(0.0, self._row)
         doubled = policy.first * 2.0 ** min(self._row - policy.at_once - 1, 64)

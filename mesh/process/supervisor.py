@@ -1,12 +1,12 @@
 """One child process that is kept running: started, waited for, watched, and started again when it dies or hangs.
 
-A first start that fails is told to its caller (`start`): trying again would repeat what is wrong, and hide it.
-Afterwards a death is an event: another one is started, after the pause that `restarts` decides on. A child that hangs
-is killed by its `Watch`, by the rules in `hang`, and is then one that has died.
+A first start that fails is reported to its caller (`start`): a retry would repeat the fault, and hide it. Afterwards a
+death is an event: another child is started, after the pause that `restarts` decides on. A child that hangs is killed
+by its `Watch`, by the rules in `hang`, and then counts as dead.
 
-`run` is a duty of the process (`tasks`), and essential: without it, a death would stay. What to run, how one sees that
-it is ready, and what its death means, a `Program` and callbacks say. Callbacks come from the event loop and must be
-quick.
+`run` is a duty of the process (`tasks`), and essential: without it, a death would be permanent. A `Program` and
+callbacks say what to run, how to see that it is ready, and what its death means. Callbacks come from the event loop and
+must be quick.
 """
 
 import asyncio
@@ -29,11 +29,11 @@ _POLL_FIRST, _POLL_MAX = 0.005, 0.05  # seconds between two looks at whether it 
 
 
 class StartFailed(Exception):
-    """A start came to nothing. The text is the program's (`Program.explain`)."""
+    """A start failed. The text is the program's (`Program.explain`)."""
 
 
 class State(enum.Enum):
-    """How the child is."""
+    """The state of the child."""
 
     STARTING = "starting"
     READY = "ready"
@@ -43,44 +43,45 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """Which life of the child it is."""
+    """The identity of one life of the child."""
 
     number: int  # from 1
-    innocent: bool  # the one before was stopped from outside, and killed for that: nothing that it did is the cause
+    innocent: bool  # the one before was stopped from outside, and killed for that: the child itself did not cause it
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a life ended."""
+    """The end of a life."""
 
     how: str  # for people: "ended with status 1"
-    code: int  # its exit status; -N where signal N ended it
+    code: int  # its exit status; -N if signal N ended it
     hung: hang.Verdict | None  # why it was killed from here; None: it was not
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What is kept running. Times in seconds."""
+    """A program to keep running. Times in seconds."""
 
     name: str
     spawn: Callable[[Life], Awaitable[Process]]  # may raise OSError
     missing: Callable[[], Awaitable[str]] | None = None
-    """What there is still to wait for, "" once it is ready; may raise StartFailed. None: it is ready when it runs."""
+    """Says what the start still waits for, "" once it is ready; may raise StartFailed. None: it is ready when it
+    runs."""
     ask: Callable[[], Awaitable[bool]] | None = None
-    """Whether it answers: the signs of life of a program that has no heartbeat."""
+    """Says whether it answers: the signs of life of a program that has no heartbeat."""
     heard: Callable[[], float] | None = None
-    """When it gave its last sign of life, where it does so in its own way; None: by its heartbeat, or `ask`."""
+    """Returns the time of its last sign of life, if it gives its own; None: by its heartbeat, or `ask`."""
     policy: restarts.Policy = restarts.Policy()  # noqa: RUF009 - frozen
     limits: hang.Limits = hang.Limits()  # noqa: RUF009 - frozen
     start_timeout: float = 60.0  # until it is ready
-    wait_again: bool = True  # whether that holds for later starts too; else those are ready when they run
-    grace: float = 0.0  # to end in, where it is not ready in time
+    wait_again: bool = True  # also at later starts; else those are ready when they run
+    grace: float = 0.0  # for its end, if it is not ready in time
     explain: Callable[[str, tuple[str, ...]], str] = lambda how, lines: how
-    """Makes the text of StartFailed from what happened, a predicate, and the last lines of its output."""
+    """Makes the text of StartFailed from a predicate, which says what happened, and the last lines of its output."""
 
 
 class Supervisor:
-    """See the module's text. `start` or not, then `run`, then `stop` in any case."""
+    """The keeper of one child: optionally `start`, then `run`, then `stop` in any case."""
 
     def __init__(
         self,
@@ -92,9 +93,9 @@ class Supervisor:
         on_given_up: Callable[[str], None] = lambda why: None,
         on_turn: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_ready` is called at each start, `on_death` at each end that was not asked for, before anything else is
-        done, `on_hung` before one that hangs is killed, `on_turn` every few seconds of a life. `on_given_up` gets why
-        no other one will be started."""
+        """Makes a keeper; `on_ready` is called at each start, `on_death` at each unwanted end, before anything else is
+        done, `on_hung` before one that hangs is killed, `on_turn` every few seconds of a life. `on_given_up` gets the
+        reason why there will be no further start."""
         self.program = program
         self.state = State.DOWN
         self.child: Process | None = None
@@ -112,12 +113,12 @@ class Supervisor:
 
     @property
     def pid(self) -> int | None:
-        """The running child's; None: there is none."""
+        """The running child's process id; None if there is none."""
         return self.child.pid if self.child is not None and self.child.returncode is None else None
 
     @property
     def trouble(self) -> str | None:
-        """Why the running child is not to be counted on now; None: nothing is known."""
+        """The reason not to rely on the running child now; None if there is none."""
         return self._watch.trouble if self._watch is not None and self.state is State.READY else None
 
     async def start(self) -> None:
@@ -129,7 +130,7 @@ class Supervisor:
             raise
 
     async def run(self) -> None:
-        """Keeps it running. Returns only where it is given up."""
+        """Keeps it running. Returns only if it is given up."""
         again = self.program.missing if self.program.wait_again else None
         while True:
             if self.state is State.READY:
@@ -158,7 +159,7 @@ class Supervisor:
             await asyncio.sleep(decided.pause)
 
     def leave(self) -> None:
-        """Takes into account that its end is wanted from now on, and bounded by whoever wants it."""
+        """Notes that its end is wanted from now on; the caller bounds the time that it takes."""
         self._leaving = True
         self.state = State.STOPPED
         self._unwatch()
@@ -172,12 +173,12 @@ class Supervisor:
             await self.child.terminate(grace)
 
     def kill(self) -> None:
-        """Kills it; what follows is as after any death."""
+        """Kills it; the rest is as after any death."""
         if self.child is not None:
             self.child.kill()
 
     async def _launch(self, missing: Callable[[], Awaitable[str]] | None) -> None:
-        """Starts it and waits until it is ready, or raises StartFailed, leaving none."""
+        """Starts it and waits until it is ready; raises StartFailed and leaves none otherwise."""
         program = self.program
         turned()
         await self._unless_leaving()
@@ -189,7 +190,7 @@ class Supervisor:
             self.starts += 1
             try:
                 child = await program.spawn(Life(self.starts, innocent=hung is not None and hung.stopped))
-            except OSError as error:  # out of processes, memory or descriptors: that passes
+            except OSError as error:  # out of processes, memory or descriptors: this passes
                 raise StartFailed(program.explain(f"cannot be started: {error}", ())) from error
             self.child = child
             if not self._leaving:
@@ -254,7 +255,7 @@ class Supervisor:
         self._on_death(ended)
 
     async def _unless_leaving(self) -> None:
-        """Returns where the child is still wanted; else, waits to be cancelled."""
+        """Returns if the child is still wanted; else, waits to be cancelled."""
         if self._leaving:
             await asyncio.Event().wait()
 

@@ -1,12 +1,12 @@
 """The background tasks of a process: held while they run, their failures logged, all ended together.
 
-A long-lived one is a *duty*, and stands in its process's table: what the process is without it, and so whether it is
-*essential* or *expendable*. A process whose essential duty ends only looks alive: it follows nothing any more, or
-starts no workers. So the end of one, however it comes, ends the process with that reason; its parent, or Kubernetes,
+A long-lived one is a *duty*, a row of its process's table, which says what the process is without it, and so whether it
+is *essential* or *expendable*. A process whose essential duty has ended only looks alive: it follows nothing any more,
+or starts no workers. So the end of one, for any reason, ends the process with that reason; its parent, or Kubernetes,
 starts it again. An expendable duty that fails is logged and started again after a growing pause.
 
-A duty may hang rather than end: it awaits what never comes. The loop of one that turns by itself says so (`turned`);
-where it has not for its `turns` seconds, that is its end. Silence is counted as for processes (`hang`): time in which
+A duty may hang rather than end: it awaits an event that never comes. A loop that turns by itself says so (`turned`); if
+it has not for its `turns` seconds, that counts as its end. Silence is counted as for processes (`hang`): time in which
 this process was stopped, or late itself, does not count. A loop that waits for events has no such limit.
 """
 
@@ -24,7 +24,7 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 AGAIN = restarts.Policy(first=1.0, longest=60.0, steady=300.0)
-"""When an expendable duty that failed is started again."""
+"""The pauses before an expendable duty that failed is started again."""
 
 _AGAIN = 1.0  # seconds
 _LOOK = 1.0  # seconds between two looks at whether the duties' loops turn
@@ -41,7 +41,7 @@ class Duty:
 
 
 class _Pulse:
-    """When a duty's loop turned last, by the monotonic clock."""
+    """The time of a duty's last turn, by the monotonic clock."""
 
     __slots__ = ("last",)
 
@@ -53,7 +53,7 @@ _pulse: contextvars.ContextVar[_Pulse | None] = contextvars.ContextVar("pulse", 
 
 
 def turned() -> None:
-    """Tells that the loop of the running duty has turned. Outside of a duty, nothing."""
+    """Notes that the loop of the running duty has turned. Does nothing outside a duty."""
     if (pulse := _pulse.get()) is not None:
         pulse.last = time.monotonic()
 
@@ -70,7 +70,7 @@ class _Standing:
         self.hang = hang.Hang(hang.Limits(silent=turns, suspect=turns, interval=_LOOK))
 
     def hangs(self, now: float) -> bool:
-        """Takes a look at it."""
+        """Looks at it, and returns whether it hangs."""
         verdict = self.hang.look(hang.Look(now, "S", 0.0, False, self.pulse.last))
         return verdict.doing is hang.Doing.HUNG
 
@@ -83,8 +83,8 @@ class Tasks:
     def __init__(
         self, on_lost: Callable[[str], None] | None = None, *, awaited: tuple[type[Exception], ...] = ()
     ) -> None:
-        """`on_lost` gets why an essential duty ended, once for each. `awaited`: errors that somebody awaits these tasks
-        for, and hears of; they are not logged."""
+        """Makes an empty set; `on_lost` gets the reason why an essential duty ended, once for each. `awaited`: errors
+        that reach somebody who awaits these tasks; they are not logged."""
         self._awaited = awaited
         self._on_lost = on_lost
         self._held: set[asyncio.Task[Any]] = set()
@@ -96,11 +96,11 @@ class Tasks:
         return len(self._held)
 
     def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Starts what ends by itself. An exception out of it is logged, once."""
+        """Starts a task that ends by itself. An exception out of it is logged, once."""
         return self._hold(asyncio.get_running_loop().create_task(work, name=name))
 
     def run(self, duty: Duty, work: Callable[[], Coroutine[Any, Any, None]], which: str = "") -> asyncio.Task[None]:
-        """Starts a duty; `which` tells several of one kind apart. Only `close` ends it in silence."""
+        """Starts a duty; `which` distinguishes several of one kind. Only `close` ends it silently."""
         pulse = _Pulse()
         context = contextvars.copy_context()
         context.run(_pulse.set, pulse)
@@ -116,7 +116,7 @@ class Tasks:
         return self._hold(task)
 
     async def settle(self, timeout: float) -> None:
-        """Waits until all that run now have ended, `timeout` seconds at most; they go on if they have not."""
+        """Waits until all current tasks have ended, at most `timeout` seconds; they continue if they have not."""
         if self._held:
             await asyncio.wait(set(self._held), timeout=timeout)
 

@@ -1,7 +1,7 @@
-"""Watching a child, and killing it when it hangs. Whoever started it then starts another, as after any death.
+"""Watching a child, and killing it when it hangs. Its owner then starts another, as after any death.
 
-A child gives signs of life by its heartbeat; a program of others, which has none, by answering a question (`Answers`).
-The watcher looks at them, and at the child's state in /proc, twice a second; `hang` decides.
+A child gives signs of life by its heartbeat; a third-party program, which has none, by answering a question
+(`Answers`). The watcher looks at them, and at the child's state in /proc, twice a second; `hang` decides.
 """
 
 import asyncio
@@ -20,13 +20,14 @@ HUNG_HELP = "Processes that hung and were replaced."
 """Help of the metric `mesh_hung_processes`, which more than one process has."""
 
 STOPPED_BEFORE = "MESH_STOPPED_BEFORE"
-"""Environment variable of a process whose former life was stopped from outside and killed for that: blame nobody."""
+"""Environment variable of a process whose former life was stopped from outside and killed for that: no model is to
+blame."""
 
-_FRESH = 3 * PERIOD  # seconds; who was heard of so lately needs no closer look
+_FRESH = 3 * PERIOD  # seconds; a child heard this recently needs no closer look
 
 
 class Watched(Protocol):
-    """What of a child is used: `mesh.process.Process`."""
+    """The used part of a child: `mesh.process.Process`."""
 
     name: str
     pid: int
@@ -42,8 +43,8 @@ class Watched(Protocol):
 class Watch:
     """Watches one life of a child, from its making until the child has ended or `close`.
 
-    `heard` tells when the child last gave a sign of life, in seconds of the monotonic clock, 0 for never. `on_hung` is
-    called once, before the child is killed.
+    `heard` returns when the child last gave a sign of life, in seconds of the monotonic clock, 0 for never. `on_hung`
+    is called once, before the child is killed.
     """
 
     def __init__(
@@ -63,17 +64,17 @@ class Watch:
 
     @property
     def hung(self) -> hang.Verdict | None:
-        """Why it was killed from here; None: it was not."""
+        """The reason for killing it from here; None if it was not."""
         return self.verdict if self.verdict.doing is hang.Doing.HUNG else None
 
     @property
     def trouble(self) -> str | None:
-        """Why this child is not to be counted on now; None: it is well."""
+        """The reason not to rely on this child now; None: it is healthy."""
         return None if self.verdict.doing is hang.Doing.WELL else f"{self._child.name} {self.verdict.why}"
 
     @property
     def failed(self) -> BaseException | None:
-        """Why the watching has ended, where that is a fault of ours; None: it has not."""
+        """The error that ended the watching, a fault of ours; None if there is none."""
         return self._task.exception() if self._task.done() and not self._task.cancelled() else None
 
     def close(self) -> None:
@@ -83,7 +84,7 @@ class Watch:
     async def _run(self) -> None:
         child, limits = self._child, self._hang.limits
         while child.returncode is None:
-            turned()  # whoever keeps the child waits for its end, however long it lives
+            turned()  # the child's owner waits for its end, however long it lives
             before = self.verdict
             try:
                 self.verdict = verdict = self._hang.look(self._look())
@@ -110,22 +111,24 @@ class Watch:
         # The threads are looked at only where it matters: a server may have a hundred.
         runnable = now - heard > _FRESH and proc.runnable(self._child.pid)
         if seen is None:
-            return hang.Look(now, "", 0.0, True, heard)  # counts for nothing: it has just ended, or nobody tells
+            return hang.Look(
+                now, "", 0.0, True, heard
+            )  # counts for nothing: it has just ended, or /proc does not show it
         return hang.Look(now, seen.state, seen.cpu, runnable, heard)
 
 
 class Answers:
-    """Signs of life of a program that has no heartbeat: it is asked, and each answer is one."""
+    """Signs of life of a program that has no heartbeat: it is asked, and each answer counts as one."""
 
     def __init__(self, ask: Callable[[], Awaitable[bool]], *, name: str, interval: float = 1.0) -> None:
-        """`ask` is bounded by itself, and true where the program answered, whatever it said."""
+        """Takes the question; `ask` has its own time limit, and is true if the program answered, whatever it said."""
         self._ask = ask
         self._interval = interval
         self._last = 0.0
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"ask {name}")
 
     def last(self) -> float:
-        """Returns when the last answer came; 0: none has."""
+        """Returns the time of the last answer; 0 if there is none."""
         return self._last
 
     def close(self) -> None:
