@@ -1,6 +1,6 @@
-"""As much of a Kubernetes API server as `helm template --dry-run=server` needs for its `lookup`: reading, no more.
+"""A Kubernetes API server as far as `helm template --dry-run=server` needs it for its `lookup`: read-only.
 
-The real one answers in the tests that have a cluster; what Helm asks for is the same.
+The real one answers in the tests with a cluster; Helm's requests are the same.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""What an admin would install, as documents: kustomize's files, patched here, and what the chart renders where helm is.
+"""Installations as documents: kustomize's files, patched here, and the chart rendered by helm, if there is one.
 
 Patching is done by a few lines of ours, so that the tests need nothing but Python; a test with kustomize holds them
 against the real one.
@@ -51,7 +51,7 @@ RENDERED: dict[str, tuple[str, ...]] = {
 """Values that are rendered with helm, by name."""
 
 PATCHED = ("base", *manifests.COMPONENTS)
-"""What kustomize makes: the base, and the overlay of each component."""
+"""Results of kustomize: the base, and the overlay of each component."""
 
 needs_helm = pytest.mark.skipif(
     manifests.helm() is None,
@@ -74,7 +74,7 @@ def _loaded(way: str, name: str) -> list[Document]:
 
 
 def rendered(*sets: str, values: str = "", namespace: str = manifests.NAMESPACE) -> list[Document]:
-    """What the chart renders."""
+    """Returns the chart's rendered objects."""
     return copy.deepcopy(_rendered(sets, values, namespace))
 
 
@@ -171,5 +171,5 @@ def one(found: list[Document], kind: str, name: str) -> Document:
 
 
 def env(container: Document) -> dict[str, Any]:
-    """The environment: text, or where it comes from."""
+    """Returns the environment: text, or the source of the value."""
     return {one["name"]: one.get("value", one.get("valueFrom")) for one in container.get("env", ())}

@@ -110,7 +110,7 @@ CASES = [
 
 
 def series(name: str, namespace: str) -> str:
-    """With the labels that Prometheus adds."""
+    """Adds the labels that Prometheus adds."""
     bare, _, labels = name.rstrip("}").partition("{")
     return f'{bare}{{namespace="{namespace}",pod="p"{"," + labels if labels else ""}}}'
 
@@ -131,7 +131,7 @@ def expected(case: Case) -> dict[str, Any]:
 
 
 def document() -> dict[str, Any]:
-    """What promtool is asked: each case with what is bad, then with what is good and a bad one in another namespace."""
+    """Builds promtool's input: each case with a bad series, then with a good one and a bad one in another namespace."""
     tests = []
     for case in CASES:
         asked: list[dict[str, Any]] = [
@@ -158,7 +158,7 @@ def test_every_alert_has_a_case() -> None:
 
 
 def promtool() -> str | None:
-    """From $PROMTOOL, PATH or .cache/bin; None where there is none."""
+    """Finds it in $PROMTOOL, PATH or .cache/bin; None if there is none."""
     return (
         os.environ.get("PROMTOOL")
         or shutil.which("promtool")
@@ -171,7 +171,7 @@ def promtool() -> str | None:
     reason="NOT CHECKED: there is no promtool ($PROMTOOL, PATH, .cache/bin); no alert was evaluated",
 )
 def test_alerts_fire(tmp_path: Path) -> None:
-    """All of them, as Prometheus sees it."""
+    """All of them, evaluated by Prometheus."""
     (tmp_path / "alerts.yaml").write_text(json.dumps(RULES))
     (tmp_path / "test.yaml").write_text(json.dumps(document()))
     program = promtool()

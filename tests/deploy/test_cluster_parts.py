@@ -1,4 +1,4 @@
-"""The pure pieces of the test cluster: what it takes for its own, and what it leaves alone."""
+"""The pure pieces of the test cluster: the processes and rules it owns, and those it leaves alone."""
 
 import io
 import ipaddress
@@ -14,7 +14,7 @@ from tests.support.waiting import until
 
 
 def test_others_rules_stay() -> None:
-    """Of what iptables-save prints, the cluster's chains, rules and jumps go, and nothing else."""
+    """The cluster's chains, rules and jumps are removed from iptables-save's output, and nothing else."""
     others = [
         "*nat",
         ":PREROUTING ACCEPT [0:0]",
@@ -61,7 +61,7 @@ def test_which_processes_are_the_clusters(argv: list[str], is_ours: bool) -> Non
 
 
 def test_what_is_to_be_built_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where nothing stands in the way but time: a program that is not there, or not of these sources."""
+    """If only time is missing: a program that does not exist, or not of these sources."""
     monkeypatch.setattr(layout, "BIN", tmp_path)
     monkeypatch.setattr(needs, "obstacles", list)
     monkeypatch.setattr(needs, "missing_packages", list)
@@ -77,7 +77,7 @@ def test_what_is_to_be_built_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_addresses_fit_together() -> None:
-    """Ranges are private and apart from each other; fixed addresses lie where they must."""
+    """Ranges are private and disjoint; fixed addresses are in their ranges."""
     pods, services = ipaddress.ip_network(layout.POD_RANGE), ipaddress.ip_network(layout.SERVICE_RANGE)
     node = ipaddress.ip_address(layout.NODE_IP)
     assert pods.is_private
@@ -91,13 +91,13 @@ def test_addresses_fit_together() -> None:
 
 
 def test_documents_are_json() -> None:
-    """Every document that is written can be, and names no folder of the machine's own."""
+    """Every document can be written, and names no folder of the machine's own."""
     for document in (configs.kubelet_file(), configs.proxy_file(), configs.pod_network(), configs.dns_objects()):
         assert "/var/lib" not in json.dumps(document)
 
 
 def test_a_kubeconfig_carries_what_it_needs() -> None:
-    """No paths in it: it can be handed around."""
+    """No paths in it: it can be passed around."""
     config = identity.kubeconfig(b"PEM", user={"token": "t"}, namespace="mine")
     assert config["clusters"][0]["cluster"]["certificate-authority-data"] == "UEVN"
     assert config["contexts"][0]["context"]["namespace"] == "mine"
@@ -109,7 +109,7 @@ def test_a_kubeconfig_carries_what_it_needs() -> None:
     [("go version go1.26.8 linux/amd64", (1, 26)), ("go version go1.27rc1 linux/amd64", (1, 27)), ("no", None)],
 )
 def test_go_versions_are_read(text: str, version: tuple[int, int] | None) -> None:
-    """Releases and candidates; anything else is no version."""
+    """Releases and candidates; anything else is not a version."""
     assert needs.parse_go_version(text) == version
 
 
@@ -125,7 +125,7 @@ def test_a_program_is_built_anew_when_its_sources_change(tmp_path: Path) -> None
 
 
 def test_each_program_has_a_source() -> None:
-    """Modules exist; what is not a module of ours names its version."""
+    """Modules exist; a package that is not ours names its version."""
     for program in programs.ALL:
         assert program.module is None or (program.module / "go.mod").exists(), program.name
 
@@ -152,7 +152,7 @@ async def test_steps_say_which_of_how_many_and_are_never_silent() -> None:
 
 
 def test_what_go_does_is_counted_and_its_errors_are_shown(tmp_path: Path) -> None:
-    """By what it says of each package."""
+    """By its line for each package."""
     told: list[str] = []
     script = "import sys; [print(line, file=sys.stderr) for line in {lines}]; sys.exit({status})"
     lines = ["go: downloading example.com/a v1.0.0", "example.com/a", "example.com/b"]

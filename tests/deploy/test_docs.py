@@ -28,7 +28,7 @@ def test_links():
 
 
 def test_keys():
-    """Every key of the values that is named exists: whole paths, and where a path starts in a pool."""
+    """Every named key of the values exists: whole paths, and paths that start in a pool."""
     named = set(re.findall(r"`([a-z]+(?:\.[a-zA-Z]+)+)(?:=[^`]*)?`", TEXT))
     named |= set(re.findall(r"([a-z]+(?:\.[a-zA-Z]+)+)=", TEXT))
     files = {name for name in named if name.endswith((".crt", ".key", ".yaml", ".internal"))}
@@ -47,7 +47,7 @@ def test_keys():
 
 
 def test_objects():
-    """The objects of the first table are there, under these names."""
+    """The objects of the first table exist, under these names."""
     found = {f"{one['kind']} {one['metadata']['name']}" for one in installs.patched("base")}
     table = TEXT.split("| object |")[1].split("\n\n")[0]
     for kinds, name in re.findall(r"((?:[A-Z][A-Za-z]+(?: and )?)+) `([a-z-]+)(?:`|-POOL`)", table):
@@ -76,7 +76,7 @@ def test_pools_example():
 
 
 def test_kustomize_example():
-    """The example names folders that there are, in the order that holds."""
+    """The example names existing folders, in the required order."""
     (text,) = [block for block in blocks("yaml") if block.startswith("namespace:")]
     example = yaml.safe_load(text)
     for folder in example["resources"] + example["components"]:

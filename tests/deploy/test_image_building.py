@@ -1,4 +1,4 @@
-"""How the image is built: which engine, which command line, and what a build is sent."""
+"""The building of the image: the engine, its command line, and the input of a build."""
 
 import os
 import re
@@ -17,7 +17,7 @@ def _program(folder: Path, name: str, script: str) -> None:
 
 
 def test_the_first_engine_that_works_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client whose daemon is not there is passed over, whatever it exits with."""
+    """A client without a daemon is passed over, whatever its exit status."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     _program(tmp_path / "bin", "docker", 'echo "Cannot connect to the Docker daemon"')
     _program(tmp_path / "bin", "buildah", "exit 0")
@@ -35,7 +35,7 @@ def test_without_an_engine_it_says_what_was_tried(tmp_path: Path, monkeypatch: p
 
 
 def test_an_engine_asked_for_is_taken_with_its_options() -> None:
-    """ENGINE may be a command line; one that is not there is refused."""
+    """ENGINE may be a command line; a missing one is refused."""
     assert building.engine("sh --root /x") == "sh --root /x"
     with pytest.raises(building.NoEngineError, match="nowhere-to-be-found"):
         building.engine("nowhere-to-be-found build")
@@ -71,13 +71,13 @@ def test_what_a_build_is_given_of_the_environment(tmp_path: Path) -> None:
 
 
 def test_the_default_tag_tells_what_it_runs_on() -> None:
-    """A GPU image does not take the place of the other."""
+    """A GPU image does not replace the other."""
     assert building.default_tag() == building.default_tag("image") == f"localhost/mesh:{building.version()}"
     assert building.default_tag("image-gpu") == f"localhost/mesh-gpu:{building.version()}"
 
 
 def test_the_context_holds_what_is_copied() -> None:
-    """Whatever the Containerfile copies from the tree is let through, is there, and decides the tag."""
+    """Everything that the Containerfile copies from the tree passes the ignore list, exists, and decides the tag."""
     allowed = {line[1:] for line in (building.ROOT / ".containerignore").read_text().splitlines() if line[:1] == "!"}
     copied = set()
     for line in (building.ROOT / building.CONTAINERFILE).read_text().splitlines():

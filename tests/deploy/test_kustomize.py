@@ -19,7 +19,7 @@ needs_kustomize = pytest.mark.skipif(
 
 
 def build(folder: Path) -> list[dict[str, Any]]:
-    """What kustomize makes."""
+    """Returns kustomize's output."""
     command = [str(KUSTOMIZE), "build", "--load-restrictor", "LoadRestrictionsNone", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -27,7 +27,7 @@ def build(folder: Path) -> list[dict[str, Any]]:
 
 
 def alike(value: Any) -> Any:
-    """The same without what does not matter: the order of objects and of named things, Helm's labels."""
+    """Returns the same without irrelevant differences: the order of objects and of named items, Helm's labels."""
     value = manifests.neutral(value)
 
     def plain(node: Any) -> Any:
@@ -43,7 +43,7 @@ def alike(value: Any) -> Any:
 
 
 def test_fresh():
-    """The files are made from the chart as it is now."""
+    """The files are made from the current chart."""
     assert manifests.check() is None
 
 
@@ -69,8 +69,8 @@ def test_stale(what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 @installs.needs_helm
-def test_made_anew():
-    """Made anew, every file is as it is."""
+def test_made_again():
+    """Made again, every file is unchanged."""
     there = {path: content.decode() for path, content in manifests.made().items()}
     assert manifests.manifests() == there
 
@@ -115,14 +115,14 @@ def test_difference(old: Any, new: Any):
 @needs_kustomize
 @pytest.mark.parametrize("name", installs.PATCHED)
 def test_real_kustomize(name: str):
-    """Kustomize itself makes of the files what the tests take them for."""
+    """Kustomize's own output matches what the tests assume."""
     folder = manifests.KUSTOMIZE / ("base" if name == "base" else f"overlays/{name}")
     assert alike(build(folder)) == alike(installs.patched(name))
 
 
 @needs_kustomize
 def test_real_kustomize_with_several(tmp_path: Path):
-    """So with several components, a namespace and images of one's own, as in the docs."""
+    """So with several components, a namespace and custom images, as in the docs."""
     kustomization = {
         "namespace": "team-a",
         "resources": [str(manifests.KUSTOMIZE / "base")],

@@ -1,4 +1,4 @@
-"""Alerts and dashboard ask only for metrics that there are, and say what to do."""
+"""Alerts and dashboard use only metrics that exist, and say what to do."""
 
 import ast
 import itertools
@@ -117,7 +117,7 @@ def names(expression: str) -> set[str]:
 
 
 def check(expression: str) -> None:
-    """Every metric exists, is asked for as its kind allows, and by labels that it has."""
+    """Every metric exists, is used as its kind allows, and by labels that it has."""
     assert expression.count("(") == expression.count(")")
     found = names(expression)
     assert found, expression
@@ -145,7 +145,7 @@ def check(expression: str) -> None:
 
 
 def test_metrics_are_found():
-    """The sources are read rightly: a counter, a gauge, a histogram with labels, one of Envoy's, one of a process."""
+    """The sources are read correctly: a counter, a gauge, a histogram with labels, one of Envoy's, one of a process."""
     assert METRICS["mesh_evictions"] == ("counter", set())
     assert METRICS["mesh_load_refusals"] == ("counter", {"reason"})
     assert METRICS["mesh_pods"] == ("gauge", set())
@@ -157,13 +157,13 @@ def test_metrics_are_found():
 
 @pytest.mark.parametrize("expression", targets())
 def test_panels(expression: str):
-    """What a panel asks for exists."""
+    """The metrics of a panel exist."""
     check(expression)
 
 
 @pytest.mark.parametrize("rule", [pytest.param(rule, id=rule["alert"]) for rule in rules()])
 def test_alerts(rule: dict[str, Any]):
-    """What an alert asks for exists; it says what is wrong and what to do, and how bad it is."""
+    """The metrics of an alert exist; it says what is wrong and what to do, and how bad it is."""
     check(rule["expr"])
     assert set(rule["annotations"]) == {"summary", "action", "runbook_url"}
     page, _, place = rule["annotations"]["runbook_url"].partition("#")
@@ -177,7 +177,7 @@ def test_alerts(rule: dict[str, Any]):
 
 @pytest.mark.parametrize("rule", [pytest.param(rule, id=rule["alert"]) for rule in rules()])
 def test_alerts_keep_their_namespace(rule: dict[str, Any]):
-    """Who has several meshes has to see which one it is."""
+    """Operators of several meshes must see which one it is."""
     assert "namespace" in kept(rule["expr"])
 
 
@@ -295,7 +295,7 @@ def test_dashboard():
 
 
 def test_pool_metric():
-    """The metric that pools are scaled by exists, and is one of each pod."""
+    """The metric that pools are scaled by exists, and there is one for each pod."""
     values = yaml.safe_load((manifests.CHART / "values.yaml").read_text())
     assert METRICS[values["runtime"]["autoscaling"]["metric"]][0] == "gauge"
 
@@ -315,7 +315,7 @@ def test_rendered():
 
 @installs.needs_helm
 def test_monitors_find_pods():
-    """Monitors select the pods, and name ports that there are."""
+    """Monitors select the pods, and name existing ports."""
     found = installs.rendered(*installs.RENDERED["all-on"])
     templates = [pod for _, pod in installs.pods(found)]
     for monitor in (one for one in found if one["kind"] == "PodMonitor"):

@@ -1,4 +1,4 @@
-"""What Helm finds in the namespace before it installs: another mesh, Secrets that are missing or wrong."""
+"""Helm's findings in the namespace before it installs: another mesh, Secrets that are missing or wrong."""
 
 import json
 import subprocess
@@ -19,12 +19,12 @@ CONNECTION = '{"endpoints": "https://etcd:2379", "certificate_file": "ca.crt"}'
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Helm keeps what it learns of a cluster in its user's home, or in the current folder where there is none."""
+    """Helm caches what it learns of a cluster in its user's home, or in the current folder without one."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
 def router(release: str, *, helm: bool = True, replicas: int = 2) -> dict[str, Any]:
-    """A router that is there already."""
+    """An existing router."""
     labels = {
         "app.kubernetes.io/name": "mesh",
         "app.kubernetes.io/component": "router",
@@ -36,13 +36,13 @@ def router(release: str, *, helm: bool = True, replicas: int = 2) -> dict[str, A
 
 
 def etcd(members: int) -> dict[str, Any]:
-    """An etcd that is there already."""
+    """An existing etcd."""
     metadata = {"name": "mesh-etcd", "namespace": "mesh"}
     return {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": metadata, "spec": {"replicas": members}}
 
 
 def install(objects: list[dict[str, Any]], folder: Path, *sets: str) -> str:
-    """What Helm says, empty where it has nothing against it."""
+    """Returns Helm's error, empty if it accepts the installation."""
     done = render(objects, folder, *sets)
     return done.stderr if done.returncode else ""
 
@@ -66,7 +66,7 @@ def render(objects: list[dict[str, Any]], folder: Path, *sets: str) -> subproces
     ],
 )
 def test_replicas_that_others_decide(given: dict[str, Any], replicas: int, tmp_path: Path):
-    """An upgrade leaves the number that runs alone where somebody else decides it: left out, it would become 1."""
+    """An upgrade keeps the running number if an autoscaler or a person decides it: left out, it would become 1."""
     done = render([router("mesh", replicas=5)], tmp_path, f"router={json.dumps(given)}")
     (deployment,) = [
         one
@@ -129,7 +129,7 @@ def test_refused(objects: list[dict[str, Any]], sets: list[str], words: list[str
     ],
 )
 def test_not_refused(objects: list[dict[str, Any]], sets: list[str], tmp_path: Path):
-    """A first installation, an upgrade of one's own, and Secrets as they should be."""
+    """A first installation, an upgrade of one's own, and correct Secrets."""
     assert install(objects, tmp_path, *sets) == ""
 
 
@@ -156,7 +156,7 @@ def test_not_refused(objects: list[dict[str, Any]], sets: list[str], tmp_path: P
     ],
 )
 def test_notes(sets: list[str], words: list[str], others: list[str], tmp_path: Path):
-    """After an installation Helm says what to do next, and what the values are careless of."""
+    """After an installation Helm says what to do next, and warns about careless values."""
     edge = fakecluster.secret("edge", tls_crt="x", tls_key="x", ca_crt="x")
     with fakecluster.serve([edge], tmp_path) as config:
         command = [str(manifests.helm()), "install", "mesh", str(manifests.CHART), "--namespace", "mesh"]

@@ -1,4 +1,4 @@
-"""The NetworkPolicies, against the table in docs/kubernetes.md that tells who may talk to whom."""
+"""The NetworkPolicies, against the table of connections in docs/kubernetes.md."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -75,7 +75,7 @@ def is_port(rule: dict[str, Any], port: int, protocol: str) -> bool:
 def allowed(
     policies: list[dict[str, Any]], source: Who, target: Who, port: int, protocol: str = "TCP"
 ) -> tuple[bool, bool]:
-    """Whether the source may leave, and whether the target lets it in."""
+    """Decides whether the source may leave, and whether the target lets it in."""
     decisions = []
     for kind, own, peers, other in (("Egress", source, "to", target), ("Ingress", target, "from", source)):
         selecting = [
@@ -102,7 +102,7 @@ def policies_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_table_is_read():
-    """The table has rows, and names only what there is."""
+    """The table has rows, and names only existing parts."""
     table = rows()
     assert len(table) >= 13
     for source, target, _ in table:
@@ -120,7 +120,7 @@ WAYS = [pytest.param(("kustomize", name), id=f"kustomize-{name}") for name in in
 
 @pytest.mark.parametrize("which", WAYS)
 def test_who_gets_in(which):
-    """A pod of the mesh is reached by those whom the table names, on these ports, and by nobody else."""
+    """A pod of the mesh accepts the connections in the table, on these ports, and no others."""
     found = installs.load(which)
     everybody, policies = people(found), policies_of(found)
     table = {
@@ -156,7 +156,7 @@ def test_who_gets_out(values: str):
 
 @pytest.mark.parametrize("which", WAYS)
 def test_every_port_is_in_the_table(which):
-    """Every port that a pod opens stands in the table, and what the table names is open."""
+    """Every port that a pod opens is in the table, and every port in the table is open."""
     found = installs.load(which)
     named = {(target, port) for _, target, port in rows() if target in OURS}
     for _, pod in installs.pods(found):
@@ -168,7 +168,7 @@ def test_every_port_is_in_the_table(which):
 
 @installs.needs_helm
 def test_named_clients():
-    """Where the values say who clients and monitoring are, nobody else is let in."""
+    """If the values name clients and monitoring, no others are let in."""
     found = installs.rendered(
         'networkPolicy={"clients":[{"podSelector":{"matchLabels":{"app":"other"}}}],'
         '"monitoring":[{"namespaceSelector":{"matchLabels":{"kubernetes.io/metadata.name":"elsewhere"}}}]}'

@@ -1,4 +1,4 @@
-"""Every pod of every way to install: what Pod Security `restricted`, quotas and one namespace's rights ask for."""
+"""Every pod of every way to install: the demands of Pod Security `restricted`, quotas and one namespace's rights."""
 
 from typing import Any
 
@@ -22,12 +22,12 @@ ALLOWED = {
     ("rbac.authorization.k8s.io/v1", "Role"),
     ("rbac.authorization.k8s.io/v1", "RoleBinding"),
 }
-"""What the role `admin` of a namespace may make, in any cluster."""
+"""Kinds that the role `admin` of a namespace may make, in any cluster."""
 
 ON_REQUEST = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}  # the Prometheus operator's, off by default
 
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
-"""What `restricted` lets through."""
+"""Kinds of volumes that `restricted` allows."""
 
 
 @pytest.fixture(params=installs.ALL)
@@ -53,7 +53,7 @@ def test_no_two_alike(found):
 
 
 def test_pod_security(found):
-    """Every pod keeps to Pod Security `restricted`."""
+    """Every pod complies with Pod Security `restricted`."""
     for name, pod in installs.pods(found):
         spec = pod["spec"]
         for key in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"):
@@ -74,7 +74,7 @@ def test_pod_security(found):
 
 
 def test_hardened(found):
-    """Beyond `restricted`: nothing is written but to volumes with a limit, and no token lies where none is needed."""
+    """Beyond `restricted`: only volumes with a limit are writable, and there is no token where none is needed."""
     for name, pod in installs.pods(found):
         spec = pod["spec"]
         token = spec["automountServiceAccountToken"]
@@ -95,7 +95,7 @@ def test_hardened(found):
 
 
 def test_accounts(found):
-    """Only accounts that are there are used, none of them with a token by itself."""
+    """Only existing accounts are used, none of them with a token by itself."""
     accounts = {one["metadata"]["name"]: one for one in found if one["kind"] == "ServiceAccount"}
     for one in accounts.values():
         assert one["automountServiceAccountToken"] is False
@@ -166,7 +166,7 @@ def test_ports_by_name(found):
 
 
 def test_selectors(found):
-    """A workload selects its own pods and nobody else's; so do budgets."""
+    """A workload selects its own pods and no others; so do budgets."""
     templates = {name: pod["metadata"]["labels"] for name, pod in installs.pods(found)}
     for one in found:
         if one["kind"] in ("Deployment", "StatefulSet", "PodDisruptionBudget"):

@@ -1,4 +1,4 @@
-"""What the pods tell the processes: options that there are, files that are mounted, names that certificates hold."""
+"""The pods' settings for the processes: existing options, mounted files, names that certificates hold."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def test_options(found):
 
 
 def test_jobs(found):
-    """What jobs are told is read by the command that they run."""
+    """The settings of jobs are read by the command that they run."""
     commands = typer.main.get_command(cli.build()).commands
     for name, container in installs.containers(found):
         if container["name"] in commands and container["name"] not in ("router", "runtime"):
@@ -69,7 +69,7 @@ def test_values_are_read(found):
 
 
 def test_variables_come_first(found):
-    """$(NAME) is replaced only by what stands before it, and left as it is otherwise, without a word."""
+    """$(NAME) is replaced only by earlier variables, and otherwise silently left unchanged."""
     for name, container in installs.containers(found):
         seen: set[str] = set()
         for one in container.get("env", ()):
@@ -82,7 +82,7 @@ def test_variables_come_first(found):
 
 
 def test_files_are_mounted(found):
-    """Every path that a variable names lies in a volume."""
+    """Every path that a variable names is in a volume."""
     for name, container in installs.containers(found):
         folders = [mount["mountPath"] for mount in container["volumeMounts"]]
         for key, value in installs.env(container).items():

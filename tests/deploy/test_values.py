@@ -1,4 +1,4 @@
-"""The chart's values: checked by a schema that lets no typo through, and explained where they stand."""
+"""The chart's values: checked by a schema that lets no typo through, and explained in place."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ DEFAULTS = yaml.safe_load((manifests.CHART / "values.yaml").read_text())
 
 
 def merged(into: Any, values: Any) -> Any:
-    """As Helm lays values over the chart's own."""
+    """Merges as Helm lays values over the chart's own."""
     if not isinstance(into, dict) or not isinstance(values, dict):
         return values
     result = {**into, **{key: merged(into.get(key), value) for key, value in values.items()}}
@@ -27,7 +27,7 @@ def merged(into: Any, values: Any) -> Any:
 
 
 def refusals(values: dict[str, Any]) -> list[str]:
-    """What the schema says of these values."""
+    """Returns the schema's errors for these values."""
     errors = jsonschema.Draft7Validator(SCHEMA).iter_errors(merged(copy.deepcopy(DEFAULTS), values))
     found = []
     for error in errors:
@@ -96,7 +96,7 @@ def test_typo_in_pool():
     ],
 )
 def test_nonsense(path: str, value: Any):
-    """A value that cannot be meant is refused."""
+    """A value that cannot be intended is refused."""
     assert refusals(at(path, value))
 
 
@@ -111,7 +111,7 @@ def test_nonsense(path: str, value: Any):
     ],
 )
 def test_sense(path: str, value: Any):
-    """What may be meant is not refused."""
+    """A value that may be intended is accepted."""
     assert refusals(at(path, value)) == []
 
 
@@ -128,7 +128,7 @@ def test_strict():
 
 
 def test_every_key_is_in_both():
-    """What the values show, the schema knows, and the other way round: nothing is configurable in secret."""
+    """The schema knows every key of the values, and the other way round: there are no hidden settings."""
 
     def shown(node: Any) -> Any:
         return {key: shown(value) for key, value in node.items()} if isinstance(node, dict) and node else {}
@@ -182,7 +182,7 @@ def settings(node: Any = DEFAULTS, path: str = "") -> Iterator[str]:
 
 @pytest.mark.parametrize("path", list(settings()))
 def test_null_is_refused_unless_it_means_something(path: str):
-    """Helm takes null for "as if it were not there": a template would fail on it, or render nothing in silence."""
+    """Helm reads null as "not there": a template would fail on it, or silently render nothing."""
     said = refusals(at(path, None))
     key = path.rpartition(".")[2]
     if key in MAY_BE_NULL:
@@ -215,7 +215,7 @@ def test_null_is_refused_unless_it_means_something(path: str):
     ],
 )
 def test_helm_refuses(sets: list[str], words: list[str]):
-    """Helm refuses with the name of what is wrong, and the way out."""
+    """Helm refuses with the name of the fault, and the way out."""
     with pytest.raises(manifests.Failed) as caught:
         installs.rendered(*sets)
     for word in words:

@@ -64,7 +64,7 @@ class Workers:
         await writer.drain()
 
     async def stop(self, name: str) -> None:
-        """As a worker that has died: its socket refuses connections."""
+        """Acts like a worker that has died: its socket refuses connections."""
         self._servers.pop(name).close()
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Which certificates the edge shows: those that work, whatever an operator puts there while it runs."""
+"""The certificates that the edge shows: valid ones, whatever an operator puts there while it runs."""
 
 import json
 import os
@@ -39,14 +39,14 @@ def edge(tls: config.Tls, tmp_path: Path) -> Certificates:
 
 
 def put(path: Path, content: bytes) -> None:
-    """As Kubernetes does: by a rename."""
+    """Writes as Kubernetes does: by a rename."""
     fresh = path.with_suffix(".new")
     fresh.write_bytes(content)
     fresh.replace(path)
 
 
 def shown(tmp_path: Path) -> str:
-    """What Envoy is given."""
+    """Returns the certificate that Envoy gets."""
     path = tmp_path / "run" / "edge-certificate.json"
     (secret,) = json.loads(path.read_text())["resources"]
     assert os.stat(path).st_mode & 0o077 == 0, "it holds a key"
@@ -55,7 +55,7 @@ def shown(tmp_path: Path) -> str:
 
 
 def test_a_certificate_that_has_expired_is_refused_at_the_start(tls: config.Tls, tmp_path: Path) -> None:
-    """Envoy would show it, and each client would tell another story."""
+    """Envoy would show it, and each client would report a different error."""
     put(tmp_path / "tls.pem", EXPIRED[1])
     with pytest.raises(ValueError, match=r"tls\.pem has expired on 20.*put a new one there .*tls\.secretName"):
         Certificates(tls, tmp_path).start()
@@ -84,7 +84,7 @@ def test_a_new_certificate_is_taken(edge: Certificates, tmp_path: Path) -> None:
 def test_what_does_not_work_is_not_taken_and_said_once(
     content: bytes | None, why: str, edge: Certificates, tmp_path: Path
 ) -> None:
-    """The valid one stays, and a metric says when it ends; whatever works later is taken."""
+    """The valid one stays, and a metric says when it ends; a later valid one is taken."""
     registry = metrics.Registry("test")
     edge.follow(registry)
     if content is None:
@@ -120,7 +120,7 @@ def test_a_pair_that_comes_in_two_steps_is_taken_when_it_is_whole(tls: config.Tl
 
 
 def test_authorities_for_clients_follow_the_same_rule(tls: config.Tls, tmp_path: Path) -> None:
-    """One that can vouch for nobody any more, or is none, is not taken."""
+    """An expired or invalid authority is not taken."""
     ca = tmp_path / "ca.crt"
     put(ca, GOOD[0])
     (tmp_path / "run").mkdir()

@@ -113,7 +113,7 @@ def certificate(tmp_path):
 
 
 def test_connections_that_began_together_do_not_end_together():
-    """The age is at least what was asked for, and is different for each connection; without one there is none."""
+    """The age is at least the requested one, and different for each connection; without one there is none."""
     tree = config.bootstrap(replace(SETTINGS, max_connection_age=300))
     assert list(values(tree, "max_connection_duration")) == ["300.000s"]
     assert list(values(tree, "max_connection_duration_jitter")) == [{"value": 20}]

@@ -51,7 +51,7 @@ def head_of(text):
 
 
 async def test_rest_arrives_as_it_was_sent(edge):
-    """Nothing is added but nothing, and no path is rewritten: an id may hold %2F, // and dots."""
+    """Nothing is added, and no path is rewritten: an id may hold %2F, // and dots."""
     edge = await edge()
     path = "/v2/models/a%2Fb//../%2e/infer?x=%20"
     async with aiohttp.ClientSession() as http:
@@ -259,7 +259,7 @@ async def raw(port, sent):
 
 
 async def test_a_client_that_takes_nothing_is_ended(edge, workers):
-    """What its reply holds at the edge, and in the worker, comes back."""
+    """The memory that its reply holds, at the edge and in the worker, is released."""
     edge = await edge(unread_timeout=1.0, heap=512 << 20)
     loop = asyncio.get_running_loop()
     with socket.socket() as client:

@@ -49,7 +49,7 @@ class Members:
             )
 
     def end(self, name: str) -> None:
-        """It is killed."""
+        """Kills the member."""
         child = self.running.pop(name)
         child.kill()
         child.wait(10)
@@ -82,7 +82,7 @@ def members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Members
 
 
 async def test_a_member_that_lost_its_data_comes_back(members: Members) -> None:
-    """It is put on the list anew and gets everything from the others; one that has its data just starts."""
+    """It is listed again and gets everything from the others; one that has its data just starts."""
     for name in members.names:
         members.start(name)
     await members.agree_to("k")

@@ -28,7 +28,7 @@ def issued(by: Authority) -> dict[str, bytes]:
 
 
 def held(copies: certificates.Copies) -> list[bytes]:
-    """What etcd reads: authorities, certificate, key."""
+    """The files that etcd reads: authorities, certificate, key."""
     return [(copies.folder / name).read_bytes() for name in ("ca.crt", "tls.crt", "tls.key")]
 
 
@@ -116,7 +116,7 @@ class Member:
             self.child = subprocess.Popen(argv, env=environment, stdout=log, stderr=log)
 
     async def answers(self, files: dict[str, bytes]) -> bool:
-        """Whether etcd and a client with these files accept each other, on a new connection."""
+        """Returns whether etcd and a client with these files accept each other, on a new connection."""
         settings = EtcdSettings(
             endpoints=(f"https://localhost:{self.port}",),
             ca=files["ca_crt"],

@@ -9,7 +9,7 @@ GiB = 1 << 30
 
 @pytest.fixture
 def machine(tmp_path):
-    """Of 8 GiB, with cgroups as they are written: what is found."""
+    """Returns the findings for 8 GiB, with cgroups as written."""
     (tmp_path / "meminfo").write_text("MemTotal: 8388608 kB\nMemAvailable: 1 kB\n")
     (tmp_path / "self").write_text("0::/pods/one\n")
 

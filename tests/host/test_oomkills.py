@@ -1,4 +1,4 @@
-"""How often the kernel has killed for memory."""
+"""The number of kills for memory by the kernel."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""When a process counts as hung: looks in, verdicts out, without a clock."""
+"""The verdict on hung processes: looks in, verdicts out, without a clock."""
 
 from dataclasses import replace
 
@@ -108,13 +108,13 @@ def test_time_in_which_the_watcher_was_late_does_not_count() -> None:
     """It looks every two seconds instead of twice a second: the machine has no time for it, so none for the other."""
     story = Story().go_on(40, step=2.0)
     assert story.hung is None
-    assert story.go_on(20, step=2.0).hung is not None, "but it is not spared for ever"
+    assert story.go_on(20, step=2.0).hung is not None, "but it is not spared forever"
 
 
 @pytest.mark.parametrize("state", ["T", "S", "R"])
 @pytest.mark.parametrize("before", [0.0, 2.5, 11.5])
 def test_a_watcher_that_was_stopped_too_forgets_everything(state: str, before: float) -> None:
-    """All of a mesh was stopped, and goes on: whoever is not yet awake has as long as ever."""
+    """All of a mesh was stopped, and continues: a process that is not yet awake has the usual time."""
     story = Story().go_on(before, state="S" if before > 3 else state)
     assert story.hung is None
     story.go_on(3600, step=3600.0, state=state)

@@ -25,11 +25,11 @@ ALLOWED = {
     "rooms:Rooms._made": "ends when no load waits; those that do have a time-out",
     "fence:Fence.look": "one question to etcd, with a time-out",
     "dataport:DataPort.handle": "reads one request",
-    "loader:Loader.load": "one load, awaited by whoever asked for it",
-    "loader:Loader.unload": "one unloading, awaited by whoever asked for it",
+    "loader:Loader.load": "one load, awaited by its caller",
+    "loader:Loader.unload": "one unloading, awaited by its caller",
     "client:Pool._begin": "makes one connection, with a time-out",
     "grpc:GrpcCall.start": "awaited before the first message",
-    "tombstones:Tombstones.open_lives": "one read, awaited by whoever asked for it",
+    "tombstones:Tombstones.open_lives": "one read, awaited by its caller",
     "agents:Agents._retire": "closes one channel, with a time-out",
     "agents:Agents.forget": "closes one channel",
     "bulk:Import._submit": "one batch, awaited by the import",
@@ -40,7 +40,7 @@ STARTS = ("create_task", "ensure_future")
 
 
 def started(module: str, tree: ast.AST) -> Iterator[str]:
-    """Where a task is started by hand, as MODULE:FUNCTION, without the module's room."""
+    """Returns the places that start a task by hand, as MODULE:FUNCTION, without the module's room."""
     groups = {
         item.optional_vars.id
         for node in ast.walk(tree)
@@ -74,7 +74,7 @@ def _name(function: ast.expr) -> str:
 
 
 def _ends_its_own(function: ast.AST) -> bool:
-    """Whether it cancels something in a `finally`."""
+    """Returns whether it cancels something in a `finally`."""
     return any(
         isinstance(call, ast.Call) and _name(call.func) == "cancel"
         for node in ast.walk(function)

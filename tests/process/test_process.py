@@ -24,7 +24,7 @@ def script(code: str) -> list[str]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process runs: a zombie that nobody has reaped yet does not."""
+    """Returns whether the process runs: a zombie that is not reaped yet does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except FileNotFoundError:
@@ -101,7 +101,8 @@ OURS = ["router", "placement", "puller", "mesh", "proto"]
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stranger's project as the current folder. Its modules have the names of ours, and end whoever imports them."""
+    """A stranger's project as the current folder. Its modules have the names of ours, and end the process that imports
+    them."""
     for name in [*OURS, "json", "numpy", "pip"]:
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('this is my own {name}.py')")
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""When what has ended is started again: events in, decisions out, without a clock."""
+"""Restarts of what has ended: events in, decisions out, without a clock."""
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ PATIENT = Policy(first=0.5, longest=30.0, steady=60.0, at_once=1, give_up=3)
 
 
 def decisions(policy: Policy, *lives: float | None) -> list[Again | GivenUp]:
-    """What follows each of those lives, in seconds from being ready; None: a start that came to nothing."""
+    """Returns the decision after each of those lives, in seconds from being ready; None: a failed start."""
     machine, now, found = Restarts(policy), 100.0, []
     for life in lives:
         machine.began(now)
@@ -35,7 +35,7 @@ def pauses(policy: Policy, *lives: float | None) -> list[float]:
         pytest.param(PLAIN, [5, 5, 5, 5], [0.1, 0.2, 0.4, 0.8], id="dies young, again and again"),
         pytest.param(PLAIN, [5, 5, 31, 5], [0.1, 0.2, 0.1, 0.2], id="a steady life ends the row"),
         pytest.param(PLAIN, [31, 31, 31], [0.1, 0.1, 0.1], id="steady lives"),
-        pytest.param(PLAIN, [None, None, 5], [0.1, 0.2, 0.4], id="starts in vain count as ends"),
+        pytest.param(PLAIN, [None, None, 5], [0.1, 0.2, 0.4], id="failed starts count as ends"),
         pytest.param(PLAIN, [1] * 10, [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0, 5.0], id="up to the longest"),
         pytest.param(PATIENT, [100, 5, 5, 5], [0.0, 0.5, 1.0, 2.0], id="the first at once"),
         pytest.param(PATIENT, [5, None, None, 5, None, None], [0.0, 0.5, 1.0, 2.0, 4.0, 8.0], id="not given up yet"),
@@ -88,7 +88,7 @@ _POLICIES = st.builds(
 @given(_POLICIES, st.lists(st.tuples(st.none() | st.floats(0.0, 200.0), st.floats(0.0, 1.0)), max_size=100))
 def test_bounds_hold_whatever_happens(policy: Policy, lives: list[tuple[float | None, float]]) -> None:
     """No pause beyond the longest and its spread, none shorter in the course of a row, and as many ends at once as
-    are allowed; given up exactly after so many starts in vain."""
+    are allowed; given up exactly after so many failed starts."""
     machine, now, vain, row, before = Restarts(policy), 0.0, 0, 0, 0.0
     for life, luck in lives:
         machine.began(now)

@@ -1,4 +1,4 @@
-"""A puller over temporary folders, and what tests look at."""
+"""A puller over temporary folders, and fixtures to inspect it."""
 
 from pathlib import Path
 
@@ -35,5 +35,5 @@ async def puller(tmp_path, root):
 
 @pytest.fixture
 def left(puller):
-    """What lies in the puller's directory beside its lock and the files that it keeps."""
+    """Entries of the puller's directory besides its lock and the files that it keeps."""
     return lambda: {entry.name for entry in puller.directory.iterdir()} - {".lock", ".blobs"}

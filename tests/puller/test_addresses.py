@@ -1,4 +1,4 @@
-"""Which addresses may be connected to, in every spelling."""
+"""The addresses that may be connected to, in every spelling."""
 
 import ipaddress
 

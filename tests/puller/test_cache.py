@@ -52,7 +52,7 @@ def cache(tmp_path):
 
 
 def test_a_file_is_found_by_its_names(cache):
-    """By each of them, if it has the size that is wanted; by nothing else."""
+    """It is found by each of them, if it has the wanted size; by nothing else."""
     blob = put(cache, "s3 x", b"abc")
     assert put(cache, "http y", b"abc") is blob
     for names in (["s3 x"], ["http y"], ["other", "http y"]):
@@ -72,7 +72,7 @@ def test_a_name_leads_to_what_came_last(cache):
 
 
 def test_equal_bytes_are_one_file(cache):
-    """However they are called, and whether or not they are safe on disk; the budget counts them once."""
+    """Under different names, safe on disk or not; the budget counts them once."""
     one = put(cache, "one", b"x" * 400)
     cache.secure(one)
     two = put(cache, "two", b"x" * 400)
@@ -85,7 +85,7 @@ def test_equal_bytes_are_one_file(cache):
 
 
 def test_names_of_one_file_are_bounded(cache):
-    """The oldest makes way."""
+    """The oldest is evicted."""
     for number in range(200):
         blob = put(cache, f"n{number}", b"abc")
         cache.secure(blob)
@@ -117,7 +117,7 @@ def _poke(path: Path, at: int) -> None:
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize("state", ["idle", "in use", "after a restart"])
 def test_a_damaged_file_is_not_found(cache, tmp_path, state, how, caplog):
-    """Whatever was done to it, and also where nobody looked at the time: it is fetched again, and the new one stays."""
+    """Whatever the damage, and even if nothing looked at the time: it is fetched again, and the new one stays."""
     content = b"abc" * 100 + b"x" * 100
     blob = put(cache, "x", content)
     cache.secure(blob)
@@ -150,7 +150,7 @@ def test_a_damaged_file_is_not_found(cache, tmp_path, state, how, caplog):
 
 
 def test_damage_that_hides_its_time_is_seen_by_reading(cache):
-    """Equal size and times: whoever needs to be certain has it read."""
+    """Equal size and times: a caller that needs certainty has it read."""
     blob = put(cache, "x", b"abc")
     before = os.stat(blob.path)
     blob.path.write_bytes(b"xyz")
@@ -162,7 +162,7 @@ def test_damage_that_hides_its_time_is_seen_by_reading(cache):
 
 
 def test_files_without_links_are_found_again(tmp_path, monkeypatch):
-    """On file systems that have no hard links names are files that tell the blob."""
+    """On file systems without hard links, names are files that point to the blob."""
     link = os.link
 
     def refused(source, target, **more):
@@ -201,7 +201,7 @@ def test_what_is_on_its_way_counts_against_the_budget_until_it_is_a_blob(cache):
     ids=["some-must-go", "all-must-go", "larger-than-the-budget"],
 )
 def test_how_much_must_go_for_a_pull_is_told(cache, size, short, never):
-    """Whoever knows what uses the files decides which; nothing has gone meanwhile."""
+    """The caller, which knows what uses the files, decides; nothing is evicted meanwhile."""
     put(cache, "used", b"x" * 500)
     with pytest.raises(PullError) as caught:
         cache.room(size)
@@ -231,7 +231,7 @@ def test_a_file_of_unknown_size_tells_all_that_it_has_asked_for(cache):
 
 
 def test_what_is_safe_on_disk_is_there_after_a_restart(cache, tmp_path):
-    """And what was not yet is swept, whole as it may be: nobody knows."""
+    """Files that were not safe yet are swept, even whole ones: nothing proves that they are whole."""
     safe, unsafe = put(cache, "safe", b"abc"), put(cache, "unsafe", b"xyz")
     cache.secure(safe)
     cache.drop([safe, unsafe])
@@ -249,7 +249,7 @@ def test_what_is_safe_on_disk_is_there_after_a_restart(cache, tmp_path):
 
 
 def test_the_order_of_use_survives_a_restart(tmp_path):
-    """The longest unused goes first, also after it."""
+    """The longest unused is evicted first, also afterwards."""
     cache = opened(tmp_path / "models", 1000)
     for number in range(3):
         blob = put(cache, f"f{number}", b"%d" % number * 300)
@@ -269,7 +269,7 @@ def test_the_order_of_use_survives_a_restart(tmp_path):
 
 
 def test_what_is_in_use_never_makes_way(cache):
-    """A pull that does not fit beside it is refused, with the numbers, and nothing is thrown away for it."""
+    """A pull that does not fit beside it is refused, with the numbers, and nothing is evicted for it."""
     used, idle = put(cache, "used", b"x" * 600), put(cache, "idle", b"x" * 300)
     cache.use("model", [used])
     cache.drop([used, idle])
@@ -280,7 +280,7 @@ def test_what_is_in_use_never_makes_way(cache):
 
 
 def test_a_model_is_remembered_until_one_of_its_files_goes(tmp_path):
-    """Its folder may be gone meanwhile; whoever listens is told both times."""
+    """Its folder may be gone meanwhile; the listener is called both times."""
     told: list[tuple[str, bool]] = []
     cache = opened(tmp_path / "models", 1000, on_change=lambda into, here: told.append((into, here)))
     one, two = put(cache, "one", b"x" * 400), put(cache, "two", b"y" * 400)

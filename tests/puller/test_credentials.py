@@ -1,4 +1,4 @@
-"""The storage secret: whose settings count, and that nobody gets to see them."""
+"""The storage secret: whose settings count, and that they are never shown."""
 
 import copy
 import json
@@ -60,7 +60,7 @@ def test_which_key_counts(secrets):
 
 
 def test_a_type_without_default_starts_from_nothing(secrets):
-    """The general default is not asked where a type is known."""
+    """The general default is not used if a type is known."""
     store = secrets(default=S3)
     assert settings(store, "s3://b/a").origin == ""
     assert not settings(store, "s3://b/a").has("secret_access_key")
@@ -80,7 +80,7 @@ def test_what_overrides_what(secrets):
 
 
 def test_dotted_overrides(secrets):
-    """Lead into nested objects and make those that are missing; only strings take the place of strings."""
+    """They lead into nested objects and create missing ones; only strings replace strings."""
     store = secrets(mine={"type": "http", "url": "http://host", "headers": {"a": "1", "b": ["2"]}, "number": 7})
     got = settings(store, storage_key="mine", storage_params={"headers.a": "x", "headers.c": "y"})
     assert got.texts("headers") == {"a": ["x"], "b": ["2"], "c": ["y"]}
@@ -90,7 +90,7 @@ def test_dotted_overrides(secrets):
 
 
 def test_a_rotated_secret_counts_at_once(secrets):
-    """It is read at each load, and other settings have another client."""
+    """It is read at each load, and other settings get another client."""
     before = settings(secrets(mine=S3), storage_key="mine")
     after = settings(secrets(mine={**S3, "secret_access_key": "rotated"}), storage_key="mine")
     assert after.text("secret_access_key") == "rotated"
@@ -100,7 +100,7 @@ def test_a_rotated_secret_counts_at_once(secrets):
 
 @pytest.mark.parametrize("name", ["absent", "../mine", "..data", ".hidden", "a/b", "", "a" * 300, "a\nb"])
 def test_names_that_are_no_key(secrets, name):
-    """A key that is named and not there fails the load; names that lead elsewhere are none."""
+    """A key that is named and missing fails the load; names that lead elsewhere are invalid."""
     store = secrets(mine=S3)
     if not name:
         assert resolve(Source("/a", '{"storage_key": ""}'), secrets=store).model.scheme == "file"
@@ -114,7 +114,7 @@ def test_names_that_are_no_key(secrets, name):
     "content", ['{"type": "s3", topsecret}', '["topsecret"]', '{"topsecret": "s3"}', "[" * 100_000]
 )
 def test_keys_that_cannot_be_read(secrets, content):
-    """Are errors that quote nothing of them, the default too: going on without it would explain nothing."""
+    """They are errors that quote no content, the default too: continuing without it would explain nothing."""
     for name, key in (("mine", {"storage_key": "mine"}), ("default", {})):
         with pytest.raises(PullError) as caught:
             settings(secrets(**{name: content}), **key)
@@ -163,7 +163,7 @@ def test_headers_of_an_http_store_stay_on_its_host(secrets):
     ],
 )
 def test_tokens_go_to_no_host_that_a_registration_chose(secrets, store, params):
-    """A token serves whoever gets it, so endpoint and credentials have to be of the same origin."""
+    """A token serves anyone who gets it, so endpoint and credentials must have the same origin."""
     got = settings(secrets(mine=store), storage_key="mine", storage_params=params)
     with pytest.raises(PullError) as caught:
         objects_client.connect(got, HttpPolicy(allow_private=True), on_google=True)
@@ -228,7 +228,7 @@ def test_headers_of_an_http_store_go_to_its_own_url_only(secrets):
 
 
 def test_explicit_keys_are_used_alone(secrets, monkeypatch):
-    """What the environment says of keys, tokens and endpoints does not join what a secret says."""
+    """Keys, tokens and endpoints of the environment do not mix with those of a secret."""
     for name, value in {
         "AWS_SESSION_TOKEN": "envtoken",
         "AWS_ACCESS_KEY_ID": "envkey",
@@ -254,7 +254,7 @@ def test_explicit_keys_are_used_alone(secrets, monkeypatch):
 
 
 def test_the_environment_must_not_replace_googles_key(secrets, monkeypatch):
-    """obstore would prefer a token of the environment: that is said instead."""
+    """obstore would prefer a token of the environment: the error says so."""
     monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "envtoken")
     store = secrets(mine={"type": "gcs", "bucket": "b", "private_key": "topsecret", "client_email": "e"})
     with pytest.raises(PullError, match="GOOGLE_BEARER_TOKEN") as caught:
@@ -276,7 +276,7 @@ def test_the_environment_must_not_replace_googles_key(secrets, monkeypatch):
     ],
 )
 def test_settings_that_make_no_client(secrets, change):
-    """Say which value is at fault and in which key of the secret."""
+    """They say which value is at fault and in which key of the secret."""
     with pytest.raises(PullError, match="key mine") as caught:
         objects_client.connect(
             settings(secrets(mine={**S3, **change}), storage_key="mine"), HttpPolicy(), on_google=False
@@ -292,7 +292,7 @@ def test_settings_that_make_no_client(secrets, change):
     name=st.sampled_from(["access_key_id", "secret_access_key", "session_token", "private_key", "anything"]),
 )
 def test_settings_show_nothing(tmp_path_factory, secret, name):
-    """Neither as text, nor in the request and the location that hold them, nor pickled, nor in the rewritten key."""
+    """Not as text, nor in the request and the location that hold them, nor pickled, nor in the rewritten key."""
     folder = tmp_path_factory.getbasetemp() / "shown"
     folder.mkdir(exist_ok=True)
     (folder / "mine").write_text(json.dumps({**S3, name: secret}))
@@ -323,7 +323,7 @@ def test_errors_quote_nothing_of_what_a_server_says(text):
 
 
 def test_the_version_of_a_secret_changes_with_each_of_its_keys(tmp_path):
-    """A key that is added, written again with other contents, or removed; not by looking at it."""
+    """A key that is added, rewritten with other content, or removed; not by looking at it."""
     secret = tmp_path / "secret"
     secret.mkdir()
     secrets = Secrets(secret)

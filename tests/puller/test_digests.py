@@ -27,7 +27,7 @@ async def test_the_digest_of_a_file_is_its_sha256(puller, root, size):
 
 
 async def test_the_digest_of_a_folder_is_of_names_sizes_and_contents(puller, root):
-    """Not of where the folder lies, nor of the order in which it is listed; any name or byte changes it."""
+    """It does not depend on the folder's place, nor on the order of the listing; any name or byte changes it."""
     files = {"b/1": b"one", "a": b"two", "b/0": b""}
 
     async def digest(place: str, files: dict[str, bytes]) -> str:

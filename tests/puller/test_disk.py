@@ -29,7 +29,7 @@ ids = st.text(min_size=1, max_size=300) | st.sampled_from(["..", ".", "../../etc
 
 @given(ids)
 def test_a_name_is_one_harmless_element(text):
-    """Whatever the id, its folder lies directly in the directory and no file system refuses the name."""
+    """For any id, its folder is directly in the directory and no file system refuses the name."""
     name = folder_name(text)
     assert name.isascii()
     assert 0 < len(name) <= 255
@@ -55,7 +55,7 @@ def test_ordinary_ids_stay_readable():
 
 
 def test_commit_replaces_what_was_there(disk):
-    """A second pull into the same name takes the place of the first, whole."""
+    """A second pull into the same name replaces the first, whole."""
     for content in ("one", "two"):
         partial = disk.begin()
         (partial / content).write_text(content)
@@ -65,7 +65,7 @@ def test_commit_replaces_what_was_there(disk):
 
 
 def test_sweep_leaves_the_lock_and_the_whole_files(disk, tmp_path):
-    """Folders, files and links go; what a link points at stays, and so do whole files."""
+    """Folders, files and links are removed; the target of a link stays, and so do whole files."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("x")
@@ -89,7 +89,7 @@ def test_sweep_refuses_a_directory_that_is_not_its_own(tmp_path):
 
 
 def test_one_process_a_directory(disk):
-    """A second user is refused, until the first has let go; leftovers of the first are then its to sweep."""
+    """A second user is refused until the first has released it; the second then sweeps the leftovers of the first."""
     (disk.begin() / "half").write_text("x")
     second = Disk(disk.directory)
     with pytest.raises(ValueError, match="used by another process"):
@@ -101,7 +101,7 @@ def test_one_process_a_directory(disk):
 
 
 def test_remove_stays_inside(disk, tmp_path):
-    """Only folders of the directory can be removed; one that is not there is fine."""
+    """Only folders of the directory can be removed; a missing one is fine."""
     disk.remove(disk.path("never pulled"))
     for path in (tmp_path, disk.directory / ".lock", Path("/")):
         with pytest.raises(ValueError, match="is not a folder of"):
@@ -109,7 +109,7 @@ def test_remove_stays_inside(disk, tmp_path):
 
 
 def test_write_errors(disk):
-    """No space, quota and read-only disks are the disk's; a missing file is not."""
+    """No space, quota and read-only disks are the disk's errors; a missing file is not."""
     error = disks.write_error(OSError(28, os.strerror(28)))
     assert error is not None
     assert error.kind is PullErrorKind.DISK_FULL

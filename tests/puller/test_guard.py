@@ -102,7 +102,7 @@ async def test_an_endpoint_of_the_operators_may_be_anywhere(make, stores, kind):
 @pytest.mark.parametrize("only_bodies", [False, True], ids=["all", "bodies"])
 @pytest.mark.parametrize("kind", OBJECTS)
 async def test_a_store_that_redirects_inside(make, stores, kind, only_bodies):
-    """To another port of loopback, by address or by name, or where clouds keep credentials: nobody is connected to."""
+    """To another port of loopback, by address or by name, or where clouds keep credentials: no connection is made."""
     fill(stores)
     store, inside = stores
     puller = make(store.origin)
@@ -192,7 +192,7 @@ async def test_nothing_is_connected_to_without_leave(tunnel, host):
 
 
 async def test_strangers_get_what_everybody_may(tunnel, stores):
-    """Other programs of the machine do not know the word: no connection that is granted, and none without a look."""
+    """Other programs of the machine do not know the password: no granted connection, and none without a check."""
     asked = Asked(tunnel, Grant(home=frozenset({("127.0.0.1", stores[0].port)})))
     for url in (f"127.0.0.1:{stores[0].port}", f"{stores[0].origin}/www/none"):
         assert (await asked.get(url)).split()[1] in (b"200", b"404")
@@ -255,7 +255,7 @@ async def test_an_index_is_no_model(make, stores, path):
 
 
 async def test_a_page_that_is_asked_for_by_name_is_a_file(make, stores):
-    """Whoever has a model called so."""
+    """For users with a model of that name."""
     store = stores[0]
     store.answer_instead = lambda request: web.Response(text="<html>", content_type="text/html")
     pulled = await make(store.origin, allow_private=True).pull(Source(f"{store.origin}/www/m.html"), into="m")
@@ -265,7 +265,7 @@ async def test_a_page_that_is_asked_for_by_name_is_a_file(make, stores):
 @pytest.mark.parametrize("kind", ["s3", "s3-anonymous", "http"])
 @pytest.mark.parametrize("status", [301, 307])
 async def test_a_redirect_that_leads_nowhere(make, stores, kind, status):
-    """As S3 answers for a bucket of another region."""
+    """The answer of S3 for a bucket of another region."""
     store = stores[0]
     store.answer_instead = lambda request: web.Response(status=status)
     with pytest.raises(PullError, match='"region"') as caught:

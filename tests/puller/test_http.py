@@ -1,4 +1,4 @@
-"""HTTP: only a whole 200 is a model, only allowed addresses are connected to, nothing secret is told."""
+"""HTTP: only a whole 200 is a model, only allowed addresses are connected to, no secret is shown."""
 
 import asyncio
 import gzip
@@ -27,7 +27,7 @@ LARGE = os.urandom(11 * 2**20 + 7)
 
 
 class Store:
-    """A real HTTP server and what it was asked."""
+    """A real HTTP server, and the requests it got."""
 
     def __init__(self) -> None:
         self.requests: list[web.BaseRequest] = []
@@ -147,7 +147,7 @@ async def make_puller(tmp_path):
 
 
 def entries(puller: Puller) -> set[str]:
-    """What lies in its directory beside its lock and the files that it keeps."""
+    """Entries of its directory besides its lock and the files that it keeps."""
     return {entry.name for entry in puller.directory.iterdir()} - {".lock", ".blobs"}
 
 
@@ -179,7 +179,8 @@ async def test_a_file_arrives_whole(puller, store, path, content):
 
 
 async def test_a_pull_waits_for_no_connection_while_it_holds_one(store, tmp_path):
-    """A server sends all of a file for a part of it: the pull asks for all of it, the parts' connections given back."""
+    """A server sends the whole file for a part: the pull then requests all of it, and the parts' connections are
+    released."""
     limits = Limits(connections=8, ranges=2, range_bytes=10 * 2**20)
     policy = HttpPolicy(allow_private=True, connect_timeout=5, read_timeout=5, total_timeout=10)
     puller = Puller(directory=tmp_path / "models", http=policy, retries=ONCE, limits=limits)
@@ -205,7 +206,7 @@ async def test_a_pull_waits_for_no_connection_while_it_holds_one(store, tmp_path
     ],
 )
 async def test_names_are_harmless(puller, store, path, name, tmp_path):
-    """Whatever the URL ends in, one file in the pull's folder is written."""
+    """For any end of the URL, one file in the pull's folder is written."""
     pulled = await puller.pull(Source(store.url(path)), into="../id")
     assert pulled.path.parent.parent == puller.directory
     assert name is None or pulled.path.name in (name, "_model")
@@ -240,7 +241,7 @@ async def test_only_200_is_a_model(puller, store, status, kind):
     [(429, "5", 5.0), (503, "120", 120.0), (429, "soon", None), (429, "", None), (404, "5", None)],
 )
 async def test_a_store_says_when_to_ask_again(puller, store, status, after, seconds):
-    """With what passes; a wait that is none is none, and what is not there does not come by waiting."""
+    """Passing errors are retried; a wait of zero is none, and a missing file does not appear by waiting."""
     with pytest.raises(PullError) as caught:
         await puller.pull(Source(store.url(f"/status/{status}/a.onnx?after={after}")), into="id")
     assert caught.value.retry_after == seconds
@@ -262,7 +263,7 @@ async def test_a_store_says_when_to_ask_again(puller, store, status, after, seco
     ids=str,
 )
 def test_times_to_ask_again(headers, seconds):
-    """A number, or a date, which counts by the server's clock where it tells that."""
+    """A number, or a date, which counts by the server's clock if it sends that."""
     assert retry_after(headers) == seconds
 
 
@@ -273,7 +274,7 @@ async def test_a_truncated_body_is_noticed(puller, store, how):
 
 
 async def test_a_compressed_body_is_refused(puller, store):
-    """Compression was declined, and what is sent anyway would be saved as a model."""
+    """Compression was declined, and a compressed body would be saved as a model."""
     await refused(puller, store.url("/gzip/a.onnx"), PullErrorKind.BAD_REQUEST)
     assert store.requests[0].headers["Accept-Encoding"] == "identity"
 
@@ -285,7 +286,7 @@ async def test_a_stalled_server_ends_in_a_timeout(puller, store, after):
 
 
 async def test_the_whole_pull_is_bounded(make_puller, store):
-    """A server that trickles for ever runs into the total time."""
+    """A server that trickles endlessly runs into the total time."""
     puller = make_puller(HttpPolicy(allow_private=True, read_timeout=60, total_timeout=0.1))
     await refused(puller, store.url("/stalls/5000000/a.onnx"), PullErrorKind.TIMEOUT)
 
@@ -303,7 +304,7 @@ async def test_an_announced_length_over_the_limit_is_not_begun(puller, store):
 
 @pytest.mark.parametrize("after", ["headers", "1000", "9000000"])
 async def test_a_cancelled_pull_leaves_nothing(puller, store, left, after, make_puller):
-    """At any stage: the folder goes, and the server sees its client go."""
+    """At any stage: the folder is removed, and the server sees its client leave."""
     patient = make_puller(HttpPolicy(allow_private=True))
     task = asyncio.create_task(patient.pull(Source(store.url(f"/stalls/{after}/a.onnx")), into="id"))
     await store.blocked.wait()
@@ -329,7 +330,7 @@ async def test_short_forms_of_addresses_are_no_hosts(make_puller, store, host):
 
 
 class Only(HttpPolicy):
-    """Allows one address, so that loopback can stand for the world and for what must not be reached."""
+    """Allows one address, so loopback can stand for the world and for forbidden places."""
 
     def refusal(self, host: str) -> str | None:
         return None if host == "127.0.0.2" else super().refusal(host)
@@ -387,7 +388,7 @@ async def test_redirects_that_lead_nowhere_end(puller, store, path):
 
 @pytest.fixture
 def names(monkeypatch):
-    """A name server that says what a test wants, each time anew: what rebinding does."""
+    """A name server with a test's answers, different each time: what rebinding does."""
     answers: dict[str, list[list[str]]] = {}
 
     async def getaddrinfo(self, host, port, *, family=0, type=0, proto=0, flags=0):
@@ -447,7 +448,7 @@ async def test_credentials_are_sent_to_their_origin_only(puller, store):
     ],
 )
 async def test_errors_hold_no_secrets(puller, store, path, kind):
-    """Neither the text nor anything a traceback would show names password or query."""
+    """Neither the text nor a traceback shows password or query."""
     with pytest.raises(PullError) as caught:
         await puller.pull(Source(store.url(path, user="user:secret")), into="id")
     assert caught.value.kind is kind, caught.value
@@ -458,20 +459,20 @@ async def test_errors_hold_no_secrets(puller, store, path, kind):
 
 
 async def test_the_source_of_a_pull_is_shown_without_secrets(puller, store):
-    """What is reported after success is for people too."""
+    """The report after success is for people too."""
     pulled = await puller.pull(Source(store.url("/small/a?sig=secret", user="user:secret")), into="id")
     assert "secret" not in pulled.source
     assert pulled.source.startswith("http://127.0.0.1")
 
 
 async def test_a_signed_query_arrives_as_it_was_registered(puller, store):
-    """Quoting anew would break the signature."""
+    """Quoting it again would break the signature."""
     await puller.pull(Source(store.url("/small/a?sig=%2fA%3d+b,c;d")), into="id")
     assert store.requests[0].rel_url.raw_query_string == "sig=%2fA%3d+b,c;d"
 
 
 async def test_servers_that_are_not_there(puller):
-    """Refused connections and unknown names are worth another try and named."""
+    """Refused connections and unknown names are retried, and named."""
     await refused(puller, "http://127.0.0.1:1/a", PullErrorKind.UNREACHABLE)
     await refused(puller, "http://no-such-host.invalid/a", PullErrorKind.DNS)
 
@@ -485,7 +486,7 @@ async def test_urls_that_are_none(puller, url):
 
 
 async def test_a_server_that_speaks_something_else(puller):
-    """Bytes that are no HTTP are an error with a text."""
+    """Bytes that are not HTTP are an error with a text."""
 
     async def speak(reader, writer):
         writer.write(b"220 ftp.example.com ready\r\n")

@@ -135,7 +135,7 @@ async def refused(puller: Puller, path: str, kind: PullErrorKind, key: str = "")
 
 
 async def test_one_file_at_a_revision(puller, hub):
-    """The branch main where none is named; a tag after @ or a colon."""
+    """The branch main if none is named; a tag after @ or a colon."""
     hub.files[COMMITS["main"]] = {"onnx/model.onnx": SMALL, "README.md": b"x"}
     hub.files[COMMITS["v1.0"]] = {"onnx/model.onnx": b"older"}
     assert (await puller.pull(Source("hf://org/repo/onnx/model.onnx"), into="m")).path.read_bytes() == SMALL
@@ -191,7 +191,7 @@ async def test_what_is_not_there(puller, hub):
 
 
 async def test_a_private_repository(puller, hub):
-    """Says that a token is missing, and that of the storage key is used."""
+    """It says that a token is missing; the token of the storage key is used."""
     hub.private = True
     hub.files[COMMITS["main"]] = {"model.onnx": SMALL}
     assert "token" in await refused(puller, "hf://org/repo/model.onnx", PullErrorKind.CREDENTIALS)
@@ -213,7 +213,7 @@ async def test_an_endpoint_that_is_no_hub(puller, hub, monkeypatch):
 
 
 async def test_what_one_hub_says_of_a_file_is_believed_of_that_hub_only(hub, puller, monkeypatch):
-    """Nobody checks git's digest, so a hub that gives another file the same one does not reach the others' models."""
+    """Git's digest is not checked, so a hub that gives another file the same one must not reach the others' models."""
     content = b"small"
     hub.files[COMMITS["main"]] = {"m.onnx": content}
     source = Source("hf://org/repo/m.onnx")

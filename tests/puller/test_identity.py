@@ -1,4 +1,4 @@
-"""What a file is: its bytes. Whatever stores say of theirs, nobody is given those of another."""
+"""The identity of a file is its bytes. Whatever stores claim, no caller gets the bytes of another's file."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ class Pod:
         return puller
 
     async def pull(self, store: int, port: int, who: str, place: str, into: str = "m", sha256: str = "") -> Pulled:
-        """What is at a place of `Liar`, for that caller."""
+        """Returns the file at a place of `Liar`, for that caller."""
         _, kind, *rest = place.split("/")
         match kind:
             case "s3":
@@ -105,7 +105,7 @@ async def test_a_store_with_one_etag_for_all(pod, stores, etag, changed):
 
 @pytest.mark.parametrize("place", ["/s3/b/m", "/www/m", "/hub/org/repo/m"])
 async def test_an_unchanged_file_is_not_fetched_again(pod, stores, place):
-    """Hints are of use: the same place, the same version, the same caller; after a restart, too."""
+    """Hints are useful: the same place, the same version, the same caller; after a restart, too."""
     store = stores[0]
     store.files[place] = File(unique(SIZE))
     first = await pod.pull(0, store.port, "alice", place)
@@ -118,7 +118,7 @@ async def test_an_unchanged_file_is_not_fetched_again(pod, stores, place):
 
 
 async def test_a_fresh_file_with_a_true_digest_is_not_fetched_again(pod, stores):
-    """An ETag that is the MD5 of what arrived tells the version whenever it was written."""
+    """An ETag that is the MD5 of the bytes identifies the version, whenever it was written."""
     content = unique(SIZE)
     stores[0].files["/s3/b/m"] = File(content, etag=f'"{hashlib.md5(content).hexdigest()}"', changed=recent())
     for fetched in (SIZE, 0):
@@ -127,7 +127,7 @@ async def test_a_fresh_file_with_a_true_digest_is_not_fetched_again(pod, stores)
 
 @pytest.mark.parametrize("place", ["/s3/b/m", "/www/m", "/hub/org/repo/m"])
 async def test_another_callers_file_is_asked_for(pod, stores, place):
-    """Who may not read a file is refused, though it is on the disk for somebody else."""
+    """A caller who may not read a file is refused, although it is on the disk for another."""
     store = stores[0]
     store.files[place] = File(unique(SIZE))
     await pod.pull(0, store.port, "alice", place)
@@ -138,7 +138,7 @@ async def test_another_callers_file_is_asked_for(pod, stores, place):
 
 
 async def test_a_hub_that_lists_and_does_not_deliver(pod, stores):
-    """The digest of a file that another hub, or this one for another token, has delivered brings nobody its bytes."""
+    """The digest of a file that another hub, or this one for another token, has delivered gives no caller its bytes."""
     secret = unique(SIZE)
     mine, theirs = stores
     theirs.files["/hub/org/theirs/m"] = File(secret, sha256=sha256(secret))
@@ -185,7 +185,7 @@ async def test_a_registration_that_names_somebody_elses_file(pod, stores, place)
 
 
 async def test_equal_files_are_kept_once(pod, stores):
-    """Whoever they came from and whoever may read them: that shares no bytes that were not delivered."""
+    """Regardless of their source and their readers: no bytes are shared that were not delivered."""
     content = unique(SIZE)
     for place in ("/s3/b/m", "/www/m", "/hub/org/repo/m"):
         stores[0].files[place] = File(content)
@@ -199,7 +199,7 @@ async def test_equal_files_are_kept_once(pod, stores):
 
 
 async def test_a_server_that_calls_two_versions_alike_but_for_their_time(pod, stores):
-    """It answers "not modified" to the ETag, and its own date tells otherwise."""
+    """It answers "not modified" to the ETag, but its own date contradicts that."""
     store = stores[0]
     for day in (1, 2):
         store.files["/www/m"] = File(unique(SIZE), changed=OLD.replace(day=day))
@@ -237,7 +237,7 @@ Claims = tuple[str, str, str, str, int]  # ETag, time of change, announced diges
 
 @dataclass
 class Account:
-    """What was where, and who may read it."""
+    """A record of files, their places, and their readers."""
 
     pod: Pod
     stores: list[Liar]
@@ -255,7 +255,7 @@ class Account:
         return ""
 
     def put(self, spot: tuple[int, str], claims: Claims | None, again: bool) -> None:
-        """Without claims, they are those of what was there before."""
+        """Puts a file; without `claims` it keeps those of the file before it."""
         store, place = spot
         etag, when, digest, oid, size = self.claims[spot] = claims or self.claims[spot]
         before = self.history.get((store, place), [])

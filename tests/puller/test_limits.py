@@ -1,4 +1,4 @@
-"""What all pulls of a pod share: connections, bandwidth, and how a large file is cut."""
+"""The bounds shared by all pulls of a pod: connections, bandwidth, and the cutting of large files."""
 
 import asyncio
 
@@ -40,7 +40,7 @@ def test_bandwidth_is_shared_by_whoever_takes():
 
 
 async def test_connections_are_bounded_and_given_back():
-    """Whoever comes when all are taken waits; a failure gives its own back."""
+    """A caller waits while all are taken; a failure returns its own."""
     limits = Limits(connections=2)
 
     async def fails():
@@ -85,6 +85,6 @@ async def test_parts_come_a_few_at_a_time_and_the_first_error_ends_all():
 
 @pytest.mark.parametrize("wrong", [{"connections": 0}, {"ranges": 0}, {"range_bytes": 0}, {"bytes_per_second": -1}])
 def test_limits_that_make_no_sense(wrong):
-    """Said when they are set, not when the first pull hangs."""
+    """The error comes when they are set, not when the first pull hangs."""
     with pytest.raises(ValueError, match="out of range"):
         Limits(**wrong)

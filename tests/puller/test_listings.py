@@ -1,4 +1,4 @@
-"""Listings that are asked for here: how they are signed, and what pages hold. Real servers are in tests/stores."""
+"""Listings by our own requests: their signatures, and the content of pages. Real servers are in tests/stores."""
 
 import base64
 import json

@@ -30,7 +30,7 @@ async def refused(puller: Puller, path: object, kind: PullErrorKind) -> str:
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 3 * 2**20])
 async def test_a_file_arrives_whole(puller, root, left, size):
-    """The bytes, the size and the name; once it is removed, nothing is left but what the cache keeps."""
+    """The bytes, the size and the name; after the removal, only the cache's files are left."""
     content = os.urandom(size)
     (root / "a.onnx").write_bytes(content)
     pulled = await puller.pull(Source(str(root / "a.onnx")), into="tenant/model 1")
@@ -127,7 +127,7 @@ async def test_nothing_outside_the_roots_is_read(puller, root, secret, left, for
 
 
 async def test_whether_something_exists_outside_is_not_told(puller, root, secret):
-    """The answer for a file outside the roots is the same whether it is there or not."""
+    """The answer for a file outside the roots is the same whether it exists or not."""
     there = await refused(puller, secret, PullErrorKind.FORBIDDEN)
     missing = await refused(puller, secret.with_name("missng"), PullErrorKind.FORBIDDEN)
     assert there.replace("secret", "missng") == missing
@@ -162,7 +162,7 @@ def _socket(folder: Path) -> None:
 
 @pytest.fixture
 def unreadable(monkeypatch):
-    """Has what is called so refuse to be read, to root too."""
+    """Makes files of a name unreadable, to root too."""
     access, scandir = os.access, os.scandir
 
     def forbidden(path, *arguments, **more):
@@ -179,7 +179,7 @@ def unreadable(monkeypatch):
 
 @pytest.mark.parametrize("what", STRAY)
 async def test_what_is_of_no_model_is_skipped(puller, root, secret, unreadable, caplog, what):
-    """Beside a model's files, at the top and below: they come, it does not, and why is told."""
+    """Beside a model's files, at the top and below: they come, it does not, and the reason is given."""
     model = root / "model"
     for folder in (model, model / "sub"):
         folder.mkdir()
@@ -203,7 +203,7 @@ async def test_what_is_of_no_model_is_skipped(puller, root, secret, unreadable, 
     ],
 )
 async def test_nothing_but_what_is_of_no_model(puller, root, secret, unreadable, left, what, kind):
-    """Then the pull fails, and tells what it found."""
+    """Then the pull fails, and names what it found."""
     (root / "model").mkdir()
     STRAY[what](root / "model")
     text = await refused(puller, root / "model", kind)
@@ -213,7 +213,7 @@ async def test_nothing_but_what_is_of_no_model(puller, root, secret, unreadable,
 
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
 async def test_special_files_are_refused_without_waiting(puller, root, kind):
-    """Opening a pipe would wait for a writer for ever."""
+    """Opening a pipe would wait for a writer endlessly."""
     if kind == "pipe":
         os.mkfifo(root / "special")
     else:
@@ -222,7 +222,7 @@ async def test_special_files_are_refused_without_waiting(puller, root, kind):
 
 
 async def test_devices_are_refused(tmp_path):
-    """Even where the operator names /dev as a root."""
+    """Even if the operator names /dev as a root."""
     puller = Puller(directory=tmp_path / "models", file_roots=[Path("/dev")])
     await refused(puller, "/dev/zero", PullErrorKind.BAD_REQUEST)
     await puller.close()
@@ -335,7 +335,7 @@ async def test_an_exchange_after_the_check_is_noticed(tmp_path, root, secret):
 
 
 async def test_a_cancelled_pull_leaves_nothing(puller, root, left, monkeypatch):
-    """Cancelled in the middle of a copy: the thread stops and the temporary folder goes."""
+    """Cancelled in the middle of a copy: the thread stops and the temporary folder is removed."""
     monkeypatch.setattr(local, "_SMALL", 0)
     (root / "a").write_bytes(b"x" * 100)
     copying, go_on = threading.Event(), threading.Event()
@@ -359,7 +359,7 @@ async def test_a_cancelled_pull_leaves_nothing(puller, root, left, monkeypatch):
 
 
 async def test_a_mount_that_hangs_does_not_hold_a_cancelled_pull(puller, root, left, monkeypatch):
-    """The caller gets away, the folder goes; the thread finds nothing to write to when it comes back."""
+    """The caller returns, the folder is removed; the thread finds nothing to write to when it continues."""
     monkeypatch.setattr(local, "_CANCEL_WAIT", 0.01)
     (root / "a").write_bytes(b"x")
     hanging, go_on = threading.Event(), threading.Event()

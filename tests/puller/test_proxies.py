@@ -1,4 +1,4 @@
-"""The operator's proxies: used for every kind of store but for what `NO_PROXY` names, and guarded all the same."""
+"""The operator's proxies: used for every kind of store except for hosts in `NO_PROXY`, and guarded all the same."""
 
 import json
 import socket
@@ -62,7 +62,7 @@ BOTH = {"HTTPS_PROXY": "http://secure:1", "HTTP_PROXY": "plain:2"}
     ],
 )
 def test_which_proxy_is_for_which_url(environment, url, proxy):
-    """As other programs read the same variables."""
+    """They are read as other programs read the same variables."""
     split = urlsplit(url)
     found = Proxies.of(environment).of_url(split.scheme, split.hostname or "", split.port)
     assert (str(found).rstrip("/") if found else None) == proxy
@@ -70,7 +70,7 @@ def test_which_proxy_is_for_which_url(environment, url, proxy):
 
 @pytest.mark.parametrize("text", ["socks5://a:1", "https://a:1", "http://", "http://[::1", "ftp://user:secret@a"])
 def test_what_is_no_proxy(text):
-    """Is said by its name, and not shown."""
+    """The error names the variable, and does not show its value."""
     with pytest.raises(ValueError, match="HTTPS_PROXY") as caught:
         Proxies.of({"HTTPS_PROXY": text})
     assert "secret" not in str(caught.value)
@@ -91,7 +91,7 @@ def no_names(monkeypatch):
 
 @pytest.fixture
 async def world(tmp_path, no_names):
-    """A store called store.test, over TLS or not, that only a proxy reaches, which tells what it was asked for."""
+    """A store called store.test, over TLS or not, that only a proxy reaches; it records its requests."""
     asked: list[str] = []
 
     async def resolve(host: str, port: int) -> list[str]:
@@ -150,7 +150,7 @@ async def test_every_store_is_reached_through_the_proxy(tmp_path, world, kind, s
 
 @pytest.mark.parametrize("kind", ["s3", "hf", "www"])
 async def test_no_proxy_is_heeded(tmp_path, world, kind):
-    """Then the name has to be known here."""
+    """Then the name must be known here."""
     _, ports, proxy, authority, asked = world
     origin = f"http://store.test:{ports['http']}"
     puller = a_puller(tmp_path, origin, {"ALL_PROXY": proxy, "NO_PROXY": ".test"}, authority)
@@ -180,7 +180,7 @@ async def test_a_proxy_is_not_asked_for_what_is_forbidden(tmp_path, world, kind)
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("kind", ["s3", "hf", "www"])
 async def test_a_proxy_that_is_not_there(tmp_path, world, kind, scheme):
-    """Is unreachable, which passes; its password is not shown."""
+    """It is unreachable, which passes; its password is not shown."""
     _, ports, _, authority, _ = world
     origin = f"{scheme}://store.test:{ports[scheme]}"
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -1,4 +1,4 @@
-"""Trying again: what may pass, a bounded number of times, and with progress for as long as it takes."""
+"""Retries: of passing errors, a bounded number of times, and with progress for as long as it takes."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from puller.errors import Nature, PullError, PullErrorKind
 
 
 class Store:
-    """Fails as told, then answers; `clock` goes on by the pauses."""
+    """Fails as told, then answers; the pauses advance `clock`."""
 
     def __init__(self, *kinds: PullErrorKind) -> None:
         self.kinds = list(kinds)
@@ -80,7 +80,7 @@ async def test_a_transfer_that_gets_on_is_not_given_up():
 
 
 async def test_a_store_that_says_when_to_come_again_is_obeyed():
-    """No attempt begins before, and one that would come too late is left to whoever asked, who is told."""
+    """No attempt begins before that; an attempt that would come too late is left to the caller, who gets the time."""
     store = Store(*[PullErrorKind.BUSY] * 2)
     store.told = 5.0
     assert await store.run(POLICY) == "done"

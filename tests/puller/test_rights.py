@@ -1,4 +1,4 @@
-"""Least rights for what lies on the pod's disk, and texts that tell callers nothing of it."""
+"""Least rights for files on the pod's disk, and texts that reveal nothing of it to callers."""
 
 import errno
 import os
@@ -53,7 +53,7 @@ async def test_nobody_else_reads_and_nobody_writes_pulled_files(open_umask, tmp_
 
 
 async def test_errors_of_volumes_tell_no_mount_path(tmp_path):
-    """Whoever registered `pvc://claim/path` is told of that, whatever goes wrong."""
+    """Errors for the person who registered `pvc://claim/path` name that path only."""
     volumes = tmp_path / "mounts-of-the-pod"
     claim = volumes / "claim"
     (claim / "empty").mkdir(parents=True)
@@ -71,7 +71,7 @@ async def test_errors_of_volumes_tell_no_mount_path(tmp_path):
 
 
 async def test_errors_of_paths_tell_no_roots(puller, root, tmp_path, caplog):
-    """Neither of a path outside nor of a link that leads there; the pod's log does."""
+    """The error lists neither a path outside nor a link that leads there; the pod's log does."""
     (root / "link").symlink_to(tmp_path / "secret")
     for path in ("/etc/passwd", root / "link"):
         caplog.clear()

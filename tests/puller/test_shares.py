@@ -70,7 +70,7 @@ async def test_a_store_that_keeps_its_turns_leaves_others_theirs():
 
 
 async def test_turns_are_given_in_order_and_to_nobody_who_has_gone():
-    """The cancel of one that waits costs no turn, also at the moment when it gets it."""
+    """The cancellation of a waiter costs no turn, even at the moment when it gets it."""
     turns = Turns(Shares(total=1, each=1, least=1, most=1))
     await turns.ask("a")
     first, second, third = [await turns.ask("a") for _ in range(3)]
@@ -86,7 +86,7 @@ async def test_turns_are_given_in_order_and_to_nobody_who_has_gone():
 
 @given(st.lists(st.tuples(st.sampled_from(["ask", "give", "leave"]), st.integers(0, 3)), max_size=60))
 def test_shares_hold_whatever_happens(steps):
-    """Never more than allowed, nobody waits who may have a turn, and all of them come back."""
+    """Never more than allowed, no waiter that could have a turn, and all of them come back."""
 
     async def run() -> None:
         turns = Turns(Shares(total=4, each=3, least=1, most=6))
@@ -141,7 +141,7 @@ async def hang(request: web.BaseRequest) -> web.StreamResponse:
 
 
 async def drip(request: web.BaseRequest) -> web.StreamResponse:
-    """A byte at a time, for ever and often enough for time-outs between two of them."""
+    """A byte at a time, endlessly, and often enough for time-outs between two of them."""
     response = web.StreamResponse()
     response.content_length = 10**6
     await response.prepare(request)
@@ -152,7 +152,7 @@ async def drip(request: web.BaseRequest) -> web.StreamResponse:
 
 @pytest.mark.parametrize("how", [hang, drip])
 async def test_others_load_while_a_store_hangs_or_drips(tmp_path, stores, how):
-    """Forty models of it are asked for; another store's and local ones come as ever."""
+    """Forty of its models are requested; another store's and local ones come as usual."""
     bad, good = stores
     bad.answer = how
     good.files["/www/m"] = File(unique(100_000))
@@ -177,7 +177,7 @@ async def test_others_load_while_a_store_hangs_or_drips(tmp_path, stores, how):
 
 @pytest.mark.parametrize("place", ["/www/m", "/s3/b/m", "/hub/o/r/m"])
 async def test_a_store_that_drips_is_given_up(tmp_path, stores, place):
-    """Though each byte comes in time; and what came before is no reason to go on with it."""
+    """Though each byte comes in time; earlier bytes are no reason to continue."""
     store = stores[0]
     store.files[place] = File(unique(10**6))
     answer = store.answer
@@ -265,7 +265,7 @@ async def test_only_waiting_counts_against_a_store():
 
 @pytest.mark.parametrize("volumes", [False, True], ids=["roots", "volumes"])
 async def test_a_mount_that_hangs_leaves_the_others_alone(tmp_path, monkeypatch, volumes):
-    """Every thread of it is stuck; who waits for it gives up, and it works again when it does."""
+    """Every thread of it is stuck; the waiting pull gives up, and it works again when the volume does."""
     top = tmp_path / "top"
     for name in ("stalled", "works"):
         (top / name).mkdir(parents=True)
@@ -299,7 +299,7 @@ async def test_a_mount_that_hangs_leaves_the_others_alone(tmp_path, monkeypatch,
 
 
 async def test_claims_that_do_not_exist_cost_no_threads(tmp_path):
-    """Whoever registers invents them."""
+    """Registrations may invent them."""
     puller = Puller(directory=tmp_path / "models", volumes=tmp_path / "volumes", retries=ONCE)
     (tmp_path / "volumes").mkdir()
     puller.sweep()

@@ -1,4 +1,4 @@
-"""Files that several models share, what was made of them, and what a crash leaves: through a whole puller."""
+"""Files that several models share, files made of them, and the leftovers of a crash: through a whole puller."""
 
 import asyncio
 import base64
@@ -180,7 +180,7 @@ async def test_a_full_budget_lets_only_unused_files_go(puller, store):
 
 
 async def test_what_was_made_of_a_model_comes_with_equal_files_only(puller, store, tmp_path):
-    """Kept under a tag; another tag, or changed files, do not find it; it goes when room is needed."""
+    """Kept under a tag; another tag, or changed files, do not find it; it is evicted when room is needed."""
     store.files = {"a": CONTENT}
     pulled = await puller.pull(Source(store.url("a")), into="m", tag="v1")
     assert pulled.derived is None
@@ -205,7 +205,7 @@ async def test_what_was_made_of_a_model_comes_with_equal_files_only(puller, stor
 
 
 async def test_a_removal_that_comes_late_hits_no_later_pull(puller, store, monkeypatch):
-    """The folder is out of sight at once; what takes time happens to what nobody sees."""
+    """The folder is out of sight at once; the slow part happens out of sight."""
     store.files = {"a": CONTENT}
     await puller.pull(Source(store.url("a")), into="m")
     busy = threading.Event()
@@ -285,7 +285,7 @@ asyncio.run(main())
 
 
 async def test_a_kill_in_the_middle_leaves_nothing_half(tmp_path, store):
-    """What was whole is used again by the next process, what was half is gone, and no folder of either is left."""
+    """Whole files are used again by the next process, incomplete ones are gone, and no folder of either is left."""
     store.files = {"whole": CONTENT, "half": OTHER}
     store.held = {"half"}
     lines: list[str] = []

@@ -41,7 +41,7 @@ def pieces(draw):
 
 @given(pieces())
 def test_pieces_in_any_order_make_the_file(make, given):
-    """What is there and what is missing always add up to the file; the digest is that of the whole."""
+    """Written and missing ranges always add up to the file; the digest is that of the whole."""
     content, parts = given
     sink, path = make(size=len(content), sha256=hashlib.sha256(content).hexdigest())
     for start, end in parts:
@@ -69,7 +69,7 @@ def test_what_is_not_all_there_is_an_error(make):
 
 
 def test_more_than_was_announced_is_an_error_and_not_written(make):
-    """Whoever sends on and on fills no disk."""
+    """A store that keeps sending fills no disk."""
     sink, path = make(size=2)
     with pytest.raises(PullError, match="sent more"):
         sink.write(b"abc", 0)
@@ -107,7 +107,7 @@ def test_a_wrong_digest_names_both(make):
 
 
 def test_what_a_store_says_later_must_agree(make):
-    """Of size, the file has changed; of digests, it is another."""
+    """A different size means that the file has changed; a different digest, that it is another."""
     sink, _ = make(size=4, sha256="a" * 64)
     sink.expect(size=4, sha256="A" * 64)
     with pytest.raises(PullError) as caught:
@@ -119,7 +119,7 @@ def test_what_a_store_says_later_must_agree(make):
 
 
 def test_restarted_it_is_empty(make):
-    """Digests begin anew too."""
+    """Digests start over too."""
     sink, path = make()
     sink.compute("sha256")
     sink.write(b"old and long", 0)
@@ -146,7 +146,7 @@ def test_closed_it_takes_nothing_but_ends_what_has_begun(make):
 
 
 def test_a_pause_for_the_bandwidth_ends_with_the_pull(make):
-    """A thread that waits for its turn is let go when nobody wants the bytes any more."""
+    """A thread that waits for its turn is released when the bytes are not wanted any more."""
     sink, _ = make(limits=Limits(bytes_per_second=1))
     ended = threading.Event()
 

@@ -1,4 +1,4 @@
-"""What a path and a key name."""
+"""The location that a path and a key name."""
 
 import contextlib
 import json
@@ -131,7 +131,7 @@ def test_paths_in_stores_that_lead_elsewhere(path):
 
 
 def test_a_signed_url_of_azure_is_a_url():
-    """Its signature is in the query: it is fetched as it stands."""
+    """Its signature is in the query: it is fetched unchanged."""
     uri = "https://acc.blob.core.windows.net/c/a.onnx?sig=secret"
     model = resolve(Source(uri)).model
     assert (model.scheme, model.uri) == ("https", uri)
@@ -164,7 +164,7 @@ def test_a_schema_is_beside_its_model():
     ],
 )
 def test_stores_that_are_not_named_well(path, key, text):
-    """Say what is missing."""
+    """They say what is missing."""
     if not text:
         assert resolve(Source(path, key)).model.scheme == "file"
         return
@@ -221,7 +221,7 @@ keys = st.builds(
 
 @given(st.text() | uris, st.text() | keys)
 def test_any_text_is_resolved_or_refused(path, key):
-    """Bad input is a PullError, never another exception; what is resolved leads nowhere else."""
+    """Bad input is a PullError, never another exception; a resolved path leads nowhere else."""
     with contextlib.suppress(PullError):
         request = resolve(Source(path, key), claims=Path("/claims"))
         for location in (request.model, request.schema):

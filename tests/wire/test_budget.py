@@ -1,4 +1,4 @@
-"""What bodies hold: refused before it is read where there is no room, given back at the end of all that can happen."""
+"""The budget of bodies: refusal before reading if there is no room, and release at every possible end."""
 
 import asyncio
 
@@ -33,13 +33,13 @@ class Peers:
         return connection
 
     def send(self, data):
-        """On a connection of its own."""
+        """Opens a connection and sends on it."""
         connection = self.connect()
         connection.data_received(data)
         return connection
 
     def judge(self, seconds=1):
-        """So many looks at those that owe bytes."""
+        """Makes so many checks of peers that owe bytes."""
         for _ in range(seconds):
             self.server._judge()
 
@@ -80,7 +80,7 @@ def reason(reply):
 
 @pytest.mark.parametrize("options", [{}, {"chunks": [BIG]}], ids=["length", "prefix"])
 async def test_what_finds_no_room_is_refused_before_it_comes(peers, options):
-    """By what its head or its prefix says: none of the rest is read, and the caller is told when to come again."""
+    """By its head or its prefix: none of the rest is read, and the caller learns when to come again."""
     first = [peers.send(head(BIG, **options)) for _ in range(2)]
     assert peers.budget.held == 2 * (BIG + 5)
     assert not any(connection.transport.written for connection in first)

@@ -1,4 +1,4 @@
-"""The client, byte by byte, without a socket: what it makes of replies however they are cut, and of what is none."""
+"""The client, byte by byte, without a socket: its reading of replies however they are cut, and of invalid ones."""
 
 import asyncio
 
@@ -59,7 +59,8 @@ def reply_bytes(messages, *, code=0, text=b"", headers=(), trailers=(), sizes=()
 
 
 async def whole(outcome):
-    """What came, in one form: code, text, frames, headers, trailers; or the kind of loss after which frames."""
+    """Returns the outcome in one form: code, text, frames, headers, trailers; or the kind of loss and frames before
+    it."""
     got = await outcome.get()
     if isinstance(got, client.Lost):
         return got.kind

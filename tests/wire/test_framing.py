@@ -1,4 +1,4 @@
-"""Frames and compressed messages: what goes in comes out, and nothing above a limit is ever unfolded."""
+"""Frames and compressed messages: round trips, and nothing above a limit is ever decompressed."""
 
 import gzip
 import tracemalloc

@@ -1,4 +1,4 @@
-"""The short way past the parser gives what the parser gives, for whatever bytes, however often they come."""
+"""The short cut past the parser gives the parser's results, for any bytes, however often they come."""
 
 import asyncio
 
@@ -22,7 +22,7 @@ class Forgetful(heads.Memo):
 
 
 def outcomes_of_requests(reads, memo):
-    """What a server makes of these reads, one after the other, each on a fresh connection where the last one ended."""
+    """Returns a server's outcomes of these reads, in order, each on a fresh connection if the last one ended."""
     seen = []
 
     def handler(one):
@@ -135,7 +135,7 @@ def test_a_request_that_came_twice_is_recognised_with_another_message_and_anothe
 
 
 def outcomes_of_replies(reads, memo):
-    """What a client makes of these reads, each the reply to a call of its own."""
+    """Returns a client's outcomes of these reads, each the reply to a call of its own."""
 
     async def scenario():
         pool = client.Pool("unix:/nowhere", max_message=LIMIT)

@@ -1,4 +1,4 @@
-"""What compressed streams unpack to: all of it, however it is cut, and never more than is wanted."""
+"""Unpacking of compressed streams: all of it, however it is cut, and never more than is wanted."""
 
 import gzip
 import itertools

@@ -1,4 +1,4 @@
-"""A request's digest: the same whatever its id and the model's name, and for what is left of it in shared memory."""
+"""A request's digest: the same for any id and any name of the model, and for its remains in shared memory."""
 
 import pytest
 from hypothesis import given
@@ -51,13 +51,13 @@ def test_the_beginning_of_a_frame_and_its_length_are_enough(size):
 
 @given(st.binary(max_size=200))
 def test_anything_has_one(data):
-    """Garbage, and compressed messages, whose bytes count as they are."""
+    """Garbage, and compressed messages, whose bytes count unchanged."""
     assert len(requestdigest.digest(data)) == requestdigest.SIZE
     packed = b"\1" + len(data).to_bytes(4, "big") + data
     assert requestdigest.digest(packed) != requestdigest.digest(packed + b"\0")
 
 
 def test_many_fields_cost_no_more():
-    """Past the first thousand they count as they are."""
+    """Past the first thousand they count unchanged."""
     fields = framing.pack(b"\x50\x01" * 30_000)
     assert requestdigest.digest(fields) != requestdigest.digest(framing.pack(b"\x50\x01" * 30_001))

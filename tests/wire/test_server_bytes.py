@@ -1,4 +1,4 @@
-"""The server, byte by byte, without a socket: what it makes of requests however they are cut, and of what is none."""
+"""The server, byte by byte, without a socket: its reading of requests however they are cut, and of invalid ones."""
 
 import asyncio
 
@@ -545,7 +545,8 @@ async def test_a_broken_message_in_the_middle_of_a_stream_ends_the_call_for_both
     st.sampled_from([0, 1, 7, 255]),
 )
 def test_the_first_refusal_stands_whatever_comes_behind_it(chunks, places, filling):
-    """A message above the limit stays one, however its bytes are cut: none of them is taken for the next prefix."""
+    """A message above the limit is one refusal, however its bytes are cut: none of them is taken for the next
+    prefix."""
 
     async def scenario():
         served = Served(lambda one: one.on_cancel(lambda: None))
