@@ -1,6 +1,6 @@
-"""Answering a call with a failure of ours: code, text and details, all of them bounded.
+"""Answers to calls that fail in the router: code, text and details, all of them bounded.
 
-A loader's text of a few thousand characters must be cut here, or the caller would see nothing (`statuses.MAX_TEXT`).
+A loader's text of a few thousand characters must be cut here, or the caller would see none of it (`statuses.MAX_TEXT`).
 """
 
 from mesh.statuses import MeshError, shortened
@@ -11,7 +11,7 @@ DETAILS = metadata.DETAILS
 
 
 def cut(error: MeshError) -> MeshError:
-    """The same error with a text that fits into metadata."""
+    """Returns the error with its text cut to what fits into metadata."""
     text = shortened(error.text)
     if text == error.text:
         return error

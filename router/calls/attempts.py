@@ -1,7 +1,8 @@
-"""The tries of one call that was not answered at once: what came of each, and what follows by `placement.retry`.
+"""The tries of one call that was not answered at once: the outcome of each, and what follows by `placement.retry`.
 
-Both carriers have one, and do what it says: call again, after a pause, verify, or give up with the error that it
-raises. What a try teaches of pods and copies is noted here as well. A call whose first try is answered needs none.
+`unary` and `streams` use it and do what it says: call again at once or after a pause, verify, or give up with the error
+that it raises. What a try shows about pods and copies is noted here as well. A call whose first try is answered needs
+none.
 """
 
 from mesh.statuses import MeshError, Reason
@@ -18,7 +19,7 @@ _SAID = {NOTHING: fence.Said.NOTHING, VERIFIED: fence.Said.VERIFIED, AWAY: fence
 
 
 class Attempts:
-    """Those of one call."""
+    """The tries of one call."""
 
     __slots__ = ("_deadline", "_forwarder", "_model_id", "_repeated", "_safe", "_tries", "tried")
 
@@ -30,11 +31,12 @@ class Attempts:
         self._tries = 0
         self._repeated = False
         self.tried: list[Copy] = []
-        """The copies that are not called again as long as there is another. A load makes it void."""
+        """Copies that are not called again as long as there is another. A load empties the list."""
 
     def refused(self, copy: Copy, refusal: bytes, said: Said, *, kept: bool = True) -> Decision:
-        """The pod has run nothing. `refusal` is the header that says why, `said` what the call said of the record,
-        `kept`: all of it can be sent again. Raises MeshError where the call is given up; so do the others."""
+        """Decides after a pod refused the call without running anything. `refusal` is the header that says why, `said`
+        what the call said about the record; `kept`: the whole request can be sent again. Raises MeshError if the call
+        is given up; so do the methods below."""
         verify = refusal == names.VERIFY_FIRST
         if verify and said is not VERIFIED:
             self._forwarder.not_verified(copy)
@@ -43,7 +45,7 @@ class Attempts:
         return self._after(copy, trouble, why, said=said, kept=kept)
 
     def lost(self, copy: Copy, pool: Pool | None, lost: Lost, *, kept: bool = True) -> Decision:
-        """Its connection broke, or there was none."""
+        """Decides after the connection broke, or could not be made."""
         forwarder = self._forwarder
         if lost.kind is LostKind.UNSENT:
             trouble = Trouble.UNREACHED if forwarder.unsent(copy, pool) else Trouble.BUSY
@@ -53,7 +55,7 @@ class Attempts:
         return self._after(copy, trouble, lost.why, kept=kept, deaths=deaths)
 
     def missed(self, copy: Copy, *, kept: bool = True) -> Decision:
-        """Its pod has gone before anything could be sent there."""
+        """Decides after the pod disappeared before anything could be sent to it."""
         return self._after(copy, Trouble.UNREACHED, f"{copy.pod.name} has gone", kept=kept)
 
     def _after(
@@ -91,7 +93,7 @@ class Attempts:
         if end is End.EXHAUSTED:
             return MeshError(Reason.UNAVAILABLE, f"no copy of {self._model_id} could be called: {why}", retry_after=1.0)
         if end is End.UNKEPT:
-            text = f"{self._model_id}: {why}, and too much was sent to send it again"
+            text = f"{self._model_id}: {why}, and too much of the request was sent to send it again"
             return MeshError(Reason.UNAVAILABLE, text, retry_after=0)
         if end is End.BUSY:
             return MeshError(Reason.OVERLOADED, why, retry_after=0.1)

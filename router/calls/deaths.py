@@ -1,9 +1,9 @@
-"""Which models' calls lost their servers lately: a model, or a request, that kills servers must not get the next one.
+"""Models whose calls lost their servers lately: a model, or a request, that kills servers must not kill the next one.
 
 The agents know better which model it was, and which request (their use board survives the server), and write it into
 the model's record; `placement.blame` says what follows. But that takes a moment, and callers retry at once. So after a
-server is lost in a call of a model, each call of it looks into the record first, for some seconds, after a second loss
-for longer, and no retry is made.
+server is lost in a call of a model, the router reads the record before each further call of it, for some seconds, or
+longer after a second loss, and does not retry.
 
 A model that merely shared a server with a killer is counted too; it loses a retry and some milliseconds.
 """
@@ -16,23 +16,25 @@ REMEMBER = 60.0
 """Seconds that a loss counts."""
 
 BRIEF = 10.0
-"""Seconds for which the record is looked into after a first loss, and for as long again as it refuses a request."""
+"""Seconds for which the record is read after a first loss, and again after each request that it refuses."""
 
 _SAME_MOMENT = 0.5  # seconds: losses of one pod so close together are one death seen by several calls
 
 
 class Deaths:
-    """The losses of the last minute. Times in seconds on any clock that does not go back."""
+    """The losses of the last minute. Times are in seconds on any monotonic clock."""
 
     __slots__ = ("_lost", "watched")
 
     def __init__(self, *, size: int = 10_000) -> None:
         self._lost: TTLCache[str, frozenset[tuple[str, int]]] = TTLCache(size, REMEMBER)
         self.watched: dict[str, float] = {}
-        """The models whose records are looked into, and until when. Empty but for trouble, so that costs nothing."""
+        """The models whose records are read before calls, and until when. Normally empty, so the check costs
+        nothing."""
 
     def lost(self, model_id: str, pod: Pod, now: float) -> int:
-        """A connection broke in the middle of a call; returns how many servers calls of this model have lost so."""
+        """Notes that a connection broke in the middle of a call; returns how many servers this model's calls have
+        lost."""
         if now - pod.lost_at > _SAME_MOMENT:
             pod.losses += 1
         pod.lost_at = now
@@ -42,11 +44,11 @@ class Deaths:
         return len(servers)
 
     def watch(self, model_id: str, now: float, seconds: float = BRIEF) -> None:
-        """Has the record looked into before calls of this model, for so long from now on."""
+        """Has the record read before calls of this model, for that many seconds from now."""
         self.watched[model_id] = max(self.watched.get(model_id, 0.0), now + seconds)
 
     def settle(self, now: float) -> None:
-        """To be called every second or so: losses that no longer count are forgotten."""
+        """Forgets losses that no longer count. Call it every second or so."""
         if self.watched:
             self._lost.expire()
             self.watched = {model_id: until for model_id, until in self.watched.items() if until > now}

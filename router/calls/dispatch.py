@@ -1,7 +1,7 @@
-"""Where each call goes: to a service of the worker's own, to management, or on to a model.
+"""The dispatch of each call: to a service of the worker's own, to management, or on to a model.
 
-This is the one handler that every transport is given (the HTTP/1.1 server, the `grpc.aio` edge, REST), so what a call
-means does not depend on how it came.
+Every transport (the HTTP/1.1 server, the `grpc.aio` edge, REST) has this one handler, so the meaning of a call does not
+depend on its transport.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from router.calls.unary import Carry
 
 
 class Dispatcher:
-    """Takes every call of a worker."""
+    """The one handler of all calls of a worker."""
 
     def __init__(self, forwarder: Forwarder, routes: Routes) -> None:
         self.forwarder = forwarder
@@ -23,11 +23,11 @@ class Dispatcher:
         self._services: Mapping[bytes, Handler] = {}
 
     def serve(self, services: Mapping[bytes, Handler]) -> None:
-        """Has those methods answered here from now on, each by its handler."""
+        """Registers methods that are answered here, each by its handler."""
         self._services = services
 
     def dispatch(self, call: Call) -> None:
-        """Answers the call, then or later. Does not raise for anything that a client can send."""
+        """Answers the call, now or later. Nothing that a client can send makes it raise."""
         service = self._services.get(call.method)
         if service is not None:
             service(call)

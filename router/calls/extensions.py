@@ -1,19 +1,19 @@
 """The extensions of V2 that the mesh does not have (those of Triton's), and what to use instead.
 
-Each is refused as what it is: UNIMPLEMENTED, or 501 over REST. Otherwise a client that asks for the index of models
-would hear of a missing header, and one that asks for a model's statistics that there is no such model.
+Each is refused with UNIMPLEMENTED, or 501 over REST. Otherwise a client that asks for the index of models would read
+about a missing header, and one that asks for a model's statistics that there is no such model.
 
-A model's own server may have some of them. Over gRPC it is asked by whoever names the model in `mm-model-id`.
+A model's own server may have some of them. Over gRPC, a call that names the model in `mm-model-id` reaches it.
 """
 
 from collections.abc import Mapping
 
 from mesh.statuses import MeshError, Reason
 
-_REPOSITORY = "the model repository extension", "list, register and load models by management, /mesh/v1/models"
-_CONFIGURATION = "the model configuration extension", "ask for the model's metadata"
+_REPOSITORY = "the model repository extension", "use the management API, /mesh/v1/models"
+_CONFIGURATION = "the model configuration extension", "request the model's metadata"
 _STATISTICS = "the statistics extension", "scrape the metrics of routers and pods"
-_TRACE = "the trace extension", "the headers traceparent and tracestate are passed on"
+_TRACE = "the trace extension", "send the headers traceparent and tracestate: they are passed on"
 _LOGGING = "the logging extension", "use --log-level"
 _MEMORY = "the shared memory extension", "send the tensor's data"
 _STREAM = "inference by streams", "use ModelInfer"
@@ -42,7 +42,7 @@ _PATHS: Mapping[str, tuple[str, str]] = {
     "systemsharedmemory": _MEMORY,
     "cudasharedmemory": _MEMORY,
 }
-"""By the segment behind `/v2/`."""
+"""The extensions by the segment after `/v2/`."""
 
 _OPERATIONS: Mapping[str, tuple[str, str]] = {
     "config": _CONFIGURATION,
@@ -51,7 +51,7 @@ _OPERATIONS: Mapping[str, tuple[str, str]] = {
     "generate": _GENERATE,
     "generate_stream": _GENERATE,
 }
-"""By what stands behind a model's path, or its version's."""
+"""The extensions by what follows the path of a model, or of its version."""
 
 PATHS = tuple(_PATHS)
 
@@ -60,9 +60,9 @@ def of_method(label: str) -> str:
     """Returns the refusal of a method of V2's service that names no model, by the part after the last slash."""
     found = _METHODS.get(label)
     if found is None:
-        return f"V2 as it is here has no method {label}; to ask a model's own server, name the model in mm-model-id"
+        return f"the V2 service here has no method {label}; to call a model's own server, name the model in mm-model-id"
     what, instead = found
-    return f"{what} is not supported: {instead}; to ask a model's own server, name the model in mm-model-id"
+    return f"{what} is not supported: {instead}; to call a model's own server, name the model in mm-model-id"
 
 
 def of_path(segment: str) -> MeshError:
@@ -71,7 +71,7 @@ def of_path(segment: str) -> MeshError:
 
 
 def of_operation(path: str) -> MeshError | None:
-    """Returns the refusal of a path below `/v2/models/` that is no model's; None where it is no extension's either."""
+    """Returns the refusal of a path below `/v2/models/` that names no model; None if it is no extension's either."""
     for operation, refused in _OPERATIONS.items():
         if path.rstrip("/").endswith(f"/{operation}"):
             return _refusal(refused)

@@ -1,31 +1,31 @@
-"""Reads one string out of an encoded protobuf message, by its path of field numbers.
+"""A reader of one string in an encoded protobuf message, by its path of field numbers.
 
-The router forwards messages as the bytes they came as; all it wants to know is the model's id. So this walks over the
+The router forwards messages as the bytes in which they came; all it needs is the model's id. So this walks over the
 encoding without a descriptor, and stops at the string: for the V2 methods, whose encoders write fields in order, that
 is the first field of the message.
 
-As the predecessor does, the *first* occurrence of each field on the path counts and there is no going back into later
-ones, where protobuf would merge them. No encoder writes a field that is not repeated twice; what does is handmade, and
-the model server behind will take its own view of it. Groups, which proto3 has no fields for, are passed over.
+As in the predecessor, the *first* occurrence of each field on the path counts; protobuf would merge later ones into it.
+No encoder writes a field twice that is not repeated; a handmade message that does is left for the model server to
+interpret. Groups, for which proto3 has no fields, are skipped.
 """
 
 from collections.abc import Sequence
 
 MAX_FIELDS = 10_000
-"""Fields that are passed over: a message of 16 MiB may hold 8 million, at 0.15 us each."""
+"""Fields that are skipped before giving up: a message of 16 MiB may hold 8 million, at 0.15 us each."""
 
 MAX_DEPTH = 100
-"""Groups within each other: as many as protobuf's own decoders take."""
+"""Depth of nested groups: the limit of protobuf's own decoders."""
 
 _LENGTH_DELIMITED, _GROUP, _GROUP_ENDS = 2, 3, 4
 _FIXED = {1: 8, 5: 4}
 
 
 def extract(message: bytes, path: Sequence[int], start: int = 0) -> str | None:
-    """The string at `path` in `message[start:]`, or None where it or a message on the way to it is absent.
+    """Returns the string at `path` in `message[start:]`, or None if it or a message on the way to it is absent.
 
-    Raises ValueError, and nothing else, for whatever is no protobuf message up to that point, for another wire type
-    at the path, and for text that is not UTF-8.
+    Raises ValueError, and nothing else, for bytes that are not a protobuf message up to that point, for another wire
+    type at the path, and for text that is not UTF-8.
     """
     position, end = start, len(message)
     last = len(path) - 1
@@ -40,8 +40,8 @@ def extract(message: bytes, path: Sequence[int], start: int = 0) -> str | None:
 
 
 def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, int] | None:
-    """Start and end of the content of the first field with that number."""
-    groups: list[int] = []  # field numbers of those that are open; what lies in them is not looked for
+    """Returns start and end of the content of the first field with that number."""
+    groups: list[int] = []  # field numbers of the open ones; their content is skipped
     for _ in range(MAX_FIELDS):
         if position >= end:
             if groups:

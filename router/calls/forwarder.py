@@ -1,6 +1,6 @@
-"""What the calls of one worker share: which copy is called next, what is learnt of pods, who waits for a connection.
+"""The state that the calls of one worker share: which copy to call next, what is known of pods, waits for a connection.
 
-How a call is carried is `unary`'s and `streams`', what becomes of one that went wrong `attempts`'.
+`unary` and `streams` carry calls; `attempts` decides what follows after one has failed.
 """
 
 import asyncio
@@ -38,11 +38,11 @@ class Timed(Protocol):
     deadline: float
 
     def expired(self) -> None:
-        """It has passed."""
+        """Ends the call: its deadline has passed."""
 
 
 class Forwarder:
-    """What the calls of one worker share."""
+    """The shared state of the calls of one worker."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Forwarder:
         budget: budgets.Budget = budgets.UNBOUNDED,
     ) -> None:
         self.view = view
-        self.budget = budget  # what streams keep to be sent again counts in it
+        self.budget = budget  # includes what streams keep to send again
         self.coldstart = coldstart
         self.registry = registry
         self.meter = meter
@@ -75,7 +75,7 @@ class Forwarder:
         self._sweeper: asyncio.TimerHandle | None = None
 
     def pick(self, copies: list[Copy], tried: Iterable[Copy] = ()) -> Copy | None:
-        """The copy to call: least loaded, those of pods that have just failed last and only after a while."""
+        """Returns the copy to call: the least loaded; copies of pods that have just failed come last, after a pause."""
         now = self.loop.time()
         fit = [
             copy
@@ -90,11 +90,12 @@ class Forwarder:
         return fit[least_loaded(fit, self._turn)]
 
     def must_verify(self, copy: Copy) -> bool:
-        """Whether a call must say what its model's record is, before this copy may be called."""
+        """Returns whether a call must state its model's record before this copy may be called."""
         return copy.suspect or copy.pod.wary or copy.record.blamed or copy.model in self.deaths.watched
 
     def refusal(self, model_id: str, frame: bytes) -> MeshError | None:
-        """Why this request is not sent to a model whose record was just read: a server died in the same one lately."""
+        """Returns why this request must not be sent to a model whose record was just read: a server died in it
+        lately."""
         registration = self.registry.remembered(model_id)
         if registration is None or not registration.record.blames:
             return None
@@ -108,8 +109,8 @@ class Forwarder:
         return MeshError(Reason.QUARANTINED, f"{text}: it is not sent again. Other requests are")
 
     def known(self, copy: Copy) -> Said:
-        """Returns what a call to the copy may say without a read; NOTHING where one is needed. A model that has killed
-        servers a moment ago may be quarantined by now, so its record is read for each call."""
+        """Returns what a call to the copy may state about its record without a read; NOTHING if one is needed. A model
+        that killed servers a moment ago may be quarantined by now, so its record is read for each call."""
         watched = copy.record.blamed or copy.model in self.deaths.watched
         if watched and not self.verifier.away:
             return NOTHING
@@ -120,12 +121,13 @@ class Forwarder:
         return self.pick(self.view.copies.get(copy.model, []), [*tried, copy]) is not None
 
     def not_verified(self, copy: Copy) -> None:
-        """The pod demands that calls of its copies say what their records are."""
+        """Notes that the pod demands verification of calls of its copies."""
         self.meter.verify_first.inc()
         copy.pod.wary = True
 
     def unsent(self, copy: Copy, pool: Pool | None) -> bool:
-        """Notes that a call could not be sent. False where that was for want of connections, not the pod's fault."""
+        """Notes that a call could not be sent. Returns False if this worker had no free connection: not the pod's
+        fault."""
         pod = copy.pod
         self.meter.unsent.inc()
         if pool is not None and pod.pool is pool:
@@ -135,7 +137,7 @@ class Forwarder:
         return True
 
     def lost(self, copy: Copy, why: str) -> int:
-        """Notes that a connection broke in the middle of a call; returns how many servers this model has lost so."""
+        """Notes that a connection broke in the middle of a call; returns how many servers this model has lost."""
         self.meter.lost.inc()
         deaths = self.deaths.lost(copy.model, copy.pod, self.loop.time())
         log.info("connection lost in a call", model=copy.model, pod=copy.pod.name, deaths=deaths, why=why)
@@ -144,12 +146,12 @@ class Forwarder:
         return deaths
 
     def began(self, copy: Copy) -> None:
-        """A call is on its way to a copy."""
+        """Notes that a call has been sent to a copy."""
         copy.pod.in_flight += 1
         copy.calls += 1
 
     def ended(self, copy: Copy) -> None:
-        """A call to a copy has ended, in whatever way: those that wait for a connection to its pod go on."""
+        """Notes that a call to a copy has ended, in any way, and resumes waiters for a connection to its pod."""
         pod = copy.pod
         pod.in_flight -= 1
         copy.calls -= 1
@@ -157,7 +159,7 @@ class Forwarder:
             self._resume(copy)
 
     def _resume(self, ended: Copy) -> None:
-        """Those of the same model first; then those of others, whose share grows with what is free."""
+        """Resumes waiters of the same model first, then of others, whose share grows with the free connections."""
         waited_for = ended.pod.waited_for
         for copy in (ended, *waited_for):
             waiting = copy.waiting
@@ -173,8 +175,8 @@ class Forwarder:
         return not shares.full(copy, self.settings.max_connections_per_pod)
 
     def beyond_share(self, copy: Copy, tried: Iterable[Copy], *, unary: bool = True) -> Copy | None:
-        """Returns where a call goes whose model has its share of the connections to this copy's pod; None: it waits for
-        one there (`wait`). Raises MeshError where it must not wait, or too many do."""
+        """Returns another copy for a call whose model has its share of the connections to this copy's pod; None: it
+        waits for one there (`wait`). Raises MeshError if it must not wait, or too many do."""
         others = self.view.copies.get(copy.model, ())
         other = self.pick([other for other in others if other not in tried and self.has_room(other)])
         elsewhere = other is not None and not self.must_verify(other)
@@ -185,21 +187,21 @@ class Forwarder:
         return other if beyond is retry.Beyond.ELSEWHERE else None
 
     def wait(self, copy: Copy, waiter: Waiter) -> None:
-        """Has the waiter resumed once a call in the copy's pod has ended, and it is its turn."""
+        """Resumes the waiter once a call in the copy's pod has ended and it is the waiter's turn."""
         copy.waiting[waiter] = copy.pod.waited_for[copy] = None
 
     def reached(self, pod: Pod) -> None:
-        """The pod has answered after it had failed."""
+        """Notes that a pod that had failed has answered."""
         pod.failed_at = 0.0
 
     def watch(self, carry: Timed) -> None:
-        """Sees to the deadline of a call in flight."""
+        """Watches the deadline of a call in flight."""
         self.timed.add(carry)
         if self._sweeper is None:
             self._sweeper = self.loop.call_later(_SWEEP, self._sweep)
 
     def _sweep(self) -> None:
-        # One look at all of them is cheaper than a timer each: nearly all calls end long before their deadline.
+        # One pass over all of them is cheaper than a timer each: nearly all calls end long before their deadline.
         now = self.loop.time()
         try:
             for carry in [carry for carry in self.timed if carry.deadline < now]:

@@ -1,9 +1,9 @@
-"""Counting calls, cheaply: the predecessor's metrics by method and code, and ours that tell hits from cold starts.
+"""Cheap counting of calls: the predecessor's metrics by method and code, and ours that tell hits from cold starts.
 
 The children of a method and a code are looked up once and kept, so that a hit costs three observations and no strings.
 
-Names of methods come from clients. A name gets series of its own once a model server has answered a call of it with OK:
-invented ones are counted together as `other`, and can neither grow the metrics nor crowd out real ones.
+Names of methods come from clients. A name gets series of its own once a model server has answered a call of it with OK;
+all others are counted together as `other`, so invented names can neither grow the metrics nor crowd out real ones.
 """
 
 from mesh.statuses import Code
@@ -43,8 +43,8 @@ class Meter:
             "mesh_cold_milliseconds", "Calls that waited for a load, all outcomes.", metrics.BUCKETS_MS
         ).labels()
         self.loads = registry.counter("mesh_loads", "Loads that agents were asked for and carried out.").labels()
-        self.load_failures = registry.counter("mesh_load_failures", "Loads that agents tried in vain.").labels()
-        self.not_here = registry.counter("mesh_not_here", "Calls that reached a pod without the copy meant.").labels()
+        self.load_failures = registry.counter("mesh_load_failures", "Loads that agents tried and that failed.").labels()
+        self.not_here = registry.counter("mesh_not_here", "Calls that reached a pod without their copy.").labels()
         self.verify_first = registry.counter(
             "mesh_verify_first", "Calls that a pod answered only after its record was verified."
         ).labels()
@@ -58,7 +58,7 @@ class Meter:
         self._methods = set(_V2)
 
     def call(self, label: str, code: int, ms: float, request: int, response: int = -1) -> None:
-        """One inference call has ended. Sizes without framing; -1: there was no reply."""
+        """Counts an inference call that has ended. Sizes are without framing; -1: there was no reply."""
         series = self._known.get((label, code))
         if series is None:
             series = self._series(label, code)
@@ -68,7 +68,7 @@ class Meter:
             series[2].observe(response)
 
     def managed(self, label: str, code: int, ms: float) -> None:
-        """One management call over gRPC has ended."""
+        """Counts a management call over gRPC that has ended."""
         self._management.labels(label, code_name(code)).observe(ms)
 
     def _series(self, label: str, code: int) -> _Series:
@@ -88,7 +88,7 @@ class Meter:
 
 
 def code_name(code: int) -> str:
-    """The name of a gRPC code, also of one that does not exist."""
+    """Returns the name of a gRPC code, even of one that does not exist."""
     try:
         return Code(code).name
     except ValueError:

@@ -1,4 +1,4 @@
-"""How a model server's reply goes back: without the headers that are ours, whole or message by message."""
+"""The way of a model server's reply to the caller: without the mesh's own headers, whole or message by message."""
 
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
@@ -12,12 +12,12 @@ from router.state.pods import Pod
 log = logs.get(__name__)
 
 ENCODING = b"grpc-encoding"
-"""Says how a compressed frame is."""
+"""The header that names the compression of frames."""
 
 
 def returned(received: list[Header], pod: Pod) -> tuple[list[Header], bytes | None]:
-    """The headers that go back to the client, and the one that says why the pod has run nothing, NOT_HERE or
-    VERIFY_FIRST, if there is one; notes the pod's load on the way."""
+    """Returns the headers for the client, and the header that says why the pod has run nothing (NOT_HERE or
+    VERIFY_FIRST), if there is one. Notes the pod's load on the way."""
     returns = routes.returns
     kept = []
     refusal = None
@@ -36,7 +36,8 @@ def returned(received: list[Header], pod: Pod) -> tuple[list[Header], bytes | No
 
 
 async def pump(call: Call, stream: ReplyStream, headers: list[Header]) -> tuple[int, int]:
-    """Passes a reply on message by message; its code and the bytes of its messages. Raises Lost, CallCancelled."""
+    """Passes a reply on message by message; returns its code and the bytes of its messages. Raises Lost,
+    CallCancelled."""
     size = 0
     call.start(headers)
     while (frame := await stream.read()) is not None:

@@ -1,10 +1,10 @@
-"""Which model a call is for, and what of its metadata goes on to the model server.
+"""The model that a call is for, and the part of its metadata that the model server gets.
 
-The rules and texts are the predecessor's, so that its clients notice no difference: the id stands in the message where
-the method has a field path (the three V2 methods have one), else in the metadata. As much of the message is read as it
-takes to find the id; a compressed message is decompressed for that and forwarded as it came.
+The rules and texts are the predecessor's, so that its clients notice no difference: the id is in the message if
+the method has a field path (the three V2 methods have one), else in the metadata. Only as much of the message is read
+as is needed to find the id; a compressed message is decompressed for that and forwarded as it came.
 
-Left to others: what a model id leads to (`view`, `coldstart`), and the methods that are no inference (`dispatch`).
+Not here: finding a copy of the model (`view`, `coldstart`), and methods other than inference (`dispatch`).
 """
 
 from collections.abc import Mapping
@@ -18,23 +18,23 @@ from mesh.wire.call import Call, Header
 from router.calls import extensions, fieldpath
 
 _REFUSED = (
-    b"/mmesh.ModelRuntime/",  # what agents ask model servers: never for clients
+    b"/mmesh.ModelRuntime/",  # what agents call on model servers: never for clients
     b"/com.ibm.watson.tas.internal.proto.ModelServer/",
     b"/mesh.agent.v1.Agent/",
-    b"/mmesh.ModelMesh/",  # what exists of these two is answered before it comes here
+    b"/mmesh.ModelMesh/",  # methods of these two that exist are answered before a call comes here
     b"/com.ibm.watson.tas.proto.TasRuntime/",
 )
 _MAX_METHODS = 1000  # names that are remembered; they come from clients
 _MAX_NAMES = 4000
 _MAX_NAME = 256  # bytes of a name that is remembered: a head may have 64 KiB
-_MAX_IDS = 100  # of one call
+_MAX_IDS = 100  # in one call
 _UNPACKED = 1 << 20  # bytes: 3 ms at most
-_MAX_TEXT = 200  # characters of a client's own that a text repeats
+_MAX_TEXT = 200  # characters of a client's text that ours repeats
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """What is known of one method."""
+    """The properties of one method."""
 
     name: bytes  # with its leading slash
     label: str  # for metrics: the part after the last slash
@@ -42,7 +42,7 @@ class Method:
     safe: bool = False  # may be sent a second time although the first server may have seen it
     unary: bool = False  # known to have one message and one reply, and so to end soon
     refused: str = ""  # never forwarded, and why
-    lacking: str = ""  # why a call that names no model is refused, where that is more than the lack of a header
+    lacking: str = ""  # why a call that names no model is refused, if not just for the lack of a header
 
 
 V2_METHODS: Mapping[bytes, Method] = {
@@ -52,7 +52,7 @@ V2_METHODS: Mapping[bytes, Method] = {
 
 
 class Routes:
-    """The methods and how their model is found."""
+    """The methods, and how the model of each is found."""
 
     __slots__ = ("_methods",)
 
@@ -60,7 +60,7 @@ class Routes:
         self._methods = dict(methods)
 
     def method(self, name: bytes) -> Method:
-        """What is known of the method; any that nobody named takes its id from the metadata."""
+        """Returns the method's properties; an unknown method takes its id from the metadata."""
         found = self._methods.get(name)
         if found is None:
             text = name.decode("utf-8", "replace")
@@ -73,10 +73,11 @@ class Routes:
         return found
 
     def model_id(self, call: Call, method: Method, frame: bytes | None) -> str:
-        """The id of the model that the call is for. Raises MeshError: BAD_REQUEST, TOO_LARGE, UNKNOWN_METHOD."""
+        """Returns the id of the model that the call is for. Raises MeshError: BAD_REQUEST, TOO_LARGE,
+        UNKNOWN_METHOD."""
         if method.path and frame is not None:
             try:
-                # Flag 0 is nearly always so.
+                # The flag is nearly always 0.
                 if frame[0]:
                     found = _in_compressed(call, method, frame)
                 else:
@@ -93,8 +94,8 @@ class Routes:
 
 
 def _in_compressed(call: Call, method: Method, frame: bytes) -> str | None:
-    """The id in a compressed message, or None. Encoders write it first, so a message is not unpacked for it beyond
-    `_UNPACKED`: 16 MiB would keep the event loop for 50 ms."""
+    """Returns the id in a compressed message, or None. Encoders write it first, so no more than `_UNPACKED` of a
+    message is unpacked for it: 16 MiB would block the event loop for 50 ms."""
     beginning = framing.beginning(frame, call.encoding, _UNPACKED)
     try:
         return fieldpath.extract(beginning, method.path)
@@ -107,16 +108,16 @@ def _in_compressed(call: Call, method: Method, frame: bytes) -> str | None:
 
 
 def _checked(model_id: str) -> str:
-    """The id, unless it is longer than any that can be registered. Raises MeshError."""
+    """Returns the id, unless it is longer than any that can be registered. Raises MeshError."""
     if len(model_id) > MAX_ID_BYTES:
         raise MeshError(Reason.BAD_REQUEST, f"model id is longer than {MAX_ID_BYTES} bytes")
     return model_id
 
 
 def id_of_metadata(received: list[Header], lacking: str = "") -> str:
-    """The model id that the metadata names. Raises MeshError: BAD_REQUEST, UNKNOWN_METHOD, UNSUPPORTED.
+    """Returns the model id that the metadata names. Raises MeshError: BAD_REQUEST, UNKNOWN_METHOD, UNSUPPORTED.
 
-    `lacking` is why a call is refused that names none, where it would have to for an extension alone."""
+    `lacking` is why a call that names none is refused, if only an extension would need the name."""
     models = _values(received, headers.MODEL_ID, headers.MODEL_ID_BIN)
     vmodels = _values(received, headers.VMODEL_ID, headers.VMODEL_ID_BIN)
     if models and vmodels:
@@ -142,7 +143,7 @@ def id_of_metadata(received: list[Header], lacking: str = "") -> str:
 
 
 def _values(received: list[Header], plain: bytes, binary: bytes) -> list[bytes]:
-    """The values of the plain name, or where there is none those of the binary one, decoded."""
+    """Returns the values of the plain name, or if there are none those of the binary one, decoded."""
     found = [value for name, value in received if name == plain]
     if found:
         return found
@@ -157,7 +158,7 @@ def _values(received: list[Header], plain: bytes, binary: bytes) -> list[bytes]:
 
 
 class _Passes(dict[bytes, bool]):
-    """Which names of a client's metadata go on. Remembers what it has seen: a look-up is all it costs a call."""
+    """A cache that says which names of a client's metadata go on: a call costs one look-up."""
 
     def __missing__(self, name: bytes) -> bool:
         passes = not name.startswith((headers.INTERNAL, b"mm-", b"grpc-")) and name not in (
@@ -171,11 +172,11 @@ class _Passes(dict[bytes, bool]):
 
 
 passes = _Passes()
-"""`passes[name]`: whether the model server gets that header of a client's. Not what is ours or the transport's."""
+"""`passes[name]`: whether the model server gets that header of a client's. The mesh's and the transport's own stay."""
 
 
 class _Returns(dict[bytes, bool]):
-    """Which names of a reply's metadata go back to the client."""
+    """A cache that says which names of a reply's metadata go back to the client."""
 
     def __missing__(self, name: bytes) -> bool:
         returns = not name.startswith(headers.INTERNAL)

@@ -1,12 +1,12 @@
 """Calls whose request comes message by message: carried by two coroutines, one each way, full duplex.
 
-The same rules as for unary calls (`attempts`). What differs is what can be sent a second time: the messages that have
-been passed on are kept until the reply begins, the first one always, more of them up to a bound. A call that has sent
-more than that is not tried again.
+The rules are those of unary calls (`attempts`), except for what can be sent a second time: the messages that have been
+passed on are kept until the reply begins, the first one always, more of them up to a bound. A call that has sent more
+than that is not tried again.
 
-Unary calls come here too when their end arrives later than their message. So the first message is held against the
-requests in which servers have died, as a unary one is. That is done where its model is named in it, as V2 has it: of
-other methods nothing is read before a server is chosen, and what servers died in is only known of V2's.
+Unary calls come here too if their end arrives later than their message. So the first message is compared with the
+requests in which servers have died, as a unary one is, if the message names the model, as in V2: other methods'
+messages are not read before a server is chosen, and the requests in which servers died are only known for V2.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from router.calls.routes import Method, Routes
 from router.fencing.verify import NOTHING, Said
 from router.state.pods import Copy
 
-_KEPT = 64 * 1024  # bytes of messages kept beside the first, to be sent again
+_KEPT = 64 * 1024  # bytes of messages kept besides the first, to be sent again
 
 
 async def carry(forwarder: Forwarder, known: Routes, call: Call, method: Method) -> None:
-    """Carries one call to its end, whatever that is."""
+    """Carries one call to its end."""
     began = time.perf_counter()
     stream = _Stream(forwarder, call, method)
     code = int(Code.INTERNAL)
@@ -64,7 +64,7 @@ async def carry(forwarder: Forwarder, known: Routes, call: Call, method: Method)
 
 
 class _Place:
-    """A call's place among those that wait for a connection to a copy's pod, which is kept for it once it is free."""
+    """The place of a call that waits for a connection to a copy's pod; a free connection is reserved for it."""
 
     def __init__(self, forwarder: Forwarder, copy: Copy) -> None:
         self._forwarder = forwarder
@@ -72,12 +72,12 @@ class _Place:
         self._came: asyncio.Future[None] = forwarder.loop.create_future()
 
     def resume(self) -> None:
-        """A connection is free: takes it."""
+        """Takes the connection that has become free."""
         self._forwarder.began(self._copy)
         self._came.set_result(None)
 
     async def wait(self) -> None:
-        """Waits for a connection. Cancelled, gives it back."""
+        """Waits for a connection. If cancelled, gives it back."""
         self._forwarder.wait(self._copy, self)
         try:
             await asyncio.shield(self._came)
@@ -90,7 +90,7 @@ class _Place:
 
 
 class _Stream:
-    """One call and what is kept of it."""
+    """One call and the messages kept of it."""
 
     def __init__(self, forwarder: Forwarder, call: Call, method: Method) -> None:
         self._forwarder = forwarder
@@ -98,16 +98,16 @@ class _Stream:
         self._method = method
         self._kept: list[bytes] = []
         self._kept_bytes = 0
-        self.hold = forwarder.budget.hold()  # the bytes of those that are kept
+        self.hold = forwarder.budget.hold()  # the bytes of the messages kept
         self._keeping = True  # the reply has not begun
         self._whole = True  # everything that was read is kept
         self._ended = False
-        self.cold = False  # it has waited for a load
+        self.cold = False  # the call has waited for a load
         self.sent = 0  # bytes of messages
         self.received = -1
 
     async def run(self, known: Routes) -> int:
-        """Carries it and returns the code it ended with. Raises MeshError, CallCancelled."""
+        """Carries the call and returns the code it ended with. Raises MeshError, CallCancelled."""
         call, method, forwarder = self._call, self._method, self._forwarder
         first = await self._read() if method.path else None
         model_id = known.model_id(call, method, first)
@@ -127,13 +127,13 @@ class _Stream:
             again = copy if outcome.verify else None
             copy, said = await self._place(model_id, attempts, first, again, insist=outcome.insist)
 
-    # --- where to ---
+    # --- choosing a copy ---
 
     async def _place(
         self, model_id: str, attempts: Attempts, first: bytes | None, again: Copy | None = None, *, insist: bool = False
     ) -> tuple[Copy, Said]:
-        """Takes a connection to a copy that may be called now, once there is one; returns it, and what the call says of
-        its record. `again`: this one, where it still is there; `insist`: as `Verifier.verify` has it. Raises MeshError.
+        """Takes a connection to a copy that may be called, once there is one; returns the copy and what the call states
+        about its record. `again`: this copy, if it still exists; `insist`: as in `Verifier.verify`. Raises MeshError.
         """
         forwarder, tried = self._forwarder, attempts.tried
         for _ in range(MAX_TRIES):
@@ -162,10 +162,10 @@ class _Stream:
                 if said := forwarder.known(copy):
                     return copy, said
             forwarder.ended(copy)
-        raise MeshError(Reason.UNAVAILABLE, f"no copy of {model_id} stays where it is", retry_after=1.0)
+        raise MeshError(Reason.UNAVAILABLE, f"the copies of {model_id} keep moving", retry_after=1.0)
 
     async def _verified(self, copy: Copy, first: bytes | None, *, insist: bool) -> Said | None:
-        """What the call may say of the copy's record; None: the copy is gone. Raises MeshError."""
+        """Returns what the call may state about the copy's record; None: the copy is gone. Raises MeshError."""
         forwarder = self._forwarder
         if not insist:
             if not forwarder.must_verify(copy):
@@ -180,7 +180,7 @@ class _Stream:
     # --- one try ---
 
     async def _try(self, copy: Copy, headers: tuple[Header, ...], said: Said, attempts: Attempts) -> int | Decision:
-        """Sends the call to the copy. Returns the code it ended with, or what follows. Raises MeshError."""
+        """Sends the call to the copy. Returns the code it ended with, or what to do next. Raises MeshError."""
         call, forwarder, pool = self._call, self._forwarder, copy.pod.pool
         if pool is None:
             return attempts.missed(copy, kept=self._whole)
@@ -238,7 +238,7 @@ class _Stream:
                     await request.write(read)
             request.end()
         except (Lost, CallCancelled):
-            pass  # who waits for the reply is told too
+            pass  # the waiter for the reply gets the error as well
 
     async def _answer(self, copy: Copy, answer: Reply | ReplyStream) -> int:
         call = self._call

@@ -1,11 +1,12 @@
-"""Carrying a unary call to a copy and its reply back: a small state machine of plain callbacks, no task on a hit.
+"""The carrying of a unary call to a copy and of its reply back: a state machine of plain callbacks, no task on a hit.
 
-A `Carry` is one call. It picks a copy from the view, sends the bytes, and passes back what comes: status, metadata,
-trailers, or a stream. Where there is no copy, `coldstart` calls back; what follows from a try that brought no answer is
-`attempts`'. When the caller goes away, or its deadline passes, the server is told by closing the connection.
+A `Carry` is one call. It picks a copy from the view, sends the bytes, and passes the reply back: status, metadata,
+trailers, or a stream. If there is no copy, `coldstart` calls back; after a try without an answer, `attempts` decides
+what follows. When the caller goes away, or its deadline passes, closing the connection tells the server.
 
 The record of a *suspect* copy is read before the first try, as is that of a model whose calls lost servers; see
-`verify`. What calls share is `forwarder`'s, how they reach a `Carry` `dispatch`'s, streaming requests are `streams`'.
+`verify`. `forwarder` holds what calls share, `dispatch` makes a `Carry` of a call, `streams` carries streaming
+requests.
 """
 
 import time
@@ -63,7 +64,7 @@ class Carry:
         self._pool: Pool | None = None
         self._exchange: Exchange | None = None
         self._said = NOTHING
-        self._attempts: Attempts | None = None  # from its first trouble on
+        self._attempts: Attempts | None = None  # from the first failed try on
         self._cold = False
         self._done = False
         self._waits_for: Copy | None = None
@@ -71,7 +72,7 @@ class Carry:
         self.deadline = 0.0
 
     def begin(self) -> None:
-        """Sends it, or sees to it that there is something to send it to."""
+        """Sends the call, or starts the search for a copy to send it to."""
         forwarder = self._forwarder
         call = self._call
         forwarder.in_flight += 1
@@ -88,10 +89,10 @@ class Carry:
             self._send(copies[0])
         else:
             self._next()
-        if not self._done:  # else it was refused at once, and the two would keep each other
+        if not self._done:  # else it was refused at once, and the two would keep each other alive
             call.on_cancel(self.cancelled)
 
-    # --- where to ---
+    # --- choosing a copy ---
 
     def _next(self) -> None:
         forwarder = self._forwarder
@@ -137,7 +138,7 @@ class Carry:
         call = self._call
         pod = copy.pod
         pool = pod.pool
-        if pool is None:  # it has gone meanwhile
+        if pool is None:  # the pod has gone meanwhile
             self._after(copy, self._tries().missed, copy)
             return
         if copy.calls and not self._forwarder.has_room(copy):
@@ -162,7 +163,7 @@ class Carry:
             self._forwarder.began(copy)
 
     def _beyond_share(self, copy: Copy) -> None:
-        """Its model has its share of the connections: goes to another copy that has not, or waits for a call to end."""
+        """Goes to another copy, or waits for a call to end: the model has its share of this pod's connections."""
         forwarder = self._forwarder
         try:
             other = forwarder.beyond_share(copy, self._tried)
@@ -176,7 +177,7 @@ class Carry:
             self._waits_for = copy
 
     def resume(self) -> None:
-        """A call in the same pod has ended."""
+        """Goes on: a call in the same pod has ended."""
         self._waits_for = None
         if not self._done:
             self._next()
@@ -184,12 +185,12 @@ class Carry:
     # --- from the cold start ---
 
     def on_copy(self) -> None:
-        """There is a copy now."""
+        """Goes on: there is a copy now."""
         if not self._done:
             self._next()
 
     def on_error(self, error: MeshError) -> None:
-        """There will be none."""
+        """Fails the call: there will be no copy."""
         self._fail(error)
 
     # --- from the pool ---
@@ -224,7 +225,7 @@ class Carry:
             self._ended(reply.code, -1)
 
     def on_stream(self, stream: ReplyStream) -> None:
-        """The reply comes message by message."""
+        """Passes back a reply that comes message by message."""
         assert self._copy is not None
         headers, _ = replies.returned(stream.headers, self._copy.pod)
         if stream.encoding:
@@ -238,7 +239,7 @@ class Carry:
         except CallCancelled:
             stream.cancel()
         except Lost as lost:
-            if not self._done:  # else it was lost because we have given it up
+            if not self._done:  # else it was lost because we gave up the call
                 assert self._copy is not None
                 self._forwarder.lost(self._copy, lost.why)
                 error = replies.broken(lost.why)
@@ -252,7 +253,7 @@ class Carry:
             self._ended(code, size)
 
     def on_lost(self, lost: Lost) -> None:
-        """Tries again where that is allowed."""
+        """Tries again if that is allowed."""
         copy, pool = self._copy, self._pool
         assert copy is not None
         self._forwarder.ended(copy)
@@ -274,7 +275,7 @@ class Carry:
         return attempts
 
     def _after(self, copy: Copy, outcome: Callable[P, Decision], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Does what follows from the outcome of a try to call the copy."""
+        """Does what follows from the outcome of a try."""
         try:
             decision = outcome(*args, **kwargs)
         except MeshError as error:
@@ -291,16 +292,16 @@ class Carry:
         if not self._done:
             self._next()
 
-    # --- how it ends ---
+    # --- the end ---
 
     def cancelled(self) -> None:
-        """The caller has gone."""
+        """Ends the call: its caller has gone."""
         if not self._done:
             self._withdraw()
             self._ended(int(Code.CANCELLED), -1)
 
     def expired(self) -> None:
-        """The deadline has passed."""
+        """Fails the call: its deadline has passed."""
         if not self._done:
             self._fail(MeshError(Reason.DEADLINE, "the deadline has passed"))
 
@@ -327,7 +328,7 @@ class Carry:
         if self._done:
             return
         self._done = True
-        self._call.on_cancel(None)  # call and carry would keep each other, and leave it to the garbage collector
+        self._call.on_cancel(None)  # else call and carry would keep each other alive until garbage collection
         forwarder = self._forwarder
         forwarder.in_flight -= 1
         if self.deadline:

@@ -1,6 +1,4 @@
-"""A call that is made in the process itself: it takes the path of one that came by gRPC: routing, cold starts, retries,
-metrics.
-"""
+"""A call made inside the process. It takes the path of a gRPC call: routing, cold starts, retries, metrics."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +13,7 @@ log = logs.get(__name__)
 
 @dataclass(slots=True)
 class Answer:
-    """How a call ended."""
+    """The outcome of a call."""
 
     code: int
     text: str = ""
@@ -24,12 +22,12 @@ class Answer:
     trailers: list[wire.Header] = field(default_factory=list)
 
     def metadata(self, name: bytes) -> bytes | None:
-        """The first value of that name, in trailers or headers (a failure has all in one of them)."""
+        """Returns the first value of that name, in trailers or headers (a failure has all in one of them)."""
         return next((value for part in (self.trailers, self.headers) for key, value in part if key == name), None)
 
     @property
     def encoding(self) -> bytes:
-        """How a compressed frame is, as `grpc-encoding` names it; b"": it says nothing."""
+        """The compression of frames, as `grpc-encoding` names it; b"": not stated."""
         return self.metadata(b"grpc-encoding") or b""
 
 
@@ -62,19 +60,19 @@ class LocalCall(wire.Call):
 
     @property
     def cancelled(self) -> bool:
-        """Whether `cancel()` came before the answer."""
+        """True if `cancel()` came before the answer."""
         return self._cancelled
 
     def on_cancel(self, callback: Callable[[], None] | None) -> None:
-        """Sets what is called when the caller goes away before the answer."""
+        """Sets the function to call when the caller goes away before the answer."""
         if callback is not None and self._cancelled:
             callback()
         else:
             self._on_cancel = callback
 
     def cancel(self) -> None:
-        """The caller goes away: its client has, or its deadline passed. Nothing happens where it is answered."""
-        # A cancelled answer is one whose waiting was cancelled: the handler does not know of it yet.
+        """Cancels the call: its client has gone, or its deadline passed. Does nothing once it is answered."""
+        # The answer is cancelled if the wait for it was: the handler does not know yet.
         if self._cancelled or (self.answer.done() and not self.answer.cancelled()):
             return
         self._cancelled = True
@@ -87,7 +85,7 @@ class LocalCall(wire.Call):
                 log.exception("handler failed on a cancel", method=self.method)
 
     async def read(self) -> bytes | None:
-        """The one message, then None. Raises `CallCancelled`."""
+        """Returns the one message, then None. Raises `CallCancelled`."""
         if self._cancelled:
             raise wire.CallCancelled("the caller has gone")
         if self._read:
@@ -108,7 +106,7 @@ class LocalCall(wire.Call):
         self._start = list(headers)
 
     async def write(self, frame: bytes) -> None:
-        """Takes one message; more than one has no form in a unary call."""
+        """Takes one message; a unary call cannot carry more than one."""
         if self._cancelled:
             raise wire.CallCancelled("the caller has gone")
         if self._first is not None:
@@ -130,7 +128,7 @@ class LocalCall(wire.Call):
 
 
 async def make(call: LocalCall, dispatch: wire.Handler) -> Answer:
-    """Makes the call and waits for its answer, at most until its deadline. A cancel of this reaches the handler."""
+    """Makes the call and waits for its answer, at most until its deadline. A cancellation reaches the handler."""
     try:
         dispatch(call)
     except Exception:

@@ -1,10 +1,10 @@
 """The model part of V2, for callers inside the process: ready, metadata, infer.
 
 REST differs from gRPC in how messages look, not in what happens to them. So each of these becomes the unary call that a
-gRPC client would have made, and goes through the dispatcher as that does (`localcall`).
+gRPC client would have made, and goes through the dispatcher like it (`localcall`).
 
-An inference is passed as the framed message, and its answer comes so: whoever makes the message of a large tensor wants
-it copied once, and the answer is often passed on as it is.
+An inference is passed as a framed message, and so is its answer: the message of a large tensor should be copied only
+once, and the answer is often passed on unchanged.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ M = TypeVar("M", bound=Message)
 
 
 class Caller(NamedTuple):
-    """Who calls, and what goes along with the call."""
+    """The caller, and what its call carries."""
 
     deadline: float | None = None  # on the event loop's clock; None: never
     metadata: Sequence[Header] = ()
@@ -32,7 +32,7 @@ class Caller(NamedTuple):
 
 
 class Failed(Exception):
-    """The call was answered with a status other than OK, which is to be passed on."""
+    """A call answered with a status other than OK, which is to be passed on."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.text)
@@ -40,23 +40,23 @@ class Failed(Exception):
 
 
 class Models:
-    """The models, as callers inside the process reach them."""
+    """Access to models for callers inside the process."""
 
     def __init__(self, dispatch: Handler, *, max_message: int) -> None:
-        """`max_message`: bytes of an answer, once it is unpacked."""
+        """Stores its parts. `max_message`: bytes of an answer, once it is decompressed."""
         self._dispatch = dispatch
         self._max_message = max_message
 
     async def ready(self, request: pb.ModelReadyRequest, caller: Caller) -> pb.ModelReadyResponse:
-        """Tells whether a model is ready. One that is not loaded is loaded for it. Raises Failed, MeshError."""
+        """Returns whether a model is ready. One that is not loaded gets loaded. Raises Failed, MeshError."""
         return await self._ask("ModelReady", request, pb.ModelReadyResponse, caller)
 
     async def metadata(self, request: pb.ModelMetadataRequest, caller: Caller) -> pb.ModelMetadataResponse:
-        """Returns a model's inputs and outputs. One that is not loaded is loaded for it. Raises Failed, MeshError."""
+        """Returns a model's inputs and outputs. One that is not loaded gets loaded. Raises Failed, MeshError."""
         return await self._ask("ModelMetadata", request, pb.ModelMetadataResponse, caller)
 
     async def infer(self, frame: bytes, caller: Caller) -> Answer:
-        """Has a framed ModelInferRequest carried out; the answer has a frame. Raises Failed."""
+        """Carries out a framed ModelInferRequest; the answer has a frame. Raises Failed."""
         return await self._make("ModelInfer", frame, caller)
 
     def response(self, answer: Answer) -> pb.ModelInferResponse:

@@ -1,9 +1,9 @@
 """The server part of V2: live, ready, metadata.
 
 The server that clients see is the whole mesh, so live means that this worker answers, and ready that an inference can
-be served: this router is ready, and a runtime pod as well. That is stricter than the router's own readiness (`/ready`
-of its probe port, `grpc.health.v1`), by which load balancers choose among routers: models are registered and pods
-looked at through a router also while no runtime pod is up, and taking all routers away would only hide the reason.
+be served: this router and at least one runtime pod are ready. That is stricter than the router's own readiness
+(`/ready` of its probe port, `grpc.health.v1`), by which load balancers choose among routers: a router registers models
+and shows pods even while no runtime pod is up, and taking all routers out of service would only hide the reason.
 """
 
 import importlib.metadata
@@ -26,16 +26,16 @@ class Server:
     """One worker as V2's server."""
 
     def __init__(self, view: View, ready: Callable[[], str | None]) -> None:
-        """`ready` says why this router takes no calls; None: it does."""
+        """Stores its parts. `ready` returns why this router takes no calls; None: it does."""
         self._view = view
         self._router = ready
 
     def live(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
-        """Answers, which is all that live means."""
+        """Answers: live means nothing more."""
         return pb.ServerLiveResponse(live=True)
 
     def ready(self, _: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
-        """Tells whether an inference can be served; why not is `why_not_ready`'s."""
+        """Returns whether an inference can be served; `why_not_ready` says why not."""
         return pb.ServerReadyResponse(ready=self.why_not_ready() is None)
 
     def metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
@@ -43,7 +43,7 @@ class Server:
         return pb.ServerMetadataResponse(name=NAME, version=VERSION, extensions=EXTENSIONS)
 
     def why_not_ready(self) -> str | None:
-        """Says why no inference can be served now; None: it can. Pods that are only suspected still count."""
+        """Returns why no inference can be served now; None: it can. Suspect pods still count."""
         reason = self._router()
         if reason is not None:
             return reason
