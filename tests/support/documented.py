@@ -34,7 +34,9 @@ INSTALL = "tests/cluster/test_install.py"
 THREE = "tests/cluster/test_three_etcd.py"
 
 RUN_BY = {
-    ("admin.md", "For admins"): By(LOCAL, but="what stands behind `kubectl exec ... --`, with a router's environment"),
+    ("admin.md", "Administration"): By(
+        LOCAL, but="what stands behind `kubectl exec ... --`, with a router's environment"
+    ),
     ("admin.md", "When a pod is cut off"): By(LOCAL, but="no pod is: tests/chaos cuts some off"),
     ("admin.md", "Doctor"): By(LOCAL, but="--namespace needs a cluster: tests/doctor has a kubectl that is made up"),
     ("admin.md", "Back up and restore"): By(LOCAL),

@@ -129,7 +129,7 @@ def test_a_backup_from_within_a_routers_pod(shell, mesh):
     shell.environment |= {"MESH_ETCD": mesh.etcd.endpoint, "MESH_BASE": mesh.base}
     register(shell, mesh, "lost")
     there = {f"kubectl -n team-a exec {option}deploy/mesh-router -- ": "" for option in ("", "-i ")}
-    save, restore = texts("admin.md", "For admins", there)
+    save, restore = texts("admin.md", "Administration", there)
     typed(shell, save)
     unregister(shell, "lost")
     assert "created: 1 model" in typed(shell, restore)
