@@ -56,7 +56,7 @@ class Listing:
     folders: tuple[str, ...] = ()  # of a tree, those to be made even if they stay empty
     skipped: tuple[str, ...] = ()  # entries that cannot be listed, each with the reason
     store: str = ""  # the deliverer and the receiver of the files; "": nothing is shared between them
-    release: Callable[[], None] = _nothing  # releases what the listing holds for reads that will not come
+    release: Callable[[], None] = _nothing  # frees resources held for reads that will not come
 
 
 class Provider(Protocol):

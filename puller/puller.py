@@ -172,7 +172,7 @@ class Puller:
     def sweep(self) -> None:
         """Removes what an earlier process left, except its whole files, which are used again.
 
-        Blocks. Raises ValueError if the directory is somebody else's."""
+        Blocks. Raises ValueError if the directory belongs to another program."""
         self._disk.sweep()
         self._cache.load()
 

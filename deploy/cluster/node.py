@@ -73,7 +73,7 @@ def clean() -> None:
         for other in (note, _RESULTS / f"cni-loopback-{pod}-lo"):
             other.unlink(missing_ok=True)
     for folder in (_DEVICES, _DEVICES.parent):  # the one folder of the kubelet that cannot be set
-        with contextlib.suppress(OSError):  # somebody else's, and in use
+        with contextlib.suppress(OSError):  # not ours, and in use
             (folder / "kubelet.sock").unlink(missing_ok=True)
             folder.rmdir()
     shutil.rmtree(layout.RUN, ignore_errors=True)

@@ -91,7 +91,7 @@ def _reason(error: Exception) -> str:
 
 
 def _validity(certificate: bytes) -> tuple[float, float]:
-    from cryptography import x509  # megabytes, only where clients call over TLS
+    from cryptography import x509  # megabytes, only if clients call over TLS
 
     first = x509.load_pem_x509_certificates(certificate)[0]
     return first.not_valid_before_utc.timestamp(), first.not_valid_after_utc.timestamp()
@@ -158,7 +158,7 @@ class Certificates:
         ).follow(lambda: round(self.expires_in))
         registry.gauge(
             "mesh_edge_certificate_refused",
-            "1 where newer files for the edge's certificate do not work and the former ones are kept.",
+            "1 if newer files for the edge's certificate do not work and the former ones are kept.",
             merge="max",
         ).follow(lambda: int(bool(self.refusal)))
 

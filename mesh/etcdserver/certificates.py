@@ -84,7 +84,7 @@ class Copies:
         elif self._handover.take(self.source, new, now):
             log.warning(
                 "another authority: it did not sign the certificates that etcd's clients show. Both are trusted for "
-                "now, and the new certificate is shown when the files have reached everybody",
+                "now, and the new certificate is shown when the files have reached all processes",
                 folder=str(self.source),
                 shown_in_seconds=handover.SETTLE,
             )

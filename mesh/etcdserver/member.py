@@ -107,7 +107,7 @@ def exists(others: Iterable[str], tls: ssl.SSLContext | None) -> bool:
                 if any(fields.get("clientURLs") for fields in json.load(answer)):
                     return True
         except (OSError, ValueError, AttributeError, TypeError) as error:
-            log.info("a member does not answer who the members are", url=url, why=str(error))
+            log.info("a member does not answer with its list of members", url=url, why=str(error))
     return False
 
 

@@ -265,7 +265,7 @@ def describe_exit(returncode: int) -> str:
 
 
 class _Output(asyncio.Protocol):
-    """Splits what a child writes into lines."""
+    """Splits a child's output into lines."""
 
     def __init__(self, name: str, on_line: Callable[[str], None] | None, on_end: Callable[[], None]) -> None:
         self.tail: collections.deque[str] = collections.deque(maxlen=_TAIL)

@@ -88,7 +88,7 @@ class Tasks:
         self._awaited = awaited
         self._on_lost = on_lost
         self._held: set[asyncio.Task[Any]] = set()
-        self._duties: list[_Standing] = []  # those whose loops are looked at
+        self._duties: list[_Standing] = []  # duties whose loops are checked
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
 

@@ -108,7 +108,7 @@ class Watch:
         heard = self._heard()
         now = time.monotonic()
         seen = proc.stat(self._child.pid)
-        # The threads are looked at only where it matters: a server may have a hundred.
+        # The threads are examined only if it matters: a server may have a hundred.
         runnable = now - heard > _FRESH and proc.runnable(self._child.pid)
         if seen is None:
             return hang.Look(

@@ -74,7 +74,7 @@ class Budget:
             self._highest = self.held
 
     def give(self, size: int) -> None:
-        """Gives back what was reserved or counted."""
+        """Returns reserved or counted bytes."""
         self.held -= size
 
     def settle(self) -> bool:
@@ -109,7 +109,7 @@ class Hold:
         self.size = 0
 
     def request(self, size: int) -> None:
-        """Holds so many bytes of a request in all, at least. Raises MeshError where there is no room for them."""
+        """Holds so many bytes of a request in all, at least. Raises MeshError if there is no room for them."""
         more = size - self.size
         if more <= 0:
             return

@@ -29,7 +29,7 @@ class Call(ABC):
     (`content-type`, `te`, `content-length`, `host`, `grpc-timeout`, `grpc-encoding`, ...) is not in it."""
 
     frame: bytes | None
-    """The whole request, where it was one message and has ended; None: use `read()`."""
+    """The whole request, if it was one message and has ended; None: use `read()`."""
 
     encoding: bytes
     """What `grpc-encoding` names, b"" for identity: how a frame with flag 1 is compressed."""
@@ -68,7 +68,7 @@ class Call(ABC):
 
     @abstractmethod
     def fail(self, code: int, text: str, headers: Headers = (), trailers: Headers = ()) -> None:
-        """Answers with a status other than OK and no message: trailers-only where nothing was sent yet, then `headers`
+        """Answers with a status other than OK and no message: trailers-only if nothing was sent yet, then `headers`
         and `trailers` travel together. After `start()`, the same as `finish()`."""
 
     @abstractmethod

@@ -1,8 +1,8 @@
 """The client end: a pool of connections to one address, and calls on them.
 
-HTTP/1.1 carries one call at a time on a connection, so calls in flight need as many connections. The last one used is
+HTTP/1.1 carries one call at a time on a connection, so each call in flight needs its own. The last one used is
 used again first: the rest goes cold and is closed. A call never waits for another one's end: beyond `max_connections`
-it is lost unsent at once, and who sent it decides what next; it waits only for a connection being made, and takes
+it is lost unsent at once, and its sender decides what to do; it waits only for a connection being made, and takes
 whichever becomes free first. Nothing is tried again here.
 
 `exchange` is one call, `clientconnection` reads replies, `streams` are for messages that come one by one.

@@ -368,7 +368,7 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def _learn(self, seen: heads.Answer) -> None:
-        """Keeps what the parser made of a read that brought one whole reply: one message and OK, nothing unusual."""
+        """Keeps the parser's result for a read that brought one whole reply: one message and OK, nothing unusual."""
         special = self._special
         head, body, tail = seen
         if (

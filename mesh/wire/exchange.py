@@ -68,7 +68,7 @@ class Exchange:
         self._stream: streams.ReplyStream | None = None
         self._rooms: list[asyncio.Future[None]] = []  # writers that wait for a connection or for room
         self.connection: Carrier | None = None
-        self.request = request  # what is written as soon as there is a connection
+        self.request = request  # written as soon as there is a connection
         self.ended = ended  # the whole request is written, or will be with `request`
         self.over: replies.Lost | None = None  # why nothing can be written any more
 

@@ -29,7 +29,7 @@ V = TypeVar("V")
 
 
 class Memo(dict[bytes, V], Generic[V]):
-    """A bounded memory of results, each under the bytes it was made of. Only what comes a second time is worth
+    """A bounded memory of results, each under the bytes it was made of. Only a key that comes a second time is worth
     keeping."""
 
     __slots__ = ("_seen", "missed", "rest")

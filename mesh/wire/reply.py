@@ -12,7 +12,7 @@ from mesh.wire import call
 
 @dataclass(slots=True)
 class Reply:
-    """One complete reply. `frame` is its message where it had exactly one and was not taken as a stream."""
+    """One complete reply. `frame` is its message if it had exactly one and was not taken as a stream."""
 
     code: int
     text: str = ""

@@ -115,7 +115,8 @@ class Server:
         self._paths.append((path, os.lstat(path).st_ino))
 
     async def listen_on(self, listening: socket.socket) -> None:
-        """Listens on somebody else's listening socket: it is closed at the end, and nothing is removed."""
+        """Listens on a socket that listens already and was made elsewhere: it is closed at the end, and no path is
+        removed."""
         loop = self._started()
         if listening.family == socket.AF_UNIX:
             listener = await loop.create_unix_server(lambda: self._connection(loop), sock=listening, backlog=_BACKLOG)

@@ -96,7 +96,7 @@ class ServerCall(call.Call):
         self._inbox: inbox.Inbox | None = None
         self._on_cancel: Callable[[], None] | None = None
 
-    # --- what the connection does with it ---
+    # --- for the connection ---
 
     def ready(self, limit: int) -> bool:
         """Returns whether its turn can begin: all of it is here, or it is a stream and not within its first message.
@@ -214,7 +214,7 @@ class ServerCall(call.Call):
             except Exception:
                 log.exception("handler failed on a cancel", method=self.method, peer=self.peer)
 
-    # --- what the handler does with it ---
+    # --- for the handler ---
 
     @property
     def cancelled(self) -> bool:
@@ -328,7 +328,7 @@ class ServerCall(call.Call):
         self._connection.answered(self)
 
     def _discard_input(self) -> None:
-        """Returns to the budget what the request still holds: nothing reads more of it."""
+        """Returns the bytes that the request still holds to the budget: nothing reads more of it."""
         if self.held:
             self._connection.budget.held -= self.held
             self.held = 0

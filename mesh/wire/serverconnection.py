@@ -151,7 +151,7 @@ class ServerConnection(asyncio.Protocol):
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Parses, then hands out what is ready."""
+        """Parses, then hands out ready calls."""
         if self._deaf:
             return
         seen: heads.Request | None = None
@@ -379,7 +379,7 @@ class ServerConnection(asyncio.Protocol):
         return self._credit >= 0
 
     def end_slow(self, least: int) -> None:
-        """Ends what the peer is too slow for: a request with an answer, a reply without."""
+        """Ends the body that the peer is too slow for: a request with an answer, a reply without."""
         made = self._incoming
         if self.stalled or made is None:
             self.transport.abort()
@@ -408,7 +408,7 @@ class ServerConnection(asyncio.Protocol):
     # --- order ---
 
     def _advance(self) -> None:
-        """Hands out what is ready, in order, while nothing is in flight."""
+        """Hands out ready calls, in order, while nothing is in flight."""
         queue = self._queue
         while queue and self._active is None and not self._closing and not self.stalled:
             made = queue[0]
