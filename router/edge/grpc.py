@@ -1,14 +1,14 @@
 """`grpc.aio` as the edge: for machines where Envoy cannot run.
 
-The same handler as behind Envoy gets the same calls, behind another transport: messages stay bytes, and each becomes a
+The handler that serves behind Envoy gets the same calls over another transport: messages stay bytes, and each becomes a
 frame. It costs some ten times the CPU of the HTTP/1.1 server behind Envoy (`grpcio`'s core, driven from asyncio), and
 REST needs a port of its own.
 
-Every worker listens on the one port (SO_REUSEPORT), and the kernel spreads the connections. Whether another mesh has
-the port already is therefore to be asked before the workers start (`mesh.process.ports.check_free`).
+Every worker listens on the one port (SO_REUSEPORT), and the kernel spreads the connections. So a check that no other
+mesh has the port must come before the workers start (`mesh.process.ports.check_free`).
 
-Which methods are unary is not on the wire. Those that are known to be take the fast way, with the request in one piece;
-any other is taken message by message, which serves unary ones too.
+The wire does not say which methods are unary. Those known to be unary take the fast path, with the request in one
+piece; any other is taken message by message, which serves unary ones too.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ Metadata = list[tuple[str, str | bytes]]
 
 @dataclass(slots=True)
 class _End:
-    """How a call was answered: `frame` is a unary reply not yet sent."""
+    """The outcome of a call: `frame` is a unary reply not yet sent."""
 
     code: int
     text: str = ""
@@ -82,18 +82,18 @@ class GrpcCall(wire.Call):
 
     @property
     def cancelled(self) -> bool:
-        """Whether the caller has gone."""
+        """True once the caller has gone."""
         return self._cancelled
 
     def on_cancel(self, callback: Callable[[], None] | None) -> None:
-        """Sets what is called when the caller goes away before the answer."""
+        """Sets the function to call when the caller goes away before the answer."""
         if callback is not None and self._cancelled:
             callback()
         else:
             self._on_cancel = callback
 
     def cut(self) -> None:
-        """The caller has gone."""
+        """Notes that the caller has gone."""
         if self._cancelled or (self.end.done() and not self.end.cancelled()):
             return
         self._cancelled = True
@@ -106,7 +106,7 @@ class GrpcCall(wire.Call):
                 log.exception("handler failed on a cancel", method=self.method, peer=self.peer)
 
     async def read(self) -> bytes | None:
-        """The next frame, or None at the end. Raises `CallCancelled`."""
+        """Returns the next frame, or None at the end. Raises `CallCancelled`."""
         if self._cancelled:
             raise wire.CallCancelled("the caller has gone")
         if self.frame is not None:
@@ -118,7 +118,7 @@ class GrpcCall(wire.Call):
             raise wire.CallCancelled(f"the caller has gone: {error}") from error
         if message is not _EOF:
             return framing.pack(message)
-        # A call that is cancelled looks like one that has ended, until the news of the cancel comes behind it.
+        # A cancelled call looks like one that has ended, until the news of the cancellation follows.
         await asyncio.wait((self._gone,), timeout=_NEWS)
         if self._cancelled:
             raise wire.CallCancelled("the caller has gone")
@@ -152,12 +152,12 @@ class GrpcCall(wire.Call):
         self._settle(_End(code, text, None, (), trailers))
 
     async def started(self) -> None:
-        """Once the initial metadata of `start()` are sent."""
+        """Waits until the initial metadata of `start()` is sent."""
         if self._starting is not None:
             await self._starting
 
     def unpacked(self, frame: bytes) -> bytes:
-        """The message in a frame of the reply; a `FrameError` where it is not one."""
+        """Returns the message in a frame of the reply. Raises `FrameError`."""
         return framing.unpack(frame, self.encodings, limit=self._limit)
 
     async def _send_headers(self, headers: wire.Headers) -> None:
@@ -187,8 +187,8 @@ class GrpcEdge:
         shared: bool = False,
         budget: budgets.Budget = budgets.UNBOUNDED,
     ) -> None:
-        """Sizes in bytes; `credentials`: TLS; `shared`: the port is shared with other processes; `budget`: what the
-        messages count in, once grpcio has read them."""
+        """Creates the server. Sizes are in bytes; `credentials`: TLS; `shared`: the port is shared with other
+        processes; `budget`: takes the messages, once grpcio has read them."""
         self._handler = handler
         self._budget = budget
         self._max_message = max_message
@@ -198,7 +198,7 @@ class GrpcEdge:
             options=(
                 ("grpc.so_reuseport", int(shared)),
                 ("grpc.max_receive_message_length", max_message),
-                ("grpc.max_send_message_length", -1),  # what a model server answers was bounded when it was received
+                ("grpc.max_send_message_length", -1),  # a model server's answer was bounded when it was received
                 ("grpc.max_metadata_size", max_headers),
                 ("grpc.absolute_max_metadata_size", max_headers),
                 ("grpc.max_concurrent_streams", 1024),
@@ -210,7 +210,7 @@ class GrpcEdge:
         self._server.add_generic_rpc_handlers((_Handlers(self),))
 
     async def listen(self, host: str, port: int) -> int:
-        """Listens, on a free port where 0 is asked for; gives the port. Raises OSError where it is taken."""
+        """Listens, on any free port if `port` is 0; returns the port. Raises OSError if it is taken."""
         address = addresses.format_address(host, port)
         try:
             if self._credentials is None:
@@ -225,12 +225,12 @@ class GrpcEdge:
     async def close(self, grace: float) -> None:
         """Takes no more calls, lets those in flight end for up to `grace` seconds, then cancels them."""
         await self._server.stop(grace)
-        for call in tuple(self._in_flight):  # what grpc.aio has given up, it does not always cancel
+        for call in tuple(self._in_flight):  # grpc.aio does not always cancel the calls that it has given up
             call.end.cancel()
             call.cut()
 
     async def unary(self, method: str, request: bytes, context: Context) -> bytes:
-        """One call whose request has come whole."""
+        """Serves a call whose request has come whole."""
         call = GrpcCall(method, context, framing.pack(request), self._max_message)
         with self._budget.hold() as hold:
             try:
@@ -249,7 +249,7 @@ class GrpcEdge:
         return message
 
     async def stream(self, method: str, _: Any, context: Context) -> None:
-        """One call whose messages come and go one by one."""
+        """Serves a call whose messages come and go one by one."""
         call = GrpcCall(method, context, None, self._max_message)
         end = await self._answered(call)
         if end.headers:
@@ -296,13 +296,13 @@ class GrpcEdge:
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs only
-    """Finds the way for a method."""
+    """The choice of a path for a method."""
 
     def __init__(self, edge: GrpcEdge) -> None:
         self._edge = edge
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """A handler for any method; messages pass as bytes."""
+        """Returns a handler for any method; messages pass as bytes."""
         method = handler_call_details.method
         if method in _UNARY or (method.startswith(_UNARY_SERVICES) and method not in _STREAMS):
             return grpc.unary_unary_rpc_method_handler(functools.partial(self._edge.unary, method))
@@ -310,7 +310,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in
 
 
 def _headers(received: Any) -> list[wire.Header]:
-    """gRPC's metadata in the form of the wire: binary values in base64."""
+    """Returns gRPC's metadata in the form of the wire: binary values in base64."""
     headers: list[wire.Header] = []
     for key, value in received:
         name = key.encode()
@@ -320,7 +320,7 @@ def _headers(received: Any) -> list[wire.Header]:
 
 
 def _metadata(headers: wire.Headers) -> Metadata:
-    """The reverse, without what belongs to the transport or cannot be sent."""
+    """Returns headers as gRPC's metadata, without those that belong to the transport or cannot be sent."""
     sent: Metadata = []
     for name, value in headers:
         if name in _NOT_SENT:

@@ -1,15 +1,15 @@
-"""The leader's care for pods that are cut off: it closes lives that are over, and removes tombstones that hold no more.
+"""The leader's duty for pods that are cut off: it closes lives that are over, and removes tombstones no longer needed.
 
-A life without presence is open: nobody can tell whether its model server still answers. The leader notes at which
-revision its presence ended, so that etcd's history tells what it held, and for how long it has been open; an age rather
-than a time, so that the next leader goes on counting whatever its clock says. A life is closed
+A life without presence is open: its model server may or may not still answer. The leader notes the revision at which
+its presence ended, so that etcd's history tells what it held, and for how long it has been open: an age rather than a
+time, so that the next leader goes on counting whatever its clock says. A life is closed
 
 - by its agent, once its model server has ended;
-- when another incarnation is published in its place, and the former one has had the time to notice;
-- when nothing listens on its data port any more (connections are refused), or a published pod does;
+- when another incarnation is published in its place, and the former one has had time to notice;
+- when nothing listens on its data port any more (connections are refused), or a published pod listens there;
 - by hand (`mesh pods forget`);
 - after `--reregister-after`, with a warning: from then on, nothing keeps a pod that is still cut off from answering
-  callers who are cut off with it for models that have been registered anew.
+  callers who are cut off with it for models that have been registered again.
 """
 
 import asyncio
@@ -35,25 +35,26 @@ NOTE = 10
 
 REPLACED = 10
 """Seconds after which another incarnation of the same name ends a life. The former pod may be alive: its agent only
-seemed dead to the new one. It checks every few seconds that its presence is its own, and else falls silent."""
+seemed dead to the new one. It checks every few seconds that its presence is its own, and stops answering if it is
+not."""
 
-_SHARE = 4  # times as long as a look took is the pause after it: with thousands of tombstones, looks take seconds
+_SHARE = 4  # the pause after a look, in multiples of its duration: with thousands of tombstones, looks take seconds
 _PAUSE_MAX = 10.0  # seconds
-_AT_ONCE = 64  # connections that are tried at the same time: a zone may be lost, and this process needs descriptors too
+_AT_ONCE = 64  # concurrent connection attempts: a zone may be lost, and this process needs descriptors too
 _CONNECT = 1.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class ClosingStatistics:
-    """What the leader sees of lives and tombstones."""
+    """The leader's numbers of lives and tombstones."""
 
     open: int
     tombstones: int
-    expired: int  # lives that were closed because they had been open for too long, so far
+    expired: int  # lives closed so far because they had been open for too long
 
 
 class Closing:
-    """One router's, for when it leads."""
+    """The duty of one router while it leads."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class Closing:
         *,
         reregister_after: float | None,
     ) -> None:
-        """`reregister_after` in seconds; None: a life stays open until it is known to be over."""
+        """Stores its parts. `reregister_after` in seconds; None: a life stays open until it is known to be over."""
         self._view = view
         self._etcd = etcd
         self._keys = keys
@@ -84,7 +85,7 @@ class Closing:
             try:
                 await self.look()
             except EtcdError as error:
-                log.debug("lives are looked at later: etcd is away", why=error.detail)
+                log.debug("lives are checked later: etcd is unavailable", why=error.detail)
             await asyncio.sleep(min(max(LOOK, _SHARE * (loop.time() - began)), _PAUSE_MAX))
 
     async def look(self) -> None:
@@ -99,12 +100,12 @@ class Closing:
         await self._tombstones.sweep(self._view.lives.tombstones)
 
     def statistics(self) -> ClosingStatistics:
-        """Returns what this router sees of lives and tombstones."""
+        """Returns this router's numbers of lives and tombstones."""
         return ClosingStatistics(len(self._view.open_lives()), len(self._view.lives.tombstones), self._expired)
 
     async def _judge(self, life: Open) -> None:
         if self._view.revision < life.revision:
-            return  # this router was stopped or is starved: its view of pods and addresses is older than the life
+            return  # this router was stopped or is short of CPU: its view of pods and addresses is older than the life
         now, who = asyncio.get_running_loop().time(), (life.pod, life.incarnation)
         first, age = self._since.setdefault(who, (now, life.life.open_seconds))
         age = int(age + now - first)
@@ -122,11 +123,11 @@ class Closing:
             await self._close(life, "another incarnation is in its place")
             return
         if self._after is not None and age >= self._after:
-            if await self._close(life, f"it has been open for {age} s"):
+            if await self._close(life, f"it was open for {age} s"):
                 self._expired += 1
                 log.warning(
-                    "a pod that is cut off is not waited for any longer: if it still runs, it may answer for models "
-                    "that are registered anew from now on",
+                    "the wait for a pod that is cut off has ended: if it still runs, it may answer for models "
+                    "that are registered again from now on",
                     pod=life.pod,
                     incarnation=life.incarnation,
                     open_s=age,
@@ -155,7 +156,7 @@ class Closing:
 
 
 async def _refuses(address: str) -> bool:
-    """Returns whether connections to that address are refused, so that no process listens there. A time-out proves
+    """Returns whether connections to that address are refused, so that no process listens there. A timeout proves
     nothing, nor does a name that cannot be resolved. All addresses of a name must refuse."""
     loop = asyncio.get_running_loop()
     try:

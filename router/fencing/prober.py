@@ -1,8 +1,8 @@
-"""Asks suspect pods whether they are still there.
+"""Probes of suspect pods: do they still exist?
 
-A pod whose lease ended may be dead, or only etcd stalled. Calls find out, but a model that nobody calls would stand in
-the view for ever. So the agent of each suspect pod is asked every few seconds; one that does not answer, or is another
-incarnation, is dropped with its copies.
+A pod whose lease ended may be dead, or only etcd stalled. Calls find out, but a model without calls would stay in the
+view forever. So the agent of each suspect pod is asked every few seconds; a pod whose agent does not answer, or is
+another incarnation, is removed with its copies.
 """
 
 import asyncio
@@ -16,14 +16,14 @@ from router.state.view import View
 log = logs.get(__name__)
 
 TIMEOUT = 5.0
-"""Seconds. Long: what made etcd stall may have made the agent slow too, and dropping what lives costs loads."""
+"""Seconds. Long: the cause of etcd's stall may have slowed the agent too, and removing a live pod costs loads."""
 
 INTERVAL = 2.0
 """Seconds between two questions to the same pod."""
 
 
 class Prober:
-    """One worker's."""
+    """The prober of one worker."""
 
     def __init__(self, view: View, agents: Agent) -> None:
         self._view = view
@@ -32,7 +32,7 @@ class Prober:
         self._probing: set[str] = set()
 
     def look(self) -> None:
-        """To be called every second or so: asks the suspects that are not being asked already."""
+        """Asks the suspects that are not being asked already. Call it every second or so."""
         for pod in self._view.pods.values():
             if pod.suspect and pod.name not in self._probing:
                 self._probing.add(pod.name)
@@ -43,7 +43,7 @@ class Prober:
         try:
             if pod.record is None:
                 return
-            # One of its copies: a whole description would be long.
+            # About one of its copies: a whole description would be long.
             model = next(iter(pod.copies), "-")
             reply = await self._agents.describe(pod, model, timeout=TIMEOUT)
             if reply.incarnation == pod.record.incarnation:
@@ -59,5 +59,5 @@ class Prober:
             self._view.failed(pod, loop.time())
 
     async def close(self) -> None:
-        """Asks no more."""
+        """Stops asking."""
         await self._tasks.close()

@@ -1,18 +1,18 @@
 """Tombstones: unregistered models that a pod may still answer for, which pods those are, and when the wait ends.
 
-Unregistering leaves a tombstone where a copy stands or a life is open (`mesh.schema.lives`), and registering the id
-again with other attributes waits until it is gone. It goes once nobody is left who may answer:
+Unregistering leaves a tombstone if there is a copy or an open life (`mesh.schema.lives`), and registering the id again
+with other attributes waits until the tombstone is gone. It is removed once no pod is left that may answer:
 
-- a pod that is published has let go of its copy: its key is gone;
+- a published pod has released its copy: the copy's key is gone;
 - a pod that is not published but whose life is open has never held the model, as etcd's history shows, or its agent has
   just confirmed that the copy is unloaded. Otherwise its life must be closed first (`closing`).
 
-Lives are read after copies, never before. That is enough: nobody can claim the id while it is not registered, and a
+Lives are read after copies, never before. That is enough: no pod can claim the id while it is not registered, and a
 pod's life is only seen open once its keys are gone, so what it held a moment ago was seen too.
 
 A node that was lost with thousands of models makes thousands of tombstones wait for one life. So the leader looks at
-many tombstones in one transaction, lives are read once for all who ask at the same time, and what etcd's history and
-the agents have said is remembered for as long as the life is open.
+many tombstones in one transaction, lives are read once for all concurrent readers, and the answers of etcd's history
+and of the agents are remembered for as long as the life is open.
 """
 
 import asyncio
@@ -50,10 +50,10 @@ BATCH = 60
 """Tombstones in one transaction: each takes two reads, and etcd allows 128."""
 
 AT_ONCE = 16
-"""Tombstones that are judged at the same time."""
+"""Tombstones judged at the same time."""
 
 HISTORY = 120
-"""Models that are looked for in etcd's history by one transaction."""
+"""Models looked up in etcd's history by one transaction."""
 
 _ASK = 2.0  # seconds for an agent to confirm
 _SILENT = 2.0  # seconds for which an agent that has not answered is not asked again
@@ -74,10 +74,10 @@ class Holder:
     """A pod that may still answer for an unregistered model."""
 
     pod: str
-    open: Open | None  # None: it is published, and its copy's key stands
+    open: Open | None  # None: the pod is published, and its copy's key exists
 
     def left(self, reregister_after: float | None) -> float | None:
-        """Returns the seconds after which it is not waited for any longer; None: it always is, or will answer soon."""
+        """Returns the seconds until the wait for this pod ends; None: there is no limit, or it will answer soon."""
         if self.open is None or reregister_after is None:
             return None
         return max(0.0, reregister_after - self.open.life.open_seconds)
@@ -85,23 +85,23 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class _Standing:
-    """One tombstone as it was read."""
+    """One tombstone as read."""
 
     model_id: str
-    revision: int  # of the tombstone: which unregistering of the id this is
-    holders: tuple[str, ...]  # published pods whose copies' keys stand
+    revision: int  # of the tombstone: tells one unregistering of the id from another
+    holders: tuple[str, ...]  # published pods whose copies' keys exist
 
 
 @dataclass(slots=True)
 class _Known:
-    """What is known of one open life, for as long as it is open."""
+    """The facts about one open life, kept while it is open."""
 
-    held: dict[str, bool]  # models of which it had a key when its presence ended, as etcd's history has it
-    gone: set[tuple[str, int]]  # models, and revisions of their tombstones, that its agent has confirmed to be unloaded
+    held: dict[str, bool]  # models of which it had a key when its presence ended, by etcd's history
+    gone: set[tuple[str, int]]  # models, with revisions of their tombstones, that its agent confirmed as unloaded
 
 
 class Tombstones:
-    """Resolves tombstones. All methods raise EtcdError where etcd does not answer."""
+    """Resolution of tombstones. All methods raise EtcdError if etcd does not answer."""
 
     def __init__(self, etcd: Etcd, keys: Keys, agents: Agent) -> None:
         self._etcd = etcd
@@ -119,7 +119,9 @@ class Tombstones:
         began."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._read_after(self._reading), name="read lives")
-            self._next.add_done_callback(lambda task: task.cancelled() or task.exception())  # told to whoever waits
+            self._next.add_done_callback(
+                lambda task: task.cancelled() or task.exception()
+            )  # each waiter gets the error
         return await asyncio.shield(self._next)
 
     async def _read_after(self, former: "asyncio.Task[list[Open]] | None") -> list[Open]:
@@ -156,7 +158,7 @@ class Tombstones:
         return result
 
     async def forget(self, pod: str) -> list[str]:
-        """Closes the open lives of a pod: nobody waits for it any longer. Returns their incarnations."""
+        """Closes the open lives of a pod, which ends the wait for it. Returns their incarnations."""
         forgotten = []
         for life in await self.open_lives():
             if life.pod == pod and await self.close(life):
@@ -165,7 +167,7 @@ class Tombstones:
         return forgotten
 
     async def close(self, life: Open) -> bool:
-        """Deletes a life that is over. Returns False where it has changed since, or is not open any more."""
+        """Deletes a life that is over. Returns False if it has changed since, or is no longer open."""
         key, presence = self._keys.life(life.pod, life.incarnation), self._keys.pod(life.pod)
         found = await self._etcd.get(presence)
         if found is not None and _incarnation(found) == life.incarnation:
@@ -174,14 +176,14 @@ class Tombstones:
         return (await self._etcd.txn(unchanged, [delete_op(key)])).succeeded
 
     async def resolve(self, model_id: str) -> list[Holder]:
-        """Removes the model's tombstone where nobody may answer for it any more. Returns who may."""
+        """Removes the model's tombstone if no pod may answer for it any more. Returns the pods that may."""
         standing, present = await self._look([model_id])
         lives = [] if present or not standing else await self.open_lives()
         await self._recall(lives, standing)
         return [holder for tombstone in standing for holder in await self._judge(tombstone, lives)]
 
     async def sweep(self, model_ids: Iterable[str]) -> None:
-        """Removes the tombstones of those models for which nobody may answer any more."""
+        """Removes the tombstones of those models for which no pod may answer any more."""
         waiting = list(model_ids)
         standing: list[_Standing] = []
         present = True
@@ -209,13 +211,13 @@ class Tombstones:
         return standing, all_present(found[:2])
 
     async def _judge(self, tombstone: _Standing, lives: Sequence[Open]) -> list[Holder]:
-        """Returns who may answer for the model, and removes its tombstone where nobody may."""
+        """Returns the pods that may answer for the model; removes its tombstone if there are none."""
         holders = [Holder(pod, None) for pod in tombstone.holders]
-        # Without a task for each life: mostly one pod of many has held the model.
+        # No task for each life: usually one pod of many has held the model.
         may = [life for life in lives if self._may_hold(life, tombstone)]
         gone = await asyncio.gather(*(self._unloaded(life, tombstone.model_id) for life in may))
         for life, is_gone in zip(may, gone, strict=True):
-            if is_gone:  # and nobody can have it loaded again while the id is not registered
+            if is_gone:  # and no caller can have it loaded again while the id is not registered
                 self._known_of(life).gone.add((tombstone.model_id, tombstone.revision))
             else:
                 holders.append(Holder(life.pod, life))
@@ -225,7 +227,7 @@ class Tombstones:
         return holders
 
     def _may_hold(self, life: Open, tombstone: _Standing) -> bool:
-        """Returns whether that incarnation may answer for the model, as far as history and its agent have told."""
+        """Returns whether that incarnation may answer for the model, as far as history and its agent say."""
         known = self._known_of(life)
         return known.held.get(tombstone.model_id, True) and (tombstone.model_id, tombstone.revision) not in known.gone
 
@@ -246,7 +248,7 @@ class Tombstones:
         """Returns for each model whether the pod had its key when its presence ended. Lost history counts as a yes."""
         before = life.life.ended_revision - 1
         if before <= 0:
-            return [True] * len(model_ids)  # nobody saw it
+            return [True] * len(model_ids)  # its state then is unknown
         keys = [self._keys.copy(model_id, life.pod) for model_id in model_ids]
         try:
             found = await self._etcd.txn([], [count_op(key, key + b"\0", revision=before) for key in keys])
@@ -262,8 +264,8 @@ class Tombstones:
         return self._known.setdefault((life.pod, life.incarnation, life.life.ended_revision), _Known({}, set()))
 
     async def _unloaded(self, life: Open, model_id: str) -> bool:
-        """Has the pod's agent, which may be reachable though it does not reach etcd, unload the copy. Returns whether
-        that was done."""
+        """Has the pod's agent unload the copy: it may be reachable though it does not reach etcd. Returns whether it
+        did."""
         loop = asyncio.get_running_loop()
         who = (life.pod, life.incarnation)
         if loop.time() < self._silent.get(who, 0.0):
@@ -277,7 +279,7 @@ class Tombstones:
         try:
             described = await self._agents.describe(pod, model_id, timeout=_ASK)
             if described.incarnation != life.incarnation:
-                return False  # whoever answers there now knows nothing of it; its life is the leader's to judge
+                return False  # another process answers there now and does not know; the leader judges the life
             request = agent_pb2.UnloadRequest(model_id=model_id, reason="it was unregistered")
             await self._agents.unload(pod, request, timeout=_ASK)
         except Unreachable:
@@ -287,7 +289,7 @@ class Tombstones:
 
 
 def waits(model_id: str, holders: list[Holder], reregister_after: float | None) -> MeshError:
-    """Returns the error for a registration that must wait until nobody answers for the former one."""
+    """Returns the error for a registration that must wait until no pod can answer for the former one."""
     told, left = [], []
     for holder in holders[:3]:
         seconds = holder.left(reregister_after)

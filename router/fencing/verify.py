@@ -1,13 +1,13 @@
-"""Verifying a copy against its model's record, for pods that cannot prove by themselves that they may answer.
+"""Verification of a copy against its model's record, for pods that cannot prove by themselves that they may answer.
 
-A pod that has lost etcd, or just come back, answers a call only if its router says that the model's record stands
-unchanged, or that it could not find out (`placement.fence`). The same is asked before the first try of a copy whose pod
-has vanished without a word, and of a model in whose calls servers have died.
+A pod that has lost etcd, or just come back, answers a call only if its router says that the model's record is
+unchanged, or that it could not find out (`placement.fence`). The router also verifies before the first try of a copy
+whose pod has disappeared without notice, and of a model in whose calls servers have died.
 
-Reads are shared by all calls of a model, and one that began less than a second ago is good enough: what makes that safe
-is that registering an id anew waits for the pods that may still hold its former life. Whether etcd is away is decided
-once for all calls, by a probe in the background, so that they do not each wait for it. A router needs no notion of how
-old its own view is.
+Reads are shared by all calls of a model, and one that began less than a second ago is recent enough. That is safe
+because registering an id again waits for the pods that may still hold its former registration. A probe in the
+background finds out whether etcd is available, once for all calls, so that they do not each wait for it. A router need
+not know how old its own view is.
 """
 
 import asyncio
@@ -27,17 +27,17 @@ from router.state.view import View
 log = logs.get(__name__)
 
 FRESH = 1.0
-"""Seconds for which a read of the record is good enough."""
+"""Seconds for which a read of the record counts as recent."""
 
 PATIENCE = 5.0
-"""Seconds for which a record is read again and again for a pod that knows etcd to be there while this router does not
-reach it: when etcd comes back, not everybody notices at the same moment."""
+"""Seconds for which a read of the record is repeated for a pod that reaches etcd while this router does not: when etcd
+comes back, processes notice at different moments."""
 
-_PROBE = 0.5  # seconds between two probes of an etcd that is away
+_PROBE = 0.5  # seconds between two probes of an unavailable etcd
 _AGAIN = 0.1  # seconds between two reads
 
 Said = tuple[Header, ...]
-"""What a call says of its model's record: headers that go with it."""
+"""A call's statement about its model's record: headers that go with it."""
 
 NOTHING: Said = ()
 VERIFIED: Said = ((headers.VERIFIED, b"1"),)
@@ -45,12 +45,12 @@ AWAY: Said = ((headers.ETCD_AWAY, b"1"),)
 
 
 class Verifier:
-    """One worker's. `reach` asks etcd for anything and raises EtcdError where it does not answer."""
+    """The verifier of one worker. `reach` sends etcd any request and raises EtcdError if it does not answer."""
 
     def __init__(
         self, registry: Registry, view: View, *, timeout: float, reach: Callable[[float], Awaitable[object]]
     ) -> None:
-        """`timeout` of one read, in seconds; `reach` gets its own in seconds."""
+        """Stores its parts. `timeout` of one read, in seconds; `reach` takes its own, in seconds."""
         self._registry = registry
         self._view = view
         self._timeout = timeout
@@ -61,19 +61,19 @@ class Verifier:
 
     @property
     def away(self) -> bool:
-        """Returns whether etcd does not answer this router."""
+        """Returns whether etcd is unavailable to this router."""
         return self._away
 
     def known(self, copy: Copy) -> Said:
-        """Returns what a call to the copy may say without a read; NOTHING where one is needed."""
+        """Returns what a call to the copy may state without a read; NOTHING if one is needed."""
         if self._away:
             return AWAY
         return VERIFIED if self._loop.time() - copy.verified_at < FRESH else NOTHING
 
     async def verify(self, copy: Copy, *, insist: bool = False) -> Said:
-        """Reads the record. Returns NOTHING where the copy's registration is gone, and has the view forget the copy.
+        """Reads the record. Returns NOTHING if the copy's registration is gone, and has the view forget the copy.
 
-        `insist`: the pod does not take "etcd is away" for an answer. Raises MeshError: QUARANTINED, INTERNAL for a
+        `insist`: the pod does not accept "etcd is away" as an answer. Raises MeshError: QUARANTINED, INTERNAL for a
         record that cannot be read, and with `insist` REGISTRY_AWAY.
         """
         deadline = self._loop.time() + PATIENCE
@@ -110,7 +110,7 @@ class Verifier:
     def _lost(self) -> None:
         if not self._away:
             self._away = True
-            log.warning("etcd is away: copies are called unverified where their pods allow it")
+            log.warning("etcd is unavailable: copies are called unverified if their pods allow it")
             self._tasks.start(self._probe(), "is etcd there")
 
     async def _probe(self) -> None:
@@ -123,12 +123,12 @@ class Verifier:
                     continue
                 self._away = False
         finally:
-            self._away = False  # a probe that fails otherwise proves nothing: the next verification finds out again
-        log.info("etcd is there again: copies are verified where their pods demand it")
+            self._away = False  # a probe that fails in another way proves nothing: the next verification finds out
+        log.info("etcd is available again: copies are verified if their pods demand it")
 
 
 def _current(copy: CopyRecord, registration: Registration) -> bool:
-    """Returns whether the copy is of that registration, and of content that is not known to have been replaced: a
+    """Returns whether the copy is of that registration, and of content that is not known to be replaced: a
     reloaded model's record has a digest once the new content was loaded somewhere."""
     record = registration.record
     if registration.created != copy.create_revision:

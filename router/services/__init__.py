@@ -1,6 +1,6 @@
 """gRPC services that a worker answers itself: health, reflection, the server part of V2, and management.
 
-`methods` is looked up by the dispatcher before anything is forwarded. Each takes a call and answers it, then or later.
+The dispatcher looks into `methods` before it forwards anything. Each method takes a call and answers it, now or later.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from router.services import health, modelmesh, reflection, v2server
 def methods(
     *, ready: Callable[[], str | None], server: Server, management: Management, managed: modelmesh.Managed
 ) -> Mapping[bytes, Handler]:
-    """Returns all of them by full name, with the leading slash."""
+    """Returns all methods by full name, with the leading slash."""
     return {
         **health.Health(ready).methods(),
         **reflection.METHODS,

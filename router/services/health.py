@@ -1,6 +1,6 @@
 """`grpc.health.v1.Health`: whether this router can serve, for load balancers and `grpc_health_probe`.
 
-It says the same as the `/ready` probe, whichever of our services is asked for: they are ready together.
+It says the same as the `/ready` probe, for each of our services: they are ready together.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ from router.services.methods import decode, streaming
 KNOWN = frozenset({"", SERVICE, "mmesh.ModelMesh", "grpc.health.v1.Health"})
 
 MAX_WATCHES = 1000
-"""Calls of Watch at once, in one worker: each looks once a second, at 20 us."""
+"""Concurrent calls of Watch in one worker: each looks once a second, at 20 us."""
 
-_LOOK = 1.0  # seconds between looks of a watch: readiness is a question, it sends no events
+_LOOK = 1.0  # seconds between looks of a watch: readiness is polled, it sends no events
 
 _Status = pb.HealthCheckResponse.ServingStatus
 
@@ -27,12 +27,12 @@ class Health:
     """The health of one worker."""
 
     def __init__(self, ready: Callable[[], str | None]) -> None:
-        """`ready` says why this router takes no calls; None: it does."""
+        """Stores its parts. `ready` returns why this router takes no calls; None: it does."""
         self._ready = ready
-        self.watches = 0  # calls that watch
+        self.watches = 0  # calls of Watch in flight
 
     def methods(self) -> Mapping[bytes, wire.Handler]:
-        """Returns them by full name, with the leading slash."""
+        """Returns the methods by full name, with the leading slash."""
         return {
             b"/grpc.health.v1.Health/Check": streaming(self._check),
             b"/grpc.health.v1.Health/Watch": streaming(self._watch),

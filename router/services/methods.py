@@ -1,6 +1,6 @@
-"""How a service's method becomes a handler: frames in, messages out, failures as statuses.
+"""Handlers made of a service's methods: frames in, messages out, failures as statuses.
 
-Unary methods whose request is there are answered at once, without a task; the rest run in tasks that end when their
+Unary methods whose request has arrived are answered at once, without a task; the rest run in tasks that end when their
 caller goes away.
 """
 
@@ -26,7 +26,7 @@ _tasks = Tasks()  # each ends with its call, and calls end with their connection
 
 
 def decode(message: type[M], call: wire.Call, frame: bytes) -> M:
-    """The request in a frame. Raises MeshError."""
+    """Returns the request in a frame. Raises MeshError."""
     try:
         return message.FromString(framing.unpack(frame, call.encoding, limit=MAX_REQUEST))
     except DecodeError as error:
@@ -34,7 +34,7 @@ def decode(message: type[M], call: wire.Call, frame: bytes) -> M:
 
 
 def unary(message: type[M], answer: Callable[[M], Message]) -> wire.Handler:
-    """A method that answers one message with one message; `answer` may raise MeshError."""
+    """Returns the handler of a method that answers one message with one message; `answer` may raise MeshError."""
 
     def reply(call: wire.Call, frame: bytes) -> None:
         try:
@@ -58,18 +58,18 @@ def unary(message: type[M], answer: Callable[[M], Message]) -> wire.Handler:
 
 
 def streaming(serve: Callable[[wire.Call], Awaitable[None]]) -> wire.Handler:
-    """A method that reads and writes as it likes, and finishes the call; it is cancelled when its caller goes away."""
+    """Returns the handler of a streaming method: `serve` finishes the call, and is cancelled when its caller leaves."""
     return lambda call: run(call, lambda: serve(call))
 
 
 def run(call: wire.Call, work: Callable[[], Awaitable[None]]) -> None:
-    """Runs the work of one call; whatever it raises is the call's answer."""
+    """Runs the work of one call; an error that it raises is the call's answer."""
 
     async def guarded() -> None:
         try:
             await work()
         except wire.CallCancelled:
-            pass  # nobody is left to be told
+            pass  # the caller has gone
         except MeshError as error:
             answers.fail(call, error)
         except Exception:

@@ -1,8 +1,8 @@
 """The management API over gRPC: `mmesh.ModelMesh`, and the older names its clients still use.
 
-Only the form is here: messages to management's requests and results back (`ModelMesh`, functions of the API's
-messages), and those as methods of gRPC (`methods`). Requests have no id in their metadata and go nowhere else, so each
-is a task that ends with its call; a load that a request began goes on when its caller leaves.
+Only the form is here: messages into management's requests and results back (`ModelMesh`, functions of the API's
+messages), and these as methods of gRPC (`methods`). Each request is a task that ends with its call; a load that a
+request began goes on when its caller leaves.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ _NAMES = (b"/mmesh.ModelMesh/", b"/com.ibm.watson.tas.proto.TasRuntime/")
 M = TypeVar("M", bound=Message)
 
 Managed = Callable[[str, int, float], None]
-"""Takes note of a call that has ended: the method's name, the gRPC code, milliseconds."""
+"""Notes a call that has ended: the method's name, the gRPC code, milliseconds."""
 
 
 def status_info(status: StatusInfo) -> pb.ModelStatusInfo:
-    """A model's status as the API has it."""
+    """Returns a model's status in the API's form."""
     info = pb.ModelStatusInfo(status=status.status, errors=status.errors)
     if status.status.has_copies:
         for copy in status.copies:
@@ -51,7 +51,7 @@ class ModelMesh:
         self._management = management
 
     async def register(self, request: pb.RegisterModelRequest) -> pb.ModelStatusInfo:
-        """Registers a model, and has it loaded where that is asked for."""
+        """Registers a model, and has it loaded on request."""
         info = request.modelInfo
         item = Item(request.modelId, info.type, info.path, info.key)
         wanted = Register(item, load_now=request.loadNow, sync=request.sync, last_used_ms=request.lastUsedTime)
@@ -63,7 +63,7 @@ class ModelMesh:
         return pb.UnregisterModelResponse()
 
     async def status(self, request: pb.GetStatusRequest) -> pb.ModelStatusInfo:
-        """Returns how a model is."""
+        """Returns a model's status."""
         return status_info(await self._management.status.of(request.modelId))
 
     async def ensure_loaded(self, request: pb.EnsureLoadedRequest) -> pb.ModelStatusInfo:
@@ -83,11 +83,11 @@ OPERATIONS: Mapping[str, Operation] = {
     "deleteVModel": operations.DELETE_VMODEL,
     "getVModelStatus": operations.VMODEL_STATUS,
 }
-"""What each method does, by its short name. Who may call it follows from that, not from the door."""
+"""The operation of each method, by its short name. It decides who may call, over gRPC as over REST."""
 
 
 def methods(management: Management, managed: Managed) -> Mapping[bytes, wire.Handler]:
-    """Returns them by full name, with the leading slash."""
+    """Returns the methods by full name, with the leading slash."""
     served = ModelMesh(management)
     handlers: Mapping[Operation, wire.Handler] = {
         operations.REGISTER: _method("registerModel", pb.RegisterModelRequest, served.register, managed),

@@ -1,7 +1,7 @@
-"""`grpc.reflection`, v1 and v1alpha: what this endpoint speaks, for grpcurl and the like.
+"""`grpc.reflection`, v1 and v1alpha: the services of this endpoint, for grpcurl and the like.
 
-Served from our own descriptor pool, and only what clients may call: the protocol between router and agents is ours.
-The two versions of the service differ in nothing but the names of their packages.
+Served from our own descriptor pool, and only for services that clients may call: the protocol between router and agents
+is private. The two versions of the service differ only in the names of their packages.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _SERVICES = sorted(service.full_name for file in _FILES.values() for service in 
 
 
 def _file(name: str) -> bytes:
-    """The encoded descriptor of a file. Raises MeshError."""
+    """Returns the encoded descriptor of a file. Raises MeshError."""
     if name not in _FILES:
         raise MeshError(Reason.UNKNOWN_MODEL, f"no file {name:.200}")
     encoded: bytes = _FILES[name].serialized_pb
@@ -29,7 +29,7 @@ def _file(name: str) -> bytes:
 
 
 def _file_of(symbol: str) -> bytes:
-    """The encoded descriptor of the file that defines the symbol. Raises MeshError."""
+    """Returns the encoded descriptor of the file that defines the symbol. Raises MeshError."""
     # The pool knows services, not their methods.
     for candidate in (symbol, symbol.rpartition(".")[0]):
         try:

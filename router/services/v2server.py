@@ -10,7 +10,7 @@ from router.services.methods import unary
 
 
 def methods(server: Server) -> Mapping[bytes, Handler]:
-    """Returns them by full name, with the leading slash."""
+    """Returns the methods by full name, with the leading slash."""
     return {
         PREFIX + b"ServerLive": unary(pb.ServerLiveRequest, server.live),
         PREFIX + b"ServerReady": unary(pb.ServerReadyRequest, server.ready),
