@@ -1,10 +1,10 @@
-"""What is in the model server's memory, how it gets in, and what goes for it.
+"""The models in the model server's memory: loads, evictions and their books.
 
-- `assembly`: the parts of this room, made of what stands below it
+- `assembly`: the parts of this room, made from those below it
 - `housekeeping`: the periodic check against the registry
-- `deaths`: what follows from the death of the model server
+- `deaths`: clean-up after the death of the model server
 - `loads/`: models into memory, from the request to the copy that answers
-- `evictions/`: copies out of memory: who makes way, for what, and how
-- `books/`: what is in memory and what is counted of it
+- `evictions/`: copies out of memory: which are evicted, for what, and how
+- `books/`: the contents of memory, and counts of them
 - `disk/`: the files of the pod's models
 """

@@ -1,7 +1,7 @@
-"""The cache of one pod, put together: what is in the model server's memory, and how it gets in and out.
+"""The cache of one pod: all parts that bring models into the model server's memory and out of it.
 
-`Cache` makes the parts of this room from what stands below it: the server, the use board, this pod in etcd, what is
-written into models' records, and the pulled files. Each part gets what it uses when it is made, and nothing calls back.
+`Cache` makes the parts of this room from those below it: the server, the use board, this pod's presence in etcd, the
+writes to models' records, and the pulled files. Each part gets what it uses when it is made, and nothing calls back.
 """
 
 from collections.abc import Callable
@@ -37,9 +37,9 @@ from mesh.runtime.servers.serverprocess import ServerProcess
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the operator grants the cache."""
+    """The operator's limits for the cache."""
 
-    memory_bytes: int  # of the model server in all
+    memory_bytes: int  # of the whole model server
     load_concurrency: int  # loads in the model server at once
     load_timeout: float  # seconds, the model server's own
     demand_window: float  # seconds after its last call for which a model counts as in use
@@ -47,7 +47,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Below:
-    """What the cache stands on."""
+    """The parts below the cache."""
 
     incarnation: str  # of the agent
     server: ServerProcess
@@ -59,7 +59,7 @@ class Below:
     files: Files
     optimising: Optimising
     resident_bytes: Callable[[], int]  # of the model server
-    device_bytes: Callable[[], int]  # in use on its device, by anybody
+    device_bytes: Callable[[], int]  # in use on its device, by any process
 
 
 class Cache:
@@ -84,7 +84,7 @@ class Cache:
         )
         self.eviction = Eviction(ledger, self.unloads, self.demand, decisions=self.decisions, meters=meters)
         self.memory = MemoryWatch(ledger, self.eviction, limit_bytes=limits.memory_bytes, used=below.resident_bytes)
-        # Without a limit until the model server has told of a device.
+        # No limit until the model server has reported a device.
         self.device_memory = MemoryWatch(ledger, self.eviction, limit_bytes=0, used=below.device_bytes, device=True)
         watches = (self.memory, self.device_memory)
         self.gate = gate = Gate(below.presence, below.server, below.relief, watches)

@@ -1,7 +1,7 @@
-"""What follows from the death of the model server: everything that was in its memory is gone.
+"""Clean-up after the death of the model server: everything in its memory is gone.
 
-What was loading or running is written into those models' records first of all, because it may be the cause. Then the
-books, the keys and the files follow. Where the agent itself was killed with its server, its next life does the former
+First, the records of models that were loading or running are marked, because one of them may be the cause. Then the
+books, the keys and the files follow. If the agent was killed with its server, its next life marks the records
 (`blame.earlier`).
 """
 
@@ -25,7 +25,7 @@ _GONE = (State.LOADING, State.LOADED, State.UNLOADING)
 
 
 class Deaths:
-    """Clears up after the deaths of one pod's servers."""
+    """The clean-up after deaths of one pod's servers."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Deaths:
         self._history = history
 
     def happened(self, death: Death, at_work: AtWork) -> None:
-        """To be called at each death, while the use board still says what was loading and running."""
+        """Cleans up after a death. Call it while the use board still tells what was loading and running."""
         self._meters.server_deaths.inc()
         gone = [entry for entry in self._ledger.entries.values() if entry.state in _GONE]
         self._accuse(death, gone, at_work)
@@ -55,7 +55,7 @@ class Deaths:
         for entry in gone:
             self._ledger.remove(entry)
             self._presence.drop(entry.model_id)
-            if entry.state is not State.LOADING:  # of those, the load itself removes the files
+            if entry.state is not State.LOADING:  # for those, the load itself removes the files
                 self._files.discard(entry.model_id)
         self._space.freed()
         self._presence.changed()
@@ -76,6 +76,6 @@ class Deaths:
                 why=suspect.why,
                 requests=",".join(suspect.digests[:10]),
             )
-            # Where it may be another one, whoever waits for its load is told that this pod could not take it.
+            # If another model may be the cause, waiters for this load learn that this pod could not take it.
             entry.suspect = suspect.sure or len(accused) == 1
             self._history.killed(entry.model_id, entry.revision, text, sure=entry.suspect, digests=suspect.digests)

@@ -1,9 +1,10 @@
-"""The periodic check against the registry: a copy whose model is not registered any more, or registered anew, goes.
+"""The periodic check against the registry: a copy whose model is no longer registered, or registered again, is
+withdrawn.
 
-Whoever unregisters a model tells the agents that hold it. This is for those who missed it: an agent that was cut off, a
-router that died in between. The copies are compared a hundred at a time in one transaction whose answer is a yes, as
-a rule. Now and then the keys of this pod in etcd are compared with what it holds too: a claim that timed out may have
-been carried out after it was given up.
+A router that unregisters a model informs the agents that hold it. This check catches the rest: an agent was cut off, or
+the router died in between. Copies are compared a hundred at a time, in one transaction that usually finds no
+difference. Now and then the pod's keys in etcd are compared with its copies too: a claim that timed out may have been
+executed afterwards.
 """
 
 import asyncio
@@ -23,11 +24,11 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 OWN_KEYS_EVERY = 10
-"""Rounds between two looks at this pod's own keys, which read the keys of all copies of the mesh."""
+"""Rounds between two checks of this pod's own keys, which read the keys of all copies in the mesh."""
 
 
 class Housekeeping:
-    """Checks every `interval` seconds, more or less."""
+    """The check, every `interval` seconds, more or less."""
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class Housekeeping:
         self._loads = loads
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Checks again and again until cancelled."""
         for round_ in itertools.count(1):
             # Not all pods at the same moment.
             await asyncio.sleep(self._interval * random.uniform(0.75, 1.25))
@@ -60,7 +61,7 @@ class Housekeeping:
                 log.info("housekeeping put off", error=error.detail)
 
     async def check(self) -> int:
-        """One round. How many copies were withdrawn. Raises EtcdError."""
+        """Does one round. Returns the number of copies withdrawn. Raises EtcdError."""
         held = [
             (entry.model_id, entry.revision)
             for entry in self._ledger.entries.values()

@@ -1,11 +1,11 @@
-"""What is in the pod's memory, and what is counted of it:
+"""The contents of the pod's memory, and counts of them:
 
 - `entries`: one model in this pod
-- `ledger`: bytes by model, promised and in use, and the order in which copies would go
+- `ledger`: bytes by model, reserved and in use, and the order in which copies would be evicted
 - `space`: the news that memory has become free
-- `activity`: how much each copy is called
-- `rate`: how much the pod is called
-- `demand`: how much memory the models in use want, in pods
+- `activity`: the call rate of each copy
+- `rate`: the call rate of the pod
+- `demand`: the memory that the models in use need, in pods
 - `decisions`: the latest decisions with their reasons
 - `meters`: the pod's metrics
 """

@@ -1,10 +1,10 @@
-"""How much each copy is called: a look at the use board every few seconds.
+"""The call rate of each copy, from a look at the use board every few seconds.
 
-Rates are over the last look or two, so that a model which has just become hot shows within seconds; a peak is
-remembered for some minutes, so that a lull does not look like the end of the traffic.
+Rates are over the last look or two, so a model that has just become hot shows within seconds; a peak is remembered
+for some minutes, so that a lull does not look like the end of the traffic.
 
-How long calls wait before they run follows from how many are seen waiting and how many are answered a second (Little's
-law), so the board, which is written at every call, need not say it.
+How long calls wait before they run follows from the number seen waiting and the number answered a second (Little's
+law), so the board, which is written at every call, need not record it.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ STEP = 3.0
 """Seconds between two looks. A look at 2,000 copies takes 10 ms."""
 
 REMEMBER = 300.0
-"""Seconds after which a peak has halved."""
+"""Seconds in which a peak halves."""
 
 
 class Activity:
@@ -31,13 +31,13 @@ class Activity:
         self._at = clock()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Looks every `STEP` seconds until cancelled."""
         while True:
             await asyncio.sleep(STEP)
             self.look()
 
     def look(self) -> None:
-        """One look."""
+        """Updates the rates of all copies."""
         now = self._clock()
         elapsed = max(now - self._at, 0.001)
         fade = 0.5 ** (elapsed / REMEMBER)
@@ -47,7 +47,7 @@ class Activity:
                 continue
             calls[entry] = use.calls
             made = use.calls - self._before.get(entry, 0)
-            # Half of what it was: one look of 3 s with a dozen calls is no rate yet.
+            # Average with the previous rate: a dozen calls in one look of 3 s are no rate yet.
             entry.rate = round((entry.rate + made * 60 / elapsed) / 2) if made else entry.rate // 2
             entry.peak_rate = max(entry.rate, int(entry.peak_rate * fade))
             waiting = max(0, use.in_flight - use.running)
@@ -60,7 +60,7 @@ YOUNG = 60.0
 
 
 def active(ledger: Ledger, entry: Entry) -> bool:
-    """Whether it is worth telling whoever plans copies: called lately, pinned, young, or on its way."""
+    """Returns whether the leader should know of a copy: it was called lately, is pinned, young, or being loaded."""
     if entry.rate or entry.pinned or entry.state is not State.LOADED or ledger.age(entry) < YOUNG:
         return True
     use = ledger.use(entry)

@@ -14,7 +14,7 @@ KEPT = 512
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One of them. `models` are those it concerns, the subject first."""
+    """One decision about `models`, the subject first."""
 
     kind: str  # evict, refuse, unload, withdraw
     models: tuple[str, ...]
@@ -23,7 +23,7 @@ class Decision:
 
 
 class Decisions:
-    """A bounded list of them."""
+    """A bounded list of decisions."""
 
     __slots__ = ("_kept",)
 
@@ -31,11 +31,11 @@ class Decisions:
         self._kept: deque[Decision] = deque(maxlen=KEPT)
 
     def note(self, kind: str, *models: str, why: str) -> None:
-        """Keeps one."""
+        """Notes a decision."""
         self._kept.append(Decision(kind, models, why, time.monotonic()))
 
     def lines(self, model_id: str = "", *, limit: int = 50) -> Iterator[str]:
-        """The newest first, as JSON objects of one line; with an id, only those that concern it."""
+        """Yields decisions as JSON objects of one line, the newest first; with an id, only those that concern it."""
         now = time.monotonic()
         found = 0
         for decision in reversed(self._kept):

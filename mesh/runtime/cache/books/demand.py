@@ -1,12 +1,12 @@
-"""How much memory this pod's models in use want, in pods: what a pool of pods is scaled by.
+"""The memory that this pod's models in use need, in pods: the figure that scales a pool of pods.
 
-A cache that works well is full, so its fill tells nothing. What tells is the *working set*: copies that were called
-within a window of time, and copies that made way though their last call lies within it. As long as that fits, more
-pods would hold only what nobody calls; where it does not fit, models in use drive each other out.
+A cache that works well is full, so its fill says nothing. The *working set* does: copies called within a window of
+time, and evicted copies whose last call lies within it. As long as it fits, more pods would only hold models that are
+not called; if it does not fit, models in use evict each other.
 
-The sum over the pods of a pool is how many pods the pool wants. A model that made way here and was loaded in another
-pod since counts in both, for the rest of the window; so a pool that is far too small asks for more than it will need,
-and takes it back afterwards. Placement prefers the same pod for the same model, which keeps that small.
+The sum over the pods of a pool is the number of pods that the pool needs. A model evicted here and loaded in another
+pod since counts in both for the rest of the window; so a pool that is far too small asks for more than it will need,
+and later for less. Placement prefers the same pod for the same model, which keeps that error small.
 """
 
 import time
@@ -17,30 +17,30 @@ from mesh.runtime.cache.books.ledger import Ledger
 from placement.footprint import Footprint, total
 
 WINDOW = 600.0
-"""Seconds. Shorter: fewer pods, and more models that are loaded again when they are called again."""
+"""Seconds. A shorter window means fewer pods, and more models that must be loaded again for their next call."""
 
-_MOST = 20_000  # copies that made way and are remembered
+_MOST = 20_000  # evicted copies that are remembered
 
 
 class Demand:
-    """One pod's."""
+    """The demand of one pod."""
 
     def __init__(self, ledger: Ledger, *, window: float = WINDOW, clock: Callable[[], float] = time.monotonic) -> None:
-        """`window` in seconds."""
+        """Takes `window`, in seconds."""
         self._ledger = ledger
         self._window = window
         self._clock = clock
-        self._left: dict[str, tuple[float, Footprint]] = {}  # copies that made way: when they were last used
+        self._left: dict[str, tuple[float, Footprint]] = {}  # evicted copies: when they were last used
 
     def made_way(self, entry: Entry) -> None:
-        """That copy is about to make way for another."""
+        """Notes that a copy is about to be evicted for another."""
         self._left.pop(entry.model_id, None)
         self._left[entry.model_id] = (self._clock() - self._ledger.idle_ms(entry) / 1000, entry.footprint)
         if len(self._left) > _MOST:
             del self._left[next(iter(self._left))]
 
     def working_set(self) -> Footprint:
-        """What it takes. Pinned copies and loads under way belong to it."""
+        """Returns the size of the working set, which includes pinned copies and loads under way."""
         ledger, oldest = self._ledger, self._clock() - self._window
         here = [entry for entry in ledger.entries.values() if entry.state is not State.UNLOADING]
         names = {entry.model_id for entry in here}
@@ -54,5 +54,5 @@ class Demand:
         return total(sizes)
 
     def pods(self) -> float:
-        """Pods such as this one that it would fill, by the memory that it fills more of."""
+        """Returns how many pods such as this one it would fill, by the memory that it fills more of."""
         return self.working_set().share_of(self._ledger.capacity)

@@ -6,7 +6,7 @@ from placement.footprint import NOTHING
 
 
 class State(enum.Enum):
-    """How far an entry is; the values are those of `CopyState.state`."""
+    """The state of an entry; the values are those of `CopyState.state`."""
 
     QUEUED = "queued"
     PULLING = "pulling"
@@ -20,7 +20,7 @@ _PHYSICAL = frozenset({State.LOADING, State.LOADED, State.UNLOADING})
 
 
 class Entry:
-    """One model in this pod. Changed by its ledger only, except what others note in it: `load_ms`, `usual_ms`,
+    """One model in this pod. Only its ledger changes it, except for the notes of other parts: `load_ms`, `usual_ms`,
     `disk_bytes`, `suspect`, `model_type`, `reason`, `pinned`, `generation`, `digest`, `blamed`, the rates."""
 
     __slots__ = (
@@ -53,29 +53,29 @@ class Entry:
         self.model_id = model_id
         self.revision = revision  # create revision of the registration that it is a copy of
         self.generation = 0  # of that registration's content
-        self.digest = ""  # hex, of what it was loaded from
-        self.aside = aside  # another generation of the same registration is the copy of that id here
+        self.digest = ""  # hex, of the content that it was loaded from
+        self.aside = aside  # the copy of the id here is another generation of the same registration
         self.idle_ms = idle_ms  # since the model's last use, when its load was asked for; 0: a caller waits
         self.state = State.QUEUED
         self.since_ns = now_ns  # when the state was entered
-        self.loaded_ns = now_ns  # until then: when it was asked for; counts as its last use until it is called
-        self.begun = False  # whether it counts as physical, though perhaps still waiting for its turn
-        self.footprint = NOTHING  # what it takes in each memory: predicted, then measured; none until room is reserved
+        self.loaded_ns = now_ns  # before that: when it was asked for; counts as its last use until it is called
+        self.begun = False  # whether it counts as physical, even if it still waits for its turn
+        self.footprint = NOTHING  # its size in each memory: predicted, then measured; none until room is reserved
         self.disk_bytes = 0  # of its files, once they are here
         self.slot: int | None = None
         self.load_ms = 0
-        self.usual_ms = 0  # what a load of it took before, pull and waiting included; 0: unknown
+        self.usual_ms = 0  # duration of an earlier load, including pull and waiting; 0: unknown
         self.blamed = False  # servers have died in calls of it
         self.suspect = False  # at work when its server died
         self.model_type = ""
         self.reason = ""  # why it was loaded here
-        self.pinned = False  # is never a victim
+        self.pinned = False  # never a victim
         self.rate = self.peak_rate = 0  # calls a minute (`activity`)
-        self.queue_ms = 0  # that its calls wait before they run, lately
+        self.queue_ms = 0  # recent waiting time of its calls before they run
 
     @property
     def key(self) -> str:
-        """Under which it stands in the ledger. No id holds a NUL."""
+        """The key of the entry in the ledger. No id contains a NUL."""
         return self.model_id + "\0" if self.aside else self.model_id
 
     @property
@@ -85,7 +85,7 @@ class Entry:
 
     @property
     def physical(self) -> bool:
-        """Whether the server's memory may hold it."""
+        """Returns whether the server's memory may hold it."""
         return self.begun or self.state in _PHYSICAL
 
     def __repr__(self) -> str:

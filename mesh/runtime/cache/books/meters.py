@@ -1,4 +1,4 @@
-"""What the agent counts, under the predecessor's names where it counted the same.
+"""The agent's metrics, under the predecessor's names if it had the same.
 
 `modelmesh_invoke_model_milliseconds` is the model server's own count, taken from the use board, because no call passes
 the agent.
@@ -50,19 +50,19 @@ class Meters:
         self.cold_ms = registry.histogram(
             "mesh_load_milliseconds", "Loads from request to answer, successes only.", ms
         ).labels()
-        self.evictions = registry.counter("mesh_evictions", "Copies that made way for others.").labels()
+        self.evictions = registry.counter("mesh_evictions", "Copies evicted for others.").labels()
         self._refusals = registry.counter("mesh_load_refusals", "Loads refused, by reason.", ("reason",))
-        self.server_deaths = registry.counter("mesh_server_deaths", "Times that the model server died.").labels()
+        self.server_deaths = registry.counter("mesh_server_deaths", "Deaths of the model server.").labels()
         hung = registry.counter("mesh_hung_processes", process.HUNG_HELP, ("process",))
         self.server_hangs = hung.labels("model-server")
 
     def follow_loads(self, queued: Callable[[], QueueStatistics], sizes: Callable[[], SizesStatistics]) -> None:
-        """What waits, and how sizes were predicted."""
+        """Adds the metrics of waiting loads and predicted sizes."""
         gauge, counter = self.registry.gauge, self.registry.counter
         gauge("mesh_loads_queued", "Loads that wait for the model server.").follow(lambda: queued().queued)
-        counter("mesh_size_predictions", "Sizes predicted, and measured then.").follow(lambda: sizes().predictions)
-        counter("mesh_size_predicted_over", "Of those, more than a tenth too large.").follow(lambda: sizes().over)
-        counter("mesh_size_predicted_under", "Of those, more than a tenth too small.").follow(lambda: sizes().under)
+        counter("mesh_size_predictions", "Sizes predicted and then measured.").follow(lambda: sizes().predictions)
+        counter("mesh_size_predicted_over", "Predictions more than 10 % too large.").follow(lambda: sizes().over)
+        counter("mesh_size_predicted_under", "Predictions more than 10 % too small.").follow(lambda: sizes().under)
 
     def refused(self, reason: str) -> None:
         """Counts a refused load."""
@@ -76,7 +76,7 @@ class Meters:
         *,
         published: Callable[[], bool],
     ) -> None:
-        """The gauges, read when somebody asks."""
+        """Adds the metrics that are read at each scrape."""
         gauge = self.registry.gauge
 
         def idle_s() -> float:
@@ -108,28 +108,28 @@ class Meters:
         )
         gauge("mesh_loads_in_progress", "Loads under way.").follow(lambda: ledger.statistics().loading)
         gauge("mesh_pulls_in_progress", "Models whose files are being fetched.").follow(lambda: puller().in_progress)
-        gauge("mesh_pull_bytes_per_second", "What comes from stores now.").follow(
+        gauge("mesh_pull_bytes_per_second", "Rate at which pulls receive bytes from stores.").follow(
             lambda: sum(pull.bytes_per_second for pull in puller().progress.values())
         )
         gauge("mesh_disk_bytes", "Files of models on this pod's disk.").follow(lambda: puller().cache.bytes)
-        gauge("mesh_disk_used_bytes", "Of those, in use by loaded models and pulls.").follow(
+        gauge("mesh_disk_used_bytes", "Files of models on disk in use by loaded models and pulls.").follow(
             lambda: puller().cache.used_bytes
         )
         counter = self.registry.counter
-        counter("mesh_pull_fetched_bytes", "Fetched from stores.").follow(lambda: puller().fetched_bytes)
+        counter("mesh_pull_fetched_bytes", "Bytes fetched from stores.").follow(lambda: puller().fetched_bytes)
         counter("mesh_pull_failures", "Pulls that failed.").follow(lambda: puller().failures)
-        counter("mesh_pull_retries", "Attempts at fetching after a first one.").follow(lambda: puller().retries)
-        counter("mesh_disk_hits", "Files that were on disk already.").follow(lambda: puller().cache.hits)
+        counter("mesh_pull_retries", "Repeated attempts to fetch.").follow(lambda: puller().retries)
+        counter("mesh_disk_hits", "Files found on disk.").follow(lambda: puller().cache.hits)
         counter("mesh_disk_misses", "Files that had to be fetched.").follow(lambda: puller().cache.misses)
-        counter("mesh_disk_damaged", "Files that somebody else changed or removed on disk; fetched again.").follow(
+        counter("mesh_disk_damaged", "Files changed or removed on disk by another program and fetched again.").follow(
             lambda: puller().cache.damaged
         )
-        counter("mesh_disk_evictions", "Files that made way on disk.").follow(lambda: puller().cache.evictions)
-        gauge("mesh_published", "1 while this pod stands in etcd.", merge="min").follow(lambda: int(published()))
+        counter("mesh_disk_evictions", "Files removed from disk to make room.").follow(lambda: puller().cache.evictions)
+        gauge("mesh_published", "1 while this pod is published in etcd.", merge="min").follow(lambda: int(published()))
 
 
 def calls_snapshot(calls: Iterable[Series]) -> metrics.Snapshot:
-    """The model server's calls by method and code, as a snapshot to merge."""
+    """Returns the model server's calls by method and code, as a snapshot to merge."""
     series: list[Any] = []
     for one in calls:
         try:

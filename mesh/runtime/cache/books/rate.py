@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Callable
 
 WINDOW, STEP = 60.0, 5.0
-"""Seconds that the rate is about, and between two readings."""
+"""Seconds that the rate covers, and seconds between two readings."""
 
 
 class Rate:
-    """Reads `count` every few seconds while `run` runs."""
+    """A rate, from readings of `count` every few seconds while `run` runs."""
 
     def __init__(self, count: Callable[[], int], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._count = count
@@ -18,13 +18,13 @@ class Rate:
         self._readings: deque[tuple[float, int]] = deque()  # (seconds, count)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Reads every `STEP` seconds until cancelled."""
         while True:
             self.read()
             await asyncio.sleep(STEP)
 
     def read(self) -> None:
-        """One reading."""
+        """Takes one reading."""
         now = self._clock()
         self._readings.append((now, self._count()))
         while now - self._readings[0][0] > WINDOW:
@@ -32,7 +32,8 @@ class Rate:
 
     @property
     def per_minute(self) -> int:
-        """Over the last minute. In the first seconds, little has been seen and not much is made of it."""
+        """The rate over the last minute. The first seconds count as a quarter of it, so that a few calls make no high
+        rate."""
         if len(self._readings) < 2:
             return 0
         (start, before), (end, now) = self._readings[0], self._readings[-1]

@@ -1,10 +1,10 @@
-"""The news that memory has become free, from whoever frees some to all loads that wait for some."""
+"""The news that memory has become free, for all loads that wait for some."""
 
 import asyncio
 
 
 class Space:
-    """One pod's. `news` is set once memory has become free after it was read."""
+    """The news of one pod. `news` is an event for the next time that memory becomes free."""
 
     __slots__ = ("news",)
 
@@ -12,6 +12,6 @@ class Space:
         self.news = asyncio.Event()
 
     def freed(self) -> None:
-        """To be called whenever memory has become free, or a load has ended."""
+        """Wakes waiting loads: memory has become free, or a load has ended."""
         news, self.news = self.news, asyncio.Event()
         news.set()

@@ -1,7 +1,7 @@
-"""The pulled files of this pod's models: one folder a model, and never a removal that hits the next pull.
+"""The pulled files of this pod's models: one folder per model, and no removal that hits the next pull.
 
-The puller fetches and removes whenever it is told; a model may be loaded again while the files of its former copy are
-still being removed, in a thread. So here whoever pulls waits for that removal first.
+The puller fetches and removes at once when asked; a model may be loaded again while a thread still removes the files of
+its former copy. So a pull here first waits for that removal.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from puller.source import Source
 
 log = logs.get(__name__)
 
-_LONG = 10.0  # seconds of a pull after which the log tells of it, and between two lines
+_LONG = 10.0  # seconds after which a pull is logged, and between two such lines
 
 
 class Files:
@@ -26,21 +26,21 @@ class Files:
         self._tasks = Tasks()
 
     async def pull(self, source: Source, *, into: str, tag: str = "") -> Pulled:
-        """Fetches a model, and what was made of its files under that tag. Raises PullError."""
+        """Fetches a model, and the optimised form of its files under that tag. Raises PullError."""
         while (removal := self._removals.get(into)) is not None:
             await asyncio.wait({removal})
         return await self._puller.pull(source, into=into, tag=tag)
 
     def short(self, needs: int) -> int:
-        """Returns how many bytes of files in use have to go from the disk before so many find room there."""
+        """Returns how many bytes of files in use must be removed from the disk before `needs` bytes fit."""
         return self._puller.short(needs)
 
     async def remove(self, into: str) -> None:
-        """Removes what was pulled; goes on if the caller is cancelled."""
+        """Removes the pulled files; continues if the caller is cancelled."""
         await asyncio.wait({self.discard(into)})
 
     def discard(self, into: str) -> "asyncio.Task[None]":
-        """Removes it in the background."""
+        """Removes the pulled files in the background."""
         removal = self._removals.get(into)
         if removal is None:
             removal = self._removals[into] = self._tasks.start(self._remove(into), f"remove files of {into}")
@@ -50,12 +50,12 @@ class Files:
         try:
             await self._puller.remove(into)
         except OSError as error:
-            log.warning("files of a model were not removed", model=into, error=str(error))
+            log.warning("files of a model not removed", model=into, error=str(error))
         finally:
             del self._removals[into]
 
     async def watch(self) -> None:
-        """Until cancelled: a line in the log now and then for each pull that takes long."""
+        """Logs each pull that takes long, now and then, until cancelled."""
         while True:
             await asyncio.sleep(_LONG)
             for into, pull in self._puller.statistics().progress.items():
@@ -70,7 +70,7 @@ class Files:
                     )
 
     async def close(self) -> None:
-        """Lets removals finish for a moment, and closes the puller."""
+        """Waits a moment for removals to finish, and closes the puller."""
         await self._tasks.settle(2.0)
         await self._tasks.close()
         await self._puller.close()

@@ -1,12 +1,12 @@
 """Optimised forms of models: made in the background after a slow load, for the next load of the same files.
 
-What the model server needs of time to go over a network's graph is the same at each load on the same version of
-onnxruntime and the same processor. So after a load that took long, a process of its own writes the graph as it is
-afterwards, compares, and says whether that is worth keeping (`mesh.runtime.server.onnx.optimiser`). What is kept lies
-in the puller's cache, under the contents of the files that it was made of and a tag for version and processor: other
-contents or another runtime never find it, and the disk's budget counts it.
+The model server's work on a network's graph is the same at each load on the same version of onnxruntime and the same
+processor. So after a slow load, a separate process writes the optimised graph, compares the two, and reports whether it
+is worth keeping (`mesh.runtime.server.onnx.optimiser`). The puller's cache keeps it under the contents of the source
+files and a tag for version and processor: other contents or another runtime never find it, and the disk budget counts
+it.
 
-One at a time, and only while the machine has memory for it: nobody waits for this.
+One model at a time, and only while the machine has memory for it: no call waits for this.
 """
 
 import asyncio
@@ -29,41 +29,41 @@ from puller.puller import Pulled
 log = logs.get(__name__)
 
 LEAST_MS = 15.0
-"""A load in the model server that takes less is not worth looking at."""
+"""Milliseconds of a load in the model server below which optimising is not worth it."""
 
 MAX_BYTES = 64 << 20
-"""Of a model's files: `optimiser` refuses larger ones."""
+"""Largest size of a model's files: `optimiser` refuses more."""
 
-_MEMORY = 256 << 20  # bytes that must be free beyond several times the files
+_MEMORY = 256 << 20  # bytes that must be free in addition to several times the files
 _TIMEOUT = 60.0  # seconds
-_WAITING = 64  # models that wait for their turn; past that a slow load waits for its next time
-_REMEMBERED = 4096  # contents that were looked at
+_WAITING = 64  # models that may wait; beyond that a slow load is looked at next time
+_REMEMBERED = 4096  # contents already looked at
 
 
 class Keeping(Protocol):
-    """The puller, as far as it keeps what was made of a model."""
+    """The puller, as the keeper of optimised forms."""
 
     def current(self, into: str, pulled: Pulled) -> bool:
-        """Whether what lies there is still what that pull brought."""
+        """Returns whether the folder still holds the files of that pull."""
 
     async def keep(self, into: str, pulled: Pulled, tag: str, path: Path) -> bool:
-        """Takes the file over, as made of that pull's files; False where there is no room for it, or no use."""
+        """Takes over a file made from that pull's files; False if there is no room for it, or no use."""
 
 
 @dataclass(frozen=True, slots=True)
 class OptimisingStatistics:
-    """What it has done."""
+    """The work done so far."""
 
     waiting: int
-    made: int  # and kept
+    made: int  # made and kept
     in_vain: int
 
 
 class Optimising:
-    """See the module's text. `free_bytes` tells how much memory the machine or container has left."""
+    """The optimising of one pod. `free_bytes` returns the memory that the machine or container has left."""
 
     def __init__(self, keeping: Keeping, *, free_bytes: Callable[[], int]) -> None:
-        self.tag = ""  # of what is made now; empty: nothing is
+        self.tag = ""  # of the forms made now; empty: none are made
         self._keeping = keeping
         self._free_bytes = free_bytes
         self._waiting: OrderedDict[str, tuple[str, Pulled]] = OrderedDict()  # digest -> model, files
@@ -72,12 +72,12 @@ class Optimising:
         self._made = self._in_vain = 0
 
     def server(self, version: str, device: str) -> None:
-        """That model server runs now. Only ours on a processor can use what is made here."""
+        """Notes the running model server. Only ours on a processor can use optimised forms."""
         engine = re.search(r"onnxruntime [^;]+", version)
         self.tag = f"{engine[0]} on {processor()}" if engine is not None and device == "cpu" else ""
 
     def loaded(self, model_id: str, pulled: Pulled, server_ms: float) -> None:
-        """A model was loaded, and the model server took so long for it."""
+        """Notes a loaded model, and how long the model server took for it."""
         digest = pulled.digest
         if not self.tag or not digest or pulled.derived is not None:
             return
@@ -87,11 +87,11 @@ class Optimising:
         self._wake.set()
 
     def statistics(self) -> OptimisingStatistics:
-        """What it has done."""
+        """Returns the work done so far."""
         return OptimisingStatistics(len(self._waiting), self._made, self._in_vain)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Makes optimised forms, one after the other, until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -106,7 +106,7 @@ class Optimising:
     async def _look_at(self, model_id: str, pulled: Pulled) -> None:
         path = pulled.path
         if self._free_bytes() < _MEMORY + 16 * _size(path) or not self._keeping.current(model_id, pulled):
-            return  # another load of it, another try
+            return  # tried again after another load of it
         self._seen[pulled.digest] = None
         while len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
@@ -124,18 +124,18 @@ class Optimising:
             model=model_id,
             before_ms=told.get("before_ms"),
             after_ms=told.get("after_ms"),
-            why=told.get("why") or ("" if kept else "its files have gone meanwhile"),
+            why=told.get("why") or ("" if kept else "its files have been removed meanwhile"),
         )
 
 
 async def _run(source: Path, target: Path) -> dict[str, Any]:
-    """What the optimiser says."""
+    """Runs the optimiser and returns its report."""
     argv = process.python("mesh.runtime.server.onnx.optimiser", str(source), str(target))
     child = await process.spawn(argv, name="optimiser")
     try:
         code = await child.wait(_TIMEOUT)
     except TimeoutError:
-        return {"why": f"it was not done within {_TIMEOUT:g} s"}
+        return {"why": f"it took more than {_TIMEOUT:g} s"}
     finally:
         if child.returncode is None:
             child.kill()
@@ -150,12 +150,12 @@ async def _run(source: Path, target: Path) -> dict[str, Any]:
 def _size(path: Path) -> int:
     try:
         return sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
-    except OSError:  # it is being removed: the optimiser will say so
+    except OSError:  # it is being removed: the optimiser will report that
         return 0
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """What the graph optimisers look at: equal for processors with equal instructions."""
+    """Returns what graph optimisers look at: equal for processors with equal instructions."""
     features = ""
     with contextlib.suppress(OSError):
         for line in cpuinfo.read_text(errors="replace").splitlines():

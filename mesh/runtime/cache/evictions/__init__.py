@@ -1,7 +1,7 @@
 """Copies out of memory, in this order:
 
-- `victims`: who makes way for a load, by `placement.room`
-- `memory`: who goes because the server takes more than it may
+- `victims`: the copies to evict for a load, by `placement.room`
+- `memory`: the copies to evict because the server takes more than it may
 - `eviction`: carries both out, counts them, keeps the reasons
 - `unloads`: one copy out of memory, until nothing of it is left
 - `capacity`: how much memory there is for models in the first place

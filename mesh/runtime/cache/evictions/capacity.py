@@ -1,12 +1,13 @@
-"""How much memory is for models, by what the operator asks for and what there is, and how much for their server in all.
+"""The memory for models, and for the whole model server, from the operator's wish and the memory available.
 
-A full cache is the normal state, so the model server must have room beyond its capacity for itself, for calls at work
-and for what malloc cannot give back; `limit` is all of that together, and the hard limit of the process.
+A full cache is the normal state, so the model server must have room beyond its capacity for itself, for running
+calls and for memory that malloc cannot give back; `limit` is the sum of it all, and the hard limit of the process.
 
-More than the container has, or the machine without one, is refused at the start, rather than cut to what fits: a
-rollout then stops at its first pod while the others serve, and whoever wrote the number learns of it, where a smaller
-cache would only show as misses. A pod that planned with what is not there would be killed, with all of its models, the
-day its cache is full. What fits and leaves little room besides is taken, and the model server bounded by what there is.
+A capacity larger than the container, or the machine if there is none, is refused at the start rather than cut to fit: a
+rollout then stops at its first pod while the others serve, and the operator learns of the error, where a smaller cache
+would only show as misses. A pod that planned with more memory than there is would be killed, with all its models, once
+its cache is full. A capacity that fits but leaves little room is accepted, and the model server limited to what there
+is.
 """
 
 from mesh.host.memory import Whole
@@ -23,24 +24,24 @@ HEADROOM_LEAST = 512 << 20
 """The server itself takes about 100 MB; the data port alone may hold 256 MiB of inputs."""
 
 AUTO_LEAST = 64 << 20
-"""The least that the automatic capacity is, in bytes: a pod with less memory than that takes does not start."""
+"""The least automatic capacity, in bytes: a pod without enough memory for it does not start."""
 
-AUTO_SHARE = 0.75  # of the memory at hand, where the operator names no capacity
+AUTO_SHARE = 0.75  # of the available memory, if the operator names no capacity
 DEVICE_SHARE = 0.85  # of the device's free memory, for models, likewise
 
 
 def limit(capacity_bytes: int) -> int:
-    """What the server's process may take in all."""
+    """Returns what the server's process may take in all."""
     return capacity_bytes + max(int(capacity_bytes * HEADROOM_SHARE), HEADROOM_LEAST)
 
 
 def auto_limit(available_bytes: int) -> int:
-    """The same with the automatic capacity: in a small container less, or the container would be killed first."""
+    """Returns the same for the automatic capacity: less in a small container, which would otherwise be killed first."""
     return min(limit(auto_capacity(available_bytes)), int(available_bytes * AUTO_SHARE))
 
 
 def auto_capacity(available_bytes: int) -> int:
-    """The capacity whose limit is a good part of the memory at hand; at least 64 MiB."""
+    """Returns the capacity whose limit is a good part of the available memory; at least 64 MiB."""
     whole = int(available_bytes * AUTO_SHARE)
     capacity = int(whole / (1 + HEADROOM_SHARE))
     if capacity * HEADROOM_SHARE < HEADROOM_LEAST:
@@ -49,9 +50,9 @@ def auto_capacity(available_bytes: int) -> int:
 
 
 def device_capacity(wanted: int, used: int, total: int) -> int:
-    """Bytes for models on a device of `total` bytes, of which `used` are in use before any model. `wanted` 0: a good
-    part of the rest. Raises ValueError where that much is not there, or not enough for one model, below the share at
-    which copies go again."""
+    """Returns the bytes for models on a device of `total` bytes, of which `used` are in use before any model. `wanted`
+    0: a good part of the rest. Raises ValueError if there is too little, or not enough for one model below the share at
+    which copies are evicted."""
     free = max(0, int(total * DEVICE_EVICT) - used)
     if wanted > free:
         text = f"{format_bytes(wanted)} are asked for models, of the device's {format_bytes(total)}"
@@ -63,8 +64,8 @@ def device_capacity(wanted: int, used: int, total: int) -> int:
 
 
 def server_limit(capacity: int, there: Whole | None) -> int:
-    """Bytes for the model server in all, so that `capacity` of them can be models'. Raises ValueError where that much
-    is not there."""
+    """Returns the bytes for the whole model server, `capacity` of them for models. Raises ValueError if there are too
+    few."""
     wanted = limit(capacity)
     if there is None:
         return wanted
@@ -74,13 +75,13 @@ def server_limit(capacity: int, there: Whole | None) -> int:
     if capacity <= most:
         return min(wanted, bound)
     has = f"{format_bytes(capacity)} are asked for models, and {there.whose} has {format_bytes(there.bytes)} in all"
-    lower = f", of which {format_bytes(most)} at most can be theirs" if most > 0 else ", which is too little for any"
+    lower = f", of which {format_bytes(most)} at most can be theirs" if most > 0 else ", too little for any"
     raise ValueError(f"{has}{lower}. Ask for less, or {_raise(there, _needed(capacity))}, or say auto")
 
 
 def check_least(there: Whole | None) -> None:
-    """Raises ValueError where there is not even memory for the least automatic capacity: models would fail to load for
-    want of memory that the pod says it has."""
+    """Raises ValueError if there is too little memory for the least automatic capacity: loads would fail for lack of
+    memory that the pod claims to have."""
     needed = _needed(AUTO_LEAST)
     if there is not None and there.bytes < needed:
         raise ValueError(

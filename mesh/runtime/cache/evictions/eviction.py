@@ -1,7 +1,7 @@
-"""Evictions: copies that make way, for a load that needs room or because the server takes more memory than it may.
+"""Evictions of copies, for a load that needs room or because the server takes more memory than it may.
 
-Who goes was decided before (`victims` for a load, `memory` for the server); here it is carried out and counted, and the
-reason is kept. `unloads` takes the copies out of memory, and `space` tells whoever waits for it.
+The victims were chosen before (`victims` for a load, `memory` for the server); here they are evicted and counted, and
+the reason is kept. `unloads` takes the copies out of memory, and `space` wakes the loads that wait for it.
 """
 
 from mesh.runtime.cache.books.decisions import Decisions
@@ -17,7 +17,7 @@ log = logs.get(__name__)
 
 
 class Eviction:
-    """Has copies unloaded for others' sake."""
+    """The evictions of one pod."""
 
     def __init__(
         self, ledger: Ledger, unloads: Unloads, demand: Demand, *, decisions: Decisions, meters: Meters
@@ -29,7 +29,7 @@ class Eviction:
         self._meters = meters
 
     def make_way(self, room: Room, for_whom: str) -> None:
-        """Begins to unload the victims of a decision, so that the model `for_whom` finds room."""
+        """Begins to unload the victims of a decision, to make room for the model `for_whom`."""
         for victim in room.victims:
             entry = self._ledger.entries.get(victim)
             if entry is not None and entry.state is State.LOADED:
@@ -37,7 +37,7 @@ class Eviction:
                 self._begin(entry, f"makes way for {for_whom}: {room.why}")
 
     def evict(self, entry: Entry, why: str) -> None:
-        """Begins to unload one copy that goes for no other's sake."""
+        """Begins to unload one copy that is not evicted for another."""
         self._decisions.note("evict", entry.model_id, why=why)
         self._begin(entry, why)
 

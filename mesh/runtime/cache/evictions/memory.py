@@ -1,16 +1,16 @@
-"""The memory of the model server, and of its device, as the system sees them, against what the ledger believes.
+"""A watch over the real memory of the model server and its device, whatever the ledger says.
 
 Sizes are measured when a model is loaded, and a model may take more later: a first call with a large input, an arena
-that grows. So the server's private resident memory is watched, whatever the ledger says.
+that grows. So the server's private resident memory is watched.
 
-The shares are of the hard limit of the process (`capacity.limit`): above 90 % the least recently used copies go, one
-after the other as long as it helps; above 95 % loads are refused too. At 100 % an allocation fails in whoever asks for
-it, and the server goes on. (90 % of the capacity itself, as the design has it, would evict from every cache that is
+The shares are of the hard limit of the process (`capacity.limit`): above 90 % the least recently used copies are
+evicted, one after the other as long as it helps; above 95 % loads are refused too. At 100 % an allocation fails in the
+code that asks for it, and the server continues. (90 % of the capacity itself would evict from every cache that is
 merely full.)
 
-A device is watched in the same way: sessions take workspace there as they are called, and others may use it too. Its
-limit is all of its memory, the shares are higher, and the capacity is told apart: `capacity.device_capacity` leaves as
-much as calls may need.
+A device is watched in the same way: sessions take workspace there when they are called, and other processes may use it
+too. Its limit is all of its memory, the shares are higher, and the capacity is separate: `capacity.device_capacity`
+leaves as much as calls may need.
 """
 
 import asyncio
@@ -29,11 +29,11 @@ EVICT, REFUSE = 0.90, 0.95
 DEVICE_EVICT, DEVICE_REFUSE = 0.95, 0.98
 
 INTERVAL = 1.0
-"""Seconds between two looks: freed memory is given back within 0.3 s of an unload, so the next look sees it."""
+"""Seconds between two looks: memory is released within 0.3 s of an unload, so the next look sees it."""
 
 
 class MemoryWatch:
-    """Looks every second. `used` gives the bytes, 0 where there is no server."""
+    """The watch over one kind of memory. `used` returns the bytes, 0 if no server runs."""
 
     def __init__(
         self,
@@ -44,9 +44,9 @@ class MemoryWatch:
         used: Callable[[], int],
         device: bool = False,
     ) -> None:
-        """`device`: it is a device's memory that is watched. A limit of 0 watches nothing."""
+        """Takes `device`: whether to watch a device's memory. A limit of 0 watches nothing."""
         self.limit_bytes = limit_bytes
-        self.refusal = ""  # why no loads are taken; empty: they are
+        self.refusal = ""  # why loads are refused; empty: they are not
         self._ledger = ledger
         self._used = used
         self._eviction = eviction
@@ -57,14 +57,14 @@ class MemoryWatch:
         self._acted = False  # at the last look
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Looks every `INTERVAL` until cancelled."""
         while True:
             await asyncio.sleep(INTERVAL)
             self.look()
             turned()
 
     def look(self) -> None:
-        """One look, and what follows from it."""
+        """Looks once, and evicts or refuses if it must."""
         if not self.limit_bytes:
             return
         evict, refuse = self._shares
@@ -77,7 +77,7 @@ class MemoryWatch:
         self._high = high
         if not high:
             return
-        # Copies whose size is on the books already are on their way out: their memory counts as given back.
+        # Copies being unloaded will free their memory: it counts as released.
         excess = used - int(evict * self.limit_bytes) - self._leaving()
         victims: list[Entry] = []
 
@@ -89,16 +89,16 @@ class MemoryWatch:
                 excess -= max(self._of(entry), 1)
             return excess <= 0
 
-        # A device's figure may be as old as the pause between two looks: the next may not tell yet of what has gone.
+        # A device's figure may be as old as the pause between two looks: the next may not yet show freed memory.
         self._acted = excess > 0 and not (self._device and self._acted)
         if self._acted:
             self._ledger.order(enough)
         for entry in victims:
-            self._eviction.evict(entry, f"{text}, copies go above {evict:.0%}")
+            self._eviction.evict(entry, f"{text}, evicting above {evict:.0%}")
 
     def _leaving(self) -> int:
         return sum(self._of(entry) for entry in self._ledger.entries.values() if entry.state is State.UNLOADING)
 
     def _of(self, entry: Entry) -> int:
-        """Bytes that a copy takes in the memory that is watched."""
+        """Returns the bytes that a copy takes in the watched memory."""
         return entry.footprint.device_bytes if self._device else entry.footprint.host_bytes

@@ -1,13 +1,12 @@
-"""One copy out of memory: first it answers no more, then its key goes, then its memory, then its files.
+"""Unloads: a copy stops answering, then its key is deleted, its memory freed and its files removed.
 
-New calls must be answered *not here* before the mesh is told that the copy has gone, and the mesh is told before the
-memory is free, because calls in flight may take their time. The order of the steps: the server is asked to unload (it
-answers *not here* from that moment, and marks the slot so); as soon as the board shows it the key is deleted; the
-server's answer means that the last call has ended and the memory is free; only then the bytes count as free and the
-slot is given back.
+New calls must get *not here* before the mesh learns that the copy is gone, and the mesh learns it before the memory is
+free, because calls in flight may take long. The steps: the agent asks the server to unload (from then on it answers
+*not here*, and marks the slot so); as soon as the board shows that, the key is deleted; the server's answer means that
+the last call has ended and the memory is free; only then do the bytes count as free and the slot is released.
 
-Where a call in flight cannot be ended, the server says so; the copy then stays on the books as what it is, memory in
-use, until the server's next life. If etcd is away the key goes later; the unload itself goes on.
+If a call in flight cannot be ended, the server says so; the copy then stays on the books, as memory in use, until the
+server's next life. If etcd is unavailable the key is deleted later; the unload itself continues.
 """
 
 import asyncio
@@ -30,27 +29,27 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 GRACE = 30.0
-"""Seconds that the server gives calls in flight; it ends them then."""
+"""Seconds that calls in flight get before the server ends them."""
 
 _TIMEOUT = GRACE + 12.0  # of one unload call
-_RETRY = 10.0  # seconds between attempts at a copy that does not go
+_RETRY = 10.0  # seconds between attempts at a copy that cannot be unloaded
 _LOOK_FIRST, _LOOK_MAX = 0.0005, 0.02  # seconds between two looks at the slot
-_KEY_WAIT = 2.0  # seconds that whoever asked waits for the key to go
+_KEY_WAIT = 2.0  # seconds that a caller waits for the key to be deleted
 
 
 class _Going:
-    """One unload under way."""
+    """An unload under way."""
 
     __slots__ = ("entry", "silent", "task")
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
-        self.silent = asyncio.Event()  # set once no call is answered and the key has gone, or etcd is away
+        self.silent = asyncio.Event()  # set once no call is answered and the key is deleted, or etcd is unavailable
         self.task: asyncio.Task[None] | None = None
 
 
 class Unloads:
-    """Carries them out, one a copy."""
+    """The unloads of one pod, at most one per copy."""
 
     def __init__(
         self,
@@ -76,14 +75,14 @@ class Unloads:
         self._tasks = Tasks()
 
     def start(self, entry: Entry, why: str) -> None:
-        """Begins to unload a copy, or what a load has left. Nothing happens where that is under way."""
+        """Begins to unload a copy, or the remains of a load, unless that is under way."""
         if self.begin(entry):
             log.info("unloading", model=entry.model_id, why=why)
             self._decisions.note("unload", entry.model_id, why=why)
 
     def begin(self, entry: Entry, *, evicted: bool = False) -> bool:
-        """Begins to unload a copy, and leaves it to the caller to say why. Returns whether that was not under way.
-        `evicted`: it makes way for another, which some policies learn from."""
+        """Begins to unload a copy, and leaves it to the caller to note why. Returns False if that is under way already.
+        `evicted`: it is evicted for another, which some policies learn from."""
         if entry in self._going or entry not in self._ledger:
             return False
         self._ledger.enter(entry, State.UNLOADING, evicted=evicted)
@@ -92,17 +91,17 @@ class Unloads:
         return True
 
     async def take_out(self, entry: Entry) -> bool:
-        """Takes a load out of the server that is to begin again: its entry, its key and its files stay. One attempt;
-        returns whether nothing is left of it there."""
+        """Takes a load that will begin again out of the server: its entry, key and files stay. Makes one attempt, and
+        returns whether nothing is left in the server."""
         return await self._free(entry)
 
     async def silent(self, model_id: str) -> None:
-        """Returns once the unloads of that model under way have come so far that no call is answered."""
+        """Waits until the model's copies that are being unloaded answer no more calls."""
         for going in self._of(model_id):
             await going.silent.wait()
 
     async def gone(self, model_id: str) -> None:
-        """Returns once nothing of the copies of that model that are being unloaded is left."""
+        """Waits until nothing is left of the model's copies that are being unloaded."""
         for going in self._of(model_id):
             if going.task is not None:
                 await asyncio.wait({going.task})
@@ -111,7 +110,7 @@ class Unloads:
         return [going for going in self._going.values() if going.entry.model_id == model_id]
 
     def clear(self) -> None:
-        """The server has died, and all memory with it: whoever waits goes on."""
+        """Ends all unloads: the server has died, and its memory is gone."""
         for going in list(self._going.values()):
             if going.task is not None:
                 going.task.cancel()
@@ -119,7 +118,7 @@ class Unloads:
         self._going.clear()
 
     async def close(self) -> None:
-        """Ends what is under way; the server frees the memory by ending."""
+        """Cancels the unloads under way; the server frees the memory when it ends."""
         await self._tasks.close()
 
     async def _unload(self, going: _Going) -> None:
@@ -138,10 +137,10 @@ class Unloads:
             self._meters.unload_ms.observe((time.monotonic() - began) * 1000)
             await asyncio.wait({announcing})
             try:
-                if not entry.aside and self._ledger.aside_of(model_id) is None:  # else they are the other one's
+                if not entry.aside and self._ledger.aside_of(model_id) is None:  # the other one keeps them
                     await self._files.remove(model_id)
             except OSError as error:
-                log.warning("files of a model were not removed", model=model_id, error=str(error))
+                log.warning("files of a model not removed", model=model_id, error=str(error))
         finally:
             going.silent.set()
             if self._going.get(entry) is going:
@@ -151,7 +150,7 @@ class Unloads:
                 self._space.freed()
 
     async def _free(self, entry: Entry) -> bool:
-        """One attempt. Whether nothing of it is left in the server."""
+        """Makes one attempt. Returns whether nothing of it is left in the server."""
         life = self._server.lives
         spi = await self._server.ready(0.0)
         if spi is None:
@@ -163,12 +162,12 @@ class Unloads:
             if self._server.lives == life:
                 log.warning("unloading failed", model=entry.model_id, error=error.text)
             return False
-        # A copy of which a call could not be ended is forgotten by the server, but the board shows it.
+        # The server forgets a copy with a call that could not be ended, but the board shows it.
         use = self._ledger.use(entry)
         return use is None or use.state is SlotState.FREE
 
     async def _announce(self, going: _Going) -> None:
-        """Waits until the server answers no more for the copy, then takes its key away."""
+        """Waits until the server answers no more calls for the copy, then deletes its key."""
         entry, pause = going.entry, _LOOK_FIRST
         while going.task is not None and not going.task.done():
             use = self._ledger.use(entry)
@@ -176,7 +175,7 @@ class Unloads:
                 break
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _LOOK_MAX)
-        if not entry.aside:  # else the key is the other one's
+        if not entry.aside:  # otherwise the key belongs to the other one
             self._presence.drop(entry.model_id)
             await self._presence.settled(entry.model_id, _KEY_WAIT)
         going.silent.set()

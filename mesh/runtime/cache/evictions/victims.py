@@ -1,7 +1,7 @@
-"""Who makes way in this pod: `placement.room`, asked with the copies that are here.
+"""The choice of copies to evict in this pod: `placement.room`, asked about the copies here.
 
-The same question for memory and for the disk, answered in the same order. The latest questions are kept with their
-answers, so that they can be asked again (`mesh replay`). `eviction` carries the answers out.
+The question is the same for memory and for the disk, and so is the order. The latest questions are kept with their
+answers for `mesh replay`. `eviction` carries the answers out.
 """
 
 import itertools
@@ -16,18 +16,18 @@ from placement.footprint import Footprint
 from placement.replay import Question
 
 QUESTIONS = 256
-"""How many of the latest are kept, a kilobyte or two each."""
+"""The number of questions kept, a kilobyte or two each."""
 
 
 class Victims:
-    """The search for them, over the ledger's copies."""
+    """The search for victims among the ledger's copies."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self.questions: deque[tuple[Question, room.Room]] = deque(maxlen=QUESTIONS)  # for room, the latest
+        self.questions: deque[tuple[Question, room.Room]] = deque(maxlen=QUESTIONS)  # the latest, for room
 
     def candidates(self, need: Footprint) -> list[str]:
-        """Whose other copies are worth knowing before room is made for that much: nobody's, where it fits anyway."""
+        """Returns the models whose other copies matter if room is made for this much; none if it fits anyway."""
         if self._ledger.fits(need):
             return []
         count = itertools.count(1)
@@ -43,12 +43,12 @@ class Victims:
         for_whom: str = "",
         growing: Collection[str] | None = None,
     ) -> room.Room:
-        """Who makes way for so much more. `spares`: copies elsewhere, of those that were asked about. `keep` are
-        never taken.
+        """Returns the victims for this much more. `spares`: copies elsewhere, of the models asked about. `keep` are
+        never victims.
 
-        `growing`, where the question is for one that is in memory already: the keys of all such loads that wait. It may
-        take what is promised to others, and what the others in memory hold does not come to rest before they have got
-        their own."""
+        `growing`, if the question is about a load in memory already: the keys of all such loads that wait. It may take
+        memory reserved for others, and the memory of the other growing loads does not become free before they have got
+        theirs."""
         ledger = self._ledger
         need = need.on(device=ledger.has_device)
         free = ledger.free if growing is None else ledger.free + ledger.promised()
@@ -75,10 +75,10 @@ class Victims:
         for_whom: str = "",
         without: Collection[str] = (),
     ) -> room.Room:
-        """Who makes way so that so many bytes of files may go from the disk: by the same rules as in memory.
+        """Returns the victims whose files free this many bytes of the disk, by the same rules as in memory.
 
-        A pull under way may be what is in the way, with as much as it will; `without` are the keys of those that have
-        none of the disk, because they wait for it."""
+        A pull under way may take the space, as much as it will need; `without` are the keys of loads that have no files
+        on disk because they wait for space."""
         ledger, look = self._ledger, self._look(spares, (for_whom,))
 
         def on_disk(key: str) -> room.Held:
@@ -95,8 +95,8 @@ class Victims:
         return self._ask(question, on_disk, spares, busy)
 
     def leaving_disk_bytes(self, promised: Collection[str]) -> int:
-        """Bytes of files that will have gone from the disk in a moment, with copies that have just begun to be
-        unloaded, but for those that are `promised` to somebody, by key."""
+        """Returns the bytes of files that copies being unloaded will soon free on disk, without those `promised` to a
+        load, by key."""
         ledger = self._ledger
         return sum(
             entry.disk_bytes
@@ -126,14 +126,14 @@ class Victims:
         return found
 
     def _look(self, spares: Mapping[str, int] | None, keep: Collection[str]) -> Callable[[str], room.Held]:
-        """How a copy is at this moment."""
+        """Returns a function that looks at a copy's present state."""
         ledger, now = self._ledger, self._ledger.now_ns()
 
         def look(key: str) -> room.Held:
             entry = ledger.entries[key]
             use = ledger.use(entry)
             others = spares.get(key, 0) if spares else 0
-            awaited = not entry.idle_ms and (use is None or not use.calls)  # the caller that it was loaded for
+            awaited = not entry.idle_ms and (use is None or not use.calls)  # by the caller that it was loaded for
             return room.Held(
                 key,
                 entry.footprint.host_bytes,

@@ -1,12 +1,12 @@
 """Models into memory, from the request to the copy that answers, in this order:
 
-- `outcomes`: what is asked of a load, and what may come of it
-- `flights`: which loads begin, are joined, end early
-- `gate`: whether loads are taken at all
+- `outcomes`: the request for a load, and its possible outcomes
+- `flights`: the loads that begin, are joined, or end early
+- `gate`: the conditions for any load
 - `loading`: the steps of one load: its claim, its files, its way into memory, its publication
 - `publication`: its claim before, and its key after
 - `fetching`: its files
-- `admission`: its way into memory: room, a turn, the model server, and room for what was measured
-- `rooms`: who waits for room, and what makes way for whom
+- `admission`: its way into memory: room, a turn, the model server, and room for the measured size
+- `rooms`: the loads that wait for room, and the evictions for them
 - `serverside`: the model server's part
 """

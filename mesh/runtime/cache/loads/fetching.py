@@ -1,6 +1,6 @@
-"""The files of a load: pulled, and where the pod's disk is full of others', once copies have made way.
+"""The files of a load: pulled, if the disk is full only after copies have been evicted.
 
-How many are fetched at once, from one store and in all, is for the puller to say.
+The puller limits the number of pulls at once, from one store and in all.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ from puller.puller import Pulled
 from puller.source import Source
 
 _TIMEOUT = 900.0  # seconds
-_ROOM_WAIT = 120.0  # seconds in which a pull may lose its room to others again and again
+_ROOM_WAIT = 120.0  # seconds in which a pull may repeatedly lose its room to others
 
 
 class NotFetched(Exception):
-    """The files are not here. `outcome` is what that means for the load."""
+    """Files could not be fetched. `outcome` is the load's."""
 
     def __init__(self, outcome: Refused | Failed) -> None:
         super().__init__(outcome.text)
@@ -34,7 +34,7 @@ class NotFetched(Exception):
 
 
 class Fetching:
-    """Fetches files, a task a load."""
+    """The fetching of files, a task per load."""
 
     def __init__(self, ledger: Ledger, files: Files, rooms: Rooms, optimising: Optimising, meters: Meters) -> None:
         self._ledger = ledger
@@ -44,8 +44,8 @@ class Fetching:
         self._meters = meters
 
     async def fetch(self, want: Want, entry: Entry, granted: "asyncio.Future[Mapping[str, int]]") -> Pulled:
-        """Fetches the files. Where copies have to make way on the disk, not before the claim is `granted`, with the
-        copies elsewhere of those that may have to. Raises NotFetched."""
+        """Fetches the files. If that needs evictions, waits until the claim is `granted`, with the copies elsewhere of
+        possible victims. Raises NotFetched."""
         place, began = self._rooms.place(), time.monotonic()
         while True:
             try:
@@ -83,7 +83,7 @@ def _outcome(error: PullError) -> Refused | Failed:
     return Failed(Reason.LOAD_FAILED, error.text, _KINDS[error.nature], asked_ms)
 
 
-# Bad content that was not even pulled, too: looking again is cheap, and whoever corrects the file need not wait.
+# Includes bad content that was not even pulled: another look is cheap, and a corrected file is found at once.
 _KINDS = {
     Nature.PASSING: Kind.PASSING,
     Nature.NOT_FOUND: Kind.NOT_FOUND,

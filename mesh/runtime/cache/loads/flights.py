@@ -1,9 +1,9 @@
-"""The loads of a pod: which begin, which are joined, which end early. How one is carried out stands in `loading`.
+"""The loads of a pod: those that begin, are joined, or end early. `loading` carries out each.
 
-Whoever asks for a model that is being loaded joins that load. The load is a task of its own: a caller that goes away
-does not end it, a withdrawal does. There is at most one a model; a copy, or a load, of an older registration of the id
-is taken out first, and an older one than what is here is refused as stale. A copy of an older generation of the same
-registration is not taken out: the newer one is loaded beside it and then takes its place.
+A caller that asks for a model being loaded joins that load. The load is a task of its own: the end of a caller does not
+end it, a withdrawal does. There is at most one per model; a copy, or a load, of an older registration of the id is
+withdrawn first, and a request for an older registration than the one here is refused as stale. A copy of an older
+generation of the same registration stays: the newer one is loaded beside it and then takes its place.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 MAX_LOADS = 1024
-"""Loads in this pod, whatever they wait for; beyond that another pod is the better choice."""
+"""Loads in this pod, waiting ones included; beyond that another pod is the better choice."""
 
 _ASK = 2.0  # seconds for the model server to say whether it has a model
 
@@ -45,15 +45,15 @@ class _Flight:
         self.entry = entry
         self.future = future
         self.task: asyncio.Task[None] | None = None
-        self.withdrawn = ""  # why it is to end
+        self.withdrawn = ""  # why it must end
         self.stale = False  # because its registration is not the current one
 
     def withdraw(self, why: str, *, stale: bool = False) -> None:
-        """Ends it; it then answers that it was withdrawn, or that it is stale."""
+        """Ends the load, whose outcome is then withdrawn, or stale."""
         if not self.withdrawn and self.task is not None:
             self.withdrawn = why
             self.stale = stale
-            # Not at once: a task that is cancelled before its first step does nothing, not even what ends the load.
+            # Later: a task that is cancelled before its first step does nothing, not even its clean-up.
             asyncio.get_running_loop().call_soon(self.task.cancel)
 
 
@@ -100,13 +100,13 @@ class Loads:
         self._loads = self._failures = self._refusals = 0
 
     async def load(self, want: Want) -> Outcome:
-        """Loads it, or joins its load, or says why not. Cancelling ends the waiting, not the load."""
+        """Loads a model, joins its load, or says why it is refused. Cancelling ends the waiting, not the load."""
         model_id = want.model_id
         aside = False
         while True:
             flight, entry = self._flights.get(model_id), self._ledger.entries.get(model_id)
             if flight is not None and flight.entry.aside and entry is not None and _will_do(entry, want):
-                flight = None  # its content is being reloaded, and whoever asks need not wait for that
+                flight = None  # its content is being reloaded, and the caller need not wait for that
             if flight is not None:
                 if flight.want.revision == want.revision and not flight.withdrawn:
                     if not want.idle_ms:
@@ -115,7 +115,7 @@ class Loads:
                     return replace(outcome, load_ms=0) if isinstance(outcome, Loaded) else outcome
                 if flight.want.revision > want.revision:
                     return Stale()
-                flight.withdraw("it is registered anew", stale=True)
+                flight.withdraw("it has been registered again", stale=True)
                 await asyncio.wait({flight.future})
             elif entry is None:
                 break
@@ -124,7 +124,7 @@ class Loads:
                 if entry not in self._ledger or entry.state is not State.LOADED or entry.aside:
                     continue
                 if held and _will_do(entry, want):
-                    # Told that it is here, routers would send their calls, be told that it is not, and ask again.
+                    # If this said that it is here, routers would send calls, get *not here*, and ask again.
                     if (silent := self._silent()) is not None:
                         return self._note(want, silent)
                     entry.pinned = want.pinned
@@ -132,17 +132,17 @@ class Loads:
                 if held:
                     aside = True
                     break
-                self._unloads.start(entry, "the model server does not have it any more")
+                self._unloads.start(entry, "the model server no longer has it")
             elif entry.revision > want.revision:
                 return Stale()
             else:
                 if entry.state is State.LOADED:
-                    self._unloads.start(entry, "it is registered anew")
+                    self._unloads.start(entry, "it has been registered again")
                 await self._unloads.gone(model_id)
                 await asyncio.sleep(0)
         refused = self._quick(want)
         if refused is None and aside and self._ledger.aside_of(model_id) is not None:
-            text = "the copy before the one that is here is being unloaded still, and a pod holds no three of a model"
+            text = "the former copy is still being unloaded, and a pod holds at most two copies of a model"
             refused = Refused(Reason.UNAVAILABLE, text)
         if refused is not None:
             return self._note(want, refused)
@@ -154,19 +154,19 @@ class Loads:
         return await asyncio.shield(flight.future)
 
     async def _held(self, model_id: str) -> bool:
-        """Whether the model server has what the ledger says that it has. Whoever asks for a copy that is here may have
-        been told that it is not: a server may lose one without dying, or be told to by somebody else."""
+        """Returns whether the model server has the copy in the ledger. A request for a copy that is here may follow
+        from a *not here*: a server may lose a copy without dying, or unload it at another's request."""
         spi = await self._server.ready(0.0)
         return spi is None or await spi.holds(model_id, timeout=_ASK)
 
     async def outdated(self, model_id: str, revision: int) -> bool:
-        """As `withdraw`, for a registration that is not the current one; whoever waits for its load is told so."""
-        return await self.withdraw(model_id, revision, "it is not registered any more, or registered anew", stale=True)
+        """Withdraws a registration that is not the current one; waiters for its load get stale."""
+        return await self.withdraw(model_id, revision, "it is no longer registered, or registered again", stale=True)
 
     async def withdraw(self, model_id: str, revision: int, why: str, *, stale: bool = False) -> bool:
-        """Takes a copy, or a load, of that registration (0: any) out; returns once no call is answered from it.
+        """Takes a copy, or a load, of that registration (0: any) out, and waits until no call is answered from it.
 
-        Whether there was one; what is on its way out already is none."""
+        Returns whether there was one; a copy being unloaded does not count."""
         had = False
         flight = self._flights.get(model_id)
         if flight is not None and revision in (0, flight.want.revision):
@@ -182,14 +182,14 @@ class Loads:
         return had
 
     def close(self, why: str) -> None:
-        """Takes no more loads, and ends those that have not reached the model server."""
+        """Refuses loads from now on, and ends those that have not reached the model server."""
         self._closed = self._closed or why
         for flight in list(self._flights.values()):
             if flight.entry.state is not State.LOADING:
                 flight.withdraw(why)
 
     async def settle(self, timeout: float) -> None:
-        """Waits for the loads under way, `timeout` seconds at most, then ends them."""
+        """Waits for the loads under way, at most `timeout` seconds, then ends them."""
         if self._flights:
             await asyncio.wait({flight.future for flight in self._flights.values()}, timeout=timeout)
         for flight in list(self._flights.values()):
@@ -202,7 +202,7 @@ class Loads:
         return LoadsStatistics(len(self._flights), self._loads, self._failures, self._refusals)
 
     def _quick(self, want: Want) -> Refused | None:
-        """Why it is not even tried."""
+        """Returns why a load is not even tried."""
         if self._closed:
             return Refused(Reason.UNAVAILABLE, self._closed)
         if (why := self._gate.why_refused()) is not None:
@@ -213,11 +213,11 @@ class Loads:
             return None
         keep = (want.model_id,)
         room = self._victims.room_for(want.footprint, idle_ms=want.idle_ms, keep=keep, for_whom=want.model_id)
-        # A caller's load waits for what passes, once its files are here.
+        # A caller's load waits for passing conditions, once its files are here.
         return None if room.passes and not want.idle_ms else no_room(room)
 
     def _silent(self) -> Refused | None:
-        """Why no copy may be told of as loaded: the model server may answer for none at the moment."""
+        """Returns why no copy may be called loaded: the model server may answer for none at the moment."""
         if not (why := self._fence.why_silent()):
             return None
         return Refused(Reason.UNAVAILABLE if self._closed else Reason.REGISTRY_AWAY, why)
@@ -232,7 +232,7 @@ class Loads:
             outcome = Stale() if flight.stale else Refused(Reason.UNAVAILABLE, why)
         except Exception as error:
             log.exception("loading failed inside the agent", model=want.model_id)
-            outcome = Refused(Reason.INTERNAL, f"the agent failed at it: {error!r}")
+            outcome = Refused(Reason.INTERNAL, f"an error of the agent: {error!r}")
         finally:
             del self._flights[want.model_id]
             if not flight.future.done():
@@ -255,5 +255,5 @@ class Loads:
 
 
 def _will_do(entry: Entry, want: Want) -> bool:
-    """Whether that copy is what was asked for."""
+    """Returns whether the copy is the one asked for."""
     return entry.state is State.LOADED and entry.revision == want.revision and entry.generation >= want.generation

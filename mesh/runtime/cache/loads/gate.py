@@ -1,5 +1,5 @@
-"""Whether this pod takes loads at all, whatever the model: it must stand in etcd, its server must be up, and there must
-be memory."""
+"""The conditions for any load in this pod: it must be published in etcd, its server must be up, and there must be
+memory."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from mesh.statuses import Reason
 
 
 class Gate:
-    """Asked when a load comes, and again before each step of it that takes something."""
+    """The gate, asked when a load comes and before each step that takes a resource."""
 
     def __init__(
         self, presence: Presence, server: ServerProcess, relief: Relief, watches: Sequence[MemoryWatch]
@@ -23,13 +23,13 @@ class Gate:
         self._watches = watches
 
     def why_refused(self) -> Refused | None:
-        """Returns why no load is taken; None where one is."""
+        """Returns why loads are refused; None if they are taken."""
         if not self._presence.published:
             why = self._presence.away or "it is being published"
             return Refused(Reason.REGISTRY_AWAY, f"this pod has no lease in etcd: {why}")
         if not self._server.serves:
             why = self._server.why_down or "the model server is down"
-            return Refused(Reason.UNAVAILABLE, f"{why}; another one is being started")
+            return Refused(Reason.UNAVAILABLE, f"{why}; it is being restarted")
         if self._relief.refusal:
             return Refused(Reason.UNAVAILABLE, self._relief.refusal)
         for watch in self._watches:

@@ -1,18 +1,18 @@
-"""The steps of one load, and how each of them is undone.
+"""The steps of one load, and the undoing of each.
 
-First the claim and the pull side by side, because the one is a round trip to etcd and the other to a store; then the
-way into memory (`admission`), which may evict; then its `publication`. The claim comes before the room, so whoever
-loses it has evicted nothing. The answer goes out as soon as the model can serve.
+First the claim and the pull, concurrently: one is a round trip to etcd, the other to a store. Then the way into memory
+(`admission`), which may evict; then the `publication`. The claim comes before the room, so a pod that loses it has
+evicted nothing. The answer is sent as soon as the model can serve.
 
-What is loaded holds what the registration's copies hold: content with another digest than the record's is refused
-before the model server sees it, and the first load of all writes its digest before it answers (`claims.publish`).
+All copies of a registration have the same content: content whose digest differs from the record's is refused before the
+model server sees it, and the very first load writes its digest before it answers (`claims.publish`).
 
 A *reload* brings new content into a pod that has a copy of the old: it is loaded aside, as another generation, and
-takes the old one's place once it is published; until then, and where that fails, the old one answers.
+takes the old one's place once it is published; until then, and if that fails, the old one answers.
 
-Each end but success leaves things as they were: key, room, slot, files, and the server's memory, in which nothing of a
-failed load may be left. It does so before it answers, because whoever asked will ask another pod next, and that one
-must not find our claim.
+Any end but success restores the state before: key, room, slot, files, and the server's memory, in which nothing of a
+failed load may remain. That comes before the answer, because the router will ask another pod next, which must not find
+our claim.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ log = logs.get(__name__)
 
 
 class Loading:
-    """Carries loads out, each from its entry in the ledger to its outcome."""
+    """The loading of models, from the entry in the ledger to the outcome."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Loading:
         self._history = history
 
     async def run(self, want: Want, entry: Entry) -> Outcome:
-        """One load. Cancelled, it undoes what it did before it ends."""
+        """Runs one load. If cancelled, it undoes its steps before it ends."""
         began = time.monotonic()
         loop = asyncio.get_running_loop()
         granted: asyncio.Future[Mapping[str, int]] = loop.create_future()
@@ -106,7 +106,7 @@ class Loading:
             return Refused(Reason.QUARANTINED, record.quarantine(want.model_id))
         former = self._ledger.entries.get(want.model_id)
         if entry.aside and former is not None and former.generation >= record.generation:
-            return Stale()  # whoever asked knows of a generation that the registry does not have
+            return Stale()  # the request names a generation that the registry does not have
 
         if not want.footprint.total_bytes:  # the router's record may be older than its size
             want = want.of_size(Footprint(record.host_bytes, record.device_bytes))
@@ -124,13 +124,13 @@ class Loading:
         if not isinstance(size, Size):
             return size
         if size.note:
-            log.warning("a model was loaded, but", model=want.model_id, note=size.note)
+            log.warning("model loaded with a note", model=want.model_id, note=size.note)
             entry.reason = f"{entry.reason}; {size.note}" if entry.reason else size.note
         entry.load_ms = max(1, round((time.monotonic() - began) * 1000))
         return await self._publication.conclude(want, entry, verdict)
 
     def _unchanged(self, record: ModelRecord, pulled: Pulled) -> Failed | None:
-        """The failure on record, where these very files have failed here lately: they would fail again."""
+        """Returns the recorded failure if these same files have recently failed here: they would fail again."""
         known = self._history.known(record)
         if known is None or not known.digest or known.digest != pulled.digest:
             return None
@@ -138,11 +138,11 @@ class Loading:
         return Failed(reason, known.text, known.kind, digest=known.digest, again=True)
 
     async def _undo(self, want: Want, entry: Entry, pull: "asyncio.Task[Pulled]") -> None:
-        """Leaves nothing of a load that did not become a copy."""
+        """Removes all traces of a load that did not become a copy."""
         pull.cancel()
         await asyncio.wait({pull})
         if not pull.cancelled():
-            pull.exception()  # told already, or of no interest any more
+            pull.exception()  # reported already, or no longer of interest
         if entry in self._ledger and entry.state in (State.LOADING, State.LOADED):
             self._unloads.start(entry, "its load did not succeed")
             await self._unloads.silent(want.model_id)
@@ -150,14 +150,14 @@ class Loading:
         self._ledger.remove(entry)
         self._space.freed()
         if entry.aside:
-            if want.model_id not in self._ledger.entries:  # else the files are the other generation's to remove
+            if want.model_id not in self._ledger.entries:  # otherwise the other generation removes the files
                 await self._files.remove(want.model_id)
             return
         await self._publication.withdraw(want)
         await self._files.remove(want.model_id)
 
     async def _remember(self, want: Want, entry: Entry, outcome: Outcome) -> None:
-        """Writes into the model's record what others should know of a load that did not succeed."""
+        """Writes into the model's record what other pods should know about a load that did not succeed."""
         history = self._history
         if isinstance(outcome, Failed) and outcome.reason is Reason.CONTENT_CHANGED:
             await history.changed(want.model_id, want.revision, entry.digest)
@@ -170,10 +170,10 @@ class Loading:
 
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Does all of it, also where this is cancelled meanwhile; the cancel comes after it.
+    """Does all of the work, even if cancelled meanwhile; the cancellation takes effect afterwards.
 
     A load that has lost its claim undoes itself, and may be withdrawn just then: half undone, its entry would stay in
-    the ledger, and whoever waits for it to be gone would wait without end."""
+    the ledger, and waiters for its removal would wait without end."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -187,5 +187,5 @@ async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _wall_ms() -> int:
-    """Since the epoch: the predecessor's API demands times."""
+    """Returns the time since the epoch, which the predecessor's API requires."""
     return time.time_ns() // 1_000_000

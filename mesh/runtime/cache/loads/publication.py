@@ -1,9 +1,9 @@
-"""A copy in etcd: claimed before it is loaded, published once it is.
+"""A copy's record in etcd: claimed before the load, published after it.
 
-The key that says so follows the answer to whoever asked for the load, as it is there already as a claim. The first copy
-of a registration's content is published before that, in a transaction that writes the content's digest
-(`claims.publish`): of two first loads one is told that the other was first. So is a copy that was loaded aside of one
-that has taken its key away meanwhile.
+The key of a loaded copy is written after the load's answer, as it already exists as a claim. The first copy of a
+registration's content is published before the answer, in a transaction that writes the content's digest
+(`claims.publish`): of two first loads, one learns that the other was first. So is a copy loaded aside of one whose key
+has been deleted meanwhile.
 """
 
 import time
@@ -28,11 +28,11 @@ from placement.footprint import Footprint
 
 log = logs.get(__name__)
 
-_KEY_WAIT = 1.0  # seconds that an answer waits for the claim's key to go
+_KEY_WAIT = 1.0  # seconds that an answer waits for the claim's key to be deleted
 
 
 class Publication:
-    """Claims and publishes the copies of one pod."""
+    """The claims and publications of one pod's copies."""
 
     def __init__(
         self,
@@ -58,10 +58,10 @@ class Publication:
         self._incarnation = incarnation
 
     async def claim(self, want: Want, entry: Entry) -> verdicts.Verdict:
-        """Claims the model, or reads its record where there is nothing to be claimed."""
+        """Claims the model, or reads its record if there is nothing to claim."""
         if entry.aside:
             return await self._claims.look(want.model_id, want.revision)
-        # Who may have to go is asked about in the claim: of an unknown size, whether the pod is nearly full.
+        # The claim also asks about possible victims; for an unknown size, only if the pod is nearly full.
         capacity = self._ledger.capacity
         tenth = Footprint(capacity.host_bytes // 10, capacity.device_bytes // 10)
         likely = want.footprint if want.footprint.total_bytes else tenth
@@ -77,32 +77,31 @@ class Publication:
         return await self._claims.claim(want.model_id, claim, expected=want.expected_copies, ask=ask)
 
     async def conclude(self, want: Want, entry: Entry, claimed: verdicts.Claimed) -> Outcome:
-        """What is in memory becomes a copy, once etcd knows what it holds."""
+        """Makes the loaded model a copy, once etcd knows its content."""
         record, published = claimed.record, False
         outcome: Outcome | None = None
         first = not record.digest and entry.digest and claimed.modified
         if first or self._unclaimed(want, entry):
             publication = await self._publish(want, entry, claimed)
             if not isinstance(publication, ModelRecord):
-                return publication  # what it took may be of other content than the registration's
+                return publication  # its size may be that of other content than the registration's
             record, published = publication, True
             if self._unclaimed(want, entry):
-                outcome = Refused(Reason.UNAVAILABLE, "the copy that it was to replace was unloaded meanwhile")
+                outcome = Refused(Reason.UNAVAILABLE, "the copy to be replaced was unloaded in the meantime")
         self._history.loaded(want.model_id, want.revision, record, Took(entry.footprint, entry.load_ms))
         return self._keep(want, entry, published=published) if outcome is None else outcome
 
     async def withdraw(self, want: Want) -> None:
-        """Takes the claim back, of a load that did not become a copy."""
+        """Withdraws the claim of a load that did not become a copy."""
         self._presence.drop(want.model_id)
         await self._presence.settled(want.model_id, _KEY_WAIT)
 
     def _unclaimed(self, want: Want, entry: Entry) -> bool:
-        """Returns whether no key keeps the model's id from being registered anew: the copy that this one replaces has
-        taken its own away."""
+        """Returns whether no key prevents a new registration of the id: the replaced copy's key has been deleted."""
         return entry.aside and self._presence.wanted(want.model_id) is None
 
     async def _publish(self, want: Want, entry: Entry, claimed: verdicts.Claimed) -> ModelRecord | Outcome:
-        """Publishes a copy in a transaction of its own, with its digest in the record, which is returned."""
+        """Publishes a copy in a transaction of its own, with its digest in the record. Returns the record."""
         first, took = self._history.first, Took(entry.footprint, entry.load_ms)
         published = await self._claims.publish(
             want.model_id,
@@ -110,7 +109,7 @@ class Publication:
             claimed,
             lambda record: record if record.digest else first(record, entry.digest, took),
         )
-        if entry not in self._ledger:  # the server has died meanwhile
+        if entry not in self._ledger:  # the server has died in the meantime
             return Refused(Reason.UNAVAILABLE, self._server.why_down)
         match published:
             case verdicts.Published():
@@ -118,12 +117,12 @@ class Publication:
             case verdicts.Contradicted():
                 return Failed(Reason.CONTENT_CHANGED, published.record.contradiction(entry.digest))
             case verdicts.Away():
-                return Refused(Reason.REGISTRY_AWAY, f"what it holds cannot be written down: {published.why}")
+                return Refused(Reason.REGISTRY_AWAY, f"its content cannot be recorded: {published.why}")
             case Stale():
                 return published
 
     def _keep(self, want: Want, entry: Entry, *, published: bool) -> Loaded:
-        """It is a copy from now on, in place of one of an earlier generation where there is one."""
+        """Turns the load into a copy, in place of one of an earlier generation if there is one."""
         ledger = self._ledger
         if not published:
             self._presence.put(want.model_id, self._record(want, entry))
@@ -137,7 +136,7 @@ class Publication:
         return Loaded(entry.footprint, entry.load_ms, entry.generation, entry.digest, entry.blamed)
 
     def _record(self, want: Want, entry: Entry) -> CopyRecord:
-        """What stands in etcd of it, once it is loaded."""
+        """Returns the record of the loaded copy."""
         return CopyRecord(
             self._incarnation,
             want.revision,
@@ -154,5 +153,5 @@ class Publication:
 
 
 def _wall_ms() -> int:
-    """Since the epoch: the predecessor's API demands times."""
+    """Returns the time since the epoch, which the predecessor's API requires."""
     return time.time_ns() // 1_000_000

@@ -1,13 +1,13 @@
-"""Room for loads: who makes way for them, and who waits for what is busy now to come to rest.
+"""Room for loads: evictions for them, and the line of loads that wait for busy copies.
 
-Which copies go is `placement.room`'s decision, the same for memory and for the pod's disk. Where there is no room only
-because of what is at work at this moment (calls in flight, loads under way, copies whose caller has not come yet), a
-load that a caller waits for waits too, for `WAIT` at most: a storm of cold calls is served in turn, as fast as the
-loads go, instead of being refused. Whom a look at those that wait serves, and who has to give way so that they do not
-wait for each other, is `placement.line`'s decision. Here the looks are made, whenever memory becomes free, and now and
-then, because the end of a call is told to nobody.
+`placement.room` chooses the victims, for memory and for the pod's disk alike. If there is no room only because of
+current work (calls in flight, loads under way, copies whose caller has not come yet), a load with a waiting caller
+waits too, for `WAIT` at most: a storm of cold calls is served in turn, as fast as loads end, instead of being refused.
+`placement.line` chooses which waiting loads each look serves, and which must give way so that loads do not wait for
+each other. The looks are made here, whenever memory becomes free and now and then, because the end of a call is not
+announced.
 
-A load for which no caller waits never waits: it is refused, and made some other time.
+A load without a waiting caller never waits: it is refused, and tried another time.
 """
 
 import asyncio
@@ -33,10 +33,10 @@ from placement.sizes import Prediction
 log = logs.get(__name__)
 
 WAIT = 60.0
-"""Seconds that a load waits for room. Calls in flight in a victim are given half of it before they are ended."""
+"""Seconds that a load waits for room. Calls in flight in a victim get half of it before they are ended."""
 
 LOOK = 0.05
-"""Seconds between two looks while somebody waits; longer where a look takes long: thousands of copies, all busy."""
+"""Seconds between two looks while a load waits; longer if a look takes long: thousands of copies, all busy."""
 
 _LOOK_SHARE = 0.1  # of the event loop's time that looks may take
 
@@ -45,8 +45,8 @@ _NOT_ASKED = Refused(Reason.NO_ROOM, "loads before it that need no more wait for
 
 @dataclass(frozen=True, slots=True)
 class GivesWay:
-    """The load is to leave the model server, so that others in memory get the room that they need, and to begin again
-    as one of known size."""
+    """An order to a load: leave the model server, so that others in memory get the room they need, and begin again with
+    a known size."""
 
     why: str
 
@@ -57,7 +57,7 @@ Answer = Refused | GivesWay | None
 
 @dataclass(frozen=True, slots=True)
 class RoomsStatistics:
-    """The loads that wait."""
+    """The loads that wait, in numbers."""
 
     waiting: int
 
@@ -85,7 +85,7 @@ class _Waiting:
 
 
 class Rooms:
-    """See the module's text."""
+    """The rooms of one pod."""
 
     def __init__(self, ledger: Ledger, victims: Victims, eviction: Eviction, gate: Gate, space: Space) -> None:
         self._ledger = ledger
@@ -95,11 +95,11 @@ class Rooms:
         self._space = space
         self._places = itertools.count()
         self._waiting: dict[int, _Waiting] = {}  # by place
-        self._going: set[str] = set()  # keys of copies whose files go for a pull that waits until they have gone
+        self._going: set[str] = set()  # keys of copies whose files are removed for a pull that waits for that
         self._looking: asyncio.Task[None] | None = None
 
     def place(self) -> int:
-        """Returns a place in the line, behind all others. A load that comes back keeps the one it has."""
+        """Returns the last place in the line. A load that begins again keeps its place."""
         return next(self._places)
 
     async def reserve(
@@ -110,9 +110,9 @@ class Rooms:
         place: int,
         spares: Mapping[str, int],
     ) -> Refused | None:
-        """Room for it on the books; victims begin to go. Why not, where there is none, or no loads are taken at all."""
+        """Reserves room for a load; victims begin to unload. Returns why not if there is none, or loads are refused."""
         need = prediction.footprint
-        keep = (entry.model_id, entry.key)  # the copy that it may be about to replace stays until then
+        keep = (entry.model_id, entry.key)  # a copy that it may replace stays until then
 
         def ask() -> Room:
             nonlocal need
@@ -128,7 +128,7 @@ class Rooms:
             self._ledger.weigh(entry, need)
             self._eviction.make_way(room, entry.model_id)
 
-        # What keeps a copy that others may push out says nothing about their room.
+        # The reasons that protect this copy say nothing about room for loads that may evict it.
         least = None if entry.aside else prediction.steps(Footprint())[-1]
         waiter = line.Waiter(place, place, _now_ms(), least)
         answer = await self._made(_Waiting(entry, waiter, ask, take, self._gate.why_refused))
@@ -136,10 +136,10 @@ class Rooms:
         return answer
 
     async def grow(self, entry: Entry, measured: Footprint, *, place: int, spares: Mapping[str, int]) -> Answer:
-        """Room for what a load was measured to take here beyond what was reserved.
+        """Makes room for the measured size of a load beyond its reservation.
 
-        It is in memory already, so it may take what is only promised to loads that have not begun; they find out when
-        their turn comes (`Ledger.fits`). And until there is room the books keep what was reserved."""
+        It is in memory already, so it may take memory reserved for loads that have not begun; they notice in their turn
+        (`Ledger.fits`). Until there is room the books keep its reservation."""
         more = (measured - entry.footprint).positive
 
         def ask() -> Room:
@@ -165,15 +165,16 @@ class Rooms:
     async def disk(
         self, entry: Entry, short: Callable[[], int], *, place: int, spares: Mapping[str, int]
     ) -> Refused | None:
-        """Has copies go until a model's files find room on the disk: as for memory, and in the same order. Returns when
-        their files are gone, or why they cannot go. `short` says how many bytes of files in use are in the way."""
+        """Evicts copies until a model's files fit on the disk, by the same rules and in the same order as for memory.
+        Returns once the victims' files are gone, or why that cannot be. `short` returns how many bytes of files in use
+        are too many."""
         took = Room(RoomVerdict.FITS, (), "")
 
         def ask() -> Room:
-            if (bytes_short := short()) <= 0:  # somebody else's pull has ended
-                return Room(RoomVerdict.FITS, (), "the disk has room by now")
+            if (bytes_short := short()) <= 0:  # another pull has ended
+                return Room(RoomVerdict.FITS, (), "the disk has room now")
             if not entry.idle_ms and bytes_short <= self._victims.leaving_disk_bytes(self._going):
-                return Room(RoomVerdict.NO_ROOM, (), "files of copies that are being unloaded go first", passes=True)
+                return Room(RoomVerdict.NO_ROOM, (), "files of copies being unloaded are removed first", passes=True)
             return self._victims.disk_room_for(
                 bytes_short,
                 idle_ms=entry.idle_ms,
@@ -197,14 +198,14 @@ class Rooms:
             async with asyncio.timeout(WAIT):
                 await self._eviction.gone(took)
         except TimeoutError:
-            text = f"files of {len(took.victims)} copies were not gone from the pod's disk after {WAIT:g} s"
+            text = f"files of {len(took.victims)} copies were not removed from the pod's disk after {WAIT:g} s"
             return Refused(Reason.NO_ROOM, text)
         finally:
             self._going.difference_update(took.victims)
         return None
 
     def statistics(self) -> RoomsStatistics:
-        """The loads that wait."""
+        """Returns the loads that wait."""
         return RoomsStatistics(len(self._waiting))
 
     async def _made(self, waiting: _Waiting) -> Answer:
@@ -217,7 +218,7 @@ class Rooms:
             return waiting.answer
         self._waiting[place] = waiting
         try:
-            self._serve()  # whoever came before goes first
+            self._serve()  # earlier loads are served first
             if not waiting.done.is_set():
                 if self._looking is None:
                     self._looking = asyncio.get_running_loop().create_task(self._look(), name="look for room")
@@ -228,20 +229,20 @@ class Rooms:
                 log.info("no room for a load", model=entry.model_id, waited=WAIT)
                 refused = waiting.answer
                 assert isinstance(refused, Refused)
-                return replace(refused, text=f"{refused.text}, for {WAIT:g} s by now")
+                return replace(refused, text=f"{refused.text}, for {WAIT:g} s now")
         finally:
             self._waiting.pop(place, None)
         return waiting.answer
 
     async def _look(self) -> None:
-        """While somebody waits."""
+        """Looks again and again while loads wait."""
         try:
             while self._waiting:
                 began, news = time.monotonic(), self._space.news
                 try:
                     self._serve()
                 except Exception:
-                    log.exception("a look for room failed")
+                    log.exception("look for room failed")
                 await asyncio.sleep((time.monotonic() - began) / _LOOK_SHARE)
                 try:
                     async with asyncio.timeout(LOOK):
@@ -252,17 +253,17 @@ class Rooms:
             self._looking = None
 
     def _serve(self) -> None:
-        """Gives room to those for whom there is some now, and tells those for whom there never will be."""
+        """Gives room to the loads that fit now, and refuses those that never will."""
         for waiting in list(self._waiting.values()):
-            if waiting.entry not in self._ledger:  # the model server has died, and what it held with it
-                self._tell(waiting, Refused(Reason.UNAVAILABLE, "the model server has died meanwhile"))
+            if waiting.entry not in self._ledger:  # the model server has died, with all that it held
+                self._tell(waiting, Refused(Reason.UNAVAILABLE, "the model server has died in the meantime"))
         waiters = [waiting.waiter for waiting in self._waiting.values()]
         for step in line.look(waiters, lambda place: self._waiting[place].ask(), now_ms=_now_ms()):
             waiting, room = self._waiting[step.waiter.place], step.room
             match step.fate:
                 case line.Fate.WAITS:
                     waiting.answer = no_room(room) or Refused(
-                        Reason.NO_ROOM, "only copies could go whose callers are on their way"
+                        Reason.NO_ROOM, "the only possible victims are copies whose callers are on their way"
                     )
                 case line.Fate.REFUSED:
                     self._tell(waiting, no_room(room))
@@ -284,7 +285,7 @@ def _now_ms() -> int:
 
 
 def no_room(room: Room) -> Refused | None:
-    """The refusal that a decision means; None where there is room, or will be once the victims are gone."""
+    """Returns the refusal that follows from a decision; None if there is room, or will be once the victims are gone."""
     if room.verdict is RoomVerdict.TOO_LARGE:
         return Refused(Reason.NOWHERE, room.why)
     if room.verdict is RoomVerdict.NO_ROOM:

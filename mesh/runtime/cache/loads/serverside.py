@@ -1,4 +1,4 @@
-"""The model server's part of a load: one call over the SPI, and what it means where it fails."""
+"""The model server's part of a load: one call over the SPI, and the meaning of its failures."""
 
 import time
 from dataclasses import replace
@@ -17,13 +17,13 @@ from mesh.statuses import Code, Reason
 from placement.failures import Kind
 from puller.puller import Pulled
 
-_WAIT = 5.0  # seconds for a server that died after the load had begun; another pod may be quicker
-_SLACK = 15.0  # seconds after which the server must have given up by itself
-_DEATH_WAIT = 2.0  # seconds in which a lost connection shows itself as a death
+_WAIT = 5.0  # seconds to wait for a server that died after the load had begun; another pod may be quicker
+_SLACK = 15.0  # seconds after which the server must have given up on its own
+_DEATH_WAIT = 2.0  # seconds in which a lost connection proves to be a death
 
 
 class ServerSide:
-    """Has models loaded by this pod's server."""
+    """The loads of this pod's server."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class ServerSide:
         incarnation: str,
         load_timeout: float,
     ) -> None:
-        """`load_timeout`: seconds, the model server's own for one load."""
+        """Takes `load_timeout`, the model server's own limit for one load, in seconds."""
         self._ledger = ledger
         self._server = server
         self._gate = gate
@@ -46,20 +46,20 @@ class ServerSide:
         self._meters = meters
         self._incarnation = incarnation
         self._load_timeout = load_timeout
-        self.mean_ms = 0.0  # of the last loads
+        self.mean_ms = 0.0  # mean time of the last loads
 
     @property
     def why_down(self) -> str:
-        """How the server died, where it has."""
+        """The reason why the server is down, if it is."""
         return self._server.why_down
 
     async def load(self, want: Want, entry: Entry, pulled: Pulled) -> Size | Refused | Failed:
-        """Loads a model whose room is on the books. Returns the size that was measured, or else stands there."""
+        """Loads a model whose room is on the books. Returns its measured size, or else the one on the books."""
         ledger = self._ledger
         spi = await self._server.ready(_WAIT)
         if spi is None:
             return Refused(Reason.UNAVAILABLE, self._server.why_down or "the model server is not ready")
-        # A pod whose server was down while it had no lease counts as ended: nobody waits for what it holds after that.
+        # A pod whose server was down while it had no lease counts as ended: no deletion waits for its later copies.
         if (refused := self._gate.why_refused()) is not None and refused.reason is Reason.REGISTRY_AWAY:
             return refused
         if not ledger.take_slot(entry):
@@ -79,24 +79,24 @@ class ServerSide:
                 optimised=str(pulled.derived or ""),
             )
         except SpiError as error:
-            # Where the files lie in this pod is nothing to whoever asked for the model.
+            # Callers need not learn where the files are in this pod.
             error.text = error.text.replace(f"{pulled.path.parent}/", "")
             outcome = await self._not_loaded(entry, error, life)
-            if isinstance(outcome, Failed) and pulled.skipped:  # it may be what is missing
+            if isinstance(outcome, Failed) and pulled.skipped:  # the missing file may be among them
                 return replace(outcome, text=f"{outcome.text} (skipped beside it: {'; '.join(pulled.skipped[:3])})")
             return outcome
-        if entry not in ledger:  # the server has died since it answered
+        if entry not in ledger:  # the server has died since its answer
             return Refused(Reason.UNAVAILABLE, self._server.why_down)
         took_ms = (time.monotonic() - began) * 1000
         self._meters.load_ms.observe(took_ms)
         self.mean_ms += (took_ms - self.mean_ms) / (8 if self.mean_ms else 1)
         self._optimising.loaded(want.model_id, pulled, took_ms)
-        # A server that does not measure: what was predicted stands.
+        # A server that does not measure: the prediction stays.
         return size if size.footprint.total_bytes else Size(entry.footprint)
 
     async def _not_loaded(self, entry: Entry, error: SpiError, life: int) -> Refused | Failed:
         if error.lost:
-            # The connection tells of a death before the process does.
+            # The connection shows a death before the process does.
             await self._server.died(life, _DEATH_WAIT)
         if entry not in self._ledger:
             why = self._server.why_down

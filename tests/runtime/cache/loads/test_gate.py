@@ -42,7 +42,7 @@ def test_a_pod_where_all_is_well_takes_loads() -> None:
         pytest.param(
             {"serves": False, "why_down": "the model server was killed"},
             Reason.UNAVAILABLE,
-            "the model server was killed; another one is being started",
+            "the model server was killed; it is being restarted",
             id="server down",
         ),
         pytest.param({"lost": "4 threads are lost"}, Reason.UNAVAILABLE, "4 threads are lost", id="threads lost"),
