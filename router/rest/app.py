@@ -1,8 +1,8 @@
-"""The aiohttp application of a worker: V2 REST and management, and how its failures look.
+"""The aiohttp application of a worker: V2 REST and management, and the form of its failures.
 
-`make_runner` is how it is to be run: two of aiohttp's defaults would be wrong here. A client that goes away must cancel
-its request, for the call it made must not go on; and bodies come compressed as they are, because aiohttp's own
-decompression has no bound that is ours.
+Run it with `make_runner`: two of aiohttp's defaults would be wrong here. A client that goes away must cancel its
+request, for the call it made must not go on; and compressed bodies are passed in as they came, because the limit of
+aiohttp's own decompression is not ours.
 """
 
 import socket
@@ -22,16 +22,16 @@ from router.rest.v2 import V2
 
 log = logs.get(__name__)
 
-_BACKLOG = 4096  # connections not yet accepted: a unix socket refuses what is beyond, and Envoy opens one for each call
-_KEEPALIVE = 3630.0  # seconds; longer than Envoy keeps a connection, so that the end is Envoy's to choose
-_LINGER = 5.0  # seconds for which the rest of a body that was refused is read, so that its answer arrives
-_MAX_HEADER = 64 * 1024  # bytes; as the edge's bound
+_BACKLOG = 4096  # connections not yet accepted: a unix socket refuses further ones, and Envoy opens one for each call
+_KEEPALIVE = 3630.0  # seconds; longer than Envoy keeps a connection, so that Envoy ends it
+_LINGER = 5.0  # seconds for which the rest of a refused body is read, so that the answer arrives
+_MAX_HEADER = 64 * 1024  # bytes; the edge's bound too
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def make_app(parts: Parts) -> web.Application:
-    """The application. Run it with `make_runner`."""
+    """Returns the application. Run it with `make_runner`."""
     settings = parts.settings
     loopback = origins.is_loopback(settings.listen if settings.edge == "envoy" else settings.rest_listen)
 
@@ -49,7 +49,7 @@ def make_app(parts: Parts) -> web.Application:
 
 
 def make_runner(parts: Parts, *, grace: float = 20.0) -> web.AppRunner:
-    """The application with the options that it needs; `setup()` and `cleanup()` are the caller's.
+    """Returns the application with the options that it needs; the caller runs `setup()` and `cleanup()`.
 
     `grace`: seconds that `cleanup()` gives requests in flight."""
     return web.AppRunner(
@@ -66,8 +66,8 @@ def make_runner(parts: Parts, *, grace: float = 20.0) -> web.AppRunner:
 
 
 async def serve_on(parts: Parts, listening: socket.socket, *, grace: float = 20.0) -> web.AppRunner:
-    """Serves on a socket that listens already. `cleanup()` of what it gives ends it, after `grace` seconds for requests
-    in flight, and closes the socket."""
+    """Serves on a socket that listens already. `cleanup()` of the runner ends it, after `grace` seconds for requests in
+    flight, and closes the socket."""
     runner = make_runner(parts, grace=grace)
     await runner.setup()
     try:
@@ -87,7 +87,7 @@ async def serve_tcp(
     shared: bool = False,
     grace: float = 20.0,
 ) -> web.AppRunner:
-    """Serves on a TCP port; `shared`: with the other workers (SO_REUSEPORT). Raises OSError where it is taken."""
+    """Serves on a TCP port; `shared`: with the other workers (SO_REUSEPORT). Raises OSError if it is taken."""
     runner = make_runner(parts, grace=grace)
     await runner.setup()
     try:
@@ -99,12 +99,12 @@ async def serve_tcp(
 
 
 async def _anonymous(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers.pop("Server", None)  # the versions of our libraries are nobody's business
+    response.headers.pop("Server", None)  # callers need not know the versions of our libraries
 
 
 @web.middleware
 async def _heard_out(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Reads the body of what is refused to its end, unless it is refused for being slow."""
+    """Reads the body of a refused request to its end, unless it was refused for being slow."""
     response = await handler(request)
     if response.status >= HTTPStatus.BAD_REQUEST and response.status != Reason.TOO_SLOW.http:
         await bodies.drop(request)
@@ -113,7 +113,7 @@ async def _heard_out(request: web.Request, handler: Handler) -> web.StreamRespon
 
 @web.middleware
 async def _failures(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every failure in one form."""
+    """Answers with every failure in one form."""
     try:
         return await handler(request)
     except Failed as failed:
@@ -130,7 +130,7 @@ async def _failures(request: web.Request, handler: Handler) -> web.StreamRespons
 
 
 def _plain(request: web.Request, error: web.HTTPException) -> web.Response:
-    """aiohttp's own: no such path, no such method on it, a body that is too large."""
+    """Returns the response for an error of aiohttp's: no such path or method, or a body that is too large."""
     reason = Reason.UNKNOWN_METHOD if error.status in (404, 405) else Reason.BAD_REQUEST
     if error.status == Reason.TOO_LARGE.http:
         reason = Reason.TOO_LARGE

@@ -1,7 +1,7 @@
-"""What a V2 request over HTTP asks, read from its path and its headers, whichever server took it.
+"""The content of a V2 request over HTTP, read from its path and its headers, whichever server took it.
 
-Paths are taken apart as they came, not decoded: ids may hold `/`, which clients write as `%2F` or, some stock ones,
-leave as it is. Nothing is read before it is needed: a request is refused only for what is wrong with what it uses.
+Paths are split before they are decoded: ids may hold `/`, which clients write as `%2F`, though some stock clients do
+not escape it. Nothing is read before it is needed: a request is refused only for faults in the parts that it uses.
 """
 
 import asyncio
@@ -16,28 +16,28 @@ from mesh.wire.call import Header
 from router.inference.models import Caller
 
 TIMEOUT = 300.0
-"""Seconds that a caller waits who names no time itself: longer than a cold start may take."""
+"""Timeout of calls that name none, in seconds: longer than a cold start may take."""
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 MODELS = "/v2/models/"
 
-_PASSED = ("traceparent", "tracestate", "baggage")  # beyond x- and mm-
+_PASSED = ("traceparent", "tracestate", "baggage")  # besides x- and mm-
 _NOT_PASSED = ("x-forwarded-", "x-envoy-", "x-request-timeout", "x-real-ip", "x-mesh-")
 
 
 class Fields(Protocol):
-    """The headers of a request, by names in whatever case. As in aiohttp, which has them in C."""
+    """The headers of a request, by names in any case. As in aiohttp, whose implementation is in C."""
 
     def getall(self, key: str, default: tuple[()]) -> Sequence[str]:
         """Returns all values of that name."""
 
     def items(self) -> Iterable[tuple[str, str]]:
-        """Returns names and values as they came."""
+        """Returns names and values in the order in which they came."""
 
 
 class Target(NamedTuple):
-    """What a path below `/v2/models/` names."""
+    """The parts of a path below `/v2/models/`."""
 
     model: str
     version: str  # "": any
@@ -45,7 +45,7 @@ class Target(NamedTuple):
 
 
 class Body:
-    """A body in the pieces in which it came."""
+    """A body, in the pieces in which it came."""
 
     __slots__ = ("pieces", "size")
 
@@ -54,7 +54,7 @@ class Body:
         self.size = 0
 
     def joined(self) -> bytes:
-        """Returns all of it; the pieces are gone then."""
+        """Returns the whole body and releases the pieces."""
         pieces, self.pieces = self.pieces, []
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -65,21 +65,22 @@ class Asked:
     __slots__ = ("_fields", "path", "peer")
 
     def __init__(self, path: str, fields: Fields, peer: str) -> None:
-        """`path`: as it came, without the query."""
+        """Stores its parts. `path`: as it came, without the query."""
         self.path = path
         self.peer = peer
         self._fields = fields
 
     def target(self) -> Target:
-        """Returns what the path names. Raises MeshError."""
+        """Returns the parts of the path. Raises MeshError."""
         return split_path(self.path)
 
     def caller(self) -> Caller:
-        """Returns who calls: the time begins to run now. Raises MeshError."""
+        """Returns the caller; its time starts now. Raises MeshError."""
         return Caller(self._deadline(), self._metadata(), self.peer)
 
     def header_length(self) -> int | None:
-        """Returns how much of the body is JSON, where the rest is binary tensors; None: all. Raises MeshError."""
+        """Returns the length of the body's JSON part, if binary tensors follow it; None: all is JSON. Raises
+        MeshError."""
         text = self._one(HEADER_LENGTH)
         if text is None:
             return None
@@ -96,8 +97,8 @@ class Asked:
         return "" if encoding == "identity" else encoding
 
     def _deadline(self) -> float:
-        """When the caller gives up, on the event loop's clock: `grpc-timeout` as in gRPC, or `x-request-timeout` in
-        seconds. Raises MeshError."""
+        """Returns when the caller gives up, on the event loop's clock: `grpc-timeout` as in gRPC, or
+        `x-request-timeout` in seconds. Raises MeshError."""
         seconds: float | None = TIMEOUT
         if (grpc := self._one("grpc-timeout")) is not None:
             seconds = metadata.parse_timeout(grpc.encode("ascii", "replace"))
@@ -107,11 +108,11 @@ class Asked:
             except ValueError:
                 seconds = None
         if seconds is None or not 0 < seconds < 1e9:
-            raise MeshError(Reason.BAD_REQUEST, "the time-out cannot be read: write x-request-timeout in seconds")
+            raise MeshError(Reason.BAD_REQUEST, "the timeout cannot be read: give x-request-timeout in seconds")
         return asyncio.get_running_loop().time() + seconds
 
     def _metadata(self) -> list[Header]:
-        """The headers that become metadata of the call: the client's own (x-), ours (mm-), and those of tracing."""
+        """Returns the headers that become metadata of the call: the client's (x-), ours (mm-), and those of tracing."""
         passed: list[Header] = []
         for name, value in self._fields.items():
             lower = name.lower()
@@ -125,7 +126,7 @@ class Asked:
         return passed
 
     def _one(self, name: str) -> str | None:
-        """A header's value, None where it is missing. Raises MeshError where it has two that differ."""
+        """Returns a header's value, None if it is missing. Raises MeshError if it has two that differ."""
         values = self._fields.getall(name, ())
         if not values:
             return None
@@ -150,7 +151,7 @@ def split_path(raw_path: str) -> Target:
 
 
 def decoded(text: str) -> str:
-    """Percent-decoded. Raises MeshError where that is not UTF-8."""
+    """Returns the text percent-decoded. Raises MeshError if that is not UTF-8."""
     try:
         return urllib.parse.unquote(text, errors="strict")
     except UnicodeDecodeError as error:

@@ -1,11 +1,11 @@
-"""Bodies of REST requests and replies: read and written within the worker's budget, and not at any pace.
+"""Bodies of REST requests and replies: read and written within the worker's budget, and at a minimum rate.
 
-aiohttp would read a whole body for whoever asks, and hand a whole reply to a connection that nobody reads. Here a body
-is refused before it is held where its size is above the limit or finds no room, is read in the pieces in which it came,
-and must keep up the least rate; a large reply is written piece by piece, and is given up where its client takes it too
-slowly. What is in a body is for others to know.
+aiohttp would read any body whole, and hand a whole reply to a connection that its client does not read. Here a body is
+refused before it is held if its size is above the limit or finds no room, is read in the pieces in which it came, and
+must keep up the least rate; a large reply is written piece by piece, and is given up if its client takes it too slowly.
+Other modules know the content of bodies.
 
-What is refused is read to its end all the same, and dropped, as far as a bound. Simple clients (Python's urllib, Java's
+A refused body is still read to its end, up to a bound, and discarded. Simple clients (Python's urllib, Java's
 HttpURLConnection) write all of a request before they look for an answer, and Envoy ends a connection over HTTP/1.1 once
 it has passed an answer on: they would see a connection that is reset, and not why.
 """
@@ -25,23 +25,23 @@ from router.rest.asked import Body
 log = logs.get(__name__)
 
 _PIECE = 256 * 1024  # bytes written at once: the event loop copies them in 0.1 ms
-_DROPPED = 64 << 20  # bytes of a refused body that are read to their end
-_SILENCE = 1.0  # seconds without any of them after which the answer goes out: the client waits for it
+_DROPPED = 64 << 20  # bytes of a refused body that are read and discarded
+_SILENCE = 1.0  # seconds without further bytes, after which the answer is sent: the client waits for it
 _DROPPING = 20.0  # seconds for all of them
 
 
 class Bodies:
-    """How one worker reads and writes them. `limit` is in bytes, `least` in bytes a second (0: any)."""
+    """The reading and writing of bodies in one worker. `limit` is in bytes, `least` in bytes a second (0: any)."""
 
     def __init__(self, budget: Budget, *, limit: int, least: int) -> None:
         self._budget = budget
         self._limit = limit
         self._least = least
-        self.slow = 0  # ended for being slow
+        self.slow = 0  # bodies ended for being slow
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[Hold]:
-        """What one call holds of the budget, given back at its end."""
+        """Holds a part of the budget for one call, given back at its end."""
         with self._budget.hold() as hold:
             yield hold
 
@@ -68,14 +68,14 @@ class Bodies:
             body.size += len(piece)
             if body.size > self._limit:
                 raise too_large("the body", self._limit)
-            hold.request(body.size)  # of a chunked one, which has announced nothing
+            hold.request(body.size)  # a chunked body has announced no size
             body.pieces.append(piece)
             pace.moved(len(piece))
 
     async def answer(
         self, request: web.Request, pieces: Sequence[bytes | memoryview], *, content_type: str, headers: dict[str, str]
     ) -> web.StreamResponse:
-        """Answers with a body. Raises ConnectionResetError where the client takes a large one too slowly."""
+        """Answers with a body. Raises ConnectionResetError if the client takes a large one too slowly."""
         size = sum(map(len, pieces))
         if size <= SMALL:
             return web.Response(body=b"".join(pieces), content_type=content_type, headers=headers)
@@ -94,7 +94,7 @@ class Bodies:
                 except TimeoutError as error:
                     self.slow += 1
                     if request.transport is not None:
-                        request.transport.abort()  # a close would wait for what is not read
+                        request.transport.abort()  # a close would wait for unread data
                     raise ConnectionResetError(
                         f"the reply was read at less than {self._least} bytes a second"
                     ) from error
@@ -104,7 +104,7 @@ class Bodies:
 
 
 async def drop(request: web.Request) -> None:
-    """Reads what still comes of the body of a request that was refused."""
+    """Reads and discards the rest of the body of a refused request."""
     dropped = 0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DROPPING):
@@ -117,7 +117,7 @@ async def drop(request: web.Request) -> None:
 
 
 class _Pace:
-    """How far a peer may still fall behind the least rate."""
+    """The time by which a peer may still fall behind the least rate."""
 
     def __init__(self, bodies: Bodies) -> None:
         self._bodies = bodies
@@ -126,7 +126,7 @@ class _Pace:
         self._credit = float(bodies._least * server.PATIENCE)
 
     def patience(self) -> float | None:
-        """Seconds that may pass before the next piece; None: any."""
+        """Returns the seconds that may pass before the next piece; None: any."""
         least = self._bodies._least
         if not least:
             return None
@@ -135,7 +135,7 @@ class _Pace:
         return max(self._credit / least, 0.0)
 
     def moved(self, size: int) -> None:
-        """A piece has passed."""
+        """Notes that a piece has passed."""
         least = self._bodies._least
         if self._bodies._budget.short:
             least *= server.HASTE

@@ -1,11 +1,11 @@
-"""Registering many models at once: newline-delimited JSON in, newline-delimited JSON out, both as streams.
+"""Registration of many models at once: newline-delimited JSON in, newline-delimited JSON out, both as streams.
 
 A million models are a body of 100 MB. It is read line by line and registered batch by batch, a few batches at a time,
-so that memory stays where it is and etcd always has something to do; while a batch waits for etcd, the next one is
-parsed. A bad line is reported and costs nothing else.
+so that memory does not grow and etcd is kept busy; while a batch waits for etcd, the next one is parsed. A bad line is
+reported and affects no other.
 
-A caller can make a line of a byte, and of a few kilobytes of gzip millions of lines: the lines, the bad ones among them
-and the unpacked bytes are bounded, imports at once are few, and after `SLICE` of work other calls get the event loop.
+A line may be a single byte, and a few kilobytes of gzip may hold millions of lines: so the lines, the bad ones among
+them, the decompressed bytes and the concurrent imports are bounded, and after `SLICE` of work other calls run.
 """
 
 import asyncio
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 MAX_LINE = 64 * 1024  # bytes
 MAX_LINES = 5_000_000
 MAX_BYTES = 4 << 30
-"""Of one import, decompressed."""
+"""Bytes of one import, decompressed."""
 
 MAX_BAD = 10_000
-"""Lines that are no model, after which an import ends: the file is not what its sender thinks."""
+"""Bad lines after which an import ends: the file is probably the wrong one."""
 
 AT_ONCE = 2
-"""Imports of one worker: each takes up to `SLICE` of every turn of the event loop."""
+"""Concurrent imports of one worker: each takes up to `SLICE` of every turn of the event loop."""
 
 SLICE = 0.005
-"""Seconds of work, after which other calls have their turn."""
+"""Seconds of work after which other calls run."""
 
-MAX_REPORTED = 1000  # bad lines that are told one by one: a caller may send all before it reads anything
+MAX_REPORTED = 1000  # bad lines that are reported one by one: a caller may send all before it reads anything
 
 BATCH = 500
-"""Models of one call to management, which makes transactions of them."""
+"""Models in one call to management, which divides them into transactions."""
 
 BATCH_BYTES = 256 * 1024
-"""Bytes of their lines: 12 ms to compare with what is registered already."""
+"""Bytes of a batch's lines: 12 ms to compare with the registered models."""
 
 IN_FLIGHT = 4
 """Batches at a time."""
@@ -58,27 +58,27 @@ Write = Callable[[dict[str, Any]], Awaitable[None]]
 
 @dataclass(slots=True)
 class Totals:
-    """How many lines had which fate."""
+    """The number of lines by outcome."""
 
     created: int = 0
     existing: int = 0
     failed: int = 0
 
     def document(self) -> dict[str, Any]:
-        """As it is told to the caller."""
+        """Returns the totals as reported to the caller."""
         done = self.created + self.existing + self.failed
         return {"done": done, "created": self.created, "existing": self.existing, "failed": self.failed}
 
 
 class Pace:
-    """A worker's courtesy towards other calls, in work that would go on without a pause."""
+    """Pauses for other calls, in work that would run without one."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._until = self._loop.time() + SLICE
 
     async def rest(self) -> None:
-        """Lets others have their turn, where this one has lasted long enough."""
+        """Lets other calls run if this one has worked for `SLICE`."""
         if self._loop.time() >= self._until:
             await asyncio.sleep(0)
             self._until = self._loop.time() + SLICE
@@ -97,9 +97,9 @@ class Import:
         self._progress_at = 0.0
 
     async def run(self, lines: AsyncIterator[bytes]) -> None:
-        """Registers every line's model and writes what became of them, the totals last.
+        """Registers every line's model and writes the outcomes, the totals last.
 
-        Ends early where the registry cannot be reached: what was done until then stands, and the last line says
+        Ends early if the registry cannot be reached: what was done until then remains, and the last line says
         `"finished": false`."""
         loop = asyncio.get_running_loop()
         self._progress_at = loop.time() + _PROGRESS
@@ -152,7 +152,7 @@ class Import:
         self._running.add(asyncio.create_task(self._register(batch)))
 
     async def _wait(self, most: int) -> None:
-        """Until no more than that many batches are under way. Raises what one of them failed with."""
+        """Waits until at most that many batches are under way. Raises the error of one that failed."""
         while len(self._running) > most:
             done, self._running = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -177,7 +177,7 @@ class Import:
                     away = fate
             else:
                 self._totals.existing += 1
-        if away is not None:  # the rest would only fail the same way, a time-out at a time
+        if away is not None:  # the rest would fail in the same way, one timeout after another
             raise away
 
     async def _fail(self, number: int, model_id: str | None, error: MeshError) -> None:
@@ -190,7 +190,7 @@ class Import:
 
 
 def parse(line: bytes) -> Item:
-    """The model that a line names. Raises MeshError."""
+    """Returns the model that a line names. Raises MeshError."""
     if len(line) > MAX_LINE:
         raise MeshError(Reason.BAD_REQUEST, f"the line is longer than {MAX_LINE} bytes")
     try:
@@ -220,9 +220,9 @@ async def bounded(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def lines_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Cuts a stream into lines. Of a line that is too long no more is kept than `parse` needs to refuse it."""
+    """Cuts a stream into lines. Of a line that is too long, only as much is kept as `parse` needs to refuse it."""
     rest = b""
-    dropping = False  # within a line that was too long already
+    dropping = False  # within a line that is already too long
     async for chunk in chunks:
         lines = chunk.split(b"\n")
         lines[0] = rest + lines[0]
@@ -241,7 +241,7 @@ async def lines_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def gunzip(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Decompresses a gzip stream, all of its members, piece by piece. Raises MeshError."""
+    """Decompresses a gzip stream with all of its members, piece by piece. Raises MeshError."""
     inflater = inflate.Inflater(inflate.GZIP)
     try:
         async for chunk in chunks:

@@ -1,7 +1,7 @@
-"""Large JSON, converted in a process beside the worker (`router.rest.converter`), one body after another.
+"""Conversion of large JSON in a process beside the worker (`router.rest.converter`), one body after another.
 
-It is started when the first body needs it. If it dies or hangs, the call whose body it had fails alone, and the next
-one has a new process.
+The first body starts the process. If it dies or hangs, only the call whose body it had fails, and the next one gets a
+new process.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ _MODULE = "router.rest.converter"
 _MEMORY = 1 << 30  # bytes: 16 MB of JSON take up to 600 MB ("{}," 5 million times)
 _PER_BYTE = 64
 _TIMEOUT = 60.0  # seconds for one body: 16 MB take up to 5
-_STOP = 2.0  # seconds that it has to end
+_STOP = 2.0  # seconds for the process to end
 
 
 class Conversions:
     """The converter of one worker."""
 
     def __init__(self, *, max_message: int, timeout: float = _TIMEOUT) -> None:
-        """`max_message` is in bytes, `timeout` in seconds for one body."""
+        """Stores its parts. `max_message` is in bytes, `timeout` in seconds for one body."""
         self._memory = max(_MEMORY, _PER_BYTE * max_message)
         self._limit = max_message
         self._timeout = timeout
@@ -41,26 +41,26 @@ class Conversions:
 
     @property
     def pid(self) -> int | None:
-        """The process that there is now."""
+        """The id of the running process; None: there is none."""
         return None if self._process is None else self._process.pid
 
     async def to_message(
         self, model: str, version: str, body: Iterable[bytes], header_length: int | None
     ) -> tuple[bytes, documents.Form]:
-        """Returns the framed gRPC message for a REST body, as `documents.decode_request`. Raises MeshError."""
+        """Returns the framed gRPC message for a REST body, as `documents.decode_request` does. Raises MeshError."""
         head = {"to": "message", "model": model, "version": version, "header_length": header_length}
         with await self._convert(head, body) as paper:
             return bytes(paper.body), documents.Form.load(paper.head["form"])
 
     async def to_body(self, frame: bytes, encoding: bytes, form: documents.Form) -> "tuple[papers.Paper, int | None]":
-        """Returns the REST body for a framed reply, as `documents.encode_response`; its receiver closes it. Raises
-        MeshError."""
+        """Returns the REST body for a framed reply, as `documents.encode_response` does; the receiver closes it.
+        Raises MeshError."""
         head = {"to": "body", "form": form.dump(), "limit": self._limit, "encoding": encoding[:60].decode("latin-1")}
         paper = await self._convert(head, (frame,))
         return paper, paper.head["json_length"]
 
     async def close(self) -> None:
-        """Ends the process; bodies that it has fail."""
+        """Ends the process; conversions under way fail."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -68,7 +68,7 @@ class Conversions:
 
     async def _convert(self, head: dict[str, Any], body: Iterable[bytes]) -> papers.Paper:
         await self._turn.acquire()
-        # A caller may go away; the process still has its body, and the next one's turn is after that.
+        # A caller may go away; the process still has its body, and the next one follows after that.
         task = asyncio.get_running_loop().create_task(self._exchange(head, body))
         self._tasks.add(task)
         task.add_done_callback(self._done)

@@ -1,11 +1,11 @@
 """`python -m router.rest.converter FD MEMORY`: converts large JSON bodies into gRPC messages, and replies back.
 
-No JSON parser of Python lets go of the interpreter while it parses, so 16 MB would stop all calls of a worker for a
-second, in whatever thread. A worker starts this process when the first large body comes, and hands it one after
-another (`router.rest.papers`); `router.rest.conversions` is its side.
+Python's JSON parsers hold the interpreter lock, so 16 MB would stop all calls of a worker for a second, even in a
+thread. A worker starts this process when the first large body comes, and hands it one body after another
+(`router.rest.papers`); `router.rest.conversions` is the worker's side.
 
-Its memory is limited, because a few megabytes of JSON can describe gigabytes of Python objects; and of all processes
-of the pod the kernel kills it first.
+Its memory is limited, because a few megabytes of JSON can describe gigabytes of Python objects; and it is the first of
+the pod's processes that the kernel kills.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ from mesh.statuses import MeshError, Reason
 from mesh.wire import framing
 from router.rest import documents, papers
 
-_LARGE = 1 << 20  # bytes of a body, behind which the heap is trimmed
+_LARGE = 1 << 20  # bytes of a body, after which the heap is trimmed
 
 
 def convert(head: dict[str, Any], body: memoryview) -> tuple[dict[str, Any], list[bytes]]:
-    """Does one conversion: head and body of what it becomes. Raises MeshError."""
+    """Does one conversion; returns head and body of the result. Raises MeshError."""
     if head["to"] == "message":
         request, raws, form = documents.decode_parts(head["model"], head["version"], body, head["header_length"])
         frame = documents.framed(request, raws)
         for raw in raws:
             if isinstance(raw, memoryview):
-                raw.release()  # the paper's memory goes once no view of it is left
+                raw.release()  # the paper's memory is freed once no view of it is left
         return {"form": form.dump()}, [frame]
     try:
         response = pb.ModelInferResponse.FromString(
@@ -81,7 +81,7 @@ def _converted(paper: papers.Paper, memory: int) -> tuple[dict[str, Any], list[b
 
 
 def main() -> None:
-    """The process."""
+    """Runs the process."""
     descriptor, memory = int(sys.argv[1]), int(sys.argv[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the router, which ends its workers
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))

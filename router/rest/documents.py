@@ -1,7 +1,7 @@
-"""V2 REST bodies and V2 gRPC messages, one into the other.
+"""Conversion of V2 REST bodies into V2 gRPC messages and back.
 
-A body is a JSON object, and behind it the binary blobs of those tensors that are not in the JSON, in order (the binary
-tensor extension). How single tensors look is in `router.rest.tensors`; HTTP is in `router.rest.v2`.
+A body is a JSON object, followed by the binary blobs of those tensors that are not in the JSON, in order (the binary
+tensor extension). `router.rest.tensors` converts single tensors; HTTP is in `router.rest.v2`.
 """
 
 import functools
@@ -22,22 +22,22 @@ _BASE64 = ("base64", "b64")  # as content_type of a BYTES input; the predecessor
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """Which outputs a client wants as binary."""
+    """The outputs that a client wants as binary."""
 
     binary: bool = False  # those not named below
     outputs: Mapping[str, bool] = field(default_factory=dict)
 
     def is_binary(self, output: str) -> bool:
-        """Whether that output goes behind the JSON."""
+        """Returns whether that output follows the JSON."""
         return self.outputs.get(output, self.binary)
 
     def dump(self) -> list[Any]:
-        """Returns it as JSON can carry it."""
+        """Returns the form as JSON can carry it."""
         return [self.binary, dict(self.outputs)]
 
     @classmethod
     def load(cls, dumped: list[Any]) -> "Form":
-        """Returns what was dumped."""
+        """Returns the form that was dumped."""
         return cls(*dumped)
 
 
@@ -52,7 +52,7 @@ def _no_constant(name: str) -> NoReturn:
 def load_object(
     text: bytes | memoryview, what: str = "the body", *, parse_float: Callable[[str], Any] | None = None
 ) -> dict[str, Any]:
-    """A JSON object. Raises MeshError for anything else."""
+    """Returns a JSON object. Raises MeshError for anything else."""
     try:
         loaded = json.loads(str(text, "utf-8"), parse_constant=_no_constant, parse_float=parse_float)
     except UnicodeDecodeError as error:
@@ -61,7 +61,7 @@ def load_object(
         raise bad(f"{what} is nested too deeply") from error
     except json.JSONDecodeError as error:
         raise bad(f"{what} is not JSON: {error}") from error
-    except ValueError as error:  # Python's text names a function of its own
+    except ValueError as error:  # Python's text names a Python function
         raise bad(f"{what} is not JSON that can be read: it holds a whole number of thousands of digits") from error
     if not isinstance(loaded, dict):
         raise bad(f"{what} is not a JSON object")
@@ -77,14 +77,14 @@ _RAW_TAG = b"\x3a"  # ModelInferRequest.raw_input_contents, of length-delimited 
 def decode_request(
     model: str, version: str, body: bytes | memoryview, header_length: int | None
 ) -> tuple[pb.ModelInferRequest, Form]:
-    """The message for a body whose first `header_length` bytes are JSON (None: all). Raises MeshError."""
+    """Returns the message for a body whose first `header_length` bytes are JSON (None: all). Raises MeshError."""
     request, raws, form = decode_parts(model, version, body, header_length)
     request.raw_input_contents.extend(map(bytes, raws))
     return request, form
 
 
 def framed(request: pb.ModelInferRequest, raws: Sequence[Raw]) -> bytes:
-    """The gRPC frame of a message and its raw contents, which are copied once: protobuf would copy them twice."""
+    """Returns the gRPC frame of a message and its raw contents, copied once: protobuf would copy them twice."""
     parts: list[Raw] = [request.SerializeToString()]
     for raw in raws:
         parts += [_RAW_TAG + _varint(len(raw)), raw]
@@ -103,8 +103,8 @@ def _varint(value: int) -> bytes:
 def decode_parts(
     model: str, version: str, body: bytes | memoryview, header_length: int | None, *, bound: int | None = None
 ) -> tuple[pb.ModelInferRequest, list[Raw], Form]:
-    """The message without its raw contents, those, and the form of the reply. Raises MeshError, and Costly where texts
-    of more than `bound` bytes would have to be looked at one by one."""
+    """Returns the message without its raw contents, those, and the form of the reply. Raises MeshError, and Costly if
+    strings of more than `bound` bytes would have to be examined one by one."""
     if header_length is not None and header_length > len(body):
         raise bad(f"Inference-Header-Content-Length is {header_length}, the body has only {len(body)} bytes")
     view = memoryview(body)
@@ -144,7 +144,7 @@ def _add_input(
     exact: Callable[[], object],
     bound: int | None,
 ) -> int:
-    """Adds one input and its contents; gives how many bytes of the blobs are used up then."""
+    """Adds one input and its contents; returns how many bytes of the blobs are used up then."""
     name = _name(item, "an input")
     what = f"input {name!r:.100}"
     if name in names:
@@ -202,9 +202,9 @@ def _add_outputs(request: pb.ModelInferRequest, document: dict[str, Any]) -> dic
 def raw_request(
     model: str, version: str, body: bytes, metadata: pb.ModelMetadataResponse
 ) -> tuple[pb.ModelInferRequest, list[Raw], Form]:
-    """The same for a body that is nothing but the one input's bytes; its shape follows from the metadata.
+    """Returns the same for a body that is only the one input's bytes; its shape follows from the metadata.
 
-    A BYTES input is one string, without the length in front. Raises MeshError where the shape cannot be told.
+    A BYTES input is one string, without the length before it. Raises MeshError if the shape cannot be determined.
     """
     if len(metadata.inputs) != 1:
         raise bad(f"a body without JSON needs a model with one input, this one has {len(metadata.inputs)}")
@@ -232,20 +232,20 @@ def raw_request(
 
 
 def encode_response(response: pb.ModelInferResponse, form: Form) -> tuple[bytes, int | None]:
-    """The body, and the length of its JSON part where binary data follows. Raises MeshError."""
+    """Returns the body, and the length of its JSON part if binary data follows. Raises MeshError."""
     parts, json_length = encode_parts(response, form)
     return b"".join(parts), json_length
 
 
 def all_binary(response: pb.ModelInferResponse, form: Form) -> bool:
-    """Whether the body takes no conversion: every output goes behind the JSON as it came."""
+    """Returns whether the body needs no conversion: every output follows the JSON unchanged."""
     return len(response.raw_output_contents) == len(response.outputs) and all(
         form.is_binary(output.name) for output in response.outputs
     )
 
 
 def encode_parts(response: pb.ModelInferResponse, form: Form) -> tuple[list[bytes], int | None]:
-    """The same in parts: the JSON, then each output's binary data. Raises MeshError."""
+    """Returns the body in parts: the JSON, then each output's binary data. Raises MeshError."""
     raw = response.raw_output_contents
     if raw and len(raw) != len(response.outputs):
         raise MeshError(Reason.INTERNAL, f"the model server answered {len(response.outputs)} outputs, {len(raw)} raw")
@@ -276,13 +276,13 @@ def encode_parts(response: pb.ModelInferResponse, form: Form) -> tuple[list[byte
     if response.parameters:
         document["parameters"] = _show_parameters(response.parameters)
     document["outputs"] = outputs
-    # ASCII: clients count the JSON part in characters and in bytes, and so both are right.
+    # ASCII: clients count the JSON part in characters or in bytes, and both are right.
     head = json.dumps(document, separators=(",", ":")).encode()
     return ([head, *blobs], len(head)) if any_binary else ([head], None)
 
 
 def metadata_document(metadata: pb.ModelMetadataResponse) -> dict[str, Any]:
-    """The model metadata of REST."""
+    """Returns the model metadata of REST."""
 
     def listed(parts: Any) -> list[dict[str, Any]]:
         return [{"name": part.name, "datatype": part.datatype, "shape": list(part.shape)} for part in parts]
@@ -325,7 +325,7 @@ def _text(document: dict[str, Any], name: str, what: str) -> str:
 
 
 def _encodable(text: str, what: str) -> str:
-    """The text, unless it holds halves of surrogate pairs, which JSON can write and no message can hold."""
+    """Returns the text, unless it holds halves of surrogate pairs, which JSON can write but no message can hold."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -372,6 +372,6 @@ def _show_parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, A
         choice = parameter.WhichOneof("parameter_choice")
         if choice is not None:
             value = getattr(parameter, choice)
-            # JSON has no NaN and no infinities; a parameter is no reason to lose an answer.
+            # JSON has neither NaN nor infinities; a parameter is no reason to lose an answer.
             shown[name] = str(value) if isinstance(value, float) and not math.isfinite(value) else value
     return shown

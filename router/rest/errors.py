@@ -1,8 +1,8 @@
-"""Failures as REST shows them: the HTTP status of the table in `mesh.statuses`, and the reason as JSON.
+"""Failures in the form of REST: the HTTP status of the table in `mesh.statuses`, and the reason as JSON.
 
-What a worker's own dispatcher fails with comes back through a call, as a gRPC status with details; the reason is read
-from there, because several reasons with different HTTP statuses share a gRPC code. What a model server answered has no
-such details: then the code decides.
+A failure of the worker's own dispatcher comes back through a call, as a gRPC status with details; the reason is read
+from there, because several reasons with different HTTP statuses share a gRPC code. A model server's answer has no such
+details: then the code decides.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ _MAX_TEXT = 4000  # bytes
 
 
 def of_answer(answer: Answer) -> tuple[int, dict[str, Any]]:
-    """HTTP status and body for a call that failed."""
+    """Returns HTTP status and body for a call that failed."""
     error = _our_own(answer)
     if error is not None:
         return of_error(error)
@@ -33,7 +33,7 @@ def of_answer(answer: Answer) -> tuple[int, dict[str, Any]]:
 
 
 def of_error(error: MeshError) -> tuple[int, dict[str, Any]]:
-    """HTTP status and body for a failure of ours."""
+    """Returns HTTP status and body for a failure of the router's own."""
     text = statuses.shortened(error.text, _MAX_TEXT)
     body: dict[str, Any] = {"error": text, "reason": error.reason.name, "code": int(error.reason.code)}
     if error.retry_after is not None:
@@ -58,7 +58,7 @@ def _our_own(answer: Answer) -> MeshError | None:
             elif detail.type_url.endswith("/google.rpc.RetryInfo"):
                 delay = details_pb2.RetryInfo.FromString(detail.value).retry_delay
                 retry_after = delay.seconds + delay.nanos / 1e9
-    except (ValueError, DecodeError):  # a model server's, and broken: its code and text are all there is
+    except (ValueError, DecodeError):  # broken details of a model server: use its code and text
         return None
     if reason is None or reason.code != answer.code:
         return None

@@ -1,7 +1,7 @@
-"""One inference over REST, whichever server took it: from a body to the gRPC message that says the same, and back.
+"""One inference over REST, whichever server took it: from a body to the equivalent gRPC message, and back.
 
-What bodies look like is in `documents`. Here: sizes, time, and where a body is converted: what the event loop cannot do
-within milliseconds is for the converter (`conversions`).
+The form of bodies is in `documents`. Here: sizes, time, and the place of conversion: the converter (`conversions`)
+takes what the event loop cannot do within milliseconds.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from router.rest.conversions import Conversions
 _SMALL = 64 * 1024  # bytes of JSON that are converted in the event loop: about 3 ms
 _UNPACKED = 4 * 1024  # bytes that are decompressed there, into no more than 4 MiB: 10 ms
 _EXPANSION = 1032  # zlib's at most
-_LARGE = 1 << 20  # bytes that take a millisecond to copy: between two copies, others have their turn
+_LARGE = 1 << 20  # bytes that take a millisecond to copy: between two copies, other calls run
 _WINDOWS = {"gzip": inflate.GZIP, "x-gzip": inflate.GZIP, "deflate": inflate.ZLIB}
 
 R_co = TypeVar("R_co", covariant=True)
@@ -33,25 +33,26 @@ Read = Callable[[Hold], Awaitable[Body]]
 
 
 class Send(Protocol[R_co]):
-    """Sends a reply's body, whose pieces are good until it returns."""
+    """A sender of a reply's body, whose pieces are valid until it returns."""
 
     def __call__(
         self, pieces: Sequence[bytes | memoryview], *, content_type: str, headers: dict[str, str]
     ) -> Awaitable[R_co]:
-        """Raises ConnectionResetError where the client does not take it."""
+        """Sends the body. Raises ConnectionResetError if the client does not take it."""
 
 
 class Inference:
-    """How one worker carries it out."""
+    """The inferences over REST of one worker."""
 
     def __init__(self, models: Models, conversions: Conversions, *, max_message: int) -> None:
-        """`max_message`: bytes of a message, either way."""
+        """Stores its parts. `max_message`: bytes of a message, either way."""
         self._models = models
         self._conversions = conversions
         self._max_message = max_message
 
     async def infer(self, asked: Asked, target: Target, hold: Hold, read: Read, send: Send[R]) -> R:
-        """Reads, has it carried out, sends. Returns what `send` does. Raises Failed, MeshError."""
+        """Reads the request, carries it out, sends the reply. Returns the result of `send`. Raises Failed,
+        MeshError."""
         header_length = asked.header_length()
         body = await read(hold)
         if encoding := asked.encoding():
@@ -70,7 +71,7 @@ class Inference:
     async def _message(
         self, target: Target, body: Body, header_length: int | None, caller: Caller
     ) -> tuple[bytes, documents.Form]:
-        """The framed gRPC message for a body, and which outputs are wanted as binary."""
+        """Returns the framed gRPC message for a body, and which outputs are wanted as binary."""
         model, version = target.model, target.version
         if header_length == 0:
             expected = await self._models.metadata(pb.ModelMetadataRequest(name=model, version=version), caller)
@@ -92,11 +93,11 @@ class Inference:
         return documents.framed(message, raws), form
 
     async def _decompressed(self, body: Body, encoding: str, hold: Hold) -> Body:
-        """The body without its Content-Encoding. What it unpacks to finds room before it is unpacked."""
+        """Returns the body without its Content-Encoding. The result gets room before the body is decompressed."""
         hold.request(body.size + min(self._max_message, body.size * _EXPANSION))
         if body.size <= _UNPACKED:
             plain = decompress(body.joined(), encoding, self._max_message)
-        else:  # zlib lets go of the interpreter
+        else:  # zlib releases the interpreter lock
             plain = await asyncio.to_thread(decompress, body.joined(), encoding, self._max_message)
         hold.counts(len(plain))
         body.pieces, body.size = [plain], len(plain)
@@ -137,7 +138,7 @@ async def _in_time(caller: Caller) -> AsyncIterator[None]:
 
 
 def decompress(body: bytes, encoding: str, limit: int) -> bytes:
-    """A body without its Content-Encoding; no more than `limit` bytes are ever made of it. Raises MeshError."""
+    """Returns a body without its Content-Encoding, of at most `limit` bytes. Raises MeshError."""
     window = _WINDOWS.get(encoding)
     if window is None:
         raise MeshError(Reason.BAD_REQUEST, f"Content-Encoding {encoding:.60} is not known: use gzip or deflate")

@@ -1,6 +1,6 @@
 """The management API of REST, `/mesh/v1/`: models, pods, numbers: the table of routes, and documents in and out.
 
-What is done is `router.management`'s, the same as behind gRPC. Importing many models is in `router.rest.bulk`.
+`router.management` does the work, as for gRPC. Importing many models is in `router.rest.bulk`.
 """
 
 import asyncio
@@ -26,14 +26,14 @@ log = logs.get(__name__)
 
 PREFIX = "/mesh/v1/"
 _MAX_LIMIT = 1000
-_MAX_BODY = 64 * 1024  # bytes of one model, or one setting, as of a line of an import: 15 ms at most
+_MAX_BODY = 64 * 1024  # bytes of one model or setting, as for a line of an import: 15 ms at most
 _BODY_TIMEOUT = 30.0  # seconds
 _READ_TIMEOUT = 60.0  # seconds that an import waits for more of its body, or for its answer to be read
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A method and a path, what they do, and which function of `ManagementApi` does it."""
+    """A method and a path, their operation, and the function of `ManagementApi` that does it."""
 
     method: str
     path: str
@@ -42,7 +42,7 @@ class Route:
 
 
 def _route(method: str, path: str, operation: Operation, handler: str) -> Route:
-    """Ids are one segment: a `/` inside them is written `%2F`."""
+    """Returns a route. Ids are one segment: a `/` inside them is written `%2F`."""
     return Route(method, PREFIX + path.replace("{id}", "{id:[^/]+}"), operation, handler)
 
 
@@ -66,7 +66,7 @@ ROUTES = (
     _route("GET", "settings", operations.SETTINGS, "dynamic_settings"),
     _route("PUT", "settings/{id}", operations.SET, "set_dynamic"),
 )
-"""All of them. Who may ask for what follows from the operation, not from the door."""
+"""All routes. The operation decides who may call, as over gRPC."""
 
 
 class ManagementApi:
@@ -75,7 +75,7 @@ class ManagementApi:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._management = parts.management
-        self._imports = 0  # under way
+        self._imports = 0  # imports under way
 
     def add_to(self, app: web.Application) -> None:
         """Registers the paths."""
@@ -85,7 +85,7 @@ class ManagementApi:
     # --- models ---
 
     async def list_models(self, request: web.Request) -> web.Response:
-        """A page of what is registered."""
+        """Returns a page of the registered models."""
         query = request.query
         page = await self._management.status.page(
             prefix=query.get("prefix", ""),
@@ -102,7 +102,7 @@ class ManagementApi:
         return web.json_response({"models": models, "next": page.next})
 
     async def register(self, request: web.Request) -> web.Response:
-        """Registers a model; 201 where it is new."""
+        """Registers a model; 201 if it is new."""
         model_id = _id(request)
         body = await _object(request)
         item = modeldocuments.item_of(body, model_id)
@@ -111,7 +111,7 @@ class ManagementApi:
         return web.json_response(modeldocuments.status_of(model_id, status), status=201 if status.created else 200)
 
     async def status(self, request: web.Request) -> web.Response:
-        """How a model is. Never loads it."""
+        """Returns a model's status. Never loads it."""
         model_id = _id(request)
         status = await self._management.status.of(model_id)
         document = modeldocuments.status_of(model_id, status)
@@ -123,7 +123,7 @@ class ManagementApi:
         return web.json_response(document)
 
     async def change(self, request: web.Request) -> web.Response:
-        """Changes how many copies a model has; null takes a limit away."""
+        """Changes the limits of a model's copies; null removes a limit."""
         model_id = _id(request)
         body = await _object(request)
         if unknown := sorted(body.keys() - set(modeldocuments.LIMITS)):
@@ -140,7 +140,7 @@ class ManagementApi:
         return web.json_response({"id": model_id, "existed": await self._management.registration.unregister(model_id)})
 
     async def load(self, request: web.Request) -> web.Response:
-        """Has a model loaded; with `sync`, answers once it is, or has failed."""
+        """Has a model loaded; with `sync`, answers once the load has succeeded or failed."""
         model_id = _id(request)
         body = await _object(request, optional=True)
         status = await self._management.loading.ensure(Load(model_id, sync=_flag(body, "sync")))
@@ -153,14 +153,14 @@ class ManagementApi:
         return web.json_response(modeldocuments.status_of(model_id, await self._management.status.of(model_id)))
 
     async def reload(self, request: web.Request) -> web.Response:
-        """Has a model's copies move to the content that lies at its path now. Answers once that has begun."""
+        """Has a model's copies replaced by copies of the content now at its path. Answers once that has begun."""
         model_id = _id(request)
         return web.json_response(
             modeldocuments.status_of(model_id, await self._management.registration.reload(model_id))
         )
 
     async def explain(self, request: web.Request) -> web.Response:
-        """Why a model is where it is."""
+        """Explains why a model is where it is."""
         return web.json_response(asdict(await self._management.inspection.explain(_id(request))))
 
     async def import_models(self, request: web.Request) -> web.StreamResponse:
@@ -187,7 +187,7 @@ class ManagementApi:
                     await response.write(json.dumps(document).encode() + b"\n")
             except TimeoutError as error:
                 if request.transport is not None:
-                    request.transport.abort()  # a close would wait for what is not read
+                    request.transport.abort()  # a close would wait for unread data
                 raise ConnectionResetError(f"the client read no answer for {_READ_TIMEOUT:g} s") from error
 
         chunks = _chunks(request)
@@ -196,7 +196,7 @@ class ManagementApi:
             await bulk.Import(self._management.registration, write).run(lines)
         except ConnectionError:  # the client has gone
             raise
-        except Exception:  # the answer has begun: it cannot become an error any more
+        except Exception:  # the answer has begun and can no longer become an error
             log.exception("import failed")
             text = "internal error, see the router's log"
             await write({"error": {"line": None, "id": None, "reason": Reason.INTERNAL.name, "text": text}})
@@ -207,32 +207,32 @@ class ManagementApi:
     # --- pods and numbers ---
 
     async def pods(self, _: web.Request) -> web.Response:
-        """All pods, as they say they are."""
+        """Returns all pods, as published."""
         pods = self._management.pods
         return web.json_response(
             {"pods": list(map(asdict, pods.published())), "open": list(map(asdict, pods.open_lives()))}
         )
 
     async def forget_pod(self, request: web.Request) -> web.Response:
-        """Forgets a pod that is cut off: nobody waits for it any longer before an id is registered again."""
+        """Forgets a pod that is cut off: registering an id again no longer waits for it."""
         name = _id(request)
         return web.json_response({"pod": name, "incarnations": await self._management.pods.forget(name)})
 
     async def routers(self, _: web.Request) -> web.Response:
-        """All routers of the mesh, as they stand in etcd."""
+        """Returns all routers of the mesh, as in etcd."""
         return web.json_response({"routers": list(map(asdict, await self._management.pods.routers()))})
 
     async def describe_pod(self, request: web.Request) -> web.Response:
-        """One pod, asked just now."""
+        """Returns one pod, as its agent describes it now."""
         return web.json_response(asdict(await self._management.pods.describe(_id(request))))
 
     async def questions(self, request: web.Request) -> web.Response:
-        """A pod's latest evictions and refusals for lack of room, with all that they rest on."""
+        """Returns a pod's latest evictions and refusals for lack of room, with all data behind them."""
         lines = await self._management.pods.questions(_id(request))
         return web.json_response({"decisions": [json.loads(line) for line in lines]})
 
     async def stats(self, _: web.Request) -> web.Response:
-        """What this router has done, all of its workers together."""
+        """Returns the numbers of this router, all of its workers together."""
         numbers = statistics.summary(await self._parts.snapshots())
         view = self._parts.view
         return web.json_response(
@@ -240,11 +240,11 @@ class ManagementApi:
         )
 
     async def dynamic_settings(self, _: web.Request) -> web.Response:
-        """What can be changed while the mesh runs, as JSON texts."""
+        """Returns the settings that change while the mesh runs, as JSON texts."""
         return web.json_response({"settings": await self._management.tuning.read()})
 
     async def set_dynamic(self, request: web.Request) -> web.Response:
-        """Sets one of them: the body is the setting, a JSON object; an empty one takes it away."""
+        """Changes one of them: the body is the setting, a JSON object; an empty object removes it."""
         name = _id(request)
         tuning.check(name)
         body = await _object(request, optional=True)
@@ -270,7 +270,7 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
 
 
 def _id(request: web.Request) -> str:
-    """The id in the path, from the path as it came. Raises MeshError."""
+    """Returns the id in the path, from the path as it came. Raises MeshError."""
     below = request.rel_url.raw_path.removeprefix(PREFIX).split("/")
     try:
         return records.check_id(decoded(below[1]))
@@ -279,7 +279,7 @@ def _id(request: web.Request) -> str:
 
 
 async def _object(request: web.Request, *, optional: bool = False) -> dict[str, Any]:
-    """The body, a JSON object. Raises MeshError."""
+    """Returns the body, a JSON object. Raises MeshError."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise MeshError(Reason.BAD_REQUEST, "send this body without Content-Encoding")
     body = b""

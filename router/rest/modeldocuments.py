@@ -1,4 +1,4 @@
-"""Models as JSON documents: what REST takes and gives for management's requests and results."""
+"""Models as JSON documents: management's requests and results in the form of REST."""
 
 import json
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from router.management.requests import Item
 from router.management.status import StatusInfo
 
 LIMITS = ("min_copies", "max_copies", "pinned")
-"""What may be said of a model's copies."""
+"""The limits that a document may set for a model's copies."""
 
 _LIMITS = frozenset(LIMITS)
 
@@ -21,9 +21,9 @@ MAX_COPIES = 1000
 
 
 def item_of(item: dict[str, Any], model_id: object) -> Item:
-    """What a document registers; the key may be given as text or as an object. Raises MeshError.
+    """Returns the item that a document registers; the key may be text or an object. Raises MeshError.
 
-    What an id may hold is management's to check, once."""
+    Management checks what an id may hold."""
     if not isinstance(model_id, str):
         raise MeshError(Reason.BAD_REQUEST, "id must be a string")
     key = item.get("key")
@@ -52,7 +52,7 @@ def item_of(item: dict[str, Any], model_id: object) -> Item:
 
 
 def limits_of(item: dict[str, Any], base: Limits = UNLIMITED) -> Limits:
-    """The limits that a document sets, over those of `base`; null takes one away. Raises MeshError."""
+    """Returns the limits that a document sets, over those of `base`; null removes one. Raises MeshError."""
     if _LIMITS.isdisjoint(item):
         return base
     values: list[int | bool | None] = [base.minimum, base.maximum, base.pinned]
@@ -75,7 +75,7 @@ def limits_of(item: dict[str, Any], base: Limits = UNLIMITED) -> Limits:
 
 
 def registered(model_id: str, record: ModelRecord) -> dict[str, Any]:
-    """What is registered, without secrets."""
+    """Returns the registered attributes, without secrets."""
     document: dict[str, Any] = {
         "id": model_id,
         "type": record.type,
@@ -93,7 +93,7 @@ def registered(model_id: str, record: ModelRecord) -> dict[str, Any]:
 
 
 def status_of(model_id: str, status: StatusInfo) -> dict[str, Any]:
-    """A model's status as JSON. Raises MeshError where it is not registered."""
+    """Returns a model's status as JSON. Raises MeshError if it is not registered."""
     record = status.record
     if status.status is ModelStatus.NOT_FOUND:
         raise MeshError(Reason.UNKNOWN_MODEL, f"model {model_id} is not registered")

@@ -1,12 +1,12 @@
-"""Who may manage over REST from a browser: nobody whose page is not the mesh's own.
+"""Protection of management over REST from foreign web pages.
 
-A browser sends some requests to any address without asking it, those that a form can send: a POST with one of three
-content types, or none. A page on the Internet could so register models in the mesh on its reader's laptop. Hence a
-request that changes something has to be JSON by its content type, or to bear a header of ours: neither can be had
-without asking first, and nobody who asks is answered yes (there is no CORS here). Requests that name another origin
-than the one they were sent to are refused for good measure.
+A browser sends some requests to any address without a preflight, those that a form can send: a POST with one of three
+content types, or none. A page on the Internet could thus register models in the mesh on its reader's laptop. Hence a
+request that changes something must be JSON by its content type, or carry a header of the mesh's: browsers ask first
+before they send either, and the answer is always no (there is no CORS here). Requests that name another origin than the
+one they were sent to are refused as well.
 
-A page can also have its own name resolved to 127.0.0.1, and then is of the same origin. So where the mesh listens on
+A page can also have its own name resolved to 127.0.0.1, and then is of the same origin. So if the mesh listens on
 loopback only, the host that a request names must be one of this machine's own.
 """
 
@@ -29,16 +29,16 @@ _OURS = frozenset({"localhost", "mesh"})  # `mesh`: the edge gives it to HTTP/1.
 
 
 def is_loopback(address: str) -> bool:
-    """Tells whether an address to listen on (`127.0.0.1:8033`) is reached from this machine only."""
+    """Returns whether an address to listen on (`127.0.0.1:8033`) is reachable from this machine only."""
     host, _ = values.parse_address(address)
     return _is_local(host)
 
 
 def check(request: web.Request, *, loopback: bool) -> None:
-    """Raises MeshError for a request that a foreign page may have sent."""
+    """Refuses a request that a foreign page may have sent: raises MeshError."""
     host = _host_of(request.headers.get("Host", ""))
     if not host and request.version < HttpVersion11:
-        host = "mesh"  # as Envoy has it; browsers name one
+        host = "mesh"  # Envoy's default; browsers name a host
     if loopback and not _is_local(host):
         text = f"this mesh listens on loopback only, and the request is for the host {host:.100}: use localhost"
         raise MeshError(Reason.FORBIDDEN, text)
@@ -48,7 +48,7 @@ def check(request: web.Request, *, loopback: bool) -> None:
     if request.method in _READING or request.method == "DELETE":  # browsers ask before they send a DELETE
         return
     if HEADER not in request.headers and not _is_json(request.headers.get("Content-Type", "")):
-        text = f"send the header Content-Type: application/json, or {HEADER}: 1 (so that no web page can send this)"
+        text = f"send the header Content-Type: application/json, or {HEADER}: 1 (it proves that no web page sent this)"
         raise MeshError(Reason.UNSUPPORTED_TYPE, text)
 
 
@@ -58,7 +58,7 @@ def _is_json(content_type: str) -> bool:
 
 
 def _host_of(authority: str) -> str:
-    """The host in a `Host` header, without its port."""
+    """Returns the host in a `Host` header, without its port."""
     host = authority.strip().lower()
     if host.startswith("["):
         return host[1:].partition("]")[0]
@@ -75,7 +75,7 @@ def _is_local(host: str) -> bool:
 
 
 def _same(origin: str, authority: str) -> bool:
-    """Whether an origin (`http://host:port`) is what a request was sent to; `null` never is."""
+    """Returns whether an origin (`http://host:port`) is where a request was sent; `null` never is."""
     try:
         parts = urllib.parse.urlsplit(origin)
         port = parts.port

@@ -1,7 +1,7 @@
-"""What a worker and its converter hand each other: a memory file with a head of JSON and a body of bytes.
+"""Memory files that a worker and its converter exchange, with a head of JSON and a body of bytes.
 
-Bodies of megabytes do not pass through a socket. They lie in a memfd, whose descriptor is passed; the packet that goes
-with it says only how long the two parts are.
+Bodies of megabytes do not pass through a socket. They are in a memfd, whose descriptor is passed; the packet with it
+only holds the lengths of the two parts.
 """
 
 import array
@@ -18,11 +18,11 @@ _FDS = socket.CMSG_SPACE(array.array("i").itemsize)
 
 
 class Gone(Exception):
-    """The other side has closed its end."""
+    """An exchange whose other side has closed its end."""
 
 
 class Paper:
-    """One that was received: `head`, and `body`, a view into its memory. A context manager."""
+    """A received memory file: `head`, and `body`, a view into its memory. A context manager."""
 
     __slots__ = ("_map", "body", "head")
 
@@ -40,13 +40,13 @@ class Paper:
         self.close()
 
     def close(self) -> None:
-        """Frees its memory, once no view of it is left."""
+        """Frees the memory, once no view of it is left."""
         self.body.release()
         self._map.close()
 
 
 def send(connection: socket.socket, head: dict[str, Any], body: Iterable[bytes | memoryview]) -> None:
-    """Writes and hands over. Raises Gone, and OSError where there is no memory."""
+    """Writes and hands over a paper. Raises Gone, and OSError if there is no memory."""
     encoded = json.dumps(head).encode()
     descriptor = os.memfd_create("mesh-body", os.MFD_CLOEXEC)
     try:
@@ -67,7 +67,7 @@ def send(connection: socket.socket, head: dict[str, Any], body: Iterable[bytes |
 
 
 def receive(connection: socket.socket) -> Paper:
-    """Takes what was handed over. Raises Gone; BlockingIOError where nothing was, and the socket does not wait."""
+    """Takes a paper. Raises Gone; BlockingIOError if there is none and the socket does not block."""
     try:
         packet, ancillary, _, _ = connection.recvmsg(_packet.size, _FDS, socket.MSG_CMSG_CLOEXEC)
     except BlockingIOError:

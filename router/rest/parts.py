@@ -1,4 +1,4 @@
-"""What of a worker its REST application needs."""
+"""The parts of a worker that its REST application needs."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from router.state.view import View
 
 @dataclass(slots=True, kw_only=True)
 class Parts:
-    """One worker's."""
+    """The parts of one worker."""
 
     settings: RouterSettings
     server: Server

@@ -1,4 +1,4 @@
-"""Failures as responses of aiohttp's."""
+"""Failures as aiohttp responses."""
 
 import json
 import math
@@ -11,12 +11,12 @@ from router.rest import errors
 
 
 def of_error(error: MeshError) -> web.Response:
-    """Returns the response for a failure of ours."""
+    """Returns the response for a failure of the router's own."""
     return response(*errors.of_error(error))
 
 
 def response(status: int, body: dict[str, Any]) -> web.Response:
-    """The response with that body, and `Retry-After` where it says how long to wait."""
+    """Returns the response with that body, and `Retry-After` if the body says how long to wait."""
     headers = {}
     if "retry_after" in body:
         headers["Retry-After"] = str(max(1, math.ceil(body["retry_after"])))

@@ -1,13 +1,13 @@
 """One tensor in its four forms: JSON data, the binary blob of REST, raw and typed contents of gRPC.
 
-Towards model servers everything becomes raw contents, the one form that holds every datatype and that a request may
-use for all of its inputs alike; a REST blob is the same bytes. What a client declares is never believed: a shape is
-compared with what came before anything is made of it, so no memory is taken for data that is not there.
+For model servers everything becomes raw contents, the one form that holds every datatype and that a request may use for
+all of its inputs alike; a REST blob is the same bytes. A client's declarations are never trusted: a shape is compared
+with the data before either is used, so no memory is taken for data that did not come.
 
-JSON is taken strictly, for a silently changed number is worse than an error: no booleans for numbers, no fractions for
+JSON is read strictly, for a silently changed number is worse than an error: no booleans for numbers, no fractions for
 integers, nothing out of range, no NaN or infinity, and no FP16 or BF16, which JSON numbers cannot carry faithfully.
 Some languages write every number with a point or an exponent. JSON's parser makes a float of such a literal, which may
-be another number by then (9007199254740993.0), so for integers the literals are read a second time, exactly.
+be a different number (9007199254740993.0), so for integers the literals are read a second time, exactly.
 """
 
 import binascii
@@ -28,27 +28,28 @@ DTYPES = {kind.name: kind.dtype for kind in DATATYPES if kind.field and kind.siz
 """The datatypes that JSON can carry as numbers, in raw form: little-endian, without padding."""
 
 _BINARY_ONLY = frozenset(kind.name for kind in DATATYPES if not kind.field)
-_MAX_DIMENSION = (1 << 63) - 1  # of the protocol's int64
-_EXACT = 1 << 53  # up to here every integer is a float
+_MAX_DIMENSION = (1 << 63) - 1  # int64 in the protocol
+_EXACT = 1 << 53  # up to here a float holds every integer
 _MAX_DIGITS = 30  # more than any integer datatype has
 _BEYOND: int = 10**_MAX_DIGITS
 _MAX_RANK = 64  # NumPy's; also keeps the product of all dimensions, a number without bounds in Python, cheap
 
 
 def bad(text: str) -> MeshError:
-    """A request that its sender has to correct."""
+    """Returns the error for a request that its sender has to correct."""
     return MeshError(Reason.BAD_REQUEST, text)
 
 
 def check_datatype(what: str, datatype: object) -> str:
-    """The datatype, if the protocol has it. Raises MeshError. `what` names the tensor in errors, here and below."""
+    """Returns the datatype, if the protocol has it. Raises MeshError. `what` names the tensor in errors, here and
+    below."""
     if not isinstance(datatype, str) or datatype not in OF_NAME:
         raise bad(f"{what}: datatype {datatype!r:.100} is not one of {', '.join(OF_NAME)}")
     return datatype
 
 
 def check_shape(what: str, shape: object) -> tuple[int, ...]:
-    """The shape, if it is a list of whole numbers from 0. Raises MeshError."""
+    """Returns the shape, if it is a list of whole numbers from 0. Raises MeshError."""
     if not isinstance(shape, list):
         raise bad(f"{what}: shape must be a list of whole numbers")
     if len(shape) > _MAX_RANK:
@@ -60,17 +61,17 @@ def check_shape(what: str, shape: object) -> tuple[int, ...]:
 
 
 class NotWhole(str):
-    """A literal that is no integer, or none that a float has, as it was written."""
+    """A literal, as written, that is no integer or an integer that no float holds."""
 
     __slots__ = ()
     __repr__ = str.__str__
 
 
 def whole(literal: str) -> int | NotWhole:
-    """Returns the integer that a literal with a point or an exponent writes, or the literal where it writes none, or
-    one that readers of floats would round: for JSON's `parse_float`.
+    """Returns the integer that a literal with a point or an exponent stands for, or the literal if it stands for none,
+    or for one that readers of floats would round: for JSON's `parse_float`.
 
-    What is beyond all integer datatypes stays beyond them.
+    A number beyond all integer datatypes stays beyond them.
     """
     try:
         number = decimal.Decimal(literal)
@@ -96,10 +97,10 @@ def raw_from_json(
     exact: Callable[[], object] | None = None,
     base64: bool = False,
 ) -> bytes:
-    """Raw contents of nested or flat JSON data. Raises MeshError.
+    """Returns raw contents of nested or flat JSON data. Raises MeshError.
 
-    `exact` gives the same data with `whole` for what is written with a point or an exponent; it is asked only where
-    such a literal stands for an integer. `base64`: the strings of a BYTES tensor are encoded so.
+    `exact` returns the same data with `whole` applied to literals with a point or an exponent; it is called only if
+    such a literal stands for an integer. `base64`: the strings of a BYTES tensor are in base64.
     """
     if datatype in _BINARY_ONLY:
         raise bad(f"{what}: {datatype} cannot be sent as JSON, send it as binary data")
@@ -117,7 +118,7 @@ def raw_from_json(
 
 
 def check_raw(what: str, datatype: str, shape: tuple[int, ...], raw: bytes | memoryview) -> None:
-    """Raises MeshError where so many bytes are not a tensor of that datatype and shape."""
+    """Checks that the bytes are a tensor of that datatype and shape. Raises MeshError."""
     elements = math.prod(shape)
     if datatype == "BYTES":
         found = _count_strings(what, raw)
@@ -132,13 +133,13 @@ def check_raw(what: str, datatype: str, shape: tuple[int, ...], raw: bytes | mem
 
 
 def width_of(datatype: str) -> int:
-    """Bytes of one element; 0 for BYTES, whose elements differ."""
+    """Returns the bytes of one element; 0 for BYTES, whose elements differ."""
     return OF_NAME[datatype].size
 
 
 def json_from_raw(what: str, datatype: str, raw: bytes) -> list[Any]:
-    """Flat JSON data of raw contents. Raises MeshError: INTERNAL where the contents are broken, BAD_REQUEST where JSON
-    cannot carry them."""
+    """Returns flat JSON data of raw contents. Raises MeshError: INTERNAL if the contents are broken, BAD_REQUEST if
+    JSON cannot carry them."""
     if datatype in _BINARY_ONLY:
         raise _binary_only(what, f"{datatype} cannot be sent as JSON")
     if datatype == "BYTES":
@@ -151,7 +152,7 @@ def json_from_raw(what: str, datatype: str, raw: bytes) -> list[Any]:
 
 
 def json_from_typed(what: str, datatype: str, contents: inference_pb2.InferTensorContents) -> list[Any]:
-    """Flat JSON data of typed contents. Raises MeshError as `json_from_raw`."""
+    """Returns flat JSON data of typed contents. Raises MeshError as `json_from_raw` does."""
     values = _typed(what, datatype, contents)
     if datatype == "BYTES":
         return [_utf8(what, item) for item in values]
@@ -161,7 +162,7 @@ def json_from_typed(what: str, datatype: str, contents: inference_pb2.InferTenso
 
 
 def raw_from_typed(what: str, datatype: str, contents: inference_pb2.InferTensorContents) -> bytes:
-    """Raw contents of typed contents. Raises MeshError."""
+    """Returns raw contents of typed contents. Raises MeshError."""
     values = _typed(what, datatype, contents)
     if datatype == "BYTES":
         return b"".join(len(item).to_bytes(4, "little") + item for item in values)
@@ -183,7 +184,7 @@ def _typed(what: str, datatype: str, contents: inference_pb2.InferTensorContents
 
 
 def _flatten(what: str, shape: tuple[int, ...], data: object) -> list[Any]:
-    """The elements in row-major order, of data that is flat or nested exactly as the shape."""
+    """Returns the elements in row-major order, of data that is flat or nested exactly as the shape."""
     if not isinstance(data, list):
         raise bad(f"{what}: data must be a list")
     items = data
@@ -223,7 +224,7 @@ def _integers(what: str, datatype: str, items: list[Any], kinds: set[type]) -> n
         raise _refuse(what, datatype, items, (int, float))
     if float in kinds:
         for item in items:
-            # In between, a float may stand for another integer than the one that was written; above, for none.
+            # In between, a float may stand for another integer than the one written; above, for none.
             if type(item) is float and not (item.is_integer() and not _EXACT <= abs(item) < 1 << 64):
                 raise bad(f"{what}: {item!r} is no {datatype} value")
         items = [int(item) for item in items]

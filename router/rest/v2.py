@@ -1,7 +1,7 @@
 """V2 REST: the Open Inference Protocol over HTTP, with the binary tensor extension, as aiohttp serves it.
 
-Only what is aiohttp's is here. What a request asks is `asked`'s, an inference `inference`'s, and what the server and
-its models answer `router.inference`'s.
+Only the aiohttp part is here. `asked` reads a request, `inference` carries an inference out, and `router.inference`
+answers for the server and its models.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ from router.rest.asked import MODELS, Asked
 from router.rest.inference import Inference
 from router.rest.parts import Parts
 
-_LISTED = 1000  # models of one answer
+_LISTED = 1000  # models in one answer
 
 
 class V2:
@@ -46,12 +46,12 @@ class V2:
     # --- the server ---
 
     async def server_metadata(self, _: web.Request) -> web.Response:
-        """Name, version, extensions."""
+        """Returns name, version and extensions."""
         found = self._server.metadata(pb.ServerMetadataRequest())
         return _json({"name": found.name, "version": found.version, "extensions": list(found.extensions)})
 
     async def live(self, _: web.Request) -> web.Response:
-        """Whether this answers."""
+        """Answers: live means nothing more."""
         return _json({"live": self._server.live(pb.ServerLiveRequest()).live})
 
     async def ready(self, _: web.Request) -> web.Response:
@@ -63,19 +63,19 @@ class V2:
         return _json({"ready": True})
 
     async def models(self, request: web.Request) -> web.Response:
-        """The registered ids, a page at a time: `?limit=`, `?after=`."""
+        """Returns the registered ids, a page at a time: `?limit=`, `?after=`."""
         limit = whole_number(request, "limit", _LISTED, least=1, most=_LISTED)
         page = await self._management.status.page(limit=limit, after=request.query.get("after", ""))
         return _json({"models": [model_id for model_id, _ in page.models], "next": page.next})
 
     async def extension(self, request: web.Request) -> web.Response:
-        """Refuses what is the business of an extension."""
+        """Refuses a path of an extension that the mesh does not have."""
         raise extensions.of_path(request.rel_url.raw_path.split("/")[2])
 
     # --- a model ---
 
     async def get_model(self, request: web.Request) -> web.Response:
-        """Metadata, or `/ready`. A model that is not loaded is loaded for it."""
+        """Returns metadata, or answers `/ready`. A model that is not loaded gets loaded."""
         asked = _asked(request)
         model, version, operation = asked.target()
         if operation == "ready":
@@ -87,7 +87,7 @@ class V2:
             raise MeshError(Reason.UNKNOWN_METHOD, f"nothing to get at {asked.path:.200}")
         try:
             found = await self._models.metadata(pb.ModelMetadataRequest(name=model, version=version), asked.caller())
-        except Failed as failed:  # ids may end like an extension's paths, so those come second
+        except Failed as failed:  # ids may end like an extension's paths, so these come second
             refusal = extensions.of_operation(asked.path)
             if refusal is None or failed.answer.code != Code.NOT_FOUND:
                 raise
@@ -95,7 +95,7 @@ class V2:
         return _json(documents.metadata_document(found))
 
     async def post_model(self, request: web.Request) -> web.StreamResponse:
-        """Inference."""
+        """Carries out an inference."""
         asked = _asked(request)
         target = asked.target()
         if target.operation != "infer":
@@ -109,7 +109,7 @@ class V2:
 
 
 def whole_number(request: web.Request, name: str, default: int, *, least: int, most: int) -> int:
-    """A number of the query, cut to `most`. Raises MeshError."""
+    """Returns a number of the query, at most `most`. Raises MeshError."""
     text = request.query.get(name)
     if text is None:
         return default
