@@ -34,7 +34,7 @@ def test_each_command_is_one(line: str) -> None:
 def test_the_doctors_areas_are_those_that_it_takes() -> None:
     """The table names exactly the areas that `--only` accepts."""
     text = PAGE.read_text()
-    table = text[text.index("| area | looked at |") :].partition("\n\n")[0].splitlines()[2:]
+    table = text[text.index("| area | checks |") :].partition("\n\n")[0].splitlines()[2:]
     assert [row.split("|")[1].strip() for row in table] == list(doctor.AREAS)
     for area in doctor.AREAS:
         wanted = ["--certificates", "."] if area == "certificates" else []
