@@ -1,18 +1,18 @@
-"""The long-lived tasks of an agent and of its ONNX server: what each process is without them."""
+"""The long-lived tasks of an agent and of its ONNX server, and what happens without each."""
 
 from mesh.process.tasks import Duty
 
 SERVER = Duty("keep the model server", "a server that dies or hangs is not replaced", turns=60)
-PRESENCE = Duty("presence", "what the mesh sees of this pod is no longer true", turns=300)
+PRESENCE = Duty("presence", "the mesh's view of this pod is out of date", turns=300)
 FENCE = Duty("fence", "the server falls silent once its permission runs out", turns=30)
 MEMORY = Duty("memory watch", "models may take more memory than there is", turns=30)
 DEVICE_MEMORY = Duty("device memory watch", "models may take more of the device's memory than there is", turns=30)
 RELIEF = Duty("relief", "a server that has lost all its threads is not replaced", turns=120)
 LAST_LOOKS = Duty("last looks at the memory", "a death for lack of memory is blamed on a model", turns=30)
-HOUSEKEEPING = Duty("housekeeping", "copies whose models are gone stay, and so may keys of ours", turns=300)
+HOUSEKEEPING = Duty("housekeeping", "copies of deleted models stay, and perhaps keys of this pod", turns=300)
 CERTIFICATES = Duty("follow certificates", "it shows the mesh a certificate until it expires", turns=30)
-RATE = Duty("rate", "the pod's rate is not told, for placement and `mesh top`", essential=False)
-ACTIVITY = Duty("activity", "the rates of copies are not known, for placement", essential=False)
+RATE = Duty("rate", "placement and `mesh top` do not know the pod's rate", essential=False)
+ACTIVITY = Duty("activity", "placement does not know the rates of copies", essential=False)
 OPTIMISING = Duty("optimising", "models are optimised at each load", essential=False)
 LONG_PULLS = Duty("watch pulls", "pulls that take long are not logged", essential=False)
 
@@ -32,8 +32,8 @@ AGENT = (
     LONG_PULLS,
 )
 
-BEAT = Duty("beat", "the agent takes it for hung, and replaces it", turns=30)
+BEAT = Duty("beat", "the agent takes the server for hung, and replaces it", turns=30)
 SERVER_CERTIFICATES = Duty("follow certificates", "routers are shown a certificate until it expires", turns=30)
-TLS_MEMORY = Duty("memory of connections", "connections by TLS take from the memory of models", turns=30)
+TLS_MEMORY = Duty("memory of connections", "TLS connections take memory from models", turns=30)
 
 SERVERS = (BEAT, SERVER_CERTIFICATES, TLS_MEMORY)

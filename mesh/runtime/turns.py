@@ -1,12 +1,12 @@
-"""Whose load the model server carries out next: `placement.queue`, with somebody waiting in it.
+"""The turns of loads at the model server: `placement.queue`, with tasks that wait in it.
 
-A load that lasts gives its place to the next one and goes on beside it: a few models whose warm-up call does not end
-would otherwise hold up every cold start of the pod until they are given up, which takes a minute and a half. Only so
-many places are given away at once, since each such load keeps a processor busy. The agent and the model server both
-count so, in step.
+A long load lends its place to the next one and runs beside it: a few models whose warm-up call does not end would
+otherwise hold up every cold start of the pod until they are given up, which takes a minute and a half. The number of
+places lent at once is limited, since each such load keeps a processor busy. The agent and the model server both count
+this way, in step.
 
-A load that is to be apart holds the others up, so it does that for as briefly as any turn lasts: not while another load
-lasts, which it would have to wait for, and no longer once it lasts itself.
+A load that must run apart holds the others up, but only for the length of a normal turn: not while another load is
+long, for which it would have to wait, and no more once it is long itself.
 """
 
 import asyncio
@@ -16,45 +16,46 @@ from contextlib import asynccontextmanager
 from placement.queue import LoadQueue, QueueStatistics
 
 LONG = 5.0
-"""Seconds after which a load gives its place away."""
+"""Seconds after which a load lends its place."""
 
 APART = 60.0
-"""Seconds that a load which is to be apart waits beside others while one lasts. After that it holds the others up."""
+"""Seconds that a load which must run apart waits for a long one without holding the others up. Then it does."""
 
 LENT = 8
-"""Places that may be given away at once."""
+"""Places that may be lent at once."""
 
 
 class _Turn:
-    """One turn that was taken."""
+    """A turn that was taken."""
 
     __slots__ = ("lent", "on_long")
 
     def __init__(self, on_long: Callable[[], None] | None) -> None:
         self.on_long = on_long
-        self.lent = False  # its place was given away
+        self.lent = False  # its place was lent
 
 
 class Turns:
-    """A few loads at a time; the others wait in the order that the queue gives them, by model."""
+    """The turns: a few loads at a time; the others wait in the order of the queue, by model."""
 
     def __init__(self, count: int, *, long: float | None = None) -> None:
         """Takes `long`, seconds, instead of `LONG`."""
         self.count = count
         self._long = LONG if long is None else long
         self._lent = 0
-        self._overdue: list[_Turn] = []  # turns that are long, and whose place is theirs until another one's comes back
+        self._overdue: list[_Turn] = []  # long turns that keep their place until another's is returned
         self._free = count
         self._queue: LoadQueue[str] = LoadQueue()
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._lasting: set[_Turn] = set()  # turns that are long
-        self._apart = asyncio.Lock()  # held by the load that is to be apart
-        self._held = False  # nobody else gets a turn
+        self._apart = asyncio.Lock()  # held by the load that must run apart
+        self._held = False  # no other load gets a turn
         self._changed = asyncio.Event()  # a turn has ended, or become long
 
     @asynccontextmanager
     async def apart(self, model_id: str, *, idle_ms: int = 0) -> AsyncIterator[None]:
-        """Holds one turn that begins while nobody else has one: waits for those who do, and others wait for its end."""
+        """Holds one turn that begins while no other load has one: it waits for those, and later ones wait for its
+        end."""
         loop = asyncio.get_running_loop()
         async with self._apart, self._turn(model_id, idle_ms) as own:
             limit = loop.time() + APART
@@ -78,10 +79,10 @@ class Turns:
     async def turn(
         self, model_id: str, *, idle_ms: int = 0, on_long: Callable[[], None] | None = None
     ) -> AsyncIterator[None]:
-        """Holds one turn. `idle_ms` is the time since the model's last use, 0 where a caller waits; `on_long` is called
+        """Holds one turn. `idle_ms` is the time since the model's last use, 0 if a caller waits; `on_long` is called
         when it has become long.
 
-        Cancelled, its place in the queue is given up."""
+        If cancelled, it gives up its place in the queue."""
         async with self._turn(model_id, idle_ms, on_long):
             yield
 
@@ -99,21 +100,21 @@ class Turns:
             self._end(turn)
 
     def lift(self, model_id: str) -> None:
-        """A caller has come for a model that may be queued without one."""
+        """Makes a queued load as urgent as any other: a caller has come for it."""
         if model_id in self._queue:
             self._queue.push(model_id, waiting=True)
 
     def ahead_of(self, model_id: str) -> int:
-        """How many have their turn before that load. For people: O(n)."""
+        """Returns how many loads have their turn before this one. For operators: O(n)."""
         return self._queue.ahead_of(model_id) if model_id in self._queue else 0
 
     @property
     def taken(self) -> int:
-        """Loads that have their turn now."""
+        """Returns the number of loads that have their turn now."""
         return self.count - self._free + self._lent
 
     def statistics(self) -> QueueStatistics:
-        """How long the queue is."""
+        """Returns the length of the queue."""
         return self._queue.statistics()
 
     async def _take(self, model_id: str, idle_ms: int) -> None:
@@ -135,7 +136,7 @@ class Turns:
                 del self._waiting[model_id]
 
     def _open(self) -> None:
-        """Lets the others go on."""
+        """Lets the others take turns again."""
         self._held = False
         free, self._free = self._free, 0
         for _ in range(free):

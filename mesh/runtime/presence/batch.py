@@ -1,8 +1,8 @@
 """One transaction that writes keys of this pod's copies, and perhaps the pod's record.
 
-It holds only where its guard does: while `pods/<pod>` hangs on our lease, or stands as it was read. So nothing of ours
-appears in etcd without our presence, and a process that was stopped and goes on after its place was taken cannot write
-over its successor. Where it fails, its answers say why.
+It succeeds only if its guard holds: `pods/<pod>` is under our lease, or unchanged since it was read. So none of our
+keys is in etcd without our presence, and a process that is resumed after it lost its place cannot overwrite its
+successor's keys. If it fails, its answers say why.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from mesh.schema.records import CopyRecord, PodRecord
 
 
 class Batch:
-    """What one transaction is about."""
+    """The contents of one transaction."""
 
     def __init__(self, keys: Keys, pod: str, guard: Compare, lease: int) -> None:
         self._keys = keys
@@ -22,12 +22,12 @@ class Batch:
         self.compares = [guard]
         self.success: list[Op] = []
         self.failure: list[Op] = [get_op(keys.pod(pod))]
-        self.keyed: list[str] = []  # models whose keys stand where it succeeds
+        self.keyed: list[str] = []  # models whose keys exist if it succeeds
         self._checked: list[tuple[str, int]] = []
 
     def add_copies(self, checked: Mapping[str, bool], wanted: Mapping[str, CopyRecord]) -> None:
-        """Writes or deletes the key of each of those models; where it is to be checked, only if the model is still the
-        registration that the copy was loaded from."""
+        """Adds a write or deletion of each model's key; if `checked` says so, it requires that the copy is still of the
+        current registration."""
         for model_id, check in checked.items():
             key, record = self._keys.copy(model_id, self._pod), wanted.get(model_id)
             if record is None:
@@ -42,16 +42,16 @@ class Batch:
                 self._checked.append((model_id, record.create_revision))
 
     def add_pod(self, record: PodRecord) -> None:
-        """Writes the pod's own record, too."""
+        """Adds a write of the pod's own record."""
         self.success.append(put_op(self._keys.pod(self._pod), record.encode(), self._lease))
 
     def unguarded(self, result: TxnResult) -> bool:
-        """Whether it failed because `pods/<pod>` does not hang on the lease any more."""
+        """Returns whether it failed because `pods/<pod>` is no longer under the lease."""
         pods = result.responses[0]
         return not (isinstance(pods, tuple) and pods and pods[0].lease == self._lease)
 
     def outdated(self, result: TxnResult) -> list[str]:
-        """The models because of which it failed: registered anew, or not at all."""
+        """Returns the models that made it fail: registered again, or no longer registered."""
         return [
             model_id
             for (model_id, revision), found in zip(self._checked, result.responses[1:], strict=True)

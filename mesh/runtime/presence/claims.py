@@ -1,15 +1,15 @@
-"""The right to load a model: one transaction that writes this pod's copy if nobody else has a claim.
+"""The right to load a model: one transaction that writes this pod's copy if no other pod has a claim.
 
-It holds only while the model is still the registration that was meant and as many copies are elsewhere as the caller
-expects, so two routers, or two views of the mesh, never load a model twice. The same transaction brings the model's
-record, and says of a few other models whether they have copies elsewhere (who makes way may depend on it), so neither
-costs a round trip of its own.
+It succeeds only if the model still has the same registration, and as many copies elsewhere as the caller expects, so
+two routers, or two views of the mesh, never load a model twice. The same transaction returns the model's record, and
+whether a few other models have copies elsewhere (the choice of victims may depend on it), so neither costs another
+round trip.
 
-The claim stands under the pod's lease and only while the pod is published: what a dead pod claimed ends with it.
+The claim is under the pod's lease and needs the pod to be published: a dead pod's claims end with it.
 
-The first load of a registration's content says what that content is. So its copy is *published* by a transaction of its
-own, which writes the digest into the model's record, before the load is answered: of two first loads one is told that
-the other was first, and whether it holds the same (`publish`).
+The first load of a registration's content determines its digest. So its copy is *published* by a separate transaction,
+which writes the digest into the model's record, before the load is answered: of two first loads, one learns that the
+other was first, and whether it has the same content (`publish`).
 """
 
 from collections.abc import Callable, Sequence
@@ -48,15 +48,15 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 TIMEOUT = 3.0
-"""Seconds. A caller waits for it, and a fast no is worth more than a late yes."""
+"""Seconds. A caller waits for the claim, and a fast no is worth more than a late yes."""
 
 _TRIES = 4
-_HOLDERS = 16  # holders that are read where a claim fails
-_SPARES = 3  # copies that are read of a model that may make way: more than one other is as good as one
+_HOLDERS = 16  # holders that are read if a claim fails
+_SPARES = 3  # copies read of a possible victim: more than one other is as good as one
 
 
 class Claims:
-    """Makes claims for one pod."""
+    """The claims of one pod."""
 
     def __init__(self, etcd: Etcd, keys: Keys, presence: Presence) -> None:
         self._etcd = etcd
@@ -66,10 +66,9 @@ class Claims:
     async def claim(
         self, model_id: str, copy: records.CopyRecord, *, expected: int = 0, ask: Sequence[str] = ()
     ) -> Verdict:
-        """Claims the model for `copy` while `expected` others have it, and learns about the models in `ask`.
+        """Claims the model for `copy` if `expected` other pods have it, and reads about the models in `ask`.
 
-        A key of this pod's own that was left there is overwritten. Cancelled, it leaves nothing behind that is not
-        cleaned up in the background.
+        Overwrites a remaining key of this pod. If cancelled, it cleans up in the background.
         """
         async with self._presence.claiming(model_id) as claiming:
             if claiming.lease is None:
@@ -99,7 +98,7 @@ class Claims:
         return Away("the copies of this model change too often")
 
     async def look(self, model_id: str, revision: int) -> Claimed | Stale | Away:
-        """Reads the record of a model of which this pod has a copy already, so that there is nothing to be claimed."""
+        """Reads the record of a model of which this pod already has a copy, so that there is nothing to claim."""
         try:
             kv = await self._etcd.get(self._keys.model(model_id), timeout=TIMEOUT)
         except EtcdError as error:
@@ -115,8 +114,8 @@ class Claims:
         claimed: Claimed,
         remember: Callable[[records.ModelRecord], records.ModelRecord],
     ) -> Publication:
-        """Publishes a loaded copy together with what its load has shown (`remember`: into the record), where its digest
-        is the one that the record has, or the first. Stale where the content was reloaded since it was claimed."""
+        """Publishes a loaded copy together with the results of its load (`remember` puts them into the record), if its
+        digest equals the record's, or is the first. Stale if the content was reloaded since the claim."""
         key = self._keys.model(model_id)
         async with self._presence.claiming(model_id) as claiming:
             if claiming.lease is None:
@@ -177,7 +176,7 @@ class Claims:
         own, record = keys.copy(model_id, self._presence.pod), keys.model(model_id)
         compares = [leased(self._presence.key, lease), created(record, "==", copy.create_revision)]
         compares += [created(kv.key, "==", kv.create_revision) for kv in others]
-        # Nothing between the keys that may be there.
+        # No key lies between those that may exist.
         start = prefix
         for key in sorted([own, *(kv.key for kv in others)]):
             compares.append(absent_range(start, key))
@@ -206,7 +205,7 @@ class Claims:
     def _lost(
         self, model_id: str, copy: records.CopyRecord, expected: int, result: TxnResult, lease: int
     ) -> Verdict | None:
-        """Why the claim failed; None: for no reason that still stands."""
+        """Returns why the claim failed; None: the reason no longer holds."""
         pods, record, found = result.responses
         assert isinstance(pods, tuple)
         assert isinstance(record, tuple)
@@ -227,7 +226,7 @@ def _read(kv: KeyValue, spares: dict[str, int]) -> Claimed:
     try:
         return Claimed(records.ModelRecord.decode(kv.value), spares, kv.mod_revision)
     except ValueError as error:
-        log.warning("a model's record cannot be read", key=kv.key, error=str(error))
+        log.warning("unreadable record of a model", key=kv.key, error=str(error))
         return Claimed(records.ModelRecord(type=""), spares)
 
 
@@ -236,5 +235,5 @@ def _loaded(kv: KeyValue) -> bool:
 
 
 def _best(copies: Sequence[KeyValue], keys: Keys) -> str:
-    """The pod to ask instead: one that has it rather than one that is making it."""
+    """Returns the pod to ask instead: rather one that has a copy than one that is loading it."""
     return keys.copy_of(max(copies, key=_loaded).key)[1]

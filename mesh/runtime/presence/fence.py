@@ -1,9 +1,9 @@
-"""The fence of one pod: every second, the agent's permission for its model server to answer, written into the board.
+"""The fence of one pod: every second, the agent's permission for its model server to answer, written to the board.
 
-`placement.fence` decides what is permitted; this looks at the lease, at etcd and at the clock, and writes. The model
-server obeys by itself, so an agent that is stopped or hangs silences its server before etcd lets go of the pod's keys.
+`placement.fence` decides what is permitted; this module looks at the lease, at etcd and at the clock, and writes. The
+model server checks by itself, so the server of a stopped or hung agent falls silent before etcd removes the pod's keys.
 
-The clock is CLOCK_BOOTTIME: it goes on while the machine sleeps, as etcd's does.
+The clock is CLOCK_BOOTTIME: it continues while the machine sleeps, as etcd's does.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ log = logs.get(__name__)
 
 
 class Presence(Protocol):
-    """What is asked of the pod's presence."""
+    """The pod's presence, as the fence sees it."""
 
     @property
     def proof_ns(self) -> int | None:
@@ -34,7 +34,7 @@ class Presence(Protocol):
 
 
 class Fence:
-    """Grants the permission of one pod. `reach` asks etcd for anything; it raises EtcdError where etcd is away."""
+    """The fence of one pod. `reach` sends etcd any request; it raises EtcdError if etcd is unavailable."""
 
     def __init__(
         self,
@@ -46,7 +46,8 @@ class Fence:
         reach: Callable[[float], Awaitable[object]],
         clock: Callable[[], int] = lambda: clock_gettime_ns(CLOCK_BOOTTIME),
     ) -> None:
-        """`ttl` and `serve_without_etcd` (None: without end) in seconds; `reach` gets its time-out in seconds."""
+        """Takes `ttl` and `serve_without_etcd` (None: without limit) in seconds; `reach` is passed a time-out in
+        seconds."""
         self._board = board
         self._presence = presence
         self._ttl = int(ttl * SECOND)
@@ -55,15 +56,15 @@ class Fence:
         self._clock = clock
         self._last_proof = 0
         self._reached: bool | None = None  # whether etcd answers; None: not known
-        self._asked = 0  # when, on the clock
-        self._lapsed = False  # the permission has run out since the agent could last be sure
+        self._asked = 0  # time of that request
+        self._lapsed = False  # the permission has expired since the agent could last be sure
         self._closed = False
         self._permission = fence.Permission(0, Mode.CLOSED, "the pod has not been published yet")
         self._news = asyncio.Event()
         self._probe: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Grants permission again and again, until cancelled. The pod cannot do without it."""
+        """Renews the permission again and again, until cancelled. The pod cannot work without it."""
         try:
             while True:
                 self.look()
@@ -79,17 +80,17 @@ class Fence:
                 self._probe.cancel()
 
     def look(self) -> None:
-        """Decides now, and writes it."""
+        """Decides now, and writes the permission."""
         if self._closed:
             return
         now, proof = self._clock(), self._presence.proof_ns
         if self._permission.until and now >= self._permission.until and not self._lapsed:
             self._lapsed = True
             self._reached = None
-            if self._probe is not None:  # what it finds out is of the time before: the pause itself may have failed it
+            if self._probe is not None:  # it is from before the pause, which may have made it fail
                 self._probe.cancel()
                 self._probe = None
-            log.warning("the permission to answer ran out: the agent was stopped, or is starved of CPU")
+            log.warning("the permission to answer expired: the agent was stopped, or is starved of CPU")
         if proof is not None:
             self._last_proof = max(self._last_proof, proof)
         if proof is not None and now - proof < self._ttl // 2:
@@ -98,12 +99,12 @@ class Fence:
                 self._lapsed = False
         else:
             if self._reached and proof is not None:
-                self._reached = None  # it did a while ago
+                self._reached = None  # it did so a while ago
             if self._probe is None and now - self._asked >= SECOND:
                 self._asked = now
-                self._probe = asyncio.get_running_loop().create_task(self._ask(), name="fence: is etcd there")
-        # As long as the lease may still be held, no answer is taken for none: calls need not wait until a question has
-        # timed out. A lease that is lost although nobody knows etcd to be away was ended by etcd.
+                self._probe = asyncio.get_running_loop().create_task(self._ask(), name="fence: ask etcd")
+        # While the lease may still be held, etcd counts as unavailable until it answers: calls need not wait for a
+        # time-out. If the lease is lost and etcd is not known to be unavailable, etcd ended it.
         unknown = self._reached is None and proof is not None and not self._lapsed
         away = self._reached is False or unknown
         standing = fence.Standing(
@@ -118,23 +119,23 @@ class Fence:
         self._grant(fence.permit(standing) if self._last_proof else self._permission)
 
     def wake(self) -> None:
-        """Decides again at once: the pod's standing has changed."""
+        """Decides again at once: the pod's state has changed."""
         self._news.set()
 
     def why_silent(self) -> str:
-        """Says why the pod answers no call at this moment; empty where it answers some."""
+        """Says why the pod answers no calls at present; empty if it answers some."""
         if self._clock() >= self._permission.until:
-            self.look()  # this process has paused, and may be sure of more by now
+            self.look()  # this process has paused, and may know more now
         return "" if self._clock() < self._permission.until else self._permission.why
 
     def close(self) -> None:
-        """Shuts the fence for good, before the pod's keys go: from now on every call is answered *not here*."""
+        """Shuts the fence for good, before the pod's keys are deleted: from now on every call gets *not here*."""
         self._closed = True
         self._grant(fence.Permission(0, Mode.CLOSED, "the pod leaves"))
 
     def _grant(self, permission: fence.Permission) -> None:
         if permission.mode is not self._permission.mode:
-            log.info("the fence moves", mode=permission.mode.name.lower(), why=permission.why)
+            log.info("fence changed", mode=permission.mode.name.lower(), why=permission.why)
         self._permission = permission
         self._board.permit(permission.until, permission.mode)
 

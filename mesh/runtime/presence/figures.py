@@ -1,7 +1,7 @@
-"""Which changes of a pod's figures are worth telling the whole mesh.
+"""The changes of a pod's figures that are worth publishing to the whole mesh.
 
-Every router gets every change, so small ones stay here: placement ranks in coarse buckets anyway. The thresholds are
-the predecessor's in kind, tightened where its cluster of dozens of instances had to save and a watch of ours does not.
+Every router gets every change, so small ones are kept back: placement ranks in coarse buckets anyway. The thresholds
+are of the predecessor's kind, but tighter: its cluster of dozens of instances had to save, a watch of ours need not.
 """
 
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from mesh.schema.records import PodRecord
 
 GAP = 2.0
-"""Seconds between two publications of figures; what concerns everybody (state, addresses, labels) goes at once."""
+"""Seconds between two publications of figures; state, addresses and labels are published at once."""
 
 REFRESH = 60.0
 """Seconds after which any difference at all is published."""
 
 DISK_GAP = 10.0
-"""Seconds between two publications of what is on disk alone: kilobytes, and only a preference between equal pods."""
+"""Seconds between two publications of the models on disk alone: kilobytes, and only a preference between equal pods."""
 
 _USED = 0.05  # of the capacity
 _COPIES = 0.10
@@ -26,21 +26,21 @@ _LOADS = 3
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What stands in etcd, and since when (monotonic seconds)."""
+    """The record in etcd, and since when it is there (monotonic seconds)."""
 
     record: PodRecord
     at: float
 
 
 def coarse_age_ms(seconds: float) -> int:
-    """A pod's age as it is told: to the minute in its first hour, when a rollout may be going on, then to the hour. An
-    idle pod would otherwise tell all routers every minute that it has grown older."""
+    """Returns a pod's age as it is published: to the minute in its first hour, when a rollout may be under way, then to
+    the hour. Otherwise an idle pod would publish a new age every minute."""
     step = 60 if seconds < 3600 else 3600
     return int(seconds // step) * step * 1000
 
 
 def urgent(before: PodRecord, now: PodRecord) -> bool:
-    """Whether it changes where calls and loads may go at all."""
+    """Returns whether the change affects where calls and loads may go at all."""
     return (
         before.state,
         before.data_address,
@@ -65,7 +65,7 @@ def urgent(before: PodRecord, now: PodRecord) -> bool:
 
 
 def worth_telling(published: Published, now: PodRecord, at: float) -> bool:
-    """Whether `now`, at the time `at`, is to be published in place of what is."""
+    """Returns whether to publish `now`, at the time `at`, in place of the published record."""
     before = published.record
     if before == now:
         return False

@@ -1,7 +1,7 @@
-"""Which models this pod has the files of, as the mesh is told: text that is made anew only when it is asked for.
+"""The models with files on this pod's disk, as text for the mesh that is rebuilt only when read.
 
-Every load changes the set and every removal may, while the pod's figures are looked at each second and written every
-few: so a change only leaves a mark.
+Every load changes the set, and every removal may, but the pod's figures are read once a second and written every few
+seconds: so a change only sets a mark.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from mesh.schema.idset import MAX_IDS, IdSet
 
 
 class OnDisk:
-    """See the module's text. `remembered` gives the ids, longest unused first."""
+    """The models on one pod's disk. `remembered` returns the ids, longest unused first."""
 
     def __init__(self, remembered: Callable[[], Sequence[str]]) -> None:
         self._remembered = remembered
@@ -18,12 +18,12 @@ class OnDisk:
         self._stale = False
 
     def changed(self, model_id: str, here: bool) -> None:
-        """All files of that model are on disk now, or no longer."""
+        """Notes whether all files of a model are on disk."""
         self._stale = True
 
     @property
     def text(self) -> str:
-        """What is published."""
+        """Returns the text to publish."""
         if self._stale:
             self._stale = False
             self._text = IdSet.of(self._remembered()[-MAX_IDS:]).encode()

@@ -1,6 +1,6 @@
-"""Copies whose model is registered anew, or not at all, or whose content a reload has replaced: they are withdrawn.
+"""The withdrawal of copies whose registration has ended, or whose content a reload has replaced.
 
-Such a copy may answer until that is done, and has no key meanwhile; so the pod does not count as keyed before.
+Until then such a copy may answer without a key, so the pod does not count as keyed.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ from mesh.schema.records import CopyRecord, ModelRecord
 
 
 class Outdated:
-    """Those of one pod. `withdraw` gets the id of a model, and returns once no call is answered from its copy;
-    `on_gone` is called after each."""
+    """The outdated copies of one pod. `withdraw` takes the id of a model, and returns once no call is answered from its
+    copy; `on_gone` is called after each."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Outdated:
         self._going: dict[str, asyncio.Task[Any]] = {}  # by model
 
     def begin(self, model_id: str) -> None:
-        """Has a copy withdrawn."""
+        """Withdraws a copy in the background."""
         self._copies.forget(model_id)
         if model_id in self._going:
             return
@@ -51,8 +51,8 @@ class Outdated:
         going.add_done_callback(over)
 
     async def begin_replaced(self) -> None:
-        """Has the copies withdrawn whose content was replaced while this pod was away, and waits for that. As long as
-        nobody has loaded the new content, the old may answer."""
+        """Withdraws the copies whose content was replaced while this pod was away, and waits for that. As long as no
+        pod has loaded the new content, the old may answer."""
         ids = list(self._copies.wanted)
         for start in range(0, len(ids), BATCH):
             batch = ids[start : start + BATCH]
@@ -64,7 +64,7 @@ class Outdated:
         await self.wait()
 
     async def wait(self) -> bool:
-        """Waits for those under way; whether there were any. Their keys ended with the lease."""
+        """Waits for withdrawals under way, and returns whether there were any. Their keys ended with the lease."""
         if not self._going:
             return False
         self._copies.skip(self._going)
@@ -73,9 +73,9 @@ class Outdated:
 
 
 def _replaced(copy: CopyRecord, model: KeyValue) -> bool:
-    """Whether a copy's content is known to have been replaced, by the record of its model."""
+    """Returns whether the record of its model says that a copy's content has been replaced."""
     try:
         record = ModelRecord.decode(model.value)
     except ValueError:
-        return False  # whoever reads it for a load says so
+        return False  # a load that reads it reports the error
     return model.create_revision == copy.create_revision and record.generation > copy.generation and bool(record.digest)

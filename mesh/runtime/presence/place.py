@@ -1,11 +1,11 @@
 """A pod's place in the mesh: its name, held by one incarnation at a time under one lease.
 
-With it the pod puts down its *life* (`mesh.schema.lives`), which has no lease, in the same transaction.
+In the same transaction the pod writes its *life* (`mesh.schema.lives`), which has no lease.
 
-A name is taken by compare-and-set, so of two pods with one name only one gets it. At the start, a record that stands
-there already is that of a dead pod (a crash, a container started again under the same name: the common case), or of a
-live one (a mistake of whoever named them). It is asked: a pod that answers with that incarnation lives, one whose
-address refuses the connection is dead and is replaced at once, and where that cannot be told its lease decides.
+A name is taken by compare-and-set, so only one of two pods with the same name gets it. A record found at the start
+belongs to a dead pod (a crash, a container restarted under the same name: the common case), or to a live one (the
+operator gave a name twice). The agent asks it: a pod that answers with that incarnation lives, one whose address
+refuses the connection is dead and is replaced at once, and in doubt its lease decides.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from mesh.telemetry import logs
 
 log = logs.get(__name__)
 
-_POLL = 1.0  # seconds between two looks at a record whose lease is waited for
+_POLL = 1.0  # seconds between two looks at a record while waiting for its lease to end
 _TRIES = 5
-_LEASES = 3  # of ours: how long a lease that we do not know is waited for
+_LEASES = 3  # of our lease times: how long to wait for the end of an unknown lease
 
 
 class NameTaken(Exception):
@@ -31,15 +31,15 @@ class NameTaken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The place, as it was just taken."""
+    """The place, just taken."""
 
     lease: Lease
     record: PodRecord
 
 
 class Place:
-    """One pod's. `record` gives its figures as they are now; `is_alive` whether the pod of a record lives (None: it
-    cannot be told)."""
+    """The place of one pod. `record` returns its present figures; `is_alive` whether the pod of a record lives (None:
+    unknown)."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Place:
         record: Callable[[], PodRecord],
         is_alive: Callable[[PodRecord], Awaitable[bool | None]],
     ) -> None:
-        """`key` and `life` are the pod's keys under `pods/` and `lives/`; `ttl` in seconds."""
+        """Takes the pod's keys under `pods/` and `lives/` as `key` and `life`, and `ttl` in seconds."""
         self._etcd = etcd
         self._key = key
         self._life = life
@@ -62,17 +62,17 @@ class Place:
         self._is_alive = is_alive
 
     async def wait(self) -> KeyValue | None:
-        """Waits until no live pod has the name. Returns what stands there then. Raises NameTaken, EtcdError."""
+        """Waits until no live pod has the name. Returns the record that is there then. Raises NameTaken, EtcdError."""
         deadline = time.monotonic() + _LEASES * self._ttl
         while True:
             present = await self._etcd.get(self._key)
             other = _decode(present)
-            if other is None or other.incarnation == self._incarnation:  # ours: a write that etcd did not confirm
+            if other is None or other.incarnation == self._incarnation:  # ours: an unconfirmed write
                 return present
             alive = await self._is_alive(other)
             if alive or (alive is None and time.monotonic() > deadline):
                 raise NameTaken(
-                    f"a pod of this name is there already (incarnation {other.incarnation}, control address "
+                    f"a live pod has this name already (incarnation {other.incarnation}, control address "
                     f"{other.control_address}): give each pod its own --name"
                 )
             if alive is not None:
@@ -89,12 +89,12 @@ class Place:
                 if present is not None:
                     log.info("took the place of a dead pod of this name")
                 return taken
-            # A dead one's lease has ended at this moment, or another pod was quicker: then that one lives.
-        raise NameTaken("other pods of this name start at the same moment: give each pod its own --name")
+            # Either a dead pod's lease has just ended, or another pod was quicker: that one lives.
+        raise NameTaken("other pods of this name are starting too: give each pod its own --name")
 
     async def prepare(self) -> tuple[Lease, int]:
-        """Returns another lease, after one was lost, and the revision of what stands under the pod's name now (0:
-        nothing), for `publish`. Raises NameTaken where somebody else has the name, EtcdError."""
+        """Returns a new lease, after one was lost, and the revision of the key under the pod's name (0: none), for
+        `publish`. Raises NameTaken if another pod has the name, EtcdError."""
         present = await self._etcd.get(self._key)
         other = _decode(present)
         if other is not None and other.incarnation != self._incarnation:
@@ -102,9 +102,9 @@ class Place:
         return await Lease.grant(self._etcd, ttl=self._ttl), _revision(present)
 
     async def publish(self, lease: Lease, revision: int) -> Taken | None:
-        """Puts the pod's record in place of what stood there at `revision` (0: nothing), and its life beside it.
+        """Puts the pod's record in place of the one at `revision` (0: none), and its life beside it.
 
-        Returns None, and closes the lease, where that has changed meanwhile."""
+        Returns None, and closes the lease, if that has changed in the meantime."""
         record = self._record()
         life = Life(record.data_address, record.control_address, token=record.token, lease=lease.id)
         done = False
@@ -117,8 +117,8 @@ class Place:
         return Taken(lease, record) if done else None
 
     async def leave(self, timeout: float) -> None:
-        """Deletes the pod's life and, where it still stands, its presence, in one transaction: presence without a life
-        would hide another pod's open life from whoever counts the two. Raises EtcdError."""
+        """Deletes the pod's life and its presence, if still there, in one transaction: presence without a life would
+        hide another pod's open life from a reader that counts both. Raises EtcdError."""
         for _ in range(_TRIES):
             present = await self._etcd.get(self._key, timeout=timeout)
             mine = (record := _decode(present)) is not None and record.incarnation == self._incarnation
@@ -138,5 +138,5 @@ def _decode(kv: KeyValue | None) -> PodRecord | None:
     try:
         return PodRecord.decode(kv.value)
     except ValueError as error:
-        log.warning("a pod's record cannot be read", key=kv.key, error=str(error))
+        log.warning("unreadable record of a pod", key=kv.key, error=str(error))
         return None

@@ -1,15 +1,15 @@
-"""This pod in etcd: a lease, the pod's record and its copies' keys under it, kept as they should be.
+"""The pod's presence in etcd: a lease, and under it the pod's record and its copies' keys, kept up to date.
 
-Whoever changes what should stand there says so (`put`, `drop`, `changed`) and goes on; one task writes the difference
-(`copykeys` knows it), many keys a transaction (`batch`), and tries again for as long as etcd is away. Where there is
-nothing to write for some seconds, an empty transaction asks whether `pods/<pod>` still hangs on our lease: a pod whose
-place was taken while it lives must not go on answering.
+Other parts note changes (`put`, `drop`, `changed`) and continue; one task writes the difference (kept by `copykeys`),
+many keys per transaction (`batch`), and retries as long as etcd is unavailable. If there is nothing to write for some
+seconds, an empty transaction checks that `pods/<pod>` is still under our lease: a pod that has lost its place must stop
+answering.
 
 A lost lease is an ordinary event: etcd stalls, and every lease of the mesh ends at once. Then everything is published
 again, after a random pause so that not all pods do it at the same moment, and each copy only if its model is still the
-registration that it was loaded from, and its content was not replaced meanwhile by a reload; for the others `on_stale`
-is called. The copies come first and the pod's record last: whoever sees the pod published may rely on it that each copy
-that answers has its key. That is what the fence rests on (`placement.fence`), and what unregistering asks.
+registration that it was loaded from, and its content was not replaced in the meantime by a reload; for the others
+`on_stale` is called. The copies come first and the pod's record last: if the pod is published, each copy that answers
+has its key. The fence (`placement.fence`) and unregistering rely on that.
 """
 
 import asyncio
@@ -43,26 +43,24 @@ from mesh.telemetry import logs
 
 log = logs.get(__name__)
 
-_LINGER = 0.003  # seconds; a write costs the event loop 0.3 ms, and what comes close together shares one
+_LINGER = 0.003  # seconds; a write costs the event loop 0.3 ms, so changes close together share one
 _TICK = 1.0  # seconds between two looks at the pod's figures
-_ASSURED = (
-    4.0  # seconds, half a lease time at most, without a write until the pod looks whether its presence is its own
-)
+_ASSURED = 4.0  # seconds, half a lease time at most, without a write until the pod checks that its presence is its own
 _JITTER = 1.0  # seconds over which the pods of a mesh spread their return
-_PAUSE_FIRST, _PAUSE_MAX = 0.1, 2.0  # seconds between attempts while etcd is away
+_PAUSE_FIRST, _PAUSE_MAX = 0.1, 2.0  # seconds between attempts while etcd is unavailable
 
 
 @dataclass(frozen=True, slots=True)
 class PresenceStatistics:
-    """How it stands."""
+    """The presence in numbers."""
 
-    behind: int  # keys that are not as they should be
+    behind: int  # keys that differ from what they should be
     leases: int  # granted so far
     writes: int
 
 
 class Presence:
-    """See the module's text. `record` gives the pod's figures as they are now; callbacks are plain functions."""
+    """The presence of one pod. `record` returns its present figures; callbacks are plain functions."""
 
     def __init__(
         self,
@@ -78,17 +76,17 @@ class Presence:
         is_alive: Callable[[records.PodRecord], Awaitable[bool | None]],
         on_lost: Callable[[str], None],
     ) -> None:
-        """`ttl` in seconds. `on_stale` gets the id of a model that is registered anew or not at all, and returns once
-        no call is answered from its copy; `on_usurped` is called when another pod has taken the name; `is_alive` tells
-        of a record under our name whether its pod lives (None: cannot be told); `on_lost` gets why this pod is no
-        longer published, where nobody has ended it."""
+        """Takes `ttl` in seconds. `on_stale` is called with the id of a model whose registration has ended, and returns
+        once no call is answered from its copy; `on_usurped` is called when another pod has taken the name; `is_alive`
+        returns whether the pod of a record under our name lives (None: unknown); `on_lost` is called with the reason
+        why this pod is no longer published, unless it was closed."""
         self.pod = pod
         self.key = keys.pod(pod)
         self._etcd = etcd
         self._keys = keys
         self._record = record
         self._ttl = ttl
-        self._assured = 0.0  # when etcd said last that the pod's presence hangs on its lease; monotonic
+        self._assured = 0.0  # when etcd last confirmed the pod's presence under its lease; monotonic
         life = keys.life(pod, incarnation)
         self._place = place.Place(
             etcd, self.key, life, incarnation=incarnation, ttl=ttl, record=record, is_alive=is_alive
@@ -102,7 +100,7 @@ class Presence:
         self._outdated = Outdated(etcd, keys, self._copies, self._tasks, withdraw=on_stale, on_gone=self._tell)
         self._leases = self._writes = 0
         self._away = ""
-        self._next: Lease | None = None  # the lease under which the pod is about to be published again
+        self._next: Lease | None = None  # the lease under which the pod will be published again
         self._listeners: list[Callable[[], None]] = []
 
     # --- life ---
@@ -112,15 +110,15 @@ class Presence:
         await self._place.wait()
 
     async def start(self, patience: Patience | None = None) -> None:
-        """Publishes the pod for the first time, as soon as etcd is there. Raises NameTaken, EtcdError."""
+        """Publishes the pod for the first time, as soon as etcd is available. Raises NameTaken, EtcdError."""
         patience = patience or Patience()
         self._hold(await patience.until_done(self._place.take))
         await patience.until_done(self._sweep)
         self._tasks.run(duties.PRESENCE, self._run)
 
     async def close(self, *, revoke: bool, timeout: float = 2.0) -> None:
-        """Ends it. With `revoke` all of this pod's keys vanish at once, its life included: only after its model server
-        has ended. Else the life stays, and the others vanish when the lease expires."""
+        """Ends the presence. With `revoke` all of this pod's keys are deleted at once, its life included: only after
+        its model server has ended. Otherwise the life stays, and the other keys end when the lease expires."""
         await self._tasks.close()
         lease, self._lease = self._lease, None
         if lease is not None:
@@ -143,17 +141,17 @@ class Presence:
 
     @property
     def proof_ns(self) -> int | None:
-        """When the keep-alive was sent that etcd has answered last, in ns of CLOCK_BOOTTIME; None: no lease is held."""
+        """Returns when the last answered keep-alive was sent, in ns of CLOCK_BOOTTIME; None: no lease is held."""
         return self._lease.proof_ns if self._lease is not None and not self._lease.lost.is_set() else None
 
     @property
     def keyed(self) -> bool:
-        """Whether the pod is published and each copy that may answer has its key, as far as this pod can tell."""
+        """Returns whether the pod is published and each copy that may answer has its key, as far as this pod knows."""
         return self.published and self._copies.all_keyed
 
     @property
     def published(self) -> bool:
-        """Whether the mesh sees this pod, as far as the local clock can tell."""
+        """Returns whether the mesh sees this pod, as far as the local clock shows."""
         return self._lease is not None and not self._lease.lost.is_set()
 
     @property
@@ -163,40 +161,39 @@ class Presence:
 
     @property
     def away(self) -> str:
-        """Why what should stand in etcd does not; empty where all is well."""
+        """The reason why the pod's keys in etcd are not as they should be; empty if they are."""
         return self._away
 
     def statistics(self) -> PresenceStatistics:
-        """How it stands."""
+        """Returns the presence in numbers."""
         return PresenceStatistics(
             behind=self._copies.behind,
             leases=self._leases,
             writes=self._writes,
         )
 
-    # --- what should stand there ---
+    # --- what should be there ---
 
     def put(self, model_id: str, record: records.CopyRecord) -> None:
-        """This pod has that copy. Written a moment later: the answer to whoever waits for the copy goes first."""
+        """Notes a copy of this pod. It is written a moment later: answers to waiters for the copy go first."""
         if self._copies.put(model_id, record):
             self._tell()
         asyncio.get_running_loop().call_later(_LINGER, self._wake.set)
 
     def drop(self, model_id: str) -> None:
-        """This pod has no copy of that model, or none that answers any more."""
+        """Notes that this pod has no copy of a model, or none that still answers."""
         self._copies.drop(model_id)
 
     def changed(self) -> None:
-        """The pod's record may have changed in what concerns everybody."""
+        """Notes that the pod's state, addresses or labels may have changed."""
         self._wake.set()
 
     def wanted(self, model_id: str) -> records.CopyRecord | None:
-        """What should stand there for that model."""
+        """Returns the record that a model's key should hold."""
         return self._copies.wanted.get(model_id)
 
     def lease_gone(self, lease: int, why: str) -> None:
-        """Gives that lease up: etcd has told somebody that it, or our presence under it, is gone. By now there may be
-        another, which stays."""
+        """Gives up a lease: etcd has answered that it, or our presence under it, is gone. A newer lease stays."""
         if self.published and self._lease is not None and self._lease.id == lease:
             log.warning("presence lost", why=why)
             self._forget_lease()
@@ -204,12 +201,12 @@ class Presence:
             self._wake.set()
 
     async def settled(self, model_id: str, timeout: float) -> bool:
-        """Waits until the key of that model is as it should be; False after `timeout` seconds."""
+        """Waits until the key of a model is as it should be; False after `timeout` seconds."""
         return await self._copies.settled(model_id, timeout)
 
     @contextlib.asynccontextmanager
     async def claiming(self, model_id: str) -> AsyncIterator[Claiming]:
-        """Leaves that model's key to a claim. Nothing else must claim or put it meanwhile."""
+        """Leaves a model's key to a claim. Nothing else may claim or put it meanwhile."""
         try:
             async with self._copies.claiming(model_id, lambda: self.lease) as claim:
                 yield claim
@@ -235,13 +232,13 @@ class Presence:
                 return
             except EtcdError as error:
                 if not self._away:
-                    log.warning("etcd is away", error=error.detail, behind=self._copies.behind)
+                    log.warning("etcd is unavailable", error=error.detail, behind=self._copies.behind)
                 self._away = error.text
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, _PAUSE_MAX)
 
     async def _idle(self) -> None:
-        """Until there is something to do."""
+        """Waits until there is something to do."""
         try:
             async with asyncio.timeout(_TICK):
                 await self._wake.wait()
@@ -261,7 +258,7 @@ class Presence:
     async def _write_batch(
         self, batch: list[str], lease: int, guard: Compare, record: records.PodRecord | None = None
     ) -> bool:
-        """Writes the keys of those models as they should be. Whether that is done; if not, they are to be written
+        """Writes the keys of those models as they should be. Returns whether that is done; if not, they must be written
         again."""
         checked = self._copies.begin(batch)
         done = False
@@ -272,7 +269,7 @@ class Presence:
         return done
 
     def _figures(self) -> records.PodRecord | None:
-        """The pod's record, where it is worth writing."""
+        """Returns the pod's record if it is worth writing."""
         record, now = self._record(), time.monotonic()
         if self._published is not None and not figures.worth_telling(self._published, record, now):
             return None
@@ -281,7 +278,7 @@ class Presence:
     async def _write(
         self, checked: dict[str, bool], lease: int, guard: Compare, record: records.PodRecord | None
     ) -> bool:
-        """One transaction, which holds only where `guard` does. Whether it is settled."""
+        """Executes one transaction, which succeeds only if `guard` holds. Returns whether it is settled."""
         batch = Batch(self._keys, self.pod, guard, lease)
         batch.add_copies(checked, self._copies.wanted)
         if record is not None:
@@ -289,7 +286,7 @@ class Presence:
         try:
             result = await self._etcd.txn(batch.compares, batch.success, batch.failure)
         except EtcdLeaseLost:
-            self.lease_gone(lease, "etcd does not know it any more")
+            self.lease_gone(lease, "etcd no longer knows it")
             return False
         self._writes += bool(batch.success)
         if result.succeeded:
@@ -314,7 +311,7 @@ class Presence:
     # --- the lease ---
 
     async def _return(self) -> None:
-        """After the lease was lost: publishes all copies that are still current, and then the pod."""
+        """Publishes all copies that are still current, and then the pod, after the lease was lost."""
         self._forget_lease()
         await asyncio.sleep(random.uniform(0, _JITTER))
         self._next, revision = await self._place.prepare()
@@ -330,8 +327,8 @@ class Presence:
                 self._next = None
 
     async def _write_copies(self, lease: Lease, revision: int) -> bool:
-        """Writes all keys but the pod's own, whose revision is known, and waits until no stale copy answers any more.
-        Whether that is done: not where the pod's own key has changed meanwhile."""
+        """Writes all keys but the pod's own, whose revision is known, and waits until no stale copy answers.
+        Returns whether that is done: False if the pod's own key has changed in the meantime."""
         guard = modified(self.key, revision)
         await self._outdated.begin_replaced()
         self._copies.renew()
@@ -367,15 +364,15 @@ class Presence:
             self._tasks.start(lease.close(), "close lease")
 
     async def _sweep(self) -> None:
-        """Deletes copies that earlier lives of this pod have left under leases that have not ended yet."""
+        """Deletes copies that earlier lives of this pod have left under leases that have not ended."""
         left = self._copies.stray(await self.own_keys())
         for model_id in left:
             self._copies.touch(model_id)
         if left:
-            log.info("deleting what an earlier life left", copies=len(left))
+            log.info("deleting copies of an earlier life", copies=len(left))
 
     async def own_keys(self) -> list[str]:
-        """The models for which a copy of this pod stands in etcd. Reads the keys of all copies of the mesh."""
+        """Returns the models for which etcd has a copy of this pod. Reads the keys of all copies in the mesh."""
         found = []
         async for kv in self._etcd.scan(self._keys.all_copies, keys_only=True):
             try:
@@ -387,14 +384,14 @@ class Presence:
         return found
 
     async def tidy(self) -> None:
-        """Deletes keys of this pod that nobody wants, late fruits of claims that timed out, and writes those again that
-        are missing: etcd may have been restored from a snapshot. Reads the keys of all copies of the mesh."""
+        """Deletes needless keys of this pod, late results of claims that timed out, and rewrites missing ones: etcd may
+        have been restored from a snapshot. Reads the keys of all copies in the mesh."""
         expected = self._copies.as_wanted
         found = set(await self.own_keys())
         for model_id in self._copies.stray(found):
             self._copies.touch(model_id)
         missing = [one for one in expected if one in self._copies.wanted and one not in found]
         if missing:
-            log.warning("keys of copies are missing in etcd and written again", copies=len(missing))
+            log.warning("keys of copies are missing in etcd: writing them again", copies=len(missing))
             self._copies.missing(missing)
             self._tell()

@@ -1,4 +1,4 @@
-"""What comes of asking etcd for the right to load a model, and for the right to publish what was loaded, as data."""
+"""Answers of etcd to claims of models and to publications of loaded copies, as data."""
 
 from dataclasses import dataclass, field
 
@@ -7,28 +7,28 @@ from mesh.schema.records import ModelRecord
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The model may be loaded here; `copies/` says so."""
+    """A won claim: the model may be loaded here, and has this pod's key under `copies/`."""
 
     record: ModelRecord
-    spares: dict[str, int] = field(default_factory=dict)  # copies elsewhere, of the models that were asked about
-    modified: int = 0  # mod revision of the record; 0: it cannot be read, and must not be written
+    spares: dict[str, int] = field(default_factory=dict)  # copies elsewhere of the models asked about
+    modified: int = 0  # mod revision of the record; 0: it is unreadable, and must not be written
 
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
-    """Somebody else has a copy, or the right to make it."""
+    """A claim lost to another pod, which has a copy or the right to load it."""
 
     pod: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """The registration that was meant is not the current one."""
+    """A registration that is not the current one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """Nobody can tell: etcd is away, or this pod's lease is."""
+    """An unknown answer: etcd is unavailable, or this pod has no lease."""
 
     why: str
 
@@ -38,14 +38,14 @@ Verdict = Claimed | Elsewhere | Stale | Away
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The copy stands in etcd as loaded, and the record with the digest of its content."""
+    """A published copy: etcd has it as loaded, and the record has the digest of its content."""
 
     record: ModelRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Contradicted:
-    """The copy holds other content than this registration's copies, as its record says."""
+    """A copy whose content differs from that of this registration's copies, by the record."""
 
     record: ModelRecord
 

@@ -8,7 +8,7 @@ from mesh import process
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandLine:
-    """All of it but the socket, which differs in each life. Times in seconds, sizes in bytes."""
+    """The command line without the socket, which differs in each life. Times are in seconds, sizes in bytes."""
 
     module: str
     data: str  # the address to answer on
@@ -27,7 +27,7 @@ class CommandLine:
     log_level: str
 
     def argv(self) -> tuple[str, ...]:
-        """Returns its words."""
+        """Returns the words of the command line."""
         options = {
             "data": self.data,
             "incarnation": self.incarnation,

@@ -1,8 +1,8 @@
-"""Replacement of a model server that has lost threads: loads and calls that were ended and go on.
+"""Replacement of a model server that has lost threads: loads and calls that were ended but still run.
 
-Each keeps a processor busy and its memory in use, for as long as the process lives. A few can be borne; a server with
-more takes no loads from here on, is given time to answer its calls, and is replaced. The models were named when they
-were found out (`loading`, and `killed` in their records), so nobody else is blamed for the end of the server.
+Each keeps a processor busy and its memory in use as long as the process lives. A few are tolerated; a server with more
+takes no more loads, gets time to answer its calls, and is replaced. The models were recorded when they were detected
+(`loading`, and `killed` in their records), so no other model is blamed for the end of the server.
 """
 
 import asyncio
@@ -15,23 +15,23 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 MOST = 3
-"""Lost threads that are borne."""
+"""Lost threads that are tolerated."""
 
 GRACE = 10.0
-"""Seconds that the server has for the calls in flight. Its own grace is 5; what is left then cannot be ended."""
+"""Seconds for the server's calls in flight. Its own grace is 5; calls that remain then cannot be ended."""
 
 _LOOK = 1.0  # seconds: as often as the board is written
 
 
 class Server(Protocol):
-    """The model server as it is needed here."""
+    """The model server, as `Relief` needs it."""
 
     async def replace(self, why: str, grace: float) -> None:
-        """Ends it in order, so that another one is started."""
+        """Ends the server in order, so that another one is started."""
 
 
 class Relief:
-    """Watch over lost threads: `run` it beside the server. `refusal` says why no loads are taken meanwhile."""
+    """The watch over lost threads; `run` it beside the server. `refusal` says why loads are refused meanwhile."""
 
     def __init__(self, stuck: Callable[[], int], server: Server, *, look: float = _LOOK) -> None:
         """Takes `stuck`, which returns the number of lost threads."""
@@ -42,12 +42,12 @@ class Relief:
         self.count = 0  # of replacements
 
     async def run(self) -> None:
-        """Watches the count, and replaces the server where it must, until cancelled."""
+        """Watches the count, and replaces the server if it must, until cancelled."""
         while True:
             await asyncio.sleep(self._look)
             turned()
             stuck = self._stuck()
-            if stuck <= MOST:  # after a replacement: once the agent has cleared the board
+            if stuck <= MOST:  # after a replacement, once the agent has cleared the board
                 self.refusal = ""
                 continue
             if self.refusal:

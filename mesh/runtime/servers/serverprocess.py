@@ -1,16 +1,17 @@
-"""The model server as a child: started, waited for, watched, and started again when it dies.
+"""The model server as a child process: started, watched, and restarted when it dies.
 
-It is a process of its own so that a model that crashes it takes neither the agent nor its knowledge along. A death is
-told to `on_death` before anything else is done, while the use board still says what was loading and running. Then
-another one is started, at once the first time, and after a growing pause while it keeps dying young. One that does not
-even start, again and again, is given up: what it lacks, a GPU that has gone, say, comes back with a new pod, or not.
+It is a separate process so that the agent and its knowledge survive a model that crashes it. `on_death` is called
+before anything else, while the use board still tells what was loading and running. Then the server is restarted, at
+once the first time, and after a growing pause while it keeps dying young. After repeated failures to start it is given
+up: a missing resource, such as a GPU, may come back with a new pod.
 
-A server that hangs is treated as one that has died, and killed first (`mesh.process.watcher`). It is seen by its
-heartbeat on the board, which its event loop writes every second, so looking costs nothing. One that was stopped from
-outside (SIGSTOP) is replaced like any other, and said to be so: no model is the cause of that.
+A server that hangs is killed and then treated as dead (`mesh.process.watcher`). Its heartbeat on the board shows it,
+which its event loop writes every second, so a look costs nothing. A server stopped from outside (SIGSTOP) is replaced
+like any other, but reported as such: no model is the cause.
 
-How it ended is told as far as it can be (`placement.suspects.Cause`): a crash with its thread, which Python's fault
-handler writes; a SIGKILL is for memory where the kernel has counted one more such kill, and from outside where not.
+The cause of an end is reported as far as it is known (`placement.suspects.Cause`): a crash with its thread, which
+Python's fault handler writes; a SIGKILL is for lack of memory if the kernel has counted another such kill, otherwise
+from outside.
 """
 
 import asyncio
@@ -36,15 +37,15 @@ from placement.suspects import Cause
 
 log = logs.get(__name__)
 
-PAUSE_FIRST, PAUSE_MAX = 0.5, 30.0  # seconds; the first restart of a server that had lived has none
+PAUSE_FIRST, PAUSE_MAX = 0.5, 30.0  # seconds; the first restart of a steady server has none
 STEADY = 60.0
-"""Seconds that a server must have lived for its death to count as a first one."""
+"""Seconds after which a server's death counts as a first one again."""
 
 GIVE_UP = 10
-"""Starts in vain, one after the other, until it is given up: after some two minutes."""
+"""Consecutive failed starts after which it is given up: some two minutes."""
 
 START_TIMEOUT = 120.0
-"""Seconds from its start until it is ready: onnxruntime from a cold disk, a GPU that wakes up."""
+"""Seconds from start to readiness: onnxruntime from a cold disk, a GPU that wakes up."""
 
 _LEAST_SILENCE = 3.0  # seconds; its loop beats once a second
 _STATUS_TIMEOUT = 10.0
@@ -53,13 +54,13 @@ _CRASHED_IN = "Current thread 0x"  # a line of Python's fault handler, at each o
 
 
 class ServerFailed(Exception):
-    """The server cannot be started. The text has its last lines."""
+    """A failed start of the server. The text has its last lines."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to start it. `argv` is without the socket, which differs in each life: a server's plan may be replaced
-    between two."""
+    """The plan for starting a server, which may change between two lives. `argv` lacks the socket, which differs in
+    each life."""
 
     argv: tuple[str, ...]
     run_dir: Path
@@ -68,18 +69,18 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """How a server ended."""
+    """The end of a server."""
 
-    how: str  # for people: "ended with status 1"
+    how: str  # for operators: "ended with status 1"
     cause: Cause
-    thread: int = 0  # that crashed, as `threading.get_ident` gives it there; 0: not known
+    thread: int = 0  # the one that crashed, by its `threading.get_ident`; 0: unknown
 
 
 class ServerProcess:
-    """See the module's text. Callbacks come from the event loop and must be quick."""
+    """The model server's process. Callbacks run in the event loop and must be quick."""
 
     plan: Plan
-    """How it is started: as `start` was given it, or as it was replaced since."""
+    """The plan given to `start`, or its replacement since."""
 
     def __init__(
         self,
@@ -91,15 +92,16 @@ class ServerProcess:
         on_hung: Callable[[], None] = lambda: None,
         on_line: Callable[[str], None] | None = None,
     ) -> None:
-        """`on_death` gets how it ended. `on_ready` is called at each start, the first included,
-        `on_given_up` gets why no other one will be started, `on_hung` is called before one that hangs is killed."""
+        """Takes callbacks: `on_death` gets the end of a server, `on_ready` is called at each start, the first included,
+        `on_given_up` gets the reason why no other server will be started, `on_hung` is called before one that hangs is
+        killed."""
         self._board = board
         self._on_death = on_death
         self._on_ready = on_ready
         self._on_given_up = on_given_up
         self._pass_on = on_line or _pass_on
-        self._crashed_in = 0  # thread, as the fault handler of this life has told
-        self._oom_kills = 0  # of this machine, as of the last look; -1: not told
+        self._crashed_in = 0  # thread named by the fault handler of this life
+        self._oom_kills = 0  # of this machine, at the last look; -1: unknown
         self._supervisor = Supervisor(
             Program(
                 "model-server",
@@ -115,60 +117,61 @@ class ServerProcess:
             on_ready=self._started,
             on_death=lambda ended: self._died(self._death(ended)),
             on_hung=on_hung,
-            on_given_up=lambda why: on_given_up(f"the model server does not start any more: {why}"),
+            on_given_up=lambda why: on_given_up(f"the model server no longer starts: {why}"),
             on_turn=self._count_kills,
         )
         self._tasks = Tasks(on_given_up)
         self._ready = asyncio.Event()
         self._dead = asyncio.Event()  # replaced at each death
-        self._ended_for: tuple[str, Cause] | None = None  # why we have ended it ourselves
-        self._opening: Spi | None = None  # to the life that is not ready yet
+        self._ended_for: tuple[str, Cause] | None = None  # why we ended it ourselves
+        self._opening: Spi | None = None  # to a life that is not ready yet
         self.state = State.STARTING
         self.spi: Spi | None = None
-        self.status: Status | None = None  # as it said when it became ready
+        self.status: Status | None = None  # the server's, when it became ready
         self.why_down = ""
         self._down_since = 0.0  # monotonic; 0: it is not down
 
     @property
     def lives(self) -> int:
-        """Started so far."""
+        """The number of servers started so far."""
         return self._supervisor.starts
 
     @property
     def deaths(self) -> int:
-        """Of servers that were ready."""
+        """The number of deaths of ready servers."""
         return self._supervisor.deaths
 
     @property
     def pid(self) -> int:
-        """Of the running server; 0: none."""
+        """The process id of the running server; 0: none."""
         return self._supervisor.pid or 0
 
     @property
     def resident_bytes(self) -> int:
-        """Private memory of the running server: files that it maps are not its own. 0: none runs."""
+        """The private memory of the running server, without mapped files; 0: none runs."""
         return _private_bytes(self.pid)
 
     @property
     def serves(self) -> bool:
-        """Whether it is ready."""
+        """True if the server is ready."""
         return self.state is State.READY
 
     @property
     def trouble(self) -> str | None:
-        """Why the running server is not to be counted on at the moment; None: nothing is known."""
+        """The reason why the running server is unreliable at present; None: no reason is known."""
         return self._supervisor.trouble if self.state is State.READY else None
 
     @property
     def down_for(self) -> float:
-        """For how many seconds a server that has served has been down; 0: it is not."""
+        """The seconds for which a server that was ready before has been down; 0: it is up."""
         return time.monotonic() - self._down_since if self._down_since else 0.0
 
     async def start(self, plan: Plan) -> Status:
-        """Starts it for the first time. Raises ServerFailed with its last lines; it may be called again then."""
+        """Starts the server for the first time. Raises ServerFailed with its last lines; it may then be called
+        again."""
         began = time.monotonic()
         self.plan = plan
-        # Until it is ready, START_TIMEOUT bounds its silence.
+        # Until it is ready, START_TIMEOUT limits its silence.
         limits = process.Limits(silent=max(plan.hang_timeout, _LEAST_SILENCE), start=START_TIMEOUT)
         self._supervisor.program = replace(self._supervisor.program, limits=limits)
         try:
@@ -182,7 +185,7 @@ class ServerProcess:
         return self.status
 
     async def stop(self, grace: float) -> None:
-        """Ends it: asked first, killed after `grace` seconds."""
+        """Asks the server to end, and kills it after `grace` seconds."""
         self.state = State.STOPPED
         self._ready.clear()
         await self._supervisor.stop(grace)
@@ -191,21 +194,21 @@ class ServerProcess:
             await spi.close()
 
     def kill(self, why: str) -> None:
-        """Ends it at once; what follows is as after any death."""
+        """Kills the server at once; the rest is as after any death."""
         if self.pid:
             self._ended_for = why, Cause.REPLACED
             self._supervisor.kill()
 
     async def replace(self, why: str, grace: float) -> None:
-        """Ends it in order: it takes no more calls and has `grace` seconds to answer those in flight. What follows is
-        as after any death."""
+        """Ends the server in order: it takes no more calls and has `grace` seconds to answer those in flight. The rest
+        is as after any death."""
         child = self._supervisor.child
         if child is not None and child.returncode is None:
             self._ended_for = why, Cause.REPLACED
             await child.terminate(grace)
 
     async def ready(self, timeout: float) -> Spi | None:
-        """The connection to a server that is ready; None after `timeout` seconds without one."""
+        """Waits for a ready server and returns a connection to it; None after `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
                 await self._ready.wait()
@@ -214,7 +217,7 @@ class ServerProcess:
         return self.spi
 
     async def died(self, life: int, timeout: float) -> bool:
-        """Whether that life has ended, or does within `timeout` seconds; `on_death` has been called then."""
+        """Returns whether that life has ended, or ends within `timeout` seconds; `on_death` has then been called."""
         if self.lives == life and self.state is State.READY:
             try:
                 async with asyncio.timeout(timeout):
@@ -228,7 +231,7 @@ class ServerProcess:
     async def _spawn(self, life: Life) -> process.Process:
         self._ended_for, self._crashed_in, self._oom_kills = None, 0, oom_kills()
         socket = self.plan.run_dir / f"spi-{life.number}"
-        if self._opening is not None:  # of a start that came to nothing
+        if self._opening is not None:  # of a failed start
             self._tasks.start(self._opening.close(), "close spi")
         self._opening = Spi(socket)
         return await process.spawn([*self.plan.argv, "--spi", str(socket)], name="model-server", on_line=self._on_line)
@@ -241,12 +244,12 @@ class ServerProcess:
             status = await self._opening.status(timeout=_STATUS_TIMEOUT)
         except SpiError as error:
             if not error.lost:
-                log.info("model server does not say how it is", why=error.text)
+                log.info("model server does not report its status", why=error.text)
             return error.text
         if status.failing:
-            raise StartFailed("the model server says that it is failing")
+            raise StartFailed("the model server reports that it is failing")
         if not status.ready:
-            return "it says that it is not ready"
+            return "it reports that it is not ready"
         self.status = status
         return ""
 
@@ -266,7 +269,7 @@ class ServerProcess:
         self._oom_kills = oom_kills()
 
     def _death(self, ended: Ended) -> Death:
-        """Tells how a server that was ready has ended, and for what cause."""
+        """Returns how a ready server ended, and the cause."""
         code, how = ended.code, ended.how
         if ended.hung is not None:
             return Death(f"{how} and was killed", Cause.STOPPED if ended.hung.stopped else Cause.HANG)
@@ -281,7 +284,7 @@ class ServerProcess:
         kills = oom_kills()
         if kills == self._oom_kills >= 0:
             return Death(f"was {how} from outside", Cause.KILLED)
-        return Death(f"was {how}{', as the machine had no memory left' if kills >= 0 else ''}", Cause.MEMORY)
+        return Death(f"was {how}{', as the machine ran out of memory' if kills >= 0 else ''}", Cause.MEMORY)
 
     def _on_line(self, line: str) -> None:
         if line.startswith(_CRASHED_IN):
@@ -290,7 +293,8 @@ class ServerProcess:
         self._pass_on(line)
 
     def _heard(self) -> float:
-        """When the server's event loop last turned, in seconds of the monotonic clock; 0 where it has not said yet."""
+        """Returns when the server's event loop last turned, in seconds of the monotonic clock; 0 before its first
+        beat."""
         return self._board.beat_ns / 1e9
 
     def _died(self, death: Death) -> None:
@@ -299,7 +303,7 @@ class ServerProcess:
         self._down_since = time.monotonic()
         self._ready.clear()
         spi, self.spi = self.spi, None
-        log.warning("the model server's death", how=death.how, cause=death.cause.value)
+        log.warning("model server died", how=death.how, cause=death.cause.value)
         if spi is not None:
             self._tasks.start(spi.close(), "close spi")
         try:
@@ -311,7 +315,7 @@ class ServerProcess:
 
 
 def _private_bytes(pid: int) -> int:
-    """Resident memory of a process that is not of a file; 0 where there is no such process."""
+    """Returns the resident memory of a process without mapped files; 0 if there is no such process."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as statm:
             _, total, shared, *_ = statm.read().split()
@@ -321,6 +325,6 @@ def _private_bytes(pid: int) -> int:
 
 
 def _pass_on(line: str) -> None:
-    """Its lines are log lines in our own format already."""
+    """Passes on a line of the server, which is a log line in our format already."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()

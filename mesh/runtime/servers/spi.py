@@ -1,11 +1,11 @@
-"""Driving a model server: the client of mmesh.ModelRuntime.
+"""The client of a model server's SPI, mmesh.ModelRuntime.
 
-One object a server's life: another life has another socket, so that no call meant for a dead server reaches the next
-one. Ours is told a little more than the SPI's messages hold, in metadata (which copy a load makes, where it stands on
-the use board), and answers measured sizes in trailers; any other server ignores the one and lacks the other.
+There is one object per life of a server: each life has another socket, so no call meant for a dead server reaches the
+next one. Our server gets a little more than the SPI's messages hold, in metadata (the copy that a load makes, and its
+slot on the use board), and returns measured sizes in trailers; any other server ignores the first and lacks the second.
 
-Deadlines of loads and unloads are the caller's. Cancelling a load ends it at the server as well; the SPI demands that
-an unload of the same id follows, which is the caller's business too.
+The caller sets the deadlines of loads and unloads. Cancelling a load ends it at the server as well; the SPI requires
+that an unload of the same id follows, which is left to the caller.
 """
 
 import asyncio
@@ -33,29 +33,29 @@ _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
-_SIZE_TIMEOUT = 30.0  # seconds, as the predecessor's
+_SIZE_TIMEOUT = 30.0  # seconds, the predecessor's value
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
 
 class SpiError(Exception):
-    """The server refused, failed, or did not answer."""
+    """A refusal, a failure, or no answer of the server."""
 
     def __init__(self, code: Code, text: str, *, stuck: bool = False) -> None:
         super().__init__(f"{code.name}: {text}")
         self.code = code
         self.text = text
-        self.stuck = stuck  # a load that goes on, and cannot be ended
+        self.stuck = stuck  # a load that still runs and cannot be ended
 
     @property
     def lost(self) -> bool:
-        """Whether it may be the server rather than the model: it is gone, or says nothing."""
+        """True if the server may be at fault rather than the model: it is gone, or does not answer."""
         return self.code in (Code.UNAVAILABLE, Code.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a server says of itself."""
+    """The status that a server reports."""
 
     ready: bool
     failing: bool
@@ -68,16 +68,17 @@ class Status:
 
     @property
     def device_memory(self) -> tuple[int, int]:
-        """Bytes in use on its device, before any model, and in all; zeros where there is none, or it does not tell."""
+        """Returns the bytes in use on its device before any model, and in all; zeros if there is none, or it is
+        unknown."""
         return _number(self.told.get(DEVICE_USED)), _number(self.told.get(DEVICE_TOTAL))
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a model takes, as measured by its server. None: it does not know."""
+    """The size of a model, as measured by its server. None: unknown."""
 
     footprint: Footprint
-    note: str = ""  # what people should know of it
+    note: str = ""  # for operators
 
 
 class Spi:
@@ -90,11 +91,11 @@ class Spi:
 
     @property
     def listening(self) -> bool:
-        """Whether its socket is there; connecting before that costs a back-off."""
+        """True if the server's socket exists; connecting before that costs a back-off."""
         return os.path.exists(self.socket)
 
     async def status(self, *, timeout: float) -> Status:
-        """Asks how it is. Only at its start: a server drops all models before it says that it is ready."""
+        """Asks for the status. Only at a start: a server drops all models before it reports that it is ready."""
         reply, told = await self._call(self._stub.runtimeStatus, pb.RuntimeStatusRequest(), timeout=timeout)
         return Status(
             ready=reply.status == pb.RuntimeStatusResponse.READY,
@@ -119,7 +120,7 @@ class Spi:
         timeout: float,
         optimised: str = "",
     ) -> Size:
-        """Loads a model and gives its size, once it can serve. Raises SpiError."""
+        """Loads a model and returns its size once it can serve. Raises SpiError."""
         metadata: list[tuple[str, str | bytes]] = [(headers.SPI_COPY, copy.decode())]
         if slot is not None:
             metadata.append((headers.SPI_SLOT, str(slot)))
@@ -138,11 +139,11 @@ class Spi:
         except SpiError as error:
             if error.lost:
                 raise
-            return Size(NOTHING)  # it serves; what was predicted stands
+            return Size(NOTHING)  # it serves; the prediction stays
         return _told_size(told) or Size(Footprint(reply.sizeInBytes))
 
     async def holds(self, model_id: str, *, timeout: float) -> bool:
-        """Whether the server has that model; also where it does not say. False: it says that it has not."""
+        """Returns False if the server says that it lacks that model; True if it has it, or does not say."""
         try:
             await self._call(self._stub.modelSize, pb.ModelSizeRequest(modelId=model_id), timeout=timeout)
         except SpiError as error:
@@ -150,7 +151,7 @@ class Spi:
         return True
 
     async def unload(self, model_id: str, *, copy: bytes, timeout: float) -> None:
-        """Frees a model; one that is not there is fine. Raises SpiError: it may be there still."""
+        """Unloads a model; an unknown one is no error. Raises SpiError: it may still be loaded."""
         metadata = [(headers.SPI_COPY, copy.decode())]
         request = pb.UnloadModelRequest(modelId=model_id)
         try:
@@ -160,7 +161,7 @@ class Spi:
                 raise
 
     async def close(self) -> None:
-        """Closes the connection; what is under way ends with SpiError."""
+        """Closes the connection; requests under way end with SpiError."""
         await self._channel.close(None)
 
     async def _call(
@@ -178,7 +179,7 @@ class Spi:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            # grpc.aio reports a channel that was closed under a call so.
+            # This is how grpc.aio reports a channel closed during a call.
             raise SpiError(Code.UNAVAILABLE, "the connection to the model server was closed") from None
 
 

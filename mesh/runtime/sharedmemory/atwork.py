@@ -1,15 +1,15 @@
-"""What each thread of the model server is doing, in shared memory, so that a crash can be traced to its cause.
+"""The work of each thread of the model server, in shared memory, so that a crash can be traced to its cause.
 
-The use board says of each copy whether it was loading or running. That makes all of them suspects; but a crash happens
-in one thread, and Python's fault handler says in which. So the threads themselves write down, before they touch a
-model, who they are, which copy it is, and the digest of the request (`mesh.wire.requestdigest`).
+The use board tells which copies were loading or running. All of them are suspects; but a crash happens in one thread,
+and Python's fault handler tells which. So each thread notes, before it touches a model, its id, the copy, and the
+digest of the request (`mesh.wire.requestdigest`).
 
-For a call in the event loop a digest would cost 5 us, so the loop leaves the beginning of the request itself (0.1 us),
-and whoever finds it after the death works the digest out. Which copy it was for is not written down: it is the one that
-ran once more than its threads account for, since the loop runs one at a time.
+For a call in the event loop a digest would cost 5 us, so the loop stores the beginning of the request itself (0.1 us),
+and the reader after a death computes the digest. The loop does not note the copy: it is the one that ran once more than
+its threads account for, since the loop runs one at a time.
 
 It is a part of the board's file: a header of 8 words, then 4 words for each of `THREADS` threads, then `KEPT` bytes.
-Each entry is written by one thread at a time, and counts as long as its slot is there.
+Each entry is written by one thread at a time, and is valid as long as its slot is set.
 """
 
 import mmap
@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from mesh.wire import framing, requestdigest
 
 THREADS = 128
-"""Threads that are noted. A server has a few; beyond that they are at work unseen."""
+"""Threads with an entry. A server has a few; more would work unseen."""
 
 _HEADER, _ENTRY = 64, 32  # bytes
 _KEPT_AT = _HEADER + THREADS * _ENTRY
 LENGTH = _KEPT_AT + requestdigest.KEPT
-"""Bytes of it."""
+"""Bytes of the whole part."""
 
 _THREAD = struct.Struct("Q")  # the event loop's, at the beginning
 _WHO = struct.Struct("2Q")  # thread, slot + 1
@@ -35,7 +35,7 @@ _LOAD = bytes(requestdigest.SIZE)  # instead of a request's digest
 
 @dataclass(frozen=True, slots=True)
 class Last:
-    """What the event loop has run last; it may have come back from there."""
+    """The last run of the event loop, which may have ended."""
 
     thread: int
     digest: bytes
@@ -43,10 +43,10 @@ class Last:
 
 @dataclass(frozen=True, slots=True)
 class Doing:
-    """What one thread was doing."""
+    """The work of one thread."""
 
     slot: int
-    thread: int  # as `threading.get_ident` gives it
+    thread: int  # its `threading.get_ident`
     digest: bytes  # of the request; empty: it was loading the copy
 
 
@@ -62,13 +62,13 @@ class AtWork:
         self._free: deque[int] = deque(range(THREADS))
 
     def close(self) -> None:
-        """Lets go of the map."""
+        """Releases the map."""
         self._kept.release()
 
     # -- writing: the model server
 
     def attach(self) -> None:
-        """Clears it. The thread that calls this is the event loop's."""
+        """Clears all entries. The caller is the event loop's thread."""
         self._map[self._at : self._at + _KEPT_AT] = bytes(_KEPT_AT)
         self._kept[: framing.PREFIX] = bytes(framing.PREFIX)
         _THREAD.pack_into(self._map, self._at, threading.get_ident())

@@ -1,9 +1,9 @@
 """The use board: what is loaded and used in a pod, in shared memory, readable after its writer's death.
 
-The agent decides from it what was used last (LRU order), how much (rates, load), what may be evicted (nothing that has
-a call in flight), and after a crash who is suspect: what was loading or running at that moment. Whoever answers on the
-data port writes it: our model server, or the agent's relay beside a foreign one. It sees every call, whichever router
-sent it.
+From it the agent learns which copies were used last (LRU order) and how much (rates, load), which may be evicted (none
+with a call in flight), and after a crash which are suspect: those loading or running at that moment. The process that
+answers on the data port writes it: our model server, or the agent's relay beside a foreign one. It sees every call,
+from whichever router.
 
 A file, mapped by both, rather than messages: a call costs the writer two stores of a few words, reading costs it
 nothing, and the last state outlives a `kill -9`. Measured: begin, end and histogram of a call 1.8 us with the clock and
@@ -12,17 +12,17 @@ Python's own call overhead, where `words[i] += 1` through a memoryview took 3.0 
 The file holds unsigned 64-bit words in the machine's own byte order and alignment. A word is stored at once (CPython's
 `struct` copies 8 bytes in native mode, but byte by byte in the standard ones), so a reader never sees half of one, but
 two words may be a moment apart. Layout, in words: a header of 64; a histogram of calls for each method and status code;
-then 8 for each slot (one cache line), and one slot more that is nobody's; then what `atwork` is about. The agent hands
-the slots out and takes them back; the writer fills them, through a `Row` that keeps the numbers itself, so that it
-never reads the map. The histogram is written by `beat`, once a second.
+then 8 for each slot (one cache line), and one slot that belongs to no copy; then the part of `atwork`. The agent
+assigns and frees the slots; the writer fills them, through a `Row` that keeps the numbers itself and so never reads the
+map. The histogram is written by `beat`, once a second.
 
 Times are nanoseconds of CLOCK_MONOTONIC (`time.monotonic_ns()`), the same for all processes of one host.
 The header also holds the fence: until when the server may answer, and which calls (`placement.fence`), as one word, so
-that no reader sees half of it. It is nanoseconds of CLOCK_BOOTTIME, which goes on while the machine sleeps, with the
-mode in the two lowest bits. The agent writes it; a board that was just made is closed.
+that no reader sees half of it. It is nanoseconds of CLOCK_BOOTTIME, which continues while the machine sleeps, with
+the mode in the two lowest bits. The agent writes it; a new board is closed.
 
-Only one thread writes. This module decides nothing: which slot a copy gets, and what follows from what is read, is the
-agent's.
+Only one thread writes. This module decides nothing: the agent chooses the slot of a copy, and draws conclusions from
+the board.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ _H_INCARNATION, _INCARNATION_WORDS = 8, 8
 _H_STUCK = 16
 
 MODE_BITS = 3
-"""Of the fence's word: the bits that are the mode."""
+"""The bits of the fence's word that hold the mode."""
 
 OPEN_ENDED = (1 << 63) - 1
 """A fence that never shuts, for a server without an agent."""
@@ -60,10 +60,11 @@ _CODES = 17
 BUCKETS_NS = tuple(
     int(ms * 1e6) for ms in (0.5, 1, 2, 5, 10, 20, 50, 75, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 6e4, 1.2e5, 3e5)
 )
-"""Upper bounds of the histogram's buckets, those of `modelmesh_invoke_model_milliseconds`; one more is for above."""
+"""Upper bounds of the histogram's buckets, those of `modelmesh_invoke_model_milliseconds`; one more is for longer
+calls."""
 
 _SUM = len(BUCKETS_NS) + 1
-_SERIES = _SUM + 1  # words of one series: the buckets, the one above, the sum in ns
+_SERIES = _SUM + 1  # words of one series: the buckets, the one for longer calls, the sum in ns
 _CALLS_AT = _HEADER
 _SLOTS_AT = -(-(_CALLS_AT + len(METHODS) * _CODES * _SERIES) // WORDS) * WORDS
 
@@ -74,7 +75,7 @@ class Series:
 
     method: str
     code: int
-    buckets: tuple[int, ...]  # calls up to each of BUCKETS_NS (not cumulative), and those above
+    buckets: tuple[int, ...]  # calls up to each of BUCKETS_NS (not cumulative), and longer ones
     sum_ns: int
 
 
@@ -91,19 +92,19 @@ class Board:
         self.path = path
         self.slots: int = self._words[_H_SLOTS]
         self.nobody: int = self.slots
-        """A slot that belongs to no copy: where a writer counts what it was given no slot for."""
+        """A slot that belongs to no copy: writers count calls there for which they have no slot."""
         self.at_work = AtWork(mapped, self._bytes, _slots_end(self.slots) * 8)
-        """What each thread of the server is at."""
+        """The work of each thread of the server."""
 
     @classmethod
     def create(cls, path: Path | str, slots: int, *, incarnation: str = "") -> "Board":
-        """A fresh board of `slots` slots, in place of a file that may be there. Agent's side.
+        """Creates a board of `slots` slots, in place of an existing file. Called by the agent.
 
         `incarnation` is the agent's, at most 64 bytes; a server that finds another one refuses to start.
         """
         path = Path(path)
         with contextlib.suppress(FileNotFoundError):
-            path.unlink()  # a server of an earlier life may still have the old file mapped: never write into that one
+            path.unlink()  # an earlier server may still have the old file mapped: never write into that
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, _length(slots))
@@ -114,14 +115,14 @@ class Board:
 
     @classmethod
     def private(cls, slots: int) -> "Board":
-        """A board in this process's memory alone, for a server that nobody watches: its fence stands open."""
+        """Creates a board in this process's memory, for a server without an agent: its fence is open."""
         board = cls._fill(mmap.mmap(-1, _length(slots)), None, slots, "")
         board.permit(OPEN_ENDED, Mode.PROVEN)
         return board
 
     @classmethod
     def open(cls, path: Path | str) -> "Board":
-        """Maps the board at `path`. Raises OSError where there is none, ValueError where the file is not a board."""
+        """Maps the board at `path`. Raises OSError if there is none, ValueError if the file is not a board."""
         path = Path(path)
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -162,59 +163,61 @@ class Board:
 
     @property
     def incarnation(self) -> str:
-        """The agent's, as it was given to `create`."""
+        """The agent's incarnation, from `create`."""
         begin = _H_INCARNATION * 8
         return self._map[begin : begin + _INCARNATION_WORDS * 8].rstrip(b"\0").decode(errors="replace")
 
     @property
     def pid(self) -> int:
-        """The process that attached last; 0: none yet."""
+        """The process that last attached; 0: none yet."""
         return self._words[_H_PID]
 
     @property
     def beat_ns(self) -> int:
-        """When the writer's event loop last said that it turns (it does so every second); 0: it never did."""
+        """The time of the writer's last heartbeat, one a second; 0: none yet."""
         return self._words[_H_BEAT]
 
     @property
     def device_bytes(self) -> int:
-        """In use on the writer's device, by anybody, as of the last beat; 0: there is none, or nobody can tell."""
+        """The bytes in use on the writer's device, by any process, at the last beat; 0: no device, or unknown."""
         return self._words[_H_DEVICE]
 
     @property
     def stuck(self) -> int:
-        """Loads and calls that the writer cannot end, as of the last beat: each has a thread that is lost."""
+        """The loads and calls that the writer cannot end, at the last beat: each has lost a thread."""
         return self._words[_H_STUCK]
 
     @property
     def fence(self) -> int:
-        """The fence as one word: `fence & ~MODE_BITS` is until when, in ns of CLOCK_BOOTTIME, `fence & MODE_BITS` the
+        """The fence as one word: `fence & ~MODE_BITS` is its end in ns of CLOCK_BOOTTIME, `fence & MODE_BITS` the
         mode."""
         return self._words[_H_FENCE]
 
     @property
     def in_flight(self) -> int:
-        """Calls in flight in the whole pod."""
+        """The calls in flight in the whole pod."""
         return sum(self._words[_SLOTS_AT + IN_FLIGHT : _slots_end(self.slots) : WORDS].tolist())
 
     def read(self, slot: int) -> Use:
-        """The slot as it is now."""
+        """Returns the present use of a slot."""
         at = self._at(slot)
         state, *rest = self._words[at : at + WORDS].tolist()
         return Use(State(state), *rest)
 
     def uses(self) -> Iterator[tuple[int, Use]]:
-        """Every slot that is not free, with its number."""
+        """Yields every slot that is not free, with its number."""
         for slot in range(self.slots):
             if self._words[_SLOTS_AT + slot * WORDS + STATE]:
                 yield slot, self.read(slot)
 
     def suspects(self) -> list[tuple[int, Use]]:
-        """After a server's death: the slots whose copies were loading, running or being freed. Read before `reset`."""
+        """Returns the slots whose copies were loading, running or being freed at a server's death. Call it before
+        `reset`."""
         return [(slot, use) for slot, use in self.uses() if use.suspect]
 
     def calls(self) -> list[Series]:
-        """The calls so far by method and code, series without a call left out. Survives `reset`: counters only grow."""
+        """Returns the calls so far by method and code, without empty series. They survive `reset`: counters only
+        grow."""
         found = []
         for method, name in enumerate(METHODS):
             for code in range(_CODES):
@@ -227,48 +230,48 @@ class Board:
     # -- writing: the agent
 
     def permit(self, until_ns: int, mode: Mode) -> None:
-        """Lets the server answer until then (ns of CLOCK_BOOTTIME), the calls that `mode` names."""
+        """Allows the server to answer the calls that `mode` names until then (ns of CLOCK_BOOTTIME)."""
         self._words[_H_FENCE] = until_ns & ~MODE_BITS | mode
 
     # -- writing, between two servers' lives: the agent
 
     def clear(self, slot: int) -> None:
-        """Frees a slot. Only while its copy is not loaded: after the unload was answered, or the server is dead."""
+        """Frees a slot whose copy is not loaded: its unload was answered, or the server is dead."""
         at = self._at(slot)
         for word in range(at, at + WORDS):
             self._words[word] = 0
 
     def reset(self) -> None:
-        """Frees every slot after the server's death. Call counts stay, calls in flight do not."""
+        """Frees every slot after the server's death. Call counts are kept, calls in flight are not."""
         for slot in range(self.slots + 1):
             self.clear(slot)
         self._words[_H_PID] = self._words[_H_BEAT] = self._words[_H_DEVICE] = self._words[_H_STUCK] = 0
 
-    # -- writing: whoever answers on the data port
+    # -- writing: the process that answers on the data port
 
     def attach(self, pid: int) -> None:
-        """Says which process writes from now on, and frees what a former one left."""
+        """Makes a process the writer, and frees the slots that a former one left."""
         self.reset()
         self.at_work.attach()
         self._words[_H_PID] = pid
         self._words[_H_LIVES] += 1
 
     def row(self, slot: int) -> Row:
-        """The writer's hand on a free slot, for one copy. Raises IndexError where there is no such slot."""
+        """Returns the writer's access to a free slot, for one copy. Raises IndexError if there is no such slot."""
         return Row(self._map, self._at(slot) * 8, slot)
 
     def observe(self, method: int, code: int, elapsed_ns: int) -> None:
         """Counts a call in the histogram: `method` is an index into METHODS, `code` the gRPC code of its answer."""
         key = method * _CODES + (code if 0 <= code < _CODES else 2)
         series = self._series.get(key)
-        if series is None:  # counters only grow, also over a restart of the server
+        if series is None:  # counters only grow, even over a restart of the server
             at = _CALLS_AT + key * _SERIES
             series = self._series[key] = self._words[at : at + _SERIES].tolist()
         series[bisect_left(BUCKETS_NS, elapsed_ns)] += 1
         series[_SUM] += elapsed_ns
 
     def beat(self, now_ns: int, *, device_bytes: int = 0, stuck: int = 0) -> None:
-        """Says that the event loop turns, and writes the histogram out. To be called every second, and at the end."""
+        """Writes the event loop's heartbeat and the histogram. Call it every second, and at the end."""
         for key, series in self._series.items():
             at = _CALLS_AT + key * _SERIES
             struct.pack_into(f"{_SERIES}Q", self._map, at * 8, *series)
@@ -283,10 +286,10 @@ class Board:
 
 
 def _length(slots: int) -> int:
-    """Bytes of a board with that many slots and the one that is nobody's."""
+    """Returns the bytes of a board with that many slots and the one that belongs to no copy."""
     return _slots_end(slots) * 8 + atwork.LENGTH
 
 
 def _slots_end(slots: int) -> int:
-    """The word after the last slot."""
+    """Returns the word after the last slot."""
     return _SLOTS_AT + (slots + 1) * WORDS

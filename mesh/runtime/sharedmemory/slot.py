@@ -1,7 +1,7 @@
-"""One slot of the use board: its words, how they are read, and how they are written.
+"""One slot of the use board: its words, their reading and their writing.
 
-Whoever answers on the data port writes a slot through a `Row`, which keeps the numbers itself, so that it never reads
-the map. A word is stored at once, so a reader never sees half of one, but two words may be a moment apart.
+The process that answers on the data port writes a slot through a `Row`, which keeps the numbers itself, so that it
+never reads the map. A word is stored at once, so a reader never sees half of one, but two words may be a moment apart.
 """
 
 import enum
@@ -10,17 +10,17 @@ import struct
 from dataclasses import dataclass
 
 STATE, REVISION, IN_FLIGHT, RUNNING, LAST_USE, CALLS, FAILED, BUSY = range(8)
-"""Words of a slot, by their place in it."""
+"""The words of a slot, by their index."""
 
 WORDS = 8
-"""As many as one cache line holds."""
+"""The words of a slot: one cache line."""
 
 _WHEN_BEGUN = struct.Struct("3Q")  # from IN_FLIGHT on
 _WHEN_ENDED = struct.Struct("6Q")
 
 
 class State(enum.IntEnum):
-    """What a slot's copy is doing."""
+    """The state of a slot's copy."""
 
     FREE = 0
     LOADING = 1  # written before the load touches the file
@@ -30,25 +30,25 @@ class State(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """One slot as it was read."""
+    """The contents of a slot, as read."""
 
     state: State
     revision: int  # create revision of the model's record
-    in_flight: int  # calls that were taken and are not answered
-    running: int  # those of them whose model is being run at this moment
-    last_use_ns: int  # CLOCK_MONOTONIC; when the load began, as long as there was no call
-    calls: int  # calls ended, whatever became of them
+    in_flight: int  # calls taken and not yet answered
+    running: int  # those of them whose model is running now
+    last_use_ns: int  # CLOCK_MONOTONIC; before the first call: when the load began
+    calls: int  # calls ended, with any status
     failed: int  # those of them that ended with another status than OK
-    busy_ns: int  # time spent in running the model, all threads added up
+    busy_ns: int  # time spent running the model, over all threads
 
     @property
     def suspect(self) -> bool:
-        """Whether this copy may have brought its server down: it was loading, running or being freed."""
+        """True if this copy may have killed its server: it was loading, running or being freed."""
         return self.state in (State.LOADING, State.UNLOADING) or self.running > 0
 
 
 class Row:
-    """One slot in its writer's hand. Use it for one copy, and drop it with the copy: what is written later is lost.
+    """The writer's access to one slot. Use it for one copy, and drop it with the copy: later writes are lost.
 
     Only the methods here write the slot's words, so the numbers are kept in this object and stored, never read back.
     """
@@ -68,38 +68,38 @@ class Row:
 
     @property
     def succeeded(self) -> bool:
-        """Whether a call of it has ended without a failure."""
+        """True if a call of the copy has succeeded."""
         return self._calls > self._failed
 
     def loading(self, revision: int, now_ns: int) -> None:
-        """The load begins. To be written before it touches the file: it may never come back."""
+        """Notes the begin of the load. Call it before the load touches the file: it may never return."""
         self._last_use_ns = now_ns
         struct.pack_into("8Q", self._map, self._at, State.LOADING, revision, 0, 0, now_ns, 0, 0, 0)
 
     def mark(self, state: State) -> None:
-        """Moves the copy on: LOADED, UNLOADING, FREE."""
+        """Sets the copy's state: LOADED, UNLOADING, FREE."""
         struct.pack_into("Q", self._map, self._at, state)
 
     def begin(self, now_ns: int, *, runs: int = 0) -> None:
-        """A call was taken; with `runs=1` the model begins to run for it at once. To be written before it does."""
+        """Counts a call that was taken; with `runs=1` the model runs for it at once. Call it before the model runs."""
         self.in_flight += 1
         self._running += runs
         self._last_use_ns = now_ns
         _WHEN_BEGUN.pack_into(self._map, self._at + IN_FLIGHT * 8, self.in_flight, self._running, now_ns)
 
     def run(self) -> None:
-        """The model begins to run for a call that was taken before."""
+        """Notes that the model begins to run for a call taken before."""
         self._running += 1
         _WHEN_BEGUN.pack_into(self._map, self._at + IN_FLIGHT * 8, self.in_flight, self._running, self._last_use_ns)
 
     def ran(self, busy_ns: int) -> None:
-        """The model has run for a call that is not answered yet, because it will run again."""
+        """Notes that the model has run for a call that is not answered yet, because it will run again."""
         self._running -= 1
         self._busy_ns += busy_ns
         _WHEN_BEGUN.pack_into(self._map, self._at + IN_FLIGHT * 8, self.in_flight, self._running, self._last_use_ns)
 
     def end(self, now_ns: int, *, runs: int, busy_ns: int, failed: bool) -> None:
-        """A call is answered; with `runs=1` the model had run for it, `busy_ns` long."""
+        """Counts an answered call; with `runs=1` the model ran for it, for `busy_ns`."""
         self.in_flight -= 1
         self._running -= runs
         self._last_use_ns = now_ns
