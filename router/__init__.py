@@ -1,1 +1,2 @@
-"""The router: what clients talk to. Picks a pod for each call, carries it there, asks for loads, keeps the registry."""
+"""The router, which clients call: picks a pod for each call, carries the call there, requests loads, keeps the
+registry."""

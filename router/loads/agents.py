@@ -1,7 +1,7 @@
-"""Asking agents: a channel to each, made when first needed and closed when its pod goes.
+"""Requests to agents: a channel to each, made when first needed and closed when its pod disappears.
 
-Control traffic is rare, so this is plain `grpc.aio`. Every request has a time-out; an agent that cannot be reached or
-does not answer is `Unreachable`, which says nothing about the model that was asked for.
+Control traffic is rare, so this is plain `grpc.aio`. Every request has a timeout; an agent that cannot be reached or
+does not answer raises `Unreachable`, which says nothing about the requested model.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from router.state.registry import Registration
 
 _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),  # also the time-out of connecting
+    ("grpc.min_reconnect_backoff_ms", 1000),  # also the timeout for connecting
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.keepalive_time_ms", 10_000),  # a load may be silent for minutes: notice a dead host meanwhile
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -26,7 +26,7 @@ _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
 )
 
-_RETIRED = 900.0  # seconds that requests under way on a channel with an old certificate may still take
+_RETIRED = 900.0  # seconds left for requests under way on a channel with an old certificate
 
 _Request = TypeVar("_Request")
 _Reply = TypeVar("_Reply")
@@ -41,7 +41,7 @@ def load_request(
     expected_copies: int = 0,
     generation: int = 0,
 ) -> agent_pb2.LoadRequest:
-    """Asks for that registration; see the message's fields."""
+    """Returns a request to load that registration; see the message's fields."""
     record = registration.record
     return agent_pb2.LoadRequest(
         model_id=registration.model_id,
@@ -61,9 +61,9 @@ def load_request(
 
 
 class Unreachable(Exception):
-    """The agent did not answer. `refused`: it certainly has not got the request.
+    """An agent that did not answer. `refused`: it certainly did not get the request.
 
-    `text` is for callers, in the mesh's words; as a string it has gRPC's words too, for the log."""
+    `text` is for callers, in the mesh's words; the string form has gRPC's words too, for the log."""
 
     def __init__(self, text: str, *, refused: bool, detail: str = "") -> None:
         super().__init__(f"{text} ({detail})" if detail else text)
@@ -72,11 +72,12 @@ class Unreachable(Exception):
 
 
 class Timeout(Unreachable):
-    """The agent has not answered in time; it may well be alive."""
+    """An agent that did not answer in time; it may well be alive."""
 
 
 class Agent(Protocol):
-    """What is asked of the agents, so that tests can bring one of their own. All raise `Unreachable`; seconds."""
+    """The requests to agents, as a protocol that tests can implement. All raise `Unreachable`; timeouts are in
+    seconds."""
 
     async def load(self, pod: Pod, request: agent_pb2.LoadRequest, *, timeout: float) -> agent_pb2.LoadReply:
         """Loads a model, or joins the load under way."""
@@ -85,16 +86,16 @@ class Agent(Protocol):
         """Withdraws a copy."""
 
     async def describe(self, pod: Pod, model_id: str = "", *, timeout: float) -> agent_pb2.DescribeReply:
-        """How the pod is; with an id, only that model's copy and the decisions about it."""
+        """Returns the pod's description; with an id, only that model's copy and the decisions about it."""
 
     async def active(self, pod: Pod, models: Iterable[str], *, timeout: float) -> agent_pb2.DescribeReply:
-        """How the copies are that plans are made of, and those of these models."""
+        """Returns the state of the copies that plans need, and of those of these models."""
 
     async def questions(self, pod: Pod, *, timeout: float) -> agent_pb2.DescribeReply:
-        """The latest questions for room, and their answers."""
+        """Returns the latest requests for room, and their answers."""
 
     def forget(self, name: str) -> None:
-        """Closes the channel to a pod that has gone; requests under way fail."""
+        """Closes the channel to a pod that has disappeared; requests under way fail."""
 
 
 class Agents:
@@ -125,8 +126,8 @@ class Agents:
         return stub
 
     def _retire(self, name: str) -> None:
-        """A channel goes on showing the certificate that it was made with: there will be another one. Requests under
-        way end as they would have."""
+        """Retires a channel, which keeps the certificate that it was made with; the next request makes a new one.
+        Requests under way go on."""
         channel = self._channels.pop(name)[1]
         task = asyncio.get_running_loop().create_task(channel.close(_RETIRED), name=f"retire channel to {name}")
         self._retiring.add(task)
@@ -141,16 +142,16 @@ class Agents:
         return await self._ask(pod, self._stub(pod).Unload, request, timeout)
 
     async def describe(self, pod: Pod, model_id: str = "", *, timeout: float) -> agent_pb2.DescribeReply:
-        """How the pod is; with an id, only that model's copy and the decisions about it."""
+        """Returns the pod's description; with an id, only that model's copy and the decisions about it."""
         return await self._ask(pod, self._stub(pod).Describe, agent_pb2.DescribeRequest(model_id=model_id), timeout)
 
     async def active(self, pod: Pod, models: Iterable[str], *, timeout: float) -> agent_pb2.DescribeReply:
-        """How the copies are that plans are made of, and those of these models."""
+        """Returns the state of the copies that plans need, and of those of these models."""
         request = agent_pb2.DescribeRequest(active=True, models=models)
         return await self._ask(pod, self._stub(pod).Describe, request, timeout)
 
     async def questions(self, pod: Pod, *, timeout: float) -> agent_pb2.DescribeReply:
-        """The latest questions for room, and their answers."""
+        """Returns the latest requests for room, and their answers."""
         request = agent_pb2.DescribeRequest(questions=True)
         return await self._ask(pod, self._stub(pod).Describe, request, timeout)
 
@@ -173,11 +174,11 @@ class Agents:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            # grpc.aio reports the end of a channel so: its pod has gone.
+            # That is how grpc.aio reports a closed channel: its pod has gone.
             raise Unreachable(f"{pod.name} has gone", refused=False) from None
 
     def forget(self, name: str) -> None:
-        """The pod has gone: its channel is closed; requests under way fail."""
+        """Closes the channel to a pod that has disappeared; requests under way fail."""
         known = self._channels.pop(name, None)
         if known is not None:
             task = asyncio.get_running_loop().create_task(known[1].close(None), name=f"close channel to {name}")

@@ -1,5 +1,5 @@
-"""One load asked of one agent, with what it will take there debited from the moment it is sent until the pod's own
-figures show it."""
+"""One load request to one agent. Its estimate is debited from the moment it is sent until the pod's own figures show
+it."""
 
 from collections.abc import Callable, Hashable
 from typing import cast
@@ -15,11 +15,11 @@ from router.state.view import View
 
 
 def settle(view: View, debits: Debits, now_ms: Callable[[], int]) -> None:
-    """From now on ends the debits of `load` when the pods that `view` sees publish what they contain, or go."""
+    """Ends the debits of `load` from now on when the pods in `view` publish figures that contain them, or go."""
 
     def on_pod(name: str, news: News) -> None:
         if news is News.PUBLISHED:
-            # A pod's figures are written with its copies or after them, so they contain those that are in the mirror.
+            # A pod's figures are written with its copies or after them, so they contain those in the mirror.
             copies = view.pods[name].copies
 
             def shown(debit: Hashable) -> bool:
@@ -46,8 +46,8 @@ async def load(
     now_ms: Callable[[], int],
     timeout: float,
 ) -> agent_pb2.LoadReply:
-    """The agent's answer. `footprint` is what the load is taken to need until it has been measured, `timeout` seconds.
-    Raises what `agents` raise; whatever happens, the debit is settled."""
+    """Asks an agent for a load; returns its answer. `footprint` is the estimate until the load is measured, `timeout`
+    in seconds. Raises the errors of `agents`; the debit is settled in every case."""
     debit = (request.model_id, pod.name, request.create_revision)
     taken = footprint.on(device=pod.record is not None and pod.record.device_capacity_bytes > 0)
     debits.sent(pod.name, taken.host_bytes, now_ms(), debit, device_bytes=taken.device_bytes)
@@ -62,7 +62,7 @@ async def load(
 
 
 def copy_of(registration: Registration, loaded: agent_pb2.LoadReply.Loaded) -> records.CopyRecord:
-    """Returns the copy that an agent has answered with, as its key will have it."""
+    """Returns the copy in an agent's answer, as its key will hold it."""
     return records.CopyRecord(
         loaded.incarnation,
         registration.created,

@@ -1,6 +1,6 @@
-"""Where a load of a model would go now: the view, corrected by what this worker has just sent, put before `placement`.
+"""The choice of a pod for a load: the view, corrected by this worker's latest loads, put before `placement`.
 
-Cold starts go by it, and status and `explain` tell it.
+Cold starts, status and `explain` use it.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,13 +17,13 @@ from router.state.view import View
 
 
 class Choosing:
-    """One worker's. `now` is the time in seconds on the clock that the view is told; `current` are the settings."""
+    """The choices of one worker. `now` is the time in seconds on the view's clock; `current` are the settings."""
 
     def __init__(self, view: View, *, now: Callable[[], float], current: Callable[[], Current] = Current) -> None:
         self._view = view
         self.now = now
         self._current = current
-        self.debits = Debits()  # of what was sent and is not published yet
+        self.debits = Debits()  # of loads sent and not published yet
         asking.settle(view, self.debits, self.now_ms)
 
     def now_ms(self) -> int:
@@ -31,7 +31,7 @@ class Choosing:
         return round(self.now() * 1000)
 
     def candidates(self, model_id: str) -> list[Pod]:
-        """Returns the pods as a load would look at them now, what was just sent to them included."""
+        """Returns the pods as candidates for a load, less what was just sent to them."""
         return self.debits.apply(self._view.candidates(self.now(), model_id), self.now_ms())
 
     def choose(
@@ -39,8 +39,8 @@ class Choosing:
     ) -> choice.Choice:
         """Chooses a pod for a load of the model. `excluded` are pods not to use, and why.
 
-        What was just sent to a pod may be counted twice for a while, once as sent and once as published. That is good
-        enough to prefer another one, but no reason to refuse: then the agents decide, who know."""
+        A load just sent to a pod may count twice for a while, once as sent and once as published. That is good enough
+        to prefer another pod, but no reason to refuse: then the agents decide, who know."""
         published = self._view.candidates(self.now(), model_id)
         asked = self._current().constraints
         preferences = asked.preferences(record.type, {pod.labels for pod in published}) if asked is not NONE else None
@@ -64,19 +64,19 @@ class Choosing:
         return choose(published) if chosen.verdict is choice.Verdict.NO_ROOM and debited != published else chosen
 
     def footprint_of(self, record: records.ModelRecord) -> Footprint:
-        """Returns what a load is taken to need: measured by an earlier one, else guessed by the copies there are."""
+        """Returns the estimate for a load: measured by an earlier one, else derived from the present copies."""
         if record.host_bytes:
             return Footprint(record.host_bytes, record.device_bytes)
         return footprint.guess([pod.record for pod in self._view.pods.values() if pod.record is not None])
 
     def nowhere(self, model_id: str, record: records.ModelRecord) -> str:
-        """Returns why no pod can ever hold the model, by what it was measured to need; "" where one can, or where
-        nobody knows."""
+        """Returns why no pod can ever hold the model, by its measured footprint; "" if one can, or if it was never
+        measured."""
         if not record.host_bytes and not record.device_bytes:
             return ""
         chosen = self.choose(model_id, record, excluded={})
         return chosen.why if chosen.verdict is choice.Verdict.NOWHERE else ""
 
     def pinned(self, record: records.ModelRecord) -> bool:
-        """Returns whether copies of the model are kept from eviction."""
+        """Returns whether copies of the model are protected from eviction."""
         return bool(self._current().limits.of(record.type, record.limits).pinned)

@@ -1,10 +1,10 @@
-"""From "no copy that can be called" to a copy: one load for all who wait for the same model.
+"""Cold starts, from "no copy that can be called" to a copy: one load for all waiters of the same model.
 
-`placement.coldstart` decides what is done, as a machine without I/O. Here it is carried out: waiters join and are told,
-requests go to `finder` and come back as events, the view's changes and the time are passed on.
+`placement.coldstart` decides, as a machine without I/O. This module carries its instructions out: waiters join and get
+their answer, requests go to `finder` and come back as events, the view's changes and the time are passed on.
 
-Who may claim a model is decided by the agents' transactions in etcd, so two routers with two views never load it twice:
-the loser's agent names the winner, and the flight goes there.
+The agents' transactions in etcd decide which pod claims a model, so two routers with two views never load it twice: the
+loser's agent names the winner, and the flight goes there.
 """
 
 import asyncio
@@ -44,23 +44,23 @@ from router.state.view import View
 
 log = logs.get(__name__)
 
-_COLD = 10  # milliseconds above which a wait counts as a cache miss, as with the predecessor
+_COLD = 10  # milliseconds above which a wait counts as a cache miss, as in the predecessor
 
 
 class Waiter(Protocol):
-    """A call, or a management request, that waits for a copy. Exactly one of the two is called, once."""
+    """A call, or a management request, that waits for a copy. Exactly one of the two methods is called, once."""
 
     def on_copy(self) -> None:
-        """There is a copy in the view that may be called."""
+        """Goes on: the view has a copy that may be called."""
 
     def on_error(self, error: MeshError) -> None:
-        """There will be none for you."""
+        """Fails: this waiter gets no copy."""
 
     def __hash__(self) -> int: ...
 
 
 class ColdStart:
-    """The flights of one worker. `wall` gives ms since the epoch, for the times in records."""
+    """The flights of one worker. `wall` returns ms since the epoch, for the times in records."""
 
     def __init__(
         self,
@@ -88,7 +88,9 @@ class ColdStart:
             wall=wall,
             timeout=settings.load_wait,
         )
-        self._watches: dict[str, Callable[[], None]] = {}  # by model with a flight under way: what ends the watch
+        self._watches: dict[
+            str, Callable[[], None]
+        ] = {}  # by model with a flight under way: the function that ends the watch
         self._timer: asyncio.TimerHandle | None = None
         self._tasks = Tasks()
         view.listen(self._on_pod)
@@ -105,11 +107,11 @@ class ColdStart:
         idle_ms: int = 0,
         until_asked: bool = False,
     ) -> None:
-        """Waits for a copy, and has it made. `size` is what the waiter holds meanwhile, in bytes; `deadline` is on the
-        loop's clock. One that waits `until_asked` is told of a copy as soon as an agent was asked to make it. Raises
+        """Waits for a copy, and has it made. `size`: bytes that the waiter holds meanwhile; `deadline` is on the
+        loop's clock. One that waits `until_asked` gets `on_copy` as soon as an agent was asked to load. Raises
         MeshError: OVERLOADED, NOT_IN_TIME, DEADLINE, UNAVAILABLE.
 
-        The waiter is told later, never from within this call.
+        The waiter is called later, never from within this call.
         """
         deadline_ms = None if deadline is None else round(deadline * 1000)
         refusal: Problem | None = None
@@ -125,15 +127,15 @@ class ColdStart:
             raise error_of(refusal)
 
     def leave(self, model_id: str, waiter: Waiter) -> None:
-        """The waiter has gone; it is not told anything. The load goes on."""
+        """Removes a waiter that has gone, without calling it. The load goes on."""
         self._feed(Left(self.choosing.now_ms(), model_id, waiter))
 
     async def load(self, model_id: str, *, idle_ms: int = 0, deadline: float | None = None) -> None:
-        """Returns once there is a copy. Raises MeshError for what kept it from being made, or from being waited for."""
+        """Returns once there is a copy. Raises MeshError if the load or the wait failed."""
         await self._wait(model_id, idle_ms=idle_ms, deadline=deadline)
 
     async def begin(self, model_id: str, *, idle_ms: int = 0) -> None:
-        """Returns once an agent was asked to load it, or there is a copy. Raises what kept it from being asked."""
+        """Returns once an agent was asked to load it, or there is a copy. Raises MeshError if none could be asked."""
         await self._wait(model_id, idle_ms=idle_ms, until_asked=True)
 
     async def _wait(self, model_id: str, *, deadline: float | None = None, **more: Any) -> None:
@@ -149,11 +151,11 @@ class ColdStart:
         return self._machine.loading(model_id)
 
     def statistics(self) -> MachineStatistics:
-        """Returns what waits now."""
+        """Returns the present numbers of flights and waiters."""
         return self._machine.statistics()
 
     async def close(self) -> None:
-        """Tells all waiters that this router stops. The agents go on with what they load."""
+        """Fails all waiters: this router stops. The agents go on with their loads."""
         self._feed(Closed(self.choosing.now_ms()))
         if self._timer is not None:
             self._timer.cancel()
@@ -162,12 +164,12 @@ class ColdStart:
     # --- events ---
 
     def _feed(self, event: Event) -> None:
-        """Feeds an event, and has found out in the background what takes time."""
+        """Feeds an event, and has slow requests answered in the background."""
         for request in self._follow(event):
             self._begin(request)
 
     def _follow(self, event: Event) -> Sequence[Request]:
-        """Feeds an event and carries out what follows from it. Returns the requests that take time."""
+        """Feeds an event and carries out its instructions. Returns the requests that take time."""
         try:
             given = self._machine.handle(event)
         except Exception as error:
@@ -190,7 +192,7 @@ class ColdStart:
     # --- instructions ---
 
     def _carry(self, instruction: Instruction) -> Sequence[Request]:
-        """Carries one out. Returns the requests that take time: itself, or what follows from its answer."""
+        """Carries one out. Returns the requests that take time: itself, or those that follow from its answer."""
         match instruction:
             case instructions.Release():
                 self._release(instruction)
@@ -227,7 +229,7 @@ class ColdStart:
         self._tasks.start(self._find_out(request), f"load {request.model_id}")
 
     async def _find_out(self, request: Request) -> None:
-        """Finds out what is asked, and what is asked next for that model: a flight without a pause is one task."""
+        """Answers a request, and the next ones for that model: a flight without a pause is one task."""
         following: Sequence[Request] = (request,)
         while following:
             (request,) = following
@@ -275,7 +277,7 @@ class _Future:
 
 
 def _in_short(error: Exception) -> str:
-    """Returns what a caller is told of a mistake of ours; the log has all of it."""
+    """Returns a short text on an internal error, for callers; the log has all of it."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 

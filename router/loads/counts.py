@@ -1,33 +1,33 @@
-"""What is counted of loads, as loads need it: what counts it stands above them."""
+"""The counters that loads need, as protocols: the module that implements them is above this room."""
 
 from typing import Protocol
 
 
 class Counter(Protocol):
-    """Something that is counted."""
+    """A count of events."""
 
     def inc(self) -> None:
         """Counts one more."""
 
 
 class Distribution(Protocol):
-    """Something whose values are counted."""
+    """A distribution of values."""
 
     def observe(self, value: float) -> None:
         """Counts one more value."""
 
 
 class Counts(Protocol):
-    """What is counted of loads."""
+    """The counters of loads."""
 
     @property
     def misses(self) -> Distribution:
-        """Waits for models that were not loaded, in milliseconds."""
+        """The waits for models that were not loaded, in milliseconds."""
 
     @property
     def loads(self) -> Counter:
-        """Loads that agents carried out."""
+        """The loads that agents carried out."""
 
     @property
     def load_failures(self) -> Counter:
-        """Loads that failed."""
+        """The loads that failed."""

@@ -1,7 +1,7 @@
-"""What cold starts ask to be found out: the record from the registry, the copies from the view, the rest from agents.
+"""Answers to the requests of cold starts: the record from the registry, the copies from the view, the rest from agents.
 
-Each request of `placement.coldstart` becomes one answer. What is learnt on the way is written where it belongs: copies
-into the view, debits for the choice, and whether agents answer.
+Each request of `placement.coldstart` becomes one answer. Findings on the way are noted: copies in the view, debits for
+the choice, and whether agents answer.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,8 @@ log = logs.get(__name__)
 
 
 class Finder:
-    """One worker's. `wall` gives ms since the epoch, for the times in records; `timeout` of one load, in seconds."""
+    """The finder of one worker. `wall` returns ms since the epoch, for the times in records; `timeout` of one load, in
+    seconds."""
 
     def __init__(
         self,
@@ -47,14 +48,14 @@ class Finder:
         self._counts = counts
         self._wall = wall
         self._timeout = timeout
-        self._registrations: dict[str, Registration] = {}  # that the flights under way go by
+        self._registrations: dict[str, Registration] = {}  # that the flights under way use
 
     def forget(self, model_id: str) -> None:
-        """Forgets the record that a flight went by."""
+        """Forgets the record that a flight used."""
         self._registrations.pop(model_id, None)
 
     async def find_out(self, request: Request) -> Answer:
-        """Finds out what takes time: what is asked of the record, or of an agent."""
+        """Answers a request that takes time: a read of the record, or a request to an agent."""
         match request:
             case Ask():
                 return await self.ask(request)
@@ -65,7 +66,7 @@ class Finder:
     # --- the record ---
 
     def recall(self, request: Request) -> Answer:
-        """Returns what is remembered of the record."""
+        """Returns the remembered record."""
         registration = self._registry.remembered(request.model_id)
         record = None if registration is None else self._record(registration)
         return events.Recalled(*self._head(request), record)
@@ -99,7 +100,7 @@ class Finder:
     # --- the view ---
 
     def look(self, request: Look) -> Answer:
-        """Returns what is in view."""
+        """Returns the copies in view."""
         copies = []
         for copy in self._view.known(request.model_id):
             pod = copy.pod
@@ -143,14 +144,14 @@ class Finder:
         return self._answer(ask, pod, registration, reply)
 
     async def hurry(self, hurry: Hurry) -> None:
-        """Tells an agent that a call waits now for what it was asked to load in its own time."""
+        """Tells an agent that a call now waits for a load that it was asked for without hurry."""
         pod, registration = self._view.pods.get(hurry.pod), self._registrations.get(hurry.model_id)
         if pod is None or registration is None:
-            return  # the load that was to be hurried is over
+            return  # the load is over
         try:
             await self._agents.load(pod, self._load_request(registration, 0, hurry.why), timeout=self._timeout)
         except Unreachable:
-            pass  # the question that is hurried gets the same answer, and that is acted on
+            pass  # the first request gets the same answer, and is acted on
 
     def _load_request(self, registration: Registration, idle_ms: int, why: str) -> agent_pb2.LoadRequest:
         record = registration.record
@@ -159,7 +160,7 @@ class Finder:
             idle_ms=idle_ms,
             reason=why,
             pinned=self._choosing.pinned(record),
-            # A pod that has been away may hold what a reload has replaced since: that is no answer any more.
+            # A pod that was away may hold content that a reload has replaced since: its answer no longer counts.
             generation=record.generation if record.digest else 0,
         )
 

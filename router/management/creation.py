@@ -1,7 +1,7 @@
-"""Writing registrations into etcd: one, or many together, and never beside what is left of a former life of an id.
+"""Writes of registrations into etcd: one, or many together, but never beside copies of an id's former registration.
 
-Registering is idempotent, so a write that etcd has not confirmed is looked up. Where copies of a former life are left,
-their agents are told to unload them, and the registration waits for that, bounded.
+Registering is idempotent, so a write that etcd has not confirmed is looked up. If copies of a former registration are
+left, their agents are told to unload them, and the registration waits for that, bounded.
 """
 
 import asyncio
@@ -30,17 +30,17 @@ BATCHES = 16
 """Transactions in flight."""
 
 EXISTING = "existing"
-"""The fate of an item that is registered already, with the same attributes."""
+"""The outcome of an item that is already registered with the same attributes."""
 
 Fate = str | MeshError | None
-"""What became of one item of many: None (created), EXISTING, or why it was not registered."""
+"""The outcome of one item of many: None (created), EXISTING, or why it was not registered."""
 
-_PAUSE = 0.1  # seconds between looks at copies of a former life
-_TELL = 1.0  # seconds between telling the agents of those copies: the view of who they are may lag
+_PAUSE = 0.1  # seconds between looks at copies of a former registration
+_TELL = 1.0  # seconds between requests to the agents of those copies: the view may lag
 
 
 class Creation:
-    """One worker's."""
+    """The writer of one worker."""
 
     def __init__(
         self,
@@ -53,8 +53,8 @@ class Creation:
         wait: float,
         reregister_after: float | None,
     ) -> None:
-        """Waits for copies of a former life to be withdrawn for `wait` seconds. A pod that is cut off is waited for
-        `reregister_after` seconds, which callers are told; None: as long as it takes."""
+        """Stores its parts. `wait`: longest wait for copies of a former registration to be withdrawn, in seconds;
+        `reregister_after`: longest wait for a pod that is cut off, in seconds, named in errors; None: no limit."""
         self._etcd = etcd
         self._keys = keys
         self._registry = registry
@@ -65,8 +65,8 @@ class Creation:
         self._batches = asyncio.Semaphore(BATCHES)
 
     async def create(self, model_id: str, record: ModelRecord) -> tuple[Registration, bool]:
-        """Returns the registration, and whether it is new. Raises CONFLICT where the id is registered with other
-        attributes, FORMER_LIFE where pods may still answer for what it was, REGISTRY_AWAY."""
+        """Returns the registration, and whether it is new. Raises CONFLICT if the id is registered with other
+        attributes, FORMER_LIFE if pods may still answer for its former registration, REGISTRY_AWAY."""
         key, copies = self._keys.model(model_id), self._keys.copies(model_id)
         value = record.encode()
         loop = asyncio.get_running_loop()
@@ -110,8 +110,8 @@ class Creation:
                 await asyncio.sleep(_PAUSE)
 
     async def _done(self, model_id: str, record: ModelRecord, error: etcds.EtcdUnavailable) -> Registration:
-        """Returns the registration where a write that etcd has not confirmed was done: that is all that counts, for
-        registering is idempotent. Else raises the error."""
+        """Returns the registration if a write that etcd has not confirmed was done after all: enough, for registering
+        is idempotent. Else raises the error."""
         if error.ambiguous:
             found = await self._registry.read(model_id, fresh=True)
             if found is not None and found.record.same_registration(record):
@@ -124,7 +124,7 @@ class Creation:
         return registration
 
     def _former(self, lingering: Sequence[KeyValue]) -> Tombstone | None:
-        """What the id stood for before, where a tombstone is all that is left of it."""
+        """Returns the id's former registration, if only a tombstone is left of it."""
         if len(lingering) != 1 or self._keys.copy_of(lingering[0].key)[1] != TOMBSTONE:
             return None
         try:
@@ -146,10 +146,10 @@ class Creation:
         return registration
 
     async def create_many(self, items: Sequence[Item], records: Sequence[ModelRecord | MeshError]) -> list[Fate]:
-        """Creates those whose record is one. Returns the fate of each item. Never raises."""
+        """Creates the items that have a record. Returns the outcome of each item. Never raises."""
         fates: list[Fate] = [None] * len(items)
         good: list[int] = []
-        again: list[int] = []  # ids that came before in `items`: their turn is after that
+        again: list[int] = []  # ids that occur earlier in `items`: they follow
         seen: set[str] = set()
         values: dict[int, ModelRecord] = {}
         for index, (item, record) in enumerate(zip(items, records, strict=True)):
@@ -166,7 +166,7 @@ class Creation:
 
         parts = [good[start : start + BATCH] for start in range(0, len(good), BATCH)]
         await asyncio.gather(*(batch(part) for part in parts))
-        # Where etcd was away for the others, these would each wait for the same time-out in its turn.
+        # If etcd is away, these would wait for the same timeout one after another.
         away = next((r for r in fates if isinstance(r, MeshError) and r.reason is Reason.REGISTRY_AWAY), None)
         await self._create_each(again, items, values, fates, away)
         return fates
@@ -179,7 +179,7 @@ class Creation:
         fates: list[Fate],
     ) -> None:
         keys = self._keys
-        late: list[int] = []  # what was there before is still being withdrawn: they wait for it side by side
+        late: list[int] = []  # former copies are still being withdrawn: these wait for that concurrently
         for _ in range(ROUNDS):
             if not indexes:
                 break
@@ -192,8 +192,8 @@ class Creation:
                 if (await self._etcd.txn(compares, puts)).succeeded:
                     indexes = []
                     break
-                # Somebody has registered some of them, or copies linger. Asked apart: mostly nobody has, and reads in
-                # the transaction's other branch would double what every batch costs.
+                # Some are registered already, or copies linger. A separate read: this is rare, and reads in the
+                # transaction's other branch would double the cost of every batch.
                 gets = []
                 for index in indexes:
                     key, copies = keys.model(items[index].model_id), keys.copies(items[index].model_id)
@@ -207,10 +207,10 @@ class Creation:
                     for index in indexes:
                         fates[index] = error
                     return
-                break  # it may have been done: one by one, each is looked up
+                break  # it may have been done: look up each one
             except etcds.EtcdError:  # too large together, most likely
                 break
-            # Those are settled, the rest is tried together.
+            # Those are settled; try the rest together.
             rest = []
             for place, index in enumerate(indexes):
                 existing, lingering = etcds.found(seen[2 * place]), etcds.found(seen[2 * place + 1])
@@ -237,8 +237,8 @@ class Creation:
         fates: list[Fate],
         away: MeshError | None,
     ) -> None:
-        """Creates them in turn, until etcd is away: the rest would only wait for the same time-out, each in its turn.
-        `away`: it is already, and this is why."""
+        """Creates items in turn until etcd is away, as each of the rest would wait for the same timeout. `away`: etcd
+        is away already, and why."""
         for index in indexes:
             if away is None:
                 away = await self._create_one(index, items, values, fates)
@@ -252,7 +252,7 @@ class Creation:
         values: dict[int, ModelRecord],
         fates: list[Fate],
     ) -> MeshError | None:
-        """Sets its fate, and returns it where etcd is away."""
+        """Creates one item and sets its outcome; returns the error if etcd is away."""
         try:
             _, created = await self.create(items[index].model_id, values[index])
             fates[index] = None if created else EXISTING

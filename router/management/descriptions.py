@@ -1,4 +1,4 @@
-"""Pods as people are told of them: as they have published themselves, and as their agents describe them."""
+"""Pods as shown to people: as published, and as their agents describe them."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from router.state.view import View
 
 @dataclass(frozen=True, slots=True)
 class PodInfo:
-    """A pod that has published itself, as this router sees it. Sizes in bytes."""
+    """A published pod, as this router sees it. Sizes are in bytes."""
 
     pod: str
     state: str
@@ -33,12 +33,12 @@ class PodInfo:
     threads: int
     rate: int  # calls a minute
     in_flight: int  # calls of this worker
-    load: int  # calls in flight, as it last said
+    load: int  # calls in flight, by its last report
 
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How far a load is: its state, how many have their turn before it, and ms until it should be done (0: unknown)."""
+    """Progress of a load: its state, the number of loads before it, and ms until it should be done (0: unknown)."""
 
     state: str
     ahead: int
@@ -47,7 +47,7 @@ class LoadProgress:
 
 @dataclass(frozen=True, slots=True)
 class PullProgress:
-    """How far the pull of a model's files is: bytes here, of how many (0: not known), bytes a second."""
+    """Progress of the pull of a model's files: bytes done, bytes in total (0: unknown), bytes a second."""
 
     bytes: int
     of: int
@@ -93,7 +93,7 @@ class PodDescription:
 
 
 def published(view: View) -> Iterable[PodInfo]:
-    """Every pod that has published itself, by name."""
+    """Returns every published pod, by name."""
     for pod in sorted(view.pods.values(), key=lambda pod: pod.name):
         record = pod.record
         if record is None:
@@ -124,7 +124,7 @@ def published(view: View) -> Iterable[PodInfo]:
 
 
 def described(reply: agent_pb2.DescribeReply) -> PodDescription:
-    """An agent's reply."""
+    """Returns the description in an agent's reply."""
     return PodDescription(
         pod=reply.pod,
         incarnation=reply.incarnation,
@@ -161,21 +161,21 @@ def _copy(copy: agent_pb2.CopyState) -> CopyDescription:
 
 
 def load(copy: agent_pb2.CopyState) -> LoadProgress | None:
-    """How far a load is; None: it is none."""
+    """Returns the progress of a load; None: the copy is not being loaded."""
     if copy.state in ("loaded", "unloading"):
         return None
     return LoadProgress(copy.state, copy.ahead, copy.expected_ms)
 
 
 def pull(copy: agent_pb2.CopyState) -> PullProgress | None:
-    """How far a pull is; None: it is none."""
+    """Returns the progress of a pull; None: there is none."""
     if copy.state != "pulling":
         return None
     return PullProgress(copy.pulled_bytes, copy.pull_bytes, copy.pull_rate)
 
 
 def decision(text: str) -> Any:
-    """An agent's decision is a line of JSON; whatever else it is stands as text."""
+    """Returns an agent's decision: a parsed line of JSON, or anything else as text."""
     try:
         return json.loads(text)
     except ValueError:

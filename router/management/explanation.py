@@ -1,4 +1,4 @@
-"""Why a model is where it is, in sentences."""
+"""An explanation of where a model is and why, in sentences."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from router.state.registry import Registration
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A pod, and why a load would go there first, later or not at all."""
+    """A pod, and why a load would go there first, later, or not at all."""
 
     pod: str
     why: str
@@ -23,7 +23,7 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What a pod's agent has decided about the model: `placement.decisions`' document, or a text."""
+    """A decision of a pod's agent about the model: `placement.decisions`' document, or a text."""
 
     pod: str
     decision: Any
@@ -31,7 +31,7 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Where a model is and why, and where a load would go now."""
+    """The place of a model and its reasons, and where a load would go now."""
 
     id: str
     status: ModelStatus
@@ -49,8 +49,8 @@ def explained(
     size: int,
     decisions: dict[str, list[str]],
 ) -> Explanation:
-    """Why a model is where it is, in sentences, and where a load would go now. `chosen` gives the choice that would be
-    made without some pods."""
+    """Returns why a model is where it is, in sentences, and where a load would go now. `chosen` returns the choice
+    without some pods."""
     record = registration.record
     lines = []
     holders = {info.pod for info in status.copies if info.status in (ModelStatus.LOADED, ModelStatus.LOADING)}
@@ -61,20 +61,20 @@ def explained(
         elif info.status is ModelStatus.LOADING:
             lines.append(f"It is being loaded in {info.pod}.")
         else:
-            lines.append(f"A load in {info.pod} has failed lately; that pod is passed over until this expires.")
+            lines.append(f"A load in {info.pod} has failed lately; that pod is skipped until this expires.")
     if record.digest:
         lines.append(f"Its content has the digest {record.digest}, by its first load.")
     if status.reload is not None:
         why = f"; they have not, because {status.reload.why}" if status.reload.why else ""
-        lines.append(f"Its content was reloaded, its copies move to generation {status.reload.generation}{why}.")
+        lines.append(f"Its content was reloaded; its copies move to generation {status.reload.generation}{why}.")
     if not holders:
         lines.append("It has no copy: the first call loads it.")
     lines += _history(registration.model_id, decisions, holders)
     lines += [f"Error: {text}" for text in status.errors]
     if record.quarantined:
-        lines.append("It is quarantined: it is not loaded until it is released or registered anew.")
-    known = "measured by an earlier load" if record.host_bytes else "a guess, it was never loaded"
-    lines.append(f"A load is reckoned with {format_bytes(size)} ({known}).")
+        lines.append("It is quarantined: it is not loaded until it is released or registered again.")
+    known = "measured by an earlier load" if record.host_bytes else "a guess: it was never loaded"
+    lines.append(f"A load is estimated at {format_bytes(size)} ({known}).")
     if record.load_ms:
         lines.append(f"Its last load took {record.load_ms} ms.")
     excluded = dict.fromkeys(holders, "holds a copy already")
@@ -93,7 +93,7 @@ def explained(
 
 
 def _history(model_id: str, decisions: dict[str, list[str]], holders: set[str]) -> list[str]:
-    """Why each copy is where it is, and why the last one that went had to, as the agents remember it."""
+    """Returns why each copy is where it is, and why the last removed one was removed, by the agents' memory."""
     lines: list[str] = []
     gone: list[tuple[int, str]] = []
     for pod, texts in sorted(decisions.items()):
@@ -104,7 +104,7 @@ def _history(model_id: str, decisions: dict[str, list[str]], holders: set[str]) 
         for one in told:
             if one.get("what") in ("evict", "unload"):
                 cause = f", for {one['models'][1]}" if len(one["models"]) > 1 else ""
-                verb = "evicted from" if one["what"] == "evict" else "let go in"
+                verb = "evicted from" if one["what"] == "evict" else "unloaded from"
                 gone.append(
                     (one["ago_ms"], f"It was last {verb} {pod} {words.span(one['ago_ms'])} ago{cause}: {one['why']}.")
                 )

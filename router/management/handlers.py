@@ -1,4 +1,4 @@
-"""Management put together: the handlers that every door calls."""
+"""The handlers of management, put together for every transport."""
 
 import time
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from router.state.view import View
 
 @dataclass(frozen=True, slots=True)
 class Management:
-    """One worker's handlers, by noun."""
+    """The handlers of one worker, by noun."""
 
     registration: Registrar
     loading: Loading
@@ -47,7 +47,7 @@ class Management:
         settings: RouterSettings,
         wall: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> "Management":
-        """Puts them together. `wall` gives ms since the epoch."""
+        """Creates the handlers. `wall` returns ms since the epoch."""
         status = Reporter(
             etcd=etcd, keys=keys, view=view, coldstart=coldstart, failure_expiry=settings.failure_expiry, wall=wall
         )

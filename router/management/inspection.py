@@ -1,4 +1,4 @@
-"""Why a model is where it is, of what etcd, this router and the agents know; and how far its loads have come."""
+"""Inspection of a model: where it is and why, by etcd, this router and the agents; and the progress of its loads."""
 
 import asyncio
 import json
@@ -22,14 +22,14 @@ _PROGRESS = 1.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a pod has come that loads a model; `pull` while its files are fetched."""
+    """The progress of a load in one pod; `pull` while the model's files are fetched."""
 
     load: LoadProgress
     pull: PullProgress | None
 
 
 class Inspector:
-    """One worker's."""
+    """The inspector of one worker."""
 
     def __init__(self, *, view: View, choosing: Choosing, agents: Agent, status: Reporter) -> None:
         self._view = view
@@ -38,7 +38,7 @@ class Inspector:
         self._status = status
 
     async def explain(self, model_id: str) -> Explanation:
-        """Where a model is, or would go, and why. Raises BAD_REQUEST, UNKNOWN_MODEL, REGISTRY_AWAY."""
+        """Returns where a model is, or would go, and why. Raises BAD_REQUEST, UNKNOWN_MODEL, REGISTRY_AWAY."""
         check_id(model_id)
         seen = await self._status.look(model_id)
         if seen.registration is None:
@@ -53,14 +53,14 @@ class Inspector:
         )
 
     async def _decisions(self, model_id: str) -> dict[str, list[str]]:
-        """What the agents have lately decided about the model, by pod."""
+        """Returns the agents' latest decisions about the model, by pod."""
 
         async def ask(name: str) -> tuple[str, list[str]]:
             try:
                 reply = await self._agents.describe(self._view.pods[name], model_id, timeout=_DESCRIBE)
             except (Unreachable, KeyError):
                 return name, []
-            # Of a copy that is there the agent knows for good why it was loaded; decisions are forgotten some time.
+            # The agent keeps the reason for a copy's load as long as the copy; decisions are forgotten in time.
             loads = [
                 json.dumps({"what": "load", "models": [model_id], "why": copy.reason, "ago_ms": copy.age_ms})
                 for copy in reply.copies
@@ -71,7 +71,7 @@ class Inspector:
         return dict(await asyncio.gather(*(ask(name) for name in list(self._view.pods))))
 
     async def progress(self, model_id: str, status: StatusInfo) -> dict[str, Progress]:
-        """How far the pods have come that load the model, by pod. Who does not answer is left out."""
+        """Returns the progress of the model's loads, by pod. Pods that do not answer are left out."""
         found: dict[str, Progress] = {}
 
         async def ask(pod: Pod) -> None:

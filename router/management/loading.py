@@ -1,4 +1,4 @@
-"""Having a model loaded by request, not by a call. Loading itself is `router.loads`'s."""
+"""Loads on request rather than by a call. `router.loads` does the loading."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +12,7 @@ from router.management.status import Reporter, StatusInfo
 from router.state.registry import Registration, Registry
 from router.state.view import View
 
-# What can be wrong with a model or its place, as against what is wrong with this router or the request.
+# Faults of a model or its pod, as opposed to faults of this router or of the request.
 _LOAD_ERRORS = (
     Reason.LOAD_FAILED,
     Reason.NOT_FETCHED,
@@ -25,7 +25,7 @@ _LOAD_ERRORS = (
 
 
 class Loading:
-    """One worker's. `wall` gives ms since the epoch."""
+    """The loads on request of one worker. `wall` returns ms since the epoch."""
 
     def __init__(
         self, *, registry: Registry, view: View, coldstart: ColdStart, status: Reporter, wall: Callable[[], int]
@@ -52,7 +52,7 @@ class Loading:
         return await self.load(request.model_id, idle_ms=idle_ms, sync=request.sync)
 
     async def load(self, model_id: str, *, idle_ms: int, sync: bool) -> StatusInfo:
-        """The same for a model that is known to be registered; `idle_ms` since its last use."""
+        """Does the same for a model known to be registered; `idle_ms` since its last use."""
         failure: MeshError | None = None
         if model_id not in self._view.copies:
             try:
@@ -74,7 +74,7 @@ class Loading:
         return replace(status, status=ModelStatus.LOADING_FAILED, errors=errors)
 
     async def touch(self, registration: Registration, last_used_ms: int) -> None:
-        """Raises the recorded last use, where that makes a difference of an hour."""
+        """Raises the recorded last use, if that makes a difference of an hour."""
         if last_used_ms - registration.record.last_used_ms <= HOUR_MS:
             return
 

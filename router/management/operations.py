@@ -1,7 +1,7 @@
-"""What can be asked of management, one line each: the table that doors and permissions share.
+"""The operations of management, one line each: the table that transports and permissions share.
 
-Each route of REST and each method of gRPC names its operation from here, so what an operation does and which verb it is
-do not depend on the door it came through.
+Each route of REST and each method of gRPC names its operation from here, so the meaning and the verb of an operation do
+not depend on the transport.
 """
 
 import enum
@@ -9,27 +9,27 @@ from dataclasses import dataclass
 
 
 class Verb(enum.Enum):
-    """What kind of thing an operation does."""
+    """The kind of an operation."""
 
-    READ = "read"  # tells; changes nothing
-    REGISTER = "register"  # changes models, or what is loaded of them
+    READ = "read"  # changes nothing
+    REGISTER = "register"  # changes models or their copies
     ADMIN = "admin"  # changes the mesh
 
 
 class Noun(enum.Enum):
-    """What the name in a request names."""
+    """The kind of thing that a request names."""
 
     MODEL = "model"
     MODELS = "models"  # each line of the body names one
     VMODEL = "vmodel"
     POD = "pod"
     SETTING = "setting"
-    MESH = "mesh"  # nothing: it is about all
+    MESH = "mesh"  # no name: the whole mesh
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One thing that can be asked for."""
+    """One operation."""
 
     name: str
     verb: Verb

@@ -20,7 +20,7 @@ _DESCRIBE = 5.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class OpenLife:
-    """A pod that is cut off: for how long, and how long it will be waited for (None: as long as it takes)."""
+    """A pod that is cut off: for how long, and how long the wait for it still lasts (None: no limit)."""
 
     pod: str
     incarnation: str
@@ -32,7 +32,7 @@ class OpenLife:
 
 @dataclass(frozen=True, slots=True)
 class RouterInfo:
-    """A router, as it stands in etcd."""
+    """A router, by its record in etcd."""
 
     router: str
     address: str
@@ -42,7 +42,8 @@ class RouterInfo:
 
 
 class Pods:
-    """One worker's. A pod that is cut off is waited for `reregister_after` seconds; None: as long as it takes."""
+    """The pods as one worker shows them. `reregister_after`: longest wait for a pod that is cut off, in seconds; None:
+    no limit."""
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class Pods:
         self._reregister_after = reregister_after
 
     def published(self) -> list[PodInfo]:
-        """The pods as this router sees them."""
+        """Returns the pods as this router sees them."""
         return list(descriptions.published(self._view))
 
     def open_lives(self) -> list[OpenLife]:
@@ -80,18 +81,18 @@ class Pods:
         return found
 
     async def forget(self, name: str) -> list[str]:
-        """Closes the open lives of a pod, which nobody waits for from now on; returns their incarnations. Raises
-        PRECONDITION where the pod is published, UNKNOWN_MODEL where nothing is known of it, REGISTRY_AWAY."""
+        """Closes the open lives of a pod, which ends the wait for it; returns their incarnations. Raises
+        PRECONDITION if the pod is published, UNKNOWN_MODEL if it is unknown, REGISTRY_AWAY."""
         forgotten = await self._tombstones.forget(name)
         if not forgotten:
             if self._view.published(name) is not None:
-                text = f"{name} is published, so there is nothing to forget: stop the pod, and its models go with it"
+                text = f"{name} is published, so there is nothing to forget: stop the pod, and its copies go with it"
                 raise MeshError(Reason.PRECONDITION, text)
             raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name} that is cut off; `mesh pods` lists them")
         return forgotten
 
     async def routers(self) -> list[RouterInfo]:
-        """Returns the routers of the mesh, as they stand in etcd. Raises REGISTRY_AWAY."""
+        """Returns the routers of the mesh, by their records in etcd. Raises REGISTRY_AWAY."""
         found = []
         async for kv in self._etcd.scan(self._keys.routers):
             try:
@@ -103,7 +104,7 @@ class Pods:
         return found
 
     async def describe(self, name: str) -> PodDescription:
-        """A pod as its agent describes it now. Raises UNKNOWN_MODEL where there is no such pod, UNAVAILABLE."""
+        """Returns a pod as its agent describes it now. Raises UNKNOWN_MODEL if there is no such pod, UNAVAILABLE."""
         pod = self._view.pods.get(name)
         if pod is None:
             raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name}")
@@ -114,7 +115,8 @@ class Pods:
         return descriptions.described(reply)
 
     async def questions(self, name: str) -> tuple[str, ...]:
-        """A pod's latest questions for room, lines of JSON (`placement.replay`). Raises UNKNOWN_MODEL, UNAVAILABLE."""
+        """Returns a pod's latest requests for room, lines of JSON (`placement.replay`). Raises UNKNOWN_MODEL,
+        UNAVAILABLE."""
         pod = self._view.pods.get(name)
         if pod is None:
             raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name}")

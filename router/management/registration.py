@@ -1,6 +1,6 @@
-"""Registering, changing and unregistering models.
+"""Registration, change and unregistration of models.
 
-Semantics and texts are the predecessor's where its clients can observe them.
+Semantics and texts are the predecessor's wherever its clients can observe them.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ log = logs.get(__name__)
 
 
 class Registrar:
-    """One worker's. `wall` gives ms since the epoch."""
+    """The registrar of one worker. `wall` returns ms since the epoch."""
 
     def __init__(
         self,
@@ -51,8 +51,8 @@ class Registrar:
     async def register(self, request: Register) -> StatusInfo:
         """Registers a model; idempotent for equal attributes. A load that fails does not fail this.
 
-        Raises BAD_REQUEST; CONFLICT where it is registered with other attributes; UNAVAILABLE where copies of a
-        former life of the id are not withdrawn in time; REGISTRY_AWAY.
+        Raises BAD_REQUEST; CONFLICT if it is registered with other attributes; UNAVAILABLE if copies of a former
+        registration of the id are not withdrawn in time; REGISTRY_AWAY.
         """
         model_id, load_now = request.item.model_id, request.load_now
         record = record_of(request.item, now_ms=self._wall(), load_now=load_now, last_used_ms=request.last_used_ms)
@@ -67,7 +67,7 @@ class Registrar:
         return await self._status.of(model_id)
 
     async def register_many(self, items: Sequence[Item]) -> list[Fate]:
-        """Registers many. Returns the fate of each. Never raises."""
+        """Registers many. Returns the outcome of each. Never raises."""
         now_ms = self._wall()
         records: list[ModelRecord | MeshError] = []
         for item in items:
@@ -78,12 +78,14 @@ class Registrar:
         return await self._creation.create_many(items, records)
 
     async def unregister(self, model_id: str) -> bool:
-        """Forgets a model and has its copies withdrawn; whether there was one. Raises PRECONDITION, REGISTRY_AWAY."""
+        """Deletes a registration and has its copies withdrawn; returns whether there was one. Raises PRECONDITION,
+        REGISTRY_AWAY."""
         check_id(model_id)
         return await self._withdrawal.unregister(model_id)
 
     async def release(self, model_id: str) -> StatusInfo:
-        """Forgets that servers died of it and that loads failed: it may be loaded again. Raises UNKNOWN_MODEL."""
+        """Forgets that servers died of a model and that its loads failed: it may be loaded again. Raises
+        UNKNOWN_MODEL."""
         check_id(model_id)
         found = await self._registry.change(
             model_id,
@@ -94,9 +96,10 @@ class Registrar:
         return await self._status.of(model_id)
 
     async def reload(self, model_id: str) -> StatusInfo:
-        """Has all copies of a model move to what lies at its path now; the leader sees to it (`leader.reloading`).
+        """Has all copies of a model replaced by copies of the content now at its path, by the leader
+        (`leader.reloading`).
 
-        Returns at once: until they have moved, old and new copies answer. Raises UNKNOWN_MODEL; PRECONDITION where the
+        Returns at once: until all are replaced, old and new copies answer. Raises UNKNOWN_MODEL; PRECONDITION if the
         registration itself names a digest; REGISTRY_AWAY.
         """
         check_id(model_id)
@@ -126,14 +129,14 @@ class Registrar:
         raise changed_all_the_time(model_id)
 
     async def set_limits(self, model_id: str, change: Callable[[Limits], Limits]) -> StatusInfo:
-        """Changes how many copies a model has. Raises UNKNOWN_MODEL, and what `change` raises."""
+        """Changes the limits of a model's copies. Raises UNKNOWN_MODEL, and the errors of `change`."""
         check_id(model_id)
 
         def changed(record: ModelRecord) -> ModelRecord | None:
             limits = change(record.limits)
             return None if limits == record.limits else replace(record, limits=limits)
 
-        # Before, so that there is no moment in which limits hold that the leader does not know of; it tidies up.
+        # First, so that limits never hold without the leader's knowledge; it removes the key if they are not set.
         await self._etcd.put(self._keys.want(model_id), b"")
         found = await self._registry.change(model_id, changed)
         if found is None:

@@ -1,4 +1,4 @@
-"""What management is asked for, and what is wrong with it."""
+"""The requests to management, and their validation."""
 
 import re
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from placement.copies import UNLIMITED, Limits
 
 HOUR_MS = 3_600_000
 RECENCY_LOAD_NOW_MS = HOUR_MS
-"""A model registered and loaded at once counts as used an hour ago: it does not push out what is really in use."""
+"""A model registered and loaded at once counts as used an hour ago: it does not displace models in real use."""
 RECENCY_MS = 6 * HOUR_MS
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class Item(NamedTuple):
-    """What is registered: as the predecessor knows it, and what may be said beside it."""
+    """A registration as the predecessor knows it, and optional further attributes."""
 
     model_id: str
     type: str
@@ -30,7 +30,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """Registers a model, and with `load_now` has it loaded; with `sync`, the answer waits for that."""
+    """A request to register a model, and with `load_now` to load it; with `sync`, the answer waits for that."""
 
     item: Item
     load_now: bool = False
@@ -40,7 +40,7 @@ class Register:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Has a model loaded that has no copy; with `sync`, the answer waits for that."""
+    """A request to load a model that has no copy; with `sync`, the answer waits for that."""
 
     model_id: str
     sync: bool = False
@@ -48,7 +48,7 @@ class Load:
 
 
 def check_id(model_id: str) -> None:
-    """Raises BAD_REQUEST where no model can have that id."""
+    """Checks that a model can have that id. Raises BAD_REQUEST."""
     try:
         records.check_id(model_id)
     except ValueError as error:

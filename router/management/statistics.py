@@ -1,4 +1,4 @@
-"""What a router has done, in the numbers that people look at, of a snapshot of its metrics."""
+"""A summary of a router's metrics, in the numbers that people look at."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from mesh.telemetry import metrics
 
 
 def summary(snapshot: metrics.Snapshot) -> dict[str, Any]:
-    """Calls, hits, cold starts and their latencies, of a snapshot of the workers' metrics."""
+    """Returns calls, hits, cold starts and their latencies, from a snapshot of the workers' metrics."""
     found = {metric["name"]: metric for metric in snapshot["metrics"]}
 
     def count(name: str) -> int:

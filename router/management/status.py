@@ -1,4 +1,4 @@
-"""How models are: one with its copies, and pages of all that are registered."""
+"""The status of models: one with its copies, and pages of all registered ones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,19 +24,19 @@ MAX_PAGE = 1000
 
 @dataclass(frozen=True, slots=True)
 class CopyInfo:
-    """One copy, or one failure to make one."""
+    """One copy, or one failed load."""
 
     pod: str
     status: ModelStatus  # LOADED, LOADING, LOADING_FAILED
-    time_ms: int  # epoch: when it came into this status, by its pod's clock
+    time_ms: int  # epoch: when it entered this status, by its pod's clock
     bytes: int = 0
     generation: int = 0  # of the registration's content
-    digest: str = ""  # hex, of what it was loaded from
+    digest: str = ""  # hex, of the content it was loaded from
 
 
 @dataclass(frozen=True, slots=True)
 class StatusInfo:
-    """How a model is."""
+    """The status of a model."""
 
     status: ModelStatus
     errors: tuple[str, ...] = ()  # newest first
@@ -56,7 +56,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A model as it stood in etcd at one revision."""
+    """A model as it was in etcd at one revision."""
 
     registration: Registration | None
     copies: dict[str, CopyRecord]  # by pod
@@ -65,7 +65,8 @@ class Seen:
 
 
 class Reporter:
-    """One worker's. `wall` gives ms since the epoch; a failed load is told of for `failure_expiry` seconds."""
+    """The reporter of one worker. `wall` returns ms since the epoch; a failed load is reported for `failure_expiry`
+    s."""
 
     def __init__(
         self,
@@ -85,13 +86,13 @@ class Reporter:
         self._wall = wall
 
     async def of(self, model_id: str) -> StatusInfo:
-        """How a model is. Never loads it, never counts as a use. Raises BAD_REQUEST, REGISTRY_AWAY."""
+        """Returns a model's status. Never loads it, never counts as a use. Raises BAD_REQUEST, REGISTRY_AWAY."""
         check_id(model_id)
         seen = await self.look(model_id)
         return StatusInfo(ModelStatus.NOT_FOUND) if seen.registration is None else self.info(seen.registration, seen)
 
     async def look(self, model_id: str) -> Seen:
-        """Record and copies as they stand in etcd, at one revision."""
+        """Reads record and copies from etcd, at one revision."""
         key, copies = self._keys.model(model_id), self._keys.copies(model_id)
         result = await self._etcd.txn(
             [],
@@ -117,12 +118,12 @@ class Reporter:
         return Seen(decode(model_id, registered[0]) if registered else None, published, result.revision, reload)
 
     def info(self, registration: Registration, seen: Seen) -> StatusInfo:
-        """Returns how a model is that was seen so."""
+        """Returns the status of a model, from what was read."""
         record, now = registration.record, self._wall()
         current = {pod: copy for pod, copy in seen.copies.items() if copy.create_revision == registration.created}
-        newer = self._view.revision > seen.revision  # the watch has been quicker than the read
+        newer = self._view.revision > seen.revision  # the watch was quicker than the read
         for copy in self._view.known(registration.model_id):
-            # Suspects are served though etcd has lost them, and what an agent has answered is newer than its key.
+            # Suspects are called though etcd has lost them, and an agent's answer is newer than its key.
             if (newer or copy.suspect or copy.answered) and copy.record.create_revision == registration.created:
                 current[copy.pod.name] = copy.record
         failures = record.recent_failures(now, self._failure_expiry_ms)
@@ -160,7 +161,7 @@ class Reporter:
         return StatusInfo(status, errors, tuple(infos), record, reload=seen.reload)
 
     def errors(self, record: ModelRecord) -> tuple[str, ...]:
-        """Why a model is not loaded, or has not been in some pod: what its record remembers and has not expired."""
+        """Returns why a model is not loaded, or not in some pod: the failures in its record that have not expired."""
         failures = record.recent_failures(self._wall(), self._failure_expiry_ms)
         errors = tuple(failure.text for failure in failures if failure.text)
         if self._changed(record):
@@ -170,11 +171,11 @@ class Reporter:
         return errors
 
     def _changed(self, record: ModelRecord) -> bool:
-        """Whether a load has lately found other content than the registration's."""
+        """Returns whether a recent load has found other content than the registration's."""
         return bool(record.changed) and self._wall() - record.changed_ms < self._failure_expiry_ms
 
     async def page(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Page:
-        """Registered models whose id begins with `prefix`, after the id `after`. At most MAX_PAGE a page."""
+        """Returns registered models whose id begins with `prefix`, after the id `after`, at most MAX_PAGE of them."""
         limit = max(1, min(limit, MAX_PAGE))
         try:
             first = self._keys.registry + prefix.encode()

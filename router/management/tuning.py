@@ -1,4 +1,4 @@
-"""The settings that change while the mesh runs, as people read and write them. `router.state.dynamic` follows them."""
+"""Reads and writes of the settings that change while the mesh runs. `router.state.dynamic` follows them."""
 
 from mesh.etcd import Etcd
 from mesh.etcd.ranges import after_prefix
@@ -8,20 +8,20 @@ from router.state import dynamic
 
 
 class Tuning:
-    """One worker's."""
+    """The settings of the mesh, through one worker."""
 
     def __init__(self, etcd: Etcd, keys: Keys) -> None:
         self._etcd = etcd
         self._keys = keys
 
     async def read(self) -> dict[str, str]:
-        """All settings as they stand in etcd, "" for those that are not set. Raises REGISTRY_AWAY."""
+        """Reads all settings from etcd, "" for those that are not set. Raises REGISTRY_AWAY."""
         page = await self._etcd.page(self._keys.config, after_prefix(self._keys.config), limit=100)
         found = {self._keys.setting_of(kv.key): kv.value.decode(errors="replace") for kv in page.kvs}
         return {name: found.get(name, "") for name in dynamic.NAMES}
 
     async def write(self, name: str, text: str) -> None:
-        """Sets one; "" takes it away. Raises BAD_REQUEST, REGISTRY_AWAY."""
+        """Writes one; "" removes it. Raises BAD_REQUEST, REGISTRY_AWAY."""
         check(name)
         try:
             dynamic.parse(name, text)
@@ -34,7 +34,7 @@ class Tuning:
 
 
 def check(name: str) -> None:
-    """Raises BAD_REQUEST where there is no such setting."""
+    """Checks that there is such a setting. Raises BAD_REQUEST."""
     if name not in dynamic.NAMES:
         text = f"there is no setting {name[:80]!r}; there are {', '.join(dynamic.NAMES)}"
         raise MeshError(Reason.BAD_REQUEST, text)

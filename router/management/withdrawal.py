@@ -1,7 +1,7 @@
-"""Taking registrations out of etcd, and their copies out of pods.
+"""The removal of registrations from etcd, and of their copies from pods.
 
-Who may answer for a model after it was unregistered (pods with a copy, pods that are cut off) is left behind in a
-tombstone; mostly there is nobody. `router.fencing.tombstones` sees to its end.
+If pods may still answer for a model after it was unregistered (pods with a copy, pods that are cut off), a tombstone
+stays behind; usually there are none. `router.fencing.tombstones` removes it in time.
 """
 
 import asyncio
@@ -23,16 +23,18 @@ from router.state.view import View
 log = logs.get(__name__)
 
 ROUNDS = 8
-"""Attempts at a transaction that others keep changing."""
+"""Attempts at a transaction whose keys others keep changing."""
 
 
 def changed_all_the_time(model_id: str) -> MeshError:
-    """What a caller is told whose transaction others kept changing."""
-    return MeshError(Reason.UNAVAILABLE, f"model {model_id} is being changed by others all the time", retry_after=1.0)
+    """Returns the error for a caller whose transaction failed because others kept changing the model."""
+    return MeshError(
+        Reason.UNAVAILABLE, f"model {model_id} is being changed by other callers: try again", retry_after=1.0
+    )
 
 
 class Withdrawal:
-    """One worker's. `wait`: seconds that agents have for unloading."""
+    """The withdrawals of one worker. `wait`: seconds that agents have for unloading."""
 
     def __init__(
         self,
@@ -54,7 +56,8 @@ class Withdrawal:
         self._wait = wait
 
     async def unregister(self, model_id: str) -> bool:
-        """Forgets a model and has its copies withdrawn; whether there was one. Raises PRECONDITION, REGISTRY_AWAY."""
+        """Deletes a registration and has its copies withdrawn; returns whether there was one. Raises PRECONDITION,
+        REGISTRY_AWAY."""
         key, copies = self._keys.model(model_id), self._keys.copies(model_id)
         tombstone = self._keys.tombstone(model_id)
         for _ in range(ROUNDS):
@@ -69,7 +72,7 @@ class Withdrawal:
             registration = decode(model_id, found[0])
             if registration.record.refs > 0:
                 raise MeshError(Reason.PRECONDITION, f"Model {model_id} has referents")
-            # Who may answer for it after this: pods with a copy, and pods that are cut off. Mostly there is nobody.
+            # The pods that may answer for it after this: those with a copy, or cut off. Usually there are none.
             nobody = not etcds.found(seen.responses[1]) and all_present(seen.responses[2:])
             unchanged = [etcds.modified(key, registration.modified)]
             burial = etcds.put_op(tombstone, Tombstone.of(registration.record).encode())
@@ -88,11 +91,11 @@ class Withdrawal:
                 continue
             self._registry.forget(model_id)
             if nobody and not all_present(result.responses[4:6]):
-                # A pod was cut off in this very moment. It had no copy a moment before.
+                # A pod was cut off just now. It had no copy a moment before.
                 nobody = not (await self._etcd.txn([etcds.absent(key)], [burial])).succeeded
             await self.withdraw(model_id, etcds.found(result.responses[3]), "it was unregistered")
             if not nobody:
-                with contextlib.suppress(etcds.EtcdError):  # it is unregistered; the leader sees to the rest
+                with contextlib.suppress(etcds.EtcdError):  # it is unregistered; the leader does the rest
                     await self._tombstones.resolve(model_id)
             return True
         raise changed_all_the_time(model_id)

@@ -1,10 +1,10 @@
 """The router pod: the process that owns the others. It follows etcd once for all workers, starts them and the edge, and
 answers the probes.
 
-It is not on the path of any call. What must not outlive it, its workers and Envoy, is tethered to its life by the
-kernel; what dies or hangs below it is started again, with back-off. What it cannot do itself any more, because a task
-of its own has failed, ends it with the reason: whoever started it starts it again. When it stops, it first says so on
-`/ready`, then takes no more calls, lets those in flight end, and ends its children.
+It is not on the path of any call. Its workers and Envoy must not outlive it, which the kernel ensures; a child that
+dies or hangs is started again, with back-off. If an essential task of its own fails, the process ends with the reason,
+and its supervisor starts it again. When it stops, it first says so on `/ready`, then takes no more calls, lets those in
+flight end, and ends its children.
 """
 
 import asyncio
@@ -52,17 +52,17 @@ from router.state.view import View
 
 log = logs.get(__name__)
 
-_SAY = 0.5  # seconds between saying "not ready" and taking no more calls: for load balancers that look
+_SAY = 0.5  # seconds between saying "not ready" and taking no more calls: for load balancers that poll
 _TICK = 1.0  # seconds
-_DEAD = 60.0  # seconds without any worker or Envoy, starting new ones all the while, after which the pod is not live
-_STOPPING = 20.0  # seconds, beyond the drains of Envoy and workers, to end in order where it cannot go on
+_DEAD = 60.0  # seconds without any worker or Envoy, in spite of restarts, after which the pod is not live
+_STOPPING = 20.0  # seconds, beyond the drains of Envoy and workers, for an orderly end after a failure
 _KILL = 5.0  # seconds a worker has, beyond its drain, before it is killed
 
 
 def default_workers(cpus: int) -> int:
-    """How many workers for so many CPUs: one for two.
+    """Returns the number of workers: one for every two CPUs.
 
-    Envoy takes 60 % of what a call costs this tier, so as many workers as CPUs would never all be busy; and the fewer
+    Envoy takes 60 % of this tier's cost of a call, so as many workers as CPUs would never all be busy; and the fewer
     they are, the more calls each finds at once when it wakes. Measured on 2 CPUs, 64 calls in flight: one worker takes
     58 us a call and Envoy 100, two take 80 to 100 and Envoy 115 to 150.
     """
@@ -70,11 +70,11 @@ def default_workers(cpus: int) -> int:
 
 
 class StartError(Exception):
-    """The router cannot start as it was asked to; the text says why and what to do."""
+    """A router that cannot start; the text says why and what to do."""
 
 
 class RouterPod:
-    """See the module's text."""
+    """A router pod's main process (see the module's text)."""
 
     def __init__(self, settings: RouterSettings) -> None:
         self._own_dir = not settings.run_dir
@@ -120,24 +120,24 @@ class RouterPod:
         self._roster = Roster(self._etcd, keys, settings.name, self._record)
         self._workers: list[Supervisor] = []
         self._sockets: list[sockets.Sockets] = []
-        self._restarts = self._metrics.counter("mesh_worker_restarts", "Workers that died and were started again.")
+        self._restarts = self._metrics.counter("mesh_worker_restarts", "Workers that died and were restarted.")
         self._hung = self._metrics.counter("mesh_hung_processes", process.HUNG_HELP, ("process",))
         self._envoy: minder.Minder | None = None
         probe = addresses.parse_address(settings.probe)
         self._probes = Probes(probe, self.why_not_ready, self._why_not_live, self._render)
         self._stopping = False
-        self._served = asyncio.get_running_loop().time()  # when its processes were last able to serve
+        self._served = asyncio.get_running_loop().time()  # when its processes could last serve
         self.probe_port = 0
         if self._identity is not None:
             self._identity.follow(self._metrics)
         gauge = self._metrics.gauge
         gauge("mesh_workers", "Workers that are connected.").follow(lambda: len(self._feed.ready()))
-        gauge("mesh_leader", "1 where this router leads.", merge="max").follow(lambda: int(self._election.leading))
+        gauge("mesh_leader", "1 if this router leads.", merge="max").follow(lambda: int(self._election.leading))
         carrying = self._rounds.carrying
         gauge("mesh_planned_loads", "Loads that the leader had made.", merge="max").follow(
             lambda: carrying.statistics().loads
         )
-        gauge("mesh_planned_load_failures", "Loads that the leader asked for and did not get.", merge="max").follow(
+        gauge("mesh_planned_load_failures", "Loads that the leader requested and that failed.", merge="max").follow(
             lambda: carrying.statistics().failures
         )
         gauge("mesh_planned_unloads", "Copies that the leader had unloaded.", merge="max").follow(
@@ -149,15 +149,15 @@ class RouterPod:
         gauge("mesh_tombstones", "Unregistered models that a pod may still answer for.", merge="max").follow(
             lambda: self._closing.statistics().tombstones
         )
-        gauge(
-            "mesh_lives_expired", "Pods that were cut off for so long that they are not waited for.", merge="max"
-        ).follow(lambda: self._closing.statistics().expired)
-        gauge("mesh_registry_stale_seconds", "For how long nothing has been heard from etcd.").follow(
+        gauge("mesh_lives_expired", "Pods cut off for so long that the wait for them has ended.", merge="max").follow(
+            lambda: self._closing.statistics().expired
+        )
+        gauge("mesh_registry_stale_seconds", "Seconds since the last news from etcd.").follow(
             lambda: self._following.stale_for
         )
 
     def why_not_ready(self) -> str | None:
-        """None: clients are served."""
+        """Returns why this router takes no calls; None: it does."""
         if self._stopping:
             return "this router is stopping"
         if not self._following.read.is_set():
@@ -170,7 +170,7 @@ class RouterPod:
         return None
 
     def _why_nobody_serves(self) -> str | None:
-        """Whether Envoy and a worker run and give signs of life, whatever they know: None, or the reason why not."""
+        """Returns why no calls can be served; None: Envoy and a worker run and give signs of life."""
         if self._envoy is not None and (reason := self._envoy.why_not_ready) is not None:
             return reason
         connected = self._feed.ready()
@@ -180,14 +180,14 @@ class RouterPod:
         return "; ".join(filter(None, troubles)) if troubles and all(troubles) else None
 
     def _why_not_live(self) -> str | None:
-        """What dies or hangs below is started again here; where that does not help for long, a fresh container may."""
+        """Returns why the pod is not live: restarting its children has long not helped, and a new container may."""
         down = asyncio.get_running_loop().time() - self._served
         if self._stopping or down < _DEAD:
             return None
         return f"nothing has served for {down:.0f} s: {self._why_nobody_serves() or 'it serves again'}"
 
     async def start(self) -> None:
-        """Starts everything. Raises StartError, leaving nothing behind."""
+        """Starts all parts. Raises StartError, leaving nothing behind."""
         settings = self.settings
         try:
             self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -221,12 +221,12 @@ class RouterPod:
 
     @property
     def address(self) -> str:
-        """Where clients call."""
+        """The address that clients call."""
         host, port = addresses.parse_address(self.settings.listen)
         return addresses.format_address(host, self._envoy.port if self._envoy is not None else port)
 
     def _with_ports(self, settings: RouterSettings) -> RouterSettings:
-        """Without Envoy, all workers listen on the same ports, so free ones are chosen here, and taken ones found."""
+        """Returns settings with free ports chosen, as all workers share them without Envoy. Raises StartError."""
         if settings.edge == "envoy":
             return settings
         chosen = []
@@ -259,21 +259,21 @@ class RouterPod:
         )
 
     async def _take_part(self) -> None:
-        """Makes sure whose prefix it is, then follows etcd, and leads where it is its turn."""
+        """Checks the prefix's owner, then follows etcd, and leads when elected."""
         keys = Keys(self.settings.base)
         try:
-            await self._patience.until_done(lambda: self._etcd.get(keys.owner))  # also where nobody asks whose it is
+            await self._patience.until_done(lambda: self._etcd.get(keys.owner))  # also if the owner is not checked
             await self._patience.until_done(lambda: owner.claim(self._etcd, keys, self.settings.install_id))
         except (owner.OwnedByAnother, EtcdError) as error:
             self.ending.because(error.detail if isinstance(error, EtcdError) else str(error))
             return
         self._tasks.run(duties.ROSTER, self._roster.run)
         self._following.begin()
-        await self._following.read.wait()  # whoever leads has to know first what is where
+        await self._following.read.wait()  # a leader must first know the pods and copies
         await self._election.run()
 
     async def _lead(self) -> None:
-        """Does what a leader does, until cancelled. Raises RuntimeError where that fails or hangs."""
+        """Runs a leader's duties until cancelled. Raises RuntimeError if one fails or hangs."""
         failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         tasks = Tasks(lambda why: None if failed.done() else failed.set_result(why))
         tasks.run(duties.ROUNDS, self._rounds.lead)
@@ -287,7 +287,7 @@ class RouterPod:
         return RouterRecord(self.address, self.settings.probe, self.settings.workers, records.SPOKEN)
 
     async def _tick(self) -> None:
-        """What a view needs now and then."""
+        """Does the view's periodic work."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_TICK)
@@ -330,11 +330,11 @@ class RouterPod:
         return metrics.render(await self._snapshot())
 
     async def stop(self, grace: float | None = None) -> None:
-        """Stops in good order; calls in flight get `grace` seconds (None: the settings')."""
+        """Stops in order; calls in flight get `grace` seconds (None: the settings')."""
         grace = self.settings.drain if grace is None else grace
         self._stopping = True
         for worker in self._workers:
-            worker.leave()  # from now on the grace bounds it
+            worker.leave()  # from now on the grace period bounds it
         self._feed.drain()
         if grace:
             log.info("router stops", grace=grace)
@@ -369,13 +369,14 @@ def _tls(settings: RouterSettings) -> config.Tls | None:
 
 
 def _say(line: str) -> None:
-    """A worker's line: it is formatted already and goes out as it is."""
+    """Prints a worker's log line, which is formatted already."""
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 
 
 async def run(settings: RouterSettings) -> int:
-    """Runs a router pod until SIGTERM or SIGINT, or until it cannot go on. The exit status; raises StartError."""
+    """Runs a router pod until SIGTERM or SIGINT, or until it cannot go on. Returns the exit status; raises
+    StartError."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,6 +1,6 @@
-"""A router's place on the roster: `routers/<name>` in etcd, under a lease, so that routers know of each other.
+"""A router's place on the roster: `routers/<name>` in etcd, under a lease, so that routers know each other.
 
-Nothing depends on it to serve calls, so a lease that is lost is only replaced.
+Serving calls does not depend on it, so a lost lease is only replaced.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _PAUSE = 1.0  # seconds between attempts
 
 
 class Roster:
-    """Keeps one router's record there. `record` gives it as it is now."""
+    """The record of one router there. `record` returns the current one."""
 
     def __init__(self, etcd: Etcd, keys: Keys, name: str, record: Callable[[], RouterRecord]) -> None:
         self._etcd = etcd
@@ -28,12 +28,12 @@ class Roster:
         self._record = record
 
     async def run(self) -> None:
-        """Keeps it until cancelled; the record vanishes then."""
+        """Keeps the record until cancelled, and then removes it."""
         while True:
             try:
                 await self._stand()
             except EtcdError as error:
-                log.debug("this router is not on the roster while etcd is away", why=error.detail)
+                log.debug("this router is not on the roster: etcd is unavailable", why=error.detail)
             await asyncio.sleep(_PAUSE)
 
     async def _stand(self) -> None:

@@ -1,8 +1,8 @@
 """The sockets that Envoy calls workers on: made and held by the router pod, handed to each worker as it starts.
 
-So there is no moment without a listener. While a worker that has died is being replaced, calls for it wait in its
-sockets' queues and are answered by its successor; a path that refuses would fail them, since the worker without calls
-is the one that a balancer by load likes best. It also lets a router pod on few CPUs do with one worker.
+So there is always a listener. While a dead worker is being replaced, calls for it wait in its sockets' queues and its
+successor answers them; a path that refused connections would fail them, since a balancer by load prefers the worker
+without calls. It also allows a router pod on few CPUs to have only one worker.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ class Sockets:
     """The listening sockets of one worker, by kind."""
 
     def __init__(self, paths: dict[str, str]) -> None:
-        """Listens on those paths, for this user only; replaces what a pod that was killed has left. OSError."""
+        """Listens on those paths, for this user only; replaces sockets left by a killed pod. Raises OSError."""
         self._paths = paths
         self._sockets: dict[str, socket.socket] = {}
         try:
@@ -30,11 +30,11 @@ class Sockets:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """For the worker, in the order of `KINDS`."""
+        """Returns the descriptors for the worker, in the order of `KINDS`."""
         return tuple(self._sockets[kind].fileno() for kind in KINDS)
 
     def close(self) -> None:
-        """Closes and removes them."""
+        """Closes and removes the sockets."""
         for kind, listening in self._sockets.items():
             listening.close()
             with contextlib.suppress(FileNotFoundError):
@@ -43,7 +43,7 @@ class Sockets:
 
 
 def adopt(descriptor: int) -> socket.socket:
-    """A worker's end: the socket that was handed to it."""
+    """Returns the socket behind a descriptor that the worker was given."""
     listening = socket.socket(fileno=descriptor)
     listening.setblocking(False)
     return listening

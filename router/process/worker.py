@@ -1,8 +1,8 @@
 """`python -m router.process.worker SETTINGS INDEX [GRPC REST]`: one worker process; the router pod starts it.
 
 It answers on two unix sockets (gRPC over HTTP/1.1, REST) that Envoy calls and the pod has made (`sockets`; their
-descriptors are the last arguments), or on the ports themselves where `grpc.aio` is the edge. Everything it knows can
-be made again from etcd, so it may die at any time.
+descriptors are the last arguments), or on the ports themselves if `grpc.aio` is the edge. All of its state can be
+rebuilt from etcd, so it may die at any time.
 """
 
 import asyncio
@@ -60,18 +60,16 @@ if TYPE_CHECKING:
 log = logs.get(__name__)
 
 _TICK = 1.0  # seconds
-_FEED_WAIT = 5.0  # seconds for what is where to be known before calls are taken; beyond it, callers are told why not
-_GRACE = (
-    5.0  # seconds, at most, that calls in flight have where this worker cannot go on: others wait for its successor
-)
-_STOPPING = 10.0  # seconds, beyond those, to end in order
+_FEED_WAIT = 5.0  # seconds to wait for the feed before calls are taken; after that, callers get an error that says so
+_GRACE = 5.0  # most seconds for calls in flight after a failure of this worker: others wait for its successor
+_STOPPING = 10.0  # further seconds for an orderly end
 _IDLE = 50.0  # seconds after which an unused connection to a pod is closed; below the model server's own patience
 
 
 class Process:
-    """The parts of a worker, put together. `start()`, then `stop()`.
+    """A worker, composed of its parts. Call `start()`, then `stop()`.
 
-    `handed` are the descriptors of its listening sockets, where Envoy is the edge: it owns and closes them.
+    `handed` are the descriptors of its listening sockets, if Envoy is the edge: it owns and closes them.
     """
 
     def __init__(self, settings: RouterSettings, index: int, handed: Sequence[int] = ()) -> None:
@@ -159,7 +157,7 @@ class Process:
         self._gauges(bodies)
 
     def why_not_ready(self) -> str | None:
-        """None: calls are served."""
+        """Returns why this worker takes no calls; None: it does."""
         if self._draining:
             return "this router is stopping"
         if not self._listening:
@@ -173,7 +171,7 @@ class Process:
         self._tasks.run(duties.WORKER_TICK, self._tick)
         if self.identity is not None:
             self._tasks.run(duties.WORKER_CERTIFICATES, self.identity.run)
-        # A worker that knows nothing takes every call for a cold start, and needs etcd for what is resident.
+        # Without the feed, every call is a cold start, and a resident model needs etcd.
         if not await self.feed.first(_FEED_WAIT):
             log.warning("calls are taken before the registry (etcd) was read", waited=_FEED_WAIT)
         if settings.edge == "envoy":
@@ -191,12 +189,12 @@ class Process:
             self._rest = await app.serve_tcp(self._rest_parts, host, port, shared=True, grace=settings.drain)
         self._listening = True
         self.feed.tell()
-        # What is there now stays: the collector need not look at it again and again.
+        # Present objects stay: the garbage collector need not scan them again.
         gc.collect()
         gc.freeze()
 
     async def stop(self) -> None:
-        """Takes no more calls, lets those in flight end, bounded, and lets go of everything."""
+        """Takes no more calls, lets those in flight end, bounded, and releases all resources."""
         self._drain()
         self.feed.tell()
         grace = min(self.settings.drain, _GRACE) if self.ending.why else self.settings.drain
@@ -252,7 +250,7 @@ class Process:
         gauge = self.metrics.gauge
         # The view is the same in each worker, so the highest of them is what the router pod sees.
         gauge("mesh_pods", "Runtime pods in view.", merge="max").follow(lambda: len(view.pods))
-        gauge("mesh_suspect_pods", "Pods that vanished without a word and are still called.", merge="max").follow(
+        gauge("mesh_suspect_pods", "Pods that disappeared without notice and are still called.", merge="max").follow(
             lambda: sum(pod.suspect for pod in view.pods.values())
         )
         gauge("modelmesh_models_loaded_total", "Models with a copy that may be called.", merge="max").follow(
@@ -260,14 +258,16 @@ class Process:
         )
         gauge("mesh_calls_in_flight", "Inference calls in the workers.").follow(lambda: forwarder.in_flight)
         gauge("mesh_waiters", "Calls that wait for loads.").follow(lambda: coldstart.statistics().waiters)
-        gauge("mesh_waiting_bytes", "What they hold.").follow(lambda: coldstart.statistics().bytes)
+        gauge("mesh_waiting_bytes", "Bytes of the calls that wait for loads.").follow(
+            lambda: coldstart.statistics().bytes
+        )
         budget, server = self.budget, self.server
         gauge("mesh_body_bytes", "Bytes of requests and replies in the workers.").follow(lambda: budget.held)
         counter = self.metrics.counter
         counter("mesh_bodies_refused", "Bodies refused because those in flight filled --max-body-bytes.").follow(
             lambda: budget.refused
         )
-        counter("mesh_bodies_slow", "Bodies ended because they came or were read too slowly.").follow(
+        counter("mesh_bodies_slow", "Bodies ended because they arrived or were read too slowly.").follow(
             lambda: server.slow + bodies.slow
         )
         if self.identity is not None:
@@ -278,7 +278,7 @@ class Process:
 
 
 async def _serve(settings: RouterSettings, index: int, handed: Sequence[int]) -> int:
-    """Runs the worker until it is told to stop, or cannot go on. The exit status."""
+    """Runs the worker until it is told to stop, or cannot go on. Returns the exit status."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -299,7 +299,7 @@ async def _serve(settings: RouterSettings, index: int, handed: Sequence[int]) ->
 
 
 def main() -> None:
-    """The process."""
+    """Runs the process."""
     settings = RouterSettings.read(Path(sys.argv[1]))
     index, *handed = map(int, sys.argv[2:])
     logs.configure(level=settings.log_level, fmt=settings.log_format, process=f"worker{index}")  # type: ignore[arg-type]
