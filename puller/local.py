@@ -183,7 +183,7 @@ class LocalProvider:
         for root in self._roots:
             if real == root or real.startswith(root.rstrip("/") + "/"):
                 return
-        log.warning("%s is not under a folder that models may be read from: %s", path, ", ".join(self._roots) or "none")
+        log.warning("%r is not under a folder that models may be read from: %s", path, ", ".join(self._roots) or "none")
         what = "is not under a folder" if real == path else "leads out of the folders"
         text = f"{shown} {what} that models may be read from (--file-root)"
         raise PullError(PullErrorKind.FORBIDDEN, text)

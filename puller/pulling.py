@@ -241,7 +241,7 @@ class Pulling:
         layout = tree.lay_out([file.path for file in listing.files], listing.folders, location.shown)
         skipped = (*listing.skipped, *layout.skipped)
         if skipped:
-            log.warning("skipped in %s: %s", location.shown, tree.told(skipped))
+            log.warning("skipped in %r: %s", location.shown, tree.told(skipped))
             self.skipped += skipped
         kept = replace(listing, files=tuple(listing.files[number] for number, _ in layout.files))
         paths = [name / path for _, path in layout.files]
