@@ -101,7 +101,7 @@ class FakeClaims:
         claimed: verdicts.Claimed,
         remember: Callable[[ModelRecord], ModelRecord],
     ) -> verdicts.Publication:
-        """As the real one: what another pod has written meanwhile stands in `records`."""
+        """Publishes as the real one does; `records` has what other pods have written."""
         if model_id in self.publications:
             return self.publications[model_id]
         record = self.records[model_id]
@@ -161,7 +161,7 @@ class FakeFiles:
 
 
 class FakeHistory:
-    """What would be written into records."""
+    """Writes to records, noted instead of made."""
 
     def __init__(self) -> None:
         self.failures: dict[str, str] = {}
@@ -206,7 +206,7 @@ class FakeFence:
 
 
 class FakeOptimising:
-    """What the optimiser is told of."""
+    """The loads that the optimiser is informed about."""
 
     tag = "tag"
 
@@ -302,11 +302,11 @@ class FakePod:
 
     @property
     def resident(self) -> set[str]:
-        """What the ledger says is loaded."""
+        """Returns the loaded models, by the ledger."""
         return {name for name, entry in self.ledger.entries.items() if entry.state is State.LOADED}
 
     def unloaded(self) -> list[str]:
-        """What the server was asked to unload, in that order."""
+        """Returns the models that the server was asked to unload, in order."""
         return [model_id for what, model_id in self.server.asked if what == "unload"]
 
     async def asked(self, what: str, model_id: str) -> None:

@@ -60,7 +60,7 @@ async def pod(shared: AgentProcess) -> AgentProcess:
 
 
 async def states(pod: AgentProcess) -> dict[str, str]:
-    """What is in the pod."""
+    """Returns the states of the pod's copies."""
     return {copy.model_id: copy.state for copy in (await pod.describe()).copies}
 
 
@@ -188,7 +188,7 @@ async def test_files_that_cannot_be_had(pod: AgentProcess) -> None:
 
 
 async def test_a_file_that_was_not_complete_is_loaded_once_it_is(pod: AgentProcess) -> None:
-    """Whoever asks before is told the same, at no load's cost; nobody has to release anything."""
+    """Earlier callers get the same error without another load; no release is needed."""
     whole = models.constant(3.0)
     created = await pod.register("half", whole[: len(whole) // 2])
     path = Path((await pod.model("half")).path)
@@ -422,10 +422,10 @@ async def test_a_server_that_is_stopped_is_replaced_and_no_model_blamed(pod: Age
     assert not (await pod.model("running")).killed
     assert 'mesh_hung_processes{process="model-server"} 2' in (await pod.probe("/metrics"))[1]
     # The pod has "auto". What its first server has found is what the pod has told everybody.
-    assert _option(pod.server_pid, "device") == "cpu"
+    assert _argument(pod.server_pid, "device") == "cpu"
 
 
-def _option(pid: int, name: str) -> str:
+def _argument(pid: int, name: str) -> str:
     words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     return words[words.index(f"--{name}") + 1]
 

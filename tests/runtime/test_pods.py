@@ -1,4 +1,4 @@
-"""What needs pods of its own: their ends, their names, two of them at once, an etcd that is away."""
+"""Tests that need their own pods: their ends, their names, two at once, an etcd that is unavailable."""
 
 import asyncio
 import hashlib

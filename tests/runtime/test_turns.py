@@ -1,4 +1,4 @@
-"""Turns of the model server: callers first, whoever was used lately next, nobody lost."""
+"""Turns of the model server: callers first, then models used lately, and none lost."""
 
 import asyncio
 

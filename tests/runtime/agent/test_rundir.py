@@ -55,7 +55,7 @@ def test_a_folder_left_by_a_former_life_is_shown_to_the_next(tmp_path: Path) -> 
 
 
 def test_others_leave_the_folder_to_the_next_life_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its models, which are large; and not for ever, as no next life may come."""
+    """Without its models, which are large; and not forever, as there may be no next life."""
     seen: list[str] = []
 
     def killed() -> Path:

@@ -1,4 +1,4 @@
-"""What an agent is told, and refuses."""
+"""Settings of an agent, and those it refuses."""
 
 from dataclasses import replace
 

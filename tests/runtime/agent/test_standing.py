@@ -1,4 +1,4 @@
-"""How a pod is."""
+"""The state of a pod."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from mesh.runtime.agent.standing import Standing
 
 @pytest.mark.parametrize(("down_for", "live"), [(0.0, True), (170.0, True), (190.0, False)])
 def test_a_pod_without_a_server_for_minutes_is_not_live(down_for: float, live: bool) -> None:
-    """Others are started all the while, so seconds without one are nothing."""
+    """It is restarted all the while, so seconds without one do not count."""
     server = SimpleNamespace(down_for=down_for, why_down="the model server ended with status 3")
     why = Standing.why_not_live(SimpleNamespace(_server=server))
     assert why is None if live else "the model server ended with status 3" in str(why)

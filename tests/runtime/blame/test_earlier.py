@@ -1,4 +1,4 @@
-"""What an earlier life of a pod has left behind."""
+"""Evidence left by an earlier life of a pod."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_a_pod_that_was_killed_whole_blames_models_only_for_its_memory(
 def test_a_life_that_was_stopped_from_outside_blames_nobody(
     stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever killed it for that says so to the next life."""
+    """The process that killed it for that tells the next life."""
     board = Board.create(tmp_path / earlier.BOARD, 4)
     row = board.row(0)
     row.loading(77, 1)

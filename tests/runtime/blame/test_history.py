@@ -1,4 +1,4 @@
-"""What is written into models' records, in a real etcd."""
+"""Writes to models' records, in a real etcd."""
 
 import os
 from collections.abc import AsyncIterator
@@ -134,8 +134,8 @@ async def test_calls_that_kill_are_refused_and_only_three_different_ones_are_a_q
     assert not record.absolved().quarantined
 
 
-async def test_another_registration_is_none_of_our_business(records: Records) -> None:
-    """Registered anew meanwhile, or not at all."""
+async def test_the_record_of_another_registration_is_left_alone(records: Records) -> None:
+    """The id was registered again in the meantime, or unregistered."""
     await records.put(path="/old")
     former = records.revision
     await records.etcd.delete(records.key)

@@ -1,4 +1,4 @@
-"""Who was at work in a server when it died."""
+"""The models at work in a server when it died."""
 
 import threading
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""What follows from the death of the model server: who is named, and what is gone."""
+"""The clean-up after the death of the model server: the models blamed, and all that is removed."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

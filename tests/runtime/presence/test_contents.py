@@ -245,7 +245,7 @@ async def test_the_old_copy_is_evicted_while_the_new_one_loads(pod: FakePod) -> 
 
 @pytest.mark.parametrize("key", ["stays", "goes again"])
 async def test_a_key_is_claimed_again_where_the_old_copy_took_it_along(pod: FakePod, key: str) -> None:
-    """Nothing else has kept the id from being registered anew: without its own transaction the new one must not stay.
+    """Nothing else prevented a new registration of the id: without its own transaction the new copy must not stay.
     The content is known, so that it would not need one otherwise."""
     await pod.fill("m", size=10)
     reloaded(pod)
@@ -297,7 +297,7 @@ async def test_reloaded_again_while_the_first_copy_is_still_going(pod: FakePod) 
 
 
 async def test_a_generation_that_the_registry_does_not_have(pod: FakePod) -> None:
-    """Whoever asks for it is told to look again; the copy stays."""
+    """The caller is told to look again; the copy stays."""
     await pod.fill("m", size=10)
     assert await reload(pod, generation=5) == Stale()
     assert pod.resident == {"m"}

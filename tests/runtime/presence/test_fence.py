@@ -49,7 +49,7 @@ class World:
 
     @property
     def mode(self) -> Mode:
-        """Of the permission that the board has now."""
+        """The mode of the permission on the board now."""
         word = self.board.fence
         return Mode(word & MODE_BITS) if word & ~MODE_BITS > self.now else Mode.CLOSED
 
@@ -216,7 +216,7 @@ async def test_a_question_that_a_pause_has_failed_tells_nothing(tmp_path):
 
 
 async def test_a_lease_that_etcd_has_ended_does_not_make_etcd_away(world):
-    """Its keys are gone, and etcd is there: whoever asks must have read the record. Before that, while the renewal was
+    """Its keys are gone, and etcd is available: routers must read the record first. Before that, while the renewal was
     late and nothing was known, calls did not have to wait."""
     fence = world.fence()
     world.keyed = True

@@ -1,4 +1,4 @@
-"""What of a pod's figures is worth telling the whole mesh."""
+"""The changes of a pod's figures that are worth publishing."""
 
 from dataclasses import replace
 

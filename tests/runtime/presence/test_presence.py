@@ -222,8 +222,8 @@ async def test_a_pod_whose_place_was_taken_finds_out_though_it_has_nothing_to_wr
 
 
 async def test_a_lost_lease_is_replaced_and_everything_published_again(pod: Pod, etcd_server: EtcdServer) -> None:
-    """Hundreds of copies; those of models registered anew or not at all are withdrawn instead, and those of content
-    that a reload has replaced. As long as nobody has loaded the new content, the old stands."""
+    """Hundreds of copies; those of ended registrations are withdrawn instead, and those of content that a reload has
+    replaced. As long as no pod has loaded the new content, the old copy stays."""
     created = {f"m{number}": await register(pod, f"m{number}") for number in range(230)}
     for model_id, revision in created.items():
         pod.presence.put(model_id, pod.copy(revision, LOADED))
@@ -268,7 +268,7 @@ async def test_etcd_frozen_for_longer_than_the_lease(own_etcd: EtcdServer, keys:
 
 
 async def test_a_pod_that_returns_publishes_its_copies_first(own_etcd: EtcdServer, keys: Keys) -> None:
-    """Whoever sees its presence may rely on it that each copy that answers has its key, and that none is stale."""
+    """Once its presence is there, each copy that answers has its key, and none is stale."""
     async with Etcd(own_etcd.settings) as etcd, Pod(etcd, keys, ttl=2) as pod:
         created = {f"m{number}": await register(pod, f"m{number}") for number in range(150)}
         for model_id, revision in created.items():
@@ -310,8 +310,8 @@ async def test_a_copy_without_its_key_is_known(pod: Pod) -> None:
 
 
 async def test_a_copy_that_was_never_claimed_has_to_be_current(pod: Pod) -> None:
-    """Nothing has kept its id from being registered anew. Whoever asks at once is told that it has no key; it gets none
-    where the registration has gone, and until it is silent nothing is proven."""
+    """Nothing prevented a new registration of its id. Until it has a key the pod is not keyed; it gets none if the
+    registration has ended, and until it is silent nothing is proven."""
     told: list[bool] = []
     pod.presence.listen(lambda: told.append(pod.presence.keyed))
     created = await register(pod, "m")
@@ -349,8 +349,8 @@ async def test_whoever_stands_in_the_way_of_a_claim_is_keyed_by_it(pod: Pod) -> 
 
 
 async def test_presence_never_outlives_the_life(etcd: Etcd, keys: Keys) -> None:
-    """Whoever counts lives and presences would overlook another pod's open life. So it is, too, where the lease cannot
-    be given back, or was lost by this pod's clock and not by etcd's."""
+    """Otherwise a reader of lives and presences would overlook another pod's open life. The same holds if the lease
+    cannot be revoked, or was lost by this pod's clock and not by etcd's."""
     for how in ("revoked", "not revoked", "lost here"):
         pod = Pod(etcd, keys, ttl=60)
         await pod.presence.start()
@@ -451,7 +451,7 @@ async def test_the_loser_is_sent_to_a_copy_that_is_loaded(pod: Pod, other: Pod, 
 
 
 async def test_a_claim_for_another_registration_is_stale(pod: Pod) -> None:
-    """Registered anew, and not registered at all."""
+    """The id was registered again, or unregistered."""
     created = await register(pod, "m")
     await pod.etcd.delete(pod.keys.model("m"))
     assert await pod.claims.claim("m", pod.copy(created)) == Stale()
@@ -541,7 +541,7 @@ async def test_a_claim_that_comes_late_does_not_give_another_lease_up(
 
 
 def first(digest: str) -> Callable[[ModelRecord], ModelRecord]:
-    """What a first load remembers."""
+    """Returns the change that a first load makes to the record."""
     return lambda record: replace(record, digest=digest, digest_ms=1)
 
 
@@ -552,8 +552,8 @@ async def model(pod: Pod, model_id: str) -> ModelRecord:
 
 
 async def test_of_two_first_loads_one_says_what_the_content_is(pod: Pod, other: Pod) -> None:
-    """Both have claimed and loaded; whoever publishes second is told what stands there, and stands there only where it
-    holds the same."""
+    """Both have claimed and loaded; the second to publish learns the digest on record, and stays only if its own is
+    the same."""
     created = await register(pod, "m")
     claimed = await pod.claims.claim("m", pod.copy(created))
     also = await other.claims.claim("m", other.copy(created), expected=1)
@@ -584,7 +584,7 @@ async def test_a_record_that_others_change_meanwhile_keeps_what_they_wrote(pod: 
     assert await model(pod, "m") == ModelRecord("t", last_used_ms=5, digest="one", digest_ms=1)
 
 
-@pytest.mark.parametrize("what", ["registered anew", "unregistered", "reloaded"])
+@pytest.mark.parametrize("what", ["registered again", "unregistered", "reloaded"])
 async def test_what_was_loaded_for_another_registration_or_generation_is_stale(pod: Pod, what: str) -> None:
     created = await register(pod, "m")
     claimed = await pod.claims.claim("m", pod.copy(created))
@@ -593,7 +593,7 @@ async def test_what_was_loaded_for_another_registration_or_generation_is_stale(p
         await pod.etcd.put(pod.keys.model("m"), claimed.record.reloaded().encode())
     else:
         await pod.etcd.delete(pod.keys.model("m"))
-    if what == "registered anew":
+    if what == "registered again":
         await register(pod, "m")
     copy = replace(pod.copy(created, LOADED), digest="one")
     assert await pod.claims.publish("m", copy, claimed, first("one")) == Stale()
@@ -641,20 +641,20 @@ async def test_late_fruits_are_found(pod: Pod) -> None:
     assert await pod.presence.own_keys() == ["wanted"]
 
 
-async def test_keys_that_somebody_has_taken_away_are_written_again(pod: Pod) -> None:
+async def test_missing_keys_are_written_again(pod: Pod) -> None:
     """An etcd that was restored from a snapshot may know the lease, but not the copies since. Until they have keys
-    again nothing is proven, and what was registered anew gets none."""
-    for name in ("stays", "taken", "anew"):
+    again nothing is proven, and a copy of an ended registration gets none."""
+    for name in ("stays", "taken", "ended"):
         pod.presence.put(name, pod.copy(await register(pod, name), LOADED))
         assert await pod.presence.settled(name, 5.0)
     keyed = []
     pod.presence.listen(lambda: keyed.append(pod.presence.keyed))
-    for name in ("taken", "anew"):
+    for name in ("taken", "ended"):
         await pod.etcd.delete(pod.keys.copy(name, pod.name))
-    await pod.etcd.delete(pod.keys.model("anew"))
-    await register(pod, "anew")
+    await pod.etcd.delete(pod.keys.model("ended"))
+    await register(pod, "ended")
     await pod.presence.tidy()
     assert keyed[0] is False
     await until(lambda: pod.presence.keyed, why="all have their keys again")
-    assert pod.stale == ["anew"]
+    assert pod.stale == ["ended"]
     assert sorted(await pod.presence.own_keys()) == ["stays", "taken"]

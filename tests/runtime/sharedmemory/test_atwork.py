@@ -1,4 +1,4 @@
-"""What each thread of the server is at, as somebody else finds it after the server's death."""
+"""The work of each thread of the server, as another process reads it after the server's death."""
 
 import asyncio
 import threading

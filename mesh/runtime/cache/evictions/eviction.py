@@ -34,7 +34,7 @@ class Eviction:
             entry = self._ledger.entries.get(victim)
             if entry is not None and entry.state is State.LOADED:
                 self._decisions.note("evict", victim, for_whom, why=room.why)
-                self._begin(entry, f"makes way for {for_whom}: {room.why}")
+                self._begin(entry, f"evicted for {for_whom}: {room.why}")
 
     def evict(self, entry: Entry, why: str) -> None:
         """Begins to unload one copy that is not evicted for another."""

@@ -1,4 +1,4 @@
-"""Which loads get an optimised form, when, and what becomes of it; the optimiser itself is run for real."""
+"""Loads that get an optimised form, when, and its fate; the optimiser is the real one."""
 
 import asyncio
 import json
@@ -97,7 +97,7 @@ async def test_what_is_not_worth_a_look(make, tmp_path, change):
 
 
 async def test_a_bad_model_or_a_lack_of_memory_is_no_trouble(make, tmp_path):
-    """What the optimiser refuses is in vain, and not tried again; without memory it is left for another time."""
+    """A model that the optimiser refuses is not tried again; without memory it is left for another time."""
     made = make(Shelf())
     made.loaded("m", pulled(tmp_path), 1000.0)
     await until(lambda: made.statistics().in_vain == 1, timeout=60)
@@ -109,8 +109,8 @@ async def test_a_bad_model_or_a_lack_of_memory_is_no_trouble(make, tmp_path):
     assert short.statistics().in_vain == 0
 
 
-async def test_files_that_have_gone_meanwhile(make, tmp_path, monkeypatch):
-    """The form has nobody to belong to: in vain."""
+async def test_files_that_were_removed_in_the_meantime(make, tmp_path, monkeypatch):
+    """The form belongs to no files, and is dropped."""
 
     async def worth(source: Path, target: Path) -> dict[str, object]:
         target.write_bytes(b"form")

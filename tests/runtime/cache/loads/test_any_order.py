@@ -65,7 +65,7 @@ class SpiByHand:
 
 
 class ServerByHand(FakeModelServer):
-    """What the agent knows of it."""
+    """The model server as the agent sees it; the test ends its loads and unloads."""
 
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}
@@ -134,7 +134,7 @@ class Story:
         return outcome
 
     def actions(self) -> list[tuple[str, str]]:
-        """What the world can do of which loads may wait."""
+        """Lists the events that loads may wait for."""
         resting = [("load", name) for name in self.server.loads] + [("unload", name) for name in self.server.unloads]
         return resting + [("end", name) for name in self.calls if name in self.pod.resident]
 

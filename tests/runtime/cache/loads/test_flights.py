@@ -186,7 +186,7 @@ async def test_concurrent_loads_on_a_full_pod_evict_no_more_than_they_need(pod: 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits long for room."""
+    """No load waits long for room."""
     monkeypatch.setattr(rooms, "WAIT", 0.05)
 
 
@@ -408,7 +408,7 @@ async def test_an_older_registration_does_not_join_a_younger_load(pod: FakePod) 
 
 
 async def test_a_copy_that_is_going_is_waited_for(pod: FakePod) -> None:
-    """Evicted and wanted again: the load waits until nothing of it is left, then loads it anew."""
+    """Evicted and called again: the load waits until nothing of the copy is left, then loads it again."""
     await pod.fill("m", size=10)
     gone = pod.server.hold("unload", "m")
     withdrawal = asyncio.create_task(pod.loads.withdraw("m", 0, "test"))
@@ -433,7 +433,7 @@ async def test_a_load_whose_registration_is_gone_is_stale(pod: FakePod) -> None:
 
 @pytest.mark.parametrize("stage", ["claim", "pull", "load"])
 async def test_a_load_can_be_withdrawn_at_any_stage(pod: FakePod, stage: str) -> None:
-    """Unregistered while it loads: nothing is left, and whoever waits is told."""
+    """Unregistered while it loads: nothing is left, and each waiter is told."""
     if stage == "claim":
         pod.claims.held["m"] = asyncio.Event()
     elif stage == "pull":

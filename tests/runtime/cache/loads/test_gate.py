@@ -1,4 +1,4 @@
-"""Whether a pod takes loads at all."""
+"""The conditions for any load in a pod."""
 
 from types import SimpleNamespace
 

@@ -25,7 +25,7 @@ async def pod() -> AsyncIterator[FakePod]:
 
 
 async def waits(pod: FakePod, *model_ids: str) -> None:
-    """Until these loads, and no others, wait for room."""
+    """Waits until these loads, and no others, wait for room."""
 
     def names() -> set[str]:
         return {name for name, entry in pod.ledger.entries.items() if entry.state is State.PULLING and entry.disk_bytes}
