@@ -162,9 +162,9 @@ def test_a_prefix_that_a_mesh_has_left(shell, mesh):
     shell.environment["MESH_ETCD"] = mesh.etcd.endpoint
     mesh.etcd.etcdctl("put", "team-a/gone/registry/old", "{}")
     mesh.etcd.etcdctl("put", "team-a/gone/owner", '{"install":"team-a/mesh","schema":1}')
-    assert "team-a/gone: of the mesh 'team-a/mesh', 1 model, 2 keys" in typed(shell, shown)
+    assert "team-a/gone: owned by the mesh 'team-a/mesh', 1 model, 2 keys" in typed(shell, shown)
     assert "handed over" in typed(shell, f"{transfer} --yes")
-    assert "of the mesh 'team-b/mesh'" in typed(shell, shown)
+    assert "owned by the mesh 'team-b/mesh'" in typed(shell, shown)
     assert "removed: 1 model" in typed(shell, f"{remove} --yes")
     assert mesh.etcd.etcdctl("get", "team-a/gone/", "--prefix", "--keys-only").strip() == ""
 
