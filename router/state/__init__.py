@@ -1,12 +1,12 @@
-"""What a router process knows of the mesh.
+"""A router process's knowledge of the mesh.
 
 | module | knows |
 | --- | --- |
 | `feed` | what etcd holds, as named ranges, for all processes of the router pod |
-| `view` | which pods and copies there are: of the range `presence` (`published`), and of what calls teach since |
+| `view` | pods and copies: from the range `presence` (`published`) and from later calls |
 | `pods` | the view's nouns: a pod, and the copies in it |
-| `lives` | of the view, what the fence rests on: lives of pods, tombstones of models |
-| `candidates` | the view's pods as placement looks at them |
-| `dynamic` | the settings that change while the mesh runs: of the range `config` |
+| `lives` | the view's basis of the fence: lives of pods, tombstones of models |
+| `candidates` | the view's pods as placement sees them |
+| `dynamic` | the settings that change while the mesh runs: from the range `config` |
 | `registry` | the models' records, read on demand |
 """

@@ -1,4 +1,4 @@
-"""The pods as `placement` looks at them, for a load."""
+"""The pods as `placement` sees them, for a load."""
 
 from collections.abc import Container, Iterable
 
@@ -11,25 +11,25 @@ from router.state.pods import Pod
 log = logs.get(__name__)
 
 AVOID = 1.0
-"""Seconds for which what could not be reached is tried last."""
+"""Seconds for which a pod that could not be reached is tried last."""
 
 
 class Rollouts:
-    """Which pods are being replaced by others."""
+    """The pods that are being replaced by others."""
 
     def __init__(self) -> None:
-        self.outgoing: dict[str, str] = {}  # the pods, and by what
+        self.outgoing: dict[str, str] = {}  # the pods, and their replacements
 
     def look(self, pods: Iterable[Pod], now: float) -> None:
-        """Looks again, at `now` (seconds, any clock)."""
+        """Updates the set, at `now` (seconds, any clock)."""
         members = []
         for pod in pods:
             if pod.record is not None:
-                pod.born = min(pod.born, now - pod.record.age_ms / 1000)  # what it said last may have been long ago
+                pod.born = min(pod.born, now - pod.record.age_ms / 1000)  # its last report may be old
                 members.append(rollout.Member(pod.name, int((now - pod.born) * 1000), frozenset(pod.record.labels)))
         before, self.outgoing = self.outgoing, rollout.outgoing(members)
         for name in self.outgoing.keys() - before.keys():
-            log.info("a pod is being replaced: it gets loads only where no other has room", pod=name)
+            log.info("a pod is being replaced: it gets loads only if no other has room", pod=name)
 
 
 def of(pods: Iterable[Pod], *, now: float, model: str, outgoing: Container[str]) -> list[placement.pod.Pod]:

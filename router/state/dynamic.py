@@ -1,8 +1,7 @@
-"""Settings that change while the mesh runs: what stands below `config/` in etcd, as the feed tells it.
+"""Settings that change while the mesh runs: the keys below `config/` in etcd, as the feed delivers them.
 
-Each is a text that a parser of `placement` understands, checked before it is written (`router.management.tuning`). One
-that cannot be understood all the same (somebody else wrote it) is told in the log, and what held before goes on
-holding.
+Each is a text for a parser of `placement`, checked before it is written (`router.management.tuning`). A text that still
+cannot be parsed (another program wrote it) is logged, and the former value stays in force.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +22,7 @@ TYPE_LIMITS = "type_limits"
 
 @dataclass(frozen=True, slots=True)
 class Current:
-    """What holds now."""
+    """The values in force."""
 
     constraints: Constraints = NONE
     limits: TypeLimits = TypeLimits()  # noqa: RUF009 - frozen
@@ -38,12 +37,12 @@ NAMES = tuple(_SETTERS)
 
 
 def parse(name: str, text: str) -> Current:
-    """Returns what would hold with that setting alone. Raises ValueError for what cannot be understood."""
+    """Returns the values with that setting alone. Raises ValueError for a text that cannot be parsed."""
     return _SETTERS[name](Current(), text)
 
 
 class Dynamic:
-    """The settings as they are; `current` is replaced as a whole whenever one changes."""
+    """The settings; `current` is replaced as a whole whenever one changes."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
@@ -51,13 +50,13 @@ class Dynamic:
         self.current = Current()
 
     def snapshot(self, _: int, items: Iterable[Item]) -> None:
-        """Takes all settings as they are: what is missing is not set."""
+        """Takes all settings: a missing one is not set."""
         values = {self._keys.setting_of(key): value for key, value in items}
         for name in NAMES:
             self._take(name, values.get(name))
 
     def delta(self, _: int, items: Iterable[Item]) -> None:
-        """Takes what has changed."""
+        """Takes changed settings."""
         for key, value in items:
             self._take(self._keys.setting_of(key), value)
 
@@ -69,7 +68,7 @@ class Dynamic:
         try:
             self.current = setter(self.current, text)
         except ValueError as error:
-            log.error("a setting in etcd cannot be understood; the former one holds", name=name, why=str(error))
+            log.error("a setting in etcd cannot be read; the former one stays in force", name=name, why=str(error))
             return
         self._texts[name] = text
         log.info("setting changed", name=name)

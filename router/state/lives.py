@@ -1,4 +1,4 @@
-"""The lives of pods and the tombstones of models, as etcd tells them: what the fence rests on, and no call."""
+"""The lives of pods and the tombstones of models, as in etcd: the fence needs them, calls do not."""
 
 from router.state.published import LifeSaid, TombstoneSaid
 
@@ -7,24 +7,24 @@ Life = tuple[str, str]
 
 
 class Lives:
-    """Those that stand. The records' meaning is `mesh.schema.lives`'."""
+    """The lives and tombstones that exist. `mesh.schema.lives` defines the records."""
 
     def __init__(self) -> None:
         self.standing: dict[Life, bytes] = {}
         """The lives of pods, as their keys' values."""
         self.ended: dict[Life, int] = {}
-        """The revisions at which the presence of those lives ended, where that was seen."""
+        """The revisions at which the presence of those lives ended, if seen."""
         self.tombstones: set[str] = set()
-        """The models that were unregistered while somebody may still have answered for them."""
+        """The models that were unregistered while a pod might still answer for them."""
 
     def clear(self) -> None:
-        """Forgets all: what stands is about to be told. A pod may have come back and been cut off again, unseen."""
+        """Forgets all: a snapshot follows. A pod may have come back and been cut off again, unseen."""
         self.standing.clear()
         self.ended.clear()
         self.tombstones.clear()
 
     def take(self, said: LifeSaid | TombstoneSaid) -> None:
-        """Takes note of what etcd says."""
+        """Notes a change in etcd."""
         if isinstance(said, TombstoneSaid):
             (self.tombstones.add if said.stands else self.tombstones.discard)(said.model)
             return
@@ -36,10 +36,10 @@ class Lives:
             self.standing[life] = said.value
 
     def present(self, pod: str, incarnation: str) -> None:
-        """The pod has published itself in that life."""
+        """Notes that the pod has published itself in that life."""
         self.ended.pop((pod, incarnation), None)
 
     def gone(self, pod: str, incarnation: str, revision: int) -> None:
-        """Its presence ended at that revision."""
+        """Notes that the pod's presence ended at that revision."""
         if (pod, incarnation) in self.standing:
             self.ended[pod, incarnation] = revision

@@ -1,7 +1,7 @@
 """Pods and the copies in them, as one process of the router knows them.
 
 A pod is known from what it published, or only from its copies; a copy from its key, or from its agent's answer, which
-is newer. What they are chosen and tried by is counted here by those who send calls. `view` brings them up to date.
+is newer. Senders of calls count here what the choice of a copy needs. `view` keeps them up to date.
 """
 
 import enum
@@ -17,11 +17,11 @@ class Waiter(Protocol):
     """A call that waits for another one of its model to end."""
 
     def resume(self) -> None:
-        """It may be sent."""
+        """Goes on: the call may be sent."""
 
 
 class News(enum.Enum):
-    """What a listener is told of a pod."""
+    """The news of a pod for a listener."""
 
     PUBLISHED = "published"
     SUSPECT = "suspect"
@@ -29,7 +29,7 @@ class News(enum.Enum):
 
 
 class Pod:
-    """One pod. `in_flight` and `load` are what a copy is chosen by: they count all of its models."""
+    """One pod. `in_flight` and `load`, by which a copy is chosen, count all of its models."""
 
     __slots__ = (
         "agent_failed_at",
@@ -54,25 +54,25 @@ class Pod:
     def __init__(self, name: str) -> None:
         self.name = name
         self.record: records.PodRecord | None = None  # None: only its copies have been seen so far
-        self.born = math.inf  # when it started, on the router's clock, as far as is known
+        self.born = math.inf  # when it started, on the router's clock, if known
         self.pool: Pool | None = None
         self.copies: dict[str, Copy] = {}
         self.disk = idset.EMPTY  # the models whose files it has on disk
-        self.in_flight = 0  # our calls there
+        self.in_flight = 0  # our calls in it
         self.waited_for: dict[Copy, None] = {}  # its copies for which calls wait, and perhaps some for which none does
-        self.load = 0  # calls in flight there, as its last reply said
-        self.suspect = False  # vanished without a word
+        self.load = 0  # calls in flight in it, by its last reply
+        self.suspect = False  # disappeared without notice
         self.wary = False  # it has just demanded that its copies be verified
-        self.unsettled = False  # was suspect, and some of its copies may still be
+        self.unsettled = False  # was suspect; some of its copies may still be
         self.unsettled_since = 0.0
-        self.failed_at = 0.0  # when its data port could not be reached last; 0: it could, or was not tried
-        self.agent_failed_at = 0.0  # the same of its agent
-        self.losses = 0  # how often connections broke in the middle of calls, those of one moment as one
-        self.lost_at = 0.0  # when that was last
+        self.failed_at = 0.0  # when its data port last could not be reached; 0: it could, or was not tried
+        self.agent_failed_at = 0.0  # the same for its agent
+        self.losses = 0  # how often connections broke in the middle of calls; those of one moment count once
+        self.lost_at = 0.0  # when one last broke
 
     @property
     def leaving(self) -> bool:
-        """Whether it has said that it goes."""
+        """True once the pod has announced that it leaves."""
         return self.record is not None and self.record.state == records.LEAVING
 
 
@@ -88,28 +88,28 @@ class Copy:
         self.token = record.token
         self.headers = headers.addressed(model, record.token)  # made once, sent with every call
         self.calls = 0  # ours in flight to it
-        self.waiting: dict[Waiter, None] = {}  # calls for which there is no connection of the model's share, in order
+        self.waiting: dict[Waiter, None] = {}  # calls without a connection in the model's share, in order
         self.suspect = False
-        self.verified_at = -math.inf  # when the last read of its record began that found it unchanged
-        self.answered = False  # known from the agent's answer; etcd's news of it are still to come
+        self.verified_at = -math.inf  # the start of the last read that found its record unchanged
+        self.answered = False  # known from the agent's answer; the event from etcd is still to come
 
     @property
     def in_flight(self) -> int:
-        """Our calls in flight in its pod."""
+        """The calls of this process in flight in its pod."""
         return self.pod.in_flight
 
     @property
     def load(self) -> int:
-        """Calls in flight in its pod, as the pod last said."""
+        """The calls in flight in its pod, by the pod's last report."""
         return self.pod.load
 
     @property
     def loaded(self) -> bool:
-        """Whether it is loaded, as far as is known."""
+        """True if it is loaded, as far as known."""
         return self.record.state == records.LOADED
 
     @property
     def callable(self) -> bool:
-        """Whether a call may be sent to it."""
+        """True if a call may be sent to it."""
         record = self.pod.record
         return self.loaded and record is not None and record.incarnation == self.record.incarnation

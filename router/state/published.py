@@ -1,6 +1,6 @@
-"""What etcd's range `presence` says, one key after the other: pods, copies, lives, tombstones.
+"""The contents of etcd's range `presence`, key by key: pods, copies, lives, tombstones.
 
-Keys and records that cannot be read are passed over with a line in the log, as are the few keys of others in the range.
+Keys and records that cannot be read are skipped with a line in the log, as are the few foreign keys in the range.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,14 +19,14 @@ _TOMBSTONE = f"/{TOMBSTONE}".encode()
 
 
 class PodSaid(NamedTuple):
-    """A pod published itself; None: its presence ended."""
+    """The news that a pod published itself; None: its presence ended."""
 
     name: str
     record: records.PodRecord | None
 
 
 class CopySaid(NamedTuple):
-    """A pod published a copy; None: the key was deleted."""
+    """The news that a pod published a copy; None: the key was deleted."""
 
     model: str
     pod: str
@@ -34,7 +34,7 @@ class CopySaid(NamedTuple):
 
 
 class LifeSaid(NamedTuple):
-    """A life began, or was changed (`mesh.schema.lives`); None: it is closed."""
+    """The news that a life began or changed (`mesh.schema.lives`); None: it is closed."""
 
     pod: str
     incarnation: str
@@ -42,7 +42,7 @@ class LifeSaid(NamedTuple):
 
 
 class TombstoneSaid(NamedTuple):
-    """A model was unregistered while somebody may still answer for it; or nobody may any more."""
+    """The news that pods may still answer for an unregistered model; or that none may any more."""
 
     model: str
     stands: bool
@@ -52,7 +52,7 @@ Said = PodSaid | CopySaid | LifeSaid | TombstoneSaid
 
 
 def read(keys: Keys, items: Iterable[Item]) -> Iterator[Said]:
-    """Gives what the items say, in their order."""
+    """Yields the news in the items, in their order."""
     lives, copies, pods = keys.lives, keys.all_copies, keys.pods
     for key, value in items:
         try:

@@ -1,11 +1,11 @@
-"""Reads of model records: on demand, shared by all who ask at the same time, and never wrong about what is missing.
+"""Reads of model records: on demand, shared by concurrent callers, and never wrong about a missing record.
 
-A model must be callable through any worker the moment its registration has returned. So "there is no such model" always
-rests on a read that began after the caller asked: a read that is already under way may be joined, but only a record
-that it finds is believed. For the same reason nothing that is missing is ever remembered.
+A model must be callable through any worker the moment its registration has returned. So "there is no such model" is
+only said after a read that began after the caller asked: a caller may join a read under way, but only trusts a record
+that it finds. For the same reason a missing record is never remembered.
 
-Records that were found are remembered, in a bounded LRU without a watch. They may be old: whoever uses one (a cold
-start) has it validated by the agent's claim, which holds only for the current registration.
+Found records are remembered, in a bounded LRU without a watch. They may be old: the agent's claim, which succeeds only
+for the current registration, validates a record for its user (a cold start).
 """
 
 import asyncio
@@ -26,11 +26,11 @@ log = logs.get(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A model's record as it was read."""
+    """A model's record as read."""
 
     model_id: str
     record: ModelRecord
-    created: int  # create revision: which registration of the id this is
+    created: int  # create revision: tells one registration of the id from another
     modified: int  # mod revision
 
 
@@ -45,7 +45,8 @@ class _Read:
 
 
 class Registry:
-    """See the module's text. All errors are MeshErrors: REGISTRY_AWAY where etcd does not answer in `timeout` s."""
+    """Shared reads of records (see the module's text). All errors are MeshErrors: REGISTRY_AWAY if etcd does not answer
+    in `timeout` s."""
 
     def __init__(self, etcd: Etcd, keys: Keys, *, timeout: float = 3.0, remember: int = 10_000) -> None:
         self.etcd = etcd
@@ -54,19 +55,19 @@ class Registry:
         self._reads: dict[str, _Read] = {}
         self._cache: LRUCache[str, Registration] = LRUCache(remember)
         self._tasks = Tasks(awaited=(MeshError,))
-        self._clock = 0  # counts arrivals and beginnings, to tell which was first
+        self._clock = 0  # counts arrivals and starts of reads, to tell which was first
 
     async def read(self, model_id: str, *, fresh: bool = False) -> Registration | None:
-        """The registration, or None where there is none, by a read that began after this was called.
+        """Returns the registration, or None if there is none, by a read that began after this was called.
 
-        Without `fresh`, a registration that an earlier read finds is given too.
+        Without `fresh`, also returns a registration that an earlier read finds.
         """
         self._clock += 1
         arrived = self._clock
         while True:
             read = self._reads.get(model_id)
-            # One that has ended but stands here still, because its callback has not run, is no read to join: awaiting
-            # it would not let the loop go on, so it would stand here for ever.
+            # A read that has ended, but is still here because its callback has not run, must not be joined: awaiting
+            # it would not yield to the loop, so it would stay here forever.
             if read is None or read.task.done():
                 read = self._begin(model_id)
             enough = read.began > arrived
@@ -80,21 +81,21 @@ class Registry:
                 return found
 
     def remembered(self, model_id: str) -> Registration | None:
-        """What an earlier read has found. It may be gone since, or registered anew."""
+        """Returns what an earlier read found. The model may be gone since, or registered again."""
         return self._cache.get(model_id)
 
     def remember(self, registration: Registration) -> None:
-        """Somebody else has read or written it."""
+        """Remembers a registration that another module has read or written."""
         self._cache[registration.model_id] = registration
 
     def forget(self, model_id: str) -> None:
-        """What is remembered has been found wrong."""
+        """Forgets a registration that has proved wrong."""
         self._cache.pop(model_id, None)
 
     async def change(self, model_id: str, change: Callable[[ModelRecord], ModelRecord | None]) -> Registration | None:
         """Rewrites the record by compare-and-set; `change` may be called several times and returns None to leave it.
 
-        Returns the registration as it is afterwards, or None where the model is not registered.
+        Returns the registration after the change, or None if the model is not registered.
         """
 
         def rewrite(kv: KeyValue | None) -> bytes | None:
@@ -138,7 +139,7 @@ class Registry:
 
 
 def decode(model_id: str, kv: KeyValue) -> Registration:
-    """From a key of etcd. Raises MeshError INTERNAL where the record cannot be read: that model cannot be used."""
+    """Returns a registration from a key of etcd. Raises MeshError INTERNAL if the record cannot be read."""
     try:
         record = ModelRecord.decode(kv.value)
     except ValueError as error:

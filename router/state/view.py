@@ -1,17 +1,16 @@
-"""What a router knows of pods and copies: a mirror of etcd's `pods/` and `copies/`, and what calls taught it since.
+"""A router's view of pods and copies: a mirror of etcd's `pods/` and `copies/`, updated by what calls have shown since.
 
-Choosing where a call goes reads only this; nothing here does I/O, waits or reads a clock. Changes come in as etcd
-published them, all events of one revision together, because that is how a pod that *vanished* is told from a pod that
+Choosing a copy for a call reads only this; nothing here does I/O, waits or reads a clock. Changes arrive as etcd
+published them, all events of one revision together, because that tells a pod that *disappeared* from a pod that
 withdrew a copy:
 
-- A pod's lease ended and it never said that it leaves: the pod and its copies become **suspect**. They may be fine
-  (etcd stalled, and every lease ended at once), so they are still called, get no loads, and are dropped by the first
-  call or probe that fails. They are what they were again when the pod publishes them anew; a new incarnation replaces
-  them.
-- A copy was deleted and its pod was not: withdrawn, forgotten at once.
+- A pod's lease ended and it never announced that it leaves: the pod and its copies become **suspect**. They may be fine
+  (etcd stalled, and every lease ended at once), so they are still called, get no loads, and are removed by the first
+  call or probe that fails. They are restored when the pod publishes them again; a new incarnation replaces them.
+- A copy was deleted and its pod was not: the copy was withdrawn, and is forgotten at once.
 
-What calls teach is newer than the mirror: a copy answered *not here* (`drop`), a load ended (`loaded`), a pod cannot be
-reached (`failed`). The mirror's later events correct it where it went wrong.
+What calls show is newer than the mirror: a copy answered *not here* (`drop`), a load ended (`loaded`), a pod cannot be
+reached (`failed`). Later events of the mirror correct mistakes.
 
 A copy is callable when it is loaded and its incarnation is the one that its pod has published. A copy that is being
 loaded is known, so that callers join that load instead of starting another.
@@ -34,11 +33,12 @@ from router.state.published import CopySaid, LifeSaid, PodSaid, TombstoneSaid
 log = logs.get(__name__)
 
 SETTLE = 30.0
-"""Seconds after which a copy is forgotten that its pod, back again, has not published: it has let it go."""
+"""Seconds after which a copy is forgotten if its pod, back again, has not published it: the pod has unloaded it."""
 
 
 class View:
-    """See the module's text. `connect` makes the pool of connections to a data address."""
+    """The pods and copies as a router knows them (see the module's text). `connect` makes the pool of connections to a
+    data address."""
 
     def __init__(self, keys: Keys, connect: Callable[[str], Pool]) -> None:
         self._keys = keys
@@ -51,13 +51,13 @@ class View:
         self.revision = 0
         self.pods: dict[str, Pod] = {}
         self.copies: dict[str, list[Copy]] = {}
-        """Those that may be called, by model. A list is replaced, never changed; there are no empty ones."""
+        """The copies that may be called, by model. A list is replaced, never changed; there are no empty ones."""
         self.lives = Lives()
 
     # --- the mirror ---
 
     def snapshot(self, revision: int, items: Iterable[Item]) -> None:
-        """Everything as it is at one revision: what is missing has vanished or was withdrawn, unseen."""
+        """Takes the whole state at one revision: missing pods and copies disappeared or were withdrawn, unseen."""
         pods: dict[str, records.PodRecord] = {}
         copies: dict[tuple[str, str], records.CopyRecord] = {}
         self.lives.clear()
@@ -83,7 +83,7 @@ class View:
         self.revision = revision
 
     def delta(self, revision: int, items: Iterable[Item]) -> None:
-        """The events of one revision, all of them."""
+        """Takes all events of one revision."""
         events = list(published.read(self._keys, items))
         gone = {said.name for said in events if isinstance(said, PodSaid) and said.record is None}
         for name in gone:
@@ -140,7 +140,7 @@ class View:
         self._index(model)
 
     def _vanished(self, pod: Pod, still_there: Container[str] = ()) -> None:
-        """Its presence ended. What can be called goes on as suspect; what said that it leaves, or failed, is gone."""
+        """Handles the end of a pod's presence: it becomes suspect, or is removed if it announced that or had failed."""
         if not pod.leaving and not pod.failed_at:
             pod.suspect = pod.unsettled = True
             pod.unsettled_since = 0.0
@@ -150,45 +150,46 @@ class View:
                 elif copy.model not in still_there:
                     self._remove(copy)
             if pod.copies:
-                log.warning("a pod vanished without a word", pod=pod.name, copies=len(pod.copies))
+                log.warning("a pod disappeared without notice", pod=pod.name, copies=len(pod.copies))
                 self._tell(pod.name, News.SUSPECT)
                 return
         self._forget(pod)
 
-    # --- what calls and loads teach ---
+    # --- news from calls and loads ---
 
     def loaded(self, model: str, pod: Pod, record: records.CopyRecord) -> Copy | None:
-        """The agent has answered that the copy is there. None where the answer came from another life of the pod."""
+        """Takes an agent's answer that it holds the copy. Returns None if it came from another incarnation of the
+        pod."""
         if pod.record is None or pod.record.incarnation != record.incarnation or self.pods.get(pod.name) is not pod:
             return None
         known = pod.copies.get(model)
         if known is not None and known.token == record.token and known.loaded and not (known.answered or known.suspect):
-            return known  # the mirror was quicker
+            return known  # the mirror had it first
         self._publish_copy(model, pod.name, record)
         copy = pod.copies[model]
         copy.answered = True
         return copy
 
     def drop(self, copy: Copy) -> None:
-        """A call has shown that the copy is not there."""
+        """Removes a copy: a call has shown that its pod does not hold it."""
         if copy.pod.copies.get(copy.model) is copy:
             self._withdraw(copy)
 
     def failed(self, pod: Pod, now: float) -> None:
-        """The pod's data port, or a suspect's agent, could not be reached at `now` (seconds, any clock)."""
+        """Notes that the pod's data port, or a suspect's agent, was unreachable at `now` (seconds, any clock)."""
         pod.failed_at = now or 1e-9
-        # Whoever could not reach it may have found out long after it was forgotten, and its name be another life's.
+        # The failure may be noted long after the pod was forgotten, when its name is another incarnation's.
         if pod.suspect and self.pods.get(pod.name) is pod:
-            log.warning("a suspect pod does not answer and is dropped", pod=pod.name, copies=len(pod.copies))
+            log.warning("a suspect pod does not answer and is removed", pod=pod.name, copies=len(pod.copies))
             self._forget(pod)
 
     def settle(self, now: float, *, away: bool = False) -> None:
-        """To be called every second or so: forgets the copies that did not come back with their pod, and sees which
-        pods are being replaced. `away`: etcd does not answer this router."""
+        """Forgets the copies that did not come back with their pod, and updates which pods are being replaced. Call it
+        every second or so. `away`: etcd does not answer this router."""
         self._rollouts.look(self.pods.values(), now)
         for pod in list(self.pods.values()):
-            # It says so again if it is still so; but of one that is cut off as long as etcd is away, each time costs a
-            # call a second try, and a stream too long to be sent twice its life.
+            # If it is still wary, it says so again; but if it stays cut off while etcd is away, each time costs a call
+            # a second try, and ends a stream that is too long to be sent twice.
             pod.wary = pod.wary and away
             if not pod.unsettled or pod.suspect:
                 continue
@@ -204,7 +205,7 @@ class View:
     # --- questions ---
 
     def published(self, pod: str) -> records.PodRecord | None:
-        """Returns the record of a pod whose presence stands, as far as is known."""
+        """Returns the record of a pod that is published, as far as known."""
         found = self.pods.get(pod)
         return None if found is None or found.suspect else found.record
 
@@ -217,29 +218,29 @@ class View:
         ]
 
     def known(self, model: str) -> Iterable[Copy]:
-        """Every copy of the model that is known of, those being loaded too."""
+        """Returns every known copy of the model, including those being loaded."""
         return tuple(self._known.get(model, {}).values())
 
     def models(self) -> Iterable[str]:
-        """The models with a copy anywhere, those being loaded too."""
+        """Returns the models with a copy anywhere, including those being loaded."""
         return self._known.keys()
 
     def several(self) -> list[str]:
-        """The models with more than one copy, those being loaded too. 30 ns a model."""
+        """Returns the models with more than one copy, including those being loaded. 30 ns a model."""
         return [model for model, pods in self._known.items() if len(pods) > 1]
 
     def candidates(self, now: float, model: str) -> list[placement.pod.Pod]:
-        """The pods as placement looks at them for a load of that model."""
+        """Returns the pods as placement sees them for a load of that model."""
         return candidates.of(self.pods.values(), now=now, model=model, outgoing=self._rollouts.outgoing)
 
-    # --- whoever waits for a change ---
+    # --- listeners ---
 
     def listen(self, listener: Callable[[str, News], None]) -> None:
-        """From now on told of every pod that publishes itself or goes, by its name."""
+        """Calls the listener from now on with each pod that publishes itself or disappears, by its name."""
         self._listeners.append(listener)
 
     def watch(self, model: str, callback: Callable[[], None]) -> Callable[[], None]:
-        """Calls back whenever the copies of that model change; returns what ends it."""
+        """Calls back whenever the copies of that model change; returns the function that ends this."""
         self._watchers.setdefault(model, []).append(callback)
 
         def unwatch() -> None:
@@ -274,7 +275,7 @@ class View:
             callback()
 
     def _withdraw(self, copy: Copy) -> None:
-        """It is gone, and with the last one a pod that only its copies kept in view."""
+        """Removes a copy, and with the last one a pod that only its copies kept in view."""
         self._remove(copy)
         if copy.pod.suspect and not copy.pod.copies:
             self._forget(copy.pod)
@@ -306,7 +307,7 @@ class View:
 
 
 def _behind(news: records.CopyRecord, answered: records.CopyRecord) -> bool:
-    """Whether the mirror's news of a copy are older than what the agent has answered: its claim, or its former
+    """Returns whether the mirror's news of a copy is older than the agent's answer: its claim, or its former
     content."""
     if (news.incarnation, news.create_revision) != (answered.incarnation, answered.create_revision):
         return False

@@ -1,6 +1,6 @@
 """A worker's end of the feed: keeps the readers of its ranges up to date, for as long as the pod lives.
 
-After a connection that broke it goes on with each range where it was.
+After a broken connection it continues each range where it was.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ log = logs.get(__name__)
 
 _PAUSE = 0.1  # seconds before a worker connects again
 
-_SILENCE = 15.0  # seconds; the pod beats once a second
+_SILENCE = 15.0  # seconds; the pod sends a beat once a second
 
 
 class FeedClient:
@@ -48,11 +48,11 @@ class FeedClient:
 
     @property
     def seen(self) -> bool:
-        """Whether each range was received once."""
+        """True once each range was received."""
         return self._seen.is_set()
 
     async def first(self, timeout: float) -> bool:
-        """Waits until each range was received once, so many seconds at most; whether it was."""
+        """Waits until each range was received, at most `timeout` seconds; returns whether it was."""
         try:
             async with asyncio.timeout(timeout):
                 await self._seen.wait()
@@ -68,7 +68,7 @@ class FeedClient:
             self._writer.write(encode(["ready", reason]))
 
     async def merged(self) -> metrics.Snapshot:
-        """The metrics of all workers of this router pod; this one's own where the pod does not answer."""
+        """Returns the metrics of all workers of this router pod; only this one's if the pod does not answer."""
         number = next(self._numbers)
         future: asyncio.Future[metrics.Snapshot] = asyncio.get_running_loop().create_future()
         if self._writer is None:
@@ -105,13 +105,13 @@ class FeedClient:
     async def _follow(self, reader: asyncio.StreamReader) -> None:
         while True:
             turned()
-            async with asyncio.timeout(_SILENCE):  # to connect again helps where the pod lives, and costs nothing else
+            async with asyncio.timeout(_SILENCE):  # reconnecting helps if the pod lives, and is free otherwise
                 message = await receive(reader)
             match message:
                 case [("delta" | "items" | "begin" | "snapshot") as what, str(name), *rest]:
                     reading = self._ranges.get(name)
                     if reading is None:
-                        log.warning("the router pod told of a range that is not read here", range=name)
+                        log.warning("the router pod sent a range that is not read here", range=name)
                         continue
                     reading.take(what, rest)
                     if not self.seen and all(each.epoch for each in self._ranges.values()):
@@ -130,4 +130,4 @@ class FeedClient:
                     self._on_drain()
                     self.tell()
                 case other:
-                    log.warning("the router pod said something unknown", what=str(other[0]))
+                    log.warning("the router pod sent an unknown message", what=str(other[0]))

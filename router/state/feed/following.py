@@ -1,7 +1,7 @@
-"""The pod's view of etcd: follows each range that has a reader here or in a worker, and hands on what changes.
+"""The pod's view of etcd: follows each range that has a reader here or in a worker, and passes on changes.
 
-One `Mirror` a range: each goes on from its own revision after a fault, and a range that was compacted meanwhile is read
-again while the others go on.
+One `Mirror` a range: each continues from its own revision after a fault, and a range that was compacted meanwhile is
+read again while the others go on.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from router.state.feed.ranges import Range, Reader
 
 
 class Following:
-    """See the module's text. `run` starts a duty, with a name for it; `apply` gets every change."""
+    """The ranges followed (see the module's text). `run` starts a duty under a name; `apply` gets every change."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Following:
         apply: Callable[[Range, Change], None],
         run: Callable[[Callable[[], Coroutine[Any, Any, None]], str], object],
     ) -> None:
-        """`readers` are this process's own."""
+        """Stores its parts. `readers` are this process's own."""
         self._etcd = etcd
         self._keys = keys
         self._readers = readers
@@ -48,14 +48,14 @@ class Following:
             self._run(functools.partial(self._follow, range), range.name)
 
     def begin(self) -> None:
-        """Follows what is wanted: what lies there is known to be this mesh's."""
+        """Begins to follow the wanted ranges: their content is known to be this mesh's."""
         self._begun = True
         for range in tuple(self._wanted):
             self.want(range)
 
     @property
     def stale_for(self) -> float:
-        """Seconds since changes of some range stopped arriving; 0 while they arrive, and before `begin`."""
+        """Returns the seconds since changes of some range stopped arriving; 0 while they arrive, and before `begin`."""
         return max((mirror.stale_for for mirror in self._mirrors.values()), default=0.0)
 
     async def _follow(self, range: Range) -> None:

@@ -1,11 +1,11 @@
 """One range as the pod keeps it for its workers: its content, its latest changes, and how far each worker has read.
 
-Changes are encoded once and linked one to the next. A worker's `Cursor` holds the last one that it was sent, so what
-nobody waits for is freed by itself. Where the change after the one that a worker has is not kept, or too many bytes
-wait for it, it is sent the whole range instead. So a worker that does not read costs a bounded amount of memory, and
-no time of others.
+Changes are encoded once and linked one to the next. A worker's `Cursor` holds the last one that it was sent, so changes
+that no worker waits for are garbage-collected. If the change after a worker's last one is not kept, or too many bytes
+wait for it, it gets the whole range instead. So a worker that does not read costs a bounded amount of memory, and does
+not delay others.
 
-No I/O here: `server` takes from cursors whatever the connection can carry.
+No I/O here: `server` takes from cursors as much as the connection can carry.
 """
 
 import secrets
@@ -16,10 +16,10 @@ from router.state.feed.messages import encode, pack
 from router.state.feed.ranges import Item
 
 MAX_BEHIND = 64 << 20
-"""Bytes of changes that wait for one worker, beyond which it is sent the whole range instead."""
+"""Bytes of changes that wait for one worker, beyond which it gets the whole range instead."""
 
 KEPT = 1 << 20
-"""Bytes of changes that are kept for a worker that may connect again."""
+"""Bytes of changes kept for a worker that may reconnect."""
 
 PORTION = 500
 """Items in one message."""
@@ -30,14 +30,14 @@ PORTION_BYTES = 1 << 20
 
 
 def items_of(change: Change) -> list[Item]:
-    """Returns keys and values of a change, as readers take them."""
+    """Returns keys and values of a change, in the form that readers take."""
     if isinstance(change, Snapshot):
         return [(kv.key, kv.value) for kv in change.kvs]
     return [(event.kv.key, event.kv.value if event.kind is Kind.PUT else None) for event in change.events]
 
 
 class _Change:
-    """One revision's changes, and the place that the next ones take."""
+    """One revision's changes, and the link to the next ones."""
 
     __slots__ = ("data", "next", "revision", "total")
 
@@ -49,22 +49,22 @@ class _Change:
 
 
 class RangeLog:
-    """See the module's text."""
+    """The log of one range (see the module's text)."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.epoch = ""  # "": it has not been read from etcd yet
+        self.epoch = ""  # "": not read from etcd yet
         self._items: dict[bytes, bytes] = {}
-        self._first = self._last = _Change(0, 0)  # of those that are kept
+        self._first = self._last = _Change(0, 0)  # of the changes kept
         self._cursors: set[Cursor] = set()
 
     @property
     def revision(self) -> int:
-        """Of what is known; 0: nothing yet."""
+        """The revision of the content; 0: nothing was read yet."""
         return self._last.revision
 
     def apply(self, change: Change) -> None:
-        """Takes a change from etcd. Cursors find it; waking those who wait is the caller's business."""
+        """Takes a change from etcd. Cursors find it; the caller wakes those that wait."""
         items = items_of(change)
         if isinstance(change, Snapshot):
             self.epoch = secrets.token_hex(8)
@@ -79,7 +79,7 @@ class RangeLog:
             else:
                 self._items[key] = value
         data = encode(["delta", self.name, change.revision, pack(items)])
-        if len(data) > PORTION_BYTES:  # rarely: as when the lease of a pod with very many copies ends
+        if len(data) > PORTION_BYTES:  # rare: for example when the lease of a pod with very many copies ends
             *first, rest = _portions(items)
             data = b"".join(encode(["items", self.name, pack(portion)]) for portion in first)
             data += encode(["delta", self.name, change.revision, pack(rest)])
@@ -93,13 +93,13 @@ class RangeLog:
                 cursor.begin()
 
     def cursor(self, epoch: str, revision: int) -> "Cursor":
-        """Returns the place of a worker that has read so far, or nothing (""). `close` it in the end."""
+        """Returns the cursor of a worker that has read up to there, or nothing (""). `close` it at the end."""
         cursor = Cursor(self, self._after(epoch, revision))
         self._cursors.add(cursor)
         return cursor
 
     def _after(self, epoch: str, revision: int) -> _Change | None:
-        """Returns the last change that a worker has which has read so far, where those after it are kept."""
+        """Returns the last change of a worker that has read up to there, if the later ones are kept."""
         if not self.epoch or epoch != self.epoch or not self._first.revision <= revision <= self._last.revision:
             return None
         change = self._first
@@ -108,8 +108,7 @@ class RangeLog:
         return change
 
     def _everything(self) -> Iterator[bytes]:
-        """All of the range as it is now, as messages, made as they are taken: it may be larger than anybody should
-        buffer."""
+        """Yields the whole range as messages, made one at a time: it may be too large to buffer."""
         items, epoch, revision = list(self._items.items()), self.epoch, self.revision
         yield encode(["begin", self.name])
         for portion in _portions(items):
@@ -118,7 +117,7 @@ class RangeLog:
 
 
 def _portions(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Cuts items so that each part fits into a message. No parts where there are none."""
+    """Cuts items so that each part fits into a message. Yields nothing if there are none."""
     portion: list[Item] = []
     size = 0
     for key, value in items:
@@ -132,26 +131,26 @@ def _portions(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 class Cursor:
-    """How far one worker has been sent a range."""
+    """The position of one worker in a range."""
 
     __slots__ = ("_all", "_have", "_log")
 
     def __init__(self, log: RangeLog, have: _Change | None) -> None:
         self._log = log
-        self._have = have  # the last change that it was sent, or that all it is being sent contains; None: begin anew
-        self._all: Iterator[bytes] | None = None  # what is left of the whole range
+        self._have = have  # the last change sent, alone or within the whole range; None: begin again
+        self._all: Iterator[bytes] | None = None  # the rest of the whole range
 
     @property
     def behind(self) -> int:
-        """Bytes of changes that wait for it."""
+        """The bytes of changes that wait for it."""
         return 0 if self._have is None else self._log._last.total - self._have.total
 
     def begin(self) -> None:
-        """Sends the whole range next, whatever has been sent so far."""
+        """Sends the whole range next, no matter what was sent so far."""
         self._have = self._all = None
 
     def take(self) -> bytes | None:
-        """Returns the next message; None: there is none for now."""
+        """Returns the next message; None: there is none now."""
         if self._have is None:
             if not self._log.epoch:
                 return None
@@ -167,6 +166,6 @@ class Cursor:
         return self._have.data
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the cursor."""
         self._log._cursors.discard(self)
         self.begin()

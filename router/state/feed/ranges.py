@@ -1,4 +1,4 @@
-"""The ranges of etcd's keys that routers can follow, and what reads them."""
+"""The ranges of etcd's keys that routers can follow, and the protocol of their readers."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Item = tuple[bytes, bytes | None]
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """One range. It is followed by itself, with a revision of its own."""
+    """One range, followed on its own, with a revision of its own."""
 
     name: str
     bounds: Callable[[Keys], tuple[bytes, bytes]]  # first key, and the one after the last
@@ -29,14 +29,14 @@ VMODELS = Range("vmodels", lambda keys: _below(keys.vmodels))
 AUTH = Range("auth", lambda keys: _below(keys.auth))
 
 RANGES = {each.name: each for each in (PRESENCE, CONFIG, VMODELS, AUTH)}
-"""By name. What is here can be followed; what has a reader is."""
+"""The ranges by name. Each can be followed; those with a reader are."""
 
 
 class Reader(Protocol):
-    """What is kept up to date with a range."""
+    """A reader that is kept up to date with a range."""
 
     def snapshot(self, revision: int, items: Iterable[Item]) -> None:
-        """Takes the whole range as it is at one revision: what is missing is gone."""
+        """Takes the whole range at one revision: missing keys are gone."""
 
     def delta(self, revision: int, items: Iterable[Item]) -> None:
         """Takes all changes of one revision, in the order in which they were made."""

@@ -1,28 +1,28 @@
-"""How far a worker has read one range: what the pod tells of it, put together and handed to its reader."""
+"""The state of a worker's reading of one range: messages from the pod, assembled and handed to its reader."""
 
 from router.state.feed.messages import Message, unpack
 from router.state.feed.ranges import Item, Reader
 
 
 class Reading:
-    """One range of one worker. It outlives the connection."""
+    """The reading of one range in one worker. It outlives the connection."""
 
     __slots__ = ("_items", "epoch", "reader", "revision")
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
-        self.epoch = ""  # "": it has not been seen yet
+        self.epoch = ""  # "": not seen yet
         self.revision = 0
-        self._items: list[Item] = []  # what has come of a change that is not complete
+        self._items: list[Item] = []  # the parts of an incomplete change
 
     def connect(self) -> list[str | int]:
-        """Returns how far it has read, for the pod to go on from there: what came incomplete is void."""
+        """Returns how far it has read, so that the pod continues there: incomplete changes are void."""
         self._items = []
         return [self.epoch, self.revision]
 
     def take(self, what: str, rest: Message) -> None:
-        """Takes a message (delta, items, begin, snapshot); `rest` is what follows the range's name. Raises ValueError
-        where that is not what belongs there."""
+        """Takes a message (delta, items, begin, snapshot); `rest` is the part after the range's name. Raises ValueError
+        if that is malformed."""
         if what == "delta":
             revision, changes = rest
             items = unpack(changes)

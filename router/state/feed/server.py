@@ -1,8 +1,8 @@
-"""The pod's end of the feed: a connection to each worker, over which it is sent what it reads as fast as it reads.
+"""The pod's end of the feed: a connection to each worker, which gets its ranges as fast as it reads.
 
-One message of each range in turn, so that a large range does not hold up the others; words about anything else go
-first. A worker that reads nothing stays connected: its life is judged by its beats (`mesh.process`), and what waits for
-it is bounded by `rangelog`.
+One message of each range in turn, so that a large range does not hold up the others; all other messages go first. A
+worker that reads nothing stays connected: its beats tell whether it lives (`mesh.process`), and `rangelog` bounds the
+data that wait for it.
 """
 
 import asyncio
@@ -22,13 +22,15 @@ from router.state.feed.ranges import RANGES, Range
 log = logs.get(__name__)
 
 ASK = 2.0
-"""Seconds for a worker to tell its metrics."""
+"""Seconds for a worker to send its metrics."""
 
-_MAX_WORDS = 64 << 20  # bytes of words, ranges apart, that a worker may leave unread before its connection is ended
+_MAX_WORDS = (
+    64 << 20
+)  # bytes of messages, other than ranges, that a worker may leave unread before its connection is closed
 
 
 class _Peer:
-    """One connected worker, and what it is still to be sent."""
+    """One connected worker, and the messages still to be sent to it."""
 
     __slots__ = ("_cursors", "_some", "_unread", "_words", "asked", "name", "not_ready", "writer")
 
@@ -38,12 +40,12 @@ class _Peer:
         self.not_ready: str | None = "has just connected"
         self.asked: dict[int, asyncio.Future[metrics.Snapshot]] = {}
         self._words: collections.deque[bytes] = collections.deque()
-        self._unread = 0  # bytes of them
+        self._unread = 0  # bytes of these messages
         self._cursors: collections.deque[Cursor] = collections.deque()
         self._some = asyncio.Event()
 
     def say(self, data: bytes) -> None:
-        """Sends a message before what is left of the ranges."""
+        """Sends a message before the rest of the ranges."""
         if self.writer.transport.is_closing():
             return
         self._unread += len(data)
@@ -54,12 +56,12 @@ class _Peer:
         self.wake()
 
     def read(self, cursor: Cursor) -> None:
-        """Sends a range from there on."""
+        """Sends a range from that position on."""
         self._cursors.append(cursor)
         self.wake()
 
     def wake(self) -> None:
-        """Looks whether there is something to send."""
+        """Wakes the writer: there may be something to send."""
         self._some.set()
 
     async def write(self) -> None:
@@ -93,7 +95,7 @@ class _Peer:
 
 
 class FeedServer:
-    """The pod's end. `merged` gives the whole router pod's metrics, for workers that are asked for them."""
+    """The pod's end. `merged` returns the whole router pod's metrics, for workers that are asked for them."""
 
     def __init__(
         self,
@@ -101,7 +103,7 @@ class FeedServer:
         *,
         wanted: Callable[[Range], None] = lambda _: None,
     ) -> None:
-        """`wanted` is called with each range that a worker reads, whenever one connects."""
+        """Stores its parts. `wanted` is called with each range that a worker reads, whenever one connects."""
         self._merged = merged
         self._wanted = wanted
         self._logs = {name: RangeLog(name) for name in RANGES}
@@ -126,22 +128,22 @@ class FeedServer:
             peer.wake()
 
     def ready(self) -> dict[str, str | None]:
-        """Each connected worker, and why it is not ready."""
+        """Returns each connected worker, and why it is not ready."""
         return {peer.name: peer.not_ready for peer in self._peers}
 
     def beat(self) -> None:
-        """Tells every worker that it would hear of changes, where there are none."""
+        """Sends every worker a sign of life, in the absence of changes."""
         for peer in self._peers:
             peer.say(encode(["beat"]))
 
     def drain(self) -> None:
-        """Tells the workers that this router stops, so that they say so to whoever asks."""
+        """Tells the workers that this router is stopping, so that they report it."""
         self._draining = True
         for peer in self._peers:
             peer.say(encode(["drain"]))
 
     async def snapshots(self) -> list[metrics.Snapshot]:
-        """The metrics of the workers that answer in time."""
+        """Returns the metrics of the workers that answer in time."""
         number = next(self._numbers)
         loop = asyncio.get_running_loop()
         for peer in self._peers:
@@ -151,7 +153,7 @@ class FeedServer:
         try:
             done, late = await asyncio.wait(waiting, timeout=ASK) if waiting else (set(), set())
             if late:
-                log.warning("workers did not tell their metrics in time", workers=len(late))
+                log.warning("workers did not send their metrics in time", workers=len(late))
             return [future.result() for future in done if not future.cancelled()]
         finally:
             for peer in self._peers:
@@ -160,7 +162,7 @@ class FeedServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = _Peer(writer)
         writing = self._tasks.start(_written(peer), "write the feed")
-        writing.add_done_callback(lambda _: peer.close())  # a worker that is written nothing more has to connect again
+        writing.add_done_callback(lambda _: peer.close())  # a worker that gets nothing more has to reconnect
         self._peers.add(peer)
         if self._draining:
             peer.say(encode(["drain"]))
@@ -179,11 +181,11 @@ class FeedServer:
                     case ["stats", int(number)]:
                         self._tasks.start(self._answer(peer, number), "merged metrics")
                     case other:
-                        log.warning("a worker said something unknown", worker=peer.name, what=str(other[0]))
+                        log.warning("a worker sent an unknown message", worker=peer.name, what=str(other[0]))
         except (EOFError, OSError):
-            pass  # it has ended; its process is somebody else's business
+            pass  # it has ended; another task watches its process
         except ValueError as error:
-            log.warning("a worker said nonsense", worker=peer.name, error=str(error))
+            log.warning("a worker sent a malformed message", worker=peer.name, error=str(error))
         finally:
             self._peers.discard(peer)
             writing.cancel()
