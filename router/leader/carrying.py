@@ -1,4 +1,4 @@
-"""Carries plans out: asks the agents, once at a time for each model and pod, and lets rest what did not work."""
+"""Execution of plans: asks the agents, one request at a time for each model and pod, and backs off after failures."""
 
 import asyncio
 import time
@@ -20,21 +20,21 @@ from router.state.view import View
 log = logs.get(__name__)
 
 AT_ONCE = 32
-"""Requests to agents under way."""
+"""Concurrent requests to agents."""
 
 REST = 30.0
-"""Seconds for which a model is left alone after its load did not work; twice as long after each further time."""
+"""Seconds of back-off for a model after a failed load; doubled after each further failure."""
 
 REST_MOST = 900.0
 
 
-class _UnwellMeanwhile(Exception):
-    """The pod has proved unhealthy since the load was planned: that is not the model's fault."""
+class _UnhealthyMeanwhile(Exception):
+    """A pod that has proved unhealthy since the load was planned, which is not the model's fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class CarryingStatistics:
-    """What has been done so far."""
+    """The numbers of actions so far."""
 
     loads: int
     unloads: int
@@ -42,7 +42,7 @@ class CarryingStatistics:
 
 
 class Carrying:
-    """One leader's."""
+    """The actions of one leader."""
 
     def __init__(self, *, view: View, registry: Registry, orders: Orders) -> None:
         self._view = view
@@ -52,12 +52,12 @@ class Carrying:
         view.listen(self._on_pod)
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._under_way: dict[tuple[str, str], tuple[asyncio.Task[None], bool]] = {}  # by model and pod; whether a load
-        self._resting: dict[str, tuple[float, float]] = {}  # until when, and for how long that was
+        self._resting: dict[str, tuple[float, float]] = {}  # until when, and how long the back-off was
         self._tasks = Tasks()
         self._loads = self._unloads = self._failures = 0
 
     def begin(self, actions: Iterable[Action]) -> list["asyncio.Task[None]"]:
-        """Begins each of them that is not under way already."""
+        """Begins each action that is not under way already."""
         begun = []
         for action in actions:
             names = (action.model_id, action.pod)
@@ -85,39 +85,39 @@ class Carrying:
         await self._ask(model_id, pod, 0, 0, "", pinned=pinned)
 
     def under_way(self) -> set[tuple[str, str]]:
-        """Returns what agents are being asked, whatever it is, by model and pod."""
+        """Returns the requests under way, of any kind, by model and pod."""
         return set(self._under_way)
 
     def loading(self) -> set[tuple[str, str]]:
-        """Returns the copies that are being made, by model and pod. One that is being let go is none."""
+        """Returns the copies being loaded, by model and pod."""
         return {names for names, (_, loads) in self._under_way.items() if loads}
 
     def avoided(self) -> dict[str, str]:
-        """The pods that get no loads, because there everything fails, and why."""
+        """Returns the pods that get no loads because all loads fail there, and why."""
         return self._memory.avoided(list(self._view.pods), now_ms())
 
     def resting(self, model_id: str) -> bool:
-        """Whether the model is left alone because its last load did not work."""
+        """Returns whether the model backs off because its last load failed."""
         until, _ = self._resting.get(model_id, (0.0, 0.0))
         return time.monotonic() < until
 
     def wake(self, model_id: str) -> None:
-        """What kept the model from being loaded has been put right."""
+        """Ends the back-off of a model: the cause of its failure has been removed."""
         self._resting.pop(model_id, None)
 
     def statistics(self) -> CarryingStatistics:
-        """So far."""
+        """Returns the numbers so far."""
         return CarryingStatistics(self._loads, self._unloads, self._failures)
 
     async def close(self) -> None:
-        """Waits for nothing: the agents go on with what they were asked."""
+        """Ends without waiting: the agents go on with their requests."""
         await self._tasks.close()
 
     async def _load(self, action: Action) -> None:
         try:
             async with self._turns:
                 why = await self._ask(action.model_id, action.pod, action.idle_ms, action.expected_copies, action.why)
-        except _UnwellMeanwhile:
+        except _UnhealthyMeanwhile:
             return
         if why is None:
             self._loads += 1
@@ -129,12 +129,12 @@ class Carrying:
         self._resting[action.model_id] = (time.monotonic() + rest, rest)
         if len(self._resting) > 10_000:
             self._resting = {m: entry for m, entry in self._resting.items() if time.monotonic() < entry[0]}
-        log.info("a planned load did not come about", model=action.model_id, pod=action.pod, why=why, rest=rest)
+        log.info("a planned load failed", model=action.model_id, pod=action.pod, why=why, rest=rest)
 
     async def _ask(
         self, model_id: str, name: str, idle_ms: int, expected: int, reason: str, *, pinned: bool | None = None
     ) -> str | None:
-        """Why it did not load; None: it has. Raises _UnwellMeanwhile where nobody was asked."""
+        """Asks an agent; returns why it did not load; None: it did. Raises _UnhealthyMeanwhile if none was asked."""
         try:
             registration = await self._registry.read(model_id)
         except MeshError as error:
@@ -145,9 +145,9 @@ class Carrying:
         record = registration.record
         if record.quarantined:
             return "it is quarantined"
-        loads = pinned is None  # else the copy is there, and is only told something
+        loads = pinned is None  # else the copy exists, and only its pinning changes
         if loads and name in self.avoided():
-            raise _UnwellMeanwhile
+            raise _UnhealthyMeanwhile
         if loads:
             self._memory.tried(name, now_ms())
         try:
@@ -163,15 +163,15 @@ class Carrying:
                 case "refused":
                     return f"{reply.refused.reason}: {reply.refused.text}"
                 case "failed":
-                    if reply.failed.reason != Reason.CONTENT_CHANGED.name:  # which is no fault of the pod's
+                    if reply.failed.reason != Reason.CONTENT_CHANGED.name:  # which is not the pod's fault
                         elsewhere = any(copy.pod is not pod for copy in self._view.copies.get(model_id, ()))
                         self._memory.failed(model_id, name, now_ms(), reply.failed.text, elsewhere=elsewhere)
                     return f"{reply.failed.reason}: {reply.failed.text}"
                 case "elsewhere":
                     return f"{reply.elsewhere.pod} has it"
-            return "it is not registered any more, or registered anew"
+            return "it is no longer registered, or registered again"
         except Timeout:
-            return None  # it is loading still, most likely; the next round sees
+            return None  # it is probably still loading; the next round will see
         except Unreachable as error:
             return str(error)
 
@@ -188,4 +188,4 @@ class Carrying:
                 await self._orders.unload(pod, action.model_id, reason=action.why)
             self._unloads += 1
         except Unreachable as error:
-            log.info("a copy was not let go", model=action.model_id, pod=action.pod, why=str(error))
+            log.info("a copy was not unloaded", model=action.model_id, pod=action.pod, why=str(error))

@@ -1,7 +1,7 @@
-"""Who leads: whoever put its name under `leader` first, for as long as its lease lives.
+"""The election of the leader: the router that put its name under `leader` first, while its lease lives.
 
-A leader that stops gives its lease back, and the next one follows within `LOOK` seconds. One that cannot reach etcd
-counts itself out when its lease would have run out, by its own clock, which is no later than etcd lets another one in.
+A leader that stops revokes its lease, and the next one follows within `LOOK` seconds. A leader that cannot reach etcd
+steps down when its lease would have expired by its own clock, which is no later than etcd admits another one.
 """
 
 import asyncio
@@ -14,14 +14,14 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 TTL = 10
-"""Seconds; how long nobody leads after a leader has died."""
+"""Lease time to live, in seconds: the time without a leader after one has died."""
 
 LOOK = 1.0
 """Seconds between two attempts."""
 
 
 class Election:
-    """One candidate. `lead` is run while it leads, and cancelled when it does no longer."""
+    """One candidate. `lead` runs while it leads, and is cancelled when it no longer does."""
 
     def __init__(
         self, etcd: Etcd, keys: Keys, name: str, lead: Callable[[], Awaitable[None]], *, ttl: int = TTL
@@ -34,17 +34,17 @@ class Election:
         self.leading = False
 
     async def run(self) -> None:
-        """Until cancelled; the lease is given back then."""
+        """Runs until cancelled, then revokes the lease."""
         while True:
             try:
                 await self._stand()
             except EtcdError as error:
-                log.debug("no election while etcd is away", why=error.detail)
+                log.debug("no election: etcd is unavailable", why=error.detail)
             await asyncio.sleep(LOOK)
 
     async def _stand(self) -> None:
         if await self._etcd.get(self._keys.leader) is not None:
-            return  # most of the time: a lease for nothing is spared
+            return  # the usual case: saves an unused lease
         lease = await Lease.grant(self._etcd, ttl=self._ttl)
         try:
             won = await self._etcd.txn(
@@ -69,4 +69,4 @@ class Election:
             for task in (ruling, lost):
                 task.cancel()
             await asyncio.wait({ruling, lost})
-            log.info("this router leads no more", name=self._name, why=lease.why_lost or "it stops")
+            log.info("this router no longer leads", name=self._name, why=lease.why_lost or "it is stopping")

@@ -1,4 +1,4 @@
-"""Pods that leave: their copies are loaded elsewhere, and let go as they come up there.
+"""The handover of pods that leave: their copies are loaded elsewhere, and unloaded once they are.
 
 A pod that leaves has little time, so this is a loop of its own beside the rounds.
 """
@@ -25,8 +25,8 @@ LOOK = 0.1
 
 
 class Handover:
-    """One leader's. `candidates` and `settings` are as they are now; `idle` are the ms since the last use of models
-    that agents mentioned, to which this adds what they tell meanwhile."""
+    """The handovers of one leader. `candidates` and `settings` return current values; `idle` holds the ms since the
+    last use of models that agents reported, to which this adds their later reports."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Handover:
         self._tasks = Tasks()
 
     def due(self) -> bool:
-        """Whether a pod leaves that is not being emptied yet."""
+        """Returns whether a pod leaves that is not being emptied yet."""
         return next(self._about_to_leave(), None) is not None
 
     def begin(self) -> None:
@@ -57,17 +57,17 @@ class Handover:
             self._leaving[pod.name] = self._tasks.start(self._hand_over(pod), f"empty {pod.name}")
 
     async def close(self) -> None:
-        """Ends what is under way here; agents go on with what they were asked."""
+        """Ends the handovers under way; agents go on with their requests."""
         await self._tasks.close()
 
     def _about_to_leave(self) -> Iterator[Pod]:
-        """Pods that leave and are not being emptied yet."""
+        """Yields the pods that leave and are not being emptied yet."""
         for pod in self._view.pods.values():
             if pod.leaving and not pod.suspect and pod.copies and pod.name not in self._leaving:
                 yield pod
 
     async def _hand_over(self, pod: Pod) -> None:
-        """Empties a pod that leaves, as far as there is room elsewhere and time."""
+        """Empties a pod that leaves, as far as room elsewhere and time allow."""
         try:
             await self._empty(pod)
         finally:
@@ -96,7 +96,7 @@ class Handover:
             await asyncio.sleep(LOOK)
         for model_id, why in unmet.items():
             log.info("a copy of a pod that leaves finds no room", model=model_id, pod=pod.name, why=why)
-        # It need not wait any longer for what will not move.
+        # The pod need not wait for copies that will not move.
         left = [
             Action(Kind.UNLOAD, copy.model, pod.name, "the pod leaves, and there is no room elsewhere")
             for copy in list(pod.copies.values())
@@ -104,10 +104,10 @@ class Handover:
         await asyncio.gather(*self._carrying.begin(left), return_exceptions=True)
 
     def held(self, copy: Copy) -> drain.Held:
-        """Returns a copy as `placement.drain` looks at it."""
+        """Returns a copy as `placement.drain` sees it."""
         others = [other for other in self._view.known(copy.model) if other.pod is not copy.pod]
         loading = {pod for model, pod in self._carrying.loading() if model == copy.model and pod != copy.pod.name}
-        # What only an agent's answer has told so far, other routers do not know yet: they would find no copy at all.
+        # Other routers do not know a copy yet that is only known from an agent's answer: they would find none.
         loaded = {o.pod.name for o in others if o.callable and not o.answered and not o.pod.leaving}
         loading |= {o.pod.name for o in others if o.pod.name not in loaded and not o.pod.leaving}
         return drain.Held(

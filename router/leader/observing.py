@@ -1,8 +1,8 @@
-"""How the mesh is, for plans: what agents say of the copies that matter, and which models have limits of their own.
+"""Observation of the mesh, for plans: agents' reports on the copies that matter, and models with limits of their own.
 
-Every few seconds each agent is asked for the copies that are called, pinned, young or on their way; and for those that
-are one of several, because of them the leader has to know how long nobody called them. The thousands of quiet sole
-copies stay unmentioned.
+Every few seconds the leader asks each agent for the copies that are called, pinned, young or being loaded; and for
+those that are one of several, since it must know how long they were not called. The thousands of idle sole copies are
+not reported.
 """
 
 import asyncio
@@ -35,24 +35,26 @@ _STATES = 500  # copies that an agent is asked about at once: a few milliseconds
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was told. Pods that did not answer are missing."""
+    """The reports of agents. Pods that did not answer are missing."""
 
     copies: dict[tuple[str, str], agent_pb2.CopyState] = field(default_factory=dict)  # by model and pod
     wanted: dict[str, Registration] = field(default_factory=dict)  # models with limits of their own
 
 
 class Observer:
-    """Asks for one leader."""
+    """The observer of one leader."""
 
     def __init__(self, *, view: View, agents: Agent, etcd: Etcd, keys: Keys) -> None:
         self._view = view
         self._agents = agents
         self._etcd = etcd
         self._keys = keys
-        self._needless: LRUCache[str, int] = LRUCache(10_000)  # keys of `wanted/` that say nothing, and their revision
+        self._needless: LRUCache[str, int] = LRUCache(
+            10_000
+        )  # keys of `wanted/` that are not needed, and their revision
 
     async def observe(self) -> Observation:
-        """One look. Raises EtcdError."""
+        """Observes the mesh once. Raises EtcdError."""
         several: dict[str, list[str]] = defaultdict(list)
         for model in self._view.models():
             known = tuple(self._view.known(model))
@@ -65,7 +67,7 @@ class Observer:
             try:
                 reply = await self._agents.active(pod, several[pod.name], timeout=_TIMEOUT)
             except Unreachable as error:
-                log.info("an agent tells nothing of its copies", pod=pod.name, why=str(error))
+                log.info("an agent does not report its copies", pod=pod.name, why=str(error))
                 return
             for state in reply.copies:
                 copies[state.model_id, pod.name] = state
@@ -75,26 +77,26 @@ class Observer:
         return Observation(copies, wanted)
 
     async def idle(self, pod: Pod) -> AsyncIterator[dict[str, int]]:
-        """For how long copies of a pod have not been called, ms, some at a time: true when they are given, not later.
-        Ends where its agent does not answer."""
+        """Yields for how long a pod's copies have not been called, in ms, some at a time: true when yielded, not later.
+        Ends if its agent does not answer."""
         held = list(pod.copies)
         for start in range(0, max(1, len(held)), _STATES):
             try:
                 reply = await self._agents.active(pod, held[start : start + _STATES], timeout=_TIMEOUT)
             except Unreachable as error:
-                log.info("an agent tells nothing of its copies", pod=pod.name, why=str(error))
+                log.info("an agent does not report its copies", pod=pod.name, why=str(error))
                 break
             yield {state.model_id: state.idle_ms for state in reply.copies}
 
     async def all_idle(self) -> AsyncIterator[dict[str, int]]:
-        """The same for the whole mesh, pod by pod: a model with several copies comes as often."""
+        """Yields the same for the whole mesh, pod by pod: a model comes once for each of its copies."""
         for pod in list(self._view.pods.values()):
             if pod.record is not None and not pod.suspect and pod.copies:
                 async for idle in self.idle(pod):
                     yield idle
 
     async def registrations(self, ids: list[str]) -> dict[str, Registration | None]:
-        """The records of these models; None for those that are not registered, nothing for those that cannot be read.
+        """Returns the records of these models; None for those not registered, no entry for those that cannot be read.
         Raises EtcdError."""
         found: dict[str, Registration | None] = {}
         for start in range(0, len(ids), _BATCH):
@@ -102,7 +104,7 @@ class Observer:
             result = await self._etcd.txn([], [get_op(self._keys.model(model_id)) for model_id in batch])
             for model_id, response in zip(batch, result.responses, strict=True):
                 kvs = kvs_of(response)
-                with contextlib.suppress(MeshError):  # it cannot be read: told in the log already
+                with contextlib.suppress(MeshError):  # it cannot be read, which is logged already
                     found[model_id] = decode(model_id, kvs[0]) if kvs else None
         return found
 
@@ -114,9 +116,9 @@ class Observer:
                 if registration is not None and registration.record.limits != UNLIMITED:
                     found[model_id] = registration
                 else:
-                    # Not registered any more, or its limits were taken away. If they are being set just now, whoever
-                    # does it has put this key before and will not again: so it goes only if nothing has changed for a
-                    # round.
+                    # No longer registered, or its limits were removed. If they are being set just now, the setter
+                    # has already put this key and will not again: so it is removed only if nothing has changed
+                    # for a round.
                     await self._tidy(model_id, registration)
         return found
 
@@ -131,7 +133,7 @@ class Observer:
         )
 
     def _settled(self, model_id: str, kv: KeyValue) -> bool:
-        """Whether the key was seen needless, at that very revision, in an earlier round."""
+        """Returns whether the key was already not needed, at that same revision, in an earlier round."""
         before = self._needless.get(model_id)
         self._needless[model_id] = kv.mod_revision
         return before == kv.mod_revision

@@ -1,4 +1,4 @@
-"""What a leader asks of agents, and what their answers mean for the view: the same for plans and for reloads."""
+"""A leader's requests to agents, and the effect of their answers on the view: for plans and for reloads."""
 
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ UNLOAD_TIMEOUT = 60.0
 
 
 class Orders:
-    """One leader's. `limits` are the types' as they are now."""
+    """The requests of one leader. `limits` returns the current limits of types."""
 
     def __init__(self, *, view: View, agents: Agent, limits: Callable[[], TypeLimits], debits: Debits) -> None:
         self._view = view
@@ -38,8 +38,8 @@ class Orders:
         generation: int = 0,
         pinned: bool | None = None,
     ) -> agent_pb2.LoadReply:
-        """Has a pod load a model, or know whether its copy is pinned (None: as the limits say). Returns the agent's
-        answer, which the view knows then. Raises Unreachable."""
+        """Has a pod load a model, or update whether its copy is pinned (None: by the limits). Returns the agent's
+        answer, which is then in the view. Raises Unreachable."""
         record = registration.record
         if pinned is None:
             pinned = bool(self._limits().of(record.type, record.limits).pinned)
@@ -65,11 +65,11 @@ class Orders:
         return reply
 
     async def unload(self, pod: Pod, model_id: str, *, reason: str, create_revision: int = 0) -> None:
-        """Has a pod unload a model, whatever registration it is of (0), or only that one. Raises Unreachable."""
+        """Has a pod unload a model, of any registration (0) or only of that one. Raises Unreachable."""
         request = agent_pb2.UnloadRequest(model_id=model_id, create_revision=create_revision, reason=reason)
         await self._agents.unload(pod, request, timeout=UNLOAD_TIMEOUT)
 
 
 def now_ms() -> int:
-    """The time on the leader's clock."""
+    """Returns the time on the leader's clock."""
     return int(time.monotonic() * 1000)

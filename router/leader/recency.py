@@ -1,11 +1,11 @@
-"""Which models were used last, kept in etcd, so that a mesh that was restarted knows what to load first.
+"""The models used last, kept in etcd, so that a restarted mesh knows what to load first.
 
-Every minute the leader asks each agent how long its copies have been idle; models that have been evicted since keep the
-time of their last use. The list is bounded, stands in etcd in a few dozen compressed pieces and outlives every lease.
-It is not in the models' records: those are read by everybody, and a use is no news to anybody.
+Every minute the leader asks each agent how long its copies have been idle; models that were evicted since keep the time
+of their last use. The list is bounded, is kept in etcd in a few dozen compressed pieces, and outlives every lease. It
+is not in the models' records, since all routers read those and none needs to learn of a use.
 
-Times are of the leader's clock. Where the next leader's differs, models seem used longer ago, or just now: only their
-order among each other matters, and a preload takes no room from anybody.
+Times are by the leader's clock. If the next leader's differs, models seem used longer ago, or just now: only their
+relative order matters, and a preload takes no room from other models.
 """
 
 import contextlib
@@ -29,22 +29,22 @@ MOST = 20_000
 PIECE = 1000
 """Models in one key: 10 to 30 KB, compressed."""
 
-_LARGEST = 8 << 20  # bytes of a piece when it is unpacked; more is not ours
+_LARGEST = 8 << 20  # bytes of a decompressed piece; a larger one is not ours
 
 
 class Recency:
-    """One leader's. `clock` gives seconds since the epoch."""
+    """The list as one leader keeps it. `clock` returns seconds since the epoch."""
 
     def __init__(self, etcd: Etcd, keys: Keys, *, clock: Callable[[], float] = time.time) -> None:
         self._etcd = etcd
         self._keys = keys
         self._clock = clock
         self._used: dict[str, int] = {}  # ms since the epoch, by model
-        self._saved: dict[bytes, bytes] = {}  # what stands in etcd, as far as is known
+        self._saved: dict[bytes, bytes] = {}  # the pieces in etcd, as far as known
 
     async def load(self) -> None:
-        """What an earlier leader has left. Where none has, what the models' records say, as the predecessor's do.
-        Raises EtcdError."""
+        """Reads the list of an earlier leader; without one, the models' records, as the predecessor has it. Raises
+        EtcdError."""
         prefix = self._keys.recent
         self._saved = {}
         async for page in self._etcd.pages(prefix, after_prefix(prefix)):
@@ -53,7 +53,7 @@ class Recency:
                 try:
                     found = _unpack(kv.value)
                 except ValueError as error:
-                    log.warning("what was used last cannot be read in part", key=kv.key, why=str(error))
+                    log.warning("a part of the list of last uses cannot be read", key=kv.key, why=str(error))
                     continue
                 for model_id, used in found.items():
                     self._note(model_id, used)
@@ -64,31 +64,31 @@ class Recency:
         prefix = self._keys.registry
         async for page in self._etcd.pages(prefix, after_prefix(prefix)):
             for kv in page.kvs:
-                with contextlib.suppress(ValueError):  # a record that cannot be read: told where it is used
+                with contextlib.suppress(ValueError):  # a record that cannot be read is logged when it is used
                     self._note(self._keys.model_of(kv.key), ModelRecord.decode(kv.value).last_used_ms)
             self._trim(2 * MOST)
         self._trim(MOST)
 
     def note(self, idle_ms: Mapping[str, int]) -> None:
-        """For how long models have not been used, as their agents say now."""
+        """Notes for how long models have not been used, as their agents report now."""
         now = int(self._clock() * 1000)
         for model_id, idle in idle_ms.items():
             self._note(model_id, now - idle)
-        self._trim(2 * MOST)  # pods tell some hundreds at a time; `save` keeps no more than there may be
+        self._trim(2 * MOST)  # pods report some hundreds at a time; `save` keeps at most MOST
 
     def forget(self, model_ids: Iterable[str]) -> None:
-        """They are not registered any more."""
+        """Removes models that are no longer registered."""
         for model_id in model_ids:
             self._used.pop(model_id, None)
 
     def newest(self, most: int, *, without: Callable[[str], bool]) -> list[tuple[str, int]]:
-        """The models that were used last and for which `without` is false, each with its idle time in ms."""
+        """Returns the models used last for which `without` is false, each with its idle time in ms."""
         now = int(self._clock() * 1000)
         found = ((used, model_id) for model_id, used in self._used.items() if not without(model_id))
         return [(model_id, max(1, now - used)) for used, model_id in heapq.nlargest(most, found)]
 
     async def save(self) -> None:
-        """Writes the pieces that have changed. Raises EtcdError."""
+        """Writes the changed pieces. Raises EtcdError."""
         self._trim(MOST)
         pieces = dict(self._pieces())
         for key, value in pieces.items():
@@ -122,7 +122,7 @@ def _pack(used: dict[str, int]) -> bytes:
 
 
 def _unpack(value: bytes) -> dict[str, int]:
-    """Raises ValueError where it is not such a piece."""
+    """Returns the times in a piece. Raises ValueError if it is malformed."""
     unpacking = zlib.decompressobj()
     try:
         text = unpacking.decompress(value, _LARGEST)
@@ -130,7 +130,7 @@ def _unpack(value: bytes) -> dict[str, int]:
     except (zlib.error, RecursionError) as error:
         raise ValueError(str(error)) from error
     if not isinstance(found, dict) or not all(type(used) is int for used in found.values()):
-        raise ValueError("it holds something else than times of use")
+        raise ValueError("it holds something other than times of use")
     for model_id in found:
-        model_id.encode()  # what cannot be written again would end the next writing
+        model_id.encode()  # an id that cannot be encoded would make the next write fail
     return found

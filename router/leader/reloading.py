@@ -1,11 +1,11 @@
-"""Moving the copies of a reloaded model to its new content, without a failed call.
+"""The move of a reloaded model's copies to its new content, without a failed call.
 
-Reloading raises the generation in the model's record and puts `reloads/<model>`, in one transaction; from then on it is
-the leader's, whichever router leads. What is to be done follows from the copies as they are and from that generation,
-so another leader goes on where one has died. Both contents answer until the last old copy has gone; then the key goes.
+Reloading raises the generation in the model's record and puts `reloads/<model>`, in one transaction; the leader does
+the rest. The steps follow from the present copies and from that generation, so another leader continues where one has
+died. Both contents answer until the last old copy is gone; then the key is removed.
 
-If the new content cannot be loaded the old copies stay, the key says why, and it is tried again later, and at once when
-somebody reloads the model again.
+If the new content cannot be loaded, the old copies stay, the key says why, and the load is tried again later, or at
+once when the model is reloaded again.
 
 Copies of two generations without a key are moved too: a pod was away while the others moved.
 """
@@ -31,27 +31,27 @@ from router.state.view import View
 log = logs.get(__name__)
 
 PATIENCE = 20.0
-"""Seconds after which a move that waits for pods says so, and begins again after a rest. Two lease times."""
+"""Seconds after which a move that waits for pods says so, and begins again after a back-off. Two lease times."""
 
 INTERVAL = 0.5
-"""Seconds between two looks for models to be moved, each of which is a read of a range that is empty as a rule."""
+"""Seconds between two looks for models to be moved, each a read of a usually empty range."""
 
 MIXED_EVERY = 5.0
 """Seconds between two looks through the view for copies of several generations."""
 
 AT_ONCE = 16
-"""Models that are moved at a time."""
+"""Models moved at the same time."""
 
 REST = 10.0
-"""Seconds for which a model rests after its new content could not be loaded; twice as many after each further time."""
+"""Seconds of back-off for a model whose new content could not be loaded; doubled after each further failure."""
 
 REST_MOST = 600.0
 
-_LOOK = 0.1  # seconds between two looks at a model whose copies move
+_LOOK = 0.1  # seconds between two looks at a model that is being moved
 
 
 class Reloading:
-    """One leader's."""
+    """The moves of one leader."""
 
     def __init__(
         self,
@@ -65,8 +65,8 @@ class Reloading:
         idle_ms: Callable[[str], int | None] = lambda _: None,
         on_done: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`idle_ms` tells the time since a model's last use, as agents told it last, None where they did not mention
-        it; `on_done` is called with each model whose copies have all moved."""
+        """Stores its parts. `idle_ms` returns the time since a model's last use by the agents' latest reports, None if
+        they did not report it; `on_done` is called with each model whose copies have all moved."""
         self._view = view
         self._registry = registry
         self._etcd = etcd
@@ -80,20 +80,20 @@ class Reloading:
         self._looked_at = -math.inf  # when copies of several generations were looked for
 
     def moving(self) -> list[str]:
-        """Returns the models that are being moved now."""
+        """Returns the models being moved now."""
         return list(self._moves)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Runs until cancelled."""
         while True:
             try:
                 await self.round()
             except EtcdError as error:
-                log.info("reloads are put off while etcd is away", why=error.detail)
+                log.info("reloads are postponed: etcd is unavailable", why=error.detail)
             await asyncio.sleep(INTERVAL)
 
     async def round(self) -> None:
-        """Begins to move what is to be moved and rests no longer. Raises EtcdError."""
+        """Begins to move the models that are due and whose back-off is over. Raises EtcdError."""
         asked: dict[str, int] = {}
         async for page in self._etcd.pages(self._keys.reloads, after_prefix(self._keys.reloads)):
             for kv in page.kvs:
@@ -113,7 +113,7 @@ class Reloading:
         self._resting = {names: rest for names, rest in self._resting.items() if names[0] in asked or rest[0] > now}
 
     def _mixed(self) -> dict[str, int]:
-        """The models with copies of several generations, and the latest."""
+        """Returns the models with copies of several generations, and the latest generation."""
         found = {}
         for model_id in self._view.several():
             known = [copy.record for copy in self._view.known(model_id) if copy.loaded]
@@ -123,13 +123,13 @@ class Reloading:
         return found
 
     async def close(self) -> None:
-        """Ends what is under way here; agents go on with what they were asked."""
+        """Ends the moves under way; agents go on with their requests."""
         await self._tasks.close()
 
     # --- one model ---
 
     async def _move(self, model_id: str, generation: int) -> None:
-        """`generation` is what was asked for; the record says what is to be had by now."""
+        """Moves one model. `generation` was requested; the record may hold a later one by now."""
         move = Move()
         async with self._turns:
             try:
@@ -152,12 +152,12 @@ class Reloading:
                     await asyncio.sleep(_LOOK)
             except (EtcdError, MeshError) as error:
                 self._resting[model_id, generation] = (time.monotonic() + REST, 0.0)
-                log.info("a reload is put off", model=model_id, why=str(error))
+                log.info("a reload is postponed", model=model_id, why=str(error))
 
-    # --- what is told ---
+    # --- reports ---
 
     async def _finish(self, model_id: str, generation: int | None) -> None:
-        """Takes the key away, unless the model was reloaded again meanwhile."""
+        """Removes the key, unless the model was reloaded again meanwhile."""
         key = self._keys.reload(model_id)
         kv = await self._etcd.get(key)
         if kv is None or (generation is not None and _generation(kv.value) > generation):
@@ -167,12 +167,12 @@ class Reloading:
             self._on_done(model_id)
 
     async def _failed(self, registration: Registration, why: str) -> None:
-        """Leaves the model alone for a while, and writes down why."""
+        """Backs off from the model, and writes down why."""
         model_id, generation = registration.model_id, registration.record.generation
         _, before = self._resting.get((model_id, generation), (0.0, 0.0))
         rest = min(max(REST, 2 * before), REST_MOST)
         self._resting[model_id, generation] = (time.monotonic() + rest, rest)
-        log.warning("a model's new content was not loaded; its old copies go on", model=model_id, why=why, rest=rest)
+        log.warning("a model's new content was not loaded; its old copies stay", model=model_id, why=why, rest=rest)
         key = self._keys.reload(model_id)
         kv = await self._etcd.get(key)
         if kv is None or _generation(kv.value) != generation:

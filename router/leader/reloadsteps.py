@@ -1,9 +1,8 @@
-"""The steps of moving one model's copies to new content: which copies there are, what is asked of which agent, and what
-its answer means for the next step. Which step comes next is `placement.reload`'s, when a move begins and what is told
-of it `reloading`'s.
+"""The steps of moving one model's copies to new content: the present copies, the requests to agents, and the effect of
+their answers on the next step. `placement.reload` chooses the next step; `reloading` begins and reports moves.
 
-A pod without room for both contents, and one whose agent does not answer, is noted in the move and asks for another
-step. Only content that cannot be loaded ends a move.
+A pod without room for both contents, or whose agent does not answer, is noted in the move and leads to another step.
+Only content that cannot be loaded ends a move.
 """
 
 import asyncio
@@ -30,37 +29,38 @@ Choose = Callable[[Registration, Footprint, Mapping[str, str], int], Choice]
 
 
 class Move:
-    """What one move has learnt of pods on its way."""
+    """The facts about pods that one move has gathered."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.no_room: dict[str, str] = {}  # pods that cannot hold both contents, and why
-        self._silent: dict[str, tuple[float, str]] = {}  # until when such a pod is not asked again, and why
+        self._silent: dict[str, tuple[float, str]] = {}  # until when such a pod is not asked, and why
 
     def hush(self, pod: str, why: str) -> None:
-        """Notes that the agent of a pod does not answer: it may have died, and its copies go with it in a moment."""
+        """Notes that the agent of a pod does not answer: it may have died, and its copies would go with it."""
         self._silent[pod] = (time.monotonic() + _AGAIN, why)
 
     def hear(self, pod: str) -> None:
-        """Notes that it has answered."""
+        """Notes that the agent has answered."""
         self._silent.pop(pod, None)
 
     @property
     def waits_for(self) -> str:
-        """Why an agent has not answered yet; "" where all have."""
+        """The reason why an agent has not answered yet; "" if all have."""
         return next((why for _, why in self._silent.values()), "")
 
     def silent(self, pod: str) -> bool:
-        """Whether a pod is not to be asked now."""
+        """Returns whether a pod must not be asked now."""
         return self._silent.get(pod, (0.0, ""))[0] > time.monotonic()
 
     def silences(self) -> dict[str, str]:
-        """Returns the pods that are not to be asked now, and why."""
+        """Returns the pods that must not be asked now, and why."""
         return {pod: "does not answer" for pod in self._silent if self.silent(pod)}
 
 
 class Steps:
-    """Carries steps out for one leader. `idle_ms` tells the time since a model's last use, as agents told it last."""
+    """The steps of one leader's moves. `idle_ms` returns the time since a model's last use, by the agents' latest
+    reports."""
 
     def __init__(self, *, view: View, orders: Orders, choose: Choose, idle_ms: Callable[[str], int | None]) -> None:
         self._view = view
@@ -69,20 +69,20 @@ class Steps:
         self._told_idle_ms = idle_ms
 
     def held(self, registration: Registration, move: Move) -> list[reload.Held]:
-        """Returns the copies of that registration, as `placement.reload` looks at them."""
+        """Returns the copies of that registration, as `placement.reload` sees them."""
         found = []
         for copy in self._view.known(registration.model_id):
             if copy.record.create_revision != registration.created:
                 continue  # it is withdrawn anyway
             pod = copy.pod
             reachable = pod.record is not None and not pod.suspect and not pod.leaving and not move.silent(pod.name)
-            # What only an agent's answer has told so far, other routers do not know yet.
+            # Other routers do not know a copy yet that is only known from an agent's answer.
             loaded = copy.callable and not (copy.answered and copy.record.generation >= registration.record.generation)
             found.append(reload.Held(pod.name, copy.record.generation, loaded, reachable))
         return found
 
     async def take(self, registration: Registration, todo: reload.Step, move: Move) -> str | None:
-        """Carries one step out. Returns why the new content cannot be loaded; None: it can, or nobody can tell yet."""
+        """Carries one step out. Returns why the new content cannot be loaded; None: it can, or it is not known yet."""
         if todo.elsewhere:
             return await self._load_elsewhere(registration, todo.why, move)
         loads = [self._load(registration, name, move) for name in todo.beside]
@@ -132,8 +132,9 @@ class Steps:
         return None
 
     def _idle_ms(self, model_id: str) -> int:
-        """Since its last use: the new content takes no room from what was used more recently. Agents mention what is
-        called; what they do not has been quiet for a while at least, and a key says only how old it was at its load."""
+        """Returns the time since the last use: the new content takes no room from models used more recently. Agents
+        report called models; others have been idle for a while at least, and a key only holds the idle time at its
+        load."""
         told = self._told_idle_ms(model_id)
         if told is not None:
             return told
@@ -142,7 +143,7 @@ class Steps:
     async def _ask(
         self, registration: Registration, pod: Pod, move: Move, idle_ms: int, *, expected: int, reason: str
     ) -> agent_pb2.LoadReply | None:
-        """The agent's answer; None where it gave none, which is noted."""
+        """Asks an agent; returns its answer, or None if it gave none, which is noted."""
         try:
             reply = await self._orders.load(
                 registration,
@@ -162,7 +163,7 @@ class Steps:
         pod = self._view.pods.get(name)
         if pod is None:
             return
-        reason = f"its content was reloaded: {why}, and here is no room for both"
+        reason = f"its content was reloaded: {why}, and there is no room here for both"
         try:
             await self._orders.unload(pod, registration.model_id, reason=reason, create_revision=registration.created)
         except Unreachable as error:

@@ -1,8 +1,8 @@
-"""A leader's work: looks, has `placement` plan, begins what is planned, and looks again a few seconds later.
+"""The rounds of a leader: observe, have `placement` plan, begin the plan, and observe again a few seconds later.
 
-Where nothing is more urgent, what was used last is loaded into free space (`warming`).
+If nothing is more urgent, the models used last are loaded into free space (`warming`).
 
-A pod that leaves is emptied meanwhile (`handover`). Everything here can be begun again by another leader at any moment.
+Pods that leave are emptied meanwhile (`handover`). Another leader can take over all of this at any moment.
 """
 
 import asyncio
@@ -43,20 +43,20 @@ INTERVAL = 2.0
 """Seconds between two rounds."""
 
 SOON = 0.3
-"""Seconds between two rounds while plans are being carried out: for routers to hear of what has come."""
+"""Seconds between two rounds while plans are being carried out: for routers to learn of new copies."""
 
 REMEMBER = 60.0
-"""Seconds between two notes of what was used last."""
+"""Seconds between two notes of the models used last."""
 
-_LAST_WORDS = 1.0  # seconds that a leader takes for its last note
-_AGAIN = 5.0  # seconds after which what etcd did not answer is tried again
-_LOST = 600.0  # seconds for which it is remembered that a model went with its pod
-_OLD_MS = 600_000  # the age of a copy that its agent does not mention
+_LAST_WORDS = 1.0  # seconds for a leader's last note
+_AGAIN = 5.0  # seconds before a retry when etcd did not answer
+_LOST = 600.0  # seconds for which a model lost with its pod is remembered
+_OLD_MS = 600_000  # the assumed age of a copy that its agent does not report
 
 
 class Rounds:
-    """One router's, for when it leads. `settings` gives those that change while the mesh runs; `failure_expiry` is in
-    seconds."""
+    """The rounds of one router while it leads. `settings` returns those that change while the mesh runs;
+    `failure_expiry` is in seconds."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Rounds:
             on_done=self.carrying.wake,
         )
         self._recency = Recency(etcd, keys)
-        self._known = False  # what an earlier leader has noted
+        self._known = False  # whether an earlier leader's notes were read
         self._warming = Warming(
             view=view,
             observer=self._observer,
@@ -96,8 +96,8 @@ class Rounds:
         )
         self._loop = asyncio.get_running_loop()
         self._holders: dict[str, set[str]] = {}  # of each model, the pods that had it when last looked
-        self._idle: dict[str, int] = {}  # ms, of the models that were mentioned last
-        self._lost: dict[str, tuple[float, int]] = {}  # models that went with a pod: when, and how idle they were
+        self._idle: dict[str, int] = {}  # ms, of the models in the latest reports
+        self._lost: dict[str, tuple[float, int]] = {}  # models lost with a pod: when, and how idle they were
         self._handover = Handover(
             view=view,
             observer=self._observer,
@@ -110,19 +110,19 @@ class Rounds:
         self._news = asyncio.Event()  # a planned action has ended
 
     async def lead(self) -> None:
-        """Until cancelled."""
-        self._known = False  # whoever has led meanwhile has noted more than was known here
+        """Runs until cancelled."""
+        self._known = False  # a leader in the meantime has noted more than is known here
         try:
-            async with asyncio.TaskGroup() as beside:  # where one of the three fails, so does leading
+            async with asyncio.TaskGroup() as beside:  # if one of the three fails, so does leading
                 beside.create_task(self._remember_uses(), name="remember uses")
                 beside.create_task(self.reloading.run(), name="reloads")
                 await self._plan()
         finally:
             await self._handover.close()
-            await self.reloading.close()  # the next leader goes on with it
+            await self.reloading.close()  # the next leader continues
             with contextlib.suppress(EtcdError, TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS):
-                    await self._note_uses()  # the next leader's, or that of the mesh that comes after this one
+                    await self._note_uses()  # for the next leader, or for the mesh after a restart
 
     async def _plan(self) -> None:
         while True:
@@ -131,11 +131,11 @@ class Rounds:
             try:
                 await self.round()
             except EtcdError as error:
-                log.info("planning is put off while etcd is away", why=error.detail)
+                log.info("planning is postponed: etcd is unavailable", why=error.detail)
             await self._pause()
 
     async def _pause(self) -> None:
-        """Between two rounds; shorter where a pod begins to leave, or something planned has been done."""
+        """Waits between two rounds; less if a pod begins to leave, or a planned action has ended."""
         began = self._loop.time()
         self._news.clear()
         while self._loop.time() < began + INTERVAL:
@@ -146,13 +146,13 @@ class Rounds:
             await asyncio.sleep(handover.LOOK)
 
     async def round(self) -> Plan:
-        """One look and one plan, which is begun. Raises EtcdError."""
+        """Observes and plans once, and begins the plan. Raises EtcdError."""
         seen = await self._observer.observe()
         self._remember(seen)
         settings = self._settings()
         pods = self._candidates()
         models = list(self._models(seen, settings))
-        # In a thread: 20,000 models take a quarter of a second, and this process also passes on what is where.
+        # In a thread: 20,000 models take a quarter of a second, and this process also serves the feed.
         avoided = self.carrying.avoided()
         plan = await asyncio.to_thread(copies.plan, models, pods, constraints=settings.constraints, avoided=avoided)
         if not plan.put_off and not any(action.kind is Kind.LOAD for action in plan.actions):
@@ -160,13 +160,13 @@ class Rounds:
             plan = replace(plan, actions=(*plan.actions, *more.actions))
         self._tell(plan)
         for task in self.carrying.begin(plan.actions):
-            # What has been moved is let go where it was; what has come may change what comes next.
+            # A moved copy is unloaded from its former pod; a new one may change the next plan.
             task.add_done_callback(lambda _: self._news.set())
         self._pin(seen, settings)
         return plan
 
     async def _remember_uses(self) -> None:
-        """Reads what an earlier leader noted, and goes on noting."""
+        """Reads an earlier leader's notes, and goes on noting."""
         while True:
             try:
                 if not self._known:
@@ -174,24 +174,24 @@ class Rounds:
                     self._known = True
                 await self._note_uses()
             except EtcdError as error:
-                log.info("what was used last is not noted while etcd is away", why=error.detail)
+                log.info("last uses are not noted: etcd is unavailable", why=error.detail)
                 await asyncio.sleep(_AGAIN)
                 continue
             await asyncio.sleep(REMEMBER)
 
     async def _note_uses(self) -> None:
-        if self._known:  # else what was noted before would be lost
+        if self._known:  # else earlier notes would be lost
             async for idle in self._observer.all_idle():
                 self._recency.note(idle)  # at once: pods asked later must not make these seem used later
             await self._recency.save()
 
     async def close(self) -> None:
-        """Ends what is under way here."""
+        """Ends the work under way here."""
         await self._handover.close()
         await self.reloading.close()
         await self.carrying.close()
 
-    # --- what plans are made of ---
+    # --- input of plans ---
 
     def _candidates(self) -> list[Candidate]:
         now = self._loop.time()
@@ -200,7 +200,7 @@ class Rounds:
     def _choose(
         self, registration: Registration, size: Footprint, excluded: Mapping[str, str], idle_ms: int
     ) -> choice.Choice:
-        """A pod for a model that is reloaded and whose own pods have no room."""
+        """Chooses a pod for a reloaded model whose own pods have no room."""
         constraints, pods = self._settings().constraints, self._candidates()
         model_type = registration.record.type
         labels = {pod.labels for pod in pods}
@@ -215,11 +215,11 @@ class Rounds:
         )
 
     def _remember(self, seen: Observation) -> None:
-        """Notes which models went with a pod."""
+        """Notes which models were lost with a pod."""
         now = self._loop.time()
         holders = {model: {copy.pod.name for copy in self._view.known(model)} for model in self._view.models()}
         for model, before in self._holders.items():
-            # Withdrawn copies are no loss: only those whose pod is not there any more.
+            # Withdrawn copies are not lost: only those whose pod is gone.
             if model not in holders and any(name not in self._view.pods for name in before):
                 self._lost[model] = (now, self._idle.get(model, _OLD_MS))
         for model in [m for m, (at, _) in self._lost.items() if now - at > _LOST or m in holders]:
@@ -231,7 +231,7 @@ class Rounds:
         self._idle = idle
 
     def _models(self, seen: Observation, settings: Current) -> Iterator[Model]:
-        """Those that a plan may be about: hot ones, several copies, limits, misplaced or lost ones."""
+        """Yields the models that plans may concern: hot, misplaced or lost ones, several copies, limits."""
         mentioned = {model for model, _ in seen.copies}
         loading = self.carrying.loading()
         for model_id in dict.fromkeys((*self._view.models(), *seen.wanted, *self._lost)):
@@ -281,7 +281,7 @@ class Rounds:
             age_ms=state.age_ms,
         )
 
-    # --- what follows ---
+    # --- results ---
 
     def _tell(self, plan: Plan) -> None:
         for action in plan.actions:
@@ -290,11 +290,11 @@ class Rounds:
         unmet = {one.model_id: one.why for one in plan.unmet}
         for model_id, why in unmet.items():
             if model_id not in self._unmet:
-                log.info("a copy is wanted and cannot be had", model=model_id, why=why)
+                log.info("a wanted copy cannot be loaded", model=model_id, why=why)
         self._unmet = unmet
 
     def _pin(self, seen: Observation, settings: Current) -> None:
-        """Tells agents whose copies are pinned and should not be, or the other way round."""
+        """Tells agents to pin or unpin copies whose pinning differs from the limits."""
         by_type = settings.limits.default.pinned or any(limits.pinned for limits in settings.limits.types.values())
         pinned = {names for names, state in seen.copies.items() if state.pinned}
         models: Iterable[str] = self._view.models() if by_type else {*seen.wanted, *(model for model, _ in pinned)}
@@ -311,7 +311,7 @@ class Rounds:
 
 
 def _footprint(known: Iterable[Copy], record: ModelRecord | None) -> Footprint:
-    """As measured, by whichever copy or an earlier load."""
+    """Returns the footprint as measured by any copy or by an earlier load."""
     for copy in known:
         if copy.record.host_bytes:
             return Footprint(copy.record.host_bytes, copy.record.device_bytes)

@@ -1,8 +1,8 @@
-"""Loads what was used last into space that is free anyway: after a restart, and into pods that are new.
+"""Preloading of the models used last into free space: after a restart, and into new pods.
 
-A mesh of which everything was stopped comes back with empty pods and a registry of thousands. Whoever calls then waits
-for a load, but need not if the model was loaded before: so the leader has those loaded that were used last, a few at a
-time, behind every load that somebody waits for (see `placement.preload`).
+A mesh that was stopped as a whole comes back with empty pods and a registry of thousands. Calls would wait for loads,
+but need not if their models were loaded before: so the leader has the models used last loaded, a few at a time, after
+every load that a call waits for (see `placement.preload`).
 """
 
 import asyncio
@@ -20,19 +20,19 @@ from router.state.dynamic import Current
 from router.state.view import View
 
 CANDIDATES = 128
-"""Models that are looked at in one round."""
+"""Models considered in one round."""
 
 REST = 60.0
-"""Seconds for which a model is not looked at again that found no place, or may not be loaded."""
+"""Seconds for which a model is not considered again that found no room, or may not be loaded."""
 
 
 class Warming:
-    """One leader's."""
+    """The preloads of one leader."""
 
     def __init__(
         self, *, view: View, observer: Observer, recency: Recency, carrying: Carrying, failure_expiry: float
     ) -> None:
-        """`failure_expiry`: seconds for which a model is not loaded that has failed to."""
+        """Stores its parts. `failure_expiry`: seconds for which a model is not loaded again after a failure."""
         self._view = view
         self._failure_expiry_ms = int(failure_expiry * 1000)
         self._observer = observer
@@ -42,7 +42,7 @@ class Warming:
         self._resting: dict[str, float] = {}  # until when
 
     async def plan(self, pods: Sequence[Pod], settings: Current, *, wanted: Callable[[str], bool]) -> Plan:
-        """What to load now. `wanted` models are somebody else's business. Raises EtcdError."""
+        """Returns the loads to begin now. `wanted` models are planned elsewhere. Raises EtcdError."""
         if not any(pod.accepts and preload.has_space(pod) for pod in pods):
             return Plan(())
         now = self._loop.time()
@@ -74,6 +74,6 @@ class Warming:
             footprint = Footprint(record.host_bytes, record.device_bytes)
             idle.append(preload.Idle(model_id, footprint, idle_ms, record.type))
         plan = preload.plan(idle, pods, constraints=settings.constraints, avoided=self._carrying.avoided())
-        if not plan.actions:  # none of these finds a place: others have their turn
+        if not plan.actions:  # none of these finds room: consider others
             self._resting |= {one.model_id: now + REST for one in idle}
         return plan
