@@ -167,7 +167,7 @@ class Reloading:
             self._on_done(model_id)
 
     async def _failed(self, registration: Registration, why: str) -> None:
-        """Backs off from the model, and writes down why."""
+        """Starts a back-off for the model, and writes down why."""
         model_id, generation = registration.model_id, registration.record.generation
         _, before = self._resting.get((model_id, generation), (0.0, 0.0))
         rest = min(max(REST, 2 * before), REST_MOST)

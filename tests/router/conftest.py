@@ -91,7 +91,7 @@ class Core:
         return call
 
     def sent(self, pod: str) -> list[Sent]:
-        """What was sent to that pod."""
+        """Returns what was sent to that pod."""
         return self.world.pool(pod).sent
 
     async def answered(self, call: FakeCall) -> FakeCall:
@@ -107,7 +107,7 @@ class Core:
 
 @pytest.fixture
 def settings() -> RouterSettings:
-    """Of the router under test; a test overrides it for others."""
+    """The settings of the router under test; a test overrides this fixture for others."""
     return RouterSettings("router", verify_timeout=0.2)
 
 

@@ -1,4 +1,4 @@
-"""What failures repeat of a caller's text: never more than its client can take."""
+"""The part of a caller's text that failures repeat: never more than its client can take."""
 
 import pytest
 from hypothesis import given

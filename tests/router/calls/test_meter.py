@@ -1,4 +1,4 @@
-"""What calls are counted as: by method and code, whatever clients call their methods."""
+"""The counting of calls by method and code, whatever names clients give methods."""
 
 from mesh.statuses import Code
 from mesh.telemetry import metrics

@@ -1,4 +1,4 @@
-"""Which model a call is for: the predecessor's rules and texts; which metadata goes on, and which comes back."""
+"""The model that a call is for, by the predecessor's rules and texts; the metadata that goes on and comes back."""
 
 import base64
 import gzip

@@ -309,7 +309,7 @@ async def test_a_model_in_whose_calls_two_servers_die_gets_no_third(core):
 
 
 def died_in(core, frame: bytes, *, ago_ms: int = 0):
-    """Its pod has written down that its server died of this request."""
+    """The pod has written down that its server died of this request."""
     at = time.time_ns() // 1_000_000 - ago_ms
     request = requestdigest.digest(frame).hex()
     core.register(killed=("a died",), blames=(Blame("a", at, "", sure=True, digests=(request,)),))
@@ -448,7 +448,7 @@ async def test_a_suspect_answers_where_etcd_does_not(core):
 
 
 async def test_a_call_that_must_be_verified_is_sent_again_whatever_its_method(core):
-    """Nothing was run. The second one says what the record is; no more is read for a second, whoever calls."""
+    """Nothing was run. The second try states the record, which no call reads again for a second."""
     resident(core)
     call = unsafe_call(core)
     (sent,) = core.sent("a")
@@ -469,7 +469,7 @@ async def test_a_call_that_must_be_verified_is_sent_again_whatever_its_method(co
 
 
 async def test_what_must_be_verified_and_is_gone_is_not_called_again(core):
-    """The id was unregistered, or registered anew, and this router's view knows nothing of it."""
+    """The id was unregistered, or registered again, and this router's view does not know."""
     resident(core)
     call = core.call()
     core.unregister()
@@ -650,7 +650,7 @@ async def test_reads_are_shared_by_the_calls_of_a_model(core):
 
 
 async def test_a_pod_that_sends_everything_back_ends_the_call(core):
-    """No call goes round for ever."""
+    """No call goes round forever."""
     resident(core)
     core.agents.answers["a"] = fakecalls.refused("NO_ROOM")
     call = core.call()

@@ -1,4 +1,4 @@
-"""What a handler sees of a call and a client of its answer: the same behind Envoy and behind grpc.aio."""
+"""A call as its handler sees it, an answer as its client does: the same behind Envoy and behind grpc.aio."""
 
 import asyncio
 import gzip

@@ -11,7 +11,7 @@ from tests.support.waiting import until
 
 
 class Host:
-    """As much of a worker and its dispatcher as the services need."""
+    """The parts of a worker and its dispatcher that the services need."""
 
     def __init__(self):
         self.reason = None

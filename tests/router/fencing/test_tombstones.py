@@ -172,7 +172,7 @@ async def test_a_copy_is_withdrawn_and_the_id_is_free_at_once(town):
 
 
 async def test_a_copy_that_stays_keeps_the_id(town):
-    """Its agent does not answer, or has not yet: whoever registers it is told which pod it is."""
+    """Its agent does not answer, or has not yet: the error of a new registration names the pod."""
     await town.pod("a", "m")
     await town.management.unregister("m")
     assert await town.buried()

@@ -63,7 +63,7 @@ async def test_a_leader_whose_lease_is_gone_stops_and_stands_again(etcd, keys):
 
 
 async def test_leading_that_fails_is_given_up_and_tried_again(etcd, keys):
-    """An error in the loops costs a term, not the leadership for ever."""
+    """An error in the loops costs a term, not the leadership forever."""
     terms = 0
 
     async def lead() -> None:

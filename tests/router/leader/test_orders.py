@@ -1,4 +1,4 @@
-"""What a leader asks for, and what the answers mean for its view."""
+"""A leader's requests to agents, and the effect of their answers on its view."""
 
 import pytest
 

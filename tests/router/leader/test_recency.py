@@ -1,4 +1,4 @@
-"""What was used last, in a real etcd."""
+"""The models used last, in a real etcd."""
 
 import pytest
 

@@ -169,7 +169,7 @@ async def test_a_copy_that_is_let_go_is_not_counted_as_one_that_is_made(world):
 
     world.agents.unload = unload
     await world.rounds.round()
-    await until(lambda: world.agents.unloads, why="one too many is let go")
+    await until(lambda: world.agents.unloads, why="one too many is unloaded")
     assert world.rounds.carrying.under_way() == {world.agents.unloads[0]}
     assert world.rounds.carrying.loading() == set()
     (left,) = world.view.known("m")
@@ -190,7 +190,7 @@ async def test_limits_of_types(world):
 
 
 async def test_what_stands_on_the_wrong_pod_is_moved(world):
-    """Loaded on a right one first, then let go."""
+    """Loaded on a right one first, then unloaded."""
     world.pod("c", labels=("gpu",))
     world.copy("m", "a", await world.register("m"))
     world.settings = Current(constraints=Constraints({"t": Constraint(frozenset({"gpu"}))}))
@@ -353,7 +353,7 @@ async def test_what_was_planned_for_a_pod_that_proves_unhealthy_is_not_sent_ther
 
 
 async def test_who_leads_again_keeps_what_others_have_noted_meanwhile(world):
-    """The list in etcd is what counts: it is read anew with each leadership."""
+    """The list in etcd is what counts: each leader reads it again."""
 
     async def noted() -> Recency:
         found = Recency(world.etcd, world.keys)

@@ -1,4 +1,4 @@
-"""From no copy to a copy: one load for all, bounds, deadlines, and every answer an agent can give."""
+"""Cold starts, from no copy to a copy: one load for all, bounds, deadlines, and every answer an agent can give."""
 
 import asyncio
 from dataclasses import replace
@@ -123,7 +123,7 @@ async def test_a_known_record_is_not_read_again(core):
 
 
 async def test_a_stale_record_is_read_again(core):
-    """Registered anew since it was read: the agent says so, and the load goes on with the new one."""
+    """Registered again since it was read: the agent says so, and the load goes on with the new one."""
     one_pod(core)
     await core.coldstart.load("m")
     remembered = core.registry.remembered("m")
@@ -672,7 +672,7 @@ async def test_a_load_later_than_expected_refuses_nobody(core):
 
 
 class TestBounds:
-    """Of waiting: calls and bytes, for a model and in all, and time."""
+    """The bounds of waiting: calls and bytes, for a model and in all, and time."""
 
     @pytest.fixture
     def settings(self):
@@ -712,7 +712,7 @@ class TestBounds:
         third.cancel()
 
     async def test_time(self, core):
-        """Without a deadline, too, nobody waits for ever; the load goes on."""
+        """Without a deadline, too, no call waits forever; the load goes on."""
         one_pod(core)
         held(core)
         call = await core.answered(core.call())

@@ -48,7 +48,7 @@ class Desk:
     dispatcher: Dispatcher
 
     async def record(self, model_id: str = "m") -> ModelRecord:
-        """As it stands in etcd."""
+        """Returns the record in etcd."""
         kv = await self.etcd.get(self.keys.model(model_id))
         assert kv is not None
         return ModelRecord.decode(kv.value)

@@ -27,7 +27,7 @@ def test_what_reads_changes_nothing_by_its_method():
 
 
 def test_a_name_in_the_path_is_of_the_operations_noun():
-    """Whoever decides on the name finds it where the table says."""
+    """The name in a request is where the table says."""
     nouns = defaultdict(set)
     for route in ROUTES:
         if "{id" in route.path:

@@ -93,7 +93,7 @@ async def infer(channel, model_id):
 
 
 async def served(channel):
-    """Whether a few calls in a row are answered: a connection to a worker that was killed may fail one."""
+    """Returns whether a few calls in a row are answered: a connection to a worker that was killed may fail one."""
     try:
         for _ in range(5):
             await infer(channel, "m")

@@ -27,7 +27,7 @@ from tests.support.workers import workers
 
 @pytest.fixture
 def run_dir():
-    """With a path short enough for sockets."""
+    """A folder with a path short enough for sockets."""
     with tempfile.TemporaryDirectory(prefix="mesh-", dir="/tmp") as folder:
         yield folder
 

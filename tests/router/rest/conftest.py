@@ -82,7 +82,7 @@ class FakeTuning:
 
 
 class FakeStatus:
-    """How the models are that `FakeManagement` has."""
+    """The status of the models in `FakeManagement`."""
 
     def __init__(self, models):
         self._models = models

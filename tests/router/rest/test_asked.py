@@ -1,4 +1,4 @@
-"""What a request asks, of its path and headers alone: no server is needed to find out."""
+"""The content of a request, by its path and headers alone: no server is needed."""
 
 import asyncio
 

@@ -199,7 +199,7 @@ async def test_models_are_listed_with_where_they_are(http, path, worker):
 
 
 async def test_what_is_wrong_with_models_is_listed(http, path, worker):
-    """Whoever looks for trouble need not ask for each model."""
+    """A search for trouble need not ask for each model."""
     for model_id in ("good", "killer"):
         await worker.management.add(model_id, "t", "/p", "")
     killer = worker.management.models["killer"]

@@ -1,4 +1,4 @@
-"""What the keys of the range say, in their order, whatever else lies there."""
+"""The news in the keys of the range, in their order, whatever else is there."""
 
 import pytest
 

@@ -22,7 +22,8 @@ async def test_a_hundred_readers_share_one_read_of_what_exists(core):
 
 
 async def test_missing_is_only_believed_of_a_read_that_began_after_the_question(core):
-    """A model registered while a read is under way is found by whoever asks after its registration returned."""
+    """A model registered while a read is under way is found by every read that begins after its registration
+    returned."""
     core.etcd.gate.clear()
     early = asyncio.create_task(core.registry.read("m"))
     await until(lambda: core.etcd.reads == 1)
@@ -103,7 +104,7 @@ async def test_a_record_that_cannot_be_read_says_so(core):
 
 
 async def test_a_read_that_has_just_ended_is_not_joined(core):
-    """Whoever asks in the moment between a read's end and its clearing away begins another, and does not spin."""
+    """A caller between a read's end and its removal begins another read, and does not spin."""
     core.etcd.gate.clear()
     early = asyncio.create_task(core.registry.read("m"))
     await until(lambda: core.etcd.reads == 1)

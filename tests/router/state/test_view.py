@@ -70,7 +70,7 @@ def test_a_pod_whose_lease_ends_becomes_suspect_with_its_copies():
 
 
 def test_every_lease_ends_at_once_and_everybody_comes_back():
-    """What a stalled etcd does: nothing is lost, and nothing is connected anew."""
+    """The effect of a stalled etcd: nothing is lost, and nothing reconnects."""
     world = two_pods()
     pools = list(world.pools)
     world.lose("a", "b")
@@ -111,7 +111,7 @@ _PLACES = st.sampled_from(
 
 @given(st.data())
 def test_nothing_that_stands_in_etcd_blinds_a_view(data):
-    """Whoever wrote it: what cannot be read is left out, and everything else is seen as before."""
+    """Whatever program wrote it: unreadable keys are left out, and everything else is seen as before."""
     view = View(_KEYS, Pool)
     for revision in range(data.draw(st.integers(1, 4))):
         items = []
@@ -140,7 +140,7 @@ def test_a_suspect_is_dropped_by_its_first_failed_call():
 
 
 def test_a_failure_of_a_pod_that_was_forgotten_harms_nobody():
-    """Whoever asked it hears late; another life may have the name by then."""
+    """A failed probe may be noted late; another incarnation may have the name by then."""
     world = two_pods()
     world.lose("a")
     former = world.view.pods["a"]
@@ -374,7 +374,7 @@ def test_a_suspect_whose_last_copy_is_withdrawn_is_forgotten():
 ACTIONS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["pod", "anew", "leave", "copy", "claim", "withdraw", "lose", "drop", "failed", "late", "snapshot"]
+            ["pod", "restart", "leave", "copy", "claim", "withdraw", "lose", "drop", "failed", "late", "snapshot"]
         ),
         st.sampled_from("ab"),
         st.sampled_from("mn"),
@@ -388,13 +388,13 @@ def test_whatever_happens_the_indexes_agree(actions):
     """And after a snapshot with all pods published, exactly what etcd holds is callable and not suspect."""
     world = World()
     lives = {"a": 0, "b": 0}
-    seen = []  # pods, those that are forgotten too: whoever called them holds them
+    seen = []  # pods, forgotten ones too: callers still hold them
     for action, pod, model in actions:
         life = f"i{lives[pod]}"
         match action:
             case "pod":
                 world.pod(pod, life)
-            case "anew":
+            case "restart":
                 lives[pod] += 1
                 world.pod(pod, f"i{lives[pod]}")
             case "leave":

@@ -151,7 +151,7 @@ async def test_who_does_not_read_is_kept_as_little_as_who_reads(tmp_path, monkey
         assert len(heard) < 500
         for _ in range(10_000):
             server.drain()
-        await until(lambda: not server.ready(), why="it is let go")
+        await until(lambda: not server.ready(), why="it is disconnected")
     finally:
         writer.close()
         await server.close()

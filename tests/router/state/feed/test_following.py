@@ -33,7 +33,7 @@ class Told:
 
 
 class Pod:
-    """What follows, and what it passes on."""
+    """The follower under test, and the changes that it passes on."""
 
     def __init__(self, etcd: Etcd, keys: Keys) -> None:
         self.presence, self.config = Told(), Told()
