@@ -134,13 +134,13 @@ async def test_the_least_recently_used_is_evicted(pod: AgentProcess) -> None:
     async def evicted() -> bool:
         return await states(pod) == {"a": "loaded", "c": "loaded", "d": "loaded"}
 
-    await until(evicted, why="b made way")
+    await until(evicted, why="b is evicted")
     assert (await pod.infer("b", created["b"])).not_here
     assert (await pod.infer("a", created["a"])).value == 1.0
     assert await pod.copy("b") is None
     reason = json.loads((await pod.describe("b")).decisions[0])
     assert reason["what"] in ("evict", "unload")
-    assert "evicts 1 copy" in reason["why"] or "makes way" in reason["why"]
+    assert "evicts 1 copy" in reason["why"] or "evicted for" in reason["why"]
     _, metrics = await pod.probe("/metrics")
     wanted = re.search(r"^mesh_pods_wanted ([0-9.]+)$", metrics, re.MULTILINE)
     assert wanted is not None, metrics

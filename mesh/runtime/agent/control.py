@@ -91,7 +91,7 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
 
     async def Unload(self, request: pb.UnloadRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.UnloadReply:
         """Withdraws a copy."""
-        why = request.reason or "a router asks for it"
+        why = request.reason or "requested by a router"
         had = await self._loads.withdraw(request.model_id, request.create_revision, why)
         return pb.UnloadReply(had_copy=had)
 

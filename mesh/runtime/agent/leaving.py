@@ -31,7 +31,7 @@ _HAND_OVER_SHARE = 0.8  # of the time to leave, in which copies are loaded elsew
 
 
 class Leaving:
-    """Takes one pod out of the mesh."""
+    """The departure of one pod."""
 
     def __init__(
         self, etcd: Etcd, keys: Keys, cache: Cache, presence: Presence, fence: Fence, board: Board, *, incarnation: str

@@ -23,7 +23,7 @@ class StartError(Exception):
 
 
 class ServerStart:
-    """Starts the model server of one pod."""
+    """The start of one pod's model server."""
 
     def __init__(
         self,

@@ -131,7 +131,7 @@ class Fence:
     def close(self) -> None:
         """Shuts the fence for good, before the pod's keys are deleted: from now on every call gets *not here*."""
         self._closed = True
-        self._grant(fence.Permission(0, Mode.CLOSED, "the pod leaves"))
+        self._grant(fence.Permission(0, Mode.CLOSED, "the pod is leaving"))
 
     def _grant(self, permission: fence.Permission) -> None:
         if permission.mode is not self._permission.mode:

@@ -22,7 +22,7 @@ REMEMBER = 300.0
 
 
 class Activity:
-    """Keeps `rate` and `peak_rate` of the ledger's entries, in calls a minute, and `queue_ms`."""
+    """The writer of `rate` and `peak_rate` of the ledger's entries, in calls a minute, and of `queue_ms`."""
 
     def __init__(self, ledger: Ledger, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._ledger = ledger

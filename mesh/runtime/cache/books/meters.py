@@ -41,14 +41,14 @@ class Meters:
             "modelmesh_unloadmodel_failure", "Copies that could not be unloaded at once."
         ).labels()
         self.unload_attempt_failures = registry.counter(
-            "modelmesh_unloadmodel_attempt_failure", "Attempts at unloading that failed."
+            "modelmesh_unloadmodel_attempt_failure", "Failed attempts to unload."
         ).labels()
         self.age_at_eviction = registry.histogram(
             "modelmesh_age_at_eviction_milliseconds", "Idle time of evicted copies.", metrics.BUCKETS_AGE_MS
         ).labels()
         self.pull_ms = registry.histogram("mesh_pull_milliseconds", "Time of fetching a model's files.", ms).labels()
         self.cold_ms = registry.histogram(
-            "mesh_load_milliseconds", "Loads from request to answer, successes only.", ms
+            "mesh_load_milliseconds", "Time of a load from request to answer, successes only.", ms
         ).labels()
         self.evictions = registry.counter("mesh_evictions", "Copies evicted for others.").labels()
         self._refusals = registry.counter("mesh_load_refusals", "Loads refused, by reason.", ("reason",))
@@ -89,7 +89,7 @@ class Meters:
         )
         gauge(
             "modelmesh_instance_used_bps",
-            "The fuller memory, in 1/100 percent of its capacity.",
+            "Use of the fuller memory, in 1/100 percent of its capacity.",
             merge="max",
         ).follow(lambda: int(10_000 * ledger.fullness))
         gauge("mesh_device_capacity_bytes", "Device memory for models; 0: no device.").follow(

@@ -55,11 +55,11 @@ def device_capacity(wanted: int, used: int, total: int) -> int:
     which copies are evicted."""
     free = max(0, int(total * DEVICE_EVICT) - used)
     if wanted > free:
-        text = f"{format_bytes(wanted)} are asked for models, of the device's {format_bytes(total)}"
+        text = f"{format_bytes(wanted)} requested for models, but of the device's {format_bytes(total)}"
         raise ValueError(f"{text} only {format_bytes(free)} are free")
     if free < SESSION_BYTES:
         text = f"{format_bytes(used)} of the device's {format_bytes(total)} are in use by others, and no model fits"
-        raise ValueError(f"{text} into the rest: free it, or use --device cpu")
+        raise ValueError(f"{text} into the rest: free memory, or use --device cpu")
     return wanted or int(free * DEVICE_SHARE)
 
 
@@ -74,9 +74,9 @@ def server_limit(capacity: int, there: Whole | None) -> int:
     most = int(EVICT * bound) - SERVER
     if capacity <= most:
         return min(wanted, bound)
-    has = f"{format_bytes(capacity)} are asked for models, and {there.whose} has {format_bytes(there.bytes)} in all"
-    lower = f", of which {format_bytes(most)} at most can be theirs" if most > 0 else ", too little for any"
-    raise ValueError(f"{has}{lower}. Ask for less, or {_raise(there, _needed(capacity))}, or say auto")
+    has = f"{format_bytes(capacity)} requested for models, but {there.whose} has {format_bytes(there.bytes)} in all"
+    lower = f", at most {format_bytes(most)} of it for models" if most > 0 else ", too little for any"
+    raise ValueError(f"{has}{lower}. Request less, {_raise(there, _needed(capacity))}, or use auto")
 
 
 def check_least(there: Whole | None) -> None:
@@ -86,7 +86,7 @@ def check_least(there: Whole | None) -> None:
     if there is not None and there.bytes < needed:
         raise ValueError(
             f"{there.whose} has {format_bytes(there.bytes)} in all, and a pod needs {format_bytes(needed)}, of which "
-            f"{format_bytes(AUTO_LEAST)} are for models: {_raise(there, needed)}"
+            f"{format_bytes(AUTO_LEAST)} for models: {_raise(there, needed)}"
         )
 
 
@@ -97,4 +97,4 @@ def _needed(capacity: int) -> int:
 def _raise(there: Whole, needed: int) -> str:
     if there.whose == "the container":
         return f"raise the container's memory limit to {format_bytes(needed)}"
-    return "take a larger one"
+    return "use a larger machine"

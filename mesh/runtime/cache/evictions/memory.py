@@ -51,7 +51,7 @@ class MemoryWatch:
         self._used = used
         self._eviction = eviction
         self._device = device
-        self._what = "the device's memory is taken to" if device else "the model server takes"
+        self._what = "device memory in use:" if device else "the model server takes"
         self._shares = (DEVICE_EVICT, DEVICE_REFUSE) if device else (EVICT, REFUSE)
         self._high = False
         self._acted = False  # at the last look
@@ -73,7 +73,7 @@ class MemoryWatch:
         self.refusal = f"{text}: no loads above {refuse:.0%}" if used > refuse * self.limit_bytes else ""
         high = used > evict * self.limit_bytes
         if high != self._high:
-            log.warning("memory is short" if high else "memory is enough again", what=text)
+            log.warning("memory is low" if high else "memory is sufficient again", what=text)
         self._high = high
         if not high:
             return

@@ -179,7 +179,7 @@ class Admission:
         capacity = ledger.capacity
         largest = max(1, capacity.device_bytes or capacity.host_bytes)
         if pulled.bytes > largest:
-            text = f"its files have {format_bytes(pulled.bytes)}, this pod's capacity is {capacity}"
+            text = f"its files take {format_bytes(pulled.bytes)}, this pod's capacity is {capacity}"
             return Refused(Reason.NOWHERE, text, None if want.footprint.total_bytes else Footprint(pulled.bytes))
         if (refused := self._gate.why_refused()) is not None:
             return refused

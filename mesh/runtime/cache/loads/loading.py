@@ -144,7 +144,7 @@ class Loading:
         if not pull.cancelled():
             pull.exception()  # reported already, or no longer of interest
         if entry in self._ledger and entry.state in (State.LOADING, State.LOADED):
-            self._unloads.start(entry, "its load did not succeed")
+            self._unloads.start(entry, "its load failed")
             await self._unloads.silent(want.model_id)
             return
         self._ledger.remove(entry)

@@ -40,7 +40,7 @@ LOOK = 0.05
 
 _LOOK_SHARE = 0.1  # of the event loop's time that looks may take
 
-_NOT_ASKED = Refused(Reason.NO_ROOM, "loads before it that need no more wait for room")
+_NOT_ASKED = Refused(Reason.NO_ROOM, "earlier loads that need no more are waiting for room")
 
 
 @dataclass(frozen=True, slots=True)

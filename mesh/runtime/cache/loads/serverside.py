@@ -83,7 +83,7 @@ class ServerSide:
             error.text = error.text.replace(f"{pulled.path.parent}/", "")
             outcome = await self._not_loaded(entry, error, life)
             if isinstance(outcome, Failed) and pulled.skipped:  # the missing file may be among them
-                return replace(outcome, text=f"{outcome.text} (skipped beside it: {'; '.join(pulled.skipped[:3])})")
+                return replace(outcome, text=f"{outcome.text} (skipped files: {'; '.join(pulled.skipped[:3])})")
             return outcome
         if entry not in ledger:  # the server has died since its answer
             return Refused(Reason.UNAVAILABLE, self._server.why_down)

@@ -38,7 +38,7 @@ def test_a_capacity_with_room_beside_it_has_the_usual_limit():
     ("whole", "says"),
     [
         (Whole(GiB, "the container"), ["2.0 GiB", "the container has 1.0 GiB", "limit to 2.4 GiB"]),
-        (Whole(GiB, "the machine"), ["2.0 GiB", "the machine has 1.0 GiB", "a larger one"]),
+        (Whole(GiB, "the machine"), ["2.0 GiB", "the machine has 1.0 GiB", "use a larger machine"]),
         (Whole(100 * MiB, "the container"), ["the container has 100 MiB", "too little for any"]),
     ],
 )
@@ -48,7 +48,7 @@ def test_more_than_there_is_is_refused(whole, says, monkeypatch):
     result = CliRunner().invoke(app, ["--capacity", "2GiB"], env={"COLUMNS": "400"})
     assert result.exit_code == 2
     text = " ".join(result.output.replace("│", " ").split())
-    for part in ["--capacity", "or say auto", *says]:
+    for part in ["--capacity", "or use auto", *says]:
         assert part in text
 
 
@@ -110,7 +110,7 @@ def test_a_small_container_is_not_planned_beyond_what_it_has() -> None:
 def test_capacity_of_a_device(wanted: int, used: int, models: int | None) -> None:
     """Copies go above 95 % of it: more than that is no capacity."""
     if models is None:
-        with pytest.raises(ValueError, match=r"are asked for models, of the device's|use --device cpu"):
+        with pytest.raises(ValueError, match=r"requested for models, but of the device's|use --device cpu"):
             capacity.device_capacity(wanted << 20, used << 20, 1000 << 20)
     else:
         assert capacity.device_capacity(wanted << 20, used << 20, 1000 << 20) == models << 20

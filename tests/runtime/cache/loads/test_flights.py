@@ -334,7 +334,7 @@ async def test_a_failed_load_tells_what_was_skipped(pod: FakePod) -> None:
     pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "no weights")
     outcome = await pod.load("m")
     assert isinstance(outcome, Failed)
-    assert outcome.text == "no weights (skipped beside it: 'weights' cannot be read: Permission denied)"
+    assert outcome.text == "no weights (skipped files: 'weights' cannot be read: Permission denied)"
 
 
 @pytest.mark.parametrize("kind", PullErrorKind)
