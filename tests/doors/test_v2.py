@@ -204,7 +204,7 @@ async def trace(call: Caller) -> None:
 
 async def streams(call: Caller) -> None:
     await call.no_grpc("ModelStreamInfer", echo(), says="ModelInfer")
-    await call.no_grpc("ModelStreamInfer", echo(), headers=[("mm-model-id", "a/slash")], says="does not know")
+    await call.no_grpc("ModelStreamInfer", echo(), headers=[("mm-model-id", "a/slash")], says="unknown method")
 
 
 async def generate(call: Caller) -> None:

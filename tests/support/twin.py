@@ -174,7 +174,7 @@ class TwinLoader(Loader):
         while behaviour.gate and in_time and not gate.exists():
             in_time = _pause(_LOOK, lambda: load.stop.asked)
         if not in_time:
-            raise MeshError(Reason.CANCELLED, "the load was ended")
+            raise MeshError(Reason.CANCELLED, "the load was cancelled")
         if behaviour.fail and (not behaviour.at or folder.name in behaviour.at):
             self._failed[load.order.path] += 1
             if not behaviour.fails or self._failed[load.order.path] <= behaviour.fails:
@@ -192,7 +192,7 @@ def _fail(how: str, asked: Callable[[], bool]) -> None:
         os.abort()
     if how == "hang":
         _pause(ENDLESS, asked)
-        raise MeshError(Reason.CANCELLED, "the load was ended")
+        raise MeshError(Reason.CANCELLED, "the load was cancelled")
     if how == "memory":
         np.zeros(1 << 50, np.uint8)  # the address space itself has no room for it, whatever the limits
     raise MeshError(Reason.LOAD_FAILED, how)

@@ -1,23 +1,22 @@
 """The ONNX model server: a process that holds models in memory and answers V2 inference for them.
 
-A process of its own because models are other people's code in all but name: one that crashes it, or takes all memory,
-must not take the agent along, which decides what is in this pod's memory. It is driven over the SPI, as any model
-server is.
+It is a separate process because models are in effect other people's code: a model that crashes it or takes all memory
+must not take down the agent, which decides what is in this pod's memory. Like any model server, it is driven over the
+SPI.
 
 From the outside in:
 
-- `process` puts the parts together, `settings` is its command line, `spi` is what the agent calls;
-- `loads/` bring copies in and out: `loader`, and `trimmer`, which gives memory back;
-- `calls/` are answered for what `copies` holds: `dataport`, short ones in the event loop, as `pace` knows and `watch`
-  sees to, long ones in `runs` on the threads of `workers`; `answers`;
-- `onnx/` is models as onnxruntime holds them: `making` (a session and its size), `onnxfile` (which file, and what it
-  may read, by `outline`), `functions` (how much they unfold to), `session`, `device` (CPU or CUDA), `memory` (bytes and
-  limits), `optimiser` (a program of its own);
-- `v2/` is V2 and numpy: `requests` (bytes, and what of them is read where), `intake` and `reply`, `tensors`, `values`,
-  `contents`, `alignment`, `shortcuts`.
+- `process` assembles the parts, `settings` parses the command line, `spi` serves the agent's calls;
+- `loads/` loads and unloads copies: `loader`, and `trimmer`, which returns memory to the system;
+- `calls/` answers calls for the copies in `copies`: `dataport` runs short ones in the event loop (chosen by `pace`,
+  supervised by `watch`), `runs` takes long ones, on the threads of `workers`; `answers` writes headers and errors;
+- `onnx/` deals with onnxruntime: `making` (a session and its size), `onnxfile` (which file to load, and what it may
+  read, by `outline`), `functions` (how many operators they expand to), `session`, `device` (CPU or CUDA), `memory`
+  (bytes and limits), `optimiser` (a separate program);
+- `v2/` converts between V2 and numpy: `requests` (decoding, and in which thread), `intake` and `reply`, `tensors`,
+  `values`, `contents`, `alignment`, `shortcuts`.
 
-How the agent uses it: make a `mesh.runtime.sharedmemory.board.Board`, start the process with its path, ask
-`runtimeStatus`, then `loadModel` and `unloadModel` with the metadata that `spi` describes. Read uses, suspects and the
-histogram of calls (`modelmesh_invoke_model_milliseconds`, by `Board.calls()`) from the board, resident memory from
-/proc.
+The agent makes a `mesh.runtime.sharedmemory.board.Board`, starts the process with its path, calls `runtimeStatus`, then
+`loadModel` and `unloadModel` with the metadata that `spi` describes. It reads uses, suspects and the histogram of calls
+(`modelmesh_invoke_model_milliseconds`, by `Board.calls()`) from the board, and resident memory from /proc.
 """

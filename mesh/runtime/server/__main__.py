@@ -1,4 +1,4 @@
-"""`python -m mesh.runtime.server`: see `settings` for its command line and `process` for what it does."""
+"""`python -m mesh.runtime.server`: `settings` has its command line, `process` what it does."""
 
 import faulthandler
 import logging
@@ -18,15 +18,15 @@ log = logs.get("mesh.runtime.server")
 
 
 def main(loading: "type[Loader] | None" = None) -> None:
-    """Serves until told to leave. Exit status 0; 1 where it cannot start, 2 where the command line is wrong.
+    """Serves until SIGTERM. Exit status 0; 1 if it cannot start, 2 if the command line is wrong.
 
-    `loading` makes another server of it, which only answers as this one does: see `process.serve`."""
+    `loading` replaces onnxruntime: see `process.serve`."""
     given = settings.parse(sys.argv[1:])
-    # numpy's linear algebra is not used here, and would start threads of its own, each with its buffers.
+    # numpy's linear algebra is not used here; it would start threads, each with its own buffers.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     faulthandler.enable()  # a model that crashes the process leaves at least the stacks of its threads in the log
     logs.configure(level=given.log_level, fmt=given.log_format, process="model-server")
-    from mesh.runtime.server import process  # onnxruntime takes its time: not for a wrong command line
+    from mesh.runtime.server import process  # importing onnxruntime is slow: not for a wrong command line
 
     status = 0
     try:
@@ -34,7 +34,7 @@ def main(loading: "type[Loader] | None" = None) -> None:
     except process.CannotStart as error:
         log.error("the model server cannot start", why=str(error))
         status = 1
-    # Not by way of the interpreter's own end: a thread may be inside a model that does not return.
+    # Not through the interpreter's own exit: a thread may be in a model that never returns.
     logging.shutdown()
     sys.stderr.flush()
     os._exit(status)

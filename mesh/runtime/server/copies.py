@@ -1,13 +1,12 @@
-"""The models that are loaded, and whether a call is meant for the copy that is here.
+"""The loaded copies, and the match between a call and the copy that it is meant for.
 
-An address is reused by another pod, and an id is registered again for another model. So a call names the copy that it
-is meant for (`mesh-copy`: the agent's incarnation and the create revision of the model's record), and whatever is here
-under the same id but is not that copy does not answer it. A copy that was loaded without a token, by an agent that does
-not know of them, answers to its id alone.
+Another pod may get the same address, and an id may be registered again for another model. So a call names the copy that
+it is meant for (`mesh-copy`: the agent's incarnation and the create revision of the model's record), and no other copy
+of the same id answers it. A copy that was loaded without a token, by an agent that does not send them, is matched by
+its id alone.
 
-While a registration's content is reloaded there are two copies of it, told apart by their tokens
-(`mesh.schema.copytoken`).
-The newer one answers only the calls that name it until the older one has gone.
+While a registration's content is reloaded it has two copies, told apart by their tokens (`mesh.schema.copytoken`).
+Until the older one is unloaded, the newer one answers only the calls that name it.
 """
 
 import asyncio
@@ -26,7 +25,7 @@ _PLATFORM = "onnx_onnxv1"
 
 
 class Copy:
-    """One loaded model, from its load until its unload was asked for. Belongs to the event loop's thread."""
+    """One loaded model, from its load until its unload is requested. Belongs to the event loop's thread."""
 
     __slots__ = (
         "_answers",
@@ -50,34 +49,34 @@ class Copy:
         self, model_id: str, *, token: bytes, path: str, row: Row, session: Session, host_bytes: int, device_bytes: int
     ) -> None:
         self.model_id = model_id
-        self.token = token  # b"": any call with its id is meant for it
-        self.path = path  # what was asked to be loaded
+        self.token = token  # b"": it answers any call with its id
+        self.path = path  # the path that the agent asked for
         self.row = row
         self.session = session
         self.host_bytes = host_bytes
         self.device_bytes = device_bytes
-        self.note = ""  # what is to be known of it, for people
-        self.warm = False  # its warm-up call went well
+        self.note = ""  # a remark on it, for people
+        self.warm = False  # its warm-up call succeeded
         self.pace = Pace()
         self.shortcuts = Shortcuts()
         self.answer = Answer(model_id, tuple(session.outputs.values()))
-        """What is answered unless the request asks for certain outputs."""
+        """The answer to requests that do not ask for certain outputs."""
         self.drained: asyncio.Future[None] | None = None  # set while its unload waits for calls in flight
         self._metadata: bytes | None = None
         self._answers: dict[tuple[tensors.Tensor, ...], Answer] = {}
 
     def answered(self) -> None:
-        """To be called after each call that was in flight: lets an unload go on after the last one."""
+        """Counts a call in flight as done; after the last one, a waiting unload goes on."""
         if self.drained is not None and not self.row.in_flight and not self.drained.done():
             self.drained.set_result(None)
 
     @property
     def proven(self) -> bool:
-        """Whether the model has run without an error, at its load or since."""
+        """True if the model has run without an error, at its load or since."""
         return self.warm or self.row.succeeded
 
     def answer_of(self, outputs: tuple[tensors.Tensor, ...]) -> Answer:
-        """The answer that has these outputs, in this order."""
+        """Returns the answer with these outputs, in this order."""
         found = self._answers.get(outputs)
         if found is None:
             found = Answer(self.model_id, outputs)
@@ -86,10 +85,11 @@ class Copy:
         return found
 
     def metadata(self) -> bytes:
-        """The encoded ModelMetadataResponse."""
+        """Returns the encoded ModelMetadataResponse."""
         if self._metadata is None:
             kind = inference_pb2.ModelMetadataResponse.TensorMetadata
-            # V2 has no word for what may be left out: listed, clients would make it up, and overwrite weights with it.
+            # V2 cannot mark an input as optional: if it were listed, clients would send something and overwrite
+            # weights.
             inputs = [tensor for tensor in self.session.inputs.values() if not tensor.optional]
             outputs = self.session.outputs.values()
             self._metadata = inference_pb2.ModelMetadataResponse(
@@ -102,7 +102,7 @@ class Copy:
 
 
 class Copies:
-    """All copies, by id as it stands on the wire."""
+    """All copies, by id as encoded on the wire."""
 
     __slots__ = ("_by_id", "_newer")
 
@@ -115,11 +115,11 @@ class Copies:
         yield from self._newer.values()
 
     def add(self, copy: Copy) -> None:
-        """From now on calls find it: beside the copy of its id that is there, if any."""
+        """Adds a copy, beside the one with the same id if there is one."""
         (self._newer if copy.model_id.encode() in self._by_id else self._by_id)[copy.model_id.encode()] = copy
 
     def get(self, model_id: str) -> Copy | None:
-        """The copy of that id, whatever its token; the older of two."""
+        """Returns the copy of that id with any token; the older of two."""
         return self._by_id.get(model_id.encode())
 
     def all_of(self, model_id: str) -> list[Copy]:
@@ -128,7 +128,7 @@ class Copies:
         return [copies[name] for copies in (self._by_id, self._newer) if name in copies]
 
     def find(self, model_id: bytes, token: bytes | None) -> Copy | None:
-        """The copy that a call is meant for; None: not here."""
+        """Returns the copy that a call is meant for; None if it is not here."""
         copy = self._by_id.get(model_id)
         if copy is None or not copy.token or copy.token == token:
             return copy
@@ -138,7 +138,7 @@ class Copies:
         return copy if token is not None and copytoken.supersedes(copy.token, token) else None
 
     def remove(self, copy: Copy) -> None:
-        """From now on calls do not find it; a newer one takes its place."""
+        """Removes a copy; a newer one of the same id takes its place."""
         name = copy.model_id.encode()
         if self._newer.get(name) is copy:
             del self._newer[name]

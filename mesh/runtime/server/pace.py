@@ -1,9 +1,9 @@
-"""Whether the next call of a model may run in the event loop, decided by how long calls of its size took.
+"""The decision whether a model's next call runs in the event loop, by how long calls of its size have taken.
 
-A hand-over to a thread costs some 100 us of processor time where the whole call takes 35 us inline (measured),
-but a long call in the loop makes all others wait. So each model remembers what inputs of about that size (by powers of
-two) cost it: short ones run inline, long ones in threads, and a size never seen runs in a thread the first time, unless
-a larger one is known to be short.
+Handing a call to a thread costs about 100 us of processor time, while the whole call takes 35 us inline (measured);
+but a long call in the loop makes all others wait. So each model remembers how long calls took for each size of input
+(in powers of two): short ones run inline, long ones in threads. A size not seen before runs in a thread the first time,
+unless a larger one is known to be short.
 """
 
 _SIZES = 48  # classes of input size: 2^0 ... 2^47 bytes
@@ -12,14 +12,15 @@ INLINE_NS = 500_000
 """A class of sizes that takes less than this runs in the loop from now on."""
 
 THREAD_NS = 1_000_000
-"""One that takes more, in threads. Between the two nothing changes, so that a class does not go to and fro."""
+"""A class that takes more runs in threads. Between the two nothing changes, so that a class does not flap."""
 
 _MOST_NS = 4 * THREAD_NS
-"""What one call counts at most: a single outlier (a busy machine, a page fault storm) must not move a fast class."""
+"""The most that one call counts for: a single outlier (a busy machine, a page fault storm) must not move a fast
+class."""
 
 
 class Pace:
-    """What one model's calls cost. `inline[size.bit_length()]` answers the question; `note` keeps it true."""
+    """The cost of one model's calls. `inline[size.bit_length()]` says whether to run inline; `note` updates it."""
 
     __slots__ = ("_ns", "inline")
 
@@ -28,7 +29,7 @@ class Pace:
         self._ns = [-1] * (_SIZES + 1)  # the running mean of each class; -1: never seen
 
     def note(self, size: int, took_ns: int) -> None:
-        """A call of that many bytes took so long, of processor time where that can be told from waiting."""
+        """Records how long a call of that many bytes took: processor time if it can be told from waiting."""
         index = size.bit_length()
         if index > _SIZES:
             return
@@ -50,7 +51,7 @@ class Pace:
             self.inline[index] = True
 
     def too_long(self, size: int) -> None:
-        """A call that ran in the loop had to be stopped: its class is not short, whatever was known of it."""
+        """Records that a call in the loop had to be stopped: from now on its class runs in threads."""
         index = size.bit_length()
         if index <= _SIZES:
             self._ns[index] = max(self._ns[index], _MOST_NS)

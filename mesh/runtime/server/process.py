@@ -1,10 +1,11 @@
-"""The model server's process: what it is made of, in which order it starts, and how it ends.
+"""The model server's process: its parts, its start and its end.
 
-It ends at SIGTERM, with calls in flight finished as far as a few seconds allow. SIGINT is ignored: Ctrl-C goes to the
-whole process group, and it is the agent that decides. That nothing outlives the agent is seen to by whoever spawns us.
+It ends at SIGTERM and gives calls in flight a few seconds to finish. SIGINT is ignored: Ctrl-C reaches the whole
+process group, and the agent decides when this process ends. The process that starts the server makes sure that it does
+not outlive the agent.
 
-The memory limit is set when everything stands, so that it bounds what models take and nothing that the server needs to
-start. The first session of a process takes 1.4 MB that are never given back; trying the device has made it by then.
+The memory limit is set last, so that it bounds what models take and nothing that the server needs to start. The first
+session of a process takes 1.4 MB that are never freed; trying the device has made one by then.
 """
 
 import asyncio
@@ -40,21 +41,21 @@ from mesh.wire.server import Server
 log = logs.get(__name__)
 
 _GRACE = 5.0  # seconds that calls in flight have at SIGTERM
-_STOPPING = 5.0  # seconds, beyond those, to end in order where it cannot go on
+_STOPPING = 5.0  # further seconds for an orderly end of a server that cannot go on
 _BEAT = 1.0  # seconds
 _SWITCH = 0.001
-"""Seconds after which the loop lets a thread have the GIL that has finished its run. Python's own 5 ms would stand
-between a result and its caller whenever the loop is busy."""
+"""Seconds after which the loop yields the GIL to a thread that has finished its run. With Python's default of 5 ms,
+results would reach callers that much later whenever the loop is busy."""
 
 
 class CannotStart(Exception):
-    """Why the server does not start; the text says what to do."""
+    """The server cannot start; the text says what to do."""
 
 
 async def serve(settings: Settings, loading: type[Loader] | None = None) -> int:
     """Serves until SIGTERM, or until it cannot go on. Returns the exit status; raises `CannotStart`.
 
-    `loading` is what makes models of files, if not onnxruntime: the tests' fake server has only that of its own."""
+    `loading` makes models from files instead of onnxruntime: it is all that the tests' fake server replaces."""
     loop = asyncio.get_running_loop()
     leave = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, leave.set)
@@ -70,7 +71,7 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> int:
         used = (loading or Loader).find_device(settings.device)
     except device.DeviceError as error:
         raise CannotStart(str(error)) from error
-    # On a device, a call waits more than it computes, and the waiting would hold up the loop as well.
+    # On a device, a call mostly waits, and that would hold up the loop as well.
     clock = time.thread_time_ns if used.name == "cpu" else time.monotonic_ns
     copies, watch = Copies(), Watch()
     runs = Runs(board, threads=settings.threads, clock=clock, device=used.name)
@@ -93,7 +94,7 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> int:
         servicer = Spi(settings, loader, copies, used, data_address=address, pid=os.getpid())
         modelruntime_pb2_grpc.add_ModelRuntimeServicer_to_server(servicer, spi)
         with contextlib.suppress(FileNotFoundError):
-            settings.spi.unlink()  # of a former life, killed before it could
+            settings.spi.unlink()  # left by a former process that was killed
         spi.add_insecure_port(f"unix:{settings.spi}")
         await spi.start()
     except (OSError, RuntimeError) as error:
@@ -106,7 +107,7 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> int:
             raise CannotStart(str(error)) from error
         log.info("memory is limited", resident=format_bytes(settings.memory_limit), data=format_bytes(limit))
     gc.collect()
-    gc.freeze()  # what exists now stays: no collection need look at it again
+    gc.freeze()  # what exists now is permanent: the collector need not visit it again
     board.attach(os.getpid())
     ending = Ending()
     tasks = Tasks(ending.because)
@@ -124,7 +125,7 @@ async def serve(settings: Settings, loading: type[Loader] | None = None) -> int:
         left.cancel()
 
     async def close() -> None:
-        log.info("model server leaves", calls=runs.count)
+        log.info("model server is shutting down", calls=runs.count)
         await data.close(_GRACE)
         await port.close()
         await runs.close()
@@ -143,10 +144,10 @@ def _board(settings: Settings) -> Board:
     try:
         board = Board.open(settings.board)
     except (OSError, ValueError) as error:
-        raise CannotStart(f"the use board cannot be opened: {error}") from error
+        raise CannotStart(f"cannot open the use board: {error}") from error
     if board.incarnation != settings.incarnation:
         raise CannotStart(
-            f"the use board {settings.board} is of agent {board.incarnation!r}, not of {settings.incarnation!r}"
+            f"the use board {settings.board} belongs to agent {board.incarnation!r}, not to {settings.incarnation!r}"
         )
     return board
 
@@ -167,7 +168,7 @@ async def _beat(board: Board, loader: Loader, runs: Runs, used: device.Device, b
 
 
 async def _make_room(data: Server, limit: int) -> None:
-    """The memory limit is about what is used: what connections by TLS only reserve comes on top."""
+    """Raises the memory limit by what TLS connections reserve and do not use."""
     given = 0
     while True:
         wanted = data.statistics().connections * memory.TLS_CONNECTION

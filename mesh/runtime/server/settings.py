@@ -1,4 +1,4 @@
-"""What the model server is told by whoever starts it: its whole command line. It reads no environment."""
+"""The command line of the model server. It reads no environment variables."""
 
 import argparse
 from collections.abc import Sequence
@@ -13,43 +13,61 @@ from mesh.options.values import parse_address, parse_bytes
 class Settings:
     """Sizes in bytes, times in seconds."""
 
-    spi: Path  # the unix socket that mmesh.ModelRuntime is served on
+    spi: Path  # the unix socket of mmesh.ModelRuntime
     host: str = "127.0.0.1"  # of the data port
-    port: int = 0  # 0: any free one, which runtimeStatus tells in its metadata
-    incarnation: str = ""  # the agent's, which the board must bear too
-    board: Path | None = None  # None: a board of our own that nobody reads
-    capacity: int = 1 << 30  # for models; said in runtimeStatus, kept by the agent
+    port: int = 0  # 0: any free one; runtimeStatus names it in its metadata
+    incarnation: str = ""  # the agent's; must equal the board's
+    board: Path | None = None  # None: a private board that nothing reads
+    capacity: int = 1 << 30  # for models; reported by runtimeStatus, enforced by the agent
     threads: int = 2  # for calls that are not short
     load_timeout: float = 90.0
     load_concurrency: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_message: int = 16 << 20
-    max_body_bytes: int = 512 << 20  # of all requests and replies that the data port holds
-    internal_tls: Path | None = None  # folder of the identity; None: the data port has no TLS
+    max_body_bytes: int = 512 << 20  # of all requests and replies in the data port
+    internal_tls: Path | None = None  # folder of the certificates; None: the data port has no TLS
     memory_limit: int = 0  # of the whole process's private memory; 0: none
     log_format: Literal["text", "json"] = "text"
     log_level: str = "info"
 
 
 def parse(argv: Sequence[str]) -> Settings:
-    """Settings from a command line. Ends the process with a text where it is wrong, as argparse does."""
+    """Parses a command line. Like argparse, ends the process with a message if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m mesh.runtime.server", description="The ONNX model server. Normally started by its agent."
     )
     add = parser.add_argument
-    add("--spi", type=Path, required=True, metavar="PATH", help="unix socket of mmesh.ModelRuntime")
-    add("--data", type=_address, default=("127.0.0.1", 0), metavar="HOST:PORT", help="inference; port 0: any")
-    add("--incarnation", default="", help="of the agent; must be the board's")
-    add("--board", type=Path, metavar="PATH", help="use board made by the agent; without it nobody watches")
-    add("--capacity", type=_bytes, default=1 << 30, metavar="BYTES", help="for models")
-    add("--threads", type=_positive, default=2, metavar="N", help="for calls that are not short")
-    add("--load-timeout", type=float, default=90.0, metavar="S", help="of one load, its warm-up call included")
+    add("--spi", type=Path, required=True, metavar="PATH", help="Unix socket of mmesh.ModelRuntime.")
+    add(
+        "--data",
+        type=_address,
+        default=("127.0.0.1", 0),
+        metavar="HOST:PORT",
+        help="Address of the data port; port 0: any free one.",
+    )
+    add("--incarnation", default="", help="Incarnation of the agent; must equal the board's.")
+    add("--board", type=Path, metavar="PATH", help="Use board made by the agent; default: none.")
+    add("--capacity", type=_bytes, default=1 << 30, metavar="BYTES", help="Memory for models, in bytes.")
+    add("--threads", type=_positive, default=2, metavar="N", help="Threads for calls that are not short.")
+    add(
+        "--load-timeout",
+        type=float,
+        default=90.0,
+        metavar="S",
+        help="Time limit of a load and its warm-up call, in seconds.",
+    )
     add("--load-concurrency", type=_positive, default=2, metavar="N")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--max-message", type=_bytes, default=16 << 20, metavar="BYTES")
-    add("--max-body-bytes", type=_bytes, default=512 << 20, metavar="BYTES", help="of requests and replies in all")
-    add("--internal-tls", type=Path, metavar="DIR", help="ca.crt, tls.crt, tls.key: the data port is by mutual TLS")
-    add("--memory-limit", type=_bytes, default=0, metavar="BYTES", help="of the process, hard; 0: none")
+    add(
+        "--max-body-bytes",
+        type=_bytes,
+        default=512 << 20,
+        metavar="BYTES",
+        help="Total of requests and replies, in bytes.",
+    )
+    add("--internal-tls", type=Path, metavar="DIR", help="Folder of ca.crt, tls.crt, tls.key for mutual TLS.")
+    add("--memory-limit", type=_bytes, default=0, metavar="BYTES", help="Hard limit of the process, in bytes; 0: none.")
     add("--log-format", choices=("text", "json"), default="text")
     add("--log-level", default="info")
     given = vars(parser.parse_args(argv))

@@ -1,22 +1,22 @@
-"""The SPI of this server: `mmesh.ModelRuntime`, which its agent drives it by.
+"""The SPI of this server: `mmesh.ModelRuntime`, through which its agent drives it.
 
-Beyond the SPI's own messages, all of it optional:
+Optional additions to the SPI's own messages:
 - `loadModel` reads metadata `mesh-copy` (the copy's token, `<incarnation>.<create revision>`), `mesh-slot` (the slot of
   the use board) and `mesh-optimised` (the path of the model's optimised form); `unloadModel` reads `mesh-copy` too, and
-  then leaves any other copy of that id alone. The deadline of `unloadModel` says how long calls in flight are waited
-  for: it ends them in time to answer.
-- `loadModel` and `modelSize` answer `mesh-host-bytes` and `mesh-device-bytes` as trailing metadata; `sizeInBytes` is
-  their sum. `loadModel` answers `mesh-note-bin`, a text for people, where the warm-up call has failed. `runtimeStatus`
-  answers `mesh-data` (host:port of the data port), `mesh-device` (cpu or cuda), `mesh-pid`, and of a device's memory
-  `mesh-device-total` and `mesh-device-used` (bytes, by anybody, without a model of ours).
+  then leaves any other copy of that id alone. The deadline of `unloadModel` says how long it waits for calls in flight:
+  it ends them in time to answer.
+- `loadModel` and `modelSize` return `mesh-host-bytes` and `mesh-device-bytes` as trailing metadata; `sizeInBytes` is
+  their sum. `loadModel` returns `mesh-note-bin`, a text for people, if the warm-up call has failed. `runtimeStatus`
+  returns `mesh-data` (host:port of the data port), `mesh-device` (cpu or cuda), `mesh-pid`, and for a device with
+  memory `mesh-device-total` and `mesh-device-used` (bytes used by all processes, before any model is loaded here).
 
 Failures of `loadModel`: INVALID_ARGUMENT (no model, or one that cannot be served), NOT_FOUND (no such file),
-RESOURCE_EXHAUSTED (it asks for too much memory), DEADLINE_EXCEEDED (it does not end), INTERNAL, with the reason as
-text. Trailing metadata `mesh-stuck` says that its load goes on and cannot be ended. DEADLINE_EXCEEDED of `unloadModel`
-means that something of the model cannot be stopped: only a restart frees it.
+RESOURCE_EXHAUSTED (it needs too much memory), DEADLINE_EXCEEDED (it takes too long), INTERNAL, with the reason as text.
+Trailing metadata `mesh-stuck` says that the load still runs and cannot be ended. DEADLINE_EXCEEDED from `unloadModel`
+means that a call or load of the model cannot be stopped: only a restart frees its memory.
 
-`runtimeStatus` purges all models before it answers, as the SPI wants it: it is for the start of an agent, not for
-looking whether the server lives. The use board's `beat_ns` tells that.
+`runtimeStatus` unloads all models before it answers, as the SPI demands: it is for an agent's start, not a liveness
+probe. For that, read the use board's `beat_ns`.
 """
 
 import contextlib
@@ -38,18 +38,18 @@ from mesh.wire import headers
 log = logs.get(__name__)
 
 DEFAULT_SIZE = 1 << 20
-"""What a model is taken to need of which nothing is known. A small one takes a tenth of it."""
+"""Assumed size of a model of which nothing is known. A small one takes a tenth of it."""
 
 _ID_FIELD = 1  # of all three messages
 _METHODS = ("ModelInfer", "ModelMetadata", "ModelReady")
-_ANSWERING = 2.0  # seconds of an unload's deadline that are kept for ending calls and answering
+_ANSWERING = 2.0  # seconds of an unload's deadline reserved for ending calls and answering
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Context = grpc.aio.ServicerContext[object, object]
 
 
 class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
-    """Answers the agent. `predictModelSize` is left UNIMPLEMENTED: the agent knows the file as well as we do."""
+    """Answers the agent. `predictModelSize` is UNIMPLEMENTED: the agent can read the file as well."""
 
     def __init__(
         self, settings: Settings, loader: loader.Loader, copies: Copies, device: Device, *, data_address: str, pid: int
@@ -64,14 +64,16 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
     async def loadModel(
         self, request: modelruntime_pb2.LoadModelRequest, context: Context
     ) -> modelruntime_pb2.LoadModelResponse:
-        """Answers when the copy can serve."""
+        """Loads a model; answers when the copy can serve."""
         async with _answered(context):
             sent = _metadata(context)
             slot = sent.get(headers.SPI_SLOT)
             if not request.modelId:
-                raise MeshError(Reason.BAD_REQUEST, "loadModel without a model id")
+                raise MeshError(Reason.BAD_REQUEST, "loadModel needs a model id")
             if slot is not None and not slot.isdigit():
-                raise MeshError(Reason.BAD_REQUEST, f"{headers.SPI_SLOT} is {slot!r}, not a slot's number")
+                raise MeshError(
+                    Reason.BAD_REQUEST, f"metadata {headers.SPI_SLOT} is {slot!r}, not the number of a slot"
+                )
             order = loader.Order(
                 model_id=request.modelId,
                 path=request.modelPath,
@@ -87,7 +89,7 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
     async def unloadModel(
         self, request: modelruntime_pb2.UnloadModelRequest, context: Context
     ) -> modelruntime_pb2.UnloadModelResponse:
-        """Answers when nothing of the model is left."""
+        """Unloads a model; answers when nothing of it is left."""
         async with _answered(context):
             token = _metadata(context).get(headers.SPI_COPY, "").encode()
             left = context.time_remaining()
@@ -98,7 +100,7 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
     async def modelSize(
         self, request: modelruntime_pb2.ModelSizeRequest, context: Context
     ) -> modelruntime_pb2.ModelSizeResponse:
-        """The size as it was measured at load."""
+        """Answers the size that was measured at the load."""
         async with _answered(context):
             copy = self._copies.get(request.modelId)
             if copy is None:
@@ -109,7 +111,7 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
     async def runtimeStatus(
         self, request: modelruntime_pb2.RuntimeStatusRequest, context: Context
     ) -> modelruntime_pb2.RuntimeStatusResponse:
-        """READY, with nothing loaded."""
+        """Unloads all models and answers READY."""
         async with _answered(context):
             await self._loader.purge()
         context.set_trailing_metadata((*self._about, *self._device_memory()))
@@ -133,15 +135,17 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
 
 @contextlib.asynccontextmanager
 async def _answered(context: Context) -> AsyncIterator[None]:
-    """Answers the errors of what it surrounds by their status."""
+    """Answers exceptions of its body with their status."""
     try:
         yield
     except MeshError as error:
         stuck = ((headers.SPI_STUCK, "1"),) if loader.STUCK in error.details else ()
         await context.abort(_CODES[int(error.reason.code)], error.text, stuck)
     except Exception:
-        log.exception("a call of the SPI broke the model server's own code")
-        await context.abort(_CODES[int(Reason.INTERNAL.code)], "the model server failed at this call")
+        log.exception("SPI call failed in the model server's own code")
+        await context.abort(
+            _CODES[int(Reason.INTERNAL.code)], "internal error in the model server; its log has the cause"
+        )
 
 
 def _metadata(context: Context) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""Threads that work is handed to, and that never keep the process from ending.
+"""Threads for blocking work, which never keep the process from ending.
 
-The standard executor waits for its threads when the interpreter ends; a model that never returns would then make an
-orderly stop impossible. These threads are daemons, and one more can be added for each that will not come back.
+The standard executor waits for its threads when the interpreter ends, so a model that never returns would make an
+orderly stop impossible. These threads are daemons, and one can be added for each that never returns.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Workers:
-    """Some threads on one queue, first come, first served. `put` and `call` are for the event loop's thread."""
+    """A number of threads on one queue, first come, first served. `put` and `call` are for the event loop's thread."""
 
     def __init__(self, name: str, count: int) -> None:
         self._name = name
@@ -30,11 +30,11 @@ class Workers:
             self.grow()
 
     def put(self, work: Callable[[], None]) -> None:
-        """Has `work` done by some thread. What it raises is logged: it should report by itself."""
+        """Hands `work` to a thread. Its exceptions are only logged: it should report its result itself."""
         self._queue.put(work)
 
     def call(self, work: Callable[[], T]) -> "asyncio.Future[T]":
-        """What `work` will give or raise. Cancelling the future does not stop the work."""
+        """Returns a future for what `work` returns or raises. Cancelling the future does not stop the work."""
         future, run = _promise(work)
         self.put(run)
         return future
@@ -45,7 +45,7 @@ class Workers:
         threading.Thread(target=self._work, name=f"{self._name}-{self.count}", daemon=True).start()
 
     def close(self) -> None:
-        """Lets threads end that have nothing to do."""
+        """Ends the threads that have nothing to do."""
         for _ in range(self.count):
             self._queue.put(None)
 
@@ -55,29 +55,28 @@ class Workers:
                 work()
             except BaseException:
                 log.exception("work in a thread failed", thread=threading.current_thread().name)
-            del work  # what it holds must not live until the next one comes
+            del work  # its memory must not be held until the next work arrives
 
 
 class Lone(Generic[T]):
-    """A thread for one piece of work, which may take long: told so, it makes way for all others. Starting one takes
-    0.1 ms."""
+    """A thread for one piece of work that may take long; its priority can be lowered. Starting one takes 0.1 ms."""
 
     def __init__(self, name: str, work: Callable[[], T]) -> None:
         self.future, run = _promise(work)
-        """What the work will give or raise. Cancelling it does not stop the work."""
+        """What the work returns or raises. Cancelling it does not stop the work."""
         self._thread = threading.Thread(target=run, name=name, daemon=True)
         self._thread.start()
 
     def make_way(self) -> None:
-        """Gives it a smaller share of the processors, as far as the system can tell threads apart."""
+        """Lowers the priority of the thread, if the system can do that for a single thread."""
         if self._thread.native_id is not None and self._thread.is_alive():
             with contextlib.suppress(OSError):  # it has ended just now
                 os.setpriority(os.PRIO_PROCESS, self._thread.native_id, _LOWER)
 
 
 _LOWER = 10
-"""Niceness: a tenth of what others get. With the least share, it could hold the interpreter's lock for long when it
-comes back from onnxruntime."""
+"""Niceness, which leaves a tenth of what others get. With the smallest share, the thread could hold the interpreter's
+lock for long when it returns from onnxruntime."""
 
 
 def _promise(work: Callable[[], T]) -> "tuple[asyncio.Future[T], Callable[[], None]]":
@@ -100,7 +99,7 @@ def _promise(work: Callable[[], T]) -> "tuple[asyncio.Future[T], Callable[[], No
             result = work()
         except BaseException as raised:
             error = raised
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: there are no waiters left
             loop.call_soon_threadsafe(settle, result, error)
 
     return future, run

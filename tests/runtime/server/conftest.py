@@ -71,7 +71,7 @@ class Parts:
         return self.send(request(name, **inputs), (headers.MODEL_ID, name.encode()), (headers.COPY, token))
 
     async def value(self, name: str) -> float:
-        """What a model answers that takes and gives one float."""
+        """Returns the answer of a model that takes and gives one float."""
         (array,) = await outputs(self.infer(name, x=ONE))
         return float(array.item())
 

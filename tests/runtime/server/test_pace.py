@@ -1,4 +1,4 @@
-"""Which calls run in the event loop: decided by measured time, per size, without going to and fro."""
+"""The choice of calls that run in the event loop: by measured time, per size, without flapping."""
 
 from mesh.runtime.server.pace import INLINE_NS, THREAD_NS, Pace
 

@@ -174,7 +174,7 @@ async def test_callers_that_go_away_free_their_threads(server):
     frame = framing.pack(request("slow", **FOREVER))
 
     class Sink:
-        """Nobody listens."""
+        """A sink that expects no reply."""
 
         def on_reply(self, reply):
             raise AssertionError(f"an endless call was answered: {reply}")
@@ -190,7 +190,7 @@ async def test_callers_that_go_away_free_their_threads(server):
     for exchange in exchanges:
         exchange.cancel()
     await until(lambda: server.board.read(5).in_flight == 0, why="all are ended")
-    try:  # whoever is first, the server or the clock of this client
+    try:  # either the server or the clock of this client is first
         assert (await server.infer("slow", timeout=0.3, **FOREVER)).code == Code.DEADLINE_EXCEEDED
     except TimeoutError:
         pass
@@ -242,12 +242,12 @@ async def test_the_board_knows_after_a_kill_what_was_going_on(tmp_path):
         calls = {(series.method, series.code): sum(series.buckets) for series in server.board.calls()}
         assert calls[("ModelInfer", 0)] >= 1
 
-        # Asked for its status again, it has nothing: an agent that starts anew starts from nothing.
+        # Asked for its status again, it has nothing: an agent that starts again starts from nothing.
         await server.runtime_status()
         assert list(server.board.uses()) == []
         assert (await server.infer("idle", revision=1, x=ONE)).code == Code.UNAVAILABLE
 
-        # SIGINT is for whoever owns the terminal. SIGTERM ends it: what is in flight is answered, or cut after a while.
+        # SIGINT is for the owner of the terminal. SIGTERM ends it: what is in flight is answered, or cut after a while.
         await server.load("slow", models.slow(), slot=3)
         server.process.send_signal(signal.SIGINT)
         ending = asyncio.create_task(server.infer("slow", **models.slow_inputs(0.5)))

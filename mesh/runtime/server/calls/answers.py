@@ -1,4 +1,4 @@
-"""What the data port's answers carry beside the message: the pod's load, or a status with its reason."""
+"""The metadata of the data port's answers: the pod's load, or a status with its reason."""
 
 import time
 
@@ -16,17 +16,17 @@ _LOADS = tuple(((headers.LOAD, b"%d" % count),) for count in range(256))
 
 
 def load(in_flight: int) -> Headers:
-    """The header that tells the router how many other calls are in flight in this pod."""
+    """Returns the header that tells the router how many other calls are in flight in this pod."""
     return _LOADS[in_flight] if in_flight < 256 else ((headers.LOAD, b"%d" % in_flight),)
 
 
 _MAX_TEXT = 1500
-"""Bytes of an error's text. It travels twice, once percent-encoded and once in base64, in trailers that clients bound
-by 8 KiB in all."""
+"""Longest text of an error, in bytes. It is sent twice, percent-encoded and in base64, and clients limit all trailers
+to 8 KiB."""
 
 
 def fail(call: Call, error: MeshError) -> None:
-    """Answers with that error, its text shortened where clients would not take it."""
+    """Answers with that error; shortens a text that is too long for clients."""
     if len(error.text) * 4 > _MAX_TEXT and len(encoded := error.text.encode(errors="replace")) > _MAX_TEXT:
         text = encoded[:_MAX_TEXT].decode(errors="ignore") + "..."
         error = MeshError(error.reason, text, retry_after=error.retry_after, details=error.details)
@@ -37,8 +37,8 @@ def fail(call: Call, error: MeshError) -> None:
 
 
 def not_here(call: Call, board: Board, method: int, started_ns: int) -> None:
-    """Answers that this pod holds no such copy: the router's view is old, and it goes elsewhere."""
-    call.fail(Reason.NOT_HERE.code, "this pod does not hold the copy that is meant", _NOT_HERE)
+    """Answers that this pod holds no such copy: the router's view is outdated, and it tries another pod."""
+    call.fail(Reason.NOT_HERE.code, "this pod does not hold the copy that the call is meant for", _NOT_HERE)
     board.observe(method, Reason.NOT_HERE.code, time.monotonic_ns() - started_ns)
 
 

@@ -1,12 +1,12 @@
-"""The data port: V2 inference for the copies that are here.
+"""The data port: V2 inference for the copies in this pod.
 
-A call is looked up by the copy it is meant for, parsed, fed and answered in one go where the model is known to be quick
-(`pace`), without a task, a thread or an await: that is what makes a small model's call cost little more than the model.
-Longer ones go to `runs`, and `watch` takes those out of the loop that were wrongly thought to be quick.
+If the model is known to be quick (`pace`), a call is parsed, run and answered in one go, without a task, a thread or an
+await: so a call of a small model costs little more than the model itself. Longer ones go to `runs`, and `watch` stops
+those in the loop that were wrongly expected to be quick.
 
-Whatever comes is answered: bad input with INVALID_ARGUMENT and a text, a copy that is not here with *not here*. So is
-every call once the agent's permission has run out, and while the agent cannot prove its standing in etcd a call needs
-its router's word (`placement.fence`).
+Every call is answered: bad input with INVALID_ARGUMENT and a text, a copy that is not here with *not here*. Once the
+agent's permission has run out, every call is answered *not here*; and while the agent cannot reach etcd, a call is only
+served if its router has verified the record (`placement.fence`).
 """
 
 import asyncio
@@ -75,7 +75,10 @@ class DataPort:
         method = self._methods.get(call.method)
         if method is None:
             name = brief(call.method.decode(errors="replace"))
-            answers.fail(call, MeshError(Reason.UNKNOWN_METHOD, f"the model server does not know {name}"))
+            answers.fail(
+                call,
+                MeshError(Reason.UNKNOWN_METHOD, f"unknown method {name}: the model server serves V2 inference only"),
+            )
             return
         frame = call.frame
         if frame is None:
@@ -88,21 +91,21 @@ class DataPort:
         except MeshError as error:
             answers.fail(call, error)
         except Exception:
-            log.exception("a call broke the model server's own code", method=call.method)
-            answers.fail(call, MeshError(Reason.INTERNAL, "the model server failed at this call"))
+            log.exception("call failed in the model server's own code", method=call.method)
+            answers.fail(call, MeshError(Reason.INTERNAL, "internal error in the model server; its log has the cause"))
 
     async def close(self) -> None:
-        """Ends what waits for the rest of a request."""
+        """Ends the tasks that wait for the rest of a request."""
         for task in self._reading:
             task.cancel()
         await asyncio.gather(*self._reading, return_exceptions=True)
 
     async def _read(self, call: Call, method: Callable[[Call, bytes], None]) -> None:
-        """A request that came as a stream, which all V2 methods take one message of."""
+        """Reads a request that came as a stream, of which V2's methods take one message."""
         try:
             frame = await call.read()
             if frame is None or await call.read() is not None:
-                answers.fail(call, bad("this method takes one message"))
+                answers.fail(call, bad("this method takes exactly one message"))
                 return
             method(call, frame)
         except CallCancelled:
@@ -110,22 +113,22 @@ class DataPort:
         except MeshError as error:
             answers.fail(call, error)
         except Exception:
-            log.exception("a call broke the model server's own code", method=call.method)
-            answers.fail(call, MeshError(Reason.INTERNAL, "the model server failed at this call"))
+            log.exception("call failed in the model server's own code", method=call.method)
+            answers.fail(call, MeshError(Reason.INTERNAL, "internal error in the model server; its log has the cause"))
 
     # -- what a call is meant for
 
     def _message(self, call: Call, frame: bytes) -> bytes:
-        """The message of a frame that is a question about a model, whatever its encoding."""
+        """Returns the decoded message of a frame that asks about a model."""
         try:
             return framing.unpack(frame, call.encoding, limit=min(requests.SMALL, self._max_message))
         except framing.FrameError as error:
             if error.reason is Reason.TOO_LARGE:
-                raise bad(f"a question about a model takes {requests.SMALL} bytes at most") from error
+                raise bad(f"a request for a model's status or metadata has at most {requests.SMALL} bytes") from error
             raise
 
     def _named(self, call: Call) -> tuple[bytes | None, bytes | None]:
-        """Model id and copy token as the metadata say them."""
+        """Returns model id and copy token from the metadata."""
         model_id = token = binary = None
         for key, value in call.headers:
             if key == headers.COPY:
@@ -138,25 +141,26 @@ class DataPort:
             try:
                 model_id = decode_bin(binary)
             except (binascii.Error, ValueError):
-                raise bad("mm-model-id-bin is not base64") from None
+                raise bad("metadata mm-model-id-bin is not base64") from None
         return model_id, token
 
     def _copy(self, call: Call, model_id: bytes, token: bytes | None, method: int, started_ns: int) -> Copy | None:
-        """The copy that the call is meant for; None where the call was answered without one."""
+        """Returns the copy that the call is meant for; None if the call was answered without one."""
         if not model_id:
-            raise bad("the call names no model")
+            raise bad("the call names no model: set model_name, or mm-model-id in the metadata")
         copy = self._copies.find(model_id, token)
         if copy is None:
             answers.not_here(call, self._board, method, started_ns)
             return None
         fence = self._board.fence
-        # The mode is in the lowest bits: a few nanoseconds more or less decide nothing.
+        # The mode is in the lowest bits: a few nanoseconds make no difference.
         if fence & MODE_BITS == Mode.PROVEN and fence > clock_gettime_ns(CLOCK_BOOTTIME):
             return copy
         return copy if self._permitted(call, fence, method, started_ns) else None
 
     def _permitted(self, call: Call, fence: int, method: int, started_ns: int) -> bool:
-        """Whether this pod may answer a call that it cannot answer unasked. If not, the call was answered so."""
+        """Returns whether this pod may serve a call without proof from its agent; if not, the call has been
+        answered."""
         said = Said.NOTHING
         for key, _ in call.headers:
             if key == headers.VERIFIED:
@@ -192,7 +196,7 @@ class DataPort:
                 asked, later = _asked(copy, request, frame)
             deadline = call.deadline
             if deadline is not None and deadline <= self._loop.time():
-                raise MeshError(Reason.DEADLINE, "the deadline had passed when the call came")
+                raise MeshError(Reason.DEADLINE, "the deadline had passed when the call reached the pod")
             if asked is None:
                 inline, held = False, len(frame)
             else:
@@ -237,7 +241,8 @@ class DataPort:
         self._runs.submit(Run(call, copy, sent=frame, held=held, asked=asked, read=later, started_ns=started_ns))
 
     def _refused(self, call: Call, copy: Copy, error: MeshError, started_ns: int) -> None:
-        """A call of this copy that its model never saw. It is a use all the same: who asks wrongly asks again."""
+        """Answers a call that the model never saw. It still counts as a use: a caller with a bad request tries
+        again."""
         copy.row.begin(started_ns)
         answers.fail(call, error)
         now = time.monotonic_ns()
@@ -245,7 +250,7 @@ class DataPort:
         self._observe(_INFER, int(error.reason.code), now - started_ns)
 
     def _failed(self, call: Call, copy: Copy, error: MeshError, started_ns: int) -> None:
-        """A call whose model failed in the loop."""
+        """Answers a call whose model failed in the loop."""
         answers.fail(call, error)
         now = time.monotonic_ns()
         copy.row.end(now, runs=1, busy_ns=now - started_ns, failed=True)
@@ -262,7 +267,8 @@ class DataPort:
             call.reply(_IS_READY, answers.load(self._runs.count))
 
     def _asked(self, call: Call, frame: bytes, kind: Any, method: int) -> Copy | None:
-        """The copy that a question is about; None where it was answered *not here*. Questions are no uses."""
+        """Returns the copy that a status or metadata request is about; None if it was answered *not here*. Such
+        requests are no uses."""
         started_ns = time.monotonic_ns()
         model_id, token = self._named(call)
         if model_id is None:
@@ -279,8 +285,8 @@ class DataPort:
 def _asked(
     copy: Copy, request: requests.Request | requests.Heavy, frame: bytes
 ) -> tuple[Asked | None, Callable[[], Asked] | None]:
-    """What a request asks of a model, fed from `alignment.LOOP`; or what finds that out in a thread, where it would
-    hold up the event loop. Raises `MeshError`."""
+    """Returns what a request asks of a model, with its input in `alignment.LOOP`; or, if reading it would hold up the
+    event loop, a function that does so in a thread. Raises `MeshError`."""
     if isinstance(request, requests.Heavy):
         heavy = request
         return None, lambda: _read(copy, requests.read(heavy), put=alignment.put)
@@ -296,7 +302,7 @@ def _asked(
 
 
 def _read(copy: Copy, request: requests.Request, *, put: intake.Place) -> Asked:
-    """What a request asks of a model. Raises `MeshError`."""
+    """Reads what a request asks of a model. Raises `MeshError`."""
     model = copy.session
     message, raws, contents = request
     inputs = message.inputs

@@ -1,11 +1,12 @@
-"""Calls that run in threads: who is next, who has waited or run for too long, who is not wanted any more.
+"""Calls that run in threads: their order, their deadlines and their cancellation.
 
-There is one thread more than one model may use, so that a model whose calls do not end leaves a thread to the others.
-Models that have calls waiting take turns. What waits is bounded in calls and bytes, and refused beyond.
+There is one thread more than one model may use, so that a model whose calls do not end leaves a thread for the others.
+Models with waiting calls take turns. Waiting calls are bounded in number and bytes; further ones are refused.
 
-A run is ended through its RunOptions: when its caller goes away or its deadline passes (one timer looks at all of
-them), and when its model is unloaded. onnxruntime looks at that between operators and between the rounds of a Loop; one
-endless operator cannot be ended, and costs its thread: another one is added in its place, up to as many as there were.
+A run is ended through its RunOptions: when its caller cancels, when its deadline passes (one timer checks all runs),
+and when its model is unloaded. onnxruntime checks them between operators and between the rounds of a Loop. A single
+endless operator cannot be ended and occupies its thread for good: another thread is added, at most as many as there
+were at the start.
 """
 
 import asyncio
@@ -30,16 +31,16 @@ from mesh.wire.call import Call
 log = logs.get(__name__)
 
 MAX_WAITING = 1024
-"""Calls that may wait for a thread."""
+"""Largest number of calls that wait for a thread."""
 
 MAX_WAITING_BYTES = 256 << 20
-"""Bytes of input that calls in threads and waiting ones may hold together."""
+"""Largest total of bytes of input that running and waiting calls hold."""
 
 MAX_SECONDS = 600.0
-"""How long a call may take that came without a deadline."""
+"""Time limit of a call without a deadline."""
 
-_SWEEP = 0.05  # seconds between two looks at the deadlines
-_STUCK = 5.0  # seconds after which a run that was told to end is taken for one that cannot
+_SWEEP = 0.05  # seconds between two checks of the deadlines
+_STUCK = 5.0  # seconds after which a run that was told to end counts as endless
 
 
 class Run:
@@ -61,8 +62,8 @@ class Run:
         read: Callable[[], Asked] | None = None,
         started_ns: int,
     ) -> None:
-        """`sent`: the request's frame. `held`: bytes that it keeps in memory. `asked`: what it asks for, or, where that
-        takes time to find out, `read` gives it, in the thread."""
+        """Prepares a run of the request whose frame is `sent` and which keeps `held` bytes in memory. `asked` is what
+        it asks for; if that takes time to find out, `read` returns it, in the thread."""
         self.call = call
         self.copy = copy
         self.sent = sent
@@ -74,18 +75,18 @@ class Run:
         self.deadline = 0.0
         self.options: Any = None
         self.running = False
-        self.ended_by: MeshError | None = None  # why it is not to go on
+        self.ended_by: MeshError | None = None  # why it must not go on
         self.stopped_at = 0.0  # when it was told to end while it ran
         self.stuck = False
         self.runs: Runs | None = None
-        self.line: Line | None = None  # in which it waits, or has waited
-        # What the thread leaves behind.
+        self.line: Line | None = None  # where it waits, or has waited
+        # Results of the thread.
         self.frame = b""
         self.error: MeshError | None = None
         self.busy_ns = 0
 
     def work(self, clock: Callable[[], int], at_work: AtWork, failed: Callable[[Copy, Exception], MeshError]) -> int:
-        """In the thread: runs the model and writes the reply. Gives what the run took on `clock`, in ns."""
+        """Runs the model and writes the reply, in the thread. Returns what the run took on `clock`, in ns."""
         started, busy = time.monotonic_ns(), 0
         noted = at_work.begin(self.copy.row.slot, self.sent)
         before = clock()
@@ -109,20 +110,20 @@ class Run:
         return busy
 
     def cancel(self) -> None:
-        """The caller has gone."""
+        """Ends the call because its caller has cancelled."""
         if self.runs is not None:
             self.runs.stop(self, MeshError(Reason.CANCELLED, "cancelled by the caller"))
 
 
 class Line:
-    """One copy's calls that have no thread yet."""
+    """The calls of one copy that wait for a thread."""
 
     __slots__ = ("copy", "threads", "waiting")
 
     def __init__(self, copy: Copy) -> None:
         self.copy = copy
         self.waiting: deque[Run] = deque()
-        self.threads = 0  # that run the copy now
+        self.threads = 0  # those that run the copy now
 
 
 class Runs:
@@ -131,8 +132,8 @@ class Runs:
     def __init__(
         self, board: Board, *, threads: int, clock: Callable[[], int] = time.thread_time_ns, device: str = "cpu"
     ) -> None:
-        """`threads`: as many as one model may use. `clock` tells what a call cost the processor of its own thread.
-        `device`: what the models run on."""
+        """Starts the threads. One model uses at most `threads` of them. `clock` measures the processor time of the
+        calling thread, in ns. `device` is what the models run on."""
         self._device = device
         self._loop = asyncio.get_running_loop()
         self._board = board
@@ -141,37 +142,41 @@ class Runs:
         self._idle = threads + 1
         self._most = 2 * (threads + 1)
         self._workers = Workers("run", threads + 1)
-        self._lines: dict[Copy, Line] = {}  # of copies that have calls here
-        self._ring: deque[Line] = deque()  # those in which calls wait, each once
+        self._lines: dict[Copy, Line] = {}  # of copies with calls here
+        self._ring: deque[Line] = deque()  # lines with waiting calls, each once
         self._live: set[Run] = set()
         self._waiting = 0
         self._bytes = 0
-        self._endless = 0  # calls that were told to end and do not
-        self._spare = 0  # threads that came back after another had taken their place
+        self._endless = 0  # calls that were told to end and go on
+        self._spare = 0  # threads that came back after they were replaced
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def count(self) -> int:
-        """Calls here, running and waiting."""
+        """Number of calls here, running and waiting."""
         return len(self._live)
 
     def error(self, copy: Copy, error: Exception) -> MeshError:
-        """What it means that a run of that copy has failed."""
+        """Returns the error to answer when a run of that copy has failed."""
         return session.run_error(error, proven=copy.proven, device=self._device)
 
     @property
     def stuck(self) -> int:
-        """Calls that cannot be ended."""
+        """Number of calls that cannot be ended."""
         return self._endless
 
     def refuse(self, size: int) -> MeshError | None:
-        """Why no call with so many bytes of input can be taken now."""
+        """Returns why a call with that many bytes of input is refused now; None if it is not."""
         if self._waiting >= MAX_WAITING or (self._live and self._bytes + size > MAX_WAITING_BYTES):
-            return MeshError(Reason.OVERLOADED, f"{self._waiting} calls wait in this pod already", retry_after=1.0)
+            return MeshError(
+                Reason.OVERLOADED,
+                f"this pod is overloaded: {self._waiting} calls are waiting for a thread",
+                retry_after=1.0,
+            )
         return None
 
     def submit(self, run: Run) -> None:
-        """Takes a call that stands on the board as taken and not running. It is answered from here."""
+        """Takes a call that is on the board as taken and not running, and answers it in the end."""
         deadline = run.call.deadline
         run.deadline = self._loop.time() + MAX_SECONDS if deadline is None else deadline
         run.runs = self
@@ -191,11 +196,11 @@ class Runs:
         self._pump()
 
     def stop(self, run: Run, why: MeshError) -> None:
-        """Ends one call: at once where it waits, as soon as onnxruntime lets go where it runs."""
+        """Ends one call: at once if it waits; if it runs, when onnxruntime returns."""
         if run.ended_by is not None or run not in self._live:
             return
         run.ended_by = why
-        if run.running:  # the caller is not to wait for onnxruntime, nor its copy to be freed before it lets go
+        if run.running:  # the caller need not wait for onnxruntime, but the copy is freed only after it returns
             run.stopped_at = self._loop.time()
             run.options.terminate = True
             run.call.on_cancel(None)
@@ -208,20 +213,22 @@ class Runs:
         """Ends all calls of a copy that is being unloaded."""
         for run in [run for run in self._live if run.copy is copy]:
             if run.running:
-                self.stop(run, MeshError(Reason.UNAVAILABLE, "the model was unloaded while it ran, and ran too long"))
-            else:  # no model has seen it: the router may send it elsewhere
-                self.stop(run, MeshError(Reason.NOT_HERE, "the model was unloaded before it could run"))
+                self.stop(
+                    run, MeshError(Reason.UNAVAILABLE, "the model was unloaded and the call did not finish in time")
+                )
+            else:  # the model never saw it: the router may send it elsewhere
+                self.stop(run, MeshError(Reason.NOT_HERE, "the model was unloaded before the call could run"))
 
     async def close(self) -> None:
-        """Ends all calls. Those that run are answered, and not waited for."""
+        """Ends all calls. Running ones are answered without waiting for onnxruntime."""
         for run in list(self._live):
-            self.stop(run, MeshError(Reason.UNAVAILABLE, "the model server is leaving"))
+            self.stop(run, MeshError(Reason.UNAVAILABLE, "the model server is shutting down"))
         if self._timer is not None:
             self._timer.cancel()
         self._workers.close()
 
     def _pump(self) -> None:
-        """Gives idle threads to calls that wait, one model after the other."""
+        """Gives idle threads to waiting calls, one model after the other."""
         skipped = 0
         while self._idle and skipped < len(self._ring):
             line = self._ring.popleft()
@@ -241,7 +248,7 @@ class Runs:
             self._start(run, line)
 
     def _leave(self, line: Line) -> None:
-        """Forgets a line in which nobody is."""
+        """Forgets a line without calls."""
         if not line.threads and not line.waiting:
             self._lines.pop(line.copy, None)
 
@@ -277,7 +284,7 @@ class Runs:
         self._pump()
 
     def _finish(self, run: Run, *, ran: int) -> None:
-        """Forgets a call, answered where it is not yet."""
+        """Answers a call unless that has been done, and forgets it."""
         self._live.discard(run)
         self._bytes -= run.held
         run.asked = run.read = None
@@ -297,7 +304,7 @@ class Runs:
         run.frame = b""
 
     def _sweep(self) -> None:
-        """Ends what is past its deadline, and finds what does not end."""
+        """Ends calls that are past their deadline, and finds those that do not end."""
         now = self._loop.time()
         try:
             for run in list(self._live):
@@ -314,7 +321,7 @@ class Runs:
     def _give_up(self, run: Run) -> None:
         run.stopped_at = math.inf
         self._endless += 1
-        log.error("a call does not end", model=run.copy.model_id, seconds=_STUCK, threads=self._workers.count)
+        log.error("a call cannot be ended", model=run.copy.model_id, seconds=_STUCK, threads=self._workers.count)
         if self._spare:
             self._spare -= 1
         elif self._workers.count < self._most:

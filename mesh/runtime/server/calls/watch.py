@@ -1,11 +1,11 @@
-"""Looks after calls that run in the event loop, which nothing else can while they do.
+"""Supervision of calls that run in the event loop, from a thread of its own.
 
-How long a model takes may depend on what stands in its input, not only on how much: a Loop told to go round a million
-times by eight bytes. Such a call would hold up every other one. So a thread of its own looks at the loop every few
-milliseconds, and ends a run that lasts too long; that call then runs again in a thread, where time does not matter.
-onnxruntime releases the GIL while it runs, so the watcher gets its turn.
+How long a model takes may depend on the values in its input, not only on their number: eight bytes can make a Loop run
+a million rounds. Such a call would hold up all others. So a thread checks the loop every few milliseconds and ends a
+run that takes too long; that call then runs again in a thread, where its length does not matter. onnxruntime releases
+the GIL while it runs, so the watcher can run.
 
-While nothing runs the watcher sleeps: an idle server costs nothing.
+While nothing runs, the watcher sleeps: an idle server costs nothing.
 """
 
 import threading
@@ -15,7 +15,7 @@ from typing import Any
 from mesh.runtime.server.onnx import session
 
 LIMIT_NS = 50_000_000
-"""What a call in the loop may take: 50 times what is allowed to run there at all, so that a busy machine ends none."""
+"""Longest run in the loop: 50 times what a call is expected to take there, so that a busy machine ends none."""
 
 _LOOK = 0.02  # seconds
 _ROUNDS = 50  # looks without a run after which the watcher sleeps
@@ -28,7 +28,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.options: Any = session.run_options()
-        """What runs in the loop are given."""
+        """The RunOptions of runs in the loop."""
         self.since_ns = 0
         self.asleep = False
         self._wake = threading.Event()
@@ -37,11 +37,11 @@ class Watch:
         self._thread.start()
 
     def wake(self) -> None:
-        """To be called when a run has been stored in `since_ns` and `asleep` says so."""
+        """Wakes the watcher. The loop calls it if `asleep` is set after it has stored a run in `since_ns`."""
         self._wake.set()
 
     def stopped(self) -> bool:
-        """Whether a run that failed did so because it was ended from here; makes the next runs possible again."""
+        """Returns whether a run failed because the watcher ended it; resets the options for the next runs."""
         if not self.options.terminate:
             return False
         self.options = session.run_options()
@@ -59,14 +59,14 @@ class Watch:
             time.sleep(_LOOK)
             since = self.since_ns
             if since and since == last and time.monotonic_ns() - since > LIMIT_NS:
-                # A run that ended this moment, and another that began, may be hit instead of the long one: it is
-                # repeated in a thread, which does it no harm.
+                # If the long run has just ended, this may hit the next one instead: it is repeated in a thread,
+                # which does no harm.
                 self.options.terminate = True
             quiet = quiet + 1 if since == last == 0 else 0
             last = since
             if quiet >= _ROUNDS:
                 self.asleep = True
-                if not self.since_ns:  # the loop stores that first and looks at `asleep` then, so one of us sees it
+                if not self.since_ns:  # the loop stores this first and then reads `asleep`, so one side sees the other
                     self._wake.wait()
                 self._wake.clear()
                 self.asleep = False

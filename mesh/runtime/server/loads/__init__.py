@@ -1,1 +1,1 @@
-"""Loads and unloads: from a path to a copy that answers, and back to free memory."""
+"""Loads and unloads: from a path to a copy that answers calls, and back to free memory."""

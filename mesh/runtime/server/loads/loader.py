@@ -1,11 +1,11 @@
 """Loads and unloads: from a path to a copy that answers calls, and back to free memory.
 
-A load stands on the use board before it touches the file, so that a file that kills the server is known afterwards.
-What takes time is done in a thread each (`making`), bounded in number and time; one that lasts lets others go first,
-and one that cannot even be ended is told to whoever asked for it. An unload first makes the copy answer *not here*,
-then waits for its calls, then frees: nothing of an id is left once its unload has returned, whatever was going on.
+A load is entered on the use board before it touches the file, so that a file that kills the server can be identified
+afterwards. Each load runs in a thread of its own (`making`); their number and time are bounded. A slow load yields to
+others, and one that cannot be ended is reported to the agent. An unload first makes the copy answer *not here*, then
+waits for its calls, then frees it: once the unload of an id has returned, nothing of the id is left.
 
-Which model goes in or out, and when, is the agent's business.
+The agent decides which models to load and unload, and when.
 """
 
 import asyncio
@@ -33,23 +33,23 @@ UNLOAD_GRACE = 30.0
 """Seconds that calls in flight are given before they are ended."""
 
 STUCK = "stuck"
-"""A detail of the error for a load that cannot be ended: its thread goes on until the process ends."""
+"""A detail of the error for a load that cannot be ended: its thread runs until the process ends."""
 
 MAX_STUCK = 4
-"""Loads that cannot be ended, from which on no others are begun: each keeps a processor busy and its memory."""
+"""Number of loads that cannot be ended at which further ones are refused: each holds a processor and its memory."""
 
-_STOPPING = 5.0  # seconds that onnxruntime is given to let go of what was ended
+_STOPPING = 5.0  # seconds that onnxruntime gets to return from what was ended
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be loaded."""
+    """A request to load a model."""
 
     model_id: str
     path: str
-    token: bytes = b""  # b"": unknown to the agent, calls are matched by id alone
+    token: bytes = b""  # b"": the agent sent none, calls are matched by id alone
     slot: int | None = None  # of the board
-    optimised: str = ""  # path of its optimised form, where the agent has one
+    optimised: str = ""  # path of its optimised form, if the agent has one
 
 
 class _Load:
@@ -63,7 +63,7 @@ class _Load:
         self.ended = ended
         self.task: asyncio.Task[Copy] | None = None
         self.lone: Lone[making.Made] | None = None
-        self.thread: asyncio.Future[making.Made] | None = None  # what it gives
+        self.thread: asyncio.Future[making.Made] | None = None  # its result
         self.turn: making.Turn | None = None
         self.waiting = False  # for its turn
         self.lasts = False
@@ -75,7 +75,7 @@ class _Load:
             self.task.cancel()
 
     def make_way(self) -> None:
-        """It lasts: others go first, in whatever there is only one of."""
+        """Lets others go first, because this load takes long."""
         self.lasts = True
         if self.turn is not None:
             self.turn.give_up()
@@ -84,13 +84,13 @@ class _Load:
 
 
 class Loader:
-    """Brings copies in and takes them out. For the event loop's thread alone."""
+    """The loads and unloads of copies. For the event loop's thread alone."""
 
     engine = f"onnxruntime {session.VERSION}"
-    """What runs the models, as the server's version tells it."""
+    """The name of what runs the models, for the server's version."""
 
     find_device = staticmethod(device.find)
-    """What they run on."""
+    """The function that finds the device."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Loader:
         concurrency: int,
         clock: Callable[[], int] = time.thread_time_ns,
     ) -> None:
-        """`timeout`: seconds for one load. `clock`: ns that a call cost the thread it ran on."""
+        """Makes a loader. `timeout`: seconds for one load. `clock`: processor time of the calling thread, in ns."""
         self._loop = asyncio.get_running_loop()
         self._copies = copies
         self._board = board
@@ -114,27 +114,27 @@ class Loader:
         self._turns = Turns(concurrency)
         self._meter = making.Meter()
         self._workers = Workers("trim", 1)
-        self._stuck: set[_Load] = set()  # that were ended, and go on
+        self._stuck: set[_Load] = set()  # those that were ended and still run
         self._loading: dict[str, _Load] = {}
         self._unloading: dict[tuple[str, bytes], asyncio.Task[None]] = {}  # by id and token
         self.trimmer = Trimmer(self._workers)
 
     @property
     def stuck(self) -> int:
-        """Loads that cannot be ended."""
+        """Number of loads that cannot be ended."""
         return len(self._stuck)
 
     # -- in
 
     async def load(self, order: Order) -> Copy:
-        """The copy, once it can serve. Another copy of the id is unloaded first, but for an older generation of the
-        same registration: that one goes on answering beside it until it is unloaded. Raises `MeshError`.
+        """Loads a model and returns the copy once it can serve. Another copy of the id is unloaded first, except an
+        older generation of the same registration, which goes on answering until it is unloaded. Raises `MeshError`.
 
-        Cancelled, it ends the load; what is left of it is gone when `unload` of the same id has returned.
+        Cancellation ends the load; nothing of it is left once `unload` of the same id has returned.
         """
         name = order.model_id
         if order.slot is not None and not 0 <= order.slot < self._board.slots:
-            raise MeshError(Reason.BAD_REQUEST, f"slot {order.slot} of a board of {self._board.slots}")
+            raise MeshError(Reason.BAD_REQUEST, f"there is no slot {order.slot}: the use board has {self._board.slots}")
         while True:
             held = self._copies.all_of(name)
             for copy in held:
@@ -168,7 +168,7 @@ class Loader:
     async def _join(task: "asyncio.Task[Copy]") -> Copy:
         await asyncio.wait({task})
         if task.cancelled():
-            raise MeshError(Reason.CANCELLED, "the load was ended")
+            raise MeshError(Reason.CANCELLED, "the load was cancelled")
         return task.result()
 
     async def _load(self, load: _Load) -> Copy:
@@ -181,13 +181,13 @@ class Loader:
             async with self._turns.turn(order.model_id, on_long=load.make_way), self._meter.turn() as turn:
                 load.waiting = False
                 load.turn = turn
-                if load.lasts:  # it has waited that long
+                if load.lasts:  # it has waited for too long already
                     turn.give_up()
                 load.lone = Lone(f"load {order.model_id}", lambda: self._made(load, turn, row.slot))
                 load.thread = load.lone.future
                 made = await self._in_time(load, load.thread)
         except BaseException as error:
-            log.info("a model was not loaded", model=order.model_id, why=str(error) or type(error).__name__)
+            log.info("load failed", model=order.model_id, why=str(error) or type(error).__name__)
             if load.thread is None or load.thread.done():
                 self._came_to_nothing(load, row)
             else:
@@ -221,7 +221,7 @@ class Loader:
         return copy
 
     def _made(self, load: _Load, turn: making.Turn, slot: int) -> making.Made:
-        """In the load's thread: makes it, and leaves word of that for whoever looks for the cause of a crash."""
+        """Makes the model, in the load's thread, and records that on the board in case it crashes the process."""
         noted = self._board.at_work.begin(slot)
         try:
             return self._make(load, turn)
@@ -252,21 +252,21 @@ class Loader:
         load.stop.stop()
         await asyncio.wait({thread}, timeout=_STOPPING)
         if not thread.done():
-            log.error("a load does not end", model=load.order.model_id, seconds=self._timeout + _STOPPING)
+            log.error("a load cannot be ended", model=load.order.model_id, seconds=self._timeout + _STOPPING)
             self._stuck.add(load)
             thread.add_done_callback(lambda _: self._stuck.discard(load))
             load.make_way()
-            text = f"the model was not loaded within {self._timeout:g} s, and its load cannot be ended"
+            text = f"the model was not loaded within {self._timeout:g} s, and the load cannot be ended"
             raise MeshError(Reason.DEADLINE, text, details={STUCK: "1"})
         if in_time:
-            raise MeshError(Reason.CANCELLED, "the load was ended")
+            raise MeshError(Reason.CANCELLED, "the load was cancelled")
         raise MeshError(Reason.DEADLINE, f"the model was not loaded and warmed up within {self._timeout:g} s")
 
     def _came_to_nothing(self, load: _Load, row: Row) -> None:
-        """A load has failed and nothing of it runs any more."""
+        """Clears up after a load that has failed and no longer runs."""
         if load.thread is not None:
             _look_at(load.thread)
-            load.thread = None  # and with it a session that nobody wants
+            load.thread = None  # and with it a session without a use
         row.mark(State.FREE)
         self._ended(load)
         self.trimmer.soon()
@@ -279,17 +279,20 @@ class Loader:
     # -- out
 
     async def unload(self, model_id: str, *, token: bytes = b"", grace: float = UNLOAD_GRACE) -> None:
-        """Ends a copy, or the load that would become one; nothing of it is left afterwards. Unknown ids are fine.
+        """Unloads a copy, or ends its load; nothing of it is left afterwards. Does nothing for an unknown id.
 
-        With a token, only the copy that bears it. From the first moment its calls are answered *not here*; those in
-        flight are given `grace` seconds, then ended. Raises `MeshError` where one cannot be ended: its memory stays.
+        With a token, unloads only the copy with that token. New calls are answered *not here* at once; calls in flight
+        get `grace` seconds, then they are ended. Raises `MeshError` if one cannot be ended: its memory stays in use.
         """
         load = self._loading.get(model_id)
         if load is not None and token in (b"", load.order.token):
             load.end()
             done, _ = await asyncio.wait({load.ended}, timeout=grace + _STOPPING)
             if not done:
-                raise MeshError(Reason.DEADLINE, f"the load of {model_id!r} cannot be ended: its memory stays in use")
+                raise MeshError(
+                    Reason.DEADLINE,
+                    f"the load of {model_id!r} cannot be ended: its memory stays in use until the server restarts",
+                )
         for copy in self._copies.all_of(model_id):
             if token in (b"", copy.token) or not copy.token:
                 self._unloading[model_id, copy.token] = asyncio.create_task(self._unload(copy, grace))
@@ -299,7 +302,7 @@ class Loader:
             if name == model_id and (token in (b"", own) or not own)
         ]
         for task in tasks:
-            await asyncio.shield(task)  # it goes on, even if whoever asked for it goes away
+            await asyncio.shield(task)  # it goes on even if the caller is cancelled
 
     async def _unload(self, copy: Copy, grace: float) -> None:
         self._copies.remove(copy)
@@ -313,8 +316,8 @@ class Loader:
                 self._runs.stop_copy(copy)
                 await asyncio.wait({copy.drained}, timeout=_STOPPING)
             if row.in_flight:
-                # The slot stays as it is, a suspect: nobody else may have it while that call can write to it.
-                text = f"a call of {copy.model_id!r} cannot be ended: its memory stays in use"
+                # The slot stays a suspect's: no other model may have it while that call can write to it.
+                text = f"a call of {copy.model_id!r} cannot be ended: its memory stays in use until the server restarts"
                 raise MeshError(Reason.DEADLINE, text)
             copy.session.close()
             self._meter.others -= copy.host_bytes
@@ -326,12 +329,12 @@ class Loader:
             self.trimmer.soon()
 
     async def purge(self) -> None:
-        """Ends everything, calls in flight included. What cannot be ended is logged."""
+        """Unloads everything and ends calls in flight. Logs what cannot be ended."""
         names = list(dict.fromkeys([*self._loading, *(copy.model_id for copy in self._copies)]))
         results = await asyncio.gather(*(self.unload(name, grace=0.0) for name in names), return_exceptions=True)
         for name, result in zip(names, results, strict=True):
             if result is not None:
-                log.error("a model was not purged", model=name, why=str(result))
+                log.error("unload failed", model=name, why=str(result))
 
     def close(self) -> None:
         """Ends loads under way. Copies stay as they are."""
@@ -342,12 +345,12 @@ class Loader:
 
 
 def _look_at(future: "asyncio.Future[Any]") -> None:
-    """Takes note of how it ended, so that asyncio does not complain where nobody waits for it any more."""
+    """Retrieves its result, so that asyncio does not complain when there is no waiter left."""
     if not future.cancelled():
         future.exception()
 
 
 def _revision(token: bytes) -> int:
-    """The create revision in a copy's token; 0 where there is none."""
+    """Returns the create revision in a copy's token; 0 if there is none."""
     found = copytoken.read(token)
     return 0 if found is None else found[1]

@@ -1,6 +1,6 @@
-"""Gives freed memory back to the system: once for many unloads, and when calls have left much of it behind.
+"""Return of freed memory to the system: once for several unloads, and when calls have left much of it behind.
 
-See `memory` for why glibc must be told. What is given back shows in resident memory, which the agent watches.
+`memory` explains why glibc must be asked to. The effect shows in resident memory, which the agent watches.
 """
 
 import asyncio
@@ -9,9 +9,9 @@ import time
 from mesh.runtime.server.onnx import memory
 from mesh.runtime.server.workers import Workers
 
-_DELAY = 0.3  # seconds in which further unloads join
-_SLACK = 128 << 20  # freed bytes still held from which on memory is given back without an unload
-_PAUSE = 10.0  # seconds between two times without an unload
+_DELAY = 0.3  # seconds to wait for further unloads
+_SLACK = 128 << 20  # freed bytes still held that cause a trim without an unload
+_PAUSE = 10.0  # seconds between two trims without an unload
 
 
 class Trimmer:
@@ -28,21 +28,21 @@ class Trimmer:
         self.count = 0
 
     def soon(self) -> None:
-        """Memory was freed. One trim follows, for all that is freed until then."""
+        """Schedules a trim because memory was freed; further calls until then join it."""
         if self._trimming is not None and not self._trimming.done():
             self._again = True
         elif self._timer is None:
             self._timer = self._loop.call_later(_DELAY, self._trim)
 
     def look(self) -> None:
-        """To be called every now and then: trims where calls have left much behind."""
+        """Trims if calls have left much freed memory behind. Called from time to time."""
         now = time.monotonic()
         if now - self._looked > _PAUSE and memory.private() - memory.in_use() - self._base > _SLACK:
             self._looked = now
             self.soon()
 
     def close(self) -> None:
-        """Trims no more."""
+        """Cancels the scheduled trim."""
         if self._timer is not None:
             self._timer.cancel()
 

@@ -1,1 +1,1 @@
-"""Models as onnxruntime holds them: from a file to a session, what it takes of memory, and on which device."""
+"""Models in onnxruntime: from a file to a session, its memory and its device."""

@@ -1,17 +1,17 @@
-"""What models run on: the processor, or a CUDA device that was seen to work.
+"""The device that models run on: the processor, or a CUDA device that has been tried.
 
-That onnxruntime lists a provider says only that its wheel was built with it: without a driver, or with another CUDA
-than the wheel's, sessions fall back to the processor without a word. So a tiny session is really made and run before
-anybody is told that there is a GPU; the pod's labels and the placement of models rest on it.
+A provider in onnxruntime's list only means that the wheel was built with it: without a driver, or with another CUDA
+than the wheel's, sessions silently fall back to the processor. So a tiny session is made and run before the server
+reports a GPU, on which the pod's labels and the placement of models depend.
 
-The bytes that a model takes on the device are the difference in the device's free memory, as CUDA itself tells it.
-Other processes may use the same device, so this is the best that can be had, not exact as the host's bytes are.
+The bytes that a model takes on the device are the difference in the device's free memory, as CUDA reports it. Other
+processes may use the same device, so they are not as exact as the host's bytes.
 
-What a session takes besides its weights is the CUDA libraries' own, and left to them it is 73 MiB for the smallest
-model, and as much again for calls (H200, onnxruntime 1.31): cuBLAS alone keeps 32 MiB of workspace for each of its
-handles there. With the least workspace, and one stream a session, it is 7 to 9 MiB and 6 more for each further call at
-the same time, and calls take as long. CUDA keeps it when the session goes, for the next ones, which then seem to take
-nothing: so each is counted with `SESSION_BYTES` at least. Weights are really given back.
+Besides its weights, a session takes memory of the CUDA libraries: by default 73 MiB for the smallest model, and as much
+again for calls (H200, onnxruntime 1.31); cuBLAS alone keeps 32 MiB of workspace for each of its handles there. With the
+smallest workspace, and one stream per session, it is 7 to 9 MiB and 6 more for each further simultaneous call, and
+calls take as long. CUDA keeps this memory after the session's end for the next ones, which then seem to take nothing,
+so each counts as `SESSION_BYTES` at least. Weights are really freed.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ log = logs.get(__name__)
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
-_WORKSPACE = ":16:8"  # eight pieces of 16 KiB, the least that cuBLAS offers
+_WORKSPACE = ":16:8"  # eight pieces of 16 KiB, the minimum of cuBLAS
 
 # y = x @ x for x of shape [2, 2].
 _PROBE = bytes.fromhex(
@@ -41,28 +41,30 @@ _PROBE = bytes.fromhex(
 
 
 class DeviceError(Exception):
-    """The device that was asked for does not work. The text says what to do."""
+    """The error for a requested device that does not work; its text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What sessions are made for."""
+    """The device that sessions are made for."""
 
     name: Literal["cpu", "cuda"]
     providers: tuple[Any, ...]  # as onnxruntime.InferenceSession takes them
 
     def used(self) -> int:
-        """Bytes in use on the device, by anybody; 0 where it has no memory of its own or nobody can tell."""
+        """Returns the bytes in use on the device, by any process; 0 if it has no memory of its own or that is
+        unknown."""
         used, _ = self.memory()
         return used
 
     @property
     def least(self) -> int:
-        """Bytes that any session takes on it."""
+        """Returns the bytes that any session takes on the device."""
         return SESSION_BYTES if self.memory()[1] else 0
 
     def memory(self) -> tuple[int, int]:
-        """Bytes in use on the device, by anybody, and in all; zeros where it has none of its own or nobody can tell."""
+        """Returns the bytes in use on the device, by any process, and in total; zeros if it has none or that is
+        unknown."""
         if self.name == "cpu" or _memory_info is None:
             return 0, 0
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
@@ -78,12 +80,12 @@ CUDA = Device(
         (
             _CUDA,
             {
-                # Else the arena of each session doubles whenever it grows, on a device that thousands share.
+                # By default the arena of each session doubles when it grows, on a device that thousands share.
                 "arena_extend_strategy": "kSameAsRequested",
-                # The default tries every algorithm on each new shape: seconds of a first call, and much workspace.
+                # By default every algorithm is tried on each new shape: seconds of a first call, and much workspace.
                 "cudnn_conv_algo_search": "HEURISTIC",
                 "cudnn_conv_use_max_workspace": "0",
-                # Else products have a precision of 10 bits, and a model's answers depend on which pod gives them.
+                # With TF32, products have a precision of 10 bits, and a model's answers depend on the pod.
                 "use_tf32": "0",
                 "use_ep_level_unified_stream": "1",
             },
@@ -94,11 +96,11 @@ CUDA = Device(
 
 
 def find(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
-    """The device to use, tried. Raises `DeviceError` where `cuda` is demanded and does not work."""
+    """Returns the device to use, after a trial. Raises `DeviceError` if `cuda` is demanded and does not work."""
     problem = "" if wanted == "cpu" else _try_cuda()
     if wanted == "cpu" or (wanted == "auto" and problem):
         if problem and _CUDA in onnxruntime.get_available_providers():
-            log.warning("no GPU is used", why=problem)
+            log.warning("GPU not used", why=problem)
         _probe(CPU)
         return CPU
     if problem:
@@ -107,7 +109,7 @@ def find(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
 
 
 def _try_cuda() -> str:
-    """Why CUDA does not work; empty where it does."""
+    """Returns why CUDA does not work; empty if it does."""
     if _CUDA not in onnxruntime.get_available_providers():
         return "this onnxruntime is built without CUDA: install the extra `gpu` instead of `cpu`"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _WORKSPACE)  # read by cuBLAS when a session makes its handle
@@ -126,7 +128,7 @@ def _try_cuda() -> str:
 
 
 def _probe(device: Device) -> str:
-    """Runs a tiny model and gives the provider that it ran on. Also takes from later loads what the first one costs."""
+    """Runs a tiny model and returns its provider. Later loads are spared the cost of a process's first session."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False
@@ -134,7 +136,7 @@ def _probe(device: Device) -> str:
     session = onnxruntime.InferenceSession(_PROBE, options, providers=list(device.providers), enable_fallback=0)
     square = session.run(None, {"x": np.array([[1, 2], [3, 4]], np.float32)})[0]
     if square.tolist() != [[7, 10], [15, 22]]:
-        raise DeviceError(f"{device.name} multiplies wrongly: {square.tolist()}")
+        raise DeviceError(f"{device.name} computes wrong products: {square.tolist()}")
     return str(session.get_providers()[0])
 
 
@@ -142,7 +144,7 @@ _memory_info: Any = None
 
 
 def _find_memory_info() -> None:
-    """Finds `cudaMemGetInfo` in the CUDA runtime that is loaded already, or beside it in the nvidia wheels."""
+    """Finds `cudaMemGetInfo` in the CUDA runtime that is already loaded, or in the nvidia wheels."""
     global _memory_info
     places = [path for folder in site.getsitepackages() for path in glob.glob(f"{folder}/nvidia/*/lib/libcudart.so.*")]
     for name in (*sorted(places, reverse=True), "libcudart.so.13", "libcudart.so.12", "libcudart.so"):
@@ -151,4 +153,4 @@ def _find_memory_info() -> None:
         except (OSError, AttributeError):
             continue
         return
-    log.warning("device memory of models is not measured", why="no libcudart was found")
+    log.warning("device memory of models is not measured", why="libcudart not found")

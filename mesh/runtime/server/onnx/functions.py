@@ -1,10 +1,10 @@
-"""The number of operators of a model once its functions are written out, which ONNX Runtime does first of all.
+"""The number of operators of a model once its functions are expanded, which ONNX Runtime does first.
 
-A function that calls another one twice, which calls another one twice: a file of 2 KB is a model of 33 million
-operators, and making a session of it cannot be ended. So they are counted first, without writing any out. Measured with
-onnxruntime 1.32: 16,384 operators in 15 functions take 6 s, 32,768 in 16 take 50 s.
+Functions that each call the next one twice can make a file of 2 KB a model of 33 million operators, and the making of
+its session cannot be ended. So operators are counted first, without expanding anything. Measured with onnxruntime 1.32:
+16,384 operators in 15 functions take 6 s, 32,768 in 16 take 50 s.
 
-A model without functions, as most are, costs a look at a few bytes.
+For a model without functions, which is the usual case, only a few bytes are read.
 """
 
 import mmap
@@ -18,12 +18,12 @@ from mesh.runtime.server.onnx import outline
 from mesh.wire import encoding
 
 MAX_OPERATORS = 20_000
-"""Operators of a model with functions, written out."""
+"""Largest number of operators of a model with functions, once expanded."""
 
 MAX_DEPTH = 100
-"""Functions that call each other, one within the other."""
+"""Deepest nesting of functions that call each other."""
 
-_FIELDS = 1_000_000  # of a file, or of its graph, that are looked at: 1 s
+_FIELDS = 1_000_000  # the most that are read of a file, or of its graph: 1 s
 _GRAPH, _FUNCTION = 7 << 3 | 2, 25 << 3 | 2  # tags of onnx.ModelProto's fields
 _NODE = 1 << 3 | 2  # of onnx.GraphProto's
 
@@ -31,7 +31,7 @@ _Key = tuple[str, str, str]
 
 
 def too_many(path: Path) -> str | None:
-    """Says why a file has too many for this server; None where it has not, or is no model. Raises OSError."""
+    """Returns why a file has too many operators; None if it has not, or is not a model. Raises OSError."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         view = memoryview(mapped)
         try:
@@ -45,7 +45,7 @@ def too_many(path: Path) -> str | None:
 
 
 def _parts(view: memoryview) -> bytes:
-    """Returns the functions and the nodes of the graph as an encoded model; nothing where there is no function."""
+    """Returns the functions and the nodes of the graph as an encoded model; nothing if there is no function."""
     found: list[bytes] = []
     graphs: list[memoryview] = []
     functions = False
@@ -76,7 +76,7 @@ def _nodes(graph: memoryview) -> Iterator[bytes]:
 
 
 def _judge(model: Any) -> str | None:
-    """Says why a model's functions are too much."""
+    """Returns why a model's functions are too many or too deep; None if they are not."""
     calls: dict[_Key, tuple[int, dict[_Key, int]]] = {}
     names = {_key(function.domain, function.name, function.overload) for function in model.functions}
     for function in model.functions:
@@ -92,8 +92,8 @@ def _judge(model: Any) -> str | None:
             if missing:
                 if len(waiting) > MAX_DEPTH:
                     return (
-                        f"its functions call each other, or {MAX_DEPTH} of them stand one within the other, "
-                        "which this server does not load: write them out before the export"
+                        f"its functions are recursive, or nested {MAX_DEPTH} deep, which this server does not load: "
+                        "inline them before the export"
                     )
                 waiting.append(missing[0])
                 continue
@@ -103,11 +103,11 @@ def _judge(model: Any) -> str | None:
     own, callees = _called(model.graph.node, names)
     operators = own + sum(times * sizes[callee] for callee, times in callees.items())
     if max((depths[name] for name in callees), default=0) > MAX_DEPTH:
-        return f"more than {MAX_DEPTH} functions stand one within the other, which this server does not load"
+        return f"its functions are nested more than {MAX_DEPTH} deep, which this server does not load"
     if operators > MAX_OPERATORS:
         return (
-            f"with its functions written out it has {operators} operators, and this server loads "
-            f"{MAX_OPERATORS} of a model that has functions: write them out before the export"
+            f"with its functions expanded it has {operators} operators; the limit for a model with functions is "
+            f"{MAX_OPERATORS}: inline them before the export"
         )
     return None
 

@@ -1,14 +1,14 @@
 """The part of a load that runs in a thread: from a path to a session that has run once, with its size.
 
-The size is the difference in this process's memory in use, so one load is measured at a time (`Meter.turn`). A load
-that has waited for its turn for too long goes ahead unmeasured, with a size estimated from its file, and so does one
-that has had its turn for too long: one huge or endless model must not hold up every cold start of the pod. What is
-known of others' loads and unloads meanwhile is taken out of what is measured; what calls in threads and unmeasured
-loads allocate cannot be, so then the size is kept within bounds that the file sets.
+The size is the growth of this process's memory in use, so one load is measured at a time (`Meter.turn`). A load that
+has waited for its turn for too long goes ahead unmeasured, with a size estimated from its file, and so does one that
+has held its turn for too long: one huge or endless model must not hold up every cold start of the pod. Memory that
+other loads and unloads are known to change meanwhile is subtracted. What calls in threads and unmeasured loads allocate
+is not known, so in that case the size is kept within bounds derived from the file.
 
-The first call, on made-up input, takes what first calls take (it allocates, it may not end), and the second tells how
-long a call lasts. An error that the model raises on made-up input is its right, and only logged; not enough memory, or
-not ending, fails the load.
+The first warm-up call, on made-up input, bears the cost of first calls (it allocates, and may never end); the second
+shows how long a call takes. A model may well raise an error on made-up input, so that is only logged; a lack of memory,
+or a call that does not end, fails the load.
 """
 
 import asyncio
@@ -27,13 +27,13 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 MEASURING_WAIT = 2.0
-"""Seconds that a load waits for another one's measuring to end."""
+"""Seconds that a load waits for its turn to be measured."""
 
 LEAST = 32 << 10
-"""Bytes that a session takes at least: the smallest takes 33 KB of resident memory."""
+"""Smallest size of a session, in bytes: the smallest one takes 33 KB of resident memory."""
 
 _LONG_NS = 20_000_000
-"""A first call that takes longer is not made a second time: it will run in threads whatever the second would say."""
+"""After a first call that takes longer there is no second: the model's calls will run in threads anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +44,25 @@ class Made:
     host_bytes: int  # at least 1
     device_bytes: int
     optimised: bool  # made from its optimised form
-    pace: tuple[int, int] | None  # bytes of the made-up input, ns that a call took; None: there was no call to tell
+    pace: tuple[int, int] | None  # bytes of the made-up input, ns that a call took; None: no call succeeded
     failed: str = ""  # why the warm-up call failed
 
 
 class Meter:
-    """Whose turn it is to be measured, and what happened beside. For the event loop's thread, but for `others`."""
+    """The turn to be measured, and changes of memory by others. For the event loop's thread, except `others`."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
         self.others = 0
-        """Bytes by which loads that are not measured, and unloads, have changed this process's memory so far."""
+        """Bytes by which unmeasured loads, and unloads, have changed this process's memory so far."""
         self.others_device = 0
-        """The same of the device's memory."""
+        """The same for the device's memory."""
         self.unmeasured = 0
-        """Loads under way that are not measured: what they allocate counts as the measured one's."""
+        """Number of unmeasured loads under way: what they allocate counts as the measured one's."""
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator["Turn"]:
-        """Holds a turn; without being measured after `MEASURING_WAIT`."""
+        """Yields a turn; after `MEASURING_WAIT` seconds of waiting, one that is not measured."""
         measured = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(MEASURING_WAIT):
@@ -77,21 +77,21 @@ class Meter:
             self.unmeasured -= 1
 
     def next(self) -> None:
-        """Lets the next load be measured; the measured one goes on unmeasured."""
+        """Lets the next load be measured; the present one goes on unmeasured."""
         self.unmeasured += 1
         gc.enable()
         self._lock.release()
 
 
 class Turn:
-    """A load's turn to be measured, if it has got one."""
+    """A load's turn, measured or not."""
 
     __slots__ = ("_meter", "measured")
 
     def __init__(self, meter: Meter, measured: bool) -> None:
         self._meter = meter
         self.measured = measured
-        """Whether this load is the only one that is measured; that may end before the load does."""
+        """True while this load is the one that is measured; may turn false before the load ends."""
 
     def give_up(self) -> None:
         """Lets the next load be measured."""
@@ -112,13 +112,13 @@ def make(
     disturbed: Callable[[], bool],
     clock: Callable[[], int],
 ) -> Made:
-    """Makes it, in a thread. Raises `MeshError`.
+    """Makes a model, in a thread. Raises `MeshError`.
 
-    `optimised` is a path that saves time (`optimiser`), and costs some where it is not what it should be. `disturbed`
-    tells whether calls run in threads at this moment; `clock` what a call cost its thread, in ns.
+    `optimised` is the path of the optimised form, which saves time if it can be used (`optimiser`). `disturbed` returns
+    whether calls run in threads at this moment, `clock` the processor time of the calling thread, in ns.
     """
     file = onnxfile.find(path)
-    estimate = file.bytes + file.bytes // 4 + 65536  # a quarter more, as the predecessor's adapters reckon
+    estimate = file.bytes + file.bytes // 4 + 65536  # a quarter more, as the predecessor's adapters estimate
     noisy = disturbed() or not memory.EXACT
     with _nothing_collected(turn) if turn.measured else contextlib.nullcontext():
         before, before_device = memory.in_use() - meter.others, device.used() - meter.others_device
@@ -127,7 +127,7 @@ def make(
         device_bytes = max(device.least, device.used() - meter.others_device - before_device)
         after = memory.in_use() - meter.others
     if not turn.measured:
-        # On a device, weights are there; what others load or free there meanwhile would be measured as well.
+        # On a device, the weights are there; loads and unloads by others are measured as well.
         host, on_device = (LEAST, estimate + device.least) if device.least else (estimate, 0)
         meter.others += host
         meter.others_device += on_device
@@ -136,7 +136,7 @@ def make(
     if noisy or disturbed():
         host = min(host, 8 * file.bytes + (8 << 20))
         device_bytes = min(device_bytes, 8 * file.bytes + (64 << 20))
-    # Whatever else is freed meanwhile, a buffer of a call's, say, would make it look smaller than it can be.
+    # Other memory that is freed meanwhile, such as a call's buffer, can make the result impossibly small.
     weights = file.bytes // 2
     if device.least:
         return Made(made, max(host, LEAST), max(device_bytes, device.least + weights), optimised_too, pace, failed)
@@ -145,27 +145,27 @@ def make(
 
 @contextlib.contextmanager
 def _nothing_collected(turn: Turn) -> Iterator[None]:
-    """Keeps Python's collector from freeing, in the middle of it, what has long been garbage: an input of a failed call
-    that its traceback still holds may be megabytes."""
+    """Prevents Python's collector from freeing old garbage during a measurement: the input of a failed call, held by
+    its traceback, may be megabytes."""
     gc.disable()
     try:
         yield
     finally:
-        if turn.measured:  # else the next one, which is measured, has disabled it for itself
+        if turn.measured:  # else the next load is measured and has disabled the collector itself
             gc.enable()
 
 
 def _session(
     file: onnxfile.ModelFile, optimised: str, model_id: str, device: Device, stop: session.Stop
 ) -> tuple[session.Session, bool]:
-    """And whether it is made from the optimised form."""
+    """Makes the session; also returns whether it is made from the optimised form."""
     if optimised:
         try:
             return session.Session(Path(optimised), device, stop, optimised=True), True
         except MeshError as error:
             if stop.asked:
                 raise
-            log.warning("the optimised form cannot be used, the model itself is", model=model_id, why=error.text)
+            log.warning("optimised form unusable, the model itself is loaded", model=model_id, why=error.text)
             stop.again()
     return session.Session(file.path, device, stop), False
 
@@ -173,10 +173,10 @@ def _session(
 def _warm_up(
     made: session.Session, model_id: str, stop: session.Stop, clock: Callable[[], int]
 ) -> tuple[tuple[int, int] | None, str]:
-    """Returns what a call took, if one went well, and why it failed, if it did."""
+    """Returns the input's size and the time of a call if one succeeded, and why it failed if it did."""
     feed = made.made_up()
     if feed is None:
-        log.info("no warm-up call", model=model_id, why="the declared inputs are too large")
+        log.info("warm-up call skipped", model=model_id, why="the declared inputs are too large")
         return None, ""
     size = sum(array.nbytes for array in feed.values())
     names = list(made.outputs)
@@ -191,9 +191,9 @@ def _warm_up(
         return (size, clock() - busy), ""
     except Exception as error:
         if stop.asked:
-            raise MeshError(Reason.CANCELLED, "the load was ended during its warm-up call") from error
+            raise MeshError(Reason.CANCELLED, "the load was cancelled during its warm-up call") from error
         if session.out_of_memory(error):
             raise session.load_error(error) from error
         why = session.run_error(error, proven=False).text
-        log.info("the warm-up call failed", model=model_id, why=why)
+        log.info("warm-up call failed", model=model_id, why=why)
         return None, why

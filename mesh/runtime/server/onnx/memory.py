@@ -1,15 +1,15 @@
-"""What this process's memory holds, to the byte; its upper bound; and giving back what was freed.
+"""This process's memory: its use to the byte, its limit, and the return of freed memory to the system.
 
-Sizes of models rest on glibc's `mallinfo2`: bytes in use in all of malloc's arenas (`uordblks`) and mapped apart for
-large blocks (`hblkhd`). It costs 0.4 us to read and gives 75 KB for a small regression, load after load, where resident
-memory says 0 for the first few. Python's own objects are not in it: they come from pymalloc, which does not use malloc.
-Where the C library is not glibc, resident memory stands in, with all its coarseness.
+Sizes of models rest on glibc's `mallinfo2`: bytes in use in all of malloc's arenas (`uordblks`) and in separate
+mappings for large blocks (`hblkhd`). It takes 0.4 us to read and gives 75 KB for a small regression at every load,
+while resident memory says 0 for the first few. It does not contain Python's own objects: they come from pymalloc, which
+does not use malloc. If the C library is not glibc, resident memory is used instead, coarse as it is.
 
-glibc keeps what is freed: deleting 60 sessions gave back almost nothing of 1.2 GB, `malloc_trim(0)` nearly all. It
-takes locks that allocations wait for (60 ms for that much), so it is called in a thread, and once for many unloads.
+glibc keeps freed memory: deleting 60 sessions returned almost nothing of 1.2 GB, `malloc_trim(0)` nearly all. It holds
+locks that allocations wait for (60 ms for that much), so it is called in a thread, and once for several unloads.
 
-The bound is RLIMIT_DATA, so that an allocation beyond it fails in whoever asks, and the process goes on: a model of 101
-bytes that asks for gigabytes gets an error, and the machine keeps its memory.
+The limit is RLIMIT_DATA: an allocation beyond it fails where it is made, and the process goes on. A model of 101 bytes
+that asks for gigabytes gets an error, and the machine keeps its memory.
 """
 
 import ctypes
@@ -35,11 +35,11 @@ if _mallinfo2 is not None:
 _malloc_trim = getattr(_libc, "malloc_trim", None)
 
 EXACT = _mallinfo2 is not None
-"""Whether `in_use` counts bytes, or reads resident memory for want of anything better."""
+"""True if `in_use` counts bytes; otherwise it reads resident memory."""
 
 
 def in_use() -> int:
-    """Bytes that this process has allocated and not freed."""
+    """Returns the bytes that this process has allocated and not freed."""
     if _mallinfo2 is None:
         return resident()
     info = _mallinfo2()
@@ -47,41 +47,41 @@ def in_use() -> int:
 
 
 def resident() -> int:
-    """Bytes of this process that are in physical memory."""
+    """Returns the bytes of this process that are in physical memory."""
     with open("/proc/self/statm", "rb") as statm:
         return int(statm.read().split()[1]) * _PAGE
 
 
 def private() -> int:
-    """Bytes of this process that are in physical memory and not of a file."""
+    """Returns the bytes of this process that are in physical memory and not from a file."""
     with open("/proc/self/statm", "rb") as statm:
         _, total, shared, *_ = statm.read().split()
     return (int(total) - int(shared)) * _PAGE
 
 
 def trim() -> None:
-    """Gives freed memory back to the system. Slow: to be called in a thread. Does nothing where it cannot."""
+    """Returns freed memory to the system. Slow: call it in a thread. Does nothing without glibc."""
     if _malloc_trim is not None:
         _malloc_trim(0)
 
 
 TLS_CONNECTION = 256 << 10
-"""Bytes that uvloop reserves for a connection by TLS and hardly touches: with 200 of them, the process's private memory
-was 57 MB larger and its resident memory 7."""
+"""Bytes that uvloop reserves for a TLS connection and hardly touches: with 200 connections, the process's private
+memory was 57 MB larger and its resident memory 7."""
 
 
 def widen(data: int) -> None:
-    """Another RLIMIT_DATA in place of the one that `limit` gave, as far as the system lets us."""
+    """Sets another RLIMIT_DATA than the one that `limit` returned, if the system allows it."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (data if hard == resource.RLIM_INFINITY else min(data, hard), hard))
 
 
 def limit(maximum: int) -> int:
-    """Bounds this process's private memory to `maximum` resident bytes, and gives the RLIMIT_DATA that does it.
+    """Limits this process's private memory to `maximum` resident bytes, and returns the RLIMIT_DATA that does it.
 
-    RLIMIT_DATA counts what is writable and private whether it was ever touched or not, such as the 8 MiB stacks of
-    threads. What stands reserved and untouched at this moment is added, so that the bound is about memory really used:
-    call it once everything is set up. Raises ValueError where the process holds more than that already.
+    RLIMIT_DATA counts writable private memory whether it has been touched or not, such as the 8 MiB stacks of threads.
+    What is reserved and untouched at this moment is added, so that the limit applies to memory really used: call it
+    once everything is set up. Raises ValueError if the process holds more than that already.
     """
     fields = {}
     with open("/proc/self/status") as status:
@@ -91,7 +91,7 @@ def limit(maximum: int) -> int:
                 fields[name] = int(value.split()[0]) * 1024
     held = fields.get("RssAnon", 0)
     if held >= maximum:
-        raise ValueError(f"a memory limit of {maximum} bytes is below the {held} that the server needs for itself")
+        raise ValueError(f"a memory limit of {maximum} bytes is below the {held} that the server itself needs")
     data = maximum + max(0, fields.get("VmData", 0) - held)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard != resource.RLIM_INFINITY:

@@ -1,14 +1,14 @@
-"""Which file of a folder is the model, and whether its tensors stay inside that folder.
+"""The choice of a folder's model file, and the check that its tensors are inside that folder.
 
-(Whether its functions unfold to more than can be loaded is said by `functions`, and asked here.)
+(The check that its functions do not expand to more than can be loaded is in `functions`, and called here.)
 
-A model may keep tensors in other files (ONNX calls it external data) and names them by path. A name that leads out of
-the model's own folder would let whoever registers a model read the pod's files into its answers, so such a model is
-refused before ONNX Runtime sees it, whatever the version of ONNX Runtime checks itself.
+A model may keep tensors in other files (ONNX calls it external data), which it names by path. A path out of the model's
+own folder would allow anyone who may register models to read the pod's files through a model's answers. So such a model
+is refused before ONNX Runtime sees it, independently of what the version of ONNX Runtime checks itself.
 
-The file is not parsed for that, as a rule: every external tensor carries the word `location`, and protobuf keeps words
-whole, so a file without it has none (10 MB: 6 ms instead of 110). Otherwise the few messages that can hold tensors are
-parsed, with the rest skipped.
+Most files are not parsed for that: every external tensor has the key `location`, and protobuf stores strings in one
+piece, so a file without that word has no external tensor (10 MB: 6 ms instead of 110). Otherwise only the messages that
+can hold tensors are parsed.
 """
 
 import os
@@ -27,7 +27,7 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 MAX_BYTES = (1 << 31) - 1
-"""Protobuf's own limit of one message. Larger models keep their tensors in external data."""
+"""Protobuf's own limit for one message. Larger models keep their tensors in external data."""
 
 INSIDE = "model.onnx"
 """The name of a model's file, or of the folder that holds it and its external data."""
@@ -43,7 +43,7 @@ class ModelFile:
 
 
 class _Incomplete(MeshError):
-    """A model of which something is missing, as while it is uploaded."""
+    """The error for a model of which a part is missing, for instance while it is being uploaded."""
 
     def __init__(self, text: str) -> None:
         super().__init__(Reason.BAD_REQUEST, text)
@@ -52,10 +52,9 @@ class _Incomplete(MeshError):
 def find(path: str) -> ModelFile:
     """Finds the model at `path`, a file or a folder. Touches the disk: call it in a thread.
 
-    In a folder it is `model.onnx`, else the only `*.onnx`, else the same within the subfolder with the highest number
-    (a version, as Triton lays them out) that holds a whole model, or within a subfolder `model.onnx` (as Triton has
-    models with external data). Raises `MeshError`: not there, not a model, not all of it there, or reaching out of its
-    folder.
+    In a folder it is `model.onnx`, else the only `*.onnx`, else the same in the subfolder with the highest number (a
+    version in Triton's layout) that holds a whole model, or in a subfolder `model.onnx` (Triton's layout for external
+    data). Raises `MeshError` if it is missing, not a model, incomplete, or has data outside its folder.
     """
     return _find(Path(path))
 
@@ -68,7 +67,7 @@ def _find(path: Path) -> ModelFile:
         if not stat.S_ISDIR(mode):
             raise _unusable(f"{path} is neither a file nor a folder")
         names = sorted(os.listdir(path))
-        # Names with a dot at their beginning are what other programs leave beside a file: `._model.onnx`.
+        # Names that begin with a dot are left there by other programs: `._model.onnx`.
         models = [name for name in names if _suffix(name) and not name.startswith(".") and (path / name).is_file()]
         versions = [name for name in names if name.isascii() and name.isdigit() and (path / name).is_dir()]
         inside = next((name for name in names if name.lower() == INSIDE and (path / name).is_dir()), "")
@@ -78,7 +77,7 @@ def _find(path: Path) -> ModelFile:
         if name.lower() == INSIDE or len(models) == 1:
             return _described(path / name)
     if models:
-        raise _unusable(f"{path} holds several models and none is model.onnx: {', '.join(models[:10])}")
+        raise _unusable(f"{path} holds several models and none is named model.onnx: {', '.join(models[:10])}")
     if inside and path.name.lower() != INSIDE:
         return _find(path / inside)
     if not versions:
@@ -87,7 +86,7 @@ def _find(path: Path) -> ModelFile:
 
 
 def _newest(path: Path, versions: list[str]) -> ModelFile:
-    """The first of the versions that is whole. Raises what is wrong with the newest where none is."""
+    """Returns the first of the versions that is whole; if none is, raises the error of the newest."""
     missing: dict[str, _Incomplete] = {}
     for version in versions:
         try:
@@ -96,7 +95,7 @@ def _newest(path: Path, versions: list[str]) -> ModelFile:
             missing[version] = error
             continue
         for newer, why in missing.items():
-            log.warning("incomplete version passed over", model=path.name, version=newer, used=version, why=why.text)
+            log.warning("incomplete version skipped", model=path.name, version=newer, used=version, why=why.text)
         return found
     raise missing[versions[0]]
 
@@ -111,11 +110,15 @@ def _described(model: Path) -> ModelFile:
         if not size:
             raise _Incomplete(f"{model} is empty")
         if size > MAX_BYTES:
-            raise _unusable(f"{model} has {size} bytes: an ONNX file has less than 2 GiB, the rest is external data")
+            raise _unusable(
+                f"{model} has {size} bytes, and an ONNX file less than 2 GiB: export the weights as external data"
+            )
         if not _whole(model, size):
-            raise _Incomplete(f"{model} is cut off, or no ONNX model: its {size} bytes end in the middle of a field")
+            raise _Incomplete(
+                f"{model} is truncated, or not an ONNX model: its {size} bytes end in the middle of a field"
+            )
         if (why := functions.too_many(model)) is not None:
-            raise _unusable(f"the model is too much: {why}")
+            raise _unusable(f"the model is too large: {why}")
         external = tuple(_external(model))
         return ModelFile(model, size + sum(file.stat().st_size for file in external), external)
     except OSError as error:
@@ -123,16 +126,16 @@ def _described(model: Path) -> ModelFile:
 
 
 def _whole(model: Path, size: int) -> bool:
-    """Returns whether the file ends where its last field does, as far as it has the form of a message.
+    """Returns whether the file ends where its last field does, as far as it can be read as a message.
 
-    Only the heads of its outermost fields are read, some ten of them."""
+    It reads only the tags and lengths of the outermost fields, about ten of them."""
     with model.open("rb") as file:
         while file.tell() < size:
             try:
                 kind = _varint(file) & 7
                 length = {0: 0, 1: 8, 2: 0, 5: 4}.get(kind)
                 if length is None:
-                    return True  # no field that we know: whoever parses it will say so
+                    return True  # an unknown field: the parser will report it
                 if kind in (0, 2):
                     value = _varint(file)
                     length = value if kind == 2 else 0
@@ -157,7 +160,7 @@ def _varint(file: BinaryIO) -> int:
 
 
 def _external(model: Path) -> Iterator[Path]:
-    """The files that the model's external tensors stand in. Raises `MeshError` for one that may not be read."""
+    """Yields the files of the model's external tensors. Raises `MeshError` for one that may not be read."""
     if not _mentions(model, b"location"):
         return
     try:
@@ -172,11 +175,11 @@ def _external(model: Path) -> Iterator[Path]:
         if not entries and not tensor.data_location:
             continue
         if len(entries) != len(tensor.external_data):
-            raise _unusable("external data is described twice over")
+            raise _unusable("a tensor describes its external data twice")
         location = entries.get("location", "")
-        # The name in the middle is how ONNX Runtime marks tensors that lie at an address of its own memory.
+        # ONNX Runtime uses this name for tensors at an address in its own memory.
         if not location or "\0" in location or "_ORT_MEM_ADDR_" in location or Path(location).is_absolute():
-            raise _unusable(f"external data must be named by a relative path, and {location!r} is none")
+            raise _unusable(f"external data must be named by a relative path, not {location!r}")
         try:
             file_path = (folder / location).resolve(strict=True)
         except OSError as error:
@@ -192,7 +195,7 @@ def _external(model: Path) -> Iterator[Path]:
 
 
 def _mentions(path: Path, word: bytes) -> bool:
-    """Whether the file has that word in it. By chunks, for what it takes in memory; `mmap.find` is 7 times slower."""
+    """Returns whether the file contains that word. Reads chunks, to save memory; `mmap.find` is 7 times slower."""
     tail = b""
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(1 << 20):
@@ -208,7 +211,7 @@ def _check_span(entries: dict[str, str], location: str, size: int) -> None:
     except ValueError:
         raise _unusable(f"external data {location!r}: offset and length must be numbers") from None
     if offset < 0 or length < 0 or offset + length > size:
-        raise _Incomplete(f"external data {location!r} has {size} bytes, a tensor wants {length} from {offset} on")
+        raise _Incomplete(f"external data {location!r} has {size} bytes, a tensor needs {length} from offset {offset}")
 
 
 def _unusable(text: str) -> MeshError:

@@ -1,12 +1,12 @@
-"""`python -m mesh.runtime.server.onnx.optimiser MODEL TARGET`: whether a model loads quicker in its optimised form.
+"""`python -m mesh.runtime.server.onnx.optimiser MODEL TARGET`: writes a model's optimised form if it loads faster.
 
-Making a session of a network is mostly onnxruntime going over its graph, with the same result each time on the same
-version and processor. That result can be written to a file and loaded without going over it again. Measured: silero-vad
-40 ms to 11, magika 25 to 9; forests of trees 11 to 10, for they have nothing to optimise. So it is tried, and kept only
-where it is worth it and answers the same.
+Making a session of a network is mostly onnxruntime optimising its graph, with the same result each time on the same
+version and processor. That result can be written to a file and loaded without optimising it again. Measured: silero-vad
+40 ms to 11, magika 25 to 9; forests of trees 11 to 10, for they have nothing to optimise. So the optimised form is
+tried, and kept only if it saves enough and answers the same.
 
-A process of its own, at the lowest priority and with a bound on its memory: what it does is needed by nobody right
-now, and a model that kills it kills nothing else. It prints one line of JSON: `worth`, `why`, and what both ways took.
+It is a separate process at the lowest priority, with a limit on its memory: its work is not urgent, and a model that
+kills it kills nothing else. It prints one line of JSON: `worth`, `why`, and the time of both loads.
 """
 
 import json
@@ -23,16 +23,16 @@ from mesh.runtime.server.onnx import device, onnxfile, session
 from mesh.statuses import MeshError
 
 MAX_BYTES = 64 << 20
-"""Of the model's file. Beyond it reading the weights is what takes the time, and this process would take memory that
-the pod has given to models."""
+"""Largest file of a model. Larger ones spend their load on reading weights, and this process would take memory that
+the pod has reserved for models."""
 
-_MEMORY = 512 << 20  # bytes beyond what the file takes several times over
+_MEMORY = 512 << 20  # bytes on top of a multiple of the file's size
 _ROUNDS = 3
-_LEAST_MS, _LEAST_SHARE = 4.0, 0.25  # saved, to be worth a second file on disk
+_LEAST_MS, _LEAST_SHARE = 4.0, 0.25  # the least saving that is worth a second file on disk
 
 
 def main() -> None:
-    """The process."""
+    """Runs the program: the process's entry point."""
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
     os.nice(19)
     try:
@@ -42,13 +42,13 @@ def main() -> None:
 
 
 def optimise(source: Path, target: Path) -> dict[str, object]:
-    """Writes the optimised form and says whether it is worth keeping. Raises MeshError."""
+    """Writes the optimised form and returns whether it is worth keeping. Raises MeshError."""
     file = onnxfile.find(str(source))
     if file.external or file.bytes > MAX_BYTES:
         return {"worth": False, "why": "it is too large, or keeps tensors in other files"}
     bound = _MEMORY + 16 * file.bytes
     resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
-    device.find("cpu")  # from now on the first session costs no more than the second
+    device.find("cpu")  # afterwards the first session costs no more than the second
     plain = session.Session(file.path, device.CPU, session.Stop(), write_to=target)
     if not target.is_file():
         return {"worth": False, "why": "onnxruntime wrote nothing"}
@@ -58,7 +58,7 @@ def optimise(source: Path, target: Path) -> dict[str, object]:
     if before - after < max(_LEAST_MS, _LEAST_SHARE * before):
         return {"worth": False, "why": "it saves too little", **told}
     if not _agree(plain, session.Session(target, device.CPU, session.Stop(), optimised=True)):
-        return {"worth": False, "why": "it answers otherwise", **told}
+        return {"worth": False, "why": "it answers differently", **told}
     return {"worth": True, "why": "", **told}
 
 
@@ -69,7 +69,7 @@ def _timed(path: Path, *, optimised: bool) -> float:
 
 
 def _agree(one: session.Session, other: session.Session) -> bool:
-    """Whether both answer made-up input alike, to the bit; also where both refuse it, or it is too large to try."""
+    """Returns whether both answer made-up input alike, to the bit; also true if both refuse it or it is too large."""
     feed = one.made_up()
     if feed is None or list(one.outputs) != list(other.outputs) or list(one.inputs) != list(other.inputs):
         return False

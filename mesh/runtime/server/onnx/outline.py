@@ -1,6 +1,6 @@
-"""The parts of onnx.proto that say where a model has tensors and which functions it calls, for protobuf to parse.
+"""A protobuf schema of those parts of onnx.proto that hold tensors and calls of functions.
 
-By their numbers there; protobuf skips all others, weights above all.
+It uses the field numbers of onnx.proto; protobuf skips all other fields, notably the weights.
 """
 
 from collections.abc import Iterator
@@ -64,11 +64,11 @@ def _outline() -> Any:
 
 
 Model = _outline()
-"""The class of an outlined onnx.ModelProto."""
+"""The class of messages of an onnx.ModelProto's outline."""
 
 
 def tensors(message: Message) -> Iterator[Any]:
-    """Every tensor inside a message of the outline, however deep."""
+    """Yields every tensor in a message of the outline, at any depth."""
     waiting = [message]
     while waiting:
         current = waiting.pop()

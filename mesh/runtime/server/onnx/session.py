@@ -1,13 +1,13 @@
-"""One model in onnxruntime: how it is made, fed and run, and what its errors mean.
+"""One model in onnxruntime: its session, its runs, and the meaning of its errors.
 
 Settings of a session, each measured on a logistic regression of 64 features:
-- One thread: `run` computes on the thread that calls it. At its defaults every session makes a thread pool of its own.
-  Calls run beside each other on the server's threads instead, which is what many small models need.
-- No arena: with it, a session has 1.16 MB allocated after its first call (103 KB of it touched), without it 75 KB. For
-  a convolutional network with 40 MB of activations that costs 0 to 3 % of a call's time.
+- One thread: `run` computes on the thread that calls it. By default every session makes its own thread pool. Here calls
+  run in parallel on the server's threads instead, which suits many small models.
+- No arena: with one, a session has 1.16 MB allocated after its first call (103 KB of it touched), without one 75 KB.
+  For a convolutional network with 40 MB of activations, doing without costs 0 to 3 % of a call's time.
 - No spinning: an idle server costs nothing.
 
-onnxruntime is named nowhere else but here and in `device`.
+Only this module and `device` import onnxruntime.
 """
 
 import contextlib
@@ -26,29 +26,29 @@ from mesh.runtime.server.v2.intake import Intake
 from mesh.statuses import MeshError, Reason
 
 MAX_WARM_UP = 64 << 20
-"""Bytes of made-up input. Declared shapes beyond that are not tried at load."""
+"""Largest made-up input, in bytes. Models with larger declared shapes get no warm-up call."""
 
 _MAX_TEXT = 1000
 _OPTIONAL = "optional("
 
 VERSION: str = onnxruntime.__version__
 
-# Otherwise a failing call writes lines to standard error, coloured, from C++.
+# Otherwise C++ code writes coloured lines to standard error when a call fails.
 onnxruntime.set_default_logger_severity(4)
 if hasattr(onnxruntime, "disable_telemetry_events"):
     onnxruntime.disable_telemetry_events()
 
 
 def run_options() -> Any:
-    """A fresh onnxruntime.RunOptions. Set its `terminate` from anywhere and the run ends with an error, between two
-    operators (or two rounds of a Loop)."""
+    """Returns a new onnxruntime.RunOptions. If any thread sets its `terminate`, the run ends with an error before its
+    next operator (or round of a Loop)."""
     options = onnxruntime.RunOptions()
     options.log_severity_level = 4
     return options
 
 
 class Stop:
-    """Ends a load from another thread: the making of the session, and the warm-up after it."""
+    """The means to end a load from another thread, while the session is made or warmed up."""
 
     __slots__ = ("asked", "options", "warm_up")
 
@@ -58,13 +58,13 @@ class Stop:
         self.options: Any = onnxruntime.SessionOptions()
 
     def again(self) -> None:
-        """For another attempt at the session: what options were set for the first does not hold for it."""
+        """Prepares another attempt at the session, which needs new options."""
         self.options = onnxruntime.SessionOptions()
         if self.asked:
             self.stop()
 
     def stop(self) -> None:
-        """Asks for the end. It comes at the next place where onnxruntime looks."""
+        """Asks onnxruntime to end the load, which it does at its next check."""
         self.asked = True
         self.warm_up.terminate = True
         if hasattr(self.options, "set_load_cancellation_flag"):  # onnxruntime 1.22 and later
@@ -72,17 +72,17 @@ class Stop:
 
 
 class Session:
-    """A model that can be run. Drop it to free its memory."""
+    """A model that can be run; dropping it frees its memory."""
 
     __slots__ = ("_run", "_session", "inputs", "intake", "outputs", "unsupported")
 
     def __init__(
         self, path: Path, device: Device, stop: Stop, *, optimised: bool = False, write_to: Path | None = None
     ) -> None:
-        """Makes the session: slow, to be called in a thread. Raises `MeshError`.
+        """Makes the session. Slow: call it in a thread. Raises `MeshError`.
 
-        `optimised`: the file is what an earlier session has left at `write_to`, after onnxruntime's graph optimisers
-        had been over it, which is most of what making a session of a network takes."""
+        `optimised`: the file was written by an earlier session, to its `write_to`, after onnxruntime had optimised the
+        graph, which is most of the work of making a session of a network."""
         options = stop.options
         if optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -93,7 +93,7 @@ class Session:
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        options.add_session_config_entry("session.load_model_format", "ONNX")  # whatever the file's name says
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # independent of the file's name
         try:
             session = onnxruntime.InferenceSession(
                 str(path), options, providers=list(device.providers), enable_fallback=0, read_config_from_model=0
@@ -102,9 +102,9 @@ class Session:
             raise load_error(error) from error
         self._session: Any = session
         self.inputs: dict[str, tensors.Tensor] = {}
-        """What the model takes. Optional are those with an initializer of their own, and those of type optional."""
+        """The model's inputs. Those with an initializer, and those of an optional type, are optional."""
         self.outputs: dict[str, tensors.Tensor] = {}
-        """What it can answer over V2, in its order."""
+        """The outputs that V2 can carry, in the model's order."""
         self.unsupported: dict[str, str] = {}
         """Outputs that V2 cannot carry, such as sequences and maps, and their ONNX types."""
         for value in session.get_inputs():
@@ -112,7 +112,7 @@ class Session:
             datatype = tensors.OF_ONNX.get(value.type[len(_OPTIONAL) : -1] if optional else value.type)
             if datatype is not None:
                 self.inputs[value.name] = tensors.Tensor(value.name, datatype, value.shape, optional=optional)
-            elif not optional:  # one that is may be left out
+            elif not optional:  # optional ones can be left out
                 raise _unusable(f"input {value.name!r} is {value.type}, which V2 cannot carry")
         for value in session.get_overridable_initializers():
             datatype = tensors.OF_ONNX.get(value.type)
@@ -129,22 +129,23 @@ class Session:
             raise _unusable(f"the model has no output that V2 can carry: {what}")
         self._run: Callable[..., list[tensors.Array]]
         self.intake = Intake(self.inputs)
-        # The public `run` checks its arguments for 3 us more; here they have been checked.
+        # The public `run` spends 3 us on checks that have been done here already.
         self._run = getattr(session, "_sess", session).run
         if any(tensor.datatype == "BF16" for tensor in (*self.inputs.values(), *self.outputs.values())):
             self._run = functools.partial(values.run, session, self.inputs)
 
     def run(self, names: Sequence[str], feed: Mapping[str, tensors.Array], options: Any) -> list[tensors.Array]:
-        """Runs the model on what `intake.decode` gave. Raises whatever onnxruntime raises: see `run_error`."""
+        """Runs the model on what `intake.decode` returned. Raises onnxruntime's own exceptions: see `run_error`."""
         return self._run(names, feed, options)
 
     def close(self) -> None:
-        """Frees the model's memory now, whoever still holds this object. No run may be under way."""
+        """Frees the model's memory now, even if this object is still referenced. No run may be under way."""
         self._session = None
         self._run = _closed
 
     def made_up(self) -> dict[str, tensors.Array] | None:
-        """Zeros, or empty texts, in the declared shapes with 1 for what varies. None where that would be too much."""
+        """Returns zeros, or empty texts, in the declared shapes with 1 for variable dimensions; None if that is too
+        large."""
         feed = {}
         size = 0
         for name, tensor in self.inputs.items():
@@ -159,28 +160,28 @@ class Session:
 
 
 def _closed(*_: object) -> list[tensors.Array]:
-    raise MeshError(Reason.UNAVAILABLE, "the model is unloaded")
+    raise MeshError(Reason.UNAVAILABLE, "the model has been unloaded")
 
 
-# -- errors, by the names of onnxruntime's exceptions: their classes share no base of their own
+# -- errors, by the names of onnxruntime's exceptions: their classes have no common base
 
 _OF_LOAD = {
     "NoSuchFile": Reason.UNKNOWN_MODEL,
     "InvalidProtobuf": Reason.BAD_REQUEST,
     "InvalidGraph": Reason.BAD_REQUEST,
     "InvalidArgument": Reason.BAD_REQUEST,
-    "NotImplemented": Reason.BAD_REQUEST,  # an operator that this onnxruntime does not have
+    "NotImplemented": Reason.BAD_REQUEST,  # an operator that this onnxruntime lacks
     "NoModel": Reason.BAD_REQUEST,
     "Fail": Reason.BAD_REQUEST,
 }
 _OF_RUN = {"InvalidArgument": Reason.BAD_REQUEST}
-_OF_PROVIDER = ("EPFail", "EngineError")  # what runs the model has failed, not the model
+_OF_PROVIDER = ("EPFail", "EngineError")  # the execution provider has failed, not the model
 _LOCALE = re.compile(r"locale with name:([\w.@-]+)")
 _NO_MEMORY = ("bad_alloc", "failed to allocate", "bad allocation", "out of memory", "outofmemory", "cannot allocate")
 
 
 def load_error(error: Exception) -> MeshError:
-    """What it means that a session could not be made."""
+    """Returns the error for a session that could not be made."""
     if isinstance(error, MeshError):
         return error
     if out_of_memory(error):
@@ -188,41 +189,41 @@ def load_error(error: Exception) -> MeshError:
     text = _text(error)
     if (locale := _LOCALE.search(text)) is not None:
         text = (
-            f"the model works on texts by the locale {locale[1]}, which this machine lacks: install it where the model "
+            f"the model needs the locale {locale[1]}, which this machine lacks: install it where the model "
             f"server runs (Debian: the package locales, {locale[1]} in /etc/locale.gen, locale-gen). {text}"
         )
     return MeshError(_OF_LOAD.get(type(error).__name__, Reason.LOAD_FAILED), text)
 
 
 def run_error(error: Exception, *, proven: bool, device: str = "cpu") -> MeshError:
-    """What it means that a run failed that nobody terminated. `proven`: the model has run before without an error.
+    """Returns the error for a run that failed without being terminated. `proven`: the model has run without an error.
 
-    A model that can run and fails at an input has met one that it was not made for, such as a category that it does not
-    know: the caller's mistake. On a GPU, errors of the device come in the same exceptions as those of a model, so there
-    nobody can tell."""
+    If a proven model fails, the input is one that it was not made for, such as an unknown category: the caller's
+    mistake. On a GPU, errors of the device have the same exceptions as those of a model, so the two cannot be told
+    apart."""
     if isinstance(error, MeshError):
         return error
     if out_of_memory(error):
         return _no_memory(error)
     kind = type(error).__name__
     if proven and device == "cpu" and kind not in _OF_PROVIDER and _is_of_onnxruntime(error):
-        return MeshError(Reason.BAD_REQUEST, f"the model cannot do with this input: {_text(error)}")
+        return MeshError(Reason.BAD_REQUEST, f"the model does not accept this input: {_text(error)}")
     return MeshError(_OF_RUN.get(kind, Reason.INTERNAL), f"the model failed: {_text(error)}")
 
 
 def _is_of_onnxruntime(error: Exception) -> bool:
-    """Whether it comes from inside a run, and not from our own code around it."""
+    """Returns whether an exception comes from onnxruntime and not from the code around it."""
     return type(error).__module__.startswith("onnxruntime.")
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed, on the host or on the device."""
+    """Returns whether an allocation failed, on the host or on the device."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY)
 
 
 def _no_memory(error: Exception) -> MeshError:
-    return MeshError(Reason.NO_ROOM, f"the model asks for more memory than this server has for it: {_text(error)}")
+    return MeshError(Reason.NO_ROOM, f"the model needs more memory than this server has for it: {_text(error)}")
 
 
 def _unusable(text: str) -> MeshError:

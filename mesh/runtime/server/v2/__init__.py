@@ -1,1 +1,1 @@
-"""V2's messages and numpy: requests become feeds, arrays become replies."""
+"""The conversion between V2's messages and numpy: from requests to inputs, from arrays to replies."""

@@ -1,11 +1,11 @@
-"""Memory for what models are fed, which begins at a multiple of 64 bytes.
+"""Memory for models' inputs, aligned to 64 bytes.
 
-ONNX Runtime computes on an array where it lies, and some kernels sum what stands before the first boundary of a vector
-register apart: the last bits of an answer then depend on where in a message the contents happened to begin, say on the
-length of the request's `id`. So everything is fed from a boundary.
+ONNX Runtime computes on an array in place, and some kernels sum the elements before the first boundary of a vector
+register separately: the last bits of an answer would then depend on the contents' offset in the message, for instance
+on the length of the request's `id`. So every input begins at a boundary.
 
-A run in the event loop has ended before the next request is read, so all of them share one `Scratch`: writing into it
-costs less than making an array of memory of its own (0.1 us against 1.6). What outlives that moment is copied (`own`).
+A run in the event loop ends before the next request is read, so all of them share one `Scratch`: writing into it costs
+less than making an array with its own memory (0.1 us instead of 1.6). Inputs that are needed later are copied (`own`).
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ import numpy as np
 from mesh.runtime.server.v2.tensors import Array, Raw
 
 BOUNDARY = 64
-"""Bytes: a cache line, and the widest vector register."""
+"""Alignment in bytes: a cache line, and the widest vector register."""
 
 _FREE = 256 << 10
-"""Bytes of the shared memory: beyond that, what an allocation costs does not show."""
+"""Bytes of the shared memory: for larger contents, the cost of an allocation is negligible."""
 
 
 def block(size: int) -> Array:
@@ -57,7 +57,7 @@ class Scratch:
         self._memory = block(size)
         self._size = size
         self.memory = memoryview(self._memory)  # type: ignore[arg-type]
-        """All of it, for who writes at its beginning by himself."""
+        """The whole memory, for code that writes to its beginning itself."""
         self._at = 0
 
     def begin(self) -> None:
@@ -80,7 +80,7 @@ _array = np.ndarray
 
 
 def put(contents: Raw, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Array:
-    """Does the same as `Scratch.put`, in memory of its own."""
+    """Does the same as `Scratch.put`, in newly allocated memory."""
     array = empty(shape, dtype)
     if array.size:
         array.reshape(-1).view(np.uint8)[:] = np.frombuffer(contents, np.uint8)
@@ -88,4 +88,4 @@ def put(contents: Raw, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Array:
 
 
 LOOP = Scratch()
-"""Of the event loop's thread, of which a server has one."""
+"""The memory of the event loop's thread, of which a server has one."""

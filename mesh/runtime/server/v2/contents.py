@@ -1,8 +1,8 @@
-"""Typed contents of an input: numbers and texts one by one, as an array.
+"""The conversion of an input's typed contents, numbers or texts, into an array.
 
-Small ones have been read by protobuf with their request (`fill`, `texts`). Those of a large one are read here from
-their encoding (`read`), a piece of 64 KiB at a time: a single piece of 16 MB would keep the interpreter's lock for
-300 ms. How many elements there may be is known from the input's shape before the first is looked at.
+Protobuf has read those of a small request with it (`fill`, `texts`). Those of a large one are decoded here (`read`),
+64 KiB at a time: a single piece of 16 MB would hold the interpreter's lock for 300 ms. The input's shape limits the
+number of elements before the first is read.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,21 +17,21 @@ from mesh.statuses import MeshError
 from mesh.wire import encoding
 
 _PIECE = 65536  # bytes
-_SLACK = 1000  # fields that V2 does not have, or that are empty, beside those of the elements
+_SLACK = 1000  # unknown or empty fields that are allowed beside those of the elements
 
 _FIELDS = {field.number: field for field in inference_pb2.InferTensorContents.DESCRIPTOR.fields}
 _NUMBERS = {field.name: number for number, field in _FIELDS.items()}
 _A_TEXT = _NUMBERS["bytes_contents"] << 3 | 2
 _WIRES = {"fp32_contents": (5, 2), "fp64_contents": (1, 2), "bytes_contents": (2,)}
 _ELEMENTS = {number << 3 | wire for number, field in _FIELDS.items() for wire in _WIRES.get(field.name, (0, 2))}
-"""Tags that protobuf takes for elements. Others, of the same numbers too, are unknown fields to it."""
+"""Tags that protobuf reads as elements. All others, even with the same field number, are unknown fields to it."""
 
 _parse = inference_pb2.InferTensorContents.FromString
 
 
 def untyped(tensor: Tensor) -> MeshError:
     """Returns the error for typed contents of a datatype that has none."""
-    return bad(f"input {brief(tensor.name)!r}: {tensor.kind.name} has no typed contents, send raw_input_contents")
+    return bad(f"input {brief(tensor.name)!r}: {tensor.kind.name} has no typed contents: send raw_input_contents")
 
 
 def read(tensor: Tensor, encoded: Raw, count: int, shape: tuple[int, ...]) -> Array:
@@ -68,15 +68,15 @@ def read(tensor: Tensor, encoded: Raw, count: int, shape: tuple[int, ...]) -> Ar
 
 
 class _Wrong(Exception):
-    """Contents in a field of another datatype."""
+    """The error for contents in the field of another datatype."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
 
 def _own(message: memoryview, number: int, limit: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yields tag, begin of the field, begin and end of the value of each field of that number. Raises `_Wrong`,
-    ValueError."""
+    """Yields the tag, the start of the field, and start and end of the value for each field of that number. Raises
+    `_Wrong`, ValueError."""
     before = 0
     for tag, start, end in encoding.fields(message, limit=limit):
         if tag >> 3 == number:
@@ -99,7 +99,7 @@ def _texts(tensor: Tensor, message: memoryview, number: int, count: int, shape: 
 
 
 def _pieces(message: memoryview, number: int, limit: int, *, fixed: bool) -> Iterator[bytes | memoryview]:
-    """Yields numbers in order: packed ones of a fixed size as they are, others as encoded contents for protobuf."""
+    """Yields numbers in order: packed ones of a fixed size unchanged, others as encoded contents for protobuf."""
     waiting: list[Raw] = []
     size = 0
     for tag, before, start, end in _own(message, number, limit):
@@ -123,20 +123,20 @@ def _pieces(message: memoryview, number: int, limit: int, *, fixed: bool) -> Ite
 
 
 def _cut(packed: memoryview) -> Iterator[bytes]:
-    """Yields varints, some at a time. Raises ValueError."""
+    """Yields varints in pieces. Raises ValueError."""
     at, end = 0, len(packed)
     while at < end:
         stop = min(at + _PIECE, end)
         while stop > at and packed[stop - 1] >= 0x80:
             stop -= 1
         if stop == at:
-            raise ValueError("a number that does not end")
+            raise ValueError("a number is truncated")
         yield bytes(packed[at:stop])
         at = stop
 
 
 def fill(tensor: Tensor, into: Array, values: Sequence[int] | Array) -> None:
-    """Writes numbers into a flat array of as many. Raises `MeshError` for one that its datatype does not have."""
+    """Writes numbers into a flat array of the same length. Raises `MeshError` for one outside its datatype's range."""
     dtype = into.dtype
     if isinstance(values, np.ndarray) or dtype.itemsize >= 4 or dtype.kind == "b":
         into[:] = values if isinstance(values, np.ndarray) else np.fromiter(values, dtype, len(values))
@@ -144,26 +144,24 @@ def fill(tensor: Tensor, into: Array, values: Sequence[int] | Array) -> None:
     wide = np.fromiter(values, np.int64, len(values))
     into[:] = wide.astype(dtype)
     if not np.array_equal(wide, into):
-        raise bad(
-            f"input {brief(tensor.name)!r} has values that are no {tensor.kind.name}: {wide.min()} to {wide.max()}"
-        )
+        raise bad(f"input {brief(tensor.name)!r} has values outside {tensor.kind.name}: {wide.min()} to {wide.max()}")
 
 
 def texts(tensor: Tensor, values: Sequence[Raw], shape: tuple[int, ...]) -> Array:
-    """Decodes UTF-8 into an array of texts. Raises `MeshError` for what is none."""
+    """Decodes UTF-8 into an array of texts. Raises `MeshError` for other bytes."""
     array = np.empty(len(values), object)
     try:
         for index, value in enumerate(values):
             array[index] = value.decode() if type(value) is bytes else str(value, "utf-8")
     except UnicodeDecodeError:
-        text = f"input {brief(tensor.name)!r}: element {index} is not UTF-8, and texts of ONNX models are"
+        text = f"input {brief(tensor.name)!r}: element {index} is not UTF-8, which ONNX models require"
         raise bad(text) from None
     return array.reshape(shape)
 
 
 def unlike(tensor: Tensor, given: Mapping[str, int], shape: tuple[int, ...], *, more: bool = False) -> MeshError:
-    """Returns the error for contents that do not fit the shape. `given`: elements by field, -1 for some; `more`: at
-    least so many."""
+    """Returns the error for contents that do not fit the shape. `given`: elements by field, -1 for
+    an unknown number; `more`: there are at least that many."""
     name, kind = brief(tensor.name), tensor.kind
     count = int(np.prod(shape, dtype=object))
     what = ", ".join(f"{'some' if number < 0 else number} {field}" for field, number in given.items())
@@ -175,6 +173,4 @@ def unlike(tensor: Tensor, given: Mapping[str, int], shape: tuple[int, ...], *, 
 
 def too_many_texts(tensor: Tensor, count: int) -> MeshError:
     """Returns the error for a shape of more texts than a request may have."""
-    return bad(
-        f"input {brief(tensor.name)!r} has {count} texts, and a request may have {MAX_TEXTS}: send fewer in a call"
-    )
+    return bad(f"input {brief(tensor.name)!r} has {count} texts; a request may have {MAX_TEXTS}: send fewer in a call")

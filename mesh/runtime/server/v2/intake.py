@@ -1,14 +1,14 @@
-"""From a request to what a model is fed.
+"""The conversion of a request into a model's input.
 
-Every refusal is INVALID_ARGUMENT, or UNIMPLEMENTED for an extension that is not here, and names the tensor, what was
-sent and what the model takes, because the caller sees nothing else of the model. Whatever passes here fits the model's
-declared inputs; only what the model itself cannot do with it is left to onnxruntime.
+Every refusal is INVALID_ARGUMENT, or UNIMPLEMENTED for an unsupported extension, and names the tensor, what was sent
+and what the model takes, because the caller sees nothing else of the model. A request that passes fits the model's
+declared inputs; only errors inside the model are left to onnxruntime.
 
-The rules where V2 leaves room: contents are raw for all inputs or typed for all; FP16 and BF16 have no typed field, so
-they are raw only; BYTES are texts in ONNX, so they must be UTF-8. Fields that V2 does not have are passed over.
+The rules that V2 leaves open: contents are raw for all inputs or typed for all; FP16 and BF16 have no typed field, so
+they are raw only; BYTES are texts in ONNX, so they must be UTF-8. Unknown fields are ignored.
 
 Requests are parsed by protobuf (upb, 0.5 us), except for the contents of large ones, which `requests` has cut out: see
-`contents`. Numbers end up at the boundaries that `alignment` is about.
+`contents`. Numbers are aligned as `alignment` describes.
 """
 
 import struct
@@ -23,14 +23,14 @@ from mesh.runtime.server.v2.tensors import MAX_RANK, MAX_SHAPES, MAX_TEXTS, Arra
 from mesh.statuses import MeshError, Reason
 
 Place = Callable[[Raw, tuple[int, ...], "np.dtype[Any]"], Array]
-"""Makes an array of contents that are its bytes: `alignment.put`, or a `Scratch`'s."""
+"""A function that makes an array of its bytes: `alignment.put`, or a `Scratch`'s."""
 
 
 class Intake:
-    """A model's inputs, and how to make arrays of what a request carries for them.
+    """A model's inputs, and the conversion of a request's contents into arrays.
 
-    Callers send the same name, datatype and shape again and again, so what was found good once is kept by its encoding:
-    writing the few bytes anew (0.14 us) and looking them up costs less than reading and checking the fields one by one.
+    Callers send the same name, datatype and shape again and again, so an input that was found good is remembered by its
+    encoding: encoding its few bytes again (0.14 us) and looking them up costs less than checking each field.
     """
 
     __slots__ = ("_known", "_needed", "tensors", "texts")
@@ -38,7 +38,7 @@ class Intake:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
         self.texts = any(tensor.kind.dtype.hasobject for tensor in tensors.values())
-        """Whether there are texts among them, each of which is read by itself."""
+        """True if an input takes texts, which are read one by one."""
         self._needed = sum(not tensor.optional for tensor in tensors.values())
         self._known: dict[bytes, tuple[Tensor, tuple[int, ...], int]] = {}
 
@@ -50,10 +50,10 @@ class Intake:
         *,
         put: Place = alignment.put,
     ) -> tuple[dict[str, Array], int]:
-        """What the model is fed, by name, and its size in bytes. Raises `MeshError`.
+        """Returns the model's inputs by name, and their size in bytes. Raises `MeshError`.
 
-        `inputs` is the field of the request; `raws` its raw contents, empty where they are typed; `typed` its encoded
-        typed contents, None where they stand in `inputs`.
+        `inputs` is the field of the request; `raws` its raw contents, empty if they are typed; `typed` its encoded
+        typed contents, None if they are in `inputs`.
         """
         count = len(inputs)
         feed: dict[str, Array] = {}
@@ -63,7 +63,7 @@ class Intake:
         if raws:
             if len(raws) != count:
                 _refuse_elsewhere(inputs)
-                raise bad(f"{count} inputs have {len(raws)} raw contents: one each, in order")
+                raise bad(f"{count} inputs have {len(raws)} raw contents: send one for each input, in order")
             if typed is not None and any(len(one) for one in typed):
                 raise bad("an input has typed contents beside raw ones")
             known = self._known
@@ -98,14 +98,14 @@ class Intake:
             and size > MAX_TEXTS
             and sum(array.size for array in feed.values() if array.dtype.hasobject) > MAX_TEXTS
         ):
-            raise bad(f"the request has more than {MAX_TEXTS} texts, which is what one may have: send fewer in a call")
+            raise bad(f"the request has more than {MAX_TEXTS} texts, the limit of a request: send fewer in a call")
         if count < len(self.tensors) and sum(not self.tensors[name].optional for name in feed) < self._needed:
             missing = [name for name, tensor in self.tensors.items() if name not in feed and not tensor.optional]
             raise bad(f"the model also needs input {', '.join(repr(brief(name)) for name in missing[:20])}")
         return feed, size
 
     def _refuse_surplus(self, inputs: Any) -> None:
-        """Raises for more inputs than the model has: one of the first of them is unknown, or there twice."""
+        """Raises for more inputs than the model has: one of the first of them is unknown or a repetition."""
         found = set()
         for sent in inputs[: len(self.tensors) + 1]:
             name = self._tensor(sent).name
@@ -114,7 +114,7 @@ class Intake:
             found.add(name)
 
     def _tensor(self, sent: inference_pb2.ModelInferRequest.InferInputTensor) -> Tensor:
-        """The input that is meant, if it has the right type."""
+        """Returns the model's input that is sent. Raises `MeshError` if it is unknown or has another datatype."""
         tensor = self.tensors.get(sent.name)
         if tensor is None:
             raise bad(f"the model has no input {brief(sent.name)!r}; it has {names(self.tensors)}")
@@ -124,7 +124,8 @@ class Intake:
         return tensor
 
     def _learn(self, sent: inference_pb2.ModelInferRequest.InferInputTensor) -> tuple[Tensor, tuple[int, ...], int]:
-        """An input with raw contents that was not sent like this before: which, its shape, and how many elements."""
+        """Checks an input with raw contents that was not sent like this before. Returns it, its shape, and its number
+        of elements."""
         tensor = self._tensor(sent)
         if sent.HasField("contents") and sent.contents.ListFields():
             raise bad(f"input {brief(sent.name)!r} has typed contents beside raw ones")
@@ -139,13 +140,13 @@ class Intake:
 
 
 def _refuse_elsewhere(inputs: Any) -> None:
-    """Raises for an input whose contents are said to be in shared memory, and therefore not in the request."""
+    """Raises for an input whose contents are in shared memory, and therefore not in the request."""
     for sent in inputs:
         _refuse_extensions(f"input {brief(sent.name)!r}", sent.parameters)
 
 
 def _refuse_extensions(what: str, parameters: Mapping[str, Any]) -> None:
-    """Raises for a parameter that would have this tensor read or answered otherwise than it is here."""
+    """Raises for a parameter of an extension that would change how this tensor is read or answered."""
     for name in parameters:
         if name.startswith("shared_memory_"):
             text = f"{what}: {brief(name)}: the shared memory extensions are not supported, send the tensor's data"
@@ -162,12 +163,12 @@ _MAX_KEY = 1024  # bytes of an input without contents that are worth remembering
 def _shape(sent: Any) -> tuple[int, ...]:
     shape = sent.shape
     if len(shape) > MAX_RANK:
-        raise bad(f"input {brief(sent.name)!r} has {len(shape)} dimensions, and this server handles {MAX_RANK}")
+        raise bad(f"input {brief(sent.name)!r} has {len(shape)} dimensions; this server supports {MAX_RANK}")
     return tuple(shape)
 
 
 def from_raw(tensor: Tensor, raw: Raw, count: int, shape: tuple[int, ...]) -> Array:
-    """Raw contents as an array. Raises `MeshError`."""
+    """Reads raw contents as an array. Raises `MeshError`."""
     kind = tensor.kind
     if kind.dtype.hasobject:
         return contents.texts(tensor, _split_texts(tensor, raw, count), shape)
@@ -178,7 +179,7 @@ def from_raw(tensor: Tensor, raw: Raw, count: int, shape: tuple[int, ...]) -> Ar
             f"shape {list(shape)} of {kind.name} takes {wanted}"
         )
     array = alignment.empty(shape, kind.dtype)
-    if kind.dtype.kind == "b":  # any byte may come, and only 0 and 1 are booleans in memory
+    if kind.dtype.kind == "b":  # any byte may be sent, but only 0 and 1 are booleans in memory
         np.not_equal(np.frombuffer(raw, np.uint8).reshape(shape), 0, out=array)
     elif count:
         array[...] = np.frombuffer(raw, kind.dtype).reshape(shape)
@@ -186,7 +187,7 @@ def from_raw(tensor: Tensor, raw: Raw, count: int, shape: tuple[int, ...]) -> Ar
 
 
 def from_typed(tensor: Tensor, sent: Any, count: int, shape: tuple[int, ...], *, put: Place = alignment.put) -> Array:
-    """Typed contents, as protobuf has read them, as an array. Raises `MeshError`."""
+    """Converts typed contents, as protobuf has read them, into an array. Raises `MeshError`."""
     kind = tensor.kind
     if not kind.field:
         raise contents.untyped(tensor)
@@ -195,9 +196,9 @@ def from_typed(tensor: Tensor, sent: Any, count: int, shape: tuple[int, ...], *,
     if len(values) != count or len(given.ListFields()) > 1:
         raise contents.unlike(tensor, {field.name: len(values) for field, values in given.ListFields()}, shape)
     if kind.packed and count:
-        encoded = given.SerializeToString()  # one field, packed: tag, length, and the array as it is
+        encoded = given.SerializeToString()  # one field, packed: tag, length, and the array's bytes
         size = count * kind.size
-        if len(encoded) - size > 1 + (size.bit_length() + 6) // 7:  # and fields that V2 does not have
+        if len(encoded) - size > 1 + (size.bit_length() + 6) // 7:  # there are unknown fields too
             given.DiscardUnknownFields()
             encoded = given.SerializeToString()
         return put(encoded[-size:], shape, kind.dtype)
@@ -225,7 +226,7 @@ def _split_texts(tensor: Tensor, raw: Raw, count: int) -> list[bytes]:
         return texts
     name = brief(tensor.name)
     if len(texts) == count:
-        raise bad(f"input {name!r} has more than the {count} elements in its raw contents that its shape takes")
+        raise bad(f"input {name!r} has more elements in its raw contents than the {count} of its shape")
     if at != end:
         raise bad(f"input {name!r}: element {len(texts)} of its raw contents is truncated")
     raise bad(f"input {name!r} has {len(texts)} elements in its raw contents, its shape takes {count}")
@@ -236,7 +237,8 @@ def requested(
     tensors: Mapping[str, Tensor],
     unsupported: Mapping[str, str],
 ) -> tuple[Tensor, ...]:
-    """The outputs that a request asks for, in its order. `unsupported`: outputs of other ONNX types, by name."""
+    """Returns the outputs that a request asks for, in its order. `unsupported`: outputs of other ONNX types, by
+    name."""
     found: list[Tensor] = []
     for sent in wanted:
         tensor = tensors.get(sent.name)

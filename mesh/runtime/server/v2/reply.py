@@ -1,12 +1,12 @@
-"""From what a model answered to a reply.
+"""The conversion of a model's outputs into a reply.
 
-The reply is raw if the request was (or had no inputs), typed otherwise; but if any output asked for is FP16 or BF16 the
-whole reply is raw, because a reply does not mix the two. Without `outputs` in the request, all outputs that V2 can
-carry are answered.
+The reply is raw if the request was (or had no inputs), typed otherwise; but if any requested output is FP16 or BF16 the
+whole reply is raw, because a reply does not mix the two. Without `outputs` in the request, the reply has all outputs
+that V2 can carry.
 
-Replies are written by hand: everything but contents and id is kept by shapes, and contents are joined to it as they lie
-in memory, once. Measured for two small outputs: 1.7 us, where protobuf takes 3.9; and a large output is copied once
-instead of four times.
+Replies are encoded by hand: everything but contents and id is cached by shapes, and contents are joined to it straight
+from the arrays' memory. Measured for two small outputs: 1.7 us instead of protobuf's 3.9; and a large output is copied
+once instead of four times.
 """
 
 import struct
@@ -20,10 +20,10 @@ from mesh.wire.encoding import text_field, varint
 
 
 class Answer:
-    """The outputs that some requests ask for, and how to write replies of them.
+    """The outputs that some requests ask for, and the encoding of their replies.
 
-    All of a reply but its contents and its `id` follows from the shapes of the arrays, so it is kept for each
-    combination of them, except where the length of the contents does not follow from the shape (BYTES).
+    Everything in a reply but its contents and its `id` follows from the arrays' shapes, so it is cached for each
+    combination of shapes, except if the length of the contents does not follow from the shape (BYTES).
     """
 
     __slots__ = ("_known", "_model", "_raw_only", "_texts", "names", "tensors")
@@ -34,12 +34,12 @@ class Answer:
         self._model = text_field(0x0A, model_id.encode())
         self._raw_only = any(not tensor.kind.field for tensor in tensors)
         self._texts = any(tensor.kind.dtype.hasobject for tensor in tensors)
-        # By shapes: a whole reply up to its contents where it has no id; the part of that after the id; tag and length
-        # of each contents; bytes of the message without an id.
+        # By shapes: a reply without id up to its contents; the part of it that follows an id; tag and length of each
+        # contents; bytes of the message without an id.
         self._known: dict[tuple[tuple[int, ...], ...], tuple[bytes, bytes, tuple[bytes, ...], int]] = {}
 
     def encode(self, arrays: Sequence[Array], request_id: bytes, *, raw: bool) -> bytes:
-        """A framed ModelInferResponse. Raises `MeshError` where the model answered what V2 cannot carry."""
+        """Returns a framed ModelInferResponse. Raises `MeshError` if V2 cannot carry the model's answer."""
         if not raw and not self._raw_only:
             return self._typed(arrays, request_id)
         shapes = tuple([array.shape for array in arrays])
@@ -57,7 +57,7 @@ class Answer:
             for tag, array in zip(tags, arrays, strict=True):
                 parts += (tag, _memory(array))
         frame = b"".join(parts)
-        if len(frame) != size + 5:  # texts, or arrays of another type than the model's file says
+        if len(frame) != size + 5:  # texts, or arrays of another type than the model's file declares
             return self._unlike(arrays, request_id)
         return frame
 
@@ -76,7 +76,7 @@ class Answer:
         return learnt
 
     def _unlike(self, arrays: Sequence[Array], request_id: bytes) -> bytes:
-        """A raw reply whose length does not follow from the shapes."""
+        """Returns a raw reply whose length does not follow from the shapes."""
         parts: list[Raw] = [tensor.head(array.shape)[1] for tensor, array in zip(self.tensors, arrays, strict=True)]
         for tensor, array in zip(self.tensors, arrays, strict=True):
             contents = to_raw(tensor, array)
@@ -102,10 +102,10 @@ class Answer:
 
 
 _LARGE = 65536
-"""Bytes of contents from which on they are joined from where they lie, without a copy in between."""
+"""Size of contents, in bytes, from which on they are joined without an intermediate copy."""
 
 _PIECE = 16384
-"""Values that are taken out of an array, or given to protobuf, at once: 2 ms."""
+"""Number of values taken from an array, or given to protobuf, at once: 2 ms."""
 
 _PREFIX = struct.Struct(">BI").pack
 
@@ -113,19 +113,20 @@ _PREFIX = struct.Struct(">BI").pack
 def _check(tensor: Tensor, array: Array) -> None:
     if array.dtype != tensor.kind.dtype:
         raise MeshError(
-            Reason.INTERNAL, f"output {tensor.name!r} came as {array.dtype}, the model's file says {tensor.datatype}"
+            Reason.INTERNAL,
+            f"output {tensor.name!r} came as {array.dtype}, the model's file declares {tensor.datatype}",
         )
 
 
 def _memory(array: Array) -> Raw:
-    """The contents of an array; its own memory where it is large."""
+    """Returns the contents of an array; of a large one, its own memory."""
     if array.nbytes < _LARGE or not array.flags.c_contiguous:
         return array.tobytes()
     return array.data.cast("B")
 
 
 def to_raw(tensor: Tensor, array: Array) -> Raw:
-    """An array as raw contents; its own memory where it is large."""
+    """Returns an array as raw contents; for a large one, its own memory."""
     _check(tensor, array)
     if array.dtype.hasobject:
         if array.size <= _PIECE:
@@ -140,7 +141,7 @@ def _raw_texts(values: Sequence[str]) -> bytes:
 
 
 def _pieces(array: Array) -> Iterator[list[Any]]:
-    """All values, some at a time: the interpreter's lock is kept for as long as one call of C takes."""
+    """Yields all values in pieces: the interpreter's lock is held for as long as one call of C takes."""
     flat = array.reshape(-1)
     if array.size <= _PIECE:
         yield flat.tolist()
@@ -150,7 +151,7 @@ def _pieces(array: Array) -> Iterator[list[Any]]:
 
 
 def to_typed(tensor: Tensor, array: Array) -> Raw:
-    """An array as an encoded InferTensorContents."""
+    """Returns an array as an encoded InferTensorContents."""
     kind = tensor.kind
     _check(tensor, array)
     if not array.size:
@@ -162,7 +163,7 @@ def to_typed(tensor: Tensor, array: Array) -> Raw:
     for values in _pieces(array):
         if array.dtype.hasobject:
             values = [text.encode() for text in values]
-        # Contents in several pieces are to protobuf what they would be in one.
+        # To protobuf, contents in several pieces are the same as in one.
         encoded.append(_CONTENTS(**{kind.field: values}).SerializeToString())
     return encoded[0] if len(encoded) == 1 else b"".join(encoded)
 

@@ -1,12 +1,12 @@
-"""A ModelInferRequest from the bytes that it came as, without more work than its use is worth.
+"""The reading of a ModelInferRequest, with work in proportion to what the model can use.
 
-Protobuf reads whatever a message holds: four million empty texts, a shape of three million dimensions, a hundred
-thousand inputs. Those are a few MB to send and seconds to read, with the interpreter's lock held, while every other
-model of the pod waits. So a message above 16 KiB is only *outlined* before protobuf sees it: raw and typed contents are
-cut out, uncopied, and read later for the input that they belong to, by as many elements as that input's shape has; and
-there is a bound to the fields that are looked at.
+Protobuf reads anything that a message holds: four million empty texts, a shape of three million dimensions, a hundred
+thousand inputs. Those are a few MB to send and take seconds to read, with the interpreter's lock held, while every
+other model of the pod waits. So a message above 16 KiB is only *outlined* before protobuf sees it: raw and typed
+contents are cut out, uncopied, and read later for their input, up to the number of elements in its shape; and the
+number of fields that are read is limited.
 
-`light` tells what may be read in the event loop. All else is read in a thread, after its call was counted, by `read`.
+`light` reads what may be read in the event loop. `read` does the rest in a thread, once the call has been counted.
 """
 
 from dataclasses import dataclass
@@ -20,30 +20,30 @@ from mesh.statuses import MeshError, Reason
 from mesh.wire import encoding, framing
 
 SMALL = 16384
-"""Bytes that are read in the event loop, whatever they hold: at worst 3 ms. Cutting contents out costs 3 us, which is
-less than protobuf's copying from here on."""
+"""Size up to which any message is read in the event loop: at worst in 3 ms. For larger ones, cutting contents out costs
+less (3 us) than protobuf's copying."""
 
 MEDIUM = 128 << 10
-"""Bytes of a message with typed contents that are still read in the event loop: as numbers, 5 ms at worst."""
+"""Size up to which a message with typed numbers is read in the event loop: at worst in 5 ms."""
 
 LARGE = 1 << 20
-"""Bytes of raw contents beyond which even copying them is done in a thread."""
+"""Size of raw contents, in bytes, above which even their copying is done in a thread."""
 
 _NAME, _INPUT, _RAW = 0x0A, 0x2A, 0x3A  # tags of a ModelInferRequest's fields
-_SHAPE, _CONTENTS = 0x1A, 0x2A  # of an input's, the shape being packed
+_SHAPE, _CONTENTS = 0x1A, 0x2A  # of an input's fields; the shape is packed
 _LONGEST_SHAPE = 10 * MAX_RANK  # bytes
 
 _parse = inference_pb2.ModelInferRequest.FromString
 
 
 Request = tuple[Any, "list[Raw] | Any", list[Raw] | None]
-"""A request that is read but for its contents: the ModelInferRequest; its raw contents, one an input, or none where
-they are typed; its encoded typed contents, one an input, or None where they stand in the message."""
+"""A request that has been read except for its contents: the ModelInferRequest; its raw contents, one per input, or none
+if they are typed; its encoded typed contents, one per input, or None if they are in the message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heavy:
-    """A request that is not to be read in the event loop."""
+    """A request that must not be read in the event loop."""
 
     frame: bytes
     encoding: bytes
@@ -51,7 +51,7 @@ class Heavy:
 
 
 def light(frame: bytes, encoding_: bytes, *, limit: int) -> Request | Heavy:
-    """Reads a request as far as that is quick. Raises `MeshError`."""
+    """Reads a request if that is quick, else returns a `Heavy`. Raises `MeshError`."""
     try:
         if len(frame) <= SMALL:
             message: bytes | None = frame[5:] if not frame[0] else _unfolded(frame, encoding_, limit)
@@ -72,7 +72,7 @@ def light(frame: bytes, encoding_: bytes, *, limit: int) -> Request | Heavy:
 
 
 def read(heavy: Heavy) -> Request:
-    """Reads one that is not. For a thread: it may take as long as its size allows. Raises `MeshError`."""
+    """Reads a heavy request. For a thread: it may take as long as the size allows. Raises `MeshError`."""
     try:
         frame = heavy.frame
         message = framing.unpack(frame, heavy.encoding, limit=heavy.limit) if frame[0] else memoryview(frame)[5:]
@@ -83,7 +83,7 @@ def read(heavy: Heavy) -> Request:
 
 
 def name(request: Request | Heavy) -> bytes:
-    """Returns the name of the model. Raises `MeshError` where it cannot be told without unfolding the message."""
+    """Returns the name of the model. Raises `MeshError` if it cannot be read without unpacking the message."""
     if not isinstance(request, Heavy):
         return request[0].model_name.encode()  # type: ignore[no-any-return]
     if request.frame[0]:
@@ -97,7 +97,7 @@ def name(request: Request | Heavy) -> bytes:
 
 
 def split(message: memoryview) -> tuple[bytes, list[Raw]]:
-    """Cuts the raw contents, uncopied, out of an encoded ModelInferRequest. Raises ValueError where malformed."""
+    """Cuts the raw contents, uncopied, out of an encoded ModelInferRequest. Raises ValueError if malformed."""
     rest = []
     raws: list[Raw] = []
     before = 0
@@ -113,7 +113,7 @@ def split(message: memoryview) -> tuple[bytes, list[Raw]]:
 def outline(message: memoryview) -> tuple[bytes, list[Raw], list[Raw]]:
     """Cuts all contents out of an encoded ModelInferRequest: the rest, the raw ones, the typed ones of each input.
 
-    Raises ValueError where malformed, and `MeshError` for what no model could be fed."""
+    Raises ValueError if malformed, and `MeshError` for contents that no model accepts."""
     rest: list[Raw] = []
     raws: list[Raw] = []
     contents: list[Raw] = []
@@ -134,7 +134,7 @@ def outline(message: memoryview) -> tuple[bytes, list[Raw], list[Raw]]:
 
 
 def _without_contents(message: memoryview, left: int) -> tuple[bytes, Raw, int]:
-    """Cuts the contents out of an encoded input; also returns how many fields may still be looked at."""
+    """Cuts the contents out of an encoded input; also returns how many more fields may be read."""
     kept: list[Raw] = []
     pieces: list[Raw] = []  # protobuf joins a message that comes in several pieces
     before = 0
@@ -144,14 +144,16 @@ def _without_contents(message: memoryview, left: int) -> tuple[bytes, Raw, int]:
             pieces.append(message[start:end])
         else:
             if tag == _SHAPE and end - start > _LONGEST_SHAPE:
-                raise bad(f"an input has a shape of more than the {MAX_RANK} dimensions that this server handles")
+                raise bad(
+                    f"an input has a shape of more than {MAX_RANK} dimensions, the most that this server supports"
+                )
             kept.append(message[before:end])
         before = end
     return b"".join(kept), pieces[0] if len(pieces) == 1 else b"".join(pieces), left
 
 
 def _unfolded(frame: bytes, encoding_: bytes, limit: int) -> bytes | None:
-    """Unpacks a compressed message; None where it is not small. Raises `MeshError`."""
+    """Unpacks a compressed message; returns None if it is not small. Raises `MeshError`."""
     try:
         return framing.unpack(frame, encoding_, limit=min(SMALL, limit))
     except framing.FrameError as error:

@@ -1,11 +1,12 @@
-"""Requests that differ from an earlier one in nothing but their numbers.
+"""Recognition of requests that differ from an earlier one only in their numbers.
 
-A client asks the same thing again and again: the same names, datatype and shape, with other contents and maybe another
-`id`. Where all other bytes are equal, and at the same places, parsing would tell what is known already. Comparing them
-takes 1 us, parsing and checking 6 (one input of 64 floats); it is half of what the server itself adds to a small model.
+A client sends similar requests again and again: the same names, datatype and shape, with other contents and maybe
+another `id`. If all other bytes are equal, and at the same offsets, parsing would tell nothing new. Comparing them
+takes 1 us, parsing and checking 6 (one input of 64 floats); that is half of what the server itself adds to a small
+model.
 
-Only the plainest requests are known this way: not compressed, one input of a numeric type, raw contents at the end.
-Everything else is parsed, always.
+Only the plainest requests are recognised: uncompressed, one input of a numeric type, raw contents at the end. All
+others are always parsed.
 """
 
 from typing import NamedTuple
@@ -18,31 +19,32 @@ from mesh.runtime.server.v2.tensors import Array, Tensor
 from mesh.wire import encoding
 
 MAX_BYTES = 16384
-"""Of a frame. Above, the comparison saves nothing that shows, and the contents are better not copied."""
+"""Largest frame that is compared. For larger ones the saving is negligible, and their contents are better not
+copied."""
 
 _MAX_KNOWN = 32  # lengths of frames that one model remembers
-_MAX_TRIES = 256  # requests looked at to learn from: a client whose requests are never plain must not pay for ever
+_MAX_TRIES = 256  # requests to learn from: a client whose requests are never plain must not pay for each of them
 
 Asked = tuple[dict[str, Array], int, Answer, bool, bytes]
-"""What a request asks for: the model's input, its bytes, which outputs, whether raw, and the request's id."""
+"""A request's meaning: the model's input, its size in bytes, the outputs, whether they are raw, and the id."""
 
 
 class _Same(NamedTuple):
-    """What all requests of one kind and length have in common."""
+    """The common parts of all requests of one kind and length."""
 
-    head: bytes  # the frame up to the id's text, or up to the contents where there is no id
+    head: bytes  # the frame up to the id's text, or up to the contents if there is no id
     id_at: int
     id_end: int  # 0: no id
     middle: bytes  # from the end of the id to the contents
     raw_at: int
-    memory: memoryview  # of the event loop's own, where the contents go
+    memory: memoryview  # the event loop's, for the contents
     feed: dict[str, Array]  # over that memory
     size: int
     answer: Answer
 
 
 class Shortcuts:
-    """What one model knows of the requests it was sent."""
+    """The requests that one model recognises."""
 
     __slots__ = ("_known", "_tries")
 
@@ -51,21 +53,21 @@ class Shortcuts:
         self._tries = 0
 
     def find(self, frame: bytes) -> Asked | None:
-        """What a frame asks for, if it is like one before it. It lies in `alignment.LOOP`."""
+        """Returns what a frame asks for, if it is like an earlier one; its input is in `alignment.LOOP`."""
         same = self._known.get(len(frame))
         if same is None or not frame.startswith(same.head):
             return None
         request_id = b""
         if same.id_end:
             request_id = frame[same.id_at : same.id_end]
-            # Beyond ASCII it would have to be checked for being UTF-8, as parsing does.
+            # Beyond ASCII it must be checked to be UTF-8, which parsing does.
             if not request_id.isascii() or not frame.startswith(same.middle, same.id_end):
                 return None
         same.memory[:] = frame[same.raw_at :]
         return same.feed, same.size, same.answer, True, request_id
 
     def learn(self, frame: bytes, tensor: Tensor, shape: tuple[int, ...], answer: Answer) -> None:
-        """Remembers a frame that was parsed and found good, where it is of the kind that can be remembered."""
+        """Remembers a frame that was parsed and found good, if it is plain enough."""
         if self._tries >= _MAX_TRIES or len(self._known) >= _MAX_KNOWN or len(frame) in self._known:
             return
         self._tries += 1

@@ -1,6 +1,6 @@
 """A model's tensors as its file declares them, and the V2 datatypes of ONNX Runtime's types.
 
-What callers send is checked against them in `intake`; what the model answers is written by them in `reply`.
+`intake` checks what callers send against them; `reply` writes the model's answers with them.
 """
 
 import math
@@ -18,13 +18,13 @@ Raw = bytes | memoryview
 
 MAX_RANK = 32
 MAX_COUNT = 1 << 40
-"""Elements of one tensor: far above any message, and far below what overflows inside numpy or ONNX Runtime."""
+"""Largest number of elements of a tensor: far above any message, far below overflows in numpy or ONNX Runtime."""
 
 MAX_TEXTS = 1 << 18
-"""Texts of one request. ONNX Runtime takes them one by one with the interpreter's lock held: 20 ms for so many."""
+"""Largest number of texts in a request. ONNX Runtime reads each while it holds the interpreter's lock: 20 ms in all."""
 
 MAX_SHAPES = 64
-"""Shapes remembered per tensor. A model with more variety than that computes its heads anew, which costs 2 us."""
+"""Shapes remembered per tensor. For further shapes, heads are computed each time, in 2 us."""
 
 
 _ONNX = {
@@ -45,11 +45,11 @@ _ONNX = {
 }
 
 OF_ONNX: Mapping[str, Datatype] = {f"tensor({onnx})": OF_NAME[name] for onnx, name in _ONNX.items()}
-"""By the type as ONNX Runtime writes it."""
+"""Datatypes by ONNX Runtime's names of types."""
 
 
 class Tensor:
-    """An input or output of a model as its file declares it, and the shapes seen of it so far."""
+    """An input or output of a model as its file declares it, and the shapes that it has had so far."""
 
     __slots__ = ("_counts", "_heads", "_prefix", "datatype", "dims", "kind", "name", "optional", "shape")
 
@@ -60,7 +60,7 @@ class Tensor:
         self.kind = datatype
         self.datatype = datatype.name
         self.optional = optional
-        # ONNX Runtime says [] of a scalar and of an unknown rank alike: both take any shape here, the model decides.
+        # ONNX Runtime reports [] for a scalar and for an unknown rank: both accept any shape here, the model decides.
         self.dims: tuple[int, ...] | None = tuple(n if isinstance(n, int) else -1 for n in shape) if shape else None
         self.shape: tuple[int, ...] = self.dims or ()
         self._counts: dict[tuple[int, ...], int] = {}
@@ -68,7 +68,8 @@ class Tensor:
         self._prefix = text_field(0x0A, name.encode()) + text_field(0x12, datatype.name.encode())
 
     def count(self, shape: tuple[int, ...]) -> int:
-        """Elements of a shape of `MAX_RANK` dimensions at most. Raises `MeshError` where this tensor cannot have it."""
+        """Counts the elements of a shape of at most `MAX_RANK` dimensions. Raises `MeshError` if the tensor cannot have
+        it."""
         count = self._counts.get(shape)
         if count is None:
             dims, name = self.dims, brief(self.name)
@@ -77,16 +78,17 @@ class Tensor:
             ):
                 raise bad(f"input {name!r} has shape {list(shape)}, the model takes {list(dims)}")
             if any(n < 0 for n in shape):
-                raise bad(f"input {name!r} has shape {list(shape)}: no dimension of a request is negative")
+                raise bad(f"input {name!r} has shape {list(shape)}: dimensions must not be negative")
             if math.prod(max(n, 1) for n in shape) > MAX_COUNT:
-                raise bad(f"input {name!r} has shape {list(shape)}: more than this server handles")
+                raise bad(f"input {name!r} has shape {list(shape)}: the limit is {MAX_COUNT} elements")
             count = math.prod(shape)
             if len(self._counts) < MAX_SHAPES:
                 self._counts[shape] = count
         return count
 
     def head(self, shape: tuple[int, ...]) -> tuple[bytes, bytes]:
-        """An output of that shape without contents: the inside of its message, and the whole field of the reply."""
+        """Returns an output of that shape without contents: the inside of its message, and the whole field of the
+        reply."""
         found = self._heads.get(shape)
         if found is None:
             packed = b"".join(map(varint, shape))
@@ -98,17 +100,17 @@ class Tensor:
 
 
 def bad(text: str) -> MeshError:
-    """The caller's mistake."""
+    """Returns the error for a caller's mistake."""
     return MeshError(Reason.BAD_REQUEST, text)
 
 
 def names(tensors: Mapping[str, Tensor]) -> str:
-    """Names for texts of errors, of the first few."""
+    """Returns the first few names, for texts of errors."""
     return ", ".join(repr(brief(name)) for name in list(tensors)[:20]) or "none"
 
 
 def brief(text: str) -> str:
-    """Shortens a text that somebody else has chosen, for an error that repeats it: clients take no long ones."""
+    """Shortens a caller's or model's text for an error that quotes it: clients refuse long ones."""
     return text if len(text) <= _MAX_ECHO else f"{text[:_MAX_ECHO]}..."
 
 

@@ -1,8 +1,8 @@
-"""Runs of models that have BF16 among their inputs or outputs, which numpy has no type for.
+"""Runs of models with BF16 inputs or outputs, for which numpy has no type.
 
-Arrays of them pass by their 16 bits, in onnxruntime's own values, and then all of a run's inputs must be such values.
-Of texts onnxruntime makes none from Python. But it gives them out: so texts are written into a tiny model that answers
-them, which takes 0.5 ms a call.
+Their 16 bits are passed in onnxruntime's own values, and then all of a run's inputs must be such values. Python cannot
+make such a value of texts, but a session can return one: so texts are written into a tiny model that answers them,
+which takes 0.5 ms a call.
 """
 
 import ctypes
@@ -41,7 +41,7 @@ def _array(value: Any) -> Array:
         return value.numpy()  # type: ignore[no-any-return]
     shape = tuple(value.shape())
     size = 2 * int(np.prod(shape, dtype=np.int64))
-    # Copied: the memory goes with the value.
+    # Copied: the memory is freed with the value.
     return np.frombuffer(ctypes.string_at(value.data_ptr(), size), np.uint16).reshape(shape)
 
 
@@ -60,7 +60,7 @@ def _field(number: int, contents: bytes) -> bytes:
 
 
 def _answering(array: Array) -> bytes:
-    """Encodes an onnx.ModelProto (opset 17) with one output, `y`, which is that array of texts."""
+    """Encodes an onnx.ModelProto (opset 17) with one output, `y`, that array of texts."""
     string = b"\x08"  # TensorProto.STRING
     dims = b"".join(b"\x08" + varint(n) for n in array.shape)
     contents = b"".join(_field(6, text.encode()) for text in array.ravel().tolist())

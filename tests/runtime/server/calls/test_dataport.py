@@ -19,11 +19,10 @@ from mesh.wire import encoding, framing, headers
 from mesh.wire.metadata import decode_bin, encode_bin, encode_text
 from placement.fence import Mode
 from tests.runtime.server.conftest import ONE, answered, outputs, reply
+from tests.runtime.server.v2.test_tensors import contents_of, raw_of
 from tests.support import models
 from tests.support.fakecalls import FakeCall
 from tests.support.onnxserver import SERVICE, request
-
-from .test_tensors import contents_of, raw_of
 
 TOKEN = b"agent-1.7"
 OF_NAME = {kind.name: kind for kind in DATATYPES}
@@ -318,7 +317,7 @@ async def test_what_a_model_that_has_run_cannot_do_with_is_the_callers_mistake(p
     for array in (wrong, np.ones((300, 500), np.float32)):
         call = await answered(parts.infer("m", a=array, b=array))
         assert call.code is Code.INVALID_ARGUMENT
-        assert "the model cannot do with this input" in call.text
+        assert "the model does not accept this input" in call.text
         assert "MatMul" in call.text
     assert (parts.board.read(0).failed, parts.board.read(0).running) == (2, 0)
 
@@ -392,7 +391,7 @@ def many_texts() -> bytes:
 
 
 def many_raw_texts() -> bytes:
-    """As many, raw."""
+    """Sends as many, raw."""
     one = pb.ModelInferRequest(inputs=[{"name": "x", "datatype": "BYTES", "shape": [4_000_000]}])
     return pb.ModelInferRequest(inputs=one.inputs, raw_input_contents=[bytes(16_000_000)]).SerializeToString()
 

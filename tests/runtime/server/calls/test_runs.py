@@ -161,7 +161,7 @@ async def test_too_many_calls_are_refused(make, monkeypatch):
     await running(parts, 1)
     refused = parts.infer("slow", **SHORT)
     assert refused.code is Code.RESOURCE_EXHAUSTED
-    assert "2 calls wait" in refused.text
+    assert "2 calls are waiting" in refused.text
     monkeypatch.setattr(runs_module, "MAX_WAITING_BYTES", 8 * 3 + 7)
     calls[2].cancel()
     assert parts.infer("slow", **SHORT).code is None
@@ -248,7 +248,7 @@ async def test_ends_leave_nothing_behind(make):
     await running(parts, 1)
     await parts.runs.close()
     assert {call.code for call in calls} == {Code.UNAVAILABLE}
-    await until(lambda: parts.runs.count == 0, why="the thread has let go")
+    await until(lambda: parts.runs.count == 0, why="the thread has returned")
 
 
 async def test_time_spent_is_counted(parts):

@@ -83,7 +83,7 @@ async def test_the_board_says_loading_before_the_file_is_touched(parts):
     assert parts.board.suspects()
     await parts.loader.unload("m")
     assert parts.board.read(2).state is State.FREE
-    with pytest.raises(MeshError, match="ended"):
+    with pytest.raises(MeshError, match="cancelled"):
         await task
 
 
@@ -149,7 +149,7 @@ async def test_a_file_that_is_not_there_is_not_found(parts):
 
 async def test_a_slot_that_is_not_on_the_board_is_refused(parts):
     """Before anything is touched."""
-    with pytest.raises(MeshError, match="slot 8 of a board of 8"):
+    with pytest.raises(MeshError, match="no slot 8: the use board has 8"):
         await parts.load("m", models.constant(1), slot=8)
 
 
@@ -349,7 +349,7 @@ async def test_warm_ups_that_do_not_end_give_their_places_to_others(make, monkey
     for n in range(4):
         await parts.loader.unload(f"endless {n}")
     ended = await asyncio.gather(*endless, return_exceptions=True)
-    assert {str(error) for error in ended} == {"CANCELLED: the load was ended"}
+    assert {str(error) for error in ended} == {"CANCELLED: the load was cancelled"}
 
 
 async def test_loads_that_cannot_be_ended_are_said_and_bounded(make, monkeypatch):
@@ -385,7 +385,5 @@ async def test_loads_that_cannot_be_ended_are_said_and_bounded(make, monkeypatch
 async def test_a_locale_that_is_not_there_is_named_with_the_way_out(parts):
     """Models of texts want one; the error says which, and how it gets there."""
     error = await refused(parts, "m", models.lower("xx_XX.UTF-8"))
-    assert error.text.startswith(
-        "the model works on texts by the locale xx_XX.UTF-8, which this machine lacks: install"
-    )
+    assert error.text.startswith("the model needs the locale xx_XX.UTF-8, which this machine lacks: install")
     assert "locale-gen" in error.text

@@ -1,4 +1,4 @@
-"""Which file is the model, and that nothing outside its folder is read for it."""
+"""The choice of the model's file, and that nothing outside its folder is read for it."""
 
 import os
 
@@ -192,7 +192,7 @@ def test_an_incomplete_version_is_passed_over(tmp_path, newest, caplog):
         (tmp_path / "10" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "10" / name).write_bytes(content)
     assert onnxfile.find(str(tmp_path)).path == tmp_path / "9" / "model.onnx"
-    assert "passed over" in caplog.text
+    assert "version skipped" in caplog.text
     put(tmp_path, **{"10__model_onnx": MODEL})
     assert onnxfile.find(str(tmp_path)).path == tmp_path / "10" / "model.onnx"
 
@@ -216,6 +216,6 @@ def test_a_model_that_is_cut_off_is_not_whole(tmp_path, at):
     try:
         onnxfile.find(str(tmp_path))
     except MeshError as error:
-        assert "cut off" in error.text or "is empty" in error.text
+        assert "truncated" in error.text or "is empty" in error.text
         return
     assert onnx.ModelProto.FromString(MODEL[:at]).SerializeToString() == MODEL[:at]

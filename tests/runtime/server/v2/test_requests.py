@@ -28,7 +28,7 @@ def heavy(message: bytes) -> requests.Heavy:
 
 
 def fed(taking: Intake, request: requests.Request, **more):
-    """What a model is fed, by name."""
+    """Returns what a model is fed, by name."""
     message, raws, typed = request
     return taking.decode(message.inputs, raws, typed, **more)[0]
 
@@ -119,7 +119,7 @@ def _unpacked(kind, value) -> bytes:
     [
         pytest.param("FP32", pb.InferTensorContents(fp64_contents=[1]), "some fp64_contents", id="another-field"),
         pytest.param("FP32", pb.InferTensorContents(bytes_contents=[b""]), "some bytes_contents", id="an-empty-text"),
-        pytest.param("INT8", pb.InferTensorContents(int_contents=[1, 300]), "no INT8: 1 to 300", id="too-large"),
+        pytest.param("INT8", pb.InferTensorContents(int_contents=[1, 300]), "outside INT8: 1 to 300", id="too-large"),
         pytest.param("FP32", b"", "no contents", id="none"),
         pytest.param("FP32", b"\x32\x05abcde", "cannot be read", id="half-a-number"),
         pytest.param("INT64", b"\x1a\x0c" + b"\xff" * 11 + b"\0", "cannot be read", id="a-number-too-long"),
@@ -304,7 +304,7 @@ def test_garbage_is_refused_large_as_small(data):
 
 
 def test_groups_that_do_not_close_are_malformed():
-    """Nor close twice, nor in the wrong order, nor lie in each other for ever."""
+    """Nor close twice, nor in the wrong order, nor nest without end."""
     for message in (b"\x53", b"\x54", b"\x53\x5b\x54\x5c", b"\x53\x50", b"\x53\x57", b"\x53" * 101 + b"\x54" * 101):
         with pytest.raises(ValueError):
             list(encoding.fields(memoryview(message)))
