@@ -3,8 +3,8 @@
 Tests start hundreds of processes. Where no bytecode is kept, each of them compiles 150 modules, a quarter of its start:
 so it is kept here.
 
-Hypothesis: a developer's run searches anew each time, and `HYPOTHESIS_EXAMPLES=5000` for longer. CI takes the same
-examples every time, so that a change is not judged by what a search happens to find in somebody else's code.
+Hypothesis: a developer's run searches other examples each time, and `HYPOTHESIS_EXAMPLES=5000` for longer. CI takes the
+same examples every time, so that a change is not judged by what a search happens to find in somebody else's code.
 """
 
 import os
@@ -37,5 +37,5 @@ LONG = tuple(Path(__file__).parent / name for name in ("system", "chaos"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest comes first, so that two test processes end together."""
+    """Runs the longest tests first, so that two test processes end together."""
     items.sort(key=lambda item: not any(item.path.is_relative_to(folder) for folder in LONG))

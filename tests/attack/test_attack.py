@@ -1,4 +1,4 @@
-"""What one caller, one store or one broken model may do to all others: nothing.
+"""The protection of all others from one caller, one store or one broken model.
 
 Each test attacks a mesh of real processes while others call a model that is loaded: none of their calls fails, no
 process grows without bound, memory comes back, and nobody innocent is blamed (`siege`). What bounds each door is listed
@@ -82,7 +82,7 @@ def _leaf(mesh: LocalMesh, word: str) -> list[int]:
 
 
 async def test_bodies_that_stop_before_their_end(mesh: LocalMesh) -> None:
-    """200 of them, of which a worker would hold 2.8 GB: most are refused before they are read, the rest is let go."""
+    """200 of them, of which a worker would hold 2.8 GB: most are refused before they are read, the rest is dropped."""
     async with Siege(mesh, growth=500 * MIB):
         ends: collections.Counter[str] = collections.Counter()
 

@@ -1,4 +1,4 @@
-"""What is small on the wire and large once it is unpacked or read: refused by its size, not by what it did."""
+"""Messages that are small on the wire and large once unpacked or read: refused by size, before they do harm."""
 
 import asyncio
 import gzip
@@ -23,7 +23,7 @@ AT_ONCE = 4
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory: pytest.TempPathFactory, etcd_server: EtcdServer) -> AsyncIterator[LocalMesh]:
-    """One pod, one router with one worker: whoever stops that stops everybody."""
+    """One pod, one router with one worker: a request that stops it stops every caller."""
     folder = tmp_path_factory.mktemp("compressed")
     options = ["--workers", "1"]
     async with LocalMesh(folder, etcd_server, pods=1, log_level="info", router_options=options) as mesh:

@@ -1,5 +1,5 @@
-"""What a mesh takes of memory: each process with nothing in it, and what a model adds, registered or loaded; and what a
-load takes of CPUs and of etcd.
+"""The resources that a mesh takes: memory of each empty process and of each registered or loaded model; CPU time and
+use of etcd per load.
 
 Resident memory, of which a part is of files and shared (some 30 MB of each Python process): that counts against the
 limit of a container that has these processes alone.

@@ -1,4 +1,4 @@
-"""What processes cost: CPU seconds and resident memory, from /proc."""
+"""The cost of processes: CPU seconds and resident memory, from /proc."""
 
 import os
 from dataclasses import dataclass

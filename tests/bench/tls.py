@@ -1,4 +1,4 @@
-"""What TLS costs a call, by where it is: towards clients, ended in Envoy, and inside the mesh, by the processes.
+"""The cost of TLS per call, by place: towards clients, terminated in Envoy, and inside the mesh, in the processes.
 
 Three meshes that are alike but for it, measured in turn. The last also answers where TLS towards clients is cheapest to
 end: a router's worker does to its pods, per call, what it would have to do towards clients if Envoy did not.

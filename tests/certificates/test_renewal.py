@@ -1,4 +1,4 @@
-"""What is due when: no files, no network, and time as the tests say it is."""
+"""The due dates of renewals: no files, no network, and a clock that the tests set."""
 
 import datetime
 import ssl
@@ -23,7 +23,7 @@ def authorities(content) -> list[x509.Certificate]:
 
 
 def signer(content) -> int:
-    """Which of the authorities, the newest first, has signed the certificate."""
+    """Returns which of the authorities, the newest first, has signed the certificate."""
     leaf = certificate(content)
     (found,) = [number for number, one in enumerate(authorities(content)) if one.subject == leaf.issuer]
     leaf.verify_directly_issued_by(authorities(content)[found])
@@ -78,8 +78,8 @@ def test_a_name_that_is_wanted_is_added_and_one_that_is_not_stays(first):
 
 
 def test_an_authority_is_changed_with_an_overlap():
-    """A run a day over eleven years. At each moment, whoever has the content of a day, or of a month, before can verify
-    who has the present one, and the other way round."""
+    """A run a day over eleven years. At each moment, a process with the content of a day, or of a month, before can
+    verify one with the present content, and the other way round."""
     content, history = {}, []
     moments = {"added": [], "signs": [], "dropped": []}
     for days in range(11 * 365):

@@ -1,4 +1,4 @@
-"""Where certificates are kept: a folder of real files, and a Secret behind an API of Kubernetes over HTTPS; and the
+"""The stores of certificates: a folder of real files, and a Secret behind an API of Kubernetes over HTTPS; and the
 command, as the chart's Job runs it."""
 
 import asyncio
@@ -261,7 +261,7 @@ async def test_the_command_says_what_is_wrong(api, tmp_path):
 
 async def test_the_command_ends_at_once_when_interrupted(api):
     """While it waits for an API that does not serve. Not where it was told to ignore that, as a shell without job
-    control tells what it runs in the background: so the test gives it the usual disposition, whoever runs the tests."""
+    control tells what it runs in the background: so the test gives it the usual disposition, however it is run."""
     api.failures = [503] * 10_000
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "mesh", "certificates", "--secret", NAME),

@@ -1,4 +1,5 @@
-"""What clients saw of a mesh: changes of registrations and calls, each from its start to its answer, on one clock.
+"""The record of what clients saw of a mesh: changes of registrations and calls, each from its start to its answer, on
+one clock.
 
 Only what a client can know stands here. Times are seconds of the recorder's monotonic clock: a start is taken before
 the request is sent, an end after its answer was read, so each true moment of effect lies between them.

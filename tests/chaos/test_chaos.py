@@ -16,9 +16,9 @@ from tests.support.waiting import until
 
 
 async def run(folder, say, *, seed: int, seconds: float, bounded: bool = False, **size: int) -> None:
-    """`bounded`: pods serve without etcd for so short a time that ids may be registered anew after a little more."""
+    """Runs the scene. `bounded`: pods serve without etcd so briefly that ids may soon be registered again."""
     # About ten of the models fit into a pod: there are evictions, and loads all the time. Registrations are compared
-    # often, so that whoever missed a removal finds out within a calm.
+    # often, so that a process that missed a removal finds out within a calm.
     serve, wait = ("4", "8") if bounded else ("forever", "600")
     options = {
         "capacity": "1MiB",

@@ -128,7 +128,7 @@ class Scene:
         await until(done, timeout=60, interval=0.2, why=lambda: f"acknowledged: {self.history.changes[-1]}")
 
     async def unregister(self, router: str) -> None:
-        """Which must be acknowledged."""
+        """Unregisters the model, which must be acknowledged."""
         made = await change(self.history, router, self.model, None, self._ways[router].unregister(self.model))
         assert made.outcome is Outcome.DONE, made
         self.value = 0
@@ -150,7 +150,7 @@ class Scene:
         await until(right, timeout=60, interval=0.1, why=lambda: f"{self.value}: {self.history.calls[-1]}")
 
     def note(self, text: str) -> None:
-        """For the story."""
+        """Adds a line to the story."""
         self.history.note(time.monotonic(), text)
 
 
@@ -244,7 +244,7 @@ async def test_a_pod_that_was_forgotten_comes_back(arena, scene):
 
 @pytest.mark.chaos
 async def test_a_pod_and_a_router_that_are_alive_and_cut_off(arena, scene):
-    """They serve each other without etcd, no call fails, and what is registered anew elsewhere they do not answer."""
+    """They serve each other without etcd, no call fails, and they do not answer what is registered again elsewhere."""
     with arena.cut_off("router-3", scene.pod):
         await arena.gone(scene.pod)
         await scene.some("router-3", 100)

@@ -1,4 +1,4 @@
-"""What may happen to a mesh: processes that stop, die or leave, roads to etcd that close, and etcd itself.
+"""Troubles that may befall a mesh: processes that stop, die or leave, roads to etcd that close, and etcd itself.
 
 Each trouble is a context: harm on entering, healing on leaving. It claims what it harms, so that no two meet on one
 target; all others may overlap. Which one comes next, on what and for how long is drawn from a seeded generator, so a

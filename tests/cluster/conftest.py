@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @contextlib.contextmanager
 def _aloud(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What takes minutes says what it does while it does it."""
+    """Shows output at once, for steps that take minutes."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
         yield

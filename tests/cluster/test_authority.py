@@ -1,4 +1,4 @@
-"""Another authority inside the mesh: its Secret is deleted and made anew, under traffic, and everybody follows."""
+"""Another authority inside the mesh: its Secret is deleted and made again, under traffic, and all pods follow."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ async def mesh(shared_namespace: Kube, image: str) -> AsyncIterator[Installed]:
 
 
 def restarts(mesh: Installed) -> dict[str, int]:
-    """How often each pod's containers were started again."""
+    """Returns how often each pod's containers were started again."""
     return {
         one["metadata"]["name"]: sum(state["restartCount"] for state in one["status"]["containerStatuses"])
         for one in mesh.pods()

@@ -98,7 +98,7 @@ async def changed(mesh: Installed, cluster: Kube, *argv: str) -> AsyncIterator[N
 
 @contextlib.asynccontextmanager
 async def scaled(mesh: Installed, cluster: Kube, what: str) -> AsyncIterator[None]:
-    """Something scaled to nothing."""
+    """Scales a workload to nothing for the time of the block."""
     mesh.kube.kubectl("scale", what, "--replicas=0")
     try:
         yield

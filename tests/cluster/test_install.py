@@ -62,7 +62,7 @@ async def test_the_page_shows_what_was_installed(mesh: Installed) -> None:
     """Through a port of the Service on this machine, and `mesh`."""
     port = free_port("127.0.0.1")
     there = f"timeout 30 bash -c 'until (: </dev/tcp/localhost/{port}) 2>/dev/null; do sleep 0.1; done'"
-    # Typed by hand there is a moment between the two; and whoever closes the terminal ends the first.
+    # Typed by hand there is a moment between the two; and a user who closes the terminal ends the first.
     words = {
         "8033:8033 &": f"{port}:8033 >/dev/null & trap 'kill $!' EXIT; {there}",
         "localhost:8033": f"localhost:{port}",

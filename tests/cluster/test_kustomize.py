@@ -1,4 +1,4 @@
-"""Without Helm: what `kubectl apply -k` makes of the base and a component is a mesh that serves."""
+"""Installation without Helm: `kubectl apply -k` makes of the base and a component a mesh that serves."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.support.installed import Installed, Traffic
 
 
 def kustomization(image: str, namespace: str, folder: Path) -> dict[str, Any]:
-    """As in the docs; models come from a private address here, and pods ask for little."""
+    """Follows the docs; models come from a private address here, and pods ask for little."""
     up = "../" * len(folder.parts[1:])  # kustomize takes relative paths only
     name, _, tag = image.rpartition(":")
     patch = [

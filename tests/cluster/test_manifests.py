@@ -1,4 +1,4 @@
-"""What is installed is what a real API server takes from the admin of one namespace, without a warning."""
+"""The manifests as a real API server accepts them from the admin of one namespace, without a warning."""
 
 from typing import Any
 

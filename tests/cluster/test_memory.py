@@ -34,7 +34,7 @@ async def mesh(shared_namespace: Kube, image: str) -> AsyncIterator[Installed]:
 
 
 def lives(mesh: Installed) -> list[tuple[int, object]]:
-    """Of each container in a runtime pod: how often it was started again, and why it ended."""
+    """Returns how often each container in a runtime pod was started again, and why it ended."""
     return [
         (state["restartCount"], state["lastState"])
         for one in mesh.pods("runtime")

@@ -1,4 +1,4 @@
-"""What an admin gets wrong on a real cluster: each time somebody names the cause and the way out, and once it is mended
+"""Mistakes of an admin on a real cluster: each time a message names the cause and the way out, and once it is corrected
 the mesh comes up by itself. Other mistakes are in `test_install` (a second mesh), `test_one_etcd` and `test_tls`."""
 
 import base64

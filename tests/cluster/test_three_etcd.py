@@ -81,7 +81,7 @@ async def test_a_member_loses_its_volume(mesh: Installed) -> None:
 
 @pytest.mark.timeout(420)
 async def test_what_was_lost_comes_back_from_a_snapshot(mesh: Installed) -> None:
-    """As the page for admins tells it: a snapshot at once, an etcd begun anew, and all that was registered again."""
+    """The steps of the page for admins: a snapshot at once, a new etcd, and all that was registered again."""
     before = {one["id"] for one in await _listed(mesh)}
     assert len(before) >= MODELS
     made = mesh.typed("Back up")

@@ -55,7 +55,7 @@ async def mesh(
 
 
 def shown(mesh: Installed) -> set[str]:
-    """The certificates that the routers show to whoever connects now."""
+    """Returns the certificates that the routers show on a new connection."""
     addresses = [one["status"]["podIP"] for one in mesh.pods("router")]
     return {ssl.get_server_certificate((address, 8033), timeout=10.0) for address in addresses}
 

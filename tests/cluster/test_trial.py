@@ -1,4 +1,5 @@
-"""From the image of this tree to a mesh on this cluster, as the page for admins tells it, with values for trying."""
+"""The installation of a mesh on this cluster from this tree's image, as the page for admins describes it for a
+trial."""
 
 import asyncio
 

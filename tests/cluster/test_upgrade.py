@@ -1,4 +1,4 @@
-"""From the version before to this one, while the mesh is called: both work beside each other, whoever comes first.
+"""The upgrade from the previous version under traffic: both versions work beside each other, in any order.
 
 The version before is this tree's image with the protocol between routers and agents lowered by one.
 """

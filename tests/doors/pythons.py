@@ -94,7 +94,7 @@ def by_httpx(base: str) -> None:
 
 
 def by_aiohttp(base: str) -> None:
-    """Its `URL` would decode %2F."""
+    """Calls with aiohttp, whose own `URL` would decode %2F."""
     import aiohttp
     import yarl
 

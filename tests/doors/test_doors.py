@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 async def ran(*argv: str, timeout: float = 100) -> str:
-    """What a program prints. AssertionError unless it ends well."""
+    """Returns what a program prints. AssertionError unless it exits with 0."""
     done = await asyncio.to_thread(
         subprocess.run, argv, capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY
     )
@@ -95,7 +95,7 @@ async def test_curl(doors, body, options):
     large = await ran(*common, "-d", f"@{body}/large", f"{base}/v2/models/a%2Fslash/infer")
     assert json.loads(large)["outputs"][0]["data"] == list(range(200_000))
     urls = [f"{base}/v2/models/seven", f"{base}/v2/models/a%2Fslash", f"{base}/mesh/v1/models"]
-    # curl 7.88 cannot keep a connection that it spoke HTTP/2 on with prior knowledge, whoever the server is.
+    # curl 7.88 cannot keep a connection on which it spoke HTTP/2 with prior knowledge, to any server.
     turns = [[url] for url in urls] if "--http2-prior-knowledge" in options else [urls]
     reading = common[: -len(options)] if CHUNKED in options else common  # curl sends no chunks then, not even the last
     found = "".join([await ran(*reading, *turn) for turn in turns])

@@ -40,7 +40,7 @@ class Caller:
         return await call(sent, timeout=30, metadata=headers, **how)  # type: ignore[no-any-return]
 
     async def no_grpc(self, method: str, request: Any = b"", *, headers: Any = (), says: str = "") -> None:
-        """It is refused as unimplemented."""
+        """Asserts that a call is refused as unimplemented."""
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await self.grpc(method, request, headers=headers)
         assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED, error.value
@@ -60,7 +60,7 @@ class Caller:
         return reply.json
 
     async def no_rest(self, method: str, path: str, body: Any = None, *, says: str = "") -> None:
-        """It is refused as unsupported."""
+        """Asserts that a call is refused as unsupported."""
         answer = await self.rest(method, path, body, 501, says=says)
         assert answer["reason"] == "UNSUPPORTED"
 

@@ -1,4 +1,4 @@
-"""Which failure of etcd's becomes which error, and whether a write may have been done."""
+"""The error for each failure of etcd, and whether a write may have been done."""
 
 import grpc
 import pytest

@@ -36,7 +36,7 @@ async def test_it_is_done_as_soon_as_etcd_is_there() -> None:
 
 
 async def test_the_log_is_reminded() -> None:
-    """Whoever looks at the log later finds the reason too, as it is by then."""
+    """A later reader of the log finds the reason too, as it is by then."""
     patience = Patience(pause=0.0, remind=0.0)
     with capture_logs() as lines:
         await patience.until_done(Work(patience, *(EtcdUnavailable(f"no {number}") for number in range(3))))

@@ -1,4 +1,4 @@
-"""What these tests need, looked for before any of them: an NVIDIA GPU that models can be run on. `make test-gpu`."""
+"""The requirement of these tests, checked before any of them: an NVIDIA GPU that runs models. `make test-gpu`."""
 
 import functools
 import subprocess
@@ -30,7 +30,7 @@ class Nvml:
 
 @functools.cache
 def why_not() -> str:
-    """Why there is nothing to test on; empty where there is."""
+    """Returns why there is no GPU to test on; empty if there is one."""
     try:
         Nvml().close()
     except Exception as error:  # the library, the driver or the device is missing, each with an error of its own

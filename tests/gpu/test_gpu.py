@@ -53,7 +53,7 @@ async def mesh(nvml, tmp_path_factory, etcd_server):
 
 
 class Device:
-    """How much of the device's memory is in use beyond the empty pod's. `sessions`: how many a test has at once."""
+    """The device's memory in use beyond the empty pod's. `sessions`: how many a test has at once."""
 
     def __init__(self, used) -> None:
         self._used, self._before, self.sessions = used, used(), 6

@@ -316,8 +316,8 @@ class Elapsed:
 
 
 async def test_another_authority_comes_without_a_refused_connection(port, mounted, authority, tmp_path):
-    """Its Secret was deleted and made anew, and has reached the one end only: whichever that is, and whatever step it
-    takes next, both ends go on talking; in the end neither trusts the former authority."""
+    """Its Secret was deleted and made again, and has reached one end only: with either end, and any next step, both
+    go on talking; in the end neither trusts the former authority."""
     new, elapsed = Authority("new"), Elapsed()
     folders = [mounted, Mounted.of(tmp_path / "client", authority)]
     server, client = (Identity(folder.path, elapsed=elapsed) for folder in folders)

@@ -1,4 +1,4 @@
-"""What processes pay for at their start, which pods do while callers wait for them; and names of gRPC that are real."""
+"""The imports that processes pay for at their start, while callers wait for pods; and names of gRPC that are real."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""How the texts of settings are read."""
+"""The parsing of the texts of settings."""
 
 import pytest
 

@@ -55,7 +55,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Expected:
-    """What onnxruntime alone makes of a case."""
+    """The result of a case in onnxruntime alone."""
 
     problem: str  # why it does not load or run it
     outputs: tuple[Tensor, ...] = ()

@@ -1,4 +1,4 @@
-"""Without the wheel `onnx` its suite is skipped, and says so."""
+"""The suite without the wheel `onnx`: it is skipped, and says so."""
 
 import os
 import subprocess

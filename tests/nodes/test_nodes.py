@@ -30,7 +30,7 @@ _COUNT = 1500
 
 
 def excused(way: str, text: str) -> str | None:
-    """What the docs say of that refusal; None: nothing."""
+    """Returns what the docs say of that refusal; None if nothing."""
     for where, pattern, documented in REFUSALS:
         if where in ("", way) and re.search(pattern, text):
             return documented

@@ -90,7 +90,7 @@ class Ways:
         )
 
     def all(self) -> dict[str, Any]:
-        """By their names."""
+        """Returns all ways by their names."""
         return {
             "gRPC raw": lambda model, inputs: self.grpc(model, inputs, typed=False),
             "gRPC typed": lambda model, inputs: self.grpc(model, inputs, typed=True),

@@ -1,4 +1,4 @@
-"""Which copy answers a call."""
+"""The choice of the copy that answers a call."""
 
 from collections import Counter
 from dataclasses import dataclass

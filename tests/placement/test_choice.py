@@ -1,4 +1,4 @@
-"""Which pod loads a model: what is refused, what is preferred, and that views that lag do not herd."""
+"""The choice of the pod that loads a model: refusals, preferences, and no herding by views that lag."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""How many copies: soon more, slowly fewer, never a flood, and the same answer for the same mesh."""
+"""The number of copies: soon more, slowly fewer, never a flood, and the same answer for the same mesh."""
 
 from dataclasses import replace
 
@@ -144,7 +144,7 @@ def test_what_made_a_copy_never_unmakes_it(rates, in_flight, scale):
 
 
 def test_a_copy_on_a_pod_that_its_type_may_no_longer_use_is_moved():
-    """Loaded elsewhere first; let go once that is loaded, not while it loads."""
+    """Loaded elsewhere first; evicted once that is loaded, not while it loads."""
     pods = [replace(pod, labels=frozenset({"gpu"} if pod.name in "cd" else set())) for pod in PODS]
     constraints = Constraints({"net": Constraint(frozenset({"gpu"}))})
     one = model(Copy("a", rate=5), model_type="net")
@@ -182,7 +182,7 @@ def test_only_a_share_of_the_mesh_moves_at_a_time():
 
 
 def test_one_that_is_larger_than_the_bound_moves_alone():
-    """A model larger than the share is not stuck for ever."""
+    """A model larger than the share is not stuck forever."""
     giant = model(lost=True, footprint=Footprint(GIB // 3))
     assert len(loads(plan([giant], PODS))) == 1
 

@@ -148,7 +148,7 @@ class Mesh(RuleBasedStateMachine):
 
     @rule(model=st.sampled_from(MODELS))
     def end(self, model: str) -> None:
-        """Its call ends."""
+        """Ends the call of a model."""
         for pod in self.pods.values():
             copy = pod.copies.get(model)
             if copy is not None and copy.in_flight:
@@ -196,7 +196,7 @@ class Mesh(RuleBasedStateMachine):
 
     @invariant()
     def within_capacity(self) -> None:
-        """But for what was measured larger than predicted and could not be put right."""
+        """Checks that no pod is over its capacity, except by models that were measured larger than predicted."""
         for pod in getattr(self, "pods", {}).values():
             assert pod.used <= pod.capacity + pod.surprise
             assert len(pod.policy) == len(pod.copies)

@@ -1,4 +1,4 @@
-"""Debits: a load counts from its sending until the pod's own figures contain it, and never for ever."""
+"""Debits: a load counts from its sending until the pod's own figures contain it, and never forever."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""A pod that leaves: elsewhere first, then let go; the most recently used first; without a gap."""
+"""A pod that leaves: copies are loaded elsewhere, then evicted; the most recently used first; without a gap."""
 
 from dataclasses import replace
 
@@ -59,7 +59,8 @@ def test_what_has_no_room_elsewhere_stays():
     seconds=st.integers(0, 40),
 )
 def test_a_drain_ends_without_a_gap(ages, width, seconds):
-    """Carried out round by round, every copy used lately is loaded elsewhere before it is let go, `width` at a time."""
+    """Carried out round by round, every copy used lately is loaded elsewhere before it is evicted, `width` at a
+    time."""
     left = {f"m{index}": Held(f"m{index}", Footprint(1), age) for index, age in enumerate(ages)}
     for _ in range(200):
         made = plan("gone", list(left.values()), PODS, width=width)

@@ -166,7 +166,7 @@ def test_slow_failures_end_all_the_same():
 
 
 def unhealthy(failures: Failures, pod: str = "a", now_ms: int = 0) -> None:
-    """That many different models fail there and load in `e`."""
+    """Makes a pod unhealthy: different models fail there and load in `e`."""
     for number in range(UNHEALTHY):
         failures.failed(f"m{number}", pod, now_ms + number, "disk is broken")
         failures.loaded(f"m{number}", "e", now_ms + number)
@@ -269,7 +269,7 @@ def test_where_all_pods_fail_none_is_unhealthy():
 
 
 def test_what_a_pod_that_is_gone_has_failed_is_forgotten():
-    """One that starts anew may be well, and what failed there is worth another try."""
+    """A pod that starts again may be healthy, and what failed there is worth another try."""
     failures = Failures()
     unhealthy(failures)
     for pod in "ab":

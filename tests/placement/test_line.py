@@ -26,7 +26,7 @@ def in_memory(key: str, place: int) -> Waiter[str]:
 
 
 def fates(waiters: list[Waiter[str]], rooms: dict[str, Room], *, now_ms: int = FRESH_MS) -> list[tuple[str, str]]:
-    """What becomes of them, in the order of the steps."""
+    """Returns the fates of the waiters, in the order of the steps."""
     return [(step.waiter.key, step.fate.value) for step in look(waiters, rooms.__getitem__, now_ms=now_ms)]
 
 

@@ -253,7 +253,7 @@ def test_a_scan_does_not_flush_what_is_used(base):
 
 
 def test_a_model_that_comes_back_soon_is_no_newcomer():
-    """Let go from the queue and loaded again, it stands among the proven."""
+    """Evicted from the queue and loaded again, it is among the proven."""
     pod = Pod("lru+probation")
     pod.load("back")
     for number in range(5):

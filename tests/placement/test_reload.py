@@ -1,4 +1,4 @@
-"""How copies move to new content: the order of the steps, and that it ends with none of the old left."""
+"""The move of copies to new content: the order of its steps, and its end without old copies."""
 
 from hypothesis import given
 from hypothesis import strategies as st

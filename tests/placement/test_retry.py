@@ -1,4 +1,4 @@
-"""What becomes of a call whose try brought no answer: the table, and what holds whatever happens."""
+"""The fate of a call whose attempt brought no answer: the table, and what always holds."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Which pods a rollout replaces, told from the pods alone."""
+"""The pods that a rollout replaces, derived from the pods alone."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Which copies make way: enough or none, nothing in use, nothing needlessly, the stalest first."""
+"""The choice of victims: enough or none, nothing in use, nothing needlessly, the stalest first."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Who is suspect for a model server's death: the thread that crashed tells, and nobody is blamed for what came from
+"""The suspects for a model server's death: the thread that crashed tells, and no model is blamed for a cause from
 outside."""
 
 import pytest

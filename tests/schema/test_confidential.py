@@ -1,4 +1,4 @@
-"""What counts as a secret in a registration, by its name or by what it is; and that a mask leaves nothing of it."""
+"""Secrets in a registration, known by their name or form; and masks that leave nothing of them."""
 
 import json
 

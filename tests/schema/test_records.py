@@ -1,4 +1,4 @@
-"""What stands in etcd survives being read and written, by us and by what we do not know."""
+"""Records in etcd: they survive being read and written, by us and with fields that we do not know."""
 
 import json
 from dataclasses import replace

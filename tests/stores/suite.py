@@ -1,4 +1,4 @@
-"""What every object store has to do, whichever it is: each store's module runs all of it against its server.
+"""The suite that every object store has to pass: each store's module runs all of it against its server.
 
 The way is the product's: settings in a storage secret, a path that a registration would give, the provider, sinks.
 """
@@ -46,7 +46,7 @@ class Reach:
         self.provider = ObjectProvider(policy, self.limits)
 
     def location(self, path: str, *, port: int = 0, bucket: str = "", secret: str = "", **changed: str) -> Location:
-        """Of a path, through a key of the storage secret that is written for it."""
+        """Returns the location of a path, through a key of the storage secret that is written for it."""
         settings = {**self.store.settings(bucket or self.bucket, port=port, secret=secret), **changed}
         secrets = self._folder / "secrets"
         secrets.mkdir(exist_ok=True)

@@ -99,7 +99,7 @@ class AgentProcess:
 
     @property
     def server_pid(self) -> int:
-        """Of its model server."""
+        """The process id of its model server."""
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and _parent(entry) == self.process.pid and _is_server(entry):
                 return int(entry.name)
@@ -154,7 +154,7 @@ class AgentProcess:
         return await self.etcd.put(self.keys.model(model_id), ModelRecord(type="onnx", path=path, **known).encode())
 
     async def model(self, model_id: str) -> ModelRecord:
-        """Its record as it is now."""
+        """Returns a model's record as it is now."""
         kv = await self.etcd.get(self.keys.model(model_id))
         assert kv is not None
         return ModelRecord.decode(kv.value)
@@ -179,7 +179,7 @@ class AgentProcess:
         return created
 
     async def unload(self, model_id: str, created: int = 0) -> bool:
-        """Whether there was a copy."""
+        """Unloads a model; returns whether there was a copy."""
         request = agent_pb2.UnloadRequest(model_id=model_id, create_revision=created)
         return (await self.stub.Unload(request, timeout=30, metadata=self.shown)).had_copy
 
@@ -215,12 +215,12 @@ class AgentProcess:
     # --- what stands in etcd and on its probe ---
 
     async def published(self) -> PodRecord | None:
-        """Its presence."""
+        """Returns the pod's record of presence."""
         kv = await self.etcd.get(self.keys.pod(self.name))
         return None if kv is None else PodRecord.decode(kv.value)
 
     async def copy(self, model_id: str) -> CopyRecord | None:
-        """What etcd says of its copy."""
+        """Returns etcd's record of a copy."""
         kv = await self.etcd.get(self.keys.copy(model_id, self.name))
         return None if kv is None else CopyRecord.decode(kv.value)
 

@@ -1,4 +1,4 @@
-"""JSON as it may stand in etcd, whoever wrote it: attributes that we read, with any value that JSON can hold.
+"""JSON as any writer may have put it into etcd: attributes that we read, with any value that JSON can hold.
 
 Python's reader takes NaN, numbers beyond any bound and lone surrogates as well.
 """
@@ -31,7 +31,7 @@ json_values = st.recursive(
 
 
 def as_json(value: Any) -> str:
-    """Its JSON; numbers as they are written."""
+    """Returns the JSON of a value; numbers as they are written."""
     if isinstance(value, Raw):
         return value
     if isinstance(value, dict):

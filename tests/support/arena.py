@@ -107,12 +107,12 @@ class Arena:
 
     @property
     def pods(self) -> list[str]:
-        """Their names."""
+        """The names of the pods."""
         return self._pods
 
     @property
     def routers(self) -> list[str]:
-        """Their names."""
+        """The names of the routers."""
         return self._routers
 
     def program(self, name: str) -> Program:

@@ -44,7 +44,7 @@ class Asked:
         return await self.handlers.registration.register_many(items)
 
     async def ensure_loaded(self, model_id: str, *, sync: bool = False, last_used_ms: int = 0) -> StatusInfo:
-        """Has a model loaded."""
+        """Ensures that a model is loaded."""
         return await self.handlers.loading.ensure(Load(model_id, sync, last_used_ms))
 
     async def set_limits(self, model_id: str, change: Callable[[Limits], Limits]) -> StatusInfo:

@@ -66,7 +66,7 @@ class Mounted:
         self.put(**files)
 
     def put(self, **files: bytes) -> None:
-        """The whole content anew: ca_crt, tls_crt, tls_key."""
+        """Replaces the whole content: ca_crt, tls_crt, tls_key."""
         self._number += 1
         fresh = self.path / f"..{self._number}"
         fresh.mkdir()
@@ -89,6 +89,6 @@ class Mounted:
 
     @classmethod
     def of(cls, folder: Path, by: Authority, *, trust: bytes = b"", hours: float = 24) -> "Mounted":
-        """Such a folder, made anew."""
+        """Makes such a folder with a new certificate."""
         certificate, key = by.issue(hours=hours)
         return cls(folder, ca_crt=trust or by.pem, tls_crt=certificate, tls_key=key)

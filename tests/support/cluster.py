@@ -42,7 +42,7 @@ class Kube:
 
     @property
     def environment(self) -> dict[str, str]:
-        """With which kubectl and helm are found, and know this one without being told."""
+        """The environment in which kubectl and helm are found, and use this cluster by default."""
         # Nothing of the machine's own configuration: neither its plugins nor its repositories.
         path, home = f"{layout.BIN}:{os.environ['PATH']}", str(layout.HOME)
         return {"PATH": path, "HOME": home, "KUBECONFIG": str(self.kubeconfig)}
@@ -67,7 +67,8 @@ class Kube:
         return self._run("helm", *argv, given=None, timeout=timeout)
 
     def dry_run(self, *objects: dict[str, Any]) -> list[str]:
-        """Has the API server check objects as if they were applied: what it warns of. KubeError for what it refuses."""
+        """Lets the API server check objects as if they were applied; returns its warnings. KubeError if it refuses
+        them."""
         given = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
         done = self._done("kubectl", "apply", "--dry-run=server", "--validate=strict", "-f", "-", given=given)
         return [line for line in done.stderr.splitlines() if line.startswith("Warning:")]
@@ -98,7 +99,7 @@ class Kube:
         )
 
     def can(self, verb: str, resource: str) -> bool:
-        """Whether this one may do that in this namespace."""
+        """Returns whether this account may do that in this namespace."""
         try:
             return self.kubectl("auth", "can-i", verb, resource).strip() == "yes"
         except KubeError as error:  # a no is an error, with its word for what it printed
@@ -107,7 +108,7 @@ class Kube:
             raise
 
     def logs(self, pod: str, container: str = "") -> str:
-        """What a container has printed."""
+        """Returns the log of a container."""
         return self.kubectl("logs", pod, *([f"--container={container}"] if container else []))
 
     def exec(self, pod: str, *argv: str, container: str = "") -> str:
@@ -165,7 +166,7 @@ class Kube:
             await child.wait()
 
     def story(self) -> str:
-        """What happened in this namespace, for a failure's message."""
+        """Returns what happened in this namespace, for a failure's message."""
         parts = []
         for argv in (
             ["get", "all", "--output=wide"],

@@ -58,11 +58,11 @@ class Carrier:
     # --- what happens ---
 
     def join(self, waiter: Hashable = "w", model_id: str = "m", **more: Any) -> list[Instruction]:
-        """Somebody waits."""
+        """Lets a waiter join."""
         return self.feed(events.Joined(self.now_ms, model_id, waiter, **more))
 
     def leave(self, waiter: Hashable = "w", model_id: str = "m") -> list[Instruction]:
-        """It leaves."""
+        """Lets a waiter leave."""
         return self.feed(events.Left(self.now_ms, model_id, waiter))
 
     def read(self, record: Record | None = RECORD, model_id: str = "m") -> list[Instruction]:
@@ -79,7 +79,7 @@ class Carrier:
         return self.feed(answer(self.now_ms, model_id, asked.cause, **more))
 
     def after(self, ms: int) -> list[Instruction]:
-        """So much time passes; the machine is told the time whenever it wants to be."""
+        """Lets time pass; the machine is told the time whenever it has asked for it."""
         given, end = [], self.now_ms + ms
         while self.wanted_ms is not None and self.wanted_ms <= end:
             self.now_ms, self.wanted_ms = max(self.now_ms, self.wanted_ms), None
@@ -104,10 +104,10 @@ class Carrier:
 
     @property
     def served(self) -> list[Hashable]:
-        """Those who were told of a copy."""
+        """The waiters that were told a copy."""
         return [told.waiter for told in self.every(instructions.TellCopy)]
 
     @property
     def problems(self) -> dict[Hashable, Problem]:
-        """What the others were told."""
+        """The problems that the other waiters were told."""
         return {told.waiter: told.problem for told in self.every(instructions.TellProblem)}

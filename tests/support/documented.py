@@ -1,9 +1,9 @@
 """The commands of the docs, as they stand there, and a shell that runs them.
 
-Each fenced block of `console` (its lines with a prompt) or `sh` (all of it) belongs to a page and its heading. Whoever
-runs a page says which words of the examples stand for what (an endpoint, a file), and nothing else is changed. Which
-test runs which block, and what is left out or otherwise there, is one table, `RUN_BY`. A test holds it against the
-pages, so no command can be added that nobody runs. (The README has `.ci/readme.py` for that.)
+Each fenced block of `console` (its lines with a prompt) or `sh` (all of it) belongs to a page and its heading. A test
+that runs a page says which words of the examples stand for what (an endpoint, a file), and nothing else is changed.
+Which test runs which block, and what is left out or otherwise there, is one table, `RUN_BY`. A test holds it against
+the pages, so no command can be added that nobody runs. (The README has `.ci/readme.py` for that.)
 """
 
 import contextlib
@@ -22,7 +22,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @dataclass(frozen=True, slots=True)
 class By:
-    """Who runs a block."""
+    """The runner of a block."""
 
     test: str  # the file
     but: str = ""  # what is left out or is otherwise, and why
@@ -108,7 +108,7 @@ def commands(page: str) -> list[Command]:
 
 
 def block(page: str, heading: str) -> list[Command]:
-    """Those below one heading, which are there."""
+    """Returns the commands below one heading; there must be some."""
     found = [command for command in commands(page) if command.heading == heading]
     assert found, f"{page} has no commands below {heading!r}"
     return found
@@ -144,7 +144,7 @@ class Shell:
         self.environment |= environment
 
     def run(self, text: str, *, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """Runs it. What it exports stays set for the next one, as in the terminal of whoever follows a page."""
+        """Runs it. What it exports stays set for the next one, as in the terminal of a reader who follows a page."""
         mark = "--environment--"
         script = f"set -e\n{text}\nprintf '%s\\0' '{mark}'\nenv -0"
         done = subprocess.run(

@@ -53,7 +53,7 @@ class EtcdServer:
 
     @property
     def running(self) -> bool:
-        """Whether it was started, and not ended by us."""
+        """True if it was started and not ended by the tests."""
         return self._child is not None
 
     def launch(self) -> None:

@@ -204,7 +204,7 @@ class FakePool:
 
 
 class _FakeExchange:
-    """What a stream writes to."""
+    """The exchange that a stream writes to."""
 
     def __init__(self, sent: Sent) -> None:
         self._sent = sent
@@ -278,12 +278,12 @@ def loaded(
 
 
 def elsewhere(pod: str) -> agent_pb2.LoadReply:
-    """Somebody else has it."""
+    """Returns the reply that another pod has the model."""
     return agent_pb2.LoadReply(elsewhere=agent_pb2.LoadReply.Elsewhere(pod=pod))
 
 
 def refused(reason: str, text: str = "no") -> agent_pb2.LoadReply:
-    """It cannot take it."""
+    """Returns the reply that the pod cannot take the model."""
     return agent_pb2.LoadReply(refused=agent_pb2.LoadReply.Refused(reason=reason, text=text))
 
 
@@ -301,10 +301,10 @@ def stale() -> agent_pb2.LoadReply:
 
 
 def unreachable(pod: str = "pod") -> Unreachable:
-    """Nobody listens there."""
+    """Returns the error for an address without a listener."""
     return Unreachable(f"the agent of {pod} does not answer", refused=True)
 
 
 def late(pod: str = "pod") -> Timeout:
-    """It has not answered in time."""
+    """Returns the error for a pod that has not answered in time."""
     return Timeout(f"the agent of {pod} does not answer", refused=False)

@@ -87,13 +87,13 @@ class FakePod(agent_pb2_grpc.AgentServicer):
         await self.etcd.put(self.keys.copy(model, self.name), record.encode(), lease=self.lease.id)
 
     async def lose_lease(self) -> None:
-        """As etcd ends it: everything the pod has published goes at once. The pod itself lives on."""
+        """Ends the lease as etcd does: all keys of the pod are gone at once. The pod itself lives on."""
         assert self.lease is not None
         lease, self.lease = self.lease, None
         await lease.revoke()
 
     async def die(self) -> None:
-        """Its ports close at once; its lease goes on until somebody ends it."""
+        """Closes the ports at once; the lease goes on until it is ended."""
         await self._agent.stop(0)
         await self._server.close(0)
 
@@ -148,7 +148,7 @@ class FakePod(agent_pb2_grpc.AgentServicer):
         return agent_pb2.UnloadReply(had_copy=had)
 
     async def Describe(self, request: agent_pb2.DescribeRequest, context: object) -> agent_pb2.DescribeReply:
-        """How it is."""
+        """Answers with the state of the pod."""
         reply = agent_pb2.DescribeReply(
             pod=self.name, incarnation=self.incarnation, state="ready", capacity_bytes=self.capacity
         )

@@ -121,7 +121,7 @@ class Installed:
     # --- what is there ---
 
     def pods(self, component: str = "", pool: str = "") -> list[dict[str, Any]]:
-        """Its pods."""
+        """Returns the pods of the mesh."""
         selector = "app.kubernetes.io/name=mesh"
         selector += f",app.kubernetes.io/component={component}" if component else ""
         selector += f",mesh/pool={pool}" if pool else ""
@@ -129,7 +129,7 @@ class Installed:
         return found
 
     def names(self, component: str = "", pool: str = "") -> list[str]:
-        """Their names."""
+        """Returns the names of the pods."""
         return [one["metadata"]["name"] for one in self.pods(component, pool)]
 
     def left(self) -> list[str]:
@@ -146,7 +146,7 @@ class Installed:
 
     @property
     def address(self) -> str:
-        """Of the Service, which this machine reaches as the cluster's only node."""
+        """The address of the Service, which this machine reaches as the cluster's only node."""
         return str(self.kube.get("service", "modelmesh-serving")["spec"]["clusterIP"])
 
     def channel(self) -> grpc.aio.Channel:
@@ -192,7 +192,7 @@ class Installed:
     # --- models ---
 
     async def offer(self, count: int) -> None:
-        """So many models in a store of the namespace, registered from outside."""
+        """Puts that many models into a store of the namespace and registers them from outside."""
         numbers = {f"m{number}": float(number) for number in range(count)}
         self.kube.apply(*_store(self.image, {f"{name}.onnx": models.constant(v) for name, v in numbers.items()}))
         await self.kube.wait("pod/store", "condition=Ready")

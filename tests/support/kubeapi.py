@@ -18,7 +18,7 @@ NAMESPACE, TOKEN = "team-a", "a.token.of.kubernetes"
 
 
 class KubeApi:
-    """See the module's text."""
+    """The fake API server that the module's docstring describes."""
 
     def __init__(self, folder: Path) -> None:
         self.account = folder / "account"

@@ -33,7 +33,7 @@ class File:
     oid: str = ""  # of the hub; "": the right one
 
     def says_nothing_else(self, before: "File", place: str) -> bool:
-        """Whether the store tells nothing there by which this one differs from what was there before."""
+        """True if nothing that the store says there tells this content from the former one."""
         size, former = len(self.content), len(before.content)
         match place.split("/")[1]:
             case "s3":
@@ -142,7 +142,7 @@ def _who(request: web.BaseRequest) -> str:
 
 @asynccontextmanager
 async def liars(count: int = 1) -> AsyncIterator[list[Liar]]:
-    """That many endpoints."""
+    """Yields that many endpoints."""
     made: list[Liar] = []
     runners = []
     try:

@@ -119,7 +119,7 @@ class Reply:
 
 
 class LocalMesh:
-    """See the module's text. `async with LocalMesh(folder, etcd, pods=3) as mesh: ...`."""
+    """The mesh that the module's docstring describes. `async with LocalMesh(folder, etcd, pods=3) as mesh: ...`."""
 
     def __init__(
         self,

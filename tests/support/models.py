@@ -296,8 +296,8 @@ def _classifier(seed: int, features: int, classes: int) -> NodeProto:
 
 
 def nested_functions(depth: int, *, calls: int = 2, recursive: bool = False) -> bytes:
-    """So many functions, each of which calls the one before so many times; the first negates. With `recursive`, the
-    first calls the last instead: no model at all."""
+    """Returns a model of `count` functions, each of which calls the one before `calls` times; the first negates. With
+    `recursive`, the first calls the last instead: no model at all."""
     domain = "functions"
     sets = [helper.make_opsetid("", 17), helper.make_opsetid(domain, 1)]
 
@@ -433,7 +433,7 @@ def external_data(location: str, *, count: int = 1, offset: int = 0, length: int
 
 
 def external_data_in_a_branch(location: str) -> bytes:
-    """As `external_data`, the tensor hidden in a constant of a subgraph."""
+    """Does the same as `external_data`, with the tensor hidden in a constant of a subgraph."""
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value=location)
     branches = [

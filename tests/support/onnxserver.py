@@ -83,7 +83,7 @@ class OnnxServer:
         return status, dict(await call.trailing_metadata())
 
     async def disconnect(self) -> None:
-        """Lets go of the process."""
+        """Closes the connections to the process."""
         self.pool.close()
         await self.channel.close()
 
@@ -100,7 +100,7 @@ class OnnxServer:
         await self.disconnect()
 
     def log(self) -> str:
-        """What it has written so far."""
+        """Returns what it has written so far."""
         return self.log_path.read_text(errors="replace")
 
     def resident(self) -> int:
@@ -168,7 +168,7 @@ class OnnxServer:
         return await self.call("ModelInfer", request(name, **inputs), timeout=timeout, metadata=metadata)
 
     async def value(self, name: str, *, revision: int | None = None) -> float:
-        """What `models.constant` answers, or any model that takes and gives one float."""
+        """Returns the answer of `models.constant`, or of any model that takes and gives one float."""
         reply = await self.infer(name, revision=revision, x=np.ones((1, 1), np.float32))
         assert reply.code == 0, reply.text
         return float(arrays(reply)["y"].item())

@@ -30,12 +30,12 @@ class Program:
 
     @property
     def path(self) -> Path:
-        """What is run."""
+        """The path of the program."""
         folder = FOLDER / f"{self.name}-{self.version}"
         return folder / ("node_modules/azurite/dist/src/blob/main.js" if self.tool == "npm" else f"bin/{self.name}")
 
     def missing(self) -> str:
-        """Why it cannot be run, and the way out; "" if it can."""
+        """Returns why it cannot be run, and the way out; "" if it can."""
         if self.path.exists() and (self.tool != "npm" or node() is not None):
             return ""
         if self.tool == "go" and shutil.which("go") is None:
@@ -77,7 +77,7 @@ def node() -> str | None:
 
 
 def _npm() -> list[str]:
-    """How to call npm; the wheel is fetched where the machine has none."""
+    """Returns the command line of npm; fetches the wheel if the machine has none."""
     if shutil.which("npm") is not None and shutil.which("node") is not None:
         return ["npm"]
     if not _WHEEL.exists():

@@ -88,7 +88,7 @@ class _Program:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def log(self) -> str:
-        """What it has printed."""
+        """Returns what it has printed."""
         return self._log.read_text(errors="replace")
 
     def stop(self) -> None:
@@ -158,7 +158,7 @@ class _S3:
         await asyncio.to_thread(client.put_object, Bucket=bucket, Key=key, Body=b"x")
 
     def log(self) -> str:
-        """Its access log."""
+        """Returns its access log."""
         return self._program.log()
 
     def stop(self) -> None:

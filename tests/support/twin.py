@@ -55,7 +55,7 @@ _LOOK = 0.005  # seconds between two looks at whether it is to end
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """What a file's name says."""
+    """The behaviour that a file's name describes."""
 
     size: int = 1 << 20
     device: int = 0
@@ -77,7 +77,7 @@ def name(**words: object) -> str:
 
 
 def content(text: str) -> bytes:
-    """What stands in that file: nothing that counts, but a thousandth of the size, so that larger models have larger
+    """Returns the content of that file: no information, but a thousandth of the size, so that larger models have larger
     files."""
     behaviour = read(text)
     return b"\0" * max(1, (behaviour.size + behaviour.device) >> 10)
@@ -199,7 +199,7 @@ def _fail(how: str, asked: Callable[[], bool]) -> None:
 
 
 def _pause(seconds: float, asked: Callable[[], bool]) -> bool:
-    """Whether it was not told to end before that."""
+    """Sleeps; returns False if it was told to end before the time was over."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and not asked():
         time.sleep(min(_LOOK, left))

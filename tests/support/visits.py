@@ -16,7 +16,7 @@ Expected = tuple[str, ...]
 
 
 class Visits:
-    """What the doctor says, as the namespace's admin has it called."""
+    """The doctor's report, for a call by the namespace's admin."""
 
     def __init__(self, mesh: Installed, *options: str, kube: Kube | None = None) -> None:
         """`kube`: somebody else calls it, who does not reach the endpoint."""
@@ -35,7 +35,7 @@ class Visits:
         self.findings = json.loads(said)["findings"]
 
     def found(self, level: str, area: str, check: str, *words: str) -> bool:
-        """Whether there is such a finding."""
+        """Returns whether there is such a finding."""
         return any(
             (one["level"], one["area"], one["check"]) == (level, area, check)
             and all(word in f"{one['what']} > {one['todo']}" for word in words)
@@ -44,7 +44,7 @@ class Visits:
 
     @property
     def bad(self) -> list[dict[str, str]]:
-        """Whatever is not ok."""
+        """All findings that are not ok."""
         return [one for one in self.findings if one["level"] != "ok"]
 
     async def until_said(self, expected: Collection[Expected]) -> None:

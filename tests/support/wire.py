@@ -1,4 +1,5 @@
-"""What tests of `mesh.wire` share: a transport without a socket, bytes of requests and replies, awaitable sinks."""
+"""Shared parts of the tests of `mesh.wire`: a transport without a socket, bytes of requests and replies, awaitable
+sinks."""
 
 import asyncio
 import atexit
@@ -162,7 +163,7 @@ def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
 
 
 def frames(*messages: bytes) -> bytes:
-    """These messages framed, one after the other."""
+    """Returns the messages framed, one after the other."""
     return b"".join(map(framing.pack, messages))
 
 

@@ -22,7 +22,7 @@ class World:
         return self.pools[-1]
 
     def change(self, *items: tuple[bytes, bytes | None]) -> None:
-        """These keys change, in one revision."""
+        """Changes these keys in one revision."""
         self.revision += 1
         for key, value in items:
             if value is None:

@@ -32,7 +32,7 @@ def etcd_options(mesh: LocalMesh) -> list[str]:
 
 
 async def doctor(mesh: LocalMesh) -> tuple[int, dict[tuple[str, str], str]]:
-    """Its exit code, and whatever is not ok, by area and check."""
+    """Returns its exit code, and all that is not ok, by area and check."""
     words = ["doctor", "--only", "mesh,etcd", "--endpoint", mesh.rest_url(), "--json", *etcd_options(mesh)]
     done = await mesh_command(mesh, *words)
     assert done.returncode in (0, 1), done.stderr

@@ -1,4 +1,4 @@
-"""Whatever is registered, the caller gets its status with the reason in the text, and the pod's other models answer."""
+"""Bad models: the caller gets their status with the reason in the text, and the pod's other models answer."""
 
 import os
 

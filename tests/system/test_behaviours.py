@@ -112,7 +112,7 @@ async def statuses(mesh: LocalMesh, names: Iterable[str]) -> dict[str, int]:
 
 
 async def loaded(mesh: LocalMesh, names: Iterable[str]) -> list[str]:
-    """Those of these models that are loaded."""
+    """Returns those of these models that are loaded."""
     return [name for name, found in (await statuses(mesh, names)).items() if found == LOADED]
 
 
@@ -121,7 +121,7 @@ async def ensure(mesh: LocalMesh, model_id: str, *, sync: bool) -> pb.ModelStatu
 
 
 def hours_ago(hours: float) -> int:
-    """In milliseconds since the epoch."""
+    """Returns that time in milliseconds since the epoch."""
     return int((time.time() - hours * 3600) * 1000)
 
 
@@ -267,7 +267,7 @@ async def test_a_callers_model_overtakes_what_nobody_waits_for(mesh, queued):
     call = asyncio.ensure_future(answer(mesh, "called"))
 
     async def wanted() -> bool:
-        """Nobody has used the others within the hour, as a registration has it."""
+        """The others were not used within the hour, according to their registration."""
         copy = (await copies()).get("called")
         return copy is not None and copy["state"] == "waiting" and copy["idle_ms"] < 1_800_000
 
@@ -360,7 +360,7 @@ async def test_a_failure_holds_until_it_expires(mesh):
 
 
 async def age_failures(mesh: LocalMesh, model_id: str, ms: int) -> None:
-    """Has the failures in a model's record happened so much earlier."""
+    """Dates the failures in a model's record back by that time."""
 
     def older(kv: KeyValue | None) -> bytes:
         assert kv is not None

@@ -85,7 +85,7 @@ async def test_a_hot_model_gets_another_copy_and_limits_say_how_many(a_mesh):
 
 
 async def test_constraints_move_copies_and_forbid_pods(a_mesh):
-    """Changed while the mesh runs: what stands on a pod that is no longer allowed is loaded elsewhere, then let go."""
+    """Changed while the mesh runs: copies on a pod that is no longer allowed are loaded elsewhere, then evicted."""
     async with a_mesh(pods=2, labels={"pod-1": "red", "pod-2": "blue"}) as mesh:
         for name in ("a", "b", "c"):
             await mesh.register(name, models.constant(1.0), load=True)
@@ -156,7 +156,7 @@ async def test_a_mesh_that_was_stopped_comes_back_warm(a_mesh):
             await client.infer(name, x=ONE)
 
         async def old() -> bool:
-            """Whether they were used longer ago than asking the pods takes, one after the other."""
+            """Returns whether they were used longer ago than asking the pods takes, one after the other."""
             told = [(await mesh.rest("GET", f"/mesh/v1/pods/{pod.name}")).json["copies"] for pod in mesh.pods]
             return all(copy["idle_ms"] > 500 for copies in told for copy in copies if copy["model_id"] in names[:4])
 

@@ -82,7 +82,7 @@ async def _would_go(mesh, model_id: str, pod: str) -> bool:
 
 
 async def _used(mesh, number: int) -> bool:
-    """Whether the pods have published the copies up to that one, as large as they are."""
+    """Returns whether the pods have published the copies up to that one, with their sizes."""
     on_gpu, on_cpu = (await mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
     held = on_gpu["device_used"] == min(number + 1, 2) * 40 * MIB and on_cpu["copies"] == (number == 2)
     return held and not on_gpu["loading"] and not on_cpu["loading"]

@@ -53,7 +53,7 @@ def shell(mesh: LocalMesh, tmp_path: Path) -> Shell:
 
 
 def typed(shell: Shell, command: str) -> str:
-    """What it prints, on both ways."""
+    """Returns what it prints, on both ways."""
     done = shell.run(command)
     assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
@@ -66,7 +66,7 @@ def texts(page: str, heading: str, words: Mapping[str, str] | None = None) -> li
 
 
 def rest(shell: Shell, method: str, path: str, body: object = None) -> Any:
-    """What is no command of the docs goes without starting `mesh`, which takes a second."""
+    """Other work than the docs' commands is done without starting `mesh`, which takes a second."""
     endpoint = shell.environment["MESH_ENDPOINT"]
     url = f"{endpoint if '://' in endpoint else f'http://{endpoint}'}/{path}"
     data = None if body is None else json.dumps(body).encode()

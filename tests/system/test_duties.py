@@ -79,7 +79,7 @@ class Mesh:
 
 
 def obey(orders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has the processes that are started from now on take orders from that folder."""
+    """Makes processes that are started from now on take orders from that folder."""
     orders.mkdir()
     monkeypatch.setenv("MESH_SABOTAGE", str(orders))
     former = os.environ.get("PYTHONPATH", "")
@@ -197,7 +197,7 @@ async def test_a_duty_that_hangs_ends_its_process(mesh_of_duties: Mesh) -> None:
 
 
 async def test_mesh_up_ends_where_it_keeps_a_part_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And leaves nothing behind: whoever started it sees that it has ended, and why."""
+    """And leaves nothing behind: its parent sees that it has ended, and why."""
     orders = tmp_path / "orders"
     obey(orders, monkeypatch)
     argv = [sys.executable, "-P", "-m", "mesh", "up", "--listen", f"127.0.0.1:{free_port()}", "--pods", "1"]

@@ -17,7 +17,7 @@ ONE = np.ones((1, 1), np.float32)
 
 async def test_a_changed_password(tmp_path, own_etcd):
     """What is loaded is served between etcd's change and the Secret's. After it models are registered and loaded, no
-    pod has lost its lease, and a router's worker that starts anew goes by the Secret, not by what was at the start."""
+    pod has lost its lease, and a router's worker that is started again uses the Secret's new content."""
     own_etcd.etcdctl("role", "add", "root")
     for user in ("root", "mesh"):
         own_etcd.etcdctl("user", "add", f"{user}:secret")
@@ -46,6 +46,6 @@ async def test_a_changed_password(tmp_path, own_etcd):
         for pid in children(mesh.routers[0].pid):
             if "router.process.worker" in command(pid):
                 os.kill(pid, signal.SIGKILL)
-        await until(lambda: loaded("anew", 3.0), timeout=60, interval=0.2, why="the new worker reaches etcd")
-        assert (await client.infer("anew", x=ONE))[0] == 3.0
+        await until(lambda: loaded("later", 3.0), timeout=60, interval=0.2, why="the new worker reaches etcd")
+        assert (await client.infer("later", x=ONE))[0] == 3.0
         assert "lease lost" not in mesh.pods[0].log.read_text()

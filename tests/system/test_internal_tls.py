@@ -27,7 +27,7 @@ PLAIN = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
 
 
 async def records(mesh: LocalMesh) -> list[PodRecord]:
-    """What the pods have published."""
+    """Returns what the pods have published."""
     etcd = Etcd(mesh.etcd.settings)
     try:
         keys = Keys(mesh.base)
@@ -37,7 +37,7 @@ async def records(mesh: LocalMesh) -> list[PodRecord]:
 
 
 async def why_no_call(address: str, identity: Identity | None) -> str:
-    """What becomes of a call to a data port, on a new connection; empty where it was answered."""
+    """Returns the error of a call to a data port, on a new connection; empty if it was answered."""
     pool = Pool(address, identity=identity, connect_timeout=5)
     try:
         await pool.call(b"/inference.GRPCInferenceService/ServerLive", (), b"\0\0\0\0\0", timeout=10)

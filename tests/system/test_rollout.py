@@ -1,7 +1,7 @@
 """Pods that are replaced under traffic, with models whose loads take a while: nobody may notice (`tests.support.twin`).
 
-That a copy is loaded elsewhere before it is let go is seen by what callers waited for: a call that finds no copy is
-counted as a cold start by the router, whatever comes of it.
+A copy must be loaded elsewhere before it is evicted, which shows in what callers waited for: a call that finds no copy
+is counted as a cold start by the router, whatever comes of it.
 """
 
 import asyncio
@@ -88,7 +88,7 @@ async def ended(pod: Program) -> None:
 
 
 async def holders(mesh: LocalMesh) -> dict[str, list[str]]:
-    """Where the models are."""
+    """Returns the pods of the models."""
     listed = (await mesh.rest("GET", "/mesh/v1/models?limit=100")).json["models"]
     return {model["id"]: model["pods"] for model in listed}
 

@@ -1,4 +1,5 @@
-"""What a client sees: models registered, served on demand, evicted, served again; both edges, every encoding."""
+"""The mesh as a client sees it: models registered, served on demand, evicted, served again; both edges, every
+encoding."""
 
 import asyncio
 import gzip
@@ -30,7 +31,7 @@ async def mesh(request, tmp_path_factory, etcd_server):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def two_routers(tmp_path_factory, etcd_server):
-    """What one of them was told is to be true at the other."""
+    """A mesh of two routers: what one was told must be true at the other."""
     async with LocalMesh(tmp_path_factory.mktemp("serving"), etcd_server, routers=2) as mesh:
         yield mesh
 

@@ -20,7 +20,7 @@ ONE = np.ones((1, 1), np.float32)
 
 
 def put(path, content: bytes) -> None:
-    """As Kubernetes and cert-manager do: the new file takes the place of the old one at once."""
+    """Replaces a file as Kubernetes and cert-manager do: the new file takes the place of the old one at once."""
     new = path.with_name(path.name + ".new")
     new.write_bytes(content)
     os.replace(new, path)

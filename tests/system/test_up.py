@@ -85,7 +85,7 @@ class Up:
 @pytest.mark.timeout(240)
 async def test_up_serves_keeps_its_state_and_leaves_nothing_behind(tmp_path):
     """Start, try the printed line, kill -9, start again on the same data, stop most of it, Ctrl-C. All of it in the
-    folder of somebody's own project, whose modules have the names of ours and end whoever imports them."""
+    folder of a user's own project, whose modules have the names of ours and end any process that imports them."""
     for name in ("router", "placement", "puller", "mesh", "proto"):
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('this is my own {name}.py')")
     up = await Up(tmp_path).ready()

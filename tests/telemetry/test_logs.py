@@ -24,7 +24,7 @@ class Hostile:
 
 @pytest.fixture
 def stream():
-    """Where the lines go; the handler is taken away afterwards."""
+    """Yields the stream of the lines; removes the handler afterwards."""
     stream = io.StringIO()
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
@@ -212,7 +212,7 @@ def test_lines_of_grpcs_core_do_not_stand_between_ours():
     assert "handshake" in line["why"]
     loud = {**os.environ, "GRPC_VERBOSITY": "INFO"}
     done = subprocess.run(argv, env=loud, capture_output=True, text=True, timeout=60, check=True)
-    assert len(done.stderr.splitlines()) > 1, "whoever asks for them has them, and the test can tell"
+    assert len(done.stderr.splitlines()) > 1, "they are written when asked for, and the test can tell"
 
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from mesh.telemetry import metrics
 
 
 def parsed(snapshot):
-    """What Prometheus' own parser reads: {(sample name, sorted labels): value}."""
+    """Returns what Prometheus' own parser reads: {(sample name, sorted labels): value}."""
     families = parser.text_string_to_metric_families(metrics.render(snapshot).decode())
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value

@@ -121,7 +121,7 @@ class Router(RuleBasedStateMachine):
         return given
 
     def late_ms(self, waiter: int) -> int:
-        """How much later than it should the machine was told the time."""
+        """Returns how late the machine was told the time."""
         waits = self.waiting.get(waiter)
         return 0 if waits is None else max(0, self.now_ms - waits[2])
 
@@ -203,7 +203,7 @@ class Router(RuleBasedStateMachine):
     @precondition(lambda self: self.outstanding)
     @rule(data=st.data())
     def impossible_answer(self, data: st.DataObject) -> None:
-        """Of another kind, or to something that was never asked; it changes nothing."""
+        """Feeds an answer of another kind, or to something that was never asked; it changes nothing."""
         model_id = data.draw(st.sampled_from(sorted(self.outstanding)))
         asked = self.outstanding[model_id]
         kind = data.draw(st.sampled_from(sorted(ANSWERS, key=lambda kind: kind.__name__)))
@@ -276,7 +276,7 @@ class Router(RuleBasedStateMachine):
         assert self.outstanding.keys() <= {model_id for model_id in MODELS if self.machine.loading(model_id)}
 
     def teardown(self) -> None:
-        """From wherever it is, a machine comes to rest once pods answer and nobody joins; or at once, if it closes."""
+        """A machine in any state comes to rest once pods answer and no waiter joins; or at once, if it closes."""
         if not hasattr(self, "machine"):
             return
         if self.closes:

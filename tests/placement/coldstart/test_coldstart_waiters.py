@@ -1,4 +1,4 @@
-"""Who waits for a cold start: bounds, deadlines, and being told once; and events that cannot happen."""
+"""The waiters of a cold start: bounds, deadlines, and being told once; and events that cannot happen."""
 
 import weakref
 
@@ -141,7 +141,7 @@ def test_nothing_of_a_waiter_is_kept_once_it_is_released(how):
 
 
 class TestImpossible:
-    """What cannot happen raises, tells the flight's story, and leaves the machine as it was."""
+    """An impossible event raises, tells the flight's story, and leaves the machine unchanged."""
 
     @pytest.fixture
     def carrier(self):
