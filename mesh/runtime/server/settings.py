@@ -56,9 +56,9 @@ def parse(argv: Sequence[str]) -> Settings:
         metavar="S",
         help="Time limit of a load and its warm-up call, in seconds.",
     )
-    add("--load-concurrency", type=_positive, default=2, metavar="N")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--max-message", type=_bytes, default=16 << 20, metavar="BYTES")
+    add("--load-concurrency", type=_positive, default=2, metavar="N", help="Number of loads at once.")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="Device that models run on.")
+    add("--max-message", type=_bytes, default=16 << 20, metavar="BYTES", help="Largest message, in bytes.")
     add(
         "--max-body-bytes",
         type=_bytes,
