@@ -34,13 +34,14 @@ demo: $(UP)  ## several hundred real models under skewed traffic, every answer c
 test: check  ## checks, then all tests (ARGS="tests/wire -k split": only those)
 	@$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: $(DEV)  ## format, lint, types, layers, freshness of generated code
+check: $(DEV)  ## format, lint, types, layers, freshness of generated code, language
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python proto/generate.py --check
 	$(VENV)/bin/python deploy/manifests.py --check
+	$(VENV)/bin/python .ci/language.py
 
 test-stores: $(DEV)  ## the puller against versitygw, azurite and fake-gcs-server, made first (Go, Node; minutes)
 	@$(RUN) tests.support.programs

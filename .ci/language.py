@@ -71,6 +71,7 @@ SKIPPED = (
     "docs/glossary.md",
 )
 GENERATED_OR_FOREIGN = ("proto/mmesh", "proto/kserve", "proto/etcd", "proto/grpc")
+FOLDERS = (".ci", "deploy", "docs", "mesh", "placement", "proto", "puller", "router", "tests")
 COMPAT = "COMPAT"
 """A line with this word holds a text that the predecessor's contract fixes."""
 
@@ -88,15 +89,28 @@ class Finding:
 
 
 def files(paths: list[str]) -> list[Path]:
-    """Returns the files under version control, or those of them that are under `paths`."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "--", *paths],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    return [Path(name) for name in listed if (ROOT / name).is_file() and not name.startswith(SKIPPED)]
+    """Returns the files under version control, or those of them that are under `paths`; without git, all files."""
+    try:
+        done = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard", "--", *paths],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        names = done.stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):  # no git here, or a tree that was unpacked
+        names = [name for name in _walk() if not paths or name.startswith(tuple(paths))]
+    return [Path(name) for name in names if (ROOT / name).is_file() and not name.startswith(SKIPPED)]
+
+
+def _walk() -> Iterator[str]:
+    """Yields all files but those in hidden folders, in the project's own folders of code and pages."""
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if "__pycache__" not in path.parts and not any(part[0] == "." for part in path.relative_to(ROOT).parts[1:]):
+                yield path.relative_to(ROOT).as_posix()
+    yield from (path.name for path in sorted(ROOT.iterdir()) if path.is_file())
 
 
 def check(path: Path, text: str) -> Iterator[Finding]:

@@ -80,3 +80,15 @@ def test_tests_are_named_by_sentences(language: ModuleType) -> None:
 
 def test_a_finding_is_printed_so_that_editors_find_it(language: ModuleType) -> None:
     assert str(language.Finding(Path("a.py"), 3, "why")) == "a.py:3: why"
+
+
+def test_a_tree_without_git_is_checked_too(language: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_git = set(language.files(["placement"]))
+
+    def missing(*command: object, **more: object) -> None:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(language.subprocess, "run", missing)
+    assert set(language.files(["placement"])) >= with_git
+    assert Path("README.md") in language.files([])
+    assert not [path for path in language.files([]) if ".venv" in path.parts]
