@@ -21,7 +21,7 @@ PORT = 8033
 
 
 def blocks(heading: str) -> list[str]:
-    """The `sh` blocks under a heading."""
+    """Returns the `sh` blocks under a heading."""
     section = re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", README.read_text(), re.MULTILINE | re.DOTALL)
     if section is None:
         sys.exit(f"the README has no heading {heading!r}")
@@ -56,10 +56,10 @@ class Up:
                 self.up.set()
             self.down = self.down or DOWN in line
         self.ended.set()
-        self.up.set()  # whoever waits for it need not wait on
+        self.up.set()  # nothing needs to wait for it any longer
 
     def interrupt(self) -> None:
-        """Ctrl-C, as a terminal sends it: to everything in the foreground."""
+        """Sends Ctrl-C as a terminal does: to every process in the foreground."""
         os.killpg(self.process.pid, signal.SIGINT)
 
 

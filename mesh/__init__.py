@@ -1,4 +1,4 @@
-"""What every process of a mesh shares, the runtime pod, the command line, and a whole mesh on one machine."""
+"""The code that all processes of a mesh share, the runtime pod, the command line, and a mesh on one machine."""
 
 import os
 

@@ -37,7 +37,7 @@ class Code(enum.IntEnum):
 
 
 class Reason(enum.Enum):
-    """What happened: (gRPC code, HTTP code, may the caller retry)."""
+    """Reasons of errors: (gRPC code, HTTP code, may the caller retry)."""
 
     UNKNOWN_MODEL = (Code.NOT_FOUND, 404, False)
     UNKNOWN_METHOD = (Code.UNIMPLEMENTED, 404, False)
@@ -121,7 +121,7 @@ class MeshError(Exception):
         self.details = dict(details or {})
 
     def grpc_details(self) -> bytes:
-        """The value of the trailer `grpc-status-details-bin`: an encoded google.rpc.Status."""
+        """Returns the value of the trailer `grpc-status-details-bin`: an encoded google.rpc.Status."""
         status = details_pb2.Status(code=self.reason.code, message=shortened(self.text))
         info = details_pb2.ErrorInfo(reason=self.reason.name, domain=DOMAIN, metadata=self.details)
         status.details.add(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=info.SerializeToString())
@@ -173,7 +173,7 @@ _HTTP_OF_CODE = {
 
 
 def http_of_code(code: int) -> int:
-    """The HTTP status for a gRPC code that a model server answered (google.rpc.Code's own mapping)."""
+    """Returns the HTTP status for a gRPC code that a model server answered (google.rpc.Code's own mapping)."""
     try:
         return _HTTP_OF_CODE[Code(code)]
     except ValueError:
@@ -193,5 +193,5 @@ _CODE_OF_HTTP = {
 
 
 def code_of_http(status: int) -> Code:
-    """The gRPC code for a reply that is not gRPC, from its HTTP status (grpc/grpc, doc/http-grpc-status-mapping.md)."""
+    """Returns the gRPC code for a reply that is not gRPC, from its HTTP status (grpc/grpc, doc/http-grpc-status-mapping.md)."""
     return _CODE_OF_HTTP.get(status, Code.UNKNOWN)
