@@ -49,7 +49,7 @@ def generate(into: Path) -> None:
 
 
 def differences(fresh: Path) -> list[str]:
-    """Unified diffs between the committed modules and those in `fresh`."""
+    """Returns unified diffs between the committed modules and those in `fresh`."""
     found = []
     for name in sorted({p.name for p in fresh.iterdir()} | {p.name for p in OUT.glob("*.py*")}):
         old, new = OUT / name, fresh / name
@@ -60,7 +60,7 @@ def differences(fresh: Path) -> list[str]:
 
 
 def main() -> None:
-    """Command line, see the module's text."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare only; exit 1 when mesh/pb is out of date")
     check = parser.parse_args().check
